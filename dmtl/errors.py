@@ -1,0 +1,17 @@
+"""Errors that a user can mend. The command line prints them as one line, without a traceback."""
+
+
+class DmtlError(Exception):
+    """Base of every error that `dmtl` raises about its input."""
+
+
+class DataError(DmtlError, ValueError):
+    """A data set, an image or a label is not what its format promises. The message names the file."""
+
+
+class ConfigError(DmtlError, ValueError):
+    """A configuration has an unknown key or a value that cannot work. The message names the key."""
+
+
+class CheckpointError(DmtlError, ValueError):
+    """A checkpoint is damaged, foreign, or belongs to another configuration. The message names the file."""

@@ -1,0 +1,34 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder with golden vectors, split files and camvid: `$DMTL_SHARED`, or `shared` beside the checkout."""
+    root = Path(os.environ.get("DMTL_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not root.is_dir():
+        pytest.skip(f"shared data not found at {root} (set DMTL_SHARED)")
+    return root
+
+
+@pytest.fixture(scope="session")
+def golden_dir(shared_dir: Path) -> Path:
+    """Outputs of the published network."""
+    return shared_dir / "golden"
+
+
+@pytest.fixture(scope="session")
+def camvid_dir(shared_dir: Path) -> Path:
+    """468 street images with semseg, sal and edge labels in the folder format."""
+    return shared_dir / "data" / "camvid"
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed():
+    """Tests draw fresh inputs from a known start, whatever ran before them."""
+    torch.manual_seed(0)
