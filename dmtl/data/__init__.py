@@ -1,0 +1,1 @@
+"""Labelled images: data sets, partial labels, joint transforms and the loader. Importing this reads nothing."""

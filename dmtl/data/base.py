@@ -1,0 +1,118 @@
+"""What every data set is: a list of images, each with the label maps of some of the tasks.
+
+Shape letters: B batch, K label channels of a task (1, or 3 for unit vectors), H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dmtl.data.partial_labels import LabelMatrix
+from dmtl.errors import DataError
+
+if TYPE_CHECKING:
+    from dmtl.tasks import Task
+
+
+@dataclass
+class Sample:
+    """One image with the labels that are known and visible.
+
+    id      name of the image, unique in its split
+    image   uint8 [3, H, W], RGB; float32 once normalised
+    labels  task name -> [K, H, W]; uint8 for classes and binary, float32 for unit vectors and scalars.
+            A task without a label is simply not in the dictionary.
+    valid_size  (h, w) of the part that is not padding, top left; None when nothing was padded
+    """
+
+    id: str
+    image: Tensor
+    labels: dict[str, Tensor] = field(default_factory=dict)
+    valid_size: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the image."""
+        return self.image.shape[-2], self.image.shape[-1]
+
+
+class LabelledImages:
+    """A map-style data set: `ids` and `tasks` are known at once, pixels are read by `read`.
+
+    A subclass calls `super().__init__(...)` and defines `read`; it overrides `available` when some labels
+    do not exist. Instances must pickle, because loader workers get a copy.
+    """
+
+    name: str
+    split: str
+    tasks: dict[str, Task]
+    ids: list[str]
+
+    def __init__(self, name: str, split: str, tasks: dict[str, Task], ids: list[str]):
+        self.name, self.split, self.tasks, self.ids = name, split, tasks, ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {self.split!r}, {len(self)} images, {list(self.tasks)})"
+
+    def read(self, index: int, tasks: Iterable[str] | None = None) -> Sample:
+        """The image at `index` with the labels of `tasks` (all tasks when None) that exist.
+
+        Labels of other tasks are not read at all. Raises DataError naming the file when one is damaged.
+        """
+        raise NotImplementedError
+
+    def available(self) -> LabelMatrix:
+        """Which labels exist, over `ids` and `tasks`."""
+        return LabelMatrix.full(self.ids, list(self.tasks))
+
+    def wanted(self, tasks: Iterable[str] | None) -> list[str]:
+        """Checked names of `tasks`; all tasks when None."""
+        return list(self.tasks) if tasks is None else [check_task(self, task) for task in tasks]
+
+
+def check_task(dataset: LabelledImages, task: str) -> str:
+    """`task` if the data set has it; otherwise a DataError with the nearest name."""
+    if task in dataset.tasks:
+        return task
+    raise DataError(f"{dataset.name}: {unknown_name('task', task, dataset.tasks)}")
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
+    """The sentence "unknown task 'semsge', did you mean 'semseg'? available: ..."."""
+    known = [str(k) for k in known]
+    near = get_close_matches(str(name), known, n=1)
+    hint = f", did you mean {near[0]!r}?" if near else ";"
+    return f"unknown {what} {name!r}{hint} available: {', '.join(known) or 'none'}"
+
+
+def ignored_label(task: Task, height: int, width: int) -> Tensor:
+    """A label [K, H, W] of which no pixel counts."""
+    dtype = torch.uint8 if task.kind in ("classes", "binary") else torch.float32
+    return torch.full((task.label_channels, height, width), task.ignore, dtype=dtype)
+
+
+def stack_images(samples: Sequence[Sample]) -> Tensor:
+    """Images of one size, [B, 3, H, W]."""
+    sizes = {sample.size for sample in samples}
+    if len(sizes) != 1:
+        raise ValueError(f"stack_images: samples must have one size, got {sorted(sizes)}")
+    return torch.stack([sample.image for sample in samples])
+
+
+def stack_labels(samples: Sequence[Sample], tasks: dict[str, Task]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Labels [B, K, H, W] and presence (CPU bool [B]) per task; a missing label is all `ignore`."""
+    labels, present = {}, {}
+    for name, task in tasks.items():
+        present[name] = torch.tensor([name in sample.labels for sample in samples], dtype=torch.bool)
+        maps = [s.labels[name] if name in s.labels else ignored_label(task, *s.size) for s in samples]
+        labels[name] = torch.stack(maps)
+    return labels, present
