@@ -1,0 +1,79 @@
+"""Tasks: what each kind of map is. `make_task` and `task_from_spec` make one; `KNOWN` and `KINDS` list them.
+
+A task whose name is in `KNOWN` is the published one, with its loss, metric and weight. Any other name needs a `kind`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from dmtl.errors import ConfigError
+from dmtl.tasks.base import Task, pooled_loss
+from dmtl.tasks.binary import Binary, Mask
+from dmtl.tasks.classes import Classes
+from dmtl.tasks.depth import Depth
+from dmtl.tasks.edge import Edge
+from dmtl.tasks.human_parts import HumanParts
+from dmtl.tasks.normals import Normals
+from dmtl.tasks.sal import Sal
+from dmtl.tasks.scalar import Scalar
+from dmtl.tasks.semseg import SemSeg
+from dmtl.tasks.unit_vector import UnitVector
+
+__all__ = ["KINDS", "KNOWN", "Task", "make_task", "pooled_loss", "task_from_spec",
+           "Binary", "Classes", "Depth", "Edge", "HumanParts", "Mask", "Normals", "Sal", "Scalar", "SemSeg", "UnitVector"]
+
+KNOWN: dict[str, type[Task]] = {
+    "semseg": SemSeg, "human_parts": HumanParts, "sal": Sal, "normals": Normals, "edge": Edge, "depth": Depth,
+}
+KINDS: dict[str, type[Task]] = {"classes": Classes, "binary": Mask, "unit_vector": UnitVector, "scalar": Scalar}
+
+
+def make_task(name: str, kind: str | None = None, **options: Any) -> Task:
+    """The task called `name`.
+
+    Args:
+        name: one of `KNOWN`, or a new name.
+        kind: one of `KINDS`; needed for a new name, and must agree with a known one.
+        options: fields of the task's class, such as `weight`, `ignore`, `classes`.
+
+    Errors: `ConfigError` for a kind that contradicts the name, an unknown option (with the nearest), a bad value.
+    """
+    if kind is not None and kind not in KINDS:
+        raise ConfigError(f"task {name!r}: kind must be one of {', '.join(KINDS)}, got {kind!r}{_nearest(kind, KINDS)}")
+    if name in KNOWN:
+        task_class = KNOWN[name]
+        if kind not in (None, task_class.kind):
+            raise ConfigError(f"task {name!r}: kind must be {task_class.kind!r} (what {name} means here), got {kind!r}; "
+                              "give the task another name")
+    elif kind is None:
+        raise ConfigError(f"task {name!r}: kind must be given for a name that is not one of {', '.join(KNOWN)}"
+                          f"{_nearest(name, KNOWN)}")
+    else:
+        task_class = KINDS[kind]
+    allowed = [f.name for f in fields(task_class) if f.name != "name"]
+    for option in options:
+        if option not in allowed:
+            raise ConfigError(f"task {name!r}: option must be one of {', '.join(allowed)}, got {option!r}"
+                              f"{_nearest(option, allowed)}")
+    if task_class is Classes and "classes" not in options:
+        raise ConfigError(f"task {name!r}: classes must be a list of at least two names, got none")
+    return task_class(name=name, **options)
+
+
+def task_from_spec(spec: Mapping[str, Any]) -> Task:
+    """The task that `spec` describes: `Task.spec()`, or an entry of `dataset.yaml` with its name added.
+
+    Errors: `ConfigError`, as `make_task`.
+    """
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
+        raise ConfigError(f"task_from_spec: spec must be a mapping with a name, got {spec!r}")
+    return make_task(**spec)
+
+
+def _nearest(word: Any, words) -> str:
+    close = difflib.get_close_matches(str(word), list(words), 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,68 @@
+"""Kind `binary`: every pixel has a property or lacks it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from dmtl.tasks.base import Task, as_array
+from dmtl.tasks.palette import EMBER, GREY, apply_scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class Binary(Task):
+    """What binary tasks share: one sigmoid logit, probability maps; labels are 0 and 1 (above 0.5 is positive)."""
+
+    kind = "binary"
+    primary = "pixelF"
+    higher_is_better = True
+    scale: ClassVar[np.ndarray] = EMBER  # colours of probabilities 0 .. 1
+
+    @property
+    def channels(self) -> int:
+        return 1
+
+    def decode(self, logits_BCHW: Tensor) -> Tensor:
+        """Probability of the positive class, float32 [B,H,W]."""
+        self._check_logits("decode", logits_BCHW)
+        return logits_BCHW[:, 0].float().sigmoid()
+
+    def picture(self, map: Tensor | np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
+        return apply_scale(self.scale, as_array(map, f"{self.name}.picture", "map", (2,)))
+
+    def label_picture(self, label_KHW: Tensor | np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
+        label = as_array(label_KHW, f"{self.name}.label_picture", "label_KHW", (3,))[0]
+        known = np.isfinite(label) & (label != self.ignore)
+        colours = apply_scale(self.scale, (label > 0.5).astype(np.float32))
+        return np.where(known[..., None], colours, GREY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mask(Binary):
+    """A custom binary task: binary cross-entropy with logits, positives multiplied by `pos_weight` as in PyTorch."""
+
+    pos_weight: float = 1.0
+    thin: bool = False  # see Task.thin
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._number("pos_weight", low=0.0)
+        self._require(isinstance(self.thin, bool), "thin", "true or false", self.thin)
+
+    def _pixel_loss(self, logits_BCHW: Tensor, label_BKHW: Tensor, valid_B1HW: Tensor) -> Tensor:
+        return weighted_bce(logits_BCHW, label_BKHW > 0.5, self.pos_weight, 1.0)
+
+    def new_metric(self, **options: Any):
+        """`dmtl.metrics.PixelF`: best F (beta 1) over thresholds, percent."""
+        from dmtl.metrics import PixelF
+
+        return PixelF(ignore=self.ignore, **options)
+
+
+def weighted_bce(logits: Tensor, positive: Tensor, positive_weight: float, negative_weight: float) -> Tensor:
+    """-(w+ y log p + w- (1 - y) log(1 - p)), p = sigmoid(logits), per element and without overflow."""
+    return positive * positive_weight * F.softplus(-logits) + ~positive * negative_weight * F.softplus(logits)

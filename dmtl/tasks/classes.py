@@ -1,0 +1,73 @@
+"""Kind `classes`: every pixel belongs to one of n classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from dmtl.tasks.base import Task, as_array
+from dmtl.tasks.palette import GREY, class_palette
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes(Task):
+    """Softmax over n classes, cross-entropy; labels are class ids 0 .. n-1.
+
+    Ids outside that range count as ignored here (a device cannot raise in mid-step); reading a data set rejects them.
+    """
+
+    classes: tuple[str, ...]  # names; an integer n means n classes without names
+
+    kind = "classes"
+    primary = "mIoU"
+    higher_is_better = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        names = self.classes
+        if isinstance(names, int) and not isinstance(names, bool):
+            self._require(names >= 2, "classes", "at least 2", names)
+            names = [f"class {i}" for i in range(names)]
+        listed = isinstance(names, (list, tuple)) and all(isinstance(n, str) and n for n in names)
+        self._require(listed and len(names) >= 2, "classes", "a list of at least two names", self.classes)
+        self._require(len(set(names)) == len(names), "classes", "a list of different names", self.classes)
+        self._require(not 0 <= self.ignore < len(names), "ignore", f"outside the class ids 0..{len(names) - 1}", self.ignore)
+        object.__setattr__(self, "classes", tuple(names))
+
+    @property
+    def channels(self) -> int:
+        return len(self.classes)
+
+    def valid(self, label_BKHW: Tensor) -> Tensor:
+        return super().valid(label_BKHW) & ((label_BKHW >= 0) & (label_BKHW < self.channels)).all(-3, keepdim=True)
+
+    def _pixel_loss(self, logits_BCHW: Tensor, label_BKHW: Tensor, valid_B1HW: Tensor) -> Tensor:
+        return F.cross_entropy(logits_BCHW, label_BKHW[:, 0].long(), reduction="none")[:, None]
+
+    def decode(self, logits_BCHW: Tensor) -> Tensor:
+        """Class ids, int64 [B,H,W]."""
+        self._check_logits("decode", logits_BCHW)
+        return logits_BCHW.argmax(1)
+
+    def new_metric(self, **options: Any):
+        """`dmtl.metrics.MeanIoU`: mIoU, pixel accuracy and the IoU of each class, percent."""
+        from dmtl.metrics import MeanIoU
+
+        return MeanIoU(self.classes, ignore=self.ignore, **options)
+
+    def picture(self, map: Tensor | np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
+        ids = as_array(map, f"{self.name}.picture", "map", (2,))
+        return self._paint(ids)
+
+    def label_picture(self, label_KHW: Tensor | np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
+        ids = as_array(label_KHW, f"{self.name}.label_picture", "label_KHW", (3,))[0]
+        return self._paint(ids)
+
+    def _paint(self, ids: np.ndarray) -> np.ndarray:
+        known = np.isfinite(ids) & (ids >= 0) & (ids < self.channels)
+        colours = np.vstack([class_palette(self.classes), GREY])
+        return colours[np.where(known, ids, self.channels).astype(np.int64)]

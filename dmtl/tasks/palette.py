@@ -1,0 +1,72 @@
+"""Colours of the pictures: classes, probabilities, numbers, directions."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+
+GREY = np.array([128, 128, 128], np.uint8)  # no label here
+
+# Things that people expect in a certain colour, whatever their number in the list of classes.
+_FAMILIAR = {
+    "background": "20242e", "void": "20242e", "sky": "8ecae6", "building": "b08968", "wall": "d6ccc2", "road": "5b5f77",
+    "pavement": "b79ced", "sidewalk": "b79ced", "floor": "c9ada7", "ceiling": "e9ecef", "tree": "588157", "vegetation": "588157",
+    "grass": "8cb369", "plant": "6a994e", "water": "2a9d8f", "sign": "f4d35e", "traffic sign": "f4d35e", "pole": "ced4da",
+    "fence": "bc6c25", "car": "3a86ff", "bus": "0077b6", "person": "e63946", "pedestrian": "e63946", "bicyclist": "ff7f51",
+    "rider": "ff7f51", "bicycle": "f9a03f", "figure": "e63946",
+    "head": "ffd166", "torso": "ef476f", "upper arm": "f78c6b", "lower arm": "9d4edd", "upper leg": "06d6a0", "lower leg": "118ab2",
+}
+
+
+def _rgb(code: str) -> tuple[int, int, int]:
+    return tuple(int(code[i : i + 2], 16) for i in (0, 2, 4))
+
+
+def _scale(codes: str) -> np.ndarray:
+    """256 colours, float32 [256,3], interpolated between equally spaced hexadecimal ones."""
+    anchors = np.array([_rgb(c) for c in codes.split()], np.float32)
+    at = np.linspace(0, len(anchors) - 1, 256)
+    return np.stack([np.interp(at, np.arange(len(anchors)), anchors[:, i]) for i in range(3)], -1)
+
+
+EMBER = _scale("0b0d1c 2b1450 641a80 a92c7d e44f64 fb8d5f fdc98a fcf6d0")  # dark to glowing: probabilities
+INK = _scale("fbfaf5 b9bccb 6d7590 363f60 12183a")  # paper to ink: lines
+SPECTRUM = _scale("33205c 4054c2 3b93ea 31c6cf 4fe28c a9ee58 edd348 fb9a38 e6511f 9e1a12")  # cold to warm: numbers
+
+
+def apply_scale(scale: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Colours uint8 [...,3] of shares 0 .. 1 of the scale; what is not finite is grey."""
+    share = np.asarray(share, np.float32)
+    finite = np.isfinite(share)
+    index = np.rint(np.clip(np.where(finite, share, 0), 0, 1) * (len(scale) - 1)).astype(np.int64)
+    return np.where(finite[..., None], np.rint(scale).astype(np.uint8)[index], GREY)
+
+
+def vector_colours(vector_3HW: np.ndarray) -> np.ndarray:
+    """x, y, z from -1 .. 1 as red, green, blue, uint8 [H,W,3]; what is not finite is grey."""
+    vector_HW3 = np.moveaxis(np.asarray(vector_3HW, np.float32), 0, -1)
+    finite = np.isfinite(vector_HW3).all(-1, keepdims=True)
+    colour = np.rint(np.clip(np.where(finite, vector_HW3, 0) * 0.5 + 0.5, 0, 1) * 255).astype(np.uint8)
+    return np.where(finite, colour, GREY)
+
+
+def class_palette(classes: Sequence[str]) -> np.ndarray:
+    """One colour for each class, uint8 [n,3], all different: the familiar one by name, otherwise a hue of its own."""
+    colours: list[tuple[int, int, int]] = []
+    for i, name in enumerate(classes):
+        colour = _rgb(_FAMILIAR[name.lower()]) if name.lower() in _FAMILIAR else _spread(i)
+        turn = i
+        while colour in colours:
+            turn += len(classes)
+            colour = _spread(turn)
+        colours.append(colour)
+    return np.array(colours, np.uint8)
+
+
+def _spread(i: int) -> tuple[int, int, int]:
+    """Neighbouring i get hues a golden angle apart, and saturation and brightness that change with them."""
+    hue = (0.58 + 0.61803399 * i) % 1.0
+    red, green, blue = colorsys.hsv_to_rgb(hue, (0.72, 0.5, 0.85)[i % 3], (0.93, 0.78, 0.66)[(i // 3) % 3])
+    return round(red * 255), round(green * 255), round(blue * 255)

@@ -1,0 +1,109 @@
+"""Kind `scalar`: every pixel has a number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmtl.tasks.base import Task, as_array
+from dmtl.tasks.palette import GREY, SPECTRUM, apply_scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scalar(Task):
+    """One logit that is the value itself (or its logarithm), masked L1.
+
+    Options: `log`: the logit is the natural logarithm of the value, and the loss compares logarithms; `distance`: values
+    are distances from the camera, so magnifying the image divides them; `low`, `high`: ends of the colour scale
+    (otherwise each picture takes the 1st and 99th percentile of its own values).
+    With `log` or `distance` a label of 0 or less has no meaning and is ignored.
+    """
+
+    log: bool = False
+    distance: bool = False
+    low: float | None = None
+    high: float | None = None
+
+    kind = "scalar"
+    primary = "rmse"
+    higher_is_better = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        for option in ("log", "distance"):
+            self._require(isinstance(getattr(self, option), bool), option, "true or false", getattr(self, option))
+        for option in ("low", "high"):
+            if getattr(self, option) is not None:
+                self._number(option)
+        if self.low is not None and self.high is not None:
+            self._require(self.low < self.high, "high", f"above low ({self.low:g})", self.high)
+
+    @property
+    def channels(self) -> int:
+        return 1
+
+    @property
+    def positive(self) -> bool:
+        """Only values above 0 mean something."""
+        return self.log or self.distance
+
+    def valid(self, label_BKHW: Tensor) -> Tensor:
+        known = super().valid(label_BKHW)
+        return known & (label_BKHW > 0).all(-3, keepdim=True) if self.positive else known
+
+    def _pixel_loss(self, logits_BCHW: Tensor, label_BKHW: Tensor, valid_B1HW: Tensor) -> Tensor:
+        if self.log:
+            label_BKHW = torch.where(valid_B1HW, label_BKHW, 1).to(logits_BCHW.dtype).log()
+        return (logits_BCHW - label_BKHW).abs()
+
+    def decode(self, logits_BCHW: Tensor) -> Tensor:
+        """Values in the label's unit, float32 [B,H,W]."""
+        self._check_logits("decode", logits_BCHW)
+        value_BHW = logits_BCHW[:, 0].float()
+        return value_BHW.exp() if self.log else value_BHW
+
+    def new_metric(self, **options: Any):
+        """`dmtl.metrics.Depth`: rmse and abs_err, and the relative errors where values are positive."""
+        from dmtl.metrics import Depth
+
+        return Depth(ignore=self.ignore, relative=self.positive, **options)
+
+    def picture(self, map: Tensor | np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
+        value = as_array(map, f"{self.name}.picture", "map", (2,)).astype(np.float32)
+        return self._paint(value, np.isfinite(value), value_range)
+
+    def label_picture(self, label_KHW: Tensor | np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
+        value, known = self._label(label_KHW, "label_picture")
+        return self._paint(value, known, value_range)
+
+    def value_range(self, label_KHW: Tensor | np.ndarray) -> tuple[float, float]:
+        return self._range(*self._label(label_KHW, "value_range"))
+
+    def zoom(self, label_KHW: Tensor, factor: float) -> Tensor:
+        label_KHW = super().zoom(label_KHW, factor)
+        if not self.distance:
+            return label_KHW
+        return torch.where(self.valid(label_KHW), label_KHW / factor, label_KHW)
+
+    def _label(self, label_KHW: Tensor | np.ndarray, function: str) -> tuple[np.ndarray, np.ndarray]:
+        value = as_array(label_KHW, f"{self.name}.{function}", "label_KHW", (3,)).astype(np.float32)
+        return value[0], self.valid(torch.from_numpy(value))[0].numpy()
+
+    def _range(self, value: np.ndarray, known: np.ndarray) -> tuple[float, float]:
+        if not known.any():
+            low, high = 0.0, 1.0
+        else:
+            low, high = np.percentile(value[known], [1, 99])
+        low, high = (self.low if self.low is not None else float(low)), (self.high if self.high is not None else float(high))
+        return low, max(high, low + 1e-6)
+
+    def _paint(self, value: np.ndarray, known: np.ndarray, value_range: tuple[float, float] | None) -> np.ndarray:
+        low, high = value_range or self._range(value, known)
+        share = (np.where(known, value, low) - low) / (high - low)
+        # Distances run from warm (near) to cold (far), other numbers from cold (low) to warm (high).
+        colours = apply_scale(SPECTRUM, 1 - share if self.distance else share)
+        return np.where(known[..., None], colours, GREY)

@@ -1,0 +1,65 @@
+"""Kind `unit_vector`: every pixel has a direction in space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dmtl.tasks.base import Task, as_array
+from dmtl.tasks.palette import GREY, vector_colours
+
+# A shorter logit vector has no direction worth learning from; the bound keeps the gradient of normalising finite.
+_SHORTEST = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitVector(Task):
+    """Three logits, normalised; L1 distance to the label summed over x, y, z (published for normals).
+
+    Labels are unit vectors; a pixel where any component is ignored, or whose vector is zero, has no label.
+    Component 0 points along the image rows, so a mirrored image negates it.
+    """
+
+    kind = "unit_vector"
+    label_channels = 3
+    primary = "mean"
+    higher_is_better = False
+
+    @property
+    def channels(self) -> int:
+        return 3
+
+    def valid(self, label_BKHW: Tensor) -> Tensor:
+        return super().valid(label_BKHW) & (label_BKHW != 0).any(-3, keepdim=True)
+
+    def _pixel_loss(self, logits_BCHW: Tensor, label_BKHW: Tensor, valid_B1HW: Tensor) -> Tensor:
+        return (F.normalize(logits_BCHW, dim=1, eps=_SHORTEST) - label_BKHW).abs().sum(1, keepdim=True)
+
+    def decode(self, logits_BCHW: Tensor) -> Tensor:
+        """Unit vectors, float32 [B,3,H,W] (shorter only where the logits themselves vanish)."""
+        self._check_logits("decode", logits_BCHW)
+        return F.normalize(logits_BCHW.float(), dim=1, eps=_SHORTEST)
+
+    def new_metric(self, **options: Any):
+        """`dmtl.metrics.Angular`: mean, median and rms angle in degrees, percent of pixels within 11.25, 22.5, 30."""
+        from dmtl.metrics import Angular
+
+        return Angular(ignore=self.ignore, **options)
+
+    def picture(self, map: Tensor | np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
+        return vector_colours(as_array(map, f"{self.name}.picture", "map", (3,)))
+
+    def label_picture(self, label_KHW: Tensor | np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
+        label = as_array(label_KHW, f"{self.name}.label_picture", "label_KHW", (3,))
+        known = self.valid(torch.from_numpy(np.ascontiguousarray(label)))[0].numpy()
+        return np.where(known[..., None], vector_colours(label), GREY)
+
+    def flip(self, label_KHW: Tensor) -> Tensor:
+        mirrored_KHW = super().flip(label_KHW)
+        x_1HW = torch.where(self.valid(mirrored_KHW), -mirrored_KHW[:1], mirrored_KHW[:1])
+        return torch.cat([x_1HW, mirrored_KHW[1:]])
