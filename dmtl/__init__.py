@@ -1,3 +1,32 @@
 """DiffusionMTL (CVPR 2024): multi-task dense prediction by denoising, learned from partially labelled images."""
 
+from importlib import import_module as _import_module
+
 __version__ = "0.1.0"
+
+# Public names and the modules they live in, imported on first use: `import dmtl` loads nothing else.
+_LAZY = {
+    "DiffusionMTL": "dmtl.models",
+    "ModelConfig": "dmtl.models",
+    "MultiTaskBaseline": "dmtl.models",
+    "build_model": "dmtl.models",
+    "load_model": "dmtl.models",
+    "info": "dmtl.info",
+    "print_info": "dmtl.info",
+    "use_backend": "dmtl.ops",
+}
+
+__all__ = ["__version__", *_LAZY]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'dmtl' has no attribute {name!r}")
+    value = getattr(_import_module(_LAZY[name]), name)
+    # A submodule of the same name is set on the package as it loads; the public name wins.
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,110 @@
+"""Argument checks of the ops. They run once, in the public function; nothing below checks shapes or dtypes again.
+
+Values (indices, keys) can be read without a device synchronisation on the CPU only, so `check_values` runs inside the
+operator for CPU tensors; kernels on other devices answer a bad index with a row of NaN.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _philox
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def fail(op: str, argument: str, contract: str, actual: object, error: type[Exception] = ValueError) -> None:
+    """Raise `error` in the wording of the house."""
+    raise error(f"{op}: {argument} must be {contract}, got {actual}")
+
+
+def tensor(op: str, argument: str, value: object) -> Tensor:
+    if not isinstance(value, Tensor):
+        fail(op, argument, "a tensor", type(value).__name__, TypeError)
+    return value
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def data(op: str, argument: str, x: object) -> None:
+    """A floating tensor [B, ...]."""
+    tensor(op, argument, x)
+    if x.dtype not in FLOATS:
+        fail(op, argument, "float32, bfloat16, float16 or float64", dtype_name(x.dtype), TypeError)
+    if x.dim() < 1:
+        fail(op, argument, "of shape [B, ...]", "a tensor without dimensions")
+
+
+def like(op: str, argument: str, x: object, model: Tensor, model_name: str) -> None:
+    """Same shape, dtype and device as `model`."""
+    tensor(op, argument, x)
+    if x.dtype != model.dtype:
+        fail(op, argument, f"of {model_name}'s dtype {dtype_name(model.dtype)}", dtype_name(x.dtype), TypeError)
+    if x.shape != model.shape:
+        fail(op, argument, f"of {model_name}'s shape {list(model.shape)}", list(x.shape))
+    on_device(op, argument, x, model.device)
+
+
+def on_device(op: str, argument: str, x: Tensor, device: torch.device) -> None:
+    if x.device != device:
+        fail(op, argument, f"on {device}", x.device)
+
+
+def rows(op: str, argument: str, t: object, model: Tensor) -> None:
+    """int64 [B], one entry for each row of `model`."""
+    tensor(op, argument, t)
+    if t.dtype != torch.int64:
+        fail(op, argument, "int64", dtype_name(t.dtype), TypeError)
+    if t.shape != model.shape[:1]:
+        fail(op, argument, f"of shape [{model.shape[0]}]", list(t.shape))
+    on_device(op, argument, t, model.device)
+
+
+def tables(op: str, model: Tensor, **named: object) -> None:
+    """float32 [S] schedule tables, all of one length."""
+    size = None
+    for argument, table in named.items():
+        tensor(op, argument, table)
+        if table.dtype != torch.float32:
+            fail(op, argument, "float32", dtype_name(table.dtype), TypeError)
+        if table.dim() != 1 or table.shape[0] == 0 or (size is not None and table.shape[0] != size):
+            fail(op, argument, f"of shape [{'S' if size is None else size}]", list(table.shape))
+        size = table.shape[0]
+        on_device(op, argument, table, model.device)
+
+
+def noise_source(op: str, model: Tensor, model_name: str, noise: object, key: object, step: object, needed: bool) -> None:
+    """At most one of `noise` and `key_B3` (exactly one where `needed`), and a step that the counter can hold."""
+    if noise is not None and key is not None:
+        fail(op, "noise", "None when key_B3 is given", "both")
+    if needed and noise is None and key is None:
+        fail(op, "noise", "given, or else key_B3", "neither")
+    if not isinstance(step, int) or isinstance(step, bool):
+        fail(op, "step", "an int", type(step).__name__, TypeError)
+    if not 0 <= step < _philox.MAX_STEP:
+        fail(op, "step", f"in [0, {_philox.MAX_STEP})", step)
+    if noise is not None:
+        like(op, "noise", noise, model, model_name)
+    if key is not None:
+        tensor(op, "key_B3", key)
+        if key.dtype != torch.int64:
+            fail(op, "key_B3", "int64", dtype_name(key.dtype), TypeError)
+        if key.shape != (model.shape[0], 3):
+            fail(op, "key_B3", f"of shape [{model.shape[0]}, 3]", list(key.shape))
+        on_device(op, "key_B3", key, model.device)
+
+
+def check_values(op: str, t_B: Tensor, size: int, key_B3: Tensor | None = None) -> None:
+    """t in [0, size); task and sample of every key inside what the Philox counter holds. CPU tensors only."""
+    for value in t_B.tolist():
+        if not 0 <= value < size:
+            fail(op, "t_B", f"in [0, {size})", value)
+    if key_B3 is not None:
+        for _, task, sample in key_B3.tolist():
+            if not 0 <= task < _philox.MAX_TASK:
+                fail(op, "key_B3[:, 1] (task)", "in [0, 2**32)", task)
+            if not 0 <= sample < _philox.MAX_SAMPLE:
+                fail(op, "key_B3[:, 2] (sample)", "in [0, 2**48)", sample)

@@ -1,0 +1,182 @@
+"""Which operators exist, and which backend serves a call.
+
+An op module declares an `OpSpec`; `add` registers its operators with torch. The backend is chosen inside the operator, below
+the dispatcher: graphs, exports and checkpoints never name one. This is the only module that reaches `dmtl.kernels`.
+
+Choice, strongest first: `use_backend(op="name")`, `use_backend("name")`, `DMTL_BACKEND_<OP>`, `DMTL_BACKEND`, automatic (first
+of the spec's order that can). An explicit choice succeeds or raises NotImplementedError with every candidate's reasons.
+Overrides are global to the process, because backward passes run on other threads.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache, partial
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from dmtl._support import Support, why_not
+
+from . import _library
+
+BACKENDS = ("cuda", "triton", "cpu", "reference")
+_REFERENCE = Support(devices=("cpu", "cuda", "mps", "xpu"), dtypes=(torch.float32, torch.bfloat16, torch.float16, torch.float64))
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One torch operator `dmtl::<name>`: schema without the name, reference and fake of the same positional arguments."""
+
+    name: str
+    schema: str
+    reference: Callable
+    fake: Callable
+    check_values: Callable | None = None  # called with the operator's arguments when its tensors are on the CPU
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """A mathematical operation: forward and backward operator, and what the generic tests need to exercise it.
+
+    function: the public, differentiable function. differentiable: its arguments that have a gradient. samples(size, dtype,
+    device) -> list of keyword arguments for `function`; size is "tiny", "odd" or "large". tolerance: absolute floor of the
+    error allowed to a backend, by dtype.
+    """
+
+    name: str
+    forward: Operator
+    backward: Operator
+    function: Callable
+    differentiable: tuple[str, ...]
+    samples: Callable[[str, torch.dtype, str], list[dict]]
+    tolerance: dict[torch.dtype, float] = field(
+        default_factory=lambda: {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}
+    )
+    backends: tuple[str, ...] = BACKENDS
+
+
+REGISTRY: dict[str, OpSpec] = {}
+_overrides: list[dict[str, str]] = []
+_announced: set[str] = set()
+
+
+def add(spec: OpSpec) -> OpSpec:
+    """Register the spec and its operators with torch."""
+    REGISTRY[spec.name] = spec
+    for operator in (spec.forward, spec.backward):
+        _library.register(operator.name, operator.schema, partial(_run, spec, operator), operator.fake)
+    return spec
+
+
+@cache
+def _module(op: str, backend: str) -> ModuleType | str:
+    """The backend's module for this op, or the reason why there is none."""
+    name = f"dmtl.kernels.{backend}.{op}"
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and name.startswith(error.name):
+            return "has no kernel for this op"
+        return f"cannot be imported ({error})"
+    except ImportError as error:
+        return f"cannot be imported ({error})"
+
+
+def reasons_against(spec: OpSpec, backend: str, tensors: Sequence[Tensor], explicit: bool = False) -> list[str]:
+    """Why `backend` cannot serve a call of the op with these data tensors; empty when it can."""
+    if backend == "reference":
+        return why_not(_REFERENCE, tensors, explicit)
+    module = _module(spec.name, backend)
+    return [module] if isinstance(module, str) else why_not(module.SUPPORT, tensors, explicit)
+
+
+def requested(op: str) -> tuple[str, str] | None:
+    """(backend, who asked for it), or None when the choice is automatic."""
+    for scope in (op, "*"):
+        for override in reversed(_overrides):
+            if scope in override:
+                return override[scope], "dmtl.use_backend"
+    for variable in (f"DMTL_BACKEND_{op.upper()}", "DMTL_BACKEND"):
+        if value := os.environ.get(variable, "").strip().lower():
+            if value not in BACKENDS:
+                raise ValueError(f"{variable} must be one of {', '.join(BACKENDS)}, got {value}")
+            return value, variable
+    return None
+
+
+def choose(spec: OpSpec, tensors: Sequence[Tensor]) -> str:
+    """Name of the backend that serves this call. Raises NotImplementedError, with all reasons, when none does."""
+    wish = requested(spec.name)
+    candidates = (wish[0],) if wish else spec.backends
+    passed_over = []
+    for backend in candidates:
+        reasons = reasons_against(spec, backend, tensors, explicit=wish is not None)
+        if not reasons:
+            _announce(spec, backend, passed_over, tensors)
+            return backend
+        passed_over.append(backend)
+    raise NotImplementedError(_refusal(spec, tensors, wish))
+
+
+def _refusal(spec: OpSpec, tensors: Sequence[Tensor], wish: tuple[str, str] | None) -> str:
+    inputs = ", ".join(f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)} on {x.device}" for x in tensors)
+    asked = f"backend {wish[0]} (asked for by {wish[1]}) cannot serve" if wish else "no backend can serve"
+    lines = [f"{spec.name}: {asked} this call with {inputs}. Candidates:"]
+    for backend in spec.backends:
+        reasons = reasons_against(spec, backend, tensors, explicit=True)
+        lines.append(f"  {backend}: {'; '.join(reasons) or 'could serve it'}")
+    return "\n".join(lines)
+
+
+def _announce(spec: OpSpec, backend: str, passed_over: list[str], tensors: Sequence[Tensor]) -> None:
+    """Say once that a backend made for this device is missing and a slower one is used."""
+    for other in passed_over:
+        module = _module(spec.name, other)
+        if isinstance(module, str) or tensors[0].device.type not in module.SUPPORT.devices:
+            continue
+        for reason in module.SUPPORT.available():
+            if reason not in _announced:
+                _announced.add(reason)
+                warnings.warn(
+                    f"dmtl: backend {other} is not available ({reason}); {spec.name} uses {backend}. "
+                    "`dmtl info` shows the choice for every op.",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+
+
+def _run(spec: OpSpec, operator: Operator, *args):
+    tensors = [x for x in args if isinstance(x, Tensor) and x.is_floating_point()]
+    data = [x for x in tensors if x.dim() > 1 or x is tensors[0]]
+    if operator.check_values is not None and data[0].device.type == "cpu":
+        operator.check_values(*args)
+    backend = choose(spec, data)
+    if backend == "reference":
+        return operator.reference(*args)
+    return getattr(_module(spec.name, backend), operator.name)(*args)
+
+
+@contextmanager
+def use_backend(backend: str | None = None, /, **by_op: str) -> Iterator[None]:
+    """Serve every op (`use_backend("cpu")`) or single ones (`use_backend(q_sample="reference")`) with the named backend.
+
+    Raises ValueError for an unknown backend or op. Inside, a call that the backend cannot serve raises NotImplementedError.
+    """
+    override = ({"*": backend} if backend is not None else {}) | by_op
+    for op, name in override.items():
+        if op != "*" and op not in REGISTRY:
+            raise ValueError(f"use_backend: op must be one of {', '.join(REGISTRY)}, got {op}")
+        if name not in BACKENDS:
+            raise ValueError(f"use_backend: backend must be one of {', '.join(BACKENDS)}, got {name}")
+    _overrides.append(override)
+    try:
+        yield
+    finally:
+        _overrides.remove(override)

@@ -1,0 +1,133 @@
+"""One reverse step: x_{t-1} = c1 x0_hat + c2 x_t + sigma eps      (DiffusionMTL, eq. 5; Ho et al. 2020, eqs. 6-7)
+
+Legend: B rows (samples), S steps of the schedule; x [B, ...] of any further shape and memory layout.
+    c1 = coef1_S[t_B], c2 = coef2_S[t_B], s = sigma_S[t_B], one triple per row
+    x_{t-1} = c1 x0_hat + c2 x_t + s eps
+The tables decide what the step is: the ancestral posterior (c1, c2 its mean, s its standard deviation), or a deterministic one
+(s = 0). The last step is (1, 0, 0), the identity on x0_hat. A row with s = 0 gets no noise at all.
+Gradients: d x0_hat = c1 grad, d x_t = c2 grad, d eps = s grad.
+Numerics: as in q_sample (float32 arithmetic, one rounding at the end).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import _checks
+from ._registry import Operator, OpSpec, add
+from ._rows import drawn_noise, per_row, sample_rows, scaled, stored_like, wide_dtype
+
+_SCHEMA = (
+    "(Tensor x0_hat, Tensor x_t, Tensor t_B, Tensor coef1_S, Tensor coef2_S, Tensor sigma_S, "
+    "Tensor? noise, Tensor? key_B3, int step) -> Tensor"
+)
+_BACKWARD_SCHEMA = (
+    "(Tensor grad_prev, Tensor t_B, Tensor coef1_S, Tensor coef2_S, Tensor sigma_S, "
+    "bool need_x0_hat, bool need_x_t, bool need_noise) -> (Tensor, Tensor, Tensor)"
+)
+
+
+def _reference(x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step) -> Tensor:
+    wide = wide_dtype(x0_hat.dtype)
+    mean = per_row(coef1_S, t_B, x0_hat) * x0_hat.to(wide) + per_row(coef2_S, t_B, x0_hat) * x_t.to(wide)
+    eps = drawn_noise(x0_hat, noise, key_B3, step)
+    if eps is not None:
+        sigma = per_row(sigma_S, t_B, x0_hat)
+        mean = torch.where(sigma == 0, mean, mean + sigma * eps)
+    return stored_like(mean, x0_hat)
+
+
+def _reference_backward(grad_prev, t_B, coef1_S, coef2_S, sigma_S, need_x0_hat, need_x_t, need_noise):
+    return (
+        scaled(grad_prev, t_B, coef1_S, need_x0_hat),
+        scaled(grad_prev, t_B, coef2_S, need_x_t),
+        scaled(grad_prev, t_B, sigma_S, need_noise),
+    )
+
+
+def _fake(x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step) -> Tensor:
+    return torch.empty_like(x0_hat)
+
+
+def _fake_backward(grad_prev, t_B, coef1_S, coef2_S, sigma_S, need_x0_hat, need_x_t, need_noise):
+    needs = (need_x0_hat, need_x_t, need_noise)
+    return tuple(torch.empty_like(grad_prev) if need else grad_prev.new_empty(0) for need in needs)
+
+
+def _check_values(x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step) -> None:
+    _checks.check_values("posterior_step", t_B, coef1_S.shape[0], key_B3)
+
+
+class _PosteriorStep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step):
+        ctx.save_for_backward(t_B, coef1_S, coef2_S, sigma_S)
+        return torch.ops.dmtl.posterior_step(x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_prev):
+        needs = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[6]
+        grads = torch.ops.dmtl.posterior_step_backward(grad_prev, *ctx.saved_tensors, *needs)
+        d_x0_hat, d_x_t, d_noise = (grad if need else None for grad, need in zip(grads, needs, strict=True))
+        return d_x0_hat, d_x_t, None, None, None, None, d_noise, None, None
+
+
+def posterior_step(
+    x0_hat: Tensor,
+    x_t: Tensor,
+    t_B: Tensor,
+    coef1_S: Tensor,
+    coef2_S: Tensor,
+    sigma_S: Tensor,
+    *,
+    noise: Tensor | None = None,
+    key_B3: Tensor | None = None,
+    step: int = 0,
+) -> Tensor:
+    """From the predicted clean map and x_t to x_{t-1}, every row at its own time.
+
+    x0_hat, x_t: [B, ...], one shape and dtype: float32, bfloat16, float16 (or float64), any strides. t_B: int64 [B], indices
+    into the tables. coef1_S, coef2_S, sigma_S: float32 [S]. noise: like x0_hat; or key_B3: int64 [B, 3] rows
+    (seed, task, sample), from which the noise is drawn together with `step` (0 <= step < 65536). Neither: no noise is added.
+
+    Returns x_{t-1} like x0_hat (shape, dtype, layout). Differentiable once, in x0_hat, x_t and noise.
+    Raises TypeError (types, dtypes), ValueError (shapes, devices; on the CPU also t or key values out of range),
+    NotImplementedError (a backend asked for by name cannot serve the call).
+    """
+    op = "posterior_step"
+    _checks.data(op, "x0_hat", x0_hat)
+    _checks.like(op, "x_t", x_t, x0_hat, "x0_hat")
+    _checks.rows(op, "t_B", t_B, x0_hat)
+    _checks.tables(op, x0_hat, coef1_S=coef1_S, coef2_S=coef2_S, sigma_S=sigma_S)
+    _checks.noise_source(op, x0_hat, "x0_hat", noise, key_B3, step, needed=False)
+    args = (x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step)
+    tracked = x0_hat.requires_grad or x_t.requires_grad or (noise is not None and noise.requires_grad)
+    if torch.is_grad_enabled() and tracked:
+        return _PosteriorStep.apply(*args)
+    return torch.ops.dmtl.posterior_step(*args)
+
+
+def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
+    """Arguments for tests and benchmarks: given, drawn and no noise, other layouts, and a last step without noise."""
+    coef1 = torch.linspace(1.0, 0.1, 7, device=device)
+    tables = dict(coef1_S=coef1, coef2_S=1 - coef1, sigma_S=0.3 * (1 - coef1))
+    cases = []
+    for x0_hat, t_B, key_B3 in sample_rows(size, dtype, device):
+        common = dict(x0_hat=x0_hat, x_t=torch.randn_like(x0_hat), t_B=t_B) | tables
+        cases += [common | dict(noise=torch.randn_like(x0_hat)), common | dict(key_B3=key_B3, step=2), common]
+    return cases
+
+
+SPEC = add(
+    OpSpec(
+        name="posterior_step",
+        forward=Operator("posterior_step", _SCHEMA, _reference, _fake, _check_values),
+        backward=Operator("posterior_step_backward", _BACKWARD_SCHEMA, _reference_backward, _fake_backward),
+        function=posterior_step,
+        differentiable=("x0_hat", "x_t", "noise"),
+        samples=_samples,
+    )
+)
