@@ -8,6 +8,7 @@ label on every machine, with every library version, in whatever order the ids ar
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dmtl.data.paths import read_text
 from dmtl.errors import DataError
+from dmtl.files import write_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,25 +106,17 @@ class LabelMatrix:
         """A table with the header `id,<task>,<task>,...` and rows of 0 and 1. DataError names file and line."""
         path = Path(path)
         try:
-            with open(path, newline="", encoding="utf-8-sig") as file:
-                return _parse(path, csv.reader(file, strict=True))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"{path}: not a readable table ({error}), expected CSV text in UTF-8") from error
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror or error}), expected a CSV file") from error
+            return _parse(path, csv.reader(io.StringIO(read_text(path, "a CSV table"), newline=""), strict=True))
+        except csv.Error as error:
+            raise DataError(f"{path}: not a readable table ({error}), expected CSV text") from error
 
     def write_csv(self, path: str | os.PathLike) -> None:
         """Writes the table that `read_csv` reads; the file appears complete or not at all."""
-        path = Path(path)
-        half = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(half, "w", newline="", encoding="utf-8") as file:
-                table = csv.writer(file, lineterminator="\n")
-                table.writerow(["id", *self.tasks])
-                table.writerows([i, *row] for i, row in zip(self.ids, self.matrix.astype(int).tolist()))
-            os.replace(half, path)
-        finally:
-            half.unlink(missing_ok=True)
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["id", *self.tasks])
+        table.writerows([i, *row] for i, row in zip(self.ids, self.matrix.astype(int).tolist()))
+        write_text(path, text.getvalue())
 
     # -- asking ----------------------------------------------------------------------------------------
 
