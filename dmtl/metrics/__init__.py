@@ -1,0 +1,21 @@
+"""Metrics: sums over decoded maps and labels that merge over batches and processes, and Delta_MTL.
+
+| class | maps | figures |
+| --- | --- | --- |
+| `MeanIoU` | class ids | mIoU, pixel_acc, IoU/<class> (percent) |
+| `MaxF` | probabilities | maxF, maxF_paper (percent) |
+| `PixelF` | probabilities | pixelF (percent) |
+| `Edge` | probabilities | pixelF (percent), loss (published), bce |
+| `Angular` | unit vectors | mean, median, rmse (degrees), within_11.25, within_22.5, within_30 (percent) |
+| `Depth` | numbers | rmse, abs_err (unit of the label), log_rmse, abs_rel, sq_rel |
+"""
+
+from dmtl.metrics.angular import Angular
+from dmtl.metrics.base import Metric, known_pixels
+from dmtl.metrics.delta import delta_mtl
+from dmtl.metrics.depth import Depth
+from dmtl.metrics.edge import Edge
+from dmtl.metrics.maxf import MaxF, PixelF
+from dmtl.metrics.miou import MeanIoU
+
+__all__ = ["Angular", "Depth", "Edge", "MaxF", "MeanIoU", "Metric", "PixelF", "delta_mtl", "known_pixels"]

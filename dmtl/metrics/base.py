@@ -1,0 +1,132 @@
+"""What every metric has in common: sums over pixels that add up over batches and processes.
+
+Shape letters: B batch, K label channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+
+class Metric:
+    """Figures of merit of decoded maps against labels, over a whole data set.
+
+        metric = Metric(...)
+        for map, label in ...: metric.update(map, label)     # does not wait for the device
+        metric.merge(other_process_state)                    # any split of the data gives the same figures
+        metric.compute()                                     # {"mIoU": 41.3, ...}
+
+    The state is a dict of int64 and float64 sums: counts merge exactly, other sums to the rounding of float64.
+    Subclasses say which sums they keep and add to them in `_accumulate`.
+    """
+
+    map_channels: ClassVar[int] = 1  # 1: maps are [B,H,W]; 3: maps are [B,3,H,W]
+    integer_map: ClassVar[bool] = False
+
+    def __init__(self, sums: Mapping[str, Tensor], *, ignore: float = 255.0, constants: Mapping[str, Tensor] | None = None):
+        self.ignore = float(ignore)
+        self._sums = dict(sums)
+        self._constants = dict(constants or {})
+
+    @torch.no_grad()
+    def update(self, map: Tensor, label_BKHW: Tensor) -> None:
+        """Adds a batch.
+
+        Args:
+            map: decoded, [B,H,W] (class ids: an integer dtype; otherwise floating) or [B,3,H,W].
+            label_BKHW: any real dtype, on the device of `map`; ignored and non-finite pixels do not count.
+
+        Errors: `TypeError` for a dtype, `ValueError` for a shape or device that does not fit.
+        """
+        self._check(map, label_BKHW)
+        if next(iter(self._sums.values())).device != map.device:
+            self.to(map.device)
+        self._accumulate(map if self.integer_map else map.float(), label_BKHW, self._valid(label_BKHW))
+
+    def compute(self) -> dict[str, float]:
+        """The figures so far. NaN where no pixel was valid."""
+        raise NotImplementedError(f"{type(self).__name__}.compute")
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of the sums; adding states (of equal metrics) is merging."""
+        return {k: v.clone() for k, v in self._sums.items()}
+
+    def merge(self, state: Mapping[str, Tensor]) -> None:
+        """Adds what another metric of the same kind has seen.
+
+        Errors: `ValueError` if `state` has other names or shapes than this metric's."""
+        here, there = ({k: list(v.shape) for k, v in s.items()} for s in (self._sums, state))
+        if here != there:
+            raise ValueError(f"{type(self).__name__}.merge: state must be {here}, got {there}")
+        for name, value in state.items():
+            self._sums[name] = self._sums[name] + value.to(self._sums[name])
+
+    def to(self, device: torch.device | str) -> Metric:
+        """Moves the sums; `update` does so by itself when maps arrive on another device."""
+        self._sums = {k: v.to(device) for k, v in self._sums.items()}
+        self._constants = {k: v.to(device) for k, v in self._constants.items()}
+        return self
+
+    def reset(self) -> None:
+        """Forgets everything seen."""
+        self._sums = {k: torch.zeros_like(v) for k, v in self._sums.items()}
+
+    def _valid(self, label_BKHW: Tensor) -> Tensor:
+        return known_pixels(label_BKHW, self.ignore)[:, 0]
+
+    def _accumulate(self, map: Tensor, label_BKHW: Tensor, valid_BHW: Tensor) -> None:
+        raise NotImplementedError(f"{type(self).__name__}._accumulate")
+
+    def _add(self, **sums: Tensor) -> None:
+        for name, value in sums.items():
+            self._sums[name] += value
+
+    def _check(self, map: Tensor, label_BKHW: Tensor) -> None:
+        function = f"{type(self).__name__}.update"
+        shape = "[B, H, W]" if self.map_channels == 1 else f"[B, {self.map_channels}, H, W]"
+        number = "an integer" if self.integer_map else "a floating-point"
+        contract = f"{function}: map must be {number} tensor {shape} of decoded maps, got "
+        if not isinstance(map, Tensor) or map.is_complex() or map.dtype == torch.bool or (
+                map.is_floating_point() == self.integer_map):
+            raise TypeError(contract + describe(map))
+        if map.ndim != (3 if self.map_channels == 1 else 4) or (map.ndim == 4 and map.shape[1] != self.map_channels):
+            raise ValueError(contract + describe(map))
+        expected = [map.shape[0], self.map_channels, *map.shape[-2:]]
+        contract = f"{function}: label_BKHW must be a real tensor {expected} on {map.device}, got "
+        if not isinstance(label_BKHW, Tensor) or label_BKHW.is_complex():
+            raise TypeError(contract + describe(label_BKHW))
+        if list(label_BKHW.shape) != expected or label_BKHW.device != map.device:
+            raise ValueError(contract + f"{describe(label_BKHW)} on {label_BKHW.device}")
+
+
+def known_pixels(label: Tensor, ignore: float) -> Tensor:
+    """Pixels whose label [..., K, H, W] means something: every channel finite and not `ignore`; bool [..., 1, H, W]."""
+    return (torch.isfinite(label) & (label != ignore)).all(-3, keepdim=True)
+
+
+def histogram(index: Tensor, bins: int) -> Tensor:
+    """How often each of 0 .. bins-1 occurs in the int64 `index`; int64 [bins]."""
+    index = index.flatten()
+    if index.device.type == "cpu":
+        return torch.bincount(index, minlength=bins)
+    # On a device bincount waits for the largest index; scatter does not, and integer sums do not depend on order.
+    return torch.zeros(bins, dtype=torch.int64, device=index.device).scatter_add_(0, index, torch.ones_like(index))
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """An empty sum."""
+    return torch.zeros(shape, dtype=dtype)
+
+
+def ratio(numerator: float, denominator: float) -> float:
+    """numerator / denominator, NaN for 0 / 0: a figure of no pixel is not a number."""
+    return numerator / denominator if denominator else float("nan")
+
+
+def describe(x: object) -> str:
+    """Type and shape of an argument, for messages."""
+    return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__

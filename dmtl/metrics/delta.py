@@ -1,0 +1,50 @@
+"""Delta_MTL: how much better than a reference (usually the single-task networks) all tasks do on average.
+
+    Delta = 100 / T sum_t s_t (M_t - R_t) / R_t,   s_t = +1 where higher is better, -1 where lower is
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+
+class HasPrimary(Protocol):
+    """What a task must tell."""
+
+    name: str
+    primary: str
+    higher_is_better: bool
+
+
+def delta_mtl(metrics: Mapping[str, Mapping[str, float]], reference: Mapping[str, Mapping[str, float]],
+              tasks: Mapping[str, HasPrimary] | Iterable[HasPrimary]) -> float:
+    """Mean relative gain of the tasks' primary metrics over the reference, in percent.
+
+    Args:
+        metrics: {task: Metric.compute()} of what is judged.
+        reference: the same of what it is judged against, learned from the same labels.
+        tasks: the tasks to average over, as a mapping by name or a list.
+
+    Errors: `ValueError` if a task or its primary metric is missing, is not finite, or the reference is 0.
+    """
+    tasks = list(tasks.values()) if isinstance(tasks, Mapping) else list(tasks)
+    if not tasks:
+        raise ValueError("delta_mtl: tasks must be at least one task, got none")
+    gains = []
+    for task in tasks:
+        value = _primary("metrics", metrics, task)
+        base = _primary("reference", reference, task)
+        if base == 0:
+            raise ValueError(f"delta_mtl: reference must be other than 0 for {task.name} {task.primary}, got 0")
+        gains.append((value - base) / base * (1 if task.higher_is_better else -1))
+    return 100 * sum(gains) / len(gains)
+
+
+def _primary(argument: str, table: Mapping[str, Mapping[str, float]], task: HasPrimary) -> float:
+    value = table.get(task.name, {}).get(task.primary)
+    if value is None or not math.isfinite(value):
+        raise ValueError(f"delta_mtl: {argument} must be finite at {task.name} {task.primary}, got "
+                         f"{'nothing' if value is None else value}")
+    return value

@@ -1,0 +1,87 @@
+"""Best F measure of a probability map over a set of thresholds, from counts over the whole data set.
+
+    F_beta = (1 + beta^2) P R / (beta^2 P + R) = (1 + beta^2) TP / (predicted + beta^2 actual)
+
+A pixel is predicted positive when its score is at least the threshold. One histogram of scores per label value gives the
+counts at all thresholds.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dmtl.metrics.base import Metric, histogram, zeros
+
+
+class BestF(Metric):
+    """Counts for F at every threshold, of one or more scores of the same pixel.
+
+    Args:
+        thresholds: ascending, T of them.
+        scores: names of the scores; subclasses compute them in `_scores`.
+    """
+
+    def __init__(self, thresholds: Tensor, scores: tuple[str, ...], *, ignore: float = 255.0, **sums: Tensor):
+        bins = len(thresholds) + 1
+        super().__init__({name: zeros(2, bins, dtype=torch.int64) for name in scores} | sums, ignore=ignore,
+                         constants={"thresholds": thresholds.float()})
+
+    def _scores(self, map_BHW: Tensor) -> dict[str, Tensor]:
+        raise NotImplementedError(f"{type(self).__name__}._scores")
+
+    def _accumulate(self, map_BHW: Tensor, label_BKHW: Tensor, valid_BHW: Tensor) -> None:
+        thresholds = self._constants["thresholds"]
+        bins = len(thresholds) + 1
+        positive_BHW = label_BKHW[:, 0] > 0.5
+        for name, score_BHW in self._scores(map_BHW).items():
+            score_BHW = torch.where(score_BHW.isnan(), -torch.inf, score_BHW)  # no score reaches no threshold
+            reached_BHW = torch.bucketize(score_BHW.contiguous(), thresholds, right=True)  # number of thresholds <= score
+            index_BHW = torch.where(valid_BHW, positive_BHW * bins + reached_BHW, 2 * bins)
+            self._add(**{name: histogram(index_BHW, 2 * bins + 1)[:-1].view(2, bins)})
+
+    def _best(self, score: str, beta2: float) -> float:
+        """Percent."""
+        counts_2T = self._sums[score].double().cpu()
+        if counts_2T.sum() == 0:
+            return float("nan")
+        above_2T = counts_2T.flip(1).cumsum(1).flip(1)[:, 1:]  # [y, t]: pixels with score >= threshold t
+        true_T, predicted_T, actual = above_2T[1], above_2T.sum(0), counts_2T[1].sum()
+        f_T = (1 + beta2) * true_T / (predicted_T + beta2 * actual)
+        return 100 * torch.nan_to_num(f_T, nan=0.0).max().item()
+
+
+class MaxF(BestF):
+    """Saliency: maximal F, beta^2 = 0.3, thresholds 0.05, 0.10 .. 0.95. Percent.
+
+    `maxF` compares the probability itself. `maxF_paper` is the published figure: there the probability passes through
+    another sigmoid first, which leaves five working points (everything, and p >= 0.2007, 0.4055, 0.6190, 0.8473).
+    Use it only beside published numbers.
+    """
+
+    beta2 = 0.3
+
+    def __init__(self, *, ignore: float = 255.0):
+        super().__init__(torch.arange(1, 20, dtype=torch.float64) / 20, ("exact", "paper"), ignore=ignore)
+
+    def _scores(self, map_BHW: Tensor) -> dict[str, Tensor]:
+        return {"exact": map_BHW, "paper": map_BHW.sigmoid()}
+
+    def compute(self) -> dict[str, float]:
+        return {"maxF": self._best("exact", self.beta2), "maxF_paper": self._best("paper", self.beta2)}
+
+
+class PixelF(BestF):
+    """`pixelF`: maximal F of pixels, beta = 1, thresholds 0.01 .. 0.99. Percent.
+
+    No tolerance for displacement: a boundary that is off by one pixel misses. It is not odsF and is smaller.
+    """
+
+    def __init__(self, *, ignore: float = 255.0, **sums: Tensor):
+        super().__init__(torch.arange(1, 100, dtype=torch.float64) / 100, ("score",), ignore=ignore, **sums)
+
+    def _scores(self, map_BHW: Tensor) -> dict[str, Tensor]:
+        return {"score": map_BHW}
+
+    def compute(self) -> dict[str, float]:
+        return {"pixelF": self._best("score", beta2=1.0)}
