@@ -1,0 +1,7 @@
+"""The diffusion chain: schedule (fp64 tables), noise (counter-based source), chain (the unrolled reverse process)."""
+
+from dmtl.diffusion.chain import noising, reverse_chain
+from dmtl.diffusion.noise import ArrayNoise, CounterNoise, NoiseSource
+from dmtl.diffusion.schedule import Plan, Schedule
+
+__all__ = ["ArrayNoise", "CounterNoise", "NoiseSource", "Plan", "Schedule", "noising", "reverse_chain"]

@@ -1,0 +1,66 @@
+"""Where the chain's noise comes from: a counter-based generator, or arrays that the caller brings.
+
+Draw number k = 0 is the forward process; k = 1, 2, ... is the noise added by the sampler after its k-th step.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class NoiseSource(Protocol):
+    """What `dmtl.ops.q_sample` and `posterior_step` need to know about their noise, as keyword arguments."""
+
+    def arguments(self, task: str, draw: int, rows: Tensor | None, x: Tensor) -> dict:
+        """For the given task and draw; `rows` [n] are the batch rows that x [n, C, h, w] holds (None: all of them)."""
+
+
+class CounterNoise:
+    """Noise that is a function of (seed, task, draw, sample, element) alone.
+
+    A run can be replayed, and a sample's noise does not depend on the batch it is in, on the device or on the backend.
+
+    Args:
+        seed: any 64-bit integer.
+        samples: int64 [B], the identity of each batch row; default 0, 1, ... B-1.
+    """
+
+    def __init__(self, seed: int = 0, samples: Tensor | None = None):
+        self.seed = seed
+        self.samples = samples
+
+    def arguments(self, task: str, draw: int, rows: Tensor | None, x: Tensor) -> dict:
+        if self.samples is None:
+            samples = torch.arange(x.shape[0], device=x.device) if rows is None else rows
+        else:
+            samples = self.samples if rows is None else self.samples[rows]
+        samples = samples.to(x.device)
+        key = torch.stack([torch.full_like(samples, self.seed), torch.full_like(samples, task_number(task)), samples], 1)
+        return {"key_B3": key, "step": draw}
+
+
+class ArrayNoise:
+    """Noise from the caller's arrays: for each task the draws k = 0, 1, ... as [B, C, h, w], rows as in the batch."""
+
+    def __init__(self, arrays: Mapping[str, Sequence[Tensor] | Tensor]):
+        self.arrays = arrays
+
+    def arguments(self, task: str, draw: int, rows: Tensor | None, x: Tensor) -> dict:
+        if task not in self.arrays or draw >= len(self.arrays[task]):
+            held = len(self.arrays.get(task, ()))
+            raise ValueError(f"ArrayNoise: arrays must hold draw {draw} of task {task!r}, got {held} draws")
+        noise = self.arrays[task][draw]
+        noise = noise if rows is None else noise[rows]
+        if noise.shape != x.shape:
+            raise ValueError(f"ArrayNoise: arrays[{task!r}][{draw}] must have shape {tuple(x.shape)}, got {tuple(noise.shape)}")
+        return {"noise": noise.to(x.device, x.dtype)}
+
+
+def task_number(task: str) -> int:
+    """A task's place in the noise counter: the CRC-32 of its name, so that it never depends on the other tasks."""
+    return zlib.crc32(task.encode())

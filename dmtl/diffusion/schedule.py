@@ -1,0 +1,112 @@
+"""Noise schedule and the coefficients of every sampler step, computed in float64.
+
+Symbols as in DDPM (arXiv 2006.11239): beta_t, abar_t = prod_{s<=t} (1 - beta_s). The published schedule is linear in
+sqrt(beta) (model.md 1.2). A step from level t to a lower level s (abar_s > abar_t) with the x0 parameterisation is
+
+    x_s = coef1 x0_hat + coef2 x_t + sigma eps                                              (DDIM, arXiv 2010.02502, eq. 12)
+    sigma = eta sqrt((1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s)),   d = sqrt(1 - abar_s - sigma^2)
+    coef2 = d / sqrt(1 - abar_t),   coef1 = sqrt(abar_s) - coef2 sqrt(abar_t)
+
+eta = 1 is the ancestral (published) sampler, eta = 0 the deterministic one. Below the last level abar = 1, so that
+coef1 = 1 and coef2 = sigma = 0: the last step returns x0_hat.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The K steps of one run of the chain; index K-1 is the noisiest level and is visited first.
+
+    levels: K step numbers for the time embedding (fractional where the chain has more steps than it was trained with).
+    sqrt_abar, sqrt_one_minus_abar, coef1, coef2, sigma: float32 tensors [K].
+    """
+
+    levels: tuple[float, ...]
+    sqrt_abar: Tensor
+    sqrt_one_minus_abar: Tensor
+    coef1: Tensor
+    coef2: Tensor
+    sigma: Tensor
+
+    def to(self, device: torch.device) -> Plan:
+        """The same plan with its tables on `device`."""
+        return Plan(self.levels, *(getattr(self, f.name).to(device) for f in fields(self)[1:]))
+
+
+class Schedule:
+    """Variance schedule over S levels.
+
+    Args:
+        betas: S values in (0, 1), non-decreasing abar is guaranteed by construction.
+    """
+
+    def __init__(self, betas: np.ndarray):
+        betas = np.asarray(betas, dtype=np.float64)
+        if betas.ndim != 1 or len(betas) == 0 or not np.all((betas > 0) & (betas < 1)):
+            raise ValueError(f"Schedule: betas must be a non-empty vector of values in (0, 1), got {betas!r}")
+        self.betas = betas
+        self.abar = np.cumprod(1.0 - betas)
+
+    @classmethod
+    def from_range(cls, steps: int, beta_start: float = 1e-3, beta_end: float = 1e-2) -> Schedule:
+        """S betas whose square roots are equally spaced from sqrt(beta_start) to sqrt(beta_end) (model.md 1.2)."""
+        if steps < 1:
+            raise ValueError(f"Schedule: steps must be at least 1, got {steps}")
+        if not 0 < beta_start <= beta_end < 1:
+            raise ValueError(f"Schedule: betas must satisfy 0 < beta_start <= beta_end < 1, got {beta_start}, {beta_end}")
+        return cls(np.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=np.float64) ** 2)
+
+    @property
+    def steps(self) -> int:
+        """S, the number of levels the chain was defined with."""
+        return len(self.betas)
+
+    def plan(self, steps: int | None = None, eta: float = 1.0) -> Plan:
+        """Coefficients for a chain of `steps` steps (default S) that starts at the noisiest level.
+
+        Fewer steps than S visit equally spaced levels (rounded); more than S visit fractional ones, where log abar is
+        interpolated linearly. Either way the first level is S - 1, the level at which the signal is noised.
+        """
+        steps = self.steps if steps is None else steps
+        if steps < 1:
+            raise ValueError(f"plan: steps must be at least 1, got {steps}")
+        if not 0.0 <= eta <= 1.0:
+            raise ValueError(f"plan: eta must be in [0, 1], got {eta}")
+        levels = np.linspace(self.steps - 1, 0, steps)[::-1] if steps > 1 else np.array([self.steps - 1.0])
+        if steps <= self.steps:
+            levels = np.round(levels)
+        abar = np.exp(np.interp(levels, np.arange(self.steps), np.log(self.abar)))
+        below = np.concatenate([[1.0], abar[:-1]])
+        sigma = eta * np.sqrt((1 - below) / (1 - abar) * (1 - abar / below))
+        coef2 = np.sqrt(np.maximum(1 - below - sigma**2, 0.0)) / np.sqrt(1 - abar)
+        coef1 = np.sqrt(below) - coef2 * np.sqrt(abar)
+        tables = [torch.from_numpy(v).float() for v in (np.sqrt(abar), np.sqrt(1 - abar), coef1, coef2, sigma)]
+        return Plan(tuple(float(level) for level in levels), *tables)
+
+    def official_buffers(self) -> dict[str, Tensor]:
+        """The twelve float32 buffers of the published checkpoint, by name (model.md 2.5)."""
+        betas, abar = self.betas, self.abar
+        before = np.concatenate([[1.0], abar[:-1]])
+        variance = betas * (1 - before) / (1 - abar)
+        tables = {
+            "betas": betas,
+            "alphas_cumprod": abar,
+            "alphas_cumprod_prev": before,
+            "sqrt_alphas_cumprod": np.sqrt(abar),
+            "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - abar),
+            "log_one_minus_alphas_cumprod": np.log(1 - abar),
+            "sqrt_recip_alphas_cumprod": np.sqrt(1 / abar),
+            "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / abar - 1),
+            "posterior_variance": variance,
+            "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
+            "posterior_mean_coef1": betas * np.sqrt(before) / (1 - abar),
+            "posterior_mean_coef2": (1 - before) * np.sqrt(1 - betas) / (1 - abar),
+        }
+        return {name: torch.from_numpy(table).float() for name, table in tables.items()}

@@ -1,0 +1,37 @@
+"""Writing files so that a reader never meets half of one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
+    """Calls `write` with a temporary name in the target's folder, then renames it over `path`.
+
+    When `write` or the rename fails the old file stays as it was and nothing is left behind. An OSError (full disk,
+    read-only folder) is raised again with a message that names `path`.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """`write_atomically` for UTF-8 text."""
+    write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))

@@ -1,0 +1,83 @@
+"""What a model is made of: one dataclass, stored as `config.json` beside the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from dmtl.errors import ConfigError
+
+DIFFUSIONS = ("feature", "prediction", "none")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of `DiffusionMTL` and of its baselines. The defaults are the published network (model.md)."""
+
+    tasks: list[dict] = field(default_factory=list)
+    """Task specifications (`Task.spec()`), in the order in which the condition concatenates their maps."""
+    backbone: str = "resnet18"
+    """"resnet18", "resnet34", or any timm model with `features_only` (extra `dmtl[timm]`)."""
+    backbone_width: int = 64
+    """Channels of the first ResNet stage."""
+    width: int = 512
+    """Channels C of every map at 1/8 resolution and of every token."""
+    decoder_blocks: int = 2
+    """Residual blocks in each preliminary decoder."""
+    diffusion: str = "feature"
+    """What is noised and denoised: "feature", "prediction", or "none" (the plain multi-task baseline)."""
+    steps: int = 2
+    """S, the denoising steps."""
+    beta_start: float = 1e-3
+    """Variance of the first noise level."""
+    beta_end: float = 1e-2
+    """Variance of the last noise level."""
+    betas: list[float] | None = None
+    """The whole schedule, where it is not the published form; overrides steps, beta_start and beta_end."""
+    signal_scale: float = 1.0
+    """Factor on the clean signal before it is noised: larger means less noise relative to the signal."""
+    eta: float = 1.0
+    """1: ancestral sampler (published); 0: deterministic."""
+    heads: int = 4
+    """Attention heads."""
+    blocks: int = 4
+    """Cross blocks, shared by all tasks."""
+    mlp_ratio: int = 4
+    """Hidden width of the blocks' MLPs, in units of C."""
+    residual: bool = False
+    """True: the final map is the initial map plus a correction that starts at zero. False: as published."""
+    detach_condition: bool = True
+    """True: the condition sends no gradient into the initial predictions (published)."""
+
+    def __post_init__(self):
+        if self.diffusion not in DIFFUSIONS:
+            raise ConfigError(f"model.diffusion must be one of {', '.join(DIFFUSIONS)}, got {self.diffusion!r}")
+        for name in ("backbone_width", "width", "decoder_blocks", "steps", "heads", "blocks", "mlp_ratio"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} must be at least 1, got {getattr(self, name)}")
+        if self.width % self.heads:
+            raise ConfigError(f"model.width must be a multiple of model.heads = {self.heads}, got {self.width}")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ConfigError("model.beta_start and model.beta_end must satisfy 0 < beta_start <= beta_end < 1, "
+                              f"got {self.beta_start} and {self.beta_end}")
+        if not 0 <= self.eta <= 1:
+            raise ConfigError(f"model.eta must be in [0, 1], got {self.eta}")
+        if self.signal_scale <= 0:
+            raise ConfigError(f"model.signal_scale must be positive, got {self.signal_scale}")
+
+    def to_dict(self) -> dict:
+        """JSON-able dictionary; `from_dict` rebuilds the configuration."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> ModelConfig:
+        """Raises ConfigError on an unknown key, naming the nearest known one."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ConfigError(f"model.{key} is not a known key{hint} (known: {', '.join(known)})")
+        return cls(**values)

@@ -1,0 +1,177 @@
+"""The published checkpoint (model.md 2.5) and ours, both ways, without loss.
+
+The published file is `torch.save` of {optimizer, scheduler, model, epoch, iter_count}; `model` holds 410 tensors whose
+names may carry DistributedDataParallel's prefix `module.`. Only tensors and plain containers are unpickled.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmtl.errors import CheckpointError, ConfigError
+from dmtl.files import write_atomically
+from dmtl.models.config import ModelConfig
+from dmtl.models.diffusion_mtl import DiffusionMTL, load_model, load_state
+from dmtl.models.mtdnet import schedule_of
+from dmtl.nn.resnet import DEPTHS
+from dmtl.tasks import make_task
+
+TASK_ORDER = ("semseg", "human_parts", "sal", "normals", "edge")
+"""The order in which the published network concatenates its predictions."""
+
+# (published name, our name); a task or an index stands where the braces are
+_RENAMES = [
+    (r"backbone\.", "initial.backbone."),
+    (r"backbone_embed\.", "initial.embed."),
+    (r"preliminary_dec\.", "initial.decoders."),
+    (r"preliminary_head\.(\w+)\.0\.", r"initial.heads.\1."),
+    (r"diffusion_model\.pred_combinator\.out_layer\.", "mtdnet.condition.conv."),
+    (r"diffusion_model\.denoiser\.crossblocks\.", "mtdnet.denoiser.blocks."),
+    (r"diffusion_model\.denoiser\.pre_layer\.", "mtdnet.denoiser.pre_layers."),
+    (r"diffusion_model\.denoiser\.task_heads\.", "mtdnet.denoiser.trunks."),
+    (r"diffusion_model\.denoiser\.final_task_heads\.(\w+)\.linear_pred\.", r"mtdnet.heads.\1."),
+    (r"diffusion_model\.denoiser\.t_embedder\.", "mtdnet.denoiser.time_embedding."),
+]
+_BACK = [
+    (r"initial\.backbone\.", "backbone."),
+    (r"initial\.embed\.", "backbone_embed."),
+    (r"initial\.decoders\.", "preliminary_dec."),
+    (r"initial\.heads\.(\w+)\.", r"preliminary_head.\1.0."),
+    (r"mtdnet\.condition\.conv\.", "diffusion_model.pred_combinator.out_layer."),
+    (r"mtdnet\.denoiser\.blocks\.", "diffusion_model.denoiser.crossblocks."),
+    (r"mtdnet\.denoiser\.pre_layers\.", "diffusion_model.denoiser.pre_layer."),
+    (r"mtdnet\.denoiser\.trunks\.", "diffusion_model.denoiser.task_heads."),
+    (r"mtdnet\.heads\.(\w+)\.", r"diffusion_model.denoiser.final_task_heads.\1.linear_pred."),
+    (r"mtdnet\.denoiser\.time_embedding\.", "diffusion_model.denoiser.t_embedder."),
+]
+_SCHEDULE = "diffusion_model."
+
+
+def convert_official(source: str | Path, directory: str | Path) -> DiffusionMTL:
+    """Reads a published checkpoint and writes `config.json` + `model.safetensors` into `directory`."""
+    model = model_from_official(read_official(source), str(source))
+    model.save_pretrained(directory)
+    return model
+
+
+def convert_to_official(directory: str | Path, target: str | Path) -> None:
+    """Writes a model folder as a file in the published format (empty optimiser and scheduler states)."""
+    model = load_model(directory)
+    if not isinstance(model, DiffusionMTL) or model.config.diffusion != "feature" or model.config.residual:
+        raise ConfigError(f"{directory}: only a Feature-Diffusion model without residual output has a published form, "
+                          f"got diffusion = {model.config.diffusion!r}, residual = {model.config.residual}")
+    state = {f"module.{key}": value for key, value in official_state(model).items()}
+    content = {"optimizer": {}, "scheduler": {}, "model": state, "epoch": 0, "iter_count": 0}
+    write_atomically(Path(target), lambda path: torch.save(content, path))
+
+
+def read_official(path: str | Path) -> dict[str, Tensor]:
+    """The `model` entry of a published checkpoint, names without `module.`; also a bare state dict."""
+    numpy_scalars = [np.dtype, (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"), np._core.multiarray.scalar,
+                     np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
+    try:
+        with torch.serialization.safe_globals(numpy_scalars):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file, expected a published checkpoint (.pth.tar)") from None
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("Please file an issue")[0].strip().splitlines()[-1]
+        raise CheckpointError(f"{path}: holds something that is not weights and was not unpickled ({reason})") from None
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file makes torch.load raise almost anything
+        raise CheckpointError(f"{path}: damaged or not a torch checkpoint ({type(error).__name__}: {error})") from None
+    state = content.get("model", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{path}: expected a dictionary with the entry 'model' that holds tensors by name")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def model_from_official(state: Mapping[str, Tensor], source: str = "state") -> DiffusionMTL:
+    """A Feature-Diffusion model from the published names. Sizes, tasks, S and the betas are read off the tensors."""
+    config = config_from_official(state, source)
+    model = DiffusionMTL(config).eval()
+    ours = {_rename(key, _RENAMES): value for key, value in state.items() if not _is_buffer(key)}
+    load_state(model, ours, source)
+    return model
+
+
+def official_state(model: DiffusionMTL) -> dict[str, Tensor]:
+    """A model's tensors under the published names, with the twelve schedule buffers."""
+    state = {_rename(key, _BACK): value for key, value in model.state_dict().items()}
+    buffers = schedule_of(model.config).official_buffers()
+    return state | {_SCHEDULE + name: table for name, table in buffers.items()}
+
+
+def config_from_official(state: Mapping[str, Tensor], source: str = "state") -> ModelConfig:
+    """The configuration of a published state dict. The number of heads is not stored there; it is four."""
+    try:
+        tasks = {m[1]: v.shape[0] for k, v in state.items() if (m := re.fullmatch(r"preliminary_head\.(\w+)\.0\.weight", k))}
+        betas = state[_SCHEDULE + "betas"]
+        depths = tuple(_count(state, rf"backbone\.layer{i}\.(\d+)\.conv1\.weight") for i in range(1, 5))
+        width = state["backbone_embed.weight"].shape[0]
+        hidden = state["diffusion_model.denoiser.crossblocks.0.mlp.fc1.weight"].shape[0]
+        backbone_width = state["backbone.conv1.weight"].shape[0]
+    except KeyError as error:
+        raise CheckpointError(f"{source}: not a published DiffusionMTL checkpoint, it lacks {error}") from None
+    if depths not in DEPTHS.values():
+        raise CheckpointError(f"{source}: the backbone has {depths} blocks, expected one of {list(DEPTHS.values())}")
+    order = sorted(tasks, key=lambda t: TASK_ORDER.index(t) if t in TASK_ORDER else len(TASK_ORDER))
+    return ModelConfig(
+        tasks=[_spec(task, tasks[task]) for task in order],
+        backbone=next(name for name, d in DEPTHS.items() if d == depths),
+        backbone_width=backbone_width,
+        width=width,
+        decoder_blocks=_count(state, rf"preliminary_dec\.{order[0]}\.(\d+)\.conv1\.weight"),
+        blocks=_count(state, r"diffusion_model\.denoiser\.crossblocks\.(\d+)\.norm1\.weight"),
+        mlp_ratio=hidden // width,
+        **_schedule(betas, {k.removeprefix(_SCHEDULE): v for k, v in state.items() if _is_buffer(k)}, source),
+    )
+
+
+def _schedule(betas: Tensor, buffers: Mapping[str, Tensor], source: str) -> dict:
+    """S and the range of betas such that every stored buffer comes out bit-equal, or the betas themselves."""
+    values = betas.double().tolist()
+    for digits in (4, 6, 7, 8, 9):  # float32 holds the betas; the shortest decimal that gives them back is what was meant
+        start, end = (float(f"{v:.{digits}g}") for v in (values[0], values[-1]))
+        candidate = dict(steps=len(values), beta_start=start, beta_end=end)
+        if _same(schedule_of(ModelConfig(**candidate)).official_buffers(), buffers):
+            return candidate
+    candidate = dict(steps=len(values), betas=values)
+    ours = schedule_of(ModelConfig(**candidate)).official_buffers()
+    for name, table in buffers.items():
+        if name not in ours or table.shape != ours[name].shape or not torch.allclose(table, ours[name], rtol=1e-4, atol=1e-6):
+            raise CheckpointError(f"{source}: buffer {_SCHEDULE}{name} does not belong to a schedule with the stored betas")
+    return candidate
+
+
+def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def _is_buffer(key: str) -> bool:
+    return key.startswith(_SCHEDULE) and "." not in key.removeprefix(_SCHEDULE)
+
+
+def _rename(key: str, table: Iterable[tuple[str, str]]) -> str:
+    for pattern, replacement in table:
+        if re.match(pattern, key):
+            return re.sub(f"^{pattern}", replacement, key)
+    return key
+
+
+def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+    return len({m[1] for key in state if (m := re.fullmatch(pattern, key))})
+
+
+def _spec(task: str, channels: int) -> dict:
+    if task in TASK_ORDER[:2]:
+        return make_task(task, classes=channels).spec()
+    return make_task(task).spec()

@@ -1,0 +1,1 @@
+"""Building blocks: parameters and calls, no formulas of their own beyond standard layers."""

@@ -1,0 +1,28 @@
+"""Time embedding of the denoiser: sinusoids of the step, then two linear layers (model.md 1.1; DDPM, arXiv 2006.11239)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def sinusoidal_embedding(t_B: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """[cos(t w_i), sin(t w_i)] with w_i = max_period^(-i / (dim/2)): t [B] (steps, may be fractional) -> [B, dim] float32."""
+    half = dim // 2
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=t_B.device) * (-math.log(max_period) / half))
+    angles = t_B.float()[:, None] * frequencies[None]
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class TimeEmbedding(nn.Module):
+    """Step t [B] -> vector [B, width]."""
+
+    def __init__(self, width: int, frequencies: int = 256):
+        super().__init__()
+        self.frequencies = frequencies
+        self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t_B: Tensor) -> Tensor:
+        return self.mlp(sinusoidal_embedding(t_B, self.frequencies).to(self.mlp[0].weight.dtype))

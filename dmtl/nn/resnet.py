@@ -1,0 +1,66 @@
+"""Residual networks with torchvision's and timm's parameter names, so that their weights load unchanged.
+
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv 1512.03385 (basic blocks, without a classifier).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm and a shortcut: [B, C_in, H, W] -> [B, C, H/stride, W/stride]."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample = None
+        if stride != 1 or in_channels != channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(x)) + shortcut)
+
+
+class ResNet(nn.Module):
+    """Image [B, 3, H, W] -> four maps at 1/4, 1/8, 1/16 and 1/32 with `channels` channels.
+
+    Args:
+        depths: blocks in each of the four stages, (2, 2, 2, 2) for ResNet-18 and (3, 4, 6, 3) for ResNet-34.
+        width: channels of the first stage (64 in the published networks); the others have 2, 4 and 8 times as many.
+    """
+
+    def __init__(self, depths: tuple[int, int, int, int], width: int = 64):
+        super().__init__()
+        self.channels = [width * 2**i for i in range(4)]
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        in_channels = width
+        for i, (depth, channels) in enumerate(zip(depths, self.channels, strict=True)):
+            blocks = [BasicBlock(in_channels if j == 0 else channels, channels, 2 if j == 0 and i > 0 else 1)
+                      for j in range(depth)]
+            setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
+            in_channels = channels
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        x = self.maxpool(torch.relu(self.bn1(self.conv1(image))))
+        maps = []
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            maps.append(x)
+        return maps
+
+
+DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}

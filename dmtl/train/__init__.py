@@ -1,0 +1,1 @@
+"""Training on partially labelled images."""

@@ -1,0 +1,207 @@
+"""The configuration of a run: a TOML file, overridden by the command line, saved resolved beside the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from dmtl.errors import ConfigError
+from dmtl.models import ModelConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is learned from."""
+
+    root: str = "scenes"
+    """"scenes" (rendered while training, nothing on disk) or a folder with `dataset.yaml`."""
+    tasks: list[str] | None = None
+    """Tasks to learn; default: all that the data set has."""
+    labels: str = "one-label"
+    """Which labels may be seen: "one-label", "random-labels", "full", or a CSV file (id, one 0/1 column per task)."""
+    label_seed: int = 0
+    """Seed of a generated label split."""
+    size: tuple[int, int] = (128, 128)
+    """Height and width of a training crop, and of the evaluation frame."""
+    train_count: int = 800
+    """Training images of `scenes`; a folder has as many as its split lists."""
+    val_count: int = 128
+    """Evaluation images of `scenes`."""
+    resize: bool = True
+    """True: every image is first resized to `size`, then scaled and cropped. False: crops come from the full resolution."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Range of the random zoom."""
+    flip: bool = True
+    """Mirror half of the images."""
+    photometric: bool = True
+    """Random brightness, contrast, saturation and hue."""
+    cache: bool = True
+    """Keep decoded samples in memory after their first reading."""
+    workers: int = 0
+    """Loader processes; the batches do not depend on their number."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How it is learned. The defaults suit training from scratch; the published values stand in `configs/`."""
+
+    steps: int = 1000
+    """Optimiser steps."""
+    batch_size: int = 8
+    """Images per step."""
+    optimizer: Literal["adam", "adamw"] = "adamw"
+    """Adam adds the decay to the gradient (published), AdamW decays the weights."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    weight_decay: float = 1e-4
+    """Weight decay."""
+    clip: float = 10.0
+    """Largest L2 norm of the gradient; 0: no clipping."""
+    power: float = 0.9
+    """Power of the polynomial decay to zero."""
+    warmup: int = 50
+    """Steps of linear warm-up."""
+    initial_weight: float = 0.5
+    """Weight of the initial network's losses beside the final ones."""
+    task_weights: dict[str, float] = field(default_factory=dict)
+    """Loss weights by task; default: each task's own."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast precision; losses and optimiser stay in fp32."""
+    seed: int = 0
+    """Seed of initialisation, order, augmentation and noise."""
+    deterministic: bool = False
+    """Refuse operations that could differ between two runs on the same device."""
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is written down, and when (in steps)."""
+
+    every: int = 20
+    """Training losses."""
+    eval_every: int = 500
+    """Evaluation on the validation split; it always runs at the end."""
+    checkpoint_every: int = 500
+    """Checkpoints; one is always written at the end."""
+    tensorboard: bool = False
+    """Also write TensorBoard events (extra `dmtl[tensorboard]`)."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that `dmtl train` needs."""
+
+    out: str = "runs/train"
+    """Folder of the run."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda" or "cuda:N"."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+def read_config(path: str | Path) -> RunConfig:
+    """A TOML file -> RunConfig. Raises ConfigError naming the file, the key and, for a typo, the nearest key."""
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML ({error})") from None
+    try:
+        return config_from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def config_from_dict(values: Mapping) -> RunConfig:
+    """Nested tables -> RunConfig, types checked."""
+    return _build(RunConfig, values, "")
+
+
+def write_config(config: RunConfig, path: str | Path) -> None:
+    """The resolved configuration as TOML; `read_config` gives it back."""
+    from dmtl.files import write_text
+
+    write_text(path, to_toml(config))
+
+
+def to_toml(config: RunConfig) -> str:
+    """TOML text: plain keys first, then one table per section."""
+    lines, tables = [], []
+    for key, value in dataclasses.asdict(config).items():
+        (tables if isinstance(value, dict) else lines).append((key, value))
+    text = [_assignment(k, v) for k, v in lines if v is not None]
+    for name, table in tables:
+        text += ["", f"[{name}]"] + [_assignment(k, v) for k, v in table.items() if v is not None]
+    return "\n".join(text) + "\n"
+
+
+def _assignment(key: str, value) -> str:
+    return f"{key} = {_toml(value)}"
+
+
+def _toml(value) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(str(k))} = {_toml(v)}" for k, v in value.items() if v is not None) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    if isinstance(value, float) and value != value:
+        return "nan"
+    return json.dumps(value) if isinstance(value, (bool, str)) else repr(value)
+
+
+def _build(cls: type, values: Mapping, prefix: str):
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{prefix.rstrip('.')} must be a table, got {type(values).__name__}")
+    types_ = typing.get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(cls)]
+    arguments = {}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"; did you mean {prefix + near[0]!r}?" if near else ""
+            raise ConfigError(f"{prefix}{key} is not a known key{hint} (known here: {', '.join(known)})")
+        arguments[key] = _convert(types_[key], value, prefix + key)
+    return cls(**arguments)
+
+
+def _convert(kind, value, key: str):
+    """`value` as `kind`, or ConfigError; integers pass for floats, nothing else is converted silently."""
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value, key + ".")
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, key)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise ConfigError(f"{key} must be one of {', '.join(map(str, arguments))}, got {value!r}")
+    if origin is tuple:
+        if isinstance(value, (list, tuple)) and len(value) == len(arguments):
+            return tuple(_convert(a, v, key) for a, v in zip(arguments, value, strict=True))
+        raise ConfigError(f"{key} must be a list of {len(arguments)} values, got {value!r}")
+    if origin is list:
+        if isinstance(value, list):
+            return [_convert(arguments[0], v, key) for v in value]
+        raise ConfigError(f"{key} must be a list, got {value!r}")
+    if kind is dict or origin is dict:
+        if isinstance(value, dict):
+            return {k: _convert(arguments[1], v, f"{key}.{k}") for k, v in value.items()} if arguments else value
+        raise ConfigError(f"{key} must be a table, got {value!r}")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{key} must be of type {kind.__name__}, got {value!r}")
