@@ -1,1 +1,67 @@
-"""Labelled images: data sets, partial labels, joint transforms and the loader. Importing this reads nothing."""
+"""Labelled images: data sets, partial labels, joint transforms and the loader.
+
+`open_dataset` opens one by name or path. The parts load when they are first used, so importing this is light.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from dmtl.errors import DataError
+
+if TYPE_CHECKING:
+    from dmtl.data.base import LabelledImages
+
+_HOME = {
+    "LabelledImages": "base", "Sample": "base",
+    "LabelMatrix": "partial_labels",
+    "Folder": "folder",
+    "Scenes": "scenes",
+    "Cached": "wrappers", "Resized": "wrappers", "Subset": "wrappers",
+    "Batch": "loader", "Loader": "loader", "make_loader": "loader",
+    "train_transform": "transforms", "eval_transform": "transforms",
+    "check_dataset": "check", "summary": "check",
+    "export_folder": "export",
+}
+__all__ = ["open_dataset", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def open_dataset(name_or_path: str | os.PathLike, split: str, *, tasks: Iterable[str] | None = None,
+                 size: tuple[int, int] | None = None, count: int | None = None, seed: int = 0) -> LabelledImages:
+    """A data set: `"scenes"` (rendered, needs no files) or the path of a folder with a `dataset.yaml`.
+
+    Args:
+        split: "train", "val", ... as the data set has them.
+        tasks: names of the tasks wanted; None: all it has.
+        size: (height, width) of the images; None: as they are (scenes: their default).
+        count: at most so many images; None: all (scenes: their default).
+        seed: of the rendered scenes.
+
+    Errors: DataError that lists what is known.
+    """
+    name = os.fspath(name_or_path)
+    if name == "scenes":
+        from dmtl.data.scenes import Scenes
+
+        options = {key: value for key, value in (("count", count), ("size", size)) if value is not None}
+        return Scenes(split, seed=seed, tasks=tasks, **options)
+    if not os.path.isdir(name):
+        raise DataError(f"{name}: no such data set, expected 'scenes' or a folder with images/, splits/ and dataset.yaml")
+    from dmtl.data.folder import Folder
+    from dmtl.data.wrappers import Resized, Subset
+
+    dataset: LabelledImages = Folder(name, split, tasks)
+    if count is not None:
+        if count < 1:
+            raise DataError(f"open_dataset: count must be at least 1, got {count}")
+        dataset = Subset(dataset, range(min(count, len(dataset))))
+    return dataset if size is None else Resized(dataset, size)

@@ -1,0 +1,224 @@
+"""Joint transforms of an image and its labels, written once for every data set and task.
+
+A transform is called as `transform(sample, tasks, rng)` and returns a new Sample; tensors that come in are never
+written to, so samples can be cached. `rng` is a numpy Generator and the only source of chance.
+
+The published recipe (PASCAL-Context, NYUD): scale U(0.5, 2) and random crop, mirror, photometric distortion, ImageNet
+normalisation, pad. Only labels that are in the sample, hence visible, can influence it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dmtl.data.base import Sample
+from dmtl.tasks import Task
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_CROP_ATTEMPTS = 10
+_LOOK = 64  # the crop is judged on at most this many rows and columns of the label
+
+Transform = Callable[[Sample, Mapping[str, Task], np.random.Generator], Sample]
+
+
+class Compose:
+    """One transform after the other."""
+
+    def __init__(self, steps: Sequence[Transform]):
+        self.steps = list(steps)
+
+    def __call__(self, sample: Sample, tasks: Mapping[str, Task], rng: np.random.Generator) -> Sample:
+        for step in self.steps:
+            sample = step(sample, tasks, rng)
+        return sample
+
+    def __repr__(self) -> str:
+        return " > ".join(type(step).__name__ for step in self.steps)
+
+
+class RandomScaleCrop:
+    """Magnifies by s ~ U(scale) and crops at random; nothing is padded, so the result may be smaller than `size`.
+
+    The crop is cut first and magnified then: the same picture (to one source pixel) for far less work. Where the label
+    of `balance` is visible, up to ten crops are tried until no class covers more than `max_ratio` of it (cat_max_ratio).
+    Values change as `task.zoom` says: magnified depth is nearer.
+    """
+
+    def __init__(self, size: tuple[int, int], scale: tuple[float, float] = (0.5, 2.0), *,
+                 max_ratio: float = 0.75, balance: str = "semseg"):
+        self.size = check_size("RandomScaleCrop", size)
+        low, high = scale
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"RandomScaleCrop: scale must be (low, high) with 0 < low <= high, got {scale}")
+        if not 0 < max_ratio <= 1:
+            raise ValueError(f"RandomScaleCrop: max_ratio must be in (0, 1], got {max_ratio}")
+        self.scale, self.max_ratio, self.balance = (float(low), float(high)), max_ratio, balance
+
+    def __call__(self, sample: Sample, tasks: Mapping[str, Task], rng: np.random.Generator) -> Sample:
+        factor = rng.uniform(*self.scale)
+        height, width = sample.size
+        crop_h, crop_w = (min(n, max(1, round(n_crop / factor))) for n, n_crop in zip(sample.size, self.size))
+        out = tuple(min(n_crop, max(1, round(n * factor))) for n, n_crop in zip((crop_h, crop_w), self.size))
+        judge = sample.labels.get(self.balance) if self.max_ratio < 1 else None
+        for _ in range(_CROP_ATTEMPTS):
+            top, left = int(rng.integers(height - crop_h + 1)), int(rng.integers(width - crop_w + 1))
+            window = (..., slice(top, top + crop_h), slice(left, left + crop_w))
+            if judge is None or self._varied(judge[window], tasks[self.balance].ignore):
+                break
+        labels = {name: label[window] for name, label in sample.labels.items()}
+        sample = resize(replace(sample, image=sample.image[window], labels=labels), out, tasks)
+        labels = {name: tasks[name].zoom(label, factor) for name, label in sample.labels.items()}
+        return replace(sample, labels=labels)
+
+    def _varied(self, label_KHW: Tensor, ignore: float) -> bool:
+        step_y, step_x = (-(-n // _LOOK) for n in label_KHW.shape[-2:])
+        ids = label_KHW[0, ::step_y, ::step_x].numpy()
+        counts = np.bincount(ids[ids != ignore].ravel())
+        return np.count_nonzero(counts) > 1 and counts.max() < self.max_ratio * counts.sum()
+
+
+class Resize:
+    """Brings image and labels to `size` = (height, width). Label values stay as they are (depth in metres, too)."""
+
+    def __init__(self, size: tuple[int, int]):
+        self.size = check_size("Resize", size)
+
+    def __call__(self, sample: Sample, tasks: Mapping[str, Task], rng: np.random.Generator | None = None) -> Sample:
+        return resize(sample, self.size, tasks)
+
+
+class HorizontalFlip:
+    """Mirrors left to right with probability `p`; each task says what that does to its values."""
+
+    def __init__(self, p: float = 0.5):
+        if not 0 <= p <= 1:
+            raise ValueError(f"HorizontalFlip: p must be in [0, 1], got {p}")
+        self.p = p
+
+    def __call__(self, sample: Sample, tasks: Mapping[str, Task], rng: np.random.Generator) -> Sample:
+        if rng.random() >= self.p:
+            return sample
+        labels = {name: tasks[name].flip(label) for name, label in sample.labels.items()}
+        return replace(sample, image=sample.image.flip(-1), labels=labels)
+
+
+class Photometric:
+    """Brightness, contrast, saturation and hue, each changed with probability 1/2 (the ranges of SSD).
+
+    All four are linear in RGB, so they are one 3x3 matrix and an offset: x' = contrast * hue * saturation * x + b.
+    Saturation mixes with the grey of the same luma; hue turns the colour plane of YIQ. The image becomes float32 in
+    [0, 255].
+    """
+
+    def __init__(self, brightness: float = 32.0, contrast: tuple[float, float] = (0.5, 1.5),
+                 saturation: tuple[float, float] = (0.5, 1.5), hue_deg: float = 18.0):
+        self.brightness, self.contrast, self.saturation, self.hue_deg = brightness, contrast, saturation, hue_deg
+
+    def __call__(self, sample: Sample, tasks: Mapping[str, Task], rng: np.random.Generator) -> Sample:
+        chosen, where = rng.random(4) < 0.5, rng.random(4)
+        offset = (2 * where[0] - 1) * self.brightness if chosen[0] else 0.0
+        contrast, saturation = (low + (high - low) * where[i] if chosen[i] else 1.0
+                                for i, (low, high) in ((1, self.contrast), (2, self.saturation)))
+        hue = (2 * where[3] - 1) * self.hue_deg if chosen[3] else 0.0
+        matrix = torch.from_numpy(contrast * colour_matrix(saturation, hue)).float()
+        image = sample.image.float()
+        # In SSD's order brightness comes before contrast, which therefore scales the offset.
+        mixed = torch.addmm(image.new_tensor(contrast * offset), matrix, image.reshape(3, -1)).clamp_(0, 255)
+        return replace(sample, image=mixed.view(image.shape))
+
+
+class Normalise:
+    """RGB in [0, 255] to float32 with ImageNet's mean 0 and standard deviation 1."""
+
+    def __init__(self) -> None:
+        self.scale = 1 / (255 * torch.tensor(IMAGENET_STD).view(3, 1, 1))
+        self.shift = -(torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_STD)).view(3, 1, 1)
+
+    def __call__(self, sample: Sample, tasks: Mapping[str, Task] | None = None,
+                 rng: np.random.Generator | None = None) -> Sample:
+        return replace(sample, image=torch.addcmul(self.shift, sample.image.float(), self.scale))
+
+
+class PadTo:
+    """Pads a normalised sample below and to the right up to `size`: image with 0 (mean colour), labels with ignore."""
+
+    def __init__(self, size: tuple[int, int]):
+        self.size = check_size("PadTo", size)
+
+    def __call__(self, sample: Sample, tasks: Mapping[str, Task], rng: np.random.Generator | None = None) -> Sample:
+        (height, width), (rows, columns) = sample.size, self.size
+        if (height, width) == self.size:
+            return sample
+        if height > rows or width > columns:
+            raise ValueError(f"PadTo: sample must be at most {rows}x{columns}, got {height}x{width} ({sample.id})")
+        margin = (0, columns - width, 0, rows - height)
+        labels = {name: F.pad(label, margin, value=tasks[name].ignore) for name, label in sample.labels.items()}
+        return replace(sample, image=F.pad(sample.image, margin), labels=labels,
+                       valid_size=sample.valid_size or (height, width))
+
+
+def train_transform(size: tuple[int, int], *, scale: tuple[float, float] = (0.5, 2.0), flip: bool = True,
+                    photometric: bool = True, max_ratio: float = 0.75, balance: str = "semseg") -> Compose:
+    """The published augmentation for crops of `size` = (height, width), each part of it optional."""
+    return Compose([
+        RandomScaleCrop(size, scale, max_ratio=max_ratio, balance=balance),
+        *([HorizontalFlip()] if flip else []),
+        *([Photometric()] if photometric else []),
+        Normalise(),
+        PadTo(size),
+    ])
+
+
+def eval_transform(size: tuple[int, int] | None = None) -> Compose:
+    """Normalisation, after a resize to (height, width) where a size is given; no chance in it."""
+    return Compose([*([Resize(size)] if size is not None else []), Normalise()])
+
+
+def resize(sample: Sample, size: tuple[int, int], tasks: Mapping[str, Task]) -> Sample:
+    """Image by anti-aliased bilinear interpolation, labels by `resize_label`."""
+    if sample.size == tuple(size):
+        return sample
+    image = F.interpolate(sample.image[None], size=size, mode="bilinear", antialias=True)[0]
+    labels = {name: resize_label(label, size, tasks[name]) for name, label in sample.labels.items()}
+    return replace(sample, image=image, labels=labels)
+
+
+def resize_label(label_KHW: Tensor, size: tuple[int, int], task: Task) -> Tensor:
+    """The value of the nearest source pixel; no value is ever mixed with another or with `ignore`.
+
+    A thin class (edges) would be torn by that when it shrinks. For `task.thin` every source pixel falls into exactly
+    one target pixel, and one positive in it is enough: lines stay connected and do not grow thicker than one pixel.
+    """
+    height, width = label_KHW.shape[-2:]
+    rows, columns = size
+    y = ((torch.arange(rows) * 2 + 1) * height).div(2 * rows, rounding_mode="floor")  # floor((i + 1/2) H / rows)
+    x = ((torch.arange(columns) * 2 + 1) * width).div(2 * columns, rounding_mode="floor")
+    out = label_KHW[:, y][:, :, x]
+    if task.thin and (rows < height or columns < width):
+        if rows <= height and columns <= width:
+            out[out == 1] = 0  # the nearest pixel of one target may belong to its neighbour
+        k, at_y, at_x = (label_KHW == 1).nonzero(as_tuple=True)
+        out[k, at_y * rows // height, at_x * columns // width] = 1
+    return out
+
+
+def colour_matrix(saturation: float, hue_deg: float) -> np.ndarray:
+    """3x3 RGB matrix that scales chroma by `saturation` and turns it by `hue_deg` in the YIQ plane; luma is kept."""
+    to_yiq = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+    c, s = (saturation * f(math.radians(hue_deg)) for f in (math.cos, math.sin))
+    return np.linalg.inv(to_yiq) @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ to_yiq
+
+
+def check_size(where: str, size: Sequence[int]) -> tuple[int, int]:
+    """`size` as (height, width) of positive integers."""
+    if len(size) != 2 or any(not isinstance(n, int) or n < 1 for n in size):
+        raise ValueError(f"{where}: size must be (height, width) of positive integers, got {size!r}")
+    return size[0], size[1]
