@@ -20,10 +20,10 @@ _BINS_PER_DEGREE = 100
 
 
 class Angular(Metric):
-    """`mean`, `median`, `rmse` in degrees; `within_11.25`, `within_22.5`, `within_30` in percent of pixels (angle below).
+    """`mean`, `median`, `rmse` in degrees; `within_11.25`, `within_22.5`, `within_30` in percent of pixels.
 
-    All over the valid pixels of the whole data set: no channel ignored, vector not zero. The median comes from a
-    histogram with bins of 0.01 degree and is the centre of its bin: right within 0.005 degree.
+    All over the valid pixels of the whole data set (no channel ignored, vector not zero). The median comes from
+    a histogram with bins of 0.01 degree and is the centre of its bin: right within 0.005 degree.
     """
 
     map_channels = 3
@@ -40,7 +40,8 @@ class Angular(Metric):
     def _accumulate(self, map_B3HW: Tensor, label_B3HW: Tensor, valid_BHW: Tensor) -> None:
         a_B3HW = F.normalize(map_B3HW, dim=1)
         b_B3HW = F.normalize(label_B3HW.float(), dim=1)
-        angle_BHW = torch.atan2((a_B3HW - b_B3HW).norm(dim=1), (a_B3HW + b_B3HW).norm(dim=1)) * (360 / math.pi)
+        half_BHW = torch.atan2((a_B3HW - b_B3HW).norm(dim=1), (a_B3HW + b_B3HW).norm(dim=1))
+        angle_BHW = half_BHW * (360 / math.pi)
         bins = 180 * _BINS_PER_DEGREE
         bin_BHW = (torch.where(valid_BHW, angle_BHW, 0) * _BINS_PER_DEGREE).long().clamp(0, bins - 1)
         bin_BHW = torch.where(valid_BHW, bin_BHW, bins)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,14 +21,15 @@ class Metric:
         metric.merge(other_process_state)                    # any split of the data gives the same figures
         metric.compute()                                     # {"mIoU": 41.3, ...}
 
-    The state is a dict of int64 and float64 sums: counts merge exactly, other sums to the rounding of float64.
+    The state is a dict of int64 and float64 sums: counts merge exactly, others to the rounding of float64.
     Subclasses say which sums they keep and add to them in `_accumulate`.
     """
 
     map_channels: ClassVar[int] = 1  # 1: maps are [B,H,W]; 3: maps are [B,3,H,W]
     integer_map: ClassVar[bool] = False
 
-    def __init__(self, sums: Mapping[str, Tensor], *, ignore: float = 255.0, constants: Mapping[str, Tensor] | None = None):
+    def __init__(self, sums: Mapping[str, Tensor], *, ignore: float = 255.0,
+                 constants: Mapping[str, Tensor] | None = None):
         self.ignore = float(ignore)
         self._sums = dict(sums)
         self._constants = dict(constants or {})
@@ -90,10 +92,11 @@ class Metric:
         shape = "[B, H, W]" if self.map_channels == 1 else f"[B, {self.map_channels}, H, W]"
         number = "an integer" if self.integer_map else "a floating-point"
         contract = f"{function}: map must be {number} tensor {shape} of decoded maps, got "
-        if not isinstance(map, Tensor) or map.is_complex() or map.dtype == torch.bool or (
-                map.is_floating_point() == self.integer_map):
+        real = isinstance(map, Tensor) and not map.is_complex() and map.dtype != torch.bool
+        if not real or map.is_floating_point() == self.integer_map:
             raise TypeError(contract + describe(map))
-        if map.ndim != (3 if self.map_channels == 1 else 4) or (map.ndim == 4 and map.shape[1] != self.map_channels):
+        vector = map.ndim == 4 and map.shape[1] == self.map_channels
+        if not (map.ndim == 3 if self.map_channels == 1 else vector):
             raise ValueError(contract + describe(map))
         expected = [map.shape[0], self.map_channels, *map.shape[-2:]]
         contract = f"{function}: label_BKHW must be a real tensor {expected} on {map.device}, got "
@@ -104,7 +107,7 @@ class Metric:
 
 
 def known_pixels(label: Tensor, ignore: float) -> Tensor:
-    """Pixels whose label [..., K, H, W] means something: every channel finite and not `ignore`; bool [..., 1, H, W]."""
+    """Where a label [...,K,H,W] means something: every channel finite and not `ignore`; bool [...,1,H,W]."""
     return (torch.isfinite(label) & (label != ignore)).all(-3, keepdim=True)
 
 
@@ -113,8 +116,9 @@ def histogram(index: Tensor, bins: int) -> Tensor:
     index = index.flatten()
     if index.device.type == "cpu":
         return torch.bincount(index, minlength=bins)
-    # On a device bincount waits for the largest index; scatter does not, and integer sums do not depend on order.
-    return torch.zeros(bins, dtype=torch.int64, device=index.device).scatter_add_(0, index, torch.ones_like(index))
+    # On a device bincount waits for the largest index. Scatter does not, and integer sums have no order.
+    counts = torch.zeros(bins, dtype=torch.int64, device=index.device)
+    return counts.scatter_add_(0, index, torch.ones_like(index))
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -129,4 +133,6 @@ def ratio(numerator: float, denominator: float) -> float:
 
 def describe(x: object) -> str:
     """Type and shape of an argument, for messages."""
-    return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+    if isinstance(x, (Tensor, np.ndarray)):
+        return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+    return type(x).__name__

@@ -37,7 +37,7 @@ def delta_mtl(metrics: Mapping[str, Mapping[str, float]], reference: Mapping[str
         value = _primary("metrics", metrics, task)
         base = _primary("reference", reference, task)
         if base == 0:
-            raise ValueError(f"delta_mtl: reference must be other than 0 for {task.name} {task.primary}, got 0")
+            raise ValueError(f"delta_mtl: reference must not be 0 at {task.name} {task.primary}, got 0")
         gains.append((value - base) / base * (1 if task.higher_is_better else -1))
     return 100 * sum(gains) / len(gains)
 

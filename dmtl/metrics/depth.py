@@ -1,4 +1,4 @@
-"""Errors of numbers, above all of depth in metres. With d = prediction - label over the n valid pixels of the data set:
+"""Errors of numbers, above all of depth in metres. Prediction p, label y, d = p - y, over n valid pixels:
 
     rmse = sqrt(sum d^2 / n)                        abs_err = sum |d| / n
     log_rmse = sqrt(sum (ln p - ln y)^2 / n)        abs_rel = sum |d| / y / n        sq_rel = sum d^2 / y / n
@@ -15,15 +15,16 @@ from dmtl.metrics.base import Metric, ratio, zeros
 
 
 class Depth(Metric):
-    """`rmse` and `abs_err` in the unit of the labels; with `relative`, also `log_rmse`, `abs_rel` and `sq_rel`.
+    """`rmse` and `abs_err` in the unit of the labels; with `relative`, also `log_rmse`, `abs_rel`, `sq_rel`.
 
-    With `relative` labels of 0 or less do not count, and, as published, predictions of 0 or less are taken as 1e-9.
+    With `relative`, labels of 0 or less do not count and, as published, predictions of 0 or less become 1e-9.
     """
 
     def __init__(self, *, ignore: float = 255.0, relative: bool = True):
         self.relative = relative
         names = ("square", "absolute") + (("log_square", "relative", "square_relative") if relative else ())
-        super().__init__({name: zeros() for name in names} | {"pixels": zeros(dtype=torch.int64)}, ignore=ignore)
+        sums = {name: zeros() for name in names} | {"pixels": zeros(dtype=torch.int64)}
+        super().__init__(sums, ignore=ignore)
 
     def _accumulate(self, map_BHW: Tensor, label_BKHW: Tensor, valid_BHW: Tensor) -> None:
         label_BHW = label_BKHW[:, 0]
@@ -36,7 +37,8 @@ class Depth(Metric):
         d_BHW = p_BHW - y_BHW
         self._add(square=d_BHW.square().sum(), absolute=d_BHW.abs().sum(), pixels=valid_BHW.sum())
         if self.relative:
-            self._add(log_square=(p_BHW.log() - y_BHW.log()).square().sum(), relative=(d_BHW.abs() / y_BHW).sum(),
+            self._add(log_square=(p_BHW.log() - y_BHW.log()).square().sum(),
+                      relative=(d_BHW.abs() / y_BHW).sum(),
                       square_relative=(d_BHW.square() / y_BHW).sum())
 
     def compute(self) -> dict[str, float]:

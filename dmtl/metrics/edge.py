@@ -18,8 +18,8 @@ class Edge(PixelF):
         bce  = mean_pixels -(b y log p + (1 - b) (1 - y) log(1 - p))
         loss = mean_batches mean_pixels b y softplus(-p) + (1 - b) (1 - y) softplus(p)
 
-    `loss` is the published figure, in which the probability is taken for a logit. It is a mean over `update` calls of
-    the mean of each, so it depends on how the data were batched; compare it between equal batches only.
+    `loss` is the published figure, in which the probability is taken for a logit. It is a mean over `update`
+    calls of the mean of each, so it depends on how the data were batched: compare it between equal batches only.
     """
 
     def __init__(self, *, ignore: float = 255.0, balance: float = 0.95):
@@ -41,4 +41,5 @@ class Edge(PixelF):
 
     def compute(self) -> dict[str, float]:
         s = {k: self._sums[k].item() for k in ("bce", "pixels", "loss", "batches")}
-        return super().compute() | {"loss": ratio(s["loss"], s["batches"]), "bce": ratio(s["bce"], s["pixels"])}
+        losses = {"loss": ratio(s["loss"], s["batches"]), "bce": ratio(s["bce"], s["pixels"])}
+        return super().compute() | losses

@@ -2,8 +2,8 @@
 
     F_beta = (1 + beta^2) P R / (beta^2 P + R) = (1 + beta^2) TP / (predicted + beta^2 actual)
 
-A pixel is predicted positive when its score is at least the threshold. One histogram of scores per label value gives the
-counts at all thresholds.
+A pixel is predicted positive when its score is at least the threshold. One histogram of scores per label
+value gives the counts at all thresholds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class BestF(Metric):
         positive_BHW = label_BKHW[:, 0] > 0.5
         for name, score_BHW in self._scores(map_BHW).items():
             score_BHW = torch.where(score_BHW.isnan(), -torch.inf, score_BHW)  # no score reaches no threshold
-            reached_BHW = torch.bucketize(score_BHW.contiguous(), thresholds, right=True)  # number of thresholds <= score
+            # The number of thresholds that the score reaches.
+            reached_BHW = torch.bucketize(score_BHW.contiguous(), thresholds, right=True)
             index_BHW = torch.where(valid_BHW, positive_BHW * bins + reached_BHW, 2 * bins)
             self._add(**{name: histogram(index_BHW, 2 * bins + 1)[:-1].view(2, bins)})
 
@@ -54,9 +55,9 @@ class BestF(Metric):
 class MaxF(BestF):
     """Saliency: maximal F, beta^2 = 0.3, thresholds 0.05, 0.10 .. 0.95. Percent.
 
-    `maxF` compares the probability itself. `maxF_paper` is the published figure: there the probability passes through
-    another sigmoid first, which leaves five working points (everything, and p >= 0.2007, 0.4055, 0.6190, 0.8473).
-    Use it only beside published numbers.
+    `maxF` compares the probability itself. `maxF_paper` is the published figure: there the probability passes
+    through another sigmoid first, which leaves five working points (all pixels, and p >= 0.2007, 0.4055,
+    0.6190, 0.8473). Use it only beside published numbers.
     """
 
     beta2 = 0.3

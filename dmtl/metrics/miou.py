@@ -2,8 +2,8 @@
 
     IoU_c = TP_c / (TP_c + FP_c + FN_c),   mIoU = 100 mean_c IoU_c
 
-The counts come from one confusion matrix. As published, a class that occurs in no label and no prediction has IoU 0 and
-still enters the mean; `absent="skip"` leaves it out.
+The counts come from one confusion matrix. As published, a class that occurs in no label and no prediction has
+IoU 0 and still enters the mean; `absent="skip"` leaves it out.
 """
 
 from __future__ import annotations

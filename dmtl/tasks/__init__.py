@@ -1,6 +1,6 @@
 """Tasks: what each kind of map is. `make_task` and `task_from_spec` make one; `KNOWN` and `KINDS` list them.
 
-A task whose name is in `KNOWN` is the published one, with its loss, metric and weight. Any other name needs a `kind`.
+A name in `KNOWN` means the published task, with its loss, metric and weight. Any other name needs a `kind`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,19 @@ from dmtl.tasks.scalar import Scalar
 from dmtl.tasks.semseg import SemSeg
 from dmtl.tasks.unit_vector import UnitVector
 
-__all__ = ["KINDS", "KNOWN", "Task", "make_task", "pooled_loss", "task_from_spec",
-           "Binary", "Classes", "Depth", "Edge", "HumanParts", "Mask", "Normals", "Sal", "Scalar", "SemSeg", "UnitVector"]
+__all__ = [
+    "KINDS", "KNOWN", "Task", "make_task", "pooled_loss", "task_from_spec",
+    "Binary", "Classes", "Depth", "Edge", "HumanParts", "Mask", "Normals", "Sal", "Scalar", "SemSeg",
+    "UnitVector",
+]
 
 KNOWN: dict[str, type[Task]] = {
-    "semseg": SemSeg, "human_parts": HumanParts, "sal": Sal, "normals": Normals, "edge": Edge, "depth": Depth,
+    "semseg": SemSeg, "human_parts": HumanParts, "sal": Sal,
+    "normals": Normals, "edge": Edge, "depth": Depth,
 }
-KINDS: dict[str, type[Task]] = {"classes": Classes, "binary": Mask, "unit_vector": UnitVector, "scalar": Scalar}
+KINDS: dict[str, type[Task]] = {
+    "classes": Classes, "binary": Mask, "unit_vector": UnitVector, "scalar": Scalar,
+}
 
 
 def make_task(name: str, kind: str | None = None, **options: Any) -> Task:
@@ -40,18 +46,18 @@ def make_task(name: str, kind: str | None = None, **options: Any) -> Task:
         kind: one of `KINDS`; needed for a new name, and must agree with a known one.
         options: fields of the task's class, such as `weight`, `ignore`, `classes`.
 
-    Errors: `ConfigError` for a kind that contradicts the name, an unknown option (with the nearest), a bad value.
+    Errors: `ConfigError` for a kind that contradicts the name, an unknown option, a value that cannot work.
     """
     if kind is not None and kind not in KINDS:
-        raise ConfigError(f"task {name!r}: kind must be one of {', '.join(KINDS)}, got {kind!r}{_nearest(kind, KINDS)}")
+        raise ConfigError(f"task {name!r}: kind must be one of {', '.join(KINDS)}, got {kind!r}"
+                          f"{_nearest(kind, KINDS)}")
     if name in KNOWN:
         task_class = KNOWN[name]
         if kind not in (None, task_class.kind):
-            raise ConfigError(f"task {name!r}: kind must be {task_class.kind!r} (what {name} means here), got {kind!r}; "
-                              "give the task another name")
+            raise ConfigError(f"task {name!r}: kind must be {task_class.kind!r} for this name, got {kind!r}")
     elif kind is None:
-        raise ConfigError(f"task {name!r}: kind must be given for a name that is not one of {', '.join(KNOWN)}"
-                          f"{_nearest(name, KNOWN)}")
+        raise ConfigError(f"task {name!r}: kind must be given for names other than {', '.join(KNOWN)}, "
+                          f"got none{_nearest(name, KNOWN)}")
     else:
         task_class = KINDS[kind]
     allowed = [f.name for f in fields(task_class) if f.name != "name"]
@@ -69,7 +75,8 @@ def task_from_spec(spec: Mapping[str, Any]) -> Task:
 
     Errors: `ConfigError`, as `make_task`.
     """
-    if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
+    named = isinstance(spec, Mapping) and isinstance(spec.get("name"), str)
+    if not named or not all(isinstance(key, str) for key in spec):
         raise ConfigError(f"task_from_spec: spec must be a mapping with a name, got {spec!r}")
     return make_task(**spec)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -16,6 +15,11 @@ import torch
 from torch import Tensor
 
 from dmtl.errors import ConfigError
+from dmtl.metrics import Metric, known_pixels
+from dmtl.metrics.base import describe
+
+Array = Tensor | np.ndarray
+Range = tuple[float, float] | None  # (low, high)
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
@@ -24,10 +28,12 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 class Task:
     """One kind of map that the network predicts: its channels, loss, decoding, metric and picture.
 
-    A task is immutable and holds no tensor, so one object serves model, data and training, on any device. The fields
-    below (and those that subclasses add) are its options; `spec()` writes them down and `task_from_spec` reads them.
+    A task is immutable and holds no tensor, so one object serves model, data and training, on any device.
+    The fields below (and those that subclasses add) are its options: `spec()` writes them down and
+    `task_from_spec` reads them.
 
-    Errors: `ConfigError` for an option that cannot work; `TypeError` / `ValueError` for a tensor of the wrong type / shape.
+    Errors: `ConfigError` for an option that cannot work; `TypeError` and `ValueError` for the dtype and the
+    shape of a tensor.
     """
 
     name: str
@@ -38,14 +44,15 @@ class Task:
     label_channels: ClassVar[int] = 1
     primary: ClassVar[str]  # the figure of `new_metric()` that enters Delta_MTL
     higher_is_better: ClassVar[bool]
-    thin: ClassVar[bool] = False  # the positive class is a few pixels wide and must survive when labels shrink
+    thin: ClassVar[bool] = False  # positives are a pixel or two wide and must survive when labels shrink
 
     def __post_init__(self):
         """Checks the options; subclasses extend it."""
         self._require(isinstance(self.name, str) and _NAME.fullmatch(self.name) is not None, "name",
                       "letters, digits, '_' or '-', beginning with a letter", self.name)
-        # A task names a sub-module, so it must not hide what a container of modules already has (`keys`, `type`, ...).
-        self._require(not hasattr(torch.nn.ModuleDict, self.name), "name", "a name that PyTorch modules do not use", self.name)
+        # A task names a sub-module, which must not hide what `ModuleDict` has already (`keys`, `type`, ...).
+        free = not hasattr(torch.nn.ModuleDict, self.name)
+        self._require(free, "name", "a name that PyTorch modules do not use", self.name)
         self._number("weight", low=0.0)
         self._number("ignore")
 
@@ -58,8 +65,8 @@ class Task:
         """Loss of each sample.
 
         Args:
-            logits_BCHW: floating point; the arithmetic is fp32 (fp64 for fp64 logits) whatever the autocast state.
-            label_BKHW: any real dtype. Ignored pixels take no part; their logits get an exactly zero gradient.
+            logits_BCHW: floating point. Computed in fp32 (fp64 for fp64 logits), with or without autocast.
+            label_BKHW: any real dtype. Ignored pixels take no part; their logits get exactly zero gradient.
 
         Returns: [B], mean over the sample's valid pixels; exactly 0, with zero gradient, where there is none.
         """
@@ -80,25 +87,24 @@ class Task:
 
     def valid(self, label_BKHW: Tensor) -> Tensor:
         """Pixels whose label means something, bool [..., 1, H, W]."""
-        known = torch.isfinite(label_BKHW) & (label_BKHW != self.ignore)
-        return known.all(-3, keepdim=True)
+        return known_pixels(label_BKHW, self.ignore)
 
-    def new_metric(self, **options: Any):
-        """A fresh `dmtl.metrics.Metric` whose `update` takes decoded maps and labels [B,K,H,W]."""
+    def new_metric(self, **options: Any) -> Metric:
+        """A fresh metric whose `update` takes decoded maps and labels [B,K,H,W]."""
         raise NotImplementedError(f"{type(self).__name__}.new_metric")
 
-    def picture(self, map: Tensor | np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
+    def picture(self, map: Array, value_range: Range = None) -> np.ndarray:
         """uint8 [H,W,3] of one decoded map ([H,W], or [3,H,W] for vectors).
 
-        `value_range` fixes the ends of the colour scale of kinds that have one, so that several pictures compare.
+        `value_range` fixes the ends of the colour scale where there is one, so that several pictures compare.
         """
         raise NotImplementedError(f"{type(self).__name__}.picture")
 
-    def label_picture(self, label_KHW: Tensor | np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
+    def label_picture(self, label_KHW: Array, value_range: Range = None) -> np.ndarray:
         """uint8 [H,W,3] of one label in the colours of `picture`; ignored pixels are mid-grey."""
         raise NotImplementedError(f"{type(self).__name__}.label_picture")
 
-    def value_range(self, label_KHW: Tensor | np.ndarray) -> tuple[float, float] | None:
+    def value_range(self, label_KHW: Array) -> Range:
         """Ends of the colour scale that suit this label, for `picture`; None where colours are fixed."""
         return None
 
@@ -108,7 +114,7 @@ class Task:
         return label_KHW.flip(-1)
 
     def zoom(self, label_KHW: Tensor, factor: float) -> Tensor:
-        """What magnifying the image by `factor` does to label values (not to their places): nothing, for most."""
+        """What magnifying the image by `factor` does to label values, not to their places: mostly nothing."""
         self._check_label("zoom", label_KHW, "label_KHW", dims=3)
         if not (isinstance(factor, (int, float)) and math.isfinite(factor) and factor > 0):
             raise ValueError(f"{self.name}.zoom: factor must be a positive number, got {factor!r}")
@@ -121,32 +127,36 @@ class Task:
         return {"name": options.pop("name"), "kind": self.kind, **options}
 
     def _pixel_loss(self, logits_BCHW: Tensor, label_BKHW: Tensor, valid_B1HW: Tensor) -> Tensor:
-        """Loss of each pixel [B,1,H,W] whose sum over valid pixels, divided by their number, is the loss of the sample.
+        """Loss of each pixel [B,1,H,W]; its mean over valid pixels is the loss of the sample.
 
-        Called with logits in fp32 or fp64 and labels already 0 at ignored pixels."""
+        Called with logits in fp32 or fp64, and with logits and labels already 0 at ignored pixels.
+        """
         raise NotImplementedError(f"{type(self).__name__}._pixel_loss")
 
     # Checks. They look at types and shapes only, never at values, so nothing waits for the device.
 
     def _check_logits(self, function: str, logits_BCHW: Tensor) -> None:
-        where = f"{self.name}.{function}: logits_BCHW must be a floating-point tensor [B, {self.channels}, H, W], got "
+        contract = f"a floating-point tensor [B, {self.channels}, H, W]"
+        message = f"{self.name}.{function}: logits_BCHW must be {contract}, got {describe(logits_BCHW)}"
         if not isinstance(logits_BCHW, Tensor) or not logits_BCHW.is_floating_point():
-            raise TypeError(where + _describe(logits_BCHW))
+            raise TypeError(message)
         if logits_BCHW.ndim != 4 or logits_BCHW.shape[1] != self.channels:
-            raise ValueError(where + _describe(logits_BCHW))
+            raise ValueError(message)
 
-    def _check_label(self, function: str, label: Tensor, argument: str, *, dims: int = 4, like: Tensor | None = None) -> None:
+    def _check_label(self, function: str, label: Tensor, argument: str, dims: int = 4,
+                     like: Tensor | None = None) -> None:
         shape = ["B", str(self.label_channels), "H", "W"][4 - dims:]
         if like is not None:
             shape = [str(like.shape[0]), str(self.label_channels), str(like.shape[2]), str(like.shape[3])]
-        where = f"{self.name}.{function}: {argument} must be a real tensor [{', '.join(shape)}], got "
+        contract = f"a real tensor [{', '.join(shape)}]"
+        message = f"{self.name}.{function}: {argument} must be {contract}, got {describe(label)}"
         if not isinstance(label, Tensor) or label.is_complex():
-            raise TypeError(where + _describe(label))
+            raise TypeError(message)
         agrees = label.ndim == dims and label.shape[-3] == self.label_channels
         if agrees and like is not None:
             agrees = label.shape[0] == like.shape[0] and label.shape[2:] == like.shape[2:]
         if not agrees:
-            raise ValueError(where + _describe(label))
+            raise ValueError(message)
 
     def _require(self, condition: bool, option: str, contract: str, value: Any) -> None:
         if not condition:
@@ -155,14 +165,14 @@ class Task:
     def _number(self, option: str, low: float = -math.inf, high: float = math.inf) -> None:
         value = getattr(self, option)
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        bounds = "" if math.isinf(low) else f" of at least {low:g}" if math.isinf(high) else f" from {low:g} to {high:g}"
+        bounds = "" if math.isinf(low) else f" from {low:g}" + ("" if math.isinf(high) else f" to {high:g}")
         self._require(number and low <= value <= high, option, f"a finite number{bounds}", value)
 
 
 def pooled_loss(task: Task, logits_BCHW: Tensor, label_BKHW: Tensor) -> Tensor:
     """The loss over all pixels of the batch together, a scalar: the batch laid out as one tall sample.
 
-    The published code pools this way wherever it evaluates a loss on a whole batch (preliminary maps, golden vectors).
+    The published loss functions pool this way when they are given a whole batch.
     """
     task._check_logits("loss", logits_BCHW)
     task._check_label("loss", label_BKHW, "label_BKHW", like=logits_BCHW)
@@ -174,19 +184,13 @@ def pooled_loss(task: Task, logits_BCHW: Tensor, label_BKHW: Tensor) -> Tensor:
     return task.loss(lay_out(logits_BCHW), lay_out(label_BKHW))[0]
 
 
-def as_array(x: Tensor | np.ndarray, function: str, argument: str, dims: Sequence[int]) -> np.ndarray:
+def as_array(x: Array, function: str, argument: str, dims: int) -> np.ndarray:
     """A NumPy view of a map or label on any device, with its number of dimensions checked."""
     array = x.detach().cpu() if isinstance(x, Tensor) else x
     if isinstance(array, Tensor):
         array = (array.float() if array.dtype == torch.bfloat16 else array).numpy()
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{function}: {argument} must be a tensor or an array, got {type(x).__name__}")
-    if array.ndim not in dims:
-        raise ValueError(f"{function}: {argument} must have {' or '.join(map(str, dims))} dimensions, got {_describe(x)}")
+    if array.ndim != dims:
+        raise ValueError(f"{function}: {argument} must have {dims} dimensions, got {describe(x)}")
     return array
-
-
-def _describe(x: Any) -> str:
-    if isinstance(x, (Tensor, np.ndarray)):
-        return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
-    return type(x).__name__

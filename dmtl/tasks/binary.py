@@ -9,13 +9,14 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmtl.tasks.base import Task, as_array
+from dmtl.metrics import PixelF
+from dmtl.tasks.base import Array, Range, Task, as_array
 from dmtl.tasks.palette import EMBER, GREY, apply_scale
 
 
 @dataclass(frozen=True, kw_only=True)
 class Binary(Task):
-    """What binary tasks share: one sigmoid logit, probability maps; labels are 0 and 1 (above 0.5 is positive)."""
+    """What binary tasks share: a sigmoid logit, a map of probabilities, labels 0 and 1 (above 0.5 is 1)."""
 
     kind = "binary"
     primary = "pixelF"
@@ -31,11 +32,11 @@ class Binary(Task):
         self._check_logits("decode", logits_BCHW)
         return logits_BCHW[:, 0].float().sigmoid()
 
-    def picture(self, map: Tensor | np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
-        return apply_scale(self.scale, as_array(map, f"{self.name}.picture", "map", (2,)))
+    def picture(self, map: Array, value_range: Range = None) -> np.ndarray:
+        return apply_scale(self.scale, as_array(map, f"{self.name}.picture", "map", 2))
 
-    def label_picture(self, label_KHW: Tensor | np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
-        label = as_array(label_KHW, f"{self.name}.label_picture", "label_KHW", (3,))[0]
+    def label_picture(self, label_KHW: Array, value_range: Range = None) -> np.ndarray:
+        label = as_array(label_KHW, f"{self.name}.label_picture", "label_KHW", 3)[0]
         known = np.isfinite(label) & (label != self.ignore)
         colours = apply_scale(self.scale, (label > 0.5).astype(np.float32))
         return np.where(known[..., None], colours, GREY)
@@ -43,7 +44,7 @@ class Binary(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class Mask(Binary):
-    """A custom binary task: binary cross-entropy with logits, positives multiplied by `pos_weight` as in PyTorch."""
+    """A custom binary task: binary cross-entropy, positives multiplied by `pos_weight` as in PyTorch."""
 
     pos_weight: float = 1.0
     thin: bool = False  # see Task.thin
@@ -56,10 +57,8 @@ class Mask(Binary):
     def _pixel_loss(self, logits_BCHW: Tensor, label_BKHW: Tensor, valid_B1HW: Tensor) -> Tensor:
         return weighted_bce(logits_BCHW, label_BKHW > 0.5, self.pos_weight, 1.0)
 
-    def new_metric(self, **options: Any):
+    def new_metric(self, **options: Any) -> PixelF:
         """`dmtl.metrics.PixelF`: best F (beta 1) over thresholds, percent."""
-        from dmtl.metrics import PixelF
-
         return PixelF(ignore=self.ignore, **options)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmtl.tasks.base import Task, as_array
+from dmtl.metrics import MeanIoU
+from dmtl.tasks.base import Array, Range, Task, as_array
 from dmtl.tasks.palette import GREY, class_palette
 
 
@@ -17,7 +18,7 @@ from dmtl.tasks.palette import GREY, class_palette
 class Classes(Task):
     """Softmax over n classes, cross-entropy; labels are class ids 0 .. n-1.
 
-    Ids outside that range count as ignored here (a device cannot raise in mid-step); reading a data set rejects them.
+    Ids outside that range count as ignored here (a device cannot raise in mid-step); data sets reject them.
     """
 
     classes: tuple[str, ...]  # names; an integer n means n classes without names
@@ -35,7 +36,8 @@ class Classes(Task):
         listed = isinstance(names, (list, tuple)) and all(isinstance(n, str) and n for n in names)
         self._require(listed and len(names) >= 2, "classes", "a list of at least two names", self.classes)
         self._require(len(set(names)) == len(names), "classes", "a list of different names", self.classes)
-        self._require(not 0 <= self.ignore < len(names), "ignore", f"outside the class ids 0..{len(names) - 1}", self.ignore)
+        last = len(names) - 1
+        self._require(not 0 <= self.ignore <= last, "ignore", f"outside the class ids 0..{last}", self.ignore)
         object.__setattr__(self, "classes", tuple(names))
 
     @property
@@ -43,7 +45,8 @@ class Classes(Task):
         return len(self.classes)
 
     def valid(self, label_BKHW: Tensor) -> Tensor:
-        return super().valid(label_BKHW) & ((label_BKHW >= 0) & (label_BKHW < self.channels)).all(-3, keepdim=True)
+        in_range = (label_BKHW >= 0) & (label_BKHW < self.channels)
+        return super().valid(label_BKHW) & in_range.all(-3, keepdim=True)
 
     def _pixel_loss(self, logits_BCHW: Tensor, label_BKHW: Tensor, valid_B1HW: Tensor) -> Tensor:
         return F.cross_entropy(logits_BCHW, label_BKHW[:, 0].long(), reduction="none")[:, None]
@@ -53,18 +56,16 @@ class Classes(Task):
         self._check_logits("decode", logits_BCHW)
         return logits_BCHW.argmax(1)
 
-    def new_metric(self, **options: Any):
+    def new_metric(self, **options: Any) -> MeanIoU:
         """`dmtl.metrics.MeanIoU`: mIoU, pixel accuracy and the IoU of each class, percent."""
-        from dmtl.metrics import MeanIoU
-
         return MeanIoU(self.classes, ignore=self.ignore, **options)
 
-    def picture(self, map: Tensor | np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
-        ids = as_array(map, f"{self.name}.picture", "map", (2,))
+    def picture(self, map: Array, value_range: Range = None) -> np.ndarray:
+        ids = as_array(map, f"{self.name}.picture", "map", 2)
         return self._paint(ids)
 
-    def label_picture(self, label_KHW: Tensor | np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
-        ids = as_array(label_KHW, f"{self.name}.label_picture", "label_KHW", (3,))[0]
+    def label_picture(self, label_KHW: Array, value_range: Range = None) -> np.ndarray:
+        ids = as_array(label_KHW, f"{self.name}.label_picture", "label_KHW", 3)[0]
         return self._paint(ids)
 
     def _paint(self, ids: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dmtl import metrics
 from dmtl.tasks.binary import Binary, weighted_bce
 from dmtl.tasks.palette import INK
 
@@ -32,8 +33,6 @@ class Edge(Binary):
     def _pixel_loss(self, logits_BCHW: Tensor, label_BKHW: Tensor, valid_B1HW: Tensor) -> Tensor:
         return weighted_bce(logits_BCHW, label_BKHW > 0.5, self.balance, 1 - self.balance)
 
-    def new_metric(self, **options: Any):
-        """`dmtl.metrics.Edge`: pixelF (best F of pixels over thresholds, percent) and the published loss figure."""
-        from dmtl.metrics import Edge as EdgeMetric
-
-        return EdgeMetric(ignore=self.ignore, balance=self.balance, **options)
+    def new_metric(self, **options: Any) -> metrics.Edge:
+        """`dmtl.metrics.Edge`: pixelF (best F of pixels over thresholds, percent) and losses."""
+        return metrics.Edge(ignore=self.ignore, balance=self.balance, **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -11,12 +11,14 @@ GREY = np.array([128, 128, 128], np.uint8)  # no label here
 
 # Things that people expect in a certain colour, whatever their number in the list of classes.
 _FAMILIAR = {
-    "background": "20242e", "void": "20242e", "sky": "8ecae6", "building": "b08968", "wall": "d6ccc2", "road": "5b5f77",
-    "pavement": "b79ced", "sidewalk": "b79ced", "floor": "c9ada7", "ceiling": "e9ecef", "tree": "588157", "vegetation": "588157",
-    "grass": "8cb369", "plant": "6a994e", "water": "2a9d8f", "sign": "f4d35e", "traffic sign": "f4d35e", "pole": "ced4da",
-    "fence": "bc6c25", "car": "3a86ff", "bus": "0077b6", "person": "e63946", "pedestrian": "e63946", "bicyclist": "ff7f51",
-    "rider": "ff7f51", "bicycle": "f9a03f", "figure": "e63946",
-    "head": "ffd166", "torso": "ef476f", "upper arm": "f78c6b", "lower arm": "9d4edd", "upper leg": "06d6a0", "lower leg": "118ab2",
+    "background": "20242e", "void": "20242e",
+    "sky": "8ecae6", "building": "b08968", "road": "5b5f77", "pavement": "b79ced", "sidewalk": "b79ced",
+    "tree": "588157", "vegetation": "588157", "grass": "8cb369", "water": "2a9d8f",
+    "wall": "d6ccc2", "floor": "c9ada7", "ceiling": "e9ecef",
+    "sign": "f4d35e", "traffic sign": "f4d35e", "pole": "ced4da", "fence": "bc6c25",
+    "car": "3a86ff", "person": "e63946", "pedestrian": "e63946", "bicyclist": "ff7f51", "rider": "ff7f51",
+    "head": "ffd166", "torso": "ef476f", "upper arm": "f78c6b", "lower arm": "9d4edd",
+    "upper leg": "06d6a0", "lower leg": "118ab2",
 }
 
 
@@ -33,7 +35,7 @@ def _scale(codes: str) -> np.ndarray:
 
 EMBER = _scale("0b0d1c 2b1450 641a80 a92c7d e44f64 fb8d5f fdc98a fcf6d0")  # dark to glowing: probabilities
 INK = _scale("fbfaf5 b9bccb 6d7590 363f60 12183a")  # paper to ink: lines
-SPECTRUM = _scale("33205c 4054c2 3b93ea 31c6cf 4fe28c a9ee58 edd348 fb9a38 e6511f 9e1a12")  # cold to warm: numbers
+SPECTRUM = _scale("33205c 4054c2 3b93ea 31c6cf 4fe28c a9ee58 edd348 fb9a38 e6511f 9e1a12")  # cold to warm
 
 
 def apply_scale(scale: np.ndarray, share: np.ndarray) -> np.ndarray:
@@ -52,21 +54,31 @@ def vector_colours(vector_3HW: np.ndarray) -> np.ndarray:
     return np.where(finite, colour, GREY)
 
 
-def class_palette(classes: Sequence[str]) -> np.ndarray:
-    """One colour for each class, uint8 [n,3], all different: the familiar one by name, otherwise a hue of its own."""
-    colours: list[tuple[int, int, int]] = []
-    for i, name in enumerate(classes):
-        colour = _rgb(_FAMILIAR[name.lower()]) if name.lower() in _FAMILIAR else _spread(i)
-        turn = i
-        while colour in colours:
-            turn += len(classes)
-            colour = _spread(turn)
-        colours.append(colour)
-    return np.array(colours, np.uint8)
+@lru_cache(maxsize=64)
+def class_palette(classes: tuple[str, ...]) -> np.ndarray:
+    """One colour for each class, uint8 [n,3]: the familiar one by name, otherwise one far from the rest."""
+    familiar = [_FAMILIAR.get(name.lower()) for name in classes]
+    first = [code is not None and code not in familiar[:i] for i, code in enumerate(familiar)]
+    taken = [GREY.astype(float)]
+    taken += [np.array(_rgb(code), float) for code, is_first in zip(familiar, first, strict=True) if is_first]
+    colours = []
+    for i, (code, is_first) in enumerate(zip(familiar, first, strict=True)):
+        if is_first:
+            colours.append(_rgb(code))
+            continue
+        candidates = np.array([_spread(j) for j in range(i, i + 9 + 3 * len(classes))], float)
+        distance = np.linalg.norm(candidates[:, None] - np.stack(taken), axis=-1).min(1)
+        # The first that is clearly different, so that hues keep turning; the farthest where there is none.
+        clear = distance > 60
+        taken.append(candidates[clear.argmax() if clear.any() else distance.argmax()])
+        colours.append(taken[-1])
+    palette = np.array(colours, np.uint8)
+    palette.setflags(write=False)
+    return palette
 
 
 def _spread(i: int) -> tuple[int, int, int]:
     """Neighbouring i get hues a golden angle apart, and saturation and brightness that change with them."""
     hue = (0.58 + 0.61803399 * i) % 1.0
-    red, green, blue = colorsys.hsv_to_rgb(hue, (0.72, 0.5, 0.85)[i % 3], (0.93, 0.78, 0.66)[(i // 3) % 3])
-    return round(red * 255), round(green * 255), round(blue * 255)
+    rgb = colorsys.hsv_to_rgb(hue, (0.72, 0.5, 0.85)[i % 3], (0.93, 0.78, 0.66)[(i // 3) % 3])
+    return tuple(round(255 * c) for c in rgb)

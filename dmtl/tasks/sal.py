@@ -1,4 +1,4 @@
-"""Saliency: does a pixel belong to what draws the eye. Two softmax channels, cross-entropy balanced by frequency."""
+"""Saliency: does a pixel belong to what draws the eye. Cross-entropy balanced by frequency."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmtl.metrics import MaxF
 from dmtl.tasks.binary import Binary, weighted_bce
 
 
@@ -19,7 +20,7 @@ class Sal(Binary):
 
         L = 1/n sum_i w(y_i) CE_i,     w(1) = n- / n,  w(0) = n+ / n
 
-    Divided by the number of pixels, not by the sum of weights. A sample that shows one class only therefore has loss 0.
+    Divided by the number of pixels, not by the sum of weights. A sample that shows one class only has loss 0.
     """
 
     name: str = "sal"
@@ -45,8 +46,6 @@ class Sal(Binary):
         logits_BCHW = logits_BCHW.float()
         return torch.sigmoid(logits_BCHW[:, 1] - logits_BCHW[:, 0])
 
-    def new_metric(self, **options: Any):
-        """`dmtl.metrics.MaxF`: maxF (beta^2 = 0.3), percent; `variant` "exact" or "paper"."""
-        from dmtl.metrics import MaxF
-
+    def new_metric(self, **options: Any) -> MaxF:
+        """`dmtl.metrics.MaxF`: maxF (beta^2 = 0.3) and its published variant maxF_paper, percent."""
         return MaxF(ignore=self.ignore, **options)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmtl.tasks.base import Task, as_array
+from dmtl import metrics
+from dmtl.tasks.base import Array, Range, Task, as_array
 from dmtl.tasks.palette import GREY, SPECTRUM, apply_scale
 
 
@@ -17,9 +18,9 @@ from dmtl.tasks.palette import GREY, SPECTRUM, apply_scale
 class Scalar(Task):
     """One logit that is the value itself (or its logarithm), masked L1.
 
-    Options: `log`: the logit is the natural logarithm of the value, and the loss compares logarithms; `distance`: values
-    are distances from the camera, so magnifying the image divides them; `low`, `high`: ends of the colour scale
-    (otherwise each picture takes the 1st and 99th percentile of its own values).
+    Options: `log`: the logit is the natural logarithm of the value, and the loss compares logarithms.
+    `distance`: values are distances from the camera, so magnifying the image divides them.
+    `low`, `high`: ends of the colour scale (otherwise the 1st and 99th percentile of each picture).
     With `log` or `distance` a label of 0 or less has no meaning and is ignored.
     """
 
@@ -34,8 +35,8 @@ class Scalar(Task):
 
     def __post_init__(self):
         super().__post_init__()
-        for option in ("log", "distance"):
-            self._require(isinstance(getattr(self, option), bool), option, "true or false", getattr(self, option))
+        self._require(isinstance(self.log, bool), "log", "true or false", self.log)
+        self._require(isinstance(self.distance, bool), "distance", "true or false", self.distance)
         for option in ("low", "high"):
             if getattr(self, option) is not None:
                 self._number(option)
@@ -66,21 +67,19 @@ class Scalar(Task):
         value_BHW = logits_BCHW[:, 0].float()
         return value_BHW.exp() if self.log else value_BHW
 
-    def new_metric(self, **options: Any):
+    def new_metric(self, **options: Any) -> metrics.Depth:
         """`dmtl.metrics.Depth`: rmse and abs_err, and the relative errors where values are positive."""
-        from dmtl.metrics import Depth
+        return metrics.Depth(ignore=self.ignore, relative=self.positive, **options)
 
-        return Depth(ignore=self.ignore, relative=self.positive, **options)
-
-    def picture(self, map: Tensor | np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
-        value = as_array(map, f"{self.name}.picture", "map", (2,)).astype(np.float32)
+    def picture(self, map: Array, value_range: Range = None) -> np.ndarray:
+        value = as_array(map, f"{self.name}.picture", "map", 2).astype(np.float32)
         return self._paint(value, np.isfinite(value), value_range)
 
-    def label_picture(self, label_KHW: Tensor | np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
+    def label_picture(self, label_KHW: Array, value_range: Range = None) -> np.ndarray:
         value, known = self._label(label_KHW, "label_picture")
         return self._paint(value, known, value_range)
 
-    def value_range(self, label_KHW: Tensor | np.ndarray) -> tuple[float, float]:
+    def value_range(self, label_KHW: Array) -> tuple[float, float]:
         return self._range(*self._label(label_KHW, "value_range"))
 
     def zoom(self, label_KHW: Tensor, factor: float) -> Tensor:
@@ -89,19 +88,17 @@ class Scalar(Task):
             return label_KHW
         return torch.where(self.valid(label_KHW), label_KHW / factor, label_KHW)
 
-    def _label(self, label_KHW: Tensor | np.ndarray, function: str) -> tuple[np.ndarray, np.ndarray]:
-        value = as_array(label_KHW, f"{self.name}.{function}", "label_KHW", (3,)).astype(np.float32)
+    def _label(self, label_KHW: Array, function: str) -> tuple[np.ndarray, np.ndarray]:
+        value = as_array(label_KHW, f"{self.name}.{function}", "label_KHW", 3).astype(np.float32)
         return value[0], self.valid(torch.from_numpy(value))[0].numpy()
 
     def _range(self, value: np.ndarray, known: np.ndarray) -> tuple[float, float]:
-        if not known.any():
-            low, high = 0.0, 1.0
-        else:
-            low, high = np.percentile(value[known], [1, 99])
-        low, high = (self.low if self.low is not None else float(low)), (self.high if self.high is not None else float(high))
+        low, high = map(float, np.percentile(value[known], [1, 99])) if known.any() else (0.0, 1.0)
+        low = low if self.low is None else self.low
+        high = high if self.high is None else self.high
         return low, max(high, low + 1e-6)
 
-    def _paint(self, value: np.ndarray, known: np.ndarray, value_range: tuple[float, float] | None) -> np.ndarray:
+    def _paint(self, value: np.ndarray, known: np.ndarray, value_range: Range) -> np.ndarray:
         low, high = value_range or self._range(value, known)
         share = (np.where(known, value, low) - low) / (high - low)
         # Distances run from warm (near) to cold (far), other numbers from cold (low) to warm (high).

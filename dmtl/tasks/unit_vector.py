@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmtl.tasks.base import Task, as_array
+from dmtl.metrics import Angular
+from dmtl.tasks.base import Array, Range, Task, as_array
 from dmtl.tasks.palette import GREY, vector_colours
 
-# A shorter logit vector has no direction worth learning from; the bound keeps the gradient of normalising finite.
+# Shorter logit vectors are not scaled up to length 1, which bounds the gradient of normalising.
 _SHORTEST = 1e-4
 
 
@@ -45,17 +46,15 @@ class UnitVector(Task):
         self._check_logits("decode", logits_BCHW)
         return F.normalize(logits_BCHW.float(), dim=1, eps=_SHORTEST)
 
-    def new_metric(self, **options: Any):
-        """`dmtl.metrics.Angular`: mean, median and rms angle in degrees, percent of pixels within 11.25, 22.5, 30."""
-        from dmtl.metrics import Angular
-
+    def new_metric(self, **options: Any) -> Angular:
+        """`dmtl.metrics.Angular`: mean, median, rms angle in degrees; percent within 11.25, 22.5, 30."""
         return Angular(ignore=self.ignore, **options)
 
-    def picture(self, map: Tensor | np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
-        return vector_colours(as_array(map, f"{self.name}.picture", "map", (3,)))
+    def picture(self, map: Array, value_range: Range = None) -> np.ndarray:
+        return vector_colours(as_array(map, f"{self.name}.picture", "map", 3))
 
-    def label_picture(self, label_KHW: Tensor | np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
-        label = as_array(label_KHW, f"{self.name}.label_picture", "label_KHW", (3,))
+    def label_picture(self, label_KHW: Array, value_range: Range = None) -> np.ndarray:
+        label = as_array(label_KHW, f"{self.name}.label_picture", "label_KHW", 3)
         known = self.valid(torch.from_numpy(np.ascontiguousarray(label)))[0].numpy()
         return np.where(known[..., None], vector_colours(label), GREY)
 
