@@ -1,0 +1,39 @@
+"""Training checkpoints: everything that decides what the next step computes, in one file, written atomically."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+
+from dmtl.errors import CheckpointError
+from dmtl.files import write_atomically
+
+FORMAT = 1
+
+
+def save_checkpoint(path: str | Path, state: dict) -> None:
+    """Writes `state` (tensors, numbers, strings, lists, dicts). A full disk leaves the checkpoint before it intact."""
+    def write(temporary: str) -> None:
+        try:
+            torch.save({"format": FORMAT, **state}, temporary)
+        except RuntimeError as error:  # torch's writer reports a full disk so
+            raise OSError(None, str(error).splitlines()[0]) from None
+
+    write_atomically(Path(path), write)
+
+
+def load_checkpoint(path: str | Path) -> dict:
+    """Reads what `save_checkpoint` wrote, without unpickling anything but tensors and plain containers."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path}: damaged or not a training checkpoint ({reason})") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: expected a training checkpoint of format {FORMAT}, "
+                              f"got format {state.get('format') if isinstance(state, dict) else type(state).__name__}")
+    return state

@@ -1,0 +1,76 @@
+"""What a run writes down: one JSON object per line, and TensorBoard events on request."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from dmtl.errors import ConfigError
+
+
+class RunLog:
+    """Appends rows to `RUN/log.jsonl`; each row has "event" and "step".
+
+    Args:
+        directory: the run's folder.
+        resume_step: when resuming, rows of later steps are dropped first (they will be written again).
+        tensorboard: also write events below `RUN/tensorboard`.
+    """
+
+    def __init__(self, directory: Path, *, resume_step: int = 0, tensorboard: bool = False):
+        self.path = directory / "log.jsonl"
+        kept = [line for line in self.read(self.path) if line["step"] <= resume_step] if resume_step else []
+        self._file = open(self.path, "w", encoding="utf-8")
+        for row in kept:
+            self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        self._writer = _summary_writer(directory / "tensorboard", resume_step) if tensorboard else None
+
+    def write(self, event: str, step: int, **values) -> None:
+        """One row; numbers below `values` also become TensorBoard scalars."""
+        self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+        self._file.flush()
+        if self._writer is not None:
+            for name, value in _flat(values):
+                self._writer.add_scalar(f"{event}/{name}", value, step)
+
+    def pictures(self, step: int, pictures: dict) -> None:
+        """uint8 [H, W, 3] arrays by name, to TensorBoard alone."""
+        if self._writer is not None:
+            for name, picture in pictures.items():
+                self._writer.add_image(name, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    @staticmethod
+    def read(path: str | Path) -> list[dict]:
+        """All complete rows of a log; a torn last line (a killed run) is left out."""
+        path = Path(path)
+        if not path.is_file():
+            return []
+        rows = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+        return rows
+
+
+def _flat(values: dict, prefix: str = ""):
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}/")
+        elif isinstance(value, (int, float)):
+            yield f"{prefix}{key}", value
+
+
+def _summary_writer(directory: Path, purge_step: int):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(f"log.tensorboard = true needs TensorBoard: pip install 'dmtl[tensorboard]' ({error})") from None
+    return SummaryWriter(str(directory), purge_step=purge_step or None)

@@ -1,0 +1,113 @@
+"""From a configuration to the objects of a run: data, labels, model, optimiser."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from dmtl.data import Cached, LabelledImages, LabelMatrix, eval_transform, make_loader, open_dataset, train_transform
+from dmtl.data.loader import Loader
+from dmtl.errors import ConfigError
+from dmtl.models import DiffusionMTL, ModelConfig, MultiTaskBaseline, build_model
+from dmtl.tasks import Task, task_from_spec
+from dmtl.train.config import DataConfig, OptimConfig, RunConfig
+
+
+@dataclass(frozen=True)
+class Data:
+    """The two splits and the labels that training may see."""
+
+    train: LabelledImages
+    val: LabelledImages
+    labels: LabelMatrix
+    tasks: dict[str, Task]
+
+
+def open_data(config: DataConfig, task_weights: dict[str, float] | None = None) -> Data:
+    """Opens the data set and decides which labels are visible."""
+    size = tuple(config.size)
+    rendered = config.root == "scenes"
+    train, val = (
+        open_dataset(config.root, split, tasks=config.tasks, size=size if rendered or config.resize else None,
+                     count=count if rendered else None)
+        for split, count in (("train", config.train_count), ("val", config.val_count))
+    )
+    tasks = {name: _weighted(task, (task_weights or {}).get(name)) for name, task in train.tasks.items()}
+    for name in task_weights or {}:
+        if name not in tasks:
+            raise ConfigError(f"optim.task_weights.{name} is not a task of {train.name} (tasks: {', '.join(tasks)})")
+    labels = choose_labels(config, train)
+    if config.cache:
+        train, val = Cached(train), Cached(val)
+    return Data(train, val, labels, tasks)
+
+
+def choose_labels(config: DataConfig, dataset: LabelledImages) -> LabelMatrix:
+    """The label matrix that `data.labels` asks for, over the data set's images and tasks."""
+    ids, tasks, available = dataset.ids, list(dataset.tasks), dataset.available()
+    if config.labels == "full":
+        return available
+    if config.labels == "one-label":
+        return LabelMatrix.one_label(ids, tasks, config.label_seed, available)
+    if config.labels == "random-labels":
+        return LabelMatrix.random_labels(ids, tasks, config.label_seed, available=available)
+    if config.labels.endswith(".csv"):
+        return available.intersect(LabelMatrix.read_csv(config.labels))
+    raise ConfigError('data.labels must be "one-label", "random-labels", "full" or the name of a .csv file, '
+                      f"got {config.labels!r}")
+
+
+def training_loader(config: RunConfig, data: Data, pin: bool = False) -> Loader:
+    """Augmented batches of the training split with the visible labels."""
+    c = config.data
+    transform = train_transform(tuple(c.size), scale=tuple(c.scale), flip=c.flip, photometric=c.photometric)
+    return make_loader(data.train, data.labels, transform, batch_size=config.optim.batch_size, seed=config.optim.seed,
+                       workers=c.workers, pin=pin)
+
+
+def evaluation_loader(data: Data, batch_size: int = 8, workers: int = 0) -> Loader:
+    """The validation split with all its labels, in order."""
+    return make_loader(data.val, None, eval_transform(), batch_size=batch_size, shuffle=False, workers=workers)
+
+
+def model_for(config: RunConfig, tasks: dict[str, Task]) -> DiffusionMTL | MultiTaskBaseline:
+    """A freshly initialised model for these tasks; its weights depend on `optim.seed` alone."""
+    if config.model.tasks and {s["name"] for s in config.model.tasks} != set(tasks):
+        raise ConfigError(f"model.tasks must be the tasks of the data ({', '.join(tasks)}), "
+                          f"got {', '.join(s['name'] for s in config.model.tasks)}")
+    model_config: ModelConfig = dataclasses.replace(config.model, tasks=[task.spec() for task in tasks.values()])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.optim.seed)
+        return build_model(model_config)
+
+
+def optimizer_for(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Adam or AdamW over all parameters; on a GPU one fused kernel."""
+    cls = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return cls(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def learning_rate(config: OptimConfig, step: int) -> float:
+    """Linear warm-up, then lr (1 - step / steps)^power; `step` counts from 0."""
+    warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    return config.lr * warm * (1 - step / config.steps) ** config.power
+
+
+def pick_device(name: str) -> torch.device:
+    """"auto" is the first GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f'device must be "auto", "cpu", "cuda" or "cuda:N", got {name!r}') from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device must be one that is here, got {name!r}, but torch finds no GPU")
+    return device
+
+
+def _weighted(task: Task, weight: float | None) -> Task:
+    return task if weight is None else task_from_spec({**task.spec(), "weight": weight})
