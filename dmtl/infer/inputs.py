@@ -1,0 +1,87 @@
+"""From the paths on a command line to image files, each with a name of its own for its outputs."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from dmtl.infer.images import SUFFIXES
+
+
+@dataclass(frozen=True)
+class Input:
+    """One image file; `name` ("street/0001", with `/` everywhere) is what its outputs are called, without a suffix."""
+
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An input that gave no output, and why."""
+
+    path: str
+    reason: str
+
+
+def find_images(paths: Iterable[str | os.PathLike], out_dir: str | os.PathLike) -> tuple[list[Input], list[Failure]]:
+    """Every image below `paths`, sorted within each folder, and the paths that lead to none.
+
+    Files are taken whatever their suffix; folders are searched to any depth for known suffixes, without hidden entries, links to
+    folders, and `out_dir`. A file is named by its file name, a file found in a folder by its path below that folder. Where
+    two inputs would so get one name, all names are paths below the deepest folder that holds every input; two files that
+    differ in nothing but their suffix keep it in their names.
+    """
+    found: dict[Path, Path] = {}  # file -> the folder that its name starts from; a file given twice is predicted once
+    failures: list[Failure] = []
+    out_dir = Path(out_dir).resolve()
+    for path in map(Path, paths):
+        if path.is_dir():
+            root = path.resolve()
+            files = list(_walk(root, out_dir, failures))
+            if not files:
+                failures.append(Failure(str(path), f"no images, expected files that end in {', '.join(SUFFIXES)}"))
+        elif os.path.exists(path):
+            root = path.parent.resolve()
+            files = [root / path.name]
+        else:
+            failures.append(Failure(str(path), "does not exist, expected an image or a folder of images"))
+            continue
+        for file in files:
+            found.setdefault(file, root)
+    short = [file.relative_to(root) for file, root in found.items()]
+    if len({str(name).lower() for name in short}) < len(short):
+        short = [file.relative_to(_common_folder(found.values())) for file in found]
+    names = _names([PurePosixPath(*name.parts) for name in short])
+    return [Input(file, name) for file, name in zip(found, names, strict=True)], failures
+
+
+def _common_folder(folders: Iterable[Path]) -> Path:
+    return Path(os.path.commonpath(list(folders)))
+
+
+def _walk(folder: Path, out_dir: Path, failures: list[Failure]):
+    def unreadable(error: OSError) -> None:
+        failures.append(Failure(str(error.filename), f"cannot be listed ({error.strerror}), expected a folder of images"))
+
+    for here, folders, files in os.walk(folder, onerror=unreadable):
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and Path(here, f) != out_dir)
+        yield from (Path(here, f) for f in sorted(files) if not f.startswith(".") and f.lower().endswith(SUFFIXES))
+
+
+def _names(paths: list[PurePosixPath]) -> list[str]:
+    # Compared without case: on some file systems A.png and a.png are one file.
+    stems = [str(p.with_suffix("")) for p in paths]
+    twice = Counter(stem.lower() for stem in stems)
+    names = [str(p) if twice[stem.lower()] > 1 else stem for p, stem in zip(paths, stems, strict=True)]
+    taken: set[str] = set()
+    for i, name in enumerate(names):
+        number = 2
+        while names[i].lower() in taken:
+            names[i] = f"{name}_{number}"
+            number += 1
+        taken.add(names[i].lower())
+    return names

@@ -1,0 +1,118 @@
+"""Decoded maps as files: the natural format of each kind, with nothing lost that the format can hold.
+
+    classes      8-bit palette PNG; the pixel value is the class id, the palette makes it a picture (16-bit grey above 256 classes)
+    binary       8-bit grey PNG; probability = value / 255
+    distance     16-bit grey PNG in millimetres; metres = value / 1000, at most 65.535
+    scalar       16-bit grey PNG; value = offset + scale * pixel, both given for each image in maps.json and in the PNG itself
+    unit_vector  8-bit RGB PNG; component = value / 127.5 - 1; and as float16 .npy [3, H, W] on request
+"""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from dmtl.tasks import Task
+
+TILE = 420  # pixels, longest side of a picture on an overview sheet
+
+
+def is_distance(task: Task) -> bool:
+    """Values are metres from the camera."""
+    return task.kind == "scalar" and bool(getattr(task, "distance", False))
+
+
+def describe_format(task: Task) -> dict:
+    """How to read the files of this task, for maps.json."""
+    if task.kind == "classes":
+        bits = "8-bit palette" if task.channels <= 256 else "16-bit grey"
+        return {"kind": task.kind, "png": f"{bits}; pixel value = class id", "classes": list(task.classes)}
+    if task.kind == "binary":
+        return {"kind": task.kind, "png": "8-bit grey; probability = value / 255", "scale": 1 / 255, "offset": 0.0}
+    if is_distance(task):
+        text = "16-bit grey, millimetres; metres = value / 1000, nearer than 0 as 0, farther than 65.535 m as 65535"
+        return {"kind": task.kind, "png": text, "unit": "m", "scale": 0.001, "offset": 0.0}
+    if task.kind == "scalar":
+        text = "16-bit grey; value = offset + scale * pixel, with offset and scale of each image"
+        return {"kind": task.kind, "png": text}
+    return {"kind": task.kind, "png": "8-bit RGB; component = value / 127.5 - 1", "scale": 1 / 127.5, "offset": -1.0}
+
+
+def encode_map(task: Task, map: Tensor) -> tuple[bytes, dict]:
+    """A decoded map ([H, W], or [3, H, W] for vectors) as PNG, and what is particular to this image (scalar: offset and scale)."""
+    value = map.detach().cpu().numpy()
+    if task.kind == "classes":
+        if task.channels > 256:
+            return _png(Image.fromarray(value.astype(np.uint16))), {}
+        image = Image.fromarray(value.astype(np.uint8), mode="L").convert("L")
+        image = _with_palette(image, task)
+        return _png(image), {}
+    if task.kind == "binary":
+        return _png(Image.fromarray(_rounded(value * 255.0, 255).astype(np.uint8))), {}
+    if is_distance(task):
+        return _png(Image.fromarray(_rounded(value * 1000.0, 65535).astype(np.uint16))), {}
+    if task.kind == "scalar":
+        low, high = float(value.min()), float(value.max())
+        scale = (high - low) / 65535 or 1.0
+        stored = _rounded((value.astype(np.float64) - low) / scale, 65535).astype(np.uint16)
+        reading = {"offset": low, "scale": scale}
+        return _png(Image.fromarray(stored), reading), reading
+    rgb_HW3 = np.moveaxis(_rounded((value + 1.0) * 127.5, 255).astype(np.uint8), 0, -1)
+    return _png(Image.fromarray(np.ascontiguousarray(rgb_HW3))), {}
+
+
+def encode_npy(map: Tensor) -> bytes:
+    """float16 .npy."""
+    stream = io.BytesIO()
+    np.save(stream, map.detach().cpu().numpy().astype(np.float16), allow_pickle=False)
+    return stream.getvalue()
+
+
+def encode_picture(rgb: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] as PNG."""
+    return _png(Image.fromarray(np.ascontiguousarray(rgb)))
+
+
+def overview(pictures: dict[str, np.ndarray]) -> np.ndarray:
+    """One sheet of captioned pictures uint8 [H, W, 3], all of one size, in reading order; large ones are reduced."""
+    tiles = {}
+    for caption, rgb in pictures.items():
+        image = Image.fromarray(np.ascontiguousarray(rgb))
+        image.thumbnail((TILE, TILE), Image.Resampling.BOX)
+        tiles[caption] = image
+    width = max(max(t.width for t in tiles.values()), 120)  # captions need some room under a tiny picture
+    height = max(t.height for t in tiles.values())
+    columns = min(len(tiles), 4 if len(tiles) > 6 else 3 if len(tiles) != 4 else 2)
+    rows = -(-len(tiles) // columns)
+    gap, line = 12, 26
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + line) + gap), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for i, (caption, tile) in enumerate(tiles.items()):
+        x, y = gap + (i % columns) * (width + gap), (i // columns) * (height + line)
+        draw.text((x, y + 5), caption, fill=(40, 44, 52), font=font)
+        sheet.paste(tile, (x, y + line))
+    return np.asarray(sheet)
+
+
+def _with_palette(ids: Image.Image, task: Task) -> Image.Image:
+    colours = task.picture(np.arange(task.channels, dtype=np.int64)[None])[0]
+    image = Image.frombytes("P", ids.size, ids.tobytes())
+    image.putpalette(colours.astype(np.uint8).tobytes())
+    return image
+
+
+def _rounded(value: np.ndarray, top: int) -> np.ndarray:
+    return np.rint(np.clip(value, 0, top))
+
+
+def _png(image: Image.Image, reading: dict | None = None) -> bytes:
+    stream, info = io.BytesIO(), PngInfo()
+    if reading:
+        info.add_text("dmtl", json.dumps(reading))
+    image.save(stream, "PNG", compress_level=4, pnginfo=info)
+    return stream.getvalue()

@@ -1,0 +1,293 @@
+"""Predict maps for images of any size: one image in memory, or files and folders into a folder of maps.
+
+What `predict_files` writes, `<name>` being the file's name without suffix, below a given folder the path there (see `find_images`):
+
+    OUT/<task>/<name>.png           the map in its natural format (see `dmtl.infer.maps`)
+    OUT/<task>/<name>.npy           unit vectors as float16 [3, H, W], with npy=True
+    OUT/pictures/<task>/<name>.png  the map in colours
+    OUT/overview/<name>.png         the image and all its pictures on one sheet
+    OUT/maps.json                   how to read the maps, the images done, and the failures
+
+Maps have the size of the upright image (EXIF orientation applied).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dmtl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from dmtl.diffusion import CounterNoise
+from dmtl.errors import ConfigError, DataError
+from dmtl.files import write_atomically, write_text
+from dmtl.infer.images import read_image, to_rgb
+from dmtl.infer.inputs import Failure, Input, find_images
+from dmtl.infer.maps import describe_format, encode_map, encode_npy, encode_picture, overview
+
+FORMAT = "dmtl maps 1"
+RESERVED = ("pictures", "overview")
+
+
+@dataclass
+class Summary:
+    """What `predict_files` did. `ok` is false when any input failed; the command line then exits with a non-zero status."""
+
+    out_dir: Path
+    written: list[str] = field(default_factory=list)  # names of the images predicted
+    failures: list[Failure] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        return not self.failures
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.written)} image{'' if len(self.written) == 1 else 's'} predicted into {self.out_dir}"]
+        if self.written and self.seconds > 0:
+            lines[0] += f" ({len(self.written) / self.seconds:.2f} images/s)"
+        if self.failures:
+            lines.append(f"{len(self.failures)} failed:")
+            lines += [f"  {f.path}: {f.reason}" for f in self.failures]
+        return "\n".join(lines)
+
+
+class Predictor:
+    """A model ready to predict.
+
+    Args:
+        model: `DiffusionMTL` or a baseline; moved to `device` and set to eval mode.
+        device: anything `torch.device` takes.
+        steps, eta: sampler of this prediction; default as the model was configured.
+        tasks: names of the maps wanted, default all.
+        seed: of the chain's noise. Every image gets the same noise, so its maps do not depend on what else is predicted.
+
+    Errors: ConfigError for a device that is not there, an unknown task (with the nearest name), or steps below 1.
+
+    Example:
+        >>> predictor = Predictor.from_pretrained("runs/demo/diffusion/model")
+        >>> predictor.predict("street.jpg")["semseg"].shape
+        torch.Size([480, 640])
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        device: str | torch.device = "cpu",
+        *,
+        steps: int | None = None,
+        eta: float | None = None,
+        tasks: Sequence[str] | None = None,
+        seed: int = 0,
+    ):
+        if steps is not None and steps < 1:
+            raise ConfigError(f"Predictor: steps must be at least 1, got {steps}")
+        self.tasks = _chosen(model.tasks, tasks)
+        self.device = _device(device)
+        self.model = model.to(self.device).eval()
+        self.steps, self.eta, self.seed = steps, eta, seed
+        self._mean = torch.tensor(IMAGENET_MEAN, device=self.device).view(1, 3, 1, 1)
+        self._std = torch.tensor(IMAGENET_STD, device=self.device).view(1, 3, 1, 1)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | os.PathLike, device: str | torch.device = "cpu", **options) -> Predictor:
+        """Reads the model folder that `save_pretrained` wrote. CheckpointError when it is missing, damaged or foreign."""
+        from dmtl.models import load_model
+
+        return cls(load_model(directory), device, **options)
+
+    @torch.inference_mode()
+    def predict(self, image: Tensor | Image.Image | str | os.PathLike) -> dict[str, Tensor]:
+        """Decoded maps of one image, on the CPU: task -> [H, W], or [3, H, W] for unit vectors (see `Task.decode`).
+
+        Args:
+            image: uint8 tensor [3, H, W] (RGB), Pillow image, or path of an image file.
+
+        Errors: TypeError / ValueError for another image; DataError for a file that cannot be read.
+        """
+        image_1CHW = self._as_tensor(image)[None].to(self.device)
+        normalised = (image_1CHW.float() / 255 - self._mean) / self._std
+        noise = CounterNoise(self.seed)
+        final = self.model(normalised, list(self.tasks), steps=self.steps, eta=self.eta, noise=noise).final
+        maps = {}
+        for name, task in self.tasks.items():
+            if not torch.isfinite(final[name]).all():
+                raise DataError(f"{name}: the model's output is not finite")
+            maps[name] = task.decode(final[name])[0].cpu()
+        return maps
+
+    def predict_files(
+        self,
+        paths: Iterable[str | os.PathLike],
+        out_dir: str | os.PathLike,
+        *,
+        pictures: bool = True,
+        npy: bool = False,
+        progress: bool | None = None,
+    ) -> Summary:
+        """Predict every image among `paths` (files and folders) into `out_dir`; see the module's docstring for the names.
+
+        Inputs that cannot be read or do not fit into memory are skipped and listed in the summary.
+
+        Args:
+            out_dir: a new or empty folder, or one that `predict_files` filled before; files in it are replaced one by one.
+            pictures: also write coloured pictures and overview sheets.
+            npy: also write unit vectors as .npy.
+            progress: show a progress bar on stderr; default only where stderr is a terminal.
+
+        Errors: OSError, naming the path, when an output cannot be written (no permission, full disk): nothing more could be
+        written then. DataError when `out_dir` holds other things, ConfigError when a task is called like one of our folders.
+        """
+        clash = [name for name in self.tasks if name in RESERVED]
+        if clash:
+            raise ConfigError(f"predict_files: tasks must not be called {' or '.join(RESERVED)}, got {clash[0]!r}")
+        summary = Summary(_output_folder(out_dir))
+        inputs, summary.failures = find_images(paths, summary.out_dir)
+        done: list[dict] = []
+        self._write_index(summary, done)  # first of all: tells at once whether the folder can be written
+        start = time.perf_counter()
+        try:
+            with _progress_bar(len(inputs), progress) as advance:
+                for item in inputs:
+                    try:
+                        done.append(self._predict_file(item, summary.out_dir, pictures, npy))
+                        summary.written.append(item.name)
+                    except DataError as error:
+                        reason = str(error).removeprefix(f"{item.path}: ")
+                        summary.failures.append(Failure(str(item.path), reason))
+                    advance()
+        finally:  # also after Ctrl-C: what is there is described
+            summary.seconds = time.perf_counter() - start
+            self._write_index(summary, done)
+        return summary
+
+    def _predict_file(self, item: Input, out_dir: Path, pictures: bool, npy: bool) -> dict:
+        image_CHW = read_image(item.path)
+        height, width = image_CHW.shape[-2:]
+        with _memory_errors(height, width):
+            maps = self.predict(image_CHW)
+        entry: dict[str, Any] = {"input": str(item.path), "name": item.name, "size": [height, width]}
+        painted = {"image": image_CHW.permute(1, 2, 0).numpy()}
+        for name, task in self.tasks.items():
+            png, reading = encode_map(task, maps[name])
+            _write(out_dir / name / f"{item.name}.png", png)
+            if reading:
+                entry.setdefault("reading", {})[name] = reading
+            if npy and task.kind == "unit_vector":
+                _write(out_dir / name / f"{item.name}.npy", encode_npy(maps[name]))
+            if pictures:
+                painted[name] = np.asarray(task.picture(maps[name]))
+                _write(out_dir / "pictures" / name / f"{item.name}.png", encode_picture(painted[name]))
+        if pictures:
+            _write(out_dir / "overview" / f"{item.name}.png", encode_picture(overview(painted)))
+        return entry
+
+    def _as_tensor(self, image: Tensor | Image.Image | str | os.PathLike) -> Tensor:
+        if isinstance(image, (str, os.PathLike)):
+            return read_image(image)
+        if isinstance(image, Image.Image):
+            return to_rgb(image)
+        if not isinstance(image, Tensor):
+            raise TypeError(f"predict: image must be a uint8 tensor, a Pillow image or a path, got {type(image).__name__}")
+        if image.dtype != torch.uint8:
+            raise TypeError(f"predict: image must be a uint8 tensor [3, H, W], got {image.dtype} {list(image.shape)}")
+        if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
+            raise ValueError(f"predict: image must be a uint8 tensor [3, H, W] with pixels, got {list(image.shape)}")
+        return image
+
+    def _write_index(self, summary: Summary, done: list[dict]) -> None:
+        index = {
+            "format": FORMAT,
+            "steps": self.steps,
+            "eta": self.eta,
+            "seed": self.seed,
+            "tasks": {name: describe_format(task) for name, task in self.tasks.items()},
+            "images": done,
+            "failures": [asdict(failure) for failure in summary.failures],
+        }
+        write_text(summary.out_dir / "maps.json", json.dumps(index, indent=1) + "\n")
+
+
+def _chosen(known: dict, wanted: Sequence[str] | None) -> dict:
+    chosen = {}
+    for name in known if wanted is None else wanted:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), list(known), 1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ConfigError(f"Predictor: tasks must be among {', '.join(known)}, got {name!r}{hint}")
+        chosen[name] = known[name]
+    if not chosen:
+        raise ConfigError(f"Predictor: tasks must name at least one of {', '.join(known)}, got none")
+    return chosen
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"Predictor: device must be one that works here, got {device} ({first_line})") from None
+    return device
+
+
+def _output_folder(out_dir: str | os.PathLike) -> Path:
+    """Refuses a folder with foreign content: `--out` on a data set would overwrite its labels."""
+    path = Path(out_dir)
+    if path.exists() and not path.is_dir():
+        raise DataError(f"{path}: is a file, expected a folder for the maps")
+    if path.is_dir() and any(path.iterdir()) and not _is_ours(path / "maps.json"):
+        raise DataError(f"{path}: holds other files, expected a new or empty folder, or an earlier output of predict")
+    return path
+
+
+def _is_ours(index: Path) -> bool:
+    try:
+        return json.loads(index.read_text(encoding="utf-8"))["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _write(path: Path, content: bytes) -> None:
+    write_atomically(path, lambda temporary: Path(temporary).write_bytes(content))
+
+
+@contextmanager
+def _memory_errors(height: int, width: int):
+    """An image too large for the memory is that image's failure, not the run's."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text or "out of memory" in text:
+            raise DataError(f"not enough memory for {width}x{height} pixels") from error
+        raise
+
+
+@contextmanager
+def _progress_bar(total: int, wanted: bool | None):
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task):
+            return Text(f"{task.speed:.1f} images/s" if task.speed else "")
+
+    console = Console(stderr=True, force_terminal=wanted)
+    hidden = not console.is_terminal or total == 0
+    columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
+        task = bar.add_task("predict", total=total)
+        yield lambda: bar.advance(task)
