@@ -22,7 +22,7 @@ _BINS_PER_DEGREE = 100
 class Angular(Metric):
     """`mean`, `median`, `rmse` in degrees; `within_11.25`, `within_22.5`, `within_30` in percent of pixels.
 
-    All over the valid pixels of the whole data set (no channel ignored, vector not zero). The median comes from
+    All over the valid pixels of the data set (no channel ignored, vector not zero). The median comes from
     a histogram with bins of 0.01 degree and is the centre of its bin: right within 0.005 degree.
     """
 

@@ -19,7 +19,7 @@ class Edge(PixelF):
         loss = mean_batches mean_pixels b y softplus(-p) + (1 - b) (1 - y) softplus(p)
 
     `loss` is the published figure, in which the probability is taken for a logit. It is a mean over `update`
-    calls of the mean of each, so it depends on how the data were batched: compare it between equal batches only.
+    calls of the mean of each, so it depends on how data were batched: compare it between equal batches only.
     """
 
     def __init__(self, *, ignore: float = 255.0, balance: float = 0.95):

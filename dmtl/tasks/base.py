@@ -77,6 +77,8 @@ class Task:
         # Masked before any arithmetic: 0 * nan would otherwise leak from ignored pixels into the gradient.
         logits_BCHW = torch.where(valid_B1HW, logits_BCHW, 0.0)
         label_BKHW = torch.where(valid_B1HW, label_BKHW, 0)
+        if label_BKHW.is_floating_point():
+            label_BKHW = label_BKHW.to(logits_BCHW.dtype)
         loss_B1HW = torch.where(valid_B1HW, self._pixel_loss(logits_BCHW, label_BKHW, valid_B1HW), 0.0)
         count_B = valid_B1HW.sum((1, 2, 3)).clamp(min=1)
         return loss_B1HW.sum((1, 2, 3)) / count_B

@@ -1,0 +1,145 @@
+"""Decoding, geometry of values, pictures."""
+
+import numpy as np
+import pytest
+import torch
+
+from dmtl.tasks import make_task
+from dmtl.tasks.palette import EMBER, GREY, SPECTRUM, apply_scale, class_palette
+from tests.tasks.cases import TASKS, ignored, label_of, logits_of
+
+each_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+
+
+def decoded_label(task, label_KHW):
+    return label_KHW if task.kind == "unit_vector" else label_KHW[0]
+
+
+@each_task
+def test_decoded_maps(task):
+    logits = logits_of(task)
+    map = task.decode(logits)
+    if task.kind == "classes":
+        assert map.dtype == torch.int64
+        assert map.tolist() == logits.numpy().argmax(1).tolist()
+    elif task.name == "sal":
+        torch.testing.assert_close(map, logits.softmax(1)[:, 1])
+    elif task.kind == "binary":
+        torch.testing.assert_close(map, 1 / (1 + (-logits[:, 0]).exp()))
+    elif task.kind == "unit_vector":
+        torch.testing.assert_close(map.norm(dim=1), torch.ones(3, 5, 7))
+        torch.testing.assert_close(map * logits.norm(dim=1, keepdim=True), logits)
+    else:
+        torch.testing.assert_close(map, logits[:, 0].exp() if task.log else logits[:, 0])
+    assert task.decode(logits.bfloat16()).dtype == map.dtype
+    assert map.shape == ((3, 3, 5, 7) if task.kind == "unit_vector" else (3, 5, 7))
+
+
+@each_task
+def test_flip_twice_is_nothing(task):
+    label = label_of(task)[0]
+    flipped = task.flip(label)
+    assert torch.equal(task.flip(flipped), label) and flipped.dtype == label.dtype
+    if task.kind == "unit_vector":
+        known = ~ignored()[0].flip(-1)[0]
+        mirrored = label.flip(-1)
+        assert torch.equal(flipped[0][known], -mirrored[0][known])
+        assert torch.equal(flipped[1:], mirrored[1:])
+        assert (flipped[:, ~known] == task.ignore).all()
+    else:
+        assert torch.equal(flipped, label.flip(-1))
+
+
+@each_task
+def test_zoom(task):
+    label = label_of(task)[0]
+    zoomed = task.zoom(label, 2.0)
+    if task.name in ("depth", "range"):
+        known = ~ignored()[0]
+        assert torch.equal(zoomed[known], label[known] / 2)
+        assert (zoomed[~known] == task.ignore).all()
+    else:
+        assert torch.equal(zoomed, label)
+    assert zoomed.dtype == label.dtype
+    for factor in (0, -1, float("nan"), "2"):
+        with pytest.raises(ValueError, match=rf"^{task.name}\.zoom: factor must be a positive number, got"):
+            task.zoom(label, factor)
+
+
+@each_task
+def test_geometry_rejects_batches(task):
+    expected = rf"\[{task.label_channels}, H, W\]"
+    with pytest.raises(ValueError, match=rf"^{task.name}\.flip: label_KHW must be a real tensor {expected}, got"):
+        task.flip(label_of(task))
+
+
+@each_task
+def test_pictures(task):
+    map = task.decode(logits_of(task))[0]
+    picture = task.picture(map)
+    assert picture.dtype == np.uint8 and picture.shape == (5, 7, 3)
+    np.testing.assert_array_equal(task.picture(map.numpy()), picture)
+
+    label = label_of(task)[0]
+    picture = task.label_picture(label)
+    assert picture.dtype == np.uint8 and picture.shape == (5, 7, 3)
+    unknown = ignored()[0, 0].numpy()
+    assert (picture[unknown] == 128).all()
+    np.testing.assert_array_equal(task.label_picture(label.numpy()), picture)
+    # The same value has the same colour in a map and in a label, given the same scale.
+    scale = task.value_range(label)
+    as_map = decoded_label(task, label)
+    as_map = as_map.long() if task.kind == "classes" else as_map.float()
+    expected = task.picture(as_map, value_range=scale)
+    np.testing.assert_array_equal(task.label_picture(label, value_range=scale)[~unknown], expected[~unknown])
+
+
+@each_task
+def test_picture_of_nothing_known_is_grey(task):
+    label = torch.full_like(label_of(task)[0], task.ignore)
+    assert (task.label_picture(label) == 128).all()
+
+
+@each_task
+def test_picture_errors(task):
+    map = task.decode(logits_of(task))
+    with pytest.raises(ValueError, match=rf"^{task.name}\.picture: map must have . dimensions, got"):
+        task.picture(map)
+    with pytest.raises(TypeError, match=r"\.label_picture: label_KHW must be a tensor or an array, got str"):
+        task.label_picture("label")
+
+
+def test_near_is_warm_and_far_is_cold():
+    picture = TASKS["depth"].picture(torch.tensor([[1.0, 10.0]]), value_range=(1, 10))
+    assert picture[0].tolist() == [SPECTRUM[-1].round().tolist(), SPECTRUM[0].round().tolist()]
+
+
+def test_fixed_range():
+    task = TASKS["heat"]
+    assert task.value_range(label_of(task)[0]) == (-5, 5)
+    picture = task.picture(np.array([[-5.0, 5.0, -9.0, np.nan]], np.float32))
+    assert (picture[0, 0] == picture[0, 2]).all() and (picture[0, 0] != picture[0, 1]).any()
+    assert (picture[0, 3] == GREY).all()
+
+
+def test_probability_scale_brightens():
+    colours = apply_scale(EMBER, np.linspace(0, 1, 50)).astype(int).sum(-1)
+    assert (np.diff(colours) >= 0).all() and colours[-1] > colours[0] + 500
+
+
+@pytest.mark.parametrize("count", [2, 19, 40, 150])
+def test_palette_colours_differ(count):
+    colours = class_palette(tuple(f"class {i}" for i in range(count)))
+    assert colours.shape == (count, 3) and len(np.unique(colours, axis=0)) == count
+    distance = np.linalg.norm(colours[:, None].astype(float) - colours[None], axis=-1) + 1e3 * np.eye(count)
+    assert distance.min() > (60 if count <= 19 else 8)
+
+
+def test_palette_knows_familiar_things():
+    sky, twin, other = class_palette(("Sky", "sky", "quux"))
+    assert sky[2] > sky[0] and (sky != twin).any() and (sky != other).any()
+
+
+def test_edge_is_thin():
+    assert TASKS["edge"].thin and not TASKS["sal"].thin
+    assert make_task("crack", "binary", thin=True).thin
