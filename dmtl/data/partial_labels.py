@@ -68,7 +68,7 @@ class LabelMatrix:
         are chosen and the counts are evened out as far as they allow; an image without any label stays bare.
         """
         _check_tasks("one_label", tasks)
-        ids, tasks = list(ids), list(tasks)
+        ids, asked, tasks = list(ids), list(tasks), sorted(tasks)
         allowed = _allowed(ids, tasks, available)
         order = sorted(range(len(ids)), key=lambda i: _draw(seed, ids[i]))
         choice, count = np.full(len(ids), -1), [0] * len(tasks)
@@ -79,7 +79,7 @@ class LabelMatrix:
                 choice[i] = min(options, key=lambda t: (count[t], ties[t]))
                 count[choice[i]] += 1
         _even_out(choice, allowed, count, order)
-        return cls(ids, tasks, choice[:, None] == np.arange(len(tasks)))
+        return cls(ids, tasks, choice[:, None] == np.arange(len(tasks))).subset(tasks=asked)
 
     @classmethod
     def random_labels(cls, ids: Sequence[str], tasks: Sequence[str], seed: int = 0, *,
