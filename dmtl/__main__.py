@@ -1,0 +1,7 @@
+"""`python -m dmtl` is `dmtl`."""
+
+import sys
+
+from dmtl.cli import main
+
+sys.exit(main())

@@ -1,0 +1,54 @@
+"""The command line: `dmtl COMMAND ...`. Each command is a module of this package with `main(arguments) -> exit status`."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from importlib import import_module
+
+from dmtl import __version__
+from dmtl.errors import DmtlError
+
+COMMANDS = {
+    "demo": "train on rendered scenes, compare with the baseline, write a report: start here",
+    "train": "train from a TOML file and options",
+    "eval": "metrics of a trained model on a data set",
+    "predict": "maps and pictures for image files and folders",
+    "claim": "repeat one configuration over several seeds, beside the multi-task baseline",
+    "report": "write the report page of finished runs",
+    "convert": "read the published checkpoint, or write one",
+    "data": "look at a data set, check it, choose labels, export",
+    "info": "what was built, and which backend each operator takes here",
+}
+
+USAGE = (
+    "usage: dmtl COMMAND [OPTIONS]\n\n"
+    "Learn several dense prediction tasks from partially labelled images (DiffusionMTL).\n\ncommands:\n"
+    + "\n".join(f"  {name:9}{text}" for name, text in COMMANDS.items())
+    + "\n\n`dmtl COMMAND --help` explains a command."
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command. Errors that a user can mend are one line on stderr and status 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"dmtl {__version__}")
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        print(f"dmtl: unknown command {command!r}{hint} (commands: {', '.join(COMMANDS)})", file=sys.stderr)
+        return 2
+    try:
+        return import_module(f"dmtl.cli.{command}").main(rest) or 0
+    except (DmtlError, OSError) as error:
+        print(f"dmtl {command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"dmtl {command}: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,40 @@
+"""`dmtl convert`: the published checkpoint and ours, both ways."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from dmtl.cli._common import console, model_folder, parse
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Read a published checkpoint (.pth.tar) and write a model folder; with --to-official the other way round.
+
+    Only tensors and plain containers are unpickled. S and the noise schedule are read from the file's buffers.
+    """
+
+    source: Annotated[str, tyro.conf.Positional]
+    """The published file, or (--to-official) a model folder."""
+    target: Annotated[str, tyro.conf.Positional]
+    """The folder to write, or (--to-official) the file."""
+    to_official: bool = False
+    """Write the published format."""
+
+
+def main(arguments: list[str]) -> int:
+    args = parse(Convert, arguments, "convert")
+    from dmtl.models.published import convert_official, convert_to_official
+
+    if args.to_official:
+        convert_to_official(model_folder(args.source), args.target)
+    else:
+        model = convert_official(args.source, args.target)
+        count = sum(p.numel() for p in model.parameters())
+        console.print(f"{count / 1e6:.2f} M parameters, S = {model.mtdnet.schedule.steps}, "
+                      f"tasks: {', '.join(f'{t} ({c})' for t, c in model.channels.items())}")
+    console.print(f"wrote {args.target}")
+    return 0
