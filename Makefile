@@ -1,0 +1,34 @@
+# The two commands of the README: `make demo` and `make test`. Both make .venv and install what they need.
+#
+#   PYTHON=...   interpreter for .venv (3.11 or newer)        VENV=...   another place for it
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check
+SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+
+.PHONY: demo test lint benchmark gpu-check clean
+
+demo: $(VENV)/.installed            ## train on rendered scenes, write runs/demo/report.html
+	$(RUN) -m dmtl demo --out runs/demo --overwrite
+
+test: $(VENV)/.installed-test       ## run the tests
+	$(RUN) -m pytest -q -n auto
+
+benchmark: $(VENV)/.installed-test  ## time the operators beside PyTorch
+	$(RUN) -m pytest benchmarks --benchmark-only
+
+clean:
+	rm -rf $(VENV) build runs
+
+$(VENV)/.installed: $(SOURCES)
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer not found; set PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
