@@ -1,0 +1,84 @@
+"""The embedded data set `scenes`: furnished rooms with people, rendered as they are read.
+
+Each image is a ray-cast room (planes, boxes, balls, capped cones, round cones for limbs) with procedural textures, a lamp, often
+sun through a window, cast shadows and sensor noise. The labels come from the same rays and are exact:
+
+semseg       uint8 [1,H,W]    14 classes, `CLASSES`
+human_parts  uint8 [1,H,W]    0 background, 1 head (with hair), 2 torso (with neck), 3 upper arm, 4 lower arm (with hand), 5 upper leg,
+                              6 lower leg (with foot); all 255 where nobody is visible, as PASCAL does
+sal          uint8 [1,H,W]    1 on the most prominent things and people; the rule is in `render.salient`
+normals      float32 [3,H,W]  unit vectors in the camera frame: x right, y up, z towards the camera. The normal always faces the viewer,
+                              and a mirrored image negates x
+edge         uint8 [1,H,W]    1 where the pixel to the right or below belongs to another thing or another side of the room
+depth        float32 [1,H,W]  metres along the optical axis
+
+A scene is a function of (seed, split, index); its size changes only the sampling. The splits draw from random streams with different
+keys and share no scene.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+
+import torch
+
+from dmtl.data.base import LabelledImages, Sample, unknown_name
+from dmtl.data.scenes.render import LABELS, render
+from dmtl.data.scenes.room import CLASSES
+from dmtl.errors import DataError
+from dmtl.tasks import make_task
+
+__all__ = ["CLASSES", "SPLITS", "Scenes"]
+
+SPLITS = {"train": 0, "val": 1, "test": 2}
+"""Splits and the second half of the key of their random streams."""
+
+
+class Scenes(LabelledImages):
+    """`count` rendered images of `size` = (height, width) with exact labels; nothing is stored or downloaded.
+
+    Args:
+        split: "train", "val" or "test".
+        count: number of images; the first n images are the same whatever the count.
+        size: (height, width) in pixels, at least 8 each.
+        seed: 0 to 2^63 - 1; another seed gives other scenes.
+        tasks: names of the tasks wanted; None: all six.
+
+    Errors: `DataError` that names the argument.
+    """
+
+    def __init__(self, split: str, count: int = 1000, size: tuple[int, int] = (128, 128), seed: int = 0,
+                 tasks: Iterable[str] | None = None):  # fmt: skip
+        if split not in SPLITS:
+            raise DataError(f"Scenes: split must be one of {', '.join(SPLITS)}, got {split!r}")
+        count = _integer("count", count, 1, 10**9)
+        seed = _integer("seed", seed, 0, 2**63 - 1)
+        if not isinstance(size, Iterable) or isinstance(size, str) or len(tuple(size)) != 2:
+            raise DataError(f"Scenes: size must be (height, width), got {size!r}")
+        size = tuple(_integer("size", side, 8, 8192) for side in size)
+        names = list(dict.fromkeys(LABELS if tasks is None else tasks))
+        for name in names:
+            if name not in LABELS:
+                raise DataError(f"Scenes: {unknown_name('task', name, LABELS)}")
+        made = {name: make_task(name, **({"classes": CLASSES} if name == "semseg" else {})) for name in names}
+        super().__init__("scenes", split, made, [f"{split}-{index:06d}" for index in range(count)])
+        self.size, self.seed = size, seed
+
+    def read(self, index: int, tasks: Iterable[str] | None = None) -> Sample:
+        """Renders image `index` with the labels of `tasks` (None: all of the data set)."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"Scenes.read: index must be in 0..{len(self) - 1}, got {index}")
+        image, labels = render(self.seed, SPLITS[self.split], int(index), self.size, self.wanted(tasks))
+        tensors = {name: torch.from_numpy(label) for name, label in labels.items()}
+        return Sample(self.ids[index], torch.from_numpy(image), tensors)
+
+
+def _integer(name: str, value: object, low: int, high: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or not low <= number <= high:
+        raise DataError(f"Scenes: {name} must be an integer in {low}..{high}, got {value!r}")
+    return number
