@@ -77,15 +77,15 @@ def what_is_wrong(label: Tensor, task: Task, image_size: tuple[int, int]) -> str
     dtype = torch.uint8 if task.kind in ("classes", "binary") else torch.float32
     if tuple(label.shape) != shape or label.dtype != dtype:
         return f"{label.dtype} {list(label.shape)}, expected {dtype} {list(shape)}"
-    valid = task.valid(label)
     if task.kind == "unit_vector":
-        length = label.norm(dim=0, keepdim=True)[valid]
+        length = label.norm(dim=0, keepdim=True)[task.valid(label)]
         if len(length) and (length - 1).abs().max() > 1e-3:
             return f"vectors of length {length.min():.4f} to {length.max():.4f}, expected 1 within 0.001"
     elif dtype == torch.uint8:
         count = task.channels if task.kind == "classes" else 2
-        if valid.any() and label[valid].max() >= count:
-            return f"value {int(label[valid].max())}, expected 0 to {count - 1}, or {task.ignore:g} (ignore)"
+        counted = label[label != task.ignore]
+        if len(counted) and counted.max() >= count:
+            return f"value {int(counted.max())}, expected 0 to {count - 1}, or {task.ignore:g} (ignore)"
     return None
 
 

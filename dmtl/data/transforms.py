@@ -65,8 +65,9 @@ class RandomScaleCrop:
     def __call__(self, sample: Sample, tasks: Mapping[str, Task], rng: np.random.Generator) -> Sample:
         factor = rng.uniform(*self.scale)
         height, width = sample.size
-        crop_h, crop_w = (min(n, max(1, round(n_crop / factor))) for n, n_crop in zip(sample.size, self.size))
-        out = tuple(min(n_crop, max(1, round(n * factor))) for n, n_crop in zip((crop_h, crop_w), self.size))
+        # Where the image, magnified, is smaller than the crop, all of it is taken.
+        crop_h, crop_w = (min(n, max(1, round(wish / factor))) for n, wish in zip(sample.size, self.size))
+        out = tuple(min(wish, max(1, round(n * factor))) for n, wish in zip(sample.size, self.size))
         judge = sample.labels.get(self.balance) if self.max_ratio < 1 else None
         for _ in range(_CROP_ATTEMPTS):
             top, left = int(rng.integers(height - crop_h + 1)), int(rng.integers(width - crop_w + 1))
