@@ -38,14 +38,15 @@ class Angular(Metric):
         return super()._valid(label_BKHW) & (label_BKHW != 0).any(1)
 
     def _accumulate(self, map_B3HW: Tensor, label_B3HW: Tensor, valid_BHW: Tensor) -> None:
-        a_B3HW = F.normalize(map_B3HW, dim=1)
-        b_B3HW = F.normalize(label_B3HW.float(), dim=1)
+        # In fp64, so that how the pixels fall into batches leaves no trace in the sums.
+        a_B3HW = F.normalize(map_B3HW.double(), dim=1)
+        b_B3HW = F.normalize(label_B3HW.double(), dim=1)
         half_BHW = torch.atan2((a_B3HW - b_B3HW).norm(dim=1), (a_B3HW + b_B3HW).norm(dim=1))
         angle_BHW = half_BHW * (360 / math.pi)
         bins = 180 * _BINS_PER_DEGREE
         bin_BHW = (torch.where(valid_BHW, angle_BHW, 0) * _BINS_PER_DEGREE).long().clamp(0, bins - 1)
         bin_BHW = torch.where(valid_BHW, bin_BHW, bins)
-        angle_BHW = torch.where(valid_BHW, angle_BHW, 0).double()
+        angle_BHW = torch.where(valid_BHW, angle_BHW, 0)
         below_BHWT = (angle_BHW[..., None] < self._constants["within"]) & valid_BHW[..., None]
         self._add(angle=angle_BHW.sum(), square=angle_BHW.square().sum(), within=below_BHWT.sum((0, 1, 2)),
                   histogram=histogram(bin_BHW, bins + 1)[:bins])

@@ -29,13 +29,14 @@ class Edge(PixelF):
 
     def _accumulate(self, map_BHW: Tensor, label_BKHW: Tensor, valid_BHW: Tensor) -> None:
         super()._accumulate(map_BHW, label_BKHW, valid_BHW)
+        map_BHW = map_BHW.double()  # so that how the pixels fall into batches leaves no trace in the sums
         positive_BHW = label_BKHW[:, 0] > 0.5
-        weight_BHW = torch.where(positive_BHW, self.balance, 1 - self.balance)
-        sign_BHW = torch.where(positive_BHW, -1.0, 1.0)
+        weight_BHW = (1 - self.balance) + (2 * self.balance - 1) * positive_BHW.double()
+        sign_BHW = 1 - 2 * positive_BHW.double()
         probability_BHW = map_BHW.clamp(1e-7, 1 - 1e-7)  # a decoded map has rounded to 0 or 1 beyond this
         bce_BHW = -torch.where(positive_BHW, probability_BHW.log(), torch.log1p(-probability_BHW))
-        bce = torch.where(valid_BHW, weight_BHW * bce_BHW, 0).sum(dtype=torch.float64)
-        loss = torch.where(valid_BHW, weight_BHW * F.softplus(sign_BHW * map_BHW), 0).sum(dtype=torch.float64)
+        bce = torch.where(valid_BHW, weight_BHW * bce_BHW, 0).sum()
+        loss = torch.where(valid_BHW, weight_BHW * F.softplus(sign_BHW * map_BHW), 0).sum()
         pixels = valid_BHW.sum()
         self._add(bce=bce, pixels=pixels, loss=loss / pixels.clamp(min=1), batches=(pixels > 0).long())
 

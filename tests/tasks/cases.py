@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dmtl.tasks import KNOWN, Task, make_task
@@ -31,7 +32,7 @@ def label_of(task: Task, batch: int = 3, height: int = 5, width: int = 7, seed: 
     elif task.kind == "binary":
         label = torch.randint(2, shape, generator=generator, dtype=torch.uint8)
     elif task.kind == "unit_vector":
-        label = torch.nn.functional.normalize(torch.randn(batch, 3, height, width, generator=generator), dim=1)
+        label = F.normalize(torch.randn(batch, 3, height, width, generator=generator), dim=1)
     else:
         label = 0.1 + 9 * torch.rand(shape, generator=generator)
     return label.masked_fill(ignored(batch, height, width, seed), task.ignore)

@@ -69,7 +69,7 @@ def test_zoom(task):
 @each_task
 def test_geometry_rejects_batches(task):
     expected = rf"\[{task.label_channels}, H, W\]"
-    with pytest.raises(ValueError, match=rf"^{task.name}\.flip: label_KHW must be a real tensor {expected}, got"):
+    with pytest.raises(ValueError, match=rf"^{task.name}\.flip: label_KHW must be .*{expected}, got"):
         task.flip(label_of(task))
 
 
