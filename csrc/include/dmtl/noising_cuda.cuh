@@ -1,0 +1,162 @@
+// CUDA kernels of the two noising ops and their backward. One thread makes the four elements of a Philox block; block y counts
+// rows, and threads stride over the row. Contiguous rows of aligned data move as one vector access per thread.
+#pragma once
+
+#include "dmtl/noising.h"
+
+#include <cuda_runtime.h>
+
+namespace dmtl {
+namespace {
+
+constexpr int kThreads = 256;
+
+template <class T>
+struct alignas(4 * sizeof(T)) Four {
+    T value[4];
+};
+
+// Elements 4 block .. of a row: offset of the first and the distance to the next (1, or `channels` for channels last).
+struct Place {
+    int64_t first, step;
+};
+
+DMTL_INLINE Place place_of(int64_t block, int64_t channels, int64_t groups) {
+    if (channels == 0) return {4 * block, 1};
+    const int64_t group = block % groups;
+    return {4 * group * channels + block / groups, channels};
+}
+
+template <class T, bool has_y, bool has_noise, bool drawn, bool vector>
+__global__ void __launch_bounds__(kThreads) noising_kernel(NoisingParams p) {
+    const int64_t row = blockIdx.y;
+    const RowCoefs coef = row_coefs(p, row);
+    T* out = static_cast<T*>(p.out) + row * p.stride_out;
+    const T* x = static_cast<const T*>(p.x) + row * p.stride_x;
+    const T* y = has_y ? static_cast<const T*>(p.y) + row * p.stride_y : nullptr;
+    const T* noise = has_noise && !drawn ? static_cast<const T*>(p.noise) + row * p.stride_noise : nullptr;
+    const NoiseKey key = drawn ? noise_key(p.key + 3 * row, p.step) : NoiseKey{};
+    const bool silent = coef.noise == 0.0f;
+    const int64_t blocks = (p.count + 3) / 4;
+    const int64_t groups = p.channels == 0 ? 0 : p.count / p.channels / 4;
+    for (int64_t block = blockIdx.x * int64_t{kThreads} + threadIdx.x; block < blocks; block += int64_t{gridDim.x} * kThreads) {
+        float eps[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        if (drawn && !silent) normals(static_cast<uint32_t>(block), key, &eps[0], &eps[1], &eps[2], &eps[3]);
+        if (vector) {
+            const Four<T> xs = reinterpret_cast<const Four<T>*>(x)[block];
+            const Four<T> ys = has_y ? reinterpret_cast<const Four<T>*>(y)[block] : Four<T>{};
+            if (has_noise && !drawn) {
+                const Four<T> given = reinterpret_cast<const Four<T>*>(noise)[block];
+                for (int j = 0; j < 4; ++j) eps[j] = load(&given.value[j]);
+            }
+            Four<T> result;
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const float a = load(&xs.value[j]), b = has_y ? load(&ys.value[j]) : 0.0f;
+                store(&result.value[j], has_noise && !silent ? noised<has_y, true>(coef, a, b, eps[j])
+                                                             : noised<has_y, false>(coef, a, b, 0.0f));
+            }
+            reinterpret_cast<Four<T>*>(out)[block] = result;
+        } else {
+            const Place place = place_of(block, p.channels, groups);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                if (4 * block + j >= p.count) break;
+                const int64_t i = place.first + j * place.step;
+                const float a = load(x + i), b = has_y ? load(y + i) : 0.0f;
+                if (has_noise && !drawn) eps[j] = load(noise + i);
+                store(out + i, has_noise && !silent ? noised<has_y, true>(coef, a, b, eps[j])
+                                                    : noised<has_y, false>(coef, a, b, 0.0f));
+            }
+        }
+    }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) scaling_kernel(ScalingParams p) {
+    const int64_t row = blockIdx.y;
+    const int64_t t = p.t[row];
+    const bool valid = t >= 0 && t < p.table_size;
+    const T* grad = static_cast<const T*>(p.grad) + row * p.stride_grad;
+    for (int64_t k = blockIdx.x * int64_t{kThreads} + threadIdx.x; k < p.count; k += int64_t{gridDim.x} * kThreads) {
+        const float g = load(grad + k);
+#pragma unroll
+        for (int i = 0; i < 3; ++i)
+            if (p.out[i] != nullptr)
+                store(static_cast<T*>(p.out[i]) + row * p.stride_out + k, valid ? p.table[i][t] * g : float_of(0x7FC00000u));
+    }
+}
+
+inline bool aligned(const void* pointer, int64_t stride, size_t bytes) {
+    return reinterpret_cast<uintptr_t>(pointer) % (4 * bytes) == 0 && stride % 4 == 0;
+}
+
+// Grid: rows in y (at most 65535 a launch), enough blocks in x to fill the device once over.
+inline dim3 grid_for(int64_t units, int64_t rows) {
+    const int64_t wanted = (units + kThreads - 1) / kThreads;
+    const int64_t most = 4096 / rows + 1;
+    return dim3(static_cast<unsigned>(wanted < most ? wanted : most), static_cast<unsigned>(rows));
+}
+
+constexpr int64_t kMaxRows = 65535;
+
+template <class T, bool has_y, bool has_noise, bool drawn>
+cudaError_t launch_noising(NoisingParams p, cudaStream_t stream) {
+    const size_t bytes = sizeof(T);
+    const bool flat = p.channels == 0 && p.count % 4 == 0 && aligned(p.out, p.stride_out, bytes) &&
+                      aligned(p.x, p.stride_x, bytes) && (!has_y || aligned(p.y, p.stride_y, bytes)) &&
+                      (drawn || !has_noise || aligned(p.noise, p.stride_noise, bytes));
+    const int64_t rows = p.batch;
+    for (int64_t first = 0; first < rows; first += kMaxRows) {
+        const int64_t size = rows - first < kMaxRows ? rows - first : kMaxRows;
+        const dim3 grid = grid_for((p.count + 3) / 4, size);
+        if (flat)
+            noising_kernel<T, has_y, has_noise, drawn, true><<<grid, kThreads, 0, stream>>>(p);
+        else
+            noising_kernel<T, has_y, has_noise, drawn, false><<<grid, kThreads, 0, stream>>>(p);
+        p.out = static_cast<T*>(p.out) + size * p.stride_out;
+        p.x = static_cast<const T*>(p.x) + size * p.stride_x;
+        if (has_y) p.y = static_cast<const T*>(p.y) + size * p.stride_y;
+        if (has_noise && !drawn) p.noise = static_cast<const T*>(p.noise) + size * p.stride_noise;
+        if (drawn) p.key += 3 * size;
+        p.t += size;
+    }
+    return cudaGetLastError();
+}
+
+template <class T, bool has_y>
+cudaError_t noising(const NoisingParams& p, cudaStream_t stream) {
+    if (p.batch == 0 || p.count == 0) return cudaSuccess;
+    if (p.key != nullptr) return launch_noising<T, has_y, true, true>(p, stream);
+    if (p.noise != nullptr) return launch_noising<T, has_y, true, false>(p, stream);
+    return launch_noising<T, has_y, false, false>(p, stream);
+}
+
+template <class T>
+cudaError_t scaling(ScalingParams p, cudaStream_t stream) {
+    if (p.batch == 0 || p.count == 0) return cudaSuccess;
+    const int64_t rows = p.batch;
+    for (int64_t first = 0; first < rows; first += kMaxRows) {
+        const int64_t size = rows - first < kMaxRows ? rows - first : kMaxRows;
+        scaling_kernel<T><<<grid_for(p.count, size), kThreads, 0, stream>>>(p);
+        for (int i = 0; i < 3; ++i)
+            if (p.out[i] != nullptr) p.out[i] = static_cast<T*>(p.out[i]) + size * p.stride_out;
+        p.grad = static_cast<const T*>(p.grad) + size * p.stride_grad;
+        p.t += size;
+    }
+    return cudaGetLastError();
+}
+
+// Calls body with a null pointer of the storage type that dtype names.
+template <class Body>
+cudaError_t with_storage(DType dtype, const Body& body) {
+    switch (dtype) {
+        case DType::f32: return body(static_cast<float*>(nullptr));
+        case DType::bf16: return body(static_cast<bf16*>(nullptr));
+        case DType::f16: return body(static_cast<fp16*>(nullptr));
+    }
+    return cudaErrorInvalidValue;
+}
+
+}  // namespace
+}  // namespace dmtl

@@ -1,0 +1,40 @@
+// Run body(i) for i in [0, items) on at most `threads` OpenMP threads (serially where OpenMP is missing).
+#pragma once
+
+#include <cstdint>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace dmtl {
+namespace {
+
+// A large output is usually memory that no page stands behind yet, and faulting it in 4 KiB at a time costs more than computing
+// it. Ask the kernel for huge pages there (a hint; it changes nothing else).
+inline void expect_writes(void* begin, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    constexpr uintptr_t huge = uintptr_t{1} << 21;
+    const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + huge - 1) & ~(huge - 1);
+    const uintptr_t last = (reinterpret_cast<uintptr_t>(begin) + static_cast<uintptr_t>(bytes)) & ~(huge - 1);
+    if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+    (void)begin, (void)bytes;
+#endif
+}
+
+template <class Body>
+inline void parallel_for(int64_t items, int threads, const Body& body) {
+    if (threads > items) threads = static_cast<int>(items);
+    if (threads <= 1) {
+        for (int64_t i = 0; i < items; ++i) body(i);
+        return;
+    }
+#if defined(_OPENMP)
+#pragma omp parallel for num_threads(threads) schedule(static)
+#endif
+    for (int64_t i = 0; i < items; ++i) body(i);
+}
+
+}  // namespace
+}  // namespace dmtl
