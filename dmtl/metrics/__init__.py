@@ -10,7 +10,7 @@
 | `Depth` | numbers | rmse, abs_err (unit of the label), log_rmse, abs_rel, sq_rel |
 """
 
-from dmtl.metrics.angular import Angular
+from dmtl.metrics.angular import Angular, normalise
 from dmtl.metrics.base import Metric, known_pixels
 from dmtl.metrics.delta import delta_mtl
 from dmtl.metrics.depth import Depth
@@ -18,4 +18,6 @@ from dmtl.metrics.edge import Edge
 from dmtl.metrics.maxf import MaxF, PixelF
 from dmtl.metrics.miou import MeanIoU
 
-__all__ = ["Angular", "Depth", "Edge", "MaxF", "MeanIoU", "Metric", "PixelF", "delta_mtl", "known_pixels"]
+__all__ = [
+    "Angular", "Depth", "Edge", "MaxF", "MeanIoU", "Metric", "PixelF", "delta_mtl", "known_pixels", "normalise",
+]

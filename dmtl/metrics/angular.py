@@ -10,13 +10,20 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dmtl.metrics.base import Metric, histogram, ratio, zeros
 
 _WITHIN = (11.25, 22.5, 30.0)
 _BINS_PER_DEGREE = 100
+
+
+def normalise(x_B3HW: Tensor, shortest: float = 1e-12) -> Tensor:
+    """x / max(|x|, shortest) along dimension 1, with a finite gradient everywhere.
+
+    Written out because a norm over a dimension that is not the last is 30 times slower on the CPU.
+    """
+    return x_B3HW * x_B3HW.square().sum(1, keepdim=True).clamp(min=shortest**2).rsqrt()
 
 
 class Angular(Metric):
@@ -39,10 +46,9 @@ class Angular(Metric):
 
     def _accumulate(self, map_B3HW: Tensor, label_B3HW: Tensor, valid_BHW: Tensor) -> None:
         # In fp64, so that how the pixels fall into batches leaves no trace in the sums.
-        a_B3HW = F.normalize(map_B3HW.double(), dim=1)
-        b_B3HW = F.normalize(label_B3HW.double(), dim=1)
-        half_BHW = torch.atan2((a_B3HW - b_B3HW).norm(dim=1), (a_B3HW + b_B3HW).norm(dim=1))
-        angle_BHW = half_BHW * (360 / math.pi)
+        a_B3HW, b_B3HW = normalise(map_B3HW.double()), normalise(label_B3HW.double())
+        apart_BHW = (a_B3HW - b_B3HW).square().sum(1).sqrt()
+        angle_BHW = torch.atan2(apart_BHW, (a_B3HW + b_B3HW).square().sum(1).sqrt()) * (360 / math.pi)
         bins = 180 * _BINS_PER_DEGREE
         bin_BHW = (torch.where(valid_BHW, angle_BHW, 0) * _BINS_PER_DEGREE).long().clamp(0, bins - 1)
         bin_BHW = torch.where(valid_BHW, bin_BHW, bins)

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from dmtl.metrics import Angular
+from dmtl.metrics import Angular, normalise
 from dmtl.tasks.base import Array, Range, Task, as_array
 from dmtl.tasks.palette import GREY, vector_colours
 
@@ -39,12 +38,12 @@ class UnitVector(Task):
         return super().valid(label_BKHW) & (label_BKHW != 0).any(-3, keepdim=True)
 
     def _pixel_loss(self, logits_BCHW: Tensor, label_BKHW: Tensor, valid_B1HW: Tensor) -> Tensor:
-        return (F.normalize(logits_BCHW, dim=1, eps=_SHORTEST) - label_BKHW).abs().sum(1, keepdim=True)
+        return (normalise(logits_BCHW, _SHORTEST) - label_BKHW).abs().sum(1, keepdim=True)
 
     def decode(self, logits_BCHW: Tensor) -> Tensor:
         """Unit vectors, float32 [B,3,H,W] (shorter only where the logits themselves vanish)."""
         self._check_logits("decode", logits_BCHW)
-        return F.normalize(logits_BCHW.float(), dim=1, eps=_SHORTEST)
+        return normalise(logits_BCHW.float(), _SHORTEST)
 
     def new_metric(self, **options: Any) -> Angular:
         """`dmtl.metrics.Angular`: mean, median, rms angle in degrees; percent within 11.25, 22.5, 30."""
