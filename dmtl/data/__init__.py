@@ -16,14 +16,21 @@ if TYPE_CHECKING:
     from dmtl.data.base import LabelledImages
 
 _HOME = {
-    "LabelledImages": "base", "Sample": "base",
+    "LabelledImages": "base",
+    "Sample": "base",
     "LabelMatrix": "partial_labels",
     "Folder": "folder",
     "Scenes": "scenes",
-    "Cached": "wrappers", "Resized": "wrappers", "Subset": "wrappers",
-    "Batch": "loader", "Loader": "loader", "make_loader": "loader",
-    "train_transform": "transforms", "eval_transform": "transforms",
-    "check_dataset": "check", "summary": "check",
+    "Cached": "wrappers",
+    "Resized": "wrappers",
+    "Subset": "wrappers",
+    "Batch": "loader",
+    "Loader": "loader",
+    "make_loader": "loader",
+    "train_transform": "transforms",
+    "eval_transform": "transforms",
+    "check_dataset": "check",
+    "summary": "check",
     "export_folder": "export",
 }
 __all__ = ["open_dataset", *_HOME]
@@ -35,8 +42,15 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
 
 
-def open_dataset(name_or_path: str | os.PathLike, split: str, *, tasks: Iterable[str] | None = None,
-                 size: tuple[int, int] | None = None, count: int | None = None, seed: int = 0) -> LabelledImages:
+def open_dataset(
+    name_or_path: str | os.PathLike,
+    split: str,
+    *,
+    tasks: Iterable[str] | None = None,
+    size: tuple[int, int] | None = None,
+    count: int | None = None,
+    seed: int = 0,
+) -> LabelledImages:
     """A data set: `"scenes"` (rendered, needs no files) or the path of a folder with a `dataset.yaml`.
 
     Args:
@@ -55,7 +69,9 @@ def open_dataset(name_or_path: str | os.PathLike, split: str, *, tasks: Iterable
         options = {key: value for key, value in (("count", count), ("size", size)) if value is not None}
         return Scenes(split, seed=seed, tasks=tasks, **options)
     if not os.path.isdir(name):
-        raise DataError(f"{name}: no such data set, expected 'scenes' or a folder with images/, splits/ and dataset.yaml")
+        raise DataError(
+            f"{name}: no such data set, expected 'scenes' or a folder with images/, splits/ and dataset.yaml"
+        )
     from dmtl.data.folder import Folder
     from dmtl.data.wrappers import Resized, Subset
 

@@ -108,7 +108,9 @@ def stack_images(samples: Sequence[Sample]) -> Tensor:
     return torch.stack([sample.image for sample in samples])
 
 
-def stack_labels(samples: Sequence[Sample], tasks: dict[str, Task]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def stack_labels(
+    samples: Sequence[Sample], tasks: dict[str, Task]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Labels [B, K, H, W] and presence (CPU bool [B]) per task; a missing label is all `ignore`."""
     labels, present = {}, {}
     for name, task in tasks.items():

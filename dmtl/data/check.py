@@ -28,12 +28,17 @@ class Problem:
         return f"{self.where}: {self.what}"
 
 
-def check_dataset(dataset: LabelledImages, others: Sequence[LabelledImages] = (), *,
-                  progress: Callable[[Iterable], Iterable] = iter) -> list[Problem]:
+def check_dataset(
+    dataset: LabelledImages,
+    others: Sequence[LabelledImages] = (),
+    *,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> list[Problem]:
     """Reads everything and lists what is wrong; an empty list means that all is well.
 
-    Damaged files, labels of another size, values out of range, vectors that are not unit vectors, tasks without any
-    label or any positive, images that are there twice, in this split or in `others`. `progress` wraps the loop.
+    Damaged files, labels of another size, values out of range, vectors that are not unit vectors, tasks
+    without any label or any positive, images that are there twice, in this split or in `others`.
+    `progress` wraps the loop.
     """
     problems: list[Problem] = []
     seen: dict[bytes, str] = {}
@@ -90,22 +95,37 @@ def what_is_wrong(label: Tensor, task: Task, image_size: tuple[int, int]) -> str
 
 
 def summary(dataset: LabelledImages, labels: LabelMatrix | None = None) -> dict:
-    """JSON-able facts: name, split, number of images, per task its kind and its existing and visible labels, and how
-    many images have 0, 1, 2... visible labels."""
+    """JSON-able facts: name, split, number of images, per task its kind and its existing and visible labels.
+
+    `labels_per_image` says how many images have 0, 1, 2... visible labels.
+    """
     exists = dataset.available()
     visible = exists if labels is None else exists.intersect(labels.subset(dataset.ids, list(dataset.tasks)))
-    tasks = {name: {"kind": task.kind, "exist": int(exists.column(name).sum()), "visible": int(visible.column(name).sum())}
-             for name, task in dataset.tasks.items()}
-    return {"name": dataset.name, "split": dataset.split, "images": len(dataset), "tasks": tasks,
-            "labels_per_image": visible.statistics()["labels_per_image"]}
+    tasks = {
+        name: {
+            "kind": task.kind,
+            "exist": int(exists.column(name).sum()),
+            "visible": int(visible.column(name).sum()),
+        }
+        for name, task in dataset.tasks.items()
+    }
+    return {
+        "name": dataset.name,
+        "split": dataset.split,
+        "images": len(dataset),
+        "tasks": tasks,
+        "labels_per_image": visible.statistics()["labels_per_image"],
+    }
 
 
 def picture_row(sample: Sample, tasks: dict[str, Task]) -> np.ndarray:
     """The image and its label pictures side by side, uint8 [H, n W, 3]; mid-grey where there is no label."""
     height, width = sample.size
     blank = np.full((height, width, 3), 128, np.uint8)
-    pictures = [task.label_picture(sample.labels[name]) if name in sample.labels else blank
-                for name, task in tasks.items()]
+    pictures = [
+        task.label_picture(sample.labels[name]) if name in sample.labels else blank
+        for name, task in tasks.items()
+    ]
     return np.concatenate([sample.image.permute(1, 2, 0).numpy(), *pictures], axis=1)
 
 

@@ -18,13 +18,19 @@ from dmtl.errors import DataError
 from dmtl.files import write_text
 
 
-def export_folder(dataset: LabelledImages, out: str | os.PathLike, labels: LabelMatrix | None = None, *,
-                  progress: Callable[[Iterable], Iterable] = iter) -> Path:
-    """Writes `dataset` to the folder `out`, which `Folder(out, dataset.split)` then reads with the same values.
+def export_folder(
+    dataset: LabelledImages,
+    out: str | os.PathLike,
+    labels: LabelMatrix | None = None,
+    *,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Path:
+    """Writes `dataset` to the folder `out`; `Folder(out, dataset.split)` then reads the same values.
 
-    Images become PNG, class ids PNG, numbers .npy. With `labels`, only what it shows is written. Another split may be
-    added to a folder that declares the same tasks; existing files are never replaced. The list of the split is
-    written last, so a folder that was cut short has no such split. Returns the folder. `progress` wraps the loop.
+    Images become PNG, class ids PNG, numbers .npy. With `labels`, only what it shows is written. Another
+    split may be added to a folder that declares the same tasks; existing files are never replaced. The
+    list of the split is written last, so a folder that was cut short has no such split. Returns the
+    folder. `progress` wraps the loop.
     """
     root = Path(out)
     listing = root / "splits" / f"{plain_name(dataset.split, 'export_folder: name of the split')}.txt"
@@ -35,7 +41,9 @@ def export_folder(dataset: LabelledImages, out: str | os.PathLike, labels: Label
         description["tasks"][name] = {key: value for key, value in task.spec().items() if key != "name"}
     if (root / "dataset.yaml").exists():
         if read_description(root)["tasks"] != description["tasks"]:
-            raise DataError(f"{root / 'dataset.yaml'}: declares other tasks, expected those of {dataset.name}")
+            raise DataError(
+                f"{root / 'dataset.yaml'}: declares other tasks, expected those of {dataset.name}"
+            )
     else:
         write_text(root / "dataset.yaml", yaml.safe_dump(description, sort_keys=False))
     for index in progress(range(len(dataset))):

@@ -9,11 +9,11 @@
       semseg: {kind: classes, classes: [sky, road, car]}     # uint8 class ids, 255 = ignore
       sal:    {kind: binary}                                 # uint8 0 / 1, 255 = ignore
       normals: {kind: unit_vector}                           # RGB, n = 2 x / 255 - 1; or .npy float [H, W, 3]
-      depth:  {kind: scalar, scale: 0.001}                   # 16-bit PNG times scale, 0 = unknown; or .npy float [H, W]
+      depth:  {kind: scalar, scale: 0.001}                   # 16-bit PNG, 0 = unknown; or .npy [H, W]
 
-Any name may stand under `tasks`; a name that `dmtl.tasks` does not know gets the default loss of its kind.
-Further keys (`ignore`, `weight`, ...) go to `dmtl.tasks.make_task`. `unknown: -1` marks one value of a .npy scalar as
-unknown; non-finite values always are, and so is 0 where the task is a distance.
+Any name may stand under `tasks`; a name that `dmtl.tasks` does not know gets the default loss of its
+kind. Further keys (`ignore`, `weight`, ...) go to `dmtl.tasks.make_task`. `unknown: -1` marks one value
+of a .npy scalar as unknown; non-finite values always are, and so is 0 where the task is a distance.
 """
 
 from __future__ import annotations
@@ -41,17 +41,21 @@ LABEL_SUFFIXES = (".png", ".npy")
 
 
 class Folder(LabelledImages):
-    """The images of one split of a folder. `tasks` limits the tasks; their order is that of `dataset.yaml`."""
+    """The images of one split of a folder, with all tasks of `dataset.yaml` or those in `tasks`."""
 
     def __init__(self, root: str | os.PathLike, split: str, tasks: Iterable[str] | None = None):
         self.root = Path(root)
         if not self.root.is_dir():
-            raise DataError(f"{root}: no such folder, expected a data set with images/, splits/ and dataset.yaml")
+            raise DataError(
+                f"{root}: no such folder, expected a data set with images/, splits/ and dataset.yaml"
+            )
         description = read_description(self.root)
         chosen = list(description["tasks"]) if tasks is None else list(tasks)
         for task in chosen:
             if task not in description["tasks"]:
-                raise DataError(f"{self.root / 'dataset.yaml'}: {unknown_name('task', task, description['tasks'])}")
+                raise DataError(
+                    f"{self.root / 'dataset.yaml'}: {unknown_name('task', task, description['tasks'])}"
+                )
         self._options = {t: description["tasks"][t] for t in description["tasks"] if t in chosen}
         made = {t: _make_task(t, options, self.root / "dataset.yaml") for t, options in self._options.items()}
         super().__init__(description["name"], split, made, read_split(self.root, split))
@@ -59,8 +63,10 @@ class Folder(LabelledImages):
         self._images = _find(self.root / "images", IMAGE_SUFFIXES, self.ids)
         missing = [i for i in self.ids if i not in self._images]
         if missing:
-            raise DataError(f"{self.root / 'splits' / split}.txt: {len(missing)} of {len(self.ids)} ids have no image, "
-                            f"the first is {missing[0]!r}, expected images/{missing[0]}.jpg, .jpeg or .png")
+            raise DataError(
+                f"{self.root / 'splits' / split}.txt: {len(missing)} of {len(self.ids)} ids have no image, "
+                f"the first is {missing[0]!r}, expected images/{missing[0]}.jpg, .jpeg or .png"
+            )
         self._files = {t: _find(self.root / t, LABEL_SUFFIXES, self.ids) for t in self.tasks}
         table = description.get("labels")
         self._table = None if table is None else self._read_table(self.root / inner_path(table, "labels"))
@@ -93,7 +99,9 @@ class Folder(LabelledImages):
         table = LabelMatrix.read_csv(path)
         for task in self.tasks:
             if task not in table.tasks:
-                raise DataError(f"{path}: no column for task {task!r}, expected one per task, got {table.tasks}")
+                raise DataError(
+                    f"{path}: no column for task {task!r}, expected one per task, got {table.tasks}"
+                )
         if not set(table.ids) & set(self.ids):
             return None
         try:
@@ -103,16 +111,22 @@ class Folder(LabelledImages):
         for task in self.tasks:
             claimed = [i for i, on in zip(self.ids, table.column(task)) if on and i not in self._files[task]]
             if claimed:
-                raise DataError(f"{path}: promises {len(claimed)} labels of {task} that do not exist, the first is "
-                                f"{claimed[0]!r}, expected {task}/{claimed[0]}.png or .npy")
+                raise DataError(
+                    f"{path}: promises {len(claimed)} labels of {task} that do not exist, the first is "
+                    f"{claimed[0]!r}, expected {task}/{claimed[0]}.png or .npy"
+                )
         return table
 
     def _read_label(self, task: str, id: str, image_size: tuple[int, int]) -> Tensor:
         path = self.root / task / self._files[task][id]
-        label = read_label(path, self.tasks[task], **{k: v for k, v in self._options[task].items() if k in READING_OPTIONS})
+        label = read_label(
+            path, self.tasks[task], **{k: v for k, v in self._options[task].items() if k in READING_OPTIONS}
+        )
         if label.shape[-2:] != image_size:
-            raise DataError(f"{path}: label of {label.shape[-1]}x{label.shape[-2]} pixels, "
-                            f"expected {image_size[1]}x{image_size[0]} as images/{self._images[id]}")
+            raise DataError(
+                f"{path}: label of {label.shape[-1]}x{label.shape[-2]} pixels, "
+                f"expected {image_size[1]}x{image_size[0]} as images/{self._images[id]}"
+            )
         return label
 
 
@@ -131,9 +145,13 @@ def read_description(root: Path) -> dict:
     for task, options in content["tasks"].items():
         plain_name(task, f"{path}: name of a task")
         if task in ("images", "splits"):
-            raise DataError(f"{path}: a task cannot be called {task!r}, expected another name (that folder is taken)")
+            raise DataError(
+                f"{path}: a task cannot be called {task!r}, expected another name (that folder is taken)"
+            )
         if not isinstance(options, dict) or any(not isinstance(key, str) for key in options):
-            raise DataError(f"{path}: task {task!r} is {options!r:.80}, expected a mapping such as {{kind: binary}}")
+            raise DataError(
+                f"{path}: task {task!r} is {options!r:.80}, expected a mapping such as {{kind: binary}}"
+            )
     if not isinstance(content.get("labels", ""), str):
         raise DataError(f"{path}: labels is {content['labels']!r:.80}, expected the name of a CSV file")
     return {**content, "name": str(content.get("name", root.resolve().name))}
@@ -152,7 +170,9 @@ def read_split(root: Path, split: str) -> list[str]:
             continue
         inner_path(id, f"{path}: line {number}")
         if id in lines:
-            raise DataError(f"{path}: line {number}: id {id!r} stands on line {lines[id]} too, expected it once")
+            raise DataError(
+                f"{path}: line {number}: id {id!r} stands on line {lines[id]} too, expected it once"
+            )
         lines[id] = number
     if not lines:
         raise DataError(f"{path}: empty, expected one id per line")
@@ -170,16 +190,22 @@ def _make_task(name: str, options: dict, path: Path) -> Task:
         task = make_task(name, **{key: value for key, value in options.items() if key not in READING_OPTIONS})
     except (DmtlError, TypeError, ValueError) as error:
         raise DataError(f"{path}: {error}") from error
-    if task.kind in ("classes", "binary") and (task.ignore not in range(256) or task.kind == "binary" and task.ignore < 2):
-        raise DataError(f"{path}: task {name!r}: ignore is {task.ignore:g}, expected a pixel value up to 255 "
-                        "that is no label, because these labels are stored in 8 bits")
+    if task.kind in ("classes", "binary") and (
+        task.ignore not in range(256) or task.kind == "binary" and task.ignore < 2
+    ):
+        raise DataError(
+            f"{path}: task {name!r}: ignore is {task.ignore:g}, expected a pixel value up to 255 "
+            "that is no label, because these labels are stored in 8 bits"
+        )
     if task.kind == "classes" and task.channels > 255:
-        raise DataError(f"{path}: task {name!r}: {task.channels} classes, expected at most 255 (8-bit labels)")
+        raise DataError(
+            f"{path}: task {name!r}: {task.channels} classes, expected at most 255 (8-bit labels)"
+        )
     return task
 
 
 def _find(folder: Path, suffixes: tuple[str, ...], ids: list[str]) -> dict[str, str]:
-    """id -> file name below `folder`, for the ids that have one. Folders are listed once, not asked per id."""
+    """id -> file name below `folder`, for the ids that have one. Each folder is listed once."""
     wanted, found = set(ids), {}
     for parent in sorted({i.rpartition("/")[0] for i in ids}):
         if not (folder / parent).is_dir():
@@ -189,6 +215,8 @@ def _find(folder: Path, suffixes: tuple[str, ...], ids: list[str]) -> dict[str, 
             id = f"{parent}/{stem}" if parent else stem
             if id in wanted and suffix.lower() in suffixes:
                 if id in found:
-                    raise DataError(f"{folder / parent}: both {Path(found[id]).name} and {name}, expected one file per id")
+                    raise DataError(
+                        f"{folder / parent}: both {Path(found[id]).name} and {name}, expected one file per id"
+                    )
                 found[id] = f"{parent}/{name}" if parent else name
     return found

@@ -1,4 +1,4 @@
-"""Reads and writes image files and label maps. Whatever is wrong with a file ends in a DataError that names it.
+"""Reads and writes images and label maps. Whatever is wrong with a file ends in a DataError that names it.
 
 Sizes are checked on the header, before a single pixel is decoded: a small file can claim to be enormous.
 """
@@ -31,20 +31,25 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
 def read_image(path: str | os.PathLike, *, upright: bool = False) -> Tensor:
     """An RGB image, uint8 [3, H, W]. Grey and palette images are converted, transparency is dropped.
 
-    `upright` follows the camera's orientation tag; label maps are drawn on the stored pixels, so data sets do not.
+    `upright` follows the camera's orientation tag; label maps are drawn on the stored pixels, so data
+    sets do not.
     """
     with _open(path) as image:
         if image.mode not in _IMAGE_MODES:
             raise DataError(f"{path}: pixels of mode {image.mode}, expected an 8-bit image")
-        pixels = _decode(path, lambda: np.array((ImageOps.exif_transpose(image) if upright else image).convert("RGB")))
+        pixels = _decode(
+            path, lambda: np.array((ImageOps.exif_transpose(image) if upright else image).convert("RGB"))
+        )
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def read_png_map(path: str | os.PathLike) -> np.ndarray:
-    """A label map as it is stored: uint8 [H, W] (grey, palette indices, 1 bit), uint16 [H, W], or uint8 [H, W, 3]."""
+    """A stored label map: uint8 [H, W] (grey, palette indices, 1 bit), uint16 [H, W] or uint8 [H, W, 3]."""
     with _open(path) as image:
         if image.mode not in ("L", "P", "1", "I", "I;16", "I;16B", "RGB"):
-            raise DataError(f"{path}: pixels of mode {image.mode}, expected 8-bit grey or palette, 16-bit grey or RGB")
+            raise DataError(
+                f"{path}: pixels of mode {image.mode}, expected 8-bit grey or palette, 16-bit grey or RGB"
+            )
         pixels = _decode(path, lambda: np.array(image))
     if image.mode in ("I", "I;16", "I;16B"):
         return pixels.astype(np.uint16)
@@ -52,13 +57,17 @@ def read_png_map(path: str | os.PathLike) -> np.ndarray:
 
 
 def read_npy(path: str | os.PathLike) -> np.ndarray:
-    """An array of numbers from a .npy file; its header is held against the size of the file before reading."""
+    """An array of numbers from a .npy file; its header is held against the file's size before reading."""
     try:
         with open(path, "rb") as file:
             version = np.lib.format.read_magic(file)
             if version not in ((1, 0), (2, 0)):
                 raise ValueError(f"format version {version}")
-            read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            read_header = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
             shape, _, dtype = read_header(file)
             count = 1
             for length in shape:  # Python integers: no overflow
@@ -67,15 +76,21 @@ def read_npy(path: str | os.PathLike) -> np.ndarray:
             if dtype.kind not in "buif":
                 raise ValueError(f"holds {dtype}")
             if count < 0 or count * dtype.itemsize != stored:
-                raise ValueError(f"its header promises {count * dtype.itemsize} bytes of data, the file has {stored}")
+                raise ValueError(
+                    f"its header promises {count * dtype.itemsize} bytes of data, the file has {stored}"
+                )
             if len(shape) < 2 or count > 3 * MAX_PIXELS or 0 in shape:
                 raise ValueError(f"has shape {shape}")
             file.seek(0)
             return np.load(file, allow_pickle=False)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}), expected a .npy file") from error
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror or error}), expected a .npy file"
+        ) from error
     except Exception as error:  # numpy parses the header as Python literals: many exception types can surface
-        raise DataError(f"{path}: not a readable array ({_one_line(error)}), expected a .npy file of numbers") from error
+        raise DataError(
+            f"{path}: not a readable array ({_one_line(error)}), expected a .npy file of numbers"
+        ) from error
 
 
 def write_png(path: str | os.PathLike, pixels: np.ndarray | Tensor) -> None:
@@ -83,8 +98,10 @@ def write_png(path: str | os.PathLike, pixels: np.ndarray | Tensor) -> None:
     pixels = np.ascontiguousarray(pixels)
     grey = pixels.ndim == 2 and pixels.dtype in (np.uint8, np.uint16)
     if not grey and not (pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.dtype == np.uint8):
-        raise ValueError("write_png: pixels must be uint8 [H, W] or [H, W, 3] or uint16 [H, W], "
-                         f"got {pixels.dtype} {list(pixels.shape)}")
+        raise ValueError(
+            "write_png: pixels must be uint8 [H, W] or [H, W, 3] or uint16 [H, W], "
+            f"got {pixels.dtype} {list(pixels.shape)}"
+        )
     write_atomically(path, lambda temporary: Image.fromarray(pixels).save(temporary, "PNG", compress_level=3))
 
 
@@ -105,25 +122,35 @@ def _open(path: str | os.PathLike) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is stricter
             image = Image.open(path, formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise DataError(f"{path}: too large, expected at most {MAX_PIXELS / 1e6:.0f} million pixels") from error
+        raise DataError(
+            f"{path}: too large, expected at most {MAX_PIXELS / 1e6:.0f} million pixels"
+        ) from error
     except Image.UnidentifiedImageError as error:
         raise DataError(f"{path}: not an image, expected JPEG or PNG") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({_one_line(error.strerror or error)}), expected JPEG or PNG") from error
+        raise DataError(
+            f"{path}: cannot be read ({_one_line(error.strerror or error)}), expected JPEG or PNG"
+        ) from error
     except Exception as error:  # Pillow's parsers let many exception types through on damaged headers
         raise DataError(f"{path}: damaged header ({_one_line(error)}), expected JPEG or PNG") from error
     if image.width * image.height > MAX_PIXELS:
         image.close()
-        raise DataError(f"{path}: too large ({image.width}x{image.height}), "
-                        f"expected at most {MAX_PIXELS / 1e6:.0f} million pixels")
+        raise DataError(
+            f"{path}: too large ({image.width}x{image.height}), "
+            f"expected at most {MAX_PIXELS / 1e6:.0f} million pixels"
+        )
     return image
 
 
 def _decode(path: str | os.PathLike, decode: Callable[[], np.ndarray]) -> np.ndarray:
     try:
         return decode()
-    except Exception as error:  # truncated data, wrong checksums, broken chunks: OSError, SyntaxError, ValueError...
-        raise DataError(f"{path}: damaged or truncated ({_one_line(error)}), expected a complete image") from error
+    except (
+        Exception
+    ) as error:  # truncated data, wrong checksums, broken chunks: OSError, SyntaxError, ValueError...
+        raise DataError(
+            f"{path}: damaged or truncated ({_one_line(error)}), expected a complete image"
+        ) from error
 
 
 def _one_line(error: object) -> str:

@@ -1,8 +1,8 @@
 """Label maps as files: from pixels in their natural format to the project's terms, and back.
 
     classes, binary   uint8 [1, H, W]     PNG, grey or palette indices (or .npy of integers)
-    unit_vector       float32 [3, H, W]   RGB PNG, n = 2 x / 255 - 1, or .npy of floats [H, W, 3]; normalised here
-    scalar            float32 [1, H, W]   grey PNG (8 or 16 bit) times `scale`, 0 = unknown, or .npy of floats [H, W]
+    unit_vector       float32 [3, H, W]   RGB PNG, n = 2 x / 255 - 1, or .npy [H, W, 3]; normalised here
+    scalar            float32 [1, H, W]   grey PNG (8 or 16 bit) times `scale`, 0 = unknown, or .npy [H, W]
 
 Pixels without meaning hold the task's `ignore` value.
 """
@@ -20,7 +20,10 @@ from dmtl.errors import DataError
 from dmtl.tasks import Task
 
 READING_OPTIONS = ("scale", "unknown")  # keys of dataset.yaml that concern the files, not the task
-_UNIT_LENGTH = (0.5, 1.5)  # rounding to 8 bits cannot take a unit vector further than this: black, grey, white = unknown
+_UNIT_LENGTH = (
+    0.5,
+    1.5,
+)  # rounding to 8 bits cannot take a unit vector further than this: black, grey, white = unknown
 
 
 def read_label(path: Path, task: Task, *, scale: float | None = None, unknown: float | None = None) -> Tensor:
@@ -36,17 +39,19 @@ def read_label(path: Path, task: Task, *, scale: float | None = None, unknown: f
     if task.kind == "unit_vector":
         return _unit_vectors(path, stored, task, numpy_file)
     if stored.ndim != 2:
-        raise DataError(f"{path}: {stored.dtype} values of shape {list(stored.shape)}, expected one value per pixel, "
-                        "grey or palette")
+        raise DataError(
+            f"{path}: {stored.dtype} values of shape {list(stored.shape)}, expected one value per pixel, "
+            "grey or palette"
+        )
     if task.kind == "scalar":
         return _scalars(path, stored, task, numpy_file, scale, unknown)
     return _class_ids(path, stored, task)
 
 
 def write_label(stem: Path, task: Task, label_KHW: Tensor) -> Path:
-    """Writes a label so that `read_label` returns its values: PNG for ids, .npy for numbers. Returns the path.
+    """Writes a label so that `read_label` returns its values: PNG for ids, .npy for numbers.
 
-    Unknown pixels of unit vectors are written as zero vectors, those of scalars as NaN.
+    Unknown vectors are written as zeros, unknown scalars as NaN. Returns the path.
     """
     if task.kind in ("classes", "binary"):
         path = stem.with_name(stem.name + ".png")
@@ -61,7 +66,9 @@ def write_label(stem: Path, task: Task, label_KHW: Tensor) -> Path:
 
 def _class_ids(path: Path, stored: np.ndarray, task: Task) -> Tensor:
     if stored.dtype.kind not in "bui" or path.suffix.lower() == ".png" and stored.dtype != np.uint8:
-        raise DataError(f"{path}: {stored.dtype} values, expected 8-bit class ids or 0 and 1 (grey or palette PNG)")
+        raise DataError(
+            f"{path}: {stored.dtype} values, expected 8-bit class ids or 0 and 1 (grey or palette PNG)"
+        )
     count = task.channels if task.kind == "classes" else 2
     wrong = (stored >= count) & (stored != task.ignore)
     if stored.dtype.kind == "i":
@@ -69,15 +76,19 @@ def _class_ids(path: Path, stored: np.ndarray, task: Task) -> Tensor:
     if wrong.any():
         values = np.unique(stored[wrong])
         shown = ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
-        raise DataError(f"{path}: value {shown} in {int(wrong.sum())} pixels, "
-                        f"expected 0 to {count - 1}, or {task.ignore:g} (ignore)")
+        raise DataError(
+            f"{path}: value {shown} in {int(wrong.sum())} pixels, "
+            f"expected 0 to {count - 1}, or {task.ignore:g} (ignore)"
+        )
     return torch.from_numpy(stored.astype(np.uint8))[None]
 
 
 def _unit_vectors(path: Path, stored: np.ndarray, task: Task, numpy_file: bool) -> Tensor:
     if stored.ndim != 3 or stored.shape[2] != 3 or numpy_file and stored.dtype.kind != "f":
-        raise DataError(f"{path}: {stored.dtype} values of shape {list(stored.shape)}, "
-                        "expected an RGB PNG or a .npy of floats [H, W, 3]")
+        raise DataError(
+            f"{path}: {stored.dtype} values of shape {list(stored.shape)}, "
+            "expected an RGB PNG or a .npy of floats [H, W, 3]"
+        )
     vector = stored.astype(np.float32)
     if not numpy_file:
         vector = vector * (2 / 255) - 1
@@ -88,8 +99,9 @@ def _unit_vectors(path: Path, stored: np.ndarray, task: Task, numpy_file: bool) 
     return torch.from_numpy(np.ascontiguousarray(vector.transpose(2, 0, 1), dtype=np.float32))
 
 
-def _scalars(path: Path, stored: np.ndarray, task: Task, numpy_file: bool, scale: float | None,
-             unknown: float | None) -> Tensor:
+def _scalars(
+    path: Path, stored: np.ndarray, task: Task, numpy_file: bool, scale: float | None, unknown: float | None
+) -> Tensor:
     if numpy_file:
         with np.errstate(over="ignore"):
             value = stored.astype(np.float32)
@@ -97,8 +109,10 @@ def _scalars(path: Path, stored: np.ndarray, task: Task, numpy_file: bool, scale
         if unknown is not None:
             known &= stored != unknown
     elif scale is None:
-        raise DataError(f"{path}: whole numbers without a unit, expected `scale:` (units per step) for task "
-                        f"{task.name!r} in dataset.yaml, or a .npy of floats")
+        raise DataError(
+            f"{path}: whole numbers without a unit, expected `scale:` (units per step) for task "
+            f"{task.name!r} in dataset.yaml, or a .npy of floats"
+        )
     else:
         value, known = stored.astype(np.float32) * np.float32(scale), stored > 0
     return torch.from_numpy(np.where(known, value, np.float32(task.ignore)))[None]

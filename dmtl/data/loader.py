@@ -1,8 +1,8 @@
 """Batches that are a function of (seed, epoch, position) alone.
 
-The order of an epoch depends on (seed, epoch), the augmentation of an image on (seed, epoch, index): the same batches
-come out with any number of worker processes, and a run can go on at any position. No global random state is read or
-moved.
+The order of an epoch depends on (seed, epoch), the augmentation of an image on (seed, epoch, index): the
+same batches come out with any number of worker processes, and a run can go on at any position. No global
+random state is read or moved.
 """
 
 from __future__ import annotations
@@ -49,8 +49,12 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch with image, labels and index on `device`; `present` stays where it is."""
         labels = {name: label.to(device, non_blocking=non_blocking) for name, label in self.labels.items()}
-        return replace(self, image=self.image.to(device, non_blocking=non_blocking), labels=labels,
-                       index=self.index.to(device, non_blocking=non_blocking))
+        return replace(
+            self,
+            image=self.image.to(device, non_blocking=non_blocking),
+            labels=labels,
+            index=self.index.to(device, non_blocking=non_blocking),
+        )
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory, for copies that overlap with computation."""
@@ -64,9 +68,22 @@ class Loader:
     `iter(loader)` gives the epoch `epoch` from `start` on, `loader.stream(step)` goes on for ever.
     """
 
-    def __init__(self, dataset: LabelledImages, visible: LabelMatrix, rows: np.ndarray, transform: Transform, *,
-                 batch_size: int, seed: int, shuffle: bool, drop_last: bool, workers: int, pin: bool,
-                 epoch: int, start: int):
+    def __init__(
+        self,
+        dataset: LabelledImages,
+        visible: LabelMatrix,
+        rows: np.ndarray,
+        transform: Transform,
+        *,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        drop_last: bool,
+        workers: int,
+        pin: bool,
+        epoch: int,
+        start: int,
+    ):
         self.dataset, self.visible, self.transform = dataset, visible, transform
         self.batch_size, self.seed, self.shuffle, self.drop_last = batch_size, seed, shuffle, drop_last
         self.workers, self.pin, self.epoch, self.start = workers, pin, epoch, start
@@ -82,22 +99,28 @@ class Loader:
 
     def stream(self, step: int = 0) -> Iterator[Batch]:
         """Endless batches from global number `step` on, epoch after epoch, without a pause between them."""
+
         def places() -> Iterator[tuple[int, int]]:
             at = step
             while True:
                 yield divmod(at, len(self))
                 at += 1
+
         return self._run(places())
 
     def order(self, epoch: int) -> np.ndarray:
         """The data set's indices in the order of `epoch`."""
-        return np.random.default_rng([self.seed, epoch]).permutation(self._rows) if self.shuffle else self._rows
+        return (
+            np.random.default_rng([self.seed, epoch]).permutation(self._rows) if self.shuffle else self._rows
+        )
 
     def _run(self, places: Iterator[tuple[int, int]]) -> Iterator[Batch]:
         loader = DataLoader(
             _Prepared(self.dataset, self.visible, self.transform, self.seed),
-            batch_sampler=_Places(self, places), collate_fn=_Collate(self.dataset, self.visible.tasks),
-            num_workers=self.workers, pin_memory=self.pin,
+            batch_sampler=_Places(self, places),
+            collate_fn=_Collate(self.dataset, self.visible.tasks),
+            num_workers=self.workers,
+            pin_memory=self.pin,
             generator=torch.Generator().manual_seed(0),  # else DataLoader draws from torch's global generator
         )
         for batch in loader:
@@ -125,8 +148,8 @@ def make_loader(
     """Batches of `dataset`, with the labels that `labels` shows and that exist (None: all that exist).
 
     Args:
-        labels: matched with the data set by id and task name; it may hold more of both. Hidden labels are never read.
-        transform: e.g. `train_transform(size)`; None normalises only. Images of different sizes in a batch are padded.
+        labels: matched with the data set by id and task name; what it hides is never read.
+        transform: e.g. `train_transform(size)`; None normalises only. Different sizes in a batch are padded.
         shuffle: a new order for each epoch (training); False keeps that of the data set (evaluation).
         drop_last: leave out an incomplete last batch; by default when shuffling.
         only_labelled: leave out images without any visible label; by default when shuffling.
@@ -135,10 +158,15 @@ def make_loader(
         pin: page-locked memory, for a GPU.
         epoch, start: `iter(loader)` gives the batches of this epoch from this position on.
 
-    Errors: DataError for a task that the data set lacks, an image without a row in `labels`, or when nothing is left.
+    Errors: DataError for a task that the data set lacks, an image without a row in `labels`, nothing left.
     """
-    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("seed", seed, 0),
-                               ("epoch", epoch, 0), ("start", start, 0)):
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("workers", workers, 0),
+        ("seed", seed, 0),
+        ("epoch", epoch, 0),
+        ("start", start, 0),
+    ):
         if not isinstance(value, int) or value < least:
             raise ValueError(f"make_loader: {name} must be an integer of at least {least}, got {value!r}")
     if tasks is None and labels is not None:
@@ -146,17 +174,37 @@ def make_loader(
     visible = dataset.available().subset(tasks=dataset.wanted(tasks))
     if labels is not None:
         visible = visible.intersect(labels)
-    keep = visible.matrix.any(1) if (shuffle if only_labelled is None else only_labelled) else np.ones(len(dataset), bool)
+    keep = (
+        visible.matrix.any(1)
+        if (shuffle if only_labelled is None else only_labelled)
+        else np.ones(len(dataset), bool)
+    )
     rows = np.flatnonzero(keep)
     if len(rows) == 0:
-        raise DataError(f"{dataset.name}: split {dataset.split!r} has no image with a visible label of "
-                        f"{', '.join(visible.tasks) or 'any task'}")
+        raise DataError(
+            f"{dataset.name}: split {dataset.split!r} has no image with a visible label of "
+            f"{', '.join(visible.tasks) or 'any task'}"
+        )
     drop_last = shuffle if drop_last is None else drop_last
     if drop_last and len(rows) < batch_size:
-        raise DataError(f"{dataset.name}: split {dataset.split!r} has {len(rows)} labelled images, "
-                        f"expected at least batch_size = {batch_size}")
-    return Loader(dataset, visible, rows, transform or eval_transform(), batch_size=batch_size, seed=seed, shuffle=shuffle,
-                  drop_last=drop_last, workers=workers, pin=pin, epoch=epoch, start=start)
+        raise DataError(
+            f"{dataset.name}: split {dataset.split!r} has {len(rows)} labelled images, "
+            f"expected at least batch_size = {batch_size}"
+        )
+    return Loader(
+        dataset,
+        visible,
+        rows,
+        transform or eval_transform(),
+        batch_size=batch_size,
+        seed=seed,
+        shuffle=shuffle,
+        drop_last=drop_last,
+        workers=workers,
+        pin=pin,
+        epoch=epoch,
+        start=start,
+    )
 
 
 class _Places:
@@ -170,12 +218,12 @@ class _Places:
         for epoch, position in self.places:
             if order_of[0] != epoch:
                 order_of = epoch, self.loader.order(epoch)
-            chosen = order_of[1][position * size:(position + 1) * size]
+            chosen = order_of[1][position * size : (position + 1) * size]
             yield [(epoch, position, int(index)) for index in chosen]
 
 
 class _Prepared:
-    """Reads and transforms one sample. An error travels back as a value, so that it arrives as it was raised."""
+    """Reads and transforms one sample. An error comes back as a value, and so arrives as it was raised."""
 
     def __init__(self, dataset: LabelledImages, visible: LabelMatrix, transform: Transform, seed: int):
         self.dataset, self.transform, self.seed = dataset, transform, seed
@@ -187,7 +235,9 @@ class _Prepared:
             sample = self.dataset.read(index, self.shown[index])
         except DataError as error:
             return error
-        return key, self.transform(sample, self.dataset.tasks, np.random.default_rng([self.seed, epoch, index]))
+        return key, self.transform(
+            sample, self.dataset.tasks, np.random.default_rng([self.seed, epoch, index])
+        )
 
 
 class _Collate:
@@ -203,7 +253,12 @@ class _Collate:
         samples = [pad(s, self.tasks) for s in samples]
         labels, present = stack_labels(samples, self.tasks)
         return Batch(
-            ids=[s.id for s in samples], index=torch.tensor([key[2] for key in keys]), image=stack_images(samples),
-            labels=labels, present=present, valid_size=[s.valid_size or s.size for s in samples],
-            epoch=keys[0][0], position=keys[0][1],
+            ids=[s.id for s in samples],
+            index=torch.tensor([key[2] for key in keys]),
+            image=stack_images(samples),
+            labels=labels,
+            present=present,
+            valid_size=[s.valid_size or s.size for s in samples],
+            epoch=keys[0][0],
+            position=keys[0][1],
         )

@@ -46,8 +46,12 @@ class LabelMatrix:
         self.matrix.setflags(write=False)
 
     def __eq__(self, other: object) -> bool:
-        return (isinstance(other, LabelMatrix) and self.ids == other.ids and self.tasks == other.tasks
-                and bool((self.matrix == other.matrix).all()))
+        return (
+            isinstance(other, LabelMatrix)
+            and self.ids == other.ids
+            and self.tasks == other.tasks
+            and bool((self.matrix == other.matrix).all())
+        )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -60,8 +64,9 @@ class LabelMatrix:
         return cls(list(ids), list(tasks), np.ones((len(ids), len(tasks)), bool))
 
     @classmethod
-    def one_label(cls, ids: Sequence[str], tasks: Sequence[str], seed: int = 0,
-                  available: LabelMatrix | None = None) -> LabelMatrix:
+    def one_label(
+        cls, ids: Sequence[str], tasks: Sequence[str], seed: int = 0, available: LabelMatrix | None = None
+    ) -> LabelMatrix:
         """Each image has the label of exactly one task, the tasks as equal in number as can be.
 
         With every label available the counts differ by at most one. With `available`, only existing labels
@@ -82,8 +87,15 @@ class LabelMatrix:
         return cls(ids, tasks, choice[:, None] == np.arange(len(tasks))).subset(tasks=asked)
 
     @classmethod
-    def random_labels(cls, ids: Sequence[str], tasks: Sequence[str], seed: int = 0, *,
-                      p: float | Mapping[str, float] = 0.5, available: LabelMatrix | None = None) -> LabelMatrix:
+    def random_labels(
+        cls,
+        ids: Sequence[str],
+        tasks: Sequence[str],
+        seed: int = 0,
+        *,
+        p: float | Mapping[str, float] = 0.5,
+        available: LabelMatrix | None = None,
+    ) -> LabelMatrix:
         """Each label is kept with probability `p` (one number, or one per task), at least one per image."""
         _check_tasks("random_labels", tasks)
         ids, tasks = list(ids), list(tasks)
@@ -103,10 +115,12 @@ class LabelMatrix:
 
     @classmethod
     def read_csv(cls, path: str | os.PathLike) -> LabelMatrix:
-        """A table with the header `id,<task>,<task>,...` and rows of 0 and 1. DataError names file and line."""
+        """A table with header `id,<task>,<task>,...` and rows of 0 and 1. DataError names file and line."""
         path = Path(path)
         try:
-            return _parse(path, csv.reader(io.StringIO(read_text(path, "a CSV table"), newline=""), strict=True))
+            return _parse(
+                path, csv.reader(io.StringIO(read_text(path, "a CSV table"), newline=""), strict=True)
+            )
         except csv.Error as error:
             raise DataError(f"{path}: not a readable table ({error}), expected CSV text") from error
 
@@ -142,7 +156,9 @@ class LabelMatrix:
         tasks = self.tasks if tasks is None else list(tasks)
         missing = [i for i in ids if i not in self._row]
         if missing:
-            raise DataError(f"labels: no row for {len(missing)} of {len(ids)} images, the first is {missing[0]!r}")
+            raise DataError(
+                f"labels: no row for {len(missing)} of {len(ids)} images, the first is {missing[0]!r}"
+            )
         rows = [self._row[i] for i in ids]
         columns = [self.column(t)[rows] for t in tasks]
         return LabelMatrix(ids, tasks, np.stack(columns, 1) if tasks else np.zeros((len(ids), 0), bool))
@@ -152,7 +168,7 @@ class LabelMatrix:
         return LabelMatrix(self.ids, self.tasks, self.matrix & other.subset(self.ids, self.tasks).matrix)
 
     def statistics(self) -> dict:
-        """JSON-able counts: images, labels, labels of each task, and how many images have 0, 1, 2... labels."""
+        """JSON-able counts: images, labels, labels per task, and how many images have 0, 1, 2... labels."""
         per_image = np.bincount(self.matrix.sum(1), minlength=1) if len(self.ids) else np.zeros(1, int)
         return {
             "images": len(self.ids),
@@ -227,7 +243,9 @@ def _parse(path: Path, table: Iterable[list[str]]) -> LabelMatrix:
         raise DataError(f"{path}: line 1: header is {','.join(header)[:80]!r}, expected id,<task>,<task>,...")
     tasks = header[1:]
     if "" in tasks or len(set(tasks)) != len(tasks):
-        raise DataError(f"{path}: line 1: a task name is empty or repeated, expected unique names, got {tasks}")
+        raise DataError(
+            f"{path}: line 1: a task name is empty or repeated, expected unique names, got {tasks}"
+        )
     ids: dict[str, int] = {}
     matrix = []
     for line, cells in enumerate(rows, start=2):
@@ -235,7 +253,9 @@ def _parse(path: Path, table: Iterable[list[str]]) -> LabelMatrix:
         if not any(cells):
             continue
         if len(cells) != len(header):
-            raise DataError(f"{path}: line {line}: {len(cells)} cells, expected {len(header)} as in the header")
+            raise DataError(
+                f"{path}: line {line}: {len(cells)} cells, expected {len(header)} as in the header"
+            )
         bad = [cell for cell in cells[1:] if cell not in ("0", "1")]
         if bad:
             raise DataError(f"{path}: line {line}: cell {bad[0][:20]!r}, expected 0 or 1")

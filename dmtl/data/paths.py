@@ -12,9 +12,17 @@ from dmtl.errors import DataError
 def inner_path(name: str, where: str) -> str:
     """`name` if it is a relative path that stays in its folder; `where` begins the message when it is not."""
     path = PurePosixPath(name)
-    unsafe = (not name or name != name.strip() or "\\" in name or any(ord(c) < 32 for c in name)
-              or re.match(r"[A-Za-z]:", name) or path.is_absolute() or str(path) != name or ".." in path.parts
-              or len(name.encode(errors="replace")) > 240)
+    unsafe = (
+        not name
+        or name != name.strip()
+        or "\\" in name
+        or any(ord(c) < 32 for c in name)
+        or re.match(r"[A-Za-z]:", name)
+        or path.is_absolute()
+        or str(path) != name
+        or ".." in path.parts
+        or len(name.encode(errors="replace")) > 240
+    )
     if unsafe or name == ".":
         raise DataError(f"{where}: {name[:80]!r}, expected a relative path without '..' inside the data set")
     return name
@@ -32,6 +40,8 @@ def read_text(path: str | os.PathLike, what: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}), expected {what}") from error
+        raise DataError(
+            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}), expected {what}"
+        ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}), expected {what}") from error

@@ -1,10 +1,11 @@
 """Joint transforms of an image and its labels, written once for every data set and task.
 
-A transform is called as `transform(sample, tasks, rng)` and returns a new Sample; tensors that come in are never
-written to, so samples can be cached. `rng` is a numpy Generator and the only source of chance.
+A transform is called as `transform(sample, tasks, rng)` and returns a new Sample; tensors that come in
+are never written to, so samples can be cached. `rng` is a numpy Generator and the only source of chance.
 
-The published recipe (PASCAL-Context, NYUD): scale U(0.5, 2) and random crop, mirror, photometric distortion, ImageNet
-normalisation, pad. Only labels that are in the sample, hence visible, can influence it.
+The published recipe (PASCAL-Context, NYUD): scale U(0.5, 2) and random crop, mirror, photometric
+distortion, ImageNet normalisation, pad. Only labels that are in the sample, hence visible, can influence
+it.
 """
 
 from __future__ import annotations
@@ -45,15 +46,21 @@ class Compose:
 
 
 class RandomScaleCrop:
-    """Magnifies by s ~ U(scale) and crops at random; nothing is padded, so the result may be smaller than `size`.
+    """Magnifies by s ~ U(scale) and crops at random; pads nothing, so the result may be smaller than `size`.
 
-    The crop is cut first and magnified then: the same picture (to one source pixel) for far less work. Where the label
-    of `balance` is visible, up to ten crops are tried until no class covers more than `max_ratio` of it (cat_max_ratio).
-    Values change as `task.zoom` says: magnified depth is nearer.
+    The crop is cut first and magnified then: the same picture (to one source pixel) for far less work.
+    Where the label of `balance` is visible, up to ten crops are tried until no class covers more than
+    `max_ratio` of it (cat_max_ratio). Values change as `task.zoom` says: magnified depth is nearer.
     """
 
-    def __init__(self, size: tuple[int, int], scale: tuple[float, float] = (0.5, 2.0), *,
-                 max_ratio: float = 0.75, balance: str = "semseg"):
+    def __init__(
+        self,
+        size: tuple[int, int],
+        scale: tuple[float, float] = (0.5, 2.0),
+        *,
+        max_ratio: float = 0.75,
+        balance: str = "semseg",
+    ):
         self.size = check_size("RandomScaleCrop", size)
         low, high = scale
         if not 0 < low <= high < math.inf:
@@ -87,12 +94,14 @@ class RandomScaleCrop:
 
 
 class Resize:
-    """Brings image and labels to `size` = (height, width). Label values stay as they are (depth in metres, too)."""
+    """Brings image and labels to `size` = (height, width). Label values stay as they are, depth too."""
 
     def __init__(self, size: tuple[int, int]):
         self.size = check_size("Resize", size)
 
-    def __call__(self, sample: Sample, tasks: Mapping[str, Task], rng: np.random.Generator | None = None) -> Sample:
+    def __call__(
+        self, sample: Sample, tasks: Mapping[str, Task], rng: np.random.Generator | None = None
+    ) -> Sample:
         return resize(sample, self.size, tasks)
 
 
@@ -114,20 +123,32 @@ class HorizontalFlip:
 class Photometric:
     """Brightness, contrast, saturation and hue, each changed with probability 1/2 (the ranges of SSD).
 
-    All four are linear in RGB, so they are one 3x3 matrix and an offset: x' = contrast * hue * saturation * x + b.
-    Saturation mixes with the grey of the same luma; hue turns the colour plane of YIQ. The image becomes float32 in
-    [0, 255].
+    All four are linear in RGB, so they are one 3x3 matrix and an offset: x' = contrast * hue * saturation
+    * x + b. Saturation mixes with the grey of the same luma; hue turns the colour plane of YIQ. The image
+    becomes float32 in [0, 255].
     """
 
-    def __init__(self, brightness: float = 32.0, contrast: tuple[float, float] = (0.5, 1.5),
-                 saturation: tuple[float, float] = (0.5, 1.5), hue_deg: float = 18.0):
-        self.brightness, self.contrast, self.saturation, self.hue_deg = brightness, contrast, saturation, hue_deg
+    def __init__(
+        self,
+        brightness: float = 32.0,
+        contrast: tuple[float, float] = (0.5, 1.5),
+        saturation: tuple[float, float] = (0.5, 1.5),
+        hue_deg: float = 18.0,
+    ):
+        self.brightness, self.contrast, self.saturation, self.hue_deg = (
+            brightness,
+            contrast,
+            saturation,
+            hue_deg,
+        )
 
     def __call__(self, sample: Sample, tasks: Mapping[str, Task], rng: np.random.Generator) -> Sample:
         chosen, where = rng.random(4) < 0.5, rng.random(4)
         offset = (2 * where[0] - 1) * self.brightness if chosen[0] else 0.0
-        contrast, saturation = (low + (high - low) * where[i] if chosen[i] else 1.0
-                                for i, (low, high) in ((1, self.contrast), (2, self.saturation)))
+        contrast, saturation = (
+            low + (high - low) * where[i] if chosen[i] else 1.0
+            for i, (low, high) in ((1, self.contrast), (2, self.saturation))
+        )
         hue = (2 * where[3] - 1) * self.hue_deg if chosen[3] else 0.0
         matrix = torch.from_numpy(contrast * colour_matrix(saturation, hue)).float()
         image = sample.image.float()
@@ -143,39 +164,59 @@ class Normalise:
         self.scale = 1 / (255 * torch.tensor(IMAGENET_STD).view(3, 1, 1))
         self.shift = -(torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_STD)).view(3, 1, 1)
 
-    def __call__(self, sample: Sample, tasks: Mapping[str, Task] | None = None,
-                 rng: np.random.Generator | None = None) -> Sample:
+    def __call__(
+        self, sample: Sample, tasks: Mapping[str, Task] | None = None, rng: np.random.Generator | None = None
+    ) -> Sample:
         return replace(sample, image=torch.addcmul(self.shift, sample.image.float(), self.scale))
 
 
 class PadTo:
-    """Pads a normalised sample below and to the right up to `size`: image with 0 (mean colour), labels with ignore."""
+    """Pads a normalised sample below and to the right: image with 0 (mean colour), labels with ignore."""
 
     def __init__(self, size: tuple[int, int]):
         self.size = check_size("PadTo", size)
 
-    def __call__(self, sample: Sample, tasks: Mapping[str, Task], rng: np.random.Generator | None = None) -> Sample:
+    def __call__(
+        self, sample: Sample, tasks: Mapping[str, Task], rng: np.random.Generator | None = None
+    ) -> Sample:
         (height, width), (rows, columns) = sample.size, self.size
         if (height, width) == self.size:
             return sample
         if height > rows or width > columns:
-            raise ValueError(f"PadTo: sample must be at most {rows}x{columns}, got {height}x{width} ({sample.id})")
+            raise ValueError(
+                f"PadTo: sample must be at most {rows}x{columns}, got {height}x{width} ({sample.id})"
+            )
         margin = (0, columns - width, 0, rows - height)
-        labels = {name: F.pad(label, margin, value=tasks[name].ignore) for name, label in sample.labels.items()}
-        return replace(sample, image=F.pad(sample.image, margin), labels=labels,
-                       valid_size=sample.valid_size or (height, width))
+        labels = {
+            name: F.pad(label, margin, value=tasks[name].ignore) for name, label in sample.labels.items()
+        }
+        return replace(
+            sample,
+            image=F.pad(sample.image, margin),
+            labels=labels,
+            valid_size=sample.valid_size or (height, width),
+        )
 
 
-def train_transform(size: tuple[int, int], *, scale: tuple[float, float] = (0.5, 2.0), flip: bool = True,
-                    photometric: bool = True, max_ratio: float = 0.75, balance: str = "semseg") -> Compose:
+def train_transform(
+    size: tuple[int, int],
+    *,
+    scale: tuple[float, float] = (0.5, 2.0),
+    flip: bool = True,
+    photometric: bool = True,
+    max_ratio: float = 0.75,
+    balance: str = "semseg",
+) -> Compose:
     """The published augmentation for crops of `size` = (height, width), each part of it optional."""
-    return Compose([
-        RandomScaleCrop(size, scale, max_ratio=max_ratio, balance=balance),
-        *([HorizontalFlip()] if flip else []),
-        *([Photometric()] if photometric else []),
-        Normalise(),
-        PadTo(size),
-    ])
+    return Compose(
+        [
+            RandomScaleCrop(size, scale, max_ratio=max_ratio, balance=balance),
+            *([HorizontalFlip()] if flip else []),
+            *([Photometric()] if photometric else []),
+            Normalise(),
+            PadTo(size),
+        ]
+    )
 
 
 def eval_transform(size: tuple[int, int] | None = None) -> Compose:
@@ -195,12 +236,15 @@ def resize(sample: Sample, size: tuple[int, int], tasks: Mapping[str, Task]) -> 
 def resize_label(label_KHW: Tensor, size: tuple[int, int], task: Task) -> Tensor:
     """The value of the nearest source pixel; no value is ever mixed with another or with `ignore`.
 
-    A thin class (edges) would be torn by that when it shrinks. For `task.thin` every source pixel falls into exactly
-    one target pixel, and one positive in it is enough: lines stay connected and do not grow thicker than one pixel.
+    A thin class (edges) would be torn by that when it shrinks. For `task.thin` every source pixel falls
+    into exactly one target pixel, and one positive in it is enough: lines stay connected and do not grow
+    thicker than one pixel.
     """
     height, width = label_KHW.shape[-2:]
     rows, columns = size
-    y = ((torch.arange(rows) * 2 + 1) * height).div(2 * rows, rounding_mode="floor")  # floor((i + 1/2) H / rows)
+    y = ((torch.arange(rows) * 2 + 1) * height).div(
+        2 * rows, rounding_mode="floor"
+    )  # floor((i + 1/2) H / rows)
     x = ((torch.arange(columns) * 2 + 1) * width).div(2 * columns, rounding_mode="floor")
     out = label_KHW[:, y][:, :, x]
     if task.thin and (rows < height or columns < width):
@@ -212,7 +256,7 @@ def resize_label(label_KHW: Tensor, size: tuple[int, int], task: Task) -> Tensor
 
 
 def colour_matrix(saturation: float, hue_deg: float) -> np.ndarray:
-    """3x3 RGB matrix that scales chroma by `saturation` and turns it by `hue_deg` in the YIQ plane; luma is kept."""
+    """3x3 RGB matrix that scales chroma by `saturation` and turns it by `hue_deg` in YIQ; luma is kept."""
     to_yiq = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
     c, s = (saturation * f(math.radians(hue_deg)) for f in (math.cos, math.sin))
     return np.linalg.inv(to_yiq) @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ to_yiq

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from dmtl.data.base import LabelledImages, Sample
 from dmtl.data.partial_labels import LabelMatrix
@@ -25,10 +26,10 @@ class Resized(LabelledImages):
 
 
 class Cached(LabelledImages):
-    """Keeps what was read in memory (pixels as uint8), until `limit_bytes` are used; later samples are read each time.
+    """Keeps what was read in memory (as uint8) until `limit_bytes` are used; the rest is read each time.
 
-    Only labels that were asked for are ever read or kept. Each loader worker keeps its own; with workers, call `warm`
-    first, so that they share the parent's copy where processes are forked.
+    Only labels that were asked for are ever read or kept. Each loader worker keeps its own; with workers,
+    call `warm` first, so that they share the parent's copy where processes are forked.
     """
 
     def __init__(self, dataset: LabelledImages, limit_bytes: int = 4 << 30):
@@ -40,14 +41,14 @@ class Cached(LabelledImages):
         tasks = self.wanted(tasks)
         kept = self._kept.get(index)
         unread = [task for task in tasks if kept is None or task not in kept.labels]
-        if kept is None or any(task in self._labels_of(index) for task in unread):
+        if kept is None or set(unread) & set(self._exists.tasks_of(self.ids[index])):
             fresh = self.dataset.read(index, unread)
             kept = fresh if kept is None else replace(kept, labels={**kept.labels, **fresh.labels})
             self._keep(index, kept)
         return replace(kept, labels={task: kept.labels[task] for task in tasks if task in kept.labels})
 
     def available(self) -> LabelMatrix:
-        return self.dataset.available()
+        return self._exists
 
     def warm(self, labels: LabelMatrix | None = None) -> Cached:
         """Reads everything now (with `labels`, only what they show)."""
@@ -55,8 +56,9 @@ class Cached(LabelledImages):
             self.read(index, None if labels is None else [t for t in labels.tasks_of(id) if t in self.tasks])
         return self
 
-    def _labels_of(self, index: int) -> Sequence[str]:
-        return self.available().tasks_of(self.ids[index])
+    @cached_property
+    def _exists(self) -> LabelMatrix:
+        return self.dataset.available()
 
     def _keep(self, index: int, sample: Sample) -> None:
         before = self._kept.get(index)

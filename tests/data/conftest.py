@@ -31,7 +31,9 @@ def arrays(seed: int) -> dict[str, np.ndarray]:
     vector /= np.linalg.norm(vector, axis=2, keepdims=True)
     return {
         "images": rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8),
-        "semseg": np.where(rng.random((HEIGHT, WIDTH)) < 0.1, 255, rng.integers(0, 3, (HEIGHT, WIDTH))).astype(np.uint8),
+        "semseg": np.where(
+            rng.random((HEIGHT, WIDTH)) < 0.1, 255, rng.integers(0, 3, (HEIGHT, WIDTH))
+        ).astype(np.uint8),
         "edge": binary,
         "normals": np.rint((vector + 1) * 127.5).astype(np.uint8),
         "depth": rng.integers(0, 1000, (HEIGHT, WIDTH)).astype(np.uint16),
@@ -82,7 +84,9 @@ class Synthetic(LabelledImages):
             "semseg": torch.randint(0, 3, (1, h, w), generator=g, dtype=torch.uint8),
             "edge": (torch.rand(1, h, w, generator=g) < 0.1).to(torch.uint8),
             "normals": normals,
-            "depth": torch.where(torch.rand(1, h, w, generator=g) < 0.1, 255.0, 1 + 9 * torch.rand(1, h, w, generator=g)),
+            "depth": torch.where(
+                torch.rand(1, h, w, generator=g) < 0.1, 255.0, 1 + 9 * torch.rand(1, h, w, generator=g)
+            ),
         }
         return Sample(self.ids[index], image, {task: every[task] for task in tasks})
 

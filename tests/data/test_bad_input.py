@@ -29,7 +29,13 @@ def encoded(pixels: np.ndarray, format: str = "PNG", **options) -> bytes:
 def png_header(width: int, height: int) -> bytes:
     """A PNG that claims to be large and holds nothing."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + b"\0\0\0\0IDAT"
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + header
+        + struct.pack(">I", zlib.crc32(header))
+        + b"\0\0\0\0IDAT"
+    )
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -58,10 +64,20 @@ BAD_FILES = [
     ("semseg/a.npy", npy(GREY.astype(int) - 1), "value -1 in 768 pixels"),
     ("semseg/a.npy", npy(np.array({"a": 1})), "holds object"),
     ("semseg/a.npy", npy(GREY)[:-5], "its header promises 768 bytes of data, the file has 763"),
-    ("semseg/a.npy", b"\x93NUMPY\x01\x00\x76\x00" + b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000, 1000000)"
-     + b", }".ljust(49) + b"\n", "its header promises 8000000000000 bytes"),
+    (
+        "semseg/a.npy",
+        b"\x93NUMPY\x01\x00\x76\x00"
+        + b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000, 1000000)"
+        + b", }".ljust(49)
+        + b"\n",
+        "its header promises 8000000000000 bytes",
+    ),
     ("semseg/a.npy", b"text", "not a readable array"),
-    ("normals/a.npy", npy(np.zeros((HEIGHT, WIDTH, 3), int)), "int64 values of shape [24, 32, 3], expected an RGB PNG"),
+    (
+        "normals/a.npy",
+        npy(np.zeros((HEIGHT, WIDTH, 3), int)),
+        "int64 values of shape [24, 32, 3], expected an RGB PNG",
+    ),
     ("depth/a.npy", npy(np.zeros((HEIGHT, WIDTH, 2))), "expected one value per pixel"),
 ]
 
@@ -77,15 +93,18 @@ def test_bad_files(folder, name, content, message):
     assert str(error.value).startswith(f"{path}: ") and message in str(error.value)
 
 
-@pytest.mark.parametrize("lines, message", [
-    ("a\nb\nx1\nx2\n", "2 of 4 ids have no image, the first is 'x1', expected images/x1.jpg"),
-    ("a\nb\na\n", "line 3: id 'a' stands on line 1 too"),
-    ("\n\n", "empty, expected one id per line"),
-    ("../a\n", "line 1: '../a', expected a relative path without '..'"),
-    ("/etc/passwd\n", "line 1: '/etc/passwd'"),
-    ("a/../../b\n", "line 1: "),
-    ("C:\\x\n", "line 1: "),
-])
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        ("a\nb\nx1\nx2\n", "2 of 4 ids have no image, the first is 'x1', expected images/x1.jpg"),
+        ("a\nb\na\n", "line 3: id 'a' stands on line 1 too"),
+        ("\n\n", "empty, expected one id per line"),
+        ("../a\n", "line 1: '../a', expected a relative path without '..'"),
+        ("/etc/passwd\n", "line 1: '/etc/passwd'"),
+        ("a/../../b\n", "line 1: "),
+        ("C:\\x\n", "line 1: "),
+    ],
+)
 def test_bad_splits(folder, lines, message):
     (folder / "splits" / "new.txt").write_text(lines)
     with pytest.raises(DataError, match="new.txt: ") as error:
@@ -96,7 +115,9 @@ def test_bad_splits(folder, lines, message):
 def test_unknown_names_come_with_the_nearest(folder, tmp_path):
     with pytest.raises(DataError, match="unknown split 'trian', did you mean 'train'. available: train, val"):
         Folder(folder, "trian")
-    with pytest.raises(DataError, match="unknown task 'semsge', did you mean 'semseg'. available: cracks, depth"):
+    with pytest.raises(
+        DataError, match="unknown task 'semsge', did you mean 'semseg'. available: cracks, depth"
+    ):
         Folder(folder, "train", tasks=["semsge"])
     with pytest.raises(DataError, match="unknown task 'norms', did you mean 'normals'"):
         Folder(folder, "train").read(0, ["norms"])
@@ -104,25 +125,28 @@ def test_unknown_names_come_with_the_nearest(folder, tmp_path):
         Folder(tmp_path / "nowhere", "train")
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"tasks": {}}, "no tasks"),
-    ({"tasks": ["semseg"]}, "no tasks"),
-    ({"task": {}}, "unknown key 'task', did you mean 'tasks'"),
-    ({"tasks": {"mine": {}}}, "kind must be given"),
-    ({"tasks": {"mine": None}}, "task 'mine' is None, expected a mapping"),
-    ({"tasks": {"mine": {"kind": "klasses"}}}, "kind must be one of"),
-    ({"tasks": {"mine": {"kind": "classes"}}}, "classes must be a list"),
-    ({"tasks": {"mine": {"kind": "binary", "wieght": 2}}}, "did you mean 'weight'"),
-    ({"tasks": {"mine": {"kind": "binary", "name": "x"}}}, "dataset.yaml: "),
-    ({"tasks": {"mine": {"kind": "binary", "ignore": 300}}}, "ignore is 300"),
-    ({"tasks": {"mine": {"kind": "binary", "ignore": 1}}}, "ignore is 1"),
-    ({"tasks": {"mine": {"kind": "classes", "classes": 300, "ignore": -1}}}, "ignore is -1"),
-    ({"tasks": {"depth": {"kind": "scalar", "scale": "big"}}}, "scale is 'big', expected a number"),
-    ({"tasks": {"depth": {"kind": "scalar", "scale": -1}}}, "scale is -1, expected a positive number"),
-    ({"tasks": {"../x": {"kind": "binary"}}}, "name of a task"),
-    ({"tasks": {"images": {"kind": "binary"}}}, "cannot be called 'images'"),
-    ({"labels": 7}, "labels is 7"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"tasks": {}}, "no tasks"),
+        ({"tasks": ["semseg"]}, "no tasks"),
+        ({"task": {}}, "unknown key 'task', did you mean 'tasks'"),
+        ({"tasks": {"mine": {}}}, "kind must be given"),
+        ({"tasks": {"mine": None}}, "task 'mine' is None, expected a mapping"),
+        ({"tasks": {"mine": {"kind": "klasses"}}}, "kind must be one of"),
+        ({"tasks": {"mine": {"kind": "classes"}}}, "classes must be a list"),
+        ({"tasks": {"mine": {"kind": "binary", "wieght": 2}}}, "did you mean 'weight'"),
+        ({"tasks": {"mine": {"kind": "binary", "name": "x"}}}, "dataset.yaml: "),
+        ({"tasks": {"mine": {"kind": "binary", "ignore": 300}}}, "ignore is 300"),
+        ({"tasks": {"mine": {"kind": "binary", "ignore": 1}}}, "ignore is 1"),
+        ({"tasks": {"mine": {"kind": "classes", "classes": 300, "ignore": -1}}}, "ignore is -1"),
+        ({"tasks": {"depth": {"kind": "scalar", "scale": "big"}}}, "scale is 'big', expected a number"),
+        ({"tasks": {"depth": {"kind": "scalar", "scale": -1}}}, "scale is -1, expected a positive number"),
+        ({"tasks": {"../x": {"kind": "binary"}}}, "name of a task"),
+        ({"tasks": {"images": {"kind": "binary"}}}, "cannot be called 'images'"),
+        ({"labels": 7}, "labels is 7"),
+    ],
+)
 def test_bad_descriptions(folder, changes, message):
     describe(folder, **changes)
     with pytest.raises(DataError, match="dataset.yaml: ") as error:
@@ -130,7 +154,9 @@ def test_bad_descriptions(folder, changes, message):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["a: [", "!!python/object/apply:os.system ['true']", "tasks: *x", "\x00", "2024-99-99"])
+@pytest.mark.parametrize(
+    "text", ["a: [", "!!python/object/apply:os.system ['true']", "tasks: *x", "\x00", "2024-99-99"]
+)
 def test_yaml_that_is_not_plain_data(folder, text):
     (folder / "dataset.yaml").write_text(text)
     with pytest.raises(DataError, match="dataset.yaml: "):
@@ -149,10 +175,19 @@ def test_two_files_for_one_id(folder):
         Folder(folder, "train")
 
 
-@pytest.mark.parametrize("rows, message", [
-    ("a,0,1,1,1,1\nb,1,1,1,1,1\nc/d,1,1,1,1,1\n", "promises 1 labels of semseg that do not exist, the first is 'b'"),
-    ("a,0,1,1,1,1\n", "no row for 2 of 3 images, the first is 'b', expected all of split 'train' or none"),
-])
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        (
+            "a,0,1,1,1,1\nb,1,1,1,1,1\nc/d,1,1,1,1,1\n",
+            "promises 1 labels of semseg that do not exist, the first is 'b'",
+        ),
+        (
+            "a,0,1,1,1,1\n",
+            "no row for 2 of 3 images, the first is 'b', expected all of split 'train' or none",
+        ),
+    ],
+)
 def test_a_table_must_agree_with_the_files(folder, rows, message):
     describe(folder, labels="labels.csv")
     (folder / "labels.csv").write_text("id,depth,semseg,edge,normals,cracks\n" + rows)
@@ -171,7 +206,10 @@ def test_a_table_must_have_every_task_and_stay_inside(folder):
         Folder(folder, "train")
 
 
-@given(st.lists(st.sampled_from(["..", ".", "a", "", "/", "\\", "C:", "\0", "b.c", "ä"]), max_size=6), st.booleans())
+@given(
+    st.lists(st.sampled_from(["..", ".", "a", "", "/", "\\", "C:", "\0", "b.c", "ä"]), max_size=6),
+    st.booleans(),
+)
 @settings(max_examples=300)
 def test_no_path_leaves_the_folder(parts, joined):
     name = ("/" if joined else "").join(parts)
@@ -179,7 +217,9 @@ def test_no_path_leaves_the_folder(parts, joined):
         inner_path(name, "here")
     except DataError:
         return
-    assert Path("/root", name).resolve().is_relative_to("/root") and Path("/root", name).resolve() != Path("/root")
+    assert Path("/root", name).resolve().is_relative_to("/root") and Path("/root", name).resolve() != Path(
+        "/root"
+    )
 
 
 def mutate(data: bytes, edits: list[tuple[int, int, bool]], cut: int) -> bytes:
@@ -190,7 +230,7 @@ def mutate(data: bytes, edits: list[tuple[int, int, bool]], cut: int) -> bytes:
             content.insert(place, value)
         else:
             content[place] = value
-    return bytes(content[:len(content) - cut % (len(content) + 1)] if cut else content)
+    return bytes(content[: len(content) - cut % (len(content) + 1)] if cut else content)
 
 
 EDITS = st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255), st.booleans()), max_size=6)
@@ -203,7 +243,10 @@ READERS = {
     "ids.png": (image_io.read_png_map, encoded(IDS)),
     "x.npy": (image_io.read_npy, npy(np.zeros((8, 9), np.float32))),
     "labels.csv": (LabelMatrix.read_csv, b"id,semseg,edge\na,0,1\nb,1,1\n"),
-    "dataset.yaml": (lambda path: read_description(path.parent), yaml.safe_dump({"name": "x", "tasks": TASKS}).encode()),
+    "dataset.yaml": (
+        lambda path: read_description(path.parent),
+        yaml.safe_dump({"name": "x", "tasks": TASKS}).encode(),
+    ),
 }
 
 

@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
@@ -34,7 +33,13 @@ def test_a_missing_file_is_a_missing_label(folder):
     data = Folder(folder, "train")
     assert set(data.read(0).labels) == set(TASKS) - {"depth"}
     assert set(data.read(1).labels) == set(TASKS) - {"semseg"}
-    assert data.available().statistics()["per_task"] == {"semseg": 2, "edge": 3, "normals": 3, "depth": 2, "cracks": 3}
+    assert data.available().statistics()["per_task"] == {
+        "semseg": 2,
+        "edge": 3,
+        "normals": 3,
+        "depth": 2,
+        "cracks": 3,
+    }
 
 
 def test_only_the_labels_asked_for_are_opened(folder):

@@ -16,9 +16,17 @@ CROP = train_transform((16, 16))
 
 
 def equal(a, b) -> bool:
-    return (a.ids == b.ids and a.valid_size == b.valid_size and (a.epoch, a.position) == (b.epoch, b.position)
-            and torch.equal(a.index, b.index) and torch.equal(a.image, b.image)
-            and all(torch.equal(a.labels[t], b.labels[t]) and torch.equal(a.present[t], b.present[t]) for t in a.labels))
+    return (
+        a.ids == b.ids
+        and a.valid_size == b.valid_size
+        and (a.epoch, a.position) == (b.epoch, b.position)
+        and torch.equal(a.index, b.index)
+        and torch.equal(a.image, b.image)
+        and all(
+            torch.equal(a.labels[t], b.labels[t]) and torch.equal(a.present[t], b.present[t])
+            for t in a.labels
+        )
+    )
 
 
 def one_label(data):
@@ -50,8 +58,17 @@ def test_hidden_labels_are_never_read(synthetic):
 
 
 def test_same_batches_with_any_number_of_workers(synthetic):
-    runs = [list(itertools.islice(make_loader(synthetic, one_label(synthetic), CROP, batch_size=3, seed=5,
-                                              workers=workers).stream(4), 5)) for workers in (0, 1, 2)]
+    runs = [
+        list(
+            itertools.islice(
+                make_loader(
+                    synthetic, one_label(synthetic), CROP, batch_size=3, seed=5, workers=workers
+                ).stream(4),
+                5,
+            )
+        )
+        for workers in (0, 1, 2)
+    ]
     assert [(b.epoch, b.position) for b in runs[0]] == [(0, 4), (0, 5), (1, 0), (1, 1), (1, 2)]
     for run in runs[1:]:
         assert all(equal(a, b) for a, b in zip(runs[0], run, strict=True))
@@ -60,6 +77,7 @@ def test_same_batches_with_any_number_of_workers(synthetic):
 def test_any_position_can_be_the_first(synthetic):
     def options(**more):
         return dict(labels=one_label(synthetic), transform=CROP, batch_size=3, seed=1, **more)
+
     whole = list(itertools.islice(make_loader(synthetic, **options()).stream(), 14))
     for step in (0, 1, 5, 6, 11):
         again = list(itertools.islice(make_loader(synthetic, **options()).stream(step), 14 - step))
@@ -138,7 +156,9 @@ def test_an_error_arrives_as_it_was_raised(workers):
     assert str(error.value) == "file.png: damaged, expected an image"
 
 
-@pytest.mark.parametrize("option", [{"batch_size": 0}, {"workers": -1}, {"seed": -1}, {"start": -2}, {"epoch": 1.5}])
+@pytest.mark.parametrize(
+    "option", [{"batch_size": 0}, {"workers": -1}, {"seed": -1}, {"start": -2}, {"epoch": 1.5}]
+)
 def test_bad_arguments_are_named(synthetic, option):
     with pytest.raises(ValueError, match=f"make_loader: {next(iter(option))} must be an integer"):
         make_loader(synthetic, **option)
@@ -153,7 +173,9 @@ def test_cache_reads_each_label_once_and_hides_what_is_hidden(synthetic):
     assert len(synthetic.asked) == len(set(synthetic.asked)) == 20
     shown = labels.tasks_of("i000")
     assert cached.read(0, []).labels == {} and list(cached.read(0, shown).labels) == shown
-    assert list(cached.read(0).labels) == TASKS and sorted(t for i, t in synthetic.asked if i == 0) == sorted(TASKS)
+    assert list(cached.read(0).labels) == TASKS and sorted(t for i, t in synthetic.asked if i == 0) == sorted(
+        TASKS
+    )
 
 
 def test_cache_keeps_to_its_limit():
@@ -169,7 +191,9 @@ def test_cache_keeps_to_its_limit():
 def test_warm_reads_only_what_is_shown(synthetic):
     labels = one_label(synthetic)
     Cached(Resized(synthetic, (12, 16))).warm(labels)
-    assert len(synthetic.asked) == 20 and all(t in labels.tasks_of(synthetic.ids[i]) for i, t in synthetic.asked)
+    assert len(synthetic.asked) == 20 and all(
+        t in labels.tasks_of(synthetic.ids[i]) for i, t in synthetic.asked
+    )
 
 
 def test_resized_and_subset(synthetic):

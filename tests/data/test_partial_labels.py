@@ -21,7 +21,12 @@ def test_one_label_is_balanced_and_reproducible():
 def test_draws_are_fixed_for_all_time():
     """These values were computed once; they may not change, or old runs could not be repeated."""
     labels = LabelMatrix.one_label(["a", "b", "c", "d"], ["edge", "sal"], seed=7)
-    assert {i: labels.tasks_of(i) for i in labels.ids} == {"a": ["edge"], "b": ["sal"], "c": ["sal"], "d": ["edge"]}
+    assert {i: labels.tasks_of(i) for i in labels.ids} == {
+        "a": ["edge"],
+        "b": ["sal"],
+        "c": ["sal"],
+        "d": ["edge"],
+    }
     labels = LabelMatrix.random_labels(["a", "b", "c", "d"], ["edge", "sal"], seed=7)
     assert labels.tasks_of("a") == ["edge", "sal"]
     assert [labels.tasks_of(i) for i in "bcd"] == [["sal"]] * 3
@@ -41,11 +46,13 @@ def test_order_of_ids_and_tasks_does_not_matter():
 @given(st.integers(1, 40), st.integers(1, 4), st.integers(0, 5), st.data())
 def test_one_label_respects_what_exists_and_cannot_be_evened_out_further(n, t, seed, data):
     ids, tasks = IDS[:n], [f"t{k}" for k in range(t)]
-    exists = np.array(data.draw(st.lists(st.lists(st.booleans(), min_size=t, max_size=t), min_size=n, max_size=n)))
+    exists = np.array(
+        data.draw(st.lists(st.lists(st.booleans(), min_size=t, max_size=t), min_size=n, max_size=n))
+    )
     labels = LabelMatrix.one_label(ids, tasks, seed, available=LabelMatrix(ids, tasks, exists))
     assert not (labels.matrix & ~exists).any()
     assert (labels.matrix.sum(1) == exists.any(1)).all()
-    # Optimal iff the tasks with more than m+1 labels could not give one away: sets closed under moves (brute force).
+    # No task can pass an image on, directly or through others, to one that has two fewer.
     counts = labels.matrix.sum(0)
     for full in range(t):
         reach, grown = {full}, True
@@ -59,8 +66,8 @@ def test_random_labels_have_at_least_one_and_follow_p():
     ids = [str(n) for n in range(4000)]
     labels = LabelMatrix.random_labels(ids, ["a", "b"], 0, p={"a": 0.2, "b": 0.9})
     assert labels.matrix.any(1).all()
-    # P(neither) = 0.8 * 0.1; then draw / p is uniform in [1, 5] for a and in [1, 1.11] for b, and the smaller one is kept:
-    # a with probability 0.0139.
+    # P(neither) = 0.8 * 0.1; then draw / p is uniform in [1, 5] for a and in [1, 1.11] for b, and the smaller
+    # one is kept: a with probability 0.0139.
     assert abs(labels.column("a").mean() - (0.2 + 0.08 * 0.0139)) < 0.02
     assert abs(labels.column("b").mean() - (0.9 + 0.08 * 0.9861)) < 0.02
     assert LabelMatrix.random_labels(ids, ["a", "b"], 0, p=1).matrix.all()
@@ -80,22 +87,25 @@ def test_random_labels_refuse_a_bad_p(p):
 
 
 def test_csv_round_trip(tmp_path):
-    labels = LabelMatrix.random_labels(['plain', 'with,comma', 'with "quote"', "city/ä"], TASKS, 0)
+    labels = LabelMatrix.random_labels(["plain", "with,comma", 'with "quote"', "city/ä"], TASKS, 0)
     labels.write_csv(tmp_path / "labels.csv")
     assert LabelMatrix.read_csv(tmp_path / "labels.csv") == labels
     assert list(tmp_path.iterdir()) == [tmp_path / "labels.csv"]
 
 
-@pytest.mark.parametrize("text, message", [
-    ("", "line 1: header"),
-    ("image,semseg\n", "line 1: header"),
-    ("id,semseg,semseg\na,1,1\n", "line 1: a task name is empty or repeated"),
-    ("id,semseg,edge\na,1\n", "line 2: 2 cells, expected 3"),
-    ("id,semseg\na,1\nb,2\n", "line 3: cell '2', expected 0 or 1"),
-    ("id,semseg\na,1\n\na,0\n", "line 4: id 'a' stands on line 2 too"),
-    ("id,semseg\n,1\n", "line 2: the id is empty"),
-    ('id,semseg\n"a,1\n', "not a readable table"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "line 1: header"),
+        ("image,semseg\n", "line 1: header"),
+        ("id,semseg,semseg\na,1,1\n", "line 1: a task name is empty or repeated"),
+        ("id,semseg,edge\na,1\n", "line 2: 2 cells, expected 3"),
+        ("id,semseg\na,1\nb,2\n", "line 3: cell '2', expected 0 or 1"),
+        ("id,semseg\na,1\n\na,0\n", "line 4: id 'a' stands on line 2 too"),
+        ("id,semseg\n,1\n", "line 2: the id is empty"),
+        ('id,semseg\n"a,1\n', "not a readable table"),
+    ],
+)
 def test_bad_csv_names_file_and_line(tmp_path, text, message):
     path = tmp_path / "labels.csv"
     path.write_text(text)
@@ -118,9 +128,17 @@ def test_everything_is_addressed_by_name():
     assert labels.column("sal").tolist() == [False, True]
     turned = LabelMatrix(["y", "x"], ["sal", "edge"], [[1, 0], [0, 1]])
     assert labels.intersect(turned).matrix.tolist() == [[1, 0], [0, 1]]
-    assert labels.statistics() == {"images": 2, "labels": 3, "per_task": {"edge": 2, "sal": 1},
-                                   "labels_per_image": {"1": 1, "2": 1}}
-    for call in (lambda: labels.subset(ids=["x", "z"]), lambda: labels.tasks_of("z"), lambda: labels.column("depth")):
+    assert labels.statistics() == {
+        "images": 2,
+        "labels": 3,
+        "per_task": {"edge": 2, "sal": 1},
+        "labels_per_image": {"1": 1, "2": 1},
+    }
+    for call in (
+        lambda: labels.subset(ids=["x", "z"]),
+        lambda: labels.tasks_of("z"),
+        lambda: labels.column("depth"),
+    ):
         with pytest.raises(DataError, match="'z'|'depth'"):
             call()
     with pytest.raises(ValueError, match="matrix must be"):

@@ -7,7 +7,15 @@ import torch.nn.functional as F
 
 from dmtl.data.base import Sample
 from dmtl.data.transforms import (
-    HorizontalFlip, Normalise, PadTo, Photometric, RandomScaleCrop, Resize, colour_matrix, eval_transform, resize_label,
+    HorizontalFlip,
+    Normalise,
+    PadTo,
+    Photometric,
+    RandomScaleCrop,
+    Resize,
+    colour_matrix,
+    eval_transform,
+    resize_label,
     train_transform,
 )
 from dmtl.tasks import make_task
@@ -19,8 +27,11 @@ def rng(seed=0):
 
 
 def same(a: Sample, b: Sample) -> bool:
-    return torch.equal(a.image, b.image) and a.labels.keys() == b.labels.keys() and all(
-        torch.equal(a.labels[t], b.labels[t]) for t in a.labels)
+    return (
+        torch.equal(a.image, b.image)
+        and a.labels.keys() == b.labels.keys()
+        and all(torch.equal(a.labels[t], b.labels[t]) for t in a.labels)
+    )
 
 
 @pytest.fixture
@@ -31,17 +42,22 @@ def data():
 def test_two_flips_are_none_for_every_task(data):
     sample, flip = data.read(0), HorizontalFlip(p=1)
     once = flip(sample, data.tasks, rng())
-    assert torch.equal(once.image, sample.image.flip(-1)) and torch.equal(once.labels["edge"], sample.labels["edge"].flip(-1))
+    assert torch.equal(once.image, sample.image.flip(-1)) and torch.equal(
+        once.labels["edge"], sample.labels["edge"].flip(-1)
+    )
     normals = once.labels["normals"].flip(-1)
     known = (sample.labels["normals"] != 255).all(0)
-    assert torch.equal(normals[0][known], -sample.labels["normals"][0][known]) and (normals[:, ~known] == 255).all()
+    assert (
+        torch.equal(normals[0][known], -sample.labels["normals"][0][known])
+        and (normals[:, ~known] == 255).all()
+    )
     assert torch.equal(normals[1:], sample.labels["normals"][1:])
     assert same(flip(once, data.tasks, rng()), sample)
     assert HorizontalFlip(p=0)(sample, data.tasks, rng()) is sample
 
 
 def test_scale_crop_moves_image_and_labels_together():
-    """The image carries its own coordinates, so the crop and scale can be read back and held against the labels."""
+    """The image carries its own coordinates, so crop and scale can be read back and compared."""
     task = {"depth": make_task("depth"), "semseg": make_task("semseg", classes=64)}
     y, x = torch.meshgrid(torch.arange(48), torch.arange(64), indexing="ij")
     image = torch.stack([4 * y, 3 * x, 0 * x]).to(torch.uint8)
@@ -64,7 +80,9 @@ def test_a_crop_of_a_small_image_is_smaller_and_then_padded(data):
     out = train_transform((64, 64), scale=(0.5, 0.5))(sample, data.tasks, rng())
     assert out.size == (64, 64) and out.valid_size == (24, 32)
     assert (out.image[:, 24:] == 0).all() and (out.image[:, :, 32:] == 0).all()
-    assert all((label[:, 24:] == 255).all() and (label[:, :, 32:] == 255).all() for label in out.labels.values())
+    assert all(
+        (label[:, 24:] == 255).all() and (label[:, :, 32:] == 255).all() for label in out.labels.values()
+    )
 
 
 def test_no_class_fills_the_crop_where_it_can_be_helped():
@@ -86,9 +104,15 @@ def test_a_hidden_semseg_label_does_not_steer_the_crop(data):
     without = replace(with_label, labels={})
     free = RandomScaleCrop((20, 20), (1.0, 1.0), max_ratio=1.0)
     for seed in range(10):
-        assert torch.equal(crop(without, data.tasks, rng(seed)).image, free(with_label, data.tasks, rng(seed)).image)
-    assert any(not torch.equal(crop(with_label, data.tasks, rng(s)).image, free(with_label, data.tasks, rng(s)).image)
-               for s in range(10))
+        assert torch.equal(
+            crop(without, data.tasks, rng(seed)).image, free(with_label, data.tasks, rng(seed)).image
+        )
+    assert any(
+        not torch.equal(
+            crop(with_label, data.tasks, rng(s)).image, free(with_label, data.tasks, rng(s)).image
+        )
+        for s in range(10)
+    )
 
 
 def test_resize_takes_nearest_labels_and_keeps_values(data):
@@ -99,8 +123,11 @@ def test_resize_takes_nearest_labels_and_keeps_values(data):
         expected = F.interpolate(sample.labels[name][None].float(), (24, 32), mode="nearest-exact")[0]
         assert torch.equal(small.labels[name].float(), expected)
         assert small.labels[name].dtype == sample.labels[name].dtype
-    assert torch.allclose(small.image.float(),
-                          F.interpolate(sample.image[None].float(), (24, 32), mode="bilinear", antialias=True)[0], atol=1.01)
+    assert torch.allclose(
+        small.image.float(),
+        F.interpolate(sample.image[None].float(), (24, 32), mode="bilinear", antialias=True)[0],
+        atol=1.01,
+    )
     assert Resize((48, 64))(sample, data.tasks) is sample
 
 
@@ -124,8 +151,10 @@ def test_thin_lines_survive_shrinking_and_stay_thin(size):
 
 def test_enlarging_thin_labels_is_nearest():
     label = torch.eye(5, dtype=torch.uint8)[None]
-    assert torch.equal(resize_label(label, (10, 10), make_task("edge"))[0], torch.eye(5, dtype=torch.uint8)
-                       .repeat_interleave(2, 0).repeat_interleave(2, 1))
+    assert torch.equal(
+        resize_label(label, (10, 10), make_task("edge"))[0],
+        torch.eye(5, dtype=torch.uint8).repeat_interleave(2, 0).repeat_interleave(2, 1),
+    )
 
 
 def test_normalise_and_eval_transform(data):
@@ -156,7 +185,9 @@ def test_photometric_changes_pixels_within_range_and_no_label(data):
 def test_colour_matrix_keeps_grey_and_luma():
     for saturation, hue in ((0.5, 0), (1.5, 18), (1.0, -18)):
         matrix = colour_matrix(saturation, hue)
-        assert np.allclose(matrix @ np.ones(3), 1, atol=1e-3)  # the published YIQ coefficients have four digits
+        assert np.allclose(
+            matrix @ np.ones(3), 1, atol=1e-3
+        )  # the published YIQ coefficients have four digits
         assert np.allclose(np.array([0.299, 0.587, 0.114]) @ matrix, [0.299, 0.587, 0.114], atol=1e-3)
     assert np.allclose(colour_matrix(1, 0), np.eye(3), atol=1e-12)
     assert np.allclose(colour_matrix(0, 0), np.tile([0.299, 0.587, 0.114], (3, 1)), atol=1e-3)
@@ -166,7 +197,9 @@ def test_colour_matrix_keeps_grey_and_luma():
 
 def test_a_transform_writes_nothing_and_is_repeatable(data):
     sample = data.read(0)
-    before = replace(sample, image=sample.image.clone(), labels={k: v.clone() for k, v in sample.labels.items()})
+    before = replace(
+        sample, image=sample.image.clone(), labels={k: v.clone() for k, v in sample.labels.items()}
+    )
     state = torch.get_rng_state(), np.random.get_state()[1].copy()
     for seed in range(5):
         transform = train_transform((40, 40))
@@ -181,17 +214,25 @@ def test_any_size_and_values_stay_legal(data, size):
         out = train_transform(size)(data.read(seed), data.tasks, rng(seed))
         assert out.size == size and out.image.dtype == torch.float32 and out.image.isfinite().all()
         labels = out.labels
-        assert set(labels["semseg"].unique().tolist()) <= {0, 1, 2, 255} and set(labels["edge"].unique().tolist()) <= {0, 1, 255}
+        assert set(labels["semseg"].unique().tolist()) <= {0, 1, 2, 255} and set(
+            labels["edge"].unique().tolist()
+        ) <= {0, 1, 255}
         known = (labels["normals"] != 255).all(0)
         assert torch.allclose(labels["normals"].norm(dim=0)[known], torch.tensor(1.0), atol=1e-5)
 
 
 def test_bad_arguments_are_named():
     for call, message in [
-        (lambda: RandomScaleCrop((0, 5)), "RandomScaleCrop: size"), (lambda: RandomScaleCrop((8, 8), (2, 1)), "scale must"),
-        (lambda: RandomScaleCrop((8, 8), max_ratio=0), "max_ratio"), (lambda: HorizontalFlip(2), "p must"),
-        (lambda: Resize((5,)), "Resize: size"), (lambda: PadTo((5.0, 5)), "PadTo: size"),
-        (lambda: PadTo((2, 2))(Sample("s", torch.zeros(3, 4, 4)), {}), "PadTo: sample must be at most 2x2, got 4x4"),
+        (lambda: RandomScaleCrop((0, 5)), "RandomScaleCrop: size"),
+        (lambda: RandomScaleCrop((8, 8), (2, 1)), "scale must"),
+        (lambda: RandomScaleCrop((8, 8), max_ratio=0), "max_ratio"),
+        (lambda: HorizontalFlip(2), "p must"),
+        (lambda: Resize((5,)), "Resize: size"),
+        (lambda: PadTo((5.0, 5)), "PadTo: size"),
+        (
+            lambda: PadTo((2, 2))(Sample("s", torch.zeros(3, 4, 4)), {}),
+            "PadTo: sample must be at most 2x2, got 4x4",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             call()
