@@ -1,0 +1,113 @@
+"""Read finished runs: configuration, labels, log, metrics. Only `metrics.json` must be there; all else may be missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dmtl.data import LabelMatrix
+from dmtl.errors import DataError
+from dmtl.tasks import Task, task_from_spec
+from dmtl.train.log import RunLog
+
+# Metrics that fall as maps get better; every other one rises.
+LOWER_IS_BETTER = {"loss", "bce", "mean", "median", "rmse", "abs_err", "log_rmse", "abs_rel", "sq_rel"}
+PERCENT = ("mIoU", "pixel_acc", "maxF", "pixelF", "within_")
+
+
+@dataclass
+class Run:
+    """A finished run. `metrics` is {task: {metric: value}}, `primary` {task: (metric, value, higher is better)}."""
+
+    path: Path
+    metrics: dict[str, dict[str, float]]
+    primary: dict[str, tuple[str, float, bool]]
+    step: int | None = None
+    seconds: float | None = None
+    config: dict = field(default_factory=dict)
+    labels: LabelMatrix | None = None
+    log: list[dict] = field(default_factory=list)
+    tasks: dict[str, Task] = field(default_factory=dict)
+
+    def rows(self, event: str) -> list[dict]:
+        """Rows of the log with this event."""
+        return [row for row in self.log if row.get("event") == event]
+
+    def setting(self, section: str, key: str, default: object = None) -> object:
+        """A value of the run's configuration."""
+        return self.config.get(section, {}).get(key, default)
+
+
+def read_run(path: str | os.PathLike) -> Run:
+    """The run in the folder `path`. DataError, naming the file, when it is no finished run or a file is damaged."""
+    path = Path(path)
+    summary = _json(path / "metrics.json")
+    try:
+        metrics = {str(t): {str(k): float(v) for k, v in m.items()} for t, m in summary["metrics"].items()}
+        primary = {str(t): (str(n), float(v), bool(h)) for t, (n, v, h) in summary["primary"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path / 'metrics.json'}: not as `dmtl train` writes it ({error!r}), "
+                        'expected "metrics" and "primary" by task') from error
+    log = RunLog.read(path / "log.jsonl")
+    seconds = summary.get("seconds") or max((row.get("seconds", 0.0) for row in log), default=None)
+    run = Run(path, metrics, primary, summary.get("step"), seconds, log=log)
+    if (path / "config.toml").is_file():
+        run.config = _toml(path / "config.toml")
+    if (path / "labels.csv").is_file():
+        run.labels = LabelMatrix.read_csv(path / "labels.csv")
+    if (path / "model" / "config.json").is_file():
+        specs = _json(path / "model" / "config.json").get("tasks", [])
+        run.tasks = {task.name: task for task in map(task_from_spec, specs)}
+    return run
+
+
+def read_runs(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Run]:
+    """One run, or several of one method (seeds). DataError when their tasks or main metrics differ."""
+    paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    runs = [read_run(path) for path in paths]
+    if not runs:
+        raise ValueError("report_from_runs: runs must name at least one run, got none")
+    for run in runs[1:]:
+        require_same_tasks(runs[0], run)
+    return runs
+
+
+def require_same_tasks(first: Run, other: Run) -> None:
+    """DataError unless both runs have the same tasks with the same main metrics."""
+    mine, theirs = ({t: n for t, (n, _, _) in run.primary.items()} for run in (first, other))
+    if mine != theirs:
+        raise DataError(f"{other.path}: main metrics {theirs}, expected those of {first.path}: {mine}")
+
+
+def unit_of(metric: str, task: Task | None) -> str:
+    """Unit for people, as far as it is known."""
+    if metric.startswith(PERCENT):
+        return "%"
+    if task is not None and task.kind == "unit_vector":
+        return "°"
+    if metric in ("rmse", "abs_err") and getattr(task, "distance", False):
+        return "m"
+    return ""
+
+
+def _json(path: Path) -> dict:
+    if not path.is_file():
+        raise DataError(f"{path}: is missing, expected the folder of a finished run")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def _toml(path: Path) -> dict:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not valid TOML ({error})") from None

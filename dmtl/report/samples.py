@@ -1,0 +1,107 @@
+"""Pictures of what models predict: label, initial map, every denoising step, final map, side by side for each task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmtl.data import LabelledImages, LabelMatrix
+from dmtl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from dmtl.diffusion import CounterNoise
+from dmtl.report.data import Cell, SamplePictures, SampleRow
+from dmtl.tasks import Task
+
+HIDDEN = "not labelled in training"
+
+
+@torch.inference_mode()
+def sample_pictures(
+    models: Mapping[str, torch.nn.Module],
+    dataset: LabelledImages,
+    indices: Sequence[int],
+    *,
+    labels: LabelMatrix | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+) -> list[SamplePictures]:
+    """Pictures of the images at `indices`, by every model.
+
+    Args:
+        models: name -> model. A model with a denoising chain shows its initial map, its steps and its final map; another
+            one its map alone.
+        labels: what training saw of this split; labels that it did not see are shown and marked. None for a split that
+            was not trained on.
+        seed: of the chain's noise, drawn for an image's place in the data set as the evaluation does.
+    """
+    result = []
+    for index in indices:
+        sample = dataset.read(index)
+        predictions = {name: _predict(model, sample.image, index, steps, seed) for name, model in models.items()}
+        chains = sum(bool(p.trace) for p in predictions.values())
+        rows = []
+        for task in _tasks(models, dataset).values():
+            label = sample.labels.get(task.name)
+            finals = [p.final[task.name] for p in predictions.values() if task.name in p.final]
+            # One colour scale for the whole row, or else a step could look like a change that it is not.
+            scale = task.value_range(task.decode(finals[-1])[:1] if label is None else label) if task.kind == "scalar" else None
+            cells = [_label_cell(task, label, scale, labels, sample.id)]
+            for name, prediction in predictions.items():
+                if task.name in prediction.final:
+                    cells += _cells(task, name, prediction, scale, chains)
+            rows.append(SampleRow(task.name, cells))
+        image = sample.image.permute(1, 2, 0).numpy()
+        result.append(SamplePictures(sample.id, np.ascontiguousarray(image), rows))
+    return result
+
+
+def legends(tasks: Mapping[str, Task]) -> dict[str, list[tuple[str, tuple[int, int, int]]]]:
+    """What the colours of each task's pictures mean."""
+    result = {}
+    for name, task in tasks.items():
+        if task.kind == "classes":
+            names, colours = task.classes, task.picture(np.arange(task.channels)[None])[0]
+        elif task.kind == "binary":
+            names, colours = ("probability 0", "1"), task.picture(np.array([[0.0, 1.0]]))[0]
+        elif task.kind == "scalar":
+            names = ("near", "far") if getattr(task, "distance", False) else ("low", "high")
+            colours = task.picture(np.array([[0.0, 1.0]]), (0.0, 1.0))[0]
+        else:
+            continue
+        result[name] = [(n, tuple(int(v) for v in c)) for n, c in zip(names, colours, strict=True)]
+    return result
+
+
+def _predict(model, image_CHW: Tensor, index: int, steps: int | None, seed: int):
+    device = next(model.parameters()).device
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    normalised = ((image_CHW.float() / 255 - mean) / std)[None].to(device)
+    noise = CounterNoise(seed, torch.tensor([index], device=device))
+    return model.eval()(normalised, steps=steps, noise=noise, trace=True)
+
+
+def _tasks(models: Mapping[str, torch.nn.Module], dataset: LabelledImages) -> dict[str, Task]:
+    return {n: t for model in models.values() for n, t in model.tasks.items() if n in dataset.tasks}
+
+
+def _label_cell(task: Task, label: Tensor | None, scale, labels: LabelMatrix | None, id: str) -> Cell:
+    if label is None:
+        return Cell("label", None)
+    hidden = labels is not None and task.name not in labels.tasks_of(id)
+    return Cell("label", task.label_picture(label, scale), HIDDEN if hidden else "")
+
+
+def _cells(task: Task, name: str, prediction, scale, chains: int) -> list[Cell]:
+    def paint(caption: str, logits: Tensor) -> Cell:
+        return Cell(caption, task.picture(task.decode(logits.float())[0].cpu(), scale))
+
+    trace = prediction.trace.get(task.name, [])
+    if not trace:
+        return [paint(name, prediction.final[task.name])]
+    # The last step of the chain is the final map: it is shown once.
+    prefix = "" if chains == 1 else f"{name}: "
+    steps = [paint(f"{prefix}step {k}", logits) for k, logits in enumerate(trace[:-1], 1)]
+    final = paint(f"{prefix}step {len(trace)}, final", prediction.final[task.name])
+    return [paint(f"{prefix}initial map", prediction.initial[task.name]), *steps, final]

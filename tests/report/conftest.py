@@ -1,0 +1,35 @@
+"""Report data made up of nothing but numbers."""
+
+import numpy as np
+import pytest
+
+from dmtl.data import LabelMatrix
+from dmtl.report import Cell, Chart, MetricRow, ReportData, SamplePictures, SampleRow
+
+
+def noise(height=24, width=32):
+    return np.random.default_rng(height * width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def data() -> ReportData:
+    """Two methods, two tasks, every section filled."""
+    ids = [f"image{i}" for i in range(12)]
+    cells = [Cell("label", noise(), "not labelled in training"), Cell("initial map", noise()), ("step 1, final", noise())]
+    return ReportData(
+        title="A report",
+        subtitle="of a test",
+        facts=[("Steps", 1000), ("Data", "scenes")],
+        label_matrix=LabelMatrix.one_label(ids, ["semseg", "depth"], seed=0),
+        metrics=[
+            MetricRow("semseg", "mIoU", "%", True, {"MTL": (40.0, 0.5), "DiffusionMTL": (42.0, 0.25)}),
+            MetricRow("semseg", "pixel_acc", "%", True, {"MTL": (80.0, 0.5), "DiffusionMTL": (79.0, 0.5)}, primary=False),
+            MetricRow("depth", "rmse", "m", False, {"MTL": (0.5, 0.01), "DiffusionMTL": (0.51, 0.02)}),
+        ],
+        delta={"DiffusionMTL": (1.5, 0.4)},
+        runs=3,
+        curves=[Chart("Loss", "step", "loss", {"MTL": ([0, 10, 20], [3, 2, 1]), "DiffusionMTL": ([0, 20], [4, 1])}, log_y=True)],
+        samples=[SamplePictures("image3", noise(40, 30), [SampleRow("semseg", cells), SampleRow("depth", [Cell("label", None)])])],
+        legends={"semseg": [("sky", (10, 20, 30))]},
+        notes=["Same batches for both."],
+    )
