@@ -12,9 +12,10 @@ import torch
 
 from dmtl.data.scenes import CLASSES, SPLITS, Scenes
 from dmtl.data.scenes import geometry as g
+from dmtl.data.scenes.classes import BACKGROUND, PERSON, RUG
 from dmtl.data.scenes.draw import Draw
 from dmtl.data.scenes.render import LABELS, camera_rays, edges, first_hits, render, salient
-from dmtl.data.scenes.room import BACKGROUND, PERSON, RUG, build_scene
+from dmtl.data.scenes.room import build_scene
 from dmtl.data.scenes.shading import surfaces
 from dmtl.data.scenes.textures import Material, albedo, pulse
 from dmtl.errors import DataError
@@ -34,7 +35,10 @@ def rendered():
 
 
 def _digest(sample) -> str:
-    parts = [sample.image.numpy().tobytes(), *(sample.labels[t].numpy().tobytes() for t in sorted(sample.labels))]
+    parts = [
+        sample.image.numpy().tobytes(),
+        *(sample.labels[t].numpy().tobytes() for t in sorted(sample.labels)),
+    ]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
@@ -69,7 +73,9 @@ def test_random_streams_of_splits_seeds_and_indices_differ():
 
 
 def test_random_stream_is_the_one_of_philox():
-    words = np.random.Philox(key=np.array([5, 1], np.uint64), counter=np.array([0, 0, 0, 9], np.uint64)).random_raw(1024)
+    words = np.random.Philox(
+        key=np.array([5, 1], np.uint64), counter=np.array([0, 0, 0, 9], np.uint64)
+    ).random_raw(1024)
     assert Draw(5, 1, 9)() == float(words[-1] >> np.uint64(11)) * 2.0**-53
 
 
@@ -120,11 +126,17 @@ def test_data_set_pickles():
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"split": "training"}, "split"), ({"count": 0}, "count"), ({"count": 2.5}, "count"), ({"size": (128,)}, "size"),
-        ({"size": 128}, "size"), ({"size": (128, 0)}, "size"), ({"seed": -1}, "seed"), ({"seed": True}, "seed"),
+        ({"split": "training"}, "split"),
+        ({"count": 0}, "count"),
+        ({"count": 2.5}, "count"),
+        ({"size": (128,)}, "size"),
+        ({"size": 128}, "size"),
+        ({"size": (128, 0)}, "size"),
+        ({"seed": -1}, "seed"),
+        ({"seed": True}, "seed"),
         ({"tasks": ["semsge"]}, "did you mean 'semseg'"),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments_are_named(arguments, named):
     with pytest.raises(DataError, match=named):
         Scenes(**{"split": "train", "count": 4, **arguments})
@@ -152,7 +164,7 @@ def test_values_are_valid(rendered):
     for scene in rendered:
         assert scene["semseg"].max() < len(CLASSES)
         assert set(np.unique(scene["sal"])) == {0, 1} and set(np.unique(scene["edge"])) <= {0, 1}
-        assert 0.2 < scene["depth"].min() and scene["depth"].max() < 12
+        assert scene["depth"].min() > 0.2 and scene["depth"].max() < 12
         np.testing.assert_allclose(np.linalg.norm(scene["normals"], axis=0), 1, atol=1e-5)
 
 
@@ -183,7 +195,11 @@ def test_normals_face_the_camera_and_agree_with_depth():
         measured = np.cross(down, right, axis=0)
         measured /= np.linalg.norm(measured, axis=0)
         ids = surface.reshape(SIZE)
-        flat = (ids[:-1, :-1] == ids[:-1, 1:]) & (ids[:-1, :-1] == ids[1:, :-1]) & (ids[:-1, :-1] >= len(scene.solids.shape))
+        flat = (
+            (ids[:-1, :-1] == ids[:-1, 1:])
+            & (ids[:-1, :-1] == ids[1:, :-1])
+            & (ids[:-1, :-1] >= len(scene.solids.shape))
+        )
         assert flat.mean() > 0.2
         agreement = (measured * labels["normals"][:, :-1, :-1]).sum(axis=0)[flat]
         assert agreement.min() > 0.999
@@ -219,11 +235,15 @@ def test_salient_is_the_nearest_to_the_middle_and_never_the_room(rendered):
 
 
 def test_every_class_and_part_is_common(rendered):
-    shown = np.array([np.bincount(s["semseg"].ravel(), minlength=len(CLASSES)) > 5 for s in rendered]).mean(axis=0)
+    shown = np.array([np.bincount(s["semseg"].ravel(), minlength=len(CLASSES)) > 5 for s in rendered]).mean(
+        axis=0
+    )
     assert shown.min() > 0.1, dict(zip(CLASSES, shown))
     assert 0.55 < shown[PERSON] < 0.9
     assert shown[RUG] < 0.7
-    parts = np.array([np.bincount(s["human_parts"].ravel(), minlength=7)[1:7] > 0 for s in rendered]).mean(axis=0)
+    parts = np.array([np.bincount(s["human_parts"].ravel(), minlength=7)[1:7] > 0 for s in rendered]).mean(
+        axis=0
+    )
     assert parts.min() > 0.3
 
 
@@ -259,7 +279,7 @@ def _inside_limb(p, length, ra, rb):
         (g.DRUM, (-0.4, 0, 0), lambda p: (np.abs(p[1]) <= 1) & (np.hypot(p[0], p[2]) <= 1 - 0.4 * p[1])),
         (g.LIMB, (1.2, 0.5, 0.2), lambda p: _inside_limb(p, 1.2, 0.5, 0.2)),
     ],
-)  # fmt: skip
+)
 def test_hits_equal_brute_force(shape, extra, inside):
     rng = np.random.default_rng(0)
     half = np.array([1.0, 1.0, 1.0]) if shape == g.LIMB else np.array([0.7, 1.1, 0.5])

@@ -1,19 +1,22 @@
 """The embedded data set `scenes`: furnished rooms with people, rendered as they are read.
 
-Each image is a ray-cast room (planes, boxes, balls, capped cones, round cones for limbs) with procedural textures, a lamp, often
-sun through a window, cast shadows and sensor noise. The labels come from the same rays and are exact:
+Each image is a ray-cast room (planes, boxes, balls, capped cones, round cones for limbs) with procedural
+textures, a lamp, often sun through a window, cast shadows and sensor noise. The labels come from the same
+rays and are exact:
 
 semseg       uint8 [1,H,W]    14 classes, `CLASSES`
-human_parts  uint8 [1,H,W]    0 background, 1 head (with hair), 2 torso (with neck), 3 upper arm, 4 lower arm (with hand), 5 upper leg,
-                              6 lower leg (with foot); all 255 where nobody is visible, as PASCAL does
+human_parts  uint8 [1,H,W]    0 background, 1 head (with hair), 2 torso (with neck), 3 upper arm, 4 lower arm
+                              (with hand), 5 upper leg, 6 lower leg (with foot); all 255 where nobody is
+                              visible, as in PASCAL
 sal          uint8 [1,H,W]    1 on the most prominent things and people; the rule is in `render.salient`
-normals      float32 [3,H,W]  unit vectors in the camera frame: x right, y up, z towards the camera. The normal always faces the viewer,
-                              and a mirrored image negates x
-edge         uint8 [1,H,W]    1 where the pixel to the right or below belongs to another thing or another side of the room
+normals      float32 [3,H,W]  unit vectors in the camera frame: x right, y up, z towards the camera. They face
+                              the viewer; a mirrored image negates x
+edge         uint8 [1,H,W]    1 where the pixel to the right or below belongs to another thing or another side
+                              of the room
 depth        float32 [1,H,W]  metres along the optical axis
 
-A scene is a function of (seed, split, index); its size changes only the sampling. The splits draw from random streams with different
-keys and share no scene.
+A scene is a function of (seed, split, index); its size changes only the sampling. The splits draw from random
+streams with different keys and share no scene.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ from collections.abc import Iterable
 import torch
 
 from dmtl.data.base import LabelledImages, Sample, unknown_name
+from dmtl.data.scenes.classes import CLASSES
 from dmtl.data.scenes.render import LABELS, render
-from dmtl.data.scenes.room import CLASSES
 from dmtl.errors import DataError
 from dmtl.tasks import make_task
 
@@ -48,8 +51,14 @@ class Scenes(LabelledImages):
     Errors: `DataError` that names the argument.
     """
 
-    def __init__(self, split: str, count: int = 1000, size: tuple[int, int] = (128, 128), seed: int = 0,
-                 tasks: Iterable[str] | None = None):  # fmt: skip
+    def __init__(
+        self,
+        split: str,
+        count: int = 1000,
+        size: tuple[int, int] = (128, 128),
+        seed: int = 0,
+        tasks: Iterable[str] | None = None,
+    ):
         if split not in SPLITS:
             raise DataError(f"Scenes: split must be one of {', '.join(SPLITS)}, got {split!r}")
         count = _integer("count", count, 1, 10**9)

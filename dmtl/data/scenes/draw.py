@@ -46,7 +46,7 @@ class Draw:
         return 1.0 if self() < 0.5 else -1.0
 
     def bell(self, shape: tuple[int, ...]) -> np.ndarray:
-        """float32 array of mean 0 and variance 1: the scaled sum of four uniforms, near enough to normal for noise."""
+        """float32 array of mean 0 and variance 1: a sum of four uniforms, near enough to normal for noise."""
         count = math.prod(shape)
         words = self._bits.random_raw(count).astype("<u8").view(np.uint16).reshape(count, 4)
         total = words.sum(axis=1, dtype=np.uint32).astype(np.float32)

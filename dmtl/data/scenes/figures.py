@@ -1,6 +1,6 @@
 """Articulated human figures: proportions, poses, clothes, and the solids of each of the six parts.
 
-Figure frame: x to one side, y up, z where the figure looks; lengths as shares of the body height until placed.
+Figure frame: x to one side, y up, z where the figure looks; lengths are shares of the body height.
 Proportions follow the artist's canon of seven and a half heads.
 """
 
@@ -11,19 +11,34 @@ from dataclasses import dataclass
 
 from .draw import Draw
 from .geometry import BALL, DRUM, Builder, axes_along
-from .textures import Material, colour, fabric
+from .materials import colour, fabric
+from .textures import Material
 
 HEAD, TORSO, UPPER_ARM, LOWER_ARM, UPPER_LEG, LOWER_LEG = range(1, 7)
 
 _THIGH, _SHIN, _ANKLE = 0.245, 0.235, 0.04
 _SPINE, _UPPER_ARM, _FOREARM = 0.265, 0.165, 0.145
-_SKIN = ((0.93, 0.76, 0.65), (0.87, 0.66, 0.51), (0.78, 0.56, 0.40), (0.6, 0.41, 0.29), (0.42, 0.28, 0.2), (0.3, 0.2, 0.15))
-_HAIR = ((0.08, 0.07, 0.06), (0.25, 0.15, 0.09), (0.45, 0.3, 0.17), (0.75, 0.6, 0.35), (0.5, 0.2, 0.1), (0.65, 0.64, 0.62))
+_SKIN = (
+    (0.93, 0.76, 0.65),
+    (0.87, 0.66, 0.51),
+    (0.78, 0.56, 0.40),
+    (0.6, 0.41, 0.29),
+    (0.42, 0.28, 0.2),
+    (0.3, 0.2, 0.15),
+)
+_HAIR = (
+    (0.08, 0.07, 0.06),
+    (0.25, 0.15, 0.09),
+    (0.45, 0.3, 0.17),
+    (0.75, 0.6, 0.35),
+    (0.5, 0.2, 0.1),
+    (0.65, 0.64, 0.62),
+)
 
 
 @dataclass
 class Pose:
-    """Angles in radians. Pitch swings forward, spread to the side; knee and elbow bend. Two values: the two sides."""
+    """Angles in radians: pitch swings forward, spread to the side. Two values are the two sides."""
 
     arm_pitch: tuple[float, float] = (0.0, 0.0)
     arm_spread: tuple[float, float] = (0.14, 0.14)
@@ -41,7 +56,11 @@ def _swap(draw: Draw, a: float, b: float) -> tuple[float, float]:
 
 def standing_pose(draw: Draw) -> Pose:
     """A random upright pose: legs first, then arms."""
-    pose = Pose(lean=draw(-0.04, 0.1), arm_pitch=(draw(-0.2, 0.3), draw(-0.2, 0.3)), elbow=(draw(0.05, 0.5), draw(0.05, 0.5)))
+    pose = Pose(
+        lean=draw(-0.04, 0.1),
+        arm_pitch=(draw(-0.2, 0.3), draw(-0.2, 0.3)),
+        elbow=(draw(0.05, 0.5), draw(0.05, 0.5)),
+    )
     legs = draw.pick(("stand", "stand", "walk", "walk", "apart", "crouch"))
     if legs == "walk":
         stride = draw(0.3, 0.6)
@@ -63,7 +82,11 @@ def standing_pose(draw: Draw) -> Pose:
 
 def sitting_pose(draw: Draw) -> Pose:
     """Thighs level, on a seat."""
-    pose = Pose(lean=draw(-0.12, 0.15), leg_pitch=(draw(1.4, 1.55), draw(1.4, 1.55)), leg_spread=(draw(0.03, 0.25), draw(0.03, 0.25)))
+    pose = Pose(
+        lean=draw(-0.12, 0.15),
+        leg_pitch=(draw(1.4, 1.55), draw(1.4, 1.55)),
+        leg_spread=(draw(0.03, 0.25), draw(0.03, 0.25)),
+    )
     pose.knee = (draw(1.2, 1.7), draw(1.2, 1.7))
     pose.arm_pitch, pose.elbow = (0.35, 0.35), (draw(0.7, 1.0), draw(0.7, 1.0))
     _pose_arms(draw, pose, draw.pick(("free", "free", "free", "wave", "hold", "reach")))
@@ -133,12 +156,20 @@ class Wardrobe:
         self.cap = Material("plain", (colour(draw),))
 
 
-def add_figure(builder: Builder, instance: int, draw: Draw, pose: Pose, at: tuple[float, float, float], yaw: float,
-               height: float, seat: float | None = None) -> None:  # fmt: skip
+def add_figure(
+    builder: Builder,
+    instance: int,
+    draw: Draw,
+    pose: Pose,
+    at: tuple[float, float, float],
+    yaw: float,
+    height: float,
+    seat: float | None = None,
+) -> None:
     """Adds the solids of one figure.
 
-    `at` is the point on the floor below the hips, `yaw` the direction it looks to (0: +z), `height` in metres; `seat` is
-    the height of the surface it sits on, None: the lower foot stands on the floor.
+    `at` is the point on the floor below the hips, `yaw` where it looks (0: +z), `height` in metres. `seat` is
+    the height of the surface it sits on; None: the lower foot stands on the floor.
     """
     wear = Wardrobe(draw)
     build = draw(0.9, 1.18)  # breadth
@@ -154,14 +185,20 @@ def add_figure(builder: Builder, instance: int, draw: Draw, pose: Pose, at: tupl
     cos, sin = math.cos(yaw), math.sin(yaw)
 
     def world(p):
-        return (at[0] + height * (cos * p[0] + sin * p[2]), at[1] + height * (p[1] + rise), at[2] + height * (cos * p[2] - sin * p[0]))
+        return (
+            at[0] + height * (cos * p[0] + sin * p[2]),
+            at[1] + height * (p[1] + rise),
+            at[2] + height * (cos * p[2] - sin * p[0]),
+        )
 
     def turn(d):
         return (cos * d[0] + sin * d[2], d[1], cos * d[2] - sin * d[0])
 
     def limb(a, b, ra, rb, material, part, flat=1.0, blocks=False):
         front = turn((0.0, 0.0, 1.0))
-        builder.limb(world(a), world(b), ra * height, rb * height, instance, material, part, front, flat, blocks)
+        builder.limb(
+            world(a), world(b), ra * height, rb * height, instance, material, part, front, flat, blocks
+        )
 
     def ball(p, half, material, part, axes):
         builder.add(BALL, world(p), axes, [h * height for h in half], instance, material, part, blocks=False)
@@ -173,9 +210,17 @@ def add_figure(builder: Builder, instance: int, draw: Draw, pose: Pose, at: tupl
     limb((0.0, 0.015, 0.0), chest, 0.088 * build, 0.102 * build, wear.shirt, TORSO, flat=0.62, blocks=True)
     limb((0.0, -0.012, 0.0), (0.0, 0.03, 0.0), 0.086 * build, 0.086 * build, wear.trousers, TORSO, flat=0.72)
     if wear.skirt and seat is None and max(pose.knee) < 1.0:
-        builder.add(DRUM, world((0.0, -0.1, 0.0)), axes_along((0.0, 1.0, 0.0), turn((0.0, 0.0, 1.0))),
-                    (0.115 * height * build, 0.13 * height, 0.09 * height * build), instance, wear.trousers, UPPER_LEG,
-                    (-0.3, 0.0, 0.0), blocks=False)  # fmt: skip
+        builder.add(
+            DRUM,
+            world((0.0, -0.1, 0.0)),
+            axes_along((0.0, 1.0, 0.0), turn((0.0, 0.0, 1.0))),
+            (0.115 * height * build, 0.13 * height, 0.09 * height * build),
+            instance,
+            wear.trousers,
+            UPPER_LEG,
+            (-0.3, 0.0, 0.0),
+            blocks=False,
+        )
     for i, side in enumerate((-1.0, 1.0)):
         _add_arm(limb, ball, turn, wear, pose, i, side, shoulders, build)
     _add_head(limb, ball, turn, wear, draw, shoulders, spine)
@@ -218,7 +263,9 @@ def _add_head(limb, ball, turn, wear, draw, shoulders, spine) -> None:
     style = wear.hair_style
     if style == "bald":
         return
-    ball(near(0.0, 0.016, -0.012), (0.054, 0.06, 0.058), wear.cap if style == "cap" else wear.hair, HEAD, axes)
+    ball(
+        near(0.0, 0.016, -0.012), (0.054, 0.06, 0.058), wear.cap if style == "cap" else wear.hair, HEAD, axes
+    )
     if style == "long":
         limb(near(0.0, 0.0, -0.03), near(0.0, -0.1, -0.04), 0.05, 0.042, wear.hair, HEAD)
     elif style == "bun":

@@ -1,6 +1,7 @@
 """Furniture and small things. Each function adds one instance's solids and returns what others need of it.
 
-A piece stands at `at` = (x, y, z), the middle of its footprint on its supporting surface, its front turned by `yaw` (0: +z).
+A piece stands at `at` = (x, y, z), the middle of its footprint on what supports it, its front turned by `yaw`
+(0: +z). Lengths are in metres.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import math
 
 from .draw import Draw
 from .geometry import BALL, BOX, DRUM, LIMB, Builder, yaw_axes
-from .textures import Material, colour, fabric, finish, related, wood
+from .materials import colour, fabric, finish, related, wood
+from .textures import Material
 
 _UPRIGHT = yaw_axes(0.0)
 
@@ -23,14 +25,20 @@ class Piece:
 
     def world(self, p):
         ax, _, az = self.axes
-        return (self.at[0] + p[0] * ax[0] + p[2] * az[0], self.at[1] + p[1], self.at[2] + p[0] * ax[2] + p[2] * az[2])
+        return (
+            self.at[0] + p[0] * ax[0] + p[2] * az[0],
+            self.at[1] + p[1],
+            self.at[2] + p[0] * ax[2] + p[2] * az[2],
+        )
 
     def box(self, p, half, material, blocks=True):
         self.builder.add(BOX, self.world(p), self.axes, half, self.instance, material, blocks=blocks)
 
     def drum(self, p, radius, half_height, material, taper=0.0, blocks=True):
         half = (radius, half_height, radius)
-        self.builder.add(DRUM, self.world(p), self.axes, half, self.instance, material, 0, (taper, 0.0, 0.0), blocks)
+        self.builder.add(
+            DRUM, self.world(p), self.axes, half, self.instance, material, 0, (taper, 0.0, 0.0), blocks
+        )
 
     def ball(self, p, half, material, blocks=True):
         self.builder.add(BALL, self.world(p), self.axes, half, self.instance, material, blocks=blocks)
@@ -45,7 +53,7 @@ class Piece:
 
 
 def table(builder: Builder, instance: int, draw: Draw, at, yaw: float, half: tuple[float, float]) -> float:
-    """A table of half extents `half` (x, z), square-legged, round-legged or on a pillar; returns its height."""
+    """A table of half extents `half` (x, z), on four legs or on a pillar; returns its height."""
     piece = Piece(builder, instance, at, yaw)
     height = draw(0.38, 0.5) if draw.chance(0.3) else draw(0.68, 0.8)
     top, under = finish(draw), finish(draw)
@@ -58,7 +66,9 @@ def table(builder: Builder, instance: int, draw: Draw, at, yaw: float, half: tup
         return height
     piece.box((0, height - thick, 0), (half[0], thick, half[1]), top)
     if draw.chance(0.5):
-        piece.box((0, height - 2 * thick - 0.04, 0), (half[0] - 0.05, 0.04, half[1] - 0.05), under, blocks=False)
+        piece.box(
+            (0, height - 2 * thick - 0.04, 0), (half[0] - 0.05, 0.04, half[1] - 0.05), under, blocks=False
+        )
     piece.legs(half[0] - 0.06, half[1] - 0.06, height - 2 * thick, draw(0.02, 0.04), under, draw.chance(0.4))
     return height
 
@@ -104,8 +114,10 @@ def sofa(builder: Builder, instance: int, draw: Draw, at, yaw: float, half_width
     return height
 
 
-def cabinet(builder: Builder, instance: int, draw: Draw, at, yaw: float, half: tuple[float, float], height: float) -> None:
-    """A chest of drawers, a cupboard or a bookshelf; half extents (x, z), its front is drawn by its material."""
+def cabinet(
+    builder: Builder, instance: int, draw: Draw, at, yaw: float, half: tuple[float, float], height: float
+) -> None:
+    """Drawers, a cupboard or a bookshelf of half extents (x, z); its material draws the front."""
     piece = Piece(builder, instance, at, yaw)
     body = finish(draw)
     plinth = 0.04 if draw.chance(0.6) else 0.0
@@ -131,9 +143,17 @@ def plant(builder: Builder, instance: int, draw: Draw, at, height: float) -> Non
     piece = Piece(builder, instance, at, 0.0)
     pot_height = height * draw(0.22, 0.34)
     radius = pot_height * draw(0.45, 0.65)
-    pot = Material("stripes" if draw.chance(0.3) else "plain", (colour(draw), colour(draw)), 0.06, turned=True, gloss=draw(0, 0.4))
+    pot = Material(
+        "stripes" if draw.chance(0.3) else "plain",
+        (colour(draw), colour(draw)),
+        0.06,
+        turned=True,
+        gloss=draw(0, 0.4),
+    )
     piece.drum((0, pot_height / 2, 0), radius, pot_height / 2, pot, draw(0.1, 0.25))
-    hue = draw.pick(((0.13, 0.3, 0.08), (0.2, 0.36, 0.1), (0.08, 0.22, 0.12), (0.35, 0.33, 0.1), (0.36, 0.12, 0.13)))
+    hue = draw.pick(
+        ((0.13, 0.3, 0.08), (0.2, 0.36, 0.1), (0.08, 0.22, 0.12), (0.35, 0.33, 0.1), (0.36, 0.12, 0.13))
+    )
     leaf = Material("clouds", (hue, tuple(0.45 * c for c in hue)), 0.04, gloss=0.08, grain=0.25)
     count = draw.integer(7, 10)
     crown = height - pot_height
@@ -141,12 +161,18 @@ def plant(builder: Builder, instance: int, draw: Draw, at, height: float) -> Non
         for n in range(count):
             angle, tilt = 2.4 * n, draw(0.2, 0.9)
             length = crown * draw(0.75, 1.0)
-            tip = (length * math.sin(tilt) * math.cos(angle), pot_height + length * math.cos(tilt), length * math.sin(tilt) * math.sin(angle))
+            tip = (
+                length * math.sin(tilt) * math.cos(angle),
+                pot_height + length * math.cos(tilt),
+                length * math.sin(tilt) * math.sin(angle),
+            )
             axis = (tip[0], 0.0, tip[2])
             front = (-axis[0], 0.4, -axis[2])
             wide = crown * draw(0.07, 0.11)
             start = (tip[0] * 0.08, pot_height - 0.02, tip[2] * 0.08)
-            builder.limb(piece.world(start), piece.world(tip), wide * 0.6, wide * 0.35, instance, leaf, 0, front, 0.18)
+            builder.limb(
+                piece.world(start), piece.world(tip), wide * 0.6, wide * 0.35, instance, leaf, 0, front, 0.18
+            )
     else:
         trunk = Material("plain", (wood(draw)[1],))
         builder.limb(at_up(at, pot_height - 0.02), at_up(at, height * 0.75), 0.02, 0.012, instance, trunk)
@@ -166,14 +192,42 @@ def at_up(at, height: float):
 def vase(builder: Builder, instance: int, draw: Draw, at, height: float) -> None:
     """A turned vessel: foot, belly, neck and lip."""
     base = colour(draw)
-    glaze = Material(draw.pick(("plain", "stripes", "marble")), (base, related(draw, base, 1.0)), height * 0.25, gloss=draw(0.2, 0.7), turned=True)
+    glaze = Material(
+        draw.pick(("plain", "stripes", "marble")),
+        (base, related(draw, base, 1.0)),
+        height * 0.25,
+        gloss=draw(0.2, 0.7),
+        turned=True,
+    )
     belly = height * draw(0.2, 0.3)
     low = draw(0.3, 0.5) * height
     neck = belly * draw(0.35, 0.6)
     builder.add(BALL, at_up(at, low), _UPRIGHT, (belly, low * draw(0.85, 0.98), belly), instance, glaze)
-    builder.add(LIMB, at_up(at, low), _UPRIGHT, (1, 1, 1), instance, glaze, 0, (height * 0.8 - low, belly * 0.9, neck), False)
-    builder.add(DRUM, at_up(at, height * 0.88), _UPRIGHT, (neck, height * 0.12, neck), instance, glaze, 0, (draw(0.05, 0.3), 0, 0), False)
-    builder.add(DRUM, at_up(at, 0.012), _UPRIGHT, (belly * 0.6, 0.012, belly * 0.6), instance, glaze, blocks=False)
+    builder.add(
+        LIMB,
+        at_up(at, low),
+        _UPRIGHT,
+        (1, 1, 1),
+        instance,
+        glaze,
+        0,
+        (height * 0.8 - low, belly * 0.9, neck),
+        False,
+    )
+    builder.add(
+        DRUM,
+        at_up(at, height * 0.88),
+        _UPRIGHT,
+        (neck, height * 0.12, neck),
+        instance,
+        glaze,
+        0,
+        (draw(0.05, 0.3), 0, 0),
+        False,
+    )
+    builder.add(
+        DRUM, at_up(at, 0.012), _UPRIGHT, (belly * 0.6, 0.012, belly * 0.6), instance, glaze, blocks=False
+    )
 
 
 def ball(builder: Builder, instance: int, draw: Draw, at, radius: float) -> None:
@@ -183,5 +237,9 @@ def ball(builder: Builder, instance: int, draw: Draw, at, radius: float) -> None
     turn = yaw_axes(draw(0, 6.3))
     tilt = draw(-1.2, 1.2)
     c, s = math.cos(tilt), math.sin(tilt)
-    axes = [[c * x + s * y for x, y in zip(turn[0], turn[1])], [c * y - s * x for x, y in zip(turn[0], turn[1])], turn[2]]
+    axes = [
+        [c * x + s * y for x, y in zip(turn[0], turn[1])],
+        [c * y - s * x for x, y in zip(turn[0], turn[1])],
+        turn[2],
+    ]
     builder.add(BALL, at_up(at, radius), axes, (radius, radius, radius), instance, skin)

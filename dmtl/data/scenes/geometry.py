@@ -1,7 +1,7 @@
 """Solids and exact ray casting, vectorised over (solid, ray) pairs.
 
-Every solid is a canonical shape behind an affine map, local = A (world - origin). The map leaves the ray parameter t
-unchanged, so hits of different solids compare directly. World frame: metres, right-handed, y up.
+Every solid is a canonical shape behind an affine map, local = A (world - origin). The map leaves the ray
+parameter t unchanged, so hits of different solids compare directly. World frame: metres, right-handed, y up.
 
     N rays   K solids   P (solid, ray) pairs that survive culling
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 BALL, BOX, DRUM, LIMB = range(4)
-"""unit ball | cube [-1,1]^3 | capped cone, |y| <= 1, radius 1 + k y | hull of two balls on the y axis, radii ra, rb"""
+"""Unit ball; cube [-1,1]^3; capped cone of radius 1 + k y, |y| <= 1; hull of two balls on the y axis."""
 
 Vector = Sequence[float]
 _CHUNK = 32768  # rays per pass: bounds the K x N culling table at large image sizes
@@ -23,12 +23,12 @@ _NEAR = np.float32(1e-4)
 
 
 def apply(matrix_KI: np.ndarray, x_IN: np.ndarray) -> np.ndarray:
-    """Matrix product without BLAS: for three columns its threads cost more than they give, and its rounding varies."""
+    """Matrix product without BLAS, whose threads cost more than they give here and whose rounding varies."""
     return np.einsum("ki,in->kn", matrix_KI, x_IN)
 
 
 def yaw_axes(angle: float) -> list[list[float]]:
-    """Local x, y, z axes (rows, in world coordinates) of a body turned by `angle` radians about the vertical."""
+    """Local x, y, z axes (rows, world coordinates) of a body turned by `angle` radians about the vertical."""
     c, s = math.cos(angle), math.sin(angle)
     return [[c, 0.0, -s], [0.0, 1.0, 0.0], [s, 0.0, c]]
 
@@ -60,12 +60,16 @@ class Solids:
     instance: np.ndarray  # int [K]
     part: np.ndarray  # uint8 [K], human part or 0
     material: list  # [K]
-    blocker: np.ndarray  # float32 [K], radius of the ball that stands for the solid in ambient occlusion; 0: none
+    blocker: (
+        np.ndarray
+    )  # float32 [K], radius of the ball that stands for the solid in ambient occlusion; 0: none
 
     def subset(self, keep_K: np.ndarray) -> Solids:
         """The solids where `keep_K` (bool) holds, in the same order."""
         columns = [getattr(self, f.name) for f in fields(self)]
-        keep = [c[keep_K] if isinstance(c, np.ndarray) else [m for m, k in zip(c, keep_K) if k] for c in columns]
+        keep = [
+            c[keep_K] if isinstance(c, np.ndarray) else [m for m, k in zip(c, keep_K) if k] for c in columns
+        ]
         return Solids(*keep)
 
 
@@ -84,7 +88,7 @@ class Builder:
         self.rows.append((shape, origin, axes, half, instance, material, part, extra, blocks))
 
     def limb(self, a, b, ra, rb, instance, material, part=0, front=(0.0, 0.0, 1.0), flat=1.0, blocks=False):
-        """Round cone from point a (radius ra) to point b (radius rb), `flat` times as deep towards `front`."""
+        """Round cone from a (radius ra) to b (radius rb), `flat` times as deep towards `front`."""
         d = [b[0] - a[0], b[1] - a[1], b[2] - a[2]]
         length = math.sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2])
         axes = axes_along([d[0] / length, d[1] / length, d[2] / length], front)
@@ -104,14 +108,22 @@ class Builder:
         radius = np.where(limb, (extra[:, 0] / 2 + np.maximum(extra[:, 1], extra[:, 2])) * widest, radius)
         stand_in = np.where(limb, (extra[:, 1] + extra[:, 2]) / 2, np.cbrt(half.prod(axis=1)))
         return Solids(
-            shape, origin, half, (axes / half[:, :, None]).astype(np.float32), extra, centre.astype(np.float32),
-            (radius * 1.001).astype(np.float32), np.array(instance), np.array(part, np.uint8), list(material),
+            shape,
+            origin,
+            half,
+            (axes / half[:, :, None]).astype(np.float32),
+            extra,
+            centre.astype(np.float32),
+            (radius * 1.001).astype(np.float32),
+            np.array(instance),
+            np.array(part, np.uint8),
+            list(material),
             np.where(blocks, stand_in, 0).astype(np.float32),
-        )  # fmt: skip
+        )
 
 
 def cast(solids: Solids, origin: np.ndarray, d_3N: np.ndarray, far_N: np.ndarray, ids_N: np.ndarray) -> None:
-    """First hit of the rays origin + t d, in place: t < far lowers `far_N` to t and sets `ids_N` to the solid."""
+    """First hits of the rays origin + t d, in place: t < far lowers `far_N` to t, `ids_N` tells the solid."""
     for start in range(0, d_3N.shape[1], _CHUNK):
         part = slice(start, start + _CHUNK)
         _cast(solids, origin, d_3N[:, part], far_N[part], ids_N[part])
@@ -184,7 +196,10 @@ def _drum(o, d, extra):
     root = np.sqrt(np.maximum(disc, 0))
     a = np.where(np.abs(a) < 1e-9, np.float32(1e-9), a)
     best = np.full_like(a, np.inf)
-    for t in ((-b - root) / a, (-b + root) / a):  # beside the first root: with a slanted wall it may lie off the drum
+    for t in (
+        (-b - root) / a,
+        (-b + root) / a,
+    ):  # beside the first root: with a slanted wall it may lie off the drum
         on = (disc > 0) & (t > _NEAR) & (np.abs(oy + t * dy) <= 1)
         best = np.where(on, np.minimum(best, t), best)
     lid = np.where(dy > 0, np.float32(-1), np.float32(1))
@@ -198,7 +213,9 @@ def _limb(o, d, extra):
     ox, oy, oz = o
     dx, dy, dz = d
     length, ra, rb = extra
-    s = (ra - rb) / length  # sine of the wall's slant; the wall touches the balls at y = ra s and length + rb s
+    s = (
+        ra - rb
+    ) / length  # sine of the wall's slant; the wall touches the balls at y = ra s and length + rb s
     c2 = 1 - s * s
     side_a, side_b, side_c = dx * dx + dz * dz, ox * dx + oz * dz, ox * ox + oz * oz
     level = ra - s * oy

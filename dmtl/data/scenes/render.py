@@ -1,6 +1,7 @@
 """One scene -> image and exact labels.
 
-    H, W image size   N = H W pixels, row by row   K solids; surface ids 0..K-1 are solids, K..K+5 the room's six sides
+H, W image size   N = H W pixels, row by row
+    K solids; surface ids 0..K-1 are solids, K..K+5 the room's six sides
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from .classes import BACKGROUND, PERSON
 from .draw import Draw
 from .geometry import apply, cast
-from .room import BACKGROUND, PERSON, Camera, Scene, build_scene
+from .layout import Camera
+from .room import Scene, build_scene
 from .shading import outlines, photograph, shade, surfaces
 
 IGNORE = 255
@@ -23,8 +26,9 @@ def render(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Renders scene `index` of stream (`seed`, `stream`) at `size` = (H, W).
 
-    Returns the image, uint8 [3,H,W], and the labels of `tasks`: semseg, human_parts, sal, edge uint8 [1,H,W]; normals float32
-    [3,H,W]; depth float32 [1,H,W] in metres; instances int64 [1,H,W]. Neither depends on which others are wanted.
+    Returns the image, uint8 [3,H,W], and the labels of `tasks`: semseg, human_parts, sal, edge uint8 [1,H,W];
+    normals float32 [3,H,W]; depth float32 [1,H,W] in metres; instances int64 [1,H,W]. None depends on which
+    others are wanted.
     """
     draw = Draw(seed, stream, index)
     scene = build_scene(draw)
@@ -53,9 +57,10 @@ def _parts(scene: Scene, surface_N: np.ndarray) -> np.ndarray:
 
 
 def camera_rays(camera: Camera, size: tuple[int, int]) -> tuple[np.ndarray, np.float32]:
-    """Ray directions float32 [3,N] in the world, one metre long along the optical axis (so t = depth); and a pixel's side at 1 m.
+    """Ray directions float32 [3,N] in the world, and the side of a pixel at one metre.
 
-    The field of view is that of a square image of the same area.
+    The directions are one metre long along the optical axis, so that the ray parameter t is the depth. The
+    field of view is that of a square image of the same area.
     """
     height, width = size
     pixel = np.float32(2 * camera.tan_half / np.sqrt(height * width))
@@ -81,7 +86,7 @@ def first_hits(scene: Scene, rays_3N: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def edges(instance_HW: np.ndarray) -> np.ndarray:
-    """uint8 [H,W]: 1 where the pixel to the right or below belongs to another instance (each side of the room is one)."""
+    """uint8 [H,W]: 1 where the pixel to the right or below is of another instance (or side of the room)."""
     edge = np.zeros(instance_HW.shape, np.uint8)
     edge[:, :-1] |= instance_HW[:, :-1] != instance_HW[:, 1:]
     edge[:-1] |= instance_HW[:-1] != instance_HW[1:]
@@ -91,9 +96,9 @@ def edges(instance_HW: np.ndarray) -> np.ndarray:
 def salient(classes: np.ndarray, instance_N: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """uint8 [N]: 1 on the most prominent instances.
 
-    Prominence = visible pixels x exp(-d^2 / (2 0.3^2)) x (1.5 for a person), d the distance of the visible part's centre
-    from the image's centre as a share of the image's sides. Salient are the instances with at least half of the greatest
-    prominence; what belongs to the room (walls to rugs) never is.
+    Prominence = visible pixels x exp(-d^2 / (2 0.3^2)) x (1.5 for a person), where d is the distance of the
+    visible part's centre from the image's centre, as a share of the image's sides. Salient are the instances
+    with at least half of the greatest prominence; what belongs to the room (`BACKGROUND`) never is.
     """
     height, width = size
     row, column = np.divmod(np.arange(height * width), width)

@@ -1,6 +1,6 @@
-"""Colour of the visible surfaces: textures, lamp and sun with cast shadows, ambient light with occlusion, the camera's film.
+"""Colour: textures, lamp and sun with cast shadows, ambient light with occlusion, and the camera's film.
 
-    N pixels   K solids   G blockers of ambient light. World frame, metres, linear light.
+N pixels   K solids   G blockers of ambient light. World frame, metres, linear light.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .classes import WINDOW
 from .draw import Draw
 from .geometry import BALL, BOX, DRUM, apply, cast, local_normal
-from .room import WINDOW, Light, Scene
+from .room import Light, Scene
 from .textures import albedo
 
 _BLOCKERS = 14  # largest solids that darken their surroundings
@@ -57,7 +58,9 @@ def surfaces(scene: Scene, rays_3N: np.ndarray, depth_N: np.ndarray, surface_N: 
         groups.append((int(k), pixels, u, v))
     view = rays_3N / np.sqrt((rays_3N * rays_3N).sum(axis=0))
     normal /= np.sqrt((normal * normal).sum(axis=0))
-    normal *= np.where((normal * view).sum(axis=0) > 0, np.float32(-1), np.float32(1))  # rounding at the silhouette
+    normal *= np.where(
+        (normal * view).sum(axis=0) > 0, np.float32(-1), np.float32(1)
+    )  # rounding at the silhouette
     return Surface(point, normal, view, groups)
 
 
@@ -75,7 +78,9 @@ def _coordinates(shape: int, p, n, half, extra):
     return u, v
 
 
-def shade(scene: Scene, seen: Surface, depth_N: np.ndarray, pixel: float, outline_HW: np.ndarray) -> np.ndarray:
+def shade(
+    scene: Scene, seen: Surface, depth_N: np.ndarray, pixel: float, outline_HW: np.ndarray
+) -> np.ndarray:
     """float32 [3,N] linear light that reaches the camera; `pixel` is the side of a pixel at one metre.
 
     `outline_HW` (bool) marks the pixels beside another surface, across which shadows must not spread.
@@ -104,7 +109,9 @@ def shade(scene: Scene, seen: Surface, depth_N: np.ndarray, pixel: float, outlin
     return base * (light + glow_N) + shine
 
 
-def _lit(scene, lamp: Light, seen: Surface, gloss_N: np.ndarray, outline_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _lit(
+    scene, lamp: Light, seen: Surface, gloss_N: np.ndarray, outline_HW: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Diffuse light [N] and highlight [N] of one lamp, with its shadows, per unit of its colour."""
     ray = seen.point_3N - lamp.position[:, None]  # from the lamp: t = 1 at the surface
     distance = np.sqrt((ray * ray).sum(axis=0))
@@ -126,8 +133,10 @@ def _lit(scene, lamp: Light, seen: Surface, gloss_N: np.ndarray, outline_HW: np.
     cast(solids, lamp.position, ray[:, pixels], far, blocked)
     clear = np.zeros(outline_HW.shape, np.float32)
     clear.ravel()[pixels[blocked < 0]] = 1
-    clear = np.where(outline_HW, clear, _blur(clear[None])[0]).ravel()  # a lamp is no point: a narrow penumbra
-    fade = 4.5 / (distance**2 + 1) if lamp.fades else np.float32(1)
+    clear = np.where(
+        outline_HW, clear, _blur(clear[None])[0]
+    ).ravel()  # a lamp is no point: a narrow penumbra
+    fade = 4.5 / (distance**2 + 1) if lamp.opening is None else np.float32(1)
     half = ray_unit + seen.view_3N
     aligned = -(seen.normal_3N * half).sum(axis=0) / np.sqrt((half * half).sum(axis=0) + np.float32(1e-9))
     highlight = np.maximum(aligned, 0)
@@ -150,7 +159,9 @@ def _openness(scene: Scene, seen: Surface) -> np.ndarray:
     for start in range(0, p.shape[1], _CHUNK):
         q, m = p[:, start : start + _CHUNK], n[:, start : start + _CHUNK]
         # a ball of radius r at the offset w from the point hides about (n . w) r^2 / |w|^3 of its hemisphere
-        distance2 = np.maximum((c * c).sum(axis=1)[:, None] - 2 * apply(c, q) + (q * q).sum(axis=0), r2 * np.float32(0.8))
+        distance2 = np.maximum(
+            (c * c).sum(axis=1)[:, None] - 2 * apply(c, q) + (q * q).sum(axis=0), r2 * np.float32(0.8)
+        )
         above = np.maximum(apply(c, m) - (q * m).sum(axis=0), 0)
         hidden = np.minimum(above * r2 / (distance2 * np.sqrt(distance2)), np.float32(0.85))
         share[start : start + _CHUNK] *= np.maximum(1 - hidden, np.float32(0.2)).prod(axis=0)
@@ -161,7 +172,9 @@ def photograph(light_3N: np.ndarray, outline_HW: np.ndarray, draw: Draw) -> np.n
     """uint8 [3,H,W]: exposure, film curve, vignette, white balance, softened outlines and sensor noise."""
     height, width = outline_HW.shape
     luminance = light_3N.mean(axis=0)
-    exposure = draw(0.55, 1.0) / (0.5 * float(luminance.mean()) + 0.5 * float(np.sqrt((luminance**2).mean())) + 1e-6)
+    exposure = draw(0.55, 1.0) / (
+        0.5 * float(luminance.mean()) + 0.5 * float(np.sqrt((luminance**2).mean())) + 1e-6
+    )
     balance = np.array([draw(0.93, 1.07), 1.0, draw(0.93, 1.07)], np.float32)[:, None]
     y, x = np.linspace(-1, 1, height, dtype=np.float32), np.linspace(-1, 1, width, dtype=np.float32)
     vignette = 1 - np.float32(draw(0.0, 0.14)) * (y[:, None] ** 2 + x**2)

@@ -1,12 +1,11 @@
-"""Materials: procedural patterns over surface coordinates (u, v) in metres, box-filtered over the pixel's footprint.
+"""Procedural patterns over surface coordinates (u, v) in metres, box-filtered over the pixel's footprint.
 
-Colours are linear light in [0, 1]. A pattern takes (material, u_N, v_N, width_N) and returns float32 [3,N]; `width` is the
-side of the pixel's footprint in metres, so that fine patterns fade to their mean with distance and do not alias.
+Colours are linear light in [0, 1]. A pattern takes (material, u_N, v_N, width_N) and returns float32 [3,N];
+`width` is the side of the pixel's footprint in metres: fine patterns fade to their mean instead of aliasing.
 """
 
 from __future__ import annotations
 
-import colorsys
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -131,7 +130,9 @@ def _tiles(m, u, v, w):
     if m.options.get("bond"):
         x = x + 0.5 * (np.floor(y) % 2)
     tone = cell_tone(np.floor(x), np.floor(y), m.seed)
-    grout = np.maximum(pulse(x, w / m.period, 0.05), pulse(y, w / m.period, 0.05 / m.options.get("aspect", 1.0)))
+    grout = np.maximum(
+        pulse(x, w / m.period, 0.05), pulse(y, w / m.period, 0.05 / m.options.get("aspect", 1.0))
+    )
     return mix(mix(m.colours[0], m.colours[1], 0.8 * tone), m.options.get("grout", m.colours[-1]), grout)
 
 
@@ -155,10 +156,14 @@ def _wall(m, u, v, w):
     return mix(m.colours[3], upper, step(v - 0.1, w)) * (1 - 0.3 * (step(v - 0.1, w) - step(v - 0.12, w)))
 
 
+def _inset(m, u, v):
+    """Distance to the rim of a panel, metres."""
+    return np.minimum(m.size[0] - np.abs(u), m.size[1] - np.abs(v))
+
+
 def _frame(m, u, v, w, inner, border):
     """`inner` with a border of the first colour."""
-    depth = np.minimum(m.size[0] - np.abs(u), m.size[1] - np.abs(v))
-    return mix(m.colours[0], inner, step(depth - border, w))
+    return mix(m.colours[0], inner, step(_inset(m, u, v) - border, w))
 
 
 def _picture(m, u, v, w):
@@ -169,29 +174,35 @@ def _picture(m, u, v, w):
         art = mix(m.colours[2], m.colours[1], np.clip(0.5 + b / 2, 0, 1))
         art = mix(art, m.colours[3], step(ridge - b, w / m.size[1]))
     elif kind == 1:  # blots
-        level = noise(a * 0.06 + m.seed * 0.07, b * 0.06 + 0.2)
-        art = mix(mix(m.colours[1], m.colours[2], step(level - 0.4, 0.08 + 0 * w)), m.colours[3], step(level - 0.65, 0.08 + 0 * w))
+        level = noise(a * 0.025 + m.seed * 0.07, b * 0.025 + 0.2)
+        art = mix(
+            mix(m.colours[1], m.colours[2], step(level - 0.4, 0.08 + 0 * w)),
+            m.colours[3],
+            step(level - 0.65, 0.08 + 0 * w),
+        )
     elif kind == 2:  # discs
         art = np.broadcast_to(np.array(m.colours[1], np.float32)[:, None], (3, len(u)))
         for n, (x, y, r) in enumerate(((-0.3, 0.2, 0.4), (0.3, -0.25, 0.5))):
             inside = step(r - np.hypot(a - x, b - y), w / m.size[0])
             art = mix(art, m.colours[2 + n], inside)
     else:  # bars
-        art = mix(mix(m.colours[1], m.colours[2], pulse(a * 1.4, w / m.size[0], 0.4)), m.colours[3], pulse(b * 0.9, w / m.size[1], 0.3))
+        art = mix(
+            mix(m.colours[1], m.colours[2], pulse(a * 1.4, w / m.size[0], 0.4)),
+            m.colours[3],
+            pulse(b * 0.9, w / m.size[1], 0.3),
+        )
     if m.options["mount"]:
         art = _frame(m, u, v, w, mix((0.8, 0.78, 0.72), art, step(_inset(m, u, v) - 0.09, w)), 0.03)
     return _frame(m, u, v, w, art, 0.03)
-
-
-def _inset(m, u, v):
-    return np.minimum(m.size[0] - np.abs(u), m.size[1] - np.abs(v))
 
 
 def _window(m, u, v, w):
     """Sky, clouds, a skyline and a lawn behind a frame with glazing bars."""
     b = v / m.size[1]
     sky = mix(m.colours[1], m.colours[2], np.clip(0.5 + 0.5 * b, 0, 1))
-    sky = mix(sky, (0.95, 0.95, 0.97), 0.7 * step(noise(u * 0.1 + m.seed * 0.1, v * 0.25) - 0.6, 0.3 + 0 * w))
+    sky = mix(
+        sky, (0.95, 0.95, 0.97), 0.6 * step(noise(u * 0.1 + m.seed * 0.1, v * 0.25) - 0.62, 0.4 + 0 * w)
+    )
     skyline = 0.7 * noise(np.floor(u * 6) * 0.043 + m.seed * 0.031, np.full_like(u, 0.6)) - 0.75
     sky = mix(sky, m.colours[3], step(skyline - b, w))
     bars = m.options["bars"]
@@ -224,7 +235,9 @@ def _shelf(m, u, v, w):
     row, y = np.floor(y), y % 1
     book = np.floor((u + 0.02 * cell_tone(np.floor(u * 9), row, m.seed)) / 0.045)
     pick = cell_tone(book, row, m.seed)
-    spine = mix(mix(m.colours[1], m.colours[2], step(pick - 0.42, 0.02)), m.colours[3], step(pick - 0.58, 0.02))
+    spine = mix(
+        mix(m.colours[1], m.colours[2], step(pick - 0.42, 0.02)), m.colours[3], step(pick - 0.58, 0.02)
+    )
     spine = spine * (0.6 + 0.8 * cell_tone(book, row + 31, m.seed))
     top = 0.6 + 0.28 * cell_tone(book, row + 57, m.seed)
     inside = mix(spine, np.array(m.colours[0], np.float32)[:, None] * 0.15, step(y - top, w * 3))
@@ -233,7 +246,8 @@ def _shelf(m, u, v, w):
 
 
 def _rug(m, u, v, w):
-    depth = np.minimum(m.size[0] - np.abs(u), m.size[1] - np.abs(v))
+    """Any other pattern, with a band along the rim."""
+    depth = m.size[0] - np.hypot(u, v) if m.options["round"] else _inset(m, u, v)
     field_ = _PATTERNS[m.options["paper"]](m, u, v, w)
     band = step(depth - 0.08, w) - step(depth - 0.14, w)
     return mix(field_, m.colours[2], band) * (0.9 + 0.2 * noise(u * 2.1, v * 2.1))
@@ -246,46 +260,20 @@ def _face(m, u, v, w):
 
 
 _PATTERNS = {
-    "plain": _plain, "stripes": _stripes, "checker": _checker, "plaid": _plaid, "dots": _dots, "planks": _planks,
-    "tiles": _tiles, "clouds": _clouds, "marble": _marble, "wall": _wall, "picture": _picture, "window": _window,
-    "panels": _panels, "shelf": _shelf, "rug": _rug, "face": _face,
-}  # fmt: skip
-
-
-def colour(draw: Draw, saturation: tuple[float, float] = (0.1, 0.75), value: tuple[float, float] = (0.25, 0.95)) -> Colour:
-    """A random colour, linear light, of the given HSV ranges (as displayed)."""
-    rgb = colorsys.hsv_to_rgb(draw(), draw(*saturation), draw(*value))
-    return tuple(c**2.2 for c in rgb)
-
-
-def related(draw: Draw, base: Colour, contrast: float = 0.5) -> Colour:
-    """A colour lighter or darker than `base` by about the factor 1 +- contrast, and of a nearby hue."""
-    factor = 1 + contrast if draw() < 0.5 else 1 / (1 + contrast)
-    return tuple(min(0.95, c * factor * draw(0.88, 1.12)) for c in base)
-
-
-def wood(draw: Draw) -> tuple[Colour, Colour]:
-    base = draw.pick(((0.62, 0.43, 0.25), (0.45, 0.28, 0.16), (0.72, 0.56, 0.38), (0.3, 0.19, 0.13), (0.66, 0.62, 0.56)))
-    tone = draw(0.85, 1.2)
-    light = tuple(min(1.0, c * tone) ** 2.2 for c in base)
-    return light, tuple(c * draw(0.45, 0.7) for c in light)
-
-
-def fabric(draw: Draw, period: float = 0.08, plain: float = 0.5) -> Material:
-    """Cloth: clothes, upholstery."""
-    base = colour(draw)
-    other = related(draw, base, 0.8) if draw.chance(0.6) else colour(draw)
-    kind = "plain" if draw.chance(plain) else draw.pick(("stripes", "plaid", "checker", "dots"))
-    return Material(kind, (base, other), period * draw(0.7, 1.6), turned=draw.chance(0.6), grain=0.12)
-
-
-def finish(draw: Draw) -> Material:
-    """What furniture is made of: wood, lacquer or stone."""
-    offset = (draw(0, 5), draw(0, 5))
-    if draw.chance(0.55):
-        return Material("planks", wood(draw), draw(0.12, 0.3), offset=offset, turned=draw.chance(0.5),
-                        seed=draw.integer(0, 999), gloss=draw(0, 0.25))  # fmt: skip
-    base = colour(draw, (0.0, 0.7), (0.2, 0.95))
-    if draw.chance(0.25):
-        return Material("marble", (base, related(draw, base, 0.9)), draw(0.3, 0.8), offset=offset, gloss=draw(0.1, 0.5))
-    return Material("plain", (base,), offset=offset, gloss=draw(0, 0.5), grain=0.03)
+    "plain": _plain,
+    "stripes": _stripes,
+    "checker": _checker,
+    "plaid": _plaid,
+    "dots": _dots,
+    "planks": _planks,
+    "tiles": _tiles,
+    "clouds": _clouds,
+    "marble": _marble,
+    "wall": _wall,
+    "picture": _picture,
+    "window": _window,
+    "panels": _panels,
+    "shelf": _shelf,
+    "rug": _rug,
+    "face": _face,
+}
