@@ -1,7 +1,7 @@
-"""Calls of the native noising kernels: dense rows in, raw pointers down. Shared by the CPU and the CUDA adapters.
+"""What the adapters of the noising kernels share: tensors made dense, and the native call on raw pointers.
 
-A row (sample) must be dense, in logical order or, where noise is drawn, channels-last with a number of pixels divisible by
-four. Everything else goes through a dense copy.
+Kernels want a row (sample) dense: in logical order, or as channels-last pixels where the kernel understands that. Everything
+else goes through a dense copy.
 """
 
 from __future__ import annotations
@@ -24,12 +24,47 @@ class Native:
     context: Callable[[Tensor], int]
 
 
-def dense_rows(x: Tensor) -> bool:
+@dataclass
+class NoisingCall:
+    """Arguments of out = coef_x[t] x + coef_y[t] y + coef_noise[t] eps. `dense` makes them fit for a kernel."""
+
+    x: Tensor
+    y: Tensor | None
+    t_B: Tensor
+    coef_x: Tensor
+    coef_y: Tensor | None
+    coef_noise: Tensor
+    noise: Tensor | None
+    key_B3: Tensor | None
+    step: int
+
+    def dense(self) -> tuple[Tensor, Tensor, bool]:
+        """Make every argument dense in place. Returns (out, target, channels_last).
+
+        `out` has the strides of empty_like(x), as the op promises; the kernel writes `target`, which is `out` or else has to be
+        copied there.
+        """
+        out = torch.empty_like(self.x)
+        last = _channels_last(self.x) and _channels_last(out)
+        memory_format = torch.channels_last if last else torch.contiguous_format
+        target = out if last or _dense_rows(out) else torch.empty_like(out, memory_format=memory_format)
+        for name in ("x", "y", "noise"):
+            z = getattr(self, name)
+            if z is not None and (last or not _dense_rows(z)):
+                setattr(self, name, z.contiguous(memory_format=memory_format))
+        for name in ("t_B", "coef_x", "coef_y", "coef_noise", "key_B3"):
+            z = getattr(self, name)
+            if z is not None:
+                setattr(self, name, z.contiguous())
+        return out, target, last
+
+
+def _dense_rows(x: Tensor) -> bool:
     """Rows contiguous in logical order, whatever lies between them."""
-    return x.is_contiguous() or (x.dim() > 1 and x.shape[0] > 0 and x[0].is_contiguous() and x.stride(0) >= 0)
+    return x.is_contiguous() or (x.dim() > 1 and x.shape[0] > 0 and x[0].is_contiguous())
 
 
-def channels_last(x: Tensor) -> bool:
+def _channels_last(x: Tensor) -> bool:
     """[B, C, H, W] stored as [B, H, W, C], so that four neighbouring pixels share a Philox block."""
     if x.dim() != 4 or x.is_contiguous():
         return False
@@ -40,79 +75,72 @@ def pointer(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-def noising(
-    native: Native,
-    op: str,
-    x: Tensor,
-    y: Tensor | None,
-    t_B: Tensor,
-    coef_x: Tensor,
-    coef_y: Tensor | None,
-    coef_noise: Tensor,
-    noise: Tensor | None,
-    key_B3: Tensor | None,
-    step: int,
-) -> Tensor:
-    """out = coef_x[t] x + coef_y[t] y + coef_noise[t] eps, in a fresh tensor with the strides of empty_like(x)."""
-    out = torch.empty_like(x)
-    if out.numel() == 0:
-        return out
-    last = channels_last(x) and channels_last(out)
-    memory_format = torch.channels_last if last else torch.contiguous_format
-
-    def dense(z: Tensor | None) -> Tensor | None:
-        if z is None or (not last and dense_rows(z)):
-            return z
-        return z.contiguous(memory_format=memory_format)
-
-    target = out if last or dense_rows(out) else torch.empty_like(x, memory_format=memory_format)
-    x, y, noise, key_B3 = dense(x), dense(y), dense(noise), None if key_B3 is None else key_B3.contiguous()
-    t_B, coef_x, coef_noise = t_B.contiguous(), coef_x.contiguous(), coef_noise.contiguous()
-    coef_y = None if coef_y is None else coef_y.contiguous()
+def noising(native: Native, op: str, *args) -> Tensor:
+    """The native kernel on the arguments of a `NoisingCall`; a fresh tensor with the strides of empty_like(x)."""
+    if args[0].numel() == 0:
+        return torch.empty_like(args[0])
+    call = NoisingCall(*args)
+    out, target, last = call.dense()
+    x, y, noise = call.x, call.y, call.noise
     module = native.module()
     params = module.NoisingParams()
     params.out, params.x, params.y, params.noise = pointer(target), pointer(x), pointer(y), pointer(noise)
-    params.key, params.t = pointer(key_B3), pointer(t_B)
-    params.coef_x, params.coef_y, params.coef_noise = pointer(coef_x), pointer(coef_y), pointer(coef_noise)
+    params.key, params.t = pointer(call.key_B3), pointer(call.t_B)
+    params.coef_x, params.coef_y, params.coef_noise = map(pointer, (call.coef_x, call.coef_y, call.coef_noise))
     params.batch, params.count, params.channels = x.shape[0], x[0].numel(), x.shape[1] if last else 0
     params.stride_out, params.stride_x = target.stride(0), x.stride(0)
     params.stride_y = 0 if y is None else y.stride(0)
     params.stride_noise = 0 if noise is None else noise.stride(0)
-    params.table_size, params.step = coef_x.shape[0], step
+    params.table_size, params.step = call.coef_x.shape[0], call.step
     getattr(module, op)(params, DTYPES[x.dtype], native.context(x))
     return out if target is out else out.copy_(target)
 
 
-def scaling(
-    native: Native,
-    op: str,
-    grad: Tensor,
-    t_B: Tensor,
-    tables: tuple[Tensor, ...],
-    needed: tuple[bool, ...],
-) -> tuple[Tensor, ...]:
-    """table[t] grad for every needed table, in tensors with the strides of empty_like(grad); empty tensors for the others."""
-    outs = [torch.empty_like(grad) if need else grad.new_empty(0) for need in needed]
-    if grad.numel() == 0 or not any(needed):
+@dataclass
+class ScalingCall:
+    """Arguments of out_i = table_i[t] grad for the needed i."""
+
+    grad: Tensor
+    t_B: Tensor
+    tables: tuple[Tensor, ...]
+    needed: tuple[bool, ...]
+
+    def dense(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Make the arguments dense in place; (outs, targets) as in `NoisingCall`, empty tensors where nothing is needed."""
+        grad = self.grad
+        outs = [torch.empty_like(grad) if need else grad.new_empty(0) for need in self.needed]
+        self.t_B = self.t_B.contiguous()
+        self.tables = tuple(table.contiguous() for table in self.tables)
+        if grad.numel() == 0 or not any(self.needed):
+            return outs, outs
+        # Scaling does not care for the order inside a row: any dense layout that input and output share will do.
+        alike = grad.stride() == outs[self.needed.index(True)].stride()
+        if alike and grad.stride(0) * grad.shape[0] == grad.numel():
+            return outs, outs
+        self.grad = grad.contiguous()
+        return outs, [torch.empty_like(self.grad) if need else out for need, out in zip(self.needed, outs, strict=True)]
+
+
+def finish(outs: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, ...]:
+    """Copy each target where it belongs."""
+    return tuple(out if target is out else out.copy_(target) for out, target in zip(outs, targets, strict=True))
+
+
+def scaling(native: Native, op: str, *args) -> tuple[Tensor, ...]:
+    """The native kernel on the arguments of a `ScalingCall`; one tensor for each table, empty where it is not needed."""
+    call = ScalingCall(*args)
+    outs, targets = call.dense()
+    grad = call.grad
+    if grad.numel() == 0 or not any(call.needed):
         return tuple(outs)
-    fresh = outs[needed.index(True)]
-    # Scaling does not care for the order inside a row: any layout that input and output share will do.
-    alike = grad.stride() == fresh.stride() and grad.dim() > 0 and grad.stride(0) * grad.shape[0] == grad.numel()
-    if alike:
-        targets = outs
-    else:
-        grad = grad.contiguous()
-        targets = [torch.empty_like(grad) if need else out for need, out in zip(needed, outs, strict=True)]
-    t_B = t_B.contiguous()
-    tables = tuple(table.contiguous() for table in tables)
     module = native.module()
     params = module.ScalingParams()
-    padding = [0] * (3 - len(tables))
-    params.out = [pointer(out) if need else 0 for out, need in zip(targets, needed, strict=True)] + padding
-    params.table = [pointer(table) for table in tables] + padding
-    params.grad, params.t = pointer(grad), pointer(t_B)
+    padding = [0] * (3 - len(call.tables))
+    params.out = [pointer(out) if need else 0 for out, need in zip(targets, call.needed, strict=True)] + padding
+    params.table = [pointer(table) for table in call.tables] + padding
+    params.grad, params.t = pointer(grad), pointer(call.t_B)
     params.batch, params.count = grad.shape[0], grad[0].numel()
     params.stride_out = params.stride_grad = grad[0].numel()
-    params.table_size = tables[0].shape[0]
+    params.table_size = call.tables[0].shape[0]
     getattr(module, op)(params, DTYPES[grad.dtype], native.context(grad))
-    return tuple(out if target is out else out.copy_(target) for out, target in zip(outs, targets, strict=True))
+    return finish(outs, targets)

@@ -62,7 +62,7 @@ DMTL_INLINE float minus_two_log(float u) {
     p = fma32(p, f, -0.2500081956386566f);
     p = fma32(p, f, 0.3333333134651184f);
     const float square = f * f;
-    float low = fma32(exponent, -2.12194440e-4f, (f * square) * p);  // ln 2 = 0.693359375 - 2.12194440e-4
+    float low = fma32(exponent, -0.00021219444170128554f, (f * square) * p);  // ln 2 = 0.693359375 - 2.12194440e-4
     low = fma32(-0.5f, square, low);
     return -2.0f * fma32(exponent, 0.693359375f, f + low);
 }
@@ -82,8 +82,8 @@ DMTL_INLINE void box_muller(uint32_t radius_word, uint32_t angle_word, float* n0
     const float z = x * x;
     float s = fma32(-75.45339965820312f, z, 81.59394073486328f);
     s = fma32(s, z, -41.3416748046875f);
-    s = fma32(s, z, -1.7484556e-7f);  // 2 pi = 6.2831855 - 1.7484556e-7
-    s = fma32(x, 6.2831855f, x * s);
+    s = fma32(s, z, -1.7484555314695172e-07f);  // 2 pi = 6.2831854820251465 - 1.7484556e-7
+    s = fma32(x, 6.2831854820251465f, x * s);
     float c = fma32(59.24596405029297f, z, -85.44374084472656f);
     c = fma32(c, z, 64.93932342529297f);
     c = fma32(c, z, -19.739208221435547f);
