@@ -97,17 +97,9 @@ class Folder(LabelledImages):
     def _read_table(self, path: Path) -> LabelMatrix | None:
         """The label table for this split; None where it speaks of none of the split's images."""
         table = LabelMatrix.read_csv(path)
-        for task in self.tasks:
-            if task not in table.tasks:
-                raise DataError(
-                    f"{path}: no column for task {task!r}, expected one per task, got {table.tasks}"
-                )
         if not set(table.ids) & set(self.ids):
             return None
-        try:
-            table = table.subset(self.ids, list(self.tasks))
-        except DataError as error:
-            raise DataError(f"{path}: {error}, expected all of split {self.split!r} or none of it") from error
+        table = table.subset(self.ids, list(self.tasks))
         for task in self.tasks:
             claimed = [i for i, on in zip(self.ids, table.column(task)) if on and i not in self._files[task]]
             if claimed:

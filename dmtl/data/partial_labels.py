@@ -26,11 +26,15 @@ from dmtl.files import write_text
 
 @dataclass(frozen=True, eq=False)
 class LabelMatrix:
-    """`matrix[i, t]` says whether image `ids[i]` has a usable label of `tasks[t]`; bool [N, T]."""
+    """`matrix[i, t]` says whether image `ids[i]` has a usable label of `tasks[t]`; bool [N, T].
+
+    `name` begins the messages of errors: the file that the table was read from.
+    """
 
     ids: list[str]
     tasks: list[str]
     matrix: np.ndarray
+    name: str = "labels"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ids", [str(i) for i in self.ids])
@@ -141,13 +145,13 @@ class LabelMatrix:
     def tasks_of(self, id: str) -> list[str]:
         """Names of the tasks of which image `id` has a label."""
         if id not in self._row:
-            raise DataError(f"labels: no row for image {id!r}")
+            raise DataError(f"{self.name}: no row for image {id!r}")
         return [t for t, on in zip(self.tasks, self.matrix[self._row[id]]) if on]
 
     def column(self, task: str) -> np.ndarray:
         """bool [N]: which images have a label of `task`."""
         if task not in self.tasks:
-            raise DataError(f"labels: unknown task {task!r}; available: {', '.join(self.tasks)}")
+            raise DataError(f"{self.name}: no column for task {task!r}; available: {', '.join(self.tasks)}")
         return self.matrix[:, self.tasks.index(task)]
 
     def subset(self, ids: Sequence[str] | None = None, tasks: Sequence[str] | None = None) -> LabelMatrix:
@@ -157,11 +161,13 @@ class LabelMatrix:
         missing = [i for i in ids if i not in self._row]
         if missing:
             raise DataError(
-                f"labels: no row for {len(missing)} of {len(ids)} images, the first is {missing[0]!r}"
+                f"{self.name}: no row for {len(missing)} of {len(ids)} images, "
+                f"the first is {missing[0]!r}, expected one row per image"
             )
         rows = [self._row[i] for i in ids]
         columns = [self.column(t)[rows] for t in tasks]
-        return LabelMatrix(ids, tasks, np.stack(columns, 1) if tasks else np.zeros((len(ids), 0), bool))
+        matrix = np.stack(columns, 1) if tasks else np.zeros((len(ids), 0), bool)
+        return LabelMatrix(ids, tasks, matrix, self.name)
 
     def intersect(self, other: LabelMatrix) -> LabelMatrix:
         """Labels that both tables allow, over this table's images and tasks (matched by name)."""
@@ -264,4 +270,4 @@ def _parse(path: Path, table: Iterable[list[str]]) -> LabelMatrix:
             raise DataError(f"{path}: line {line}: {why}, expected one row per image")
         ids[cells[0]] = line
         matrix.append([cell == "1" for cell in cells[1:]])
-    return LabelMatrix(list(ids), tasks, np.array(matrix, bool).reshape(len(ids), len(tasks)))
+    return LabelMatrix(list(ids), tasks, np.array(matrix, bool).reshape(len(ids), len(tasks)), str(path))

@@ -184,7 +184,7 @@ def test_two_files_for_one_id(folder):
         ),
         (
             "a,0,1,1,1,1\n",
-            "no row for 2 of 3 images, the first is 'b', expected all of split 'train' or none",
+            "no row for 2 of 3 images, the first is 'b', expected one row per image",
         ),
     ],
 )
@@ -198,7 +198,7 @@ def test_a_table_must_agree_with_the_files(folder, rows, message):
 
 def test_a_table_must_have_every_task_and_stay_inside(folder):
     describe(folder, labels="labels.csv")
-    (folder / "labels.csv").write_text("id,semseg\na,1\n")
+    (folder / "labels.csv").write_text("id,semseg\na,1\nb,0\nc/d,1\n")
     with pytest.raises(DataError, match="labels.csv: no column for task 'cracks'"):
         Folder(folder, "train")
     describe(folder, labels="../labels.csv")

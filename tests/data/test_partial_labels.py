@@ -122,6 +122,15 @@ def test_missing_or_binary_csv(tmp_path):
         LabelMatrix.read_csv(tmp_path / "labels.csv")
 
 
+def test_a_table_that_was_read_names_its_file(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("id,semseg\na,1\n")
+    for ids, tasks in ((["a"], ["depth"]), (["a", "b"], ["semseg"])):
+        with pytest.raises(DataError) as error:
+            LabelMatrix.full(ids, tasks).intersect(LabelMatrix.read_csv(path))
+        assert str(error.value).startswith(f"{path}: no ")
+
+
 def test_everything_is_addressed_by_name():
     labels = LabelMatrix(["x", "y"], ["edge", "sal"], [[1, 0], [1, 1]])
     assert labels.tasks_of("y") == ["edge", "sal"] and labels.tasks_of("x") == ["edge"]
