@@ -61,6 +61,7 @@ class ArrayNoise:
         return {"noise": noise.to(x.device, x.dtype)}
 
 
+@torch.compiler.assume_constant_result  # dynamo cannot trace zlib
 def task_number(task: str) -> int:
     """A task's place in the noise counter: the CRC-32 of its name, so that it never depends on the other tasks."""
     return zlib.crc32(task.encode())

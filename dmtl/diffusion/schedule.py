@@ -13,6 +13,7 @@ coef1 = 1 and coef2 = sigma = 0: the last step returns x0_hat.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -53,6 +54,7 @@ class Schedule:
             raise ValueError(f"Schedule: betas must be a non-empty vector of values in (0, 1), got {betas!r}")
         self.betas = betas
         self.abar = np.cumprod(1.0 - betas)
+        self._log_abar = tuple(np.log(self.abar).tolist())
 
     @classmethod
     def from_range(cls, steps: int, beta_start: float = 1e-3, beta_end: float = 1e-2) -> Schedule:
@@ -79,16 +81,25 @@ class Schedule:
             raise ValueError(f"plan: steps must be at least 1, got {steps}")
         if not 0.0 <= eta <= 1.0:
             raise ValueError(f"plan: eta must be in [0, 1], got {eta}")
-        levels = np.linspace(self.steps - 1, 0, steps)[::-1] if steps > 1 else np.array([self.steps - 1.0])
+        top = self.steps - 1
+        levels = [top * i / (steps - 1) for i in range(steps)] if steps > 1 else [float(top)]
         if steps <= self.steps:
-            levels = np.round(levels)
-        abar = np.exp(np.interp(levels, np.arange(self.steps), np.log(self.abar)))
-        below = np.concatenate([[1.0], abar[:-1]])
-        sigma = eta * np.sqrt((1 - below) / (1 - abar) * (1 - abar / below))
-        coef2 = np.sqrt(np.maximum(1 - below - sigma**2, 0.0)) / np.sqrt(1 - abar)
-        coef1 = np.sqrt(below) - coef2 * np.sqrt(abar)
-        tables = [torch.from_numpy(v).float() for v in (np.sqrt(abar), np.sqrt(1 - abar), coef1, coef2, sigma)]
-        return Plan(tuple(float(level) for level in levels), *tables)
+            levels = [float(round(level)) for level in levels]
+        rows, below = [], 1.0
+        for level in levels:  # plain floats, which torch.compile folds into the graph
+            abar = self._abar_at(level)
+            sigma = eta * math.sqrt((1 - below) / (1 - abar) * (1 - abar / below))
+            coef2 = math.sqrt(max(1 - below - sigma**2, 0.0)) / math.sqrt(1 - abar)
+            coef1 = math.sqrt(below) - coef2 * math.sqrt(abar)
+            rows.append((math.sqrt(abar), math.sqrt(1 - abar), coef1, coef2, sigma))
+            below = abar
+        return Plan(tuple(levels), *(torch.tensor(table, dtype=torch.float32) for table in zip(*rows, strict=True)))
+
+    def _abar_at(self, level: float) -> float:
+        """abar at a level that may be fractional; log abar is linear in between."""
+        low = int(level)
+        share = level - low
+        return math.exp(self._log_abar[low] + (share * (self._log_abar[low + 1] - self._log_abar[low]) if share else 0.0))
 
     def official_buffers(self) -> dict[str, Tensor]:
         """The twelve float32 buffers of the published checkpoint, by name (model.md 2.5)."""

@@ -40,9 +40,12 @@ class MTDNet(nn.Module):
     def plan(self, steps: int | None, eta: float | None, device: torch.device) -> Plan:
         """The chain's coefficients on `device`, computed once."""
         eta = self.config.eta if eta is None else eta
-        key = (steps or self.schedule.steps, eta, str(device))
+        if torch.compiler.is_compiling():  # constants of the graph
+            return self._plans.get((steps, eta, str(device))) or self.schedule.plan(steps, eta).to(device)
+        key = (steps, eta, str(device))
         if key not in self._plans:
-            self._plans[key] = self.schedule.plan(steps, eta).to(device)
+            with torch.inference_mode(False):  # training may use what an evaluation computed first
+                self._plans[key] = self.schedule.plan(steps, eta).to(device)
         return self._plans[key]
 
     def forward(
