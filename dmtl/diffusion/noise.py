@@ -26,12 +26,17 @@ class CounterNoise:
     A run can be replayed, and a sample's noise does not depend on the batch it is in, on the device or on the backend.
 
     Args:
-        seed: any 64-bit integer.
+        seed: any integer; its low 64 bits count.
         samples: int64 [B], the identity of each batch row; default 0, 1, ... B-1.
     """
 
     def __init__(self, seed: int = 0, samples: Tensor | None = None):
-        self.seed = seed
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"CounterNoise: seed must be an int, got {type(seed).__name__}")
+        if samples is not None and (not isinstance(samples, Tensor) or samples.dtype != torch.int64 or samples.dim() != 1):
+            got = f"{samples.dtype} {list(samples.shape)}" if isinstance(samples, Tensor) else type(samples).__name__
+            raise TypeError(f"CounterNoise: samples must be an int64 tensor [B], got {got}")
+        self.seed = (seed + 2**63) % 2**64 - 2**63  # as a signed integer of 64 bits
         self.samples = samples
 
     def arguments(self, task: str, draw: int, rows: Tensor | None, x: Tensor) -> dict:

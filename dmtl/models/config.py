@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dmtl.errors import ConfigError
 
 DIFFUSIONS = ("feature", "prediction", "none")
+_TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str}
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,12 @@ class ModelConfig:
     """True: the condition sends no gradient into the initial predictions (published)."""
 
     def __post_init__(self):
+        for f in dataclasses.fields(self):
+            value, kind = getattr(self, f.name), _TYPES.get(f.type)
+            if kind is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
+                raise ConfigError(f"model.{f.name} must be of type {f.type}, got {value!r}")
+        if not isinstance(self.tasks, (list, tuple)) or not all(isinstance(spec, Mapping) for spec in self.tasks):
+            raise ConfigError(f"model.tasks must be a list of task specifications, got {self.tasks!r:.200}")
         if self.diffusion not in DIFFUSIONS:
             raise ConfigError(f"model.diffusion must be one of {', '.join(DIFFUSIONS)}, got {self.diffusion!r}")
         for name in ("backbone_width", "width", "decoder_blocks", "steps", "heads", "blocks", "mlp_ratio"):
@@ -62,10 +70,14 @@ class ModelConfig:
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ConfigError("model.beta_start and model.beta_end must satisfy 0 < beta_start <= beta_end < 1, "
                               f"got {self.beta_start} and {self.beta_end}")
+        if self.betas is not None:
+            numbers = isinstance(self.betas, (list, tuple)) and all(isinstance(beta, float) for beta in self.betas)
+            if not numbers or not self.betas or not all(0 < beta < 1 for beta in self.betas):
+                raise ConfigError(f"model.betas must be a list of numbers between 0 and 1, got {self.betas!r:.200}")
         if not 0 <= self.eta <= 1:
             raise ConfigError(f"model.eta must be in [0, 1], got {self.eta}")
-        if self.signal_scale <= 0:
-            raise ConfigError(f"model.signal_scale must be positive, got {self.signal_scale}")
+        if not 0 < self.signal_scale < math.inf:
+            raise ConfigError(f"model.signal_scale must be positive and finite, got {self.signal_scale}")
 
     def to_dict(self) -> dict:
         """JSON-able dictionary; `from_dict` rebuilds the configuration."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from dmtl.diffusion import CounterNoise, NoiseSource
@@ -66,6 +67,11 @@ class _DenseModel(nn.Module):
             raise TypeError(f"{type(self).__name__}: image must be a float tensor, got {kind}")
         if image.dim() != 4 or image.shape[1] != 3:
             raise ValueError(f"{type(self).__name__}: image must have shape [B, 3, H, W], got {list(image.shape)}")
+        if 0 in image.shape[2:]:
+            raise ValueError(f"{type(self).__name__}: image must have at least one pixel, got shape {list(image.shape)}")
+        expected = self.initial.embed.weight.dtype
+        if image.dtype != expected and not torch.is_autocast_enabled(image.device.type):
+            raise TypeError(f"{type(self).__name__}: image must be of the model's dtype {expected}, got {image.dtype}")
 
     def _chosen(self, tasks: Iterable[str] | None) -> list[str]:
         names = list(self.tasks if tasks is None else tasks)
@@ -157,7 +163,11 @@ class MultiTaskBaseline(_DenseModel):
 
 
 def _labelled_rows(model: _DenseModel, labelled: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    model._chosen(labelled)
+    for task in model._chosen(labelled):
+        rows = labelled[task]
+        if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.dim() != 1:
+            got = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
+            raise TypeError(f"{type(model).__name__}: labelled[{task!r}] must be an int64 tensor of rows, got {got}")
     return {task: labelled[task] for task in model.tasks if task in labelled and len(labelled[task])}
 
 
@@ -173,7 +183,10 @@ def build_model(config: ModelConfig) -> DiffusionMTL | MultiTaskBaseline:
 def load_model(directory: str | Path) -> DiffusionMTL | MultiTaskBaseline:
     """Reads `config.json` and `model.safetensors`; returns the model in eval mode on the CPU."""
     config, state = read_weights(directory)
-    model = build_model(ModelConfig.from_dict(config))
+    try:
+        model = build_model(ModelConfig.from_dict(config))
+    except ConfigError as error:
+        raise CheckpointError(f"{Path(directory) / 'config.json'}: {error}") from None
     load_state(model, state, str(directory))
     return model.eval()
 
