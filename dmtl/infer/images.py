@@ -1,6 +1,7 @@
 """Any picture a person may have, as the uint8 RGB tensor that a model is fed from.
 
-Data sets are strict about their files (`dmtl.data.image_io`); this reader takes whatever can sensibly be shown in RGB.
+Data sets are strict about their files (`dmtl.data.image_io`); this reader takes whatever can sensibly be
+shown in RGB.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")  # no other decoder of P
 def read_image(path: str | os.PathLike) -> Tensor:
     """uint8 [3, H, W], upright (EXIF orientation applied). The first frame, where a file has several.
 
-    Raises DataError, naming the file, when it is missing, no image, damaged, truncated, or of more than 64 million pixels
-    (seen in the header, before a pixel is decoded).
+    Raises DataError, naming the file, when it is missing, no image, damaged, truncated, or of more than 64
+    million pixels (seen in the header, before a pixel is decoded).
     """
     if os.path.isdir(path):
         raise DataError(f"{path}: is a folder, expected an image file")
@@ -46,16 +47,21 @@ def read_image(path: str | os.PathLike) -> Tensor:
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
         except MemoryError:
-            raise DataError(f"{path}: not enough memory to decode {image.width}x{image.height} pixels") from None
+            raise DataError(
+                f"{path}: not enough memory to decode {image.width}x{image.height} pixels"
+            ) from None
         except Exception as error:  # truncated data, wrong checksums, unsupported compression
-            raise DataError(f"{path}: damaged or truncated ({_one_line(error)}), expected a complete image") from error
+            raise DataError(
+                f"{path}: damaged or truncated ({_one_line(error)}), expected a complete image"
+            ) from error
 
 
 def to_rgb(image: Image.Image) -> Tensor:
     """A Pillow image of any mode as uint8 [3, H, W], upright.
 
-    Grey is repeated, 16-bit grey is scaled so that 65535 is white, CMYK and YCbCr are converted, and what is transparent
-    shows white behind it. Raises DataError for more than 64 million pixels and for floating-point pixels, whose white is unknown.
+    Grey is repeated, 16-bit grey is scaled so that 65535 is white, CMYK and YCbCr are converted, and what is
+    transparent shows white behind it. Raises DataError for more than 64 million pixels and for floating-point
+    pixels, whose white is unknown.
     """
     if image.width * image.height > MAX_PIXELS:
         raise DataError(f"too large ({image.width}x{image.height} pixels), {_LIMIT}")
@@ -65,7 +71,9 @@ def to_rgb(image: Image.Image) -> Tensor:
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
-            raise DataError(f"pixels range from {grey.min()} to {grey.max()}, expected 16-bit ones (0 to 65535)")
+            raise DataError(
+                f"pixels range from {grey.min()} to {grey.max()}, expected 16-bit ones (0 to 65535)"
+            )
         pixels = np.repeat(((grey + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
     else:
         if image.has_transparency_data:

@@ -13,7 +13,7 @@ from dmtl.infer.images import SUFFIXES
 
 @dataclass(frozen=True)
 class Input:
-    """One image file; `name` ("street/0001", with `/` everywhere) is what its outputs are called, without a suffix."""
+    """One image file; its outputs are called `name` ("street/0001", with `/` on every system) plus suffix."""
 
     path: Path
     name: str
@@ -27,15 +27,18 @@ class Failure:
     reason: str
 
 
-def find_images(paths: Iterable[str | os.PathLike], out_dir: str | os.PathLike) -> tuple[list[Input], list[Failure]]:
+def find_images(
+    paths: Iterable[str | os.PathLike], out_dir: str | os.PathLike
+) -> tuple[list[Input], list[Failure]]:
     """Every image below `paths`, sorted within each folder, and the paths that lead to none.
 
-    Files are taken whatever their suffix; folders are searched to any depth for known suffixes, without hidden entries, links to
-    folders, and `out_dir`. A file is named by its file name, a file found in a folder by its path below that folder. Where
-    two inputs would so get one name, all names are paths below the deepest folder that holds every input; two files that
-    differ in nothing but their suffix keep it in their names.
+    Files are taken whatever their suffix; folders are searched to any depth for known suffixes, without
+    hidden entries, links to folders, and `out_dir`. A file is named by its file name, a file found in a
+    folder by its path below that folder. Where two inputs would so get one name, all names are paths below
+    the deepest folder that holds every input; two files that differ in nothing but their suffix keep it in
+    their names.
     """
-    found: dict[Path, Path] = {}  # file -> the folder that its name starts from; a file given twice is predicted once
+    found: dict[Path, Path] = {}  # file -> the folder that its name starts from; given twice, predicted once
     failures: list[Failure] = []
     out_dir = Path(out_dir).resolve()
     for path in map(Path, paths):
@@ -43,7 +46,9 @@ def find_images(paths: Iterable[str | os.PathLike], out_dir: str | os.PathLike) 
             root = path.resolve()
             files = list(_walk(root, out_dir, failures))
             if not files:
-                failures.append(Failure(str(path), f"no images, expected files that end in {', '.join(SUFFIXES)}"))
+                failures.append(
+                    Failure(str(path), f"no images, expected files that end in {', '.join(SUFFIXES)}")
+                )
         elif os.path.exists(path):
             root = path.parent.resolve()
             files = [root / path.name]
@@ -65,11 +70,15 @@ def _common_folder(folders: Iterable[Path]) -> Path:
 
 def _walk(folder: Path, out_dir: Path, failures: list[Failure]):
     def unreadable(error: OSError) -> None:
-        failures.append(Failure(str(error.filename), f"cannot be listed ({error.strerror}), expected a folder of images"))
+        failures.append(
+            Failure(str(error.filename), f"cannot be listed ({error.strerror}), expected a folder of images")
+        )
 
     for here, folders, files in os.walk(folder, onerror=unreadable):
         folders[:] = sorted(f for f in folders if not f.startswith(".") and Path(here, f) != out_dir)
-        yield from (Path(here, f) for f in sorted(files) if not f.startswith(".") and f.lower().endswith(SUFFIXES))
+        yield from (
+            Path(here, f) for f in sorted(files) if not f.startswith(".") and f.lower().endswith(SUFFIXES)
+        )
 
 
 def _names(paths: list[PurePosixPath]) -> list[str]:

@@ -1,10 +1,12 @@
 """Decoded maps as files: the natural format of each kind, with nothing lost that the format can hold.
 
-    classes      8-bit palette PNG; the pixel value is the class id, the palette makes it a picture (16-bit grey above 256 classes)
-    binary       8-bit grey PNG; probability = value / 255
-    distance     16-bit grey PNG in millimetres; metres = value / 1000, at most 65.535
-    scalar       16-bit grey PNG; value = offset + scale * pixel, both given for each image in maps.json and in the PNG itself
-    unit_vector  8-bit RGB PNG; component = value / 127.5 - 1; and as float16 .npy [3, H, W] on request
+classes      8-bit palette PNG; the pixel value is the class id, the palette makes it a picture
+             (16-bit grey above 256 classes)
+binary       8-bit grey PNG; probability = value / 255
+distance     16-bit grey PNG in millimetres; metres = value / 1000, at most 65.535
+scalar       16-bit grey PNG; value = offset + scale * pixel, both given for each image in maps.json and
+             in the PNG itself (text chunk "dmtl")
+unit_vector  8-bit RGB PNG; component = value / 127.5 - 1; also float16 .npy [3, H, W] on request
 """
 
 from __future__ import annotations
@@ -33,25 +35,37 @@ def describe_format(task: Task) -> dict:
         bits = "8-bit palette" if task.channels <= 256 else "16-bit grey"
         return {"kind": task.kind, "png": f"{bits}; pixel value = class id", "classes": list(task.classes)}
     if task.kind == "binary":
-        return {"kind": task.kind, "png": "8-bit grey; probability = value / 255", "scale": 1 / 255, "offset": 0.0}
+        return {
+            "kind": task.kind,
+            "png": "8-bit grey; probability = value / 255",
+            "scale": 1 / 255,
+            "offset": 0.0,
+        }
     if is_distance(task):
-        text = "16-bit grey, millimetres; metres = value / 1000, nearer than 0 as 0, farther than 65.535 m as 65535"
+        text = "16-bit grey, millimetres; metres = value / 1000, at most 65.535"
         return {"kind": task.kind, "png": text, "unit": "m", "scale": 0.001, "offset": 0.0}
     if task.kind == "scalar":
         text = "16-bit grey; value = offset + scale * pixel, with offset and scale of each image"
         return {"kind": task.kind, "png": text}
-    return {"kind": task.kind, "png": "8-bit RGB; component = value / 127.5 - 1", "scale": 1 / 127.5, "offset": -1.0}
+    return {
+        "kind": task.kind,
+        "png": "8-bit RGB; component = value / 127.5 - 1",
+        "scale": 1 / 127.5,
+        "offset": -1.0,
+    }
 
 
 def encode_map(task: Task, map: Tensor) -> tuple[bytes, dict]:
-    """A decoded map ([H, W], or [3, H, W] for vectors) as PNG, and what is particular to this image (scalar: offset and scale)."""
+    """A decoded map ([H, W], or [3, H, W] for vectors) as PNG, and how to read this one.
+
+    The second part is {"offset": ..., "scale": ...} for scalars and empty for all others, whose files are
+    all read alike (`describe_format`).
+    """
     value = map.detach().cpu().numpy()
     if task.kind == "classes":
         if task.channels > 256:
             return _png(Image.fromarray(value.astype(np.uint16))), {}
-        image = Image.fromarray(value.astype(np.uint8), mode="L").convert("L")
-        image = _with_palette(image, task)
-        return _png(image), {}
+        return _png(_with_palette(value.astype(np.uint8), task)), {}
     if task.kind == "binary":
         return _png(Image.fromarray(_rounded(value * 255.0, 255).astype(np.uint8))), {}
     if is_distance(task):
@@ -79,7 +93,10 @@ def encode_picture(rgb: np.ndarray) -> bytes:
 
 
 def overview(pictures: dict[str, np.ndarray]) -> np.ndarray:
-    """One sheet of captioned pictures uint8 [H, W, 3], all of one size, in reading order; large ones are reduced."""
+    """One sheet of captioned pictures uint8 [H, W, 3], all of one size, in reading order;
+
+    large ones are reduced.
+    """
     tiles = {}
     for caption, rgb in pictures.items():
         image = Image.fromarray(np.ascontiguousarray(rgb))
@@ -99,10 +116,10 @@ def overview(pictures: dict[str, np.ndarray]) -> np.ndarray:
     return np.asarray(sheet)
 
 
-def _with_palette(ids: Image.Image, task: Task) -> Image.Image:
-    colours = task.picture(np.arange(task.channels, dtype=np.int64)[None])[0]
-    image = Image.frombytes("P", ids.size, ids.tobytes())
-    image.putpalette(colours.astype(np.uint8).tobytes())
+def _with_palette(ids_HW: np.ndarray, task: Task) -> Image.Image:
+    height, width = ids_HW.shape
+    image = Image.frombytes("P", (width, height), ids_HW.tobytes())
+    image.putpalette(task.picture(np.arange(task.channels)[None])[0].tobytes())
     return image
 
 

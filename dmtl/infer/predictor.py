@@ -1,6 +1,7 @@
 """Predict maps for images of any size: one image in memory, or files and folders into a folder of maps.
 
-What `predict_files` writes, `<name>` being the file's name without suffix, below a given folder the path there (see `find_images`):
+What `predict_files` writes, `<name>` being the file's name without suffix, below a given folder the path
+there (see `find_images`):
 
     OUT/<task>/<name>.png           the map in its natural format (see `dmtl.infer.maps`)
     OUT/<task>/<name>.npy           unit vectors as float16 [3, H, W], with npy=True
@@ -19,7 +20,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,36 +32,12 @@ from torch import Tensor
 from dmtl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from dmtl.diffusion import CounterNoise
 from dmtl.errors import ConfigError, DataError
-from dmtl.files import write_atomically, write_text
+from dmtl.files import write_text
 from dmtl.infer.images import read_image, to_rgb
 from dmtl.infer.inputs import Failure, Input, find_images
 from dmtl.infer.maps import describe_format, encode_map, encode_npy, encode_picture, overview
-
-FORMAT = "dmtl maps 1"
-RESERVED = ("pictures", "overview")
-
-
-@dataclass
-class Summary:
-    """What `predict_files` did. `ok` is false when any input failed; the command line then exits with a non-zero status."""
-
-    out_dir: Path
-    written: list[str] = field(default_factory=list)  # names of the images predicted
-    failures: list[Failure] = field(default_factory=list)
-    seconds: float = 0.0
-
-    @property
-    def ok(self) -> bool:
-        return not self.failures
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.written)} image{'' if len(self.written) == 1 else 's'} predicted into {self.out_dir}"]
-        if self.written and self.seconds > 0:
-            lines[0] += f" ({len(self.written) / self.seconds:.2f} images/s)"
-        if self.failures:
-            lines.append(f"{len(self.failures)} failed:")
-            lines += [f"  {f.path}: {f.reason}" for f in self.failures]
-        return "\n".join(lines)
+from dmtl.infer.output import FORMAT, RESERVED, Summary, output_folder, write_bytes
+from dmtl.infer.progress import progress_bar
 
 
 class Predictor:
@@ -71,9 +48,11 @@ class Predictor:
         device: anything `torch.device` takes.
         steps, eta: sampler of this prediction; default as the model was configured.
         tasks: names of the maps wanted, default all.
-        seed: of the chain's noise. Every image gets the same noise, so its maps do not depend on what else is predicted.
+        seed: of the chain's noise. Every image gets the same noise, so its maps do not depend on what else is
+            predicted.
 
-    Errors: ConfigError for a device that is not there, an unknown task (with the nearest name), or steps below 1.
+    Errors: ConfigError for a device that is not there, an unknown task (with the nearest name), or steps
+    below 1.
 
     Example:
         >>> predictor = Predictor.from_pretrained("runs/demo/diffusion/model")
@@ -101,15 +80,20 @@ class Predictor:
         self._std = torch.tensor(IMAGENET_STD, device=self.device).view(1, 3, 1, 1)
 
     @classmethod
-    def from_pretrained(cls, directory: str | os.PathLike, device: str | torch.device = "cpu", **options) -> Predictor:
-        """Reads the model folder that `save_pretrained` wrote. CheckpointError when it is missing, damaged or foreign."""
+    def from_pretrained(
+        cls, directory: str | os.PathLike, device: str | torch.device = "cpu", **options
+    ) -> Predictor:
+        """Reads the model folder that `save_pretrained` wrote.
+
+        CheckpointError when it is missing, damaged or foreign.
+        """
         from dmtl.models import load_model
 
         return cls(load_model(directory), device, **options)
 
     @torch.inference_mode()
     def predict(self, image: Tensor | Image.Image | str | os.PathLike) -> dict[str, Tensor]:
-        """Decoded maps of one image, on the CPU: task -> [H, W], or [3, H, W] for unit vectors (see `Task.decode`).
+        """Decoded maps of one image, on the CPU: task -> [H, W], or [3, H, W] for unit vectors.
 
         Args:
             image: uint8 tensor [3, H, W] (RGB), Pillow image, or path of an image file.
@@ -136,29 +120,34 @@ class Predictor:
         npy: bool = False,
         progress: bool | None = None,
     ) -> Summary:
-        """Predict every image among `paths` (files and folders) into `out_dir`; see the module's docstring for the names.
+        """Predict every image among `paths` (files and folders) into `out_dir`.
 
-        Inputs that cannot be read or do not fit into memory are skipped and listed in the summary.
+        The module's docstring says what the files are called. Inputs that cannot be read or do not fit into
+        memory are skipped and listed in the summary.
 
         Args:
-            out_dir: a new or empty folder, or one that `predict_files` filled before; files in it are replaced one by one.
+            out_dir: a new or empty folder, or one that `predict_files` filled before; files in it are
+                replaced one by one.
             pictures: also write coloured pictures and overview sheets.
             npy: also write unit vectors as .npy.
             progress: show a progress bar on stderr; default only where stderr is a terminal.
 
-        Errors: OSError, naming the path, when an output cannot be written (no permission, full disk): nothing more could be
-        written then. DataError when `out_dir` holds other things, ConfigError when a task is called like one of our folders.
+        Errors: OSError, naming the path, when an output cannot be written (no permission, full disk), because
+            no other could be either; DataError when `out_dir` holds other things; ConfigError when a task is
+            called like one of our folders.
         """
         clash = [name for name in self.tasks if name in RESERVED]
         if clash:
-            raise ConfigError(f"predict_files: tasks must not be called {' or '.join(RESERVED)}, got {clash[0]!r}")
-        summary = Summary(_output_folder(out_dir))
+            raise ConfigError(
+                f"predict_files: tasks must not be called {' or '.join(RESERVED)}, got {clash[0]!r}"
+            )
+        summary = Summary(output_folder(out_dir))
         inputs, summary.failures = find_images(paths, summary.out_dir)
         done: list[dict] = []
         self._write_index(summary, done)  # first of all: tells at once whether the folder can be written
         start = time.perf_counter()
         try:
-            with _progress_bar(len(inputs), progress) as advance:
+            with progress_bar(len(inputs), progress) as advance:
                 for item in inputs:
                     try:
                         done.append(self._predict_file(item, summary.out_dir, pictures, npy))
@@ -181,16 +170,16 @@ class Predictor:
         painted = {"image": image_CHW.permute(1, 2, 0).numpy()}
         for name, task in self.tasks.items():
             png, reading = encode_map(task, maps[name])
-            _write(out_dir / name / f"{item.name}.png", png)
+            write_bytes(out_dir / name / f"{item.name}.png", png)
             if reading:
                 entry.setdefault("reading", {})[name] = reading
             if npy and task.kind == "unit_vector":
-                _write(out_dir / name / f"{item.name}.npy", encode_npy(maps[name]))
+                write_bytes(out_dir / name / f"{item.name}.npy", encode_npy(maps[name]))
             if pictures:
                 painted[name] = np.asarray(task.picture(maps[name]))
-                _write(out_dir / "pictures" / name / f"{item.name}.png", encode_picture(painted[name]))
+                write_bytes(out_dir / "pictures" / name / f"{item.name}.png", encode_picture(painted[name]))
         if pictures:
-            _write(out_dir / "overview" / f"{item.name}.png", encode_picture(overview(painted)))
+            write_bytes(out_dir / "overview" / f"{item.name}.png", encode_picture(overview(painted)))
         return entry
 
     def _as_tensor(self, image: Tensor | Image.Image | str | os.PathLike) -> Tensor:
@@ -199,11 +188,17 @@ class Predictor:
         if isinstance(image, Image.Image):
             return to_rgb(image)
         if not isinstance(image, Tensor):
-            raise TypeError(f"predict: image must be a uint8 tensor, a Pillow image or a path, got {type(image).__name__}")
+            raise TypeError(
+                f"predict: image must be a uint8 tensor, a Pillow image or a path, got {type(image).__name__}"
+            )
         if image.dtype != torch.uint8:
-            raise TypeError(f"predict: image must be a uint8 tensor [3, H, W], got {image.dtype} {list(image.shape)}")
+            raise TypeError(
+                f"predict: image must be a uint8 tensor [3, H, W], got {image.dtype} {list(image.shape)}"
+            )
         if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
-            raise ValueError(f"predict: image must be a uint8 tensor [3, H, W] with pixels, got {list(image.shape)}")
+            raise ValueError(
+                f"predict: image must be a uint8 tensor [3, H, W] with pixels, got {list(image.shape)}"
+            )
         return image
 
     def _write_index(self, summary: Summary, done: list[dict]) -> None:
@@ -238,29 +233,10 @@ def _device(device: str | torch.device) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"Predictor: device must be one that works here, got {device} ({first_line})") from None
+        raise ConfigError(
+            f"Predictor: device must be one that works here, got {device} ({first_line})"
+        ) from None
     return device
-
-
-def _output_folder(out_dir: str | os.PathLike) -> Path:
-    """Refuses a folder with foreign content: `--out` on a data set would overwrite its labels."""
-    path = Path(out_dir)
-    if path.exists() and not path.is_dir():
-        raise DataError(f"{path}: is a file, expected a folder for the maps")
-    if path.is_dir() and any(path.iterdir()) and not _is_ours(path / "maps.json"):
-        raise DataError(f"{path}: holds other files, expected a new or empty folder, or an earlier output of predict")
-    return path
-
-
-def _is_ours(index: Path) -> bool:
-    try:
-        return json.loads(index.read_text(encoding="utf-8"))["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _write(path: Path, content: bytes) -> None:
-    write_atomically(path, lambda temporary: Path(temporary).write_bytes(content))
 
 
 @contextmanager
@@ -270,24 +246,10 @@ def _memory_errors(height: int, width: int):
         yield
     except (MemoryError, RuntimeError) as error:
         text = str(error)
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text or "out of memory" in text:
+        if (
+            isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            or "allocate memory" in text
+            or "out of memory" in text
+        ):
             raise DataError(f"not enough memory for {width}x{height} pixels") from error
         raise
-
-
-@contextmanager
-def _progress_bar(total: int, wanted: bool | None):
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task):
-            return Text(f"{task.speed:.1f} images/s" if task.speed else "")
-
-    console = Console(stderr=True, force_terminal=wanted)
-    hidden = not console.is_terminal or total == 0
-    columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
-        task = bar.add_task("predict", total=total)
-        yield lambda: bar.advance(task)

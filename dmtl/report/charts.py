@@ -1,4 +1,7 @@
-"""Line charts as inline SVG. Colours come from the page's style sheet (classes s0, s1, ...), so they follow light and dark."""
+"""Line charts as inline SVG.
+
+Colours come from the page's style sheet (classes s0, s1, ...), so they follow light and dark.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,9 @@ def number(value: float) -> str:
 
 def _points(xs: Sequence[float], ys: Sequence[float], log_y: bool) -> list[tuple[float, float]]:
     if len(xs) != len(ys):
-        raise ValueError(f"chart_svg: series must have as many y as x values, got {len(xs)} x and {len(ys)} y")
+        raise ValueError(
+            f"chart_svg: series must have as many y as x values, got {len(xs)} x and {len(ys)} y"
+        )
     pairs = [(float(x), float(y)) for x, y in zip(xs, ys, strict=True)]
     pairs = [(x, y) for x, y in pairs if math.isfinite(x) and math.isfinite(y) and (y > 0 or not log_y)]
     if len(pairs) <= MAX_POINTS:
@@ -92,10 +97,11 @@ def chart_svg(chart: Chart) -> Markup | None:
     summary = "; ".join(
         f"{name} from {number(p[0][1])} to {number(p[-1][1])}" for name, p in series.items() if p
     )
-    label = escape(f"Line chart, {chart.title}: {summary}, over {chart.x_label} {number(x_low)} to {number(x_high)}")
-    return Markup(
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    label = escape(
+        f"Line chart, {chart.title}: {summary}, over {chart.x_label} {number(x_low)} to {number(x_high)}"
     )
+    head = f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
+    return Markup(head + "".join(parts) + "</svg>")
 
 
 def _axes(chart: Chart, x_ticks, y_ticks, px, py):
@@ -111,7 +117,8 @@ def _axes(chart: Chart, x_ticks, y_ticks, px, py):
         yield f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>'
         yield f'<text class="tick" x="{x:.1f}" y="{bottom + 16}" text-anchor="{anchor}">{number(tick)}</text>'
     middle = (LEFT + WIDTH - RIGHT) / 2
-    yield f'<text class="label" x="{middle:.0f}" y="{HEIGHT - 6}" text-anchor="middle">{escape(chart.x_label)}</text>'
+    below = f'x="{middle:.0f}" y="{HEIGHT - 6}"'
+    yield f'<text class="label" {below} text-anchor="middle">{escape(chart.x_label)}</text>'
     turned = f'transform="translate(11 {(TOP + bottom) / 2:.0f}) rotate(-90)"'
     yield f'<text class="label" {turned} text-anchor="middle">{escape(chart.y_label)}</text>'
 
@@ -125,5 +132,6 @@ def _line(chart: Chart, name: str, index: int, points, px, py):
     few = len(points) <= 24
     for x, y in points:
         title = escape(f"{name}: {number(y)} at {chart.x_label} {number(x)}")
-        dot = f'<circle class="dot {colour}" cx="{px(x):.1f}" cy="{py(y):.1f}" r="2.6"/>' if few else ""
-        yield f'<g class="point">{dot}<circle class="hit" cx="{px(x):.1f}" cy="{py(y):.1f}" r="7"/><title>{title}</title></g>'
+        at = f'cx="{px(x):.1f}" cy="{py(y):.1f}"'
+        dot = f'<circle class="dot {colour}" {at} r="2.6"/>' if few else ""
+        yield f'<g class="point">{dot}<circle class="hit" {at} r="7"/><title>{title}</title></g>'

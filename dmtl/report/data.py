@@ -1,7 +1,7 @@
 """What a report says, as plain data: no file, no model and no HTML is known here.
 
-A *method* is one way of training that is compared ("MTL", "DiffusionMTL"); its name is the key in every mapping below. The first
-method is the reference that the others are measured against.
+A *method* is one way of training that is compared ("MTL", "DiffusionMTL"); its name is the key in every
+mapping below. The first method is the reference that the others are measured against.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class SamplePictures:
 class ReportData:
     """Everything on the page. Sections without data are left out.
 
-    delta: Delta_MTL in percent of each method against the first one; `runs` is the number of runs (seeds) behind every mean.
+    delta: Delta_MTL in percent of each method against the first one; `runs` is the number of runs (seeds)
+    behind every mean.
     legends: colours of a task's pictures, `{task: [(name, (r, g, b)), ...]}`.
     """
 
@@ -100,7 +101,10 @@ class ReportData:
         return [name for name in self.methods()[1:] if name in self.delta]
 
     def methods(self) -> list[str]:
-        """Names of the methods in the order in which the metric rows mention them; the first is the reference."""
+        """Names of the methods in the order in which the metric rows mention them;
+
+        the first is the reference.
+        """
         return list(dict.fromkeys(name for row in self.metrics for name in row.values))
 
 
@@ -115,7 +119,10 @@ def spread_of(value: Value) -> float | None:
 
 
 def relative_gain(row: MetricRow, method: str, reference: str) -> float | None:
-    """Improvement of `method` over `reference` in percent of the reference; positive is better, whatever the metric's direction."""
+    """Improvement of `method` over `reference` in percent of the reference;
+
+    positive is better, whatever the metric's direction.
+    """
     if method not in row.values or reference not in row.values:
         return None
     ours, theirs = mean_of(row.values[method]), mean_of(row.values[reference])

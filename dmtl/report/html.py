@@ -17,7 +17,10 @@ MINUS, PLUS_MINUS = "\N{MINUS SIGN}", "\N{PLUS-MINUS SIGN}"
 
 
 def write_report(path: str | os.PathLike, data: ReportData) -> Path:
-    """Write `data` to the HTML file `path` (folders are made). The file appears whole or not at all; OSError if it cannot be written."""
+    """Write `data` to the HTML file `path` (folders are made).
+
+    The file appears whole or not at all; OSError if it cannot be written.
+    """
     path = Path(path)
     write_text(path, render(data))
     return path
@@ -49,7 +52,10 @@ def render(data: ReportData) -> str:
 
 
 def figure(value: float | None, digits: int | None = None, sign: bool = False) -> str:
-    """A number with a true minus sign; four significant digits unless `digits` after the point are asked for."""
+    """A number with a true minus sign;
+
+    four significant digits unless `digits` after the point are asked for.
+    """
     if value is None or not math.isfinite(value):
         return "n/a"
     digits = _digits(value) if digits is None else digits
@@ -63,7 +69,10 @@ def _digits(value: float) -> int:
 
 
 def _headlines(data: ReportData) -> list[dict]:
-    """One headline for each method that has a Delta: the figure, and one sentence that claims no more than the spread allows."""
+    """One headline for each method that has a Delta:
+
+    the figure, and one sentence that claims no more than the spread allows.
+    """
     reference = (data.methods() or ["the reference"])[0]
     result = []
     for method, value in data.delta.items():
@@ -95,7 +104,8 @@ def _verdict(mean: float, spread: float | None, method: str, reference: str, run
     tone = _tone(mean, spread)
     if spread is None or runs < 2:
         word = {"good": "ahead of", "bad": "behind", "even": "level with"}[tone]
-        return f"In this run {method} is {word} {reference}. It is one run of each: how much the seed matters is not known."
+        result = f"In this run {method} is {word} {reference}."
+        return f"{result} It is one run of each: how much the seed matters is not known."
     over = f"over {runs} runs of each"
     if tone == "even":
         return f"No clear difference: the mean {over} lies within one standard deviation of zero."
@@ -159,7 +169,9 @@ def _totals(data: ReportData) -> list[dict]:
         value = data.delta.get(method)
         mean = math.nan if value is None else mean_of(value)
         spread = None if value is None else spread_of(value)
-        totals.append({"text": figure(mean, 2, sign=True), "tone": _tone(mean, spread) if math.isfinite(mean) else ""})
+        totals.append(
+            {"text": figure(mean, 2, sign=True), "tone": _tone(mean, spread) if math.isfinite(mean) else ""}
+        )
     return totals
 
 
@@ -169,7 +181,10 @@ def _spread(value: Value | None) -> str:
 
 
 def _best(row: MetricRow) -> set[str]:
-    """Methods that share the best mean; nobody is marked when there is nothing to compare or all are equal."""
+    """Methods that share the best mean;
+
+    nobody is marked when there is nothing to compare or all are equal.
+    """
     means = {m: mean_of(v) for m, v in row.values.items() if math.isfinite(mean_of(v))}
     if len(means) < 2 or len(set(means.values())) == 1:
         return set()
@@ -213,7 +228,8 @@ def _samples(data: ReportData) -> list[dict]:
         table = []
         for task, cells in rows:
             by_caption = {
-                c.caption: {"picture": None if c.rgb is None else picture(c.rgb), "note": c.note} for c in cells
+                c.caption: {"picture": None if c.rgb is None else picture(c.rgb), "note": c.note}
+                for c in cells
             }
             table.append({"task": task, "cells": [by_caption.get(caption) for caption in captions]})
         result.append(

@@ -29,7 +29,13 @@ class Picture:
 
 def picture(rgb: np.ndarray) -> Picture:
     """uint8 [H, W, 3] to an embedded PNG. ValueError for any other array."""
-    if not isinstance(rgb, np.ndarray) or rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.size:
+    if (
+        not isinstance(rgb, np.ndarray)
+        or rgb.dtype != np.uint8
+        or rgb.ndim != 3
+        or rgb.shape[2] != 3
+        or not rgb.size
+    ):
         got = f"{rgb.dtype} {list(rgb.shape)}" if isinstance(rgb, np.ndarray) else type(rgb).__name__
         raise ValueError(f"picture: rgb must be a uint8 array [H, W, 3], got {got}")
     image = Image.fromarray(np.ascontiguousarray(rgb))
@@ -44,7 +50,7 @@ def picture(rgb: np.ndarray) -> Picture:
 
 
 def label_strips(labels: Labels) -> list[dict]:
-    """One row a task: name, number and share of labelled images, and an SVG strip with a bar for every labelled image.
+    """One row a task: name, number and share of labelled images, and an SVG strip with a bar for each.
 
     Only the first 400 images are drawn; the counts are of all.
     """
@@ -59,7 +65,14 @@ def label_strips(labels: Labels) -> list[dict]:
     for column, task in enumerate(labels.tasks):
         count = int(matrix[:, column].sum())
         share = count / max(len(matrix), 1)
-        rows.append({"task": task, "count": count, "share": share, "svg": _strip(shown[:, column], task, column, count)})
+        rows.append(
+            {
+                "task": task,
+                "count": count,
+                "share": share,
+                "svg": _strip(shown[:, column], task, column, count),
+            }
+        )
     return rows
 
 
@@ -68,7 +81,6 @@ def _strip(labelled: np.ndarray, task: str, column: int, count: int) -> Markup:
     gap = 0.18 if size <= 160 else 0.0  # separate bars while they are wide enough to be told apart
     bars = "".join(f"M{i} 0h{1 - gap:g}v1H{i}z" for i in np.flatnonzero(labelled))
     label = escape(f"{task}: {count} labelled images")
-    return Markup(
-        f'<svg class="strip" viewBox="0 0 {size} 1" preserveAspectRatio="none" role="img" aria-label="{label}">'
-        f'<path class="fill s{column % 7 + 1}" d="{bars}"/></svg>'
-    )
+    box = f'viewBox="0 0 {size} 1" preserveAspectRatio="none"'
+    path = f'<path class="fill s{column % 7 + 1}" d="{bars}"/>'
+    return Markup(f'<svg class="strip" {box} role="img" aria-label="{label}">{path}</svg>')

@@ -1,4 +1,7 @@
-"""Read finished runs: configuration, labels, log, metrics. Only `metrics.json` must be there; all else may be missing."""
+"""Read finished runs: configuration, labels, log, metrics.
+
+Only `metrics.json` must be there; all else may be missing.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,16 @@ from dmtl.train.log import RunLog
 
 # Metrics that fall as maps get better; every other one rises.
 LOWER_IS_BETTER = {"loss", "bce", "mean", "median", "rmse", "abs_err", "log_rmse", "abs_rel", "sq_rel"}
+INITIAL = "initial/"  # before a task: metrics of the initial map of the same network
 PERCENT = ("mIoU", "pixel_acc", "maxF", "pixelF", "within_")
 
 
 @dataclass
 class Run:
-    """A finished run. `metrics` is {task: {metric: value}}, `primary` {task: (metric, value, higher is better)}."""
+    """A finished run. `metrics` is {task:
+
+    {metric: value}}, `primary` {task: (metric, value, higher is better)}.
+    """
 
     path: Path
     metrics: dict[str, dict[str, float]]
@@ -43,15 +50,20 @@ class Run:
 
 
 def read_run(path: str | os.PathLike) -> Run:
-    """The run in the folder `path`. DataError, naming the file, when it is no finished run or a file is damaged."""
+    """The run in the folder `path`.
+
+    DataError, naming the file, when it is no finished run or a file is damaged.
+    """
     path = Path(path)
     summary = _json(path / "metrics.json")
     try:
         metrics = {str(t): {str(k): float(v) for k, v in m.items()} for t, m in summary["metrics"].items()}
         primary = {str(t): (str(n), float(v), bool(h)) for t, (n, v, h) in summary["primary"].items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path / 'metrics.json'}: not as `dmtl train` writes it ({error!r}), "
-                        'expected "metrics" and "primary" by task') from error
+        raise DataError(
+            f"{path / 'metrics.json'}: not as `dmtl train` writes it ({error!r}), "
+            'expected "metrics" and "primary" by task'
+        ) from error
     log = RunLog.read(path / "log.jsonl")
     seconds = summary.get("seconds") or max((row.get("seconds", 0.0) for row in log), default=None)
     run = Run(path, metrics, primary, summary.get("step"), seconds, log=log)

@@ -1,4 +1,7 @@
-"""Pictures of what models predict: label, initial map, every denoising step, final map, side by side for each task."""
+"""Pictures of what models predict:
+
+label, initial map, every denoising step, final map, side by side for each task.
+"""
 
 from __future__ import annotations
 
@@ -30,23 +33,29 @@ def sample_pictures(
     """Pictures of the images at `indices`, by every model.
 
     Args:
-        models: name -> model. A model with a denoising chain shows its initial map, its steps and its final map; another
-            one its map alone.
-        labels: what training saw of this split; labels that it did not see are shown and marked. None for a split that
-            was not trained on.
+        models: name -> model. A model with a denoising chain shows its initial map, its steps and its final
+            map; another one its map alone.
+        labels: what training saw of this split; labels that it did not see are shown and marked. None for a
+            split that was not trained on.
         seed: of the chain's noise, drawn for an image's place in the data set as the evaluation does.
     """
     result = []
     for index in indices:
         sample = dataset.read(index)
-        predictions = {name: _predict(model, sample.image, index, steps, seed) for name, model in models.items()}
+        predictions = {
+            name: _predict(model, sample.image, index, steps, seed) for name, model in models.items()
+        }
         chains = sum(bool(p.trace) for p in predictions.values())
         rows = []
         for task in _tasks(models, dataset).values():
             label = sample.labels.get(task.name)
             finals = [p.final[task.name] for p in predictions.values() if task.name in p.final]
             # One colour scale for the whole row, or else a step could look like a change that it is not.
-            scale = task.value_range(task.decode(finals[-1])[:1] if label is None else label) if task.kind == "scalar" else None
+            scale = (
+                task.value_range(task.decode(finals[-1])[:1] if label is None else label)
+                if task.kind == "scalar"
+                else None
+            )
             cells = [_label_cell(task, label, scale, labels, sample.id)]
             for name, prediction in predictions.items():
                 if task.name in prediction.final:

@@ -1,4 +1,7 @@
-"""A model that costs nothing: its maps are a fixed function of the image, so that every file can be checked pixel by pixel."""
+"""A model that costs nothing:
+
+its maps are a fixed function of the image, so that every file can be checked pixel by pixel.
+"""
 
 from types import SimpleNamespace
 

@@ -14,7 +14,9 @@ from dmtl.infer.images import read_image, to_rgb
 
 
 def ramp(height=6, width=9):
-    return np.stack(np.broadcast_arrays(np.arange(width) * 20, np.arange(height)[:, None] * 30, 100), -1).astype(np.uint8)
+    return np.stack(
+        np.broadcast_arrays(np.arange(width) * 20, np.arange(height)[:, None] * 30, 100), -1
+    ).astype(np.uint8)
 
 
 def test_rgb_is_read_as_it_is(tmp_path):
@@ -107,7 +109,12 @@ def huge_png(width, height):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0"))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("side", [8001, 12_000, 100_000])

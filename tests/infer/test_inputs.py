@@ -19,7 +19,15 @@ def names(root, paths, out="out"):
 
 
 def test_folder_is_searched_to_any_depth_and_mirrored(tmp_path):
-    touch(tmp_path, "in/b.PNG", "in/a.jpg", "in/deep/er/c.tiff", "in/notes.txt", "in/.hidden.png", "in/.cache/d.png")
+    touch(
+        tmp_path,
+        "in/b.PNG",
+        "in/a.jpg",
+        "in/deep/er/c.tiff",
+        "in/notes.txt",
+        "in/.hidden.png",
+        "in/.cache/d.png",
+    )
     assert names(tmp_path, ["in"]) == (["a", "b", "deep/er/c"], [])
 
 
@@ -39,7 +47,9 @@ def test_files_that_differ_in_suffix_alone_keep_it(tmp_path):
     assert sorted(names(tmp_path, ["."])[0]) == ["B.jpg", "a.jpg", "a.png", "b.png"]
 
 
-@pytest.mark.parametrize("files", [["a.jpg", "a.png", "a.jpg.png"], ["a.png", "a.tif", "a.png.tif", "A.PNG.bmp"]])
+@pytest.mark.parametrize(
+    "files", [["a.jpg", "a.png", "a.jpg.png"], ["a.png", "a.tif", "a.png.tif", "A.PNG.bmp"]]
+)
 def test_no_two_outputs_share_a_name(tmp_path, files):
     touch(tmp_path, *files)
     found = names(tmp_path, ["."])[0]
@@ -55,5 +65,7 @@ def test_missing_and_empty(tmp_path):
     (tmp_path / "empty").mkdir()
     found, failures = names(tmp_path, ["empty", "nowhere.jpg"])
     assert found == []
-    assert failures[0][0] == "empty" and failures[0][1].startswith("no images, expected files that end in .jpg")
+    assert failures[0][0] == "empty" and failures[0][1].startswith(
+        "no images, expected files that end in .jpg"
+    )
     assert failures[1] == ("nowhere.jpg", "does not exist, expected an image or a folder of images")

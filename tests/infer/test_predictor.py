@@ -31,7 +31,12 @@ def opened(path):
 def test_predict_decodes_at_the_size_of_the_image(model):
     maps = Predictor(model, steps=3).predict(torch.zeros(3, 11, 17, dtype=torch.uint8))
     assert {name: tuple(m.shape) for name, m in maps.items()} == {
-        "semseg": (11, 17), "sal": (11, 17), "normals": (3, 11, 17), "edge": (11, 17), "depth": (11, 17), "height": (11, 17),
+        "semseg": (11, 17),
+        "sal": (11, 17),
+        "normals": (3, 11, 17),
+        "edge": (11, 17),
+        "depth": (11, 17),
+        "height": (11, 17),
     }
     assert model.calls == [((1, 3, 11, 17), tuple(model.tasks), 3)]
     black = torch.tensor([-m / s for m, s in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)])
@@ -88,9 +93,15 @@ def test_every_format_reads_back(model, tmp_path):
     assert np.array_equal(np.asarray(semseg.convert("RGB")), model.tasks["semseg"].picture(maps["semseg"]))
     for task in ("sal", "edge"):
         image = opened(out / task / "a.png")
-        assert image.mode == "L" and np.abs(np.asarray(image) / 255 - maps[task].numpy()).max() <= 0.5 / 255 + 1e-6
+        assert (
+            image.mode == "L"
+            and np.abs(np.asarray(image) / 255 - maps[task].numpy()).max() <= 0.5 / 255 + 1e-6
+        )
     depth = np.asarray(opened(out / "depth" / "a.png"))
-    assert depth.dtype == np.uint16 and np.abs(depth * index["tasks"]["depth"]["scale"] - maps["depth"].numpy()).max() <= 5.1e-4
+    assert (
+        depth.dtype == np.uint16
+        and np.abs(depth * index["tasks"]["depth"]["scale"] - maps["depth"].numpy()).max() <= 5.1e-4
+    )
     height, reading = opened(out / "height" / "a.png"), index["images"][0]["reading"]["height"]
     assert json.loads(height.text["dmtl"]) == reading
     error = np.abs(np.asarray(height) * reading["scale"] + reading["offset"] - maps["height"].numpy()).max()
@@ -100,7 +111,12 @@ def test_every_format_reads_back(model, tmp_path):
     stored = np.load(out / "normals" / "a.npy")
     assert stored.dtype == np.float16 and np.allclose(stored, maps["normals"].numpy(), atol=1e-3)
 
-    assert index["images"][0] == {"input": str(path), "name": "a", "size": [20, 30], "reading": {"height": reading}}
+    assert index["images"][0] == {
+        "input": str(path),
+        "name": "a",
+        "size": [20, 30],
+        "reading": {"height": reading},
+    }
     assert index["tasks"]["semseg"]["classes"] == ["dark", "middle", "bright"]
     for task in model.tasks:
         assert opened(out / "pictures" / task / "a.png").size == (30, 20)
@@ -132,7 +148,9 @@ def opened_bytes(png):
 
 
 def test_pictures_can_be_left_out(model, tmp_path):
-    Predictor(model, tasks=["sal"]).predict_files([save(tmp_path / "a.png")], tmp_path / "out", pictures=False)
+    Predictor(model, tasks=["sal"]).predict_files(
+        [save(tmp_path / "a.png")], tmp_path / "out", pictures=False
+    )
     files = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
     assert files == {"sal/a.png", "maps.json"}
 
@@ -144,12 +162,18 @@ def test_keeps_going_past_bad_files_and_lists_them(model, tmp_path):
     (folder / "cut.png").write_bytes(good[: len(good) // 2])
     (folder / "text.jpg").write_text("hello")
     (tmp_path / "empty").mkdir()
-    summary = Predictor(model).predict_files([folder, tmp_path / "empty", tmp_path / "none.png"], tmp_path / "out")
+    summary = Predictor(model).predict_files(
+        [folder, tmp_path / "empty", tmp_path / "none.png"], tmp_path / "out"
+    )
     assert not summary.ok and summary.written == ["a", "sub/a"]
     reasons = {Path(f.path).name: f.reason for f in summary.failures}
-    assert reasons["cut.png"].startswith("damaged or truncated") and reasons["text.jpg"].startswith("not an image")
+    assert reasons["cut.png"].startswith("damaged or truncated") and reasons["text.jpg"].startswith(
+        "not an image"
+    )
     assert reasons["empty"].startswith("no images") and reasons["none.png"].startswith("does not exist")
-    assert all(f"{f.path}: {f.reason}" in str(summary) for f in summary.failures) and "4 failed" in str(summary)
+    assert all(f"{f.path}: {f.reason}" in str(summary) for f in summary.failures) and "4 failed" in str(
+        summary
+    )
     assert opened(tmp_path / "out" / "semseg" / "sub" / "a.png").size == (5, 7)
     assert len(json.loads((tmp_path / "out" / "maps.json").read_text())["failures"]) == 4
 
@@ -219,7 +243,9 @@ def test_full_disk_stops_with_the_file_named_and_leaves_no_half_file(model, tmp_
     written = Path.write_bytes
 
     def full(self, content):
-        if len(list((tmp_path / "out").rglob("*.png"))) > 4:  # the temporary file counts: three whole ones before it
+        if (
+            len(list((tmp_path / "out").rglob("*.png"))) > 4
+        ):  # the temporary file counts: three whole ones before it
             written(self, content[: len(content) // 2])
             raise OSError(errno.ENOSPC, "No space left on device")
         return written(self, content)
@@ -257,7 +283,9 @@ def test_a_real_model_from_its_folder(tmp_path, diffusion, model):
     from dmtl.models import ModelConfig, build_model
 
     specs = [model.tasks[name].spec() for name in ("semseg", "normals", "depth")]
-    config = ModelConfig(tasks=specs, width=8, backbone_width=4, heads=2, blocks=1, decoder_blocks=1, diffusion=diffusion)
+    config = ModelConfig(
+        tasks=specs, width=8, backbone_width=4, heads=2, blocks=1, decoder_blocks=1, diffusion=diffusion
+    )
     build_model(config).save_pretrained(tmp_path / "model")
     predictor = Predictor.from_pretrained(tmp_path / "model", steps=2)
     paths = [save(tmp_path / "in" / "a.png", 33, 47), save(tmp_path / "in" / "b.png", 64, 32)]

@@ -15,7 +15,11 @@ def noise(height=24, width=32):
 def data() -> ReportData:
     """Two methods, two tasks, every section filled."""
     ids = [f"image{i}" for i in range(12)]
-    cells = [Cell("label", noise(), "not labelled in training"), Cell("initial map", noise()), ("step 1, final", noise())]
+    cells = [
+        Cell("label", noise(), "not labelled in training"),
+        Cell("initial map", noise()),
+        ("step 1, final", noise()),
+    ]
     return ReportData(
         title="A report",
         subtitle="of a test",
@@ -23,13 +27,34 @@ def data() -> ReportData:
         label_matrix=LabelMatrix.one_label(ids, ["semseg", "depth"], seed=0),
         metrics=[
             MetricRow("semseg", "mIoU", "%", True, {"MTL": (40.0, 0.5), "DiffusionMTL": (42.0, 0.25)}),
-            MetricRow("semseg", "pixel_acc", "%", True, {"MTL": (80.0, 0.5), "DiffusionMTL": (79.0, 0.5)}, primary=False),
+            MetricRow(
+                "semseg",
+                "pixel_acc",
+                "%",
+                True,
+                {"MTL": (80.0, 0.5), "DiffusionMTL": (79.0, 0.5)},
+                primary=False,
+            ),
             MetricRow("depth", "rmse", "m", False, {"MTL": (0.5, 0.01), "DiffusionMTL": (0.51, 0.02)}),
         ],
         delta={"DiffusionMTL": (1.5, 0.4)},
         runs=3,
-        curves=[Chart("Loss", "step", "loss", {"MTL": ([0, 10, 20], [3, 2, 1]), "DiffusionMTL": ([0, 20], [4, 1])}, log_y=True)],
-        samples=[SamplePictures("image3", noise(40, 30), [SampleRow("semseg", cells), SampleRow("depth", [Cell("label", None)])])],
+        curves=[
+            Chart(
+                "Loss",
+                "step",
+                "loss",
+                {"MTL": ([0, 10, 20], [3, 2, 1]), "DiffusionMTL": ([0, 20], [4, 1])},
+                log_y=True,
+            )
+        ],
+        samples=[
+            SamplePictures(
+                "image3",
+                noise(40, 30),
+                [SampleRow("semseg", cells), SampleRow("depth", [Cell("label", None)])],
+            )
+        ],
         legends={"semseg": [("sky", (10, 20, 30))]},
         notes=["Same batches for both."],
     )

@@ -34,14 +34,25 @@ def test_log_ticks_cover(low, high):
 
 
 def test_numbers_for_people():
-    assert [number(v) for v in (0, 1000, 12345.678, 0.05, 37.84, -2.5)] == ["0", "1,000", "12,346", "0.05", "37.84", "-2.5"]
+    assert [number(v) for v in (0, 1000, 12345.678, 0.05, 37.84, -2.5)] == [
+        "0",
+        "1,000",
+        "12,346",
+        "0.05",
+        "37.84",
+        "-2.5",
+    ]
 
 
 def test_line_goes_through_its_points_and_says_them_on_hover():
     svg = chart_svg(Chart("t", "step", "loss", {"a": ([0, 50, 100], [0, 10, 20])}))
     path = re.search(r'd="M([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)"', svg)
     x0, y0, x1, y1, x2, y2 = map(float, path.groups())
-    assert x1 == pytest.approx((x0 + x2) / 2, abs=0.1) and y1 == pytest.approx((y0 + y2) / 2, abs=0.1) and y2 < y0
+    assert (
+        x1 == pytest.approx((x0 + x2) / 2, abs=0.1)
+        and y1 == pytest.approx((y0 + y2) / 2, abs=0.1)
+        and y2 < y0
+    )
     assert "a: 10 at step 50" in svg and 'aria-label="Line chart, t: a from 0 to 20' in svg
 
 

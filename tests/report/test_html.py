@@ -63,7 +63,17 @@ def pixels(uri):
 def test_page_is_complete_and_needs_nothing_else(data, tmp_path):
     path = write_report(tmp_path / "new" / "report.html", data)
     page = Page(path.read_text(encoding="utf-8"))
-    for words in ("A report", "of a test", "Steps", "1000", "mIoU", "Same batches for both.", "not labelled in training", "image3", "sky"):
+    for words in (
+        "A report",
+        "of a test",
+        "Steps",
+        "1000",
+        "mIoU",
+        "Same batches for both.",
+        "not labelled in training",
+        "image3",
+        "sky",
+    ):
         assert words in page.text, words
     assert page.scripts == 0
     assert all(link.startswith("data:") for link in page.links)
@@ -79,7 +89,9 @@ def test_every_picture_decodes_and_has_a_text(data):
         assert array.shape[:2] == (int(image["height"]), int(image["width"]))
         assert "image3" in image["alt"]
     assert np.array_equal(pixels(page.images[0]["src"]), data.samples[0].image)
-    assert {i["alt"] for i in page.images[1:]} == {f"semseg, {c}, image image3" for c in ("label", "initial map", "step 1, final")}
+    assert {i["alt"] for i in page.images[1:]} == {
+        f"semseg, {c}, image image3" for c in ("label", "initial map", "step 1, final")
+    }
 
 
 def test_large_pictures_are_reduced(data):
@@ -87,7 +99,9 @@ def test_large_pictures_are_reduced(data):
     assert pixels(Page(render(data)).images[0]["src"]).shape == (160, 320, 3)
 
 
-@pytest.mark.parametrize("bad", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)])
+@pytest.mark.parametrize(
+    "bad", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)]
+)
 def test_wrong_pictures_are_refused(data, bad):
     data.samples[0].image = bad
     with pytest.raises(ValueError, match=r"picture: rgb must be a uint8 array \[H, W, 3\], got "):
@@ -113,9 +127,24 @@ def test_everything_is_escaped(data):
 @pytest.mark.parametrize(
     ("delta", "runs", "shown", "verdict"),
     [
-        ((1.5, 0.4), 3, "+1.50", "DiffusionMTL is ahead of MTL by more than one standard deviation, over 3 runs of each."),
-        ((-1.5, 0.4), 3, "\N{MINUS SIGN}1.50", "DiffusionMTL is behind MTL by more than one standard deviation, over 3 runs of each."),
-        ((0.3, 0.4), 3, "+0.30", "No clear difference: the mean over 3 runs of each lies within one standard deviation of zero."),
+        (
+            (1.5, 0.4),
+            3,
+            "+1.50",
+            "DiffusionMTL is ahead of MTL by more than one standard deviation, over 3 runs of each.",
+        ),
+        (
+            (-1.5, 0.4),
+            3,
+            "\N{MINUS SIGN}1.50",
+            "DiffusionMTL is behind MTL by more than one standard deviation, over 3 runs of each.",
+        ),
+        (
+            (0.3, 0.4),
+            3,
+            "+0.30",
+            "No clear difference: the mean over 3 runs of each lies within one standard deviation of zero.",
+        ),
         (-2.0, 1, "\N{MINUS SIGN}2.00", "In this run DiffusionMTL is behind MTL. It is one run of each"),
         (float("nan"), 1, "n/a", "No figure"),
     ],
@@ -136,7 +165,9 @@ def test_better_value_is_marked_by_direction(data):
 def test_gains_are_positive_for_better(data):
     gains = re.findall(r'<td class="num gain (\w*)">([^&]*)', render(data))
     assert [tone for tone, _ in gains] == ["good", "bad", "bad", "good"]
-    assert [value.split("\N{NARROW NO-BREAK SPACE}")[0].replace("\N{MINUS SIGN}", "-") for _, value in gains] == ["+5.0", "-1.2", "-2.0", "+1.50"]
+    assert [
+        value.split("\N{NARROW NO-BREAK SPACE}")[0].replace("\N{MINUS SIGN}", "-") for _, value in gains
+    ] == ["+5.0", "-1.2", "-2.0", "+1.50"]
 
 
 def test_counts_of_labels(data):
@@ -151,8 +182,12 @@ def test_empty_report_is_a_page():
 
 
 def test_missing_and_infinite_values(data):
-    data.metrics = [MetricRow("depth", "rmse", "m", False, {"MTL": float("inf"), "DiffusionMTL": 0.0, "Other": -0.5})]
-    data.curves = [Chart("Gaps", "step", "y", {"a": ([0, 1, 2], [1, float("nan"), float("inf")]), "b": ([], [])})]
+    data.metrics = [
+        MetricRow("depth", "rmse", "m", False, {"MTL": float("inf"), "DiffusionMTL": 0.0, "Other": -0.5})
+    ]
+    data.curves = [
+        Chart("Gaps", "step", "y", {"a": ([0, 1, 2], [1, float("nan"), float("inf")]), "b": ([], [])})
+    ]
     assert "n/a" in Page(render(data)).text
 
 
@@ -171,7 +206,13 @@ def test_no_half_page_when_the_disk_is_full(data, tmp_path, monkeypatch):
 
 
 def test_figures():
-    assert [figure(v) for v in (0, 12.3456, -0.00123, 1234.5, float("nan"))] == ["0.0", "12.35", "−0.0012", "1234", "n/a"]
+    assert [figure(v) for v in (0, 12.3456, -0.00123, 1234.5, float("nan"))] == [
+        "0.0",
+        "12.35",
+        "−0.0012",
+        "1234",
+        "n/a",
+    ]
     assert figure(2.0, 1, sign=True) == "+2.0"
 
 
@@ -184,17 +225,27 @@ def chromium():
 
 
 def test_chromium_shows_every_picture(data, tmp_path, chromium):
-    # The page forbids scripts; a copy without that rule gets one that writes down what the browser made of it.
+    # The page forbids scripts; a copy without that rule gets one that says what the browser made of it.
     text = render(data)
     text, opened = re.subn(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
     probe = """<script>addEventListener("load", () => {
       const images = [...document.images];
-      document.title = JSON.stringify([images.length, images.filter(i => i.complete && i.naturalWidth > 0).length,
+      document.title = JSON.stringify([images.length, images.filter(i => i.complete && i.naturalWidth >
+      0).length,
         images.filter(i => i.getBoundingClientRect().width > 20).length,
         document.documentElement.scrollWidth <= innerWidth]); });</script></body>"""
     assert opened == 1
     (tmp_path / "page.html").write_text(text.replace("</body>", probe), encoding="utf-8")
-    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--dump-dom",
-               "--window-size=1280,900", f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "page.html").as_uri()]
+    command = [
+        chromium,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--dump-dom",
+        "--window-size=1280,900",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        (tmp_path / "page.html").as_uri(),
+    ]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
     assert "<title>[4,4,4,true]</title>" in dom
