@@ -113,21 +113,28 @@ def official_state(model: DiffusionMTL) -> dict[str, Tensor]:
 def config_from_official(state: Mapping[str, Tensor], source: str = "state") -> ModelConfig:
     """The configuration of a published state dict. The number of heads is not stored there; it is four."""
     try:
-        tasks = {m[1]: v.shape[0] for k, v in state.items() if (m := re.fullmatch(r"preliminary_head\.(\w+)\.0\.weight", k))}
-        betas = state[_SCHEDULE + "betas"]
-        depths = tuple(_count(state, rf"backbone\.layer{i}\.(\d+)\.conv1\.weight") for i in range(1, 5))
-        width = state["backbone_embed.weight"].shape[0]
-        hidden = state["diffusion_model.denoiser.crossblocks.0.mlp.fc1.weight"].shape[0]
-        backbone_width = state["backbone.conv1.weight"].shape[0]
+        return _read_config(state, source)
     except KeyError as error:
         raise CheckpointError(f"{source}: not a published DiffusionMTL checkpoint, it lacks {error}") from None
+    except (ConfigError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{source}: not a published DiffusionMTL checkpoint ({error})") from None
+
+
+def _read_config(state: Mapping[str, Tensor], source: str) -> ModelConfig:
+    tasks = {m[1]: v.shape[0] for k, v in state.items() if (m := re.fullmatch(r"preliminary_head\.(\w+)\.0\.weight", k))}
+    if not tasks:
+        raise KeyError("preliminary_head.<task>.0.weight")
+    betas = state[_SCHEDULE + "betas"]
+    depths = tuple(_count(state, rf"backbone\.layer{i}\.(\d+)\.conv1\.weight") for i in range(1, 5))
+    width = state["backbone_embed.weight"].shape[0]
+    hidden = state["diffusion_model.denoiser.crossblocks.0.mlp.fc1.weight"].shape[0]
     if depths not in DEPTHS.values():
         raise CheckpointError(f"{source}: the backbone has {depths} blocks, expected one of {list(DEPTHS.values())}")
     order = sorted(tasks, key=lambda t: TASK_ORDER.index(t) if t in TASK_ORDER else len(TASK_ORDER))
     return ModelConfig(
         tasks=[_spec(task, tasks[task]) for task in order],
         backbone=next(name for name, d in DEPTHS.items() if d == depths),
-        backbone_width=backbone_width,
+        backbone_width=state["backbone.conv1.weight"].shape[0],
         width=width,
         decoder_blocks=_count(state, rf"preliminary_dec\.{order[0]}\.(\d+)\.conv1\.weight"),
         blocks=_count(state, r"diffusion_model\.denoiser\.crossblocks\.(\d+)\.norm1\.weight"),
@@ -138,12 +145,15 @@ def config_from_official(state: Mapping[str, Tensor], source: str = "state") -> 
 
 def _schedule(betas: Tensor, buffers: Mapping[str, Tensor], source: str) -> dict:
     """S and the range of betas such that every stored buffer comes out bit-equal, or the betas themselves."""
-    values = betas.double().tolist()
+    values = betas.double().flatten().tolist()
+    if not values or not all(0 < value < 1 for value in values):
+        raise CheckpointError(f"{source}: {_SCHEDULE}betas must be numbers between 0 and 1, got {values[:8]}")
     for digits in (4, 6, 7, 8, 9):  # float32 holds the betas; the shortest decimal that gives them back is what was meant
         start, end = (float(f"{v:.{digits}g}") for v in (values[0], values[-1]))
-        candidate = dict(steps=len(values), beta_start=start, beta_end=end)
-        if _same(schedule_of(ModelConfig(**candidate)).official_buffers(), buffers):
-            return candidate
+        if 0 < start <= end < 1:
+            candidate = dict(steps=len(values), beta_start=start, beta_end=end)
+            if _same(schedule_of(ModelConfig(**candidate)).official_buffers(), buffers):
+                return candidate
     candidate = dict(steps=len(values), betas=values)
     ours = schedule_of(ModelConfig(**candidate)).official_buffers()
     for name, table in buffers.items():
