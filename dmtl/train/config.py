@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -15,6 +16,12 @@ from typing import Literal
 
 from dmtl.errors import ConfigError
 from dmtl.models import ModelConfig
+
+
+def _at_least(config, section: str, least: float, *names: str) -> None:
+    for name in names:
+        if not least <= getattr(config, name) < math.inf:
+            raise ConfigError(f"{section}.{name} must be at least {least} and finite, got {getattr(config, name)}")
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,14 @@ class DataConfig:
     workers: int = 0
     """Loader processes; the batches do not depend on their number."""
 
+    def __post_init__(self):
+        _at_least(self, "data", 1, "train_count", "val_count")
+        _at_least(self, "data", 0, "label_seed", "workers")
+        if min(self.size) < 1:
+            raise ConfigError(f"data.size must be a height and a width of at least 1, got {list(self.size)}")
+        if not 0 < self.scale[0] <= self.scale[1] < math.inf:
+            raise ConfigError(f"data.scale must be (low, high) with 0 < low <= high, got {list(self.scale)}")
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -80,6 +95,13 @@ class OptimConfig:
     deterministic: bool = False
     """Refuse operations that could differ between two runs on the same device."""
 
+    def __post_init__(self):
+        _at_least(self, "optim", 1, "steps", "batch_size")
+        _at_least(self, "optim", 0, "lr", "weight_decay", "clip", "power", "warmup", "initial_weight", "seed")
+        for task, weight in self.task_weights.items():
+            if not 0 <= weight < math.inf:
+                raise ConfigError(f"optim.task_weights.{task} must be at least 0 and finite, got {weight}")
+
 
 @dataclass(frozen=True)
 class LogConfig:
@@ -93,6 +115,9 @@ class LogConfig:
     """Checkpoints; one is always written at the end."""
     tensorboard: bool = False
     """Also write TensorBoard events (extra `dmtl[tensorboard]`)."""
+
+    def __post_init__(self):
+        _at_least(self, "log", 1, "every", "eval_every", "checkpoint_every")
 
 
 @dataclass(frozen=True)
@@ -136,7 +161,7 @@ def write_config(config: RunConfig, path: str | Path) -> None:
 
 
 def to_toml(config: RunConfig) -> str:
-    """TOML text: plain keys first, then one table per section."""
+    """TOML text: plain keys first, then one table per section. What is None is left out; TOML has no such value."""
     lines, tables = [], []
     for key, value in dataclasses.asdict(config).items():
         (tables if isinstance(value, dict) else lines).append((key, value))
@@ -157,7 +182,9 @@ def _toml(value) -> str:
         return "[" + ", ".join(_toml(v) for v in value) + "]"
     if isinstance(value, float) and value != value:
         return "nan"
-    return json.dumps(value) if isinstance(value, (bool, str)) else repr(value)
+    if isinstance(value, str):  # JSON's escapes are TOML's, but for what lies beyond 16 bits
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json.dumps(value) if isinstance(value, bool) else repr(value)
 
 
 def _build(cls: type, values: Mapping, prefix: str):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from dmtl.errors import ConfigError
+from dmtl.files import write_text
 
 
 class RunLog:
@@ -19,11 +20,9 @@ class RunLog:
 
     def __init__(self, directory: Path, *, resume_step: int = 0, tensorboard: bool = False):
         self.path = directory / "log.jsonl"
-        kept = [line for line in self.read(self.path) if line["step"] <= resume_step] if resume_step else []
-        self._file = open(self.path, "w", encoding="utf-8")
-        for row in kept:
-            self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        kept = [row for row in self.read(self.path) if row["step"] <= resume_step] if resume_step else []
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = open(self.path, "a", encoding="utf-8")
         self._writer = _summary_writer(directory / "tensorboard", resume_step) if tensorboard else None
 
     def write(self, event: str, step: int, **values) -> None:

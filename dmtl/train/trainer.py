@@ -19,7 +19,7 @@ from dmtl.data.loader import Batch
 from dmtl.diffusion import CounterNoise
 from dmtl.errors import CheckpointError, ConfigError
 from dmtl.files import write_text
-from dmtl.models import DiffusionMTL
+from dmtl.models import DiffusionMTL, load_state
 from dmtl.train.checkpoint import load_checkpoint, save_checkpoint
 from dmtl.train.config import RunConfig, write_config
 from dmtl.train.evaluate import Metrics, evaluate, primary_metrics
@@ -146,7 +146,7 @@ class Trainer:
                 if stored.get(section, {}).get(key) != ours[section][key]:
                     raise CheckpointError(f"{self.checkpoint}: belongs to another configuration: {section}.{key} was "
                                           f"{stored.get(section, {}).get(key)!r}, now {ours[section][key]!r}")
-        self.model.load_state_dict(state["model"])
+        load_state(self.model, state["model"], str(self.checkpoint))
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"])
