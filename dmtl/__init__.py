@@ -11,7 +11,6 @@ _LAZY = {
     "MultiTaskBaseline": "dmtl.models",
     "build_model": "dmtl.models",
     "load_model": "dmtl.models",
-    "info": "dmtl.info",
     "print_info": "dmtl.info",
     "use_backend": "dmtl.ops",
 }
@@ -23,7 +22,6 @@ def __getattr__(name: str) -> object:
     if name not in _LAZY:
         raise AttributeError(f"module 'dmtl' has no attribute {name!r}")
     value = getattr(_import_module(_LAZY[name]), name)
-    # A submodule of the same name is set on the package as it loads; the public name wins.
     globals()[name] = value
     return value
 

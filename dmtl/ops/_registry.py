@@ -3,8 +3,8 @@
 An op module declares an `OpSpec`; `add` registers its operators with torch. The backend is chosen inside the operator, below
 the dispatcher: graphs, exports and checkpoints never name one. This is the only module that reaches `dmtl.kernels`.
 
-Choice, strongest first: `use_backend(op="name")`, `use_backend("name")`, `DMTL_BACKEND_<OP>`, `DMTL_BACKEND`, automatic (first
-of the spec's order that can). An explicit choice succeeds or raises NotImplementedError with every candidate's reasons.
+Choice, strongest first: `use_backend(op="name")`, `use_backend("name")`, `DMTL_BACKEND_<OP>`, `DMTL_BACKEND`, automatic (the
+first of `AUTOMATIC` that can). An explicit choice succeeds or raises NotImplementedError with every candidate's reasons.
 Overrides are global to the process, because backward passes run on other threads.
 """
 
@@ -27,6 +27,8 @@ from dmtl._support import Support, why_not
 from . import _library
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
+# What automatic choice tries for tensors of a device type. (Triton's interpreter serves CPU tensors, for those who ask for it.)
+AUTOMATIC = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 _REFERENCE = Support(devices=("cpu", "cuda", "mps", "xpu"), dtypes=(torch.float32, torch.bfloat16, torch.float16, torch.float64))
 
 
@@ -59,7 +61,6 @@ class OpSpec:
     tolerance: dict[torch.dtype, float] = field(
         default_factory=lambda: {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}
     )
-    backends: tuple[str, ...] = BACKENDS
 
 
 REGISTRY: dict[str, OpSpec] = {}
@@ -89,12 +90,12 @@ def _module(op: str, backend: str) -> ModuleType | str:
         return f"cannot be imported ({error})"
 
 
-def reasons_against(spec: OpSpec, backend: str, tensors: Sequence[Tensor], explicit: bool = False) -> list[str]:
+def reasons_against(spec: OpSpec, backend: str, tensors: Sequence[Tensor]) -> list[str]:
     """Why `backend` cannot serve a call of the op with these data tensors; empty when it can."""
     if backend == "reference":
-        return why_not(_REFERENCE, tensors, explicit)
+        return why_not(_REFERENCE, tensors)
     module = _module(spec.name, backend)
-    return [module] if isinstance(module, str) else why_not(module.SUPPORT, tensors, explicit)
+    return [module] if isinstance(module, str) else why_not(module.SUPPORT, tensors)
 
 
 def requested(op: str) -> tuple[str, str] | None:
@@ -111,37 +112,41 @@ def requested(op: str) -> tuple[str, str] | None:
     return None
 
 
+def candidates(spec: OpSpec, device_type: str) -> tuple[str, ...]:
+    """Backends to try for a call, best first."""
+    wish = requested(spec.name)
+    return (wish[0],) if wish else AUTOMATIC.get(device_type, ("reference",))
+
+
 def choose(spec: OpSpec, tensors: Sequence[Tensor]) -> str:
     """Name of the backend that serves this call. Raises NotImplementedError, with all reasons, when none does."""
-    wish = requested(spec.name)
-    candidates = (wish[0],) if wish else spec.backends
     passed_over = []
-    for backend in candidates:
-        reasons = reasons_against(spec, backend, tensors, explicit=wish is not None)
-        if not reasons:
-            _announce(spec, backend, passed_over, tensors)
+    for backend in candidates(spec, tensors[0].device.type):
+        if not reasons_against(spec, backend, tensors):
+            if passed_over:
+                _announce(spec, backend, passed_over)
             return backend
         passed_over.append(backend)
-    raise NotImplementedError(_refusal(spec, tensors, wish))
+    raise NotImplementedError(_refusal(spec, tensors))
 
 
-def _refusal(spec: OpSpec, tensors: Sequence[Tensor], wish: tuple[str, str] | None) -> str:
+def _refusal(spec: OpSpec, tensors: Sequence[Tensor]) -> str:
+    wish = requested(spec.name)
     inputs = ", ".join(f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)} on {x.device}" for x in tensors)
     asked = f"backend {wish[0]} (asked for by {wish[1]}) cannot serve" if wish else "no backend can serve"
     lines = [f"{spec.name}: {asked} this call with {inputs}. Candidates:"]
-    for backend in spec.backends:
-        reasons = reasons_against(spec, backend, tensors, explicit=True)
+    for backend in BACKENDS:
+        reasons = reasons_against(spec, backend, tensors)
         lines.append(f"  {backend}: {'; '.join(reasons) or 'could serve it'}")
     return "\n".join(lines)
 
 
-def _announce(spec: OpSpec, backend: str, passed_over: list[str], tensors: Sequence[Tensor]) -> None:
-    """Say once that a backend made for this device is missing and a slower one is used."""
+def _announce(spec: OpSpec, backend: str, passed_over: list[str]) -> None:
+    """Say once that a faster backend made for this device is missing on this machine."""
     for other in passed_over:
         module = _module(spec.name, other)
-        if isinstance(module, str) or tensors[0].device.type not in module.SUPPORT.devices:
-            continue
-        for reason in module.SUPPORT.available():
+        reasons = [module] if isinstance(module, str) else module.SUPPORT.available()
+        for reason in reasons:
             if reason not in _announced:
                 _announced.add(reason)
                 warnings.warn(

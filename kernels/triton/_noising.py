@@ -22,7 +22,6 @@ SUPPORT = Support(
     devices=("cpu",) if INTERPRETED else ("cuda",),
     dtypes=tuple(DTYPES),
     available=_missing,
-    explicit_only=lambda: ["the interpreter is for tests"] if INTERPRETED else [],
 )
 
 

@@ -1,0 +1,160 @@
+"""Every registered op on every backend. A new op is covered by adding its module."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import dmtl.ops
+from dmtl.ops._registry import REGISTRY
+
+from .tools import DEVICE, DTYPES, Recorder, backend_params, errors, missing, run, to_dtype
+
+SPECS = [pytest.param(spec, id=name) for name, spec in REGISTRY.items()]
+SIZES = ("tiny", "odd")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", backend_params())
+@pytest.mark.parametrize("spec", SPECS)
+def test_agrees_with_float64(spec, backend, dtype, poisoned):
+    """At most twice the error of the reference in the same dtype, plus the op's floor; same strides; every element written."""
+    for size in SIZES:
+        for index, sample in enumerate(spec.samples(size, dtype, DEVICE)):
+            truth = run(spec, sample, torch.float64, "reference")
+            peer = run(spec, sample, dtype, "reference")
+            actual = run(spec, sample, dtype, backend)
+            allowed = errors(peer, truth)
+            for name, error in errors(actual, truth).items():
+                where = f"{size} sample {index}, {name}"
+                assert error <= 2 * allowed[name] + spec.tolerance[dtype], f"{where}: error {error}, reference {allowed[name]}"
+                assert actual[name].dtype == dtype, where
+                assert actual[name].stride() == peer[name].stride(), where
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_gradcheck(spec):
+    """The closed-form backward against finite differences, in float64."""
+    for size in SIZES:
+        for sample in spec.samples(size, torch.float64, DEVICE):
+            sample = to_dtype(sample, spec.differentiable, torch.float64)
+            names = [name for name in spec.differentiable if sample.get(name) is not None]
+
+            def call(*values, sample=sample, names=names):
+                return spec.function(**(sample | dict(zip(names, values, strict=True))))
+
+            assert torch.autograd.gradcheck(call, [sample[name] for name in names], fast_mode=size != "tiny")
+
+
+def _operator_calls(spec, size: str) -> list:
+    """Calls of the op's torch operators, forward and backward, one for each distinct set of argument kinds and dimensions."""
+    with Recorder() as recorder:
+        for sample in spec.samples(size, torch.float32, DEVICE):
+            run(spec, sample, torch.float32, "reference")
+    distinct = {}
+    for func, args in recorder.calls:
+        kinds = tuple((arg.dim(), arg.is_contiguous()) if isinstance(arg, torch.Tensor) else arg for arg in args)
+        # The operators themselves carry no autograd formula: the public function wraps them.
+        distinct[func.name(), kinds] = (func, tuple(arg.detach() if isinstance(arg, torch.Tensor) else arg for arg in args))
+    return list(distinct.values())
+
+
+@pytest.mark.parametrize("backend", backend_params("reference", "cpu", "cuda"))
+@pytest.mark.parametrize("spec", SPECS)
+def test_opcheck(spec, backend):
+    """Schema, fake, autograd registration and AOT dispatch of the forward and of the backward operator."""
+    seen = set()
+    with dmtl.ops.use_backend(backend):
+        for size in SIZES:
+            for func, args in _operator_calls(spec, size):
+                seen.add(func.name())
+                torch.library.opcheck(func, args)
+    assert seen == {f"dmtl::{spec.forward.name}", f"dmtl::{spec.backward.name}"}
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_compile_fullgraph(spec):
+    """One graph, forward and backward, and the eager values."""
+    sample = to_dtype(spec.samples("odd", torch.float32, DEVICE)[0], spec.differentiable, torch.float32)
+    leaves = [sample[name] for name in spec.differentiable if sample.get(name) is not None]
+
+    def double(**kwargs):
+        return spec.function(**kwargs) * 2
+
+    torch.compiler.reset()
+    out = torch.compile(double, fullgraph=True, backend="aot_eager")(**sample)
+    expected = double(**sample)
+    torch.testing.assert_close(out, expected)
+    for got, want in zip(
+        torch.autograd.grad(out.sum(), leaves), torch.autograd.grad(expected.sum(), leaves), strict=True
+    ):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("tracked", [False, True], ids=["inference", "with gradients"])
+@pytest.mark.parametrize("spec", SPECS)
+def test_export(spec, tracked):
+    """The exported program holds the operator itself, names no backend, and gives the eager values."""
+    for sample in spec.samples("odd", torch.float32, DEVICE)[:2]:
+        if tracked:
+            sample = to_dtype(sample, spec.differentiable, torch.float32)
+
+        class Module(torch.nn.Module):
+            def forward(self, **kwargs):
+                return spec.function(**kwargs)
+
+        program = torch.export.export(Module(), (), sample)
+        targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+        assert f"dmtl.{spec.forward.name}.default" in targets
+        torch.testing.assert_close(program.module()(**sample), spec.function(**sample))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_explicit_choice_never_falls_back(spec):
+    """An explicit backend that cannot serve raises, and the message lists every candidate with its reasons."""
+    sample = spec.samples("odd", torch.float64, "cpu")[0]
+    with dmtl.ops.use_backend(**{spec.name: "cuda"}), pytest.raises(NotImplementedError) as refusal:
+        spec.function(**sample)
+    message = str(refusal.value)
+    assert message.startswith(f"{spec.name}: backend cuda (asked for by dmtl.use_backend) cannot serve")
+    assert "device cpu is not one of cuda" in message
+    assert "reference: could serve it" in message
+    assert all(f"\n  {backend}: " in message for backend in ("cuda", "triton", "cpu", "reference"))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_non_tensor_is_named(spec):
+    """A wrong first argument is a TypeError in the wording of the house."""
+    sample = spec.samples("odd", torch.float32, DEVICE)[0]
+    first = next(iter(sample))
+    with pytest.raises(TypeError, match=rf"{spec.name}: {first} must be a tensor, got list"):
+        spec.function(**(sample | {first: [1.0]}))
+
+
+def test_every_op_is_public_and_documented():
+    for name, spec in REGISTRY.items():
+        assert getattr(dmtl.ops, name) is spec.function
+        assert spec.function.__doc__ and "Raises" in spec.function.__doc__
+
+
+@pytest.mark.skipif(bool(missing("cpu")), reason=missing("cpu"))
+@pytest.mark.parametrize("spec", SPECS)
+def test_instruction_sets_agree(spec):
+    """The C++ kernels give the same bits with every instruction set and thread count."""
+    from dmtl import native
+
+    core = native.core()
+    best, threads = core.isa(), torch.get_num_threads()
+    try:
+        for sample in spec.samples("odd", torch.float32, "cpu"):
+            expected = run(spec, sample, torch.float32, "cpu")
+            for isa in core.isas():
+                for count in (1, 2):
+                    core.use_isa(isa)
+                    torch.set_num_threads(count)
+                    for name, value in run(spec, sample, torch.float32, "cpu").items():
+                        assert torch.equal(value, expected[name]), (isa, count, name)
+                core.use_isa(best)
+    finally:
+        core.use_isa(best)
+        torch.set_num_threads(threads)
