@@ -43,6 +43,7 @@ def render(data: ReportData) -> str:
         methods=data.methods(),
         compared=data.compared(),
         totals=_totals(data),
+        minor=any(not row.primary for row in data.metrics),
         table=_table(data),
         labels=_labels(data),
         charts=_charts(data),

@@ -162,6 +162,13 @@ def test_better_value_is_marked_by_direction(data):
     assert render(data).count("↑</span>") == 2 and render(data).count("↓</span>") == 1
 
 
+def test_other_metrics_are_a_click_away(data):
+    text = render(data)
+    assert "Show all 3 metrics" in text and text.count(' minor"') == 1
+    data.metrics = [row for row in data.metrics if row.primary]
+    assert "Show all" not in render(data) and "in grey do not" not in render(data)
+
+
 def test_gains_are_positive_for_better(data):
     gains = re.findall(r'<td class="num gain (\w*)">([^&]*)', render(data))
     assert [tone for tone, _ in gains] == ["good", "bad", "bad", "good"]
