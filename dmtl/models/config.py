@@ -48,6 +48,14 @@ class ModelConfig:
     """Cross blocks, shared by all tasks."""
     mlp_ratio: int = 4
     """Hidden width of the blocks' MLPs, in units of C."""
+    token_reduction: int = 4
+    """Side of the square of 1/8-map positions that share a token: 4 as published (16 x 16 tokens at 512 pixels), 2 or 1 for
+    small images, where 4 would leave only a handful."""
+    chain_init: str = "identity"
+    """How MTDNet starts: "identity" passes its signal through nearly unchanged, "default" is torch's initialisation, under
+    which the image hardly reaches the end of the chain."""
+    detach_signal: bool = False
+    """True: the chain sends no gradient into the initial network, which then learns as the plain baseline does."""
     residual: bool = False
     """True: the final map is the initial map plus a correction that starts at zero. False: as published."""
     detach_condition: bool = True
@@ -62,6 +70,10 @@ class ModelConfig:
             raise ConfigError(f"model.tasks must be a list of task specifications, got {self.tasks!r:.200}")
         if self.diffusion not in DIFFUSIONS:
             raise ConfigError(f"model.diffusion must be one of {', '.join(DIFFUSIONS)}, got {self.diffusion!r}")
+        if self.token_reduction not in (1, 2, 4):
+            raise ConfigError(f"model.token_reduction must be 1, 2 or 4, got {self.token_reduction}")
+        if self.chain_init not in ("identity", "default"):
+            raise ConfigError(f'model.chain_init must be "identity" or "default", got {self.chain_init!r}')
         for name in ("backbone_width", "width", "decoder_blocks", "steps", "heads", "blocks", "mlp_ratio"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name} must be at least 1, got {getattr(self, name)}")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dmtl.diffusion import NoiseSource, Plan, Schedule, noising, reverse_chain
 from dmtl.models.config import ModelConfig
 from dmtl.models.denoiser import Condition, Denoiser
+from dmtl.models.initialisation import start_as_identity, start_without_correction
 
 
 class MTDNet(nn.Module):
@@ -28,13 +29,13 @@ class MTDNet(nn.Module):
         self.config = config
         self.schedule = schedule_of(config)
         features = config.diffusion == "feature"
-        self.condition = Condition(sum(channels.values()), config.width)
+        self.condition = Condition(sum(channels.values()), config.width, config.token_reduction)
         self.denoiser = Denoiser(config, dict.fromkeys(channels, config.width) if features else channels)
         self.heads = nn.ModuleDict({t: nn.Conv2d(config.width, c, 1) for t, c in channels.items()} if features else {})
+        if config.chain_init == "identity":
+            start_as_identity(self)
         if config.residual:
-            for last in self.heads.values() if features else (t[-1] for t in self.denoiser.trunks.values()):
-                nn.init.zeros_(last.weight)
-                nn.init.zeros_(last.bias)
+            start_without_correction(self)
         self._plans: dict[tuple, Plan] = {}
 
     def plan(self, steps: int | None, eta: float | None, device: torch.device) -> Plan:
@@ -72,6 +73,8 @@ class MTDNet(nn.Module):
             start = {t: features[t] if r is None else features[t][r] for t, r in rows.items()}
         else:
             start = taken
+        if self.config.detach_signal:
+            start = {t: x.detach() for t, x in start.items()}
         scale = self.config.signal_scale
         to_chain = (lambda x: x) if scale == 1 else (lambda x: scale * x)
         noisy = noising({t: to_chain(x) for t, x in start.items()}, rows, plan, noise)

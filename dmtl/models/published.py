@@ -64,9 +64,11 @@ def convert_official(source: str | Path, directory: str | Path) -> DiffusionMTL:
 def convert_to_official(directory: str | Path, target: str | Path) -> None:
     """Writes a model folder as a file in the published format (empty optimiser and scheduler states)."""
     model = load_model(directory)
-    if not isinstance(model, DiffusionMTL) or model.config.diffusion != "feature" or model.config.residual:
-        raise ConfigError(f"{directory}: only a Feature-Diffusion model without residual output has a published form, "
-                          f"got diffusion = {model.config.diffusion!r}, residual = {model.config.residual}")
+    config = model.config
+    if config.diffusion != "feature" or config.residual or config.token_reduction != 4:
+        raise ConfigError(f"{directory}: only Feature Diffusion with tokens at 1/32 and without residual output has a published "
+                          f"form, got diffusion = {config.diffusion!r}, token_reduction = {config.token_reduction}, "
+                          f"residual = {config.residual}")
     state = {f"module.{key}": value for key, value in official_state(model).items()}
     content = {"optimizer": {}, "scheduler": {}, "model": state, "epoch": 0, "iter_count": 0}
     write_atomically(Path(target), lambda path: torch.save(content, path))

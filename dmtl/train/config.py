@@ -76,6 +76,10 @@ class OptimConfig:
     """Adam adds the decay to the gradient (published), AdamW decays the weights."""
     lr: float = 1e-3
     """Peak learning rate."""
+    mtdnet_lr: float = 1.0
+    """Factor on the learning rate of MTDNet, which has no normalisation layers and may want less than the backbone."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights, which is then evaluated and saved; 0: none."""
     weight_decay: float = 1e-4
     """Weight decay."""
     clip: float = 10.0
@@ -97,7 +101,9 @@ class OptimConfig:
 
     def __post_init__(self):
         _at_least(self, "optim", 1, "steps", "batch_size")
-        _at_least(self, "optim", 0, "lr", "weight_decay", "clip", "power", "warmup", "initial_weight", "seed")
+        _at_least(self, "optim", 0, "lr", "mtdnet_lr", "ema", "weight_decay", "clip", "power", "warmup", "initial_weight", "seed")
+        if self.ema >= 1:
+            raise ConfigError(f"optim.ema must be below 1, got {self.ema}")
         for task, weight in self.task_weights.items():
             if not 0 <= weight < math.inf:
                 raise ConfigError(f"optim.task_weights.{task} must be at least 0 and finite, got {weight}")

@@ -85,9 +85,13 @@ def model_for(config: RunConfig, tasks: dict[str, Task]) -> DiffusionMTL | Multi
 
 
 def optimizer_for(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Adam or AdamW over all parameters; on a GPU one fused kernel."""
+    """Adam or AdamW over all parameters, one fused kernel; a group's `factor` scales the schedule's learning rate."""
+    chain = list(model.mtdnet.parameters()) if isinstance(model, DiffusionMTL) else []
+    groups = [{"params": list(model.initial.parameters()), "factor": 1.0}]
+    if chain:
+        groups.append({"params": chain, "factor": config.mtdnet_lr})
     cls = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return cls(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    return cls(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
 def learning_rate(config: OptimConfig, step: int) -> float:

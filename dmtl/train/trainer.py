@@ -19,9 +19,10 @@ from dmtl.data.loader import Batch
 from dmtl.diffusion import CounterNoise
 from dmtl.errors import CheckpointError, ConfigError
 from dmtl.files import write_text
-from dmtl.models import DiffusionMTL, load_state
+from dmtl.models import DiffusionMTL, MultiTaskBaseline, load_state
 from dmtl.train.checkpoint import load_checkpoint, save_checkpoint
 from dmtl.train.config import RunConfig, write_config
+from dmtl.train.ema import MovingAverage
 from dmtl.train.evaluate import Metrics, evaluate, primary_metrics
 from dmtl.train.log import RunLog
 from dmtl.train.loss import labelled_rows, partial_label_loss
@@ -54,6 +55,7 @@ class Trainer:
         self.data = open_data(config.data, config.optim.task_weights)
         self.model = model_for(config, self.data.tasks).to(self.device, memory_format=torch.channels_last)
         self.optimizer = optimizer_for(config.optim, self.model)
+        self.ema = MovingAverage(self.model, config.optim.ema) if config.optim.ema else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.optim.precision == "fp16")
         self.step, self.seconds, self._loss = 0, 0.0, float("nan")
         if resume and self.checkpoint.exists():
@@ -91,22 +93,27 @@ class Trainer:
             log.write("eval", self.step, seconds=self.seconds, metrics=metrics)
         finally:
             log.close()
-        self.model.save_pretrained(self.out / "model")
+        self.result.save_pretrained(self.out / "model")
         primary = primary_metrics(metrics, self.model.tasks)
         summary = {"step": self.step, "seconds": self.seconds, "metrics": metrics, "primary": primary}
         write_text(self.out / "metrics.json", json.dumps(summary, indent=2) + "\n")
         return metrics
 
+    @property
+    def result(self) -> DiffusionMTL | MultiTaskBaseline:
+        """The model to evaluate and to keep: the moving average where there is one."""
+        return self.model if self.ema is None else self.ema.average
+
     def evaluate(self) -> Metrics:
         """Metrics of the current weights on the validation split."""
-        return evaluate(self.model, evaluation_loader(self.data, workers=self.config.data.workers), initial=self._diffuses)
+        return evaluate(self.result, evaluation_loader(self.data, workers=self.config.data.workers), initial=self._diffuses)
 
     def save(self) -> None:
         """Writes the checkpoint from which the run goes on exactly."""
         state = {
             "step": self.step, "seconds": self.seconds, "config": _identity(self.config),
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-            "rng": torch.get_rng_state(),
+            "ema": None if self.ema is None else self.ema.average.state_dict(), "rng": torch.get_rng_state(),
         }
         save_checkpoint(self.checkpoint, state)
 
@@ -119,7 +126,7 @@ class Trainer:
         batch = batch.to(self.device, non_blocking=True)
         noise = CounterNoise((optim.seed << 32) + self.step, batch.index)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         with self._autocast():
             image = batch.image.contiguous(memory_format=torch.channels_last)
             prediction = self.model(image, labelled=labelled_rows(batch.present, self.device), noise=noise)
@@ -132,6 +139,8 @@ class Trainer:
             parts["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.ema is not None:
+            self.ema.update(self.step)
         return {"loss": loss.detach(), **parts}
 
     def _autocast(self):
@@ -147,6 +156,8 @@ class Trainer:
                     raise CheckpointError(f"{self.checkpoint}: belongs to another configuration: {section}.{key} was "
                                           f"{stored.get(section, {}).get(key)!r}, now {ours[section][key]!r}")
         load_state(self.model, state["model"], str(self.checkpoint))
+        if self.ema is not None:
+            load_state(self.ema.average, state["ema"], str(self.checkpoint))
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"])
