@@ -4,8 +4,8 @@
     DMTL_CUDA=AUTO|ON|OFF       dmtl._core_cuda: build if nvcc is there, insist, or leave out
     DMTL_CUDA_ARCHS=80;90a      CUDA architectures
 
-One Extension per shared library, because an editable install drops undeclared ones; CMake runs once for all. Without the native
-modules every op still works through its torch reference.
+One Extension per shared library, because an editable install drops undeclared ones. Without the native modules
+every op still works through its torch reference.
 """
 
 import os
@@ -43,6 +43,12 @@ def find_nvcc() -> str | None:
     return shutil.which("nvcc")
 
 
+def find_ninja() -> str | None:
+    """From the build environment, which need not be on PATH."""
+    beside_python = Path(sys.executable).with_name("ninja")
+    return shutil.which("ninja") or (str(beside_python) if beside_python.is_file() else None)
+
+
 def extensions() -> list[Extension]:
     if NATIVE == "0":
         if CUDA == "on":
@@ -55,7 +61,7 @@ def extensions() -> list[Extension]:
 
 
 class CMakeBuild(build_ext):
-    """Configures and builds each target in its own CMake tree run: a failing CUDA build must not take the CPU one along."""
+    """One CMake tree for each extension, so that a failing CUDA build does not take the CPU one along."""
 
     def build_extension(self, ext: Extension) -> None:
         target = ext.name.rpartition(".")[2]
@@ -64,7 +70,8 @@ class CMakeBuild(build_ext):
         try:
             self._cmake(target, build_dir)
         except (OSError, subprocess.CalledProcessError) as error:
-            reason = f"{ext.name} could not be built: {error}"
+            cause = "cmake failed, see above" if isinstance(error, subprocess.CalledProcessError) else error
+            reason = f"{ext.name} could not be built: {cause}"
             if ext.optional:
                 print(f"warning: {reason}; dmtl works without it, slower (`dmtl info` explains)", file=sys.stderr)
             raise CompileError(reason) from error
@@ -84,10 +91,8 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DDMTL_WITH_CUDA={'ON' if target == '_core_cuda' else 'OFF'}",
         ]  # fmt: skip
-        if _has_module("ninja"):
-            import ninja
-
-            configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={Path(ninja.BIN_DIR) / 'ninja'}"]
+        if ninja := find_ninja():
+            configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         if target == "_core_cuda":
             configure.append(f"-DDMTL_CUDA_ARCHS={CUDA_ARCHS}")
             if nvcc := find_nvcc():

@@ -1,5 +1,6 @@
 // dmtl._core: Python's door to the CPU kernels. Knows numbers and pointers, not torch.
 #include "dmtl/cpu_ops.h"
+#include "dmtl/philox.h"
 #include "params_binding.h"
 
 #include <string>
@@ -43,6 +44,17 @@ void use_isa(const std::string& name) {
     throw py::value_error("use_isa: name must be one of isas(), got " + name);
 }
 
+std::vector<uint32_t> philox_words(std::array<int64_t, 3> seed_task_sample, int32_t step, int64_t count) {
+    const dmtl::NoiseKey key = dmtl::noise_key(seed_task_sample.data(), step);
+    std::vector<uint32_t> words(static_cast<size_t>(count));
+    for (size_t i = 0; i < words.size(); ++i) {
+        const dmtl::Words w = dmtl::philox(static_cast<uint32_t>(i / 4), key);
+        const uint32_t all[4] = {w.w0, w.w1, w.w2, w.w3};
+        words[i] = all[i % 4];
+    }
+    return words;
+}
+
 template <class Params>
 using Kernel = void (*)(const Params&, dmtl::DType, int);
 
@@ -76,6 +88,9 @@ PYBIND11_MODULE(_core, m) {
     m.def("isas", &isas, "Instruction sets that this build holds and this processor runs, best last.");
     m.def("isa", [] { return std::string(name_of(chosen)); }, "The instruction set in use.");
     m.def("use_isa", &use_isa, "Choose the instruction set (for tests).");
+
+    m.def("philox_words", &philox_words, py::arg("seed_task_sample"), py::arg("step"), py::arg("count"),
+          "Words behind the first elements of a row (for tests).");
 
     dmtl::bind_noising_params(m);
     dmtl::bind_scaling_params(m);

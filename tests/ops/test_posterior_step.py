@@ -1,0 +1,81 @@
+"""posterior_step beyond the generic tests: an independent composition, the last step, no noise, bad arguments."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import dmtl.ops
+
+from .tools import missing
+
+TABLES = dict(
+    coef1_S=torch.tensor([1.0, 0.7, 0.4]), coef2_S=torch.tensor([0.0, 0.3, 0.6]), sigma_S=torch.tensor([0.0, 0.1, 0.2])
+)
+KEYS = torch.tensor([[1, 2, 3], [1, 2, 4], [1, 3, 3]])
+BACKENDS = [name for name in ("reference", "cpu") if not missing(name)]
+
+
+def composed(x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, noise):
+    """Row by row with scalar arithmetic of torch."""
+    return torch.stack(
+        [
+            float(coef1_S[t]) * x0_hat[b] + float(coef2_S[t]) * x_t[b] + float(sigma_S[t]) * noise[b]
+            for b, t in enumerate(t_B.tolist())
+        ]
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_against_composition(backend):
+    x0_hat, x_t, noise = torch.randn(3, 3, 4, 6, 5)
+    t_B = torch.tensor([2, 0, 1])
+    with dmtl.ops.use_backend(backend):
+        actual = dmtl.ops.posterior_step(x0_hat, x_t, t_B, **TABLES, noise=noise)
+        torch.testing.assert_close(actual, composed(x0_hat, x_t, t_B, **TABLES, noise=noise))
+        actual = dmtl.ops.posterior_step(x0_hat, x_t, t_B, **TABLES, key_B3=KEYS, step=1)
+        drawn = dmtl.ops.normal(KEYS, (4, 6, 5), 1)
+        torch.testing.assert_close(actual, composed(x0_hat, x_t, t_B, **TABLES, noise=drawn))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_last_step_is_the_identity(backend, layout):
+    """With (1, 0, 0) the result is x0_hat to the bit, whatever the noise says."""
+    x0_hat, x_t = torch.randn(2, 3, 4, 6, 6)
+    x0_hat, x_t = x0_hat.to(memory_format=layout), x_t.to(memory_format=layout)
+    t_B = torch.zeros(3, dtype=torch.int64)
+    with dmtl.ops.use_backend(backend):
+        for noise in (dict(), dict(key_B3=KEYS), dict(noise=torch.full_like(x0_hat, torch.inf))):
+            assert torch.equal(dmtl.ops.posterior_step(x0_hat, x_t, t_B, **TABLES, **noise), x0_hat)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_with_and_without_noise(backend):
+    """sigma = 0 silences single rows of a batch; without a source no row gets noise."""
+    x0_hat, x_t = torch.randn(2, 3, 64)
+    t_B = torch.tensor([1, 0, 2])
+    silent = TABLES | dict(sigma_S=torch.tensor([0.0, 0.0, 0.2]))
+    with dmtl.ops.use_backend(backend):
+        drawn = dmtl.ops.posterior_step(x0_hat, x_t, t_B, **silent, key_B3=KEYS)
+        plain = dmtl.ops.posterior_step(x0_hat, x_t, t_B, **silent)
+    assert torch.equal(drawn[:2], plain[:2])
+    assert not torch.isclose(drawn[2], plain[2]).all()
+
+
+GOOD = dict(x0_hat=torch.zeros(2, 3), x_t=torch.zeros(2, 3), t_B=torch.tensor([0, 1]), **TABLES)
+BAD = [
+    (dict(x_t=torch.zeros(2, 3).bfloat16()), TypeError, "x_t must be of x0_hat's dtype float32, got bfloat16"),
+    (dict(x_t=torch.zeros(3, 3)), ValueError, r"x_t must be of x0_hat's shape \[2, 3\], got \[3, 3\]"),
+    (dict(x_t=None), TypeError, "x_t must be a tensor, got NoneType"),
+    (dict(t_B=torch.tensor([1, 3])), ValueError, r"t_B must be in \[0, 3\), got 3"),
+    (dict(sigma_S=torch.zeros(4)), ValueError, r"sigma_S must be of shape \[3\], got \[4\]"),
+    (dict(noise=torch.zeros(2, 3), key_B3=torch.zeros(2, 3).long()), ValueError, "noise must be None when key_B3 is given, got both"),
+    (dict(step=-1), ValueError, r"step must be in \[0, 65536\), got -1"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD)
+def test_bad_arguments(change, error, message):
+    with pytest.raises(error, match=f"^posterior_step: .*{message}"):
+        dmtl.ops.posterior_step(**(GOOD | change))
