@@ -48,6 +48,17 @@ class _DenseModel(nn.Module):
         self.channels = {name: task.channels for name, task in self.tasks.items()}
         self.initial = InitialNetwork(config, self.channels)
 
+    def initial_prediction(
+        self, image: Tensor, tasks: Iterable[str] | None = None, *, labelled: Mapping[str, Tensor] | None = None
+    ) -> Prediction:
+        """The initial network's maps, as initial and as final ones; arguments as in `DiffusionMTL.forward`."""
+        self._check_image(image)
+        rows = dict.fromkeys(self._chosen(tasks)) if labelled is None else _labelled_rows(self, labelled)
+        padded = pad_image(image)
+        _, initial = self.initial(padded)
+        maps = {t: upsample(_take(initial[t], r), padded.shape[-2:], image.shape[-2:]) for t, r in rows.items()}
+        return Prediction(maps, maps, {})
+
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes `config.json` and `model.safetensors` into `directory`, each atomically."""
         write_weights(directory, self.config.to_dict(), self.state_dict())
@@ -154,12 +165,7 @@ class MultiTaskBaseline(_DenseModel):
         trace: bool = False,
     ) -> Prediction:
         """As `DiffusionMTL.forward`; steps, eta and noise have no meaning here and the trace is empty."""
-        self._check_image(image)
-        rows = dict.fromkeys(self._chosen(tasks)) if labelled is None else _labelled_rows(self, labelled)
-        padded = pad_image(image)
-        _, initial = self.initial(padded)
-        maps = {t: upsample(_take(initial[t], r), padded.shape[-2:], image.shape[-2:]) for t, r in rows.items()}
-        return Prediction(maps, maps, {})
+        return self.initial_prediction(image, tasks, labelled=labelled)
 
 
 def _labelled_rows(model: _DenseModel, labelled: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -193,7 +199,12 @@ def load_model(directory: str | Path) -> DiffusionMTL | MultiTaskBaseline:
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Loads every tensor or raises CheckpointError with the first keys and shapes that do not fit."""
-    expected = model.state_dict()
+    check_state(model.state_dict(), state, source)
+    model.load_state_dict(state)
+
+
+def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
+    """Raises CheckpointError unless `state` has the keys and shapes of `expected`."""
     problems = [f"{k}: missing" for k in expected if k not in state]
     problems += [f"{k}: not part of this configuration" for k in state if k not in expected]
     problems += [f"{k}: shape {tuple(state[k].shape)}, expected {tuple(expected[k].shape)}"
@@ -201,4 +212,3 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
     if problems:
         more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""
         raise CheckpointError(f"{source}: weights do not fit the configuration: " + "; ".join(problems[:4]) + more)
-    model.load_state_dict(state)

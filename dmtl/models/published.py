@@ -18,7 +18,7 @@ from torch import Tensor
 from dmtl.errors import CheckpointError, ConfigError
 from dmtl.files import write_atomically
 from dmtl.models.config import ModelConfig
-from dmtl.models.diffusion_mtl import DiffusionMTL, load_model, load_state
+from dmtl.models.diffusion_mtl import DiffusionMTL, check_state, load_model
 from dmtl.models.mtdnet import schedule_of
 from dmtl.nn.resnet import DEPTHS
 from dmtl.tasks import make_task
@@ -100,8 +100,8 @@ def model_from_official(state: Mapping[str, Tensor], source: str = "state") -> D
     """A Feature-Diffusion model from the published names. Sizes, tasks, S and the betas are read off the tensors."""
     config = config_from_official(state, source)
     model = DiffusionMTL(config).eval()
-    ours = {_rename(key, _RENAMES): value for key, value in state.items() if not _is_buffer(key)}
-    load_state(model, ours, source)
+    check_state(official_state(model), state, source)  # speaks of the published names
+    model.load_state_dict({_rename(key, _RENAMES): value for key, value in state.items() if not _is_buffer(key)})
     return model
 
 
