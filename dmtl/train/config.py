@@ -78,6 +78,8 @@ class OptimConfig:
     """Peak learning rate."""
     mtdnet_lr: float = 1.0
     """Factor on the learning rate of MTDNet, which has no normalisation layers and may want less than the backbone."""
+    mtdnet_start: float = 0.0
+    """Share of the steps after which MTDNet joins; before, the initial network learns alone (its losses at full weight)."""
     ema: float = 0.0
     """Decay of an exponential moving average of the weights, which is then evaluated and saved; 0: none."""
     weight_decay: float = 1e-4
@@ -102,6 +104,8 @@ class OptimConfig:
     def __post_init__(self):
         _at_least(self, "optim", 1, "steps", "batch_size")
         _at_least(self, "optim", 0, "lr", "mtdnet_lr", "ema", "weight_decay", "clip", "power", "warmup", "initial_weight", "seed")
+        if not 0 <= self.mtdnet_start < 1:
+            raise ConfigError(f"optim.mtdnet_start must be in [0, 1), got {self.mtdnet_start}")
         if self.ema >= 1:
             raise ConfigError(f"optim.ema must be below 1, got {self.ema}")
         for task, weight in self.task_weights.items():

@@ -129,19 +129,30 @@ class Trainer:
             group["lr"] = rate * group["factor"]
         with self._autocast():
             image = batch.image.contiguous(memory_format=torch.channels_last)
-            prediction = self.model(image, labelled=labelled_rows(batch.present, self.device), noise=noise)
+            rows = labelled_rows(batch.present, self.device)
+            denoises = self._diffuses and self.step >= optim.mtdnet_start * optim.steps
+            prediction = (self.model(image, labelled=rows, noise=noise) if denoises
+                          else self.model.initial_prediction(image, labelled=rows))
             loss, parts = partial_label_loss(prediction, batch.labels, batch.present, self.model.tasks,
-                                             initial_weight=optim.initial_weight, final=self._diffuses)
+                                             initial_weight=optim.initial_weight, final=denoises)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         if optim.clip:
-            parts["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip)
+            parts |= {name: torch.nn.utils.clip_grad_norm_(part.parameters(), optim.clip)
+                      for name, part in self._clipped.items()}
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:
             self.ema.update(self.step)
         return {"loss": loss.detach(), **parts}
+
+    @property
+    def _clipped(self) -> dict[str, torch.nn.Module]:
+        """What is clipped together: everything (published), or the two networks when no gradient runs between them."""
+        if self._diffuses and self.model.config.detach_signal and self.model.config.detach_condition:
+            return {"grad_norm": self.model.initial, "grad_norm/mtdnet": self.model.mtdnet}
+        return {"grad_norm": self.model}
 
     def _autocast(self):
         precision = self.config.optim.precision
