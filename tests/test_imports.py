@@ -1,0 +1,142 @@
+"""Who may import whom, and what `import dmtl` costs: parsed and measured."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Rooms from the ground up. An import goes down, or stays inside its own room.
+RANKS = [
+    {"dmtl", "dmtl.errors", "dmtl._support", "dmtl.native", "dmtl.files"},
+    {"dmtl.kernels"},
+    {"dmtl.kernels.cpu", "dmtl.kernels.cuda", "dmtl.kernels.triton"},
+    {"dmtl.ops"},
+    {"dmtl.nn", "dmtl.diffusion", "dmtl.metrics", "dmtl.info"},
+    {"dmtl.tasks"},
+    {"dmtl.models", "dmtl.data"},
+    {"dmtl.train", "dmtl.infer"},
+    {"dmtl.report"},
+    {"dmtl.cli"},
+    {"dmtl.__main__"},
+]
+RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
+
+
+def room_of(module: str) -> str:
+    """The longest known room that holds the module."""
+    parts = module.split(".")
+    for size in range(min(3, len(parts)), 0, -1):
+        if (room := ".".join(parts[:size])) in RANK and (size > 1 or len(parts) == 1):
+            return room
+    raise AssertionError(f"{module} belongs to no room of tests/test_imports.py")
+
+
+def sources() -> list[tuple[str, Path]]:
+    """(module name, file) of every Python file of the package, device code included."""
+    found = []
+    for base, prefix in ((ROOT / "dmtl", "dmtl"), (ROOT / "kernels", "dmtl.kernels")):
+        for path in sorted(base.rglob("*.py")):
+            parts = path.relative_to(base).with_suffix("").parts
+            name = ".".join([prefix, *parts]).removesuffix(".__init__")
+            found.append((name, path))
+    return found
+
+
+MODULES = {name for name, _ in sources()}
+
+
+def imports(name: str, path: Path) -> set[str]:
+    """Modules of dmtl that a file imports, anywhere in it, `from package import module` resolved."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                found.add(inner if inner in MODULES else base)
+    return {module for module in found if module.split(".")[0] == "dmtl"}
+
+
+@pytest.mark.parametrize(("name", "path"), [pytest.param(name, path, id=name) for name, path in sources()])
+def test_imports_go_down(name, path):
+    home = room_of(name)
+    for module in imports(name, path):
+        room = room_of(module)
+        assert room == home or RANK[room] < RANK[home], f"{name} ({home}) must not import {module} ({room})"
+
+
+def test_only_the_registry_reaches_kernels():
+    for name, path in sources():
+        text = path.read_text()
+        if not name.startswith("dmtl.kernels") and "dmtl.kernels" in text:
+            assert name == "dmtl.ops._registry", f"{name} names dmtl.kernels"
+
+
+def test_native_sources_include_what_they_may():
+    """csrc/cpu and kernels/cuda see csrc/include alone; nothing but the bindings knows pybind11, nothing at all knows torch."""
+    files = [path for base in ("csrc", "kernels") for path in (ROOT / base).rglob("*") if path.suffix in {".cpp", ".cu", ".cuh", ".h"}]
+    assert files
+    for path in files:
+        includes = [line for line in path.read_text().splitlines() if line.startswith("#include")]
+        assert not any("torch" in line or "ATen" in line or "c10" in line for line in includes), path
+        if path.parent.name != "bindings":
+            assert not any("pybind11" in line for line in includes), path
+            assert all(line.split('"')[1].startswith("dmtl/") for line in includes if '"' in line), path
+
+
+def run_python(program: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_import_is_lean_and_fast():
+    """Torch alone beside the standard library, under 0.3 s, no device touched, no file written."""
+    out = run_python("""
+        import sys, time
+        import torch
+        written = []
+        def watch(event, args):
+            if event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+") and "__pycache__" not in str(args[0]):
+                written.append(args[0])
+        sys.dont_write_bytecode = True
+        sys.addaudithook(watch)
+        before = set(sys.modules)
+        started = time.perf_counter()
+        import dmtl
+        import dmtl.ops
+        seconds = time.perf_counter() - started
+        new = {name.split(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)
+        print(new - {"dmtl"}, written, torch.cuda.is_initialized(), seconds < 0.3, "triton" in sys.modules)
+    """)
+    assert out.split() == ["set()", "[]", "False", "True", "False"]
+
+
+def test_public_names_exist():
+    """Every lazily exposed name can be imported, and an unknown one is an AttributeError."""
+    out = run_python("""
+        import dmtl
+        assert "torch" not in __import__("sys").modules
+        for name in dmtl.__all__:
+            assert getattr(dmtl, name) is not None
+        try:
+            dmtl.nonsense
+        except AttributeError as error:
+            print(error)
+    """)
+    assert "module 'dmtl' has no attribute 'nonsense'" in out

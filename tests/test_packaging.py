@@ -1,0 +1,123 @@
+"""What goes into a wheel and how the backends are found: metadata read, setup.py's lists and the import shim exercised."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import dmtl
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def setup_listing(**environment: str) -> subprocess.CompletedProcess:
+    """Packages, their folders and extensions that setup.py would hand to setuptools."""
+    program = (
+        "import setuptools, runpy\n"
+        "def show(**options):\n"
+        "    for package in sorted(options['packages']): print('package', package, options['package_dir'].get(package, ''))\n"
+        "    for extension in options['ext_modules']: print('extension', extension.name, extension.optional)\n"
+        "setuptools.setup = show\n"
+        "runpy.run_path('setup.py')\n"
+    )
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("DMTL_")}
+    return subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, env=clean | environment, timeout=60
+    )
+
+
+def test_packages_and_extensions():
+    lines = setup_listing(DMTL_CUDA="ON").stdout.splitlines()
+    for backend in ("cpu", "cuda", "triton"):
+        assert f"package dmtl.kernels.{backend} kernels/{backend}" in lines
+    assert {"package dmtl ", "package dmtl.ops ", "package dmtl.kernels "} <= set(lines)
+    assert not any("tests" in line or "benchmarks" in line for line in lines)
+    assert [line for line in lines if line.startswith("extension")] == [
+        "extension dmtl._core False",
+        "extension dmtl._core_cuda False",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"DMTL_NATIVE": "0"}, []),
+        ({"DMTL_NATIVE": "auto", "DMTL_CUDA": "OFF"}, ["extension dmtl._core True"]),
+        ({"DMTL_NATIVE": "1", "DMTL_CUDA": "off"}, ["extension dmtl._core False"]),
+    ],
+)
+def test_build_switches(environment, expected):
+    lines = setup_listing(**environment).stdout.splitlines()
+    assert [line for line in lines if line.startswith("extension")] == expected
+
+
+def test_bad_build_switches():
+    assert "DMTL_NATIVE must be one of auto, 1, 0, got yes" in setup_listing(DMTL_NATIVE="yes").stderr
+    assert "DMTL_CUDA=ON needs the native build" in setup_listing(DMTL_NATIVE="0", DMTL_CUDA="ON").stderr
+
+
+def test_metadata():
+    project = PROJECT["project"]
+    assert project["scripts"]["dmtl"] == "dmtl.cli:main"
+    assert importlib.import_module("dmtl.cli").main
+    names = {requirement.split(">")[0].split("=")[0].strip() for requirement in project["dependencies"]}
+    # torchvision and timm would replace a CPU build of torch; they are extras at most.
+    assert names == {"torch", "numpy", "safetensors", "tyro", "rich", "pillow", "jinja2", "pyyaml"}
+    assert not any("torch" in requirement for requirement in PROJECT["build-system"]["requires"])
+    assert PROJECT["tool"]["setuptools"]["include-package-data"] is False
+
+
+def test_data_files_are_declared():
+    """Whatever lies in dmtl/ beside Python and built modules (templates, styles) matches package-data."""
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]["*"]
+    for path in (ROOT / "dmtl").rglob("*"):
+        if path.is_file() and path.suffix not in {".py", ".pyc", ".so", ".pyd", ".dylib"}:
+            assert any(path.match(pattern) for pattern in patterns), f"{path} would be left out of the wheel"
+
+
+def test_kernels_shim(tmp_path):
+    """Backends are found beside a checkout of dmtl, and a stranger's folder called kernels is not."""
+    import dmtl.kernels
+
+    assert importlib.import_module("dmtl.kernels.cpu").__name__ == "dmtl.kernels.cpu"
+    for folder, marked in (("checkout", True), ("site-packages", False)):
+        root = tmp_path / folder
+        (root / "dmtl" / "kernels").mkdir(parents=True)
+        (root / "kernels" / "strange").mkdir(parents=True)
+        (root / "kernels" / "strange" / "__init__.py").write_text("")
+        (root / "dmtl" / "__init__.py").write_text("")
+        shutil.copy(dmtl.kernels.__file__, root / "dmtl" / "kernels" / "__init__.py")
+        if marked:
+            (root / "csrc").mkdir()
+            (root / "pyproject.toml").write_text("")
+        done = subprocess.run(
+            [sys.executable, "-c", "import dmtl.kernels.strange"], cwd=root, capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode == 0) == marked, done.stderr
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cuda", "triton"])
+def test_backend_refuses_another_name(backend):
+    """Imported as `kernels.<backend>` (from a checkout's root) a backend says what its name is."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import kernels.{backend}"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert f"import this package as dmtl.kernels.{backend}" in done.stderr
+
+
+def test_one_name_everywhere():
+    """An op has the same basename in dmtl/ops, kernels, csrc, tests and benchmarks."""
+    from dmtl.ops._registry import REGISTRY
+
+    for op in REGISTRY:
+        places = [f"dmtl/ops/{op}.py", f"kernels/cpu/{op}.py", f"kernels/triton/{op}.py", f"csrc/cpu/{op}.cpp"]
+        places += [f"tests/ops/test_{op}.py", f"benchmarks/test_{op}.py"]
+        assert [place for place in places if not (ROOT / place).is_file()] == []
