@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     (out / "demo").touch()  # marks a folder that --overwrite may replace
 
     base = demo_config()
-    optim = dataclasses.replace(base.optim, seed=args.seed, steps=args.steps or base.optim.steps)
+    optim = dataclasses.replace(base.optim, seed=args.seed, steps=base.optim.steps if args.steps is None else args.steps)
     runs = {}
     for name, label, model in (("mtl", "MTL baseline", dataclasses.replace(base.model, diffusion="none")),
                                ("diffusion", "DiffusionMTL", base.model)):
