@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,8 @@ from dmtl.models.weights import read_weights, write_weights
 from dmtl.tasks import Task, task_from_spec
 
 
-class Prediction(NamedTuple):
+@dataclass(frozen=True)
+class Prediction:
     """Logits at the image's size.
 
     final: task -> [n, C_T, H, W]; n = B, or the task's labelled rows where `labelled` was given.
@@ -29,6 +30,9 @@ class Prediction(NamedTuple):
     final: dict[str, Tensor]
     initial: dict[str, Tensor]
     trace: dict[str, list[Tensor]]
+
+
+torch.export.register_dataclass(Prediction, serialized_type_name="dmtl.models.Prediction")
 
 
 class _DenseModel(nn.Module):

@@ -1,0 +1,161 @@
+"""Weights on disk: what is saved comes back, what is damaged is named, what is old survives a full disk."""
+
+import json
+import os
+import subprocess
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dmtl.errors import CheckpointError, ConfigError
+from dmtl.files import write_atomically, write_text
+from dmtl.models import DiffusionMTL, MultiTaskBaseline, load_model
+from tests.models.cases import small_model
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+@pytest.fixture
+def saved(tmp_path):
+    small_model().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("diffusion", ["feature", "prediction", "none"])
+def test_round_trip(tmp_path, diffusion):
+    model = small_model(diffusion=diffusion, steps=3)
+    model.to(memory_format=torch.channels_last).train().save_pretrained(tmp_path / "a" / "b")
+    again = type(model).from_pretrained(tmp_path / "a" / "b")
+    assert again.config == model.config and not again.training
+    assert sorted(os.listdir(tmp_path / "a" / "b")) == [CONFIG, WEIGHTS]
+    ours, theirs = model.state_dict(), again.state_dict()
+    assert list(ours) == list(theirs) and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    image = torch.randn(1, 3, 40, 40)
+    with torch.no_grad():
+        before, after = model.eval()(image).final, again.to(memory_format=torch.channels_last)(image).final
+    assert all(torch.equal(before[task], after[task]) for task in before)
+
+
+def test_saving_again_replaces(saved):
+    other = small_model(seed=1)
+    other.save_pretrained(saved)
+    assert torch.equal(load_model(saved).initial.embed.weight, other.initial.embed.weight)
+
+
+def test_the_class_must_fit(saved):
+    with pytest.raises(ConfigError, match="holds a DiffusionMTL .*, expected a MultiTaskBaseline"):
+        MultiTaskBaseline.from_pretrained(saved)
+    assert isinstance(DiffusionMTL.from_pretrained(str(saved)), DiffusionMTL)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
+def test_missing_file(saved, name):
+    (saved / name).unlink()
+    with pytest.raises(CheckpointError, match=f"{saved / name}: no such file"):
+        load_model(saved)
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(CheckpointError, match="nothing/config.json: no such file"):
+        DiffusionMTL.from_pretrained(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("damage", [
+    lambda data: data[: len(data) // 2],
+    lambda data: b"",
+    lambda data: b"\xff" * 8 + data[8:],
+    lambda data: data[:8] + b"[" + data[9:],
+    lambda data: b"not weights at all",
+])
+def test_corrupt_weights(saved, damage):
+    (saved / WEIGHTS).write_bytes(damage((saved / WEIGHTS).read_bytes()))
+    with pytest.raises(CheckpointError, match=f"{saved / WEIGHTS}: damaged or not a safetensors file"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("text, message", [
+    ("{", "not valid JSON"), ("\xff", "not valid JSON"), ("[1]", "must hold an object, got list"),
+    ('{"widht": 3}', r"model\.widht is not a known key; did you mean 'width'"), ('{"width": "a"}', "must be of type int"),
+    ('{"tasks": [{"name": "foo"}]}', "kind must be given"), ("{}", "model.tasks must name at least one task"),
+])
+def test_senseless_config(saved, text, message):
+    (saved / CONFIG).write_bytes(text.encode("latin-1"))
+    with pytest.raises(CheckpointError, match=f"{saved / CONFIG}: .*{message}"):
+        load_model(saved)
+
+
+def test_weights_of_another_configuration(saved):
+    config = json.loads((saved / CONFIG).read_text())
+    (saved / CONFIG).write_text(json.dumps(config | {"width": 64}))
+    with pytest.raises(CheckpointError, match=r"weights do not fit .*shape \(32, 120, 3, 3\), expected \(64, 120, 3, 3\).*more"):
+        load_model(saved)
+    (saved / CONFIG).write_text(json.dumps(config | {"diffusion": "none"}))
+    with pytest.raises(CheckpointError, match="mtdnet.*: not part of this configuration"):
+        load_model(saved)
+
+
+def test_a_missing_tensor_is_named(saved):
+    state = load_file(saved / WEIGHTS)
+    del state["initial.embed.bias"]
+    save_file(state, saved / WEIGHTS)
+    with pytest.raises(CheckpointError, match=f"{saved}: .*initial.embed.bias: missing"):
+        load_model(saved)
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A file system of 64 KiB; needs the right to mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("may not mount a tmpfs here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_full_disk_leaves_the_old_file(tiny_disk):
+    path = tiny_disk / "model.bin"
+    write_text(path, "old")
+    with pytest.raises(OSError, match=f"cannot write {path}"):
+        write_text(path, "x" * 200_000)
+    assert path.read_text() == "old" and os.listdir(tiny_disk) == ["model.bin"]
+
+
+def test_full_disk_while_saving_a_model(tiny_disk):
+    folder = tiny_disk / "model"
+    with pytest.raises(OSError, match=f"cannot write {folder / WEIGHTS}"):
+        small_model().save_pretrained(folder)
+    assert os.listdir(folder) == []
+
+
+def test_full_disk_while_saving_a_checkpoint(tiny_disk):
+    from dmtl.train.checkpoint import load_checkpoint, save_checkpoint
+
+    path = tiny_disk / "last.pt"
+    save_checkpoint(path, {"step": 1})
+    with pytest.raises(OSError, match=f"cannot write {path}"):
+        save_checkpoint(path, {"step": 2, "model": {"w": torch.zeros(100_000)}})
+    assert load_checkpoint(path)["step"] == 1 and os.listdir(tiny_disk) == ["last.pt"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("other")])
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, error):
+    path = tmp_path / "a.bin"
+    write_text(path, "old")
+
+    def write(temporary):
+        with open(temporary, "w") as file:
+            file.write("half")
+        raise error
+
+    with pytest.raises(type(error)):
+        write_atomically(path, write)
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_folder_that_is_a_file(tmp_path):
+    (tmp_path / "a").write_text("")
+    with pytest.raises(OSError, match="cannot write .*a/b"):
+        write_text(tmp_path / "a" / "b", "text")
