@@ -78,6 +78,7 @@ class CMakeBuild(build_ext):
         [library] = [p for p in build_dir.iterdir() if p.name.startswith(f"{target}.") and p.suffix in (".so", ".pyd", ".dylib")]
         destination = Path(self.get_ext_fullpath(ext.name)).resolve()
         destination.parent.mkdir(parents=True, exist_ok=True)
+        destination.unlink(missing_ok=True)  # a running process may have the old one mapped: never write into it
         shutil.copyfile(library, destination)
 
     def _cmake(self, target: str, build_dir: Path) -> None:
@@ -113,6 +114,7 @@ setup(
         *(f"dmtl.kernels.{backend}" for backend in BACKENDS),
     ],
     # The device code lives beside the package in the checkout and inside it once installed.
+    package_data={"dmtl.report": ["*.j2"]},
     package_dir={f"dmtl.kernels.{backend}": f"kernels/{backend}" for backend in BACKENDS},
     ext_modules=extensions(),
     cmdclass={"build_ext": CMakeBuild},
