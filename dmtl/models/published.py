@@ -79,17 +79,17 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
     numpy_scalars = [np.dtype, (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"), np._core.multiarray.scalar,
                      np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
     try:
-        with torch.serialization.safe_globals(numpy_scalars):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        file = open(path, "rb")
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file, expected a published checkpoint (.pth.tar)") from None
-    except pickle.UnpicklingError as error:
-        reason = str(error).split("Please file an issue")[0].strip().splitlines()[-1]
-        raise CheckpointError(f"{path}: holds something that is not weights and was not unpickled ({reason})") from None
-    except OSError:
-        raise
-    except Exception as error:  # a damaged file makes torch.load raise almost anything
-        raise CheckpointError(f"{path}: damaged or not a torch checkpoint ({type(error).__name__}: {error})") from None
+    with file, torch.serialization.safe_globals(numpy_scalars):
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            reason = str(error).split("Please file an issue")[0].strip().splitlines()[-1]
+            raise CheckpointError(f"{path}: holds something that is not weights and was not unpickled ({reason})") from None
+        except Exception as error:  # a damaged file makes torch.load raise almost anything
+            raise CheckpointError(f"{path}: damaged or not a torch checkpoint ({type(error).__name__}: {error})") from None
     state = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path}: expected a dictionary with the entry 'model' that holds tensors by name")

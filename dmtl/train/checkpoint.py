@@ -26,14 +26,15 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
 def load_checkpoint(path: str | Path) -> dict:
     """Reads what `save_checkpoint` wrote, without unpickling anything but tensors and plain containers."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        file = open(path, "rb")
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
-    except OSError:
-        raise
-    except Exception as error:  # a damaged file makes torch.load raise almost anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path}: damaged or not a training checkpoint ({reason})") from None
+    with file:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file makes torch.load raise almost anything
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise CheckpointError(f"{path}: damaged or not a training checkpoint ({reason})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path}: expected a training checkpoint of format {FORMAT}, "
                               f"got format {state.get('format') if isinstance(state, dict) else type(state).__name__}")

@@ -36,7 +36,7 @@ def images(tmp_path_factory) -> Path:
     (root / "splits").mkdir()
     (root / "splits" / "train.txt").write_text("".join(f"i{n}\n" for n in range(8)))
     (root / "splits" / "val.txt").write_text("i8\ni9\n")
-    (root / "dataset.yaml").write_text(yaml.safe_dump({"name": "tiny", "tasks": TASKS}))
+    (root / "dataset.yaml").write_text(yaml.safe_dump({"name": "tiny", "tasks": TASKS}, sort_keys=False))
     return root
 
 
