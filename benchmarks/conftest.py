@@ -28,7 +28,7 @@ def time_op(benchmark):
             if cuda:
                 torch.cuda.synchronize()
 
-        benchmark.pedantic(timed, rounds=15, warmup_rounds=3)
+        benchmark.pedantic(timed, rounds=7, warmup_rounds=1)
         if benchmark.stats is not None:  # None under --benchmark-disable
             benchmark.extra_info["elements_per_s_median"] = elements / benchmark.stats["median"]
         benchmark.extra_info["threads"] = torch.get_num_threads()

@@ -13,8 +13,13 @@ from dmtl import ops
 from dmtl.ops._registry import BACKENDS, OpSpec, reasons_against
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SIZES = {"1x512x64x64": (1, 512, 64, 64), "8x512x64x64": (8, 512, 64, 64)}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# One task's map of one 512x512 image, and of a batch of eight.
+CASES = [("1x512x64x64", "float32"), ("1x512x64x64", "bfloat16"), ("8x512x64x64", "float32")]
+
+
+def shape_of(size: str) -> tuple[int, ...]:
+    return tuple(map(int, size.split("x")))
 
 
 def usable(spec: OpSpec) -> list[str]:

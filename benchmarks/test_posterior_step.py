@@ -7,7 +7,7 @@ import torch
 
 from dmtl.ops.posterior_step import SPEC
 
-from .noising import DEVICE, DTYPES, SIZES, arguments, contenders, prepared
+from .noising import CASES, DEVICE, DTYPES, arguments, contenders, prepared, shape_of
 
 
 def eager(x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, key_B3):
@@ -16,11 +16,10 @@ def eager(x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, key_B3):
 
 
 @pytest.mark.parametrize("contender", contenders(SPEC))
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("size", "dtype"), CASES)
 def test_posterior_step(time_op, benchmark, size, dtype, contender):
     benchmark.group = f"posterior_step {size} {dtype}"
     coef1 = torch.linspace(0.6, 0.2, 4, device=DEVICE)
-    call = arguments(SIZES[size], DTYPES[dtype], ("x0_hat", "x_t"))
+    call = arguments(shape_of(size), DTYPES[dtype], ("x0_hat", "x_t"))
     call |= dict(coef1_S=coef1, coef2_S=1 - coef1, sigma_S=0.1 * coef1)
     time_op(prepared(SPEC, contender, eager, call, DTYPES[dtype]), call["x_t"].numel())

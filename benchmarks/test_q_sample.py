@@ -7,7 +7,7 @@ import torch
 
 from dmtl.ops.q_sample import SPEC
 
-from .noising import DEVICE, DTYPES, SIZES, arguments, contenders, prepared
+from .noising import CASES, DEVICE, DTYPES, arguments, contenders, prepared, shape_of
 
 
 def eager(x0, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, key_B3):
@@ -17,10 +17,9 @@ def eager(x0, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, key_B3):
 
 
 @pytest.mark.parametrize("contender", contenders(SPEC))
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("size", "dtype"), CASES)
 def test_q_sample(time_op, benchmark, size, dtype, contender):
     benchmark.group = f"q_sample {size} {dtype}"
     abar = torch.linspace(0.999, 0.9, 4, device=DEVICE)
-    call = arguments(SIZES[size], DTYPES[dtype], ("x0",)) | dict(sqrt_abar_S=abar.sqrt(), sqrt_one_minus_abar_S=(1 - abar).sqrt())
+    call = arguments(shape_of(size), DTYPES[dtype], ("x0",)) | dict(sqrt_abar_S=abar.sqrt(), sqrt_one_minus_abar_S=(1 - abar).sqrt())
     time_op(prepared(SPEC, contender, eager, call, DTYPES[dtype]), call["x0"].numel())

@@ -43,7 +43,7 @@ class Operator:
     check_values: Callable | None = None  # called with the operator's arguments when its tensors are on the CPU
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OpSpec:
     """A mathematical operation: forward and backward operator, and what the generic tests need to exercise it.
 

@@ -1,9 +1,10 @@
-// CPU loops of the two noising ops and their backward. Plain loops over lanes: the compiler turns them into vectors of whatever
-// width the translation unit is built for, with the Philox state in registers.
+// CPU loops of the two noising ops and their backward. Plain loops over lanes, which the compiler turns into vectors of whatever
+// width the translation unit is built for; only the generator itself is written with intrinsics.
 #pragma once
 
 #include "dmtl/noising.h"
 #include "dmtl/parallel.h"
+#include "dmtl/philox_simd.h"
 
 namespace dmtl {
 namespace {
@@ -18,9 +19,13 @@ struct Noise4 {
 
 // Normals of the kLanes blocks first, first + stride, ...
 inline __attribute__((always_inline)) void draw(uint32_t first, uint32_t stride, NoiseKey key, Noise4& n) {
+    uint32_t words[4][kLanes];
+    philox_lanes(first, stride, key, words);
 #pragma omp simd
-    for (int64_t l = 0; l < kLanes; ++l)
-        normals(first + static_cast<uint32_t>(l) * stride, key, &n.lane[0][l], &n.lane[1][l], &n.lane[2][l], &n.lane[3][l]);
+    for (int64_t l = 0; l < kLanes; ++l) {
+        box_muller(words[0][l], words[1][l], &n.lane[0][l], &n.lane[1][l]);
+        box_muller(words[2][l], words[3][l], &n.lane[2][l], &n.lane[3][l]);
+    }
 }
 
 template <class T>

@@ -1,4 +1,5 @@
-// Run body(i) for i in [0, items) on at most `threads` OpenMP threads (serially where OpenMP is missing).
+// Run body(i) for i in [0, items) on at most `threads` OpenMP threads (serially where OpenMP is missing). Items are handed out
+// one by one, so that a thread which loses its core holds up nobody but its own item.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +32,7 @@ inline void parallel_for(int64_t items, int threads, const Body& body) {
         return;
     }
 #if defined(_OPENMP)
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
 #endif
     for (int64_t i = 0; i < items; ++i) body(i);
 }
