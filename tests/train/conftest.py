@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -40,18 +39,21 @@ def images(tmp_path_factory) -> Path:
     return root
 
 
+def small_run(images: Path, out: Path, *, data={}, model={}, optim={}, log={}) -> RunConfig:
+    """Six steps on the folder of images; the dictionaries replace single values."""
+    return RunConfig(
+        out=str(out), device="cpu",
+        data=DataConfig(**(dict(root=str(images), size=(32, 32), labels="random-labels", scale=(0.8, 1.2)) | data)),
+        model=ModelConfig(**(dict(width=16, heads=2, backbone_width=4, blocks=1, decoder_blocks=1) | model)),
+        optim=OptimConfig(**(dict(steps=6, batch_size=4, warmup=2, seed=3) | optim)),
+        log=LogConfig(**(dict(every=1, eval_every=3, checkpoint_every=2) | log)),
+    )
+
+
 @pytest.fixture
 def config_for(images, tmp_path):
     """config_for("name", optim=dict(...), ...) -> a configuration whose run goes to tmp_path/name."""
-    def make(name: str = "run", *, data={}, model={}, optim={}, log={}) -> RunConfig:
-        return RunConfig(
-            out=str(tmp_path / name), device="cpu",
-            data=DataConfig(**(dict(root=str(images), size=(32, 32), labels="random-labels", scale=(0.8, 1.2)) | data)),
-            model=ModelConfig(**(dict(width=16, heads=2, backbone_width=4, blocks=1, decoder_blocks=1) | model)),
-            optim=OptimConfig(**(dict(steps=6, batch_size=4, warmup=2, seed=3) | optim)),
-            log=LogConfig(**(dict(every=1, eval_every=3, checkpoint_every=2) | log)),
-        )
-    return make
+    return lambda name="run", **options: small_run(images, tmp_path / name, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +69,3 @@ def _one_thread():
 def without_time(rows: list[dict]) -> list[dict]:
     """Log rows without what two runs may not share."""
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
-
-
-def other_place(config: RunConfig, out) -> RunConfig:
-    return dataclasses.replace(config, out=str(out))
