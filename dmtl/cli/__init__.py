@@ -1,8 +1,9 @@
-"""The command line: `dmtl COMMAND ...`. Each command is a module of this package with `main(arguments) -> exit status`."""
+"""The command line: `dmtl COMMAND ...`. A command is a module here with `main(arguments) -> exit status`."""
 
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from importlib import import_module
 
@@ -46,9 +47,22 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         return import_module(f"dmtl.cli.{command}").main(rest) or 0
-    except (DmtlError, OSError) as error:
+    except BrokenPipeError:  # the reader of our output, say `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        print(f"dmtl {command}: {_told(error)}", file=sys.stderr)
+        return 2
+    except (DmtlError, NotImplementedError) as error:  # the latter: no backend, or not the one asked for
         print(f"dmtl {command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"dmtl {command}: interrupted", file=sys.stderr)
         return 130
+
+
+def _told(error: OSError) -> str:
+    """What happened to which file, without the error's number."""
+    if error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"

@@ -1,38 +1,51 @@
-"""What several commands share: parsing, progress, tables."""
+"""What several commands share: progress, tables, model folders."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
-import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
-T = TypeVar("T")
 console = Console()
-
-
-def parse(kind: Callable[..., T], arguments: Sequence[str], command: str, **options) -> T:
-    """`arguments` as `kind` (a dataclass), with help made from its docstrings."""
-    return tyro.cli(kind, args=list(arguments), prog=f"dmtl {command}", **options)
 
 
 @contextmanager
 def training_progress(label: str):
     """Yields `on_step(step, steps, loss)` that moves a bar with the loss and the time to finish."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3g}"),
-               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task(label, total=None, loss=float("nan"))
-        yield lambda step, steps, loss: progress.update(bar, completed=step, total=steps, loss=loss)
+        bar = progress.add_task(label, total=None, loss="-")
+
+        def on_step(step: int, steps: int, loss: float) -> None:
+            progress.update(bar, completed=step, total=steps, loss="-" if math.isnan(loss) else f"{loss:.3g}")
+
+        yield on_step
 
 
-def metric_table(title: str, methods: Mapping[str, Mapping[str, Mapping[str, float]]], directions: Mapping[str, tuple]) -> Table:
-    """All metrics of several methods: {method: {task: {metric: value}}}; per-class figures are left to the JSON files."""
+def metric_table(
+    title: str, methods: Mapping[str, Mapping[str, Mapping[str, float]]], directions: Mapping[str, tuple]
+) -> Table:
+    """All metrics of several methods, {method: {task: {metric: value}}}, but for those per class."""
     table = Table(title=title, title_justify="left")
     table.add_column("task")
     table.add_column("metric")

@@ -1,13 +1,14 @@
-"""`dmtl claim`: one configuration, several seeds, DiffusionMTL beside the baseline at equal steps and at equal time."""
+"""`dmtl claim`: one configuration, several seeds, DiffusionMTL beside the baseline."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
-import tyro
 from rich.table import Table
 
-from dmtl.cli._common import console, parse, training_progress
+from dmtl.cli._arguments import parse, positional
+from dmtl.cli._common import console, training_progress
 from dmtl.cli.train import defaults, run_config
 from dmtl.train.claim import METHODS, Claim, mean_and_spread, run_claim
 from dmtl.train.config import RunConfig
@@ -15,32 +16,38 @@ from dmtl.train.config import RunConfig
 
 @dataclass(frozen=True)
 class ClaimArgs(RunConfig):
-    """Train DiffusionMTL and the multi-task baseline from the same labels, once per seed, and print Delta_MTL with its spread.
+    """Train DiffusionMTL and the multi-task baseline from the same labels, once per seed, and print
+    Delta_MTL with its spread.
 
-    The baseline is trained twice: for equal steps, and for as many steps as fit into DiffusionMTL's training time.
-    Finished runs in OUT are kept, so an interrupted command goes on where it was.
+    The baseline is trained twice: for equal steps, and for as many steps as fit into DiffusionMTL's
+    training time. Finished runs in OUT are kept, so an interrupted command goes on where it was.
     """
 
-    config: tyro.conf.Positional[str | None] = None
-    """A TOML file, first on the command line; see configs/."""
+    config: Annotated[str | None, *positional("[CONFIG]")] = None
+    """A TOML file; it comes first."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Seeds of initialisation, order, augmentation and noise."""
 
 
 def main(arguments: list[str]) -> int:
     args = parse(ClaimArgs, arguments, "claim", default=defaults(ClaimArgs, arguments))
-    claim = run_claim(run_config(args), args.seeds, training_progress)
+    claim = run_claim(run_config(args, arguments), args.seeds, training_progress)
     console.print(claim_table(claim))
     for name, values in (("equal steps", claim.delta_equal_steps), ("equal time", claim.delta_equal_time)):
         mean, spread = mean_and_spread(values)
         each = ", ".join(f"{v:+.2f}" for v in values)
-        console.print(f"Delta_MTL of DiffusionMTL against MTL at {name}: [bold]{mean:+.2f} ± {spread:.2f} %[/bold]  ({each})")
+        console.print(
+            f"Delta_MTL of DiffusionMTL against MTL at {name}: "
+            f"[bold]{mean:+.2f} ± {spread:.2f} %[/bold]  ({each})"
+        )
     return 0
 
 
 def claim_table(claim: Claim) -> Table:
     """Mean and standard deviation over seeds of every task's metrics, one column per method."""
-    table = Table(title=f"{len(claim.of('diffusion'))} seeds, mean ± standard deviation", title_justify="left")
+    table = Table(
+        title=f"{len(claim.of('diffusion'))} seeds, mean ± standard deviation", title_justify="left"
+    )
     table.add_column("task")
     table.add_column("metric")
     for method in METHODS:

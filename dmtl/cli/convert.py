@@ -7,21 +7,22 @@ from typing import Annotated
 
 import tyro
 
-from dmtl.cli._common import console, model_folder, parse
+from dmtl.cli._arguments import parse, positional
+from dmtl.cli._common import console, model_folder
 
 
 @dataclass(frozen=True)
 class Convert:
-    """Read a published checkpoint (.pth.tar) and write a model folder; with --to-official the other way round.
+    """Read a published checkpoint (.pth.tar) and write a model folder; or, with --to-official, go back.
 
-    Only tensors and plain containers are unpickled. S and the noise schedule are read from the file's buffers.
+    Only tensors and plain containers are unpickled. S and the noise schedule come from the file's buffers.
     """
 
-    source: Annotated[str, tyro.conf.Positional]
+    source: Annotated[str, *positional("SOURCE")]
     """The published file, or (--to-official) a model folder."""
-    target: Annotated[str, tyro.conf.Positional]
+    target: Annotated[str, *positional("TARGET")]
     """The folder to write, or (--to-official) the file."""
-    to_official: bool = False
+    to_official: tyro.conf.FlagCreatePairsOff[bool] = False
     """Write the published format."""
 
 
@@ -34,7 +35,9 @@ def main(arguments: list[str]) -> int:
     else:
         model = convert_official(args.source, args.target)
         count = sum(p.numel() for p in model.parameters())
-        console.print(f"{count / 1e6:.2f} M parameters, S = {model.mtdnet.schedule.steps}, "
-                      f"tasks: {', '.join(f'{t} ({c})' for t, c in model.channels.items())}")
+        console.print(
+            f"{count / 1e6:.2f} M parameters, S = {model.mtdnet.schedule.steps}, "
+            f"tasks: {', '.join(f'{t} ({c})' for t, c in model.channels.items())}"
+        )
     console.print(f"wrote {args.target}")
     return 0

@@ -6,17 +6,20 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated
 
-import tyro
 from rich.table import Table
 
-from dmtl.cli._common import console, parse
+from dmtl.cli._arguments import parse_subcommand, positional
+from dmtl.cli._common import console
 
-Source = Annotated[str, tyro.conf.Positional]
+Source = Annotated[str, *positional("[DATA]")]
 
 
 @dataclass(frozen=True)
 class Check:
-    """Read everything and list what is wrong: damaged files, sizes, class ids, ranges, duplicates. Status 1 if anything is."""
+    """Read everything and list what is wrong: damaged files, sizes, class ids, ranges, duplicates.
+
+    The exit status is 1 if anything is.
+    """
 
     data: Source = "scenes"
     """"scenes" or a folder with dataset.yaml."""
@@ -62,21 +65,23 @@ class Labels:
 class Export:
     """Write a data set as a folder: images, one folder per task, splits, dataset.yaml."""
 
-    data: Source
+    data: Annotated[str, *positional("DATA")]
     """"scenes" or a folder with dataset.yaml."""
-    out: Annotated[str, tyro.conf.Positional]
+    out: Annotated[str, *positional("OUT")]
     """Folder to write."""
     split: str = "train"
     """Which split."""
     count: int | None = None
     """At most so many images."""
     size: tuple[int, int] | None = None
-    """Height and width."""
+    """Height and width; default: as they are (scenes: 128 128)."""
 
 
 def main(arguments: list[str]) -> int:
-    command = tyro.extras.subcommand_cli_from_dict(
-        {"check": Check, "show": Show, "labels": Labels, "export": Export}, args=list(arguments), prog="dmtl data",
+    command = parse_subcommand(
+        {"check": Check, "show": Show, "labels": Labels, "export": Export},
+        arguments,
+        "data",
         description="Look at a data set, check it, choose labels, export it.",
     )
     return {Check: _check, Show: _show, Labels: _labels, Export: _export}[type(command)](command)
@@ -90,9 +95,15 @@ def _check(args: Check) -> int:
     splits = [open_dataset(args.data, split, count=args.count) for split in args.splits]
     problems = []
     for i, dataset in enumerate(splits):
-        problems += check_dataset(dataset, splits[:i], progress=lambda x, d=dataset: track(x, f"{d.name} {d.split}", console=console))
+        problems += check_dataset(
+            dataset,
+            splits[:i],
+            progress=lambda x, d=dataset: track(x, f"{d.name} {d.split}", console=console),
+        )
     if not problems:
-        console.print(f"{args.data}: {sum(map(len, splits))} images in {', '.join(args.splits)}, nothing wrong")
+        console.print(
+            f"{args.data}: {sum(map(len, splits))} images in {', '.join(args.splits)}, nothing wrong"
+        )
         return 0
     table = Table("where", "what is wrong")
     for problem in problems:
@@ -111,13 +122,21 @@ def _show(args: Show) -> int:
 
     dataset = open_dataset(args.data, args.split)
     facts = summary(dataset)
-    table = Table("task", "kind", "labels", title=f"{facts['name']} {facts['split']}: {facts['images']} images", title_justify="left")
+    table = Table(
+        "task",
+        "kind",
+        "labels",
+        title=f"{facts['name']} {facts['split']}: {facts['images']} images",
+        title_justify="left",
+    )
     for name, task in facts["tasks"].items():
         table.add_row(name, task["kind"], str(task["exist"]))
     console.print(table)
     rows = [picture_row(dataset.read(i), dataset.tasks) for i in range(min(args.count, len(dataset)))]
     width = max(row.shape[1] for row in rows)
-    sheet = np.concatenate([np.pad(row, ((0, 2), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows])
+    sheet = np.concatenate(
+        [np.pad(row, ((0, 2), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+    )
     write_atomically(args.out, lambda path: Image.fromarray(sheet).save(path, "PNG"))
     console.print(f"wrote {args.out} (image, {', '.join(dataset.tasks)})")
     return 0
@@ -132,8 +151,10 @@ def _labels(args: Labels) -> int:
     labels = choose_labels(DataConfig(root=args.data, labels=args.setting, label_seed=args.seed), dataset)
     labels.write_csv(args.out)
     facts = labels.statistics()
-    console.print(f"{facts['labels']} labels for {facts['images']} images: "
-                  + ", ".join(f"{task} {n}" for task, n in facts["per_task"].items()))
+    console.print(
+        f"{facts['labels']} labels for {facts['images']} images: "
+        + ", ".join(f"{task} {n}" for task, n in facts["per_task"].items())
+    )
     console.print(f"wrote {args.out}")
     return 0
 

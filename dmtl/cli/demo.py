@@ -7,12 +7,16 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmtl.cli._common import console, metric_table, parse, training_progress
+import tyro
+
+from dmtl.cli._arguments import parse
+from dmtl.cli._common import console, metric_table, training_progress
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Learn six tasks from rendered images with one label each; compare with the plain multi-task baseline; write a report.
+    """Learn six tasks from rendered images with one label each, compare with the plain multi-task baseline,
+    write a report.
 
     Trains both models, predicts a few images, and writes OUT/report.html. Nothing is downloaded.
     """
@@ -25,7 +29,7 @@ class Demo:
     """Seed of initialisation, order, augmentation and noise."""
     device: str = "auto"
     """"auto", "cpu", "cuda" or "cuda:N"."""
-    overwrite: bool = False
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Replace an earlier demo in OUT."""
 
 
@@ -36,32 +40,46 @@ def main(arguments: list[str]) -> int:
     from dmtl.report.run import report_from_runs
     from dmtl.train.evaluate import primary_metrics
     from dmtl.train.presets import demo_config
+    from dmtl.train.setup import pick_device
     from dmtl.train.trainer import Trainer
 
+    base = demo_config()
+    steps = base.optim.steps if args.steps is None else args.steps
+    optim = dataclasses.replace(base.optim, seed=args.seed, steps=steps)
+    pick_device(args.device)  # before anything is written
     out = Path(args.out)
     if out.exists() and any(out.iterdir()):
         if not args.overwrite or not (out / "demo").is_file():
-            raise ConfigError(f"{out} exists; choose another --out, or --overwrite to replace an earlier demo")
+            raise ConfigError(f"{out} exists; choose another --out, or --overwrite an earlier demo")
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "demo").touch()  # marks a folder that --overwrite may replace
 
-    base = demo_config()
-    optim = dataclasses.replace(base.optim, seed=args.seed, steps=base.optim.steps if args.steps is None else args.steps)
     runs = {}
-    for name, label, model in (("mtl", "MTL baseline", dataclasses.replace(base.model, diffusion="none")),
-                               ("diffusion", "DiffusionMTL", base.model)):
+    for name, label, model in (
+        ("mtl", "MTL baseline", dataclasses.replace(base.model, diffusion="none")),
+        ("diffusion", "DiffusionMTL", base.model),
+    ):
         config = dataclasses.replace(base, out=str(out / name), device=args.device, model=model, optim=optim)
-        with training_progress(f"{label:12}") as on_step:
-            trainer = Trainer(config, on_step=on_step)
+        trainer = Trainer(config)
+        with training_progress(f"{label:12}") as trainer.on_step:
             runs[label] = trainer.run()
     console.print(metric_table("", runs, primary_metrics(runs["DiffusionMTL"], trainer.model.tasks)))
     gain = delta_mtl(runs["DiffusionMTL"], runs["MTL baseline"], trainer.model.tasks)
-    console.print(f"Delta_MTL of DiffusionMTL against the MTL baseline: [bold]{gain:+.2f} %[/bold] (one seed, equal steps)")
+    console.print(
+        f"Delta_MTL of DiffusionMTL against the MTL baseline: [bold]{gain:+.2f} %[/bold] "
+        "(one seed, equal steps)"
+    )
 
     _predict_samples(trainer, out)
-    report = report_from_runs(out / "diffusion", out / "mtl", out / "report.html", train_set=trainer.data.train,
-                              val_set=trainer.data.val, device=trainer.device)
+    report = report_from_runs(
+        out / "diffusion",
+        out / "mtl",
+        out / "report.html",
+        train_set=trainer.data.train,
+        val_set=trainer.data.val,
+        device=trainer.device,
+    )
     console.print(f"report: {report}")
     return 0
 

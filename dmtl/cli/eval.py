@@ -6,16 +6,15 @@ import json
 from dataclasses import dataclass
 from typing import Annotated
 
-import tyro
-
-from dmtl.cli._common import console, metric_table, model_folder, parse
+from dmtl.cli._arguments import parse, positional
+from dmtl.cli._common import console, metric_table, model_folder
 
 
 @dataclass(frozen=True)
 class Eval:
     """Score a model on a data set and print every metric."""
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, *positional("MODEL")]
     """A run's folder, or a folder with config.json and model.safetensors."""
     data: str = "scenes"
     """"scenes" or a folder with dataset.yaml."""
@@ -59,13 +58,21 @@ def main(arguments: list[str]) -> int:
                 raise ConfigError(f"tasks: {where} has no task {name!r} (it has {', '.join(tasks)})")
         check_same_kind(name, model.tasks[name], dataset.tasks[name])
     if not names:
-        raise ConfigError(f"{args.model} and {args.data} share no task "
-                          f"({', '.join(model.tasks)} and {', '.join(dataset.tasks)})")
+        raise ConfigError(
+            f"{args.model} and {args.data} share no task "
+            f"({', '.join(model.tasks)} and {', '.join(dataset.tasks)})"
+        )
     loader = make_loader(dataset, tasks=names, batch_size=args.batch_size, shuffle=False)
     batches = track(loader, total=len(loader), description="scoring", console=console)
-    metrics = evaluate(model, batches, tasks=names, steps=args.steps, seed=args.seed, initial=isinstance(model, DiffusionMTL))
+    metrics = evaluate(
+        model, batches, tasks=names, steps=args.steps, seed=args.seed, initial=isinstance(model, DiffusionMTL)
+    )
     primary = primary_metrics(metrics, model.tasks)
-    console.print(metric_table(f"{args.model} on {args.data} ({args.split}, {len(dataset)} images)", {"value": metrics}, primary))
+    console.print(
+        metric_table(
+            f"{args.model} on {args.data} ({args.split}, {len(dataset)} images)", {"value": metrics}, primary
+        )
+    )
     if args.json:
         write_text(args.json, json.dumps({"metrics": metrics, "primary": primary}, indent=2) + "\n")
     return 0
@@ -76,5 +83,7 @@ def check_same_kind(name: str, ours, theirs) -> None:
     from dmtl.errors import ConfigError
 
     if (ours.kind, ours.channels) != (theirs.kind, theirs.channels):
-        raise ConfigError(f"task {name!r}: the model predicts {ours.kind} with {ours.channels} channels, "
-                          f"the data set has {theirs.kind} with {theirs.channels}")
+        raise ConfigError(
+            f"task {name!r}: the model predicts {ours.kind} with {ours.channels} channels, "
+            f"the data set has {theirs.kind} with {theirs.channels}"
+        )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dmtl.cli._common import parse
+from dmtl.cli._arguments import parse
 
 
 @dataclass(frozen=True)
 class Info:
-    """Print versions, the native modules, and for every operator its backend here and why the others are not taken."""
+    """Print versions, the native modules, and for every operator its backend here and why not the others."""
 
 
 def main(arguments: list[str]) -> int:

@@ -7,20 +7,22 @@ from typing import Annotated
 
 import tyro
 
-from dmtl.cli._common import console, model_folder, parse
+from dmtl.cli._arguments import parse, positional
+from dmtl.cli._common import console, model_folder
 
 
 @dataclass(frozen=True)
 class Predict:
     """Predict every task for images of any size.
 
-    Writes OUT/<task>/<name>.png (class ids, probabilities, 16-bit depth, normals), OUT/pictures, OUT/overview and
-    OUT/maps.json, which says how to read the maps. An unreadable file is reported at the end; the others are done.
+    Writes OUT/<task>/<name>.png (class ids, probabilities, 16-bit depth, normals), OUT/pictures, OUT/overview
+    and OUT/maps.json, which says how to read the maps. An unreadable file is reported at the end; the others
+    are done.
     """
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, *positional("MODEL")]
     """A run's folder, or a folder with config.json and model.safetensors."""
-    images: Annotated[list[str], tyro.conf.Positional]
+    images: Annotated[list[str], *positional("IMAGE ...")]
     """Image files and folders."""
     out: str = "predictions"
     """Folder to write."""
@@ -30,7 +32,7 @@ class Predict:
     """Denoising steps; default: as trained."""
     pictures: bool = True
     """Also write coloured pictures and an overview sheet per image."""
-    npy: bool = False
+    npy: tyro.conf.FlagCreatePairsOff[bool] = False
     """Also write unit vectors as float16 arrays."""
     seed: int = 0
     """Seed of the chain's noise."""
@@ -40,12 +42,20 @@ class Predict:
 
 def main(arguments: list[str]) -> int:
     args = parse(Predict, arguments, "predict")
+    from dmtl.errors import ConfigError
     from dmtl.infer.predictor import Predictor
     from dmtl.models import load_model
     from dmtl.train.setup import pick_device
 
-    predictor = Predictor(load_model(model_folder(args.model)), pick_device(args.device), steps=args.steps,
-                          tasks=args.tasks, seed=args.seed)
+    if not args.images:
+        raise ConfigError("IMAGE must be at least one file or folder, got none")
+    predictor = Predictor(
+        load_model(model_folder(args.model)),
+        pick_device(args.device),
+        steps=args.steps,
+        tasks=args.tasks,
+        seed=args.seed,
+    )
     summary = predictor.predict_files(args.images, args.out, pictures=args.pictures, npy=args.npy)
     console.print(str(summary), highlight=False, markup=False)
     return 0 if summary.ok else 1

@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import tyro
-
-from dmtl.cli._common import console, parse
+from dmtl.cli._arguments import parse, positional
+from dmtl.cli._common import console
 
 
 @dataclass(frozen=True)
 class Report:
-    """Write a self-contained HTML page: labels, metrics beside the baseline, curves, pictures of every denoising step."""
+    """Write a self-contained HTML page: labels, metrics beside the baseline, curves, all steps' pictures."""
 
-    runs: Annotated[list[str], tyro.conf.Positional]
+    runs: Annotated[list[str], *positional("RUN ...")]
     """Finished DiffusionMTL runs: one, or one for each seed."""
     baseline: list[str] | None = None
     """The baseline's runs, as many and in the same order."""
@@ -29,8 +28,12 @@ def main(arguments: list[str]) -> int:
     from dmtl.errors import ConfigError
     from dmtl.report.run import report_from_runs
 
+    if not args.runs:
+        raise ConfigError("RUN must be at least one folder of a finished run, got none")
     if args.baseline is not None and len(args.baseline) != len(args.runs):
-        raise ConfigError(f"baseline must name as many runs as there are before it ({len(args.runs)}), got {len(args.baseline)}")
+        raise ConfigError(
+            f"--baseline must name as many runs as RUN ({len(args.runs)}), got {len(args.baseline)}"
+        )
     path = report_from_runs(args.runs, args.baseline, args.out, pictures=args.pictures)
     console.print(f"wrote {path}")
     return 0

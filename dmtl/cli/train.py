@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
-from dmtl.cli._common import console, metric_table, parse, training_progress
+from dmtl.cli._arguments import parse, positional
+from dmtl.cli._common import console, metric_table, training_progress
+from dmtl.errors import ConfigError
 from dmtl.train.config import RunConfig, read_config
 from dmtl.train.trainer import Trainer
 
@@ -19,35 +22,45 @@ class Train(RunConfig):
     Writes into OUT: config.toml (resolved), labels.csv, log.jsonl, checkpoints/, model/, metrics.json.
     """
 
-    config: tyro.conf.Positional[str | None] = None
-    """A TOML file, first on the command line; see configs/."""
-    resume: bool = False
+    config: Annotated[str | None, *positional("[CONFIG]")] = None
+    """A TOML file; it comes first."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on from the last checkpoint in OUT."""
 
 
 def main(arguments: list[str]) -> int:
     args = parse(Train, arguments, "train", default=defaults(Train, arguments))
-    config = run_config(args)
-    with training_progress(config.out) as on_step:
-        trainer = Trainer(config, resume=args.resume, on_step=on_step)
-        if trainer.step:
-            console.print(f"resumed at step {trainer.step}")
+    config = run_config(args, arguments)
+    trainer = Trainer(config, resume=args.resume)
+    if trainer.step:
+        console.print(f"resumed at step {trainer.step}")
+    with training_progress(config.out) as trainer.on_step:
         metrics = trainer.run()
     from dmtl.train.evaluate import primary_metrics
 
-    console.print(metric_table(f"{config.out}: {trainer.step} steps", {"value": metrics}, primary_metrics(metrics, trainer.model.tasks)))
+    console.print(
+        metric_table(
+            f"{config.out}: {trainer.step} steps",
+            {"value": metrics},
+            primary_metrics(metrics, trainer.model.tasks),
+        )
+    )
     console.print(f"model: {trainer.out / 'model'}")
     return 0
 
 
 def defaults(kind: type, arguments: list[str]):
     """An instance of `kind` with the values of the TOML file that stands first, if one does."""
-    if arguments and arguments[0].endswith(".toml"):
+    if arguments and not arguments[0].startswith("-"):
         config = read_config(arguments[0])
-        return kind(config=arguments[0], **{f.name: getattr(config, f.name) for f in dataclasses.fields(RunConfig)})
+        return kind(
+            config=arguments[0], **{f.name: getattr(config, f.name) for f in dataclasses.fields(RunConfig)}
+        )
     return kind()
 
 
-def run_config(args: RunConfig) -> RunConfig:
+def run_config(args: RunConfig, arguments: list[str]) -> RunConfig:
     """The part of a command's arguments that is a run's configuration."""
+    if args.config is not None and args.config != arguments[0]:
+        raise ConfigError(f"CONFIG must come first, got {args.config} after {arguments[0]}")
     return RunConfig(**{f.name: getattr(args, f.name) for f in dataclasses.fields(RunConfig)})

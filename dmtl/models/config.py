@@ -16,7 +16,7 @@ _TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str}
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Architecture of `DiffusionMTL` and of its baselines. The defaults are the published network (model.md)."""
+    """Architecture of the model and of its baselines. The defaults are the published network, but for `chain_init`."""
 
     tasks: list[dict] = field(default_factory=list)
     """Task specifications (`Task.spec()`), in the order in which the condition concatenates their maps."""
@@ -49,11 +49,9 @@ class ModelConfig:
     mlp_ratio: int = 4
     """Hidden width of the blocks' MLPs, in units of C."""
     token_reduction: int = 4
-    """Side of the square of 1/8-map positions that share a token: 4 as published (16 x 16 tokens at 512 pixels), 2 or 1 for
-    small images, where 4 would leave only a handful."""
+    """Side of the square of 1/8-map positions that share a token: 4 as published; 2 or 1 for small images."""
     chain_init: str = "identity"
-    """How MTDNet starts: "identity" passes its signal through nearly unchanged, "default" is torch's initialisation, under
-    which the image hardly reaches the end of the chain."""
+    """How MTDNet starts: "identity" passes its signal on nearly unchanged; "default", published, loses most of it."""
     detach_signal: bool = False
     """True: the chain sends no gradient into the initial network, which then learns as the plain baseline does."""
     residual: bool = False

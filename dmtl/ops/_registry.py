@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from dmtl._support import Support, why_not
+from dmtl.errors import ConfigError
 
 from . import _library
 
@@ -107,7 +108,7 @@ def requested(op: str) -> tuple[str, str] | None:
     for variable in (f"DMTL_BACKEND_{op.upper()}", "DMTL_BACKEND"):
         if value := os.environ.get(variable, "").strip().lower():
             if value not in BACKENDS:
-                raise ValueError(f"{variable} must be one of {', '.join(BACKENDS)}, got {value}")
+                raise ConfigError(f"{variable} must be one of {', '.join(BACKENDS)}, got {value}")
             return value, variable
     return None
 
