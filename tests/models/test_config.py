@@ -4,9 +4,11 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from dmtl.errors import ConfigError
 from dmtl.models import DiffusionMTL, ModelConfig, MultiTaskBaseline, build_model
+from dmtl.tasks import make_task
 from tests.models.cases import TASKS, small_config
 
 SPECS = [TASKS["edge"].spec()]
@@ -82,10 +84,6 @@ def test_tasks_are_needed_and_distinct():
 
 def test_defaults_are_the_published_network(golden_dir):
     """133 million parameters, counted without allocating them."""
-    import torch
-
-    from dmtl.tasks import make_task
-
     published = json.loads((golden_dir / "official_state_dict.json").read_text())
     tasks = [make_task(t).spec() for t in ("semseg", "human_parts", "sal", "normals", "edge")]
     with torch.device("meta"):

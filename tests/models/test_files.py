@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from dmtl.errors import CheckpointError, ConfigError
 from dmtl.files import write_atomically, write_text
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, load_model
+from dmtl.train.checkpoint import load_checkpoint, save_checkpoint
 from tests.models.cases import small_model
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -131,8 +132,6 @@ def test_full_disk_while_saving_a_model(tiny_disk):
 
 
 def test_full_disk_while_saving_a_checkpoint(tiny_disk):
-    from dmtl.train.checkpoint import load_checkpoint, save_checkpoint
-
     path = tiny_disk / "last.pt"
     save_checkpoint(path, {"step": 1})
     with pytest.raises(OSError, match=f"cannot write {path}"):

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from dmtl.diffusion import ArrayNoise, CounterNoise
-from dmtl.models import DiffusionMTL, MultiTaskBaseline
-from tests.models.cases import TASKS, small_model
+from dmtl.models import DiffusionMTL, MultiTaskBaseline, build_model
+from tests.models.cases import TASKS, small_config, small_model
 
 CHANNELS = {"semseg": 4, "normals": 3, "edge": 1, "heat": 1}
 MECHANISMS = ["feature", "prediction"]
@@ -141,9 +141,6 @@ def test_one_step_equals_a_model_of_one_level(models):
 
 @pytest.mark.parametrize("diffusion", MECHANISMS)
 def test_residual_starts_at_the_initial_prediction(diffusion):
-    from dmtl.models import build_model
-    from tests.models.cases import small_config
-
     model = build_model(small_config(diffusion=diffusion, residual=True)).eval()
     out = model(torch.randn(2, 3, 64, 64), trace=True)
     for task in TASKS:

@@ -1,5 +1,7 @@
 """Our ResNets carry torchvision's parameter names and shapes."""
 
+import json
+
 import pytest
 import torch
 
@@ -34,8 +36,6 @@ def test_state_dict_is_torchvisions(name, count):
 
 
 def test_published_backbone_has_the_same_keys(golden_dir):
-    import json
-
     published = json.loads((golden_dir / "official_state_dict.json").read_text())
     expected = {k.removeprefix("backbone."): tuple(v) for k, v in published.items() if k.startswith("backbone.")}
     assert expected == torchvision_entries(DEPTHS["resnet18"])

@@ -17,6 +17,7 @@ from dmtl.models import DiffusionMTL, MultiTaskBaseline, load_model
 from dmtl.ops import _checks
 from dmtl.train.config import read_config, write_config
 from dmtl.train.log import RunLog
+from dmtl.train.setup import training_loader
 from dmtl.train.trainer import Trainer
 from tests.train.conftest import small_run, without_time
 
@@ -221,8 +222,6 @@ def test_half_precision_follows_single(finished, config_for, precision, toleranc
 
 
 def test_fp16_skips_a_step_that_overflows(config_for):
-    from dmtl.train.setup import training_loader
-
     trainer = Trainer(config_for(optim=dict(precision="fp16")))
     batch = next(training_loader(trainer.config, trainer.data).stream(0))
     weight = trainer.model.train().initial.embed.weight
@@ -268,8 +267,6 @@ def test_on_step_is_told_the_progress(config_for):
 def test_a_step_waits_for_nothing(config_for, monkeypatch, options):
     """No tensor is read by the host inside a step; on a GPU each such reading would wait for the device."""
     trainer = Trainer(config_for(optim=options))
-    from dmtl.train.setup import training_loader
-
     batch = next(training_loader(trainer.config, trainer.data).stream(0))
     trainer.model.train()
     monkeypatch.setattr(_checks, "check_values", lambda *_: None)  # reads CPU tensors alone
