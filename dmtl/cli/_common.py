@@ -17,8 +17,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 console = Console()
+
+
+def say(text: object) -> None:
+    """One line as it is: not wrapped, not coloured, and brackets in a path are no markup."""
+    console.print(str(text), soft_wrap=True, highlight=False, markup=False)
 
 
 @contextmanager
@@ -46,7 +52,7 @@ def metric_table(
     title: str, methods: Mapping[str, Mapping[str, Mapping[str, float]]], directions: Mapping[str, tuple]
 ) -> Table:
     """All metrics of several methods, {method: {task: {metric: value}}}, but for those per class."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     table.add_column("task")
     table.add_column("metric")
     for method in methods:
@@ -59,6 +65,13 @@ def metric_table(
             row = [f"{methods[m][task][metric]:.4g}" if task in methods[m] else "" for m in methods]
             table.add_row(task, metric + mark, *row, style="bold" if primary else None)
     return table
+
+
+def final_and_initial(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, dict]:
+    """One run's metrics as columns of `metric_table`: final maps, and initial ones if scored."""
+    final = {task: values for task, values in metrics.items() if not task.startswith("initial/")}
+    initial = {task.removeprefix("initial/"): v for task, v in metrics.items() if task.startswith("initial/")}
+    return {"final map": final, "initial map": initial} if initial else {"value": final}
 
 
 def model_folder(path: str) -> Path:

@@ -10,6 +10,7 @@ from rich.table import Table
 from dmtl.cli._arguments import parse, positional
 from dmtl.cli._common import console, training_progress
 from dmtl.cli.train import defaults, run_config
+from dmtl.errors import ConfigError
 from dmtl.train.claim import METHODS, Claim, mean_and_spread, run_claim
 from dmtl.train.config import RunConfig
 
@@ -31,23 +32,22 @@ class ClaimArgs(RunConfig):
 
 def main(arguments: list[str]) -> int:
     args = parse(ClaimArgs, arguments, "claim", default=defaults(ClaimArgs, arguments))
+    if not args.seeds:
+        raise ConfigError("--seeds must name at least one seed, got none")
     claim = run_claim(run_config(args, arguments), args.seeds, training_progress)
     console.print(claim_table(claim))
     for name, values in (("equal steps", claim.delta_equal_steps), ("equal time", claim.delta_equal_time)):
-        mean, spread = mean_and_spread(values)
         each = ", ".join(f"{v:+.2f}" for v in values)
-        console.print(
-            f"Delta_MTL of DiffusionMTL against MTL at {name}: "
-            f"[bold]{mean:+.2f} ± {spread:.2f} %[/bold]  ({each})"
-        )
+        figure = f"{_figure(values, '+.2f')} %" + (f"  ({each})" if len(values) > 1 else "")
+        console.print(f"Delta_MTL of DiffusionMTL against MTL at {name}: [bold]{figure}[/bold]")
     return 0
 
 
 def claim_table(claim: Claim) -> Table:
     """Mean and standard deviation over seeds of every task's metrics, one column per method."""
-    table = Table(
-        title=f"{len(claim.of('diffusion'))} seeds, mean ± standard deviation", title_justify="left"
-    )
+    seeds = [run.seed for run in claim.of("diffusion")]
+    title = f"{len(seeds)} seeds, mean ± standard deviation" if len(seeds) > 1 else f"seed {seeds[0]}"
+    table = Table(title=title, title_justify="left")
     table.add_column("task")
     table.add_column("metric")
     for method in METHODS:
@@ -57,9 +57,12 @@ def claim_table(claim: Claim) -> Table:
     first = claim.runs[0].metrics
     for task in (t for t in first if "/" not in t):
         for metric in (m for m in first[task] if "/" not in m):
-            cells = []
-            for method in METHODS:
-                mean, spread = mean_and_spread([run.metrics[task][metric] for run in claim.of(method)])
-                cells.append(f"{mean:.2f} ± {spread:.2f}")
+            cells = (_figure([run.metrics[task][metric] for run in claim.of(m)], ".4g") for m in METHODS)
             table.add_row(task, metric, *cells)
     return table
+
+
+def _figure(values: list[float], form: str) -> str:
+    """Mean ± standard deviation, or the one value there is."""
+    mean, spread = mean_and_spread(values)
+    return f"{mean:{form}} ± {spread:.2g}" if len(values) > 1 else f"{mean:{form}}"

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import console, model_folder
+from dmtl.cli._common import model_folder, say
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ def main(arguments: list[str]) -> int:
     else:
         model = convert_official(args.source, args.target)
         count = sum(p.numel() for p in model.parameters())
-        console.print(
+        say(
             f"{count / 1e6:.2f} M parameters, S = {model.mtdnet.schedule.steps}, "
             f"tasks: {', '.join(f'{t} ({c})' for t, c in model.channels.items())}"
         )
-    console.print(f"wrote {args.target}")
+    say(f"wrote {args.target}")
     return 0

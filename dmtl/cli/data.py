@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from rich.table import Table
+from rich.text import Text
 
 from dmtl.cli._arguments import parse_subcommand, positional
-from dmtl.cli._common import console
+from dmtl.cli._common import console, say
 
 Source = Annotated[str, *positional("[DATA]")]
 
@@ -107,7 +108,7 @@ def _check(args: Check) -> int:
         return 0
     table = Table("where", "what is wrong")
     for problem in problems:
-        table.add_row(problem.where, problem.what)
+        table.add_row(Text(problem.where), Text(problem.what))
     console.print(table)
     return 1
 
@@ -138,7 +139,7 @@ def _show(args: Show) -> int:
         [np.pad(row, ((0, 2), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
     )
     write_atomically(args.out, lambda path: Image.fromarray(sheet).save(path, "PNG"))
-    console.print(f"wrote {args.out} (image, {', '.join(dataset.tasks)})")
+    say(f"wrote {args.out} (image, {', '.join(dataset.tasks)})")
     return 0
 
 
@@ -151,11 +152,11 @@ def _labels(args: Labels) -> int:
     labels = choose_labels(DataConfig(root=args.data, labels=args.setting, label_seed=args.seed), dataset)
     labels.write_csv(args.out)
     facts = labels.statistics()
-    console.print(
+    say(
         f"{facts['labels']} labels for {facts['images']} images: "
         + ", ".join(f"{task} {n}" for task, n in facts["per_task"].items())
     )
-    console.print(f"wrote {args.out}")
+    say(f"wrote {args.out}")
     return 0
 
 
@@ -166,5 +167,5 @@ def _export(args: Export) -> int:
 
     dataset = open_dataset(args.data, args.split, size=args.size, count=args.count)
     export_folder(dataset, args.out, progress=lambda x: track(x, "writing", console=console))
-    console.print(f"wrote {args.out} ({len(dataset)} images)")
+    say(f"wrote {args.out} ({len(dataset)} images)")
     return 0

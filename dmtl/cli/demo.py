@@ -10,7 +10,7 @@ from pathlib import Path
 import tyro
 
 from dmtl.cli._arguments import parse
-from dmtl.cli._common import console, metric_table, training_progress
+from dmtl.cli._common import console, metric_table, say, training_progress
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> int:
         val_set=trainer.data.val,
         device=trainer.device,
     )
-    console.print(f"report: {report}")
+    say(f"report: {report}")
     return 0
 
 
@@ -96,4 +96,4 @@ def _predict_samples(trainer, out: Path, count: int = 4) -> None:
         sample = trainer.data.val.read(index, [])
         Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(folder / f"{index:04}.png")
     summary = Predictor(trainer.model, trainer.device).predict_files([folder], out / "predictions")
-    console.print(str(summary), highlight=False, markup=False)
+    say(summary)

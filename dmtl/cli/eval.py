@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import console, metric_table, model_folder
+from dmtl.cli._common import console, final_and_initial, metric_table, model_folder
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,9 @@ def main(arguments: list[str]) -> int:
     primary = primary_metrics(metrics, model.tasks)
     console.print(
         metric_table(
-            f"{args.model} on {args.data} ({args.split}, {len(dataset)} images)", {"value": metrics}, primary
+            f"{args.model} on {args.data} ({args.split}, {len(dataset)} images)",
+            final_and_initial(metrics),
+            primary,
         )
     )
     if args.json:

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import console, model_folder
+from dmtl.cli._common import model_folder, say
 
 
 @dataclass(frozen=True)
@@ -57,5 +57,5 @@ def main(arguments: list[str]) -> int:
         seed=args.seed,
     )
     summary = predictor.predict_files(args.images, args.out, pictures=args.pictures, npy=args.npy)
-    console.print(str(summary), highlight=False, markup=False)
+    say(summary)
     return 0 if summary.ok else 1

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import console
+from dmtl.cli._common import say
 
 
 @dataclass(frozen=True)
@@ -35,5 +35,5 @@ def main(arguments: list[str]) -> int:
             f"--baseline must name as many runs as RUN ({len(args.runs)}), got {len(args.baseline)}"
         )
     path = report_from_runs(args.runs, args.baseline, args.out, pictures=args.pictures)
-    console.print(f"wrote {path}")
+    say(f"wrote {path}")
     return 0

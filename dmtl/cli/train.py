@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
 from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import console, metric_table, training_progress
+from dmtl.cli._common import console, final_and_initial, metric_table, say, training_progress
 from dmtl.errors import ConfigError
 from dmtl.train.config import RunConfig, read_config
 from dmtl.train.trainer import Trainer
@@ -33,19 +34,20 @@ def main(arguments: list[str]) -> int:
     config = run_config(args, arguments)
     trainer = Trainer(config, resume=args.resume)
     if trainer.step:
-        console.print(f"resumed at step {trainer.step}")
+        say(f"resumed at step {trainer.step}")
     with training_progress(config.out) as trainer.on_step:
+        trainer.on_step(trainer.step, config.optim.steps, math.nan)
         metrics = trainer.run()
     from dmtl.train.evaluate import primary_metrics
 
     console.print(
         metric_table(
             f"{config.out}: {trainer.step} steps",
-            {"value": metrics},
+            final_and_initial(metrics),
             primary_metrics(metrics, trainer.model.tasks),
         )
     )
-    console.print(f"model: {trainer.out / 'model'}")
+    say(f"model: {trainer.out / 'model'}")
     return 0
 
 

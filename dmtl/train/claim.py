@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -88,5 +89,6 @@ def _train(config: RunConfig, seed: int, method: str, steps: int, progress: Call
     optim = dataclasses.replace(config.optim, seed=seed, steps=steps, warmup=warmup)
     with progress(f"seed {seed}: {method}") as on_step:
         trainer = Trainer(dataclasses.replace(config, out=str(out), model=model, optim=optim), resume=True, on_step=on_step)
+        on_step(trainer.step, steps, math.nan)
         metrics = trainer.run()
     return Run(seed, method, str(out), trainer.step, trainer.seconds, metrics), trainer.model.tasks
