@@ -5,8 +5,10 @@ import torch
 
 from dmtl.diffusion import ArrayNoise, CounterNoise, Schedule, noising, reverse_chain
 
-SIGNAL = {"a": torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0)),
-          "b": torch.randn(2, 5, 4, 4, generator=torch.Generator().manual_seed(1))}
+SIGNAL = {
+    "a": torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0)),
+    "b": torch.randn(2, 5, 4, 4, generator=torch.Generator().manual_seed(1)),
+}
 ROWS = {"a": None, "b": torch.tensor([0, 2])}
 
 
@@ -32,7 +34,11 @@ def test_walk(steps, scale):
             clean = torch.tanh(x) + plan.levels[i]
             torch.testing.assert_close(estimates[k][task], clean)
             if i:
-                x = plan.coef1[i] * scale * clean + plan.coef2[i] * x + plan.sigma[i] * arrays[task][k + 1, rows]
+                x = (
+                    plan.coef1[i] * scale * clean
+                    + plan.coef2[i] * x
+                    + plan.sigma[i] * arrays[task][k + 1, rows]
+                )
 
 
 def test_gradient_flows_through_the_whole_chain():
@@ -40,7 +46,9 @@ def test_gradient_flows_through_the_whole_chain():
     plan = Schedule.from_range(3, 1e-2, 0.3).plan()
     gain = torch.ones((), requires_grad=True)
     rows, noise = {"a": None}, CounterNoise(0)
-    out = reverse_chain(lambda x, level: {"a": gain * x["a"]}, noising(signal, rows, plan, noise), rows, plan, noise)
+    out = reverse_chain(
+        lambda x, level: {"a": gain * x["a"]}, noising(signal, rows, plan, noise), rows, plan, noise
+    )
     out[-1]["a"].sum().backward()
     # Every step multiplies by coef1 + coef2 (the estimate is x itself), the last one returns the estimate.
     factor = plan.sqrt_abar[-1] * torch.prod(plan.coef1[1:] + plan.coef2[1:])

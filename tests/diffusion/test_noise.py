@@ -21,8 +21,13 @@ def test_noise_is_replayed():
 
 def test_every_coordinate_counts():
     reference = drawn(CounterNoise(3))
-    others = [drawn(CounterNoise(4)), drawn(CounterNoise(3 + 2**32)), drawn(CounterNoise(3), task="edge"),
-              drawn(CounterNoise(3), draw=1), drawn(CounterNoise(3, torch.arange(5) + 5))]
+    others = [
+        drawn(CounterNoise(4)),
+        drawn(CounterNoise(3 + 2**32)),
+        drawn(CounterNoise(3), task="edge"),
+        drawn(CounterNoise(3), draw=1),
+        drawn(CounterNoise(3, torch.arange(5) + 5)),
+    ]
     for other in others:
         assert not torch.isclose(reference, other).any(dim=-1).all()
     assert len({tuple(row.tolist()) for row in reference.flatten(1)}) == 5
@@ -39,7 +44,9 @@ def test_rows_get_the_noise_of_their_samples(rows):
 def test_noise_does_not_depend_on_the_batch_split():
     samples = torch.tensor([3, 1, 4, 15, 9])
     whole = drawn(CounterNoise(1, samples))
-    parts = [drawn(CounterNoise(1, samples[part]), x=X[part]) for part in (slice(0, 1), slice(1, 4), slice(4, 5))]
+    parts = [
+        drawn(CounterNoise(1, samples[part]), x=X[part]) for part in (slice(0, 1), slice(1, 4), slice(4, 5))
+    ]
     assert torch.equal(whole, torch.cat(parts))
 
 
@@ -65,8 +72,13 @@ def test_bad_counter_noise():
         with pytest.raises(TypeError, match="CounterNoise: samples must be an int64 tensor"):
             CounterNoise(0, samples)
     with pytest.raises(ValueError, match="key_B3 must be of shape"):
-        ops.q_sample(X, torch.zeros(5, dtype=torch.int64), torch.ones(1), torch.ones(1),
-                     **CounterNoise(0, torch.arange(4)).arguments("edge", 0, None, X))
+        ops.q_sample(
+            X,
+            torch.zeros(5, dtype=torch.int64),
+            torch.ones(1),
+            torch.ones(1),
+            **CounterNoise(0, torch.arange(4)).arguments("edge", 0, None, X),
+        )
 
 
 def test_array_noise():
@@ -78,13 +90,17 @@ def test_array_noise():
     assert noise.arguments("edge", 0, None, X.bfloat16())["noise"].dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("task, draw, message", [("sal", 0, "draw 0 of task 'sal', got 0 draws"),
-                                                 ("edge", 2, "draw 2 of task 'edge', got 2 draws")])
+@pytest.mark.parametrize(
+    "task, draw, message",
+    [("sal", 0, "draw 0 of task 'sal', got 0 draws"), ("edge", 2, "draw 2 of task 'edge', got 2 draws")],
+)
 def test_array_noise_that_is_missing(task, draw, message):
     with pytest.raises(ValueError, match=f"ArrayNoise: arrays must hold {message}"):
         ArrayNoise({"edge": torch.zeros(2, 5, 3, 4, 6)}).arguments(task, draw, None, X)
 
 
 def test_array_noise_of_another_shape():
-    with pytest.raises(ValueError, match=r"arrays\['edge'\]\[0\] must have shape \(5, 3, 4, 6\), got \(5, 3, 4, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"arrays\['edge'\]\[0\] must have shape \(5, 3, 4, 6\), got \(5, 3, 4, 4\)"
+    ):
         ArrayNoise({"edge": [torch.zeros(5, 3, 4, 4)]}).arguments("edge", 0, None, X)

@@ -28,7 +28,7 @@ def test_ancestral_plan_is_the_published_posterior(steps, start, end):
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 20])
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_every_step_is_ddims(steps, eta):
-    """x_s = sqrt(abar_s) x0 + sqrt(1 - abar_s - sigma^2) eps_hat + sigma z with eps_hat from x_t, DDIM eq. 12."""
+    """x_s = sqrt(abar_s) x0 + sqrt(1 - abar_s - sigma^2) eps_hat + sigma z, eps_hat from x_t (DDIM eq. 12)."""
     schedule = Schedule.from_range(7, 1e-3, 0.2)
     plan = schedule.plan(steps, eta)
     x0, x_t, z = 0.7, -1.3, 0.4
@@ -38,7 +38,9 @@ def test_every_step_is_ddims(steps, eta):
         sigma = eta * math.sqrt((1 - abar[i - 1]) / (1 - abar[i]) * (1 - abar[i] / abar[i - 1]))
         eps_hat = (x_t - math.sqrt(abar[i]) * x0) / math.sqrt(1 - abar[i])
         expected = math.sqrt(abar[i - 1]) * x0 + math.sqrt(1 - abar[i - 1] - sigma**2) * eps_hat + sigma * z
-        assert float(plan.coef1[i] * x0 + plan.coef2[i] * x_t + plan.sigma[i] * z) == pytest.approx(expected, rel=1e-5)
+        assert float(plan.coef1[i] * x0 + plan.coef2[i] * x_t + plan.sigma[i] * z) == pytest.approx(
+            expected, rel=1e-5
+        )
     assert plan.sigma[0] == 0 and plan.coef1[0] == 1
     assert eta > 0 or not plan.sigma.any()
 
@@ -67,9 +69,14 @@ def test_whole_plan_from_one_level():
 def test_published_constants():
     published = Schedule.from_range(2).official_buffers()
     assert len(published) == 12
-    for name, expected in {"betas": [1e-3, 1e-2], "alphas_cumprod": [0.999, 0.98901], "posterior_variance": [0, 9.0992e-4],
-                           "posterior_mean_coef1": [1, 0.909463], "posterior_mean_coef2": [0, 0.0905357],
-                           "posterior_log_variance_clipped": [-46.0517, -7.0022]}.items():
+    for name, expected in {
+        "betas": [1e-3, 1e-2],
+        "alphas_cumprod": [0.999, 0.98901],
+        "posterior_variance": [0, 9.0992e-4],
+        "posterior_mean_coef1": [1, 0.909463],
+        "posterior_mean_coef2": [0, 0.0905357],
+        "posterior_log_variance_clipped": [-46.0517, -7.0022],
+    }.items():
         np.testing.assert_allclose(published[name], expected, rtol=2e-5, err_msg=name)
 
 
@@ -79,8 +86,10 @@ def test_senseless_betas(betas):
         Schedule(betas)
 
 
-@pytest.mark.parametrize("arguments, named", [((0,), "steps"), ((2, 0.0, 0.1), "betas"), ((2, 0.2, 0.1), "betas"),
-                                              ((2, 0.1, 1.0), "betas")])
+@pytest.mark.parametrize(
+    "arguments, named",
+    [((0,), "steps"), ((2, 0.0, 0.1), "betas"), ((2, 0.2, 0.1), "betas"), ((2, 0.1, 1.0), "betas")],
+)
 def test_senseless_range(arguments, named):
     with pytest.raises(ValueError, match=f"Schedule: {named} must"):
         Schedule.from_range(*arguments)

@@ -32,7 +32,10 @@ def small_model(seed: int = 0, **options) -> DiffusionMTL | MultiTaskBaseline:
         if value.dim() > 1:
             value.copy_(noise * value[0].numel() ** -0.5)
         else:
-            value.copy_(0.1 * noise + (1.0 if name.endswith(("running_var", "norm.weight", "bn1.weight", "bn2.weight")) else 0.0))
+            value.copy_(
+                0.1 * noise
+                + (1.0 if name.endswith(("running_var", "norm.weight", "bn1.weight", "bn2.weight")) else 0.0)
+            )
             if name.endswith("running_var"):
                 value.abs_().clamp_(min=0.5)
     return model

@@ -31,31 +31,34 @@ def test_unknown_key_that_is_near_nothing():
         ModelConfig.from_dict({"zzz": 1})
 
 
-@pytest.mark.parametrize("values, message", [
-    (dict(diffusion="features"), "diffusion must be one of feature, prediction, none, got 'features'"),
-    (dict(width=0), "width must be at least 1, got 0"),
-    (dict(steps=-1), "steps must be at least 1, got -1"),
-    (dict(heads=3), "width must be a multiple of model.heads = 3, got 512"),
-    (dict(width="512"), "width must be of type int, got '512'"),
-    (dict(width=512.0), r"width must be of type int, got 512\.0"),
-    (dict(steps=True), "steps must be of type int, got True"),
-    (dict(residual="no"), "residual must be of type bool, got 'no'"),
-    (dict(backbone=18), "backbone must be of type str, got 18"),
-    (dict(eta=None), "eta must be of type float, got None"),
-    (dict(beta_start=0.1, beta_end=0.01), "beta_start and model.beta_end must satisfy"),
-    (dict(beta_end=1.0), "beta_start and model.beta_end must satisfy"),
-    (dict(beta_start=float("nan")), "beta_start and model.beta_end must satisfy"),
-    (dict(betas=[]), "betas must be a list of numbers between 0 and 1"),
-    (dict(betas=[0.1, 1.5]), "betas must be a list of numbers between 0 and 1"),
-    (dict(betas=0.1), "betas must be a list of numbers between 0 and 1"),
-    (dict(eta=1.5), r"eta must be in \[0, 1\], got 1\.5"),
-    (dict(signal_scale=0.0), "signal_scale must be positive and finite, got 0"),
-    (dict(signal_scale=float("inf")), "signal_scale must be positive and finite, got inf"),
-    (dict(tasks="semseg"), "tasks must be a list of task specifications, got 'semseg'"),
-    (dict(tasks=["semseg"]), "tasks must be a list of task specifications"),
-    (dict(token_reduction=3), "token_reduction must be 1, 2 or 4, got 3"),
-    (dict(chain_init="zero"), "chain_init must be .*, got 'zero'"),
-])
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (dict(diffusion="features"), "diffusion must be one of feature, prediction, none, got 'features'"),
+        (dict(width=0), "width must be at least 1, got 0"),
+        (dict(steps=-1), "steps must be at least 1, got -1"),
+        (dict(heads=3), "width must be a multiple of model.heads = 3, got 512"),
+        (dict(width="512"), "width must be of type int, got '512'"),
+        (dict(width=512.0), r"width must be of type int, got 512\.0"),
+        (dict(steps=True), "steps must be of type int, got True"),
+        (dict(residual="no"), "residual must be of type bool, got 'no'"),
+        (dict(backbone=18), "backbone must be of type str, got 18"),
+        (dict(eta=None), "eta must be of type float, got None"),
+        (dict(beta_start=0.1, beta_end=0.01), "beta_start and model.beta_end must satisfy"),
+        (dict(beta_end=1.0), "beta_start and model.beta_end must satisfy"),
+        (dict(beta_start=float("nan")), "beta_start and model.beta_end must satisfy"),
+        (dict(betas=[]), "betas must be a list of numbers between 0 and 1"),
+        (dict(betas=[0.1, 1.5]), "betas must be a list of numbers between 0 and 1"),
+        (dict(betas=0.1), "betas must be a list of numbers between 0 and 1"),
+        (dict(eta=1.5), r"eta must be in \[0, 1\], got 1\.5"),
+        (dict(signal_scale=0.0), "signal_scale must be positive and finite, got 0"),
+        (dict(signal_scale=float("inf")), "signal_scale must be positive and finite, got inf"),
+        (dict(tasks="semseg"), "tasks must be a list of task specifications, got 'semseg'"),
+        (dict(tasks=["semseg"]), "tasks must be a list of task specifications"),
+        (dict(token_reduction=3), "token_reduction must be 1, 2 or 4, got 3"),
+        (dict(chain_init="zero"), "chain_init must be .*, got 'zero'"),
+    ],
+)
 def test_bad_values(values, message):
     with pytest.raises(ConfigError, match=rf"model\.{message}"):
         ModelConfig.from_dict(values)
@@ -89,5 +92,7 @@ def test_defaults_are_the_published_network(golden_dir):
     with torch.device("meta"):
         model = build_model(ModelConfig(tasks=tasks))
     shapes = sorted(tuple(v.shape) for v in model.state_dict().values())
-    assert shapes == sorted(tuple(v) for k, v in published.items() if not (k.startswith("diffusion_model.") and k.count(".") == 1))
+    assert shapes == sorted(
+        tuple(v) for k, v in published.items() if not (k.startswith("diffusion_model.") and k.count(".") == 1)
+    )
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 132.91

@@ -22,7 +22,7 @@ def test_tokens_are_a_bilinear_reduction(reduction, size):
 
 @pytest.mark.parametrize("diffusion", ["feature", "prediction"])
 def test_tasks_together_equal_tasks_alone(diffusion):
-    """All tasks' rows pass the shared blocks as one batch; a task's result does not depend on who else is in it."""
+    """All tasks' rows pass the shared blocks as one batch; who else is in it changes no task's result."""
     config = small_config(diffusion=diffusion)
     denoiser = small_model(diffusion=diffusion).mtdnet.denoiser
     rows = {"normals": 3, "semseg": 1, "edge": 2}
@@ -43,7 +43,7 @@ def test_tasks_together_equal_tasks_alone(diffusion):
 
 @pytest.mark.parametrize("diffusion", ["feature", "prediction"])
 def test_identity_start_hands_the_image_on(diffusion):
-    """Contrast inside the final map of an untrained chain, in units of the initial map's: it is kept, not lost."""
+    """Contrast of the final map of an untrained chain, in units of the initial map's: kept, not lost."""
     image = torch.randn(2, 3, 64, 64)
 
     def contrast(chain_init: str) -> float:
@@ -51,7 +51,9 @@ def test_identity_start_hands_the_image_on(diffusion):
         model = build_model(small_config(diffusion=diffusion, chain_init=chain_init)).eval()
         with torch.no_grad():
             out = model(image, ["semseg"])
-        return float(out.final["semseg"].std(dim=(2, 3)).mean() / out.initial["semseg"].std(dim=(2, 3)).mean())
+        return float(
+            out.final["semseg"].std(dim=(2, 3)).mean() / out.initial["semseg"].std(dim=(2, 3)).mean()
+        )
 
     assert contrast("identity") > 3 * contrast("default")
 

@@ -62,24 +62,34 @@ def test_missing_folder(tmp_path):
         DiffusionMTL.from_pretrained(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("damage", [
-    lambda data: data[: len(data) // 2],
-    lambda data: b"",
-    lambda data: b"\xff" * 8 + data[8:],
-    lambda data: data[:8] + b"[" + data[9:],
-    lambda data: b"not weights at all",
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: b"",
+        lambda data: b"\xff" * 8 + data[8:],
+        lambda data: data[:8] + b"[" + data[9:],
+        lambda data: b"not weights at all",
+    ],
+)
 def test_corrupt_weights(saved, damage):
     (saved / WEIGHTS).write_bytes(damage((saved / WEIGHTS).read_bytes()))
     with pytest.raises(CheckpointError, match=f"{saved / WEIGHTS}: damaged or not a safetensors file"):
         load_model(saved)
 
 
-@pytest.mark.parametrize("text, message", [
-    ("{", "not valid JSON"), ("\xff", "not valid JSON"), ("[1]", "must hold an object, got list"),
-    ('{"widht": 3}', r"model\.widht is not a known key; did you mean 'width'"), ('{"width": "a"}', "must be of type int"),
-    ('{"tasks": [{"name": "foo"}]}', "kind must be given"), ("{}", "model.tasks must name at least one task"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{", "not valid JSON"),
+        ("\xff", "not valid JSON"),
+        ("[1]", "must hold an object, got list"),
+        ('{"widht": 3}', r"model\.widht is not a known key; did you mean 'width'"),
+        ('{"width": "a"}', "must be of type int"),
+        ('{"tasks": [{"name": "foo"}]}', "kind must be given"),
+        ("{}", "model.tasks must name at least one task"),
+    ],
+)
 def test_senseless_config(saved, text, message):
     (saved / CONFIG).write_bytes(text.encode("latin-1"))
     with pytest.raises(CheckpointError, match=f"{saved / CONFIG}: .*{message}"):
@@ -89,7 +99,10 @@ def test_senseless_config(saved, text, message):
 def test_weights_of_another_configuration(saved):
     config = json.loads((saved / CONFIG).read_text())
     (saved / CONFIG).write_text(json.dumps(config | {"width": 64}))
-    with pytest.raises(CheckpointError, match=r"weights do not fit .*shape \(32, 120, 3, 3\), expected \(64, 120, 3, 3\).*more"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"weights do not fit .*shape \(32, 120, 3, 3\), expected \(64, 120, 3, 3\).*more",
+    ):
         load_model(saved)
     (saved / CONFIG).write_text(json.dumps(config | {"diffusion": "none"}))
     with pytest.raises(CheckpointError, match="mtdnet.*: not part of this configuration"):
@@ -109,7 +122,9 @@ def tiny_disk(tmp_path):
     """A file system of 64 KiB; needs the right to mount one."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("may not mount a tmpfs here")
     yield disk
@@ -139,7 +154,9 @@ def test_full_disk_while_saving_a_checkpoint(tiny_disk):
     assert load_checkpoint(path)["step"] == 1 and os.listdir(tiny_disk) == ["last.pt"]
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("other")])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("other")]
+)
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, error):
     path = tmp_path / "a.bin"
     write_text(path, "old")

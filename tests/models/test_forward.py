@@ -70,7 +70,10 @@ def test_labelled_pairs_are_a_slice_of_the_whole(models, diffusion):
     image, noise = torch.randn(4, 3, 64, 64), CounterNoise(1, torch.tensor([7, 5, 3, 11]))
     rows = {"semseg": [0, 2, 3], "normals": [], "heat": [1]}
     labelled = {task: torch.tensor(r, dtype=torch.int64) for task, r in rows.items()}
-    whole, part = models[diffusion](image, noise=noise), models[diffusion](image, labelled=labelled, noise=noise)
+    whole, part = (
+        models[diffusion](image, noise=noise),
+        models[diffusion](image, labelled=labelled, noise=noise),
+    )
     assert list(part.final) == ["semseg", "heat"]
     same(part.final, {t: whole.final[t][rows[t]] for t in part.final})
     same(part.initial, {t: whole.initial[t][rows[t]] for t in part.final})
@@ -84,7 +87,11 @@ def test_no_label_at_all(models):
 @pytest.mark.parametrize("diffusion", MECHANISMS)
 def test_noise_replays_and_matters(models, diffusion):
     model, image = models[diffusion], torch.randn(2, 3, 32, 32)
-    first, again, other = model(image), model(image, noise=CounterNoise(0)), model(image, noise=CounterNoise(1))
+    first, again, other = (
+        model(image),
+        model(image, noise=CounterNoise(0)),
+        model(image, noise=CounterNoise(1)),
+    )
     for task in TASKS:
         assert torch.equal(first.final[task], again.final[task])
         assert not torch.allclose(first.final[task], other.final[task], rtol=1e-4)
@@ -126,14 +133,15 @@ def test_steps_at_inference_and_their_trace(models, diffusion, steps):
 
 
 def test_one_step_equals_a_model_of_one_level(models):
-    """A chain of one step starts at the model's noisiest level; its betas then give one level with the same abar."""
+    """A chain of one step starts at the model's noisiest level, as a model with that level alone does."""
     model = models["feature"]
     image = torch.randn(1, 3, 32, 32)
     short = small_model(betas=[float(1 - model.mtdnet.schedule.abar[-1])])
     arrays = {task: torch.randn(1, 1, 32, 4, 4) for task in TASKS}
     one = model(image, steps=1, noise=ArrayNoise(arrays)).final
     level0 = short(image, noise=ArrayNoise(arrays)).final
-    assert not torch.allclose(one["semseg"], level0["semseg"], rtol=1e-5)  # level 1 against level 0 in the time embedding
+    # They differ in the time embedding alone: level 1 against level 0.
+    assert not torch.allclose(one["semseg"], level0["semseg"], rtol=1e-5)
     embedding = model.mtdnet.denoiser.time_embedding
     short.mtdnet.denoiser.time_embedding.forward = lambda t: embedding(t + 1)
     same(short(image, noise=ArrayNoise(arrays)).final, one)
@@ -196,7 +204,9 @@ def test_an_evaluation_first_does_not_spoil_training():
     assert model.mtdnet.heads["edge"].weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-5), (torch.bfloat16, 0.1), (torch.float16, 0.02)])
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float64, 1e-5), (torch.bfloat16, 0.1), (torch.float16, 0.02)]
+)
 @pytest.mark.parametrize("diffusion", MECHANISMS)
 def test_other_precisions(models, diffusion, dtype, tolerance):
     image = torch.randn(1, 3, 32, 64)
@@ -216,7 +226,9 @@ def test_channels_last(models):
 @pytest.mark.parametrize("tasks", [tuple(TASKS), ("edge",)])
 def test_baseline_is_the_initial_network(tasks):
     model, image = small_model(tasks=tasks, diffusion="none"), torch.randn(3, 3, 50, 40)
-    assert isinstance(model, MultiTaskBaseline) and not any(k.startswith("mtdnet") for k in model.state_dict())
+    assert isinstance(model, MultiTaskBaseline) and not any(
+        k.startswith("mtdnet") for k in model.state_dict()
+    )
     out = model(image)
     assert list(out.final) == list(tasks) and out.trace == {}
     for task in tasks:
@@ -239,7 +251,9 @@ def test_bad_arguments(diffusion):
     ]:
         with pytest.raises(error, match=f"{name}: {message}"):
             model(bad)
-    with pytest.raises(ValueError, match=f"{name}: tasks must be among semseg, normals, edge, heat, got 'depth'"):
+    with pytest.raises(
+        ValueError, match=f"{name}: tasks must be among semseg, normals, edge, heat, got 'depth'"
+    ):
         model(image, ["semseg", "depth"])
     with pytest.raises(ValueError, match=f"{name}: tasks must be among .*, got 'depth'"):
         model(image, labelled={"depth": torch.tensor([0])})

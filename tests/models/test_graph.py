@@ -23,11 +23,14 @@ def same(a, b):
         torch.testing.assert_close(a[task], b[task], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("options, arguments", [
-    (dict(), dict(noise=CounterNoise(3, torch.tensor([9, 2])))),
-    (dict(diffusion="prediction", residual=True, token_reduction=2), dict(steps=3, eta=0.0, trace=True)),
-    (dict(diffusion="none"), dict(tasks=("edge",))),
-])
+@pytest.mark.parametrize(
+    "options, arguments",
+    [
+        (dict(), dict(noise=CounterNoise(3, torch.tensor([9, 2])))),
+        (dict(diffusion="prediction", residual=True, token_reduction=2), dict(steps=3, eta=0.0, trace=True)),
+        (dict(diffusion="none"), dict(tasks=("edge",))),
+    ],
+)
 def test_whole_graph(options, arguments):
     """From a cold start: nothing was computed eagerly, and so cached, before."""
     compiled = torch.compile(small_model(**(TINY | options)), fullgraph=True, backend="aot_eager")
@@ -62,11 +65,11 @@ def test_export(options):
 
 def test_export_with_a_dynamic_batch(tmp_path):
     model = small_model(**TINY)
-    program = torch.export.export(model, (torch.randn(2, 3, 32, 32),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    program = torch.export.export(
+        model, (torch.randn(2, 3, 32, 32),), dynamic_shapes=({0: torch.export.Dim("batch")},)
+    )
     torch.export.save(program, tmp_path / "model.pt2")
     loaded = torch.export.load(tmp_path / "model.pt2").module()
     for batch in (1, 5):
         image = torch.randn(batch, 3, 32, 32)
         same(loaded(image).final, model(image).final)
-
-

@@ -1,4 +1,4 @@
-"""The converter: every tensor of the published format there and back, and nothing unpickled that is not weights."""
+"""The converter: every published tensor there and back, and nothing unpickled that is not weights."""
 
 import json
 import os
@@ -9,8 +9,14 @@ import torch
 
 from dmtl.errors import CheckpointError, ConfigError
 from dmtl.models import DiffusionMTL, ModelConfig, build_model, load_model
-from dmtl.models.published import (TASK_ORDER, convert_official, convert_to_official, model_from_official, official_state,
-                                   read_official)
+from dmtl.models.published import (
+    TASK_ORDER,
+    convert_official,
+    convert_to_official,
+    model_from_official,
+    official_state,
+    read_official,
+)
 from dmtl.tasks import make_task
 from tests.models.cases import small_model
 
@@ -20,8 +26,10 @@ def small_official(**options) -> dict[str, torch.Tensor]:
     specs = [make_task(task).spec() for task in TASK_ORDER]
     small = dict(width=16, backbone_width=4, blocks=1, mlp_ratio=2, decoder_blocks=1)
     state = official_state(build_model(ModelConfig(tasks=specs, **(small | options))))
-    return {k: torch.randn_like(v) if v.is_floating_point() and v.dim() > 0 and not is_buffer(k) else v
-            for k, v in state.items()}
+    return {
+        k: torch.randn_like(v) if v.is_floating_point() and v.dim() > 0 and not is_buffer(k) else v
+        for k, v in state.items()
+    }
 
 
 def is_buffer(key: str) -> bool:
@@ -29,8 +37,13 @@ def is_buffer(key: str) -> bool:
 
 
 def write_official(path, state, prefix="module.", **rest):
-    content = {"optimizer": {}, "scheduler": {}, "model": {prefix + k: v for k, v in state.items()}, "epoch": 99,
-               "iter_count": 83_300}
+    content = {
+        "optimizer": {},
+        "scheduler": {},
+        "model": {prefix + k: v for k, v in state.items()},
+        "epoch": 99,
+        "iter_count": 83_300,
+    }
     torch.save(content | rest, path)
 
 
@@ -49,7 +62,7 @@ def test_published_size_round_trip(golden_dir, tmp_path):
             state[key] = torch.from_numpy(schedule[f"2/{key.removeprefix('diffusion_model.')}"])
         elif key.endswith("num_batches_tracked"):
             state[key] = torch.tensor(number)
-        else:  # every float32 pattern may occur, also NaN payloads are kept; here distinct values by position and key
+        else:  # values that tell positions and keys apart
             state[key] = (torch.arange(int(np.prod(shape)), dtype=torch.float32) + number).reshape(shape)
     write_official(tmp_path / "official.pth.tar", state)
     model = convert_official(tmp_path / "official.pth.tar", tmp_path / "ours")
@@ -64,8 +77,17 @@ def test_published_size_round_trip(golden_dir, tmp_path):
     assert_same({k.removeprefix("module."): v for k, v in content["model"].items()}, state)
 
 
-@pytest.mark.parametrize("steps, start, end", [(1, 1e-3, 1e-2), (2, 1e-3, 1e-2), (3, 1e-4, 2e-2), (5, 8.5e-4, 1.2e-2),
-                                               (10, 1e-3, 0.123456), (2, 1 / 3000, 1 / 70)])
+@pytest.mark.parametrize(
+    "steps, start, end",
+    [
+        (1, 1e-3, 1e-2),
+        (2, 1e-3, 1e-2),
+        (3, 1e-4, 2e-2),
+        (5, 8.5e-4, 1.2e-2),
+        (10, 1e-3, 0.123456),
+        (2, 1 / 3000, 1 / 70),
+    ],
+)
 def test_schedule_is_read_from_the_buffers(tmp_path, steps, start, end):
     state = small_official(steps=steps, beta_start=start, beta_end=end)
     write_official(tmp_path / "a.pth.tar", state)
@@ -90,8 +112,14 @@ def test_sizes_are_read_off_the_tensors(tmp_path, prefix):
     write_official(tmp_path / "a.pth.tar", state, prefix)
     model = model_from_official(read_official(tmp_path / "a.pth.tar"))
     config = model.config
-    assert (config.backbone, config.blocks, config.decoder_blocks, config.mlp_ratio, config.width, config.backbone_width) == (
-        "resnet34", 3, 2, 4, 24, 4)
+    assert (
+        config.backbone,
+        config.blocks,
+        config.decoder_blocks,
+        config.mlp_ratio,
+        config.width,
+        config.backbone_width,
+    ) == ("resnet34", 3, 2, 4, 24, 4)
     assert_same(official_state(model), state)
     assert not model.training
 
@@ -133,8 +161,17 @@ def test_a_payload_is_not_executed(tmp_path, zipped):
     assert not (tmp_path / "executed").exists() and not (tmp_path / "ours").exists()
 
 
-@pytest.mark.parametrize("damage", [lambda d: d[: len(d) // 2], lambda d: d[:100], lambda d: b"", lambda d: b"hello" * 50,
-                                    lambda d: d[:-60], lambda d: d[:1000] + b"\0" * 3000 + d[4000:]])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: d[: len(d) // 2],
+        lambda d: d[:100],
+        lambda d: b"",
+        lambda d: b"hello" * 50,
+        lambda d: d[:-60],
+        lambda d: d[:1000] + b"\0" * 3000 + d[4000:],
+    ],
+)
 def test_a_damaged_file_is_named(tmp_path, damage):
     path = tmp_path / "a.pth.tar"
     write_official(path, small_official())
@@ -143,7 +180,9 @@ def test_a_damaged_file_is_named(tmp_path, damage):
         read_official(path)
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"model": {}}, {"model": {"a": 3}}, {"model": [1]}, {"epoch": 3}, torch.zeros(3)])
+@pytest.mark.parametrize(
+    "content", [[1, 2], {"model": {}}, {"model": {"a": 3}}, {"model": [1]}, {"epoch": 3}, torch.zeros(3)]
+)
 def test_not_a_checkpoint(tmp_path, content):
     torch.save(content, tmp_path / "a.pth.tar")
     with pytest.raises(CheckpointError, match="a.pth.tar: expected a dictionary with the entry 'model'"):
@@ -156,16 +195,29 @@ def test_no_file(tmp_path):
 
 
 CHANGES = {
-    "a weight is missing": ("diffusion_model.denoiser.pre_layer.sal.weight", None,
-                            "diffusion_model.denoiser.pre_layer.sal.weight: missing"),
-    "a shape is wrong": ("preliminary_dec.edge.0.conv1.weight", torch.zeros(16, 16, 1, 1),
-                         r"preliminary_dec.edge.0.conv1.weight: shape \(16, 16, 1, 1\), expected \(16, 16, 3, 3\)"),
+    "a weight is missing": (
+        "diffusion_model.denoiser.pre_layer.sal.weight",
+        None,
+        "diffusion_model.denoiser.pre_layer.sal.weight: missing",
+    ),
+    "a shape is wrong": (
+        "preliminary_dec.edge.0.conv1.weight",
+        torch.zeros(16, 16, 1, 1),
+        r"preliminary_dec.edge.0.conv1.weight: shape \(16, 16, 1, 1\), expected \(16, 16, 3, 3\)",
+    ),
     "something foreign": ("classifier.weight", torch.zeros(3), "classifier.weight: not part of"),
     "no betas": ("diffusion_model.betas", None, "it lacks 'diffusion_model.betas'"),
-    "senseless betas": ("diffusion_model.betas", torch.tensor([0.5, float("nan")]), "betas must be numbers between 0 and 1"),
+    "senseless betas": (
+        "diffusion_model.betas",
+        torch.tensor([0.5, float("nan")]),
+        "betas must be numbers between 0 and 1",
+    ),
     "no betas at all": ("diffusion_model.betas", torch.zeros(0), "betas must be numbers between 0 and 1"),
-    "foreign buffers": ("diffusion_model.posterior_mean_coef1", torch.tensor([1.0, 0.5]),
-                        "posterior_mean_coef1 does not belong to a schedule"),
+    "foreign buffers": (
+        "diffusion_model.posterior_mean_coef1",
+        torch.tensor([1.0, 0.5]),
+        "posterior_mean_coef1 does not belong to a schedule",
+    ),
     "no encoder": ("backbone.conv1.weight", None, "it lacks 'backbone.conv1.weight'"),
     "no embedding": ("backbone_embed.weight", None, "it lacks 'backbone_embed.weight'"),
     "odd width": ("backbone_embed.weight", torch.zeros(15, 60, 3, 3), "width must be a multiple"),
@@ -175,16 +227,24 @@ CHANGES = {
 @pytest.mark.parametrize("case", CHANGES)
 def test_a_state_that_does_not_fit(tmp_path, case):
     key, value, message = CHANGES[case]
-    state = {k: v for k, v in small_official().items() if k != key} | ({key: value} if value is not None else {})
+    state = {k: v for k, v in small_official().items() if k != key} | (
+        {key: value} if value is not None else {}
+    )
     write_official(tmp_path / "a.pth.tar", state)
     with pytest.raises(CheckpointError, match=f"a.pth.tar: .*{message}"):
         convert_official(tmp_path / "a.pth.tar", tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
 
 
-@pytest.mark.parametrize("drop, message", [("preliminary_head", "it lacks 'preliminary_head"), ("backbone.layer3", "blocks, expected"),
-                                           ("preliminary_dec", "decoder_blocks must be at least 1"),
-                                           ("diffusion_model.denoiser.crossblocks", "it lacks .*crossblocks")])
+@pytest.mark.parametrize(
+    "drop, message",
+    [
+        ("preliminary_head", "it lacks 'preliminary_head"),
+        ("backbone.layer3", "blocks, expected"),
+        ("preliminary_dec", "decoder_blocks must be at least 1"),
+        ("diffusion_model.denoiser.crossblocks", "it lacks .*crossblocks"),
+    ],
+)
 def test_whole_parts_missing(drop, message):
     state = {k: v for k, v in small_official().items() if not k.startswith(drop)}
     with pytest.raises(CheckpointError, match=f"^some file: .*{message}"):
@@ -197,8 +257,10 @@ def test_an_unknown_task(tmp_path):
         model_from_official(state, "some file")
 
 
-@pytest.mark.parametrize("options", [dict(diffusion="prediction"), dict(diffusion="none"), dict(residual=True),
-                                     dict(token_reduction=2)])
+@pytest.mark.parametrize(
+    "options",
+    [dict(diffusion="prediction"), dict(diffusion="none"), dict(residual=True), dict(token_reduction=2)],
+)
 def test_what_has_no_published_form(tmp_path, options):
     small_model(**options).save_pretrained(tmp_path / "ours")
     with pytest.raises(ConfigError, match="published form"):

@@ -21,7 +21,9 @@ class FakeNet(nn.Module):
 
     def __init__(self, layout: str | None = None):
         super().__init__()
-        self.stages = nn.ModuleList(nn.Conv2d(i, o, 3, 2, 1) for i, o in zip([3, *self.CHANNELS], self.CHANNELS))
+        self.stages = nn.ModuleList(
+            nn.Conv2d(i, o, 3, 2, 1) for i, o in zip([3, *self.CHANNELS], self.CHANNELS)
+        )
         self.feature_info = types.SimpleNamespace(channels=lambda: list(self.CHANNELS))
         if layout:
             self.output_fmt = layout
@@ -50,7 +52,11 @@ def timm(monkeypatch):
         return FakeNet("NHWC" if name == "swin" else None)
 
     module = types.ModuleType("timm")
-    module.create_model, module.list_models, module.calls = create_model, lambda: ["plain", "vit", "swin"], calls
+    module.create_model, module.list_models, module.calls = (
+        create_model,
+        lambda: ["plain", "vit", "swin"],
+        calls,
+    )
     monkeypatch.setitem(sys.modules, "timm", module)
     return module
 

@@ -54,8 +54,11 @@ def test_block_updates_the_noisy_stream_before_reading_it():
 
 def test_sinusoids():
     out = sinusoidal_embedding(torch.tensor([0.0, 1.0, 2.5]), 8)
-    expected = [[math.cos(t * 10_000 ** (-i / 4)) for i in range(4)] + [math.sin(t * 10_000 ** (-i / 4)) for i in range(4)]
-                for t in (0.0, 1.0, 2.5)]
+    expected = [
+        [math.cos(t * 10_000 ** (-i / 4)) for i in range(4)]
+        + [math.sin(t * 10_000 ** (-i / 4)) for i in range(4)]
+        for t in (0.0, 1.0, 2.5)
+    ]
     torch.testing.assert_close(out, torch.tensor(expected))
     assert sinusoidal_embedding(torch.tensor([3]), 6).dtype == torch.float32
 

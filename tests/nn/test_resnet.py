@@ -10,6 +10,7 @@ from dmtl.nn.resnet import DEPTHS, BasicBlock, ResNet
 
 def torchvision_entries(depths) -> dict[str, tuple[int, ...]]:
     """Names and shapes in torchvision's state dict of a ResNet of basic blocks, without `fc`."""
+
     def norm(name, channels):
         per_channel = {f"{name}.{k}": (channels,) for k in ("weight", "bias", "running_mean", "running_var")}
         return per_channel | {f"{name}.num_batches_tracked": ()}
@@ -22,7 +23,9 @@ def torchvision_entries(depths) -> dict[str, tuple[int, ...]]:
             entries |= {f"{name}.conv1.weight": (channels, before, 3, 3)} | norm(f"{name}.bn1", channels)
             entries |= {f"{name}.conv2.weight": (channels, channels, 3, 3)} | norm(f"{name}.bn2", channels)
             if stage > 1 and block == 0:
-                entries |= {f"{name}.downsample.0.weight": (channels, before, 1, 1)} | norm(f"{name}.downsample.1", channels)
+                entries |= {f"{name}.downsample.0.weight": (channels, before, 1, 1)} | norm(
+                    f"{name}.downsample.1", channels
+                )
             before = channels
     return entries
 
@@ -37,7 +40,9 @@ def test_state_dict_is_torchvisions(name, count):
 
 def test_published_backbone_has_the_same_keys(golden_dir):
     published = json.loads((golden_dir / "official_state_dict.json").read_text())
-    expected = {k.removeprefix("backbone."): tuple(v) for k, v in published.items() if k.startswith("backbone.")}
+    expected = {
+        k.removeprefix("backbone."): tuple(v) for k, v in published.items() if k.startswith("backbone.")
+    }
     assert expected == torchvision_entries(DEPTHS["resnet18"])
 
 

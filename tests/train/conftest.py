@@ -27,8 +27,12 @@ def images(tmp_path_factory) -> Path:
     for number in range(10):
         rng = np.random.default_rng(number)
         value = np.clip(np.linspace(0, 255, 32)[None, :, None] + rng.normal(0, 20, (32, 32, 3)), 0, 255)
-        files = {"images": value.astype(np.uint8), "semseg": (value[..., 0] // 86).astype(np.uint8),
-                 "edge": (rng.random((32, 32)) < 0.1).astype(np.uint8), "heat": (value[..., 1] * 10).astype(np.uint16)}
+        files = {
+            "images": value.astype(np.uint8),
+            "semseg": (value[..., 0] // 86).astype(np.uint8),
+            "edge": (rng.random((32, 32)) < 0.1).astype(np.uint8),
+            "heat": (value[..., 1] * 10).astype(np.uint16),
+        }
         for folder, pixels in files.items():
             (root / folder).mkdir(exist_ok=True)
             Image.fromarray(pixels).save(root / folder / f"i{number}.png")
@@ -42,8 +46,11 @@ def images(tmp_path_factory) -> Path:
 def small_run(images: Path, out: Path, *, data={}, model={}, optim={}, log={}) -> RunConfig:
     """Six steps on the folder of images; the dictionaries replace single values."""
     return RunConfig(
-        out=str(out), device="cpu",
-        data=DataConfig(**(dict(root=str(images), size=(32, 32), labels="random-labels", scale=(0.8, 1.2)) | data)),
+        out=str(out),
+        device="cpu",
+        data=DataConfig(
+            **(dict(root=str(images), size=(32, 32), labels="random-labels", scale=(0.8, 1.2)) | data)
+        ),
         model=ModelConfig(**(dict(width=16, heads=2, backbone_width=4, blocks=1, decoder_blocks=1) | model)),
         optim=OptimConfig(**(dict(steps=6, batch_size=4, warmup=2, seed=3) | optim)),
         log=LogConfig(**(dict(every=1, eval_every=3, checkpoint_every=2) | log)),

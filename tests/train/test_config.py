@@ -4,7 +4,15 @@ import pytest
 
 from dmtl.errors import ConfigError
 from dmtl.models import ModelConfig
-from dmtl.train.config import DataConfig, OptimConfig, RunConfig, config_from_dict, read_config, to_toml, write_config
+from dmtl.train.config import (
+    DataConfig,
+    OptimConfig,
+    RunConfig,
+    config_from_dict,
+    read_config,
+    to_toml,
+    write_config,
+)
 
 
 def read(tmp_path, text: str) -> RunConfig:
@@ -12,54 +20,68 @@ def read(tmp_path, text: str) -> RunConfig:
     return read_config(tmp_path / "run.toml")
 
 
-@pytest.mark.parametrize("config", [
-    RunConfig(),
-    RunConfig(out='a "quoted" \\ path\n\x7f\x01 é 😀', data=DataConfig(tasks=["edge", "a b"], scale=(1.0, 1.0)),
-              optim=OptimConfig(lr=1e-05, task_weights={"human.parts": 2.0, "é": 0.0}, optimizer="adam", deterministic=True),
-              model=ModelConfig(betas=[0.1, 1e-9], tasks=[{"name": "edge", "kind": "binary", "weight": 50.0}])),
-])
+@pytest.mark.parametrize(
+    "config",
+    [
+        RunConfig(),
+        RunConfig(
+            out='a "quoted" \\ path\n\x7f\x01 é 😀',
+            data=DataConfig(tasks=["edge", "a b"], scale=(1.0, 1.0)),
+            optim=OptimConfig(
+                lr=1e-05, task_weights={"human.parts": 2.0, "é": 0.0}, optimizer="adam", deterministic=True
+            ),
+            model=ModelConfig(betas=[0.1, 1e-9], tasks=[{"name": "edge", "kind": "binary", "weight": 50.0}]),
+        ),
+    ],
+)
 def test_round_trip(tmp_path, config):
     write_config(config, tmp_path / "deep" / "config.toml")
     assert read_config(tmp_path / "deep" / "config.toml") == config
 
 
 def test_a_file_overrides_the_defaults(tmp_path):
-    config = read(tmp_path, 'out = "x"\n[optim]\nlr = 1\nsteps = 7\n[data]\nsize = [64, 48]\n[model]\ndiffusion = "none"\n')
+    config = read(
+        tmp_path,
+        'out = "x"\n[optim]\nlr = 1\nsteps = 7\n[data]\nsize = [64, 48]\n[model]\ndiffusion = "none"\n',
+    )
     assert (config.out, config.optim.lr, config.optim.steps, config.data.size) == ("x", 1.0, 7, (64, 48))
     assert isinstance(config.optim.lr, float) and config.model.diffusion == "none"
     assert config.log == RunConfig().log and config.data.root == "scenes"
 
 
-@pytest.mark.parametrize("text, message", [
-    ("[optim]\nstep = 3", r"optim\.step is not a known key; did you mean 'optim\.steps'"),
-    ("[optm]\nlr = 3", "optm is not a known key; did you mean 'optim'"),
-    ("[model]\nwidht = 3", r"model\.widht is not a known key; did you mean 'model\.width'"),
-    ("[log]\nzzz = 3", r"log\.zzz is not a known key \(known here: every"),
-    ("optim = 3", "optim must be a table, got int"),
-    ('[optim]\nsteps = "3"', r"optim\.steps must be of type int, got '3'"),
-    ("[optim]\nsteps = 3.5", r"optim\.steps must be of type int, got 3\.5"),
-    ("[optim]\nsteps = true", r"optim\.steps must be of type int, got True"),
-    ("[optim]\nlr = true", r"optim\.lr must be of type float, got True"),
-    ("[data]\nflip = 1", r"data\.flip must be of type bool, got 1"),
-    ('[data]\ntasks = "edge"', r"data\.tasks must be a list, got 'edge'"),
-    ("[data]\ntasks = [1]", r"data\.tasks must be of type str, got 1"),
-    ("[data]\nsize = [64]", r"data\.size must be a list of 2 values, got \[64\]"),
-    ("[data]\nsize = [64, 0]", r"data\.size must be a height and a width of at least 1"),
-    ("[data]\nscale = [2, 1]", r"data\.scale must be \(low, high\)"),
-    ('[optim]\nprecision = "fp8"', r"optim\.precision must be one of fp32, bf16, fp16, got 'fp8'"),
-    ("[optim]\ntask_weights = 3", r"optim\.task_weights must be a table"),
-    ('[optim.task_weights]\nedge = "x"', r"optim\.task_weights\.edge must be of type float"),
-    ("[optim.task_weights]\nedge = -1", r"optim\.task_weights\.edge must be at least 0"),
-    ("[optim]\nsteps = 0", r"optim\.steps must be at least 1"),
-    ("[optim]\nlr = nan", r"optim\.lr must be at least 0 and finite, got nan"),
-    ("[optim]\nclip = inf", r"optim\.clip must be at least 0 and finite"),
-    ("[optim]\nema = 1.0", r"optim\.ema must be below 1"),
-    ("[log]\nevery = 0", r"log\.every must be at least 1"),
-    ("[model]\nwidth = 0", r"model\.width must be at least 1"),
-    ('[model]\ndiffusion = "both"', r"model\.diffusion must be one of feature, prediction, none"),
-    ("[model]\ntasks = [3]", r"model\.tasks must be a table"),
-    ("a = ", "not valid TOML"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[optim]\nstep = 3", r"optim\.step is not a known key; did you mean 'optim\.steps'"),
+        ("[optm]\nlr = 3", "optm is not a known key; did you mean 'optim'"),
+        ("[model]\nwidht = 3", r"model\.widht is not a known key; did you mean 'model\.width'"),
+        ("[log]\nzzz = 3", r"log\.zzz is not a known key \(known here: every"),
+        ("optim = 3", "optim must be a table, got int"),
+        ('[optim]\nsteps = "3"', r"optim\.steps must be of type int, got '3'"),
+        ("[optim]\nsteps = 3.5", r"optim\.steps must be of type int, got 3\.5"),
+        ("[optim]\nsteps = true", r"optim\.steps must be of type int, got True"),
+        ("[optim]\nlr = true", r"optim\.lr must be of type float, got True"),
+        ("[data]\nflip = 1", r"data\.flip must be of type bool, got 1"),
+        ('[data]\ntasks = "edge"', r"data\.tasks must be a list, got 'edge'"),
+        ("[data]\ntasks = [1]", r"data\.tasks must be of type str, got 1"),
+        ("[data]\nsize = [64]", r"data\.size must be a list of 2 values, got \[64\]"),
+        ("[data]\nsize = [64, 0]", r"data\.size must be a height and a width of at least 1"),
+        ("[data]\nscale = [2, 1]", r"data\.scale must be \(low, high\)"),
+        ('[optim]\nprecision = "fp8"', r"optim\.precision must be one of fp32, bf16, fp16, got 'fp8'"),
+        ("[optim]\ntask_weights = 3", r"optim\.task_weights must be a table"),
+        ('[optim.task_weights]\nedge = "x"', r"optim\.task_weights\.edge must be of type float"),
+        ("[optim.task_weights]\nedge = -1", r"optim\.task_weights\.edge must be at least 0"),
+        ("[optim]\nsteps = 0", r"optim\.steps must be at least 1"),
+        ("[optim]\nlr = nan", r"optim\.lr must be at least 0 and finite, got nan"),
+        ("[optim]\nclip = inf", r"optim\.clip must be at least 0 and finite"),
+        ("[optim]\nema = 1.0", r"optim\.ema must be below 1"),
+        ("[log]\nevery = 0", r"log\.every must be at least 1"),
+        ("[model]\nwidth = 0", r"model\.width must be at least 1"),
+        ('[model]\ndiffusion = "both"', r"model\.diffusion must be one of feature, prediction, none"),
+        ("[model]\ntasks = [3]", r"model\.tasks must be a table"),
+        ("a = ", "not valid TOML"),
+    ],
+)
 def test_what_is_wrong_is_named(tmp_path, text, message):
     with pytest.raises(ConfigError, match=f"{tmp_path / 'run.toml'}: {message}"):
         read(tmp_path, text)

@@ -18,7 +18,11 @@ def dataset(images):
 def model(dataset):
     torch.manual_seed(0)
     specs = [task.spec() for task in dataset.tasks.values()]
-    return build_model(ModelConfig(tasks=specs, width=16, heads=2, backbone_width=4, blocks=1, decoder_blocks=1, beta_end=0.2))
+    return build_model(
+        ModelConfig(
+            tasks=specs, width=16, heads=2, backbone_width=4, blocks=1, decoder_blocks=1, beta_end=0.2
+        )
+    )
 
 
 def batches(dataset, size: int, labels=None):

@@ -14,14 +14,26 @@ from tests.models.cases import small_model
 
 
 def test_checkpoint_round_trip(tmp_path):
-    state = {"step": 3, "model": {"w": torch.randn(3)}, "rng": torch.get_rng_state(), "config": '{"a": 1}', "ema": None}
+    state = {
+        "step": 3,
+        "model": {"w": torch.randn(3)},
+        "rng": torch.get_rng_state(),
+        "config": '{"a": 1}',
+        "ema": None,
+    }
     save_checkpoint(tmp_path / "deep" / "last.pt", state)
     loaded = load_checkpoint(tmp_path / "deep" / "last.pt")
-    assert loaded["step"] == 3 and torch.equal(loaded["model"]["w"], state["model"]["w"]) and loaded["ema"] is None
+    assert (
+        loaded["step"] == 3
+        and torch.equal(loaded["model"]["w"], state["model"]["w"])
+        and loaded["ema"] is None
+    )
     assert os.listdir(tmp_path / "deep") == ["last.pt"]
 
 
-@pytest.mark.parametrize("damage", [lambda d: d[: len(d) // 2], lambda d: b"", lambda d: b"text", lambda d: d[:-30]])
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[: len(d) // 2], lambda d: b"", lambda d: b"text", lambda d: d[:-30]]
+)
 def test_torn_checkpoint(tmp_path, damage):
     path = tmp_path / "last.pt"
     save_checkpoint(path, {"step": 3, "w": torch.randn(1000)})
@@ -46,7 +58,11 @@ def test_foreign_checkpoints(tmp_path):
     with pytest.raises(CheckpointError, match="damaged or not a training checkpoint"):
         load_checkpoint(path)
     assert not (tmp_path / "executed").exists()
-    for content, found in (({"format": 99}, "got format 99"), ({"step": 1}, "got format None"), ([1], "got format list")):
+    for content, found in (
+        ({"format": 99}, "got format 99"),
+        ({"step": 1}, "got format None"),
+        ([1], "got format list"),
+    ):
         torch.save(content, path)
         with pytest.raises(CheckpointError, match=f"expected a training checkpoint of format 1, {found}"):
             load_checkpoint(path)
@@ -57,8 +73,10 @@ def test_log_rows(tmp_path):
     log.write("train", 1, loss=0.5)
     log.write("eval", 2, metrics={"edge": {"loss": 1.0}})
     log.close()
-    assert RunLog.read(tmp_path / "log.jsonl") == [{"event": "train", "step": 1, "loss": 0.5},
-                                                   {"event": "eval", "step": 2, "metrics": {"edge": {"loss": 1.0}}}]
+    assert RunLog.read(tmp_path / "log.jsonl") == [
+        {"event": "train", "step": 1, "loss": 0.5},
+        {"event": "eval", "step": 2, "metrics": {"edge": {"loss": 1.0}}},
+    ]
     assert RunLog.read(tmp_path / "nothing.jsonl") == []
 
 
@@ -87,8 +105,13 @@ def test_moving_average():
         expected = decay * expected + (1 - decay) * model.state_dict()[key]
     torch.testing.assert_close(average.average.state_dict()[key], expected)
     average.update(10**6)
-    torch.testing.assert_close(average.average.state_dict()[key], 0.5 * expected + 0.5 * model.state_dict()[key])
+    torch.testing.assert_close(
+        average.average.state_dict()[key], 0.5 * expected + 0.5 * model.state_dict()[key]
+    )
     model.initial.backbone.bn1.num_batches_tracked += 3
     average.update(0)
-    assert average.average.initial.backbone.bn1.num_batches_tracked == model.initial.backbone.bn1.num_batches_tracked
+    assert (
+        average.average.initial.backbone.bn1.num_batches_tracked
+        == model.initial.backbone.bn1.num_batches_tracked
+    )
     assert not average.average.training and not any(p.requires_grad for p in average.average.parameters())

@@ -17,7 +17,10 @@ SAMPLES = torch.tensor([12, 5, 7, 40])
 
 def pattern(number: int, batch: int = 4) -> dict[str, torch.Tensor]:
     """Which labels a batch has: a random pattern, with special rows and columns in some."""
-    present = torch.rand(batch, len(TASKS), generator=torch.Generator().manual_seed(number)) < (0.25, 0.5, 0.8)[number % 3]
+    present = (
+        torch.rand(batch, len(TASKS), generator=torch.Generator().manual_seed(number))
+        < (0.25, 0.5, 0.8)[number % 3]
+    )
     if number % 4 == 1:
         present[1] = False  # a sample without any label
     if number % 4 == 2:
@@ -41,7 +44,9 @@ def one_by_one(model, image, labels, present, noise_of):
         for name in names:
             task, one = model.tasks[name], slice(row, row + 1)
             out = model(image[one], [name], noise=noise_of(one))
-            final, initial = (task.loss(maps[name], labels[name][one])[0] for maps in (out.final, out.initial))
+            final, initial = (
+                task.loss(maps[name], labels[name][one])[0] for maps in (out.final, out.initial)
+            )
             total = total + len(TASKS) / len(names) * task.weight * (final + 0.5 * initial) / batch
     return total
 
@@ -49,8 +54,11 @@ def one_by_one(model, image, labels, present, noise_of):
 @pytest.mark.parametrize("diffusion", ["feature", "prediction"])
 @pytest.mark.parametrize("number", range(10))
 def test_batched_equals_one_by_one(diffusion, number):
-    """Loss and every gradient, in float64; batch norm with fixed statistics, the only thing that couples samples."""
-    models = [small_model(diffusion=diffusion, blocks=1, detach_condition=number % 2 == 0).double() for _ in range(2)]
+    """Loss and every gradient, in float64; batch norm, which alone couples samples, has fixed statistics."""
+    models = [
+        small_model(diffusion=diffusion, blocks=1, detach_condition=number % 2 == 0).double()
+        for _ in range(2)
+    ]
     image, labels = inputs(number)
     present = pattern(number)
     out = models[0](image, labelled=labelled_rows(present), noise=CounterNoise(number, SAMPLES))
@@ -74,7 +82,9 @@ def test_the_parameters_of_an_absent_task_get_no_gradient():
     partial_label_loss(out, labels, present, model.tasks)[0].backward()
     without = {name for name, p in model.named_parameters() if p.grad is None}
     assert "mtdnet.heads.semseg.weight" in without and "mtdnet.denoiser.pre_layers.heat.weight" in without
-    assert not any(".edge." in name or "backbone" in name or "blocks." in name and "mtdnet" in name for name in without)
+    assert not any(
+        ".edge." in name or "backbone" in name or "blocks." in name and "mtdnet" in name for name in without
+    )
 
 
 def test_sample_scale():
@@ -102,10 +112,14 @@ def test_parts_and_weights():
     present = {"edge": torch.tensor([True, False]), "heat": torch.tensor([False, True])}
     total, parts = partial_label_loss(Prediction(logits, initial, {}), labels, present, tasks)
     edge = float(tasks["edge"].loss(logits["edge"], labels["edge"][:1]))
-    assert float(parts["edge"]) == pytest.approx(edge / 2) and float(parts["initial/heat"]) == pytest.approx(1.5)
+    assert float(parts["edge"]) == pytest.approx(edge / 2) and float(parts["initial/heat"]) == pytest.approx(
+        1.5
+    )
     expected = (2 * tasks["edge"].weight * 1.5 * edge + 2 * tasks["heat"].weight * (1 + 0.5 * 3)) / 2
     assert total.item() == pytest.approx(expected)
-    baseline, parts = partial_label_loss(Prediction(initial, initial, {}), labels, present, tasks, final=False)
+    baseline, parts = partial_label_loss(
+        Prediction(initial, initial, {}), labels, present, tasks, final=False
+    )
     assert set(parts) == {"edge", "heat"}
     assert baseline.item() == pytest.approx(tasks["edge"].weight * edge + tasks["heat"].weight * 3)
 
@@ -121,5 +135,7 @@ def test_a_sample_whose_labels_are_all_ignored_adds_nothing():
 
 
 def test_nothing_labelled_is_said():
-    with pytest.raises(ValueError, match="partial_label_loss: prediction must hold at least one labelled task"):
+    with pytest.raises(
+        ValueError, match="partial_label_loss: prediction must hold at least one labelled task"
+    ):
         partial_label_loss(Prediction({}, {}, {}), {}, {"edge": torch.tensor([False])}, TASKS)

@@ -7,8 +7,15 @@ from dmtl.data import LabelMatrix
 from dmtl.errors import ConfigError, DataError
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.train.config import OptimConfig
-from dmtl.train.setup import (evaluation_loader, learning_rate, model_for, open_data, optimizer_for, pick_device,
-                              training_loader)
+from dmtl.train.setup import (
+    evaluation_loader,
+    learning_rate,
+    model_for,
+    open_data,
+    optimizer_for,
+    pick_device,
+    training_loader,
+)
 
 
 def test_learning_rate():
@@ -48,7 +55,9 @@ def test_bad_labels(config_for, tmp_path):
 def test_task_weights(config_for):
     data = open_data(config_for().data, {"edge": 3.5})
     assert data.tasks["edge"].weight == 3.5 and data.tasks["heat"].weight == data.train.tasks["heat"].weight
-    with pytest.raises(ConfigError, match=r"optim\.task_weights\.sal is not a task of tiny \(tasks: semseg, edge, heat\)"):
+    with pytest.raises(
+        ConfigError, match=r"optim\.task_weights\.sal is not a task of tiny \(tasks: semseg, edge, heat\)"
+    ):
         open_data(config_for().data, {"sal": 1.0})
 
 

@@ -1,4 +1,4 @@
-"""Whole runs on ten tiny images: what they write, that they repeat, and that they go on where they stopped."""
+"""Whole runs on ten tiny images: what they write, that they repeat, that they go on where they stopped."""
 
 import dataclasses
 import json
@@ -55,24 +55,49 @@ def finished(images, tmp_path_factory):
 def test_what_a_run_writes(finished):
     config, metrics = finished
     out = Path(config.out)
-    assert sorted(os.listdir(out)) == ["checkpoints", "config.toml", "labels.csv", "log.jsonl", "metrics.json", "model"]
+    assert sorted(os.listdir(out)) == [
+        "checkpoints",
+        "config.toml",
+        "labels.csv",
+        "log.jsonl",
+        "metrics.json",
+        "model",
+    ]
     assert read_config(out / "config.toml") == config
     rows = RunLog.read(out / "log.jsonl")
-    assert [(r["event"], r["step"]) for r in rows] == [("train", 1), ("train", 2), ("train", 3), ("eval", 3), ("train", 4),
-                                                       ("train", 5), ("train", 6), ("eval", 6)]
+    assert [(r["event"], r["step"]) for r in rows] == [
+        ("train", 1),
+        ("train", 2),
+        ("train", 3),
+        ("eval", 3),
+        ("train", 4),
+        ("train", 5),
+        ("train", 6),
+        ("eval", 6),
+    ]
     assert all(math.isfinite(r["loss"]) and r["loss/grad_norm"] > 0 for r in rows if r["event"] == "train")
-    assert [r["seconds"] for r in rows] == sorted(r["seconds"] for r in rows) and rows[0]["lr"] == pytest.approx(5e-4)
+    assert [r["seconds"] for r in rows] == sorted(r["seconds"] for r in rows) and rows[0][
+        "lr"
+    ] == pytest.approx(5e-4)
     summary = json.loads((out / "metrics.json").read_text())
     assert summary["step"] == 6 and summary["metrics"] == metrics == rows[-1]["metrics"]
     assert set(metrics) == {*TASKS, *(f"initial/{task}" for task in TASKS)}
     assert summary["primary"]["semseg"] == ["mIoU", metrics["semseg"]["mIoU"], True]
     model = load_model(out / "model")
-    assert isinstance(model, DiffusionMTL) and list(model.tasks) == TASKS and model.tasks["heat"].kind == "scalar"
+    assert (
+        isinstance(model, DiffusionMTL)
+        and list(model.tasks) == TASKS
+        and model.tasks["heat"].kind == "scalar"
+    )
 
 
 def test_training_learns(config_for):
-    """The loss on these images falls, and every parameter moves (64 pixels: with a single token attention has no say)."""
-    trainer = Trainer(config_for(optim=dict(steps=20, lr=3e-3), data=dict(labels="full", size=(64, 64)), log=dict(eval_every=99)))
+    """The loss falls and every parameter moves (64 pixels: with a single token attention has no say)."""
+    trainer = Trainer(
+        config_for(
+            optim=dict(steps=20, lr=3e-3), data=dict(labels="full", size=(64, 64)), log=dict(eval_every=99)
+        )
+    )
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.run()
     losses = [row["loss"] for row in log_of(trainer.out) if row["event"] == "train"]
@@ -110,8 +135,14 @@ def test_resumed_run_equals_the_uninterrupted_one(finished, config_for, step):
     assert weights(config.out) == weights(finished[0].out) and log_of(config.out) == log_of(finished[0].out)
 
 
-@pytest.mark.parametrize("options", [dict(ema=0.9, mtdnet_lr=0.5, optimizer="adam"), dict(precision="bf16", mtdnet_start=0.5),
-                                     dict(precision="fp16", clip=0.0)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(ema=0.9, mtdnet_lr=0.5, optimizer="adam"),
+        dict(precision="bf16", mtdnet_start=0.5),
+        dict(precision="fp16", clip=0.0),
+    ],
+)
 def test_resume_with_every_kind_of_state(config_for, options):
     whole, stopped = (config_for(name, optim=options) for name in ("whole", "stopped"))
     Trainer(whole).run()
@@ -122,7 +153,7 @@ def test_resume_with_every_kind_of_state(config_for, options):
 
 
 def test_killed_inside_a_checkpoint_write(finished, config_for):
-    """SIGKILL between writing the second checkpoint and its rename: the first one holds, the end is the same."""
+    """SIGKILL between the second checkpoint's writing and its rename: the first holds, the end is the same."""
     config = config_for("killed")
     write_config(config, Path(config.out).parent / "killed.toml")
     script = f"""
@@ -139,7 +170,9 @@ def kill(source, target):
 os.replace = kill
 Trainer(read_config({str(Path(config.out).parent / "killed.toml")!r})).run()
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     resumed = Trainer(config, resume=True)
     assert resumed.step == 2
@@ -160,12 +193,24 @@ def test_a_run_is_not_overwritten(finished):
         Trainer(finished[0])
 
 
-@pytest.mark.parametrize("section, key, value", [("optim", "lr", 0.5), ("optim", "seed", 9), ("model", "width", 24),
-                                                 ("data", "labels", "full"), ("data", "tasks", ["edge"])])
+@pytest.mark.parametrize(
+    "section, key, value",
+    [
+        ("optim", "lr", 0.5),
+        ("optim", "seed", 9),
+        ("model", "width", 24),
+        ("data", "labels", "full"),
+        ("data", "tasks", ["edge"]),
+    ],
+)
 def test_resume_with_another_configuration(finished, section, key, value):
     config = finished[0]
-    changed = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{key: value})})
-    with pytest.raises(CheckpointError, match=rf"last\.pt: belongs to another configuration: {section}\.{key} was "):
+    changed = dataclasses.replace(
+        config, **{section: dataclasses.replace(getattr(config, section), **{key: value})}
+    )
+    with pytest.raises(
+        CheckpointError, match=rf"last\.pt: belongs to another configuration: {section}\.{key} was "
+    ):
         Trainer(changed, resume=True)
 
 
@@ -184,7 +229,9 @@ def test_full_disk_at_a_checkpoint_keeps_the_one_before(config_for, monkeypatch)
     def full(content, path):
         saves.append(path)
         if len(saves) == 2:
-            raise RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter failed writing file")
+            raise RuntimeError(
+                "[enforce fail at inline_container.cc] PytorchStreamWriter failed writing file"
+            )
         save(content, path)
 
     monkeypatch.setattr(torch, "save", full)
@@ -194,9 +241,15 @@ def test_full_disk_at_a_checkpoint_keeps_the_one_before(config_for, monkeypatch)
     assert resumed.step == 2 and os.listdir(resumed.checkpoint.parent) == ["last.pt"]
 
 
-@pytest.mark.parametrize("options", [dict(model=dict(diffusion="none")), dict(model=dict(diffusion="none"), data=dict(tasks=["heat"])),
-                                     dict(model=dict(diffusion="prediction", residual=True)),
-                                     dict(model=dict(detach_signal=True, token_reduction=2))])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(model=dict(diffusion="none")),
+        dict(model=dict(diffusion="none"), data=dict(tasks=["heat"])),
+        dict(model=dict(diffusion="prediction", residual=True)),
+        dict(model=dict(detach_signal=True, token_reduction=2)),
+    ],
+)
 def test_mechanisms_and_baselines(config_for, options):
     config = config_for(optim=dict(steps=2), **options)
     metrics = Trainer(config).run()
@@ -215,7 +268,9 @@ def test_half_precision_follows_single(finished, config_for, precision, toleranc
     config = config_for(optim=dict(precision=precision))
     trainer = Trainer(config)
     trainer.run()
-    ours, theirs = ([r["loss"] for r in log_of(c.out) if r["event"] == "train"] for c in (config, finished[0]))
+    ours, theirs = (
+        [r["loss"] for r in log_of(c.out) if r["event"] == "train"] for c in (config, finished[0])
+    )
     assert ours == pytest.approx(theirs, rel=tolerance) and ours != theirs
     assert trainer.scaler.is_enabled() == (precision == "fp16")
     assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in trainer.model.parameters())
@@ -238,7 +293,8 @@ def test_late_mtdnet(config_for):
     start = {name: p.detach().clone() for name, p in trainer.model.mtdnet.named_parameters()}
     moved = []
     trainer.on_step = lambda *_: moved.append(
-        any(not torch.equal(p, start[name]) for name, p in trainer.model.mtdnet.named_parameters()))
+        any(not torch.equal(p, start[name]) for name, p in trainer.model.mtdnet.named_parameters())
+    )
     trainer.run()
     assert moved == [False, False, True, True]
     rows = [row for row in log_of(trainer.out) if row["event"] == "train"]
@@ -260,7 +316,9 @@ def test_tensorboard(config_for):
 def test_on_step_is_told_the_progress(config_for):
     calls = []
     Trainer(config_for(optim=dict(steps=3)), on_step=lambda *call: calls.append(call)).run()
-    assert [call[:2] for call in calls] == [(1, 3), (2, 3), (3, 3)] and all(math.isfinite(call[2]) for call in calls)
+    assert [call[:2] for call in calls] == [(1, 3), (2, 3), (3, 3)] and all(
+        math.isfinite(call[2]) for call in calls
+    )
 
 
 @pytest.mark.parametrize("options", [dict(), dict(ema=0.9), dict(precision="fp16")])
@@ -274,6 +332,7 @@ def test_a_step_waits_for_nothing(config_for, monkeypatch, options):
     def refuse(name):
         def reading(self, *_):
             raise AssertionError(f"Tensor.{name} inside a training step")
+
         return reading
 
     for name in ("item", "tolist", "numpy", "cpu", "__float__", "__int__", "__bool__", "__index__"):
