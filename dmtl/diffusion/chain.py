@@ -50,7 +50,7 @@ def reverse_chain(
         if i > 0:
             draw = len(plan.levels) - i
             x = {
-                task: ops.posterior_step(to_signal(x0_hat), x[task], _filled(x0_hat, i), plan.coef1, plan.coef2, plan.sigma,
+                task: ops.posterior_step(to_signal(x0_hat).to(x[task].dtype), x[task], _filled(x0_hat, i), plan.coef1, plan.coef2, plan.sigma,
                                          **noise.arguments(task, draw, rows[task], x[task]))
                 for task, x0_hat in estimates[-1].items()
             }
