@@ -80,12 +80,19 @@ void combine_drawn(const Row<T>& row, NoiseKey key, int64_t begin, int64_t end) 
 // channel, so lanes run along the channels and nothing needs transposing.
 template <class T, bool has_y>
 void combine_drawn_channels_last(const Row<T>& row, NoiseKey key, int64_t channels, int64_t groups, int64_t begin, int64_t end) {
+    constexpr int64_t run = 8 * kLanes;  // channels drawn ahead, so that each pixel is written in one long run
+    float eps[4][run];
     for (int64_t group = begin; group < end; ++group) {
-        for (int64_t c = 0; c < channels; c += kLanes) {
-            Noise4 n;
-            draw(static_cast<uint32_t>(c * groups + group), static_cast<uint32_t>(groups), key, n);
+        for (int64_t start = 0; start < channels; start += run) {
+            const int64_t stop = start + run < channels ? start + run : channels;
+            for (int64_t c = start; c < stop; c += kLanes) {
+                Noise4 n;
+                draw(static_cast<uint32_t>(c * groups + group), static_cast<uint32_t>(groups), key, n);
+                for (int64_t j = 0; j < 4; ++j) std::memcpy(&eps[j][c - start], n.lane[j], sizeof n.lane[j]);
+            }
             for (int64_t j = 0; j < 4; ++j)
-                combine_some<T, has_y, kLanes>(row, (4 * group + j) * channels + c, channels - c, n.lane[j]);
+                for (int64_t c = start; c < stop; c += kLanes)
+                    combine_some<T, has_y, kLanes>(row, (4 * group + j) * channels + c, stop - c, &eps[j][c - start]);
         }
     }
 }
