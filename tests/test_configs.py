@@ -1,4 +1,4 @@
-"""Every file in configs/ is a configuration, survives being saved, and describes a model that can be built."""
+"""Every file in configs/ is a configuration, survives saving, and describes a model that can be built."""
 
 from __future__ import annotations
 
