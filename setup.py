@@ -4,8 +4,8 @@
     DMTL_CUDA=AUTO|ON|OFF       dmtl._core_cuda: build if nvcc is there, insist, or leave out
     DMTL_CUDA_ARCHS=80;90a      CUDA architectures
 
-One Extension per shared library, because an editable install drops undeclared ones. Without the native modules
-every op still works through its torch reference.
+One Extension per shared library, because an editable install drops undeclared ones. Without the native
+modules every op still works through its torch reference.
 """
 
 import os
@@ -73,12 +73,21 @@ class CMakeBuild(build_ext):
             cause = "cmake failed, see above" if isinstance(error, subprocess.CalledProcessError) else error
             reason = f"{ext.name} could not be built: {cause}"
             if ext.optional:
-                print(f"warning: {reason}; dmtl works without it, slower (`dmtl info` explains)", file=sys.stderr)
+                print(
+                    f"warning: {reason}; dmtl works without it, slower (`dmtl info` explains)",
+                    file=sys.stderr,
+                )
             raise CompileError(reason) from error
-        [library] = [p for p in build_dir.iterdir() if p.name.startswith(f"{target}.") and p.suffix in (".so", ".pyd", ".dylib")]
+        [library] = [
+            p
+            for p in build_dir.iterdir()
+            if p.name.startswith(f"{target}.") and p.suffix in (".so", ".pyd", ".dylib")
+        ]
         destination = Path(self.get_ext_fullpath(ext.name)).resolve()
         destination.parent.mkdir(parents=True, exist_ok=True)
-        destination.unlink(missing_ok=True)  # a running process may have the old one mapped: never write into it
+        destination.unlink(
+            missing_ok=True
+        )  # a running process may have the old one mapped: never write into it
         shutil.copyfile(library, destination)
 
     def _cmake(self, target: str, build_dir: Path) -> None:
@@ -99,7 +108,10 @@ class CMakeBuild(build_ext):
             if nvcc := find_nvcc():
                 configure.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
         subprocess.run(configure, check=True)
-        subprocess.run([*cmake, "--build", str(build_dir), "--target", target, "--config", "Release", "--parallel"], check=True)
+        subprocess.run(
+            [*cmake, "--build", str(build_dir), "--target", target, "--config", "Release", "--parallel"],
+            check=True,
+        )
 
 
 def _has_module(name: str) -> bool:

@@ -1,4 +1,5 @@
-"""Settings of the benchmarks: `pytest benchmarks --benchmark-only`. Threads by DMTL_BENCH_THREADS (default: torch's choice)."""
+"""Settings of the benchmarks: `pytest benchmarks --benchmark-only`. Threads by DMTL_BENCH_THREADS (default:
+torch's choice)."""
 
 import os
 

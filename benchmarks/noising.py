@@ -1,4 +1,5 @@
-"""What the benchmarks of the two noising ops share: sizes, contenders, and the check that comes before any timing."""
+"""What the benchmarks of the two noising ops share: sizes, contenders, and the check that comes before any
+timing."""
 
 from __future__ import annotations
 
@@ -54,7 +55,9 @@ def contenders(spec: OpSpec) -> list:
     return [pytest.param(name, id=f"dmtl-{name}") for name in usable(spec)] + ["eager", "compiled"]
 
 
-def prepared(spec: OpSpec, contender: str, eager: Callable[..., Tensor], call: dict, dtype: torch.dtype) -> Callable[[], Tensor]:
+def prepared(
+    spec: OpSpec, contender: str, eager: Callable[..., Tensor], call: dict, dtype: torch.dtype
+) -> Callable[[], Tensor]:
     """The timed callable. `eager` takes the same arguments and draws its noise with randn_like."""
     if contender == "eager":
         return functools.partial(eager, **call)

@@ -1,4 +1,5 @@
-"""DiffusionMTL (CVPR 2024): multi-task dense prediction by denoising, learned from partially labelled images."""
+"""DiffusionMTL (CVPR 2024): multi-task dense prediction by denoising, learned from partially labelled
+images."""
 
 from importlib import import_module as _import_module
 

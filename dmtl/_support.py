@@ -13,8 +13,8 @@ from torch import Tensor
 class Support:
     """Conditions under which a backend's module can serve its op.
 
-    devices: device types of the tensors. dtypes: floating dtypes of the op's data. available: reasons why the backend is
-    missing on this machine as a whole (empty: it is here).
+    devices: device types of the tensors. dtypes: floating dtypes of the op's data. available: reasons why the
+    backend is missing on this machine as a whole (empty: it is here).
     """
 
     devices: tuple[str, ...]
@@ -23,7 +23,8 @@ class Support:
 
 
 def why_not(support: Support, tensors: Sequence[Tensor]) -> list[str]:
-    """Reasons why a backend with this support cannot take a call with these data tensors; empty when it can."""
+    """Reasons why a backend with this support cannot take a call with these data tensors; empty when it
+    can."""
     reasons = []
     for device in sorted({tensor.device.type for tensor in tensors} - set(support.devices)):
         reasons.append(f"device {device} is not one of {', '.join(support.devices)}")

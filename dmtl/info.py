@@ -1,4 +1,5 @@
-"""`dmtl info`: versions, what was built, and which backend each op takes here, with the reasons against the others."""
+"""`dmtl info`: versions, what was built, and which backend each op takes here, with the reasons against the
+others."""
 
 from __future__ import annotations
 
@@ -82,7 +83,9 @@ def _built_line(entry: dict) -> str:
     if not entry["built"]:
         return "[yellow]missing[/] " + "; ".join(entry["why_not"])
     details = {key: value for key, value in entry.items() if key not in ("built", "why_not")}
-    text = ", ".join(f"{key} {' '.join(value) if isinstance(value, list) else value}" for key, value in details.items())
+    text = ", ".join(
+        f"{key} {' '.join(value) if isinstance(value, list) else value}" for key, value in details.items()
+    )
     unusable = f" [yellow](not usable: {'; '.join(entry['why_not'])})[/]" if entry["why_not"] else ""
     return f"[green]built[/] {text}{unusable}"
 
@@ -95,7 +98,9 @@ def print_info() -> None:
 
     facts = info()
     console = Console()
-    head = Table(title=f"dmtl {facts['dmtl']}", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    head = Table(
+        title=f"dmtl {facts['dmtl']}", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0)
+    )
     packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items() if version)
     absent = ", ".join(name for name, version in facts["packages"].items() if not version)
     head.add_row("python", f"{facts['python']} on {facts['machine']}, {facts['threads']} threads")
@@ -118,6 +123,8 @@ def print_info() -> None:
     for column in ("op", "device", "dtype", "backend", "why not the others"):
         table.add_column(column)
     for (op, device, backend, reasons), dtypes in merged.items():
-        style = "red" if backend.startswith("none") else "yellow" if backend.startswith("reference") else "green"
+        style = (
+            "red" if backend.startswith("none") else "yellow" if backend.startswith("reference") else "green"
+        )
         table.add_row(op, device, "\n".join(dtypes), f"[{style}]{backend}[/]", escape(reasons) or "-")
     console.print(table)

@@ -39,7 +39,8 @@ def core_cuda() -> ModuleType | None:
 
 
 def why_no_core_cuda() -> list[str]:
-    """Reasons why the CUDA kernels cannot run here; empty when they can. Asks for a device only once the module is there."""
+    """Reasons why the CUDA kernels cannot run here; empty when they can. Asks for a device only once the
+    module is there."""
     reason = _load("_core_cuda")[1]
     if reason:
         return [reason]

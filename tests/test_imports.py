@@ -86,8 +86,14 @@ def test_only_the_registry_reaches_kernels():
 
 
 def test_native_sources_include_what_they_may():
-    """csrc/cpu and kernels/cuda see csrc/include alone; nothing but the bindings knows pybind11, nothing at all knows torch."""
-    files = [path for base in ("csrc", "kernels") for path in (ROOT / base).rglob("*") if path.suffix in {".cpp", ".cu", ".cuh", ".h"}]
+    """csrc/cpu and kernels/cuda see csrc/include alone; nothing but the bindings knows pybind11, nothing at
+    all knows torch."""
+    files = [
+        path
+        for base in ("csrc", "kernels")
+        for path in (ROOT / base).rglob("*")
+        if path.suffix in {".cpp", ".cu", ".cuh", ".h"}
+    ]
     assert files
     for path in files:
         includes = [line for line in path.read_text().splitlines() if line.startswith("#include")]
@@ -99,7 +105,11 @@ def test_native_sources_include_what_they_may():
 
 def run_python(program: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", textwrap.dedent(program)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
@@ -112,7 +122,7 @@ def test_import_is_lean_and_fast():
         import torch
         written = []
         def watch(event, args):
-            if event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+") and "__pycache__" not in str(args[0]):
+            if event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+"):
                 written.append(args[0])
         sys.dont_write_bytecode = True
         sys.addaudithook(watch)

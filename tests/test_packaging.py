@@ -1,4 +1,5 @@
-"""What goes into a wheel and how the backends are found: metadata read, setup.py's lists and the import shim exercised."""
+"""What goes into a wheel and how the backends are found: metadata read, setup.py's lists and the import shim
+exercised."""
 
 from __future__ import annotations
 
@@ -12,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-import dmtl
-
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -23,14 +22,20 @@ def setup_listing(**environment: str) -> subprocess.CompletedProcess:
     program = (
         "import setuptools, runpy\n"
         "def show(**options):\n"
-        "    for package in sorted(options['packages']): print('package', package, options['package_dir'].get(package, ''))\n"
-        "    for extension in options['ext_modules']: print('extension', extension.name, extension.optional)\n"
+        "    folders = options['package_dir']\n"
+        "    for package in sorted(options['packages']): print('package', package, folders.get(package, ''))\n"
+        "    for each in options['ext_modules']: print('extension', each.name, each.optional)\n"
         "setuptools.setup = show\n"
         "runpy.run_path('setup.py')\n"
     )
     clean = {key: value for key, value in os.environ.items() if not key.startswith("DMTL_")}
     return subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, env=clean | environment, timeout=60
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=clean | environment,
+        timeout=60,
     )
 
 
@@ -99,7 +104,11 @@ def test_kernels_shim(tmp_path):
             (root / "csrc").mkdir()
             (root / "pyproject.toml").write_text("")
         done = subprocess.run(
-            [sys.executable, "-c", "import dmtl.kernels.strange"], cwd=root, capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", "import dmtl.kernels.strange"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert (done.returncode == 0) == marked, done.stderr
 
@@ -108,7 +117,11 @@ def test_kernels_shim(tmp_path):
 def test_backend_refuses_another_name(backend):
     """Imported as `kernels.<backend>` (from a checkout's root) a backend says what its name is."""
     done = subprocess.run(
-        [sys.executable, "-c", f"import kernels.{backend}"], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", f"import kernels.{backend}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert f"import this package as dmtl.kernels.{backend}" in done.stderr
 
@@ -118,6 +131,11 @@ def test_one_name_everywhere():
     from dmtl.ops._registry import REGISTRY
 
     for op in REGISTRY:
-        places = [f"dmtl/ops/{op}.py", f"kernels/cpu/{op}.py", f"kernels/triton/{op}.py", f"csrc/cpu/{op}.cpp"]
+        places = [
+            f"dmtl/ops/{op}.py",
+            f"kernels/cpu/{op}.py",
+            f"kernels/triton/{op}.py",
+            f"csrc/cpu/{op}.cpp",
+        ]
         places += [f"tests/ops/test_{op}.py", f"benchmarks/test_{op}.py"]
         assert [place for place in places if not (ROOT / place).is_file()] == []

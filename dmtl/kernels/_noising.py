@@ -1,7 +1,7 @@
 """What the adapters of the noising kernels share: tensors made dense, and the native call on raw pointers.
 
-Kernels want a row (sample) dense: in logical order, or as channels-last pixels where the kernel understands that. Everything
-else goes through a dense copy.
+Kernels want a row (sample) dense: in logical order, or as channels-last pixels where the kernel understands
+that. Everything else goes through a dense copy.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 @dataclass(frozen=True)
 class Native:
-    """A native module and the last argument its functions take: threads (CPU) or stream (CUDA) for a call with this tensor."""
+    """A native module and the last argument its functions take: threads (CPU) or stream (CUDA) for a call
+    with this tensor."""
 
     module: Callable[[], ModuleType]
     context: Callable[[Tensor], int]
@@ -26,7 +27,8 @@ class Native:
 
 @dataclass
 class NoisingCall:
-    """Arguments of out = coef_x[t] x + coef_y[t] y + coef_noise[t] eps. `dense` makes them fit for a kernel."""
+    """Arguments of out = coef_x[t] x + coef_y[t] y + coef_noise[t] eps. `dense` makes them fit for a
+    kernel."""
 
     x: Tensor
     y: Tensor | None
@@ -41,8 +43,8 @@ class NoisingCall:
     def dense(self) -> tuple[Tensor, Tensor, bool]:
         """Make every argument dense in place. Returns (out, target, channels_last).
 
-        `out` has the strides of empty_like(x), as the op promises; the kernel writes `target`, which is `out` or else has to be
-        copied there.
+        `out` has the strides of empty_like(x), as the op promises; the kernel writes `target`, which is `out`
+        or else has to be copied there.
         """
         out = torch.empty_like(self.x)
         last = _channels_last(self.x) and _channels_last(out)
@@ -76,7 +78,8 @@ def pointer(x: Tensor | None) -> int:
 
 
 def noising(native: Native, op: str, *args) -> Tensor:
-    """The native kernel on the arguments of a `NoisingCall`; a fresh tensor with the strides of empty_like(x)."""
+    """The native kernel on the arguments of a `NoisingCall`; a fresh tensor with the strides of
+    empty_like(x)."""
     if args[0].numel() == 0:
         return torch.empty_like(args[0])
     call = NoisingCall(*args)
@@ -86,7 +89,9 @@ def noising(native: Native, op: str, *args) -> Tensor:
     params = module.NoisingParams()
     params.out, params.x, params.y, params.noise = pointer(target), pointer(x), pointer(y), pointer(noise)
     params.key, params.t = pointer(call.key_B3), pointer(call.t_B)
-    params.coef_x, params.coef_y, params.coef_noise = map(pointer, (call.coef_x, call.coef_y, call.coef_noise))
+    params.coef_x, params.coef_y, params.coef_noise = map(
+        pointer, (call.coef_x, call.coef_y, call.coef_noise)
+    )
     params.batch, params.count, params.channels = x.shape[0], x[0].numel(), x.shape[1] if last else 0
     params.stride_out, params.stride_x = target.stride(0), x.stride(0)
     params.stride_y = 0 if y is None else y.stride(0)
@@ -106,28 +111,35 @@ class ScalingCall:
     needed: tuple[bool, ...]
 
     def dense(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Make the arguments dense in place; (outs, targets) as in `NoisingCall`, empty tensors where nothing is needed."""
+        """Make the arguments dense in place; (outs, targets) as in `NoisingCall`, empty tensors where nothing
+        is needed."""
         grad = self.grad
         outs = [torch.empty_like(grad) if need else grad.new_empty(0) for need in self.needed]
         self.t_B = self.t_B.contiguous()
         self.tables = tuple(table.contiguous() for table in self.tables)
         if grad.numel() == 0 or not any(self.needed):
             return outs, outs
-        # Scaling does not care for the order inside a row: any dense layout that input and output share will do.
+        # Scaling does not care for the order inside a row: any dense layout that input and output share will
+        # do.
         alike = grad.stride() == outs[self.needed.index(True)].stride()
         if alike and grad.stride(0) * grad.shape[0] == grad.numel():
             return outs, outs
         self.grad = grad.contiguous()
-        return outs, [torch.empty_like(self.grad) if need else out for need, out in zip(self.needed, outs, strict=True)]
+        return outs, [
+            torch.empty_like(self.grad) if need else out for need, out in zip(self.needed, outs, strict=True)
+        ]
 
 
 def finish(outs: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, ...]:
     """Copy each target where it belongs."""
-    return tuple(out if target is out else out.copy_(target) for out, target in zip(outs, targets, strict=True))
+    return tuple(
+        out if target is out else out.copy_(target) for out, target in zip(outs, targets, strict=True)
+    )
 
 
 def scaling(native: Native, op: str, *args) -> tuple[Tensor, ...]:
-    """The native kernel on the arguments of a `ScalingCall`; one tensor for each table, empty where it is not needed."""
+    """The native kernel on the arguments of a `ScalingCall`; one tensor for each table, empty where it is not
+    needed."""
     call = ScalingCall(*args)
     outs, targets = call.dense()
     grad = call.grad
@@ -136,7 +148,9 @@ def scaling(native: Native, op: str, *args) -> tuple[Tensor, ...]:
     module = native.module()
     params = module.ScalingParams()
     padding = [0] * (3 - len(call.tables))
-    params.out = [pointer(out) if need else 0 for out, need in zip(targets, call.needed, strict=True)] + padding
+    params.out = [
+        pointer(out) if need else 0 for out, need in zip(targets, call.needed, strict=True)
+    ] + padding
     params.table = [pointer(table) for table in call.tables] + padding
     params.grad, params.t = pointer(grad), pointer(call.t_B)
     params.batch, params.count = grad.shape[0], grad[0].numel()

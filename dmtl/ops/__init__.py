@@ -1,4 +1,5 @@
-"""The fused operators of dmtl: one module each, which is its specification (formula, reference, gradients, checks)."""
+"""The fused operators of dmtl: one module each, which is its specification (formula, reference, gradients,
+checks)."""
 
 from ._registry import use_backend
 from .posterior_step import posterior_step

@@ -1,7 +1,8 @@
-"""Argument checks of the ops. They run once, in the public function; nothing below checks shapes or dtypes again.
+"""Argument checks of the ops. They run once, in the public function; nothing below checks shapes or dtypes
+again.
 
-Values (indices, keys) can be read without a device synchronisation on the CPU only, so `check_values` runs inside the
-operator for CPU tensors; kernels on other devices answer a bad index with a row of NaN.
+Values (indices, keys) can be read without a device synchronisation on the CPU only, so `check_values` runs
+inside the operator for CPU tensors; kernels on other devices answer a bad index with a row of NaN.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def like(op: str, argument: str, x: object, model: Tensor, model_name: str) -> N
     """Same shape, dtype and device as `model`."""
     tensor(op, argument, x)
     if x.dtype != model.dtype:
-        fail(op, argument, f"of {model_name}'s dtype {dtype_name(model.dtype)}", dtype_name(x.dtype), TypeError)
+        fail(
+            op, argument, f"of {model_name}'s dtype {dtype_name(model.dtype)}", dtype_name(x.dtype), TypeError
+        )
     if x.shape != model.shape:
         fail(op, argument, f"of {model_name}'s shape {list(model.shape)}", list(x.shape))
     on_device(op, argument, x, model.device)
@@ -76,8 +79,11 @@ def tables(op: str, model: Tensor, **named: object) -> None:
         on_device(op, argument, table, model.device)
 
 
-def noise_source(op: str, model: Tensor, model_name: str, noise: object, key: object, step: object, needed: bool) -> None:
-    """At most one of `noise` and `key_B3` (exactly one where `needed`), and a step that the counter can hold."""
+def noise_source(
+    op: str, model: Tensor, model_name: str, noise: object, key: object, step: object, needed: bool
+) -> None:
+    """At most one of `noise` and `key_B3` (exactly one where `needed`), and a step that the counter can
+    hold."""
     if noise is not None and key is not None:
         fail(op, "noise", "None when key_B3 is given", "both")
     if needed and noise is None and key is None:

@@ -1,10 +1,12 @@
 """The noise of dmtl: a pure function of (seed, task, sample, step, element), the same on every backend.
 
-Generator: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). This docstring is the one
-place that fixes the layout; `csrc/include/dmtl/philox.h` and `kernels/triton/_noise.py` implement it.
+Generator: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). This
+docstring is the one place that fixes the layout; `csrc/include/dmtl/philox.h` and `kernels/triton/_noise.py`
+implement it.
 
 A row of `key_B3` is (seed, task, sample), int64: seed any value, 0 <= task < 2**32, 0 <= sample < 2**48. With
-0 <= step < 2**16 and `element` the flat index inside one sample in logical (row-major) order, 0 <= element < 2**34:
+0 <= step < 2**16 and `element` the flat index inside one sample in logical (row-major) order,
+0 <= element < 2**34:
 
     key        k0 = seed mod 2**32          k1 = (seed >> 32) mod 2**32
     counter    c0 = element // 4
@@ -12,8 +14,8 @@ A row of `key_B3` is (seed, task, sample), int64: seed any value, 0 <= task < 2*
                c2 = task
                c3 = step | (sample >> 32) << 16
 
-Distinct (task, sample, step, element // 4) give distinct counters, so no two of them share random numbers, and nothing else
-enters: neither memory layout, batch split, thread count, dtype nor device.
+Distinct (task, sample, step, element // 4) give distinct counters, so no two of them share random numbers,
+and nothing else enters: neither memory layout, batch split, thread count, dtype nor device.
 
 The four words w0..w3 of a block become the normals of elements 4i .. 4i + 3 (Box-Muller, two pairs):
 
@@ -22,8 +24,8 @@ The four words w0..w3 of a block become the normals of elements 4i .. 4i + 3 (Bo
     a = w1 * 2**-32 turns, its distance from the nearest multiple of a quarter turn rounded to float32
     n0 = r cos(2 pi a)    n1 = r sin(2 pi a)    n2, n3 the same from w2, w3
 
-Normals are float32 by definition, whatever the dtype of the op. The reference evaluates them in float64 and rounds once; the
-other backends evaluate polynomials in float32 and stay within 2 ulp of it.
+Normals are float32 by definition, whatever the dtype of the op. The reference evaluates them in float64 and
+rounds once; the other backends evaluate polynomials in float32 and stay within 2 ulp of it.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def philox4x32(counter: Words, key: tuple[Tensor, Tensor], rounds: int = 10) -> Words:
-    """Philox4x32 on int64 tensors that hold 32-bit words; broadcasts. Returns four tensors of words in [0, 2**32)."""
+    """Philox4x32 on int64 tensors that hold 32-bit words; broadcasts. Returns four tensors of words."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(rounds):
@@ -73,7 +75,8 @@ def box_muller(words_BN: Tensor) -> Tensor:
     u = even.to(torch.float32) * 2.0**-32 + 2.0**-33
     r = (-2.0 * u.double().log()).sqrt()
     quadrant = ((odd + 2**29) >> 30) & 3
-    rest = ((odd + 2**29) & (2**30 - 1)) - 2**29  # signed distance from the multiple of a quarter turn, in 2**-32 turns
+    # Signed distance from the multiple of a quarter turn, in 2**-32 turns.
+    rest = ((odd + 2**29) & (2**30 - 1)) - 2**29
     angle = rest.to(torch.float32).double() * (2.0**-32 * 2.0 * math.pi)
     sin, cos = angle.sin(), angle.cos()
     swap = (quadrant & 1).bool()

@@ -1,10 +1,12 @@
 """Which operators exist, and which backend serves a call.
 
-An op module declares an `OpSpec`; `add` registers its operators with torch. The backend is chosen inside the operator, below
-the dispatcher: graphs, exports and checkpoints never name one. This is the only module that reaches `dmtl.kernels`.
+An op module declares an `OpSpec`; `add` registers its operators with torch. The backend is chosen inside the
+operator, below the dispatcher: graphs, exports and checkpoints never name one. This is the only module that
+reaches `dmtl.kernels`.
 
-Choice, strongest first: `use_backend(op="name")`, `use_backend("name")`, `DMTL_BACKEND_<OP>`, `DMTL_BACKEND`, automatic (the
-first of `AUTOMATIC` that can). An explicit choice succeeds or raises NotImplementedError with every candidate's reasons.
+Choice, strongest first: `use_backend(op="name")`, `use_backend("name")`, `DMTL_BACKEND_<OP>`, `DMTL_BACKEND`,
+automatic (the first of `AUTOMATIC` that can). An explicit choice succeeds or raises NotImplementedError with
+every candidate's reasons.
 Overrides are global to the process, because backward passes run on other threads.
 """
 
@@ -23,34 +25,41 @@ import torch
 from torch import Tensor
 
 from dmtl._support import Support, why_not
-from dmtl.errors import ConfigError
+from dmtl.errors import BackendError, ConfigError
 
 from . import _library
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
-# What automatic choice tries for tensors of a device type. (Triton's interpreter serves CPU tensors, for those who ask for it.)
+# What automatic choice tries for tensors of a device type. (Triton's interpreter serves CPU tensors, for
+# those who ask for it.)
 AUTOMATIC = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
-_REFERENCE = Support(devices=("cpu", "cuda", "mps", "xpu"), dtypes=(torch.float32, torch.bfloat16, torch.float16, torch.float64))
+_REFERENCE = Support(
+    devices=("cpu", "cuda", "mps", "xpu"),
+    dtypes=(torch.float32, torch.bfloat16, torch.float16, torch.float64),
+)
 
 
 @dataclass(frozen=True)
 class Operator:
-    """One torch operator `dmtl::<name>`: schema without the name, reference and fake of the same positional arguments."""
+    """One torch operator `dmtl::<name>`: schema without the name, reference and fake of the same positional
+    arguments."""
 
     name: str
     schema: str
     reference: Callable
     fake: Callable
-    check_values: Callable | None = None  # called with the operator's arguments when its tensors are on the CPU
+    # Called with the operator's arguments when its tensors are on the CPU.
+    check_values: Callable | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class OpSpec:
-    """A mathematical operation: forward and backward operator, and what the generic tests need to exercise it.
+    """A mathematical operation: forward and backward operator, and what the generic tests need to exercise
+    it.
 
-    function: the public, differentiable function. differentiable: its arguments that have a gradient. samples(size, dtype,
-    device) -> list of keyword arguments for `function`; size is "tiny", "odd" or "large". tolerance: absolute floor of the
-    error allowed to a backend, by dtype.
+    function: the public, differentiable function. differentiable: its arguments that have a gradient.
+    samples(size, dtype, device) -> list of keyword arguments for `function`; size is "tiny", "odd" or
+    "large". tolerance: absolute floor of the error allowed to a backend, by dtype.
     """
 
     name: str
@@ -120,7 +129,8 @@ def candidates(spec: OpSpec, device_type: str) -> tuple[str, ...]:
 
 
 def choose(spec: OpSpec, tensors: Sequence[Tensor]) -> str:
-    """Name of the backend that serves this call. Raises NotImplementedError, with all reasons, when none does."""
+    """Name of the backend that serves this call. Raises NotImplementedError, with all reasons, when none
+    does."""
     passed_over = []
     for backend in candidates(spec, tensors[0].device.type):
         if not reasons_against(spec, backend, tensors):
@@ -128,7 +138,7 @@ def choose(spec: OpSpec, tensors: Sequence[Tensor]) -> str:
                 _announce(spec, backend, passed_over)
             return backend
         passed_over.append(backend)
-    raise NotImplementedError(_refusal(spec, tensors))
+    raise BackendError(_refusal(spec, tensors))
 
 
 def _refusal(spec: OpSpec, tensors: Sequence[Tensor]) -> str:
@@ -171,9 +181,11 @@ def _run(spec: OpSpec, operator: Operator, *args):
 
 @contextmanager
 def use_backend(backend: str | None = None, /, **by_op: str) -> Iterator[None]:
-    """Serve every op (`use_backend("cpu")`) or single ones (`use_backend(q_sample="reference")`) with the named backend.
+    """Serve every op (`use_backend("cpu")`) or single ones (`use_backend(q_sample="reference")`) with the
+    named backend.
 
-    Raises ValueError for an unknown backend or op. Inside, a call that the backend cannot serve raises NotImplementedError.
+    Raises ValueError for an unknown backend or op. Inside, a call that the backend cannot serve raises
+    NotImplementedError.
     """
     override = ({"*": backend} if backend is not None else {}) | by_op
     for op, name in override.items():

@@ -1,4 +1,5 @@
-"""What the two noising ops share: per-row coefficients, the noise of a call, outputs in the layout of an input, test inputs."""
+"""What the two noising ops share: per-row coefficients, the noise of a call, outputs in the layout of an
+input, test inputs."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ def per_row(table_S: Tensor, t_B: Tensor, like: Tensor) -> Tensor:
 
 
 def drawn_noise(like: Tensor, noise: Tensor | None, key_B3: Tensor | None, step: int) -> Tensor | None:
-    """The call's noise in the arithmetic dtype: as given, or drawn from the key; None when there is neither."""
+    """The call's noise in the arithmetic dtype: as given, or drawn from the key; None when there is
+    neither."""
     if noise is not None:
         return noise.to(wide_dtype(like.dtype))
     if key_B3 is not None:
@@ -40,7 +42,8 @@ def scaled(grad: Tensor, t_B: Tensor, table_S: Tensor, needed: bool) -> Tensor:
 
 
 def sample_rows(size: str, dtype: torch.dtype, device: str) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(x, t_B, key_B3) for tests and benchmarks, with t_B in [0, 7): dense, channels-last, sliced and empty inputs."""
+    """(x, t_B, key_B3) for tests and benchmarks, with t_B in [0, 7): dense, channels-last, sliced and empty
+    inputs."""
     generator = torch.Generator().manual_seed(len(size))
 
     def rows(*shape: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,10 +1,12 @@
-"""One reverse step: x_{t-1} = c1 x0_hat + c2 x_t + sigma eps      (DiffusionMTL, eq. 5; Ho et al. 2020, eqs. 6-7)
+"""One reverse step: x_{t-1} = c1 x0_hat + c2 x_t + sigma eps      (DiffusionMTL, eq. 5; Ho et al. 2020, eqs.
+6-7)
 
 Legend: B rows (samples), S steps of the schedule; x [B, ...] of any further shape and memory layout.
     c1 = coef1_S[t_B], c2 = coef2_S[t_B], s = sigma_S[t_B], one triple per row
     x_{t-1} = c1 x0_hat + c2 x_t + s eps
-The tables decide what the step is: the ancestral posterior (c1, c2 its mean, s its standard deviation), or a deterministic one
-(s = 0). The last step is (1, 0, 0), the identity on x0_hat. A row with s = 0 gets no noise at all.
+The tables decide what the step is: the ancestral posterior (c1, c2 its mean, s its standard deviation), or a
+deterministic one (s = 0). The last step is (1, 0, 0), the identity on x0_hat. A row with s = 0 gets no noise
+at all.
 Gradients: d x0_hat = c1 grad, d x_t = c2 grad, d eps = s grad.
 Numerics: as in q_sample (float32 arithmetic, one rounding at the end).
 """
@@ -89,13 +91,14 @@ def posterior_step(
 ) -> Tensor:
     """From the predicted clean map and x_t to x_{t-1}, every row at its own time.
 
-    x0_hat, x_t: [B, ...], one shape and dtype: float32, bfloat16, float16 (or float64), any strides. t_B: int64 [B], indices
-    into the tables. coef1_S, coef2_S, sigma_S: float32 [S]. noise: like x0_hat; or key_B3: int64 [B, 3] rows
-    (seed, task, sample), from which the noise is drawn together with `step` (0 <= step < 65536). Neither: no noise is added.
+    x0_hat, x_t: [B, ...], one shape and dtype: float32, bfloat16, float16 (or float64), any strides. t_B:
+    int64 [B], indices into the tables. coef1_S, coef2_S, sigma_S: float32 [S]. noise: like x0_hat; or key_B3:
+    int64 [B, 3] rows (seed, task, sample), from which the noise is drawn together with `step` (0 <= step <
+    65536). Neither: no noise is added.
 
     Returns x_{t-1} like x0_hat (shape, dtype, layout). Differentiable once, in x0_hat, x_t and noise.
-    Raises TypeError (types, dtypes), ValueError (shapes, devices; on the CPU also t or key values out of range),
-    NotImplementedError (a backend asked for by name cannot serve the call).
+    Raises TypeError (types, dtypes), ValueError (shapes, devices; on the CPU also t or key values out of
+    range), NotImplementedError (a backend asked for by name cannot serve the call).
     """
     op = "posterior_step"
     _checks.data(op, "x0_hat", x0_hat)
@@ -111,7 +114,8 @@ def posterior_step(
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
-    """Arguments for tests and benchmarks: given, drawn and no noise, other layouts, and a last step without noise."""
+    """Arguments for tests and benchmarks: given, drawn and no noise, other layouts, and a last step without
+    noise."""
     coef1 = torch.linspace(1.0, 0.1, 7, device=device)
     tables = dict(coef1_S=coef1, coef2_S=1 - coef1, sigma_S=0.3 * (1 - coef1))
     cases = []

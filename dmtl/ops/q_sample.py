@@ -4,8 +4,9 @@ Legend: B rows (samples), S steps of the schedule; x [B, ...] of any further sha
     a = sqrt_abar_S[t_B], b = sqrt_one_minus_abar_S[t_B], one pair per row
     x_t = a x_0 + b eps
 Gradients: d x_0 = a grad, d eps = b grad.
-Numerics: float32, bfloat16 and float16 in and out (the output has x_0's dtype), arithmetic in float32, one rounding at the end;
-float64 in the reference. eps is given, or drawn inside the kernel as `_philox` defines it (float32 normals).
+Numerics: float32, bfloat16 and float16 in and out (the output has x_0's dtype), arithmetic in float32, one
+rounding at the end; float64 in the reference. eps is given, or drawn inside the kernel as `_philox` defines
+it (float32 normals).
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ from . import _checks
 from ._registry import Operator, OpSpec, add
 from ._rows import drawn_noise, per_row, sample_rows, scaled, stored_like
 
-_SCHEMA = "(Tensor x0, Tensor t_B, Tensor sqrt_abar_S, Tensor sqrt_one_minus_abar_S, Tensor? noise, Tensor? key_B3, int step) -> Tensor"
+_SCHEMA = (
+    "(Tensor x0, Tensor t_B, Tensor sqrt_abar_S, Tensor sqrt_one_minus_abar_S, "
+    "Tensor? noise, Tensor? key_B3, int step) -> Tensor"
+)
 _BACKWARD_SCHEMA = (
-    "(Tensor grad_xt, Tensor t_B, Tensor sqrt_abar_S, Tensor sqrt_one_minus_abar_S, bool need_x0, bool need_noise) -> (Tensor, Tensor)"
+    "(Tensor grad_xt, Tensor t_B, Tensor sqrt_abar_S, Tensor sqrt_one_minus_abar_S, "
+    "bool need_x0, bool need_noise) -> (Tensor, Tensor)"
 )
 
 
@@ -31,7 +36,9 @@ def _reference(x0, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, noise, key_B3, step)
     return stored_like(xt, x0)
 
 
-def _reference_backward(grad_xt, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, need_x0, need_noise) -> tuple[Tensor, Tensor]:
+def _reference_backward(
+    grad_xt, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, need_x0, need_noise
+) -> tuple[Tensor, Tensor]:
     return scaled(grad_xt, t_B, sqrt_abar_S, need_x0), scaled(grad_xt, t_B, sqrt_one_minus_abar_S, need_noise)
 
 
@@ -39,8 +46,12 @@ def _fake(x0, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, noise, key_B3, step) -> T
     return torch.empty_like(x0)
 
 
-def _fake_backward(grad_xt, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, need_x0, need_noise) -> tuple[Tensor, Tensor]:
-    return tuple(torch.empty_like(grad_xt) if need else grad_xt.new_empty(0) for need in (need_x0, need_noise))
+def _fake_backward(
+    grad_xt, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, need_x0, need_noise
+) -> tuple[Tensor, Tensor]:
+    return tuple(
+        torch.empty_like(grad_xt) if need else grad_xt.new_empty(0) for need in (need_x0, need_noise)
+    )
 
 
 def _check_values(x0, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, noise, key_B3, step) -> None:
@@ -73,13 +84,15 @@ def q_sample(
 ) -> Tensor:
     """Noise every row of x0 to its own time.
 
-    x0: [B, ...] float32, bfloat16, float16 (or float64), any strides. t_B: int64 [B], indices into the tables.
-    sqrt_abar_S, sqrt_one_minus_abar_S: float32 [S]. noise: like x0; or key_B3: int64 [B, 3] rows (seed, task, sample) from
-    which the noise is drawn together with `step` (0 <= step < 65536). Exactly one of noise and key_B3.
+    x0: [B, ...] float32, bfloat16, float16 (or float64), any strides. t_B: int64 [B], indices into the
+    tables.
+    sqrt_abar_S, sqrt_one_minus_abar_S: float32 [S]. noise: like x0; or key_B3: int64 [B, 3] rows (seed, task,
+    sample) from which the noise is drawn together with `step` (0 <= step < 65536). Exactly one of noise and
+    key_B3.
 
     Returns x_t like x0 (shape, dtype, layout). Differentiable once, in x0 and noise.
-    Raises TypeError (types, dtypes), ValueError (shapes, devices; on the CPU also t or key values out of range),
-    NotImplementedError (a backend asked for by name cannot serve the call).
+    Raises TypeError (types, dtypes), ValueError (shapes, devices; on the CPU also t or key values out of
+    range), NotImplementedError (a backend asked for by name cannot serve the call).
     """
     op = "q_sample"
     _checks.data(op, "x0", x0)
@@ -115,8 +128,11 @@ SPEC = add(
 )
 
 
-def normal(key_B3: Tensor, shape: tuple[int, ...], step: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The noise itself: standard normals [B, *shape] of the given dtype, on key_B3's device, as `_philox` defines them."""
+def normal(
+    key_B3: Tensor, shape: tuple[int, ...], step: int = 0, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The noise itself: standard normals [B, *shape] of the given dtype, on key_B3's device, as `_philox`
+    defines them."""
     zero = torch.zeros((), dtype=dtype, device=key_B3.device).expand(key_B3.shape[0], *shape).contiguous()
     one = torch.ones(1, device=key_B3.device)
     t_B = torch.zeros(key_B3.shape[0], dtype=torch.int64, device=key_B3.device)

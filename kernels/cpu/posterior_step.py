@@ -14,9 +14,7 @@ _CPU = Native(module=native.core, context=lambda x: torch.get_num_threads())
 
 
 def posterior_step(x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step) -> Tensor:
-    return noising(
-        _CPU, "posterior_step", x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step
-    )
+    return noising(_CPU, "posterior_step", x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step)
 
 
 def posterior_step_backward(

@@ -19,6 +19,8 @@ def q_sample(x0, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, noise, key_B3, step) -
     )
 
 
-def q_sample_backward(grad_xt, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, need_x0, need_noise) -> tuple[Tensor, Tensor]:
+def q_sample_backward(
+    grad_xt, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, need_x0, need_noise
+) -> tuple[Tensor, Tensor]:
     tables = (sqrt_abar_S, sqrt_one_minus_abar_S)
     return scaling(_CPU, "q_sample_backward", grad_xt, t_B, tables, (need_x0, need_noise))

@@ -14,9 +14,7 @@ _CUDA = Native(module=native.core_cuda, context=lambda x: torch.cuda.current_str
 
 
 def posterior_step(x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step) -> Tensor:
-    return noising(
-        _CUDA, "posterior_step", x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step
-    )
+    return noising(_CUDA, "posterior_step", x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step)
 
 
 def posterior_step_backward(

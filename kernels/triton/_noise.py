@@ -1,4 +1,5 @@
-"""Triton device functions for the noise that dmtl/ops/_philox.py defines; the arithmetic of csrc/include/dmtl/philox.h."""
+"""Triton device functions for the noise that dmtl/ops/_philox.py defines; the arithmetic of
+csrc/include/dmtl/philox.h."""
 
 import os
 
@@ -12,7 +13,8 @@ _EMULATE_FMA = tl.constexpr(INTERPRETED)
 
 @triton.jit
 def _fma(a, b, c):
-    """a b + c rounded once. The interpreter has no such operation: there float64 holds the product exactly."""
+    """a b + c rounded once. The interpreter has no such operation: there float64 holds the product
+    exactly."""
     if _EMULATE_FMA:
         return (a.to(tl.float64) * b + c).to(tl.float32)
     return tl.fma(a, b, c)
@@ -85,7 +87,8 @@ def _box_muller(radius_word, angle_word):
 
 @triton.jit
 def draw(block, seed, task, sample, step):
-    """Normals [4 * BLOCK] of the elements of the blocks [BLOCK] (uint32), in order. seed, task, sample: int64 scalars."""
+    """Normals [4 * BLOCK] of the elements of the blocks [BLOCK] (uint32), in order. seed, task, sample: int64
+    scalars."""
     c3 = step.to(tl.uint32) | ((sample >> 32).to(tl.uint32) & 0xFFFF) << 16
     k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
     w0, w1, w2, w3 = _philox(block, k0, k1, sample.to(tl.uint32), task.to(tl.uint32), c3)

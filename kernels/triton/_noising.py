@@ -1,13 +1,14 @@
-"""Triton kernels of the two noising ops and of their backward. A program makes 4 * BLOCK elements of one row."""
+"""Triton kernels of the two noising ops and of their backward. A program makes 4 * BLOCK elements of one
+row."""
 
 import torch
-import triton
-import triton.language as tl
+from dmtl.kernels.triton._noise import INTERPRETED, draw
 from torch import Tensor
 
+import triton
+import triton.language as tl
 from dmtl._support import Support
 from dmtl.kernels._noising import DTYPES, NoisingCall, ScalingCall, finish
-from dmtl.kernels.triton._noise import INTERPRETED, draw
 
 BLOCK = 4096 if INTERPRETED else 256  # the interpreter pays for every program
 
@@ -29,7 +30,8 @@ SUPPORT = Support(
 def _noising_fwd_kernel(
     out_ptr, x_ptr, y_ptr, noise_ptr, key_ptr, t_ptr, coef_x_ptr, coef_y_ptr, coef_noise_ptr,
     count, channels, table_size, step, stride_out, stride_x, stride_y, stride_noise,
-    HAS_Y: tl.constexpr, GIVEN: tl.constexpr, DRAWN: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_Y: tl.constexpr, GIVEN: tl.constexpr, DRAWN: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(1).to(tl.int64)
     t = tl.load(t_ptr + row)
@@ -83,7 +85,8 @@ def noising(*args) -> Tensor:
             target, x, y, noise, call.key_B3, call.t_B, call.coef_x, call.coef_y, call.coef_noise,
             count, x.shape[1] if last else 0, call.coef_x.shape[0], call.step, target.stride(0), x.stride(0),
             0 if y is None else y.stride(0), 0 if noise is None else noise.stride(0),
-            HAS_Y=y is not None, GIVEN=noise is not None, DRAWN=call.key_B3 is not None, CHANNELS_LAST=last, BLOCK=BLOCK,
+            HAS_Y=y is not None, GIVEN=noise is not None, DRAWN=call.key_B3 is not None,
+            CHANNELS_LAST=last, BLOCK=BLOCK,
         )  # fmt: skip
     return out if target is out else out.copy_(target)
 

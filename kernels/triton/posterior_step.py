@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from dmtl.kernels.triton._noising import SUPPORT, noising, scaling
+from torch import Tensor
 
 __all__ = ["SUPPORT", "posterior_step", "posterior_step_backward"]
 

@@ -1,4 +1,5 @@
-"""Fixtures of the op tests: Triton in its interpreter where there is no GPU, and outputs poisoned with NaN."""
+"""Fixtures of the op tests: Triton in its interpreter where there is no GPU, and outputs poisoned with
+NaN."""
 
 import os
 

@@ -18,7 +18,8 @@ SIZES = ("tiny", "odd")
 @pytest.mark.parametrize("backend", backend_params())
 @pytest.mark.parametrize("spec", SPECS)
 def test_agrees_with_float64(spec, backend, dtype, poisoned):
-    """At most twice the error of the reference in the same dtype, plus the op's floor; same strides; every element written."""
+    """At most twice the error of the reference in the same dtype, plus the op's floor; same strides; every
+    element written."""
     for size in SIZES:
         for index, sample in enumerate(spec.samples(size, dtype, DEVICE)):
             truth = run(spec, sample, torch.float64, "reference")
@@ -27,7 +28,9 @@ def test_agrees_with_float64(spec, backend, dtype, poisoned):
             allowed = errors(peer, truth)
             for name, error in errors(actual, truth).items():
                 where = f"{size} sample {index}, {name}"
-                assert error <= 2 * allowed[name] + spec.tolerance[dtype], f"{where}: error {error}, reference {allowed[name]}"
+                assert error <= 2 * allowed[name] + spec.tolerance[dtype], (
+                    f"{where}: error {error}, reference {allowed[name]}"
+                )
                 assert actual[name].dtype == dtype, where
                 assert actual[name].stride() == peer[name].stride(), where
 
@@ -47,15 +50,21 @@ def test_gradcheck(spec):
 
 
 def _operator_calls(spec, size: str) -> list:
-    """Calls of the op's torch operators, forward and backward, one for each distinct set of argument kinds and dimensions."""
+    """Calls of the op's torch operators, forward and backward, one for each distinct set of argument kinds
+    and dimensions."""
     with Recorder() as recorder:
         for sample in spec.samples(size, torch.float32, DEVICE):
             run(spec, sample, torch.float32, "reference")
     distinct = {}
     for func, args in recorder.calls:
-        kinds = tuple((arg.dim(), arg.is_contiguous()) if isinstance(arg, torch.Tensor) else arg for arg in args)
+        kinds = tuple(
+            (arg.dim(), arg.is_contiguous()) if isinstance(arg, torch.Tensor) else arg for arg in args
+        )
         # The operators themselves carry no autograd formula: the public function wraps them.
-        distinct[func.name(), kinds] = (func, tuple(arg.detach() if isinstance(arg, torch.Tensor) else arg for arg in args))
+        distinct[func.name(), kinds] = (
+            func,
+            tuple(arg.detach() if isinstance(arg, torch.Tensor) else arg for arg in args),
+        )
     return list(distinct.values())
 
 
@@ -111,7 +120,8 @@ def test_export(spec, tracked):
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_explicit_choice_never_falls_back(spec):
-    """An explicit backend that cannot serve raises, and the message lists every candidate with its reasons."""
+    """An explicit backend that cannot serve raises, and the message lists every candidate with its
+    reasons."""
     sample = spec.samples("odd", torch.float64, "cpu")[0]
     with dmtl.ops.use_backend(**{spec.name: "cuda"}), pytest.raises(NotImplementedError) as refusal:
         spec.function(**sample)

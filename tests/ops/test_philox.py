@@ -1,4 +1,5 @@
-"""The noise: Random123's known answers, the same integers and normals on every backend, moments, independence of everything."""
+"""The noise: Random123's known answers, the same integers and normals on every backend, moments, independence
+of everything."""
 
 from __future__ import annotations
 
@@ -31,7 +32,10 @@ KEYS = torch.tensor([[0, 0, 0], [1, 2, 3], [-5, 2**32 - 1, 2**48 - 1], [2**63 - 
 
 def ulp_distance(a: torch.Tensor, b: torch.Tensor) -> int:
     """Largest number of float32 values between corresponding entries."""
-    ordered = [torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits).long() for bits in (a.view(torch.int32), b.view(torch.int32))]
+    ordered = [
+        torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits).long()
+        for bits in (a.view(torch.int32), b.view(torch.int32))
+    ]
     return int((ordered[0] - ordered[1]).abs().max())
 
 
@@ -74,7 +78,9 @@ def test_normals_follow_the_definition():
         for pair in range(32):
             w0, w1 = row_words[2 * pair], row_words[2 * pair + 1]
             r = math.sqrt(-2 * math.log(w0 / 2**32 + 2.0**-33))
-            for j, expected in enumerate((r * math.cos(2 * math.pi * w1 / 2**32), r * math.sin(2 * math.pi * w1 / 2**32))):
+            for j, expected in enumerate(
+                (r * math.cos(2 * math.pi * w1 / 2**32), r * math.sin(2 * math.pi * w1 / 2**32))
+            ):
                 assert float(normals[row, 2 * pair + j]) == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 

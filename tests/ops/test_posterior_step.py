@@ -1,4 +1,5 @@
-"""posterior_step beyond the generic tests: an independent composition, the last step, no noise, bad arguments."""
+"""posterior_step beyond the generic tests: an independent composition, the last step, no noise, bad
+arguments."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ import dmtl.ops
 from .tools import missing
 
 TABLES = dict(
-    coef1_S=torch.tensor([1.0, 0.7, 0.4]), coef2_S=torch.tensor([0.0, 0.3, 0.6]), sigma_S=torch.tensor([0.0, 0.1, 0.2])
+    coef1_S=torch.tensor([1.0, 0.7, 0.4]),
+    coef2_S=torch.tensor([0.0, 0.3, 0.6]),
+    sigma_S=torch.tensor([0.0, 0.1, 0.2]),
 )
 KEYS = torch.tensor([[1, 2, 3], [1, 2, 4], [1, 3, 3]])
 BACKENDS = [name for name in ("reference", "cpu") if not missing(name)]
@@ -65,12 +68,20 @@ def test_rows_with_and_without_noise(backend):
 
 GOOD = dict(x0_hat=torch.zeros(2, 3), x_t=torch.zeros(2, 3), t_B=torch.tensor([0, 1]), **TABLES)
 BAD = [
-    (dict(x_t=torch.zeros(2, 3).bfloat16()), TypeError, "x_t must be of x0_hat's dtype float32, got bfloat16"),
+    (
+        dict(x_t=torch.zeros(2, 3).bfloat16()),
+        TypeError,
+        "x_t must be of x0_hat's dtype float32, got bfloat16",
+    ),
     (dict(x_t=torch.zeros(3, 3)), ValueError, r"x_t must be of x0_hat's shape \[2, 3\], got \[3, 3\]"),
     (dict(x_t=None), TypeError, "x_t must be a tensor, got NoneType"),
     (dict(t_B=torch.tensor([1, 3])), ValueError, r"t_B must be in \[0, 3\), got 3"),
     (dict(sigma_S=torch.zeros(4)), ValueError, r"sigma_S must be of shape \[3\], got \[4\]"),
-    (dict(noise=torch.zeros(2, 3), key_B3=torch.zeros(2, 3).long()), ValueError, "noise must be None when key_B3 is given, got both"),
+    (
+        dict(noise=torch.zeros(2, 3), key_B3=torch.zeros(2, 3).long()),
+        ValueError,
+        "noise must be None when key_B3 is given, got both",
+    ),
     (dict(step=-1), ValueError, r"step must be in \[0, 65536\), got -1"),
 ]
 

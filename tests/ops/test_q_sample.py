@@ -19,7 +19,10 @@ BACKENDS = [name for name in ("reference", "cpu") if not missing(name)]
 def composed(x0, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, noise):
     """Row by row with scalar arithmetic of torch."""
     return torch.stack(
-        [float(sqrt_abar_S[t]) * x + float(sqrt_one_minus_abar_S[t]) * e for x, t, e in zip(x0, t_B.tolist(), noise, strict=True)]
+        [
+            float(sqrt_abar_S[t]) * x + float(sqrt_one_minus_abar_S[t]) * e
+            for x, t, e in zip(x0, t_B.tolist(), noise, strict=True)
+        ]
     )
 
 
@@ -27,11 +30,14 @@ def composed(x0, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, noise):
 def test_against_composition(backend):
     x0, noise, t_B = torch.randn(3, 4, 5, 6), torch.randn(3, 4, 5, 6), torch.tensor([2, 0, 1])
     with dmtl.ops.use_backend(backend):
-        torch.testing.assert_close(dmtl.ops.q_sample(x0, t_B, **TABLES, noise=noise), composed(x0, t_B, **TABLES, noise=noise))
+        torch.testing.assert_close(
+            dmtl.ops.q_sample(x0, t_B, **TABLES, noise=noise), composed(x0, t_B, **TABLES, noise=noise)
+        )
         key_B3 = torch.tensor([[1, 2, 3], [1, 2, 4], [1, 3, 3]])
         drawn = dmtl.ops.normal(key_B3, (4, 5, 6), 8)
         torch.testing.assert_close(
-            dmtl.ops.q_sample(x0, t_B, **TABLES, key_B3=key_B3, step=8), composed(x0, t_B, **TABLES, noise=drawn)
+            dmtl.ops.q_sample(x0, t_B, **TABLES, key_B3=key_B3, step=8),
+            composed(x0, t_B, **TABLES, noise=drawn),
         )
 
 
@@ -43,7 +49,9 @@ def rows(draw):
     layout = draw(st.sampled_from(["dense", "channels_last", "sliced", "permuted"]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     if layout == "sliced":
-        x = torch.randn([2 * size for size in shape], generator=generator)[tuple(slice(None, None, 2) for _ in shape)]
+        x = torch.randn([2 * size for size in shape], generator=generator)[
+            tuple(slice(None, None, 2) for _ in shape)
+        ]
     elif layout == "permuted":
         x = torch.randn(shape[::-1], generator=generator).permute(*reversed(range(len(shape))))
     else:
@@ -82,24 +90,56 @@ def test_gradient_of_a_sum_is_the_coefficient():
 
 GOOD = dict(x0=torch.zeros(2, 3), t_B=torch.tensor([0, 1]), **TABLES, noise=torch.zeros(2, 3))
 BAD = [
-    (dict(x0=torch.zeros(2, 3, dtype=torch.int64)), TypeError, "x0 must be float32, bfloat16, float16 or float64, got int64"),
-    (dict(x0=torch.zeros(())), ValueError, r"x0 must be of shape \[B, ...\], got a tensor without dimensions"),
+    (
+        dict(x0=torch.zeros(2, 3, dtype=torch.int64)),
+        TypeError,
+        "x0 must be float32, bfloat16, float16 or float64, got int64",
+    ),
+    (
+        dict(x0=torch.zeros(())),
+        ValueError,
+        r"x0 must be of shape \[B, ...\], got a tensor without dimensions",
+    ),
     (dict(t_B=torch.tensor([0.0, 1.0])), TypeError, "t_B must be int64, got float32"),
     (dict(t_B=torch.tensor([0])), ValueError, r"t_B must be of shape \[2\], got \[1\]"),
     (dict(t_B=torch.tensor([0, 3])), ValueError, r"t_B must be in \[0, 3\), got 3"),
     (dict(t_B=torch.tensor([-1, 0])), ValueError, r"t_B must be in \[0, 3\), got -1"),
-    (dict(sqrt_abar_S=torch.zeros(3, dtype=torch.float64)), TypeError, "sqrt_abar_S must be float32, got float64"),
+    (
+        dict(sqrt_abar_S=torch.zeros(3, dtype=torch.float64)),
+        TypeError,
+        "sqrt_abar_S must be float32, got float64",
+    ),
     (dict(sqrt_abar_S=torch.zeros(0)), ValueError, r"sqrt_abar_S must be of shape \[S\], got \[0\]"),
-    (dict(sqrt_one_minus_abar_S=torch.zeros(2)), ValueError, r"sqrt_one_minus_abar_S must be of shape \[3\], got \[2\]"),
+    (
+        dict(sqrt_one_minus_abar_S=torch.zeros(2)),
+        ValueError,
+        r"sqrt_one_minus_abar_S must be of shape \[3\], got \[2\]",
+    ),
     (dict(noise=torch.zeros(2, 4)), ValueError, r"noise must be of x0's shape \[2, 3\], got \[2, 4\]"),
     (dict(noise=torch.zeros(2, 3).half()), TypeError, "noise must be of x0's dtype float32, got float16"),
     (dict(noise=torch.zeros(2, 3, device="meta")), ValueError, "noise must be on cpu, got meta"),
     (dict(noise=None), ValueError, "noise must be given, or else key_B3, got neither"),
-    (dict(key_B3=torch.zeros(2, 3, dtype=torch.int64)), ValueError, "noise must be None when key_B3 is given, got both"),
-    (dict(noise=None, key_B3=torch.zeros(2, 2, dtype=torch.int64)), ValueError, r"key_B3 must be of shape \[2, 3\], got \[2, 2\]"),
+    (
+        dict(key_B3=torch.zeros(2, 3, dtype=torch.int64)),
+        ValueError,
+        "noise must be None when key_B3 is given, got both",
+    ),
+    (
+        dict(noise=None, key_B3=torch.zeros(2, 2, dtype=torch.int64)),
+        ValueError,
+        r"key_B3 must be of shape \[2, 3\], got \[2, 2\]",
+    ),
     (dict(noise=None, key_B3=torch.zeros(2, 3)), TypeError, "key_B3 must be int64, got float32"),
-    (dict(noise=None, key_B3=torch.tensor([[0, -1, 0]] * 2)), ValueError, r"\(task\) must be in \[0, 2\*\*32\), got -1"),
-    (dict(noise=None, key_B3=torch.tensor([[0, 0, 2**48]] * 2)), ValueError, r"\(sample\) must be in \[0, 2\*\*48\), got"),
+    (
+        dict(noise=None, key_B3=torch.tensor([[0, -1, 0]] * 2)),
+        ValueError,
+        r"\(task\) must be in \[0, 2\*\*32\), got -1",
+    ),
+    (
+        dict(noise=None, key_B3=torch.tensor([[0, 0, 2**48]] * 2)),
+        ValueError,
+        r"\(sample\) must be in \[0, 2\*\*48\), got",
+    ),
     (dict(step=65536), ValueError, r"step must be in \[0, 65536\), got 65536"),
     (dict(step=1.0), TypeError, "step must be an int, got float"),
 ]

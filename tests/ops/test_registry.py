@@ -1,4 +1,5 @@
-"""Choice of backends: overrides and their order, announced fallbacks, the table of `dmtl info`; Triton compiled without a GPU."""
+"""Choice of backends: overrides and their order, announced fallbacks, the table of `dmtl info`; Triton
+compiled without a GPU."""
 
 from __future__ import annotations
 
@@ -42,12 +43,22 @@ def test_order_of_overrides(monkeypatch):
 
 
 def test_unknown_names(monkeypatch):
-    with pytest.raises(ValueError, match="use_backend: backend must be one of cuda, triton, cpu, reference, got gpu"), dmtl.use_backend("gpu"):
+    with (
+        pytest.raises(
+            ValueError, match="use_backend: backend must be one of cuda, triton, cpu, reference, got gpu"
+        ),
+        dmtl.use_backend("gpu"),
+    ):
         pass
-    with pytest.raises(ValueError, match="use_backend: op must be one of .*q_sample.*, got p_sample"), dmtl.use_backend(p_sample="cpu"):
+    with (
+        pytest.raises(ValueError, match="use_backend: op must be one of .*q_sample.*, got p_sample"),
+        dmtl.use_backend(p_sample="cpu"),
+    ):
         pass
     monkeypatch.setenv("DMTL_BACKEND", "fast")
-    with pytest.raises(ValueError, match="DMTL_BACKEND must be one of cuda, triton, cpu, reference, got fast"):
+    with pytest.raises(
+        ValueError, match="DMTL_BACKEND must be one of cuda, triton, cpu, reference, got fast"
+    ):
         _registry.choose(SPEC, PROBE)
 
 
@@ -66,10 +77,15 @@ def test_missing_core_is_announced_once(monkeypatch):
 
     reason = "dmtl._core was not built (in this test)"
     monkeypatch.delenv("DMTL_BACKEND", raising=False)
-    monkeypatch.setattr(adapter, "SUPPORT", adapter.SUPPORT.__class__(("cpu",), (torch.float32,), available=lambda: [reason]))
+    monkeypatch.setattr(
+        adapter, "SUPPORT", adapter.SUPPORT.__class__(("cpu",), (torch.float32,), available=lambda: [reason])
+    )
     monkeypatch.setattr(_registry, "_announced", set())
     key_B3 = torch.tensor([[1, 2, 3]])
-    with pytest.warns(RuntimeWarning, match=r"backend cpu is not available \(dmtl._core was not built \(in this test\)\); q_sample uses reference"):
+    with pytest.warns(
+        RuntimeWarning,
+        match=r"backend cpu is not available \(dmtl._core was not built \(in this test\)\)",
+    ):
         dmtl.ops.normal(key_B3, (8,))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -92,7 +108,8 @@ def test_info(capsys, monkeypatch):
 
 
 def test_triton_kernels_compile_without_a_gpu(tmp_path):
-    """Every Triton kernel, to a cubin, for both architectures that the package names (in a process without the interpreter)."""
+    """Every Triton kernel, to a cubin, for both architectures that the package names (in a process without
+    the interpreter)."""
     pytest.importorskip("triton")
     if not sys.platform.startswith("linux"):
         pytest.skip("Triton compiles on Linux")
@@ -121,7 +138,8 @@ def test_triton_kernels_compile_without_a_gpu(tmp_path):
             assert compiled.asm["cubin"][:4] == b"\\x7fELF"
 
         for arch, dtype in ((80, "fp32"), (90, "bf16")):
-            drawn = {"HAS_Y": True, "GIVEN": False, "DRAWN": True, "CHANNELS_LAST": False, "BLOCK": 256, "noise_ptr": None}
+            drawn = {"HAS_Y": True, "GIVEN": False, "DRAWN": True, "CHANNELS_LAST": False, "BLOCK": 256,
+                     "noise_ptr": None}
             given = {"HAS_Y": False, "GIVEN": True, "DRAWN": False, "CHANNELS_LAST": True, "BLOCK": 256,
                      "key_ptr": None, "y_ptr": None, "coef_y_ptr": None}
             compile(_noising._noising_fwd_kernel, drawn, arch, dtype)
@@ -132,7 +150,8 @@ def test_triton_kernels_compile_without_a_gpu(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env=environment | {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        env=environment
+        | {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         capture_output=True,
         text=True,
         timeout=300,
