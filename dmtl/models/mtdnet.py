@@ -69,12 +69,13 @@ class MTDNet(nn.Module):
         condition = self.condition(detached)
         condition = torch.cat([condition if r is None else condition[r] for r in rows.values()])
         taken = {t: initial[t] if r is None else initial[t][r] for t, r in rows.items()}
+        if self.config.detach_signal:
+            taken = {t: x.detach() for t, x in taken.items()}
+        start = taken
         if self.config.diffusion == "feature":
             start = {t: features[t] if r is None else features[t][r] for t, r in rows.items()}
-        else:
-            start = taken
-        if self.config.detach_signal:
-            start = {t: x.detach() for t, x in start.items()}
+            if self.config.detach_signal:
+                start = {t: x.detach() for t, x in start.items()}
         scale = self.config.signal_scale
         to_chain = (lambda x: x) if scale == 1 else (lambda x: scale * x)
         noisy = noising({t: to_chain(x) for t, x in start.items()}, rows, plan, noise)
