@@ -15,3 +15,7 @@ class ConfigError(DmtlError, ValueError):
 
 class CheckpointError(DmtlError, ValueError):
     """A checkpoint is damaged, foreign, or belongs to another configuration. The message names the file."""
+
+
+class BackendError(DmtlError, NotImplementedError):
+    """No backend can serve a call, or the one asked for by name cannot. The message has every candidate's reasons."""

@@ -33,11 +33,27 @@ USAGE = (
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command. Errors that a user can mend are one line on stderr and status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return _run(arguments)
+    except BrokenPipeError:  # the reader of our output, say `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        print(f"dmtl {arguments[0]}: {_told(error)}", file=sys.stderr)
+    except DmtlError as error:
+        print(f"dmtl {arguments[0]}: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"dmtl {arguments[0]}: interrupted", file=sys.stderr)
+        return 130
+    return 2
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE)
+        print(USAGE, flush=True)
         return 0
     if arguments[0] in ("-V", "--version"):
-        print(f"dmtl {__version__}")
+        print(f"dmtl {__version__}", flush=True)
         return 0
     command, *rest = arguments
     if command not in COMMANDS:
@@ -45,20 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         print(f"dmtl: unknown command {command!r}{hint} (commands: {', '.join(COMMANDS)})", file=sys.stderr)
         return 2
-    try:
-        return import_module(f"dmtl.cli.{command}").main(rest) or 0
-    except BrokenPipeError:  # the reader of our output, say `head`, has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except OSError as error:
-        print(f"dmtl {command}: {_told(error)}", file=sys.stderr)
-        return 2
-    except (DmtlError, NotImplementedError) as error:  # the latter: no backend, or not the one asked for
-        print(f"dmtl {command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"dmtl {command}: interrupted", file=sys.stderr)
-        return 130
+    status = import_module(f"dmtl.cli.{command}").main(rest) or 0
+    sys.stdout.flush()
+    return status
 
 
 def _told(error: OSError) -> str:

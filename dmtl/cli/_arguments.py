@@ -52,7 +52,7 @@ def _run(cli: Callable, kind: Any, arguments: Sequence[str], command: str, optio
     except SystemExit as exit:
         if exit.code:
             raise ConfigError(f"{_one_line(err.getvalue())} (dmtl {command} --help explains)") from None
-        print(_readable(out.getvalue()))
+        print(_readable(out.getvalue()), flush=True)
         raise
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from rich.table import Table
-from rich.text import Text
 
 from dmtl.cli._arguments import parse_subcommand, positional
 from dmtl.cli._common import console, say
@@ -102,14 +101,11 @@ def _check(args: Check) -> int:
             progress=lambda x, d=dataset: track(x, f"{d.name} {d.split}", console=console),
         )
     if not problems:
-        console.print(
-            f"{args.data}: {sum(map(len, splits))} images in {', '.join(args.splits)}, nothing wrong"
-        )
+        say(f"{args.data}: {sum(map(len, splits))} images in {', '.join(args.splits)}, nothing wrong")
         return 0
-    table = Table("where", "what is wrong")
     for problem in problems:
-        table.add_row(Text(problem.where), Text(problem.what))
-    console.print(table)
+        say(problem)
+    say(f"{args.data}: {len(problems)} problems")
     return 1
 
 
