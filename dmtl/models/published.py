@@ -20,6 +20,7 @@ from dmtl.files import write_atomically
 from dmtl.models.config import ModelConfig
 from dmtl.models.diffusion_mtl import DiffusionMTL, check_state, load_model
 from dmtl.models.mtdnet import schedule_of
+from dmtl.models.weights import load_refusal
 from dmtl.nn.resnet import DEPTHS
 from dmtl.tasks import make_task
 
@@ -86,10 +87,10 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            reason = str(error).split("Please file an issue")[0].strip().splitlines()[-1]
-            raise CheckpointError(f"{path}: holds something that is not weights and was not unpickled ({reason})") from None
+            raise CheckpointError(f"{path}: no checkpoint, or one with more than weights in it, which is not unpickled "
+                                  f"({load_refusal(error)})") from None
         except Exception as error:  # a damaged file makes torch.load raise almost anything
-            raise CheckpointError(f"{path}: damaged or not a torch checkpoint ({type(error).__name__}: {error})") from None
+            raise CheckpointError(f"{path}: damaged or not a torch checkpoint ({load_refusal(error)})") from None
     state = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path}: expected a dictionary with the entry 'model' that holds tensors by name")

@@ -8,6 +8,7 @@ import torch
 
 from dmtl.errors import CheckpointError
 from dmtl.files import write_atomically
+from dmtl.models.weights import load_refusal
 
 FORMAT = 1
 
@@ -33,8 +34,7 @@ def load_checkpoint(path: str | Path) -> dict:
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file makes torch.load raise almost anything
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise CheckpointError(f"{path}: damaged or not a training checkpoint ({reason})") from None
+            raise CheckpointError(f"{path}: damaged or not a training checkpoint ({load_refusal(error)})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path}: expected a training checkpoint of format {FORMAT}, "
                               f"got format {state.get('format') if isinstance(state, dict) else type(state).__name__}")

@@ -1,0 +1,268 @@
+"""Bad input ends in status 2 and one line that names the file or the argument; nothing is half-written."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from .conftest import SHORT
+
+
+def refused(result, *words: str) -> None:
+    """Status 2, one line with all these words, no traceback."""
+    status, _, err = result
+    assert status == 2, result
+    assert err.count("\n") == 1, err
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err, err
+
+
+def overwrite(name):
+    """An edit of one file of the data set."""
+    return lambda function: lambda root: function(root / name)
+
+
+@overwrite("images/a.png")
+def truncated_image(path):
+    path.write_bytes(path.read_bytes()[:400])
+
+
+@overwrite("semseg/a.png")
+def label_of_another_size(path):
+    Image.fromarray(np.zeros((10, 12), np.uint8)).save(path)
+
+
+@overwrite("semseg/a.png")
+def unknown_class(path):
+    Image.fromarray(np.full((36, 44), 9, np.uint8)).save(path)
+
+
+@overwrite("semseg/a.png")
+def coloured_label(path):
+    Image.fromarray(np.zeros((36, 44, 3), np.uint8)).save(path)
+
+
+@overwrite("height/a.npy")
+def label_of_another_dtype(path):
+    np.save(path, np.full((36, 44), "high"))
+
+
+@overwrite("normals/a.png")
+def label_of_another_shape(path):
+    Image.fromarray(np.zeros((36, 44), np.uint8)).save(path)
+
+
+@overwrite("splits/train.txt")
+def id_without_image(path):
+    path.write_text(path.read_text() + "nobody\n")
+
+
+@overwrite("splits/train.txt")
+def empty_split(path):
+    path.write_text("")
+
+
+@overwrite("splits/val.txt")
+def missing_split(path):
+    path.unlink()
+
+
+@overwrite("dataset.yaml")
+def unknown_kind(path):
+    path.write_text("tasks: {semseg: {kind: clases, classes: [a, b]}}")
+
+
+@overwrite("dataset.yaml")
+def broken_yaml(path):
+    path.write_text("tasks: {semseg: [")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (truncated_image, ["images/a.png", "expected"]),
+        (label_of_another_size, ["semseg/a.png", "12x10", "44x36"]),
+        (unknown_class, ["semseg/a.png", "9", "expected"]),
+        (coloured_label, ["semseg/a.png", "expected"]),
+        (label_of_another_dtype, ["height/a.npy", "expected"]),
+        (label_of_another_shape, ["normals/a.png", "expected"]),
+        (id_without_image, ["splits/train.txt", "nobody", "expected"]),
+        (empty_split, ["splits/train.txt", "expected"]),
+        (missing_split, ["splits", "val", "train"]),
+        (unknown_kind, ["dataset.yaml", "clases", "classes"]),
+        (broken_yaml, ["dataset.yaml", "YAML"]),
+    ],
+)
+def test_training_on_damaged_data(dmtl, tmp_path, folder, damage, words):
+    damage(folder)
+    options = [
+        *SHORT,
+        "--data.labels",
+        "full",
+        "--optim.batch-size",
+        4,
+    ]  # so that the first step reads everything
+    refused(dmtl("train", "--data.root", folder, "--out", "run", *options), *words)
+    assert not (tmp_path / "run" / "model").exists()
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--data.tasks", "semsag"], ["semsag", "did you mean 'semseg'"]),
+        (["--data.root", "nowhere"], ["nowhere: no such data set"]),
+        (["--data.labels", "some-labels"], ["data.labels must be", "got 'some-labels'"]),
+        (["--data.labels", "none.csv"], ["none.csv"]),
+        (["--optim.task-weights", "semsag", "2"], ["optim.task_weights.semsag", "semseg"]),
+        (["--optim.batch-size", "64"], ["batch_size = 64"]),
+        (["--model.backbone", "resnet19"], ["backbone", "resnet19"]),
+        (["--model.diffusion", "features"], ["model.diffusion must be one of", "features"]),
+        (["--data.scale", "2", "1"], ["data.scale must be"]),
+    ],
+    ids=lambda value: " ".join(value[:2]) if str(value[0]).startswith("--") else "",
+)
+def test_training_with_impossible_settings(dmtl, tmp_path, data, options, words):
+    refused(dmtl("train", "--data.root", data, "--out", "run", *SHORT, *options), *words)
+    assert not (tmp_path / "run").exists() or not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[optim]\nstepz = 3\n", ["mine.toml: optim.stepz is not a known key", "did you mean 'optim.steps'"]),
+        ("[optmi]\nsteps = 3\n", ["mine.toml: optmi is not a known key", "did you mean 'optim'"]),
+        ("[optim]\nsteps = 'many'\n", ["mine.toml: optim.steps must be of type int, got 'many'"]),
+        ("[optim\n", ["mine.toml: not valid TOML"]),
+        ("data = 3\n", ["mine.toml: data must be a table"]),
+        ("[data]\nsize = [3]\n", ["mine.toml: data.size must be a list of 2 values"]),
+    ],
+)
+def test_configuration_files(dmtl, tmp_path, text, words):
+    (tmp_path / "mine.toml").write_text(text)
+    for command in ("train", "claim"):
+        refused(dmtl(command, "mine.toml", "--out", "run"), *words)
+    assert not (tmp_path / "run").exists()
+
+
+def copied(trained, tmp_path):
+    """A copy of a trained model's folder, to damage."""
+    target = tmp_path / "copy"
+    target.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (target / name).write_bytes((trained / "model" / name).read_bytes())
+    return target
+
+
+@pytest.mark.parametrize("command", ["eval", "predict"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "garbage", "missing", "other configuration", "unknown key", "no json"]
+)
+def test_damaged_models(dmtl, tmp_path, trained, data, command, damage):
+    folder = copied(trained, tmp_path)
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    elif damage == "garbage":
+        weights.write_bytes(os.urandom(2000))
+    elif damage == "missing":
+        weights.unlink()
+    elif damage == "other configuration":
+        config.write_text(config.read_text().replace('"width": 8', '"width": 16'))
+    elif damage == "unknown key":
+        config.write_text(config.read_text().replace('"width"', '"widht"'))
+    else:
+        config.write_text("{")
+    named = {"unknown key": "widht", "no json": "config.json", "other configuration": "shape"}
+    words = ["--data", data] if command == "eval" else [data / "images"]
+    refused(dmtl(command, folder, *words), "copy", named.get(damage, "model.safetensors"))
+
+
+def test_data_without_the_models_tasks(dmtl, tmp_path, trained, data, folder):
+    refused(dmtl("eval", trained, "--data", data, "--tasks", "depth"), "has no task 'depth'", "semseg")
+    refused(dmtl("predict", trained, data / "images", "--tasks", "semsag"), "semsag", "semseg")
+    (folder / "dataset.yaml").write_text("tasks: {semseg: {kind: classes, classes: [a, b]}}")
+    refused(dmtl("eval", trained, "--data", folder), "'semseg'", "3 channels", "2")
+    (folder / "dataset.yaml").write_text("tasks: {fog: {kind: scalar}}")
+    refused(dmtl("eval", trained, "--data", folder), "share no task")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip"])
+def test_foreign_checkpoints(dmtl, tmp_path, content):
+    (tmp_path / "official.pth.tar").write_bytes(content)
+    refused(dmtl("convert", "official.pth.tar", "out"), "official.pth.tar", "checkpoint")
+    assert not (tmp_path / "out").exists()
+
+
+def test_checkpoint_with_code_inside(dmtl, tmp_path):
+    """Nothing but weights is unpickled."""
+    import pickle
+
+    class Trap:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "trapped"),))
+
+    (tmp_path / "evil.pth.tar").write_bytes(pickle.dumps({"model": Trap()}, protocol=2))
+    refused(dmtl("convert", "evil.pth.tar", "out"), "evil.pth.tar", "mkdir", "not unpickled")
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_damaged_training_checkpoint(dmtl, tmp_path, data):
+    words = ["train", "--data.root", data, "--out", "run", *SHORT]
+    assert dmtl(*words).status == 0
+    [checkpoint] = (tmp_path / "run" / "checkpoints").iterdir()
+    checkpoint.write_bytes(checkpoint.read_bytes()[:3000])
+    refused(dmtl(*words, "--resume"), checkpoint.name)
+
+
+def test_backend_that_is_not_here(dmtl, monkeypatch, trained, data):
+    """An explicit choice succeeds or says why not, with every candidate's reasons."""
+    monkeypatch.setenv("DMTL_BACKEND", "triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    status, _, err = dmtl("eval", trained, "--data", data, "--device", "cpu")
+    assert status == 2
+    assert err.startswith("dmtl eval: q_sample: backend triton (asked for by DMTL_BACKEND) cannot serve")
+    assert all(f"  {name}: " in err for name in ("cuda", "triton", "cpu", "reference"))
+    assert "Traceback" not in err
+
+
+def test_full_disk(dmtl, tmp_path, monkeypatch, data):
+    """Training that cannot write says which file, and leaves no half of one."""
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    refused(
+        dmtl("train", "--data.root", data, "--out", "run", *SHORT),
+        "cannot write run/config.toml",
+        "No space left",
+    )
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--data.root", "{data}", "--out", "file/run", *SHORT],
+        ["predict", "{trained}", "{data}/images", "--out", "file/maps"],
+        ["eval", "{trained}", "--data", "{data}", "--json", "file/x.json"],
+        ["report", "{trained}", "--out", "file/page.html"],
+        ["data", "labels", "{data}", "--out", "file/l.csv"],
+        ["data", "show", "{data}", "--out", "file/s.png"],
+        ["data", "export", "{data}", "file/copy"],
+        ["convert", "{trained}", "file/x.pth.tar", "--to-official"],
+        ["demo", "--out", "file/demo"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_output_below_a_file(dmtl, tmp_path, trained, data, words):
+    """A target that cannot exist is named."""
+    (tmp_path / "file").write_text("in the way")
+    refused(dmtl(*(word.format(data=data, trained=trained) for word in words)), "file")
+    assert (tmp_path / "file").read_text() == "in the way"

@@ -1,0 +1,209 @@
+"""The whole way: data set -> training -> evaluation -> prediction -> report, as commands on a tiny folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from .conftest import HEIGHT, SHORT, TASKS, WIDTH
+
+
+def test_train(trained, data):
+    """A run's folder holds everything that its report and its resumption need."""
+    assert {path.name for path in trained.iterdir()} >= {
+        "config.toml",
+        "labels.csv",
+        "log.jsonl",
+        "metrics.json",
+    }
+    assert {path.name for path in (trained / "model").iterdir()} == {"config.json", "model.safetensors"}
+    summary = json.loads((trained / "metrics.json").read_text())
+    assert summary["step"] == 2
+    assert set(summary["metrics"]) == {*TASKS, *(f"initial/{task}" for task in TASKS)}
+    rows = (trained / "labels.csv").read_text().splitlines()
+    assert rows[0] == "id,semseg,normals,cracks,height"
+    assert [row.split(",")[1:].count("1") for row in rows[1:]] == [1, 1, 1, 1]  # one label per image
+
+
+def test_run_folder_is_kept(dmtl, trained, data):
+    before = (trained / "metrics.json").read_bytes()
+    status, _, err = dmtl("train", "--data.root", data, "--out", trained, *SHORT)
+    assert status == 2
+    assert err == f"dmtl train: {trained} already holds a run; choose another out, or --resume\n"
+    assert (trained / "metrics.json").read_bytes() == before
+
+
+def test_resume(dmtl, tmp_path, data):
+    """Stopped after two of four steps and resumed: the weights of a run that was never stopped."""
+    common = ["train", "--data.root", data, *SHORT, "--optim.steps", 4, "--log.checkpoint-every", 2]
+    assert dmtl(*common, "--out", "whole").status == 0
+    assert dmtl(*common, "--out", "halved").status == 0
+    checkpoints = tmp_path / "halved" / "checkpoints"
+    [last] = checkpoints.iterdir()
+    # what the run left after its second step: the same schedule, cut short
+    stop_at(dmtl, common, "cut", 2)
+    shutil.copy(tmp_path / "cut" / "checkpoints" / last.name, last)
+    status, out, _ = dmtl("train", tmp_path / "halved" / "config.toml", "--resume")
+    assert status == 0
+    assert "resumed at step 2" in out
+    whole, resumed = (
+        (tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("whole", "halved")
+    )
+    assert whole == resumed
+
+
+def stop_at(dmtl, words, out, step):
+    """Trains until the checkpoint of `step` is written, then is interrupted as by Ctrl-C."""
+    from dmtl.train.trainer import Trainer
+
+    save = Trainer.save
+
+    def save_and_stop(self):
+        save(self)
+        if self.step == step:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "save", save_and_stop)
+        status, _, err = dmtl(*words, "--out", out)
+    assert (status, err) == (130, "dmtl train: interrupted\n")
+
+
+def test_resume_refuses_another_configuration(dmtl, trained):
+    status, _, err = dmtl("train", trained / "config.toml", "--resume", "--optim.lr", "0.5")
+    assert status == 2
+    assert "belongs to another configuration: optim.lr was 0.001, now 0.5" in err
+
+
+def test_config_file_and_overrides(dmtl, tmp_path, trained, data):
+    """The resolved configuration of a run trains again; options win over the file."""
+    (tmp_path / "mine.toml").write_text((trained / "config.toml").read_text())
+    status, out, _ = dmtl("train", "mine.toml", "--out", "again", "--model.diffusion", "prediction")
+    assert status == 0
+    config = json.loads((tmp_path / "again" / "model" / "config.json").read_text())
+    assert (config["diffusion"], config["width"]) == ("prediction", 8)
+
+
+def test_eval(dmtl, tmp_path, trained, data):
+    """The figures that training printed, task by task, and as JSON."""
+    status, out, _ = dmtl("eval", trained, "--data", data, "--size", 32, 32, "--json", "figures.json")
+    assert status == 0
+    assert all(word in out for word in ("mIoU", "rmse", "final map", "initial map", *TASKS))
+    figures = json.loads((tmp_path / "figures.json").read_text())["metrics"]
+    expected = json.loads((trained / "metrics.json").read_text())["metrics"]
+    for task in TASKS:
+        assert figures[task] == pytest.approx(expected[task], rel=1e-4, nan_ok=True)
+
+
+def test_eval_of_some_tasks_at_native_size(dmtl, trained, data):
+    status, out, _ = dmtl("eval", trained, "--data", data, "--tasks", "height", "--count", 1, "--steps", 1)
+    assert status == 0
+    assert "height" in out and "semseg" not in out and "1 images" in out
+
+
+def test_predict(dmtl, tmp_path, trained, data):
+    """All maps of all images, at the images' own size, from a folder and a file."""
+    Image.new("RGB", (50, 20)).save(tmp_path / "wide.jpg")
+    status, out, err = dmtl("predict", trained, data / "images", "wide.jpg", "--out", "maps")
+    assert (status, err) == (0, "")
+    assert "7 images predicted" in out
+    for task in TASKS:
+        for name, size in (("a", (WIDTH, HEIGHT)), ("wide", (50, 20))):
+            with (
+                Image.open(tmp_path / "maps" / task / f"{name}.png") as map,
+                Image.open(tmp_path / "maps" / "pictures" / task / f"{name}.png") as picture,
+            ):
+                assert map.size == picture.size == size
+    assert np.asarray(Image.open(tmp_path / "maps" / "semseg" / "a.png")).max() < 3
+
+
+def test_predict_goes_on_past_bad_files(dmtl, tmp_path, trained, data):
+    """An unreadable image is named at the end, the others are done, and the status says so."""
+    (tmp_path / "broken.png").write_bytes((data / "images" / "a.png").read_bytes()[:500])
+    status, out, err = dmtl(
+        "predict", trained, "broken.png", "gone.png", data / "images" / "b.png", "--out", "maps"
+    )
+    assert (status, err) == (1, "")
+    assert "broken.png" in out and "gone.png" in out and "2 failed" in out
+    assert [path.name for path in (tmp_path / "maps" / "semseg").iterdir()] == ["b.png"]
+
+
+def test_predict_repeats(dmtl, tmp_path, trained, data):
+    """The noise follows --seed, and an image's maps do not depend on the others."""
+    for out, seed, images in (
+        ("one", 0, [data / "images" / "c.png"]),
+        ("two", 0, [data / "images"]),
+        ("three", 1, [data / "images"]),
+    ):
+        assert dmtl("predict", trained, *images, "--out", out, "--seed", seed, "--no-pictures").status == 0
+    maps = {out: (tmp_path / out / "normals" / "c.png").read_bytes() for out in ("one", "two", "three")}
+    assert maps["one"] == maps["two"]
+    assert not (tmp_path / "one" / "pictures").exists()
+
+
+def test_report(dmtl, tmp_path, trained, baseline):
+    status, out, _ = dmtl("report", trained, "--baseline", baseline, "--out", "page.html", "--pictures", 1)
+    assert (status, out) == (0, "wrote page.html\n")
+    page = (tmp_path / "page.html").read_text()
+    assert all(word in page for word in ("DiffusionMTL", "MTL", "mIoU", "data:image/", *TASKS))
+
+
+def test_report_of_unequal_runs(dmtl, trained, baseline):
+    status, _, err = dmtl("report", trained, "--baseline", baseline, baseline)
+    assert (status, err) == (2, "dmtl report: --baseline must name as many runs as RUN (1), got 2\n")
+
+
+def test_claim(dmtl, tmp_path, data):
+    """Three runs for one seed, their figures, and Delta_MTL; a second call finds them done."""
+    words = ["claim", "--data.root", data, *SHORT, "--seeds", 3, "--out", "claim"]
+    status, out, _ = dmtl(*words)
+    assert status == 0
+    assert "at equal steps" in out and "at equal time" in out and "seed 3" in out
+    claim = json.loads((tmp_path / "claim" / "claim.json").read_text())
+    assert [(run["seed"], run["method"]) for run in claim["runs"]] == [
+        (3, "diffusion"),
+        (3, "mtl"),
+        (3, "mtl_equal_time"),
+    ]
+    steps = [run["steps"] for run in claim["runs"]]
+    assert steps[0] == steps[1] == 2 <= steps[2]
+    assert f"{claim['delta_equal_steps'][0]:+.2f} %" in out
+
+    written = (tmp_path / "claim" / "seed3" / "diffusion" / "model" / "model.safetensors").stat().st_mtime_ns
+    assert dmtl(*words).status == 0
+    again = json.loads((tmp_path / "claim" / "claim.json").read_text())
+    assert again["delta_equal_steps"] == claim["delta_equal_steps"]
+    assert [run["seconds"] for run in again["runs"]] == [run["seconds"] for run in claim["runs"]]
+    assert written
+
+
+def test_convert_there_and_back(dmtl, tmp_path):
+    """A Feature-Diffusion model through the published format, bit for bit."""
+    from dmtl.models import ModelConfig, build_model, load_model
+    from dmtl.tasks import make_task
+
+    tasks = [make_task("semseg", classes=3).spec(), make_task("normals").spec()]
+    build_model(ModelConfig(tasks=tasks, backbone_width=8, width=16)).save_pretrained(tmp_path / "ours")
+    assert dmtl("convert", "ours", "official.pth.tar", "--to-official").status == 0
+    status, out, _ = dmtl("convert", "official.pth.tar", "back")
+    assert status == 0
+    assert "S = 2" in out and "semseg (3), normals (3)" in out
+    ours, back = (load_model(tmp_path / name).state_dict() for name in ("ours", "back"))
+    assert ours.keys() == back.keys()
+    assert all(torch.equal(ours[key], back[key]) for key in ours)
+
+
+def test_demo_keeps_other_folders(dmtl, tmp_path):
+    """The demo neither mixes with nor deletes what is not a demo."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("three years of work")
+    for words in (["--out", "mine"], ["--out", "mine", "--overwrite"]):
+        status, _, err = dmtl("demo", *words)
+        assert status == 2
+        assert "mine" in err and err.count("\n") == 1
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "three years of work"
