@@ -1,4 +1,5 @@
-"""The diffusion chain: schedule (fp64 tables), noise (counter-based source), chain (the unrolled reverse process)."""
+"""The diffusion chain: schedule (fp64 tables), noise (counter-based source), chain (the unrolled reverse
+process)."""
 
 from dmtl.diffusion.chain import noising, reverse_chain
 from dmtl.diffusion.noise import ArrayNoise, CounterNoise, NoiseSource

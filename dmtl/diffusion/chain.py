@@ -1,7 +1,8 @@
 """The unrolled chain: noise the initial signal of every task once, then denoise it K times.
 
-All tasks walk together, so that a denoiser call sees every (sample, task) pair of the batch at once. Shapes: a signal is a
-dict task -> [n_task, C_task, h, w]; `rows` says which batch rows a task's n_task rows are (None: the whole batch).
+All tasks walk together, so that a denoiser call sees every (sample, task) pair of the batch at once.
+Shapes: a signal is a dict task -> [n_task, C_task, h, w]; `rows` says which batch rows a task's n_task rows
+are (None: the whole batch).
 """
 
 from __future__ import annotations
@@ -23,8 +24,13 @@ def noising(signal: Signal, rows: Rows, plan: Plan, noise: NoiseSource) -> dict[
     """x_t at the plan's noisiest level: sqrt(abar) x_0 + sqrt(1 - abar) eps, draw 0 of the noise."""
     start = len(plan.levels) - 1
     return {
-        task: ops.q_sample(x0, _filled(x0, start), plan.sqrt_abar, plan.sqrt_one_minus_abar,
-                           **noise.arguments(task, 0, rows[task], x0))
+        task: ops.q_sample(
+            x0,
+            _filled(x0, start),
+            plan.sqrt_abar,
+            plan.sqrt_one_minus_abar,
+            **noise.arguments(task, 0, rows[task], x0),
+        )
         for task, x0 in signal.items()
     }
 
@@ -50,8 +56,15 @@ def reverse_chain(
         if i > 0:
             draw = len(plan.levels) - i
             x = {
-                task: ops.posterior_step(to_signal(x0_hat).to(x[task].dtype), x[task], _filled(x0_hat, i), plan.coef1, plan.coef2, plan.sigma,
-                                         **noise.arguments(task, draw, rows[task], x[task]))
+                task: ops.posterior_step(
+                    to_signal(x0_hat).to(x[task].dtype),
+                    x[task],
+                    _filled(x0_hat, i),
+                    plan.coef1,
+                    plan.coef2,
+                    plan.sigma,
+                    **noise.arguments(task, draw, rows[task], x[task]),
+                )
                 for task, x0_hat in estimates[-1].items()
             }
     return estimates

@@ -17,13 +17,15 @@ class NoiseSource(Protocol):
     """What `dmtl.ops.q_sample` and `posterior_step` need to know about their noise, as keyword arguments."""
 
     def arguments(self, task: str, draw: int, rows: Tensor | None, x: Tensor) -> dict:
-        """For the given task and draw; `rows` [n] are the batch rows that x [n, C, h, w] holds (None: all of them)."""
+        """For the given task and draw; `rows` [n] are the batch rows that x [n, C, h, w] holds (None: all
+        of them)."""
 
 
 class CounterNoise:
     """Noise that is a function of (seed, task, draw, sample, element) alone.
 
-    A run can be replayed, and a sample's noise does not depend on the batch it is in, on the device or on the backend.
+    A run can be replayed, and a sample's noise does not depend on the batch it is in, on the device or on
+    the backend.
 
     Args:
         seed: any integer; its low 64 bits count.
@@ -33,8 +35,14 @@ class CounterNoise:
     def __init__(self, seed: int = 0, samples: Tensor | None = None):
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise TypeError(f"CounterNoise: seed must be an int, got {type(seed).__name__}")
-        if samples is not None and (not isinstance(samples, Tensor) or samples.dtype != torch.int64 or samples.dim() != 1):
-            got = f"{samples.dtype} {list(samples.shape)}" if isinstance(samples, Tensor) else type(samples).__name__
+        if samples is not None and (
+            not isinstance(samples, Tensor) or samples.dtype != torch.int64 or samples.dim() != 1
+        ):
+            got = (
+                f"{samples.dtype} {list(samples.shape)}"
+                if isinstance(samples, Tensor)
+                else type(samples).__name__
+            )
             raise TypeError(f"CounterNoise: samples must be an int64 tensor [B], got {got}")
         self.seed = (seed + 2**63) % 2**64 - 2**63  # as a signed integer of 64 bits
         self.samples = samples
@@ -45,12 +53,15 @@ class CounterNoise:
         else:
             samples = self.samples if rows is None else self.samples[rows]
         samples = samples.to(x.device)
-        key = torch.stack([torch.full_like(samples, self.seed), torch.full_like(samples, task_number(task)), samples], 1)
+        key = torch.stack(
+            [torch.full_like(samples, self.seed), torch.full_like(samples, task_number(task)), samples], 1
+        )
         return {"key_B3": key, "step": draw}
 
 
 class ArrayNoise:
-    """Noise from the caller's arrays: for each task the draws k = 0, 1, ... as [B, C, h, w], rows as in the batch."""
+    """Noise from the caller's arrays: for each task the draws k = 0, 1, ... as [B, C, h, w], rows as in the
+    batch."""
 
     def __init__(self, arrays: Mapping[str, Sequence[Tensor] | Tensor]):
         self.arrays = arrays
@@ -62,11 +73,15 @@ class ArrayNoise:
         noise = self.arrays[task][draw]
         noise = noise if rows is None else noise[rows]
         if noise.shape != x.shape:
-            raise ValueError(f"ArrayNoise: arrays[{task!r}][{draw}] must have shape {tuple(x.shape)}, got {tuple(noise.shape)}")
+            raise ValueError(
+                f"ArrayNoise: arrays[{task!r}][{draw}] must have shape {tuple(x.shape)}, got
+                {tuple(noise.shape)}"
+            )
         return {"noise": noise.to(x.device, x.dtype)}
 
 
 @torch.compiler.assume_constant_result  # dynamo cannot trace zlib
 def task_number(task: str) -> int:
-    """A task's place in the noise counter: the CRC-32 of its name, so that it never depends on the other tasks."""
+    """A task's place in the noise counter: the CRC-32 of its name, so that it never depends on the other
+    tasks."""
     return zlib.crc32(task.encode())

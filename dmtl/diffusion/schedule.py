@@ -1,14 +1,15 @@
 """Noise schedule and the coefficients of every sampler step, computed in float64.
 
-Symbols as in DDPM (arXiv 2006.11239): beta_t, abar_t = prod_{s<=t} (1 - beta_s). The published schedule is linear in
-sqrt(beta) (model.md 1.2). A step from level t to a lower level s (abar_s > abar_t) with the x0 parameterisation is
+Symbols as in DDPM (arXiv 2006.11239): beta_t, abar_t = prod_{s<=t} (1 - beta_s). The published schedule is
+linear in sqrt(beta). A step from level t to a lower level s (abar_s > abar_t) with the x0
+parameterisation is
 
-    x_s = coef1 x0_hat + coef2 x_t + sigma eps                                              (DDIM, arXiv 2010.02502, eq. 12)
-    sigma = eta sqrt((1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s)),   d = sqrt(1 - abar_s - sigma^2)
-    coef2 = d / sqrt(1 - abar_t),   coef1 = sqrt(abar_s) - coef2 sqrt(abar_t)
+    x_s = coef1 x0_hat + coef2 x_t + sigma eps                                              (DDIM, arXiv
+    2010.02502, eq. 12) sigma = eta sqrt((1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s)),   d = sqrt(1 -
+    abar_s - sigma^2) coef2 = d / sqrt(1 - abar_t),   coef1 = sqrt(abar_s) - coef2 sqrt(abar_t)
 
-eta = 1 is the ancestral (published) sampler, eta = 0 the deterministic one. Below the last level abar = 1, so that
-coef1 = 1 and coef2 = sigma = 0: the last step returns x0_hat.
+eta = 1 is the ancestral (published) sampler, eta = 0 the deterministic one. Below the last level abar = 1,
+so that coef1 = 1 and coef2 = sigma = 0: the last step returns x0_hat.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from torch import Tensor
 class Plan:
     """The K steps of one run of the chain; index K-1 is the noisiest level and is visited first.
 
-    levels: K step numbers for the time embedding (fractional where the chain has more steps than it was trained with).
+    levels: K step numbers for the time embedding (fractional where the chain has more steps than it was
+    trained with).
     sqrt_abar, sqrt_one_minus_abar, coef1, coef2, sigma: float32 tensors [K].
     """
 
@@ -58,11 +60,13 @@ class Schedule:
 
     @classmethod
     def from_range(cls, steps: int, beta_start: float = 1e-3, beta_end: float = 1e-2) -> Schedule:
-        """S betas whose square roots are equally spaced from sqrt(beta_start) to sqrt(beta_end) (model.md 1.2)."""
+        """S betas whose square roots are equally spaced from sqrt(beta_start) to sqrt(beta_end)."""
         if steps < 1:
             raise ValueError(f"Schedule: steps must be at least 1, got {steps}")
         if not 0 < beta_start <= beta_end < 1:
-            raise ValueError(f"Schedule: betas must satisfy 0 < beta_start <= beta_end < 1, got {beta_start}, {beta_end}")
+            raise ValueError(
+                f"Schedule: betas must satisfy 0 < beta_start <= beta_end < 1, got {beta_start}, {beta_end}"
+            )
         return cls(np.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=np.float64) ** 2)
 
     @property
@@ -73,8 +77,9 @@ class Schedule:
     def plan(self, steps: int | None = None, eta: float = 1.0) -> Plan:
         """Coefficients for a chain of `steps` steps (default S) that starts at the noisiest level.
 
-        Fewer steps than S visit equally spaced levels (rounded); more than S visit fractional ones, where log abar is
-        interpolated linearly. Either way the first level is S - 1, the level at which the signal is noised.
+        Fewer steps than S visit equally spaced levels (rounded); more than S visit fractional ones, where
+        log abar is interpolated linearly. Either way the first level is S - 1, the level at which the
+        signal is noised.
         """
         steps = self.steps if steps is None else steps
         if steps < 1:
@@ -93,16 +98,20 @@ class Schedule:
             coef1 = math.sqrt(below) - coef2 * math.sqrt(abar)
             rows.append((math.sqrt(abar), math.sqrt(1 - abar), coef1, coef2, sigma))
             below = abar
-        return Plan(tuple(levels), *(torch.tensor(table, dtype=torch.float32) for table in zip(*rows, strict=True)))
+        return Plan(
+            tuple(levels), *(torch.tensor(table, dtype=torch.float32) for table in zip(*rows, strict=True))
+        )
 
     def _abar_at(self, level: float) -> float:
         """abar at a level that may be fractional; log abar is linear in between."""
         low = int(level)
         share = level - low
-        return math.exp(self._log_abar[low] + (share * (self._log_abar[low + 1] - self._log_abar[low]) if share else 0.0))
+        return math.exp(
+            self._log_abar[low] + (share * (self._log_abar[low + 1] - self._log_abar[low]) if share else 0.0)
+        )
 
     def official_buffers(self) -> dict[str, Tensor]:
-        """The twelve float32 buffers of the published checkpoint, by name (model.md 2.5)."""
+        """The twelve float32 buffers of the published checkpoint, by name."""
         betas, abar = self.betas, self.abar
         before = np.concatenate([[1.0], abar[:-1]])
         variance = betas * (1 - before) / (1 - abar)

@@ -1,6 +1,22 @@
-"""Models: configuration, initial network, MTDNet, DiffusionMTL and its baselines, converter of the published checkpoint."""
+"""Models: configuration, initial network, MTDNet, DiffusionMTL and its baselines, converter of the
+published checkpoint."""
 
 from dmtl.models.config import ModelConfig
-from dmtl.models.diffusion_mtl import DiffusionMTL, MultiTaskBaseline, Prediction, build_model, load_model, load_state
+from dmtl.models.diffusion_mtl import (
+    DiffusionMTL,
+    MultiTaskBaseline,
+    Prediction,
+    build_model,
+    load_model,
+    load_state,
+)
 
-__all__ = ["DiffusionMTL", "ModelConfig", "MultiTaskBaseline", "Prediction", "build_model", "load_model", "load_state"]
+__all__ = [
+    "DiffusionMTL",
+    "ModelConfig",
+    "MultiTaskBaseline",
+    "Prediction",
+    "build_model",
+    "load_model",
+    "load_state",
+]

@@ -16,7 +16,8 @@ _TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str}
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Architecture of the model and of its baselines. The defaults are the published network, but for `chain_init`."""
+    """Architecture of the model and of its baselines. The defaults are the published network, but for
+    `chain_init`."""
 
     tasks: list[dict] = field(default_factory=list)
     """Task specifications (`Task.spec()`), in the order in which the condition concatenates their maps."""
@@ -51,9 +52,11 @@ class ModelConfig:
     token_reduction: int = 4
     """Side of the square of 1/8-map positions that share a token: 4 as published; 2 or 1 for small images."""
     chain_init: str = "identity"
-    """How MTDNet starts: "identity" passes its signal on nearly unchanged; "default", published, loses most of it."""
+    """How MTDNet starts: "identity" passes its signal on nearly unchanged; "default", published, loses most
+    of it."""
     detach_signal: bool = False
-    """True: the chain sends no gradient into the initial network, which then learns as the plain baseline does."""
+    """True: the chain sends no gradient into the initial network, which then learns as the plain baseline
+    does."""
     residual: bool = False
     """True: the final map is the initial map plus a correction that starts at zero. False: as published."""
     detach_condition: bool = True
@@ -62,12 +65,18 @@ class ModelConfig:
     def __post_init__(self):
         for f in dataclasses.fields(self):
             value, kind = getattr(self, f.name), _TYPES.get(f.type)
-            if kind is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
+            if kind is not None and (
+                not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)
+            ):
                 raise ConfigError(f"model.{f.name} must be of type {f.type}, got {value!r}")
-        if not isinstance(self.tasks, (list, tuple)) or not all(isinstance(spec, Mapping) for spec in self.tasks):
+        if not isinstance(self.tasks, (list, tuple)) or not all(
+            isinstance(spec, Mapping) for spec in self.tasks
+        ):
             raise ConfigError(f"model.tasks must be a list of task specifications, got {self.tasks!r:.200}")
         if self.diffusion not in DIFFUSIONS:
-            raise ConfigError(f"model.diffusion must be one of {', '.join(DIFFUSIONS)}, got {self.diffusion!r}")
+            raise ConfigError(
+                f"model.diffusion must be one of {', '.join(DIFFUSIONS)}, got {self.diffusion!r}"
+            )
         if self.token_reduction not in (1, 2, 4):
             raise ConfigError(f"model.token_reduction must be 1, 2 or 4, got {self.token_reduction}")
         if self.chain_init not in ("identity", "default"):
@@ -76,14 +85,22 @@ class ModelConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name} must be at least 1, got {getattr(self, name)}")
         if self.width % self.heads:
-            raise ConfigError(f"model.width must be a multiple of model.heads = {self.heads}, got {self.width}")
+            raise ConfigError(
+                f"model.width must be a multiple of model.heads = {self.heads}, got {self.width}"
+            )
         if not 0 < self.beta_start <= self.beta_end < 1:
-            raise ConfigError("model.beta_start and model.beta_end must satisfy 0 < beta_start <= beta_end < 1, "
-                              f"got {self.beta_start} and {self.beta_end}")
+            raise ConfigError(
+                "model.beta_start and model.beta_end must satisfy 0 < beta_start <= beta_end < 1, "
+                f"got {self.beta_start} and {self.beta_end}"
+            )
         if self.betas is not None:
-            numbers = isinstance(self.betas, (list, tuple)) and all(isinstance(beta, float) for beta in self.betas)
+            numbers = isinstance(self.betas, (list, tuple)) and all(
+                isinstance(beta, float) for beta in self.betas
+            )
             if not numbers or not self.betas or not all(0 < beta < 1 for beta in self.betas):
-                raise ConfigError(f"model.betas must be a list of numbers between 0 and 1, got {self.betas!r:.200}")
+                raise ConfigError(
+                    f"model.betas must be a list of numbers between 0 and 1, got {self.betas!r:.200}"
+                )
         if not 0 <= self.eta <= 1:
             raise ConfigError(f"model.eta must be in [0, 1], got {self.eta}")
         if not 0 < self.signal_scale < math.inf:

@@ -1,4 +1,5 @@
-"""DiffusionMTL: the initial network and MTDNet behind one call; and the plain baselines made of the same parts."""
+"""DiffusionMTL: the initial network and MTDNet behind one call; and the plain baselines made of the same
+parts."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ class Prediction:
 
     final: task -> [n, C_T, H, W]; n = B, or the task's labelled rows where `labelled` was given.
     initial: the same rows and tasks as predicted by the initial network.
-    trace: task -> list of [n, C_T, H, W] after every denoising step, the noisiest first; empty unless asked for.
+    trace: task -> list of [n, C_T, H, W] after every denoising step, the noisiest first; empty unless asked
+    for.
     """
 
     final: dict[str, Tensor]
@@ -53,14 +55,21 @@ class _DenseModel(nn.Module):
         self.initial = InitialNetwork(config, self.channels)
 
     def initial_prediction(
-        self, image: Tensor, tasks: Iterable[str] | None = None, *, labelled: Mapping[str, Tensor] | None = None
+        self,
+        image: Tensor,
+        tasks: Iterable[str] | None = None,
+        *,
+        labelled: Mapping[str, Tensor] | None = None,
     ) -> Prediction:
-        """The initial network's maps, as initial and as final ones; arguments as in `DiffusionMTL.forward`."""
+        """The initial network's maps, as initial and as final ones; arguments as in
+        `DiffusionMTL.forward`."""
         self._check_image(image)
         rows = dict.fromkeys(self._chosen(tasks)) if labelled is None else _labelled_rows(self, labelled)
         padded = pad_image(image)
         _, initial = self.initial(padded)
-        maps = {t: upsample(_take(initial[t], r), padded.shape[-2:], image.shape[-2:]) for t, r in rows.items()}
+        maps = {
+            t: upsample(_take(initial[t], r), padded.shape[-2:], image.shape[-2:]) for t, r in rows.items()
+        }
         return Prediction(maps, maps, {})
 
     def save_pretrained(self, directory: str | Path) -> None:
@@ -69,11 +78,14 @@ class _DenseModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> _DenseModel:
-        """Reads what `save_pretrained` wrote. Raises CheckpointError where files are missing, damaged or foreign."""
+        """Reads what `save_pretrained` wrote. Raises CheckpointError where files are missing, damaged or
+        foreign."""
         model = load_model(directory)
         if cls is not _DenseModel and not isinstance(model, cls):
-            raise ConfigError(f"{directory}: holds a {type(model).__name__} (diffusion = {model.config.diffusion!r}), "
-                              f"expected a {cls.__name__}")
+            raise ConfigError(
+                f"{directory}: holds a {type(model).__name__} (diffusion = {model.config.diffusion!r}), "
+                f"expected a {cls.__name__}"
+            )
         return model
 
     def _check_image(self, image: Tensor) -> None:
@@ -81,18 +93,26 @@ class _DenseModel(nn.Module):
             kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
             raise TypeError(f"{type(self).__name__}: image must be a float tensor, got {kind}")
         if image.dim() != 4 or image.shape[1] != 3:
-            raise ValueError(f"{type(self).__name__}: image must have shape [B, 3, H, W], got {list(image.shape)}")
+            raise ValueError(
+                f"{type(self).__name__}: image must have shape [B, 3, H, W], got {list(image.shape)}"
+            )
         if 0 in image.shape[2:]:
-            raise ValueError(f"{type(self).__name__}: image must have at least one pixel, got shape {list(image.shape)}")
+            raise ValueError(
+                f"{type(self).__name__}: image must have at least one pixel, got shape {list(image.shape)}"
+            )
         expected = self.initial.embed.weight.dtype
         if image.dtype != expected and not torch.is_autocast_enabled(image.device.type):
-            raise TypeError(f"{type(self).__name__}: image must be of the model's dtype {expected}, got {image.dtype}")
+            raise TypeError(
+                f"{type(self).__name__}: image must be of the model's dtype {expected}, got {image.dtype}"
+            )
 
     def _chosen(self, tasks: Iterable[str] | None) -> list[str]:
         names = list(self.tasks if tasks is None else tasks)
         for name in names:
             if name not in self.tasks:
-                raise ValueError(f"{type(self).__name__}: tasks must be among {', '.join(self.tasks)}, got {name!r}")
+                raise ValueError(
+                    f"{type(self).__name__}: tasks must be among {', '.join(self.tasks)}, got {name!r}"
+                )
         return names
 
 
@@ -107,7 +127,9 @@ class DiffusionMTL(_DenseModel):
     def __init__(self, config: ModelConfig):
         super().__init__(config)
         if config.diffusion == "none":
-            raise ConfigError('model.diffusion must be "feature" or "prediction" for DiffusionMTL, got "none"')
+            raise ConfigError(
+                'model.diffusion must be "feature" or "prediction" for DiffusionMTL, got "none"'
+            )
         self.mtdnet = MTDNet(config, self.channels)
 
     def forward(
@@ -124,9 +146,11 @@ class DiffusionMTL(_DenseModel):
         """Predicts the chosen tasks for every image, or (training) the labelled pairs alone.
 
         Args:
-            image: float [B, 3, H, W], ImageNet-normalised, any H and W (padded inside to multiples of 32, cropped back).
+            image: float [B, 3, H, W], ImageNet-normalised, any H and W (padded inside to multiples of 32,
+            cropped back).
             tasks: names, default all. The initial network always computes all: the condition needs them.
-            labelled: task -> int64 rows of the batch that have its label; only these are denoised. Excludes `tasks`.
+            labelled: task -> int64 rows of the batch that have its label; only these are denoised. Excludes
+            `tasks`.
             steps: denoising steps, default as trained.
             eta: 1 ancestral, 0 deterministic, default as configured.
             noise: default `CounterNoise(0)`.
@@ -150,12 +174,15 @@ class DiffusionMTL(_DenseModel):
 
 
 class MultiTaskBaseline(_DenseModel):
-    """The initial network alone: plain multi-task learning (MTL), or single-task learning (STL) with one task."""
+    """The initial network alone: plain multi-task learning (MTL), or single-task learning (STL) with one
+    task."""
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
         if config.diffusion != "none":
-            raise ConfigError(f'model.diffusion must be "none" for MultiTaskBaseline, got {config.diffusion!r}')
+            raise ConfigError(
+                f'model.diffusion must be "none" for MultiTaskBaseline, got {config.diffusion!r}'
+            )
 
     def forward(
         self,
@@ -177,7 +204,9 @@ def _labelled_rows(model: _DenseModel, labelled: Mapping[str, Tensor]) -> dict[s
         rows = labelled[task]
         if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.dim() != 1:
             got = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
-            raise TypeError(f"{type(model).__name__}: labelled[{task!r}] must be an int64 tensor of rows, got {got}")
+            raise TypeError(
+                f"{type(model).__name__}: labelled[{task!r}] must be an int64 tensor of rows, got {got}"
+            )
     return {task: labelled[task] for task in model.tasks if task in labelled and len(labelled[task])}
 
 
@@ -211,8 +240,13 @@ def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], sou
     """Raises CheckpointError unless `state` has the keys and shapes of `expected`."""
     problems = [f"{k}: missing" for k in expected if k not in state]
     problems += [f"{k}: not part of this configuration" for k in state if k not in expected]
-    problems += [f"{k}: shape {tuple(state[k].shape)}, expected {tuple(expected[k].shape)}"
-                 for k in expected if k in state and state[k].shape != expected[k].shape]
+    problems += [
+        f"{k}: shape {tuple(state[k].shape)}, expected {tuple(expected[k].shape)}"
+        for k in expected
+        if k in state and state[k].shape != expected[k].shape
+    ]
     if problems:
         more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""
-        raise CheckpointError(f"{source}: weights do not fit the configuration: " + "; ".join(problems[:4]) + more)
+        raise CheckpointError(
+            f"{source}: weights do not fit the configuration: " + "; ".join(problems[:4]) + more
+        )

@@ -1,4 +1,4 @@
-"""The initial network: image -> a feature map and a prediction of every task at 1/8 resolution (model.md 2.2)."""
+"""The initial network: image -> a feature map and a prediction of every task at 1/8 resolution."""
 
 from __future__ import annotations
 
@@ -27,24 +27,32 @@ class InitialNetwork(nn.Module):
         super().__init__()
         self.backbone = make_backbone(config.backbone, config.backbone_width)
         self.embed = nn.Conv2d(sum(self.backbone.channels), config.width, 3, padding=1)
-        self.decoders = nn.ModuleDict({
-            task: nn.Sequential(*(BasicBlock(config.width, config.width) for _ in range(config.decoder_blocks)))
-            for task in channels
-        })
+        self.decoders = nn.ModuleDict(
+            {
+                task: nn.Sequential(
+                    *(BasicBlock(config.width, config.width) for _ in range(config.decoder_blocks))
+                )
+                for task in channels
+            }
+        )
         self.heads = nn.ModuleDict({task: nn.Conv2d(config.width, c, 1) for task, c in channels.items()})
 
     def forward(self, image: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Image [B, 3, H, W], H and W multiples of 32 -> features [B, C, H/8, W/8] and logits [B, C_T, H/8, W/8] by task."""
+        """Image [B, 3, H, W], H and W multiples of 32 -> features [B, C, H/8, W/8] and logits [B, C_T, H/8,
+        W/8] by task."""
         size = (image.shape[-2] // 8, image.shape[-1] // 8)
-        maps = [F.interpolate(m, size, mode="bilinear", align_corners=False) if m.shape[-2:] != size else m
-                for m in self.backbone(image)]
+        maps = [
+            F.interpolate(m, size, mode="bilinear", align_corners=False) if m.shape[-2:] != size else m
+            for m in self.backbone(image)
+        ]
         shared = self.embed(torch.cat(maps, dim=1))
         features = {task: decoder(shared) for task, decoder in self.decoders.items()}
         return features, {task: self.heads[task](feature) for task, feature in features.items()}
 
 
 def pad_image(image: Tensor) -> Tensor:
-    """Pads right and bottom with zeros (the mean colour) to the next multiples of 32; the same tensor where none is needed."""
+    """Pads right and bottom with zeros (the mean colour) to the next multiples of 32; the same tensor where
+    none is needed."""
     height, width = image.shape[-2:]
     pad = (-width % PAD_MULTIPLE, -height % PAD_MULTIPLE)
     return F.pad(image, (0, pad[0], 0, pad[1])) if any(pad) else image

@@ -1,9 +1,10 @@
 """How an untrained MTDNet starts.
 
-The chain has no normalisation and, for every denoising step, five convolutions a task. Under torch's default each of them
-shrinks the signal, so that after two steps the output hardly depends on the image: the final loss first teaches constants,
-and its gradient disturbs the shared network. Starting near the identity, the chain hands on what it was given, and the
-condition, the time embedding and the noise-robust corrections grow from small values.
+The chain has no normalisation and, for every denoising step, five convolutions a task. Under torch's
+default each of them shrinks the signal, so that after two steps the output hardly depends on the image: the
+final loss first teaches constants, and its gradient disturbs the shared network. Starting near the
+identity, the chain hands on what it was given, and the condition, the time embedding and the noise-robust
+corrections grow from small values.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ SMALL = 0.1
 
 @torch.no_grad()
 def start_as_identity(mtdnet: nn.Module) -> None:
-    """Convolutions become identity + 0.1 He-normal noise (He-normal where channel counts differ); branches start small."""
+    """Convolutions become identity + 0.1 He-normal noise (He-normal where channel counts differ); branches
+    start small."""
     denoiser = mtdnet.denoiser
     for group in (denoiser.pre_layers, denoiser.trunks):
         for conv in (m for m in group.modules() if isinstance(m, nn.Conv2d)):
@@ -37,7 +39,8 @@ def start_as_identity(mtdnet: nn.Module) -> None:
 
 @torch.no_grad()
 def start_without_correction(mtdnet: nn.Module) -> None:
-    """The last layer of every task gives zero, so that a residual model starts exactly at its initial predictions."""
+    """The last layer of every task gives zero, so that a residual model starts exactly at its initial
+    predictions."""
     last = list(mtdnet.heads.values()) or [trunk[-1] for trunk in mtdnet.denoiser.trunks.values()]
     for layer in last:
         nn.init.zeros_(layer.weight)

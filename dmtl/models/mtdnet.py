@@ -1,7 +1,8 @@
-"""MTDNet: the diffusion process on every task's initial signal, and its denoiser (DiffusionMTL, arXiv 2403.15389).
+"""MTDNet: the diffusion process on every task's initial signal, and its denoiser (DiffusionMTL, arXiv
+2403.15389).
 
-Feature Diffusion noises the preliminary decoder's feature and reads the prediction off the denoised feature. Prediction
-Diffusion noises the preliminary logits and denoises them into the final logits.
+Feature Diffusion noises the preliminary decoder's feature and reads the prediction off the denoised
+feature. Prediction Diffusion noises the preliminary logits and denoises them into the final logits.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class MTDNet(nn.Module):
         features = config.diffusion == "feature"
         self.condition = Condition(sum(channels.values()), config.width, config.token_reduction)
         self.denoiser = Denoiser(config, dict.fromkeys(channels, config.width) if features else channels)
-        self.heads = nn.ModuleDict({t: nn.Conv2d(config.width, c, 1) for t, c in channels.items()} if features else {})
+        self.heads = nn.ModuleDict(
+            {t: nn.Conv2d(config.width, c, 1) for t, c in channels.items()} if features else {}
+        )
         if config.chain_init == "identity":
             start_as_identity(self)
         if config.residual:
@@ -79,10 +82,14 @@ class MTDNet(nn.Module):
         scale = self.config.signal_scale
         to_chain = (lambda x: x) if scale == 1 else (lambda x: scale * x)
         noisy = noising({t: to_chain(x) for t, x in start.items()}, rows, plan, noise)
-        estimates = reverse_chain(lambda x, level: self._estimate(condition, x, level, taken), noisy, rows, plan, noise, to_chain)
+        estimates = reverse_chain(
+            lambda x, level: self._estimate(condition, x, level, taken), noisy, rows, plan, noise, to_chain
+        )
         return [self._logits(estimate, taken) for estimate in estimates]
 
-    def _estimate(self, condition: Tensor, noisy: Mapping[str, Tensor], level: float, initial: Mapping[str, Tensor]):
+    def _estimate(
+        self, condition: Tensor, noisy: Mapping[str, Tensor], level: float, initial: Mapping[str, Tensor]
+    ):
         clean = self.denoiser(condition, noisy, level)
         if self.config.residual and self.config.diffusion == "prediction":
             clean = {task: initial[task] + x for task, x in clean.items()}

@@ -1,7 +1,8 @@
-"""The published checkpoint (model.md 2.5) and ours, both ways, without loss.
+"""The published checkpoint and ours, both ways, without loss.
 
-The published file is `torch.save` of {optimizer, scheduler, model, epoch, iter_count}; `model` holds 410 tensors whose
-names may carry DistributedDataParallel's prefix `module.`. Only tensors and plain containers are unpickled.
+The published file is `torch.save` of {optimizer, scheduler, model, epoch, iter_count}; `model` holds 410
+tensors whose names may carry DistributedDataParallel's prefix `module.`. Only tensors and plain containers
+are unpickled.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ import torch
 from torch import Tensor
 
 from dmtl.errors import CheckpointError, ConfigError
-from dmtl.files import write_atomically
 from dmtl.models.config import ModelConfig
 from dmtl.models.diffusion_mtl import DiffusionMTL, check_state, load_model
 from dmtl.models.mtdnet import schedule_of
-from dmtl.models.weights import load_refusal
+from dmtl.models.weights import load_refusal, write_torch
 from dmtl.nn.resnet import DEPTHS
 from dmtl.tasks import make_task
 
@@ -67,18 +67,26 @@ def convert_to_official(directory: str | Path, target: str | Path) -> None:
     model = load_model(directory)
     config = model.config
     if config.diffusion != "feature" or config.residual or config.token_reduction != 4:
-        raise ConfigError(f"{directory}: only Feature Diffusion with tokens at 1/32 and without residual output has a published "
-                          f"form, got diffusion = {config.diffusion!r}, token_reduction = {config.token_reduction}, "
-                          f"residual = {config.residual}")
+        raise ConfigError(
+            f"{directory}: only Feature Diffusion with tokens at 1/32 and without residual output has a
+            published " f"form, got diffusion = {config.diffusion!r}, token_reduction =
+            {config.token_reduction}, " f"residual = {config.residual}"
+        )
     state = {f"module.{key}": value for key, value in official_state(model).items()}
     content = {"optimizer": {}, "scheduler": {}, "model": state, "epoch": 0, "iter_count": 0}
-    write_atomically(Path(target), lambda path: torch.save(content, path))
+    write_torch(target, content)
 
 
 def read_official(path: str | Path) -> dict[str, Tensor]:
     """The `model` entry of a published checkpoint, names without `module.`; also a bare state dict."""
-    numpy_scalars = [np.dtype, (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"), np._core.multiarray.scalar,
-                     np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
+    numpy_scalars = [
+        np.dtype,
+        (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+        np._core.multiarray.scalar,
+        np.dtypes.Float64DType,
+        np.dtypes.Float32DType,
+        np.dtypes.Int64DType,
+    ]
     try:
         file = open(path, "rb")
     except FileNotFoundError:
@@ -87,22 +95,31 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            raise CheckpointError(f"{path}: no checkpoint, or one with more than weights in it, which is not unpickled "
-                                  f"({load_refusal(error)})") from None
+            raise CheckpointError(
+                f"{path}: no checkpoint, or one with more than weights in it, which is not unpickled "
+                f"({load_refusal(error)})"
+            ) from None
         except Exception as error:  # a damaged file makes torch.load raise almost anything
-            raise CheckpointError(f"{path}: damaged or not a torch checkpoint ({load_refusal(error)})") from None
+            raise CheckpointError(
+                f"{path}: damaged or not a torch checkpoint ({load_refusal(error)})"
+            ) from None
     state = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{path}: expected a dictionary with the entry 'model' that holds tensors by name")
+        raise CheckpointError(
+            f"{path}: expected a dictionary with the entry 'model' that holds tensors by name"
+        )
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
 def model_from_official(state: Mapping[str, Tensor], source: str = "state") -> DiffusionMTL:
-    """A Feature-Diffusion model from the published names. Sizes, tasks, S and the betas are read off the tensors."""
+    """A Feature-Diffusion model from the published names. Sizes, tasks, S and the betas are read off the
+    tensors."""
     config = config_from_official(state, source)
     model = DiffusionMTL(config).eval()
     check_state(official_state(model), state, source)  # speaks of the published names
-    model.load_state_dict({_rename(key, _RENAMES): value for key, value in state.items() if not _is_buffer(key)})
+    model.load_state_dict(
+        {_rename(key, _RENAMES): value for key, value in state.items() if not _is_buffer(key)}
+    )
     return model
 
 
@@ -118,13 +135,19 @@ def config_from_official(state: Mapping[str, Tensor], source: str = "state") -> 
     try:
         return _read_config(state, source)
     except KeyError as error:
-        raise CheckpointError(f"{source}: not a published DiffusionMTL checkpoint, it lacks {error}") from None
+        raise CheckpointError(
+            f"{source}: not a published DiffusionMTL checkpoint, it lacks {error}"
+        ) from None
     except (ConfigError, IndexError, ZeroDivisionError) as error:
         raise CheckpointError(f"{source}: not a published DiffusionMTL checkpoint ({error})") from None
 
 
 def _read_config(state: Mapping[str, Tensor], source: str) -> ModelConfig:
-    tasks = {m[1]: v.shape[0] for k, v in state.items() if (m := re.fullmatch(r"preliminary_head\.(\w+)\.0\.weight", k))}
+    tasks = {
+        m[1]: v.shape[0]
+        for k, v in state.items()
+        if (m := re.fullmatch(r"preliminary_head\.(\w+)\.0\.weight", k))
+    }
     if not tasks:
         raise KeyError("preliminary_head.<task>.0.weight")
     betas = state[_SCHEDULE + "betas"]
@@ -132,7 +155,9 @@ def _read_config(state: Mapping[str, Tensor], source: str) -> ModelConfig:
     width = state["backbone_embed.weight"].shape[0]
     hidden = state["diffusion_model.denoiser.crossblocks.0.mlp.fc1.weight"].shape[0]
     if depths not in DEPTHS.values():
-        raise CheckpointError(f"{source}: the backbone has {depths} blocks, expected one of {list(DEPTHS.values())}")
+        raise CheckpointError(
+            f"{source}: the backbone has {depths} blocks, expected one of {list(DEPTHS.values())}"
+        )
     order = sorted(tasks, key=lambda t: TASK_ORDER.index(t) if t in TASK_ORDER else len(TASK_ORDER))
     return ModelConfig(
         tasks=[_spec(task, tasks[task]) for task in order],
@@ -151,7 +176,13 @@ def _schedule(betas: Tensor, buffers: Mapping[str, Tensor], source: str) -> dict
     values = betas.double().flatten().tolist()
     if not values or not all(0 < value < 1 for value in values):
         raise CheckpointError(f"{source}: {_SCHEDULE}betas must be numbers between 0 and 1, got {values[:8]}")
-    for digits in (4, 6, 7, 8, 9):  # float32 holds the betas; the shortest decimal that gives them back is what was meant
+    for digits in (
+        4,
+        6,
+        7,
+        8,
+        9,
+    ):  # float32 holds the betas; the shortest decimal that gives them back is what was meant
         start, end = (float(f"{v:.{digits}g}") for v in (values[0], values[-1]))
         if 0 < start <= end < 1:
             candidate = dict(steps=len(values), beta_start=start, beta_end=end)
@@ -160,8 +191,14 @@ def _schedule(betas: Tensor, buffers: Mapping[str, Tensor], source: str) -> dict
     candidate = dict(steps=len(values), betas=values)
     ours = schedule_of(ModelConfig(**candidate)).official_buffers()
     for name, table in buffers.items():
-        if name not in ours or table.shape != ours[name].shape or not torch.allclose(table, ours[name], rtol=1e-4, atol=1e-6):
-            raise CheckpointError(f"{source}: buffer {_SCHEDULE}{name} does not belong to a schedule with the stored betas")
+        if (
+            name not in ours
+            or table.shape != ours[name].shape
+            or not torch.allclose(table, ours[name], rtol=1e-4, atol=1e-6)
+        ):
+            raise CheckpointError(
+                f"{source}: buffer {_SCHEDULE}{name} does not belong to a schedule with the stored betas"
+            )
     return candidate
 
 

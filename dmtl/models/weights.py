@@ -1,4 +1,5 @@
-"""Weights on disk: `config.json` + `model.safetensors`, written atomically, read without unpickling anything."""
+"""Weights on disk: `config.json` + `model.safetensors`, written atomically, read without unpickling
+anything."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,7 +20,8 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def write_weights(directory: str | Path, config: Mapping, state: Mapping[str, Tensor]) -> None:
-    """Writes both files; each appears whole or not at all. Raises OSError (naming the file) when the disk is full."""
+    """Writes both files; each appears whole or not at all. Raises OSError (naming the file) when the disk
+    is full."""
     directory = Path(directory)
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     write_atomically(directory / WEIGHTS, lambda path: _save(tensors, path))
@@ -31,7 +34,9 @@ def read_weights(directory: str | Path) -> tuple[dict, dict[str, Tensor]]:
     directory = Path(directory)
     for name in (CONFIG, WEIGHTS):
         if not (directory / name).is_file():
-            raise CheckpointError(f"{directory / name}: no such file, expected a folder with {CONFIG} and {WEIGHTS}")
+            raise CheckpointError(
+                f"{directory / name}: no such file, expected a folder with {CONFIG} and {WEIGHTS}"
+            )
     try:
         config = json.loads((directory / CONFIG).read_text())
     except (ValueError, UnicodeDecodeError) as error:
@@ -44,12 +49,24 @@ def read_weights(directory: str | Path) -> tuple[dict, dict[str, Tensor]]:
         raise CheckpointError(f"{directory / WEIGHTS}: damaged or not a safetensors file ({error})") from None
 
 
-
 def _save(tensors: Mapping[str, Tensor], path: str) -> None:
     try:
         save_file(dict(tensors), path, metadata={"format": "pt"})
     except SafetensorError as error:  # safetensors reports a full disk with an exception of its own
         raise OSError(None, str(error)) from None
+
+
+def write_torch(path: str | Path, content: object) -> None:
+    """`torch.save`, atomically. Raises OSError naming `path` when the disk is full."""
+
+    def write(temporary: str) -> None:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # torch's writer reports a full disk so
+            reason = str(error).splitlines()[0]
+            raise OSError(None, f"PyTorch did not get all of it written, is the disk full? ({reason})") from None
+
+    write_atomically(path, write)
 
 
 def load_refusal(error: Exception) -> str:

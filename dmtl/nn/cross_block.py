@@ -1,4 +1,4 @@
-"""The denoiser's cross block: condition tokens ask, noisy tokens answer (model.md 2.2).
+"""The denoiser's cross block: condition tokens ask, noisy tokens answer (DiffusionMTL, arXiv 2403.15389).
 
 Shapes: B rows, N tokens of the condition, M tokens of the noisy map, C channels.
 """
@@ -38,7 +38,8 @@ class Mlp(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """y += mlp_kv(norm y); x += attention(norm x, norm y); x += mlp(norm x). The noisy stream is updated before it is read."""
+    """y += mlp_kv(norm y); x += attention(norm x, norm y); x += mlp(norm x). The noisy stream is updated
+    before it is read."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: int = 4):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Time embedding of the denoiser: sinusoids of the step, then two linear layers (model.md 1.1; DDPM, arXiv 2006.11239)."""
+"""Time embedding of the denoiser: sinusoids of the step, then two linear layers (DDPM, arXiv 2006.11239)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from torch import Tensor, nn
 
 
 def sinusoidal_embedding(t_B: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """[cos(t w_i), sin(t w_i)] with w_i = max_period^(-i / (dim/2)): t [B] (steps, may be fractional) -> [B, dim] float32."""
+    """[cos(t w_i), sin(t w_i)] with w_i = max_period^(-i / (dim/2)): t [B] (steps, may be fractional) ->
+    [B, dim] float32."""
     half = dim // 2
-    frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=t_B.device) * (-math.log(max_period) / half))
+    frequencies = torch.exp(
+        torch.arange(half, dtype=torch.float32, device=t_B.device) * (-math.log(max_period) / half)
+    )
     angles = t_B.float()[:, None] * frequencies[None]
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 

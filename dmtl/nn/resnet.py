@@ -1,6 +1,7 @@
 """Residual networks with torchvision's and timm's parameter names, so that their weights load unchanged.
 
-He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv 1512.03385 (basic blocks, without a classifier).
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv 1512.03385 (basic blocks,
+without a classifier).
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class ResNet(nn.Module):
 
     Args:
         depths: blocks in each of the four stages, (2, 2, 2, 2) for ResNet-18 and (3, 4, 6, 3) for ResNet-34.
-        width: channels of the first stage (64 in the published networks); the others have 2, 4 and 8 times as many.
+        width: channels of the first stage (64 in the published networks); the others have 2, 4 and 8 times
+        as many.
     """
 
     def __init__(self, depths: tuple[int, int, int, int], width: int = 64):
@@ -46,8 +48,10 @@ class ResNet(nn.Module):
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         in_channels = width
         for i, (depth, channels) in enumerate(zip(depths, self.channels, strict=True)):
-            blocks = [BasicBlock(in_channels if j == 0 else channels, channels, 2 if j == 0 and i > 0 else 1)
-                      for j in range(depth)]
+            blocks = [
+                BasicBlock(in_channels if j == 0 else channels, channels, 2 if j == 0 and i > 0 else 1)
+                for j in range(depth)
+            ]
             setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
             in_channels = channels
         for module in self.modules():

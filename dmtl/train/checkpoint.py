@@ -1,4 +1,5 @@
-"""Training checkpoints: everything that decides what the next step computes, in one file, written atomically."""
+"""Training checkpoints: everything that decides what the next step computes, in one file, written
+atomically."""
 
 from __future__ import annotations
 
@@ -7,21 +8,16 @@ from pathlib import Path
 import torch
 
 from dmtl.errors import CheckpointError
-from dmtl.files import write_atomically
-from dmtl.models.weights import load_refusal
+from dmtl.models.weights import load_refusal, write_torch
 
 FORMAT = 1
 
 
 def save_checkpoint(path: str | Path, state: dict) -> None:
-    """Writes `state` (tensors, numbers, strings, lists, dicts). A full disk leaves the checkpoint before it intact."""
-    def write(temporary: str) -> None:
-        try:
-            torch.save({"format": FORMAT, **state}, temporary)
-        except RuntimeError as error:  # torch's writer reports a full disk so
-            raise OSError(None, str(error).splitlines()[0]) from None
+    """Writes `state` (tensors, numbers, strings, lists, dicts). A full disk leaves the checkpoint before it
+    intact."""
 
-    write_atomically(Path(path), write)
+    write_torch(path, {"format": FORMAT, **state})
 
 
 def load_checkpoint(path: str | Path) -> dict:
@@ -34,8 +30,12 @@ def load_checkpoint(path: str | Path) -> dict:
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file makes torch.load raise almost anything
-            raise CheckpointError(f"{path}: damaged or not a training checkpoint ({load_refusal(error)})") from None
+            raise CheckpointError(
+                f"{path}: damaged or not a training checkpoint ({load_refusal(error)})"
+            ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: expected a training checkpoint of format {FORMAT}, "
-                              f"got format {state.get('format') if isinstance(state, dict) else type(state).__name__}")
+        raise CheckpointError(
+            f"{path}: expected a training checkpoint of format {FORMAT}, "
+            f"got format {state.get('format') if isinstance(state, dict) else type(state).__name__}"
+        )
     return state

@@ -1,8 +1,9 @@
 """The paper's claim, measured: DiffusionMTL beside the plain multi-task baseline on the same labels.
 
-Every seed trains three models from one configuration: DiffusionMTL for N steps; the baseline for N steps (equal steps);
-and the baseline for as many steps as fit into DiffusionMTL's training time (equal time), each with its own full
-learning-rate schedule. Initialisation, order, augmentation and noise follow the seed; data and labels do not.
+Every seed trains three models from one configuration: DiffusionMTL for N steps; the baseline for N steps
+(equal steps); and the baseline for as many steps as fit into DiffusionMTL's training time (equal time),
+each with its own full learning-rate schedule. Initialisation, order, augmentation and noise follow the
+seed; data and labels do not.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ def run_claim(config: RunConfig, seeds: Iterable[int], progress: Callable[[str],
         progress: `progress(label)` is a context manager that yields the trainer's `on_step`.
     """
     if config.model.diffusion == "none":
-        raise ConfigError('model.diffusion must be "feature" or "prediction" to be compared with the baseline, got "none"')
+        raise ConfigError(
+            'model.diffusion must be "feature" or "prediction" to be compared with the baseline, got "none"'
+        )
     runs: list[Run] = []
     by_steps, by_time = [], []
     for seed in seeds:
@@ -81,14 +84,18 @@ def mean_and_spread(values: list[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _train(config: RunConfig, seed: int, method: str, steps: int, progress: Callable[[str], object]) -> tuple[Run, dict[str, Task]]:
+def _train(
+    config: RunConfig, seed: int, method: str, steps: int, progress: Callable[[str], object]
+) -> tuple[Run, dict[str, Task]]:
     out = Path(config.out) / f"seed{seed}" / method
     model = config.model if method == "diffusion" else dataclasses.replace(config.model, diffusion="none")
     # a longer run has a longer warm-up, so that its schedule keeps its shape
     warmup = round(config.optim.warmup * steps / config.optim.steps)
     optim = dataclasses.replace(config.optim, seed=seed, steps=steps, warmup=warmup)
     with progress(f"seed {seed}: {method}") as on_step:
-        trainer = Trainer(dataclasses.replace(config, out=str(out), model=model, optim=optim), resume=True, on_step=on_step)
+        trainer = Trainer(
+            dataclasses.replace(config, out=str(out), model=model, optim=optim), resume=True, on_step=on_step
+        )
         on_step(trainer.step, steps, math.nan)
         metrics = trainer.run()
     return Run(seed, method, str(out), trainer.step, trainer.seconds, metrics), trainer.model.tasks

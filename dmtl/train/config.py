@@ -21,7 +21,9 @@ from dmtl.models import ModelConfig
 def _at_least(config, section: str, least: float, *names: str) -> None:
     for name in names:
         if not least <= getattr(config, name) < math.inf:
-            raise ConfigError(f"{section}.{name} must be at least {least} and finite, got {getattr(config, name)}")
+            raise ConfigError(
+                f"{section}.{name} must be at least {least} and finite, got {getattr(config, name)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class DataConfig:
     tasks: list[str] | None = None
     """Tasks to learn; default: all that the data set has."""
     labels: str = "one-label"
-    """Which labels may be seen: "one-label", "random-labels", "full", or a CSV file (id, one 0/1 column per task)."""
+    """Which labels may be seen: "one-label", "random-labels", "full", or a CSV file (id, one 0/1 column per
+    task)."""
     label_seed: int = 0
     """Seed of a generated label split."""
     size: tuple[int, int] = (128, 128)
@@ -43,7 +46,8 @@ class DataConfig:
     val_count: int = 128
     """Evaluation images of `scenes`."""
     resize: bool = True
-    """True: every image is first resized to `size`, then scaled and cropped. False: crops come from the full resolution."""
+    """True: every image is first resized to `size`, then scaled and cropped. False: crops come from the
+    full resolution."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Range of the random zoom."""
     flip: bool = True
@@ -66,7 +70,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How it is learned. The defaults suit training from scratch; the published values stand in `configs/`."""
+    """How it is learned. The defaults suit training from scratch; the published values stand in
+    `configs/`."""
 
     steps: int = 1000
     """Optimiser steps."""
@@ -77,9 +82,11 @@ class OptimConfig:
     lr: float = 1e-3
     """Peak learning rate."""
     mtdnet_lr: float = 1.0
-    """Factor on the learning rate of MTDNet, which has no normalisation layers and may want less than the backbone."""
+    """Factor on the learning rate of MTDNet, which has no normalisation layers and may want less than the
+    backbone."""
     mtdnet_start: float = 0.0
-    """Share of the steps after which MTDNet joins; before, the initial network learns alone (its losses at full weight)."""
+    """Share of the steps after which MTDNet joins; before, the initial network learns alone (its losses at
+    full weight)."""
     ema: float = 0.0
     """Decay of an exponential moving average of the weights, which is then evaluated and saved; 0: none."""
     weight_decay: float = 1e-4
@@ -103,7 +110,20 @@ class OptimConfig:
 
     def __post_init__(self):
         _at_least(self, "optim", 1, "steps", "batch_size")
-        _at_least(self, "optim", 0, "lr", "mtdnet_lr", "ema", "weight_decay", "clip", "power", "warmup", "initial_weight", "seed")
+        _at_least(
+            self,
+            "optim",
+            0,
+            "lr",
+            "mtdnet_lr",
+            "ema",
+            "weight_decay",
+            "clip",
+            "power",
+            "warmup",
+            "initial_weight",
+            "seed",
+        )
         if not 0 <= self.mtdnet_start < 1:
             raise ConfigError(f"optim.mtdnet_start must be in [0, 1), got {self.mtdnet_start}")
         if self.ema >= 1:
@@ -145,7 +165,8 @@ class RunConfig:
 
 
 def read_config(path: str | Path) -> RunConfig:
-    """A TOML file -> RunConfig. Raises ConfigError naming the file, the key and, for a typo, the nearest key."""
+    """A TOML file -> RunConfig. Raises ConfigError naming the file, the key and, for a typo, the nearest
+    key."""
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -171,7 +192,8 @@ def write_config(config: RunConfig, path: str | Path) -> None:
 
 
 def to_toml(config: RunConfig) -> str:
-    """TOML text: plain keys first, then one table per section. What is None is left out; TOML has no such value."""
+    """TOML text: plain keys first, then one table per section. What is None is left out; TOML has no such
+    value."""
     lines, tables = [], []
     for key, value in dataclasses.asdict(config).items():
         (tables if isinstance(value, dict) else lines).append((key, value))
@@ -187,7 +209,11 @@ def _assignment(key: str, value) -> str:
 
 def _toml(value) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(str(k))} = {_toml(v)}" for k, v in value.items() if v is not None) + "}"
+        return (
+            "{"
+            + ", ".join(f"{json.dumps(str(k))} = {_toml(v)}" for k, v in value.items() if v is not None)
+            + "}"
+        )
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(v) for v in value) + "]"
     if isinstance(value, float) and value != value:
@@ -235,7 +261,9 @@ def _convert(kind, value, key: str):
         raise ConfigError(f"{key} must be a list, got {value!r}")
     if kind is dict or origin is dict:
         if isinstance(value, dict):
-            return {k: _convert(arguments[1], v, f"{key}.{k}") for k, v in value.items()} if arguments else value
+            return (
+                {k: _convert(arguments[1], v, f"{key}.{k}") for k, v in value.items()} if arguments else value
+            )
         raise ConfigError(f"{key} must be a table, got {value!r}")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -11,7 +11,8 @@ from torch import nn
 class MovingAverage:
     """`average` follows `model`: w <- d w + (1 - d) w_model after every step, buffers included.
 
-    The decay d rises from 0.1 to `decay` as (1 + step) / (10 + step), so that the first weights are soon forgotten.
+    The decay d rises from 0.1 to `decay` as (1 + step) / (10 + step), so that the first weights are soon
+    forgotten.
     Integer buffers (batch counts) are copied. Nothing here waits for the device.
     """
 

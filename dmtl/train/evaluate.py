@@ -46,7 +46,9 @@ def evaluate(
             for name in names:
                 _update(meters, name, model.tasks[name], out.final[name], batch.labels[name])
                 if initial:
-                    _update(meters, f"initial/{name}", model.tasks[name], out.initial[name], batch.labels[name])
+                    _update(
+                        meters, f"initial/{name}", model.tasks[name], out.initial[name], batch.labels[name]
+                    )
             on_batch(len(batch.ids))
     finally:
         model.train(training)
@@ -61,5 +63,8 @@ def _update(meters: dict, key: str, task: Task, logits, label) -> None:
 
 def primary_metrics(metrics: Metrics, tasks: Mapping[str, Task]) -> dict[str, tuple[str, float, bool]]:
     """task -> (name of the metric that enters Delta_MTL, its value, whether higher is better)."""
-    return {name: (task.primary, metrics[name][task.primary], task.higher_is_better)
-            for name, task in tasks.items() if name in metrics}
+    return {
+        name: (task.primary, metrics[name][task.primary], task.higher_is_better)
+        for name, task in tasks.items()
+        if name in metrics
+    }

@@ -71,5 +71,7 @@ def _summary_writer(directory: Path, purge_step: int):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ConfigError(f"log.tensorboard = true needs TensorBoard: pip install 'dmtl[tensorboard]' ({error})") from None
+        raise ConfigError(
+            f"log.tensorboard = true needs TensorBoard: pip install 'dmtl[tensorboard]' ({error})"
+        ) from None
     return SummaryWriter(str(directory), purge_step=purge_step or None)

@@ -1,4 +1,4 @@
-"""The loss of partially labelled batches (model.md 1.2).
+"""The loss of partially labelled batches (DiffusionMTL, arXiv 2403.15389).
 
 A sample b with n_b of the T tasks labelled contributes
 
@@ -19,7 +19,8 @@ from dmtl.tasks import Task
 
 
 def labelled_rows(present: Mapping[str, Tensor], device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """task -> int64 rows that have its label, from CPU masks [B]; the copy to the device does not wait for it."""
+    """task -> int64 rows that have its label, from CPU masks [B]; the copy to the device does not wait for
+    it."""
     return {task: mask.nonzero()[:, 0].to(device, non_blocking=True) for task, mask in present.items()}
 
 
@@ -41,7 +42,8 @@ def partial_label_loss(
     """Total loss (scalar, to differentiate) and its parts (detached scalars, nothing is copied to the host).
 
     Args:
-        prediction: of `model(image, labelled=labelled_rows(present))`: rows of each task in the order of the batch.
+        prediction: of `model(image, labelled=labelled_rows(present))`: rows of each task in the order of
+        the batch.
         labels: task -> [B, K, H, W], whatever stands in the rows without a label.
         present: task -> bool [B] on the CPU, for every task of the model.
         initial_weight: weight a of the initial network's losses.

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dmtl.data import Cached, LabelledImages, LabelMatrix, eval_transform, make_loader, open_dataset, train_transform
+from dmtl.data import (
+    Cached,
+    LabelledImages,
+    LabelMatrix,
+    eval_transform,
+    make_loader,
+    open_dataset,
+    train_transform,
+)
 from dmtl.data.loader import Loader
 from dmtl.errors import ConfigError
 from dmtl.models import DiffusionMTL, ModelConfig, MultiTaskBaseline, build_model
@@ -31,14 +39,21 @@ def open_data(config: DataConfig, task_weights: dict[str, float] | None = None) 
     size = tuple(config.size)
     rendered = config.root == "scenes"
     train, val = (
-        open_dataset(config.root, split, tasks=config.tasks, size=size if rendered or config.resize else None,
-                     count=count if rendered else None)
+        open_dataset(
+            config.root,
+            split,
+            tasks=config.tasks,
+            size=size if rendered or config.resize else None,
+            count=count if rendered else None,
+        )
         for split, count in (("train", config.train_count), ("val", config.val_count))
     )
     tasks = {name: _weighted(task, (task_weights or {}).get(name)) for name, task in train.tasks.items()}
     for name in task_weights or {}:
         if name not in tasks:
-            raise ConfigError(f"optim.task_weights.{name} is not a task of {train.name} (tasks: {', '.join(tasks)})")
+            raise ConfigError(
+                f"optim.task_weights.{name} is not a task of {train.name} (tasks: {', '.join(tasks)})"
+            )
     labels = choose_labels(config, train)
     if config.cache:
         train, val = Cached(train), Cached(val)
@@ -56,36 +71,52 @@ def choose_labels(config: DataConfig, dataset: LabelledImages) -> LabelMatrix:
         return LabelMatrix.random_labels(ids, tasks, config.label_seed, available=available)
     if config.labels.endswith(".csv"):
         return available.intersect(LabelMatrix.read_csv(config.labels))
-    raise ConfigError('data.labels must be "one-label", "random-labels", "full" or the name of a .csv file, '
-                      f"got {config.labels!r}")
+    raise ConfigError(
+        'data.labels must be "one-label", "random-labels", "full" or the name of a .csv file, '
+        f"got {config.labels!r}"
+    )
 
 
 def training_loader(config: RunConfig, data: Data, pin: bool = False) -> Loader:
     """Augmented batches of the training split with the visible labels."""
     c = config.data
     transform = train_transform(tuple(c.size), scale=tuple(c.scale), flip=c.flip, photometric=c.photometric)
-    return make_loader(data.train, data.labels, transform, batch_size=config.optim.batch_size, seed=config.optim.seed,
-                       workers=c.workers, pin=pin)
+    return make_loader(
+        data.train,
+        data.labels,
+        transform,
+        batch_size=config.optim.batch_size,
+        seed=config.optim.seed,
+        workers=c.workers,
+        pin=pin,
+    )
 
 
 def evaluation_loader(data: Data, batch_size: int = 8, workers: int = 0) -> Loader:
     """The validation split with all its labels, in order."""
-    return make_loader(data.val, None, eval_transform(), batch_size=batch_size, shuffle=False, workers=workers)
+    return make_loader(
+        data.val, None, eval_transform(), batch_size=batch_size, shuffle=False, workers=workers
+    )
 
 
 def model_for(config: RunConfig, tasks: dict[str, Task]) -> DiffusionMTL | MultiTaskBaseline:
     """A freshly initialised model for these tasks; its weights depend on `optim.seed` alone."""
     if config.model.tasks and {s["name"] for s in config.model.tasks} != set(tasks):
-        raise ConfigError(f"model.tasks must be the tasks of the data ({', '.join(tasks)}), "
-                          f"got {', '.join(s['name'] for s in config.model.tasks)}")
-    model_config: ModelConfig = dataclasses.replace(config.model, tasks=[task.spec() for task in tasks.values()])
+        raise ConfigError(
+            f"model.tasks must be the tasks of the data ({', '.join(tasks)}), "
+            f"got {', '.join(s['name'] for s in config.model.tasks)}"
+        )
+    model_config: ModelConfig = dataclasses.replace(
+        config.model, tasks=[task.spec() for task in tasks.values()]
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.optim.seed)
         return build_model(model_config)
 
 
 def optimizer_for(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Adam or AdamW over all parameters, one fused kernel; a group's `factor` scales the schedule's learning rate."""
+    """Adam or AdamW over all parameters, one fused kernel; a group's `factor` scales the schedule's
+    learning rate."""
     chain = list(model.mtdnet.parameters()) if isinstance(model, DiffusionMTL) else []
     groups = [{"params": list(model.initial.parameters()), "factor": 1.0}]
     if chain:
@@ -101,7 +132,7 @@ def learning_rate(config: OptimConfig, step: int) -> float:
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" is the first GPU where there is one."""
+    """ "auto" is the first GPU where there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

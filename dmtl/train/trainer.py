@@ -1,7 +1,8 @@
 """The training loop.
 
-A step runs the initial network on the whole batch and the denoiser on the labelled (sample, task) pairs alone, all tasks
-in one call per denoising step. Nothing in a step waits for the device; losses are read where they are logged.
+A step runs the initial network on the whole batch and the denoiser on the labelled (sample, task) pairs
+alone, all tasks in one call per denoising step. Nothing in a step waits for the device; losses are read
+where they are logged.
 """
 
 from __future__ import annotations
@@ -26,8 +27,15 @@ from dmtl.train.ema import MovingAverage
 from dmtl.train.evaluate import Metrics, evaluate, primary_metrics
 from dmtl.train.log import RunLog
 from dmtl.train.loss import labelled_rows, partial_label_loss
-from dmtl.train.setup import (evaluation_loader, learning_rate, model_for, open_data, optimizer_for, pick_device,
-                              training_loader)
+from dmtl.train.setup import (
+    evaluation_loader,
+    learning_rate,
+    model_for,
+    open_data,
+    optimizer_for,
+    pick_device,
+    training_loader,
+)
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -43,8 +51,13 @@ class Trainer:
         ConfigError: the run's folder holds a finished or other run, or a setting cannot work here.
     """
 
-    def __init__(self, config: RunConfig, *, resume: bool = False,
-                 on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None):
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        resume: bool = False,
+        on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+    ):
         self.config, self.on_step = config, on_step
         self.out = Path(config.out)
         self.checkpoint = self.out / "checkpoints" / "last.pt"
@@ -82,8 +95,14 @@ class Trainer:
                 self.seconds += time.perf_counter() - started
                 if due:
                     self._loss = values["loss"]
-                    log.write("train", self.step, seconds=self.seconds, lr=rate, loss=values.pop("loss"),
-                              **{f"loss/{name}": value for name, value in values.items()})
+                    log.write(
+                        "train",
+                        self.step,
+                        seconds=self.seconds,
+                        lr=rate,
+                        loss=values.pop("loss"),
+                        **{f"loss/{name}": value for name, value in values.items()},
+                    )
                 self.on_step(self.step, config.optim.steps, self._loss)
                 if self.step % config.log.eval_every == 0 and self.step < config.optim.steps:
                     log.write("eval", self.step, seconds=self.seconds, metrics=self.evaluate())
@@ -106,14 +125,23 @@ class Trainer:
 
     def evaluate(self) -> Metrics:
         """Metrics of the current weights on the validation split."""
-        return evaluate(self.result, evaluation_loader(self.data, workers=self.config.data.workers), initial=self._diffuses)
+        return evaluate(
+            self.result,
+            evaluation_loader(self.data, workers=self.config.data.workers),
+            initial=self._diffuses,
+        )
 
     def save(self) -> None:
         """Writes the checkpoint from which the run goes on exactly."""
         state = {
-            "step": self.step, "seconds": self.seconds, "config": _identity(self.config),
-            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-            "ema": None if self.ema is None else self.ema.average.state_dict(), "rng": torch.get_rng_state(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "config": _identity(self.config),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": None if self.ema is None else self.ema.average.state_dict(),
+            "rng": torch.get_rng_state(),
         }
         save_checkpoint(self.checkpoint, state)
 
@@ -131,16 +159,27 @@ class Trainer:
             image = batch.image.contiguous(memory_format=torch.channels_last)
             rows = labelled_rows(batch.present, self.device)
             denoises = self._diffuses and self.step >= optim.mtdnet_start * optim.steps
-            prediction = (self.model(image, labelled=rows, noise=noise) if denoises
-                          else self.model.initial_prediction(image, labelled=rows))
-            loss, parts = partial_label_loss(prediction, batch.labels, batch.present, self.model.tasks,
-                                             initial_weight=optim.initial_weight, final=denoises)
+            prediction = (
+                self.model(image, labelled=rows, noise=noise)
+                if denoises
+                else self.model.initial_prediction(image, labelled=rows)
+            )
+            loss, parts = partial_label_loss(
+                prediction,
+                batch.labels,
+                batch.present,
+                self.model.tasks,
+                initial_weight=optim.initial_weight,
+                final=denoises,
+            )
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         if optim.clip:
-            parts |= {name: torch.nn.utils.clip_grad_norm_(part.parameters(), optim.clip)
-                      for name, part in self._clipped.items()}
+            parts |= {
+                name: torch.nn.utils.clip_grad_norm_(part.parameters(), optim.clip)
+                for name, part in self._clipped.items()
+            }
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:
@@ -149,14 +188,19 @@ class Trainer:
 
     @property
     def _clipped(self) -> dict[str, torch.nn.Module]:
-        """What is clipped together: everything (published), or the two networks when no gradient runs between them."""
+        """What is clipped together: everything (published), or the two networks when no gradient runs
+        between them."""
         if self._diffuses and self.model.config.detach_signal and self.model.config.detach_condition:
             return {"grad_norm": self.model.initial, "grad_norm/mtdnet": self.model.mtdnet}
         return {"grad_norm": self.model}
 
     def _autocast(self):
         precision = self.config.optim.precision
-        return torch.autocast(self.device.type, PRECISIONS[precision]) if precision in PRECISIONS else nullcontext()
+        return (
+            torch.autocast(self.device.type, PRECISIONS[precision])
+            if precision in PRECISIONS
+            else nullcontext()
+        )
 
     def _restore(self) -> None:
         state = load_checkpoint(self.checkpoint)
@@ -164,8 +208,10 @@ class Trainer:
         for section in ours:
             for key in ours[section]:
                 if stored.get(section, {}).get(key) != ours[section][key]:
-                    raise CheckpointError(f"{self.checkpoint}: belongs to another configuration: {section}.{key} was "
-                                          f"{stored.get(section, {}).get(key)!r}, now {ours[section][key]!r}")
+                    raise CheckpointError(
+                        f"{self.checkpoint}: belongs to another configuration: {section}.{key} was "
+                        f"{stored.get(section, {}).get(key)!r}, now {ours[section][key]!r}"
+                    )
         load_state(self.model, state["model"], str(self.checkpoint))
         if self.ema is not None:
             load_state(self.ema.average, state["ema"], str(self.checkpoint))

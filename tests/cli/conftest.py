@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
+import dmtl
 from dmtl.cli import main
 
 HEIGHT, WIDTH = 36, 44
@@ -41,8 +43,13 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def dmtl(capsys, tmp_path, monkeypatch):
+def environment() -> dict[str, str]:
+    """For a child process that must find this dmtl wherever it runs."""
+    return os.environ | {"PYTHONPATH": str(Path(dmtl.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(name="dmtl")
+def _dmtl(capsys, tmp_path, monkeypatch):
     """`dmtl("train", "--out", path)` runs a command in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from .conftest import SHORT
+from .conftest import SHORT, Result, environment
 
 
 def refused(result, *words: str) -> None:
@@ -266,3 +268,28 @@ def test_output_below_a_file(dmtl, tmp_path, trained, data, words):
     (tmp_path / "file").write_text("in the way")
     refused(dmtl(*(word.format(data=data, trained=trained) for word in words)), "file")
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on file sizes there")
+def test_full_disk_while_weights_are_written(trained, data, tmp_path):
+    """As above, with the writers of torch and safetensors stopped by the system in the middle of a file."""
+    program = (
+        "import resource, signal, sys, dmtl.cli, torch\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "sys.exit(dmtl.cli.main(sys.argv[1:]))\n"
+    )
+    words = ["train", "--data.root", str(data), "--out", "run", *SHORT]
+    child = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    refused(Result(child.returncode, child.stdout, child.stderr), "cannot write run/checkpoints/last.pt")
+    assert sorted(path.name for path in (tmp_path / "run").rglob("*") if path.is_file()) == [
+        "config.toml",
+        "labels.csv",
+        "log.jsonl",
+    ]

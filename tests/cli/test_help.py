@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -10,6 +9,8 @@ import pytest
 
 from dmtl import __version__
 from dmtl.cli import COMMANDS, main
+
+from .conftest import environment
 
 DATA_COMMANDS = ("check", "show", "labels", "export")
 
@@ -133,12 +134,3 @@ def test_traceback_of_a_bug_is_not_hidden(monkeypatch):
     monkeypatch.setattr(info, "main", wrong)
     with pytest.raises(ZeroDivisionError):
         main(["info"])
-
-
-def environment() -> dict[str, str]:
-    """For a child process that must find this dmtl wherever it runs."""
-    from pathlib import Path
-
-    import dmtl
-
-    return os.environ | {"PYTHONPATH": str(Path(dmtl.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
