@@ -74,8 +74,8 @@ class ArrayNoise:
         noise = noise if rows is None else noise[rows]
         if noise.shape != x.shape:
             raise ValueError(
-                f"ArrayNoise: arrays[{task!r}][{draw}] must have shape {tuple(x.shape)}, got
-                {tuple(noise.shape)}"
+                f"ArrayNoise: arrays[{task!r}][{draw}] must have shape {tuple(x.shape)}, "
+                f"got {tuple(noise.shape)}"
             )
         return {"noise": noise.to(x.device, x.dtype)}
 

@@ -68,9 +68,9 @@ def convert_to_official(directory: str | Path, target: str | Path) -> None:
     config = model.config
     if config.diffusion != "feature" or config.residual or config.token_reduction != 4:
         raise ConfigError(
-            f"{directory}: only Feature Diffusion with tokens at 1/32 and without residual output has a
-            published " f"form, got diffusion = {config.diffusion!r}, token_reduction =
-            {config.token_reduction}, " f"residual = {config.residual}"
+            f"{directory}: only Feature Diffusion with tokens at 1/32 and without residual output has a "
+            f"published form, got diffusion = {config.diffusion!r}, "
+            f"token_reduction = {config.token_reduction}, residual = {config.residual}"
         )
     state = {f"module.{key}": value for key, value in official_state(model).items()}
     content = {"optimizer": {}, "scheduler": {}, "model": state, "epoch": 0, "iter_count": 0}
