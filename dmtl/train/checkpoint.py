@@ -1,5 +1,4 @@
-"""Training checkpoints: everything that decides what the next step computes, in one file, written
-atomically."""
+"""Training checkpoints: everything that decides what the next step computes, in one file, atomically."""
 
 from __future__ import annotations
 
@@ -14,9 +13,7 @@ FORMAT = 1
 
 
 def save_checkpoint(path: str | Path, state: dict) -> None:
-    """Writes `state` (tensors, numbers, strings, lists, dicts). A full disk leaves the checkpoint before it
-    intact."""
-
+    """Writes `state` (tensors, numbers, lists, dicts). A full disk leaves the checkpoint before it intact."""
     write_torch(path, {"format": FORMAT, **state})
 
 
