@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: demo test lint benchmark gpu-check clean
+.PHONY: demo test benchmark gpu-check clean
 
 demo: $(VENV)/.installed            ## train on rendered scenes, write runs/demo/report.html
 	$(RUN) -m dmtl demo --out runs/demo --overwrite
@@ -19,6 +19,10 @@ test: $(VENV)/.installed-test       ## run the tests
 
 benchmark: $(VENV)/.installed-test  ## time the operators beside PyTorch
 	$(RUN) -m pytest benchmarks --benchmark-only
+
+gpu-check:                          ## on a CUDA machine: build, time and test everything; rows in benchmarks/results
+	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	$(PYTHON) benchmarks/gpu_check.py
 
 clean:
 	rm -rf $(VENV) build runs

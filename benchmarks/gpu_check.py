@@ -1,0 +1,211 @@
+"""`make gpu-check`: everything that needs a CUDA machine, in one command of under ten minutes.
+
+Runs the tests and the operator benchmarks on the device, then times the whole model (inference and a training step),
+and appends one JSON object per figure to a file: commit, versions, device, name, value, unit. Times are medians of
+CUDA events; a part that fails its check gives a row with an "error" instead of a time.
+
+`--device cpu` runs the same code at toy sizes, to see that it works; its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+TASKS = {"semseg": 21, "human_parts": 7, "sal": None, "normals": None, "edge": None}
+
+
+class Rows:
+    """The result file: every row carries what is needed to compare it later."""
+
+    def __init__(self, path: Path, device: str):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+        name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+        self.common = {"commit": commit, "torch": torch.__version__, "cuda": torch.version.cuda, "device": name,
+                       "python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}
+
+    def add(self, name: str, **values) -> None:
+        row = {"name": name, **values, **self.common}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(name, json.dumps(values), flush=True)
+
+
+def run_tests(rows: Rows, limit_s: int) -> bool:
+    """The suite; what needs a package that is not here (the command line needs tyro) is left out and said."""
+    left_out = []
+    try:
+        import tyro  # noqa: F401
+    except ImportError:
+        left_out = ["tests/cli", "tests/test_readme.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "tests", *(f"--ignore={path}" for path in left_out)]
+    started = time.perf_counter()
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s)
+        summary, code = (done.stdout.strip().splitlines() or ["no output"])[-1], done.returncode
+        if code:
+            print("\n".join(done.stdout.splitlines()[-60:]), file=sys.stderr)
+    except subprocess.TimeoutExpired:
+        summary, code = f"stopped after {limit_s} s", 124
+    rows.add("tests", summary=summary, rc=code, left_out=left_out, seconds=round(time.perf_counter() - started, 1))
+    return code == 0
+
+
+def run_benchmarks(rows: Rows, limit_s: int) -> None:
+    """The operator benchmarks, one row per case and contender."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "benchmarks.json"
+        command = [sys.executable, "-m", "pytest", "-q", "benchmarks", "--benchmark-only", f"--benchmark-json={report}"]
+        try:
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            rows.add("benchmarks", error=f"stopped after {limit_s} s")
+            return
+        if done.returncode or not report.is_file():
+            rows.add("benchmarks", error=(done.stdout + done.stderr)[-2000:], rc=done.returncode)
+            return
+        for bench in json.loads(report.read_text())["benchmarks"]:
+            rows.add(bench["name"], median_us=bench["stats"]["median"] * 1e6, min_us=bench["stats"]["min"] * 1e6,
+                     **bench["extra_info"])
+
+
+def median_ms(call: Callable[[], object], device: str, repeats: int) -> float:
+    """Median time of `call`; on a GPU between events, so that the host's clock does not enter."""
+    for _ in range(2):
+        call()
+    times = []
+    for _ in range(repeats):
+        if device == "cuda":
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            call()
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end))
+        else:
+            started = time.perf_counter()
+            call()
+            times.append(1e3 * (time.perf_counter() - started))
+    return statistics.median(times)
+
+
+def published_model(device: str, toy: bool):
+    """The published architecture with random weights (toy: a small one)."""
+    from dmtl.models import ModelConfig, build_model
+    from dmtl.tasks import make_task
+
+    tasks = [make_task(name, **({"classes": c} if c else {})).spec() for name, c in TASKS.items()]
+    small = {"width": 32, "backbone_width": 8} if toy else {}
+    torch.manual_seed(0)
+    return build_model(ModelConfig(tasks=tasks, **small)).to(device, memory_format=torch.channels_last)
+
+
+def time_inference(rows: Rows, device: str, toy: bool) -> None:
+    """Images of 512x512, five tasks, S = 2; the bf16 maps are compared with fp32 before they are timed."""
+    model = published_model(device, toy).eval()
+    size = 64 if toy else 512
+    for batch in (1, 2) if toy else (1, 8, 32):
+        image = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            exact = model(image).final
+            for precision in ("fp32", "tf32", "bf16"):
+                torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+                with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+                    got = model(image).final
+                    error = max(float((got[t].float() - exact[t]).norm() / exact[t].norm()) for t in exact)
+                    name = f"inference {batch}x{size}x{size} {precision}"
+                    if not error < (1e-3 if precision == "fp32" else 5e-2):
+                        rows.add(name, error=f"differs from fp32 by {error:.2e}")
+                        continue
+                    if device == "cuda":
+                        torch.cuda.reset_peak_memory_stats()
+                    ms = median_ms(lambda: model(image), device, 2 if toy else 10)  # noqa: B023
+                peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else None
+                rows.add(name, median_ms=ms, images_per_s=1e3 * batch / ms, peak_mib=peak, rel_error=error)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
+def time_training(rows: Rows, device: str, toy: bool) -> None:
+    """A one-label step, batch 6 at 512x512, bf16; on a GPU a hidden host synchronisation inside is an error."""
+    from dmtl.diffusion import CounterNoise
+    from dmtl.train.loss import labelled_rows, partial_label_loss
+
+    model = published_model(device, toy).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, fused=True)
+    size, batch = (64, 5) if toy else (512, 6)
+    image = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    names = list(model.tasks)
+    present = {t: torch.tensor([names[b % len(names)] == t for b in range(batch)]) for t in names}
+    labels = {t: torch.randint(0, 2, (batch, model.tasks[t].label_channels, size, size), device=device).float()
+              for t in names}
+    noise = CounterNoise(0, torch.arange(batch, device=device))
+
+    def step() -> None:
+        with torch.autocast(device, torch.bfloat16):
+            prediction = model(image, labelled=labelled_rows(present, device), noise=noise)
+            loss, _ = partial_label_loss(prediction, labels, present, model.tasks)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+
+    step()
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    except RuntimeError as error:
+        rows.add("training step, no host synchronisation", error=str(error).splitlines()[0])
+    else:
+        rows.add("training step, no host synchronisation", checked=device == "cuda")
+    finally:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+            torch.cuda.reset_peak_memory_stats()
+    ms = median_ms(step, device, 2 if toy else 10)
+    peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else None
+    rows.add(f"training step one-label {batch}x{size}x{size} bf16", median_ms=ms, pairs_per_s=1e3 * batch / ms,
+             peak_mib=peak)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default = Path(os.environ.get("OUT", ROOT / "benchmarks" / "results")) / "gpu.jsonl"
+    parser.add_argument("--out", type=Path, default=default, help="file to append rows to")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--only", choices=("tests", "benchmarks", "model"), nargs="*",
+                        default=["tests", "benchmarks", "model"])
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("gpu-check needs a CUDA device, and torch finds none here", file=sys.stderr)
+        return 2
+    rows = Rows(args.out, args.device)
+    passed = True
+    if "model" in args.only:  # first: the figures that only a GPU can give
+        time_inference(rows, args.device, toy=args.device == "cpu")
+        time_training(rows, args.device, toy=args.device == "cpu")
+    if "benchmarks" in args.only:
+        run_benchmarks(rows, limit_s=150)
+    if "tests" in args.only:
+        passed = run_tests(rows, limit_s=300)
+    print(f"rows in {args.out}")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""The GPU command cannot be run here; that its code works is shown at toy sizes on the CPU."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu_check.py"
+
+
+def test_model_rows_at_toy_size(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--only", "model", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {"inference 1x64x64 fp32", "inference 2x64x64 bf16"} <= {row["name"] for row in rows}
+    assert not [row for row in rows if "error" in row]
+    assert all(row["torch"] == torch.__version__ for row in rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_without_a_gpu_it_says_so():
+    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "gpu-check needs a CUDA device, and torch finds none here"
