@@ -1,8 +1,9 @@
 """`make gpu-check`: everything that needs a CUDA machine, in one command of under ten minutes.
 
-Runs the tests and the operator benchmarks on the device, then times the whole model (inference and a training step),
-and appends one JSON object per figure to a file: commit, versions, device, name, value, unit. Times are medians of
-CUDA events; a part that fails its check gives a row with an "error" instead of a time.
+Runs the tests and the operator benchmarks on the device, then times the whole model (inference and a
+training step), and appends one JSON object per figure to a file: commit, versions, device, name, value,
+unit. Times are medians of CUDA events; a part that fails its check gives a row with an "error" instead of a
+time.
 
 `--device cpu` runs the same code at toy sizes, to see that it works; its figures mean nothing.
 """
@@ -34,10 +35,20 @@ class Rows:
     def __init__(self, path: Path, device: str):
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-        name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-        self.common = {"commit": commit, "torch": torch.__version__, "cuda": torch.version.cuda, "device": name,
-                       "python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
+        ).stdout.strip()
+        name = (
+            torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+        )
+        self.common = {
+            "commit": commit,
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "device": name,
+            "python": platform.python_version(),
+            "date": time.strftime("%Y-%m-%d"),
+        }
 
     def add(self, name: str, **values) -> None:
         row = {"name": name, **values, **self.common}
@@ -53,7 +64,16 @@ def run_tests(rows: Rows, limit_s: int) -> bool:
         import tyro  # noqa: F401
     except ImportError:
         left_out = ["tests/cli", "tests/test_readme.py"]
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "tests", *(f"--ignore={path}" for path in left_out)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "auto",
+        "tests",
+        *(f"--ignore={path}" for path in left_out),
+    ]
     started = time.perf_counter()
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s)
@@ -62,7 +82,9 @@ def run_tests(rows: Rows, limit_s: int) -> bool:
             print("\n".join(done.stdout.splitlines()[-60:]), file=sys.stderr)
     except subprocess.TimeoutExpired:
         summary, code = f"stopped after {limit_s} s", 124
-    rows.add("tests", summary=summary, rc=code, left_out=left_out, seconds=round(time.perf_counter() - started, 1))
+    rows.add(
+        "tests", summary=summary, rc=code, left_out=left_out, seconds=round(time.perf_counter() - started, 1)
+    )
     return code == 0
 
 
@@ -70,7 +92,15 @@ def run_benchmarks(rows: Rows, limit_s: int) -> None:
     """The operator benchmarks, one row per case and contender."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "benchmarks.json"
-        command = [sys.executable, "-m", "pytest", "-q", "benchmarks", "--benchmark-only", f"--benchmark-json={report}"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "benchmarks",
+            "--benchmark-only",
+            f"--benchmark-json={report}",
+        ]
         try:
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s)
         except subprocess.TimeoutExpired:
@@ -80,8 +110,12 @@ def run_benchmarks(rows: Rows, limit_s: int) -> None:
             rows.add("benchmarks", error=(done.stdout + done.stderr)[-2000:], rc=done.returncode)
             return
         for bench in json.loads(report.read_text())["benchmarks"]:
-            rows.add(bench["name"], median_us=bench["stats"]["median"] * 1e6, min_us=bench["stats"]["min"] * 1e6,
-                     **bench["extra_info"])
+            rows.add(
+                bench["name"],
+                median_us=bench["stats"]["median"] * 1e6,
+                min_us=bench["stats"]["min"] * 1e6,
+                **bench["extra_info"],
+            )
 
 
 def median_ms(call: Callable[[], object], device: str, repeats: int) -> float:
@@ -141,7 +175,8 @@ def time_inference(rows: Rows, device: str, toy: bool) -> None:
 
 
 def time_training(rows: Rows, device: str, toy: bool) -> None:
-    """A one-label step, batch 6 at 512x512, bf16; on a GPU a hidden host synchronisation inside is an error."""
+    """A one-label step, batch 6 at 512x512, bf16; on a GPU a hidden host synchronisation inside is an
+    error."""
     from dmtl.diffusion import CounterNoise
     from dmtl.train.loss import labelled_rows, partial_label_loss
 
@@ -151,8 +186,10 @@ def time_training(rows: Rows, device: str, toy: bool) -> None:
     image = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     names = list(model.tasks)
     present = {t: torch.tensor([names[b % len(names)] == t for b in range(batch)]) for t in names}
-    labels = {t: torch.randint(0, 2, (batch, model.tasks[t].label_channels, size, size), device=device).float()
-              for t in names}
+    labels = {
+        t: torch.randint(0, 2, (batch, model.tasks[t].label_channels, size, size), device=device).float()
+        for t in names
+    }
     noise = CounterNoise(0, torch.arange(batch, device=device))
 
     def step() -> None:
@@ -179,8 +216,12 @@ def time_training(rows: Rows, device: str, toy: bool) -> None:
             torch.cuda.reset_peak_memory_stats()
     ms = median_ms(step, device, 2 if toy else 10)
     peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else None
-    rows.add(f"training step one-label {batch}x{size}x{size} bf16", median_ms=ms, pairs_per_s=1e3 * batch / ms,
-             peak_mib=peak)
+    rows.add(
+        f"training step one-label {batch}x{size}x{size} bf16",
+        median_ms=ms,
+        pairs_per_s=1e3 * batch / ms,
+        peak_mib=peak,
+    )
 
 
 def main() -> int:
@@ -188,8 +229,12 @@ def main() -> int:
     default = Path(os.environ.get("OUT", ROOT / "benchmarks" / "results")) / "gpu.jsonl"
     parser.add_argument("--out", type=Path, default=default, help="file to append rows to")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--only", choices=("tests", "benchmarks", "model"), nargs="*",
-                        default=["tests", "benchmarks", "model"])
+    parser.add_argument(
+        "--only",
+        choices=("tests", "benchmarks", "model"),
+        nargs="*",
+        default=["tests", "benchmarks", "model"],
+    )
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         print("gpu-check needs a CUDA device, and torch finds none here", file=sys.stderr)

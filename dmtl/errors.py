@@ -18,4 +18,5 @@ class CheckpointError(DmtlError, ValueError):
 
 
 class BackendError(DmtlError, NotImplementedError):
-    """No backend can serve a call, or the one asked for by name cannot. The message has every candidate's reasons."""
+    """No backend can serve a call, or the one asked for by name cannot. The message has every candidate's
+    reasons."""

@@ -11,8 +11,8 @@ from pathlib import Path
 def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
     """Calls `write` with a temporary name in the target's folder, then renames it over `path`.
 
-    When `write` or the rename fails the old file stays as it was and nothing is left behind. An OSError (full disk,
-    read-only folder) is raised again with a message that names `path`.
+    When `write` or the rename fails the old file stays as it was and nothing is left behind. An OSError
+    (full disk, read-only folder) is raised again with a message that names `path`.
     """
     path = Path(path)
     temporary = None

@@ -9,7 +9,8 @@ import torch
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The folder with golden vectors, split files and camvid: `$DMTL_SHARED`, or `shared` beside the checkout."""
+    """The folder with golden vectors, split files and camvid: `$DMTL_SHARED`, or `shared` beside the
+    checkout."""
     root = Path(os.environ.get("DMTL_SHARED", Path(__file__).resolve().parents[2] / "shared"))
     if not root.is_dir():
         pytest.skip(f"shared data not found at {root} (set DMTL_SHARED)")

@@ -8,8 +8,8 @@ from dmtl.models.diffusion_mtl import (
     Prediction,
     build_model,
     load_model,
-    load_state,
 )
+from dmtl.models.weights import load_backbone, load_state
 
 __all__ = [
     "DiffusionMTL",
@@ -17,6 +17,7 @@ __all__ = [
     "MultiTaskBaseline",
     "Prediction",
     "build_model",
+    "load_backbone",
     "load_model",
     "load_state",
 ]

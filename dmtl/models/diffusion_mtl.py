@@ -15,7 +15,7 @@ from dmtl.errors import CheckpointError, ConfigError
 from dmtl.models.config import ModelConfig
 from dmtl.models.initial import InitialNetwork, pad_image, upsample
 from dmtl.models.mtdnet import MTDNet
-from dmtl.models.weights import read_weights, write_weights
+from dmtl.models.weights import load_state, read_weights, write_weights
 from dmtl.tasks import Task, task_from_spec
 
 
@@ -228,25 +228,3 @@ def load_model(directory: str | Path) -> DiffusionMTL | MultiTaskBaseline:
         raise CheckpointError(f"{Path(directory) / 'config.json'}: {error}") from None
     load_state(model, state, str(directory))
     return model.eval()
-
-
-def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Loads every tensor or raises CheckpointError with the first keys and shapes that do not fit."""
-    check_state(model.state_dict(), state, source)
-    model.load_state_dict(state)
-
-
-def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
-    """Raises CheckpointError unless `state` has the keys and shapes of `expected`."""
-    problems = [f"{k}: missing" for k in expected if k not in state]
-    problems += [f"{k}: not part of this configuration" for k in state if k not in expected]
-    problems += [
-        f"{k}: shape {tuple(state[k].shape)}, expected {tuple(expected[k].shape)}"
-        for k in expected
-        if k in state and state[k].shape != expected[k].shape
-    ]
-    if problems:
-        more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""
-        raise CheckpointError(
-            f"{source}: weights do not fit the configuration: " + "; ".join(problems[:4]) + more
-        )

@@ -7,20 +7,18 @@ are unpickled.
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dmtl.errors import CheckpointError, ConfigError
 from dmtl.models.config import ModelConfig
-from dmtl.models.diffusion_mtl import DiffusionMTL, check_state, load_model
+from dmtl.models.diffusion_mtl import DiffusionMTL, load_model
 from dmtl.models.mtdnet import schedule_of
-from dmtl.models.weights import load_refusal, write_torch
+from dmtl.models.weights import check_state, read_state, write_torch
 from dmtl.nn.resnet import DEPTHS
 from dmtl.tasks import make_task
 
@@ -57,7 +55,7 @@ _SCHEDULE = "diffusion_model."
 
 def convert_official(source: str | Path, directory: str | Path) -> DiffusionMTL:
     """Reads a published checkpoint and writes `config.json` + `model.safetensors` into `directory`."""
-    model = model_from_official(read_official(source), str(source))
+    model = model_from_official(read_state(source), str(source))
     model.save_pretrained(directory)
     return model
 
@@ -75,40 +73,6 @@ def convert_to_official(directory: str | Path, target: str | Path) -> None:
     state = {f"module.{key}": value for key, value in official_state(model).items()}
     content = {"optimizer": {}, "scheduler": {}, "model": state, "epoch": 0, "iter_count": 0}
     write_torch(target, content)
-
-
-def read_official(path: str | Path) -> dict[str, Tensor]:
-    """The `model` entry of a published checkpoint, names without `module.`; also a bare state dict."""
-    numpy_scalars = [
-        np.dtype,
-        (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-        np._core.multiarray.scalar,
-        np.dtypes.Float64DType,
-        np.dtypes.Float32DType,
-        np.dtypes.Int64DType,
-    ]
-    try:
-        file = open(path, "rb")
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file, expected a published checkpoint (.pth.tar)") from None
-    with file, torch.serialization.safe_globals(numpy_scalars):
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise CheckpointError(
-                f"{path}: no checkpoint, or one with more than weights in it, which is not unpickled "
-                f"({load_refusal(error)})"
-            ) from None
-        except Exception as error:  # a damaged file makes torch.load raise almost anything
-            raise CheckpointError(
-                f"{path}: damaged or not a torch checkpoint ({load_refusal(error)})"
-            ) from None
-    state = content.get("model", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(
-            f"{path}: expected a dictionary with the entry 'model' that holds tensors by name"
-        )
-    return {key.removeprefix("module."): value for key, value in state.items()}
 
 
 def model_from_official(state: Mapping[str, Tensor], source: str = "state") -> DiffusionMTL:

@@ -4,19 +4,29 @@ anything."""
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmtl.errors import CheckpointError
 from dmtl.files import write_atomically, write_text
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_NUMPY_NUMBERS = [  # optimiser states of older programs hold them
+    np.dtype,
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    np._core.multiarray.scalar,
+    np.dtypes.Float64DType,
+    np.dtypes.Float32DType,
+    np.dtypes.Int64DType,
+]
 
 
 def write_weights(directory: str | Path, config: Mapping, state: Mapping[str, Tensor]) -> None:
@@ -43,10 +53,89 @@ def read_weights(directory: str | Path) -> tuple[dict, dict[str, Tensor]]:
         raise CheckpointError(f"{directory / CONFIG}: not valid JSON ({error})") from None
     if not isinstance(config, dict):
         raise CheckpointError(f"{directory / CONFIG}: must hold an object, got {type(config).__name__}")
+    return config, _read_safetensors(directory / WEIGHTS)
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """Tensors by name from a `.safetensors` file or from what `torch.save` wrote, names without `module.`.
+
+    A torch file may hold the tensors themselves, or have them below "model" (the published checkpoint) or
+    "state_dict". Nothing is unpickled but tensors, plain containers and NumPy numbers. Raises
+    CheckpointError.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file, expected weights (.pth, .tar or .safetensors)")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    content = _read_torch(path)
+    state = content
+    for entry in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(entry), Mapping):
+            state = content[entry]
+            break
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(
+            f"{path}: expected tensors by name, or a dictionary that holds them as 'model' or 'state_dict'"
+        )
+    return {str(key).removeprefix("module."): value for key, value in state.items()}
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Loads every tensor or raises CheckpointError with the first keys and shapes that do not fit."""
+    check_state(model.state_dict(), state, source)
+    model.load_state_dict(state)
+
+
+def load_backbone(backbone: nn.Module, path: str | Path) -> None:
+    """Loads an encoder's weights, e.g. torchvision's or timm's ImageNet ResNet-18, without its classifier
+    `fc`.
+
+    Raises CheckpointError where names or shapes do not fit.
+    """
+    state = {key: value for key, value in read_state(path).items() if not key.startswith("fc.")}
+    expected = backbone.state_dict()
+    if not any(key.endswith("num_batches_tracked") for key in state):  # older than torch 0.4
+        state |= {key: value for key, value in expected.items() if key.endswith("num_batches_tracked")}
+    load_state(backbone, state, str(path))
+
+
+def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
+    """Raises CheckpointError unless `state` has the keys and shapes of `expected`."""
+    problems = [f"{k}: missing" for k in expected if k not in state]
+    problems += [f"{k}: not part of this configuration" for k in state if k not in expected]
+    problems += [
+        f"{k}: shape {tuple(state[k].shape)}, expected {tuple(expected[k].shape)}"
+        for k in expected
+        if k in state and state[k].shape != expected[k].shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""
+        raise CheckpointError(
+            f"{source}: weights do not fit the configuration: " + "; ".join(problems[:4]) + more
+        )
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return config, load_file(directory / WEIGHTS)
+        return load_file(path)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{directory / WEIGHTS}: damaged or not a safetensors file ({error})") from None
+        raise CheckpointError(f"{path}: damaged or not a safetensors file ({error})") from None
+
+
+def _read_torch(path: Path) -> object:
+    with open(path, "rb") as file, torch.serialization.safe_globals(_NUMPY_NUMBERS):
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{path}: no checkpoint, or one with more than weights in it, which is not unpickled "
+                f"({load_refusal(error)})"
+            ) from None
+        except Exception as error:  # a damaged file makes torch.load raise almost anything
+            raise CheckpointError(
+                f"{path}: damaged or not a torch checkpoint ({load_refusal(error)})"
+            ) from None
 
 
 def _save(tensors: Mapping[str, Tensor], path: str) -> None:
@@ -64,7 +153,8 @@ def write_torch(path: str | Path, content: object) -> None:
             torch.save(content, temporary)
         except RuntimeError as error:  # torch's writer reports a full disk so
             reason = str(error).splitlines()[0]
-            raise OSError(None, f"PyTorch did not get all of it written, is the disk full? ({reason})") from None
+            text = f"PyTorch did not get all of it written, is the disk full? ({reason})"
+            raise OSError(None, text) from None
 
     write_atomically(path, write)
 

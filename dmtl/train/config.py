@@ -73,6 +73,9 @@ class OptimConfig:
     """How it is learned. The defaults suit training from scratch; the published values stand in
     `configs/`."""
 
+    backbone_weights: str | None = None
+    """File with the encoder's weights to start from, e.g. torchvision's or timm's ImageNet ResNet-18 (.pth or
+    .safetensors); default: random."""
     steps: int = 1000
     """Optimiser steps."""
     batch_size: int = 8

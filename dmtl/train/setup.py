@@ -19,7 +19,7 @@ from dmtl.data import (
 )
 from dmtl.data.loader import Loader
 from dmtl.errors import ConfigError
-from dmtl.models import DiffusionMTL, ModelConfig, MultiTaskBaseline, build_model
+from dmtl.models import DiffusionMTL, ModelConfig, MultiTaskBaseline, build_model, load_backbone
 from dmtl.tasks import Task, task_from_spec
 from dmtl.train.config import DataConfig, OptimConfig, RunConfig
 
@@ -111,7 +111,10 @@ def model_for(config: RunConfig, tasks: dict[str, Task]) -> DiffusionMTL | Multi
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.optim.seed)
-        return build_model(model_config)
+        model = build_model(model_config)
+    if config.optim.backbone_weights is not None:
+        load_backbone(model.initial.backbone, config.optim.backbone_weights)
+    return model
 
 
 def optimizer_for(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:

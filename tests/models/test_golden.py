@@ -61,7 +61,8 @@ def test_training_losses(trained):
     assert float(total.detach()) == pytest.approx(float(stored["loss/total"]), rel=1e-5)
     for task in present:
         assert float(parts.get(task, 0.0)) == pytest.approx(float(stored[f"loss/{task}"]), rel=1e-5), task
-        assert float(parts.get(f"initial/{task}", 0.0)) == pytest.approx(float(stored[f"loss/inter_{task}"]), rel=1e-5), task
+        stored_initial = float(stored[f"loss/inter_{task}"])
+        assert float(parts.get(f"initial/{task}", 0.0)) == pytest.approx(stored_initial, rel=1e-5), task
 
 
 def test_training_predictions(trained):

@@ -15,8 +15,8 @@ from dmtl.models.published import (
     convert_to_official,
     model_from_official,
     official_state,
-    read_official,
 )
+from dmtl.models.weights import read_state
 from dmtl.tasks import make_task
 from tests.models.cases import small_model
 
@@ -95,7 +95,7 @@ def test_schedule_is_read_from_the_buffers(tmp_path, steps, start, end):
     assert model.config.steps == steps and model.mtdnet.schedule.steps == steps
     assert model.config.beta_start == pytest.approx(start, rel=1e-6)
     convert_to_official(tmp_path / "ours", tmp_path / "b.pth.tar")
-    assert_same(read_official(tmp_path / "b.pth.tar"), state)
+    assert_same(read_state(tmp_path / "b.pth.tar"), state)
 
 
 def test_a_schedule_of_another_form(tmp_path):
@@ -110,7 +110,7 @@ def test_a_schedule_of_another_form(tmp_path):
 def test_sizes_are_read_off_the_tensors(tmp_path, prefix):
     state = small_official(backbone="resnet34", blocks=3, decoder_blocks=2, mlp_ratio=4, width=24)
     write_official(tmp_path / "a.pth.tar", state, prefix)
-    model = model_from_official(read_official(tmp_path / "a.pth.tar"))
+    model = model_from_official(read_state(tmp_path / "a.pth.tar"))
     config = model.config
     assert (
         config.backbone,
@@ -127,20 +127,20 @@ def test_sizes_are_read_off_the_tensors(tmp_path, prefix):
 def test_a_bare_state_dict(tmp_path):
     state = small_official()
     torch.save(state, tmp_path / "bare.pth")
-    assert_same(read_official(tmp_path / "bare.pth"), state)
+    assert_same(read_state(tmp_path / "bare.pth"), state)
 
 
 def test_the_old_file_format(tmp_path):
     state = small_official()
     torch.save({"model": state}, tmp_path / "old.pth.tar", _use_new_zipfile_serialization=False)
-    assert_same(read_official(tmp_path / "old.pth.tar"), state)
+    assert_same(read_state(tmp_path / "old.pth.tar"), state)
 
 
 def test_optimiser_state_with_numpy_scalars(tmp_path):
     state = small_official()
     scalars = {"lr": np.float64(2e-5), "decay": np.float32(1e-6), "step": np.int64(5)}
     write_official(tmp_path / "a.pth.tar", state, epoch=np.int64(99), optimizer={"param_groups": [scalars]})
-    assert_same(read_official(tmp_path / "a.pth.tar"), state)
+    assert_same(read_state(tmp_path / "a.pth.tar"), state)
 
 
 class Payload:
@@ -177,7 +177,7 @@ def test_a_damaged_file_is_named(tmp_path, damage):
     write_official(path, small_official())
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(CheckpointError, match=f"^{path}: "):
-        read_official(path)
+        read_state(path)
 
 
 @pytest.mark.parametrize(
@@ -185,13 +185,13 @@ def test_a_damaged_file_is_named(tmp_path, damage):
 )
 def test_not_a_checkpoint(tmp_path, content):
     torch.save(content, tmp_path / "a.pth.tar")
-    with pytest.raises(CheckpointError, match="a.pth.tar: expected a dictionary with the entry 'model'"):
-        read_official(tmp_path / "a.pth.tar")
+    with pytest.raises(CheckpointError, match="a.pth.tar: expected tensors by name"):
+        read_state(tmp_path / "a.pth.tar")
 
 
 def test_no_file(tmp_path):
     with pytest.raises(CheckpointError, match="nothing.pth.tar: no such file"):
-        read_official(tmp_path / "nothing.pth.tar")
+        read_state(tmp_path / "nothing.pth.tar")
 
 
 CHANGES = {
