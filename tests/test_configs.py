@@ -11,6 +11,7 @@ import torch
 from dmtl.models import DiffusionMTL, build_model
 from dmtl.tasks import make_task
 from dmtl.train.config import read_config, write_config
+from dmtl.train.presets import demo_config
 
 FILES = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.toml"))
 
@@ -41,3 +42,10 @@ def test_published_hyper_parameters():
     assert (model.chain_init, model.residual, model.eta, model.token_reduction) == ("default", False, 1, 4)
     assert (model.signal_scale, model.detach_signal, model.detach_condition) == (1, False, True)
     assert (optim.mtdnet_lr, optim.mtdnet_start, optim.ema) == (1, 0, 0)
+
+
+def test_the_demo_is_the_scenes_configuration_cut_short():
+    demo, full = demo_config(), read_config(next(path for path in FILES if path.stem == "scenes-one-label"))
+    assert demo.model == full.model
+    assert dataclasses.replace(demo.optim, steps=full.optim.steps) == full.optim
+    assert dataclasses.replace(demo.data, val_count=full.data.val_count) == full.data

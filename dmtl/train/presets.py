@@ -7,13 +7,18 @@ from dmtl.train.config import DataConfig, LogConfig, OptimConfig, RunConfig
 
 
 def demo_config() -> RunConfig:
-    """Six tasks from rendered rooms with one label each, small enough for a few minutes on two CPU cores."""
+    """Six tasks from rendered rooms with one label each: `configs/scenes-one-label.toml`, cut to a few minutes."""
     return RunConfig(
         out="runs/demo",
-        data=DataConfig(
-            root="scenes", labels="one-label", size=(96, 96), train_count=600, val_count=96, scale=(0.75, 1.5)
+        data=DataConfig(size=(96, 96), train_count=600, val_count=128, scale=(0.75, 1.5)),
+        model=ModelConfig(
+            diffusion="prediction",
+            residual=True,
+            detach_signal=True,
+            token_reduction=2,
+            backbone_width=32,
+            width=96,
         ),
-        model=ModelConfig(backbone_width=32, width=96),
-        optim=OptimConfig(steps=600, batch_size=8, lr=1e-3, precision="fp32"),
-        log=LogConfig(every=10, eval_every=200, checkpoint_every=1000),
+        optim=OptimConfig(steps=1200, initial_weight=1.0, ema=0.99, precision="bf16"),
+        log=LogConfig(every=10, eval_every=300, checkpoint_every=10_000),
     )
