@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     from dmtl.report.run import report_from_runs
     from dmtl.train.evaluate import primary_metrics
     from dmtl.train.presets import demo_config
-    from dmtl.train.setup import pick_device
+    from dmtl.train.setup import open_data, pick_device
     from dmtl.train.trainer import Trainer
 
     base = demo_config()
@@ -55,13 +55,13 @@ def main(arguments: list[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     (out / "demo").touch()  # marks a folder that --overwrite may replace
 
-    runs = {}
+    runs, data = {}, open_data(base.data, optim.task_weights)
     for name, label, model in (
         ("mtl", "MTL baseline", dataclasses.replace(base.model, diffusion="none")),
         ("diffusion", "DiffusionMTL", base.model),
     ):
         config = dataclasses.replace(base, out=str(out / name), device=args.device, model=model, optim=optim)
-        trainer = Trainer(config)
+        trainer = Trainer(config, data=data)
         with training_progress(f"{label:12}") as trainer.on_step:
             runs[label] = trainer.run()
     console.print(metric_table("", runs, primary_metrics(runs["DiffusionMTL"], trainer.model.tasks)))
@@ -76,8 +76,8 @@ def main(arguments: list[str]) -> int:
         out / "diffusion",
         out / "mtl",
         out / "report.html",
-        train_set=trainer.data.train,
-        val_set=trainer.data.val,
+        train_set=data.train,
+        val_set=data.val,
         device=trainer.device,
     )
     say(f"report: {report}")
@@ -95,5 +95,5 @@ def _predict_samples(trainer, out: Path, count: int = 4) -> None:
     for index in range(count):
         sample = trainer.data.val.read(index, [])
         Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(folder / f"{index:04}.png")
-    summary = Predictor(trainer.model, trainer.device).predict_files([folder], out / "predictions")
+    summary = Predictor(trainer.result, trainer.device).predict_files([folder], out / "predictions")
     say(summary)

@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dmtl.data import Cached
 from dmtl.errors import ConfigError
 from dmtl.files import write_text
 from dmtl.metrics.delta import delta_mtl
 from dmtl.tasks import Task
 from dmtl.train.config import RunConfig
+from dmtl.train.setup import Data, open_data
 from dmtl.train.trainer import Trainer
 
 METHODS = ("diffusion", "mtl", "mtl_equal_time")
@@ -64,13 +66,16 @@ def run_claim(config: RunConfig, seeds: Iterable[int], progress: Callable[[str],
         raise ConfigError(
             'model.diffusion must be "feature" or "prediction" to be compared with the baseline, got "none"'
         )
+    data = open_data(config.data, config.optim.task_weights)
+    if isinstance(data.train, Cached):
+        data.train.warm(data.labels)  # else the first run alone would pay for reading or rendering
     runs: list[Run] = []
     by_steps, by_time = [], []
     for seed in seeds:
-        ours, tasks = _train(config, seed, "diffusion", config.optim.steps, progress)
-        equal_steps, _ = _train(config, seed, "mtl", config.optim.steps, progress)
+        ours, tasks = _train(config, data, seed, "diffusion", config.optim.steps, progress)
+        equal_steps, _ = _train(config, data, seed, "mtl", config.optim.steps, progress)
         steps = max(config.optim.steps, round(config.optim.steps * ours.seconds / equal_steps.seconds))
-        equal_time, _ = _train(config, seed, "mtl_equal_time", steps, progress)
+        equal_time, _ = _train(config, data, seed, "mtl_equal_time", steps, progress)
         runs += [ours, equal_steps, equal_time]
         by_steps.append(delta_mtl(ours.metrics, equal_steps.metrics, tasks))
         by_time.append(delta_mtl(ours.metrics, equal_time.metrics, tasks))
@@ -85,7 +90,12 @@ def mean_and_spread(values: list[float]) -> tuple[float, float]:
 
 
 def _train(
-    config: RunConfig, seed: int, method: str, steps: int, progress: Callable[[str], object]
+    config: RunConfig,
+    data: Data,
+    seed: int,
+    method: str,
+    steps: int,
+    progress: Callable[[str], object],
 ) -> tuple[Run, dict[str, Task]]:
     out = Path(config.out) / f"seed{seed}" / method
     model = config.model if method == "diffusion" else dataclasses.replace(config.model, diffusion="none")
@@ -93,9 +103,8 @@ def _train(
     warmup = round(config.optim.warmup * steps / config.optim.steps)
     optim = dataclasses.replace(config.optim, seed=seed, steps=steps, warmup=warmup)
     with progress(f"seed {seed}: {method}") as on_step:
-        trainer = Trainer(
-            dataclasses.replace(config, out=str(out), model=model, optim=optim), resume=True, on_step=on_step
-        )
+        run = dataclasses.replace(config, out=str(out), model=model, optim=optim)
+        trainer = Trainer(run, data=data, resume=True, on_step=on_step)
         on_step(trainer.step, steps, math.nan)
         metrics = trainer.run()
     return Run(seed, method, str(out), trainer.step, trainer.seconds, metrics), trainer.model.tasks

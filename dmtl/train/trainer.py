@@ -28,6 +28,7 @@ from dmtl.train.evaluate import Metrics, evaluate, primary_metrics
 from dmtl.train.log import RunLog
 from dmtl.train.loss import labelled_rows, partial_label_loss
 from dmtl.train.setup import (
+    Data,
     evaluation_loader,
     learning_rate,
     model_for,
@@ -44,6 +45,7 @@ class Trainer:
     """One run: `Trainer(config).run()` trains to the end and leaves model, metrics and log in `config.out`.
 
     Args:
+        data: what `open_data` gives for this configuration, to share it between runs; default: opened here.
         resume: go on from the run's last checkpoint; without one the run starts at the beginning.
         on_step: called after every step with (step, steps, last logged loss); for progress bars.
 
@@ -55,6 +57,7 @@ class Trainer:
         self,
         config: RunConfig,
         *,
+        data: Data | None = None,
         resume: bool = False,
         on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
     ):
@@ -65,7 +68,7 @@ class Trainer:
             raise ConfigError(f"{self.out} already holds a run; choose another out, or --resume")
         self.device = pick_device(config.device)
         torch.use_deterministic_algorithms(config.optim.deterministic)
-        self.data = open_data(config.data, config.optim.task_weights)
+        self.data = open_data(config.data, config.optim.task_weights) if data is None else data
         self.model = model_for(config, self.data.tasks).to(self.device, memory_format=torch.channels_last)
         self.optimizer = optimizer_for(config.optim, self.model)
         self.ema = MovingAverage(self.model, config.optim.ema) if config.optim.ema else None
