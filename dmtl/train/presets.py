@@ -7,7 +7,8 @@ from dmtl.train.config import DataConfig, LogConfig, OptimConfig, RunConfig
 
 
 def demo_config() -> RunConfig:
-    """Six tasks from rendered rooms with one label each: `configs/scenes-one-label.toml`, cut to a few minutes."""
+    """Six tasks from rendered rooms with one label each: `configs/scenes-one-label.toml`, cut to a few
+    minutes."""
     return RunConfig(
         out="runs/demo",
         data=DataConfig(size=(96, 96), train_count=600, val_count=128, scale=(0.75, 1.5)),
