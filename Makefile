@@ -27,12 +27,14 @@ gpu-check:                          ## on a CUDA machine: build, time and test e
 clean:
 	rm -rf $(VENV) build runs
 
-$(VENV)/.installed: $(SOURCES)
+$(RUN):
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer not found; set PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(SOURCES) | $(RUN)
 	$(PIP) install --quiet --constraint constraints.txt --editable .
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
+$(VENV)/.installed-test: $(SOURCES) | $(RUN)
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
-	touch $@
+	touch $(VENV)/.installed $@
