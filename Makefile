@@ -15,7 +15,7 @@ demo: $(VENV)/.installed            ## train on rendered scenes, write runs/demo
 	$(RUN) -m dmtl demo --out runs/demo --overwrite
 
 test: $(VENV)/.installed-test       ## run the tests
-	$(RUN) -m pytest -q -n auto
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto
 
 benchmark: $(VENV)/.installed-test  ## time the operators beside PyTorch
 	$(RUN) -m pytest benchmarks --benchmark-only

@@ -59,6 +59,7 @@ def test_five_steps(tmp_path, monkeypatch, one_thread):
     write_data(tmp_path / "my-data", description)
     for _, *words in commands(section):
         if words[0] == "train":
+            words = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
             size = words.index("--data.size") + 1
             words[size : size + 2] = ["32", "32"]
             words += TINY.split()
