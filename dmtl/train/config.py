@@ -86,7 +86,7 @@ class OptimConfig:
     """Peak learning rate."""
     mtdnet_lr: float = 0.1
     """Factor on the learning rate of MTDNet. It has no normalisation layers: from random weights, at the rate
-    that suits the backbone, its ReLUs die within the first steps. Published: 1, at a rate of 2e-5."""
+    that suits the backbone, its ReLUs die. Published: 1, at a rate of 2e-5."""
     mtdnet_start: float = 0.0
     """Share of the steps after which MTDNet joins; before, the initial network learns alone (its losses at
     full weight)."""
