@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    # Triton's interpreter must be chosen before anything imports Triton, whatever test comes first.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:

@@ -20,6 +20,6 @@ def demo_config() -> RunConfig:
             backbone_width=32,
             width=96,
         ),
-        optim=OptimConfig(steps=1500, mtdnet_lr=0.1, initial_weight=1.0, ema=0.99, precision="bf16"),
+        optim=OptimConfig(steps=1200, mtdnet_lr=0.1, initial_weight=1.0, ema=0.99, precision="bf16"),
         log=LogConfig(every=10, eval_every=300, checkpoint_every=10_000),
     )

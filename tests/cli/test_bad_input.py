@@ -224,11 +224,10 @@ def test_damaged_training_checkpoint(dmtl, tmp_path, data):
 
 def test_backend_that_is_not_here(dmtl, monkeypatch, trained, data):
     """An explicit choice succeeds or says why not, with every candidate's reasons."""
-    monkeypatch.setenv("DMTL_BACKEND", "triton")
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("DMTL_BACKEND", "cuda")
     status, _, err = dmtl("eval", trained, "--data", data, "--device", "cpu")
     assert status == 2
-    assert err.startswith("dmtl eval: q_sample: backend triton (asked for by DMTL_BACKEND) cannot serve")
+    assert err.startswith("dmtl eval: q_sample: backend cuda (asked for by DMTL_BACKEND) cannot serve")
     assert all(f"  {name}: " in err for name in ("cuda", "triton", "cpu", "reference"))
     assert "Traceback" not in err
 

@@ -1,13 +1,7 @@
-"""Fixtures of the op tests: Triton in its interpreter where there is no GPU, and outputs poisoned with
-NaN."""
-
-import os
+"""Fixtures of the op tests: outputs poisoned with NaN."""
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel module is imported
 
 
 @pytest.fixture
