@@ -25,31 +25,19 @@ from dmtl.tasks import make_task
 TASK_ORDER = ("semseg", "human_parts", "sal", "normals", "edge")
 """The order in which the published network concatenates its predictions."""
 
-# (published name, our name); a task or an index stands where the braces are
-_RENAMES = [
-    (r"backbone\.", "initial.backbone."),
-    (r"backbone_embed\.", "initial.embed."),
-    (r"preliminary_dec\.", "initial.decoders."),
-    (r"preliminary_head\.(\w+)\.0\.", r"initial.heads.\1."),
-    (r"diffusion_model\.pred_combinator\.out_layer\.", "mtdnet.condition.conv."),
-    (r"diffusion_model\.denoiser\.crossblocks\.", "mtdnet.denoiser.blocks."),
-    (r"diffusion_model\.denoiser\.pre_layer\.", "mtdnet.denoiser.pre_layers."),
-    (r"diffusion_model\.denoiser\.task_heads\.", "mtdnet.denoiser.trunks."),
-    (r"diffusion_model\.denoiser\.final_task_heads\.(\w+)\.linear_pred\.", r"mtdnet.heads.\1."),
-    (r"diffusion_model\.denoiser\.t_embedder\.", "mtdnet.denoiser.time_embedding."),
-]
-_BACK = [
-    (r"initial\.backbone\.", "backbone."),
-    (r"initial\.embed\.", "backbone_embed."),
-    (r"initial\.decoders\.", "preliminary_dec."),
-    (r"initial\.heads\.(\w+)\.", r"preliminary_head.\1.0."),
-    (r"mtdnet\.condition\.conv\.", "diffusion_model.pred_combinator.out_layer."),
-    (r"mtdnet\.denoiser\.blocks\.", "diffusion_model.denoiser.crossblocks."),
-    (r"mtdnet\.denoiser\.pre_layers\.", "diffusion_model.denoiser.pre_layer."),
-    (r"mtdnet\.denoiser\.trunks\.", "diffusion_model.denoiser.task_heads."),
-    (r"mtdnet\.heads\.(\w+)\.", r"diffusion_model.denoiser.final_task_heads.\1.linear_pred."),
-    (r"mtdnet\.denoiser\.time_embedding\.", "diffusion_model.denoiser.t_embedder."),
-]
+# (published prefix, our prefix); the star is a task's name
+_PREFIXES = (
+    ("backbone.", "initial.backbone."),
+    ("backbone_embed.", "initial.embed."),
+    ("preliminary_dec.", "initial.decoders."),
+    ("preliminary_head.*.0.", "initial.heads.*."),
+    ("diffusion_model.pred_combinator.out_layer.", "mtdnet.condition.conv."),
+    ("diffusion_model.denoiser.crossblocks.", "mtdnet.denoiser.blocks."),
+    ("diffusion_model.denoiser.pre_layer.", "mtdnet.denoiser.pre_layers."),
+    ("diffusion_model.denoiser.task_heads.", "mtdnet.denoiser.trunks."),
+    ("diffusion_model.denoiser.final_task_heads.*.linear_pred.", "mtdnet.heads.*."),
+    ("diffusion_model.denoiser.t_embedder.", "mtdnet.denoiser.time_embedding."),
+)
 _SCHEDULE = "diffusion_model."
 
 
@@ -82,14 +70,14 @@ def model_from_official(state: Mapping[str, Tensor], source: str = "state") -> D
     model = DiffusionMTL(config).eval()
     check_state(official_state(model), state, source)  # speaks of the published names
     model.load_state_dict(
-        {_rename(key, _RENAMES): value for key, value in state.items() if not _is_buffer(key)}
+        {our_name(key): value for key, value in state.items() if not _is_buffer(key)}
     )
     return model
 
 
 def official_state(model: DiffusionMTL) -> dict[str, Tensor]:
     """A model's tensors under the published names, with the twelve schedule buffers."""
-    state = {_rename(key, _BACK): value for key, value in model.state_dict().items()}
+    state = {published_name(key): value for key, value in model.state_dict().items()}
     buffers = schedule_of(model.config).official_buffers()
     return state | {_SCHEDULE + name: table for name, table in buffers.items()}
 
@@ -174,10 +162,20 @@ def _is_buffer(key: str) -> bool:
     return key.startswith(_SCHEDULE) and "." not in key.removeprefix(_SCHEDULE)
 
 
-def _rename(key: str, table: Iterable[tuple[str, str]]) -> str:
-    for pattern, replacement in table:
-        if re.match(pattern, key):
-            return re.sub(f"^{pattern}", replacement, key)
+def published_name(key: str) -> str:
+    """The published name of one of our tensors."""
+    return _translated(key, ((ours, published) for published, ours in _PREFIXES))
+
+
+def our_name(key: str) -> str:
+    """Our name of a published tensor."""
+    return _translated(key, _PREFIXES)
+
+
+def _translated(key: str, prefixes: Iterable[tuple[str, str]]) -> str:
+    for source, target in prefixes:
+        if match := re.match(re.escape(source).replace(r"\*", r"(\w+)"), key):
+            return target.replace("*", "".join(match.groups())) + key[match.end() :]
     return key
 
 

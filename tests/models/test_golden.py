@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dmtl.diffusion import ArrayNoise, Schedule
-from dmtl.models.published import model_from_official
+from dmtl.models.published import model_from_official, published_name
 from dmtl.train.loss import labelled_rows, partial_label_loss
 from tests import golden
 
@@ -79,11 +79,9 @@ def test_training_predictions(trained):
 
 
 def test_training_gradients(trained):
-    from dmtl.models.published import _BACK, _rename
-
     model, _, _, _, _, stored = trained
     norms = json.loads(str(stored["grad_norms"]))
-    ours = {_rename(name, _BACK): p.grad for name, p in model.named_parameters()}
+    ours = {published_name(name): p.grad for name, p in model.named_parameters()}
     assert {k for k, g in ours.items() if g is None} == {k for k, n in norms.items() if n is None}
     largest = max(n for n in norms.values() if n is not None)
     for key, norm in norms.items():
@@ -97,10 +95,8 @@ def test_training_gradients(trained):
 
 
 def test_training_buffers(trained):
-    from dmtl.models.published import _BACK, _rename
-
     model, *_, stored = trained
-    buffers = {_rename(name, _BACK): b for name, b in model.named_buffers()}
+    buffers = {published_name(name): b for name, b in model.named_buffers()}
     for key in stored.files:
         if key.startswith("buffer/"):
             assert relative(buffers[key.removeprefix("buffer/")], stored[key]) < 1e-5, key
