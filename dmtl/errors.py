@@ -1,5 +1,8 @@
 """Errors that a user can mend. The command line prints them as one line, without a traceback."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class DmtlError(Exception):
     """Base of every error that `dmtl` raises about its input."""
@@ -20,3 +23,8 @@ class CheckpointError(DmtlError, ValueError):
 class BackendError(DmtlError, NotImplementedError):
     """No backend can serve a call, or the one asked for by name cannot. The message has every candidate's
     reasons."""
+
+
+def nearest(name: object, known: Iterable[object]) -> str | None:
+    """The known name that `name` was probably meant to be, for the hint in a message."""
+    return next(iter(get_close_matches(str(name), [str(k) for k in known], 1)), None)

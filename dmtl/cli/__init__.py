@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from importlib import import_module
 
 from dmtl import __version__
-from dmtl.errors import DmtlError
+from dmtl.errors import DmtlError, nearest
 
 COMMANDS = {
     "demo": "train on rendered scenes, compare with the baseline, write a report: start here",
@@ -57,8 +56,8 @@ def _run(arguments: list[str]) -> int:
         return 0
     command, *rest = arguments
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        near = nearest(command, COMMANDS)
+        hint = f"; did you mean {near!r}?" if near else ""
         print(f"dmtl: unknown command {command!r}{hint} (commands: {', '.join(COMMANDS)})", file=sys.stderr)
         return 2
     status = import_module(f"dmtl.cli.{command}").main(rest) or 0

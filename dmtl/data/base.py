@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dmtl.data.partial_labels import LabelMatrix
-from dmtl.errors import DataError
+from dmtl.errors import DataError, nearest
 
 if TYPE_CHECKING:
     from dmtl.tasks import Task
@@ -89,8 +88,8 @@ def check_task(dataset: LabelledImages, task: str) -> str:
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     """The sentence "unknown task 'semsge', did you mean 'semseg'? available: ..."."""
     known = [str(k) for k in known]
-    near = get_close_matches(str(name), known, n=1)
-    hint = f", did you mean {near[0]!r}?" if near else ";"
+    near = nearest(name, known)
+    hint = f", did you mean {near!r}?" if near else ";"
     return f"unknown {what} {name!r}{hint} available: {', '.join(known) or 'none'}"
 
 

@@ -14,7 +14,6 @@ Maps have the size of the upright image (EXIF orientation applied).
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import time
@@ -31,7 +30,7 @@ from torch import Tensor
 
 from dmtl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from dmtl.diffusion import CounterNoise
-from dmtl.errors import ConfigError, DataError
+from dmtl.errors import ConfigError, DataError, nearest
 from dmtl.files import write_text
 from dmtl.infer.images import read_image, to_rgb
 from dmtl.infer.inputs import Failure, Input, find_images
@@ -218,8 +217,8 @@ def _chosen(known: dict, wanted: Sequence[str] | None) -> dict:
     chosen = {}
     for name in known if wanted is None else wanted:
         if name not in known:
-            close = difflib.get_close_matches(str(name), list(known), 1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            close = nearest(name, known)
+            hint = f" (did you mean {close!r}?)" if close else ""
             raise ConfigError(f"Predictor: tasks must be among {', '.join(known)}, got {name!r}{hint}")
         chosen[name] = known[name]
     if not chosen:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dmtl.errors import ConfigError
+from dmtl.errors import ConfigError, nearest
 
 DIFFUSIONS = ("feature", "prediction", "none")
 _TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str}
@@ -116,7 +115,7 @@ class ModelConfig:
         known = [f.name for f in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                near = nearest(key, known)
+                hint = f"; did you mean {near!r}?" if near else ""
                 raise ConfigError(f"model.{key} is not a known key{hint} (known: {', '.join(known)})")
         return cls(**values)

@@ -5,12 +5,11 @@ A name in `KNOWN` means the published task, with its loss, metric and weight. An
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from dmtl.errors import ConfigError
+from dmtl.errors import ConfigError, nearest
 from dmtl.tasks.base import Task, pooled_loss
 from dmtl.tasks.binary import Binary, Mask
 from dmtl.tasks.classes import Classes
@@ -82,5 +81,5 @@ def task_from_spec(spec: Mapping[str, Any]) -> Task:
 
 
 def _nearest(word: Any, words) -> str:
-    close = difflib.get_close_matches(str(word), list(words), 1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    close = nearest(word, words)
+    return f" (did you mean {close!r}?)" if close else ""

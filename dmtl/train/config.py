@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import tomllib
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from dmtl.errors import ConfigError
+from dmtl.errors import ConfigError, nearest
 from dmtl.models import ModelConfig
 
 
@@ -234,8 +233,8 @@ def _build(cls: type, values: Mapping, prefix: str):
     arguments = {}
     for key, value in values.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"; did you mean {prefix + near[0]!r}?" if near else ""
+            near = nearest(key, known)
+            hint = f"; did you mean {prefix + near!r}?" if near else ""
             raise ConfigError(f"{prefix}{key} is not a known key{hint} (known here: {', '.join(known)})")
         arguments[key] = _convert(types_[key], value, prefix + key)
     return cls(**arguments)
