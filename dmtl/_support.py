@@ -14,17 +14,24 @@ class Support:
     """Conditions under which a backend's module can serve its op.
 
     devices: device types of the tensors. dtypes: floating dtypes of the op's data. available: reasons why the
-    backend is missing on this machine as a whole (empty: it is here).
+    backend is missing on this machine as a whole (empty: it is here). shapes, backward_shapes: called
+    with the arguments of the forward or of the backward operator, reasons against their shapes.
     """
 
     devices: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...]
     available: Callable[[], list[str]] = list
+    shapes: Callable[..., list[str]] | None = None
+    backward_shapes: Callable[..., list[str]] | None = None
 
 
-def why_not(support: Support, tensors: Sequence[Tensor]) -> list[str]:
-    """Reasons why a backend with this support cannot take a call with these data tensors; empty when it
-    can."""
+def why_not(
+    support: Support, tensors: Sequence[Tensor], args: Sequence | None = None, backward: bool = False
+) -> list[str]:
+    """Reasons why a backend with this support cannot take a call with these data tensors; empty when it can.
+
+    args: the arguments of the forward (or backward) operator, where their shapes count too.
+    """
     reasons = []
     for device in sorted({tensor.device.type for tensor in tensors} - set(support.devices)):
         reasons.append(f"device {device} is not one of {', '.join(support.devices)}")
@@ -32,4 +39,7 @@ def why_not(support: Support, tensors: Sequence[Tensor]) -> list[str]:
     for dtype in sorted({str(tensor.dtype) for tensor in tensors if tensor.dtype not in support.dtypes}):
         names = ", ".join(str(known).removeprefix("torch.") for known in support.dtypes)
         reasons.append(f"dtype {dtype.removeprefix('torch.')} is not one of {names}")
+    shapes = support.backward_shapes if backward else support.shapes
+    if args is not None and shapes is not None:
+        reasons += shapes(*args)
     return reasons

@@ -1,10 +1,22 @@
 // dmtl._core: Python's door to the CPU kernels. Knows numbers and pointers, not torch.
-#include "dmtl/cpu_ops.h"
+#include "arguments.h"
 #include "dmtl/philox.h"
-#include "params_binding.h"
 
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <array>
 #include <string>
+#include <unordered_map>
 #include <vector>
+
+// Every file of csrc/cpu, in every instruction set: its table of kernels.
+#define DMTL_FILE(op)                                                          \
+    namespace dmtl::baseline { extern const CpuKernelTable op##_kernels; }     \
+    namespace dmtl::avx2 { extern const CpuKernelTable op##_kernels; }         \
+    namespace dmtl::avx512 { extern const CpuKernelTable op##_kernels; }
+#include "cpu_files.inc"
+#undef DMTL_FILE
 
 namespace py = pybind11;
 
@@ -55,25 +67,50 @@ std::vector<uint32_t> philox_words(std::array<int64_t, 3> seed_task_sample, int3
     return words;
 }
 
-template <class Params>
-using Kernel = void (*)(const Params&, dmtl::DType, int);
+// The kernels of one name, by instruction set.
+struct Variants {
+    const dmtl::CpuKernel* by_isa[3] = {};
+};
 
-template <class Params>
-void call(Kernel<Params> baseline, Kernel<Params> avx2, Kernel<Params> avx512, const Params& params, int dtype, int threads) {
-    const Kernel<Params> kernel = chosen == Isa::avx512 ? avx512 : chosen == Isa::avx2 ? avx2 : baseline;
-    const py::gil_scoped_release release;
-    kernel(params, static_cast<dmtl::DType>(dtype), threads);
+std::unordered_map<std::string, Variants> collect() {
+    std::unordered_map<std::string, Variants> found;
+    const auto add = [&found](Isa isa, const dmtl::CpuKernelTable& table) {
+        for (size_t i = 0; i < table.count; ++i) found[table.kernels[i].name].by_isa[static_cast<int>(isa)] = &table.kernels[i];
+    };
+#if defined(DMTL_X86)
+#define DMTL_FILE(op)                                \
+    add(Isa::baseline, dmtl::baseline::op##_kernels); \
+    add(Isa::avx2, dmtl::avx2::op##_kernels);         \
+    add(Isa::avx512, dmtl::avx512::op##_kernels);
+#else
+#define DMTL_FILE(op) add(Isa::baseline, dmtl::baseline::op##_kernels);
+#endif
+#include "cpu_files.inc"
+#undef DMTL_FILE
+    return found;
 }
 
-#if defined(DMTL_X86)
-#define DMTL_CALL(op, ...) call(dmtl::baseline::op, dmtl::avx2::op, dmtl::avx512::op, __VA_ARGS__)
-#else
-#define DMTL_CALL(op, ...) call(dmtl::baseline::op, dmtl::baseline::op, dmtl::baseline::op, __VA_ARGS__)
-#endif
+const std::unordered_map<std::string, Variants>& kernels() {
+    static const auto all = collect();
+    return all;
+}
 
-#define DMTL_BIND(op, Params)                                                                             \
-    m.def(#op, [](const Params& params, int dtype, int threads) { DMTL_CALL(op, params, dtype, threads); }, \
-          py::arg("params"), py::arg("dtype"), py::arg("threads"))
+std::vector<std::string> names() {
+    std::vector<std::string> found;
+    for (const auto& [name, variants] : kernels()) found.push_back(name);
+    std::sort(found.begin(), found.end());
+    return found;
+}
+
+void call(const std::string& name, int dtype, int threads, const py::dict& fields) {
+    const auto found = kernels().find(name);
+    if (found == kernels().end()) throw py::value_error("call: name must be one of kernels(), got " + name);
+    const dmtl::CpuKernel& kernel = *found->second.by_isa[static_cast<int>(chosen)];
+    dmtl::Arguments arguments;
+    dmtl::fill(arguments, kernel, fields);
+    const py::gil_scoped_release release;
+    kernel.run(arguments.bytes, static_cast<dmtl::DType>(dtype), threads);
+}
 
 }  // namespace
 
@@ -92,10 +129,7 @@ PYBIND11_MODULE(_core, m) {
     m.def("philox_words", &philox_words, py::arg("seed_task_sample"), py::arg("step"), py::arg("count"),
           "Words behind the first elements of a row (for tests).");
 
-    dmtl::bind_noising_params(m);
-    dmtl::bind_scaling_params(m);
-    DMTL_BIND(q_sample, dmtl::NoisingParams);
-    DMTL_BIND(q_sample_backward, dmtl::ScalingParams);
-    DMTL_BIND(posterior_step, dmtl::NoisingParams);
-    DMTL_BIND(posterior_step_backward, dmtl::ScalingParams);
+    m.def("kernels", &names, "Names of the kernels in this build.");
+    m.def("call", &call, py::arg("name"), py::arg("dtype"), py::arg("threads"), py::arg("fields"),
+          "Run a kernel on the fields of its parameter struct.");
 }

@@ -1,38 +1,66 @@
 // dmtl._core_cuda: Python's door to the CUDA kernels. Imports without a GPU (static CUDA runtime), knows no torch.
-#include "dmtl/cuda_ops.h"
-#include "params_binding.h"
+#include "arguments.h"
+#include "dmtl/cuda_kernel.h"
 
 #include <cuda_runtime_api.h>
+#include <pybind11/stl.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <unordered_map>
+#include <vector>
+
+// Every file of kernels/cuda: its table of kernels.
+#define DMTL_FILE(op) \
+    namespace dmtl::cuda { extern const CudaKernelTable op##_kernels; }
+#include "cuda_files.inc"
+#undef DMTL_FILE
 
 namespace py = pybind11;
 
 namespace {
 
-template <class Params>
-void call(cudaError_t (*launch)(const Params&, dmtl::DType, cudaStream_t), const char* op, const Params& params, int dtype,
-          uintptr_t stream) {
-    const cudaError_t error = launch(params, static_cast<dmtl::DType>(dtype), reinterpret_cast<cudaStream_t>(stream));
-    if (error != cudaSuccess)
-        throw std::runtime_error(std::string(op) + ": CUDA launch failed: " + cudaGetErrorString(error));
+const std::unordered_map<std::string, const dmtl::CudaKernel*>& kernels() {
+    static const auto all = [] {
+        std::unordered_map<std::string, const dmtl::CudaKernel*> found;
+        const auto add = [&found](const dmtl::CudaKernelTable& table) {
+            for (size_t i = 0; i < table.count; ++i) found[table.kernels[i].name] = &table.kernels[i];
+        };
+#define DMTL_FILE(op) add(dmtl::cuda::op##_kernels);
+#include "cuda_files.inc"
+#undef DMTL_FILE
+        return found;
+    }();
+    return all;
+}
+
+std::vector<std::string> names() {
+    std::vector<std::string> found;
+    for (const auto& [name, kernel] : kernels()) found.push_back(name);
+    std::sort(found.begin(), found.end());
+    return found;
+}
+
+void call(const std::string& name, int dtype, uintptr_t stream, const py::dict& fields) {
+    const auto found = kernels().find(name);
+    if (found == kernels().end()) throw py::value_error("call: name must be one of kernels(), got " + name);
+    dmtl::Arguments arguments;
+    dmtl::fill(arguments, *found->second, fields);
+    const cudaError_t error = [&] {
+        const py::gil_scoped_release release;
+        return found->second->run(arguments.bytes, static_cast<dmtl::DType>(dtype), reinterpret_cast<cudaStream_t>(stream));
+    }();
+    if (error != cudaSuccess) throw std::runtime_error(name + ": CUDA launch failed: " + cudaGetErrorString(error));
 }
 
 }  // namespace
-
-#define DMTL_BIND(op, Params)                                                                                  \
-    m.def(#op, [](const Params& params, int dtype, uintptr_t stream) { call(&dmtl::cuda::op, #op, params, dtype, stream); }, \
-          py::arg("params"), py::arg("dtype"), py::arg("stream"))
 
 PYBIND11_MODULE(_core_cuda, m) {
     m.doc() = "CUDA kernels of dmtl (called through dmtl.kernels.cuda)";
     m.attr("archs") = DMTL_CUDA_ARCHS;
     m.attr("toolkit") = DMTL_CUDA_TOOLKIT;
-    dmtl::bind_noising_params(m);
-    dmtl::bind_scaling_params(m);
-    DMTL_BIND(q_sample, dmtl::NoisingParams);
-    DMTL_BIND(q_sample_backward, dmtl::ScalingParams);
-    DMTL_BIND(posterior_step, dmtl::NoisingParams);
-    DMTL_BIND(posterior_step_backward, dmtl::ScalingParams);
+    m.def("kernels", &names, "Names of the kernels in this build.");
+    m.def("call", &call, py::arg("name"), py::arg("dtype"), py::arg("stream"), py::arg("fields"),
+          "Launch a kernel on the fields of its parameter struct.");
 }

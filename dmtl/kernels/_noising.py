@@ -6,24 +6,12 @@ that. Everything else goes through a dense copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-
-
-@dataclass(frozen=True)
-class Native:
-    """A native module and the last argument its functions take: threads (CPU) or stream (CUDA) for a call
-    with this tensor."""
-
-    module: Callable[[], ModuleType]
-    context: Callable[[Tensor], int]
-
+from dmtl.kernels._native import Native
 
 @dataclass
 class NoisingCall:
@@ -73,10 +61,6 @@ def _channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and x.shape[2] * x.shape[3] % 4 == 0
 
 
-def pointer(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
 def noising(native: Native, op: str, *args) -> Tensor:
     """The native kernel on the arguments of a `NoisingCall`; a fresh tensor with the strides of
     empty_like(x)."""
@@ -85,19 +69,15 @@ def noising(native: Native, op: str, *args) -> Tensor:
     call = NoisingCall(*args)
     out, target, last = call.dense()
     x, y, noise = call.x, call.y, call.noise
-    module = native.module()
-    params = module.NoisingParams()
-    params.out, params.x, params.y, params.noise = pointer(target), pointer(x), pointer(y), pointer(noise)
-    params.key, params.t = pointer(call.key_B3), pointer(call.t_B)
-    params.coef_x, params.coef_y, params.coef_noise = map(
-        pointer, (call.coef_x, call.coef_y, call.coef_noise)
-    )
-    params.batch, params.count, params.channels = x.shape[0], x[0].numel(), x.shape[1] if last else 0
-    params.stride_out, params.stride_x = target.stride(0), x.stride(0)
-    params.stride_y = 0 if y is None else y.stride(0)
-    params.stride_noise = 0 if noise is None else noise.stride(0)
-    params.table_size, params.step = call.coef_x.shape[0], call.step
-    getattr(module, op)(params, DTYPES[x.dtype], native.context(x))
+    native.call(
+        op, x,
+        out=target, x=x, y=y, noise=noise, key=call.key_B3, t=call.t_B,
+        coef_x=call.coef_x, coef_y=call.coef_y, coef_noise=call.coef_noise,
+        batch=x.shape[0], count=x[0].numel(), channels=x.shape[1] if last else 0,
+        stride_out=target.stride(0), stride_x=x.stride(0),
+        stride_y=0 if y is None else y.stride(0), stride_noise=0 if noise is None else noise.stride(0),
+        table_size=call.coef_x.shape[0], step=call.step,
+    )  # fmt: skip
     return out if target is out else out.copy_(target)
 
 
@@ -145,16 +125,11 @@ def scaling(native: Native, op: str, *args) -> tuple[Tensor, ...]:
     grad = call.grad
     if grad.numel() == 0 or not any(call.needed):
         return tuple(outs)
-    module = native.module()
-    params = module.ScalingParams()
-    padding = [0] * (3 - len(call.tables))
-    params.out = [
-        pointer(out) if need else 0 for out, need in zip(targets, call.needed, strict=True)
-    ] + padding
-    params.table = [pointer(table) for table in call.tables] + padding
-    params.grad, params.t = pointer(grad), pointer(call.t_B)
-    params.batch, params.count = grad.shape[0], grad[0].numel()
-    params.stride_out = params.stride_grad = grad[0].numel()
-    params.table_size = call.tables[0].shape[0]
-    getattr(module, op)(params, DTYPES[grad.dtype], native.context(grad))
+    count = grad[0].numel()
+    native.call(
+        op, grad,
+        out=[out if need else None for out, need in zip(targets, call.needed, strict=True)],
+        table=call.tables, grad=grad, t=call.t_B, batch=grad.shape[0], count=count,
+        stride_out=count, stride_grad=count, table_size=call.tables[0].shape[0],
+    )  # fmt: skip
     return finish(outs, targets)

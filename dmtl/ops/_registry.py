@@ -57,14 +57,15 @@ class OpSpec:
     """A mathematical operation: forward and backward operator, and what the generic tests need to exercise
     it.
 
-    function: the public, differentiable function. differentiable: its arguments that have a gradient.
+    function: the public function; differentiable: its arguments that have a gradient (tensors or lists of
+    tensors; none, and no backward, for an op without gradients).
     samples(size, dtype, device) -> list of keyword arguments for `function`; size is "tiny", "odd" or
     "large". tolerance: absolute floor of the error allowed to a backend, by dtype.
     """
 
     name: str
     forward: Operator
-    backward: Operator
+    backward: Operator | None
     function: Callable
     differentiable: tuple[str, ...]
     samples: Callable[[str, torch.dtype, str], list[dict]]
@@ -81,7 +82,7 @@ _announced: set[str] = set()
 def add(spec: OpSpec) -> OpSpec:
     """Register the spec and its operators with torch."""
     REGISTRY[spec.name] = spec
-    for operator in (spec.forward, spec.backward):
+    for operator in filter(None, (spec.forward, spec.backward)):
         _library.register(operator.name, operator.schema, partial(_run, spec, operator), operator.fake)
     return spec
 
@@ -100,12 +101,19 @@ def _module(op: str, backend: str) -> ModuleType | str:
         return f"cannot be imported ({error})"
 
 
-def reasons_against(spec: OpSpec, backend: str, tensors: Sequence[Tensor]) -> list[str]:
-    """Why `backend` cannot serve a call of the op with these data tensors; empty when it can."""
+def reasons_against(
+    spec: OpSpec, backend: str, tensors: Sequence[Tensor], operator: Operator | None = None, args: Sequence = ()
+) -> list[str]:
+    """Why `backend` cannot serve a call of the op with these data tensors; empty when it can.
+
+    operator, args: the call itself, where the shapes of its arguments count too.
+    """
     if backend == "reference":
         return why_not(_REFERENCE, tensors)
     module = _module(spec.name, backend)
-    return [module] if isinstance(module, str) else why_not(module.SUPPORT, tensors)
+    if isinstance(module, str):
+        return [module]
+    return why_not(module.SUPPORT, tensors, args if operator else None, backward=operator is spec.backward)
 
 
 def requested(op: str) -> tuple[str, str] | None:
@@ -128,26 +136,28 @@ def candidates(spec: OpSpec, device_type: str) -> tuple[str, ...]:
     return (wish[0],) if wish else AUTOMATIC.get(device_type, ("reference",))
 
 
-def choose(spec: OpSpec, tensors: Sequence[Tensor]) -> str:
+def choose(
+    spec: OpSpec, tensors: Sequence[Tensor], operator: Operator | None = None, args: Sequence = ()
+) -> str:
     """Name of the backend that serves this call. Raises NotImplementedError, with all reasons, when none
     does."""
     passed_over = []
     for backend in candidates(spec, tensors[0].device.type):
-        if not reasons_against(spec, backend, tensors):
+        if not reasons_against(spec, backend, tensors, operator, args):
             if passed_over:
                 _announce(spec, backend, passed_over)
             return backend
         passed_over.append(backend)
-    raise BackendError(_refusal(spec, tensors))
+    raise BackendError(_refusal(spec, tensors, operator, args))
 
 
-def _refusal(spec: OpSpec, tensors: Sequence[Tensor]) -> str:
+def _refusal(spec: OpSpec, tensors: Sequence[Tensor], operator: Operator | None, args: Sequence) -> str:
     wish = requested(spec.name)
     inputs = ", ".join(f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)} on {x.device}" for x in tensors)
     asked = f"backend {wish[0]} (asked for by {wish[1]}) cannot serve" if wish else "no backend can serve"
     lines = [f"{spec.name}: {asked} this call with {inputs}. Candidates:"]
     for backend in BACKENDS:
-        reasons = reasons_against(spec, backend, tensors)
+        reasons = reasons_against(spec, backend, tensors, operator, args)
         lines.append(f"  {backend}: {'; '.join(reasons) or 'could serve it'}")
     return "\n".join(lines)
 
@@ -168,12 +178,19 @@ def _announce(spec: OpSpec, backend: str, passed_over: list[str]) -> None:
                 )
 
 
+def _floating(args: Sequence) -> list[Tensor]:
+    """The floating tensors among an operator's arguments, lists included."""
+    flat = [x for arg in args for x in (arg if isinstance(arg, (list, tuple)) else (arg,))]
+    return [x for x in flat if isinstance(x, Tensor) and x.is_floating_point()]
+
+
 def _run(spec: OpSpec, operator: Operator, *args):
-    tensors = [x for x in args if isinstance(x, Tensor) and x.is_floating_point()]
+    tensors = _floating(args)
+    # What the op computes on, beside tables of coefficients (which stay float32).
     data = [x for x in tensors if x.dim() > 1 or x is tensors[0]]
     if operator.check_values is not None and data[0].device.type == "cpu":
         operator.check_values(*args)
-    backend = choose(spec, data)
+    backend = choose(spec, data, operator, args)
     if backend == "reference":
         return operator.reference(*args)
     return getattr(_module(spec.name, backend), operator.name)(*args)

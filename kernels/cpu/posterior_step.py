@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from dmtl import native
-from dmtl._support import Support
-from dmtl.kernels._noising import DTYPES, Native, noising, scaling
+from dmtl.kernels._native import CPU
+from dmtl.kernels._noising import noising, scaling
 
-SUPPORT = Support(devices=("cpu",), dtypes=tuple(DTYPES), available=native.why_no_core)
-_CPU = Native(module=native.core, context=lambda x: torch.get_num_threads())
+SUPPORT = CPU.support()
 
 
 def posterior_step(x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step) -> Tensor:
-    return noising(_CPU, "posterior_step", x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step)
+    return noising(CPU, "posterior_step", x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step)
 
 
 def posterior_step_backward(
     grad_prev, t_B, coef1_S, coef2_S, sigma_S, need_x0_hat, need_x_t, need_noise
 ) -> tuple[Tensor, Tensor, Tensor]:
     needed = (need_x0_hat, need_x_t, need_noise)
-    return scaling(_CPU, "posterior_step_backward", grad_prev, t_B, (coef1_S, coef2_S, sigma_S), needed)
+    return scaling(CPU, "posterior_step_backward", grad_prev, t_B, (coef1_S, coef2_S, sigma_S), needed)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from dmtl import native
-from dmtl._support import Support
-from dmtl.kernels._noising import DTYPES, Native, noising, scaling
+from dmtl.kernels._native import CPU
+from dmtl.kernels._noising import noising, scaling
 
-SUPPORT = Support(devices=("cpu",), dtypes=tuple(DTYPES), available=native.why_no_core)
-_CPU = Native(module=native.core, context=lambda x: torch.get_num_threads())
+SUPPORT = CPU.support()
 
 
 def q_sample(x0, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, noise, key_B3, step) -> Tensor:
     return noising(
-        _CPU, "q_sample", x0, None, t_B, sqrt_abar_S, None, sqrt_one_minus_abar_S, noise, key_B3, step
+        CPU, "q_sample", x0, None, t_B, sqrt_abar_S, None, sqrt_one_minus_abar_S, noise, key_B3, step
     )
 
 
@@ -23,4 +20,4 @@ def q_sample_backward(
     grad_xt, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, need_x0, need_noise
 ) -> tuple[Tensor, Tensor]:
     tables = (sqrt_abar_S, sqrt_one_minus_abar_S)
-    return scaling(_CPU, "q_sample_backward", grad_xt, t_B, tables, (need_x0, need_noise))
+    return scaling(CPU, "q_sample_backward", grad_xt, t_B, tables, (need_x0, need_noise))

@@ -8,7 +8,8 @@ from torch import Tensor
 import triton
 import triton.language as tl
 from dmtl._support import Support
-from dmtl.kernels._noising import DTYPES, NoisingCall, ScalingCall, finish
+from dmtl.kernels._native import DTYPES
+from dmtl.kernels._noising import NoisingCall, ScalingCall, finish
 
 BLOCK = 4096 if INTERPRETED else 256  # the interpreter pays for every program
 

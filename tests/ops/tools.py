@@ -23,46 +23,99 @@ def backend_params(*names: str) -> list:
     ]
 
 
-def missing(backend: str) -> str:
-    """Why the backend cannot run here, or an empty string."""
+def missing(backend: str, op: str | None = None) -> str:
+    """Why the backend cannot run the op (or any op) here at all, or an empty string. An op that the backend
+    has no kernel for is another matter: see `serves`."""
     probe = [torch.empty(0, device=DEVICE)]
-    return "; ".join(
-        reason for spec in REGISTRY.values() for reason in reasons_against(spec, backend, probe)[:1]
-    )
+    specs = [REGISTRY[op]] if op else REGISTRY.values()
+    reasons = [reasons_against(spec, backend, probe) for spec in specs]
+    return "" if any(not found for found in reasons) else "; ".join(reasons[0][:1])
+
+
+def serves(spec: OpSpec, backend: str, dtype: torch.dtype, sample: dict | None = None) -> str:
+    """Why the backend does not serve the op in this dtype (and for this sample's shapes), or an empty
+    string."""
+    reasons = reasons_against(spec, backend, [torch.empty(0, dtype=dtype, device=DEVICE)])
+    if not reasons and sample is not None:
+        with Recorder() as recorder, torch.no_grad(), dmtl.ops.use_backend("reference"):
+            spec.function(**to_dtype(sample, spec.differentiable, dtype))
+        for func, args in recorder.calls:
+            if func.name() == f"dmtl::{spec.forward.name}":
+                reasons = reasons_against(spec, backend, [], spec.forward, args)
+    return "; ".join(reasons)
 
 
 def to_dtype(sample: dict, names: tuple[str, ...], dtype: torch.dtype) -> dict:
-    """The sample with the differentiable arguments in another dtype, as fresh leaves that keep their
-    strides."""
-    return sample | {
-        name: sample[name].detach().to(dtype).clone().requires_grad_()
-        for name in names
-        if sample.get(name) is not None
-    }
+    """The sample with the differentiable arguments (tensors or lists) in another dtype, as fresh leaves that
+    keep their strides. Other floating arguments [.., ..] follow where the op has no gradients at all."""
+
+    def leaf(x: Tensor) -> Tensor:
+        return x.detach().to(dtype).clone().requires_grad_()
+
+    changed = {}
+    for name in names:
+        value = sample.get(name)
+        if value is not None:
+            changed[name] = [leaf(x) for x in value] if isinstance(value, list) else leaf(value)
+    if not names:
+        changed = {
+            name: value.to(dtype)
+            for name, value in sample.items()
+            if isinstance(value, Tensor) and value.is_floating_point()
+        }
+    return sample | changed
+
+
+def leaves_of(spec: OpSpec, sample: dict) -> dict[str, Tensor]:
+    """The differentiable tensors of a sample by name; entries of a list as name[0], name[1], ..."""
+    found = {}
+    for name in spec.differentiable:
+        value = sample.get(name)
+        if isinstance(value, list):
+            found |= {f"{name}[{i}]": x for i, x in enumerate(value)}
+        elif value is not None:
+            found[name] = value
+    return found
+
+
+def outputs(result) -> list[Tensor]:
+    """A function's results as a list, without the absent ones."""
+    return [x for x in (result if isinstance(result, tuple) else (result,)) if x is not None]
 
 
 def run(spec: OpSpec, sample: dict, dtype: torch.dtype, backend: str) -> dict[str, Tensor]:
-    """Output and gradients of one call on the named backend; the incoming gradient is a fixed function of the
-    shape."""
+    """Outputs and gradients of one call on the named backend; the incoming gradients are a fixed function of
+    the shapes."""
     sample = to_dtype(sample, spec.differentiable, dtype)
-    leaves = [name for name in spec.differentiable if sample.get(name) is not None]
-    with dmtl.ops.use_backend(backend):
-        out = spec.function(**sample)
-        grad = torch.linspace(-1, 1, max(out.numel(), 1), device=out.device)[: out.numel()].reshape(out.shape)
-        grads = torch.autograd.grad(
-            out, [sample[name] for name in leaves], grad.to(torch.float16).to(out.dtype)
-        )
-    return {"out": out.detach()} | {f"grad of {name}": grad for name, grad in zip(leaves, grads, strict=True)}
+    leaves = leaves_of(spec, sample)
+    with dmtl.ops.use_backend(**{spec.name: backend}):
+        outs = outputs(spec.function(**sample))
+        grads = ()
+        if leaves:
+            incoming = [
+                torch.linspace(-1, 1, max(out.numel(), 1), device=out.device)[: out.numel()]
+                .reshape(out.shape)
+                .to(torch.float16)
+                .to(out.dtype)
+                for out in outs
+            ]
+            grads = torch.autograd.grad(outs, list(leaves.values()), incoming, materialize_grads=True)
+    named = {"out" if i == 0 else f"out {i}": out.detach() for i, out in enumerate(outs)}
+    return named | {f"grad of {name}": grad for name, grad in zip(leaves, grads, strict=True)}
 
 
 def errors(actual: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
-    """Largest absolute error of each entry, relative to the largest true value (at least 1)."""
-    return {
-        name: float((actual[name].double() - true.double()).abs().max() / max(1.0, float(true.abs().max())))
-        if true.numel()
-        else 0.0
-        for name, true in truth.items()
-    }
+    """Largest absolute error of each entry, relative to the largest true value (at least 1). Integers (class
+    ids): the share of entries that differ."""
+    return {name: _error(actual[name], true) for name, true in truth.items()}
+
+
+def _error(actual: Tensor, true: Tensor) -> float:
+    if not true.numel():
+        return 0.0
+    if not true.is_floating_point():
+        return float((actual != true).float().mean())
+    return float((actual.double() - true.double()).abs().max() / max(1.0, float(true.abs().max())))
 
 
 class Recorder(TorchDispatchMode):

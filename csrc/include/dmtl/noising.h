@@ -1,7 +1,7 @@
 // The arithmetic of q_sample and posterior_step for one element, shared by the CPU and the CUDA kernels.
 #pragma once
 
-#include "dmtl/params.h"
+#include "dmtl/noising_params.h"
 #include "dmtl/philox.h"
 
 namespace dmtl {

@@ -5,6 +5,7 @@
 #include "dmtl/noising.h"
 #include "dmtl/parallel.h"
 #include "dmtl/philox_simd.h"
+#include "dmtl/storage.h"
 
 namespace dmtl {
 namespace {
@@ -151,16 +152,6 @@ void scaling(const ScalingParams& p, int threads) {
             for (int64_t k = begin; k < end; ++k) store(out + k, scale * load(grad + k));
         }
     });
-}
-
-// Calls body with a null pointer of the storage type that dtype names.
-template <class Body>
-void with_storage(DType dtype, const Body& body) {
-    switch (dtype) {
-        case DType::f32: return body(static_cast<float*>(nullptr));
-        case DType::bf16: return body(static_cast<bf16*>(nullptr));
-        case DType::f16: return body(static_cast<fp16*>(nullptr));
-    }
 }
 
 }  // namespace

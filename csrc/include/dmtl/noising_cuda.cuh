@@ -2,7 +2,9 @@
 // rows, and threads stride over the row. Contiguous rows of aligned data move as one vector access per thread.
 #pragma once
 
+#include "dmtl/cuda_kernel.h"
 #include "dmtl/noising.h"
+#include "dmtl/storage.h"
 
 #include <cuda_runtime.h>
 
@@ -145,17 +147,6 @@ cudaError_t scaling(ScalingParams p, cudaStream_t stream) {
         p.t += size;
     }
     return cudaGetLastError();
-}
-
-// Calls body with a null pointer of the storage type that dtype names.
-template <class Body>
-cudaError_t with_storage(DType dtype, const Body& body) {
-    switch (dtype) {
-        case DType::f32: return body(static_cast<float*>(nullptr));
-        case DType::bf16: return body(static_cast<bf16*>(nullptr));
-        case DType::f16: return body(static_cast<fp16*>(nullptr));
-    }
-    return cudaErrorInvalidValue;
 }
 
 }  // namespace

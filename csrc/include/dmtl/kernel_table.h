@@ -1,0 +1,83 @@
+// How a kernel file says what it holds: constant tables of names, parameter fields and entry points, which the bindings read.
+// Nothing here runs at start-up, so a file compiled for an instruction set that the processor lacks does no harm.
+//
+//     constexpr Field kFields[] = {DMTL_FIELD(Params, out), DMTL_FIELD(Params, count)};
+//     DMTL_KERNELS(my_op, cpu_kernel<Params, &my_op>("my_op", kFields), ...)      at the end of csrc/cpu/my_op.cpp
+//     DMTL_KERNELS(my_op, cuda_kernel<Params, &my_op>("my_op", kFields), ...)     at the end of kernels/cuda/my_op.cu
+//
+// CMake finds the table by the file's name. A kernel may be called anything; by custom `<op>` and `<op>_backward`.
+#pragma once
+
+#include "dmtl/params.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+namespace dmtl {
+
+enum class FieldKind : int { pointer, integer, real };
+
+// One member of a parameter struct: `count` elements of `size` bytes (count > 1: an array).
+struct Field {
+    const char* name;
+    size_t offset, size, count;
+    FieldKind kind;
+};
+
+template <class Result, class Context>
+struct Kernel {
+    const char* name;
+    const Field* fields;
+    size_t field_count;
+    size_t params_size;
+    Result (*run)(const void* params, DType dtype, Context context);
+};
+
+template <class Result, class Context>
+struct KernelTable {
+    const Kernel<Result, Context>* kernels;
+    size_t count;
+};
+
+using CpuKernel = Kernel<void, int>;  // context: the number of threads
+using CpuKernelTable = KernelTable<void, int>;
+
+namespace {
+
+template <class Member>
+constexpr Field field(const char* name, size_t offset) {
+    using Element = std::remove_all_extents_t<Member>;
+    constexpr FieldKind kind = std::is_pointer_v<Element>          ? FieldKind::pointer
+                               : std::is_floating_point_v<Element> ? FieldKind::real
+                                                                   : FieldKind::integer;
+    return {name, offset, sizeof(Element), sizeof(Member) / sizeof(Element), kind};
+}
+
+template <class Params, class Result, class Context, Result (*kernel)(const Params&, DType, Context)>
+Result run_erased(const void* params, DType dtype, Context context) {
+    return kernel(*static_cast<const Params*>(params), dtype, context);
+}
+
+template <class Params, void (*kernel)(const Params&, DType, int), size_t n>
+constexpr CpuKernel cpu_kernel(const char* name, const Field (&fields)[n]) {
+    static_assert(std::is_trivial_v<Params> && std::is_standard_layout_v<Params>);
+    return {name, fields, n, sizeof(Params), &run_erased<Params, void, int, kernel>};
+}
+
+}  // namespace
+}  // namespace dmtl
+
+#define DMTL_FIELD(Params, member) ::dmtl::field<decltype(Params::member)>(#member, offsetof(Params, member))
+
+// The file's table, `<op>_kernels` in the namespace at hand.
+#define DMTL_KERNELS_OF(Entry, op, ...)                                    \
+    namespace { constexpr Entry op##_list[] = {__VA_ARGS__}; }             \
+    extern const Entry##Table op##_kernels;                                \
+    const Entry##Table op##_kernels = {op##_list, sizeof(op##_list) / sizeof(op##_list[0])};
+
+#if defined(__CUDACC__)
+#define DMTL_KERNELS(op, ...) DMTL_KERNELS_OF(CudaKernel, op, __VA_ARGS__)
+#else
+#define DMTL_KERNELS(op, ...) DMTL_KERNELS_OF(CpuKernel, op, __VA_ARGS__)
+#endif
