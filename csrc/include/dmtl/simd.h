@@ -1,0 +1,101 @@
+// Sixteen floats at a time, on every instruction set: one AVX-512 register, two AVX2 registers or sixteen plain numbers. A kernel
+// written with F32x16 does the same arithmetic in the same order everywhere, so all instruction sets give the same bits. There
+// are no hidden fused multiply-adds: a fused one is spelled `fma`.
+//
+//     F32x16 sum = F32x16::zero();
+//     for (k...) sum = fma(F32x16::all(a[k]), F32x16::load(b + 16 * k), sum);
+//     sum.store(out);            // sum.store(out, n) writes only the first n < 16
+#pragma once
+
+#include "dmtl/scalar.h"
+
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
+#include <immintrin.h>
+#endif
+
+namespace dmtl {
+namespace {
+
+constexpr int64_t kLanes16 = 16;
+
+#if defined(__AVX512F__)
+struct F32x16 {
+    __m512 v;
+    static DMTL_INLINE __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
+    static DMTL_INLINE F32x16 zero() { return {_mm512_setzero_ps()}; }
+    static DMTL_INLINE F32x16 all(float x) { return {_mm512_set1_ps(x)}; }
+    static DMTL_INLINE F32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+    static DMTL_INLINE F32x16 load(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+    DMTL_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
+    DMTL_INLINE void store(float* p, int64_t n) const { _mm512_mask_storeu_ps(p, first(n), v); }
+    friend DMTL_INLINE F32x16 operator+(F32x16 a, F32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+    friend DMTL_INLINE F32x16 operator-(F32x16 a, F32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+    friend DMTL_INLINE F32x16 operator*(F32x16 a, F32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+    friend DMTL_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+    friend DMTL_INLINE F32x16 max(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+    // value where gate > 0, else 0
+    friend DMTL_INLINE F32x16 where_positive(F32x16 gate, F32x16 value) {
+        return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(gate.v, _mm512_setzero_ps(), _CMP_GT_OQ), value.v)};
+    }
+};
+#elif defined(__AVX2__) && defined(__FMA__)
+struct F32x16 {
+    __m256 lo, hi;
+    static DMTL_INLINE __m256i first(int64_t n) {
+        return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    }
+    static DMTL_INLINE F32x16 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+    static DMTL_INLINE F32x16 all(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+    static DMTL_INLINE F32x16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+    static DMTL_INLINE F32x16 load(const float* p, int64_t n) {
+        return {_mm256_maskload_ps(p, first(n)), _mm256_maskload_ps(p + 8, first(n - 8))};
+    }
+    DMTL_INLINE void store(float* p) const { _mm256_storeu_ps(p, lo), _mm256_storeu_ps(p + 8, hi); }
+    DMTL_INLINE void store(float* p, int64_t n) const {
+        _mm256_maskstore_ps(p, first(n), lo), _mm256_maskstore_ps(p + 8, first(n - 8), hi);
+    }
+    friend DMTL_INLINE F32x16 operator+(F32x16 a, F32x16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+    friend DMTL_INLINE F32x16 operator-(F32x16 a, F32x16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+    friend DMTL_INLINE F32x16 operator*(F32x16 a, F32x16 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+    friend DMTL_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
+        return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+    }
+    friend DMTL_INLINE F32x16 max(F32x16 a, F32x16 b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+    friend DMTL_INLINE F32x16 where_positive(F32x16 gate, F32x16 value) {
+        const __m256 zero = _mm256_setzero_ps();
+        return {_mm256_and_ps(_mm256_cmp_ps(gate.lo, zero, _CMP_GT_OQ), value.lo),
+                _mm256_and_ps(_mm256_cmp_ps(gate.hi, zero, _CMP_GT_OQ), value.hi)};
+    }
+};
+#else
+struct F32x16 {
+    float v[kLanes16];
+    template <class F>
+    static DMTL_INLINE F32x16 each(F lane) {
+        F32x16 r;
+        for (int64_t i = 0; i < kLanes16; ++i) r.v[i] = lane(i);
+        return r;
+    }
+    static DMTL_INLINE F32x16 zero() { return all(0.0f); }
+    static DMTL_INLINE F32x16 all(float x) { return each([&](int64_t) { return x; }); }
+    static DMTL_INLINE F32x16 load(const float* p) { return each([&](int64_t i) { return p[i]; }); }
+    static DMTL_INLINE F32x16 load(const float* p, int64_t n) { return each([&](int64_t i) { return i < n ? p[i] : 0.0f; }); }
+    DMTL_INLINE void store(float* p) const { store(p, kLanes16); }
+    DMTL_INLINE void store(float* p, int64_t n) const {
+        for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+    }
+    friend DMTL_INLINE F32x16 operator+(F32x16 a, F32x16 b) { return each([&](int64_t i) { return a.v[i] + b.v[i]; }); }
+    friend DMTL_INLINE F32x16 operator-(F32x16 a, F32x16 b) { return each([&](int64_t i) { return a.v[i] - b.v[i]; }); }
+    friend DMTL_INLINE F32x16 operator*(F32x16 a, F32x16 b) { return each([&](int64_t i) { return a.v[i] * b.v[i]; }); }
+    friend DMTL_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
+        return each([&](int64_t i) { return fma32(a.v[i], b.v[i], c.v[i]); });
+    }
+    friend DMTL_INLINE F32x16 max(F32x16 a, F32x16 b) { return each([&](int64_t i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
+    friend DMTL_INLINE F32x16 where_positive(F32x16 gate, F32x16 value) {
+        return each([&](int64_t i) { return gate.v[i] > 0.0f ? value.v[i] : 0.0f; });
+    }
+};
+#endif
+
+}  // namespace
+}  // namespace dmtl

@@ -1,0 +1,46 @@
+// Scratch memory that outlives a call: one buffer for each thread and slot, grown when asked for more and never shrunk, so that
+// repeated calls fault no pages in. Contents are undefined. Slots keep apart what one thread holds at the same time.
+#pragma once
+
+#include "dmtl/parallel.h"
+
+#include <cstdlib>
+#include <new>
+
+namespace dmtl {
+namespace {
+
+enum class Slot : int { a_block, maps, weights, other, count };
+
+class Workspace {
+public:
+    // At least `bytes` of this thread's memory, aligned to 64 bytes.
+    static void* get(Slot slot, int64_t bytes) {
+        static thread_local Workspace buffers[static_cast<int>(Slot::count)];
+        return buffers[static_cast<int>(slot)].grown(bytes);
+    }
+    static float* floats(Slot slot, int64_t count) {
+        return static_cast<float*>(get(slot, count * static_cast<int64_t>(sizeof(float))));
+    }
+
+private:
+    void* data_ = nullptr;
+    int64_t bytes_ = 0;
+    ~Workspace() { std::free(data_); }
+    Workspace() = default;
+    void* grown(int64_t bytes) {
+        if (bytes > bytes_) {
+            constexpr int64_t page = int64_t{1} << 21;
+            const int64_t align = bytes >= page ? page : 64;
+            std::free(data_);
+            bytes_ = (bytes + align - 1) / align * align;
+            data_ = std::aligned_alloc(static_cast<size_t>(align), static_cast<size_t>(bytes_));
+            if (data_ == nullptr) { bytes_ = 0; throw std::bad_alloc(); }
+            expect_writes(data_, bytes_);
+        }
+        return data_;
+    }
+};
+
+}  // namespace
+}  // namespace dmtl
