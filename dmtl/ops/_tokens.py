@@ -1,0 +1,53 @@
+"""What the ops on tokens share: argument checks and LayerNorm with its closed-form gradient."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import _checks
+from ._rows import wide_dtype
+
+
+def shaped(op: str, argument: str, value: object, model: Tensor, model_name: str, **sizes: int) -> None:
+    """A tensor of model's dtype and device, of exactly the named sizes (in their order)."""
+    _checks.tensor(op, argument, value)
+    if value.dtype != model.dtype:
+        contract = f"of {model_name}'s dtype {_checks.dtype_name(model.dtype)}"
+        _checks.fail(op, argument, contract, _checks.dtype_name(value.dtype), TypeError)
+    if tuple(value.shape) != tuple(sizes.values()):
+        contract = f"of shape [{', '.join(sizes)}] = {list(sizes.values())}"
+        _checks.fail(op, argument, contract, list(value.shape))
+    _checks.on_device(op, argument, value, model.device)
+
+
+def epsilon(op: str, eps: object) -> None:
+    """A positive float."""
+    if not isinstance(eps, float):
+        _checks.fail(op, "eps", "a float", type(eps).__name__, TypeError)
+    if not eps > 0:
+        _checks.fail(op, "eps", "positive", eps)
+
+
+def widened(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors in the dtype of the arithmetic."""
+    return [None if x is None else x.to(wide_dtype(x.dtype)) for x in tensors]
+
+
+def normalised(x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> Tensor:
+    """LayerNorm over the last dimension."""
+    return F.layer_norm(x, weight_C.shape, weight_C, bias_C, eps)
+
+
+def norm_backward(
+    grad: Tensor, x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(d_x, d_weight, d_bias, LayerNorm(x)). With z = (x - mean) / std and g = grad weight:
+    d_x = (g - mean(g) - z mean(g z)) / std."""
+    centred = x - x.mean(-1, keepdim=True)
+    rstd = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
+    z = centred * rstd
+    g = grad * weight_C
+    gz = grad * z
+    d_x = (g - g.mean(-1, keepdim=True) - z * (g * z).mean(-1, keepdim=True)) * rstd
+    return d_x, gz.flatten(0, -2).sum(0), grad.flatten(0, -2).sum(0), z * weight_C + bias_C

@@ -1,0 +1,170 @@
+"""The denoiser's MLP on tokens: out = x + fc2(GELU(fc1(LayerNorm(x))))       (DiffusionMTL, arXiv 2403.15389)
+
+Legend: x [..., C] tokens, H hidden channels.
+    n = LayerNorm(x) = (x - mean) / sqrt(var + eps) norm_weight + norm_bias          [..., C]
+    h = n fc1_weight^T + fc1_bias,  g = GELU(h) = h Phi(h)                           [..., H]
+    out = x + g fc2_weight^T + fc2_bias                                              [..., C]
+Gradients, with d = grad out:
+    d_fc2_weight = d^T g, d_fc2_bias = sum d;  d_h = (d fc2_weight) (Phi(h) + h phi(h))
+    d_fc1_weight = d_h^T n, d_fc1_bias = sum d_h;  d_x = d + LayerNorm'(d_h fc1_weight)
+Saved for the backward pass: x and h; the rest is computed again.
+Numerics: arithmetic in float32 (float64 for float64), one rounding at the end; h is saved in x's dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import _checks
+from ._registry import Operator, OpSpec, add
+from ._tokens import epsilon, norm_backward, normalised, shaped, widened
+
+_WEIGHTS = "Tensor norm_weight, Tensor norm_bias, Tensor fc1_weight, Tensor fc1_bias, Tensor fc2_weight"
+# save: whether h is wanted for a backward pass; otherwise it comes back empty.
+_SCHEMA = f"(Tensor x, {_WEIGHTS}, Tensor fc2_bias, float eps, bool save) -> (Tensor, Tensor)"
+_BACKWARD_SCHEMA = (
+    f"(Tensor grad, Tensor x, {_WEIGHTS}, Tensor h, float eps) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def _reference(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, eps, save):
+    wide = widened(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    h = F.linear(normalised(*wide[:3], eps), wide[3], wide[4])
+    out = (wide[0] + F.linear(F.gelu(h), wide[5], wide[6])).to(x.dtype)
+    return out.contiguous(), h.to(x.dtype) if save else x.new_empty(0)
+
+
+def _reference_backward(grad, x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, h, eps):
+    dtype, shape = x.dtype, x.shape
+    grad, x, norm_weight, norm_bias, fc1_weight, fc2_weight, h = widened(
+        grad, x, norm_weight, norm_bias, fc1_weight, fc2_weight, h
+    )
+    grad, h = grad.reshape(-1, grad.shape[-1]), h.reshape(-1, h.shape[-1])
+    cdf = 0.5 * (1 + torch.erf(h * 0.5**0.5))
+    density = torch.exp(-0.5 * h * h) * (2 * torch.pi) ** -0.5
+    d_h = (grad @ fc2_weight) * (cdf + h * density)
+    d_x, d_norm_weight, d_norm_bias, n = norm_backward(
+        d_h @ fc1_weight, x.reshape(grad.shape), norm_weight, norm_bias, eps
+    )
+    found = (
+        (grad + d_x).reshape(shape), d_norm_weight, d_norm_bias,
+        d_h.T @ n, d_h.sum(0), grad.T @ (h * cdf), grad.sum(0),
+    )  # fmt: skip
+    return tuple(value.to(dtype) for value in found)
+
+
+def _fake(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, eps, save):
+    hidden = (*x.shape[:-1], fc1_weight.shape[0]) if save else (0,)
+    return x.new_empty(x.shape), x.new_empty(hidden)
+
+
+def _fake_backward(grad, x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, h, eps):
+    width, hidden = x.shape[-1], fc1_weight.shape[0]
+    shapes = (x.shape, [width], [width], [hidden, width], [hidden], [width, hidden], [width])
+    return tuple(x.new_empty(shape) for shape in shapes)
+
+
+class _TokenMlp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, eps):
+        weights = (norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight)
+        out, h = torch.ops.dmtl.token_mlp(x, *weights, fc2_bias, eps, True)
+        ctx.save_for_backward(x, *weights, h)
+        ctx.eps = eps
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        found = torch.ops.dmtl.token_mlp_backward(grad, *ctx.saved_tensors, ctx.eps)
+        return *found, None
+
+
+def token_mlp(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor,
+    *,
+    eps: float = 1e-5,
+) -> Tensor:
+    """x + fc2(GELU(fc1(LayerNorm(x)))), GELU with the error function.
+
+    x: [..., C] float32, bfloat16, float16 (or float64), any strides. norm_weight, norm_bias, fc2_bias: [C];
+    fc1_weight: [H, C]; fc1_bias: [H]; fc2_weight: [C, H]; all of x's dtype.
+
+    Returns the shape and dtype of x, contiguous. Differentiable once, in all tensors.
+    Raises TypeError (types, dtypes), ValueError (shapes, devices), NotImplementedError (a backend asked for
+    by name cannot serve the call).
+    """
+    op = "token_mlp"
+    _checks.data(op, "x", x)
+    width = x.shape[-1]
+    if width < 1:
+        _checks.fail(op, "x", "of shape [..., C] with C >= 1", list(x.shape))
+    _checks.tensor(op, "fc1_weight", fc1_weight)
+    hidden = fc1_weight.shape[0] if fc1_weight.dim() else 0
+    if hidden < 1:
+        _checks.fail(op, "fc1_weight", "of shape [H, C] with H >= 1", list(fc1_weight.shape))
+    shaped(op, "norm_weight", norm_weight, x, "x", C=width)
+    shaped(op, "norm_bias", norm_bias, x, "x", C=width)
+    shaped(op, "fc1_weight", fc1_weight, x, "x", H=hidden, C=width)
+    shaped(op, "fc1_bias", fc1_bias, x, "x", H=hidden)
+    shaped(op, "fc2_weight", fc2_weight, x, "x", C=width, H=hidden)
+    shaped(op, "fc2_bias", fc2_bias, x, "x", C=width)
+    epsilon(op, eps)
+    args = (x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in args):
+        return _TokenMlp.apply(*args, eps)
+    return torch.ops.dmtl.token_mlp(*args, eps, False)[0]
+
+
+def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
+    """Arguments for tests and benchmarks: single tokens, sizes that are no multiple of a tile, slices."""
+    generator = torch.Generator().manual_seed(len(size))
+
+    def draw(*shape: int, scale: float = 1.0) -> Tensor:
+        return (scale * torch.randn(shape, generator=generator)).to(device, dtype)
+
+    def case(x: Tensor, hidden: int) -> dict:
+        width = x.shape[-1]
+        return dict(
+            x=x,
+            norm_weight=1 + draw(width, scale=0.2),
+            norm_bias=draw(width, scale=0.2),
+            fc1_weight=draw(hidden, width, scale=width**-0.5),
+            fc1_bias=draw(hidden, scale=0.2),
+            fc2_weight=draw(width, hidden, scale=hidden**-0.5),
+            fc2_bias=draw(width, scale=0.2),
+        )
+
+    if size == "large":
+        return [case(draw(5, 256, 512), 2048)]
+    if size == "tiny":
+        return [case(draw(1, 1, 8), 8), case(draw(0, 3, 8), 16), case(draw(8), 8)]
+    return [
+        case(draw(3, 37, 24), 40),
+        case(draw(5, 34, 48)[::2, 1::3], 96),
+        case(draw(2, 40, 7).transpose(1, 2), 56),
+    ]
+
+
+SPEC = add(
+    OpSpec(
+        name="token_mlp",
+        forward=Operator("token_mlp", _SCHEMA, _reference, _fake),
+        backward=Operator("token_mlp_backward", _BACKWARD_SCHEMA, _reference_backward, _fake_backward),
+        function=token_mlp,
+        differentiable=(
+            "x", "norm_weight", "norm_bias", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias"
+        ),
+        samples=_samples,
+    )
+)  # fmt: skip
