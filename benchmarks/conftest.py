@@ -1,10 +1,12 @@
-"""Settings of the benchmarks: `pytest benchmarks --benchmark-only`. Threads by DMTL_BENCH_THREADS (default:
-torch's choice)."""
+"""Settings of the benchmarks: `pytest benchmarks --benchmark-only`. Threads by DMTL_BENCH_THREADS (default: torch's
+choice)."""
 
 import os
 
 import pytest
 import torch
+
+from . import harness
 
 torch.set_num_threads(int(os.environ.get("DMTL_BENCH_THREADS", torch.get_num_threads())))
 
@@ -18,20 +20,36 @@ def pytest_benchmark_update_machine_info(config, machine_info) -> None:
 
 
 @pytest.fixture
-def time_op(benchmark):
-    """Times a callable after a warm-up, waiting for the device, and notes the rate in elements per second."""
+def bench(benchmark, request):
+    """Times one contender of an op on one call; see `harness`. Rates, the floor and its fraction go into the row's
+    extra_info."""
 
-    def run(call, elements: int) -> None:
-        cuda = torch.cuda.is_available()
-
-        def timed():
-            call()
-            if cuda:
-                torch.cuda.synchronize()
-
-        benchmark.pedantic(timed, rounds=7, warmup_rounds=1)
-        if benchmark.stats is not None:  # None under --benchmark-disable
-            benchmark.extra_info["elements_per_s_median"] = elements / benchmark.stats["median"]
-        benchmark.extra_info["threads"] = torch.get_num_threads()
+    def run(spec, contender, call, eager, work=harness.Work(), backward=False):
+        parameters = request.node.callspec.params
+        dtype = harness.DTYPES[parameters["dtype"]]
+        benchmark.group = f"{request.node.originalname} {parameters['size']} {parameters['dtype']}"
+        timed = harness.prepared(spec, contender, call, eager, dtype)
+        with torch.inference_mode(not backward):
+            if benchmark.disabled:
+                timed()
+                return
+            seconds = harness.times_s(timed)
+            # pytest-benchmark's own table times whole calls, the device's work included.
+            benchmark.pedantic(lambda: _finished(timed), rounds=len(seconds), warmup_rounds=0)
+        benchmark.extra_info.update(
+            op=spec.name,
+            size=parameters["size"],
+            dtype=parameters["dtype"],
+            contender=contender,
+            threads=torch.get_num_threads(),
+            **harness.quantiles_us(seconds),
+            **harness.figures(sorted(seconds)[len(seconds) // 2], work, dtype),
+        )
 
     return run
+
+
+def _finished(call):
+    call()
+    if harness.DEVICE == "cuda":
+        torch.cuda.synchronize()

@@ -1,0 +1,206 @@
+"""What the operator benchmarks share: named sizes, contenders, the check that comes before any timing, the clock, and
+the machine's measured ceilings.
+
+A benchmark file names its op's spec, makes the arguments of a call, writes the baseline in plain torch (the
+published composition), and counts the work:
+
+    @pytest.mark.parametrize("contender", contenders(SPEC))
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("size", SIZES)
+    def test_my_op(bench, size, dtype, contender):
+        call = arguments(SIZES[size], DTYPES[dtype])
+        bench(SPEC, contender, call, eager, work=Work(flops=..., bytes=...))
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dmtl import ops
+from dmtl.ops._registry import BACKENDS, OpSpec, reasons_against
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ROUNDS = 9
+MOST_SECONDS = 4.0  # of timed calls of one row on a CPU
+
+
+@dataclass(frozen=True)
+class Size:
+    """counts: rows of each task. The denoiser's maps are [sum(counts), channels, height, width]."""
+
+    counts: tuple[int, ...]
+    channels: int
+    height: int
+    width: int
+
+    @property
+    def rows(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def images(self) -> int:
+        return max(self.counts)
+
+    @property
+    def tokens(self) -> int:
+        return (self.height // 4) * (self.width // 4)
+
+
+SIZES = {
+    "tiny": Size((1, 1), 32, 16, 16),
+    "published-1": Size((1,) * 5, 512, 64, 64),  # one image of 512x512, five tasks
+    "published-8": Size((8,) * 5, 512, 64, 64),
+    "training-ragged": Size((9, 0, 7, 3, 5), 512, 32, 32),  # one-label pairs of 256x256 crops
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """The floor of a call: operations (two for a multiply-add) and bytes that must be read and written once."""
+
+    flops: float = 0.0
+    bytes: float = 0.0
+
+
+def contenders(spec: OpSpec, *others: str) -> list:
+    """pytest parameters: every backend made for speed that runs here, eager and compiled torch, and others."""
+    probe = [torch.empty(0, device=DEVICE)]
+    ours = [
+        name
+        for name in BACKENDS
+        if name != "reference" and not reasons_against(spec, name, probe) and not _interpreted(name)
+    ]
+    return [pytest.param(name, id=f"dmtl-{name}") for name in ours] + ["eager", "compiled", *others]
+
+
+def _interpreted(backend: str) -> bool:
+    """Triton's interpreter computes on the CPU; its times mean nothing."""
+    return backend == "triton" and DEVICE == "cpu"
+
+
+@functools.cache
+def verified(spec: OpSpec, backend: str, dtype: torch.dtype) -> bool:
+    """Refuse to time what is wrong: the backend against the reference on the op's own samples, by the rule of
+    the tests (tests/ops/tools.py)."""
+    from tests.ops.tools import errors, run, serves
+
+    served = 0
+    for size in ("tiny", "odd"):
+        for sample in spec.samples(size, dtype, DEVICE):
+            if serves(spec, backend, dtype, sample):
+                continue
+            truth = run(spec, sample, torch.float64, "reference")
+            allowed = errors(run(spec, sample, dtype, "reference"), truth)
+            for name, error in errors(run(spec, sample, dtype, backend), truth).items():
+                assert error <= 2 * allowed[name] + spec.tolerance[dtype], f"{spec.name} on {backend}: {name}"
+            served += 1
+    assert served, f"{spec.name} on {backend}: nothing to verify in {dtype}"
+    return True
+
+
+def prepared(
+    spec: OpSpec, contender: str, call: dict, eager: Callable[..., object], dtype: torch.dtype
+) -> Callable[[], object]:
+    """The callable to time. `eager` takes the same arguments as the op's function."""
+    if contender == "eager":
+        return functools.partial(eager, **call)
+    if contender == "compiled":
+        torch.compiler.reset()
+        return functools.partial(torch.compile(eager), **call)
+    from tests.ops.tools import serves
+
+    if reason := serves(spec, contender, dtype):
+        pytest.skip(f"{contender}: {reason}")
+    assert verified(spec, contender, dtype)
+
+    def run() -> object:
+        with ops.use_backend(**{spec.name: contender}):
+            return spec.function(**call)
+
+    return run
+
+
+def times_s(call: Callable[[], object], rounds: int = ROUNDS) -> list[float]:
+    """Seconds of single calls after a warm-up: on a GPU between events, with the L2 cache flushed before each."""
+    for _ in range(3 if DEVICE == "cuda" else 1):
+        call()
+    if DEVICE == "cpu":
+        seconds = [_wall_s(call) for _ in range(3)]
+        while len(seconds) < rounds and sum(seconds) < MOST_SECONDS:
+            seconds.append(_wall_s(call))
+        return seconds
+    flush = torch.empty(256 << 20, dtype=torch.int8, device=DEVICE)
+    pairs = []
+    for _ in range(3 * rounds):
+        flush.zero_()
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        call()
+        end.record()
+        pairs.append((begin, end))
+    torch.cuda.synchronize()
+    return [1e-3 * begin.elapsed_time(end) for begin, end in pairs]
+
+
+def _wall_s(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+@functools.cache
+def copy_rate() -> float:
+    """Bytes per second that a large copy reads and writes on this machine."""
+    source = torch.ones(1 << 26 if DEVICE == "cpu" else 1 << 30, dtype=torch.uint8, device=DEVICE)
+    target = torch.ones_like(source)
+    return 2 * source.numel() / min(times_s(lambda: target.copy_(source)))
+
+
+@functools.cache
+def compute_rate(dtype: torch.dtype) -> float:
+    """Operations per second of the library's best dense product here: a square matrix product, or on a CPU
+    (whose BLAS may miss the widest vectors) a direct convolution."""
+    n = 1024 if DEVICE == "cpu" else 8192
+    a, b = (torch.randn(n, n, device=DEVICE).to(dtype) for _ in range(2))
+    rates = [2 * n**3 / min(times_s(lambda: a @ b))]
+    if DEVICE == "cpu":
+        x = torch.randn(1, 256, 32, 32).to(dtype, memory_format=torch.channels_last)
+        w = torch.randn(256, 256, 3, 3).to(dtype, memory_format=torch.channels_last)
+        with torch.no_grad():
+            rates.append(2 * 9 * 256 * 256 * 32 * 32 / min(times_s(lambda: F.conv2d(x, w, padding=1))))
+    return max(rates)
+
+
+def figures(seconds: float, work: Work, dtype: torch.dtype) -> dict[str, float]:
+    """Rates, and the fraction of the ceiling that binds: the floor's time over the time taken."""
+    found = {}
+    floors = []
+    if work.bytes:
+        found["gb_per_s"] = work.bytes / seconds / 1e9
+        floors.append(work.bytes / copy_rate())
+    if work.flops:
+        found["gflop_per_s"] = work.flops / seconds / 1e9
+        floors.append(work.flops / compute_rate(dtype))
+    if floors:
+        found["floor_us"] = 1e6 * max(floors)
+        found["fraction_of_ceiling"] = max(floors) / seconds
+    return found
+
+
+def quantiles_us(seconds: list[float]) -> dict[str, float]:
+    """Median, 20th and 80th percentile."""
+    cuts = statistics.quantiles(seconds, n=5, method="inclusive")
+    return {
+        "median_us": 1e6 * statistics.median(seconds),
+        "p20_us": 1e6 * cuts[0],
+        "p80_us": 1e6 * cuts[-1],
+    }
