@@ -2,7 +2,16 @@
 checks)."""
 
 from ._registry import use_backend
+from .conv3x3 import conv3x3, fold_1x1, pack_conv3x3
 from .posterior_step import posterior_step
 from .q_sample import normal, q_sample
 
-__all__ = ["normal", "posterior_step", "q_sample", "use_backend"]
+__all__ = [
+    "conv3x3",
+    "fold_1x1",
+    "normal",
+    "pack_conv3x3",
+    "posterior_step",
+    "q_sample",
+    "use_backend",
+]

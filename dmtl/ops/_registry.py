@@ -5,8 +5,8 @@ operator, below the dispatcher: graphs, exports and checkpoints never name one. 
 reaches `dmtl.kernels`.
 
 Choice, strongest first: `use_backend(op="name")`, `use_backend("name")`, `DMTL_BACKEND_<OP>`, `DMTL_BACKEND`,
-automatic (the first of `AUTOMATIC` that can). An explicit choice succeeds or raises NotImplementedError with
-every candidate's reasons.
+automatic (the first of `AUTOMATIC` that can; of the operators that say so, the fastest of those that can). An
+explicit choice succeeds or raises NotImplementedError with every candidate's reasons.
 Overrides are global to the process, because backward passes run on other threads.
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -24,6 +24,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from dmtl._measure import Fastest
 from dmtl._support import Support, why_not
 from dmtl.errors import BackendError, ConfigError
 
@@ -50,6 +51,9 @@ class Operator:
     fake: Callable
     # Called with the operator's arguments when its tensors are on the CPU.
     check_values: Callable | None = None
+    # Called with the operator's arguments: the kind of call. Where given, automatic choice on the devices of
+    # `MEASURED` takes the fastest backend, timed once for each kind (`dmtl._measure`).
+    kind: Callable[..., Hashable] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +78,12 @@ class OpSpec:
     )
 
 
+MEASURED = ("cuda",)
 REGISTRY: dict[str, OpSpec] = {}
+_fastest = Fastest()
 _overrides: list[dict[str, str]] = []
 _announced: set[str] = set()
+_NO_KERNEL = "has no kernel for this op"
 
 
 def add(spec: OpSpec) -> OpSpec:
@@ -95,7 +102,7 @@ def _module(op: str, backend: str) -> ModuleType | str:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and name.startswith(error.name):
-            return "has no kernel for this op"
+            return _NO_KERNEL
         return f"cannot be imported ({error})"
     except ImportError as error:
         return f"cannot be imported ({error})"
@@ -168,7 +175,7 @@ def _announce(spec: OpSpec, backend: str, passed_over: list[str]) -> None:
         module = _module(spec.name, other)
         reasons = [module] if isinstance(module, str) else module.SUPPORT.available()
         for reason in reasons:
-            if reason not in _announced:
+            if reason != _NO_KERNEL and reason not in _announced:  # some ops need no kernel of some backends
                 _announced.add(reason)
                 warnings.warn(
                     f"dmtl: backend {other} is not available ({reason}); {spec.name} uses {backend}. "
@@ -191,9 +198,35 @@ def _run(spec: OpSpec, operator: Operator, *args):
     if operator.check_values is not None and data[0].device.type == "cpu":
         operator.check_values(*args)
     backend = choose(spec, data, operator, args)
+    device = data[0].device
+    if operator.kind is not None and device.type in MEASURED and requested(spec.name) is None:
+        backend = _measured(spec, operator, data, args)
+    return _implementation(spec, operator, backend)(*args)
+
+
+def _implementation(spec: OpSpec, operator: Operator, backend: str) -> Callable:
     if backend == "reference":
-        return operator.reference(*args)
-    return getattr(_module(spec.name, backend), operator.name)(*args)
+        return operator.reference
+    return getattr(_module(spec.name, backend), operator.name)
+
+
+def _measured(spec: OpSpec, operator: Operator, data: Sequence[Tensor], args: Sequence) -> str:
+    """The fastest of the backends that can serve this call; the library's own where nothing may be measured."""
+    device = data[0].device
+    able = [
+        name
+        for name in reversed(candidates(spec, device.type))
+        if not reasons_against(spec, name, data, operator, args)
+    ]
+    ways = {name: partial(_implementation(spec, operator, name), *args) for name in able}
+    return _fastest.choose((operator.name, device, data[0].dtype, operator.kind(*args)), ways, device)
+
+
+def packed(spec: OpSpec, weight: Tensor) -> Tensor:
+    """The weight as the backend that would serve the op for it wants it (`pack` of its module), or as it is."""
+    backend = choose(spec, [weight])
+    pack = None if backend == "reference" else getattr(_module(spec.name, backend), "pack", None)
+    return weight if pack is None else pack(weight)
 
 
 @contextmanager

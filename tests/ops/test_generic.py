@@ -175,7 +175,7 @@ def test_explicit_choice_never_falls_back(spec):
         spec.function(**sample)
     message = str(refusal.value)
     assert message.startswith(f"{spec.name}: backend cuda (asked for by dmtl.use_backend) cannot serve")
-    assert "device cpu is not one of cuda" in message
+    assert "device cpu is not one of cuda" in message or "cuda: has no kernel for this op" in message
     assert "reference: could serve it" in message
     assert all(f"\n  {backend}: " in message for backend in ("cuda", "triton", "cpu", "reference"))
 

@@ -1,0 +1,55 @@
+"""What the adapters of conv3x3 share: the gradients that the library computes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def library_gradients(
+    g: Tensor,
+    x: Tensor,
+    weights: list[Tensor],
+    counts: list[int],
+    need_weights: bool,
+    need_biases: bool,
+    need_taps: bool,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Gradients of weights, biases and tap biases, each a list for all tasks (empty where not needed).
+
+    g: [R, K, h, w], the incoming gradient behind the ReLU; x: [R, C, h, w]; rows sorted by task.
+    """
+    d_weights = [torch.zeros_like(weight) for weight in weights] if need_weights else []
+    d_biases = [weight.new_zeros(weight.shape[0]) for weight in weights] if need_biases else []
+    d_taps = [weight.new_zeros(weight.shape[0], 3, 3) for weight in weights] if need_taps else []
+    end = 0
+    for task, count in enumerate(counts):
+        rows, end = slice(end, end + count), end + count
+        if count == 0:
+            continue
+        if need_weights:
+            d_weights[task].copy_(_weight_gradient(g[rows], x[rows], weights[task]))
+        if need_biases or need_taps:
+            taps = _tap_sums(g[rows].sum(0, dtype=torch.float32))
+            if need_biases:
+                d_biases[task].copy_(taps[:, 1, 1])  # every pixel has its middle tap inside
+            if need_taps:
+                d_taps[task].copy_(taps)
+    return d_weights, d_biases, d_taps
+
+
+def _weight_gradient(g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    ones, mask = [1, 1], [False, True, False]
+    return torch.ops.aten.convolution_backward(g, x, weight, None, ones, ones, ones, False, [0, 0], 1, mask)[
+        1
+    ]
+
+
+def _tap_sums(total: Tensor) -> Tensor:
+    """[K, h, w] -> [K, 3, 3]: sums over the pixels whose tap (a, b) is inside the image.
+
+    A tap of the first row of weights misses the image in its first row of pixels, and so on round the border.
+    """
+    rows = total.sum(1)  # [K, w]
+    rows = torch.stack([rows - total[:, 0], rows, rows - total[:, -1]], dim=1)
+    return torch.stack([rows[..., 1:].sum(-1), rows.sum(-1), rows[..., :-1].sum(-1)], dim=2)

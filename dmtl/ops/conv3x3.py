@@ -1,0 +1,303 @@
+"""3x3 convolution + bias + ReLU, grouped by task       (DiffusionMTL, sec. 3.3: the denoiser's pre and head layers)
+
+Legend: R rows ((sample, task) pairs, sorted by task), counts[t] rows of task t (sum R, zeros allowed), C channels
+in, K channels out, h x w pixels; x [R, C, h, w], weights[t] [K, C, 3, 3], biases[t] [K], tap_biases[t] [K, 3, 3].
+    y[r, k, i, j] = biases[k] + sum over (a, b) with (i + a - 1, j + b - 1) inside the image of
+                    tap_biases[k, a, b] + sum_c weights[k, c, a, b] x[r, c, i + a - 1, j + b - 1]
+    out = max(y, 0) if relu else y, with the weights of the row's task; zero padding of 1.
+A tap bias is what a constant added to the unpadded input adds through a tap: with it a 1x1 convolution in front
+folds into the 3x3 one exactly, borders included (`fold_1x1`).
+Gradients, with g = grad where out > 0 (everywhere without relu):
+    d x = g convolved with the weights, flipped, in and out exchanged; d weights = correlation of g and x;
+    d biases[k] = sum of g[:, k]; d tap_biases[k, a, b] = sum of g[:, k] over the pixels whose tap (a, b) is inside.
+Numerics: float32, bfloat16, float16, one dtype for all, products summed in float32 (as the library does); float64
+in the reference. Maps in and out are stored channels-last; other strides are copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import _checks, _registry
+from ._registry import Operator, OpSpec, add
+
+_SCHEMA = (
+    "(Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] tap_biases, Tensor[] packed, int[] counts, "
+    "bool relu) -> Tensor"
+)
+_BACKWARD_SCHEMA = (
+    "(Tensor grad, Tensor x, Tensor[] weights, Tensor? out, int[] counts, bool relu, bool need_x, "
+    "bool need_weights, bool need_biases, bool need_taps) -> (Tensor, Tensor[], Tensor[], Tensor[])"
+)
+
+
+def _empty_map(x: Tensor, channels: int) -> Tensor:
+    shape = (x.shape[0], channels, *x.shape[2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _tasks(counts: Sequence[int]) -> list[tuple[int, slice]]:
+    """(task, its rows) for every task that has rows."""
+    ends = [sum(counts[: task + 1]) for task in range(len(counts))]
+    return [(task, slice(ends[task] - n, ends[task])) for task, n in enumerate(counts) if n]
+
+
+def _inside(size: int, like: Tensor) -> Tensor:
+    """[3, size]: 1 where tap a of pixel i, pixel i + a - 1, is inside the image."""
+    target = torch.arange(size, device=like.device) + torch.arange(-1, 2, device=like.device).unsqueeze(1)
+    return ((target >= 0) & (target < size)).to(like.dtype)
+
+
+def _reference(x, weights, biases, tap_biases, packed, counts, relu) -> Tensor:
+    h, w = x.shape[2:]
+    out = _empty_map(x, weights[0].shape[0])
+    for task, rows in _tasks(counts):
+        y = F.conv2d(x[rows], weights[task], biases[task] if biases else None, padding=1)
+        if tap_biases:
+            taps = tap_biases[task]
+            y = y + torch.einsum("kab,ai,bj->kij", taps, _inside(h, taps), _inside(w, taps))
+        out[rows] = torch.relu(y) if relu else y
+    return out
+
+
+def _reference_backward(
+    grad, x, weights, out, counts, relu, need_x, need_weights, need_biases, need_taps
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    (h, w), wide = x.shape[2:], torch.float64 if x.dtype == torch.float64 else torch.float32
+    d_x = _empty_map(x, x.shape[1]) if need_x else x.new_empty(0)
+    d_weights = [torch.zeros_like(weight) for weight in weights] if need_weights else []
+    d_biases = [weight.new_zeros(weight.shape[0]) for weight in weights] if need_biases else []
+    d_taps = [weight.new_zeros(weight.shape[0], 3, 3) for weight in weights] if need_taps else []
+    g = torch.ops.aten.threshold_backward(grad, out, 0) if relu else grad
+    for task, rows in _tasks(counts):
+        if need_x or need_weights:
+            mask = [need_x, need_weights, False]
+            d_rows, d_weight, _ = torch.ops.aten.convolution_backward(
+                g[rows], x[rows], weights[task], None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, mask
+            )
+            if need_x:
+                d_x[rows] = d_rows
+            if need_weights:
+                d_weights[task].copy_(d_weight)
+        if need_biases or need_taps:
+            total = g[rows].sum(0, dtype=wide)  # [K, h, w]
+            if need_biases:
+                d_biases[task].copy_(total.sum((1, 2)))
+            if need_taps:
+                d_taps[task].copy_(
+                    torch.einsum("kij,ai,bj->kab", total, _inside(h, total), _inside(w, total))
+                )
+    return d_x, d_weights, d_biases, d_taps
+
+
+def _fake(x, weights, biases, tap_biases, packed, counts, relu) -> Tensor:
+    return _empty_map(x, weights[0].shape[0])
+
+
+def _fake_backward(
+    grad, x, weights, out, counts, relu, need_x, need_weights, need_biases, need_taps
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    return (
+        _empty_map(x, x.shape[1]) if need_x else x.new_empty(0),
+        [torch.empty_like(weight) for weight in weights] if need_weights else [],
+        [weight.new_empty(weight.shape[0]) for weight in weights] if need_biases else [],
+        [weight.new_empty(weight.shape[0], 3, 3) for weight in weights] if need_taps else [],
+    )
+
+
+def _kind(x, weights, biases, tap_biases, packed, counts, relu) -> tuple:
+    """What a call's speed depends on; rows to the next power of two, so that ragged batches are few kinds."""
+    tasks = sum(count > 0 for count in counts)
+    return (*x.shape[1:], weights[0].shape[0], tasks, x.shape[0].bit_length(), bool(tap_biases))
+
+
+def _kind_backward(grad, x, weights, out, counts, relu, *needs) -> tuple:
+    return (*_kind(x, weights, [], [], [], counts, relu), *needs)
+
+
+class _Conv3x3(torch.autograd.Function):
+    """The lists travel flat: weights, then biases, tap biases and packed weights where there are any."""
+
+    @staticmethod
+    def forward(ctx, x, counts, relu, has_biases, has_taps, has_packed, *flat):
+        tasks = len(counts)
+        lists, rest = [list(flat[:tasks])], list(flat[tasks:])
+        for present in (has_biases, has_taps, has_packed):
+            lists.append(rest[:tasks] if present else [])
+            rest = rest[tasks:] if present else rest
+        out = torch.ops.dmtl.conv3x3(x, *lists, counts, relu)
+        ctx.save_for_backward(x, out if relu else None, *lists[0])
+        ctx.counts, ctx.relu, ctx.present = counts, relu, (has_biases, has_taps)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, out, *weights = ctx.saved_tensors
+        tasks, (has_biases, has_taps) = len(weights), ctx.present
+        needs = ctx.needs_input_grad
+        wanted = [any(needs[6 + tasks * i : 6 + tasks * (i + 1)]) for i in range(1 + has_biases + has_taps)]
+        need_weights = wanted.pop(0)
+        need_biases = has_biases and wanted.pop(0)
+        need_taps = has_taps and wanted.pop(0)
+        d_x, *lists = torch.ops.dmtl.conv3x3_backward(
+            grad, x, weights, out, ctx.counts, ctx.relu, needs[0], need_weights, need_biases, need_taps
+        )
+        given = [True, has_biases, has_taps]
+        flat = [
+            d for values, there in zip(lists, given, strict=True) if there for d in values or [None] * tasks
+        ]
+        flat += [None] * (len(needs) - 6 - len(flat))
+        return d_x if needs[0] else None, None, None, None, None, None, *flat
+
+
+def conv3x3(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor] | None,
+    counts: Sequence[int],
+    *,
+    relu: bool = False,
+    tap_biases: Sequence[Tensor] | None = None,
+    packed: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """3x3 convolution of every row with its task's weights, zero padding 1, then bias and ReLU.
+
+    x: [R, C, h, w] float32, bfloat16, float16 (or float64), any strides, rows sorted by task; counts: rows of each
+    of the T tasks, ints, sum R. weights: T tensors [K, C, 3, 3]; biases: T of [K] or None; tap_biases: T of
+    [K, 3, 3] or None (see `fold_1x1`); packed: T results of `pack_conv3x3` on these weights, or None: then a backend
+    that transforms weights does it in every call. All of x's dtype and device (packed is the backend's own).
+
+    Returns [R, K, h, w], channels-last. Differentiable once, in x, weights, biases and tap_biases.
+    Raises TypeError (types, dtypes), ValueError (shapes, devices, counts), NotImplementedError (a backend asked for
+    by name cannot serve the call).
+    """
+    counts = _check(x, weights, biases, counts, tap_biases, packed)
+    lists = [list(weights), list(biases or []), list(tap_biases or []), list(packed or [])]
+    flat = [value for values in lists for value in values]
+    if torch.is_grad_enabled() and (x.requires_grad or any(value.requires_grad for value in flat)):
+        present = [bool(values) for values in lists[1:]]
+        return _Conv3x3.apply(x, counts, bool(relu), *present, *flat)
+    return torch.ops.dmtl.conv3x3(x, *lists, counts, bool(relu))
+
+
+def _check(x, weights, biases, counts, tap_biases, packed) -> list[int]:
+    op = "conv3x3"
+    _checks.data(op, "x", x)
+    if x.dim() != 4 or 0 in x.shape[1:]:
+        _checks.fail(op, "x", "of shape [R, C, h, w] with C, h, w > 0", list(x.shape))
+    for name, values in (("weights", weights), ("counts", counts)):
+        if not isinstance(values, (list, tuple)):
+            _checks.fail(op, name, "a list", type(values).__name__, TypeError)
+    if not weights:
+        _checks.fail(op, "weights", "of at least one task", "an empty list")
+    tasks, first = len(weights), _checks.tensor(op, "weights[0]", weights[0])
+    if first.dim() != 4 or first.shape[0] == 0:
+        _checks.fail(op, "weights[0]", f"of shape [K, {x.shape[1]}, 3, 3]", list(first.shape))
+    K = first.shape[0]
+    for name, values, shape in (
+        ("weights", weights, (K, x.shape[1], 3, 3)),
+        ("biases", biases, (K,)),
+        ("tap_biases", tap_biases, (K, 3, 3)),
+        ("packed", packed, None),
+    ):
+        _check_list(op, name, values, tasks, shape, x)
+    for count in counts:
+        if not isinstance(count, int) or isinstance(count, bool):
+            _checks.fail(op, "counts", "a list of ints", type(count).__name__, TypeError)
+    if len(counts) != tasks or any(count < 0 for count in counts) or sum(counts) != x.shape[0]:
+        _checks.fail(op, "counts", f"{tasks} numbers of rows with sum {x.shape[0]}", list(counts))
+    return list(counts)
+
+
+def _check_list(op: str, name: str, values, tasks: int, shape: tuple[int, ...] | None, x: Tensor) -> None:
+    """None, or one tensor for each task, of this shape and x's dtype and device (no shape: any tensors)."""
+    if values is None:
+        return
+    if not isinstance(values, (list, tuple)):
+        _checks.fail(op, name, "a list", type(values).__name__, TypeError)
+    if len(values) != tasks:
+        _checks.fail(op, name, f"of {tasks} tasks", len(values))
+    for task, value in enumerate(values):
+        argument = f"{name}[{task}]"
+        _checks.tensor(op, argument, value)
+        _checks.on_device(op, argument, value, x.device)
+        if shape is None:
+            continue
+        if value.dtype != x.dtype:
+            dtypes = (_checks.dtype_name(x.dtype), _checks.dtype_name(value.dtype))
+            _checks.fail(op, argument, f"of x's dtype {dtypes[0]}", dtypes[1], TypeError)
+        if value.shape != shape:
+            _checks.fail(op, argument, f"of shape {list(shape)}", list(value.shape))
+
+
+def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
+    """Arguments for tests and benchmarks: with and without bias, tap biases and ReLU; absent tasks; no rows."""
+    generator = torch.Generator().manual_seed(len(size))
+
+    def case(counts, C, K, h, w, *, relu=False, biases=True, taps=False) -> dict:
+        def draw(*shape: int, scale: float = 1.0) -> Tensor:
+            return (scale * torch.randn(shape, generator=generator)).to(device, dtype)
+
+        x = draw(sum(counts), C, h, w).contiguous(memory_format=torch.channels_last)
+        return dict(
+            x=x,
+            weights=[draw(K, C, 3, 3, scale=(9 * C) ** -0.5) for _ in counts],
+            biases=[draw(K) for _ in counts] if biases else None,
+            counts=list(counts),
+            relu=relu,
+            tap_biases=[draw(K, 3, 3, scale=0.3) for _ in counts] if taps else None,
+        )
+
+    if size == "large":
+        return [case((1, 1, 1, 1, 1), 512, 512, 64, 64, relu=True, taps=True)]
+    if size == "tiny":
+        return [
+            case((1,), 8, 8, 1, 1, taps=True),
+            case((0, 1), 8, 8, 2, 3, relu=True),
+            case((0, 0), 8, 8, 2, 2, relu=True, taps=True),
+        ]
+    sliced = case((3, 2), 16, 8, 7, 5, biases=False)
+    wide = torch.randn(5, 32, 7, 10, generator=generator).to(device, dtype)
+    sliced["x"] = wide[:, ::2, :, ::2]
+    dense = case((2,), 8, 40, 6, 9, biases=False, taps=True)
+    dense["x"] = dense["x"].contiguous()
+    return [case((2, 0, 3), 24, 16, 9, 13, relu=True, taps=True), sliced, dense]
+
+
+SPEC = add(
+    OpSpec(
+        name="conv3x3",
+        forward=Operator("conv3x3", _SCHEMA, _reference, _fake, kind=_kind),
+        backward=Operator(
+            "conv3x3_backward", _BACKWARD_SCHEMA, _reference_backward, _fake_backward, kind=_kind_backward
+        ),
+        function=conv3x3,
+        differentiable=("x", "weights", "biases", "tap_biases"),
+        samples=_samples,
+    )
+)
+
+
+def pack_conv3x3(weight: Tensor) -> Tensor:
+    """The weight [K, C, 3, 3] as the backend that would serve `conv3x3` now wants it (what it is, only that backend
+    knows; a backend that gets a foreign one uses the weight itself). Without gradient; pack again when it changes."""
+    return _registry.packed(SPEC, weight.detach())
+
+
+def fold_1x1(
+    weight3: Tensor, bias3: Tensor | None, weight1: Tensor, bias1: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """conv3x3(conv1x1(x)) as one conv3x3: (weight, bias, tap_bias), differentiable.
+
+    weight3: [K, M, 3, 3], bias3: [K] or None; weight1: [M, C, 1, 1] or [M, C], bias1: [M] or None (then there is no
+    tap_bias). The padding of the 3x3 convolution is zeros, which bias1 does not reach: hence a bias per tap.
+    """
+    weight = torch.einsum("kmab,mc->kcab", weight3, weight1.flatten(1))
+    tap_bias = None if bias1 is None else torch.einsum("kmab,m->kab", weight3, bias1)
+    return weight, bias3, tap_bias

@@ -1,0 +1,253 @@
+"""conv3x3 in Triton: an implicit GEMM over channels-last maps, all tasks in one launch; forward and data gradient.
+
+A program makes BLOCK_M pixels x BLOCK_N output channels of one task. The reduction runs over (tap, channel), channel
+innermost, so that every load is a run of channels of one shifted pixel; bias, tap biases and ReLU happen on the
+accumulator. Both products read the weights where they lie, [K, 3, 3, C]: the data gradient walks the taps backwards
+and reduces over K, so nobody flips or transposes them. The weight gradient is the library's.
+
+One launch, not one for each task: a task of few rows does not fill the device, and the tails of separate launches
+add up (counts 9, 0, 7, 3, 5 of 32x32 pixels on 132 SMs: 8 rounds of tiles instead of 6). The rows of each task travel
+as kernel arguments, so nothing is copied to the device.
+
+Floor (H200, bf16): 19.3 GFLOP for a map 512 -> 512 at 64x64, 24.5 us at the 788 TFLOP/s that a large matmul reaches;
+1,500 FLOP a byte, so memory is no bound. Not timed there yet: automatic choice measures this kernel beside cuDNN.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from dmtl.kernels.triton._noise import INTERPRETED
+from torch import Tensor
+
+import triton
+import triton.language as tl
+from dmtl._measure import Fastest
+from dmtl._support import Support
+from dmtl.kernels._conv3x3 import library_gradients
+
+_MAX_TASKS = 16  # more take further launches
+
+
+def _missing() -> list[str]:
+    if INTERPRETED or torch.cuda.is_available():
+        return []
+    return ["torch sees no CUDA device (and TRITON_INTERPRET=1 is not set)"]
+
+
+# The interpreter multiplies bfloat16 wrongly.
+SUPPORT = Support(
+    devices=("cpu",) if INTERPRETED else ("cuda",),
+    dtypes=(torch.float32, torch.float16) if INTERPRETED else (torch.float32, torch.bfloat16, torch.float16),
+    available=_missing,
+)
+
+
+def _config(m: int, n: int, k: int, warps: int, stages: int) -> dict[str, int]:
+    return dict(BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, num_warps=warps, num_stages=stages)
+
+
+# By dtype, the first one the default where nothing may be measured.
+CONFIGS = {
+    torch.float32: [_config(128, 128, 16, 8, 3), _config(64, 64, 32, 8, 3)],
+    torch.bfloat16: [_config(128, 128, 64, 8, 3), _config(256, 128, 64, 8, 3), _config(64, 128, 64, 4, 4)],
+}
+CONFIGS[torch.float16] = CONFIGS[torch.bfloat16]
+_fastest = Fastest()
+
+
+@triton.jit
+def _inside(y, x, dy, dx, height, width):
+    """Whether the pixel shifted by a tap is in the image."""
+    return (y + dy >= 0) & (y + dy < height) & (x + dx >= 0) & (x + dx < width)
+
+
+@triton.jit
+def _conv3x3_kernel(
+    out_ptr, x_ptr, weight_ptrs, bias_ptrs, tap_ptrs, counts, height, width, c_in, c_out,
+    TASKS: tl.constexpr, BIAS: tl.constexpr, TAPS: tl.constexpr, RELU: tl.constexpr, BACKWARD: tl.constexpr,
+    EVEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    columns = tl.cdiv(c_out, BLOCK_N)
+    tile = tl.program_id(0) // columns  # neighbours share the pixels
+    n = tl.program_id(0) % columns * BLOCK_N + tl.arange(0, BLOCK_N)
+
+    # Which task is this tile of?
+    task_begin = tl.zeros((), tl.int64)  # its first pixel among all
+    size = 0  # its pixels
+    tile_in_task = 0
+    weight_ptr = weight_ptrs[0]
+    if BIAS:
+        bias_ptr = bias_ptrs[0]
+    if TAPS:
+        tap_ptr = tap_ptrs[0]
+    begin = tl.zeros((), tl.int64)
+    first_tile = 0
+    for task in tl.static_range(TASKS):
+        pixels = counts[task] // 16 * (height * width)
+        tiles = tl.cdiv(pixels, BLOCK_M)
+        mine = (tile >= first_tile) & (tile < first_tile + tiles)
+        task_begin = tl.where(mine, begin, task_begin)
+        size = tl.where(mine, pixels, size)
+        tile_in_task = tl.where(mine, tile - first_tile, tile_in_task)
+        weight_ptr = tl.where(mine, weight_ptrs[task], weight_ptr)
+        if BIAS:
+            bias_ptr = tl.where(mine, bias_ptrs[task], bias_ptr)
+        if TAPS:
+            tap_ptr = tl.where(mine, tap_ptrs[task], tap_ptr)
+        begin += pixels
+        first_tile += tiles
+
+    m = tile_in_task * BLOCK_M + tl.arange(0, BLOCK_M)
+    valid = m < size
+    y = m // width % height
+    x = m % width
+    tile_begin = task_begin + tile_in_task * BLOCK_M  # 64 bits here; offsets inside a tile need only 32
+    row = tl.arange(0, BLOCK_M) * c_in
+    x_ptr += tile_begin * c_in
+    k = tl.arange(0, BLOCK_K)
+    blocks = tl.cdiv(c_in, BLOCK_K)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for step in range(9 * blocks):
+        tap = step // blocks
+        c = step % blocks * BLOCK_K + k
+        dy = tap // 3 - 1
+        dx = tap % 3 - 1
+        inside = (valid & _inside(y, x, dy, dx, height, width))[:, None]
+        if BACKWARD:
+            weight = (c[:, None] * 9 + (8 - tap)) * c_out + n[None, :]
+        else:
+            weight = (n[None, :] * 9 + tap) * c_in + c[:, None]
+        if EVEN:
+            a = tl.load(
+                x_ptr + (row + (dy * width + dx) * c_in)[:, None] + c[None, :], mask=inside, other=0.0
+            )
+            b = tl.load(weight_ptr + weight)
+        else:
+            real = c < c_in
+            a = tl.load(x_ptr + (row + (dy * width + dx) * c_in)[:, None] + c[None, :],
+                        mask=inside & real[None, :], other=0.0)  # fmt: skip
+            b = tl.load(weight_ptr + weight, mask=real[:, None] & (n < c_out)[None, :], other=0.0)
+        acc = tl.dot(a, b, acc, input_precision="ieee")
+
+    column = n < c_out
+    if TAPS:  # nine more input channels: one for each tap, 1 where it is inside the image
+        tap = tl.arange(0, 16)
+        reached = _inside(y[:, None], x[:, None], tap[None, :] // 3 - 1, tap[None, :] % 3 - 1, height, width)
+        reached = reached & (tap < 9)[None, :]
+        value = tl.load(
+            tap_ptr + n[None, :] * 9 + tap[:, None], mask=(tap < 9)[:, None] & column[None, :], other=0.0
+        )
+        acc = tl.dot(reached.to(value.dtype), value, acc, input_precision="ieee")
+    if BIAS:
+        acc += tl.load(bias_ptr + n, mask=column, other=0.0).to(tl.float32)[None, :]
+    if RELU:
+        acc = tl.where(acc < 0.0, 0.0, acc)  # NaN stays
+    out_ptr += tile_begin * c_out
+    offset = (tl.arange(0, BLOCK_M) * c_out)[:, None] + n[None, :]
+    tl.store(out_ptr + offset, acc.to(out_ptr.dtype.element_ty), mask=valid[:, None] & column[None, :])
+
+
+def pack(weight: Tensor) -> Tensor:
+    """The weight stored as [K, 3, 3, C]."""
+    return weight.contiguous(memory_format=torch.channels_last)
+
+
+def _launch(out, x, weights, biases, taps, counts, relu, backward, config) -> None:
+    h, w = x.shape[2:]
+    block_m, block_n, block_k = (config[f"BLOCK_{axis}"] for axis in "MNK")
+    grid = (sum(triton.cdiv(n * h * w, block_m) for n in counts) * triton.cdiv(out.shape[1], block_n),)
+    with torch.cuda.device_of(x):
+        _conv3x3_kernel[grid](
+            out, x, tuple(weights), tuple(biases) or None, tuple(taps) or None,
+            # Triton compiles anew for an integer argument that is 1, or a multiple of 16: these are neither.
+            tuple(16 * n + 2 for n in counts), h, w, x.shape[1], out.shape[1],
+            TASKS=len(weights), BIAS=bool(biases), TAPS=bool(taps), RELU=relu, BACKWARD=backward,
+            EVEN=x.shape[1] % block_k == 0 and out.shape[1] % block_n == 0, **config,
+        )  # fmt: skip
+
+
+def _convolve(x, weights, biases, taps, counts, relu=False, backward=False) -> Tensor:
+    """The kernel on channels-last maps, at most _MAX_TASKS tasks in a launch."""
+    channels = weights[0].shape[1 if backward else 0]
+    x = x.contiguous(memory_format=torch.channels_last)
+    shape = (x.shape[0], channels, *x.shape[2:])
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    begin = 0
+    for first in range(0, len(counts), _MAX_TASKS):
+        some = slice(first, first + _MAX_TASKS)
+        rows = slice(begin, begin + sum(counts[some]))
+        if rows.stop > begin:
+            launch = partial(
+                _launch,
+                out[rows],
+                x[rows],
+                weights[some],
+                biases[some],
+                taps[some],
+                counts[some],
+                relu,
+                backward,
+            )
+            launch(_choose_config(launch, out[rows], x, backward))
+        begin = rows.stop
+    return out
+
+
+def _choose_config(launch: Callable[[dict], None], out: Tensor, x: Tensor, backward: bool) -> dict[str, int]:
+    """The configuration that is the fastest for calls of this kind, measured at the first one."""
+    configs = {str(config): config for config in CONFIGS[x.dtype][: 1 if INTERPRETED else None]}
+    kind = (x.device, x.dtype, *x.shape[1:], out.shape[1], out.shape[0].bit_length(), backward)
+    return configs[_fastest.choose(kind, {name: partial(launch, c) for name, c in configs.items()}, x.device)]
+
+
+def conv3x3(x, weights, biases, tap_biases, packed, counts, relu) -> Tensor:
+    stored = [pack(weight) for weight in (packed if _ours(packed, weights) else weights)]
+    return _convolve(x, stored, _dense(biases), _dense(tap_biases), counts, relu)
+
+
+def _ours(packed: list[Tensor], weights: list[Tensor]) -> bool:
+    return bool(packed) and all(p.shape == w.shape for p, w in zip(packed, weights, strict=True))
+
+
+def _dense(values: list[Tensor]) -> list[Tensor]:
+    return [value.contiguous() for value in values]
+
+
+def conv3x3_backward(grad, x, weights, out, counts, relu, need_x, need_weights, need_biases, need_taps):
+    g = torch.ops.aten.threshold_backward(grad, out, 0) if relu else grad
+    d_x = x.new_empty(0)
+    if need_x:
+        d_x = _convolve(g, [pack(weight) for weight in weights], [], [], counts, backward=True)
+    return d_x, *library_gradients(g, x, weights, counts, need_weights, need_biases, need_taps)
+
+
+def compilations() -> list[tuple]:
+    """Every form of the kernel that a call may compile: (kernel, signature, constants, options)."""
+    flags = [False, True]
+    forms = [(*form, False) for form in itertools.product(flags, flags, flags)] + [
+        (False, False, False, True)
+    ]
+    return [
+        _compilation(dtype, config, *form, even)
+        for dtype, configs in CONFIGS.items()
+        for config in configs
+        for form in forms
+        for even in flags
+    ]
+
+
+def _compilation(dtype, config, bias, taps, relu, backward, even, tasks: int = 5) -> tuple:
+    constants = dict(TASKS=tasks, BIAS=bias, TAPS=taps, RELU=relu, BACKWARD=backward, EVEN=even)
+    constants |= {name: value for name, value in config.items() if name.startswith("BLOCK")}
+    pointer = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}[dtype]
+    size = "i32:16" if even else "i32"
+    signature = dict(out_ptr=pointer, x_ptr=pointer, height=size, width=size, c_in=size, c_out=size)
+    signature |= {name: (pointer,) * tasks for name in ("weight_ptrs", "bias_ptrs", "tap_ptrs")}
+    signature["counts"] = ("i32",) * tasks
+    constants |= {name: None for name, given in (("bias_ptrs", bias), ("tap_ptrs", taps)) if not given}
+    options = {name: config[name] for name in ("num_warps", "num_stages")}
+    return _conv3x3_kernel, signature, constants, options
