@@ -285,5 +285,7 @@ SPEC = add(
             "proj_weight", "proj_bias", "query",
         ),
         samples=_samples,
+        # d_norm_y_bias is a sum over all tokens of which the keys' share cancels.
+        tolerance={torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-3},
     )
 )  # fmt: skip
