@@ -1,7 +1,7 @@
 """`make gpu-check`: everything that needs a CUDA machine, in one command of under ten minutes.
 
-Runs the tests and the operator benchmarks on the device, then times the whole model (inference and a
-training step), and appends one JSON object per figure to a file: commit, versions, device, name, value,
+Times the whole model (inference and a training step), runs the operators' and the model's tests on every
+backend, the operator benchmarks and compute-sanitizer, prints a short table, and appends one JSON object per figure to a file: commit, versions, device, name, value,
 unit. Times are medians of CUDA events; a part that fails its check gives a row with an "error" instead of a
 time.
 
@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -26,6 +28,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+PARTS = ("model", "tests", "benchmarks", "sanitizer")
 TASKS = {"semseg": 21, "human_parts": 7, "sal": None, "normals": None, "edge": None}
 
 
@@ -33,7 +36,7 @@ class Rows:
     """The result file: every row carries what is needed to compare it later."""
 
     def __init__(self, path: Path, device: str):
-        self.path = path
+        self.path, self.added = path, []
         path.parent.mkdir(parents=True, exist_ok=True)
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
@@ -52,70 +55,84 @@ class Rows:
 
     def add(self, name: str, **values) -> None:
         row = {"name": name, **values, **self.common}
+        self.added.append(row)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        print(name, json.dumps(values), flush=True)
+
+    def print_table(self) -> None:
+        """One line for each row of this run: operators as medians beside eager torch, everything else as it
+        is."""
+        eager = {
+            (row["op"], row["size"], row["dtype"]): row["median_us"]
+            for row in self.added
+            if row.get("contender") == "eager"
+        }
+        for row in self.added:
+            if "op" in row:
+                ratio = eager.get((row["op"], row["size"], row["dtype"]), math.nan) / row["median_us"]
+                share = row.get("fraction_of_ceiling", math.nan)
+                what = f"{row['op']} {row['size']} {row['dtype']} {row['contender']}"
+                print(f"{what:64}{row['median_us']:12.1f} us {ratio:7.2f}x eager {share:6.0%} of ceiling")
+            else:
+                values = {key: row[key] for key in row if key not in ("name", *self.common)}
+                print(f"{row['name']:64}{json.dumps(values)}")
 
 
 def run_tests(rows: Rows, limit_s: int) -> bool:
-    """The suite; what needs a package that is not here (the command line needs tyro) is left out and said."""
-    left_out = []
-    try:
-        import tyro  # noqa: F401
-    except ImportError:
-        left_out = ["tests/cli", "tests/test_readme.py"]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-n",
-        "auto",
-        "tests",
-        *(f"--ignore={path}" for path in left_out),
-    ]
+    """The tests of the ops on every backend, forward, backward and captured; and of the model."""
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "8", "-m", "not slow"]
+    command += ["tests/ops", "tests/models", "tests/diffusion", "tests/nn"]
     started = time.perf_counter()
+    code, out = finished(command, limit_s)
+    if code:
+        print("\n".join(out.splitlines()[-60:]), file=sys.stderr)
+    summary = (out.strip().splitlines() or ["no output"])[-1]
+    rows.add("tests", summary=summary, rc=code, seconds=round(time.perf_counter() - started, 1))
+    return code == 0
+
+
+def run_sanitizer(rows: Rows, limit_s: int) -> bool:
+    """compute-sanitizer over small calls of every op; left out, and said, where the tool is not there."""
+    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if not Path(tool).is_file():
+        rows.add("sanitizer", left_out="compute-sanitizer is not installed")
+        return True
+    passed = True
+    for check in ("memcheck", "racecheck"):
+        for backend in ("cuda", "triton"):
+            command = [tool, "--tool", check, "--error-exitcode", "9", "--launch-timeout", "0"]
+            command += [sys.executable, "-m", "tests.ops.small_calls", backend]
+            started = time.perf_counter()
+            code, out = finished(command, limit_s // 4)
+            summary = next((x for x in out.splitlines() if "SUMMARY" in x), out.strip()[-300:])
+            seconds = round(time.perf_counter() - started, 1)
+            rows.add(f"{check} {backend}", summary=summary, rc=code, seconds=seconds)
+            passed &= code in (0, 124)  # out of time is no finding
+    return passed
+
+
+def finished(command: list[str], limit_s: int) -> tuple[int, str]:
+    """Exit status and output of a command; 124 where it was stopped after `limit_s`."""
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s)
-        summary, code = (done.stdout.strip().splitlines() or ["no output"])[-1], done.returncode
-        if code:
-            print("\n".join(done.stdout.splitlines()[-60:]), file=sys.stderr)
-    except subprocess.TimeoutExpired:
-        summary, code = f"stopped after {limit_s} s", 124
-    rows.add(
-        "tests", summary=summary, rc=code, left_out=left_out, seconds=round(time.perf_counter() - started, 1)
-    )
-    return code == 0
+        return done.returncode, done.stdout + done.stderr
+    except subprocess.TimeoutExpired as stopped:
+        out = stopped.stdout or b""
+        return 124, out.decode(errors="replace") + f"\nstopped after {limit_s} s"
 
 
 def run_benchmarks(rows: Rows, limit_s: int) -> None:
     """The operator benchmarks, one row per case and contender."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "benchmarks.json"
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "benchmarks",
-            "--benchmark-only",
-            f"--benchmark-json={report}",
-        ]
-        try:
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s)
-        except subprocess.TimeoutExpired:
-            rows.add("benchmarks", error=f"stopped after {limit_s} s")
-            return
-        if done.returncode or not report.is_file():
-            rows.add("benchmarks", error=(done.stdout + done.stderr)[-2000:], rc=done.returncode)
+        command = [sys.executable, "-m", "pytest", "-q", "benchmarks", "--benchmark-only"]
+        code, out = finished([*command, f"--benchmark-json={report}"], limit_s)
+        if code:
+            rows.add("benchmarks", error=out[-2000:], rc=code)
+        if not report.is_file():
             return
         for bench in json.loads(report.read_text())["benchmarks"]:
-            rows.add(
-                bench["name"],
-                median_us=bench["stats"]["median"] * 1e6,
-                min_us=bench["stats"]["min"] * 1e6,
-                **bench["extra_info"],
-            )
+            rows.add(bench["name"], **bench["extra_info"])
 
 
 def median_ms(call: Callable[[], object], device: str, repeats: int) -> float:
@@ -231,9 +248,9 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument(
         "--only",
-        choices=("tests", "benchmarks", "model"),
+        choices=PARTS,
         nargs="*",
-        default=["tests", "benchmarks", "model"],
+        default=PARTS,
     )
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -244,10 +261,13 @@ def main() -> int:
     if "model" in args.only:  # first: the figures that only a GPU can give
         time_inference(rows, args.device, toy=args.device == "cpu")
         time_training(rows, args.device, toy=args.device == "cpu")
-    if "benchmarks" in args.only:
-        run_benchmarks(rows, limit_s=150)
     if "tests" in args.only:
-        passed = run_tests(rows, limit_s=300)
+        passed = run_tests(rows, limit_s=180)
+    if "benchmarks" in args.only:
+        run_benchmarks(rows, limit_s=180)
+    if "sanitizer" in args.only and args.device == "cuda":
+        passed &= run_sanitizer(rows, limit_s=100)
+    rows.print_table()
     print(f"rows in {args.out}")
     return 0 if passed else 1
 
