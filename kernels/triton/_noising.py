@@ -1,6 +1,8 @@
 """Triton kernels of the two noising ops and of their backward. A program makes 4 * BLOCK elements of one
 row."""
 
+import itertools
+
 import torch
 from dmtl.kernels.triton._noise import INTERPRETED, draw
 from torch import Tensor
@@ -27,7 +29,7 @@ SUPPORT = Support(
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["step"])  # one compilation for all steps
 def _noising_fwd_kernel(
     out_ptr, x_ptr, y_ptr, noise_ptr, key_ptr, t_ptr, coef_x_ptr, coef_y_ptr, coef_noise_ptr,
     count, channels, table_size, step, stride_out, stride_x, stride_y, stride_noise,
@@ -106,3 +108,36 @@ def scaling(*args) -> tuple[Tensor, ...]:
                 grid = (triton.cdiv(count, 1024), grad.shape[0])
                 _scaling_kernel[grid](target, grad, call.t_B, table, count, table.shape[0], SIZE=1024)
     return finish(outs, targets)
+
+
+def compilations() -> list[tuple]:
+    """Every form of the kernels that a call may compile: (kernel, signature, constants, options)."""
+    pointers = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+    flags = (False, True)
+    found = []
+    for dtype, last, has_y, source in itertools.product(pointers, flags, flags, ("GIVEN", "DRAWN", None)):
+        if has_y or source:
+            found.append(_noising_form(pointers[dtype], last, has_y, source))
+    for pointer in pointers.values():
+        signature = {"out_ptr": pointer, "grad_ptr": pointer, "t_ptr": "*i64", "table_ptr": "*fp32"}
+        signature |= {"count": "i32:16", "table_size": "i32"}
+        found.append((_scaling_kernel, signature, {"SIZE": 1024}, {}))
+    return found
+
+
+def _noising_form(pointer: str, last: bool, has_y: bool, source: str | None) -> tuple:
+    kernel = _noising_fwd_kernel
+    signature = {name: "i64" if name.startswith("stride") else "i32" for name in kernel.arg_names}
+    signature |= dict.fromkeys(("coef_x_ptr", "coef_y_ptr", "coef_noise_ptr"), "*fp32")
+    signature |= dict.fromkeys(("out_ptr", "x_ptr", "y_ptr", "noise_ptr"), pointer)
+    signature |= {"key_ptr": "*i64", "t_ptr": "*i64", "count": "i32:16"}
+    constants = {"HAS_Y": has_y, "GIVEN": source == "GIVEN", "DRAWN": source == "DRAWN"}
+    constants |= {"CHANNELS_LAST": last, "BLOCK": 256}
+    absent = {
+        "noise_ptr": source != "GIVEN",
+        "key_ptr": source != "DRAWN",
+        "y_ptr": not has_y,
+        "coef_y_ptr": not has_y,
+    }
+    constants |= {name: None for name, gone in absent.items() if gone}
+    return kernel, signature, constants, {}

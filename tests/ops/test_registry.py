@@ -1,13 +1,8 @@
-"""Choice of backends: overrides and their order, announced fallbacks, the table of `dmtl info`; Triton
-compiled without a GPU."""
+"""Choice of backends: overrides and their order, announced fallbacks, the table of `dmtl info`."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
 import warnings
 
 import pytest
@@ -109,55 +104,3 @@ def test_info(capsys, monkeypatch):
     print_info()
     printed = capsys.readouterr().out
     assert "q_sample" in printed and dmtl.__version__ in printed
-
-
-def test_triton_kernels_compile_without_a_gpu(tmp_path):
-    """Every Triton kernel, to a cubin, for both architectures that the package names (in a process without
-    the interpreter)."""
-    pytest.importorskip("triton")
-    if not sys.platform.startswith("linux"):
-        pytest.skip("Triton compiles on Linux")
-    program = textwrap.dedent("""
-        import itertools
-        import triton
-        from triton.backends.compiler import GPUTarget
-        from triton.compiler import ASTSource
-        from dmtl.kernels.triton import _noising
-
-        pointers = ("out_ptr", "x_ptr", "y_ptr", "noise_ptr", "grad_ptr")
-
-        def compile(kernel, constants, arch, dtype):
-            signature = {}
-            for name in kernel.arg_names:
-                if name in constants:
-                    signature[name] = "constexpr"
-                elif name in pointers:
-                    signature[name] = f"*{dtype}"
-                elif name.endswith("_ptr"):
-                    signature[name] = "*i64" if name in ("key_ptr", "t_ptr") else "*fp32"
-                else:
-                    signature[name] = "i64" if name.startswith("stride") else "i32"
-            source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-            compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32))
-            assert compiled.asm["cubin"][:4] == b"\\x7fELF"
-
-        for arch, dtype in ((80, "fp32"), (90, "bf16")):
-            drawn = {"HAS_Y": True, "GIVEN": False, "DRAWN": True, "CHANNELS_LAST": False, "BLOCK": 256,
-                     "noise_ptr": None}
-            given = {"HAS_Y": False, "GIVEN": True, "DRAWN": False, "CHANNELS_LAST": True, "BLOCK": 256,
-                     "key_ptr": None, "y_ptr": None, "coef_y_ptr": None}
-            compile(_noising._noising_fwd_kernel, drawn, arch, dtype)
-            compile(_noising._noising_fwd_kernel, given, arch, dtype)
-            compile(_noising._scaling_kernel, {"SIZE": 1024}, arch, dtype)
-        print("compiled")
-    """)
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment
-        | {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0 and "compiled" in done.stdout, done.stderr[-2000:]

@@ -1,0 +1,72 @@
+"""Every Triton kernel, in every form in which it may be launched, compiles for sm_80 and sm_90 and uses what it may."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from .cubins import MODULES, ROOT, markdown
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or not sys.platform.startswith("linux"),
+    reason="Triton compiles on Linux",
+)
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block may ask for
+
+
+def compiled(folder, *options: str) -> list[dict]:
+    """Rows of tests/ops/cubins.py in a process without the interpreter."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ops.cubins", *options],
+        cwd=ROOT,
+        env=environment | {"TRITON_CACHE_DIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(rows: list[dict]) -> None:
+    """No spills, shared memory that the device has, and tensor cores of the generation for half-precision products."""
+    for row in rows:
+        assert row["stack"] == 0, row
+        assert row["shared"] <= SHARED_LIMIT[row["arch"]], row
+        assert row["wgmma"] or row["arch"] < 90 or not row["half_dots"], row
+
+
+def test_one_form_of_each_kernel(tmp_path):
+    rows = compiled(tmp_path, "--quick", "--archs", "90")
+    assert {row["kernel"] for row in rows} == kernels()
+    check(rows)
+
+
+def test_integers_may_be_one(tmp_path):
+    assert {row["kernel"] for row in compiled(tmp_path, "--quick", "--ones", "--archs", "90")} == kernels()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ones", [False, True], ids=["", "ones"])
+@pytest.mark.parametrize("module", MODULES)
+def test_every_form(tmp_path, module, ones):
+    rows = compiled(tmp_path, "--modules", module, *(["--ones"] if ones else []))
+    check(rows)
+    assert not rows or markdown(rows).count("\n") > 2
+
+
+def kernels() -> set[str]:
+    """Names of the kernels in kernels/triton: jitted functions called *_kernel."""
+    found = set()
+    for name in MODULES:
+        text = (ROOT / "kernels" / "triton" / f"{name}.py").read_text()
+        found |= set(re.findall(r"@triton\.jit[^\n]*\ndef (\w+_kernel)\(", text))
+    return found
