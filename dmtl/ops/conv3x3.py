@@ -27,11 +27,11 @@ from . import _checks, _registry
 from ._registry import Operator, OpSpec, add
 
 _SCHEMA = (
-    "(Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] tap_biases, Tensor[] packed, int[] counts, "
+    "(Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] tap_biases, Tensor[] packed, SymInt[] counts, "
     "bool relu) -> Tensor"
 )
 _BACKWARD_SCHEMA = (
-    "(Tensor grad, Tensor x, Tensor[] weights, Tensor? out, int[] counts, bool relu, bool need_x, "
+    "(Tensor grad, Tensor x, Tensor[] weights, Tensor? out, SymInt[] counts, bool relu, bool need_x, "
     "bool need_weights, bool need_biases, bool need_taps) -> (Tensor, Tensor[], Tensor[], Tensor[])"
 )
 
@@ -208,7 +208,7 @@ def _check(x, weights, biases, counts, tap_biases, packed) -> list[int]:
     ):
         _check_list(op, name, values, tasks, shape, x)
     for count in counts:
-        if not isinstance(count, int) or isinstance(count, bool):
+        if not isinstance(count, (int, torch.SymInt)) or isinstance(count, bool):
             _checks.fail(op, "counts", "a list of ints", type(count).__name__, TypeError)
     if len(counts) != tasks or any(count < 0 for count in counts) or sum(counts) != x.shape[0]:
         _checks.fail(op, "counts", f"{tasks} numbers of rows with sum {x.shape[0]}", list(counts))
