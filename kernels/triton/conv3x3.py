@@ -57,6 +57,7 @@ CONFIGS = {
 }
 CONFIGS[torch.float16] = CONFIGS[torch.bfloat16]
 _fastest = Fastest()
+_MEASURE = not INTERPRETED  # the interpreter's time says nothing
 
 
 @triton.jit
@@ -199,7 +200,7 @@ def _convolve(x, weights, biases, taps, counts, relu=False, backward=False) -> T
 
 def _choose_config(launch: Callable[[dict], None], out: Tensor, x: Tensor, backward: bool) -> dict[str, int]:
     """The configuration that is the fastest for calls of this kind, measured at the first one."""
-    configs = {str(config): config for config in CONFIGS[x.dtype][: 1 if INTERPRETED else None]}
+    configs = {str(config): config for config in CONFIGS[x.dtype][: None if _MEASURE else 1]}
     kind = (x.device, x.dtype, *x.shape[1:], out.shape[1], out.shape[0].bit_length(), backward)
     return configs[_fastest.choose(kind, {name: partial(launch, c) for name, c in configs.items()}, x.device)]
 

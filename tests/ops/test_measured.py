@@ -1,0 +1,113 @@
+"""Choice by measurement: the fastest way is found once for each kind of call, and only where that is allowed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import dmtl
+from dmtl import _measure
+from dmtl._measure import Fastest
+from dmtl.ops import _registry
+
+from .tools import missing
+
+CPU = torch.device("cpu")
+
+
+class Stopwatch:
+    """A timer that calls nothing slower than a dictionary: every call says itself how long it takes."""
+
+    def __init__(self) -> None:
+        self.timed = 0
+
+    def __call__(self, call, device) -> float:
+        self.timed += 1
+        return call()
+
+
+def test_fastest_is_measured_once():
+    watch = Stopwatch()
+    fastest = Fastest(watch)
+    assert fastest.choose("a", {"slow": lambda: 2.0, "fast": lambda: 1.0}, CPU) == "fast"
+    assert fastest.choose("a", {"slow": lambda: 0.0, "fast": lambda: 9.0}, CPU) == "fast"  # remembered
+    assert watch.timed == 2
+    assert fastest.choose("b", {"slow": lambda: 0.5, "fast": lambda: 1.0}, CPU) == "slow"
+    assert fastest.choose("c", {"alone": lambda: 1.0}, CPU) == "alone"
+    assert watch.timed == 4
+
+
+def test_nothing_is_measured_in_a_graph_or_when_deterministic(monkeypatch):
+    watch = Stopwatch()
+    fastest = Fastest(watch)
+    ways = {"first": lambda: 2.0, "second": lambda: 1.0}
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert fastest.choose("a", ways, CPU) == "first"
+    finally:
+        torch.use_deterministic_algorithms(False)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    cuda = torch.device("cuda", 0)
+    assert fastest.choose("a", ways, cuda) == "first"
+    assert watch.timed == 0 and not fastest.winners
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert fastest.choose("a", ways, cuda) == "second"
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert fastest.choose("a", ways, cuda) == "second"  # what is known holds in a graph, too
+
+
+def test_seconds_on_a_cpu():
+    calls = []
+    assert _measure.seconds(lambda: calls.append(1), CPU) >= 0
+    assert len(calls) == _measure.ROUNDS + 1  # one to warm up
+
+
+@pytest.mark.skipif(bool(missing("triton", "conv3x3")), reason=missing("triton", "conv3x3"))
+@pytest.mark.parametrize("faster", ["triton", "reference"])
+def test_conv3x3_takes_the_faster_backend(monkeypatch, faster):
+    """As on a GPU, with Triton's interpreter in the kernel's place: library and kernel are timed for forward and
+    backward, once for each kind; an override is obeyed and measures nothing."""
+    seen = []
+
+    def timer(call, device) -> float:
+        seen.append(call)
+        return 0.0 if ("reference" in call.func.__name__) == (faster == "reference") else 1.0
+
+    monkeypatch.setattr(_registry, "MEASURED", ("cpu",))
+    monkeypatch.setattr(_registry, "AUTOMATIC", {"cpu": ("triton", "reference")})
+    monkeypatch.setattr(_registry, "_fastest", Fastest(timer))
+    monkeypatch.delenv("DMTL_BACKEND", raising=False)
+    x, weight = torch.randn(3, 8, 4, 5, requires_grad=True), torch.randn(8, 8, 3, 3)
+    for counts in ([3, 0], [0, 3], [3, 0]):  # one kind
+        dmtl.ops.conv3x3(x, [weight] * 2, None, counts).sum().backward()
+    assert len(seen) == 4 and set(_registry._fastest.winners.values()) == {faster}
+    dmtl.ops.conv3x3(x.detach(), [weight] * 2, None, [1, 2])  # two tasks: another kind
+    assert len(seen) == 6
+    with dmtl.use_backend("reference"):
+        dmtl.ops.conv3x3(torch.randn(1, 8, 9, 9), [weight], None, [1])
+    monkeypatch.setenv("DMTL_BACKEND", "reference")
+    dmtl.ops.conv3x3(torch.randn(1, 8, 9, 9), [weight], None, [1])
+    assert len(seen) == 6
+
+
+@pytest.mark.skipif(bool(missing("triton", "conv3x3")), reason=missing("triton", "conv3x3"))
+def test_conv3x3_configurations(monkeypatch):
+    """The Triton kernel's own configurations are compared in the same way."""
+    from dmtl.kernels.triton import conv3x3 as module
+
+    sizes = (16, 32)
+    configs = [dict(BLOCK_M=m, BLOCK_N=16, BLOCK_K=16, num_warps=4, num_stages=2) for m in sizes]
+
+    def larger_is_faster(call, device) -> float:
+        call()
+        return -call.args[-1]["BLOCK_M"]
+
+    fastest = Fastest(larger_is_faster)
+    monkeypatch.setattr(module, "_MEASURE", True)
+    monkeypatch.setattr(module, "CONFIGS", {torch.float32: configs})
+    monkeypatch.setattr(module, "_fastest", fastest)
+    x, weight = torch.randn(1, 8, 4, 5), torch.randn(8, 8, 3, 3)
+    with dmtl.use_backend(conv3x3="triton"):
+        out = dmtl.ops.conv3x3(x, [weight], None, [1])
+    torch.testing.assert_close(out, torch.conv2d(x, weight, padding=1), rtol=1e-4, atol=1e-4)
+    assert list(fastest.winners.values()) == [str(configs[1])]
