@@ -29,6 +29,8 @@ def bench(benchmark, request):
         dtype = harness.DTYPES[parameters["dtype"]]
         benchmark.group = f"{request.node.originalname} {parameters['size']} {parameters['dtype']}"
         timed = harness.prepared(spec, contender, call, eager, dtype)
+        if backward:
+            timed = harness.with_gradients(timed, call)
         with torch.inference_mode(not backward):
             if benchmark.disabled:
                 timed()

@@ -129,6 +129,15 @@ def prepared(
     return run
 
 
+def with_gradients(forward: Callable[[], object], call: dict) -> Callable[[], object]:
+    """The forward call followed by the gradients of the arguments that want one."""
+    from tests.ops.tools import outputs
+
+    leaves = [x for x in call.values() if isinstance(x, torch.Tensor) and x.requires_grad]
+    incoming = [torch.randn_like(out) for out in outputs(forward())]
+    return lambda: torch.autograd.grad(outputs(forward()), leaves, incoming)
+
+
 def times_s(call: Callable[[], object], rounds: int = ROUNDS) -> list[float]:
     """Seconds of single calls after a warm-up: on a GPU between events, with the L2 cache flushed before each."""
     for _ in range(3 if DEVICE == "cuda" else 1):

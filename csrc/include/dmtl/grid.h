@@ -1,0 +1,120 @@
+// Between a map [rows, height, width, channels] (channels last) and its tokens, the mean of the 2x2 centre of every reduction x
+// reduction block: parameters of noisy_tokens and upsample_add, and the geometry that the CPU and the CUDA kernels share.
+// Height and width are multiples of reduction, which is 1, 2 or 4. Everything is dense.
+#pragma once
+
+#include "dmtl/kernel_table.h"
+#include "dmtl/scalar.h"
+
+namespace dmtl {
+
+// skip = x + bias;  tokens = mean of the centres of skip
+struct NoisyTokensParams {
+    void* skip;            // or null: tokens only
+    void* tokens;
+    const void* x;
+    const void* bias;      // or null
+    int64_t bias_stride;   // elements between the biases of two rows: 0 or channels
+    int64_t rows, height, width, channels, reduction;
+};
+
+// d_x = grad_skip + grad_tokens spread over the centres;  d_bias = sum of d_x over the pixels (and rows)
+struct NoisyTokensBackwardParams {
+    void* d_x;
+    void* d_bias;          // [channels], or [rows, channels] if bias_stride is not 0, or null
+    float* parts;          // scratch for d_bias: [rows, ceil(tokens of a row / tokens_per_part), channels]
+    const void* grad_skip;
+    const void* grad_tokens;
+    int64_t tokens_per_part, bias_stride;
+    int64_t rows, height, width, channels, reduction;
+};
+
+// out = skip + tokens, interpolated bilinearly (align_corners=False)
+struct UpsampleAddParams {
+    void* out;
+    const void* tokens;
+    const void* skip;
+    int64_t rows, height, width, channels, reduction;
+};
+
+// d_tokens: every token gathers its share of the gradient
+struct UpsampleAddBackwardParams {
+    void* d_tokens;
+    const void* grad;
+    int64_t rows, height, width, channels, reduction;
+};
+
+namespace {
+
+constexpr Field kNoisyTokensFields[] = {
+    DMTL_FIELD(NoisyTokensParams, skip),     DMTL_FIELD(NoisyTokensParams, tokens),      DMTL_FIELD(NoisyTokensParams, x),
+    DMTL_FIELD(NoisyTokensParams, bias),     DMTL_FIELD(NoisyTokensParams, bias_stride), DMTL_FIELD(NoisyTokensParams, rows),
+    DMTL_FIELD(NoisyTokensParams, height),   DMTL_FIELD(NoisyTokensParams, width),       DMTL_FIELD(NoisyTokensParams, channels),
+    DMTL_FIELD(NoisyTokensParams, reduction),
+};
+
+constexpr Field kNoisyTokensBackwardFields[] = {
+    DMTL_FIELD(NoisyTokensBackwardParams, d_x),         DMTL_FIELD(NoisyTokensBackwardParams, d_bias),
+    DMTL_FIELD(NoisyTokensBackwardParams, parts),       DMTL_FIELD(NoisyTokensBackwardParams, grad_skip),
+    DMTL_FIELD(NoisyTokensBackwardParams, grad_tokens), DMTL_FIELD(NoisyTokensBackwardParams, tokens_per_part),
+    DMTL_FIELD(NoisyTokensBackwardParams, bias_stride), DMTL_FIELD(NoisyTokensBackwardParams, rows),
+    DMTL_FIELD(NoisyTokensBackwardParams, height),      DMTL_FIELD(NoisyTokensBackwardParams, width),
+    DMTL_FIELD(NoisyTokensBackwardParams, channels),    DMTL_FIELD(NoisyTokensBackwardParams, reduction),
+};
+
+constexpr Field kUpsampleAddFields[] = {
+    DMTL_FIELD(UpsampleAddParams, out),    DMTL_FIELD(UpsampleAddParams, tokens), DMTL_FIELD(UpsampleAddParams, skip),
+    DMTL_FIELD(UpsampleAddParams, rows),   DMTL_FIELD(UpsampleAddParams, height), DMTL_FIELD(UpsampleAddParams, width),
+    DMTL_FIELD(UpsampleAddParams, channels), DMTL_FIELD(UpsampleAddParams, reduction),
+};
+
+constexpr Field kUpsampleAddBackwardFields[] = {
+    DMTL_FIELD(UpsampleAddBackwardParams, d_tokens), DMTL_FIELD(UpsampleAddBackwardParams, grad),
+    DMTL_FIELD(UpsampleAddBackwardParams, rows),     DMTL_FIELD(UpsampleAddBackwardParams, height),
+    DMTL_FIELD(UpsampleAddBackwardParams, width),    DMTL_FIELD(UpsampleAddBackwardParams, channels),
+    DMTL_FIELD(UpsampleAddBackwardParams, reduction),
+};
+
+// The centre of a block: pixels [kFirst, kFirst + kCentre) in both directions, kShare each.
+template <int r>
+struct Centre {
+    static constexpr int kCount = r == 1 ? 1 : 2;
+    static constexpr int kFirst = r == 4 ? 1 : 0;
+    static constexpr float kShare = r == 1 ? 1.0f : 0.25f;
+    static DMTL_INLINE bool holds(int dy, int dx) {
+        return dy >= kFirst && dy < kFirst + kCount && dx >= kFirst && dx < kFirst + kCount;
+    }
+};
+
+// Sum of a block's centre; at(dy, dx) is its pixel.
+template <int r, class At>
+DMTL_INLINE float centre_sum(const At& at) {
+    constexpr int a = Centre<r>::kFirst, b = a + Centre<r>::kCount - 1;
+    return r == 1 ? at(a, a) : (at(a, a) + at(a, b)) + (at(b, a) + at(b, b));
+}
+
+// Along one axis, interpolation falls into cells: cell i lies between the centres of the tokens i - 1 and i (clamped to the
+// grid), and its r pixels, numbered from first_pixel, are (2 k + 1) / (2 r) of the way. At reduction 1 a token is its pixel.
+template <int r>
+struct Cell {
+    static DMTL_INLINE int64_t count(int64_t grid) { return r == 1 ? grid : grid + 1; }
+    static DMTL_INLINE int64_t first_pixel(int64_t i) { return r == 1 ? i : i * r - r / 2; }
+    static DMTL_INLINE int64_t of_pixel(int64_t y) { return r == 1 ? y : (y + r / 2) / r; }
+    static DMTL_INLINE int64_t low(int64_t i) { return r == 1 || i == 0 ? i : i - 1; }
+    static DMTL_INLINE int64_t high(int64_t i, int64_t grid) { return i < grid ? i : grid - 1; }
+    static DMTL_INLINE float way(int k) { return r == 1 ? 0.0f : static_cast<float>(2 * k + 1) / (2 * r); }
+};
+
+// What pixel y gives to token i, which must be one of the two that it lies between: the transpose of the above.
+template <int r>
+DMTL_INLINE float share(int64_t y, int64_t i, int64_t grid) {
+    using C = Cell<r>;
+    const int64_t cell = C::of_pixel(y);
+    const float way = C::way(static_cast<int>(y - C::first_pixel(cell)));
+    return (C::low(cell) == i ? 1.0f - way : 0.0f) + (C::high(cell, grid) == i ? way : 0.0f);
+}
+
+DMTL_INLINE float lerp(float a, float b, float way) { return fma32(way, b, (1.0f - way) * a); }
+
+}  // namespace
+}  // namespace dmtl

@@ -1,0 +1,93 @@
+"""What the ops between maps and tokens share: argument checks, channels-last maps, and bilinear interpolation
+as matrices.
+
+Legend: R rows, C channels, h x w the map, r the reduction (1, 2 or 4), N = (h / r) (w / r) tokens, row by row.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _checks
+
+REDUCTIONS = (1, 2, 4)
+
+
+def check_reduction(op: str, reduction: object) -> None:
+    """1, 2 or 4."""
+    if not isinstance(reduction, int) or isinstance(reduction, bool):
+        _checks.fail(op, "reduction", "an int", type(reduction).__name__, TypeError)
+    if reduction not in REDUCTIONS:
+        _checks.fail(op, "reduction", "1, 2 or 4", reduction)
+
+
+def check_map(op: str, argument: str, x: object, reduction: int) -> None:
+    """A floating map [R, C, h, w] whose sides are multiples of the reduction."""
+    _checks.data(op, argument, x)
+    if x.dim() != 4:
+        _checks.fail(op, argument, "of shape [R, C, h, w]", list(x.shape))
+    if x.shape[2] % reduction or x.shape[3] % reduction:
+        contract = f"of a height and width that are multiples of the reduction {reduction}"
+        _checks.fail(op, argument, contract, list(x.shape))
+
+
+def tokens_shape(x: Tensor, reduction: int) -> tuple[int, int, int]:
+    """[R, N, C] of a map [R, C, h, w]."""
+    R, C, h, w = x.shape
+    return R, (h // reduction) * (w // reduction), C
+
+
+def empty_map(like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+    """A fresh channels-last map of `like`'s dtype and device, and of its shape unless another is given."""
+    shape = tuple(like.shape) if shape is None else shape
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The map itself where its memory order is pixels x channels, else a copy in that order."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def tokens_as_map(tokens: Tensor, height: int, width: int) -> Tensor:
+    """View of tokens [R, N, C] as the map [R, C, height, width] that they are a grid of."""
+    return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+
+def interpolation(size: int, reduction: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[size, size / reduction]: bilinear interpolation along one axis (align_corners=False), clamped at the
+    ends."""
+    grid = size // reduction
+    position = ((torch.arange(size, dtype=dtype, device=device) + 0.5) / reduction - 0.5).clamp(min=0)
+    low = position.floor()
+    way = (position - low).unsqueeze(1)
+    token = torch.arange(grid, device=device)
+    at_low, at_high = (token == (low + step).clamp(max=grid - 1).unsqueeze(1) for step in (0, 1))
+    return at_low.to(dtype) * (1 - way) + at_high.to(dtype) * way
+
+
+def sample_maps(size: str, dtype: torch.dtype, device: str) -> list[tuple[Tensor, int]]:
+    """(x, reduction) for tests and benchmarks: dense, channels-last, sliced, permuted and empty maps."""
+    generator = torch.Generator().manual_seed(len(size))
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    if size == "large":
+        return [(channels_last(drawn(5, 512, 64, 64)), 4)]
+    if size == "tiny":
+        return [
+            (drawn(1, 8, 4, 4), 4),
+            (drawn(0, 8, 4, 8), 4),
+            (drawn(2, 8, 0, 4), 2),
+            (drawn(1, 8, 1, 1), 1),
+        ]
+    return [
+        (channels_last(drawn(3, 24, 12, 20)), 4),
+        (drawn(2, 40, 8, 4), 4),
+        (channels_last(drawn(2, 8, 6, 10)), 2),
+        (channels_last(drawn(2, 16, 5, 7)), 1),
+        (channels_last(drawn(5, 24, 9, 16))[1::2, 8:, 1:, ::2], 4),
+        (drawn(12, 8, 16, 3).transpose(0, 3), 4),
+        (channels_last(drawn(1, 520, 4, 8)), 4),
+    ]

@@ -1,0 +1,116 @@
+"""Tokens back on the map: bilinear upsampling of the token grid plus the skip map (DiffusionMTL, MTDNet).
+
+Legend: R rows, C channels, h x w the map, r the reduction (1, 2 or 4), N = (h / r) (w / r) tokens.
+    out[c, y, x] = skip[c, y, x] + sum over tokens (i, j) of U_h[y, i] U_w[x, j] tokens[i, j, c]
+U are the matrices of bilinear interpolation by r (align_corners=False, clamped at the ends: two tokens for each
+pixel and axis).
+Gradients: d_tokens = U_h^T grad U_w, d_skip = grad itself.
+Numerics: float32, bfloat16 and float16 in and out, arithmetic in float32, one rounding at the end; float64 in
+the reference.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import _checks, _grid
+from ._registry import Operator, OpSpec, add
+from ._rows import wide_dtype
+
+_SCHEMA = "(Tensor tokens, Tensor skip, int reduction) -> Tensor"
+_BACKWARD_SCHEMA = "(Tensor grad, int reduction) -> Tensor"
+
+
+def _reference(tokens, skip, reduction) -> Tensor:
+    h, w = skip.shape[2:]
+    wide = wide_dtype(skip.dtype)
+    grid = _grid.tokens_as_map(tokens.to(wide), h // reduction, w // reduction)
+    if reduction > 1 and grid.numel() > 0:
+        grid = F.interpolate(grid, scale_factor=reduction, mode="bilinear", align_corners=False)
+    out = _grid.empty_map(skip)
+    return out if out.numel() == 0 else out.copy_(skip.to(wide) + grid)
+
+
+def _reference_backward(grad, reduction) -> Tensor:
+    wide = grad.to(wide_dtype(grad.dtype))
+    along_y, along_x = (
+        _grid.interpolation(size, reduction, wide.dtype, wide.device) for size in grad.shape[2:]
+    )
+    d_tokens = torch.einsum("rcyx,yi,xj->rijc", wide, along_y, along_x)
+    return grad.new_empty(_grid.tokens_shape(grad, reduction)).copy_(d_tokens.flatten(1, 2))
+
+
+def _fake(tokens, skip, reduction) -> Tensor:
+    return _grid.empty_map(skip)
+
+
+def _fake_backward(grad, reduction) -> Tensor:
+    return grad.new_empty(_grid.tokens_shape(grad, reduction))
+
+
+class _UpsampleAdd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tokens, skip, reduction):
+        ctx.reduction = reduction
+        return torch.ops.dmtl.upsample_add(tokens, skip, reduction)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        need_tokens, need_skip, _ = ctx.needs_input_grad
+        d_tokens = torch.ops.dmtl.upsample_add_backward(grad, ctx.reduction) if need_tokens else None
+        return d_tokens, grad if need_skip else None, None
+
+
+def upsample_add(tokens: Tensor, skip: Tensor, *, reduction: int) -> Tensor:
+    """skip plus the tokens, interpolated from their grid to the map.
+
+    skip: [R, C, h, w] float32, bfloat16, float16 (or float64), any strides; h and w multiples of reduction,
+    which is 1, 2 or 4. tokens: [R, N, C] of skip's dtype, any strides.
+
+    Returns the sum [R, C, h, w], channels_last. Differentiable once, in tokens and skip.
+    Raises TypeError (types, dtypes), ValueError (shapes, devices), NotImplementedError (a backend asked for by
+    name cannot serve the call).
+    """
+    op = "upsample_add"
+    _grid.check_reduction(op, reduction)
+    _checks.data(op, "tokens", tokens)
+    _grid.check_map(op, "skip", skip, reduction)
+    if tokens.dtype != skip.dtype:
+        contract = f"of skip's dtype {_checks.dtype_name(skip.dtype)}"
+        _checks.fail(op, "tokens", contract, _checks.dtype_name(tokens.dtype), TypeError)
+    expected = _grid.tokens_shape(skip, reduction)
+    if tuple(tokens.shape) != expected:
+        _checks.fail(op, "tokens", f"of shape [R, N, C] = {list(expected)}", list(tokens.shape))
+    _checks.on_device(op, "tokens", tokens, skip.device)
+    if torch.is_grad_enabled() and (tokens.requires_grad or skip.requires_grad):
+        return _UpsampleAdd.apply(tokens, skip, reduction)
+    return torch.ops.dmtl.upsample_add(tokens, skip, reduction)
+
+
+def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
+    """Arguments for tests and benchmarks."""
+    cases = []
+    for index, (skip, reduction) in enumerate(_grid.sample_maps(size, dtype, device)):
+        R, N, C = _grid.tokens_shape(skip, reduction)
+        generator = torch.Generator().manual_seed(index)
+        tokens = torch.randn(R, C, N, generator=generator).to(device, dtype).transpose(1, 2)
+        cases.append(
+            dict(tokens=tokens if index % 3 == 1 else tokens.contiguous(), skip=skip, reduction=reduction)
+        )
+    return cases
+
+
+SPEC = add(
+    OpSpec(
+        name="upsample_add",
+        forward=Operator("upsample_add", _SCHEMA, _reference, _fake),
+        backward=Operator("upsample_add_backward", _BACKWARD_SCHEMA, _reference_backward, _fake_backward),
+        function=upsample_add,
+        differentiable=("tokens", "skip"),
+        samples=_samples,
+    )
+)

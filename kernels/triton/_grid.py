@@ -1,0 +1,49 @@
+"""What the Triton kernels between maps and tokens share: tiles of [tokens (or cells), channels], and how they are
+compiled ahead."""
+
+from __future__ import annotations
+
+import torch
+from dmtl.kernels.triton._noise import INTERPRETED
+from dmtl.kernels.triton._noising import SUPPORT
+
+import triton
+
+__all__ = ["CONFIGS", "INTERPRETED", "REDUCTIONS", "SUPPORT", "compilation", "config_for", "options", "tiles"]
+
+REDUCTIONS = (1, 2, 4)
+# A thread moves 16 bytes at a time: 512 neighbouring bytes of a pixel and more, or many pixels of a narrow map.
+WIDE = {"TOKENS": 4, "CHANNELS": 256, "num_warps": 4}
+NARROW = {"TOKENS": 32, "CHANNELS": 32, "num_warps": 4}
+CONFIGS = [WIDE, NARROW]
+_POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+
+
+def config_for(channels: int) -> dict[str, int]:
+    """The tile for maps of so many channels."""
+    if INTERPRETED:  # which pays for every program
+        return {"TOKENS": 64, "CHANNELS": triton.next_power_of_2(channels), "num_warps": 4}
+    return WIDE if channels >= WIDE["CHANNELS"] // 2 else NARROW
+
+
+def tiles(config: dict[str, int], tokens: int, channels: int) -> tuple[int, int]:
+    """Grid of programs over so many tokens (or cells) and channels."""
+    return triton.cdiv(tokens, config["TOKENS"]), triton.cdiv(channels, config["CHANNELS"])
+
+
+def options(config: dict[str, int]) -> dict[str, int]:
+    return {"num_warps": config["num_warps"]}
+
+
+def compilation(kernel, dtype: torch.dtype, config: dict[str, int], constants: dict, pointers: dict) -> tuple:
+    """(kernel, signature, constants, options) of one form of a kernel: `pointers` names its pointers that are not
+    to `dtype` (None: absent), the others are sizes unless their name ends in _ptr."""
+    constants = constants | {name: config[name] for name in ("TOKENS", "CHANNELS")}
+    constants |= {name: None for name, kind in pointers.items() if kind is None}
+    sizes = {"channels": "i32:16", "bias_stride": "i32:16"} if config is WIDE else {}
+    signature = {
+        name: pointers.get(name, _POINTERS[dtype]) if name.endswith("_ptr") else sizes.get(name, "i32")
+        for name in kernel.arg_names
+        if name not in constants
+    }
+    return kernel, signature, constants, options(config)
