@@ -30,9 +30,9 @@ struct Words {
 
 DMTL_INLINE Words philox(uint32_t block, NoiseKey key) {
     uint32_t c0 = block, c1 = key.c1, c2 = key.c2, c3 = key.c3, k0 = key.k0, k1 = key.k1;
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
 #pragma unroll
-#else
+#elif !defined(__CUDACC__)
 #pragma GCC unroll 10
 #endif
     for (int round = 0; round < 10; ++round) {

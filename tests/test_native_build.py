@@ -1,0 +1,110 @@
+"""The native code as compilers and sanitizers see it: no warnings, no spills in CUDA kernels, no bad access when the
+operator tests run. Builds of their own, so all of this is slow; each part is skipped where its tool is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[1]
+CUDA_SOURCES = sorted((ROOT / "kernels" / "cuda").glob("*.cu"))
+NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+CMAKE = [sys.executable, "-m", "cmake"] if importlib.util.find_spec("cmake") else [shutil.which("cmake")]
+needs_cmake = pytest.mark.skipif(
+    CMAKE[0] is None or shutil.which("g++") is None or importlib.util.find_spec("pybind11") is None,
+    reason="needs cmake, g++ and pybind11",
+)
+
+
+def run(command: list, **options) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, check=False, timeout=1800, **options
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return done
+
+
+def build_core(folder: Path, *settings: str) -> Path:
+    """The CPU module built by CMake with these settings."""
+    import pybind11
+
+    run(
+        [
+            *CMAKE, "-S", ROOT, "-B", folder, "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_COMPILER=g++",
+            f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", *settings,
+        ]
+    )  # fmt: skip
+    run([*CMAKE, "--build", folder, "--target", "_core", "--parallel", "2"])
+    [library] = folder.glob("_core.*.so")
+    return library
+
+
+@needs_cmake
+def test_no_warnings(tmp_path):
+    """-Wall -Wextra -Wconversion -Werror, for every instruction set and the binding."""
+    build_core(tmp_path, "-DDMTL_STRICT=ON")
+
+
+def mirror(target: Path, core: Path) -> None:
+    """The checkout as the tests need it, with another CPU module and no CUDA module."""
+    for name in ("csrc", "kernels", "tests", "pyproject.toml"):
+        (target / name).symlink_to(ROOT / name)
+    (target / "dmtl").mkdir()
+    for path in (ROOT / "dmtl").iterdir():
+        if not path.name.startswith("_core"):
+            (target / "dmtl" / path.name).symlink_to(path)
+    shutil.copy(core, target / "dmtl" / core.name)
+
+
+@needs_cmake
+def test_sanitizers(tmp_path):
+    """The tests of the C++ operators under the address and undefined-behaviour sanitizers."""
+    runtimes = [
+        run(["g++", f"-print-file-name={name}"]).stdout.strip() for name in ("libasan.so", "libstdc++.so")
+    ]
+    if not all(Path(path).is_absolute() for path in runtimes):
+        pytest.skip("g++ has no address sanitizer here")
+    (tmp_path / "tree").mkdir()
+    mirror(tmp_path / "tree", build_core(tmp_path / "build", "-DDMTL_SANITIZE=ON"))
+    environment = (
+        os.environ
+        | {
+            "LD_PRELOAD": " ".join(runtimes),
+            "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",  # Python and torch leave much to the end of the process
+            "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "OMP_NUM_THREADS": "2",
+        }
+    )
+    chosen = "(cpu or instruction_sets) and not opcheck and not serves"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "tests/ops", "-k", chosen]
+    done = run(command, cwd=tmp_path / "tree", env=environment)
+    assert re.search(r"\d+ passed", done.stdout), done.stdout[-2000:]
+
+
+@pytest.mark.skipif(NVCC is None, reason="needs nvcc")
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize("source", CUDA_SOURCES, ids=lambda path: path.stem)
+def test_cuda_sources(tmp_path, source, arch):
+    """Host code without warnings; kernels without stack frames and spills."""
+    done = run(
+        [
+            NVCC, f"-arch={arch}", "-std=c++17", "-O3", "--fmad=false", "-I", ROOT / "csrc" / "include",
+            "-Xcompiler", "-Wall,-Wextra,-Werror,-fPIC", "-Xptxas", "-v", "-c", source, "-o", tmp_path / "kernels.o",
+        ]
+    )  # fmt: skip
+    report = done.stdout + done.stderr
+    used = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    assert used, report[-3000:]
+    names = re.findall(r"Compiling entry function '(\w+)'", report)
+    bad = [name for name, sizes in zip(names, used, strict=False) if sizes != ("0", "0", "0")]
+    assert set(used) == {("0", "0", "0")}, f"stack frames or spills in {bad}"
+    assert "warning" not in report, report[-3000:]
