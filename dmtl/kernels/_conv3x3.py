@@ -1,9 +1,34 @@
-"""What the adapters of conv3x3 share: the gradients that the library computes."""
+"""What the adapters of conv3x3 share: what the library computes, task by task."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+
+def library_convolution(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    counts: list[int],
+    *,
+    relu: bool = False,
+    flipped: bool = False,
+) -> Tensor:
+    """The forward's convolution, x [R, C, h, w] -> [R, K, h, w], or with `flipped` the data gradient's, back from
+    K to C channels. biases: one for each task, or none."""
+    R, _, h, w = x.shape
+    shape = (R, weights[0].shape[1 if flipped else 0], h, w)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    convolve = F.conv_transpose2d if flipped else F.conv2d
+    end = 0
+    for task, count in enumerate(counts):
+        rows, end = slice(end, end + count), end + count
+        if count:
+            y = convolve(x[rows], weights[task], biases[task] if biases else None, padding=1)
+            out[rows] = torch.relu_(y) if relu else y
+    return out
 
 
 def library_gradients(

@@ -19,9 +19,9 @@
 //         for (int64_t j = 0; j < count; ++j) c[row * ldc + column + j] = v[j] + bias[column + j];
 //     });
 //
-// `gemm_block` is the serial piece of it, for kernels with a parallel loop of their own. The epilogue of one row runs in order of
-// columns within an item; source and epilogue are called from several threads at once, each (row, column) once. gemm_block asks
-// for all of A's rows [begin, end) before it writes anything, so an item that takes all columns may write C over A.
+// `gemm_block` is the serial piece of it, for kernels with a parallel loop of their own. Source and epilogue are called from
+// several threads at once; the epilogue once for each row and run of columns, a block's rows in order of columns. gemm_block
+// reads all of its rows of A before it writes anything, so an item that takes all columns may write C over A.
 //
 // Each element of C is a sum of partial sums over 256 consecutive k, each of them accumulated with fma from zero in order of k.
 #pragma once
@@ -132,7 +132,8 @@ void tile_product(const float* a, const float* b, int64_t b_stride, int64_t dept
 }
 
 template <int rows>
-void tile_rows(int64_t count, int vectors, const float* a, const float* b, int64_t b_stride, int64_t depth, bool add, Tile& tile) {
+void tile_rows(int64_t count, int vectors, const float* a, const float* b, int64_t b_stride, int64_t depth, bool add,
+               Tile& tile) {
     if constexpr (rows > 0) {
         if (count < rows) return tile_rows<rows - 1>(count, vectors, a, b, b_stride, depth, add, tile);
         if (vectors == 1) return tile_product<rows, 1>(a, b, b_stride, depth, add, tile);

@@ -1,6 +1,6 @@
-// Sixteen floats at a time, on every instruction set: one AVX-512 register, two AVX2 registers or sixteen plain numbers. A kernel
-// written with F32x16 does the same arithmetic in the same order everywhere, so all instruction sets give the same bits. There
-// are no hidden fused multiply-adds: a fused one is spelled `fma`.
+// Sixteen floats at a time, on every instruction set: one AVX-512 register, two AVX2 registers or sixteen plain numbers. A
+// kernel written with F32x16 does the same arithmetic in the same order everywhere, so all instruction sets give the same bits.
+// There are no hidden fused multiply-adds: a fused one is spelled `fma`. max(a, b) is b where either is NaN.
 //
 //     F32x16 sum = F32x16::zero();
 //     for (k...) sum = fma(F32x16::all(a[k]), F32x16::load(b + 16 * k), sum);
@@ -90,7 +90,9 @@ struct F32x16 {
     friend DMTL_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
         return each([&](int64_t i) { return fma32(a.v[i], b.v[i], c.v[i]); });
     }
-    friend DMTL_INLINE F32x16 max(F32x16 a, F32x16 b) { return each([&](int64_t i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
+    friend DMTL_INLINE F32x16 max(F32x16 a, F32x16 b) {
+        return each([&](int64_t i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+    }
     friend DMTL_INLINE F32x16 where_positive(F32x16 gate, F32x16 value) {
         return each([&](int64_t i) { return gate.v[i] > 0.0f ? value.v[i] : 0.0f; });
     }

@@ -16,8 +16,12 @@ class Workspace {
 public:
     // At least `bytes` of this thread's memory, aligned to 64 bytes.
     static void* get(Slot slot, int64_t bytes) {
-        static thread_local Workspace buffers[static_cast<int>(Slot::count)];
-        return buffers[static_cast<int>(slot)].grown(bytes);
+        return buffers()[static_cast<int>(slot)].grown(bytes);
+    }
+    // Gives this thread's buffers back that are larger than `keep` bytes.
+    static void shrink(int64_t keep) {
+        for (Workspace& buffer : buffers())
+            if (buffer.bytes_ > keep) buffer.free();
     }
     static float* floats(Slot slot, int64_t count) {
         return static_cast<float*>(get(slot, count * static_cast<int64_t>(sizeof(float))));
@@ -26,16 +30,26 @@ public:
 private:
     void* data_ = nullptr;
     int64_t bytes_ = 0;
-    ~Workspace() { std::free(data_); }
     Workspace() = default;
+    ~Workspace() { free(); }
+    static auto buffers() -> Workspace (&)[static_cast<int>(Slot::count)] {
+        static thread_local Workspace all[static_cast<int>(Slot::count)];
+        return all;
+    }
+    void free() {
+        std::free(data_);
+        data_ = nullptr;
+        bytes_ = 0;
+    }
     void* grown(int64_t bytes) {
         if (bytes > bytes_) {
-            constexpr int64_t page = int64_t{1} << 21;
-            const int64_t align = bytes >= page ? page : 64;
-            std::free(data_);
-            bytes_ = (bytes + align - 1) / align * align;
-            data_ = std::aligned_alloc(static_cast<size_t>(align), static_cast<size_t>(bytes_));
-            if (data_ == nullptr) { bytes_ = 0; throw std::bad_alloc(); }
+            free();
+            constexpr int64_t huge_page = int64_t{1} << 21;
+            const int64_t align = bytes >= huge_page ? huge_page : 64;
+            const int64_t rounded = (bytes + align - 1) / align * align;
+            data_ = std::aligned_alloc(static_cast<size_t>(align), static_cast<size_t>(rounded));
+            if (data_ == nullptr) throw std::bad_alloc();
+            bytes_ = rounded;
             expect_writes(data_, bytes_);
         }
         return data_;

@@ -1,0 +1,154 @@
+// 3x3 convolution of channels-last maps, grouped by task, by Winograd's F(4x4, 3x3); the data gradient is the same with the
+// weights flipped and exchanged. Compiled once per instruction set (DMTL_ISA).
+// Tiles go through in blocks, those of all tasks in one row: transform the patches, multiply them at each of the 36 frequencies
+// by their task's transformed weights (writing the products over the patches), and transform back.
+#include "dmtl/conv3x3_cpu.h"
+#include "dmtl/kernel_table.h"
+
+namespace dmtl::DMTL_ISA {
+namespace {
+
+constexpr int64_t kSpectrumFloats = int64_t{6} << 20;  // of a block; it should stay in the last-level cache
+constexpr int64_t kLeastTiles = 64;                    // of a block all the same: weights are read once for each block
+constexpr int64_t kWeightFloats = int64_t{3} << 20;    // of the weights packed here at a time, at least one task's
+
+// Consecutive tasks whose weights stand packed.
+struct Group {
+    int64_t first, last;   // tasks
+    Range tiles;           // among all tiles of the call
+    const float* packed[kMostTasks];
+    const float* biases;   // tables of the tasks from `first` on, bias_floats each
+    int64_t bias_stride, bias_floats;
+
+    Biases task_biases(int64_t task) const {
+        return {biases + (task - first) * bias_floats, bias_stride, bias_floats == bias_stride};
+    }
+};
+
+// Products of the block's tiles: an item is one frequency of some tiles of one task.
+void multiply(const Conv3x3Params& p, const Group& g, const Tiling& tiling, Range block, const Spectrum& s, int threads) {
+    int64_t end = g.tiles.begin;
+    for (int64_t task = g.first; task < g.last; ++task) {
+        const int64_t begin = end > block.begin ? end : block.begin;
+        end += p.counts[task] * tiling.per_row();
+        const Range tiles{begin, end < block.end ? end : block.end};
+        if (tiles.size() <= 0) continue;
+        const int64_t pieces = row_blocks(tiles.size(), p.k, 1);
+        parallel_for(kFrequencies * pieces, threads, [&](int64_t item) {
+            const int64_t f = item / pieces;
+            float* data = s.data + f * s.plane + (tiles.begin - block.begin) * s.stride;
+            const Panels weights{g.packed[task] + f * weight_plane(p.k, p.n), p.k, p.n};
+            const auto write = [=](int64_t row, int64_t column, const float* values, int64_t count) {
+                float* out = data + row * s.stride + column;
+#pragma omp simd
+                for (int64_t j = 0; j < count; ++j) out[j] = values[j];
+            };
+            const Range rows = share(tiles.size(), pieces, item % pieces);
+            gemm_block(rows, weights, {0, weights.count()}, RowsOf<float>{data, s.stride}, write);
+        });
+    }
+}
+
+int64_t task_of(const Conv3x3Params& p, int64_t row) {
+    int64_t task = 0;
+    for (int64_t end = p.counts[0]; row >= end; end += p.counts[task]) ++task;
+    return task;
+}
+
+void convolve_block(const Conv3x3Params& p, const Group& g, const Tiling& tiling, Range block, int threads) {
+    const int64_t widest = p.k > p.n ? p.k : p.n, pixels = p.height * p.width;
+    Spectrum s;
+    s.stride = (widest + 15) / 16 * 16 + 16;  // neither rows nor planes a power of two apart: they would share cache sets
+    s.plane = (block.size() * s.stride + 1023) / 1024 * 1024 + 16;
+    s.data = Workspace::floats(Slot::maps, kFrequencies * s.plane);
+    if (block.size() * p.k * p.n < (int64_t{1} << 14)) threads = 1;  // less than a thread's start is worth
+    parallel_for(block.size(), threads, [&](int64_t slot) {
+        const Tiling::Place place = tiling.at(block.begin + slot);
+        const auto transform = tiling.inner(place) ? transform_tile_in<true> : transform_tile_in<false>;
+        transform(p.x + place.row * pixels * p.k, tiling, place, p.k, s, slot);
+    });
+    multiply(p, g, tiling, block, s, threads);
+    parallel_for(block.size(), threads, [&](int64_t slot) {
+        const Tiling::Place place = tiling.at(block.begin + slot);
+        const Biases biases = g.task_biases(task_of(p, place.row));
+        transform_tile_out(p.out + place.row * pixels * p.n, tiling, place, p.n, biases, p.relu, s, slot);
+    });
+}
+
+// Packs what is not packed yet, and lays the biases out.
+void prepare(const Conv3x3Params& p, Group& g, int threads) {
+    const bool taps = p.tap_biases[0] != nullptr;
+    const int64_t floats = weight_floats(p.k, p.n);
+    g.bias_stride = (p.n + kLanes16 - 1) / kLanes16 * kLanes16;
+    g.bias_floats = g.bias_stride * (taps ? 16 : 1);
+    float* tables = Workspace::floats(Slot::other, (g.last - g.first) * g.bias_floats);
+    float* space = p.packed[0] == nullptr ? Workspace::floats(Slot::weights, (g.last - g.first) * floats) : nullptr;
+    g.biases = tables;
+    PackParams pack{{}, {}, 0, p.k, p.n, p.stride_k, p.stride_n, p.stride_tap, p.flipped};
+    for (int64_t task = g.first; task < g.last; ++task, tables += g.bias_floats) {
+        g.packed[task] = p.packed[task];
+        if (p.counts[task] == 0) continue;
+        fill_biases(p.biases[task], p.tap_biases[task], p.n, g.bias_stride, tables);
+        if (space == nullptr) continue;
+        pack.packed[pack.tasks] = space + (task - g.first) * floats;
+        g.packed[task] = pack.packed[pack.tasks];
+        pack.weights[pack.tasks++] = p.weights[task];
+    }
+    pack_weights(pack, threads);
+}
+
+void convolve(const Conv3x3Params& p, DType, int threads) {
+    const Tiling tiling(p.height, p.width);
+    int64_t rows = 0;
+    for (int64_t task = 0; task < p.tasks; ++task) rows += p.counts[task];
+    expect_writes(p.out, rows * p.height * p.width * p.n * static_cast<int64_t>(sizeof(float)));
+    const int64_t fitting = kWeightFloats / weight_floats(p.k, p.n);
+    const int64_t together = p.packed[0] != nullptr ? p.tasks : fitting > 1 ? fitting : 1;
+    const int64_t tile_floats = kFrequencies * ((p.k > p.n ? p.k : p.n) + 32);
+    const int64_t most = kSpectrumFloats / tile_floats > kLeastTiles ? kSpectrumFloats / tile_floats : kLeastTiles;
+    int64_t tile = 0;
+    Group g{};
+    for (g.first = 0; g.first < p.tasks; g.first = g.last) {
+        g.last = g.first + together < p.tasks ? g.first + together : p.tasks;
+        g.tiles = {tile, tile};
+        for (int64_t task = g.first; task < g.last; ++task) g.tiles.end += p.counts[task] * tiling.per_row();
+        tile = g.tiles.end;
+        if (g.tiles.size() == 0) continue;
+        prepare(p, g, threads);
+        const int64_t blocks = (g.tiles.size() + most - 1) / most;
+        for (int64_t b = 0; b < blocks; ++b) {
+            const Range part = share(g.tiles.size(), blocks, b);
+            convolve_block(p, g, tiling, {g.tiles.begin + part.begin, g.tiles.begin + part.end}, threads);
+        }
+    }
+}
+
+void pack(const PackParams& p, DType, int threads) { pack_weights(p, threads); }
+
+struct ReleaseParams {
+    int64_t keep;  // bytes a buffer may have
+};
+void release(const ReleaseParams& p, DType, int) { Workspace::shrink(p.keep); }
+
+constexpr Field kConv3x3Fields[] = {
+    DMTL_FIELD(Conv3x3Params, out),      DMTL_FIELD(Conv3x3Params, x),          DMTL_FIELD(Conv3x3Params, packed),
+    DMTL_FIELD(Conv3x3Params, weights),  DMTL_FIELD(Conv3x3Params, biases),     DMTL_FIELD(Conv3x3Params, tap_biases),
+    DMTL_FIELD(Conv3x3Params, counts),   DMTL_FIELD(Conv3x3Params, tasks),      DMTL_FIELD(Conv3x3Params, height),
+    DMTL_FIELD(Conv3x3Params, width),    DMTL_FIELD(Conv3x3Params, k),          DMTL_FIELD(Conv3x3Params, n),
+    DMTL_FIELD(Conv3x3Params, stride_k), DMTL_FIELD(Conv3x3Params, stride_n),   DMTL_FIELD(Conv3x3Params, stride_tap),
+    DMTL_FIELD(Conv3x3Params, flipped),  DMTL_FIELD(Conv3x3Params, relu),
+};
+constexpr Field kPackFields[] = {
+    DMTL_FIELD(PackParams, packed),   DMTL_FIELD(PackParams, weights),    DMTL_FIELD(PackParams, tasks),
+    DMTL_FIELD(PackParams, k),        DMTL_FIELD(PackParams, n),          DMTL_FIELD(PackParams, stride_k),
+    DMTL_FIELD(PackParams, stride_n), DMTL_FIELD(PackParams, stride_tap), DMTL_FIELD(PackParams, flipped),
+};
+constexpr Field kReleaseFields[] = {DMTL_FIELD(ReleaseParams, keep)};
+
+}  // namespace
+
+DMTL_KERNELS(conv3x3, cpu_kernel<Conv3x3Params, &convolve>("conv3x3", kConv3x3Fields),
+             cpu_kernel<PackParams, &pack>("conv3x3_pack", kPackFields),
+             cpu_kernel<ReleaseParams, &release>("conv3x3_release", kReleaseFields))
+
+}  // namespace dmtl::DMTL_ISA

@@ -1,0 +1,165 @@
+// What the convolution kernels (csrc/cpu/conv3x3.cpp) are made of: parameters, packing of weights, what happens to one tile.
+#pragma once
+
+#include "dmtl/gemm.h"
+#include "dmtl/winograd.h"
+
+namespace dmtl {
+namespace {
+
+constexpr int kMostTasks = 64;
+
+// Weights of each task: n columns of the product (channels out), k rows (channels in), 9 taps, at weight[column * stride_n +
+// row * stride_k + tap * stride_tap]. The data gradient exchanges rows and columns and has the taps `flipped`.
+struct PackParams {
+    float* packed[kMostTasks];
+    const float* weights[kMostTasks];
+    int64_t tasks, k, n, stride_k, stride_n, stride_tap;
+    bool flipped;
+};
+
+// Images [rows, height, width, k] -> [rows, height, width, n]; rows sorted by task. packed: by `pack_weights` for every task,
+// or null for every task: packed here, from `weights`.
+struct Conv3x3Params {
+    float* out;
+    const float* x;
+    const float* packed[kMostTasks];
+    const float* weights[kMostTasks];
+    const float* biases[kMostTasks];      // [n] or null
+    const float* tap_biases[kMostTasks];  // [n, 3, 3] or null
+    int64_t counts[kMostTasks];           // rows of each task
+    int64_t tasks, height, width, k, n, stride_k, stride_n, stride_tap;
+    bool flipped, relu;
+};
+
+// Frequency f of the weights stands at packed + f * weight_plane(k, n), as gemm.h's panels. The 16 floats between the planes
+// keep them from being a power of two apart, where 36 streams would share one cache set.
+inline int64_t weight_plane(int64_t k, int64_t n) { return packed_floats(k, n) + kLanes16; }
+inline int64_t weight_floats(int64_t k, int64_t n) { return kFrequencies * weight_plane(k, n); }
+
+// Sixteen columns (one panel), rows [first, last).
+inline void pack_piece(const PackParams& p, const float* weight, float* packed, int64_t panel, int64_t first, int64_t last) {
+    constexpr int taps = kTaps * kTaps;
+    const int64_t column = panel * kLanes16, plane = weight_plane(p.k, p.n);
+    const int64_t width = p.n - column < kLanes16 ? p.n - column : kLanes16;
+    alignas(64) float g[taps][kLanes16] = {};
+    for (int64_t row = first; row < last; ++row) {
+        const float* from = weight + column * p.stride_n + row * p.stride_k;
+        for (int tap = 0; tap < taps; ++tap) {
+            float* lanes = g[p.flipped ? taps - 1 - tap : tap];
+            for (int64_t l = 0; l < width; ++l) lanes[l] = from[l * p.stride_n + tap * p.stride_tap];
+        }
+        float* out = packed + column * p.k + row * kLanes16;
+        for (int64_t l = 0; l < kLanes16; l += 8) transform_weights(g[0] + l, kLanes16, out + l, plane);
+    }
+}
+
+inline void pack_weights(const PackParams& p, int threads) {
+    const int64_t panels = (p.n + kLanes16 - 1) / kLanes16, piece = 64;
+    const int64_t pieces = (p.k + piece - 1) / piece;
+    parallel_for(p.tasks * panels * pieces, p.k * p.n * p.tasks < 2048 ? 1 : threads, [&](int64_t item) {
+        const int64_t task = item / (panels * pieces), first = item % pieces * piece;
+        const int64_t last = first + piece < p.k ? first + piece : p.k;
+        pack_piece(p, p.weights[task], p.packed[task], item / pieces % panels, first, last);
+    });
+}
+
+// The 4x4 tiles of all images of a call, in order of rows, and the map they are cut from.
+struct Tiling {
+    int64_t height, width, down, across;
+    Tiling(int64_t h, int64_t w) : height(h), width(w), down((h + kOut - 1) / kOut), across((w + kOut - 1) / kOut) {}
+    int64_t per_row() const { return down * across; }
+    struct Place {
+        int64_t row, y, x;  // image, and the tile's first pixel
+    };
+    Place at(int64_t tile) const {
+        const int64_t inside = tile % per_row();
+        return {tile / per_row(), inside / across * kOut, inside % across * kOut};
+    }
+    bool inner(const Place& p) const { return p.y > 0 && p.x > 0 && p.y + kOut < height && p.x + kOut < width; }
+};
+
+// Transformed patches, and in their place afterwards the products: frequency f of tile t at data + f * plane + t * stride.
+struct Spectrum {
+    float* data;
+    int64_t plane, stride;
+};
+
+template <bool inner>
+DMTL_INLINE void load_patch(const float* image, const Tiling& t, const Tiling::Place& p, int64_t channels, int64_t c,
+                            F32x16 (&patch)[kFrequencies]) {
+    const int64_t count = channels - c < kLanes16 ? channels - c : kLanes16;
+    for (int i = 0; i < kPatch; ++i)
+        for (int j = 0; j < kPatch; ++j) {
+            const int64_t y = p.y + i - 1, x = p.x + j - 1;
+            const float* from = image + (y * t.width + x) * channels + c;
+            if (!inner && (y < 0 || x < 0 || y >= t.height || x >= t.width))
+                patch[i * kPatch + j] = F32x16::zero();
+            else
+                patch[i * kPatch + j] = count == kLanes16 ? F32x16::load(from) : F32x16::load(from, count);
+        }
+}
+
+template <bool inner>
+void transform_tile_in(const float* image, const Tiling& t, const Tiling::Place& p, int64_t channels, const Spectrum& s,
+                       int64_t slot) {
+    for (int64_t c = 0; c < channels; c += kLanes16) {
+        F32x16 patch[kFrequencies], v[kFrequencies];
+        load_patch<inner>(image, t, p, channels, c, patch);
+        transform_patch(patch, v);
+        float* out = s.data + slot * s.stride + c;
+        for (int f = 0; f < kFrequencies; ++f) v[f].store(out + f * s.plane);
+    }
+}
+
+// What is added to a pixel: the bias and the tap biases of the taps that fall inside the image. There are 16 cases, by which of
+// the neighbours above, below, to the left and to the right exist; all of them: the last.
+struct Biases {
+    const float* table;  // [16, n rounded up to 16], or with `one` only the last case
+    int64_t stride;
+    bool one;
+    const float* at(const Tiling& t, int64_t y, int64_t x) const {
+        if (one) return table;
+        const int64_t which = (y > 0) + 2 * (y + 1 < t.height) + 4 * (x > 0) + 8 * (x + 1 < t.width);
+        return table + which * stride;
+    }
+};
+
+// Whether a tap is outside the image where the neighbours of `which` exist.
+inline bool outside(int tap, int which) {
+    return (tap / 3 == 0 && !(which & 1)) || (tap / 3 == 2 && !(which & 2)) || (tap % 3 == 0 && !(which & 4)) ||
+           (tap % 3 == 2 && !(which & 8));
+}
+
+inline void fill_biases(const float* bias, const float* taps, int64_t n, int64_t stride, float* table) {
+    for (int which = taps == nullptr ? 15 : 0; which < 16; ++which) {
+        float* out = taps == nullptr ? table : table + which * stride;
+        for (int64_t k = 0; k < stride; ++k) {
+            float sum = bias == nullptr || k >= n ? 0.0f : bias[k];
+            for (int tap = 0; tap < kTaps * kTaps && taps != nullptr && k < n; ++tap)
+                if (!outside(tap, which)) sum += taps[k * kTaps * kTaps + tap];
+            out[k] = sum;
+        }
+    }
+}
+
+inline void transform_tile_out(float* image, const Tiling& t, const Tiling::Place& p, int64_t channels, const Biases& biases,
+                               bool relu, const Spectrum& s, int64_t slot) {
+    const int64_t rows = t.height - p.y < kOut ? t.height - p.y : kOut, columns = t.width - p.x < kOut ? t.width - p.x : kOut;
+    for (int64_t c = 0; c < channels; c += kLanes16) {
+        const int64_t count = channels - c < kLanes16 ? channels - c : kLanes16;
+        F32x16 m[kFrequencies], y[kOut * kOut];
+        const float* from = s.data + slot * s.stride + c;
+        for (int f = 0; f < kFrequencies; ++f) m[f] = F32x16::load(from + f * s.plane, count);
+        transform_products(m, y);
+        for (int64_t i = 0; i < rows; ++i)
+            for (int64_t j = 0; j < columns; ++j) {
+                F32x16 value = y[i * kOut + j] + F32x16::load(biases.at(t, p.y + i, p.x + j) + c);
+                if (relu) value = max(F32x16::zero(), value);
+                value.store(image + ((p.y + i) * t.width + p.x + j) * channels + c, count);
+            }
+    }
+}
+
+}  // namespace
+}  // namespace dmtl

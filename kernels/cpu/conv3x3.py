@@ -1,0 +1,114 @@
+"""conv3x3 and its backward by Winograd's F(4x4, 3x3) in csrc/cpu/conv3x3.cpp: forward and data gradient.
+
+The weight gradient is the library's, and so is a convolution of so few pixels that transforming the weights in the
+call would cost more than it saves.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dmtl.kernels._conv3x3 import library_convolution, library_gradients
+from dmtl.kernels._native import CPU
+
+_MOST_TASKS = 64  # kMostTasks of conv3x3_cpu.h
+# Transforming weights is worth it from one pixel of a task for this many weight matrix elements (measured for
+# 32 to 512 channels: 1 to 500 pixels).
+_ELEMENTS_A_PIXEL = 512
+
+
+def _too_many_tasks(counts: list[int]) -> list[str]:
+    return [f"{len(counts)} tasks are more than {_MOST_TASKS}"] if len(counts) > _MOST_TASKS else []
+
+
+SUPPORT = CPU.support(
+    dtypes=(torch.float32,),
+    shapes=lambda x, weights, biases, tap_biases, packed, counts, relu: _too_many_tasks(counts),
+    backward_shapes=lambda grad, x, weights, out, counts, *flags: _too_many_tasks(counts),
+)
+
+
+def conv3x3(x, weights, biases, tap_biases, packed, counts, relu) -> Tensor:
+    if not all(_is_packed(value, weight) for value, weight in zip(packed, weights, strict=bool(packed))):
+        packed = []
+    if not packed and not tap_biases and _few_pixels(x, weights, counts):
+        return library_convolution(x, weights, biases, counts, relu=relu)
+    return _convolve(x, weights, biases, tap_biases, packed, counts, relu=relu, flipped=False)
+
+
+def conv3x3_backward(
+    grad, x, weights, out, counts, relu, need_x, need_weights, need_biases, need_taps
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    g = torch.ops.aten.threshold_backward(grad, out, 0) if relu else grad
+    if not need_x:
+        d_x = x.new_empty(0)
+    elif _few_pixels(x, weights, counts):
+        d_x = library_convolution(g, weights, [], counts, flipped=True)
+    else:
+        d_x = _convolve(g, weights, [], [], [], counts, relu=False, flipped=True)
+    return d_x, *library_gradients(g, x, weights, counts, need_weights, need_biases, need_taps)
+
+
+def pack(weight: Tensor) -> Tensor:
+    """The weight [K, C, 3, 3], transformed: float32 [36, C * (K rounded up to 16) + 16]."""
+    K, C = weight.shape[:2]
+    (weight,) = _one_layout([weight])
+    packed = weight.new_empty(_packed_shape(weight))
+    strides = _strides(weight, flipped=False)
+    CPU.call(
+        "conv3x3_pack", weight, packed=[packed], weights=[weight], tasks=1, k=C, n=K, flipped=False, **strides
+    )
+    return packed
+
+
+def release_workspace(keep: int = 0) -> None:
+    """Give back what the calling thread keeps between calls: buffers of more than `keep` bytes."""
+    CPU.call("conv3x3_release", torch.empty(0), keep=keep)
+
+
+def _packed_shape(weight: Tensor) -> tuple[int, int]:
+    K, C = weight.shape[:2]
+    return 36, C * (-(-K // 16) * 16) + 16
+
+
+def _is_packed(packed: Tensor, weight: Tensor) -> bool:
+    return packed.shape == _packed_shape(weight) and packed.dtype == torch.float32 and packed.is_contiguous()
+
+
+def _few_pixels(x: Tensor, weights: list[Tensor], counts: list[int]) -> bool:
+    tasks = sum(count > 0 for count in counts)
+    return x.shape[0] * x.shape[2] * x.shape[3] * _ELEMENTS_A_PIXEL < tasks * weights[0].shape[:2].numel()
+
+
+def _one_layout(weights: list[Tensor]) -> list[Tensor]:
+    """The weights, with the same strides all, and one step from tap to tap."""
+    strides = weights[0].stride()
+    if strides[2] == 3 * strides[3] and all(weight.stride() == strides for weight in weights):
+        return weights
+    return [weight.contiguous() for weight in weights]
+
+
+def _strides(weight: Tensor, flipped: bool) -> dict[str, int]:
+    """What the kernel calls row and column of a weight matrix, and the step from tap to tap."""
+    n, k, _, tap = weight.stride()
+    return {"stride_k": n if flipped else k, "stride_n": k if flipped else n, "stride_tap": tap}
+
+
+def _convolve(x, weights, biases, tap_biases, packed, counts, *, relu: bool, flipped: bool) -> Tensor:
+    """Winograd's convolution, or with `flipped` the data gradient's."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    rows, k, height, width = x.shape
+    n = weights[0].shape[1 if flipped else 0]
+    out = torch.empty(rows, n, height, width, dtype=x.dtype, memory_format=torch.channels_last)
+    weights = _one_layout(weights)
+    CPU.call(
+        "conv3x3", x, out=out, x=x, weights=weights, packed=packed, biases=_dense(biases),
+        tap_biases=_dense(tap_biases), counts=counts, tasks=len(counts), height=height, width=width, k=k, n=n,
+        relu=relu, flipped=flipped, **_strides(weights[0], flipped),
+    )  # fmt: skip
+    return out
+
+
+def _dense(tensors: list[Tensor]) -> list[Tensor]:
+    return [tensor.contiguous() for tensor in tensors]
