@@ -1,4 +1,4 @@
-"""Maps of drawn shapes and memory layouts, for the tests of the ops on maps."""
+"""Maps of drawn shapes and memory layouts, and one rounding, for the tests of the ops on maps."""
 
 from __future__ import annotations
 
@@ -25,3 +25,10 @@ def drawn_map(shape: tuple[int, int, int, int], dtype: torch.dtype, layout: str,
         x = torch.randn(shape, generator=generator)
         x = x.to(memory_format=torch.channels_last) if layout == "channels_last" else x
     return x.to(DEVICE, dtype)
+
+
+def rounding(dtype: torch.dtype, backend: str) -> float:
+    """What one rounding of a result and a few of float32 may cost, relative to the result. Triton's interpreter
+    truncates to bfloat16."""
+    truncated = backend == "triton" and DEVICE == "cpu" and dtype == torch.bfloat16
+    return {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype] * (1 + truncated)
