@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dmtl.kernels._native import Native
 
+
 @dataclass
 class NoisingCall:
     """Arguments of out = coef_x[t] x + coef_y[t] y + coef_noise[t] eps. `dense` makes them fit for a
@@ -28,16 +29,16 @@ class NoisingCall:
     key_B3: Tensor | None
     step: int
 
-    def dense(self) -> tuple[Tensor, Tensor, bool]:
+    def dense(self, out: Tensor | None = None) -> tuple[Tensor, Tensor, bool]:
         """Make every argument dense in place. Returns (out, target, channels_last).
 
-        `out` has the strides of empty_like(x), as the op promises; the kernel writes `target`, which is `out`
-        or else has to be copied there.
+        `out` is the given one, which may be an argument, or fresh with the strides of empty_like(x), as the op
+        promises; the kernel writes `target`, which is `out` or else has to be copied there.
         """
-        out = torch.empty_like(self.x)
+        out = torch.empty_like(self.x) if out is None else out
         last = _channels_last(self.x) and _channels_last(out)
         memory_format = torch.channels_last if last else torch.contiguous_format
-        target = out if last or _dense_rows(out) else torch.empty_like(out, memory_format=memory_format)
+        target = out if last or _writable_rows(out) else torch.empty_like(out, memory_format=memory_format)
         for name in ("x", "y", "noise"):
             z = getattr(self, name)
             if z is not None and (last or not _dense_rows(z)):
@@ -54,6 +55,11 @@ def _dense_rows(x: Tensor) -> bool:
     return x.is_contiguous() or (x.dim() > 1 and x.shape[0] > 0 and x[0].is_contiguous())
 
 
+def _writable_rows(x: Tensor) -> bool:
+    """Dense rows that do not overlap."""
+    return _dense_rows(x) and (x.shape[0] < 2 or x.stride(0) >= x[0].numel())
+
+
 def _channels_last(x: Tensor) -> bool:
     """[B, C, H, W] stored as [B, H, W, C], so that four neighbouring pixels share a Philox block."""
     if x.dim() != 4 or x.is_contiguous():
@@ -61,13 +67,13 @@ def _channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and x.shape[2] * x.shape[3] % 4 == 0
 
 
-def noising(native: Native, op: str, *args) -> Tensor:
-    """The native kernel on the arguments of a `NoisingCall`; a fresh tensor with the strides of
+def noising(native: Native, op: str, *args, out: Tensor | None = None) -> Tensor:
+    """The native kernel on the arguments of a `NoisingCall`, into `out` or a fresh tensor with the strides of
     empty_like(x)."""
     if args[0].numel() == 0:
-        return torch.empty_like(args[0])
+        return torch.empty_like(args[0]) if out is None else out
     call = NoisingCall(*args)
-    out, target, last = call.dense()
+    out, target, last = call.dense(out)
     x, y, noise = call.x, call.y, call.noise
     native.call(
         op, x,

@@ -63,6 +63,7 @@ class OpSpec:
 
     function: the public function; differentiable: its arguments that have a gradient (tensors or lists of
     tensors; none, and no backward, for an op without gradients).
+    variants: further operators of the same op, without gradients (`<op>_`, which works in place).
     samples(size, dtype, device) -> list of keyword arguments for `function`; size is "tiny", "odd" or
     "large". tolerance: absolute floor of the error allowed to a backend, by dtype.
     """
@@ -76,6 +77,7 @@ class OpSpec:
     tolerance: dict[torch.dtype, float] = field(
         default_factory=lambda: {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}
     )
+    variants: tuple[Operator, ...] = ()
 
 
 MEASURED = ("cuda",)
@@ -89,7 +91,7 @@ _NO_KERNEL = "has no kernel for this op"
 def add(spec: OpSpec) -> OpSpec:
     """Register the spec and its operators with torch."""
     REGISTRY[spec.name] = spec
-    for operator in filter(None, (spec.forward, spec.backward)):
+    for operator in filter(None, (spec.forward, spec.backward, *spec.variants)):
         _library.register(operator.name, operator.schema, partial(_run, spec, operator), operator.fake)
     return spec
 

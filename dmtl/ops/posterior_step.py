@@ -7,6 +7,8 @@ Legend: B rows (samples), S steps of the schedule; x [B, ...] of any further sha
 The tables decide what the step is: the ancestral posterior (c1, c2 its mean, s its standard deviation), or a
 deterministic one (s = 0). The last step is (1, 0, 0), the identity on x0_hat. A row with s = 0 gets no noise
 at all.
+`posterior_step_` does the same into x_t's memory, where nothing is recorded for a backward pass: two maps pass through
+memory instead of three, and no fresh one is paged in.
 Gradients: d x0_hat = c1 grad, d x_t = c2 grad, d eps = s grad.
 Numerics: as in q_sample (float32 arithmetic, one rounding at the end).
 """
@@ -25,6 +27,10 @@ _SCHEMA = (
     "(Tensor x0_hat, Tensor x_t, Tensor t_B, Tensor coef1_S, Tensor coef2_S, Tensor sigma_S, "
     "Tensor? noise, Tensor? key_B3, int step) -> Tensor"
 )
+_INPLACE_SCHEMA = (
+    "(Tensor(a!) x_t, Tensor x0_hat, Tensor t_B, Tensor coef1_S, Tensor coef2_S, Tensor sigma_S, "
+    "Tensor? noise, Tensor? key_B3, int step) -> ()"
+)
 _BACKWARD_SCHEMA = (
     "(Tensor grad_prev, Tensor t_B, Tensor coef1_S, Tensor coef2_S, Tensor sigma_S, "
     "bool need_x0_hat, bool need_x_t, bool need_noise) -> (Tensor, Tensor, Tensor)"
@@ -41,6 +47,10 @@ def _reference(x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step)
     return stored_like(mean, x0_hat)
 
 
+def _reference_inplace(x_t, x0_hat, *rest) -> None:
+    x_t.copy_(_reference(x0_hat, x_t, *rest))
+
+
 def _reference_backward(grad_prev, t_B, coef1_S, coef2_S, sigma_S, need_x0_hat, need_x_t, need_noise):
     return (
         scaled(grad_prev, t_B, coef1_S, need_x0_hat),
@@ -53,6 +63,10 @@ def _fake(x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step) -> T
     return torch.empty_like(x0_hat)
 
 
+def _fake_inplace(*args) -> None:
+    return None
+
+
 def _fake_backward(grad_prev, t_B, coef1_S, coef2_S, sigma_S, need_x0_hat, need_x_t, need_noise):
     needs = (need_x0_hat, need_x_t, need_noise)
     return tuple(torch.empty_like(grad_prev) if need else grad_prev.new_empty(0) for need in needs)
@@ -60,6 +74,10 @@ def _fake_backward(grad_prev, t_B, coef1_S, coef2_S, sigma_S, need_x0_hat, need_
 
 def _check_values(x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step) -> None:
     _checks.check_values("posterior_step", t_B, coef1_S.shape[0], key_B3)
+
+
+def _check_values_inplace(x_t, x0_hat, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step) -> None:
+    _checks.check_values("posterior_step_", t_B, coef1_S.shape[0], key_B3)
 
 
 class _PosteriorStep(torch.autograd.Function):
@@ -113,6 +131,36 @@ def posterior_step(
     return torch.ops.dmtl.posterior_step(*args)
 
 
+def posterior_step_(
+    x_t: Tensor,
+    x0_hat: Tensor,
+    t_B: Tensor,
+    coef1_S: Tensor,
+    coef2_S: Tensor,
+    sigma_S: Tensor,
+    *,
+    noise: Tensor | None = None,
+    key_B3: Tensor | None = None,
+    step: int = 0,
+) -> Tensor:
+    """`posterior_step` in place: x_t becomes x_{t-1}, to the same bits, and is returned.
+
+    Arguments as there; x0_hat and noise share no memory with x_t. Not differentiable: raises ValueError where a
+    gradient would have to be recorded, and the errors of `posterior_step`.
+    """
+    op = "posterior_step_"
+    _checks.data(op, "x_t", x_t)
+    _checks.like(op, "x0_hat", x0_hat, x_t, "x_t")
+    _checks.rows(op, "t_B", t_B, x_t)
+    _checks.tables(op, x_t, coef1_S=coef1_S, coef2_S=coef2_S, sigma_S=sigma_S)
+    _checks.noise_source(op, x_t, "x_t", noise, key_B3, step, needed=False)
+    for name, x in (("x_t", x_t), ("x0_hat", x0_hat), ("noise", noise)):
+        if torch.is_grad_enabled() and x is not None and x.requires_grad:
+            _checks.fail(op, name, "without a gradient to record", "one that requires a gradient")
+    torch.ops.dmtl.posterior_step_(x_t, x0_hat, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step)
+    return x_t
+
+
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
     """Arguments for tests and benchmarks: given, drawn and no noise, other layouts, and a last step without
     noise."""
@@ -133,5 +181,10 @@ SPEC = add(
         function=posterior_step,
         differentiable=("x0_hat", "x_t", "noise"),
         samples=_samples,
+        variants=(
+            Operator(
+                "posterior_step_", _INPLACE_SCHEMA, _reference_inplace, _fake_inplace, _check_values_inplace
+            ),
+        ),
     )
 )

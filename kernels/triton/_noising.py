@@ -74,12 +74,13 @@ def _scaling_kernel(out_ptr, grad_ptr, t_ptr, table_ptr, count, table_size, SIZE
     tl.store(out_ptr + row * count + element, (scale * grad).to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def noising(*args) -> Tensor:
-    """The kernel on the arguments of a `NoisingCall`; a fresh tensor with the strides of empty_like(x)."""
+def noising(*args, out: Tensor | None = None) -> Tensor:
+    """The kernel on the arguments of a `NoisingCall`, into `out` or a fresh tensor with the strides of
+    empty_like(x)."""
     if args[0].numel() == 0:
-        return torch.empty_like(args[0])
+        return torch.empty_like(args[0]) if out is None else out
     call = NoisingCall(*args)
-    out, target, last = call.dense()
+    out, target, last = call.dense(out)
     x, y, noise = call.x, call.y, call.noise
     count = x[0].numel()
     grid = (triton.cdiv(count, 4 * BLOCK), x.shape[0])

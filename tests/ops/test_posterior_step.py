@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import dmtl.ops
+from dmtl.ops.posterior_step import SPEC
 
-from .tools import missing
+from .tools import DEVICE, DTYPES, backend_params, missing
 
 TABLES = dict(
     coef1_S=torch.tensor([1.0, 0.7, 0.4]),
@@ -66,6 +67,69 @@ def test_rows_with_and_without_noise(backend):
     assert not torch.isclose(drawn[2], plain[2]).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", backend_params())
+def test_in_place_is_the_same_to_the_bit(backend, dtype):
+    """x_t becomes the result, whatever the layouts, and stays where it was."""
+    for size in ("tiny", "odd"):
+        for sample in SPEC.samples(size, dtype, DEVICE):
+            with dmtl.ops.use_backend(posterior_step=backend):
+                expected = dmtl.ops.posterior_step(**sample)
+                place = sample["x_t"].data_ptr(), sample["x_t"].stride()
+                out = dmtl.ops.posterior_step_(**sample)
+            assert out is sample["x_t"] and (out.data_ptr(), out.stride()) == place
+            assert torch.equal(out, expected)
+
+
+def test_in_place_into_a_slice_writes_nothing_else():
+    whole = torch.randn(4, 5, 6, 8)
+    before, x_t = whole.clone(), whole[::2, 1:4]
+    x0_hat = torch.randn(2, 3, 6, 8)
+    t_B = torch.tensor([1, 2])
+    expected = dmtl.ops.posterior_step(x0_hat, x_t, t_B, **TABLES)
+    dmtl.ops.posterior_step_(x_t, x0_hat, t_B, **TABLES)
+    before[::2, 1:4] = expected
+    assert torch.equal(whole, before)
+
+
+def test_in_place_refuses_what_autograd_needs():
+    """A gradient to record is refused here; a backward pass that saved x_t refuses to run."""
+    x_t, x0_hat, t_B = torch.randn(2, 3), torch.randn(2, 3, requires_grad=True), torch.tensor([1, 2])
+    with pytest.raises(ValueError, match="posterior_step_: x0_hat must be without a gradient to record, got"):
+        dmtl.ops.posterior_step_(x_t, x0_hat, t_B, **TABLES)
+    saved = (x0_hat * x_t).sum()
+    with torch.no_grad():
+        dmtl.ops.posterior_step_(x_t, x0_hat, t_B, **TABLES)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        saved.backward()
+
+
+def test_in_place_refuses_overlapping_rows():
+    x_t = torch.randn(1, 8).expand(3, 8)
+    with pytest.raises(RuntimeError, match="single memory location"):
+        dmtl.ops.posterior_step_(x_t, torch.randn(3, 8), torch.tensor([1, 2, 1]), **TABLES)
+
+
+@pytest.mark.parametrize("backend", backend_params("reference", "cpu", "cuda"))
+def test_in_place_operator(backend):
+    """Schema (what is written), fake, and AOT dispatch; one graph, with the eager values."""
+    for sample in SPEC.samples("odd", torch.float32, DEVICE)[:3]:
+        given = {name: value for name, value in sample.items() if name not in ("x_t", "x0_hat")}
+        args = [
+            sample["x_t"],
+            sample["x0_hat"],
+            *(given.get(name) for name in ARGUMENTS),
+            given.get("step", 0),
+        ]
+        with dmtl.ops.use_backend(posterior_step=backend):
+            torch.library.opcheck(torch.ops.dmtl.posterior_step_.default, args)
+    torch.compiler.reset()
+    compiled = torch.compile(dmtl.ops.posterior_step_, fullgraph=True, backend="aot_eager")
+    expected = dmtl.ops.posterior_step(**sample)
+    assert torch.equal(compiled(**sample), expected) and torch.equal(sample["x_t"], expected)
+
+
+ARGUMENTS = ("t_B", "coef1_S", "coef2_S", "sigma_S", "noise", "key_B3")
 GOOD = dict(x0_hat=torch.zeros(2, 3), x_t=torch.zeros(2, 3), t_B=torch.tensor([0, 1]), **TABLES)
 BAD = [
     (
@@ -90,3 +154,12 @@ BAD = [
 def test_bad_arguments(change, error, message):
     with pytest.raises(error, match=f"^posterior_step: .*{message}"):
         dmtl.ops.posterior_step(**(GOOD | change))
+
+
+def test_bad_arguments_in_place():
+    with pytest.raises(ValueError, match=r"^posterior_step_: t_B must be in \[0, 3\), got 3"):
+        dmtl.ops.posterior_step_(**(GOOD | dict(t_B=torch.tensor([1, 3]))))
+    with pytest.raises(
+        ValueError, match=r"^posterior_step_: x0_hat must be of x_t's shape \[2, 3\], got \[3, 3\]"
+    ):
+        dmtl.ops.posterior_step_(**(GOOD | dict(x0_hat=torch.zeros(3, 3))))
