@@ -2,21 +2,30 @@
 checks)."""
 
 from ._registry import use_backend
+from .condition_tokens import condition_tokens, fold_reduction
 from .conv3x3 import conv3x3, fold_1x1, pack_conv3x3
+from .cross_attention import cross_attention
+from .decode_map import decode_map
 from .noisy_tokens import noisy_tokens
 from .posterior_step import posterior_step, posterior_step_
 from .q_sample import normal, q_sample
+from .token_mlp import token_mlp
 from .upsample_add import upsample_add
 
 __all__ = [
+    "condition_tokens",
     "conv3x3",
+    "cross_attention",
+    "decode_map",
     "fold_1x1",
+    "fold_reduction",
     "noisy_tokens",
     "normal",
     "pack_conv3x3",
     "posterior_step",
     "posterior_step_",
     "q_sample",
+    "token_mlp",
     "upsample_add",
     "use_backend",
 ]

@@ -29,9 +29,9 @@ def epsilon(op: str, eps: object) -> None:
         _checks.fail(op, "eps", "positive", eps)
 
 
-def widened(*tensors: Tensor | None) -> list[Tensor | None]:
-    """The tensors in the dtype of the arithmetic."""
-    return [None if x is None else x.to(wide_dtype(x.dtype)) for x in tensors]
+def wide(x: Tensor) -> Tensor:
+    """x in the dtype of the arithmetic."""
+    return x.to(wide_dtype(x.dtype))
 
 
 def normalised(x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> Tensor:
@@ -39,15 +39,24 @@ def normalised(x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> Tenso
     return F.layer_norm(x, weight_C.shape, weight_C, bias_C, eps)
 
 
+def summed(x: Tensor) -> Tensor:
+    """Sum over all dimensions but the last."""
+    return x.flatten(0, -2).sum(0, dtype=wide_dtype(x.dtype)).to(x.dtype)
+
+
 def norm_backward(
-    grad: Tensor, x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float
+    grad: Tensor, x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float, residual: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(d_x, d_weight, d_bias, LayerNorm(x)). With z = (x - mean) / std and g = grad weight:
+    """(d_x + residual, d_weight, d_bias, LayerNorm(x)). With z = (x - mean) / std and g = grad weight:
     d_x = (g - mean(g) - z mean(g z)) / std."""
+    dtype = x.dtype
+    grad, x, weight_C, bias_C = wide(grad), wide(x), wide(weight_C), wide(bias_C)
     centred = x - x.mean(-1, keepdim=True)
     rstd = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
     z = centred * rstd
     g = grad * weight_C
-    gz = grad * z
     d_x = (g - g.mean(-1, keepdim=True) - z * (g * z).mean(-1, keepdim=True)) * rstd
-    return d_x, gz.flatten(0, -2).sum(0), grad.flatten(0, -2).sum(0), z * weight_C + bias_C
+    if residual is not None:
+        d_x = d_x + residual
+    found = d_x, summed(grad * z), summed(grad), z * weight_C + bias_C
+    return tuple(value.to(dtype) for value in found)

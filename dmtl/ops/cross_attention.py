@@ -1,4 +1,4 @@
-"""Cross-attention with all that surrounds it: out = x + proj(attention(x, y))     (DiffusionMTL, arXiv 2403.15389)
+"""Cross-attention, all of it: out = x + proj(attention(x, y))          (DiffusionMTL, arXiv 2403.15389)
 
 Legend: R rows, N tokens that ask, M tokens that answer, C channels, h heads of d = C / h channels each.
     q = LayerNorm_x(x) q_weight^T                       [R, N, C]    (or given: `query`)
@@ -12,8 +12,8 @@ Gradients, with e = grad out and da = e proj_weight (per head from dP on):
     d_q_weight = dq^T LayerNorm_x(x);  d_x = e + LayerNorm_x'(dq q_weight);  likewise for y with [dk, dv]
 With `query` given, dq is its gradient, d_x = e, and norm_x and q_weight have none.
 Saved for the backward pass: x, y, q, [k, v], a and the log-sum-exp of the scores; P is computed again.
-Numerics: arithmetic in float32 (float64 for float64), one rounding at the end; what is saved has x's dtype
-(the log-sum-exp that of the arithmetic).
+Numerics: operands of the products, q, k, v and a have x's dtype; sums, scores and all between the products
+are float32 (float64 for float64), and so is the log-sum-exp.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from . import _checks
 from ._registry import Operator, OpSpec, add
 from ._rows import wide_dtype
-from ._tokens import epsilon, norm_backward, normalised, shaped, widened
+from ._tokens import epsilon, norm_backward, normalised, shaped, summed, wide
 
 # norm_x and q_weight are None where the query is given.
 _INPUTS = (
@@ -60,58 +60,54 @@ def _reference(
     x, y, norm_x_weight, norm_x_bias, norm_y_weight, norm_y_bias, q_weight, kv_weight, proj_weight, proj_bias,
     query, heads, eps, save,
 ):  # fmt: skip
-    dtype, given = x.dtype, query is not None
-    x, y, nxw, nxb, nyw, nyb, q_weight, kv_weight, proj_weight, proj_bias, query = widened(
-        x, y, norm_x_weight, norm_x_bias, norm_y_weight, norm_y_bias, q_weight, kv_weight, proj_weight,
-        proj_bias, query,
-    )  # fmt: skip
-    q = query if given else F.linear(normalised(x, nxw, nxb, eps), q_weight)
-    kv = F.linear(normalised(y, nyw, nyb, eps), kv_weight)
-    k, v = (_heads(part, heads) for part in kv.chunk(2, dim=-1))
-    scores = (_heads(q, heads) * k.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    a = _joined(scores.softmax(-1) @ v)
-    out = (x + F.linear(a, proj_weight, proj_bias)).to(dtype).contiguous()
+    q = F.linear(normalised(x, norm_x_weight, norm_x_bias, eps), q_weight) if query is None else query
+    kv = F.linear(normalised(y, norm_y_weight, norm_y_bias, eps), kv_weight)
+    if save:
+        a, lse = _core(q, kv, heads)
+    else:  # the library's own fused kernels, where nobody asks for the log-sum-exp
+        k, v = (_heads(part, heads) for part in kv.chunk(2, dim=-1))
+        a = _joined(F.scaled_dot_product_attention(_heads(q, heads), k, v))
+    out = (x + F.linear(a, proj_weight, proj_bias)).contiguous()
     if not save:
-        return out, *(out.new_empty(0) for _ in range(3)), scores.new_empty(0)
-    return out, out.new_empty(0) if given else q.to(dtype), kv.to(dtype), a.to(dtype), scores.logsumexp(-1)
+        return out, *(x.new_empty(0) for _ in range(3)), x.new_empty(0, dtype=wide_dtype(x.dtype))
+    return out, q if query is None else x.new_empty(0), kv, a, lse
+
+
+def _core(q, kv, heads: int) -> tuple[Tensor, Tensor]:
+    """a and the log-sum-exp of the scores."""
+    k, v = (wide(_heads(part, heads)) for part in kv.chunk(2, dim=-1))
+    scores = (wide(_heads(q, heads)) * k.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    return _joined(scores.softmax(-1) @ v).to(q.dtype), scores.logsumexp(-1)
 
 
 def _reference_backward(
     grad, x, y, norm_x_weight, norm_x_bias, norm_y_weight, norm_y_bias, q_weight, kv_weight, proj_weight,
     q, kv, a, lse, heads, eps,
 ):  # fmt: skip
-    dtype, nothing = x.dtype, x.new_empty(0)
-    grad, x, y, nxw, nxb, nyw, nyb, q_weight, kv_weight, proj_weight, q, kv, a = widened(
-        grad, x, y, norm_x_weight, norm_x_bias, norm_y_weight, norm_y_bias, q_weight, kv_weight, proj_weight,
-        q, kv, a,
-    )  # fmt: skip
-    d_a = grad @ proj_weight
-    d_q, d_kv = _core_backward(d_a, q, kv, a, lse, heads)
-    rows = grad.flatten(0, 1)
-    d_proj = rows.T @ a.flatten(0, 1), rows.sum(0)
-    d_y, d_nyw, d_nyb, n = norm_backward(d_kv @ kv_weight, y, nyw, nyb, eps)
+    d_q, d_kv = _core_backward(grad @ proj_weight, q, kv, a, lse, heads)
+    d_proj = grad.flatten(0, 1).T @ a.flatten(0, 1), summed(grad)
+    d_y, d_nyw, d_nyb, n = norm_backward(d_kv @ kv_weight, y, norm_y_weight, norm_y_bias, eps)
     d_kv_weight = d_kv.flatten(0, 1).T @ n.flatten(0, 1)
     if q_weight is None:
-        d_x, d_nxw, d_nxb, d_q_weight = (nothing for _ in range(4))
+        d_x, d_nxw, d_nxb, d_q_weight = (x.new_empty(0) for _ in range(4))
     else:
-        d_x, d_nxw, d_nxb, n = norm_backward(d_q @ q_weight, x, nxw, nxb, eps)
-        d_x, d_q_weight, d_q = grad + d_x, d_q.flatten(0, 1).T @ n.flatten(0, 1), nothing
+        d_x, d_nxw, d_nxb, n = norm_backward(d_q @ q_weight, x, norm_x_weight, norm_x_bias, eps, grad)
+        d_q_weight, d_q = d_q.flatten(0, 1).T @ n.flatten(0, 1), x.new_empty(0)
     found = (d_x, d_y, d_nxw, d_nxb, d_nyw, d_nyb, d_q_weight, d_kv_weight, *d_proj, d_q)
-    return tuple(
-        value.to(dtype) if value.numel() else value.new_empty(value.shape, dtype=dtype) for value in found
-    )
+    return tuple(value.contiguous() for value in found)
 
 
 def _core_backward(d_a, q, kv, a, lse, heads: int) -> tuple[Tensor, Tensor]:
     """Gradients of q and of [k, v] from that of a."""
-    q, d_a, a = (_heads(part, heads) for part in (q, d_a, a))
-    k, v = (_heads(part, heads) for part in kv.chunk(2, dim=-1))
-    q = q * q.shape[-1] ** -0.5
+    dtype, scale = q.dtype, (q.shape[-1] // heads) ** -0.5
+    q, d_a, a = (wide(_heads(part, heads)) for part in (q, d_a, a))
+    k, v = (wide(_heads(part, heads)) for part in kv.chunk(2, dim=-1))
+    q = q * scale
     p = (q @ k.transpose(-2, -1) - lse.unsqueeze(-1)).exp()
     d_scores = p * (d_a @ v.transpose(-2, -1) - (d_a * a).sum(-1, keepdim=True))
-    d_q = (d_scores @ k) * q.shape[-1] ** -0.5
     d_k, d_v = d_scores.transpose(-2, -1) @ q, p.transpose(-2, -1) @ d_a
-    return _joined(d_q), torch.cat([_joined(d_k), _joined(d_v)], dim=-1)
+    d_kv = torch.cat([_joined(d_k), _joined(d_v)], dim=-1)
+    return _joined((d_scores @ k) * scale).to(dtype), d_kv.to(dtype)
 
 
 def _fake(
@@ -142,6 +138,16 @@ def _fake_backward(
         [width, width], [width], x.shape if given else [0],
     )  # fmt: skip
     return tuple(x.new_empty(shape) for shape in shapes)
+
+
+def _kind(x, y, norm_x_weight, norm_x_bias, norm_y_weight, norm_y_bias, q_weight, *rest) -> tuple:
+    """What a call's speed depends on; rows to the next power of two, so that ragged batches are few kinds."""
+    heads, *others = (value for value in rest if isinstance(value, int))
+    return (x.shape[0].bit_length(), *x.shape[1:], y.shape[1], heads, q_weight is None, *others)
+
+
+def _kind_backward(grad, *forward) -> tuple:
+    return _kind(*forward)
 
 
 class _CrossAttention(torch.autograd.Function):
@@ -277,8 +283,11 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
 SPEC = add(
     OpSpec(
         name="cross_attention",
-        forward=Operator("cross_attention", _SCHEMA, _reference, _fake),
-        backward=Operator("cross_attention_backward", _BACKWARD_SCHEMA, _reference_backward, _fake_backward),
+        forward=Operator("cross_attention", _SCHEMA, _reference, _fake, kind=_kind),
+        backward=Operator(
+            "cross_attention_backward", _BACKWARD_SCHEMA, _reference_backward, _fake_backward,
+            kind=_kind_backward,
+        ),
         function=cross_attention,
         differentiable=(
             "x", "y", "norm_x_weight", "norm_x_bias", "norm_y_weight", "norm_y_bias", "q_weight", "kv_weight",

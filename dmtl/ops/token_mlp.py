@@ -8,7 +8,8 @@ Gradients, with d = grad out:
     d_fc2_weight = d^T g, d_fc2_bias = sum d;  d_h = (d fc2_weight) (Phi(h) + h phi(h))
     d_fc1_weight = d_h^T n, d_fc1_bias = sum d_h;  d_x = d + LayerNorm'(d_h fc1_weight)
 Saved for the backward pass: x and h; the rest is computed again.
-Numerics: arithmetic in float32 (float64 for float64), one rounding at the end; h is saved in x's dtype.
+Numerics: operands of the products and h have x's dtype; sums and all between the products are float32
+(float64 for float64).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from . import _checks
 from ._registry import Operator, OpSpec, add
-from ._tokens import epsilon, norm_backward, normalised, shaped, widened
+from ._tokens import epsilon, norm_backward, normalised, shaped, summed, wide
 
 _WEIGHTS = "Tensor norm_weight, Tensor norm_bias, Tensor fc1_weight, Tensor fc1_bias, Tensor fc2_weight"
 # save: whether h is wanted for a backward pass; otherwise it comes back empty.
@@ -32,29 +33,23 @@ _BACKWARD_SCHEMA = (
 
 
 def _reference(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, eps, save):
-    wide = widened(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    h = F.linear(normalised(*wide[:3], eps), wide[3], wide[4])
-    out = (wide[0] + F.linear(F.gelu(h), wide[5], wide[6])).to(x.dtype)
-    return out.contiguous(), h.to(x.dtype) if save else x.new_empty(0)
+    h = F.linear(normalised(x, norm_weight, norm_bias, eps), fc1_weight, fc1_bias)
+    out = x + F.linear(F.gelu(h), fc2_weight, fc2_bias)
+    return out.contiguous(), h if save else x.new_empty(0)
 
 
 def _reference_backward(grad, x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, h, eps):
-    dtype, shape = x.dtype, x.shape
-    grad, x, norm_weight, norm_bias, fc1_weight, fc2_weight, h = widened(
-        grad, x, norm_weight, norm_bias, fc1_weight, fc2_weight, h
-    )
-    grad, h = grad.reshape(-1, grad.shape[-1]), h.reshape(-1, h.shape[-1])
-    cdf = 0.5 * (1 + torch.erf(h * 0.5**0.5))
-    density = torch.exp(-0.5 * h * h) * (2 * torch.pi) ** -0.5
-    d_h = (grad @ fc2_weight) * (cdf + h * density)
-    d_x, d_norm_weight, d_norm_bias, n = norm_backward(
-        d_h @ fc1_weight, x.reshape(grad.shape), norm_weight, norm_bias, eps
-    )
-    found = (
-        (grad + d_x).reshape(shape), d_norm_weight, d_norm_bias,
-        d_h.T @ n, d_h.sum(0), grad.T @ (h * cdf), grad.sum(0),
+    shape, dtype = x.shape, x.dtype
+    grad, x, h = (value.reshape(-1, value.shape[-1]) for value in (grad, x, h))
+    wide_h = wide(h)
+    cdf = 0.5 + 0.5 * torch.erf(wide_h * 0.5**0.5)
+    density = torch.exp(-0.5 * wide_h * wide_h) * (2 * torch.pi) ** -0.5
+    d_h = (wide(grad @ fc2_weight) * (cdf + wide_h * density)).to(dtype)
+    d_x, d_norm_weight, d_norm_bias, n = norm_backward(d_h @ fc1_weight, x, norm_weight, norm_bias, eps, grad)
+    d_fc1_weight, d_fc2_weight = d_h.T @ n, grad.T @ (wide_h * cdf).to(dtype)
+    return (
+        d_x.reshape(shape), d_norm_weight, d_norm_bias, d_fc1_weight, summed(d_h), d_fc2_weight, summed(grad)
     )  # fmt: skip
-    return tuple(value.to(dtype) for value in found)
 
 
 def _fake(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, eps, save):
@@ -66,6 +61,16 @@ def _fake_backward(grad, x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_we
     width, hidden = x.shape[-1], fc1_weight.shape[0]
     shapes = (x.shape, [width], [width], [hidden, width], [hidden], [width, hidden], [width])
     return tuple(x.new_empty(shape) for shape in shapes)
+
+
+def _kind(x, norm_weight, norm_bias, fc1_weight, *rest) -> tuple:
+    """What a call's speed depends on; ragged batches are few kinds of tokens."""
+    save = rest[-1] is True
+    return ((x.numel() // x.shape[-1]).bit_length(), *fc1_weight.shape, save)
+
+
+def _kind_backward(grad, *forward) -> tuple:
+    return _kind(*forward)
 
 
 class _TokenMlp(torch.autograd.Function):
@@ -159,8 +164,11 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
 SPEC = add(
     OpSpec(
         name="token_mlp",
-        forward=Operator("token_mlp", _SCHEMA, _reference, _fake),
-        backward=Operator("token_mlp_backward", _BACKWARD_SCHEMA, _reference_backward, _fake_backward),
+        forward=Operator("token_mlp", _SCHEMA, _reference, _fake, kind=_kind),
+        backward=Operator(
+            "token_mlp_backward", _BACKWARD_SCHEMA, _reference_backward, _fake_backward,
+            kind=_kind_backward,
+        ),
         function=token_mlp,
         differentiable=(
             "x", "norm_weight", "norm_bias", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias"

@@ -1,5 +1,6 @@
-"""The core of cross-attention in Triton: softmax(q k^T / sqrt(d)) v for each row and head, blockwise over the keys,
-and its backward pass. Nothing of size N x M reaches memory; no atomics, so equal inputs give equal bits.
+"""The core of cross-attention in Triton: softmax(q k^T / sqrt(d)) v for each row and head, blockwise over
+the keys, and its backward pass. Nothing of size N x M reaches memory; no atomics, so equal inputs give
+equal bits.
 
 q, a and their gradients [R, N, h d], kv [R, M, 2 h d] (keys, then values), lse and delta [R, h, N] float32.
 Heads are padded to a power of two by masks.
@@ -13,8 +14,8 @@ from torch import Tensor
 import triton
 import triton.language as tl
 
-# Tiles by element size and by head size, the largest that spill nothing: float32 has no tensor cores, and d_k and d_v
-# of wide heads need the registers of eight warps.
+# Tiles by element size and by head size, the largest that spill nothing: float32 has no tensor cores, and
+# d_k and d_v of wide heads need the registers of eight warps.
 HALF = {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
 HALF_WIDE = {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
 HALF_LONG = {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
@@ -202,7 +203,8 @@ def _form(kernel, dtype: str, chosen: dict, constants: dict) -> tuple:
 
 
 def compilations() -> list[tuple]:
-    """Every form of every kernel for heads of 64 and 128 channels, as the test that compiles them wants it."""
+    """Every form of every kernel for heads of 64 and 128 channels, as the test that compiles them wants
+    it."""
     found = []
     for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16"), (torch.float16, "fp16")):
         for d in (64, 128):

@@ -1,8 +1,9 @@
-"""Products of tokens with weights in Triton, with what stands before and behind them: LayerNorm in front; bias,
-GELU, its derivative and a residual behind. And LayerNorm's backward pass.
+"""Products of tokens with weights in Triton, with what stands before and behind them: LayerNorm in front;
+bias, GELU, its derivative and a residual behind. And LayerNorm's backward pass.
 
 All matrices are row-major and dense: a [rows, k], weight [n, k] as torch's Linear holds it (or [k, n]), out
-[rows, n]. Sums and everything between load and store are float32; the operands of a product have the storage type.
+[rows, n]. Sums and everything between load and store are float32; the operands of a product have the
+storage type.
 """
 
 from __future__ import annotations
@@ -24,19 +25,15 @@ def _missing() -> list[str]:
     return ["torch sees no CUDA device (and TRITON_INTERPRET=1 is not set)"]
 
 
-def support(shapes=None) -> Support:
+def support(shapes) -> Support:
     """What the ops on tokens support here. (The interpreter's products of bfloat16 are wrong.)"""
     dtypes = (torch.float32, torch.float16) if INTERPRETED else tuple(NAMES)
-    return Support(("cpu",) if INTERPRETED else ("cuda",), dtypes, _missing, shapes)
+    devices = ("cpu",) if INTERPRETED else ("cuda",)
+    return Support(devices, dtypes, _missing, shapes, lambda grad, *forward: shapes(*forward))
 
 
-def why_not_width(*widths: int) -> list[str]:
-    """Reason against channel counts whose rows do not start on 16-byte boundaries."""
-    return [f"{width} channels are no multiple of 8" for width in widths if width % 8]
-
-
-# Tiles for 16-bit products: small ones where large ones would leave processors idle; TALL where GELU's derivative
-# needs the registers. float32 has no tensor cores.
+# Tiles for 16-bit products: small ones where large ones would leave processors idle; TALL where GELU's
+# derivative needs the registers. float32 has no tensor cores.
 SMALL = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 4}
 LARGE = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
 TALL = {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
@@ -114,8 +111,8 @@ def _linear_kernel(
     RESIDUAL: tl.constexpr, DERIVATIVE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """out = [GELU](a weight^T + bias) + residual, aux the same before GELU. DERIVATIVE: out = (a weight) GELU'(h),
-    aux = GELU(h)."""
+    """out = [GELU](a weight^T + bias) + residual, aux the same before GELU. DERIVATIVE: out = (a weight)
+    GELU'(h), aux = GELU(h)."""
     tiles = tl.cdiv(n, BLOCK_N)
     row = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -144,11 +141,12 @@ def _linear_kernel(
 
 @triton.jit
 def _norm_pair_kernel(
-    q_ptr, kv_ptr, x_ptr, y_ptr, x_weight_ptr, x_bias_ptr, y_weight_ptr, y_bias_ptr, q_weight_ptr, kv_weight_ptr,
-    x_rows, y_rows, q_n, kv_n, k, eps,
+    q_ptr, kv_ptr, x_ptr, y_ptr, x_weight_ptr, x_bias_ptr, y_weight_ptr, y_bias_ptr, q_weight_ptr,
+    kv_weight_ptr, x_rows, y_rows, q_n, kv_n, k, eps,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """q = LayerNorm(x) q_weight^T and kv = LayerNorm(y) kv_weight^T, the tiles of one after those of the other."""
+    """q = LayerNorm(x) q_weight^T and kv = LayerNorm(y) kv_weight^T, the tiles of one after those of the
+    other."""
     q_tiles = tl.cdiv(q_n, BLOCK_N) * tl.cdiv(x_rows, BLOCK_M)
     tile = tl.program_id(0)
     if tile < q_tiles:
@@ -199,7 +197,8 @@ def norm_pair(
     x: Tensor, y: Tensor, norm_x: tuple[Tensor, Tensor], norm_y: tuple[Tensor, Tensor], q_weight: Tensor,
     kv_weight: Tensor, eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(LayerNorm(x) q_weight^T, LayerNorm(y) kv_weight^T) for x [rows, k], y [other rows, k], in one launch."""
+    """(LayerNorm(x) q_weight^T, LayerNorm(y) kv_weight^T) for x [rows, k], y [other rows, k], in one
+    launch."""
     (q_n, k), kv_n = q_weight.shape, kv_weight.shape[0]
     q, kv = x.new_empty(x.shape[0], q_n), y.new_empty(y.shape[0], kv_n)
     chosen = config(x.shape[0] + y.shape[0], kv_n, x.dtype)
@@ -229,11 +228,11 @@ def norm_pair(
 
 
 def linear(
-    a: Tensor, weight: Tensor, *, bias: Tensor | None = None, norm: tuple[Tensor, Tensor, float] | None = None,
-    gelu: bool = False, keep: bool = False, residual: Tensor | None = None,
+    a: Tensor, weight: Tensor, *, bias: Tensor | None = None, norm: tuple[Tensor, Tensor, float] | None =
+    None, gelu: bool = False, keep: bool = False, residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """(a weight^T + bias, through GELU where asked, + residual; the value before GELU where `keep`). a [rows, k]
-    goes through LayerNorm(weight, bias, eps) first where `norm` is given."""
+    """(a weight^T + bias, through GELU where asked, + residual; the value before GELU where `keep`). a
+    [rows, k] goes through LayerNorm(weight, bias, eps) first where `norm` is given."""
     rows, k = a.shape
     n = weight.shape[0]
     out = a.new_empty(rows, n)

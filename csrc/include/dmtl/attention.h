@@ -1,0 +1,175 @@
+// The core of cross-attention on the CPU: softmax(q k^T / sqrt(d)) v for each row and head, and its backward pass. A block of
+// queries against all keys stays in the cache; the products run on gemm.h. Equal bits for every instruction set and number of
+// threads.
+#pragma once
+
+#include "dmtl/special.h"
+#include "dmtl/tokens.h"
+
+namespace dmtl {
+namespace {
+
+constexpr int64_t kScoreFloats = 64 * 1024;  // scores of a block of queries, at most
+
+constexpr int64_t kQueries = 14;               // a block is a multiple of so many
+
+// q and a [rows, n, heads d], kv [rows, m, 2 heads d], keys then values.
+template <class T>
+struct Attention {
+    const T* q;
+    const T* kv;
+    int64_t n, m, heads, d;
+    int64_t width() const { return heads * d; }
+    float scale() const { return 1.0f / std::sqrt(static_cast<float>(d)); }
+    const T* query(int64_t pair) const { return q + pair / heads * n * width() + pair % heads * d; }
+    const T* key(int64_t pair) const { return kv + pair / heads * m * 2 * width() + pair % heads * d; }
+    const T* value(int64_t pair) const { return key(pair) + width(); }
+    int64_t stride() const { return (m + kLanes16 - 1) / kLanes16 * kLanes16; }  // of the scores
+    int64_t block() const {
+        // By the shape alone: gradients are added up block by block, in one order on all instruction sets.
+        const int64_t fitting = kScoreFloats / stride() / kQueries * kQueries;
+        const int64_t rows = fitting < kQueries ? kQueries : fitting;
+        return rows < n ? rows : n;
+    }
+};
+
+// Row of m scores, of the given stride, to exp(score - max); returns max and 1 / sum.
+struct Softmax {
+    float top, inverse, sum;
+};
+
+inline Softmax exponentials(float* score, int64_t m, int64_t stride) {
+    for (int64_t j = m; j < stride; ++j) score[j] = -__builtin_inff();
+    F32x16 highest = F32x16::load(score);
+    for (int64_t j = kLanes16; j < stride; j += kLanes16) highest = max(highest, F32x16::load(score + j));
+    float lane[kLanes16];
+    highest.store(lane);
+    float top = lane[0];
+    for (int64_t i = 1; i < kLanes16; ++i) top = lane[i] > top ? lane[i] : top;
+    F32x16 sum = F32x16::zero();
+    for (int64_t j = 0; j < stride; j += kLanes16) {
+#pragma omp simd
+        for (int64_t i = 0; i < kLanes16; ++i) score[j + i] = exp32(score[j + i] - top);
+        sum = sum + F32x16::load(score + j);
+    }
+    const float total = sum_of(sum);
+    return {top, 1.0f / total, total};
+}
+
+// Queries [first, last) of one row and head.
+template <class T>
+void attend(const Attention<T>& c, int64_t pair, Range queries, T* a, float* lse) {
+    const int64_t stride = c.stride(), block = c.block(), width = c.width();
+    const int64_t k_floats = packed_floats(c.d, c.m), v_floats = packed_floats(c.m, c.d);
+    float* k = Workspace::floats(Slot::maps, k_floats + v_floats + block * (stride + 1));
+    float *v = k + k_floats, *scores = v + v_floats, *inverse = scores + block * stride;
+    pack_columns(c.key(pair), 2 * width, c.d, c.m, k, 1);
+    pack_rows(c.value(pair), 2 * width, c.m, c.d, v, 1);
+    const Panels keys{k, c.d, c.m}, values{v, c.m, c.d};
+    const float scale = c.scale();
+    T* out = a + (c.query(pair) - c.q);
+    for (int64_t begin = queries.begin; begin < queries.end; begin += block) {
+        const int64_t rows = queries.end - begin < block ? queries.end - begin : block;
+        gemm_block({0, rows}, keys, {0, keys.count()}, RowsOf<T>{c.query(pair) + begin * width, width},
+                   [=](int64_t row, int64_t column, const float* x, int64_t count) {
+#pragma omp simd
+                       for (int64_t j = 0; j < count; ++j) scores[row * stride + column + j] = x[j] * scale;
+                   });
+        for (int64_t r = 0; r < rows; ++r) {
+            const Softmax found = exponentials(scores + r * stride, c.m, stride);
+            inverse[r] = found.inverse;
+            if (lse != nullptr) lse[pair * c.n + begin + r] = found.top + std::log(found.sum);
+        }
+        gemm_block({0, rows}, values, {0, values.count()}, RowsOf<float>{scores, stride},
+                   [=](int64_t row, int64_t column, const float* x, int64_t count) {
+                       T* to = out + (begin + row) * width + column;
+#pragma omp simd
+                       for (int64_t j = 0; j < count; ++j) store(to + j, x[j] * inverse[row]);
+                   });
+    }
+}
+
+template <class T>
+void attention(const Attention<T>& c, int64_t rows, T* a, float* lse, int threads) {
+    const int64_t pairs = rows * c.heads;
+    const int64_t wanted = pairs >= threads ? 1 : (2 * threads + pairs - 1) / pairs;
+    const int64_t parts = wanted < (c.n + 63) / 64 ? wanted : (c.n + 63) / 64;
+    if (pairs * c.n * c.m * c.d < (int64_t{1} << 16)) threads = 1;
+    parallel_for(pairs * parts, threads,
+                 [&](int64_t item) { attend(c, item / parts, share(c.n, parts, item % parts), a, lse); });
+}
+
+// Gradients of one row and head: P and dS of a block of queries in the cache, dK and dV added up over the blocks.
+template <class T>
+void attend_backward(const Attention<T>& c, int64_t pair, const float* d_a, const T* a, const float* lse, float* d_q,
+                     float* d_kv) {
+    const int64_t stride = c.stride(), block = c.block(), width = c.width(), n = c.n, m = c.m, d = c.d;
+    const int64_t across = packed_floats(d, m), along = packed_floats(m, d), rows_packed = packed_floats(block, d);
+    float* k = Workspace::floats(Slot::maps, 2 * across + along + 2 * rows_packed + block * (2 * stride + 1));
+    float *v = k + across, *k_rows = v + across, *right_q = k_rows + along, *right_a = right_q + rows_packed;
+    float *p = right_a + rows_packed, *ds = p + block * stride, *delta = ds + block * stride;
+    pack_columns(c.key(pair), 2 * width, d, m, k, 1);
+    pack_columns(c.value(pair), 2 * width, d, m, v, 1);
+    pack_rows(c.key(pair), 2 * width, m, d, k_rows, 1);
+    const Panels keys{k, d, m}, values{v, d, m}, key_rows{k_rows, m, d};
+    const float scale = c.scale();
+    const int64_t at = c.query(pair) - c.q;
+    float* d_k = d_kv + (c.key(pair) - c.kv);
+    for (int64_t begin = 0; begin < n; begin += block) {
+        const int64_t rows = n - begin < block ? n - begin : block;
+        const T* q = c.query(pair) + begin * width;
+        const float* d_a_rows = d_a + at + begin * width;
+        const float* lse_rows = lse + pair * n + begin;
+        const bool add = begin > 0;
+        for (int64_t r = 0; r < rows; ++r) {
+            F32x16 sum = F32x16::zero();
+            const T* a_row = a + at + (begin + r) * width;
+            by_sixteens(d, [&](int64_t i, int64_t count) {
+                sum = fma(part(d_a_rows + r * width, i, count), part(a_row, i, count), sum);
+            });
+            delta[r] = sum_of(sum);
+        }
+        gemm_block({0, rows}, keys, {0, keys.count()}, RowsOf<T>{q, width},
+                   [=](int64_t row, int64_t column, const float* x, int64_t count) {
+#pragma omp simd
+                       for (int64_t j = 0; j < count; ++j)
+                           p[row * stride + column + j] = exp32(x[j] * scale - lse_rows[row]);
+                   });
+        gemm_block({0, rows}, values, {0, values.count()}, RowsOf<float>{d_a_rows, width},
+                   [=](int64_t row, int64_t column, const float* x, int64_t count) {
+                       const int64_t to = row * stride + column;
+#pragma omp simd
+                       for (int64_t j = 0; j < count; ++j) ds[to + j] = p[to + j] * (x[j] - delta[row]) * scale;
+                   });
+        gemm_block({0, rows}, key_rows, {0, key_rows.count()}, RowsOf<float>{ds, stride},
+                   [=](int64_t row, int64_t column, const float* x, int64_t count) {
+                       float* to = d_q + at + (begin + row) * width + column;
+#pragma omp simd
+                       for (int64_t j = 0; j < count; ++j) to[j] = x[j];
+                   });
+        pack_rows(q, width, rows, d, right_q, 1);
+        pack_rows(d_a_rows, width, rows, d, right_a, 1);
+        const auto added = [=](float* out) {
+            return [=](int64_t row, int64_t column, const float* x, int64_t count) {
+                float* to = out + row * 2 * width + column;
+#pragma omp simd
+                for (int64_t j = 0; j < count; ++j) to[j] = add ? to[j] + x[j] : x[j];
+            };
+        };
+        const Panels right{right_q, rows, d}, right_grad{right_a, rows, d};
+        gemm_block({0, m}, right, {0, right.count()}, ColumnsOf<float>{ds, stride}, added(d_k));
+        gemm_block({0, m}, right_grad, {0, right.count()}, ColumnsOf<float>{p, stride}, added(d_k + width));
+    }
+}
+
+// d_q and d_kv (float32) from d_a.
+template <class T>
+void attention_backward(const Attention<T>& c, int64_t rows, const float* d_a, const T* a, const float* lse, float* d_q,
+                        float* d_kv, int threads) {
+    if (rows * c.heads * c.n * c.m * c.d < (int64_t{1} << 15)) threads = 1;
+    parallel_for(rows * c.heads, threads,
+                 [&](int64_t pair) { attend_backward(c, pair, d_a, a, lse, d_q, d_kv); });
+}
+
+}  // namespace
+}  // namespace dmtl

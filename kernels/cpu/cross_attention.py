@@ -1,0 +1,75 @@
+"""cross_attention and its backward by the C++ kernels in csrc/cpu/cross_attention.cpp. Their arithmetic is
+float32 for all storage types; which of them are served here: see `_tokens`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dmtl.kernels._native import CPU
+from dmtl.kernels._tokens import CPU_DTYPES, dense, why_not_sizes
+
+
+def _shapes(x, *rest) -> list[str]:
+    return why_not_sizes(C=x.shape[2])
+
+
+def _backward_shapes(grad, *forward) -> list[str]:
+    return _shapes(*forward)
+
+
+SUPPORT = CPU.support(CPU_DTYPES, shapes=_shapes, backward_shapes=_backward_shapes)
+
+
+def _sizes(x: Tensor, y: Tensor, heads: int, eps: float) -> dict[str, int | float]:
+    rows, n, width = x.shape
+    return {"rows": rows, "n": n, "m": y.shape[1], "width": width, "heads": heads, "eps": eps}
+
+
+def cross_attention(
+    x, y, norm_x_weight, norm_x_bias, norm_y_weight, norm_y_bias, q_weight, kv_weight, proj_weight, proj_bias,
+    query, heads, eps, save,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    (rows, n, width), m, nothing = x.shape, y.shape[1], (0,)
+    out = x.new_empty(x.shape)
+    q = x.new_empty(x.shape if save and query is None else nothing)
+    kv = x.new_empty((rows, m, 2 * width) if save else nothing)
+    a = x.new_empty(x.shape if save else nothing)
+    lse = x.new_empty((rows, heads, n) if save else nothing, dtype=torch.float32)
+    if rows:
+        tensors = dense(
+            x=x, y=y, query=query, norm_x_weight=norm_x_weight, norm_x_bias=norm_x_bias,
+            norm_y_weight=norm_y_weight, norm_y_bias=norm_y_bias, q_weight=q_weight, kv_weight=kv_weight,
+            proj_weight=proj_weight, proj_bias=proj_bias,
+        )  # fmt: skip
+        saved = {"q": q, "kv": kv, "a": a, "lse": lse}
+        saved = {name: value if value.numel() else None for name, value in saved.items()}
+        CPU.call("cross_attention", x, out=out, **saved, **tensors, **_sizes(x, y, heads, eps))
+    return out, q, kv, a, lse
+
+
+def cross_attention_backward(
+    grad, x, y, norm_x_weight, norm_x_bias, norm_y_weight, norm_y_bias, q_weight, kv_weight, proj_weight,
+    q, kv, a, lse, heads, eps,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    (rows, _, width), given = x.shape, q_weight is None
+    square, vector = [width, width], [width]
+    gradients = {
+        "d_x": x.shape, "d_y": y.shape, "d_norm_x_weight": vector, "d_norm_x_bias": vector,
+        "d_norm_y_weight": vector, "d_norm_y_bias": vector, "d_q_weight": square,
+        "d_kv_weight": [2 * width, width], "d_proj_weight": square, "d_proj_bias": vector, "d_q": x.shape,
+    }  # fmt: skip
+    gradients |= dict.fromkeys(
+        ("d_x", "d_norm_x_weight", "d_norm_x_bias", "d_q_weight") if given else ("d_q",), [0]
+    )
+    make = torch.empty if rows else torch.zeros
+    gradients = {name: make(shape, dtype=x.dtype) for name, shape in gradients.items()}
+    if rows:
+        tensors = dense(
+            grad=grad, x=x, y=y, norm_x_weight=norm_x_weight, norm_x_bias=norm_x_bias,
+            norm_y_weight=norm_y_weight, norm_y_bias=norm_y_bias, q_weight=q_weight, kv_weight=kv_weight,
+            proj_weight=proj_weight, q=q, kv=kv, a=a, lse=lse,
+        )  # fmt: skip
+        targets = {name: value if value.numel() else None for name, value in gradients.items()}
+        CPU.call("cross_attention_backward", x, **targets, **tensors, **_sizes(x, y, heads, eps))
+    return tuple(gradients.values())
