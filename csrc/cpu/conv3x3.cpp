@@ -8,8 +8,6 @@
 namespace dmtl::DMTL_ISA {
 namespace {
 
-constexpr int64_t kSpectrumFloats = int64_t{6} << 20;  // of a block; it should stay in the last-level cache
-constexpr int64_t kLeastTiles = 64;                    // of a block all the same: weights are read once for each block
 constexpr int64_t kWeightFloats = int64_t{3} << 20;    // of the weights packed here at a time, at least one task's
 
 // Consecutive tasks whose weights stand packed.
@@ -104,8 +102,7 @@ void convolve(const Conv3x3Params& p, DType, int threads) {
     expect_writes(p.out, rows * p.height * p.width * p.n * static_cast<int64_t>(sizeof(float)));
     const int64_t fitting = kWeightFloats / weight_floats(p.k, p.n);
     const int64_t together = p.packed[0] != nullptr ? p.tasks : fitting > 1 ? fitting : 1;
-    const int64_t tile_floats = kFrequencies * ((p.k > p.n ? p.k : p.n) + 32);
-    const int64_t most = kSpectrumFloats / tile_floats > kLeastTiles ? kSpectrumFloats / tile_floats : kLeastTiles;
+    const int64_t most = most_tiles(p.k, p.n);
     int64_t tile = 0;
     Group g{};
     for (g.first = 0; g.first < p.tasks; g.first = g.last) {
@@ -123,7 +120,11 @@ void convolve(const Conv3x3Params& p, DType, int threads) {
     }
 }
 
-void pack(const PackParams& p, DType, int threads) { pack_weights(p, threads); }
+void pack(const PackParams& p, DType, int threads) {
+    for (int64_t task = 0; task < p.tasks; ++task)
+        expect_writes(p.packed[task], weight_floats(p.k, p.n) * static_cast<int64_t>(sizeof(float)));
+    pack_weights(p, threads);
+}
 
 struct ReleaseParams {
     int64_t keep;  // bytes a buffer may have

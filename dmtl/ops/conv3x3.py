@@ -280,6 +280,9 @@ SPEC = add(
         function=conv3x3,
         differentiable=("x", "weights", "biases", "tap_biases"),
         samples=_samples,
+        # Winograd's transforms cancel: about 1.5e-6 of the result's norm at any size, where the library's sums have
+        # 1e-7 for few channels and 1.2e-6 for 512.
+        tolerance={torch.float32: 5e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3},
     )
 )
 

@@ -1,7 +1,6 @@
-"""conv3x3 and its backward by Winograd's F(4x4, 3x3) in csrc/cpu/conv3x3.cpp: forward and data gradient.
+"""conv3x3 and its backward by Winograd's F(4x4, 3x3) in csrc/cpu/conv3x3.cpp and conv3x3_gradient.cpp.
 
-The weight gradient is the library's, and so is a convolution of so few pixels that transforming the weights in the
-call would cost more than it saves.
+A convolution of so few pixels that transforming the weights would cost more than it saves is the library's.
 """
 
 from __future__ import annotations
@@ -40,14 +39,55 @@ def conv3x3(x, weights, biases, tap_biases, packed, counts, relu) -> Tensor:
 def conv3x3_backward(
     grad, x, weights, out, counts, relu, need_x, need_weights, need_biases, need_taps
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    g = torch.ops.aten.threshold_backward(grad, out, 0) if relu else grad
+    few = _few_pixels(x, weights, counts)
+    g, d_biases, d_taps = _gate(grad, weights, out if relu else None, counts, need_biases, need_taps)
     if not need_x:
         d_x = x.new_empty(0)
-    elif _few_pixels(x, weights, counts):
+    elif few:
         d_x = library_convolution(g, weights, [], counts, flipped=True)
     else:
         d_x = _convolve(g, weights, [], [], [], counts, relu=False, flipped=True)
-    return d_x, *library_gradients(g, x, weights, counts, need_weights, need_biases, need_taps)
+    if few or not need_weights:
+        d_weights, _, _ = library_gradients(g, x, weights, counts, need_weights, False, False)
+    else:
+        d_weights = _weight_gradients(g, x, weights, counts)
+    return d_x, d_weights, d_biases, d_taps
+
+
+def _gate(grad, weights, out, counts, need_biases, need_taps) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The gradient behind the ReLU (or without one the gradient itself), channels-last, and its sums."""
+    g = grad = grad.contiguous(memory_format=torch.channels_last)
+    d_biases = [weight.new_empty(weight.shape[0]) for weight in weights] if need_biases else []
+    d_taps = [weight.new_empty(weight.shape[0], 3, 3) for weight in weights] if need_taps else []
+    if out is not None:
+        out = out.contiguous(memory_format=torch.channels_last)
+        g = torch.empty_like(grad)
+    if out is not None or need_biases or need_taps:
+        _, n, height, width = grad.shape
+        CPU.call(
+            "conv3x3_gate", grad, gated=g if out is not None else None, grad=grad, out=out, d_biases=d_biases,
+            d_taps=d_taps, counts=counts, tasks=len(counts), height=height, width=width, n=n,
+        )  # fmt: skip
+    return g, d_biases, d_taps
+
+
+def _weight_gradients(g: Tensor, x: Tensor, weights: list[Tensor], counts: list[int]) -> list[Tensor]:
+    x = x.contiguous(memory_format=torch.channels_last)
+    given = [
+        torch.empty_like(weight) if count else torch.zeros_like(weight)
+        for weight, count in zip(weights, counts, strict=True)
+    ]
+    d_weights = _one_layout(given)
+    height, width = x.shape[2:]
+    n, k = weights[0].shape[:2]
+    CPU.call(
+        "conv3x3_weight_gradient", x, d_weights=d_weights, x=x, grad=g, counts=counts, tasks=len(counts),
+        height=height, width=width, k=k, n=n, **_strides(d_weights[0], flipped=False),
+    )  # fmt: skip
+    for mine, target in zip(d_weights, given, strict=True):
+        if mine is not target:
+            target.copy_(mine)
+    return given
 
 
 def pack(weight: Tensor) -> Tensor:

@@ -79,6 +79,13 @@ struct Tiling {
     bool inner(const Place& p) const { return p.y > 0 && p.x > 0 && p.y + kOut < height && p.x + kOut < width; }
 };
 
+// Tiles of a block: their transformed patches should stay in the last-level cache, but weights are read once for each block.
+inline int64_t most_tiles(int64_t k, int64_t n) {
+    constexpr int64_t floats = int64_t{6} << 20, least = 64;
+    const int64_t fitting = floats / (kFrequencies * ((k > n ? k : n) + 32));
+    return fitting > least ? fitting : least;
+}
+
 // Transformed patches, and in their place afterwards the products: frequency f of tile t at data + f * plane + t * stride.
 struct Spectrum {
     float* data;

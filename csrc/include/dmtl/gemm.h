@@ -12,6 +12,7 @@
 // behind a product (LayerNorm, a patch gather, 16-bit storage; bias, GELU, residual) needs no pass of its own:
 //
 //     source(row, rows, k, count, out, stride): out[r * stride + c] = A[row + r, k + c] for r < rows, c < count (count <= 256)
+//     (a source with `static constexpr bool by_columns = true`: out[c * stride + r], for A^T in memory)
 //     epilogue(row, column, values, count): values[0 .. count) are C[row, column ...], count <= 32; write them where they go
 //
 //     gemm(m, {packed, k, n}, threads, RowsOf<float>{a, lda}, [&](int64_t row, int64_t column, const float* v, int64_t count) {
@@ -30,6 +31,8 @@
 #include "dmtl/simd.h"
 #include "dmtl/workspace.h"
 
+#include <type_traits>
+
 namespace dmtl {
 namespace {
 
@@ -42,6 +45,8 @@ constexpr int kTileRows = 2, kTileVectors = 1;
 #endif
 constexpr int64_t kDepth = 256;                      // k of a partial sum
 constexpr int64_t kTileStride = kDepth + 16;         // floats between the rows of a packed tile: no power of two
+constexpr int64_t kColumnStride = kTileRows < 8 ? 8 : 16;  // ... between its columns, where it lies by columns
+constexpr int64_t kSliceFloats = kColumnStride * kTileStride;        // room for a tile's k of one partial sum, either way
 constexpr int64_t kBlockRows = 5 * 14;               // rows whose A is held at once; smaller where k is large
 constexpr int64_t kBlockFloats = 64 * 1024;          // ... within this many floats
 
@@ -93,18 +98,29 @@ struct RowsOf {
 
 template <class T>
 struct ColumnsOf {
+    static constexpr bool by_columns = true;
     const T* a;  // [k, m]
     int64_t lda;
     void operator()(int64_t row, int64_t rows, int64_t k, int64_t count, float* out, int64_t stride) const {
-        for (int64_t c = 0; c < count; ++c)
-            for (int64_t r = 0; r < rows; ++r) out[r * stride + c] = load(a + (k + c) * lda + row + r);
+        for (int64_t c = 0; c < count; ++c) {
+            const T* from = a + (k + c) * lda + row;
+            if constexpr (std::is_same_v<T, float>)
+                F32x16::load(from, rows).store(out + c * stride, rows);
+            else
+                for (int64_t r = 0; r < rows; ++r) out[c * stride + r] = load(from + r);
+        }
     }
 };
+
+template <class Source, class = void>
+struct ByColumns : std::false_type {};
+template <class Source>
+struct ByColumns<Source, std::void_t<decltype(Source::by_columns)>> : std::bool_constant<Source::by_columns> {};
 
 using Tile = float[kTileRows][kTileVectors * kLanes16];
 
 // tile (=|+=) a[rows, depth] times `vectors` panels from b on, which stand b_stride floats apart.
-template <int rows, int vectors>
+template <int rows, int vectors, bool by_columns>
 void tile_product(const float* a, const float* b, int64_t b_stride, int64_t depth, bool add, Tile& tile) {
     F32x16 sum[rows][vectors];
 #pragma GCC unroll 16
@@ -117,7 +133,7 @@ void tile_product(const float* a, const float* b, int64_t b_stride, int64_t dept
         for (int v = 0; v < vectors; ++v) column[v] = F32x16::load(b + v * b_stride + k * kLanes16);
 #pragma GCC unroll 16
         for (int r = 0; r < rows; ++r) {
-            const F32x16 x = F32x16::all(a[r * kTileStride + k]);
+            const F32x16 x = F32x16::all(by_columns ? a[k * kColumnStride + r] : a[r * kTileStride + k]);
 #pragma GCC unroll 2
             for (int v = 0; v < vectors; ++v) sum[r][v] = fma(x, column[v], sum[r][v]);
         }
@@ -131,13 +147,13 @@ void tile_product(const float* a, const float* b, int64_t b_stride, int64_t dept
         }
 }
 
-template <int rows>
+template <int rows, bool by_columns>
 void tile_rows(int64_t count, int vectors, const float* a, const float* b, int64_t b_stride, int64_t depth, bool add,
                Tile& tile) {
     if constexpr (rows > 0) {
-        if (count < rows) return tile_rows<rows - 1>(count, vectors, a, b, b_stride, depth, add, tile);
-        if (vectors == 1) return tile_product<rows, 1>(a, b, b_stride, depth, add, tile);
-        if constexpr (kTileVectors == 2) tile_product<rows, 2>(a, b, b_stride, depth, add, tile);
+        if (count < rows) return tile_rows<rows - 1, by_columns>(count, vectors, a, b, b_stride, depth, add, tile);
+        if (vectors == 1) return tile_product<rows, 1, by_columns>(a, b, b_stride, depth, add, tile);
+        if constexpr (kTileVectors == 2) tile_product<rows, 2, by_columns>(a, b, b_stride, depth, add, tile);
     }
 }
 
@@ -154,13 +170,14 @@ template <class Source, class Epilogue>
 void gemm_block(Range rows, const Panels& b, Range panels, const Source& source, const Epilogue& epilogue) {
     const int64_t tiles = (rows.size() + kTileRows - 1) / kTileRows;
     const int64_t slices = b.k > 0 ? (b.k + kDepth - 1) / kDepth : 1;
-    constexpr int64_t slice_floats = kTileRows * kTileStride;
-    float* a = Workspace::floats(Slot::a_block, tiles * slices * slice_floats);
+    constexpr bool by_columns = ByColumns<Source>::value;
+    float* a = Workspace::floats(Slot::a_block, tiles * slices * kSliceFloats);
     for (int64_t t = 0; t < tiles; ++t) {
         const Range part = share(rows.size(), tiles, t);
         for (int64_t s = 0; s < slices; ++s) {
             const int64_t k = s * kDepth, count = b.k - k < kDepth ? b.k - k : kDepth;
-            source(rows.begin + part.begin, part.size(), k, count, a + (t * slices + s) * slice_floats, kTileStride);
+            source(rows.begin + part.begin, part.size(), k, count, a + (t * slices + s) * kSliceFloats,
+                   by_columns ? kColumnStride : kTileStride);
         }
     }
     for (int64_t p = panels.begin; p < panels.end; p += kTileVectors) {
@@ -172,8 +189,8 @@ void gemm_block(Range rows, const Panels& b, Range panels, const Source& source,
             const Range part = share(rows.size(), tiles, t);
             for (int64_t s = 0; s < slices; ++s) {
                 const int64_t k = s * kDepth, count = b.k - k < kDepth ? b.k - k : kDepth;
-                tile_rows<kTileRows>(part.size(), vectors, a + (t * slices + s) * slice_floats, b.panel(p) + k * kLanes16,
-                                     b.k * kLanes16, count, s > 0, tile);
+                tile_rows<kTileRows, by_columns>(part.size(), vectors, a + (t * slices + s) * kSliceFloats,
+                                                 b.panel(p) + k * kLanes16, b.k * kLanes16, count, s > 0, tile);
             }
             for (int64_t r = 0; r < part.size(); ++r) {
                 const int64_t row = rows.begin + part.begin + r;

@@ -33,9 +33,9 @@ struct F32x16 {
     friend DMTL_INLINE F32x16 operator*(F32x16 a, F32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
     friend DMTL_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
     friend DMTL_INLINE F32x16 max(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
-    // value where gate > 0, else 0
-    friend DMTL_INLINE F32x16 where_positive(F32x16 gate, F32x16 value) {
-        return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(gate.v, _mm512_setzero_ps(), _CMP_GT_OQ), value.v)};
+    // value, but 0 where gate <= 0: ReLU's gradient
+    friend DMTL_INLINE F32x16 gated(F32x16 value, F32x16 gate) {
+        return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(gate.v, _mm512_setzero_ps(), _CMP_NLE_UQ), value.v)};
     }
 };
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -61,10 +61,10 @@ struct F32x16 {
         return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
     }
     friend DMTL_INLINE F32x16 max(F32x16 a, F32x16 b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
-    friend DMTL_INLINE F32x16 where_positive(F32x16 gate, F32x16 value) {
+    friend DMTL_INLINE F32x16 gated(F32x16 value, F32x16 gate) {
         const __m256 zero = _mm256_setzero_ps();
-        return {_mm256_and_ps(_mm256_cmp_ps(gate.lo, zero, _CMP_GT_OQ), value.lo),
-                _mm256_and_ps(_mm256_cmp_ps(gate.hi, zero, _CMP_GT_OQ), value.hi)};
+        return {_mm256_and_ps(_mm256_cmp_ps(gate.lo, zero, _CMP_NLE_UQ), value.lo),
+                _mm256_and_ps(_mm256_cmp_ps(gate.hi, zero, _CMP_NLE_UQ), value.hi)};
     }
 };
 #else
@@ -93,8 +93,8 @@ struct F32x16 {
     friend DMTL_INLINE F32x16 max(F32x16 a, F32x16 b) {
         return each([&](int64_t i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
     }
-    friend DMTL_INLINE F32x16 where_positive(F32x16 gate, F32x16 value) {
-        return each([&](int64_t i) { return gate.v[i] > 0.0f ? value.v[i] : 0.0f; });
+    friend DMTL_INLINE F32x16 gated(F32x16 value, F32x16 gate) {
+        return each([&](int64_t i) { return gate.v[i] <= 0.0f ? 0.0f : value.v[i]; });
     }
 };
 #endif

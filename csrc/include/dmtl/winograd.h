@@ -70,6 +70,31 @@ DMTL_INLINE void transform_weight(const F64x8* g, int stride, F64x8* out, int ou
     out[5 * out_stride] = g2;
 }
 
+// A y for four gradients of outputs, and G^T u for six sums: A^T's and G's counterparts in the weight gradient
+//     d weight = G^T (sum over tiles of (B^T patch B) . (A gradient A^T)) G
+template <class Lanes>
+DMTL_INLINE void transform_gradient(const Lanes* y, int stride, Lanes* out, int out_stride) {
+    const Lanes y0 = y[0], y1 = y[stride], y2 = y[2 * stride], y3 = y[3 * stride];
+    const auto all = [](double x) { return Lanes::all(static_cast<float>(x)); };
+    const Lanes even_a = fma(all(0.5), y2, y0), odd_a = fma(all(0.5), y3, y1);
+    const Lanes even_b = fma(all(2.0), y2, y0), odd_b = fma(all(2.0), y3, y1);
+    out[0] = y0;
+    out[out_stride] = fma(all(kPointA), odd_a, even_a);
+    out[2 * out_stride] = fma(all(-kPointA), odd_a, even_a);
+    out[3 * out_stride] = fma(all(kPointB), odd_b, even_b);
+    out[4 * out_stride] = fma(all(-kPointB), odd_b, even_b);
+    out[5 * out_stride] = y3;
+}
+
+DMTL_INLINE void transform_sums(const F64x8* u, int stride, F64x8* out, int out_stride) {
+    const F64x8 u0 = u[0], u1 = u[stride], u2 = u[2 * stride], u3 = u[3 * stride], u4 = u[4 * stride], u5 = u[5 * stride];
+    const F64x8 even_a = (u1 + u2) * (-2.0 / 3.0), odd_a = (u1 - u2) * (kPointA * (-2.0 / 3.0));
+    const F64x8 even_b = (u3 + u4) * (1.0 / 6.0), odd_b = (u3 - u4) * (kPointB * (1.0 / 6.0));
+    out[0] = u0 + even_a + even_b;
+    out[out_stride] = odd_a + odd_b;
+    out[2 * out_stride] = 0.5 * even_a + 2.0 * even_b + u5;
+}
+
 // Sixteen lanes of a 6x6 patch to 36 frequencies and of 36 products to 4x4 outputs; columns first.
 DMTL_INLINE void transform_patch(const F32x16 (&patch)[kFrequencies], F32x16 (&out)[kFrequencies]) {
     F32x16 half[kFrequencies];
@@ -83,6 +108,13 @@ DMTL_INLINE void transform_products(const F32x16 (&products)[kFrequencies], F32x
     for (int i = 0; i < kOut; ++i) transform_output(half + kPatch * i, 1, out + kOut * i, 1);
 }
 
+// Sixteen lanes of 4x4 gradients to 36 frequencies.
+DMTL_INLINE void transform_gradients(const F32x16 (&gradient)[kOut * kOut], F32x16 (&out)[kFrequencies]) {
+    F32x16 half[kPatch * kOut];
+    for (int j = 0; j < kOut; ++j) transform_gradient(gradient + j, kOut, half + j, kOut);
+    for (int i = 0; i < kPatch; ++i) transform_gradient(half + kOut * i, 1, out + kPatch * i, 1);
+}
+
 // Eight lanes of 3x3 weights to 36 frequencies; elements stand `stride` and `out_stride` floats apart.
 DMTL_INLINE void transform_weights(const float* weight, int64_t stride, float* out, int64_t out_stride) {
     F64x8 g[kTaps * kTaps], half[kPatch * kTaps], u[kFrequencies];
@@ -90,6 +122,15 @@ DMTL_INLINE void transform_weights(const float* weight, int64_t stride, float* o
     for (int j = 0; j < kTaps; ++j) transform_weight(g + j, kTaps, half + j, kTaps);
     for (int i = 0; i < kPatch; ++i) transform_weight(half + kTaps * i, 1, u + kPatch * i, 1);
     for (int f = 0; f < kFrequencies; ++f) store_narrowed(out + f * out_stride, u[f]);
+}
+
+// Eight lanes of 36 sums back to the gradient of 3x3 weights.
+DMTL_INLINE void transform_weight_sums(const float* sums, int64_t stride, float* out, int64_t out_stride) {
+    F64x8 u[kFrequencies], half[kTaps * kPatch], g[kTaps * kTaps];
+    for (int f = 0; f < kFrequencies; ++f) load_widened(sums + f * stride, u[f]);
+    for (int j = 0; j < kPatch; ++j) transform_sums(u + j, kPatch, half + j, kPatch);
+    for (int i = 0; i < kTaps; ++i) transform_sums(half + kPatch * i, 1, g + kTaps * i, 1);
+    for (int tap = 0; tap < kTaps * kTaps; ++tap) store_narrowed(out + tap * out_stride, g[tap]);
 }
 
 }  // namespace
