@@ -1,0 +1,114 @@
+// Parameters of condition_tokens, and its arithmetic shared by the CPU and the CUDA kernels: where the values of a patch lie.
+#pragma once
+
+#include "dmtl/kernel_table.h"
+#include "dmtl/scalar.h"
+
+namespace dmtl {
+
+constexpr int kMostMaps = 16;
+
+// K maps [samples, channels, h, w] of any strides (in elements), seen as patches: the token at (y, x) of a sample's
+// grid_h x grid_w grid is made of side x side pixels from (reduction y - padding, reduction x - padding) on, zeros outside.
+// Rows are tokens of all samples. Every other tensor is contiguous, d_maps channels_last. What a kernel has no use for is null.
+struct ConditionTokensParams {
+    const void* maps[kMostMaps];
+    int64_t first[kMostMaps];  // the map's first channel among the channels of all maps
+    int64_t stride_b[kMostMaps], stride_c[kMostMaps], stride_y[kMostMaps], stride_x[kMostMaps];
+    int64_t map_count, channels;  // channels of all maps together
+    int64_t samples, grid_h, grid_w;
+    int64_t reduction, side, padding;  // side: of the square kernel
+    const void *weight, *bias;                           // [width, channels, side, side], [width] or null
+    const void *norm_weight, *norm_bias, *query_weight;  // [width], [query_width, width]; null without query
+    int64_t width, query_width;
+    float eps;
+    void *tokens, *query;   // [rows, width], [rows, query_width]
+    void* patches;          // [rows, channels, side, side]
+    float* stats;           // [rows, 2]: mean and 1 / standard deviation of the tokens
+    const void *d_tokens, *d_query;
+    void* d_maps[kMostMaps];
+    void *d_weight, *d_bias, *d_norm_weight, *d_norm_bias, *d_query_weight;
+};
+
+namespace {
+
+constexpr Field kConditionTokensFields[] = {
+    DMTL_FIELD(ConditionTokensParams, maps), DMTL_FIELD(ConditionTokensParams, first),
+    DMTL_FIELD(ConditionTokensParams, stride_b), DMTL_FIELD(ConditionTokensParams, stride_c),
+    DMTL_FIELD(ConditionTokensParams, stride_y), DMTL_FIELD(ConditionTokensParams, stride_x),
+    DMTL_FIELD(ConditionTokensParams, map_count), DMTL_FIELD(ConditionTokensParams, channels),
+    DMTL_FIELD(ConditionTokensParams, samples), DMTL_FIELD(ConditionTokensParams, grid_h),
+    DMTL_FIELD(ConditionTokensParams, grid_w), DMTL_FIELD(ConditionTokensParams, reduction),
+    DMTL_FIELD(ConditionTokensParams, side), DMTL_FIELD(ConditionTokensParams, padding),
+    DMTL_FIELD(ConditionTokensParams, weight), DMTL_FIELD(ConditionTokensParams, bias),
+    DMTL_FIELD(ConditionTokensParams, norm_weight), DMTL_FIELD(ConditionTokensParams, norm_bias),
+    DMTL_FIELD(ConditionTokensParams, query_weight), DMTL_FIELD(ConditionTokensParams, width),
+    DMTL_FIELD(ConditionTokensParams, query_width), DMTL_FIELD(ConditionTokensParams, eps),
+    DMTL_FIELD(ConditionTokensParams, tokens), DMTL_FIELD(ConditionTokensParams, query),
+    DMTL_FIELD(ConditionTokensParams, patches), DMTL_FIELD(ConditionTokensParams, stats),
+    DMTL_FIELD(ConditionTokensParams, d_tokens), DMTL_FIELD(ConditionTokensParams, d_query),
+    DMTL_FIELD(ConditionTokensParams, d_maps), DMTL_FIELD(ConditionTokensParams, d_weight),
+    DMTL_FIELD(ConditionTokensParams, d_bias), DMTL_FIELD(ConditionTokensParams, d_norm_weight),
+    DMTL_FIELD(ConditionTokensParams, d_norm_bias), DMTL_FIELD(ConditionTokensParams, d_query_weight),
+};
+
+// The token of a row: its sample and the first pixel of its patch, which padding may put outside the image.
+struct Corner {
+    int64_t sample, y, x;
+};
+
+DMTL_INLINE int64_t row_count(const ConditionTokensParams& p) { return p.samples * p.grid_h * p.grid_w; }
+
+DMTL_INLINE int64_t patch_size(const ConditionTokensParams& p) { return p.channels * p.side * p.side; }
+
+DMTL_INLINE Corner corner_of(const ConditionTokensParams& p, int64_t row) {
+    const int64_t cell = row % (p.grid_h * p.grid_w);
+    return {row / (p.grid_h * p.grid_w), cell / p.grid_w * p.reduction - p.padding, cell % p.grid_w * p.reduction - p.padding};
+}
+
+// Value k = (channel, ky, kx) of every patch: whose map, how far into it for the channel, which pixel of the patch.
+struct Tap {
+    int map;
+    int64_t offset, y, x;
+};
+
+DMTL_INLINE int map_of(const ConditionTokensParams& p, int64_t channel) {
+    int map = 0;
+    while (map + 1 < p.map_count && channel >= p.first[map + 1]) ++map;
+    return map;
+}
+
+DMTL_INLINE Tap tap_of(const ConditionTokensParams& p, int64_t k) {
+    const uint32_t value = static_cast<uint32_t>(k), side = static_cast<uint32_t>(p.side);  // 32 bits divide faster
+    const int64_t channel = value / (side * side);
+    const int map = map_of(p, channel);
+    return {map, (channel - p.first[map]) * p.stride_c[map], value % (side * side) / side, value % side};
+}
+
+template <class T>
+DMTL_INLINE float patch_value(const ConditionTokensParams& p, Corner corner, Tap tap) {
+    const int64_t y = corner.y + tap.y, x = corner.x + tap.x;
+    if (y < 0 || x < 0 || y >= p.grid_h * p.reduction || x >= p.grid_w * p.reduction) return 0.0f;
+    return load(static_cast<const T*>(p.maps[tap.map]) + corner.sample * p.stride_b[tap.map] + tap.offset +
+                y * p.stride_y[tap.map] + x * p.stride_x[tap.map]);
+}
+
+// What pixel (y, x) of a sample's channel collects from the gradients of the patches that it is part of.
+template <class T>
+DMTL_INLINE float pixel_gradient(const ConditionTokensParams& p, const T* d_patches, int64_t sample, int64_t channel, int64_t y,
+                                 int64_t x) {
+    float sum = 0.0f;
+    for (int64_t ky = (y + p.padding) % p.reduction; ky < p.side && ky <= y + p.padding; ky += p.reduction) {
+        const int64_t cell_y = (y + p.padding - ky) / p.reduction;
+        for (int64_t kx = (x + p.padding) % p.reduction; kx < p.side && kx <= x + p.padding; kx += p.reduction) {
+            const int64_t cell_x = (x + p.padding - kx) / p.reduction;
+            if (cell_y >= p.grid_h || cell_x >= p.grid_w) continue;
+            const int64_t row = (sample * p.grid_h + cell_y) * p.grid_w + cell_x;
+            sum += load(d_patches + ((row * p.channels + channel) * p.side + ky) * p.side + kx);
+        }
+    }
+    return sum;
+}
+
+}  // namespace
+}  // namespace dmtl
