@@ -1,0 +1,67 @@
+// Parameters of decode_map, and its arithmetic for one pixel, shared by the CPU and the CUDA kernels.
+//
+// Upsampling by a factor f (align_corners=False): map pixel x lies at (x + 1/2) / f - 1/2 between two logits. With s = f / 2
+// (rounded down) and x = f (j - 1) + p + s, 0 <= p < f, these are numbers j - 1 and j, the phase p alone says how far apart it
+// lies from them, and numbers outside the row stand for its ends.
+#pragma once
+
+#include "dmtl/kernel_table.h"
+#include "dmtl/special.h"
+
+#include <cmath>
+
+namespace dmtl {
+
+enum class DecodeKind : int32_t { argmax = 0, softmax = 1, sigmoid = 2, value = 3, exp = 4, unit = 5 };
+
+struct DecodeMapParams {
+    void* out;      // [rows, height, width] int64 or float, or [rows, 3, height, width] float
+    float* logits;  // [rows, classes, h, w], written first
+    const void* x;  // [rows, channels, h, w] with strides in elements
+    const void *weight, *bias;  // [classes, channels], [classes]; or null: x holds the logits; no bias
+    int64_t stride_n, stride_c, stride_y, stride_x;
+    int64_t rows, channels, classes, h, w;
+    int64_t height, width, factor;
+    int32_t kind;
+};
+
+namespace {
+
+constexpr Field kDecodeMapFields[] = {
+    DMTL_FIELD(DecodeMapParams, out),      DMTL_FIELD(DecodeMapParams, logits),   DMTL_FIELD(DecodeMapParams, x),
+    DMTL_FIELD(DecodeMapParams, weight),   DMTL_FIELD(DecodeMapParams, bias),     DMTL_FIELD(DecodeMapParams, stride_n),
+    DMTL_FIELD(DecodeMapParams, stride_c), DMTL_FIELD(DecodeMapParams, stride_y), DMTL_FIELD(DecodeMapParams, stride_x),
+    DMTL_FIELD(DecodeMapParams, rows),     DMTL_FIELD(DecodeMapParams, channels), DMTL_FIELD(DecodeMapParams, classes),
+    DMTL_FIELD(DecodeMapParams, h),        DMTL_FIELD(DecodeMapParams, w),        DMTL_FIELD(DecodeMapParams, height),
+    DMTL_FIELD(DecodeMapParams, width),    DMTL_FIELD(DecodeMapParams, factor),   DMTL_FIELD(DecodeMapParams, kind),
+};
+
+// Where a map pixel lies between two logits, numbers outside [0, size) not yet replaced by the ends.
+struct Between {
+    int64_t low, phase;
+    DMTL_INLINE int64_t first(int64_t size) const { return low < 0 ? 0 : low < size ? low : size - 1; }
+    DMTL_INLINE int64_t second(int64_t size) const { return low + 1 < size ? low + 1 : size - 1; }
+};
+
+DMTL_INLINE Between between(int64_t x, int64_t factor) {
+    const int64_t shifted = x - factor / 2 + factor;
+    return {shifted / factor - 1, shifted % factor};
+}
+
+// How far from the first to the second.
+DMTL_INLINE float way(int64_t phase, int64_t factor) {
+    return static_cast<float>(2 * phase + (factor % 2 == 0 ? 1 : 0)) / static_cast<float>(2 * factor);
+}
+
+DMTL_INLINE float lerp(float a, float b, float way) { return fma32(way, b - a, a); }
+
+// Does `value` take the lead from `best`? NaN counts as largest; the first of equals stays.
+DMTL_INLINE bool leads(float value, float best) { return (value > best) | ((value != value) & (best == best)); }
+
+DMTL_INLINE float sigmoid32(float u) { return 1.0f / (1.0f + exp32(-u)); }
+
+// 1 / max(|u|, 1e-4) from the sum of squares.
+DMTL_INLINE float unit_scale(float squares) { return 1.0f / std::sqrt(squares < 1e-8f ? 1e-8f : squares); }
+
+}  // namespace
+}  // namespace dmtl
