@@ -110,21 +110,45 @@ def print_info() -> None:
     head.add_row("CUDA kernels", _built_line(facts["native"]["_core_cuda"]))
     console.print(head)
 
-    # Rows that differ in nothing but the dtype are one row.
-    merged: dict[tuple, list[str]] = {}
-    for row in facts["ops"]:
-        # The first reason is enough for a table; `info()` has all.
-        reasons = "\n".join(f"{name}: {why[0]}" for name, why in row["why_not"].items())
-        backend = row["backend"] or "none"
-        if row["asked_by"]:
-            backend += f" (asked for by {row['asked_by']})"
-        merged.setdefault((row["op"], row["device"], backend, reasons), []).append(row["dtype"])
-    table = Table(title="\nWhich backend serves each op here", title_justify="left")
-    for column in ("op", "device", "dtype", "backend", "why not the others"):
+    for device in dict.fromkeys(row["device"] for row in facts["ops"]):
+        rows = [row for row in facts["ops"] if row["device"] == device]
+        console.print(_backend_table(device, rows))
+        for backend, reason in _absences(rows).items():
+            console.print(f"  [dim]{backend}: {escape(reason)}[/]", soft_wrap=True)
+
+
+def _backend_table(device: str, rows: list[dict]):
+    """op x backend, the dtypes in the cells: green where automatic or asked-for choice takes that backend, plain
+    where it could serve, "-" where it cannot."""
+    from rich.table import Table
+
+    title = f"\nBackends of each op for {device} tensors (green: taken)"
+    table = Table(title=title, title_justify="left")
+    for column in ("op", *_registry.BACKENDS):
         table.add_column(column)
-    for (op, device, backend, reasons), dtypes in merged.items():
-        style = (
-            "red" if backend.startswith("none") else "yellow" if backend.startswith("reference") else "green"
-        )
-        table.add_row(op, device, "\n".join(dtypes), f"[{style}]{backend}[/]", escape(reasons) or "-")
-    console.print(table)
+    for op in dict.fromkeys(row["op"] for row in rows):
+        mine = [row for row in rows if row["op"] == op]
+        cells = [[_cell(row, backend) for row in mine] for backend in _registry.BACKENDS]
+        asked = next((f" [yellow](by {row['asked_by']})[/]" for row in mine if row["asked_by"]), "")
+        table.add_row(op + asked, *(" ".join(filter(None, cell)) or "[dim]-[/]" for cell in cells))
+    return table
+
+
+_SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def _cell(row: dict, backend: str) -> str:
+    if backend in row["why_not"]:
+        return ""
+    short = _SHORT[row["dtype"]]
+    return f"[green]{short}[/]" if row["backend"] == backend else short
+
+
+def _absences(rows: list[dict]) -> dict[str, str]:
+    """Backends that serve no op here, and why: the reason that most ops give."""
+    found = {}
+    for backend in _registry.BACKENDS:
+        reasons = [row["why_not"][backend][-1] for row in rows if backend in row["why_not"]]
+        if len(reasons) == len(rows):
+            found[backend] = max(set(reasons), key=reasons.count)
+    return found

@@ -1,73 +1,66 @@
-"""The unrolled chain: noise the initial signal of every task once, then denoise it K times.
+"""The unrolled chain: noise the initial signals once, then denoise them K times.
 
-All tasks walk together, so that a denoiser call sees every (sample, task) pair of the batch at once.
-Shapes: a signal is a dict task -> [n_task, C_task, h, w]; `rows` says which batch rows a task's n_task rows
-are (None: the whole batch).
+All (sample, task) pairs of a batch walk together. A signal is a packed tensor [R, C, h, w] whose rows a `Pairs`
+describes; signals of all tasks are one tensor where their channels agree (features), else one for each task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from dmtl import ops
-from dmtl.diffusion.noise import NoiseSource
+from dmtl.diffusion.noise import Draws
 from dmtl.diffusion.schedule import Plan
 
-Signal = Mapping[str, Tensor]
-Rows = Mapping[str, Tensor | None]
 
+def noising(signals: Sequence[Tensor], plan: Plan, draws: Sequence[Draws]) -> list[Tensor]:
+    """x_t at the plan's noisiest level: sqrt(abar) x_0 + sqrt(1 - abar) eps, draw 0 of the noise.
 
-def noising(signal: Signal, rows: Rows, plan: Plan, noise: NoiseSource) -> dict[str, Tensor]:
-    """x_t at the plan's noisiest level: sqrt(abar) x_0 + sqrt(1 - abar) eps, draw 0 of the noise."""
+    Args:
+        draws: for each signal its noise, see `NoiseSource.draws`.
+    """
     start = len(plan.levels) - 1
-    return {
-        task: ops.q_sample(
-            x0,
-            _filled(x0, start),
-            plan.sqrt_abar,
-            plan.sqrt_one_minus_abar,
-            **noise.arguments(task, 0, rows[task], x0),
-        )
-        for task, x0 in signal.items()
-    }
+    return [
+        ops.q_sample(x0, _filled(x0, start), plan.sqrt_abar, plan.sqrt_one_minus_abar, **draw(0))
+        for x0, draw in zip(signals, draws, strict=True)
+    ]
 
 
 def reverse_chain(
-    denoise: Callable[[Signal, float], dict[str, Tensor]],
-    x: Signal,
-    rows: Rows,
+    denoise: Callable[[list[Tensor], float], list[Tensor]],
+    x: list[Tensor],
     plan: Plan,
-    noise: NoiseSource,
+    draws: Sequence[Draws],
     to_signal: Callable[[Tensor], Tensor] = lambda estimate: estimate,
-) -> list[dict[str, Tensor]]:
-    """All K estimates of the clean signal, the last one being the result.
+) -> Iterator[list[Tensor]]:
+    """The K estimates of the clean signals one after another, the last one being the result. (Who keeps only
+    the last needs no more memory for more steps.)
 
     Args:
-        denoise: (x_t, level) -> estimate of the clean signal of every task (x0 parameterisation).
-        x: the noised signal, from `noising`.
+        denoise: (x_t, level) -> estimates of the clean signals (x0 parameterisation), in memory of their own.
+        x: the noised signals, from `noising`; used up: where no gradient is recorded, the steps are made in them.
         to_signal: maps an estimate into the chain's space (signal scaling) before the posterior step.
     """
-    estimates = []
     for i in reversed(range(len(plan.levels))):
-        estimates.append(denoise(x, plan.levels[i]))
+        estimates = denoise(x, plan.levels[i])
+        yield estimates
         if i > 0:
-            draw = len(plan.levels) - i
-            x = {
-                task: ops.posterior_step(
-                    to_signal(x0_hat).to(x[task].dtype),
-                    x[task],
-                    _filled(x0_hat, i),
-                    plan.coef1,
-                    plan.coef2,
-                    plan.sigma,
-                    **noise.arguments(task, draw, rows[task], x[task]),
-                )
-                for task, x0_hat in estimates[-1].items()
-            }
-    return estimates
+            number = len(plan.levels) - i
+            x = [
+                _step(to_signal(x0_hat).to(x_t.dtype), x_t, plan, i, **draw(number))
+                for x0_hat, x_t, draw in zip(estimates, x, draws, strict=True)
+            ]
+
+
+def _step(x0_hat: Tensor, x_t: Tensor, plan: Plan, i: int, **noise: Tensor | int) -> Tensor:
+    """x_{t-1}: in x_t's memory, unless autograd may need x_t or a compiler plans the memory."""
+    coefficients = (_filled(x_t, i), plan.coef1, plan.coef2, plan.sigma)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return ops.posterior_step(x0_hat, x_t, *coefficients, **noise)
+    return ops.posterior_step_(x_t, x0_hat, *coefficients, **noise)
 
 
 def _filled(x: Tensor, value: int) -> Tensor:

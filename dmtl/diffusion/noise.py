@@ -6,19 +6,24 @@ Draw number k = 0 is the forward process; k = 1, 2, ... is the noise added by th
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from dmtl.diffusion.pairs import Pairs
+
+
+Draws = Callable[[int], dict]
+"""Number of a draw -> keyword arguments of `dmtl.ops.q_sample` and `posterior_step` that say its noise."""
+
 
 class NoiseSource(Protocol):
-    """What `dmtl.ops.q_sample` and `posterior_step` need to know about their noise, as keyword arguments."""
+    """Where a run of the chain gets its noise."""
 
-    def arguments(self, task: str, draw: int, rows: Tensor | None, x: Tensor) -> dict:
-        """For the given task and draw; `rows` [n] are the batch rows that x [n, C, h, w] holds (None: all
-        of them)."""
+    def draws(self, pairs: Pairs, x: Tensor) -> Draws:
+        """The draws for packed signals like x [R, C, h, w], whose rows `pairs` describes."""
 
 
 class CounterNoise:
@@ -47,16 +52,19 @@ class CounterNoise:
         self.seed = (seed + 2**63) % 2**64 - 2**63  # as a signed integer of 64 bits
         self.samples = samples
 
-    def arguments(self, task: str, draw: int, rows: Tensor | None, x: Tensor) -> dict:
-        if self.samples is None:
-            samples = torch.arange(x.shape[0], device=x.device) if rows is None else rows
-        else:
-            samples = self.samples if rows is None else self.samples[rows]
-        samples = samples.to(x.device)
-        key = torch.stack(
-            [torch.full_like(samples, self.seed), torch.full_like(samples, task_number(task)), samples], 1
-        )
-        return {"key_B3": key, "step": draw}
+    def draws(self, pairs: Pairs, x: Tensor) -> Draws:
+        """Keys [R, 3] = (seed, task, sample) for the rows of x, made once for all draws."""
+        keys = []
+        for task, rows, count in zip(pairs.tasks, pairs.rows, pairs.counts, strict=True):
+            if self.samples is None:
+                samples = torch.arange(count, device=x.device) if rows is None else rows
+            else:
+                samples = self.samples if rows is None else self.samples[rows]
+            samples = samples.to(x.device)
+            seed, number = torch.full_like(samples, self.seed), torch.full_like(samples, task_number(task))
+            keys.append(torch.stack([seed, number, samples], 1))
+        key_R3 = keys[0] if len(keys) == 1 else torch.cat(keys)
+        return lambda draw: {"key_B3": key_R3, "step": draw}
 
 
 class ArrayNoise:
@@ -66,18 +74,29 @@ class ArrayNoise:
     def __init__(self, arrays: Mapping[str, Sequence[Tensor] | Tensor]):
         self.arrays = arrays
 
-    def arguments(self, task: str, draw: int, rows: Tensor | None, x: Tensor) -> dict:
+    def draws(self, pairs: Pairs, x: Tensor) -> Draws:
+        """Looks the arrays up when a draw is asked for; raises ValueError where one is missing or misshapen."""
+
+        def draw(number: int) -> dict:
+            parts = [
+                self._array(task, number, rows, (count, *x.shape[1:]))
+                for task, rows, count in zip(pairs.tasks, pairs.rows, pairs.counts, strict=True)
+            ]
+            return {"noise": torch.cat(parts).to(x.device, x.dtype)}
+
+        return draw
+
+    def _array(self, task: str, draw: int, rows: Tensor | None, shape: tuple[int, ...]) -> Tensor:
         if task not in self.arrays or draw >= len(self.arrays[task]):
             held = len(self.arrays.get(task, ()))
             raise ValueError(f"ArrayNoise: arrays must hold draw {draw} of task {task!r}, got {held} draws")
         noise = self.arrays[task][draw]
         noise = noise if rows is None else noise[rows]
-        if noise.shape != x.shape:
+        if tuple(noise.shape) != shape:
             raise ValueError(
-                f"ArrayNoise: arrays[{task!r}][{draw}] must have shape {tuple(x.shape)}, "
-                f"got {tuple(noise.shape)}"
+                f"ArrayNoise: arrays[{task!r}][{draw}] must have shape {shape}, got {tuple(noise.shape)}"
             )
-        return {"noise": noise.to(x.device, x.dtype)}
+        return noise
 
 
 @torch.compiler.assume_constant_result  # dynamo cannot trace zlib

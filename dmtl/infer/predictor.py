@@ -102,13 +102,11 @@ class Predictor:
         image_1CHW = self._as_tensor(image)[None].to(self.device)
         normalised = (image_1CHW.float() / 255 - self._mean) / self._std
         noise = CounterNoise(self.seed)
-        final = self.model(normalised, list(self.tasks), steps=self.steps, eta=self.eta, noise=noise).final
-        maps = {}
-        for name, task in self.tasks.items():
-            if not torch.isfinite(final[name]).all():
+        out = self.model.maps(normalised, list(self.tasks), steps=self.steps, eta=self.eta, noise=noise)
+        for name, finite in out.finite.items():
+            if not finite:
                 raise DataError(f"{name}: the model's output is not finite")
-            maps[name] = task.decode(final[name])[0].cpu()
-        return maps
+        return {name: out.maps[name][0].cpu() for name in self.tasks}
 
     def predict_files(
         self,

@@ -56,8 +56,16 @@ class Native:
         struct (tensors as pointers, None as null), all of them."""
         raw = {name: _raw(value) for name, value in fields.items()}
         guard = torch.cuda.device_of(like) if self.device == "cuda" else nullcontext()
-        with guard:
-            self.module().call(kernel, DTYPES[like.dtype], self.context(like), raw)
+        module = self.module()
+        try:
+            with guard:
+                module.call(kernel, DTYPES[like.dtype], self.context(like), raw)
+        except ValueError:
+            if kernel in module.kernels():
+                raise
+            raise RuntimeError(
+                f"{module.__name__} was built before {kernel} was added: build dmtl again (pip install -e .)"
+            ) from None
 
 
 CPU = Native("cpu", native.core, native.why_no_core, lambda x: torch.get_num_threads())

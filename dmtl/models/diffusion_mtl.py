@@ -6,15 +6,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmtl import ops
 from dmtl.diffusion import CounterNoise, NoiseSource
 from dmtl.errors import CheckpointError, ConfigError
 from dmtl.models.config import ModelConfig
 from dmtl.models.initial import InitialNetwork, pad_image, upsample
 from dmtl.models.mtdnet import MTDNet
+from dmtl.nn.precision import cast
 from dmtl.models.weights import load_state, read_weights, write_weights
 from dmtl.tasks import Task, task_from_spec
 
@@ -35,6 +39,35 @@ class Prediction:
 
 
 torch.export.register_dataclass(Prediction, serialized_type_name="dmtl.models.Prediction")
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Decoded maps at the image's size.
+
+    maps: task -> what `task.decode` returns, [B, H, W] or [B, 3, H, W]. finite: task -> bool scalar on the
+    device, whether all that the map was read off is finite (class ids alone would not show it).
+    """
+
+    maps: dict[str, Tensor]
+    finite: dict[str, Tensor]
+
+
+class _End(NamedTuple):
+    """Logits at 1/8 resolution; or a feature [B, C, h, w] and the 1x1 head that reads them off it."""
+
+    signal: Tensor
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+
+def _finite(end: _End) -> Tensor:
+    parts = [end.signal, *(p for p in (end.weight, end.bias) if p is not None)]
+    return torch.stack([torch.isfinite(part).all() for part in parts]).all()
+
+
+def _end(feature: Tensor, head: nn.Conv2d) -> _End:
+    return _End(feature, head.weight, head.bias)
 
 
 class _DenseModel(nn.Module):
@@ -71,6 +104,45 @@ class _DenseModel(nn.Module):
             t: upsample(_take(initial[t], r), padded.shape[-2:], image.shape[-2:]) for t, r in rows.items()
         }
         return Prediction(maps, maps, {})
+
+    @torch.no_grad()
+    def maps(
+        self,
+        image: Tensor,
+        tasks: Iterable[str] | None = None,
+        *,
+        steps: int | None = None,
+        eta: float | None = None,
+        noise: NoiseSource | None = None,
+    ) -> Maps:
+        """What `task.decode` makes of the final logits, without ever holding logits of the image's size;
+        arguments as in `DiffusionMTL.forward`."""
+        self._check_image(image)
+        padded = pad_image(image)
+        rows = dict.fromkeys(self._chosen(tasks))
+        ends = self._ends(padded, rows, steps, eta, noise) if rows else {}
+        decoded = {task: self._decoded(task, end, padded, image) for task, end in ends.items()}
+        finite = {task: _finite(end) for task, end in ends.items()}
+        return Maps(decoded, finite)
+
+    def _decoded(self, name: str, end: _End, padded: Tensor, image: Tensor) -> Tensor:
+        task, size = self.tasks[name], tuple(image.shape[-2:])
+        if task.decoding is None:
+            logits = end.signal if end.weight is None else F.conv2d(end.signal, end.weight, end.bias)
+            return task.decode(upsample(logits, padded.shape[-2:], size))
+        weight = None if end.weight is None else cast(end.weight).flatten(1)
+        return ops.decode_map(cast(end.signal), weight, cast(end.bias), kind=task.decoding, size=size)
+
+    def _ends(
+        self,
+        padded: Tensor,
+        rows: dict[str, None],
+        steps: int | None,
+        eta: float | None,
+        noise: NoiseSource | None,
+    ) -> dict[str, _End]:
+        """For each task what its final logits at 1/8 resolution are read off."""
+        raise NotImplementedError(f"{type(self).__name__}._ends")
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes `config.json` and `model.safetensors` into `directory`, each atomically."""
@@ -167,10 +239,20 @@ class DiffusionMTL(_DenseModel):
         if not rows:
             return Prediction({}, {}, {})
         plan = self.mtdnet.plan(steps, eta, image.device)
-        steps_logits = self.mtdnet(features, initial, rows, plan, CounterNoise(0) if noise is None else noise)
-        final = {task: upsample(m, frame, size) for task, m in steps_logits[-1].items()}
-        traced = {t: [upsample(s[t], frame, size) for s in steps_logits] for t in rows} if trace else {}
+        noise = CounterNoise(0) if noise is None else noise
+        logits = [self.mtdnet.logits(s) for s in self.mtdnet(features, initial, rows, plan, noise, trace)]
+        final = {task: upsample(m, frame, size) for task, m in logits[-1].items()}
+        traced = {t: [upsample(s[t], frame, size) for s in logits] for t in rows} if trace else {}
         return Prediction(final, initial_maps, traced)
+
+
+    def _ends(self, padded, rows, steps, eta, noise) -> dict[str, _End]:
+        features, initial = self.initial(padded)
+        plan = self.mtdnet.plan(steps, eta, padded.device)
+        [last] = self.mtdnet(features, initial, rows, plan, CounterNoise(0) if noise is None else noise)
+        if self.config.diffusion == "feature" and not self.config.residual:
+            return {task: _end(x, self.mtdnet.heads[task]) for task, x in last.by_task().items()}
+        return {task: _End(x) for task, x in self.mtdnet.logits(last).items()}
 
 
 class MultiTaskBaseline(_DenseModel):
@@ -197,6 +279,10 @@ class MultiTaskBaseline(_DenseModel):
     ) -> Prediction:
         """As `DiffusionMTL.forward`; steps, eta and noise have no meaning here and the trace is empty."""
         return self.initial_prediction(image, tasks, labelled=labelled)
+
+    def _ends(self, padded, rows, steps, eta, noise) -> dict[str, _End]:
+        features, _ = self.initial(padded)
+        return {task: _end(features[task], self.initial.heads[task]) for task in rows}
 
 
 def _labelled_rows(model: _DenseModel, labelled: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,18 +8,19 @@ feature. Prediction Diffusion noises the preliminary logits and denoises them in
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from dmtl.diffusion import NoiseSource, Plan, Schedule, noising, reverse_chain
+from dmtl.diffusion import NoiseSource, Pairs, Plan, Schedule, noising, reverse_chain
 from dmtl.models.config import ModelConfig
 from dmtl.models.denoiser import Condition, Denoiser
 from dmtl.models.initialisation import start_as_identity, start_without_correction
 
 
 class MTDNet(nn.Module):
-    """Initial features and logits -> the logits after every denoising step, at 1/8 resolution.
+    """Initial features and logits -> denoised features or logits after every step, at 1/8 resolution.
 
     Args:
         channels: task -> logit channels C_T, the tasks in the order in which the condition concatenates them.
@@ -59,47 +60,84 @@ class MTDNet(nn.Module):
         rows: Mapping[str, Tensor | None],
         plan: Plan,
         noise: NoiseSource,
-    ) -> list[dict[str, Tensor]]:
+        trace: bool = False,
+    ) -> list[Denoised]:
         """Denoises the tasks in `rows` (task -> batch rows [n], None: all rows).
 
         Args:
             features, initial: every task's preliminary feature [B, C, h, w] and logits [B, C_T, h, w].
 
         Returns:
-            For every step, noisiest first, {task: logits [n, C_T, h, w]}.
+            The state after the last step; with `trace` after every step, noisiest first.
         """
-        detached = {t: m.detach() if self.config.detach_condition else m for t, m in initial.items()}
-        condition = self.condition(detached)
-        condition = torch.cat([condition if r is None else condition[r] for r in rows.values()])
-        taken = {t: initial[t] if r is None else initial[t][r] for t, r in rows.items()}
-        if self.config.detach_signal:
-            taken = {t: x.detach() for t, x in taken.items()}
-        start = taken
-        if self.config.diffusion == "feature":
-            start = {t: features[t] if r is None else features[t][r] for t, r in rows.items()}
-            if self.config.detach_signal:
-                start = {t: x.detach() for t, x in start.items()}
-        scale = self.config.signal_scale
+        config = self.config
+        detached = {t: m.detach() if config.detach_condition else m for t, m in initial.items()}
+        tokens_BNC, query_BNC = self.condition(detached, self.denoiser.blocks[0])
+        pairs = Pairs.of(rows, tokens_BNC.shape[0])
+        tokens, query = pairs.repeat(tokens_BNC), pairs.repeat(query_BNC)
+        start = [pairs.pack(features)] if config.diffusion == "feature" else self._predictions(initial, pairs)
+        if config.detach_signal:
+            start = [x.detach() for x in start]
+        anchors = self._anchors(initial, pairs) if config.residual else None
+        groups = [pairs] if config.diffusion == "feature" else pairs.single()
+        draws = [noise.draws(group, x) for group, x in zip(groups, start, strict=True)]
+        layers = self.denoiser.layers(pairs.tasks, fold=_worth_folding(start, plan, pairs, config.width))
+        scale = config.signal_scale
         to_chain = (lambda x: x) if scale == 1 else (lambda x: scale * x)
-        noisy = noising({t: to_chain(x) for t, x in start.items()}, rows, plan, noise)
-        estimates = reverse_chain(
-            lambda x, level: self._estimate(condition, x, level, taken), noisy, rows, plan, noise, to_chain
-        )
-        return [self._logits(estimate, taken) for estimate in estimates]
 
-    def _estimate(
-        self, condition: Tensor, noisy: Mapping[str, Tensor], level: float, initial: Mapping[str, Tensor]
-    ):
-        clean = self.denoiser(condition, noisy, level)
-        if self.config.residual and self.config.diffusion == "prediction":
-            clean = {task: initial[task] + x for task, x in clean.items()}
-        return clean
+        def denoise(noisy: list[Tensor], level: float) -> list[Tensor]:
+            clean = self.denoiser(tokens, query, noisy, pairs, level, layers)
+            if anchors is not None and config.diffusion == "prediction":
+                clean = [anchor + x for anchor, x in zip(anchors.values(), clean, strict=True)]
+            return clean
 
-    def _logits(self, estimate: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        noisy = noising([to_chain(x) for x in start], plan, draws)
+        states: list[Denoised] = []
+        for estimate in reverse_chain(denoise, noisy, plan, draws, to_chain):
+            states = (states if trace else []) + [Denoised(pairs, estimate, anchors)]
+        return states
+
+    def logits(self, denoised: Denoised) -> dict[str, Tensor]:
+        """task -> logits [n, C_T, h, w] read off a denoised state."""
+        signals = denoised.by_task()
         if self.config.diffusion == "prediction":
-            return dict(estimate)
-        logits = {task: self.heads[task](x) for task, x in estimate.items()}
-        return {task: initial[task] + x for task, x in logits.items()} if self.config.residual else logits
+            return signals
+        logits = {task: self.heads[task](x) for task, x in signals.items()}
+        anchors = denoised.anchors
+        return logits if anchors is None else {task: anchors[task] + x for task, x in logits.items()}
+
+    def _predictions(self, initial: Mapping[str, Tensor], pairs: Pairs) -> list[Tensor]:
+        return [group.pack(initial) for group in pairs.single()]
+
+    def _anchors(self, initial: Mapping[str, Tensor], pairs: Pairs) -> dict[str, Tensor]:
+        """What a residual model adds its corrections to: the pairs' initial logits."""
+        taken = dict(zip(pairs.tasks, self._predictions(initial, pairs), strict=True))
+        return {t: x.detach() for t, x in taken.items()} if self.config.detach_signal else taken
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """The chain's state after a step: the pairs, their signals (one packed tensor, or one for each task), and
+    in a residual model the initial logits that corrections are added to."""
+
+    pairs: Pairs
+    signals: list[Tensor]
+    anchors: dict[str, Tensor] | None
+
+    def by_task(self) -> dict[str, Tensor]:
+        """task -> its signal [n, C, h, w], views."""
+        if len(self.signals) == 1:
+            return self.pairs.split(self.signals[0])
+        return dict(zip(self.pairs.tasks, self.signals, strict=True))
+
+
+def _worth_folding(start: list[Tensor], plan: Plan, pairs: Pairs, width: int) -> bool:
+    """Folding a 1x1 into a 3x3 costs 9 C^3 multiply-adds a task and saves C^2 for every pixel, row and step;
+    it needs an inference call (a graph of its own keeps the plain layers)."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    pixels = sum(x.shape[0] * x.shape[-2] * x.shape[-1] for x in start) * len(plan.levels)
+    return pixels >= 9 * width * len(pairs.tasks)
 
 
 def schedule_of(config: ModelConfig) -> Schedule:

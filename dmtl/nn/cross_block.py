@@ -1,16 +1,19 @@
 """The denoiser's cross block: condition tokens ask, noisy tokens answer (DiffusionMTL, arXiv 2403.15389).
 
-Shapes: B rows, N tokens of the condition, M tokens of the noisy map, C channels.
+Shapes: R rows, N tokens of the condition, M tokens of the noisy map, C channels.
 """
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dmtl import ops
+from dmtl.nn.precision import cast, cast_all
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention from x [B, N, C] to y [B, M, C], projections without bias but for the last."""
+    """Projections of multi-head attention from x to y, without bias but for the last; heads lie side by
+    side, kv holds the keys' weights above the values'."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -19,34 +22,14 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(width, 2 * width, bias=False)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BNC: Tensor, y_BMC: Tensor) -> Tensor:
-        q = self.q(x_BNC).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k, v = self.kv(y_BMC).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj(_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v over [B, heads, N, d].
-
-    On a CPU torch's fused attention has a backward that takes milliseconds however few tokens there are
-    (4.9 ms at 8 x 4 x 36 x 24, a fifth of a small model's training step), so few tokens go through plain
-    products there.
-    """
-    if q.device.type == "cpu" and q.requires_grad and q.shape[-2] * k.shape[-2] <= 128 * 128:
-        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1).to(v.dtype) @ v
-    return F.scaled_dot_product_attention(q, k, v)
-
 
 class Mlp(nn.Module):
-    """fc2(GELU(fc1(x))) over the last dimension."""
+    """The two layers of fc2(GELU(fc1(x)))."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class CrossBlock(nn.Module):
@@ -63,7 +46,18 @@ class CrossBlock(nn.Module):
         self.mlp = Mlp(width, mlp_ratio * width)
         self.mlp_kv = Mlp(width, mlp_ratio * width)
 
-    def forward(self, x_BNC: Tensor, y_BMC: Tensor) -> tuple[Tensor, Tensor]:
-        y_BMC = y_BMC + self.mlp_kv(self.norm2_kv(y_BMC))
-        x_BNC = x_BNC + self.attn(self.norm1(x_BNC), self.norm_kv(y_BMC))
-        return x_BNC + self.mlp(self.norm2(x_BNC)), y_BMC
+    def forward(self, x_RNC: Tensor, y_RMC: Tensor, query_RNC: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Both streams, updated. query: attn.q(norm1(x)) where the caller has it already."""
+        y_RMC = _token_mlp(y_RMC, self.norm2_kv, self.mlp_kv)
+        norm, norm_kv, attn = self.norm1, self.norm_kv, self.attn
+        layers = (norm.weight, norm.bias, norm_kv.weight, norm_kv.bias)
+        layers += (attn.q.weight, attn.kv.weight, attn.proj.weight, attn.proj.bias)
+        x_RNC = ops.cross_attention(
+            cast(x_RNC), y_RMC, *cast_all(layers), heads=attn.heads, eps=norm.eps, query=cast(query_RNC)
+        )
+        return _token_mlp(x_RNC, self.norm2, self.mlp), y_RMC
+
+
+def _token_mlp(x: Tensor, norm: nn.LayerNorm, mlp: Mlp) -> Tensor:
+    layers = (norm.weight, norm.bias, mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias)
+    return ops.token_mlp(cast(x), *cast_all(layers), eps=norm.eps)

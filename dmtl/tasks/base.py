@@ -87,6 +87,12 @@ class Task:
         """The map that a person wants, from logits: see the kind."""
         raise NotImplementedError(f"{type(self).__name__}.decode")
 
+    @property
+    def decoding(self) -> str | None:
+        """`decode` as a kind of `dmtl.ops.decode_map`, which needs no logits of the image's size; None where
+        there is no such kind."""
+        return None
+
     def valid(self, label_BKHW: Tensor) -> Tensor:
         """Pixels whose label means something, bool [..., 1, H, W]."""
         return known_pixels(label_BKHW, self.ignore)

@@ -27,6 +27,10 @@ class Binary(Task):
     def channels(self) -> int:
         return 1
 
+    @property
+    def decoding(self) -> str:
+        return "sigmoid"
+
     def decode(self, logits_BCHW: Tensor) -> Tensor:
         """Probability of the positive class, float32 [B,H,W]."""
         self._check_logits("decode", logits_BCHW)

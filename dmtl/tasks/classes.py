@@ -51,6 +51,10 @@ class Classes(Task):
     def _pixel_loss(self, logits_BCHW: Tensor, label_BKHW: Tensor, valid_B1HW: Tensor) -> Tensor:
         return F.cross_entropy(logits_BCHW, label_BKHW[:, 0].long(), reduction="none")[:, None]
 
+    @property
+    def decoding(self) -> str:
+        return "argmax"
+
     def decode(self, logits_BCHW: Tensor) -> Tensor:
         """Class ids, int64 [B,H,W]."""
         self._check_logits("decode", logits_BCHW)

@@ -40,6 +40,10 @@ class Sal(Binary):
         margin_B1HW = logits_BCHW[:, 1:] - logits_BCHW[:, :1]
         return weighted_bce(margin_B1HW, positive_B1HW, 1 - share_B, share_B)
 
+    @property
+    def decoding(self) -> str:
+        return "softmax"
+
     def decode(self, logits_BCHW: Tensor) -> Tensor:
         """Softmax probability of being salient, float32 [B,H,W]."""
         self._check_logits("decode", logits_BCHW)

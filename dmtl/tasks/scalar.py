@@ -61,6 +61,10 @@ class Scalar(Task):
             label_BKHW = torch.where(valid_B1HW, label_BKHW, 1).to(logits_BCHW.dtype).log()
         return (logits_BCHW - label_BKHW).abs()
 
+    @property
+    def decoding(self) -> str:
+        return "exp" if self.log else "value"
+
     def decode(self, logits_BCHW: Tensor) -> Tensor:
         """Values in the label's unit, float32 [B,H,W]."""
         self._check_logits("decode", logits_BCHW)

@@ -40,6 +40,10 @@ class UnitVector(Task):
     def _pixel_loss(self, logits_BCHW: Tensor, label_BKHW: Tensor, valid_B1HW: Tensor) -> Tensor:
         return (normalise(logits_BCHW, _SHORTEST) - label_BKHW).abs().sum(1, keepdim=True)
 
+    @property
+    def decoding(self) -> str:
+        return "unit"
+
     def decode(self, logits_BCHW: Tensor) -> Tensor:
         """Unit vectors, float32 [B,3,H,W] (shorter only where the logits themselves vanish)."""
         self._check_logits("decode", logits_BCHW)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
+from torch import Tensor
 
 from dmtl.data.loader import Batch
 from dmtl.diffusion import CounterNoise
@@ -42,23 +43,23 @@ def evaluate(
         for batch in batches:
             batch = batch.to(device)
             names = [t for t in (model.tasks if tasks is None else tasks) if t in batch.labels]
-            out = model(batch.image, names, steps=steps, noise=CounterNoise(seed, batch.index))
-            for name in names:
-                _update(meters, name, model.tasks[name], out.final[name], batch.labels[name])
-                if initial:
-                    _update(
-                        meters, f"initial/{name}", model.tasks[name], out.initial[name], batch.labels[name]
-                    )
+            noise = CounterNoise(seed, batch.index)
+            for name, map in model.maps(batch.image, names, steps=steps, noise=noise).maps.items():
+                _update(meters, name, model.tasks[name], map, batch.labels[name])
+            if initial:
+                for name, logits in model.initial_prediction(batch.image, names).initial.items():
+                    task = model.tasks[name]
+                    _update(meters, f"initial/{name}", task, task.decode(logits.float()), batch.labels[name])
             on_batch(len(batch.ids))
     finally:
         model.train(training)
     return {name: meter.compute() for name, meter in meters.items()}
 
 
-def _update(meters: dict, key: str, task: Task, logits, label) -> None:
+def _update(meters: dict, key: str, task: Task, map: Tensor, label: Tensor) -> None:
     if key not in meters:
         meters[key] = task.new_metric()
-    meters[key].update(task.decode(logits.float()), label)
+    meters[key].update(map, label)
 
 
 def primary_metrics(metrics: Metrics, tasks: Mapping[str, Task]) -> dict[str, tuple[str, float, bool]]:

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from dmtl.diffusion import ArrayNoise, CounterNoise, Schedule, noising, reverse_chain
+from dmtl.diffusion import ArrayNoise, CounterNoise, Pairs, Schedule, noising, reverse_chain
 
 SIGNAL = {
     "a": torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0)),
     "b": torch.randn(2, 5, 4, 4, generator=torch.Generator().manual_seed(1)),
 }
-ROWS = {"a": None, "b": torch.tensor([0, 2])}
+PAIRS = Pairs.of({"a": None, "b": torch.tensor([0, 2])}, 3)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
@@ -21,18 +21,20 @@ def test_walk(steps, scale):
 
     def denoise(x, level):
         visited.append(level)
-        return {task: torch.tanh(value) + level for task, value in x.items()}
+        return [torch.tanh(value) + level for value in x]
 
-    noisy = noising(SIGNAL, ROWS, plan, noise)
-    estimates = reverse_chain(denoise, noisy, ROWS, plan, noise, lambda x: scale * x)
+    signals = list(SIGNAL.values())
+    draws = [noise.draws(group, x) for group, x in zip(PAIRS.single(), signals, strict=True)]
+    noisy = noising(signals, plan, draws)
+    estimates = list(reverse_chain(denoise, noisy, plan, draws, lambda x: scale * x))
     assert visited == list(reversed(plan.levels)) and len(estimates) == steps
-    for task, rows in (("a", [0, 1, 2]), ("b", [0, 2])):
+    for index, (task, rows) in enumerate((("a", [0, 1, 2]), ("b", [0, 2]))):
         x = plan.sqrt_abar[-1] * SIGNAL[task] + plan.sqrt_one_minus_abar[-1] * arrays[task][0, rows]
-        torch.testing.assert_close(noisy[task], x)
+        torch.testing.assert_close(noisy[index], x)
         for k in range(steps):
             i = steps - 1 - k
             clean = torch.tanh(x) + plan.levels[i]
-            torch.testing.assert_close(estimates[k][task], clean)
+            torch.testing.assert_close(estimates[k][index], clean)
             if i:
                 x = (
                     plan.coef1[i] * scale * clean
@@ -42,22 +44,43 @@ def test_walk(steps, scale):
 
 
 def test_gradient_flows_through_the_whole_chain():
-    signal = {"a": SIGNAL["a"].clone().requires_grad_()}
+    signal = SIGNAL["a"].clone().requires_grad_()
     plan = Schedule.from_range(3, 1e-2, 0.3).plan()
     gain = torch.ones((), requires_grad=True)
-    rows, noise = {"a": None}, CounterNoise(0)
-    out = reverse_chain(
-        lambda x, level: {"a": gain * x["a"]}, noising(signal, rows, plan, noise), rows, plan, noise
-    )
-    out[-1]["a"].sum().backward()
+    draws = [CounterNoise(0).draws(Pairs.of({"a": None}, 3), signal)]
+    noisy = noising([signal], plan, draws)
+    out = list(reverse_chain(lambda x, level: [gain * x[0]], noisy, plan, draws))
+    out[-1][0].sum().backward()
     # Every step multiplies by coef1 + coef2 (the estimate is x itself), the last one returns the estimate.
     factor = plan.sqrt_abar[-1] * torch.prod(plan.coef1[1:] + plan.coef2[1:])
-    torch.testing.assert_close(signal["a"].grad, factor.expand(3, 2, 4, 4))
+    torch.testing.assert_close(signal.grad, factor.expand(3, 2, 4, 4))
     assert gain.grad.abs() > 0
 
 
+def test_without_gradients_the_steps_are_made_in_place():
+    """The same estimates to the bit, and every x_t in the memory of the first."""
+    plan = Schedule.from_range(3, 1e-2, 0.3).plan(eta=1.0)
+    draws = [CounterNoise(0).draws(Pairs.of({"a": None}, 3), SIGNAL["a"])]
+
+    def walk():
+        places = []
+
+        def denoise(x, level):
+            places.append(x[0].data_ptr())
+            return [torch.tanh(x[0]) + level]
+
+        noisy = noising([SIGNAL["a"]], plan, draws)
+        return list(reverse_chain(denoise, noisy, plan, draws)), set(places)
+
+    expected, _ = walk()
+    with torch.no_grad():
+        actual, places = walk()
+    assert len(places) == 1
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(actual, expected, strict=True))
+
+
 def test_a_task_without_rows():
-    rows = {"a": torch.zeros(0, dtype=torch.int64)}
-    plan = Schedule.from_range(2).plan()
-    noisy = noising({"a": SIGNAL["a"][:0]}, rows, plan, CounterNoise(0))
-    assert noisy["a"].shape == (0, 2, 4, 4)
+    pairs = Pairs.of({"a": torch.zeros(0, dtype=torch.int64)}, 3)
+    signal = SIGNAL["a"][:0]
+    [noisy] = noising([signal], Schedule.from_range(2).plan(), [CounterNoise(0).draws(pairs, signal)])
+    assert noisy.shape == (0, 2, 4, 4)

@@ -4,15 +4,20 @@ import pytest
 import torch
 
 from dmtl import ops
-from dmtl.diffusion import ArrayNoise, CounterNoise
+from dmtl.diffusion import ArrayNoise, CounterNoise, Pairs
 
 X = torch.zeros(5, 3, 4, 6)
 
 
+def arguments(noise, task, draw, rows, x) -> dict:
+    """What the ops get for one task's rows of a batch."""
+    return noise.draws(Pairs((task,), (rows,), (x.shape[0],)), x)(draw)
+
+
 def drawn(noise: CounterNoise, task="semseg", draw=0, rows=None, x=X) -> torch.Tensor:
     x = x if rows is None else x[rows]
-    arguments = noise.arguments(task, draw, rows, x)
-    return ops.normal(arguments["key_B3"], tuple(x.shape[1:]), arguments["step"])
+    found = arguments(noise, task, draw, rows, x)
+    return ops.normal(found["key_B3"], tuple(x.shape[1:]), found["step"])
 
 
 def test_noise_is_replayed():
@@ -77,7 +82,7 @@ def test_bad_counter_noise():
             torch.zeros(5, dtype=torch.int64),
             torch.ones(1),
             torch.ones(1),
-            **CounterNoise(0, torch.arange(4)).arguments("edge", 0, None, X),
+            **arguments(CounterNoise(0, torch.arange(4)), "edge", 0, None, X),
         )
 
 
@@ -85,9 +90,9 @@ def test_array_noise():
     arrays = torch.randn(2, 5, 3, 4, 6)
     noise = ArrayNoise({"edge": arrays})
     rows = torch.tensor([3, 0])
-    assert torch.equal(noise.arguments("edge", 1, None, X)["noise"], arrays[1])
-    assert torch.equal(noise.arguments("edge", 0, rows, X[rows])["noise"], arrays[0, rows])
-    assert noise.arguments("edge", 0, None, X.bfloat16())["noise"].dtype == torch.bfloat16
+    assert torch.equal(arguments(noise, "edge", 1, None, X)["noise"], arrays[1])
+    assert torch.equal(arguments(noise, "edge", 0, rows, X[rows])["noise"], arrays[0, rows])
+    assert arguments(noise, "edge", 0, None, X.bfloat16())["noise"].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -96,11 +101,44 @@ def test_array_noise():
 )
 def test_array_noise_that_is_missing(task, draw, message):
     with pytest.raises(ValueError, match=f"ArrayNoise: arrays must hold {message}"):
-        ArrayNoise({"edge": torch.zeros(2, 5, 3, 4, 6)}).arguments(task, draw, None, X)
+        arguments(ArrayNoise({"edge": torch.zeros(2, 5, 3, 4, 6)}), task, draw, None, X)
 
 
 def test_array_noise_of_another_shape():
     with pytest.raises(
         ValueError, match=r"arrays\['edge'\]\[0\] must have shape \(5, 3, 4, 6\), got \(5, 3, 4, 4\)"
     ):
-        ArrayNoise({"edge": [torch.zeros(5, 3, 4, 4)]}).arguments("edge", 0, None, X)
+        arguments(ArrayNoise({"edge": [torch.zeros(5, 3, 4, 4)]}), "edge", 0, None, X)
+
+
+def test_packed_rows_get_the_noise_of_their_task_and_sample():
+    """All tasks in one tensor: the same numbers as task by task."""
+    rows = {"sal": None, "edge": torch.tensor([4, 1]), "depth": torch.tensor([], dtype=torch.int64)}
+    pairs = Pairs.of(rows, 5)
+    assert pairs.counts == (5, 2, 0)
+    x = torch.zeros(7, 3, 4, 6)
+    together = pairs.split(drawn_packed(CounterNoise(7), pairs, x))
+    for task, taken in rows.items():
+        assert torch.equal(together[task], drawn(CounterNoise(7), task=task, draw=2, rows=taken))
+    arrays = ArrayNoise({task: torch.randn(3, 5, 3, 4, 6) for task in rows})
+    packed = pairs.split(arrays.draws(pairs, x)(2)["noise"])
+    for task, taken in rows.items():
+        assert torch.equal(packed[task], arguments(arrays, task, 2, taken, together[task])["noise"])
+
+
+def drawn_packed(noise: CounterNoise, pairs: Pairs, x: torch.Tensor) -> torch.Tensor:
+    found = noise.draws(pairs, x)(2)
+    return ops.normal(found["key_B3"], tuple(x.shape[1:]), found["step"])
+
+
+def test_pairs_pack_and_split():
+    maps = {"a": torch.randn(3, 2), "b": torch.randn(3, 2)}
+    pairs = Pairs.of({"b": torch.tensor([2, 0]), "a": None}, 3)
+    packed = pairs.pack(maps)
+    assert torch.equal(packed, torch.cat([maps["b"][[2, 0]], maps["a"]]))
+    assert {t: x.tolist() for t, x in pairs.split(packed).items()} == {
+        "b": maps["b"][[2, 0]].tolist(),
+        "a": maps["a"].tolist(),
+    }
+    assert torch.equal(pairs.repeat(maps["a"]), torch.cat([maps["a"][[2, 0]], maps["a"]]))
+    assert [group.tasks for group in pairs.single()] == [("b",), ("a",)]

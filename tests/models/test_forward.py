@@ -55,6 +55,36 @@ def test_a_subset_of_tasks_gives_their_share_of_the_whole(models, diffusion, tas
     same(part.initial, {task: whole.initial[task] for task in tasks})
 
 
+@pytest.mark.parametrize("size", [(64, 64), (50, 71)])
+@pytest.mark.parametrize(
+    "options",
+    [dict(), dict(diffusion="prediction"), dict(residual=True), dict(diffusion="prediction", residual=True)]
+    + [dict(diffusion="none")],
+)
+def test_maps_are_the_decoded_logits(options, size):
+    model, image = small_model(**options), torch.randn(2, 3, *size)
+    out = model.maps(image, noise=CounterNoise(4))
+    logits = model(image, noise=CounterNoise(4)).final
+    assert list(out.maps) == list(out.finite) == list(logits) and all(out.finite.values())
+    for name, task in model.tasks.items():
+        expected = task.decode(logits[name])
+        assert out.maps[name].dtype == expected.dtype
+        if task.decoding == "argmax":  # equal logits up to rounding may be decided either way
+            assert (out.maps[name] == expected).float().mean() > 0.999
+        else:
+            torch.testing.assert_close(out.maps[name], expected, rtol=1e-4, atol=1e-5)
+    part = model.maps(image, ["edge"], noise=CounterNoise(4)).maps
+    assert list(part) == ["edge"] and model.maps(image, []).maps == {}
+    torch.testing.assert_close(part["edge"], out.maps["edge"], rtol=1e-4, atol=1e-5)
+
+
+def test_maps_tell_what_is_not_finite():
+    model = small_model()
+    model.mtdnet.heads["semseg"].weight[0] = float("nan")
+    out = model.maps(torch.randn(1, 3, 32, 32))
+    assert not out.finite["semseg"] and out.finite["edge"]
+
+
 @pytest.mark.parametrize("batch", [0, 1, 2, 3, 5])
 def test_a_sample_does_not_depend_on_its_batch(models, batch):
     image, samples = torch.randn(batch, 3, 32, 64), torch.randperm(batch) + 3

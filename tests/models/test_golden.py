@@ -89,9 +89,11 @@ def test_training_gradients(trained):
             assert float(ours[key].norm()) == pytest.approx(norm, rel=1e-3, abs=1e-7 * largest), key
     heads = [key for key in stored.files if key.startswith("grad/")]
     assert heads
+    # One rounding more or less anywhere can move a ReLU or an |x| across its kink, which alone changes these values
+    # by up to 7e-4 (measured by exchanging one operator's backend at a time): hence twice the bar of the norms.
     for key in heads:
         grad = ours[key.removeprefix("grad/")].flatten()[: stored[key].size]
-        assert relative(grad, stored[key].flatten()) < 1e-3, key
+        assert relative(grad, stored[key].flatten()) < 2e-3, key
 
 
 def test_training_buffers(trained):

@@ -1,0 +1,100 @@
+"""The network executed as it was published: the baseline that our speed is told against.
+
+Eager PyTorch, NCHW, one task after another, one operation after another: concatenate and convolve for the condition,
+interpolate, flatten, layer norm, three products and a softmax, random noise by randn_like at every step, logits
+upsampled to the image's size. Written anew from the description of the network (arXiv 2403.15389); it reads the
+parameters of our model, so that both compute the same function.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dmtl.diffusion import ArrayNoise, CounterNoise, Pairs
+from dmtl.models import DiffusionMTL
+from dmtl.ops import normal
+
+
+def drawn_noise(model: DiffusionMTL, image: Tensor, steps: int) -> dict[str, Tensor]:
+    """The noise that our model draws by default, as arrays {task: [draws, B, C, h, w]}, for a comparison."""
+    batch, (h, w) = image.shape[0], (side // 8 for side in image.shape[-2:])
+    arrays = {}
+    for task, channels in model.channels.items():
+        shape = (model.config.width if model.config.diffusion == "feature" else channels, h, w)
+        draws = CounterNoise(0).draws(Pairs.of({task: None}, batch), image)
+        arrays[task] = torch.stack([normal(draws(k)["key_B3"], shape, k) for k in range(steps)])
+    return arrays
+
+
+class Published:
+    """The published execution of a `DiffusionMTL` (either mechanism, without our options). Image sides are multiples
+    of 32.
+
+    Args:
+        noise: {task: [draws, B, C, h, w]}, default: drawn by randn_like.
+    """
+
+    def __init__(self, model: DiffusionMTL, noise: dict[str, Tensor] | None = None):
+        self.model = model
+        self.noise = ArrayNoise(noise).arrays if noise is not None else None
+
+    def __call__(self, image: Tensor, tasks: list[str] | None = None) -> dict[str, Tensor]:
+        """task -> logits [B, C_T, H, W] of an image [B, 3, H, W]."""
+        initial_network, net = self.model.initial, self.model.mtdnet
+        features, initial = initial_network(image)
+        condition = net.condition.conv(torch.cat([m.detach() for m in initial.values()], dim=1))
+        final = {}
+        for task in self.model.tasks if tasks is None else tasks:
+            start = features[task] if self.model.config.diffusion == "feature" else initial[task]
+            final[task] = self._upsampled(self._denoised(task, start, condition), image)
+        return final
+
+    def _upsampled(self, logits: Tensor, image: Tensor) -> Tensor:
+        return F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=False)
+
+    def _denoised(self, task: str, start: Tensor, condition: Tensor) -> Tensor:
+        net = self.model.mtdnet
+        plan = net.plan(None, None, start.device)
+        last = len(plan.levels) - 1
+        x = plan.sqrt_abar[last] * start + plan.sqrt_one_minus_abar[last] * self._eps(task, 0, start)
+        for i in reversed(range(len(plan.levels))):
+            clean = self._denoiser(task, condition, x, plan.levels[i])
+            if i == 0:
+                break
+            eps = self._eps(task, len(plan.levels) - i, x)
+            x = plan.coef1[i] * clean + plan.coef2[i] * x + plan.sigma[i] * eps
+        return net.heads[task](clean) if self.model.config.diffusion == "feature" else clean
+
+    def _eps(self, task: str, draw: int, x: Tensor) -> Tensor:
+        return torch.randn_like(x) if self.noise is None else self.noise[task][draw].to(x.dtype)
+
+    def _denoiser(self, task: str, condition: Tensor, noisy: Tensor, level: float) -> Tensor:
+        denoiser = self.model.mtdnet.denoiser
+        time = denoiser.time_embedding(torch.full((noisy.shape[0],), level, device=noisy.device))
+        skip = denoiser.pre_layers[task](noisy) + time[:, :, None, None]
+        small = [self._reduced(x, denoiser.reduction) for x in (condition, skip)]
+        x, y = (m.flatten(2).transpose(1, 2) for m in small)
+        for block in denoiser.blocks:
+            y = y + self._mlp(block.mlp_kv, block.norm2_kv(y))
+            x = x + self._attention(block.attn, block.norm1(x), block.norm_kv(y))
+            x = x + self._mlp(block.mlp, block.norm2(x))
+        grid = x.transpose(1, 2).unflatten(-1, small[1].shape[-2:])
+        up = F.interpolate(grid, skip.shape[-2:], mode="bilinear", align_corners=False)
+        return denoiser.trunks[task](up + skip)
+
+    @staticmethod
+    def _reduced(x: Tensor, reduction: int) -> Tensor:
+        return F.interpolate(x, scale_factor=1 / reduction, mode="bilinear", align_corners=False)
+
+    @staticmethod
+    def _mlp(mlp, x: Tensor) -> Tensor:
+        return mlp.fc2(F.gelu(mlp.fc1(x)))
+
+    @staticmethod
+    def _attention(attn, x: Tensor, y: Tensor) -> Tensor:
+        q = attn.q(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        k, v = attn.kv(y).unflatten(-1, (2, attn.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = ((q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5).softmax(dim=-1)
+        return attn.proj((weights @ v).transpose(1, 2).flatten(2))
