@@ -44,12 +44,15 @@ def evaluate(
             batch = batch.to(device)
             names = [t for t in (model.tasks if tasks is None else tasks) if t in batch.labels]
             noise = CounterNoise(seed, batch.index)
-            for name, map in model.maps(batch.image, names, steps=steps, noise=noise).maps.items():
-                _update(meters, name, model.tasks[name], map, batch.labels[name])
             if initial:
-                for name, logits in model.initial_prediction(batch.image, names).initial.items():
-                    task = model.tasks[name]
-                    _update(meters, f"initial/{name}", task, task.decode(logits.float()), batch.labels[name])
+                out = model(batch.image, names, steps=steps, noise=noise)
+                for name, task in ((name, model.tasks[name]) for name in names):
+                    label = batch.labels[name]
+                    _update(meters, name, task, task.decode(out.final[name].float()), label)
+                    _update(meters, f"initial/{name}", task, task.decode(out.initial[name].float()), label)
+            else:
+                for name, map in model.maps(batch.image, names, steps=steps, noise=noise).maps.items():
+                    _update(meters, name, model.tasks[name], map, batch.labels[name])
             on_batch(len(batch.ids))
     finally:
         model.train(training)

@@ -32,7 +32,7 @@ class BrightnessModel(nn.Module):
         self.tasks = TASKS
         self.calls = []
 
-    def forward(self, image, tasks=None, *, steps=None, eta=None, noise=None, trace=False):
+    def maps(self, image, tasks=None, *, steps=None, eta=None, noise=None):
         self.calls.append((tuple(image.shape), tuple(tasks), steps))
         light = image.mean(1, keepdim=True)  # normalised: about -2 .. 2.6
         logits = {
@@ -43,7 +43,8 @@ class BrightnessModel(nn.Module):
             "depth": 3 + light,
             "height": 10 * light - 5,
         }
-        return SimpleNamespace(final={t: logits[t] for t in tasks}, initial={}, trace={})
+        maps = {t: self.tasks[t].decode(logits[t]) for t in tasks}
+        return SimpleNamespace(maps=maps, finite=dict.fromkeys(tasks, True))
 
 
 @pytest.fixture

@@ -179,14 +179,14 @@ def test_keeps_going_past_bad_files_and_lists_them(model, tmp_path):
 
 
 def test_an_image_too_large_for_the_memory_is_that_images_failure(model, tmp_path, monkeypatch):
-    forward = type(model).forward
+    maps = type(model).maps
 
     def limited(self, image, *args, **options):
         if image.shape[-1] > 100:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
-        return forward(self, image, *args, **options)
+        return maps(self, image, *args, **options)
 
-    monkeypatch.setattr(type(model), "forward", limited)
+    monkeypatch.setattr(type(model), "maps", limited)
     save(tmp_path / "in" / "wide.png", 4, 101), save(tmp_path / "in" / "small.png")
     summary = Predictor(model).predict_files([tmp_path / "in"], tmp_path / "out")
     assert summary.written == ["small"] and summary.failures[0].reason == "not enough memory for 101x4 pixels"
@@ -196,7 +196,7 @@ def test_other_errors_of_the_model_are_not_hidden(model, tmp_path, monkeypatch):
     def broken(self, *args, **options):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(type(model), "forward", broken)
+    monkeypatch.setattr(type(model), "maps", broken)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         Predictor(model).predict_files([save(tmp_path / "a.png")], tmp_path / "out")
 
@@ -205,9 +205,10 @@ def test_output_that_is_not_finite_is_a_failure(model, tmp_path, monkeypatch):
     from types import SimpleNamespace
 
     def nan(self, image, tasks, **options):
-        return SimpleNamespace(final={t: torch.full((1, 3, *image.shape[2:]), torch.nan) for t in tasks})
+        maps = {t: torch.zeros((1, *image.shape[2:]), dtype=torch.int64) for t in tasks}
+        return SimpleNamespace(maps=maps, finite=dict.fromkeys(tasks, False))
 
-    monkeypatch.setattr(type(model), "forward", nan)
+    monkeypatch.setattr(type(model), "maps", nan)
     summary = Predictor(model, tasks=["semseg"]).predict_files([save(tmp_path / "a.png")], tmp_path / "out")
     assert summary.failures[0].reason == "semseg: the model's output is not finite"
     assert not (tmp_path / "out" / "semseg").exists()
