@@ -115,7 +115,7 @@ def _check_bias(op: str, bias: object, x: Tensor) -> None:
     if bias.dtype != x.dtype:
         contract = f"of x's dtype {_checks.dtype_name(x.dtype)}"
         _checks.fail(op, "bias", contract, _checks.dtype_name(bias.dtype), TypeError)
-    if tuple(bias.shape) not in ((C,), (R, C)):
+    if bias.shape != ((C,) if bias.dim() == 1 else (R, C)):
         _checks.fail(op, "bias", f"of shape [{C}] or [{R}, {C}]", list(bias.shape))
     _checks.on_device(op, "bias", bias, x.device)
 

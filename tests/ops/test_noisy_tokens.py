@@ -151,3 +151,17 @@ BAD = [
 def test_bad_arguments(change, error, message):
     with pytest.raises(error, match=f"^noisy_tokens: {message}"):
         dmtl.ops.noisy_tokens(**(GOOD | change))
+
+
+def test_number_of_rows_may_be_symbolic():
+    """Exported once for any number of rows, with a bias, without one, and back to a map."""
+
+    class There(torch.nn.Module):
+        def forward(self, x, bias):
+            skip, tokens = dmtl.ops.noisy_tokens(x, bias, reduction=4)
+            return dmtl.ops.upsample_add(dmtl.ops.noisy_tokens(skip, reduction=4)[1] + tokens, x, reduction=4)
+
+    rows, bias = {"x": {0: torch.export.Dim("rows", max=64)}, "bias": None}, torch.randn(8)
+    program = torch.export.export(There(), (torch.randn(3, 8, 4, 8), bias), dynamic_shapes=rows)
+    x = torch.randn(5, 8, 4, 8)
+    torch.testing.assert_close(program.module()(x, bias), There()(x, bias))
