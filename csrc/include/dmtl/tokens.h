@@ -131,12 +131,16 @@ void pack_computed(int64_t k, int64_t n, float* packed, int threads, const Eleme
 // Sums over rows in float32, as [items, width] partial sums of kRowsEach rows each.
 inline int64_t partial_sums(int64_t rows) { return (rows + kRowsEach - 1) / kRowsEach; }
 
-// total (+)= the sum of `items` partial sums that stand `stride` floats apart.
+// total (+)= the sum of `items` partial sums that stand `stride` floats apart. In double: gradients of a bias cancel.
 inline void add_partial(const float* partial, int64_t items, int64_t stride, int64_t width, bool add, float* total) {
-    for (int64_t c = 0; c < width; ++c) total[c] = add ? total[c] : 0.0f;
-    for (int64_t i = 0; i < items; ++i)
-#pragma omp simd
-        for (int64_t c = 0; c < width; ++c) total[c] += partial[i * stride + c];
+    for (int64_t first = 0; first < width; first += kLanes16) {
+        const int64_t count = width - first < kLanes16 ? width - first : kLanes16;
+        double sum[kLanes16];
+        for (int64_t c = 0; c < count; ++c) sum[c] = add ? static_cast<double>(total[first + c]) : 0.0;
+        for (int64_t i = 0; i < items; ++i)
+            for (int64_t c = 0; c < count; ++c) sum[c] += static_cast<double>(partial[i * stride + first + c]);
+        for (int64_t c = 0; c < count; ++c) total[first + c] = static_cast<float>(sum[c]);
+    }
 }
 
 // total (+)= sum of the rows of x; partial holds partial_sums(rows) * width floats.
