@@ -27,7 +27,7 @@ from dmtl.ops.condition_tokens import GEOMETRY, empty_outputs
 # Few tokens: narrow tiles give more programs. float32 has no tensor cores.
 HALF = {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3}
 SINGLE = {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 16, "num_warps": 4, "num_stages": 2}
-PATCHES = {"BLOCK_M": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 1}
+PATCHES = {"BLOCK_M": 32, "BLOCK_K": 32, "num_warps": 8, "num_stages": 1}
 CONFIGS = [HALF, SINGLE, PATCHES, *_linear.CONFIGS]
 
 
@@ -132,8 +132,8 @@ def _put_kernel(
             c = start + tl.arange(0, BLOCK_K)
             there = (pixel < pixels)[:, None] & (c < count)[None, :]
             value = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
-            for tap_y in tl.static_range(SIDE // REDUCTION):
-                for tap_x in tl.static_range(SIDE // REDUCTION):
+            for tap_y in range(SIDE // REDUCTION):
+                for tap_x in range(SIDE // REDUCTION):
                     cell_y = y // REDUCTION - tap_y
                     cell_x = x // REDUCTION - tap_x
                     real = (cell_y >= 0) & (cell_y < grid_h) & (cell_x >= 0) & (cell_x < grid_w)
