@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -45,18 +46,12 @@ def summed(x: Tensor) -> Tensor:
 
 
 def norm_backward(
-    grad: Tensor, x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float, residual: Tensor | None = None
+    grad: Tensor, x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(d_x + residual, d_weight, d_bias, LayerNorm(x)). With z = (x - mean) / std and g = grad weight:
-    d_x = (g - mean(g) - z mean(g z)) / std."""
-    dtype = x.dtype
-    grad, x, weight_C, bias_C = wide(grad), wide(x), wide(weight_C), wide(bias_C)
-    centred = x - x.mean(-1, keepdim=True)
-    rstd = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
-    z = centred * rstd
-    g = grad * weight_C
-    d_x = (g - g.mean(-1, keepdim=True) - z * (g * z).mean(-1, keepdim=True)) * rstd
-    if residual is not None:
-        d_x = d_x + residual
-    found = d_x, summed(grad * z), summed(grad), z * weight_C + bias_C
-    return tuple(value.to(dtype) for value in found)
+    """(d_x, d_weight, d_bias, LayerNorm(x)) for grad, x [rows, C]. With z = (x - mean) / std and
+    g = grad weight: d_x = (g - mean(g) - z mean(g z)) / std, d_weight = sum grad z, d_bias = sum grad."""
+    shape = list(weight_C.shape)
+    n, mean, rstd = torch.native_layer_norm(x, shape, weight_C, bias_C, eps)
+    wanted = [True, True, True]
+    found = torch.ops.aten.native_layer_norm_backward(grad, x, shape, mean, rstd, weight_C, bias_C, wanted)
+    return *found, n

@@ -85,16 +85,23 @@ def _reference_backward(
     q, kv, a, lse, heads, eps,
 ):  # fmt: skip
     d_q, d_kv = _core_backward(grad @ proj_weight, q, kv, a, lse, heads)
-    d_proj = grad.flatten(0, 1).T @ a.flatten(0, 1), summed(grad)
-    d_y, d_nyw, d_nyb, n = norm_backward(d_kv @ kv_weight, y, norm_y_weight, norm_y_bias, eps)
-    d_kv_weight = d_kv.flatten(0, 1).T @ n.flatten(0, 1)
+    rows = grad.flatten(0, 1)
+    d_proj = rows.T @ a.flatten(0, 1), summed(grad)
+    d_y, *d_norm_y, d_kv_weight = _project_backward(d_kv, y, norm_y_weight, norm_y_bias, kv_weight, eps)
     if q_weight is None:
-        d_x, d_nxw, d_nxb, d_q_weight = (x.new_empty(0) for _ in range(4))
+        d_x, *d_norm_x, d_q_weight = (x.new_empty(0) for _ in range(4))
     else:
-        d_x, d_nxw, d_nxb, n = norm_backward(d_q @ q_weight, x, norm_x_weight, norm_x_bias, eps, grad)
-        d_q_weight, d_q = d_q.flatten(0, 1).T @ n.flatten(0, 1), x.new_empty(0)
-    found = (d_x, d_y, d_nxw, d_nxb, d_nyw, d_nyb, d_q_weight, d_kv_weight, *d_proj, d_q)
+        d_x, *d_norm_x, d_q_weight = _project_backward(d_q, x, norm_x_weight, norm_x_bias, q_weight, eps)
+        d_x, d_q = grad + d_x, x.new_empty(0)
+    found = (d_x, d_y, *d_norm_x, *d_norm_y, d_q_weight, d_kv_weight, *d_proj, d_q)
     return tuple(value.contiguous() for value in found)
+
+
+def _project_backward(d_out, x, norm_weight, norm_bias, weight, eps) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, norm_weight, norm_bias and weight in out = LayerNorm(x) weight^T."""
+    d_out, rows = d_out.flatten(0, 1), x.flatten(0, 1)
+    d_x, d_norm_weight, d_norm_bias, n = norm_backward(d_out @ weight, rows, norm_weight, norm_bias, eps)
+    return d_x.reshape(x.shape), d_norm_weight, d_norm_bias, d_out.T @ n
 
 
 def _core_backward(d_a, q, kv, a, lse, heads: int) -> tuple[Tensor, Tensor]:

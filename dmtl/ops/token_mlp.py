@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from . import _checks
 from ._registry import Operator, OpSpec, add
-from ._tokens import epsilon, norm_backward, normalised, shaped, summed, wide
+from ._tokens import epsilon, norm_backward, normalised, shaped, summed
 
 _WEIGHTS = "Tensor norm_weight, Tensor norm_bias, Tensor fc1_weight, Tensor fc1_bias, Tensor fc2_weight"
 # save: whether h is wanted for a backward pass; otherwise it comes back empty.
@@ -39,17 +39,12 @@ def _reference(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_
 
 
 def _reference_backward(grad, x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, h, eps):
-    shape, dtype = x.shape, x.dtype
+    shape = x.shape
     grad, x, h = (value.reshape(-1, value.shape[-1]) for value in (grad, x, h))
-    wide_h = wide(h)
-    cdf = 0.5 + 0.5 * torch.erf(wide_h * 0.5**0.5)
-    density = torch.exp(-0.5 * wide_h * wide_h) * (2 * torch.pi) ** -0.5
-    d_h = (wide(grad @ fc2_weight) * (cdf + wide_h * density)).to(dtype)
-    d_x, d_norm_weight, d_norm_bias, n = norm_backward(d_h @ fc1_weight, x, norm_weight, norm_bias, eps, grad)
-    d_fc1_weight, d_fc2_weight = d_h.T @ n, grad.T @ (wide_h * cdf).to(dtype)
-    return (
-        d_x.reshape(shape), d_norm_weight, d_norm_bias, d_fc1_weight, summed(d_h), d_fc2_weight, summed(grad)
-    )  # fmt: skip
+    d_h = torch.ops.aten.gelu_backward(grad @ fc2_weight, h)  # times Phi(h) + h phi(h)
+    d_x, d_norm_weight, d_norm_bias, n = norm_backward(d_h @ fc1_weight, x, norm_weight, norm_bias, eps)
+    d_fc1, d_fc2 = (d_h.T @ n, summed(d_h)), (grad.T @ F.gelu(h), summed(grad))
+    return (grad + d_x).reshape(shape), d_norm_weight, d_norm_bias, *d_fc1, *d_fc2
 
 
 def _fake(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, eps, save):
