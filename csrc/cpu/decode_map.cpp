@@ -1,8 +1,7 @@
 // decode_map: 1x1 head at low resolution, then every row of the map interpolated and decoded without storing its logits.
 // Pixels of one phase (see decode_map.h) lie side by side in the buffers, so that lanes run along the row whatever the factor.
 #include "dmtl/decode_map.h"
-#include "dmtl/gemm.h"
-#include "dmtl/storage.h"
+#include "dmtl/tokens.h"
 
 #include <type_traits>
 
@@ -30,8 +29,57 @@ struct Pixels {
     }
 };
 
+// The head of one to kFewClasses classes on channels-last features: sums along the channels. A product would copy x into its tiles
+// first and fill sixteen columns; this takes half its time.
+constexpr int kFewClasses = 3, kPixels = 4;
+
+template <class T, int classes, int pixels>
+DMTL_INLINE void few_logits(const Params& p, const float* weight, int64_t span, const T* const* from, float (*out)[kPixels]) {
+    F32x16 sum[classes][pixels];
+    for (int c = 0; c < classes; ++c)
+        for (int i = 0; i < pixels; ++i) sum[c][i] = F32x16::zero();
+    by_sixteens(p.channels, [&](int64_t k, int64_t count) {
+        F32x16 x[pixels];
+        for (int i = 0; i < pixels; ++i) x[i] = part(from[i], k, count);
+        for (int c = 0; c < classes; ++c) {
+            const F32x16 w = F32x16::load(weight + c * span + k);
+            for (int i = 0; i < pixels; ++i) sum[c][i] = fma(x[i], w, sum[c][i]);
+        }
+    });
+    for (int c = 0; c < classes; ++c)
+        for (int i = 0; i < pixels; ++i) out[c][i] = sum_of(sum[c][i]);
+}
+
+template <class T, int classes>
+void few_classes(const Params& p, int threads) {
+    const int64_t span = (p.channels + kLanes16 - 1) / kLanes16 * kLanes16, cells = p.h * p.w;
+    float* weight = Workspace::floats(Slot::weights, classes * span);
+    for (int64_t i = 0; i < classes * span; ++i)
+        weight[i] = i % span < p.channels ? load(static_cast<const T*>(p.weight) + i / span * p.channels + i % span) : 0.0f;
+    parallel_for(p.rows * p.h, p.rows * cells * p.channels < 65536 ? 1 : threads, [&](int64_t item) {
+        const T* row = static_cast<const T*>(p.x) + item / p.h * p.stride_n + item % p.h * p.stride_y;
+        float* out = p.logits + item / p.h * classes * cells + item % p.h * p.w;
+        for (int64_t x = 0; x < p.w; x += kPixels) {
+            const int count = p.w - x < kPixels ? static_cast<int>(p.w - x) : kPixels;
+            const T* from[kPixels];
+            for (int i = 0; i < kPixels; ++i) from[i] = row + (x + (i < count ? i : 0)) * p.stride_x;
+            float logits[classes][kPixels];
+            few_logits<T, classes, kPixels>(p, weight, span, from, logits);
+            for (int c = 0; c < classes; ++c) {
+                const float bias = p.bias == nullptr ? 0.0f : load(static_cast<const T*>(p.bias) + c);
+                for (int i = 0; i < count; ++i) out[c * cells + x + i] = logits[c][i] + bias;
+            }
+        }
+    });
+}
+
 template <class T>
 void head(const Params& p, int threads) {
+    if (p.weight != nullptr && p.stride_c == 1 && p.classes <= kFewClasses) {
+        if (p.classes == 1) return few_classes<T, 1>(p, threads);
+        if (p.classes == 2) return few_classes<T, 2>(p, threads);
+        return few_classes<T, 3>(p, threads);
+    }
     const int64_t cells = p.h * p.w;
     if (p.weight == nullptr) {
         parallel_for(p.rows * p.classes * p.h, threads, [&](int64_t item) {
