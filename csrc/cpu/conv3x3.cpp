@@ -99,7 +99,7 @@ void convolve(const Conv3x3Params& p, DType, int threads) {
     const Tiling tiling(p.height, p.width);
     int64_t rows = 0;
     for (int64_t task = 0; task < p.tasks; ++task) rows += p.counts[task];
-    expect_writes(p.out, rows * p.height * p.width * p.n * static_cast<int64_t>(sizeof(float)));
+    expect_writes(p.out, rows * p.height * p.width * p.n * static_cast<int64_t>(sizeof(float)), threads);
     const int64_t fitting = kWeightFloats / weight_floats(p.k, p.n);
     const int64_t together = p.packed[0] != nullptr ? p.tasks : fitting > 1 ? fitting : 1;
     const int64_t most = most_tiles(p.k, p.n);
@@ -122,7 +122,7 @@ void convolve(const Conv3x3Params& p, DType, int threads) {
 
 void pack(const PackParams& p, DType, int threads) {
     for (int64_t task = 0; task < p.tasks; ++task)
-        expect_writes(p.packed[task], weight_floats(p.k, p.n) * static_cast<int64_t>(sizeof(float)));
+        expect_writes(p.packed[task], weight_floats(p.k, p.n) * static_cast<int64_t>(sizeof(float)), threads);
     pack_weights(p, threads);
 }
 

@@ -76,7 +76,7 @@ void gate(const GateParams& p, DType, int threads) {
     int64_t rows = 0;
     for (int64_t task = 0; task < p.tasks; ++task) rows += p.counts[task];
     const int64_t stride = kTaps * padded(p.n), pixels = rows * p.height * p.width;
-    if (p.gated != nullptr) expect_writes(p.gated, pixels * p.n * static_cast<int64_t>(sizeof(float)));
+    if (p.gated != nullptr) expect_writes(p.gated, pixels * p.n * static_cast<int64_t>(sizeof(float)), threads);
     if (pixels * p.n < (int64_t{1} << 14)) threads = 1;  // less than a thread's start is worth
     float* lines = Workspace::floats(Slot::other, rows * p.height * stride);
     parallel_for(rows * p.height, threads, [&](int64_t line) { gate_line(p, line, lines + line * stride); });

@@ -11,19 +11,6 @@
 namespace dmtl {
 namespace {
 
-// A large output is usually memory that no page stands behind yet, and faulting it in 4 KiB at a time costs more than computing
-// it. Ask the kernel for huge pages there (a hint; it changes nothing else).
-inline void expect_writes(void* begin, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    constexpr uintptr_t huge = uintptr_t{1} << 21;
-    const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + huge - 1) & ~(huge - 1);
-    const uintptr_t last = (reinterpret_cast<uintptr_t>(begin) + static_cast<uintptr_t>(bytes)) & ~(huge - 1);
-    if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#else
-    (void)begin, (void)bytes;
-#endif
-}
-
 template <class Body>
 inline void parallel_for(int64_t items, int threads, const Body& body) {
     if (threads > items) threads = static_cast<int>(items);
@@ -35,6 +22,23 @@ inline void parallel_for(int64_t items, int threads, const Body& body) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
 #endif
     for (int64_t i = 0; i < items; ++i) body(i);
+}
+
+// A large output is usually memory that no page stands behind yet, and faulting it in 4 KiB at a time costs more than computing
+// it. Ask the kernel for huge pages there and fault each of them in by one thread: threads that meet on a page both clear it.
+// What the memory holds stays.
+inline void expect_writes(void* begin, int64_t bytes, int threads = 1) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    constexpr uintptr_t huge = uintptr_t{1} << 21;
+    const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + huge - 1) & ~(huge - 1);
+    const uintptr_t last = (reinterpret_cast<uintptr_t>(begin) + static_cast<uintptr_t>(bytes)) & ~(huge - 1);
+    if (last <= first || madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE) != 0) return;
+    parallel_for(static_cast<int64_t>((last - first) / huge), threads, [first](int64_t page) {
+        __atomic_fetch_or(reinterpret_cast<char*>(first + static_cast<uintptr_t>(page) * huge), 0, __ATOMIC_RELAXED);
+    });
+#else
+    (void)begin, (void)bytes, (void)threads;
+#endif
 }
 
 }  // namespace

@@ -25,9 +25,14 @@ struct F32x16 {
     static DMTL_INLINE F32x16 zero() { return {_mm512_setzero_ps()}; }
     static DMTL_INLINE F32x16 all(float x) { return {_mm512_set1_ps(x)}; }
     static DMTL_INLINE F32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
-    static DMTL_INLINE F32x16 load(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+    static DMTL_INLINE F32x16 load(const float* p, int64_t n) {
+        return n == kLanes16 ? load(p) : F32x16{_mm512_maskz_loadu_ps(first(n), p)};
+    }
     DMTL_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
-    DMTL_INLINE void store(float* p, int64_t n) const { _mm512_mask_storeu_ps(p, first(n), v); }
+    DMTL_INLINE void store(float* p, int64_t n) const {
+        if (n == kLanes16) return store(p);  // masked stores are slow on some processors
+        _mm512_mask_storeu_ps(p, first(n), v);
+    }
     friend DMTL_INLINE F32x16 operator+(F32x16 a, F32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
     friend DMTL_INLINE F32x16 operator-(F32x16 a, F32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
     friend DMTL_INLINE F32x16 operator*(F32x16 a, F32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
@@ -48,10 +53,12 @@ struct F32x16 {
     static DMTL_INLINE F32x16 all(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
     static DMTL_INLINE F32x16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
     static DMTL_INLINE F32x16 load(const float* p, int64_t n) {
+        if (n == kLanes16) return load(p);
         return {_mm256_maskload_ps(p, first(n)), _mm256_maskload_ps(p + 8, first(n - 8))};
     }
     DMTL_INLINE void store(float* p) const { _mm256_storeu_ps(p, lo), _mm256_storeu_ps(p + 8, hi); }
     DMTL_INLINE void store(float* p, int64_t n) const {
+        if (n == kLanes16) return store(p);
         _mm256_maskstore_ps(p, first(n), lo), _mm256_maskstore_ps(p + 8, first(n - 8), hi);
     }
     friend DMTL_INLINE F32x16 operator+(F32x16 a, F32x16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
