@@ -38,11 +38,18 @@ def _missing() -> list[str]:
     return ["torch sees no CUDA device (and TRITON_INTERPRET=1 is not set)"]
 
 
+def _odd_channels(weights: list[Tensor]) -> list[str]:
+    K, C = weights[0].shape[:2]
+    return [f"{C} and {K} channels are not multiples of 8"] if K % 8 or C % 8 else []
+
+
 # The interpreter multiplies bfloat16 wrongly.
 SUPPORT = Support(
     devices=("cpu",) if INTERPRETED else ("cuda",),
     dtypes=(torch.float32, torch.float16) if INTERPRETED else (torch.float32, torch.bfloat16, torch.float16),
     available=_missing,
+    shapes=lambda x, weights, *rest: _odd_channels(weights),
+    backward_shapes=lambda grad, x, weights, *rest: _odd_channels(weights),
 )
 
 
@@ -53,7 +60,7 @@ def _config(m: int, n: int, k: int, warps: int, stages: int) -> dict[str, int]:
 # By dtype, the first one the default where nothing may be measured.
 CONFIGS = {
     torch.float32: [_config(128, 128, 16, 8, 3), _config(64, 64, 32, 8, 3)],
-    torch.bfloat16: [_config(128, 128, 64, 8, 3), _config(256, 128, 64, 8, 3), _config(64, 128, 64, 4, 4)],
+    torch.bfloat16: [_config(128, 128, 64, 8, 3), _config(128, 256, 32, 8, 4), _config(64, 128, 64, 4, 4)],
 }
 CONFIGS[torch.float16] = CONFIGS[torch.bfloat16]
 _fastest = Fastest()
@@ -68,10 +75,12 @@ def _inside(y, x, dy, dx, height, width):
 
 @triton.jit
 def _conv3x3_kernel(
-    out_ptr, x_ptr, weight_ptrs, bias_ptrs, tap_ptrs, counts, height, width, c_in, c_out,
+    out_ptr, x_ptr, weight_ptrs, bias_ptrs, tap_ptrs, counts, height, width, groups_in, groups_out,
     TASKS: tl.constexpr, BIAS: tl.constexpr, TAPS: tl.constexpr, RELU: tl.constexpr, BACKWARD: tl.constexpr,
     EVEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
+    c_in = groups_in * 8  # so the compiler knows that channels come in vectors of 16 bytes
+    c_out = groups_out * 8
     columns = tl.cdiv(c_out, BLOCK_N)
     tile = tl.program_id(0) // columns  # neighbours share the pixels
     n = tl.program_id(0) % columns * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -165,7 +174,7 @@ def _launch(out, x, weights, biases, taps, counts, relu, backward, config) -> No
         _conv3x3_kernel[grid](
             out, x, tuple(weights), tuple(biases) or None, tuple(taps) or None,
             # Triton compiles anew for an integer argument that is 1, or a multiple of 16: these are neither.
-            tuple(16 * n + 2 for n in counts), h, w, x.shape[1], out.shape[1],
+            tuple(16 * n + 2 for n in counts), h, w, x.shape[1] // 8, out.shape[1] // 8,
             TASKS=len(weights), BIAS=bool(biases), TAPS=bool(taps), RELU=relu, BACKWARD=backward,
             EVEN=x.shape[1] % block_k == 0 and out.shape[1] % block_n == 0, **config,
         )  # fmt: skip
@@ -245,8 +254,8 @@ def _compilation(dtype, config, bias, taps, relu, backward, even, tasks: int = 5
     constants = dict(TASKS=tasks, BIAS=bias, TAPS=taps, RELU=relu, BACKWARD=backward, EVEN=even)
     constants |= {name: value for name, value in config.items() if name.startswith("BLOCK")}
     pointer = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}[dtype]
-    size = "i32:16" if even else "i32"
-    signature = dict(out_ptr=pointer, x_ptr=pointer, height=size, width=size, c_in=size, c_out=size)
+    signature = dict(out_ptr=pointer, x_ptr=pointer)
+    signature |= dict.fromkeys(("height", "width", "groups_in", "groups_out"), "i32")
     signature |= {name: (pointer,) * tasks for name in ("weight_ptrs", "bias_ptrs", "tap_ptrs")}
     signature["counts"] = ("i32",) * tasks
     constants |= {name: None for name, given in (("bias_ptrs", bias), ("tap_ptrs", taps)) if not given}
