@@ -18,10 +18,11 @@ import triton.language as tl
 # d_k and d_v of wide heads need the registers of eight warps.
 HALF = {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
 HALF_WIDE = {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
+HALF_DEEP = {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 3}
 HALF_LONG = {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
 SINGLE = {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1}
 SINGLE_WIDE = {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1}
-CONFIGS = [HALF, HALF_WIDE, HALF_LONG, SINGLE, SINGLE_WIDE]
+CONFIGS = [HALF, HALF_WIDE, HALF_DEEP, HALF_LONG, SINGLE, SINGLE_WIDE]
 
 
 def configs(dtype: torch.dtype, d: int, n: int) -> tuple[dict, dict, dict]:
@@ -29,7 +30,9 @@ def configs(dtype: torch.dtype, d: int, n: int) -> tuple[dict, dict, dict]:
     wide = d > 64
     if dtype == torch.float32:
         return (SINGLE_WIDE if wide else SINGLE,) * 3
-    return HALF_LONG if n >= 1024 and not wide else HALF, HALF, HALF_WIDE if wide else HALF
+    if wide:
+        return HALF_DEEP, HALF, HALF_WIDE
+    return HALF_LONG if n >= 1024 else HALF, HALF, HALF
 
 
 @triton.jit
