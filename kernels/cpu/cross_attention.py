@@ -1,5 +1,5 @@
 """cross_attention and its backward by the C++ kernels in csrc/cpu/cross_attention.cpp. Their arithmetic is
-float32 for all storage types; which of them are served here: see `_tokens`."""
+float32 for all storage types; what is left to the library: see `_tokens`."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 
 from dmtl.kernels._native import CPU
-from dmtl.kernels._tokens import CPU_DTYPES, dense, why_not_sizes
+from dmtl.kernels._tokens import dense, why_not_bf16, why_not_sizes
 
 
 def _shapes(x, *rest) -> list[str]:
-    return why_not_sizes(C=x.shape[2])
+    return why_not_sizes(C=x.shape[2]) + why_not_bf16(x)
 
 
 def _backward_shapes(grad, *forward) -> list[str]:
     return _shapes(*forward)
 
 
-SUPPORT = CPU.support(CPU_DTYPES, shapes=_shapes, backward_shapes=_backward_shapes)
+SUPPORT = CPU.support(shapes=_shapes, backward_shapes=_backward_shapes)
 
 
 def _sizes(x: Tensor, y: Tensor, heads: int, eps: float) -> dict[str, int | float]:
