@@ -77,7 +77,8 @@ def test_against_published_composition(backend):
 
 def close(actual, expected, tolerance):
     if expected.numel():
-        error = (actual.double() - expected).abs().max() / max(1.0, float(expected.abs().max()))
+        actual, expected = actual.detach().double(), expected.detach()
+        error = float((actual - expected).abs().max()) / max(1.0, float(expected.abs().max()))
         assert error <= tolerance, f"error {error}"
 
 
