@@ -136,15 +136,17 @@ void add_block(const WeightGradientParams& p, const Tiling& tiling, Range block,
 
 void transform_back(const WeightGradientParams& p, const float* sums, float* d_weight, int threads) {
     const int64_t width = padded(p.n), plane = p.k * width + kLanes16;
-    parallel_for(p.k, threads, [&](int64_t row) {
-        for (int64_t column = 0; column < p.n; column += 8) {
-            float g[kTaps * kTaps][8];
-            transform_weight_sums(sums + row * width + column, plane, g[0], 8);
-            const int64_t lanes = p.n - column < 8 ? p.n - column : 8;
-            for (int64_t l = 0; l < lanes; ++l)
-                for (int tap = 0; tap < kTaps * kTaps; ++tap)
-                    d_weight[(column + l) * p.stride_n + row * p.stride_k + tap * p.stride_tap] = g[tap][l];
-        }
+    constexpr int64_t rows = 8;  // of an item: they are neighbours in d_weight
+    parallel_for((p.k + rows - 1) / rows, threads, [&](int64_t item) {
+        for (int64_t column = 0; column < p.n; column += 8)
+            for (int64_t row = item * rows; row < p.k && row < (item + 1) * rows; ++row) {
+                float g[kTaps * kTaps][8];
+                transform_weight_sums(sums + row * width + column, plane, g[0], 8);
+                const int64_t lanes = p.n - column < 8 ? p.n - column : 8;
+                for (int64_t l = 0; l < lanes; ++l)
+                    for (int tap = 0; tap < kTaps * kTaps; ++tap)
+                        d_weight[(column + l) * p.stride_n + row * p.stride_k + tap * p.stride_tap] = g[tap][l];
+            }
     });
 }
 
@@ -157,11 +159,12 @@ void weight_gradient(const WeightGradientParams& p, DType, int threads) {
         const int64_t tiles = p.counts[task] * tiling.per_row();
         if (tiles == 0) continue;
         const int64_t blocks = (tiles + most - 1) / most;
+        const int team = tiles * p.k * p.n < (int64_t{1} << 14) ? 1 : threads;  // else less than a thread's start is worth
         for (int64_t b = 0; b < blocks; ++b) {
             const Range part = share(tiles, blocks, b);
-            add_block(p, tiling, {first + part.begin, first + part.end}, b > 0, sums, threads);
+            add_block(p, tiling, {first + part.begin, first + part.end}, b > 0, sums, team);
         }
-        transform_back(p, sums, p.d_weights[task], threads);
+        transform_back(p, sums, p.d_weights[task], team);
         first += tiles;
     }
 }

@@ -105,7 +105,7 @@ struct ColumnsOf {
         for (int64_t c = 0; c < count; ++c) {
             const T* from = a + (k + c) * lda + row;
             if constexpr (std::is_same_v<T, float>)
-                F32x16::load(from, rows).store(out + c * stride, rows);
+                F32x16::load(from, rows).store(out + c * stride);  // what is too much, the next column overwrites
             else
                 for (int64_t r = 0; r < rows; ++r) out[c * stride + r] = load(from + r);
         }
