@@ -84,6 +84,9 @@ def test_sanitizers(tmp_path):
             "OMP_NUM_THREADS": "2",
         }
     )
+    where = "from dmtl import native; print(native.core().__file__)"
+    loaded = run([sys.executable, "-c", where], cwd=tmp_path / "tree", env=environment).stdout
+    assert loaded.startswith(str(tmp_path / "tree")), loaded
     chosen = "(cpu or instruction_sets) and not opcheck and not serves"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "tests/ops", "-k", chosen]
     done = run(command, cwd=tmp_path / "tree", env=environment)
