@@ -6,9 +6,17 @@ import torch
 from torch import Tensor
 
 from dmtl.kernels._native import Native
-from dmtl.ops.decode_map import CHANNELS, empty_map
 
-KINDS = {kind: number for number, kind in enumerate(CHANNELS)}  # DecodeKind in csrc/include/dmtl/decode_map.h
+KINDS = ("argmax", "softmax", "sigmoid", "value", "exp", "unit")  # in the order of DecodeKind in decode_map.h
+SHORTEST = 1e-4  # vectors shorter than this are not scaled up to length 1
+
+
+def empty_map(x: Tensor, kind: str, height: int, width: int) -> Tensor:
+    """A fresh map."""
+    if kind == "argmax":
+        return x.new_empty((x.shape[0], height, width), dtype=torch.int64)
+    shape = (x.shape[0], 3, height, width) if kind == "unit" else (x.shape[0], height, width)
+    return x.new_empty(shape, dtype=torch.float32)
 
 
 def decode_map(native: Native, x, weight, bias, kind, height, width, factor) -> Tensor:
@@ -22,6 +30,6 @@ def decode_map(native: Native, x, weight, bias, kind, height, width, factor) -> 
         "decode_map", x, out=out, logits=x.new_empty((rows, classes, h, w), dtype=torch.float32), x=x,
         weight=weight, bias=bias, stride_n=stride_n, stride_c=stride_c, stride_y=stride_y, stride_x=stride_x,
         rows=rows, channels=channels, classes=classes, h=h, w=w, height=height, width=width, factor=factor,
-        kind=KINDS[kind],
+        kind=KINDS.index(kind),
     )  # fmt: skip
     return out

@@ -22,7 +22,6 @@ import triton
 import triton.language as tl
 from dmtl.kernels import _condition_tokens as shared
 from dmtl.kernels._tokens import why_not_sizes
-from dmtl.ops.condition_tokens import GEOMETRY, empty_outputs
 
 # Few tokens: narrow tiles give more programs. float32 has no tensor cores.
 HALF = {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3}
@@ -160,7 +159,7 @@ def _where(maps: list[Tensor]) -> dict:
 
 def _grid(maps: list[Tensor], weight: Tensor, reduction: int) -> dict:
     _, _, h, w = maps[0].shape
-    side, padding = GEOMETRY[reduction]
+    side, padding = shared.GEOMETRY[reduction]
     return dict(
         grid_h=h // reduction, grid_w=w // reduction, depth=weight.shape[1] * side * side,
         REDUCTION=reduction, SIDE=side, PADDING=padding,
@@ -170,7 +169,7 @@ def _grid(maps: list[Tensor], weight: Tensor, reduction: int) -> dict:
 def condition_tokens(
     maps, weight, bias, norm_weight, norm_bias, query_weight, reduction, eps
 ) -> tuple[Tensor, Tensor]:
-    tokens, query = empty_outputs(maps, weight, query_weight, reduction)
+    tokens, query = shared.empty_outputs(maps, weight, query_weight, reduction)
     if not tokens.numel():
         return tokens, query
     flat = tokens.view(-1, tokens.shape[-1])
@@ -224,7 +223,7 @@ def compilations() -> list[tuple]:
     """Every form of the kernels, for five maps."""
     found = []
     for dtype in NAMES.values():
-        for reduction, (side, padding) in GEOMETRY.items():
+        for reduction, (side, padding) in shared.GEOMETRY.items():
             constants = dict(MAPS=5, REDUCTION=reduction, SIDE=side, PADDING=padding)
             chosen = SINGLE if dtype == "fp32" else HALF
             for bias in ({"BIAS": True}, {"BIAS": False, "bias_ptr": None}):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import triton
 import triton.language as tl
-from dmtl.ops.decode_map import CHANNELS, SHORTEST, empty_map
+from dmtl.kernels._decode_map import KINDS, SHORTEST, empty_map
 
 SUPPORT = support(lambda *_: [])
 HALF = {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}
@@ -150,7 +150,7 @@ def compilations() -> list[tuple]:
             kinds = dict(logits_ptr="*fp32", channels="i32:16")
             kinds |= {name: f"*{dtype}" for name in ("x_ptr", "weight_ptr", "bias_ptr")}
             found.append(_form(_head_kernel, kinds, bias, SINGLE if dtype == "fp32" else HALF))
-        for kind in CHANNELS:
+        for kind in KINDS:
             kinds = dict(out_ptr="*i64" if kind == "argmax" else "*fp32", logits_ptr=f"*{dtype}")
             found += [_form(_map_kernel, kinds, dict(KIND=kind, FACTOR=f), MAP) for f in (8, 3)]
     return found

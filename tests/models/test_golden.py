@@ -1,6 +1,7 @@
-"""The model, its losses and its gradients equal the published network's (golden/README.md)."""
+"""The model, its losses and its gradients equal the published network's (golden/README.md), on every backend."""
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -8,8 +9,11 @@ import torch
 
 from dmtl.diffusion import ArrayNoise, Schedule
 from dmtl.models.published import model_from_official, published_name
+from dmtl.ops import use_backend
+from dmtl.ops._registry import REGISTRY
 from dmtl.train.loss import labelled_rows, partial_label_loss
 from tests import golden
+from tests.ops.tools import missing, serves
 
 
 def relative(a, b) -> float:
@@ -24,20 +28,43 @@ def test_schedule_is_bit_equal(golden_dir, steps):
         np.testing.assert_array_equal(table.numpy(), stored[f"{steps}/{name}"], err_msg=name)
 
 
+def forced(backend: str):
+    """Every op that this backend has by this backend; None: by automatic choice."""
+    if backend is None:
+        return nullcontext()
+    names = [name for name, spec in REGISTRY.items() if not serves(spec, backend, torch.float32)]
+    return use_backend(**dict.fromkeys(names, backend))
+
+
+# Automatic choice in the quick run; each backend by force in the long one.
+BACKENDS = [pytest.param(None, id="automatic")] + [
+    pytest.param(
+        name, marks=[pytest.mark.slow, pytest.mark.skipif(bool(missing(name)), reason=missing(name))]
+    )
+    for name in ("reference", "cpu", "triton", "cuda")
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", ["eval_a", "eval_b"])
-def test_predictions(golden_dir, case):
+def test_predictions(golden_dir, case, backend):
     stored = np.load(golden_dir / f"{case}.npz")
     meta = json.loads(str(stored["meta"]))
     size = meta["B"], meta["H"], meta["W"]
     model = model_from_official(golden.official_state(golden_dir, meta["T"]))
-    with torch.no_grad():
+    with torch.no_grad(), forced(backend):
         out = model(golden.image(case, *size), noise=ArrayNoise(golden.noise(case, meta["T"], *size)))
     for task in golden.CHANNELS:
         assert relative(out.final[task], stored[task]) < 1e-4, task
 
 
+@pytest.fixture(scope="module", params=BACKENDS)
+def backend(request):
+    return request.param
+
+
 @pytest.fixture(scope="module", params=["train_a", "train_b"])
-def trained(request, golden_dir):
+def trained(request, golden_dir, backend):
     """One published training step: model after backward, prediction, losses, and the stored figures."""
     case = request.param
     stored = np.load(golden_dir / f"{case}.npz")
@@ -49,10 +76,11 @@ def trained(request, golden_dir):
     labels = golden.labels(case, *size)
     for task, mask in present.items():
         labels[task][~mask] = 0.0  # the published loader's habit; nothing may depend on it
-    prediction = model(golden.image(case, *size), labelled=labelled_rows(present),
-                       noise=ArrayNoise(golden.noise(case, meta["T"], *size)))
-    total, parts = partial_label_loss(prediction, labels, present, model.tasks)
-    total.backward()
+    noise = ArrayNoise(golden.noise(case, meta["T"], *size))
+    with forced(backend):
+        prediction = model(golden.image(case, *size), labelled=labelled_rows(present), noise=noise)
+        total, parts = partial_label_loss(prediction, labels, present, model.tasks)
+        total.backward()
     return model, present, prediction, total, parts, stored
 
 
