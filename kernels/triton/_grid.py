@@ -14,7 +14,7 @@ __all__ = ["CONFIGS", "INTERPRETED", "REDUCTIONS", "SUPPORT", "compilation", "co
 REDUCTIONS = (1, 2, 4)
 # A thread moves 16 bytes at a time: 512 neighbouring bytes of a pixel and more, or many pixels of a narrow map.
 WIDE = {"TOKENS": 4, "CHANNELS": 256, "num_warps": 4}
-NARROW = {"TOKENS": 32, "CHANNELS": 32, "num_warps": 4}
+NARROW = {"TOKENS": 8, "CHANNELS": 64, "num_warps": 4}
 CONFIGS = [WIDE, NARROW]
 _POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 

@@ -113,27 +113,48 @@ def compile_one(module: str, compilation: tuple, arch: int) -> dict:
     }
 
 
+_TILE = re.compile(r"BLOCK(_\w+)?|SIZE|TOKENS|CHANNELS")  # constants that make up a launch configuration
+
+
+HEAD = """# What the Triton kernels use
+
+Compiled without a GPU by `python -m tests.ops.cubins --markdown kernels/triton/resources.md`, in every form in which a
+kernel may be launched; the most that any form of a line uses. tests/ops/test_triton_cubins.py refuses stack frames
+(that is, spills), more shared memory than the device has, and products of 16-bit numbers without wgmma on sm_90.
+
+"""
+
+
 def markdown(rows: list[dict]) -> str:
-    """One line for each kernel, dtype and launch configuration: the most that any of its forms uses."""
+    """One line for each kernel, width of data and launch configuration: the most that any of its forms uses, by
+    architecture."""
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
-        blocks = ", ".join(
-            f"{k} {v}" for k, v in row["constants"].items() if k.startswith("BLOCK") or k == "SIZE"
+        tile = ", ".join(
+            f"{name} {value}" for name, value in row["constants"].items() if name.startswith(_TILE)
         )
-        config = "; ".join([blocks, *(f"{k} {v}" for k, v in row["options"].items())]).strip("; ")
-        groups.setdefault((row["module"], row["kernel"], row["dtype"], config, row["arch"]), []).append(row)
+        options = ", ".join(f"{value} {name.removeprefix('num_')}" for name, value in row["options"].items())
+        dtype = "fp32" if row["dtype"] == "fp32" else "16-bit"
+        key = (f"{row['module']}.{row['kernel']}", dtype, "; ".join(filter(None, (tile, options))))
+        groups.setdefault(key, []).append(row)
+    archs = sorted({row["arch"] for row in rows})
+    names = " / ".join(f"sm_{arch}" for arch in archs)
     lines = [
-        "| file | kernel | dtype | configuration | sm | forms | registers | shared, bytes | spills | wgmma |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"| kernel | data | configuration | forms | registers, {names} | shared bytes | stack bytes | wgmma |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for (module, kernel, dtype, config, arch), forms in groups.items():
-        most = {name: max(row[name] for row in forms) for name in ("registers", "shared", "stack")}
-        wgmma = "yes" if min(row["wgmma"] for row in forms) else "-"
-        lines.append(
-            f"| {module} | `{kernel}` | {dtype} | {config} | {arch} | {len(forms)} | {most['registers']} "
-            f"| {most['shared']} | {most['stack'] or 'none'} | {wgmma} |"
-        )
-    return "\n".join(lines) + "\n"
+    for (kernel, dtype, config), forms in sorted(groups.items()):
+        most = [
+            " / ".join(
+                str(max((row[use] for row in forms if row["arch"] == arch), default="-")) for arch in archs
+            )
+            for use in ("registers", "shared", "stack")
+        ]
+        dots = [row for row in forms if row["arch"] >= 90 and row["half_dots"]]
+        wgmma = "yes" if dots and all(row["wgmma"] for row in dots) else ""
+        count = len(forms) // len(archs)
+        lines.append(" | ".join([f"| `{kernel}`", dtype, config, str(count), *most, wgmma]) + " |")
+    return HEAD + "\n".join(lines) + "\n"
 
 
 def main() -> None:

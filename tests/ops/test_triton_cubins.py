@@ -63,6 +63,11 @@ def test_every_form(tmp_path, module):
     assert not rows or markdown(rows).count("\n") > 2
 
 
+def test_table_names_every_kernel():
+    table = (ROOT / "kernels" / "triton" / "resources.md").read_text()
+    assert {name for name in kernels() if f".{name}`" not in table} == set()
+
+
 def kernels() -> set[str]:
     """Names of the kernels in kernels/triton: jitted functions called *_kernel."""
     found = set()
