@@ -131,7 +131,7 @@ def markdown(rows: list[dict]) -> str:
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         tile = ", ".join(
-            f"{name} {value}" for name, value in row["constants"].items() if name.startswith(_TILE)
+            f"{name} {value}" for name, value in row["constants"].items() if _TILE.fullmatch(name)
         )
         options = ", ".join(f"{value} {name.removeprefix('num_')}" for name, value in row["options"].items())
         dtype = "fp32" if row["dtype"] == "fp32" else "16-bit"
