@@ -1,5 +1,5 @@
-"""Settings of the benchmarks: `pytest benchmarks --benchmark-only`. Threads by DMTL_BENCH_THREADS (default: torch's
-choice)."""
+"""Settings of the benchmarks: `pytest benchmarks --benchmark-only`. Threads by DMTL_BENCH_THREADS (default:
+torch's choice)."""
 
 import os
 
@@ -21,8 +21,8 @@ def pytest_benchmark_update_machine_info(config, machine_info) -> None:
 
 @pytest.fixture
 def bench(benchmark, request):
-    """Times one contender of an op on one call; see `harness`. Rates, the floor and its fraction go into the row's
-    extra_info."""
+    """Times one contender of an op on one call; see `harness`. Rates, the floor and its fraction go into the
+    row's extra_info."""
 
     def run(spec, contender, call, eager, work=harness.Work(), backward=False):
         parameters = request.node.callspec.params

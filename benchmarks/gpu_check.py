@@ -1,9 +1,9 @@
 """`make gpu-check`: everything that needs a CUDA machine, in one command of under ten minutes.
 
 Times the whole model (inference and a training step), runs the operators' and the model's tests on every
-backend, the operator benchmarks and compute-sanitizer, prints a short table, and appends one JSON object per figure to a file: commit, versions, device, name, value,
-unit. Times are medians of CUDA events; a part that fails its check gives a row with an "error" instead of a
-time.
+backend, the operator benchmarks and compute-sanitizer, prints a short table, and appends one JSON object per
+figure to a file: commit, versions, device, name, value, unit. Times are medians of CUDA events; a part that
+fails its check gives a row with an "error" instead of a time.
 
 `--device cpu` runs the same code at toy sizes, to see that it works; its figures mean nothing.
 """

@@ -1,5 +1,5 @@
-"""What the operator benchmarks share: named sizes, contenders, the check that comes before any timing, the clock, and
-the machine's measured ceilings.
+"""What the operator benchmarks share: named sizes, contenders, the check that comes before any timing, the
+clock, and the machine's measured ceilings.
 
 A benchmark file names its op's spec, makes the arguments of a call, writes the baseline in plain torch (the
 published composition), and counts the work:
@@ -65,14 +65,16 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Work:
-    """The floor of a call: operations (two for a multiply-add) and bytes that must be read and written once."""
+    """The floor of a call: operations (two for a multiply-add) and
+    bytes that must be read and written once."""
 
     flops: float = 0.0
     bytes: float = 0.0
 
 
 def contenders(spec: OpSpec, *others: str) -> list:
-    """pytest parameters: every backend made for speed that runs here, eager and compiled torch, and others."""
+    """pytest parameters: every backend made for speed that runs
+    here, eager and compiled torch, and others."""
     probe = [torch.empty(0, device=DEVICE)]
     ours = [
         name
@@ -139,7 +141,8 @@ def with_gradients(forward: Callable[[], object], call: dict) -> Callable[[], ob
 
 
 def times_s(call: Callable[[], object], rounds: int = ROUNDS) -> list[float]:
-    """Seconds of single calls after a warm-up: on a GPU between events, with the L2 cache flushed before each."""
+    """Seconds of single calls after a warm-up: on a GPU between
+    events, with the L2 cache flushed before each."""
     for _ in range(3 if DEVICE == "cuda" else 1):
         call()
     if DEVICE == "cpu":

@@ -1,9 +1,9 @@
 """The network executed as it was published: the baseline that our speed is told against.
 
-Eager PyTorch, NCHW, one task after another, one operation after another: concatenate and convolve for the condition,
-interpolate, flatten, layer norm, three products and a softmax, random noise by randn_like at every step, logits
-upsampled to the image's size. Written anew from the description of the network (arXiv 2403.15389); it reads the
-parameters of our model, so that both compute the same function.
+Eager PyTorch, NCHW, one task after another, one operation after another: concatenate and convolve for the
+condition, interpolate, flatten, layer norm, three products and a softmax, random noise by randn_like at every
+step, logits upsampled to the image's size. Written anew from the description of the network (arXiv
+2403.15389); it reads the parameters of our model, so that both compute the same function.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def drawn_noise(model: DiffusionMTL, image: Tensor, steps: int) -> dict[str, Ten
 
 
 class Published:
-    """The published execution of a `DiffusionMTL` (either mechanism, without our options). Image sides are multiples
-    of 32.
+    """The published execution of a `DiffusionMTL` (either mechanism, without our options). Image sides are
+    multiples of 32.
 
     Args:
         noise: {task: [draws, B, C, h, w]}, default: drawn by randn_like.

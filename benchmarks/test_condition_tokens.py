@@ -1,6 +1,7 @@
-"""condition_tokens beside the published composition: concatenation, 3x3 convolution, x0.25 interpolation, tokens, block
-0's LayerNorm and query projection. Five tasks as on PASCAL-Context; the published network runs NCHW, and so does the
-baseline here, ours gets channels-last maps. Work is counted as ours: the folded product and the projection.
+"""condition_tokens beside the published composition: concatenation, 3x3 convolution, x0.25 interpolation,
+tokens, block 0's LayerNorm and query projection. Five tasks as on PASCAL-Context; the published network runs
+NCHW, and so does the baseline here, ours gets channels-last maps. Work is counted as ours: the folded product
+and the projection.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""noisy_tokens beside the published composition: the addition of the time embedding, x0.25 interpolation, tokens made
-contiguous. The published network runs NCHW, and so does the baseline here; ours gets channels-last maps.
+"""noisy_tokens beside the published composition: the addition of the time embedding, x0.25 interpolation,
+tokens made contiguous. The published network runs NCHW, and so does the baseline here; ours gets
+channels-last maps.
 
-`test_noisy_tokens_alone` is what MTDNet calls: the embedding is in the convolution's bias, and only tokens are made.
+`test_noisy_tokens_alone` is what MTDNet calls: the embedding is in
+the convolution's bias, and only tokens are made.
 """
 
 from __future__ import annotations

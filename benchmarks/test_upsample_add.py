@@ -1,5 +1,5 @@
-"""upsample_add beside the published composition: tokens to a grid, x4 interpolation, addition. The published network
-runs NCHW, and so does the baseline here; ours gets channels-last maps."""
+"""upsample_add beside the published composition: tokens to a grid, x4 interpolation, addition. The published
+network runs NCHW, and so does the baseline here; ours gets channels-last maps."""
 
 from __future__ import annotations
 

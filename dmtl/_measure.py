@@ -25,9 +25,9 @@ class Fastest:
     def choose(self, kind: Hashable, ways: dict[str, Callable[[], object]], device: torch.device) -> str:
         """Name of the fastest of `ways`, which are called to find out.
 
-        Nothing is measured, and the first name is the answer, where there is nothing to compare, while a CUDA graph
-        is captured, and under torch.use_deterministic_algorithms (two processes may measure differently, and two
-        ways may round differently).
+        Nothing is measured, and the first name is the answer, where there is nothing to compare, while a CUDA
+        graph is captured, and under torch.use_deterministic_algorithms (two processes may measure
+        differently, and two ways may round differently).
         """
         first = next(iter(ways))
         if len(ways) == 1 or torch.are_deterministic_algorithms_enabled():
@@ -41,7 +41,8 @@ class Fastest:
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Median time of one call after a warm-up (which also compiles); on a GPU between events of its stream."""
+    """Median time of one call after a warm-up (which also compiles);
+    on a GPU between events of its stream."""
     call()
     if device.type != "cuda":
         return statistics.median(_clocked(call) for _ in range(ROUNDS))

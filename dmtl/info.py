@@ -118,8 +118,8 @@ def print_info() -> None:
 
 
 def _backend_table(device: str, rows: list[dict]):
-    """op x backend, the dtypes in the cells: green where automatic or asked-for choice takes that backend, plain
-    where it could serve, "-" where it cannot."""
+    """op x backend, the dtypes in the cells: green where automatic or asked-for choice takes that backend,
+    plain where it could serve, "-" where it cannot."""
     from rich.table import Table
 
     title = f"\nBackends of each op for {device} tensors (green: taken)"

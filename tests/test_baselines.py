@@ -10,7 +10,10 @@ from tests.models.cases import small_model
 @pytest.mark.parametrize("reduction", [1, 2, 4])
 @pytest.mark.parametrize("diffusion", ["feature", "prediction"])
 def test_published_execution(diffusion, reduction):
-    model, image = small_model(diffusion=diffusion, token_reduction=reduction, steps=3), torch.randn(2, 3, 64, 32)
+    model, image = (
+        small_model(diffusion=diffusion, token_reduction=reduction, steps=3),
+        torch.randn(2, 3, 64, 32),
+    )
     with torch.no_grad():
         expected = model(image).final
         out = Published(model, drawn_noise(model, image, 3))(image)

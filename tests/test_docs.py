@@ -29,11 +29,23 @@ def test_adding_an_operator(tmp_path):
         file.write(line + "\n")
 
     def run(*command: str) -> None:
-        environment = {"PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin", "DMTL_CUDA": "OFF"}
+        environment = {
+            "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
+            "DMTL_CUDA": "OFF",
+        }
         environment |= {"DMTL_NATIVE": "1", "PYTHONPATH": str(checkout), "HOME": str(tmp_path)}
         done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
         assert " passed" in done.stdout or command[1] == "setup.py"
 
     run(sys.executable, "setup.py", "build_ext", "--inplace")
-    run(sys.executable, "-m", "pytest", "-q", "tests/ops/test_generic.py", "tests/ops/test_row_scale.py", "-k", "row_scale")
+    run(
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "tests/ops/test_generic.py",
+        "tests/ops/test_row_scale.py",
+        "-k",
+        "row_scale",
+    )

@@ -1,5 +1,6 @@
-"""The native code as compilers and sanitizers see it: no warnings, no spills in CUDA kernels, no bad access when the
-operator tests run. Builds of their own, so all of this is slow; each part is skipped where its tool is missing."""
+"""The native code as compilers and sanitizers see it: no warnings, no spills in CUDA kernels, no bad access
+when the operator tests run. Builds of their own, so all of this is slow; each part is skipped where its tool
+is missing."""
 
 from __future__ import annotations
 

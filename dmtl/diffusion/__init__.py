@@ -6,4 +6,13 @@ from dmtl.diffusion.noise import ArrayNoise, CounterNoise, NoiseSource
 from dmtl.diffusion.pairs import Pairs
 from dmtl.diffusion.schedule import Plan, Schedule
 
-__all__ = ["ArrayNoise", "CounterNoise", "NoiseSource", "Pairs", "Plan", "Schedule", "noising", "reverse_chain"]
+__all__ = [
+    "ArrayNoise",
+    "CounterNoise",
+    "NoiseSource",
+    "Pairs",
+    "Plan",
+    "Schedule",
+    "noising",
+    "reverse_chain",
+]

@@ -1,7 +1,8 @@
 """The unrolled chain: noise the initial signals once, then denoise them K times.
 
-All (sample, task) pairs of a batch walk together. A signal is a packed tensor [R, C, h, w] whose rows a `Pairs`
-describes; signals of all tasks are one tensor where their channels agree (features), else one for each task.
+All (sample, task) pairs of a batch walk together. A signal is a packed tensor [R, C, h, w] whose rows a
+`Pairs` describes; signals of all tasks are one tensor where their channels agree (features), else one for
+each task.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def reverse_chain(
 
     Args:
         denoise: (x_t, level) -> estimates of the clean signals (x0 parameterisation), in memory of their own.
-        x: the noised signals, from `noising`; used up: where no gradient is recorded, the steps are made in them.
+        x: the noised signals, from `noising`; used up: where no gradient
+        is recorded, the steps are made in them.
         to_signal: maps an estimate into the chain's space (signal scaling) before the posterior step.
     """
     for i in reversed(range(len(plan.levels))):

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from dmtl.diffusion.pairs import Pairs
 
-
 Draws = Callable[[int], dict]
 """Number of a draw -> keyword arguments of `dmtl.ops.q_sample` and `posterior_step` that say its noise."""
 
@@ -75,7 +74,8 @@ class ArrayNoise:
         self.arrays = arrays
 
     def draws(self, pairs: Pairs, x: Tensor) -> Draws:
-        """Looks the arrays up when a draw is asked for; raises ValueError where one is missing or misshapen."""
+        """Looks the arrays up when a draw is asked for; raises
+        ValueError where one is missing or misshapen."""
 
         def draw(number: int) -> dict:
             parts = [

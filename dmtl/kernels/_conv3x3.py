@@ -16,8 +16,8 @@ def library_convolution(
     relu: bool = False,
     flipped: bool = False,
 ) -> Tensor:
-    """The forward's convolution, x [R, C, h, w] -> [R, K, h, w], or with `flipped` the data gradient's, back from
-    K to C channels. biases: one for each task, or none."""
+    """The forward's convolution, x [R, C, h, w] -> [R, K, h, w], or with `flipped` the data gradient's, back
+    from K to C channels. biases: one for each task, or none."""
     R, _, h, w = x.shape
     shape = (R, weights[0].shape[1 if flipped else 0], h, w)
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)

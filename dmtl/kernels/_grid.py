@@ -1,5 +1,5 @@
-"""The native calls of the ops between maps and tokens. Kernels want maps in channels-last order and contiguous
-tokens; everything else goes through a copy in that order."""
+"""The native calls of the ops between maps and tokens. Kernels want maps in channels-last order and
+contiguous tokens; everything else goes through a copy in that order."""
 
 from __future__ import annotations
 

@@ -32,8 +32,8 @@ class NoisingCall:
     def dense(self, out: Tensor | None = None) -> tuple[Tensor, Tensor, bool]:
         """Make every argument dense in place. Returns (out, target, channels_last).
 
-        `out` is the given one, which may be an argument, or fresh with the strides of empty_like(x), as the op
-        promises; the kernel writes `target`, which is `out` or else has to be copied there.
+        `out` is the given one, which may be an argument, or fresh with the strides of empty_like(x), as the
+        op promises; the kernel writes `target`, which is `out` or else has to be copied there.
         """
         out = torch.empty_like(self.x) if out is None else out
         last = _channels_last(self.x) and _channels_last(out)

@@ -1,8 +1,8 @@
 """The multi-task conditioned denoiser (DiffusionMTL, arXiv 2403.15389).
 
-Shapes: R rows, the (sample, task) pairs of the batch sorted by task; C width, h x w the 1/8 map, N = (h/r)(w/r)
-tokens with r = token_reduction. Maps of all tasks are one packed tensor, and everything on the hot path is an
-operator of `dmtl.ops`.
+Shapes: R rows, the (sample, task) pairs of the batch sorted by task; C width, h x w the 1/8 map, N =
+(h/r)(w/r) tokens with r = token_reduction. Maps of all tasks are one packed tensor, and everything on the hot
+path is an operator of `dmtl.ops`.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ class Condition(nn.Module):
 class TaskLayers:
     """The task-specific layers of some tasks, gathered once for all steps of a run.
 
-    pre: one group for each signal. point: the trunks' 1x1 layers, or None where they are folded into the first
-    3x3. trunk: the 3x3 layers for packed rows. last: where a trunk ends in C_T channels, its end for each task.
+    pre: one group for each signal. point: the trunks' 1x1 layers, or None where they are folded into the
+    first 3x3. trunk: the 3x3 layers for packed rows. last: where a trunk ends in C_T channels, its end for
+    each task.
     """
 
     pre: list[GroupedConv]
@@ -92,7 +93,10 @@ class Denoiser(nn.Module):
         point, first, second, third = ([trunk[i] for trunk in trunks] for i in (0, 1, 3, 5))
         ready = GroupedConv.pack if fold else (lambda group: group)
         each = (lambda layers: [GroupedConv.of(layers)]) if self.features else _one_by_one
-        trunk = [GroupedConv.after_1x1(point, first) if fold else GroupedConv.of(first), GroupedConv.of(second)]
+        trunk = [
+            GroupedConv.after_1x1(point, first) if fold else GroupedConv.of(first),
+            GroupedConv.of(second),
+        ]
         ends = each(third)
         return TaskLayers(
             [ready(group) for group in each(pre)],

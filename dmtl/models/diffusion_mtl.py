@@ -18,8 +18,8 @@ from dmtl.errors import CheckpointError, ConfigError
 from dmtl.models.config import ModelConfig
 from dmtl.models.initial import InitialNetwork, pad_image, upsample
 from dmtl.models.mtdnet import MTDNet
-from dmtl.nn.precision import cast
 from dmtl.models.weights import load_state, read_weights, write_weights
+from dmtl.nn.precision import cast
 from dmtl.tasks import Task, task_from_spec
 
 
@@ -244,7 +244,6 @@ class DiffusionMTL(_DenseModel):
         final = {task: upsample(m, frame, size) for task, m in logits[-1].items()}
         traced = {t: [upsample(s[t], frame, size) for s in logits] for t in rows} if trace else {}
         return Prediction(final, initial_maps, traced)
-
 
     def _ends(self, padded, rows, steps, eta, noise) -> dict[str, _End]:
         features, initial = self.initial(padded)

@@ -69,9 +69,7 @@ def model_from_official(state: Mapping[str, Tensor], source: str = "state") -> D
     config = config_from_official(state, source)
     model = DiffusionMTL(config).eval()
     check_state(official_state(model), state, source)  # speaks of the published names
-    model.load_state_dict(
-        {our_name(key): value for key, value in state.items() if not _is_buffer(key)}
-    )
+    model.load_state_dict({our_name(key): value for key, value in state.items() if not _is_buffer(key)})
     return model
 
 

@@ -1,4 +1,5 @@
-"""Mixed precision for the fused ops: under `torch.autocast` they compute in its dtype, like torch's own products."""
+"""Mixed precision for the fused ops: under `torch.autocast` they
+compute in its dtype, like torch's own products."""
 
 from __future__ import annotations
 

@@ -1,17 +1,20 @@
-"""3x3 convolution + bias + ReLU, grouped by task       (DiffusionMTL, sec. 3.3: the denoiser's pre and head layers)
+"""3x3 convolution + bias + ReLU, grouped by task       (DiffusionMTL,
+sec. 3.3: the denoiser's pre and head layers)
 
-Legend: R rows ((sample, task) pairs, sorted by task), counts[t] rows of task t (sum R, zeros allowed), C channels
-in, K channels out, h x w pixels; x [R, C, h, w], weights[t] [K, C, 3, 3], biases[t] [K], tap_biases[t] [K, 3, 3].
+Legend: R rows ((sample, task) pairs, sorted by task), counts[t] rows of task t (sum R, zeros allowed), C
+channels in, K channels out, h x w pixels; x [R, C, h, w], weights[t] [K, C, 3, 3], biases[t] [K],
+tap_biases[t] [K, 3, 3].
     y[r, k, i, j] = biases[k] + sum over (a, b) with (i + a - 1, j + b - 1) inside the image of
                     tap_biases[k, a, b] + sum_c weights[k, c, a, b] x[r, c, i + a - 1, j + b - 1]
     out = max(y, 0) if relu else y, with the weights of the row's task; zero padding of 1.
-A tap bias is what a constant added to the unpadded input adds through a tap: with it a 1x1 convolution in front
-folds into the 3x3 one exactly, borders included (`fold_1x1`).
+A tap bias is what a constant added to the unpadded input adds through a tap: with it a 1x1 convolution in
+front folds into the 3x3 one exactly, borders included (`fold_1x1`).
 Gradients, with g = grad where out > 0 (everywhere without relu):
     d x = g convolved with the weights, flipped, in and out exchanged; d weights = correlation of g and x;
-    d biases[k] = sum of g[:, k]; d tap_biases[k, a, b] = sum of g[:, k] over the pixels whose tap (a, b) is inside.
-Numerics: float32, bfloat16, float16, one dtype for all, products summed in float32 (as the library does); float64
-in the reference. Maps in and out are stored channels-last; other strides are copied.
+    d biases[k] = sum of g[:, k]; d tap_biases[k, a, b] = sum of g[:, k]
+    over the pixels whose tap (a, b) is inside.
+Numerics: float32, bfloat16, float16, one dtype for all, products summed in float32 (as the library does);
+float64 in the reference. Maps in and out are stored channels-last; other strides are copied.
 """
 
 from __future__ import annotations
@@ -168,14 +171,15 @@ def conv3x3(
 ) -> Tensor:
     """3x3 convolution of every row with its task's weights, zero padding 1, then bias and ReLU.
 
-    x: [R, C, h, w] float32, bfloat16, float16 (or float64), any strides, rows sorted by task; counts: rows of each
-    of the T tasks, ints, sum R. weights: T tensors [K, C, 3, 3]; biases: T of [K] or None; tap_biases: T of
-    [K, 3, 3] or None (see `fold_1x1`); packed: T results of `pack_conv3x3` on these weights, or None: then a backend
-    that transforms weights does it in every call. All of x's dtype and device (packed is the backend's own).
+    x: [R, C, h, w] float32, bfloat16, float16 (or float64), any strides, rows sorted by task; counts: rows of
+    each of the T tasks, ints, sum R. weights: T tensors [K, C, 3, 3]; biases: T of [K] or None; tap_biases: T
+    of [K, 3, 3] or None (see `fold_1x1`); packed: T results of `pack_conv3x3` on these weights, or None: then
+    a backend that transforms weights does it in every call. All of x's dtype and device (packed is the
+    backend's own).
 
     Returns [R, K, h, w], channels-last. Differentiable once, in x, weights, biases and tap_biases.
-    Raises TypeError (types, dtypes), ValueError (shapes, devices, counts), NotImplementedError (a backend asked for
-    by name cannot serve the call).
+    Raises TypeError (types, dtypes), ValueError (shapes, devices, counts), NotImplementedError (a backend
+    asked for by name cannot serve the call).
     """
     counts = _check(x, weights, biases, counts, tap_biases, packed)
     lists = [list(weights), list(biases or []), list(tap_biases or []), list(packed or [])]
@@ -237,7 +241,8 @@ def _check_list(op: str, name: str, values, tasks: int, shape: tuple[int, ...] |
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
-    """Arguments for tests and benchmarks: with and without bias, tap biases and ReLU; absent tasks; no rows."""
+    """Arguments for tests and benchmarks: with and without bias, tap
+    biases and ReLU; absent tasks; no rows."""
     generator = torch.Generator().manual_seed(len(size))
 
     def case(counts, C, K, h, w, *, relu=False, biases=True, taps=False) -> dict:
@@ -280,16 +285,17 @@ SPEC = add(
         function=conv3x3,
         differentiable=("x", "weights", "biases", "tap_biases"),
         samples=_samples,
-        # Winograd's transforms cancel: about 1.5e-6 of the result's norm at any size, where the library's sums have
-        # 1e-7 for few channels and 1.2e-6 for 512.
+        # Winograd's transforms cancel: about 1.5e-6 of the result's norm at any size, where the library's
+        # sums have 1e-7 for few channels and 1.2e-6 for 512.
         tolerance={torch.float32: 5e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3},
     )
 )
 
 
 def pack_conv3x3(weight: Tensor) -> Tensor:
-    """The weight [K, C, 3, 3] as the backend that would serve `conv3x3` now wants it (what it is, only that backend
-    knows; a backend that gets a foreign one uses the weight itself). Without gradient; pack again when it changes."""
+    """The weight [K, C, 3, 3] as the backend that would serve `conv3x3` now wants it (what it is, only that
+    backend knows; a backend that gets a foreign one uses the weight itself). Without gradient; pack again
+    when it changes."""
     return _registry.packed(SPEC, weight.detach())
 
 
@@ -298,8 +304,9 @@ def fold_1x1(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """conv3x3(conv1x1(x)) as one conv3x3: (weight, bias, tap_bias), differentiable.
 
-    weight3: [K, M, 3, 3], bias3: [K] or None; weight1: [M, C, 1, 1] or [M, C], bias1: [M] or None (then there is no
-    tap_bias). The padding of the 3x3 convolution is zeros, which bias1 does not reach: hence a bias per tap.
+    weight3: [K, M, 3, 3], bias3: [K] or None; weight1: [M, C, 1, 1] or [M, C], bias1: [M] or None (then there
+    is no tap_bias). The padding of the 3x3 convolution is zeros, which bias1 does not reach: hence a bias per
+    tap.
     """
     weight = torch.einsum("kmab,mc->kcab", weight3, weight1.flatten(1))
     tap_bias = None if bias1 is None else torch.einsum("kmab,m->kab", weight3, bias1)

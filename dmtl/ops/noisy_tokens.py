@@ -88,13 +88,13 @@ class _NoisyTokens(torch.autograd.Function):
 def noisy_tokens(x: Tensor, bias: Tensor | None = None, *, reduction: int) -> tuple[Tensor, Tensor]:
     """The skip map x + bias and its tokens, one pass over x.
 
-    x: [R, C, h, w] float32, bfloat16, float16 (or float64), any strides; h and w multiples of reduction, which
-    is 1, 2 or 4. bias: [C] or [R, C] of x's dtype, or None.
+    x: [R, C, h, w] float32, bfloat16, float16 (or float64), any strides; h and w multiples of reduction,
+    which is 1, 2 or 4. bias: [C] or [R, C] of x's dtype, or None.
 
-    Returns (skip [R, C, h, w] channels_last, tokens [R, N, C] contiguous). Without a bias skip is x itself, or
-    its channels_last copy if it has other strides. Differentiable once, in x and bias.
-    Raises TypeError (types, dtypes), ValueError (shapes, devices), NotImplementedError (a backend asked for by
-    name cannot serve the call).
+    Returns (skip [R, C, h, w] channels_last, tokens [R, N, C] contiguous). Without a bias skip is x itself,
+    or its channels_last copy if it has other strides. Differentiable once, in x and bias.
+    Raises TypeError (types, dtypes), ValueError (shapes, devices), NotImplementedError (a backend asked for
+    by name cannot serve the call).
     """
     op = "noisy_tokens"
     _grid.check_reduction(op, reduction)

@@ -7,8 +7,8 @@ Legend: B rows (samples), S steps of the schedule; x [B, ...] of any further sha
 The tables decide what the step is: the ancestral posterior (c1, c2 its mean, s its standard deviation), or a
 deterministic one (s = 0). The last step is (1, 0, 0), the identity on x0_hat. A row with s = 0 gets no noise
 at all.
-`posterior_step_` does the same into x_t's memory, where nothing is recorded for a backward pass: two maps pass through
-memory instead of three, and no fresh one is paged in.
+`posterior_step_` does the same into x_t's memory, where nothing is recorded for a backward pass: two maps
+pass through memory instead of three, and no fresh one is paged in.
 Gradients: d x0_hat = c1 grad, d x_t = c2 grad, d eps = s grad.
 Numerics: as in q_sample (float32 arithmetic, one rounding at the end).
 """
@@ -145,8 +145,8 @@ def posterior_step_(
 ) -> Tensor:
     """`posterior_step` in place: x_t becomes x_{t-1}, to the same bits, and is returned.
 
-    Arguments as there; x0_hat and noise share no memory with x_t. Not differentiable: raises ValueError where a
-    gradient would have to be recorded, and the errors of `posterior_step`.
+    Arguments as there; x0_hat and noise share no memory with x_t. Not differentiable: raises ValueError where
+    a gradient would have to be recorded, and the errors of `posterior_step`.
     """
     op = "posterior_step_"
     _checks.data(op, "x_t", x_t)

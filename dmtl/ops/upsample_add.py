@@ -2,8 +2,8 @@
 
 Legend: R rows, C channels, h x w the map, r the reduction (1, 2 or 4), N = (h / r) (w / r) tokens.
     out[c, y, x] = skip[c, y, x] + sum over tokens (i, j) of U_h[y, i] U_w[x, j] tokens[i, j, c]
-U are the matrices of bilinear interpolation by r (align_corners=False, clamped at the ends: two tokens for each
-pixel and axis).
+U are the matrices of bilinear interpolation by r (align_corners=False, clamped at the ends: two tokens for
+each pixel and axis).
 Gradients: d_tokens = U_h^T grad U_w, d_skip = grad itself.
 Numerics: float32, bfloat16 and float16 in and out, arithmetic in float32, one rounding at the end; float64 in
 the reference.
@@ -72,8 +72,8 @@ def upsample_add(tokens: Tensor, skip: Tensor, *, reduction: int) -> Tensor:
     which is 1, 2 or 4. tokens: [R, N, C] of skip's dtype, any strides.
 
     Returns the sum [R, C, h, w], channels_last. Differentiable once, in tokens and skip.
-    Raises TypeError (types, dtypes), ValueError (shapes, devices), NotImplementedError (a backend asked for by
-    name cannot serve the call).
+    Raises TypeError (types, dtypes), ValueError (shapes, devices), NotImplementedError (a backend asked for
+    by name cannot serve the call).
     """
     op = "upsample_add"
     _grid.check_reduction(op, reduction)

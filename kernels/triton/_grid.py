@@ -1,5 +1,5 @@
-"""What the Triton kernels between maps and tokens share: tiles of [tokens (or cells), channels], and how they are
-compiled ahead."""
+"""What the Triton kernels between maps and tokens share: tiles of [tokens (or cells), channels], and how they
+are compiled ahead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import triton
 __all__ = ["CONFIGS", "INTERPRETED", "REDUCTIONS", "SUPPORT", "compilation", "config_for", "options", "tiles"]
 
 REDUCTIONS = (1, 2, 4)
-# A thread moves 16 bytes at a time: 512 neighbouring bytes of a pixel and more, or many pixels of a narrow map.
+# A thread moves 16 bytes at a time: 512 neighbouring bytes of a
+# pixel and more, or many pixels of a narrow map.
 WIDE = {"TOKENS": 4, "CHANNELS": 256, "num_warps": 4}
 NARROW = {"TOKENS": 8, "CHANNELS": 64, "num_warps": 4}
 CONFIGS = [WIDE, NARROW]
@@ -36,8 +37,8 @@ def options(config: dict[str, int]) -> dict[str, int]:
 
 
 def compilation(kernel, dtype: torch.dtype, config: dict[str, int], constants: dict, pointers: dict) -> tuple:
-    """(kernel, signature, constants, options) of one form of a kernel: `pointers` names its pointers that are not
-    to `dtype` (None: absent), the others are sizes unless their name ends in _ptr."""
+    """(kernel, signature, constants, options) of one form of a kernel: `pointers` names its pointers that are
+    not to `dtype` (None: absent), the others are sizes unless their name ends in _ptr."""
     constants = constants | {name: config[name] for name in ("TOKENS", "CHANNELS")}
     constants |= {name: None for name, kind in pointers.items() if kind is None}
     sizes = {"channels": "i32:16", "bias_stride": "i32:16"} if config is WIDE else {}

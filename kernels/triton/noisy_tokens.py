@@ -1,6 +1,7 @@
 """noisy_tokens and its backward in Triton.
 
-A program takes TOKENS tokens with all pixels of their blocks, and CHANNELS channels, the fastest dimension of both.
+A program takes TOKENS tokens with all pixels of their blocks, and
+CHANNELS channels, the fastest dimension of both.
 Floor: the map read and written once (and the tokens); without a bias the centres read, a quarter of it.
 """
 

@@ -1,8 +1,9 @@
 """upsample_add and its backward in Triton.
 
-Forward: a program takes cells, the squares between the centres of four neighbouring tokens, with all their pixels
-(cells at the border hold a half or a quarter of them). Backward: a program takes tokens, and each gathers its share
-from the pixels around it, in a fixed order. Floor: the map read and written once; backward, the gradient read once.
+Forward: a program takes cells, the squares between the centres of four neighbouring tokens, with all their
+pixels (cells at the border hold a half or a quarter of them). Backward: a program takes tokens, and each
+gathers its share from the pixels around it, in a fixed order. Floor: the map read and written once; backward,
+the gradient read once.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ def _upsample_add_kernel(
 
 @triton.jit
 def _share(pixel, token, grid, REDUCTION: tl.constexpr):
-    """What a pixel of an axis gives to a token at most one and a half blocks away: linear in their distance, except
-    that the outermost half of a block belongs to its token alone."""
+    """What a pixel of an axis gives to a token at most one and a half blocks away: linear in their distance,
+    except that the outermost half of a block belongs to its token alone."""
     way = 2 * pixel + 1 - (2 * token + 1) * REDUCTION  # from centre to centre, in halves of a pixel
     alone = ((token == 0) & (way < 0)) | ((token == grid - 1) & (way > 0))
     return tl.where(alone, 1.0, 1.0 - tl.abs(way).to(tl.float32) / (2 * REDUCTION))

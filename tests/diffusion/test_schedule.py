@@ -28,7 +28,8 @@ def test_ancestral_plan_is_the_published_posterior(steps, start, end):
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 20])
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_every_step_is_ddims(steps, eta):
-    """x_s = sqrt(abar_s) x0 + sqrt(1 - abar_s - sigma^2) eps_hat + sigma z, eps_hat from x_t (DDIM eq. 12)."""
+    """x_s = sqrt(abar_s) x0 + sqrt(1 - abar_s - sigma^2) eps_hat +
+    sigma z, eps_hat from x_t (DDIM eq. 12)."""
     schedule = Schedule.from_range(7, 1e-3, 0.2)
     plan = schedule.plan(steps, eta)
     x0, x_t, z = 0.7, -1.3, 0.4

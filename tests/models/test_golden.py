@@ -1,4 +1,5 @@
-"""The model, its losses and its gradients equal the published network's (golden/README.md), on every backend."""
+"""The model, its losses and its gradients equal the published
+network's (golden/README.md), on every backend."""
 
 import json
 from contextlib import nullcontext
@@ -117,8 +118,9 @@ def test_training_gradients(trained):
             assert float(ours[key].norm()) == pytest.approx(norm, rel=1e-3, abs=1e-7 * largest), key
     heads = [key for key in stored.files if key.startswith("grad/")]
     assert heads
-    # One rounding more or less anywhere can move a ReLU or an |x| across its kink, which alone changes these values
-    # by up to 7e-4 (measured by exchanging one operator's backend at a time): hence twice the bar of the norms.
+    # One rounding more or less anywhere can move a ReLU or an |x| across its kink, which alone changes these
+    # values by up to 7e-4 (measured by exchanging one operator's backend at a time): hence twice the bar of
+    # the norms.
     for key in heads:
         grad = ours[key.removeprefix("grad/")].flatten()[: stored[key].size]
         assert relative(grad, stored[key].flatten()) < 2e-3, key

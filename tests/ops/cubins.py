@@ -1,11 +1,13 @@
-"""Compiles Triton kernels to cubins without a GPU and reports what they use. A program, not a test: it must run
-without Triton's interpreter, which the tests switch on.
+"""Compiles Triton kernels to cubins without a GPU and reports what they use. A program, not a test: it must
+run without Triton's interpreter, which the tests switch on.
 
     python -m tests.ops.cubins [--quick] [--ones] [--modules conv3x3,...] [--archs 80,90] [--markdown FILE]
 
---ones: with 1 for every integer argument, which Triton compiles as a constant (a Python int has no `.to`). Prints one JSON object for each compilation. Every module of kernels/triton may have `compilations()`: a list of
-(kernel, signature, constants, options), one for every form in which the kernel may be launched. Types as Triton
-spells them ("*bf16", "fp32", "i32"; a tuple of them for a tuple); "i32:16" is an integer known to be a multiple of 16.
+--ones: with 1 for every integer argument, which Triton compiles as a constant (a Python int has no `.to`).
+Prints one JSON object for each compilation. Every module of kernels/triton may have `compilations()`: a list
+of (kernel, signature, constants, options), one for every form in which the kernel may be launched. Types as
+Triton spells them ("*bf16", "fp32", "i32"; a tuple of them for a tuple); "i32:16" is an integer known to be a
+multiple of 16.
 Pointers are taken to be aligned to 16 bytes, as torch's are.
 """
 
@@ -73,7 +75,8 @@ def _typed(kernel, signature: dict, constants: dict) -> tuple[dict, dict]:
 
 
 def _usage(cubin: bytes) -> dict[str, int]:
-    """Registers a thread and bytes of stack (spills and local arrays) as the compiled binary declares them."""
+    """Registers a thread and bytes of stack (spills and local
+    arrays) as the compiled binary declares them."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -118,16 +121,17 @@ _TILE = re.compile(r"BLOCK(_\w+)?|SIZE|TOKENS|CHANNELS")  # constants that make 
 
 HEAD = """# What the Triton kernels use
 
-Compiled without a GPU by `python -m tests.ops.cubins --markdown kernels/triton/resources.md`, in every form in which a
-kernel may be launched; the most that any form of a line uses. tests/ops/test_triton_cubins.py refuses stack frames
-(that is, spills), more shared memory than the device has, and products of 16-bit numbers without wgmma on sm_90.
+Compiled without a GPU by `python -m tests.ops.cubins --markdown kernels/triton/resources.md`, in every form
+in which a kernel may be launched; the most that any form of a line uses. tests/ops/test_triton_cubins.py
+refuses stack frames (that is, spills), more shared memory than the device has, and products of 16-bit numbers
+without wgmma on sm_90.
 
 """
 
 
 def markdown(rows: list[dict]) -> str:
-    """One line for each kernel, width of data and launch configuration: the most that any of its forms uses, by
-    architecture."""
+    """One line for each kernel, width of data and launch configuration: the most that any of its forms uses,
+    by architecture."""
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         tile = ", ".join(

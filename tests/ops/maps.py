@@ -28,7 +28,7 @@ def drawn_map(shape: tuple[int, int, int, int], dtype: torch.dtype, layout: str,
 
 
 def rounding(dtype: torch.dtype, backend: str) -> float:
-    """What one rounding of a result and a few of float32 may cost, relative to the result. Triton's interpreter
-    truncates to bfloat16."""
+    """What one rounding of a result and a few of float32 may cost, relative to the result. Triton's
+    interpreter truncates to bfloat16."""
     truncated = backend == "triton" and DEVICE == "cpu" and dtype == torch.bfloat16
     return {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype] * (1 + truncated)

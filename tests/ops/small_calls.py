@@ -1,6 +1,6 @@
 """Every op, forward and backward, on the named backend at its tiny and odd sizes: what a sanitizer watches.
 
-    compute-sanitizer --tool memcheck python -m tests.ops.small_calls cuda
+compute-sanitizer --tool memcheck python -m tests.ops.small_calls cuda
 """
 
 from __future__ import annotations

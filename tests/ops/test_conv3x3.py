@@ -1,5 +1,5 @@
-"""conv3x3 beyond the generic tests: an independent composition, drawn shapes and layouts, the 1x1 convolution folded
-in, packed weights, bad arguments."""
+"""conv3x3 beyond the generic tests: an independent composition, drawn shapes and layouts, the 1x1 convolution
+folded in, packed weights, bad arguments."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def tracked(case: dict, dtype: torch.dtype) -> dict:
 
 
 def compare(case: dict, backend: str) -> None:
-    """Result and gradients of the backend against the composition in float64, each relative to its largest value."""
+    """Result and gradients of the backend against the composition in
+    float64, each relative to its largest value."""
     dtype = case["x"].dtype
     mine, truth = tracked(case, dtype), tracked(case, torch.float64)
     with dmtl.ops.use_backend(conv3x3=backend):
@@ -168,7 +169,8 @@ def test_drawn_shapes_triton(case, tile):
 
 @needs_triton
 def test_triton_tiles():
-    """Tasks whose pixels end inside a tile, channels that end inside a block, more tasks than a launch takes."""
+    """Tasks whose pixels end inside a tile, channels that end inside
+    a block, more tasks than a launch takes."""
     compare_tiled(make_case((1, 0, 2), 24, 40, 3, 7, relu=True, biases=True, taps=True), 16, 16, 16)
     compare_tiled(
         make_case([1, 0, 1] * 6 + [0, 2], 8, 24, 2, 3, relu=False, biases=True, taps=False), 16, 32, 16

@@ -1,5 +1,6 @@
-"""The C++ convolution at sizes where it does what small maps do not: several blocks of tiles, several groups of packed
-tasks, channels in all residues; how exact it is, and that neither threads nor instruction sets nor packing change it."""
+"""The C++ convolution at sizes where it does what small maps do not: several blocks of tiles, several groups
+of packed tasks, channels in all residues; how exact it is, and that neither threads nor instruction sets nor
+packing change it."""
 
 from __future__ import annotations
 
@@ -96,7 +97,8 @@ def test_threads_and_instruction_sets():
 
 @pytest.mark.parametrize("layout", ["dense", "channels_last", "mixed", "sliced"])
 def test_weight_layouts(layout):
-    """Weights of any strides, packed or not, give the same bits; their gradients have the reference's strides."""
+    """Weights of any strides, packed or not, give the same bits; their
+    gradients have the reference's strides."""
     torch.manual_seed(2)
     counts = [2, 1]
     x, weights, biases = draw(counts, 24, 32, 10, 11)

@@ -69,7 +69,9 @@ def test_a_kernel_serves_float32(spec, backend):
 @pytest.mark.parametrize("backend", backend_params("cpu", "triton"))
 def test_every_op_has_a_kernel(backend):
     """C++ and Triton have every op (CUDA leaves some to Triton)."""
-    assert [name for name, spec in REGISTRY.items() if serves(spec, backend, torch.float32) == NO_KERNEL] == []
+    assert [
+        name for name, spec in REGISTRY.items() if serves(spec, backend, torch.float32) == NO_KERNEL
+    ] == []
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -10,7 +10,10 @@ from dmtl.ops._registry import REGISTRY
 
 from .tools import DTYPES, leaves_of, outputs, serves, to_dtype
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 SPECS = [pytest.param(spec, id=name) for name, spec in REGISTRY.items()]
 BACKENDS = ("cuda", "triton")

@@ -1,4 +1,5 @@
-"""Choice by measurement: the fastest way is found once for each kind of call, and only where that is allowed."""
+"""Choice by measurement: the fastest way is found once for each
+kind of call, and only where that is allowed."""
 
 from __future__ import annotations
 
@@ -65,8 +66,8 @@ def test_seconds_on_a_cpu():
 @pytest.mark.skipif(bool(missing("triton", "conv3x3")), reason=missing("triton", "conv3x3"))
 @pytest.mark.parametrize("faster", ["triton", "reference"])
 def test_conv3x3_takes_the_faster_backend(monkeypatch, faster):
-    """As on a GPU, with Triton's interpreter in the kernel's place: library and kernel are timed for forward and
-    backward, once for each kind; an override is obeyed and measures nothing."""
+    """As on a GPU, with Triton's interpreter in the kernel's place: library and kernel are timed for forward
+    and backward, once for each kind; an override is obeyed and measures nothing."""
     seen = []
 
     def timer(call, device) -> float:

@@ -1,8 +1,8 @@
 """The noise as random numbers: 2**24 draws of many streams, and no two streams with a word in common.
 
-A stream is (seed, task, sample, step). The draws are fixed, so these tests give the same answer every time; bounds are five
-standard errors, or p-values of 1e-3, of truly random numbers. `test_philox.py` ties every backend to these integers, and
-holds the promised bounds on the first moments.
+A stream is (seed, task, sample, step). The draws are fixed, so these tests give the same answer every time;
+bounds are five standard errors, or p-values of 1e-3, of truly random numbers. `test_philox.py` ties every
+backend to these integers, and holds the promised bounds on the first moments.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def test_kolmogorov_smirnov(normals):
 
 @pytest.mark.slow
 def test_kolmogorov_smirnov_of_streams(normals):
-    """Every stream follows the normal distribution, and the 256 p-values the uniform one: not too well either."""
+    """Every stream follows the normal distribution, and the 256
+    p-values the uniform one: not too well either."""
     pvalues = [stats.kstest(stream, "norm", method="asymp").pvalue for stream in normals.numpy()]
     assert stats.kstest(pvalues, "uniform").pvalue > 1e-3
 
@@ -125,7 +126,8 @@ def test_bits_and_bytes_of_words(words):
 
 
 def test_no_two_blocks_are_alike(words):
-    """2**22 blocks of all streams: each half of a block (64 bits) is there once. (By chance: once in 2**21.)"""
+    """2**22 blocks of all streams: each half of a block (64 bits) is
+    there once. (By chance: once in 2**21.)"""
     for half in (words[:, 0::4] << 32 | words[:, 1::4], words[:, 2::4] << 32 | words[:, 3::4]):
         assert half.unique().numel() == DRAWS // 4
 
@@ -169,7 +171,7 @@ def inputs_of(stream) -> tuple[int, ...]:
 @given(first=STREAM, second=STREAM, kept=st.sets(st.integers(0, 4), max_size=4))
 @settings(max_examples=300, deadline=None)
 def test_distinct_streams_have_distinct_counters(first, second, kept):
-    """Philox is a bijection of its counter for every key, so distinct (key, counter) is all that independence needs; parts
-    of the second stream are often those of the first."""
+    """Philox is a bijection of its counter for every key, so distinct (key, counter) is all that independence
+    needs; parts of the second stream are often those of the first."""
     second = tuple(a if i in kept else b for i, (a, b) in enumerate(zip(first, second, strict=True)))
     assert (inputs_of(first) == inputs_of(second)) == (first == second)

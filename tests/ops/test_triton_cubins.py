@@ -1,4 +1,5 @@
-"""Every Triton kernel, in every form in which it may be launched, compiles for sm_80 and sm_90 and uses what it may."""
+"""Every Triton kernel, in every form in which it may be launched,
+compiles for sm_80 and sm_90 and uses what it may."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def compiled(folder, *options: str) -> list[dict]:
 
 
 def check(rows: list[dict]) -> None:
-    """No spills, shared memory that the device has, and tensor cores of the generation for half-precision products."""
+    """No spills, shared memory that the device has, and tensor cores of
+    the generation for half-precision products."""
     for row in rows:
         assert row["stack"] == 0, row
         assert row["shared"] <= SHARED_LIMIT[row["arch"]], row

@@ -153,7 +153,8 @@ def test_resume_with_every_kind_of_state(config_for, options):
 
 
 def test_killed_inside_a_checkpoint_write(finished, config_for):
-    """SIGKILL between the second checkpoint's writing and its rename: the first holds, the end is the same."""
+    """SIGKILL between the second checkpoint's writing and its
+    rename: the first holds, the end is the same."""
     config = config_for("killed")
     write_config(config, Path(config.out).parent / "killed.toml")
     script = f"""
