@@ -121,18 +121,31 @@ def finished(command: list[str], limit_s: int) -> tuple[int, str]:
         return 124, out.decode(errors="replace") + f"\nstopped after {limit_s} s"
 
 
-def run_benchmarks(rows: Rows, limit_s: int) -> None:
-    """The operator benchmarks, one row per case and contender."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "benchmarks.json"
-        command = [sys.executable, "-m", "pytest", "-q", "benchmarks", "--benchmark-only"]
-        code, out = finished([*command, f"--benchmark-json={report}"], limit_s)
-        if code:
-            rows.add("benchmarks", error=out[-2000:], rc=code)
-        if not report.is_file():
-            return
-        for bench in json.loads(report.read_text())["benchmarks"]:
-            rows.add(bench["name"], **bench["extra_info"])
+# What of the operator benchmarks fits into the command's time: the published image and a training batch, compiled torch
+# on the first in bfloat16.
+SELECTED = "(published-1 or training-ragged) and not (compiled and (float32 or training-ragged))"
+COSTLY_FIRST = ("conv3x3", "cross_attention", "token_mlp")
+
+
+def run_benchmarks(rows: Rows, limit_s: int, selected: str = SELECTED) -> None:
+    """The operator benchmarks, one row per case and contender; file by file, so that a time limit loses only
+    what comes last."""
+    started = time.perf_counter()
+    names = [path.stem.removeprefix("test_") for path in sorted((ROOT / "benchmarks").glob("test_*.py"))]
+    for name in sorted(names, key=lambda name: name not in COSTLY_FIRST):
+        left_s = int(limit_s - (time.perf_counter() - started))
+        if left_s < 5:
+            rows.add(f"benchmark {name}", left_out=f"no time left of {limit_s} s")
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            report = Path(folder) / "benchmarks.json"
+            command = [sys.executable, "-m", "pytest", "-q", f"benchmarks/test_{name}.py", "--benchmark-only"]
+            code, out = finished([*command, "-k", selected, f"--benchmark-json={report}"], left_s)
+            if code:
+                rows.add(f"benchmark {name}", error=out[-2000:], rc=code)
+            if report.is_file():
+                for bench in json.loads(report.read_text())["benchmarks"]:
+                    rows.add(bench["name"], **bench["extra_info"])
 
 
 def median_ms(call: Callable[[], object], device: str, repeats: int) -> float:
@@ -161,7 +174,9 @@ def published_model(device: str, toy: bool):
     from dmtl.tasks import make_task
 
     tasks = [make_task(name, **({"classes": c} if c else {})).spec() for name, c in TASKS.items()]
-    small = {"width": 32, "backbone_width": 8} if toy else {}
+    # Not 8: with so few channels torch 2.13's CPU backward of a channels-last 1x1 convolution of stride 2 writes out of
+    # bounds (oneDNN).
+    small = {"width": 32, "backbone_width": 16} if toy else {}
     torch.manual_seed(0)
     return build_model(ModelConfig(tasks=tasks, **small)).to(device, memory_format=torch.channels_last)
 
@@ -258,15 +273,17 @@ def main() -> int:
         return 2
     rows = Rows(args.out, args.device)
     passed = True
+    # TF32 is asked for by name; everything else is judged by the tolerances of float32.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if "model" in args.only:  # first: the figures that only a GPU can give
         time_inference(rows, args.device, toy=args.device == "cpu")
         time_training(rows, args.device, toy=args.device == "cpu")
     if "tests" in args.only:
-        passed = run_tests(rows, limit_s=180)
+        passed = run_tests(rows, limit_s=150)
     if "benchmarks" in args.only:
-        run_benchmarks(rows, limit_s=180)
+        run_benchmarks(rows, limit_s=230)
     if "sanitizer" in args.only and args.device == "cuda":
-        passed &= run_sanitizer(rows, limit_s=100)
+        passed &= run_sanitizer(rows, limit_s=80)
     rows.print_table()
     print(f"rows in {args.out}")
     return 0 if passed else 1

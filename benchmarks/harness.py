@@ -29,6 +29,7 @@ from dmtl.ops._registry import BACKENDS, OpSpec, reasons_against
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 means float32
 ROUNDS = 9
 MOST_SECONDS = 4.0  # of timed calls of one row on a CPU
 

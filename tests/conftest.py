@@ -9,6 +9,8 @@ import torch
 if not torch.cuda.is_available():
     # Triton's interpreter must be chosen before anything imports Triton, whatever test comes first.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# Tolerances of float32 mean float32, also in the library's convolutions on a GPU.
+torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
 @pytest.fixture(scope="session")

@@ -44,8 +44,9 @@ def test_python_example(tmp_path, monkeypatch, one_thread):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(compile(example, "README.md", "exec"), names)
-    assert names["classes"].shape == names["depth_m"].shape == (8, 96, 96)
-    assert names["classes"].dtype == torch.int64
+    maps = names["maps"]
+    assert maps["semseg"].shape == maps["depth"].shape == names["logits"][:, 0].shape == (8, 96, 96)
+    assert maps["semseg"].dtype == torch.int64 and maps["depth"].dtype == torch.float32
     assert names["loss"].isfinite() and all(part.isfinite() for part in names["parts"].values())
     assert all(x["step"] > 0 for x in names["optimizer"].state.values()) and names["optimizer"].state
     assert (tmp_path / "my-model" / "model.safetensors").is_file()
