@@ -4,9 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dmtl import ops
 from dmtl.diffusion import ArrayNoise, CounterNoise
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, build_model
+from dmtl.ops._registry import REGISTRY
 from tests.models.cases import TASKS, small_config, small_model
+from tests.ops.tools import backend_params, serves
 
 CHANNELS = {"semseg": 4, "normals": 3, "edge": 1, "heat": 1}
 MECHANISMS = ["feature", "prediction"]
@@ -53,6 +56,27 @@ def test_a_subset_of_tasks_gives_their_share_of_the_whole(models, diffusion, tas
     assert list(part.final) == list(part.initial) == list(part.trace) == tasks
     same(part.final, {task: whole.final[task] for task in tasks})
     same(part.initial, {task: whole.initial[task] for task in tasks})
+
+
+@pytest.mark.parametrize("backend", backend_params("cpu", "triton", "cuda"))
+@pytest.mark.parametrize("diffusion", MECHANISMS)
+def test_every_backend_gives_the_same_model(diffusion, backend):
+    """Maps, predictions and gradients with every op that the backend has by that backend."""
+    names = {name for name, spec in REGISTRY.items() if not serves(spec, backend, torch.float32)}
+    if diffusion == "prediction" and backend == "triton":
+        names.discard("conv3x3")  # it wants channels in eights, and logits are what they are
+    results = []
+    for choice in ("reference", backend):
+        model = small_model(diffusion=diffusion, blocks=1)
+        with torch.enable_grad(), ops.use_backend(**dict.fromkeys(names, choice)):
+            torch.manual_seed(3)
+            image = torch.randn(2, 3, 64, 32)
+            decoded = model.maps(image, ["semseg", "normals"]).maps["normals"]
+            final = model(image, labelled={"semseg": torch.tensor([1]), "edge": torch.tensor([0, 1])}).final
+            sum(logits.square().mean() for logits in final.values()).backward()
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        results.append({"normals": decoded} | final | gradients)
+    same(*results, tolerance=1e-3)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (50, 71)])
