@@ -111,16 +111,14 @@ void backward(const NoisyTokensBackwardParams& p, int threads) {
 }
 
 void noisy_tokens(const NoisyTokensParams& p, DType dtype, int threads) {
-    with_storage(dtype, [&](auto* storage) {
-        using T = std::remove_pointer_t<decltype(storage)>;
-        p.reduction == 4 ? forward<T, 4>(p, threads) : p.reduction == 2 ? forward<T, 2>(p, threads) : forward<T, 1>(p, threads);
+    with_storage_and_reduction(dtype, p.reduction, [&](auto* storage, auto r) {
+        forward<std::remove_pointer_t<decltype(storage)>, decltype(r)::value>(p, threads);
     });
 }
 
 void noisy_tokens_backward(const NoisyTokensBackwardParams& p, DType dtype, int threads) {
-    with_storage(dtype, [&](auto* storage) {
-        using T = std::remove_pointer_t<decltype(storage)>;
-        p.reduction == 4 ? backward<T, 4>(p, threads) : p.reduction == 2 ? backward<T, 2>(p, threads) : backward<T, 1>(p, threads);
+    with_storage_and_reduction(dtype, p.reduction, [&](auto* storage, auto r) {
+        backward<std::remove_pointer_t<decltype(storage)>, decltype(r)::value>(p, threads);
     });
 }
 

@@ -124,16 +124,14 @@ void backward(const UpsampleAddBackwardParams& p, int threads) {
 }
 
 void upsample_add(const UpsampleAddParams& p, DType dtype, int threads) {
-    with_storage(dtype, [&](auto* storage) {
-        using T = std::remove_pointer_t<decltype(storage)>;
-        p.reduction == 4 ? forward<T, 4>(p, threads) : p.reduction == 2 ? forward<T, 2>(p, threads) : forward<T, 1>(p, threads);
+    with_storage_and_reduction(dtype, p.reduction, [&](auto* storage, auto r) {
+        forward<std::remove_pointer_t<decltype(storage)>, decltype(r)::value>(p, threads);
     });
 }
 
 void upsample_add_backward(const UpsampleAddBackwardParams& p, DType dtype, int threads) {
-    with_storage(dtype, [&](auto* storage) {
-        using T = std::remove_pointer_t<decltype(storage)>;
-        p.reduction == 4 ? backward<T, 4>(p, threads) : p.reduction == 2 ? backward<T, 2>(p, threads) : backward<T, 1>(p, threads);
+    with_storage_and_reduction(dtype, p.reduction, [&](auto* storage, auto r) {
+        backward<std::remove_pointer_t<decltype(storage)>, decltype(r)::value>(p, threads);
     });
 }
 

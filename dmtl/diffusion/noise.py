@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dmtl.diffusion.pairs import Pairs
+from dmtl.diffusion.pairs import Pairs, joined
 
 Draws = Callable[[int], dict]
 """Number of a draw -> keyword arguments of `dmtl.ops.q_sample` and `posterior_step` that say its noise."""
@@ -62,7 +62,7 @@ class CounterNoise:
             samples = samples.to(x.device)
             seed, number = torch.full_like(samples, self.seed), torch.full_like(samples, task_number(task))
             keys.append(torch.stack([seed, number, samples], 1))
-        key_R3 = keys[0] if len(keys) == 1 else torch.cat(keys)
+        key_R3 = joined(keys)
         return lambda draw: {"key_B3": key_R3, "step": draw}
 
 

@@ -36,21 +36,23 @@ class Pairs:
 
     def pack(self, maps: Mapping[str, Tensor]) -> Tensor:
         """task -> [B, ...] of the whole batch; returns the pairs' rows [R, ...]."""
-        return _joined([_taken(maps[t], r) for t, r in zip(self.tasks, self.rows, strict=True)])
+        return joined([taken(maps[t], r) for t, r in zip(self.tasks, self.rows, strict=True)])
 
     def repeat(self, x: Tensor) -> Tensor:
         """What all tasks share, [B, ...] of the whole batch; returns [R, ...], the row of each pair's
         sample."""
-        return _joined([_taken(x, r) for r in self.rows])
+        return joined([taken(x, r) for r in self.rows])
 
     def split(self, x: Tensor) -> dict[str, Tensor]:
         """Packed [R, ...] -> task -> [n, ...], views."""
         return dict(zip(self.tasks, x.split(self.counts), strict=True))
 
 
-def _taken(x: Tensor, rows: Tensor | None) -> Tensor:
+def taken(x: Tensor, rows: Tensor | None) -> Tensor:
+    """These rows of x; all of them for None."""
     return x if rows is None else x[rows]
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
+def joined(parts: list[Tensor]) -> Tensor:
+    """The parts below one another; a single one as it is."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)

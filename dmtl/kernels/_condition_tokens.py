@@ -11,11 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dmtl._outputs import GEOMETRY, empty_condition_gradients, empty_condition_outputs
 from dmtl.kernels._native import Native
 
 MOST_MAPS = 16
-GEOMETRY = {4: (4, 0), 2: (4, 1), 1: (3, 1)}
-"""Reduction -> side and padding of the patches, as the op's specification has it."""
 
 
 def shapes(maps, *_) -> list[str]:
@@ -26,29 +25,6 @@ def shapes(maps, *_) -> list[str]:
 def backward_shapes(d_tokens, d_query, maps, *_) -> list[str]:
     """Reasons against a backward call's shapes."""
     return shapes(maps)
-
-
-def empty_outputs(maps, weight, query_weight, reduction) -> tuple[Tensor, Tensor]:
-    """Fresh tokens and query (empty without query_weight)."""
-    samples, _, h, w = maps[0].shape
-    count = (h // reduction) * (w // reduction)
-    tokens = torch.empty((samples, count, weight.shape[0]), dtype=weight.dtype, device=weight.device)
-    return tokens, weight.new_empty(0 if query_weight is None else (samples, count, query_weight.shape[0]))
-
-
-def empty_gradients(maps, weight, norm_weight, norm_bias, query_weight, needed) -> list[Tensor]:
-    """Fresh gradients of the maps (channels_last), weight, bias, norm_weight, norm_bias and query_weight,
-    empty where not needed."""
-    shapes = [
-        None if x is None else x.shape
-        for x in (weight, weight[:, 0, 0, 0], norm_weight, norm_bias, query_weight)
-    ]
-    kind = dict(dtype=weight.dtype, device=weight.device)
-    layouts = [(m.shape, torch.channels_last) for m in maps] + [(s, torch.contiguous_format) for s in shapes]
-    return [
-        torch.empty(shape if need else 0, **kind, memory_format=layout if need else torch.contiguous_format)
-        for (shape, layout), need in zip(layouts, needed, strict=True)
-    ]
 
 
 def geometry(maps: list[Tensor], weight: Tensor, reduction: int) -> dict:
@@ -88,7 +64,7 @@ def forward(
     native: Native, maps, weight, bias, norm_weight, norm_bias, query_weight, reduction, eps
 ) -> tuple[Tensor, Tensor]:
     """The native kernel `condition_tokens`."""
-    tokens, query = empty_outputs(maps, weight, query_weight, reduction)
+    tokens, query = empty_condition_outputs(maps, weight, query_weight, reduction)
     if tokens.numel():
         weight, bias, query_weight = map(dense, (weight, bias, query_weight))
         fields = _UNUSED | geometry(maps, weight, reduction)
@@ -114,7 +90,7 @@ def native_backward(
     eps, needed,
 ) -> list[Tensor]:  # fmt: skip
     """The native kernel `condition_tokens_backward`."""
-    outs = empty_gradients(maps, weight, norm_weight, norm_bias, query_weight, needed)
+    outs = empty_condition_gradients(maps, weight, norm_weight, norm_bias, query_weight, needed)
     if not tokens.numel():
         return [out.zero_() for out in outs]
     targets = [out if need else None for out, need in zip(outs, needed, strict=True)]
@@ -170,7 +146,7 @@ def library_backward(
     take(maps, weight, reduction) -> patches [B N, C_t k k]; put(d_patches, d_maps, maps, weight, reduction)
     writes those of d_maps that are not None; norm_backward as `library_norm_backward`.
     """
-    outs = empty_gradients(maps, weight, norm_weight, norm_bias, query_weight, needed)
+    outs = empty_condition_gradients(maps, weight, norm_weight, norm_bias, query_weight, needed)
     if not tokens.numel():
         return [out.zero_() for out in outs]
     count, width = len(maps), weight.shape[0]

@@ -5,18 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dmtl._outputs import empty_map
 from dmtl.kernels._native import Native
 
 KINDS = ("argmax", "softmax", "sigmoid", "value", "exp", "unit")  # in the order of DecodeKind in decode_map.h
 SHORTEST = 1e-4  # vectors shorter than this are not scaled up to length 1
-
-
-def empty_map(x: Tensor, kind: str, height: int, width: int) -> Tensor:
-    """A fresh map."""
-    if kind == "argmax":
-        return x.new_empty((x.shape[0], height, width), dtype=torch.int64)
-    shape = (x.shape[0], 3, height, width) if kind == "unit" else (x.shape[0], height, width)
-    return x.new_empty(shape, dtype=torch.float32)
 
 
 def decode_map(native: Native, x, weight, bias, kind, height, width, factor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dmtl import ops
 from dmtl.diffusion import Pairs
+from dmtl.diffusion.pairs import joined
 from dmtl.models.config import ModelConfig
 from dmtl.nn.cross_block import CrossBlock
 from dmtl.nn.embeddings import TimeEmbedding
@@ -122,7 +123,7 @@ class Denoiser(nn.Module):
             group(x, count, relu=False, shift=time_C)
             for group, x, count in zip(layers.pre, noisy, counts, strict=True)
         ]
-        skip, y = ops.noisy_tokens(_joined(skips), reduction=self.reduction)
+        skip, y = ops.noisy_tokens(joined(skips), reduction=self.reduction)
         x = tokens_RNC
         for block in self.blocks:
             x, y = block(x, y, query_RNC)
@@ -130,7 +131,7 @@ class Denoiser(nn.Module):
         maps = ops.upsample_add(x, skip, reduction=self.reduction)
         if layers.point is not None:
             parts = zip(layers.point, maps.split(pairs.counts), strict=True)
-            maps = _joined([F.conv2d(part, point.weight, point.bias) for point, part in parts])
+            maps = joined([F.conv2d(part, point.weight, point.bias) for point, part in parts])
         for group in layers.trunk:
             maps = group(maps, pairs.counts, relu=True)
         if self.features:
@@ -141,10 +142,6 @@ class Denoiser(nn.Module):
 
 def _one_by_one(layers: Sequence[nn.Conv2d]) -> list[GroupedConv]:
     return [GroupedConv.of([layer]) for layer in layers]
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _trunk(width: int, channels: int, rectified: bool) -> nn.Sequential:

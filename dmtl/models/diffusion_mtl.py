@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dmtl import ops
 from dmtl.diffusion import CounterNoise, NoiseSource
+from dmtl.diffusion.pairs import taken
 from dmtl.errors import CheckpointError, ConfigError
 from dmtl.models.config import ModelConfig
 from dmtl.models.initial import InitialNetwork, pad_image, upsample
@@ -101,7 +102,7 @@ class _DenseModel(nn.Module):
         padded = pad_image(image)
         _, initial = self.initial(padded)
         maps = {
-            t: upsample(_take(initial[t], r), padded.shape[-2:], image.shape[-2:]) for t, r in rows.items()
+            t: upsample(taken(initial[t], r), padded.shape[-2:], image.shape[-2:]) for t, r in rows.items()
         }
         return Prediction(maps, maps, {})
 
@@ -235,7 +236,7 @@ class DiffusionMTL(_DenseModel):
         padded = pad_image(image)
         features, initial = self.initial(padded)
         frame, size = padded.shape[-2:], image.shape[-2:]
-        initial_maps = {t: upsample(_take(initial[t], r), frame, size) for t, r in rows.items()}
+        initial_maps = {t: upsample(taken(initial[t], r), frame, size) for t, r in rows.items()}
         if not rows:
             return Prediction({}, {}, {})
         plan = self.mtdnet.plan(steps, eta, image.device)
@@ -293,10 +294,6 @@ def _labelled_rows(model: _DenseModel, labelled: Mapping[str, Tensor]) -> dict[s
                 f"{type(model).__name__}: labelled[{task!r}] must be an int64 tensor of rows, got {got}"
             )
     return {task: labelled[task] for task in model.tasks if task in labelled and len(labelled[task])}
-
-
-def _take(x: Tensor, rows: Tensor | None) -> Tensor:
-    return x if rows is None else x[rows]
 
 
 def build_model(config: ModelConfig) -> DiffusionMTL | MultiTaskBaseline:

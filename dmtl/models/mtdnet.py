@@ -75,11 +75,14 @@ class MTDNet(nn.Module):
         tokens_BNC, query_BNC = self.condition(detached, self.denoiser.blocks[0])
         pairs = Pairs.of(rows, tokens_BNC.shape[0])
         tokens, query = pairs.repeat(tokens_BNC), pairs.repeat(query_BNC)
-        start = [pairs.pack(features)] if config.diffusion == "feature" else self._predictions(initial, pairs)
+        of_features, groups = config.diffusion == "feature", pairs.single()
+        predictions = [group.pack(initial) for group in groups] if config.residual or not of_features else []
+        start = [pairs.pack(features)] if of_features else predictions
         if config.detach_signal:
-            start = [x.detach() for x in start]
-        anchors = self._anchors(initial, pairs) if config.residual else None
-        groups = [pairs] if config.diffusion == "feature" else pairs.single()
+            start, predictions = ([x.detach() for x in signals] for signals in (start, predictions))
+        # What a residual model adds its corrections to.
+        anchors = dict(zip(pairs.tasks, predictions, strict=True)) if config.residual else None
+        groups = [pairs] if of_features else groups
         draws = [noise.draws(group, x) for group, x in zip(groups, start, strict=True)]
         layers = self.denoiser.layers(pairs.tasks, fold=_worth_folding(start, plan, pairs, config.width))
         scale = config.signal_scale
@@ -105,14 +108,6 @@ class MTDNet(nn.Module):
         logits = {task: self.heads[task](x) for task, x in signals.items()}
         anchors = denoised.anchors
         return logits if anchors is None else {task: anchors[task] + x for task, x in logits.items()}
-
-    def _predictions(self, initial: Mapping[str, Tensor], pairs: Pairs) -> list[Tensor]:
-        return [group.pack(initial) for group in pairs.single()]
-
-    def _anchors(self, initial: Mapping[str, Tensor], pairs: Pairs) -> dict[str, Tensor]:
-        """What a residual model adds its corrections to: the pairs' initial logits."""
-        taken = dict(zip(pairs.tasks, self._predictions(initial, pairs), strict=True))
-        return {t: x.detach() for t, x in taken.items()} if self.config.detach_signal else taken
 
 
 @dataclass(frozen=True)

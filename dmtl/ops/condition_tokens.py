@@ -24,13 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dmtl._outputs import GEOMETRY, empty_condition_gradients, empty_condition_outputs
+
 from . import _checks
 from ._registry import Operator, OpSpec, add
 from ._rows import wide_dtype
 from ._tokens import epsilon, norm_backward, normalised, shaped
-
-GEOMETRY = {4: (4, 0), 2: (4, 1), 1: (3, 1)}
-"""Reduction (which is the stride) -> kernel size and padding of the folded convolution."""
 
 _SCHEMA = (
     "(Tensor[] maps, Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, "
@@ -67,7 +66,7 @@ def _reference(
     bias = None if bias is None else bias.to(wide)
     x = torch.cat([m.to(wide) for m in maps], 1)
     grid = F.conv2d(x, weight.to(wide), bias, stride=reduction, padding=GEOMETRY[reduction][1])
-    tokens, query = empty_outputs(maps, weight, query_weight, reduction)
+    tokens, query = empty_condition_outputs(maps, weight, query_weight, reduction)
     tokens.copy_(grid.flatten(2).transpose(1, 2))
     if query_weight is not None:
         n = normalised(tokens.to(wide), *_norm(norm_weight, norm_bias, weight), eps)
@@ -109,41 +108,18 @@ def _reference_backward(
     d_maps = d_x.split([m.shape[1] for m in maps], 1) if need_maps else [None] * len(maps)
     d_bias = d_tokens.sum((0, 1)) if need_bias else None
     found = [*d_maps, d_weight, d_bias, d_norm_weight, d_norm_bias, d_query_weight]
-    outs = empty_gradients(maps, weight, norm_weight, norm_bias, query_weight, needed)
+    outs = empty_condition_gradients(maps, weight, norm_weight, norm_bias, query_weight, needed)
     return [out.copy_(d) if need else out for out, d, need in zip(outs, found, needed, strict=True)]
 
 
-def empty_outputs(maps, weight, query_weight, reduction) -> tuple[Tensor, Tensor]:
-    """Fresh tokens and query (empty without query_weight)."""
-    samples, _, h, w = maps[0].shape
-    count = (h // reduction) * (w // reduction)
-    tokens = torch.empty((samples, count, weight.shape[0]), dtype=weight.dtype, device=weight.device)
-    return tokens, weight.new_empty(0 if query_weight is None else (samples, count, query_weight.shape[0]))
-
-
-def empty_gradients(maps, weight, norm_weight, norm_bias, query_weight, needed) -> list[Tensor]:
-    """Fresh gradients of the maps (channels_last), weight, bias, norm_weight, norm_bias and query_weight,
-    empty where not needed."""
-    shapes = [
-        None if x is None else x.shape
-        for x in (weight, weight[:, 0, 0, 0], norm_weight, norm_bias, query_weight)
-    ]
-    kind = dict(dtype=weight.dtype, device=weight.device)
-    layouts = [(m.shape, torch.channels_last) for m in maps] + [(s, torch.contiguous_format) for s in shapes]
-    return [
-        torch.empty(shape if need else 0, **kind, memory_format=layout if need else torch.contiguous_format)
-        for (shape, layout), need in zip(layouts, needed, strict=True)
-    ]
-
-
 def _fake(maps, weight, bias, norm_weight, norm_bias, query_weight, reduction, eps) -> tuple[Tensor, Tensor]:
-    return empty_outputs(maps, weight, query_weight, reduction)
+    return empty_condition_outputs(maps, weight, query_weight, reduction)
 
 
 def _fake_backward(
     d_tokens, d_query, maps, weight, tokens, norm_weight, norm_bias, query_weight, reduction, eps, needed
 ) -> list[Tensor]:
-    return empty_gradients(maps, weight, norm_weight, norm_bias, query_weight, needed)
+    return empty_condition_gradients(maps, weight, norm_weight, norm_bias, query_weight, needed)
 
 
 class _ConditionTokens(torch.autograd.Function):

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmtl._outputs import empty_map
+
 from . import _checks
 from ._registry import Operator, OpSpec, add
 from ._rows import wide_dtype
@@ -59,14 +61,6 @@ def _decoded(u: Tensor, kind: str) -> Tensor:
 
 def _fake(x, weight, bias, kind, height, width, factor) -> Tensor:
     return empty_map(x, kind, height, width)
-
-
-def empty_map(x: Tensor, kind: str, height: int, width: int) -> Tensor:
-    """A fresh map."""
-    if kind == "argmax":
-        return x.new_empty((x.shape[0], height, width), dtype=torch.int64)
-    shape = (x.shape[0], 3, height, width) if kind == "unit" else (x.shape[0], height, width)
-    return x.new_empty(shape, dtype=wide_dtype(x.dtype))
 
 
 def decode_map(

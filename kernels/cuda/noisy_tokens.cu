@@ -127,18 +127,14 @@ cudaError_t backward(const NoisyTokensBackwardParams& p, cudaStream_t stream) {
 }
 
 cudaError_t noisy_tokens(const NoisyTokensParams& p, DType dtype, cudaStream_t stream) {
-    return with_storage(dtype, [&](auto* storage) {
-        using T = std::remove_pointer_t<decltype(storage)>;
-        return p.reduction == 4 ? forward<T, 4>(p, stream) : p.reduction == 2 ? forward<T, 2>(p, stream) : forward<T, 1>(p, stream);
+    return with_storage_and_reduction(dtype, p.reduction, [&](auto* storage, auto r) {
+        return forward<std::remove_pointer_t<decltype(storage)>, decltype(r)::value>(p, stream);
     });
 }
 
 cudaError_t noisy_tokens_backward(const NoisyTokensBackwardParams& p, DType dtype, cudaStream_t stream) {
-    return with_storage(dtype, [&](auto* storage) {
-        using T = std::remove_pointer_t<decltype(storage)>;
-        return p.reduction == 4   ? backward<T, 4>(p, stream)
-               : p.reduction == 2 ? backward<T, 2>(p, stream)
-                                  : backward<T, 1>(p, stream);
+    return with_storage_and_reduction(dtype, p.reduction, [&](auto* storage, auto r) {
+        return backward<std::remove_pointer_t<decltype(storage)>, decltype(r)::value>(p, stream);
     });
 }
 

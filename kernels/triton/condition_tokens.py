@@ -20,6 +20,7 @@ from torch import Tensor
 
 import triton
 import triton.language as tl
+from dmtl._outputs import GEOMETRY, empty_condition_outputs
 from dmtl.kernels import _condition_tokens as shared
 from dmtl.kernels._tokens import why_not_sizes
 
@@ -159,7 +160,7 @@ def _where(maps: list[Tensor]) -> dict:
 
 def _grid(maps: list[Tensor], weight: Tensor, reduction: int) -> dict:
     _, _, h, w = maps[0].shape
-    side, padding = shared.GEOMETRY[reduction]
+    side, padding = GEOMETRY[reduction]
     return dict(
         grid_h=h // reduction, grid_w=w // reduction, depth=weight.shape[1] * side * side,
         REDUCTION=reduction, SIDE=side, PADDING=padding,
@@ -169,7 +170,7 @@ def _grid(maps: list[Tensor], weight: Tensor, reduction: int) -> dict:
 def condition_tokens(
     maps, weight, bias, norm_weight, norm_bias, query_weight, reduction, eps
 ) -> tuple[Tensor, Tensor]:
-    tokens, query = shared.empty_outputs(maps, weight, query_weight, reduction)
+    tokens, query = empty_condition_outputs(maps, weight, query_weight, reduction)
     if not tokens.numel():
         return tokens, query
     flat = tokens.view(-1, tokens.shape[-1])
@@ -223,7 +224,7 @@ def compilations() -> list[tuple]:
     """Every form of the kernels, for five maps."""
     found = []
     for dtype in NAMES.values():
-        for reduction, (side, padding) in shared.GEOMETRY.items():
+        for reduction, (side, padding) in GEOMETRY.items():
             constants = dict(MAPS=5, REDUCTION=reduction, SIDE=side, PADDING=padding)
             chosen = SINGLE if dtype == "fp32" else HALF
             for bias in ({"BIAS": True}, {"BIAS": False, "bias_ptr": None}):

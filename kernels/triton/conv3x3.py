@@ -76,7 +76,8 @@ def _inside(y, x, dy, dx, height, width):
     return (y + dy >= 0) & (y + dy < height) & (x + dx >= 0) & (x + dx < width)
 
 
-@triton.jit
+# One binary for maps of every size: Triton would compile anew for sizes that are 1, or multiples of 16.
+@triton.jit(do_not_specialize=["height", "width", "groups_in", "groups_out"])
 def _conv3x3_kernel(
     out_ptr, x_ptr, weight_ptrs, bias_ptrs, tap_ptrs, counts, height, width, groups_in, groups_out,
     TASKS: tl.constexpr, BIAS: tl.constexpr, TAPS: tl.constexpr, RELU: tl.constexpr, BACKWARD: tl.constexpr,
@@ -176,7 +177,7 @@ def _launch(out, x, weights, biases, taps, counts, relu, backward, config) -> No
     with torch.cuda.device_of(x):
         _conv3x3_kernel[grid](
             out, x, tuple(weights), tuple(biases) or None, tuple(taps) or None,
-            # Triton compiles anew for an integer argument that is 1, or a multiple of 16: these are neither.
+            # Nor for the counts, which are neither in this form (a tuple cannot be excepted).
             tuple(16 * n + 2 for n in counts), h, w, x.shape[1] // 8, out.shape[1] // 8,
             TASKS=len(weights), BIAS=bool(biases), TAPS=bool(taps), RELU=relu, BACKWARD=backward,
             EVEN=x.shape[1] % block_k == 0 and out.shape[1] % block_n == 0, **config,

@@ -14,7 +14,8 @@ from torch import Tensor
 
 import triton
 import triton.language as tl
-from dmtl.kernels._decode_map import KINDS, SHORTEST, empty_map
+from dmtl._outputs import empty_map
+from dmtl.kernels._decode_map import KINDS, SHORTEST
 
 SUPPORT = support(lambda *_: [])
 HALF = {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}

@@ -5,6 +5,9 @@
 
 #include "dmtl/kernel_table.h"
 #include "dmtl/scalar.h"
+#include "dmtl/storage.h"
+
+#include <type_traits>
 
 namespace dmtl {
 
@@ -115,6 +118,18 @@ DMTL_INLINE float share(int64_t y, int64_t i, int64_t grid) {
 }
 
 DMTL_INLINE float lerp(float a, float b, float way) { return fma32(way, b, (1.0f - way) * a); }
+
+// Calls body with a null pointer of the storage type and with the reduction as a constant, and returns what it returns.
+template <class Body>
+auto with_storage_and_reduction(DType dtype, int64_t reduction, const Body& body) {
+    return with_storage(dtype, [&](auto* storage) {
+        switch (reduction) {
+            case 4: return body(storage, std::integral_constant<int, 4>{});
+            case 2: return body(storage, std::integral_constant<int, 2>{});
+            default: return body(storage, std::integral_constant<int, 1>{});
+        }
+    });
+}
 
 }  // namespace
 }  // namespace dmtl
