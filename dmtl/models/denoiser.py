@@ -8,7 +8,7 @@ path is an operator of `dmtl.ops`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -36,11 +36,20 @@ class Condition(nn.Module):
     def forward(self, initial: Mapping[str, Tensor], block: CrossBlock) -> tuple[Tensor, Tensor]:
         """{task: [B, C_T, h, w]} -> tokens [B, N, C], and the first cross block's query for them, which is
         the same for all tasks and steps."""
-        weight = ops.fold_reduction(self.conv.weight, self.reduction)
+        return self.tokens(initial, self.folded(), block)
+
+    def folded(self) -> Tensor:
+        """The convolution and the reduction behind it as one patch product's weight."""
+        return ops.fold_reduction(self.conv.weight, self.reduction)
+
+    def tokens(
+        self, initial: Mapping[str, Tensor], folded: Tensor, block: CrossBlock
+    ) -> tuple[Tensor, Tensor]:
+        """`forward` with the folded weight at hand."""
         norm = block.norm1
         return ops.condition_tokens(
             cast_all(list(initial.values())),
-            cast(weight),
+            cast(folded),
             cast(self.conv.bias),
             reduction=self.reduction,
             norm_weight=cast(norm.weight),
@@ -51,18 +60,21 @@ class Condition(nn.Module):
 
 
 @dataclass(frozen=True)
-class TaskLayers:
-    """The task-specific layers of some tasks, gathered once for all steps of a run.
+class Layers:
+    """The layers of some tasks, gathered once for all steps of a run.
 
     pre: one group for each signal. point: the trunks' 1x1 layers, or None where they are folded into the
-    first 3x3. trunk: the 3x3 layers for packed rows. last: where a trunk ends in C_T channels, its end for
-    each task.
+    first 3x3. trunks: the 3x3 layers, one list for all rows, or one for each task ("apart"). last: where a
+    trunk ends in C_T channels, its end for each task. timed: level -> pre with the time embedding in its
+    biases, where levels are known beforehand.
     """
 
     pre: list[GroupedConv]
     point: list[nn.Conv2d] | None
-    trunk: list[GroupedConv]
+    trunks: list[list[GroupedConv]]
     last: list[GroupedConv]
+    blocks: Sequence[CrossBlock]
+    timed: dict[float, list[GroupedConv]] = field(default_factory=dict)
 
 
 class Denoiser(nn.Module):
@@ -86,25 +98,35 @@ class Denoiser(nn.Module):
             {t: _trunk(width, c, rectified=self.features) for t, c in signals.items()}
         )
 
-    def layers(self, tasks: Sequence[str], fold: bool = False) -> TaskLayers:
-        """The layers of these tasks. fold: for inference, with the 1x1 folded into the 3x3 behind it and all
-        weights transformed for their backend."""
+    def layers(
+        self, tasks: Sequence[str], *, fold: bool = False, pack: bool = False, apart: bool = False
+    ) -> Layers:
+        """The layers of these tasks. For inference: fold the 1x1 into the 3x3 behind it, pack the weights as
+        their backend wants them, and (folded) keep the tasks' rows apart instead of in one packed tensor."""
         pre = [self.pre_layers[task] for task in tasks]
         trunks = [self.trunks[task] for task in tasks]
         point, first, second, third = ([trunk[i] for trunk in trunks] for i in (0, 1, 3, 5))
-        ready = GroupedConv.pack if fold else (lambda group: group)
-        each = (lambda layers: [GroupedConv.of(layers)]) if self.features else _one_by_one
-        trunk = [
-            GroupedConv.after_1x1(point, first) if fold else GroupedConv.of(first),
-            GroupedConv.of(second),
-        ]
-        ends = each(third)
-        return TaskLayers(
-            [ready(group) for group in each(pre)],
+        single = [slice(i, i + 1) for i in range(len(tasks))]
+        rows = single if apart else [slice(None)]
+        ready = GroupedConv.pack if pack else (lambda group: group)
+
+        def trunk(g: slice) -> list[GroupedConv]:
+            start = GroupedConv.after_1x1(point[g], first[g]) if fold else GroupedConv.of(first[g])
+            return [start, GroupedConv.of(second[g])] + ([GroupedConv.of(third[g])] if self.features else [])
+
+        return Layers(
+            [ready(GroupedConv.of(pre[g])) for g in (rows if self.features else single)],
             None if fold else point,
-            [ready(group) for group in (trunk + ends if self.features else trunk)],
-            [] if self.features else [ready(group) for group in ends],
+            [[ready(group) for group in trunk(g)] for g in rows],
+            [] if self.features else [ready(GroupedConv.of(third[g])) for g in single],
+            self.blocks,
         )
+
+    def timed(self, layers: Layers, level: float) -> list[GroupedConv]:
+        """The first layers with this step's time embedding in their biases."""
+        device = self.time_embedding.mlp[0].weight.device
+        time_C = self.time_embedding(torch.full((1,), level, device=device))[0]
+        return [group.shifted(time_C) for group in layers.pre]
 
     def forward(
         self,
@@ -113,35 +135,42 @@ class Denoiser(nn.Module):
         noisy: Sequence[Tensor],
         pairs: Pairs,
         level: float,
-        layers: TaskLayers,
+        layers: Layers,
     ) -> list[Tensor]:
         """Condition tokens (and the first block's query for them) of every row, and the noisy signals: one
-        packed [R, C, h, w] (features), or [n, C_T, h, w] for each task (predictions). The same, denoised."""
-        time_C = self.time_embedding(torch.full((1,), level, device=tokens_RNC.device))[0]
-        counts = [pairs.counts] if self.features else [group.counts for group in pairs.single()]
-        skips = [
-            group(x, count, relu=False, shift=time_C)
-            for group, x, count in zip(layers.pre, noisy, counts, strict=True)
-        ]
-        skip, y = ops.noisy_tokens(joined(skips), reduction=self.reduction)
-        x = tokens_RNC
-        for block in self.blocks:
+        packed [R, C, h, w] (features), or one for each task, [n, C, h, w] (features, layers apart) or
+        [n, C_T, h, w] (predictions). The same, denoised. Tokens have a dtype of their own."""
+        each, apart = [(count,) for count in pairs.counts], len(layers.trunks) > 1
+        pre = layers.timed[level] if level in layers.timed else self.timed(layers, level)
+        counts = each if len(pre) > 1 else [pairs.counts]
+        skips = [group(x, n, relu=False) for group, x, n in zip(pre, noisy, counts, strict=True)]
+        skips = skips if apart else [joined(skips)]
+        skips, y = map(
+            list, zip(*(ops.noisy_tokens(s, reduction=self.reduction) for s in skips), strict=True)
+        )
+        x, y = tokens_RNC, joined(y).to(tokens_RNC.dtype)
+        for block in layers.blocks:
             x, y = block(x, y, query_RNC)
             query_RNC = None
-        maps = ops.upsample_add(x, skip, reduction=self.reduction)
-        if layers.point is not None:
-            parts = zip(layers.point, maps.split(pairs.counts), strict=True)
-            maps = joined([F.conv2d(part, point.weight, point.bias) for point, part in parts])
-        for group in layers.trunk:
-            maps = group(maps, pairs.counts, relu=True)
+        tokens = x.to(skips[0].dtype).split([skip.shape[0] for skip in skips])
+        maps = []
+        for i, count in enumerate(each if apart else [pairs.counts]):
+            start = ops.upsample_add(tokens[i], skips[i], reduction=self.reduction)
+            skips[i] = None  # its memory serves the next map
+            maps.append(self._trunk(start, count, layers, layers.trunks[i]))
         if self.features:
-            return [maps]
-        parts = zip(layers.last, maps.split(pairs.counts), pairs.counts, strict=True)
-        return [group(part, (count,), relu=False) for group, part, count in parts]
+            return maps
+        parts = maps if apart else maps[0].split(pairs.counts)
+        return [group(part, n, relu=False) for group, part, n in zip(layers.last, parts, each, strict=True)]
 
-
-def _one_by_one(layers: Sequence[nn.Conv2d]) -> list[GroupedConv]:
-    return [GroupedConv.of([layer]) for layer in layers]
+    @staticmethod
+    def _trunk(x: Tensor, counts: tuple[int, ...], layers: Layers, trunk: list[GroupedConv]) -> Tensor:
+        if layers.point is not None:
+            parts = zip(layers.point, x.split(counts), strict=True)
+            x = joined([F.conv2d(part, point.weight, point.bias) for point, part in parts])
+        for group in trunk:
+            x = group(x, counts, relu=True)
+        return x
 
 
 def _trunk(width: int, channels: int, rectified: bool) -> nn.Sequential:

@@ -7,7 +7,7 @@ feature. Prediction Diffusion noises the preliminary logits and denoises them in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dmtl.diffusion import NoiseSource, Pairs, Plan, Schedule, noising, reverse_chain
 from dmtl.models.config import ModelConfig
-from dmtl.models.denoiser import Condition, Denoiser
+from dmtl.models.denoiser import Condition, Denoiser, Layers
 from dmtl.models.initialisation import start_as_identity, start_without_correction
 
 
@@ -74,31 +74,51 @@ class MTDNet(nn.Module):
         detached = {t: m.detach() if config.detach_condition else m for t, m in initial.items()}
         tokens_BNC, query_BNC = self.condition(detached, self.denoiser.blocks[0])
         pairs = Pairs.of(rows, tokens_BNC.shape[0])
-        tokens, query = pairs.repeat(tokens_BNC), pairs.repeat(query_BNC)
-        of_features, groups = config.diffusion == "feature", pairs.single()
-        predictions = [group.pack(initial) for group in groups] if config.residual or not of_features else []
-        start = [pairs.pack(features)] if of_features else predictions
+        of_features = config.diffusion == "feature"
+        packed = (
+            [group.pack(initial) for group in pairs.single()] if config.residual or not of_features else []
+        )
+        start = [pairs.pack(features)] if of_features else packed
         if config.detach_signal:
-            start, predictions = ([x.detach() for x in signals] for signals in (start, predictions))
-        # What a residual model adds its corrections to.
-        anchors = dict(zip(pairs.tasks, predictions, strict=True)) if config.residual else None
-        groups = [pairs] if of_features else groups
-        draws = [noise.draws(group, x) for group, x in zip(groups, start, strict=True)]
-        layers = self.denoiser.layers(pairs.tasks, fold=_worth_folding(start, plan, pairs, config.width))
+            start, packed = ([x.detach() for x in signals] for signals in (start, packed))
+        fold = _worth_folding(start, plan, pairs, config.width)
+        run = Run(
+            pairs=pairs,
+            tokens=pairs.repeat(tokens_BNC),
+            query=pairs.repeat(query_BNC),
+            layers=self.denoiser.layers(pairs.tasks, fold=fold, pack=fold),
+            plan=plan,
+            noise=noise,
+            anchors=dict(zip(pairs.tasks, packed, strict=True)) if config.residual else None,
+        )
+        states: list[Denoised] = []
+        for state in self.chain(start, run):
+            states = (states if trace else []) + [state]
+        return states
+
+    def chain(self, start: list[Tensor], run: Run) -> Iterator[Denoised]:
+        """Noises the clean signals and denoises them; yields the state after every step.
+
+        Args:
+            start: one packed tensor [R, C, h, w], or one for each task. The list is emptied, so that its memory
+            is free as soon as the signals are noised.
+        """
+        config, pairs = self.config, run.pairs
+        groups = [pairs] if len(start) == 1 else pairs.single()
+        draws = [run.noise.draws(group, x) for group, x in zip(groups, start, strict=True)]
         scale = config.signal_scale
         to_chain = (lambda x: x) if scale == 1 else (lambda x: scale * x)
 
         def denoise(noisy: list[Tensor], level: float) -> list[Tensor]:
-            clean = self.denoiser(tokens, query, noisy, pairs, level, layers)
-            if anchors is not None and config.diffusion == "prediction":
-                clean = [anchor + x for anchor, x in zip(anchors.values(), clean, strict=True)]
+            clean = self.denoiser(run.tokens, run.query, noisy, pairs, level, run.layers)
+            if run.anchors is not None and config.diffusion == "prediction":
+                clean = [anchor + x for anchor, x in zip(run.anchors.values(), clean, strict=True)]
             return clean
 
-        noisy = noising([to_chain(x) for x in start], plan, draws)
-        states: list[Denoised] = []
-        for estimate in reverse_chain(denoise, noisy, plan, draws, to_chain):
-            states = (states if trace else []) + [Denoised(pairs, estimate, anchors)]
-        return states
+        noisy = noising([to_chain(x) for x in start], run.plan, draws)
+        start.clear()
+        for estimate in reverse_chain(denoise, noisy, run.plan, draws, to_chain):
+            yield Denoised(pairs, estimate, run.anchors)
 
     def logits(self, denoised: Denoised) -> dict[str, Tensor]:
         """task -> logits [n, C_T, h, w] read off a denoised state."""
@@ -111,9 +131,24 @@ class MTDNet(nn.Module):
 
 
 @dataclass(frozen=True)
+class Run:
+    """What the chain needs beside its signals: whose rows they are, the condition's tokens and first query
+    for every row, the denoiser's layers, the steps, the noise, and in a residual model the initial logits
+    that corrections are added to."""
+
+    pairs: Pairs
+    tokens: Tensor
+    query: Tensor
+    layers: Layers
+    plan: Plan
+    noise: NoiseSource
+    anchors: dict[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
 class Denoised:
     """The chain's state after a step: the pairs, their signals (one packed tensor, or one for each task), and
-    in a residual model the initial logits that corrections are added to."""
+    a residual model's anchors."""
 
     pairs: Pairs
     signals: list[Tensor]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from dmtl import ops
@@ -39,14 +40,18 @@ class GroupedConv:
 
     def pack(self) -> GroupedConv:
         """With the weights transformed for the backend that serves them, so that no call has to."""
-        packed = [ops.pack_conv3x3(weight) for weight in self.weights]
-        return GroupedConv(self.weights, self.biases, self.tap_biases, packed)
+        return replace(self, packed=[ops.pack_conv3x3(weight) for weight in self.weights])
 
-    def __call__(
-        self, x: Tensor, counts: Sequence[int], *, relu: bool, shift: Tensor | None = None
-    ) -> Tensor:
-        """x [R, C, h, w] with counts[t] rows of task t -> [R, K, h, w]. shift [K] is added to every
-        bias."""
-        biases = self.biases if shift is None else cast_all([bias + shift for bias in self.biases])
+    def shifted(self, shift_K: Tensor) -> GroupedConv:
+        """With a vector added to every task's bias."""
+        return replace(self, biases=cast_all([bias + shift_K for bias in self.biases]))
+
+    def to(self, dtype: torch.dtype) -> GroupedConv:
+        """With all parameters in another dtype, not packed."""
+        taps = None if self.tap_biases is None else [taps.to(dtype) for taps in self.tap_biases]
+        return GroupedConv([w.to(dtype) for w in self.weights], [b.to(dtype) for b in self.biases], taps)
+
+    def __call__(self, x: Tensor, counts: Sequence[int], *, relu: bool) -> Tensor:
+        """x [R, C, h, w] with counts[t] rows of task t -> [R, K, h, w]."""
         options = dict(relu=relu, tap_biases=self.tap_biases, packed=self.packed)
-        return ops.conv3x3(cast(x), self.weights, biases, list(counts), **options)
+        return ops.conv3x3(cast(x), self.weights, self.biases, list(counts), **options)

@@ -12,7 +12,7 @@ from tests.models.cases import TASKS, small_config, small_model
 def denoised(denoiser, tokens, noisy: dict, level: float, fold: bool = False) -> dict:
     """One call for all rows; noisy is task -> [n, C, h, w]."""
     pairs = Pairs.of({task: torch.arange(x.shape[0]) for task, x in noisy.items()}, 1)
-    layers = denoiser.layers(pairs.tasks, fold=fold)
+    layers = denoiser.layers(pairs.tasks, fold=fold, pack=fold)
     signals = [torch.cat(list(noisy.values()))] if denoiser.features else list(noisy.values())
     out = denoiser(tokens, None, signals, pairs, level, layers)
     return pairs.split(out[0]) if denoiser.features else dict(zip(pairs.tasks, out, strict=True))
