@@ -35,12 +35,13 @@ class Demo:
 
 def main(arguments: list[str]) -> int:
     args = parse(Demo, arguments, "demo")
+    from dmtl.devices import pick_device
     from dmtl.errors import ConfigError
     from dmtl.metrics import delta_mtl
     from dmtl.report.run import report_from_runs
     from dmtl.train.evaluate import primary_metrics
     from dmtl.train.presets import demo_config
-    from dmtl.train.setup import open_data, pick_device
+    from dmtl.train.setup import open_data
     from dmtl.train.trainer import Trainer
 
     base = demo_config()

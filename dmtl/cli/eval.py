@@ -43,11 +43,11 @@ def main(arguments: list[str]) -> int:
     from rich.progress import track
 
     from dmtl.data import make_loader, open_dataset
+    from dmtl.devices import pick_device
     from dmtl.errors import ConfigError
     from dmtl.files import write_text
     from dmtl.models import DiffusionMTL, load_model
     from dmtl.train.evaluate import evaluate, primary_metrics
-    from dmtl.train.setup import pick_device
 
     model = load_model(model_folder(args.model)).to(pick_device(args.device))
     dataset = open_dataset(args.data, args.split, size=args.size, count=args.count)

@@ -42,10 +42,10 @@ class Predict:
 
 def main(arguments: list[str]) -> int:
     args = parse(Predict, arguments, "predict")
+    from dmtl.devices import pick_device
     from dmtl.errors import ConfigError
     from dmtl.infer.predictor import Predictor
     from dmtl.models import load_model
-    from dmtl.train.setup import pick_device
 
     if not args.images:
         raise ConfigError("IMAGE must be at least one file or folder, got none")

@@ -24,6 +24,8 @@ from dmtl.tasks import Task
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_SCALE = 1 / (255 * torch.tensor(IMAGENET_STD).view(3, 1, 1))
+_SHIFT = -(torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_STD)).view(3, 1, 1)
 _CROP_ATTEMPTS = 10
 _LOOK = 64  # the crop is judged on at most this many rows and columns of the label
 
@@ -158,16 +160,12 @@ class Photometric:
 
 
 class Normalise:
-    """RGB in [0, 255] to float32 with ImageNet's mean 0 and standard deviation 1."""
-
-    def __init__(self) -> None:
-        self.scale = 1 / (255 * torch.tensor(IMAGENET_STD).view(3, 1, 1))
-        self.shift = -(torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_STD)).view(3, 1, 1)
+    """`normalise` for samples."""
 
     def __call__(
         self, sample: Sample, tasks: Mapping[str, Task] | None = None, rng: np.random.Generator | None = None
     ) -> Sample:
-        return replace(sample, image=torch.addcmul(self.shift, sample.image.float(), self.scale))
+        return replace(sample, image=normalise(sample.image))
 
 
 class PadTo:
@@ -222,6 +220,13 @@ def train_transform(
 def eval_transform(size: tuple[int, int] | None = None) -> Compose:
     """Normalisation, after a resize to (height, width) where a size is given; no chance in it."""
     return Compose([*([Resize(size)] if size is not None else []), Normalise()])
+
+
+def normalise(image: Tensor) -> Tensor:
+    """RGB in [0, 255] ([..., 3, H, W], any dtype and device) to float32 with ImageNet's mean 0 and standard
+    deviation 1."""
+    shift, scale = (constant.to(image.device, non_blocking=True) for constant in (_SHIFT, _SCALE))
+    return torch.addcmul(shift, image.float(), scale)
 
 
 def resize(sample: Sample, size: tuple[int, int], tasks: Mapping[str, Task]) -> Sample:

@@ -80,7 +80,7 @@ def to_rgb(image: Image.Image) -> Tensor:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         pixels = np.array(image.convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
 _LIMIT = f"expected at most {MAX_PIXELS // 1_000_000} million pixels"

@@ -134,18 +134,5 @@ def learning_rate(config: OptimConfig, step: int) -> float:
     return config.lr * warm * (1 - step / config.steps) ** config.power
 
 
-def pick_device(name: str) -> torch.device:
-    """ "auto" is the first GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f'device must be "auto", "cpu", "cuda" or "cuda:N", got {name!r}') from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device must be one that is here, got {name!r}, but torch finds no GPU")
-    return device
-
-
 def _weighted(task: Task, weight: float | None) -> Task:
     return task if weight is None else task_from_spec({**task.spec(), "weight": weight})

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from dmtl.data.loader import Batch
+from dmtl.devices import pick_device
 from dmtl.diffusion import CounterNoise
 from dmtl.errors import CheckpointError, ConfigError
 from dmtl.files import write_text
@@ -34,7 +35,6 @@ from dmtl.train.setup import (
     model_for,
     open_data,
     optimizer_for,
-    pick_device,
     training_loader,
 )
 

@@ -1,0 +1,27 @@
+"""The device that a name means here."""
+
+from __future__ import annotations
+
+import torch
+
+from dmtl.errors import ConfigError
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """The device of this name; "auto" is the first GPU where there is one, else the CPU.
+
+    ConfigError for a name that torch does not know, and for a device that does not work here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+    except RuntimeError:
+        known = '"auto", "cpu", "cuda" or "cuda:N"'
+        raise ConfigError(f"device must be {known}, got {str(device)!r}") from None
+    try:
+        torch.empty(0, device=picked)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"device must be one that works here, got {str(device)!r} ({reason})") from None
+    return picked
