@@ -58,14 +58,15 @@ def _inside(size: int, like: Tensor) -> Tensor:
 
 def _reference(x, weights, biases, tap_biases, packed, counts, relu) -> Tensor:
     h, w = x.shape[2:]
-    out = _empty_map(x, weights[0].shape[0])
+    parts = []
     for task, rows in _tasks(counts):
         y = F.conv2d(x[rows], weights[task], biases[task] if biases else None, padding=1)
         if tap_biases:
             taps = tap_biases[task]
             y = y + torch.einsum("kab,ai,bj->kij", taps, _inside(h, taps), _inside(w, taps))
-        out[rows] = torch.relu(y) if relu else y
-    return out
+        parts.append(torch.relu(y) if relu else y)
+    out = _empty_map(x, weights[0].shape[0])
+    return torch.cat(parts, out=out) if parts else out
 
 
 def _reference_backward(
