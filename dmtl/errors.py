@@ -20,6 +20,10 @@ class CheckpointError(DmtlError, ValueError):
     """A checkpoint is damaged, foreign, or belongs to another configuration. The message names the file."""
 
 
+class ExportError(DmtlError, RuntimeError):
+    """An exported file does not give what the model gives. The message names the file, which was not written."""
+
+
 class BackendError(DmtlError, NotImplementedError):
     """No backend can serve a call, or the one asked for by name cannot. The message has every candidate's
     reasons."""

@@ -16,6 +16,7 @@ COMMANDS = {
     "predict": "maps and pictures for image files and folders",
     "claim": "repeat one configuration over several seeds, beside the multi-task baseline",
     "report": "write the report page of finished runs",
+    "export": "a model as one file that runs without dmtl: ONNX or .pt2",
     "convert": "read the published checkpoint, or write one",
     "data": "look at a data set, check it, choose labels, export",
     "info": "what was built, and which backend each operator takes here",

@@ -1,6 +1,7 @@
 """The fused operators of dmtl: one module each, which is its specification (formula, reference, gradients,
 checks)."""
 
+from ._references import references
 from ._registry import use_backend
 from .condition_tokens import condition_tokens, fold_reduction
 from .conv3x3 import conv3x3, fold_1x1, pack_conv3x3
@@ -25,6 +26,7 @@ __all__ = [
     "posterior_step",
     "posterior_step_",
     "q_sample",
+    "references",
     "token_mlp",
     "upsample_add",
     "use_backend",

@@ -1,0 +1,68 @@
+"""`dmtl export`: a model as one file that runs without this package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from dmtl.cli._arguments import parse, positional
+from dmtl.cli._common import model_folder, say
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a model as one file that runs without dmtl, and check that it gives the model's maps.
+
+    The file is run before it appears under its name: where its output differs from the model's by more than
+    1e-4, nothing is left. It takes batches of any size, and says what it takes and gives in its metadata.
+    """
+
+    model: Annotated[str, *positional("MODEL")]
+    """A run's folder, or a folder with config.json and model.safetensors."""
+    format: Literal["onnx", "pt2", "program"] = "onnx"
+    """onnx: for onnxruntime and others; pt2: machine code, run by PyTorch (AOTInductor); program: a graph of
+    plain PyTorch operators (torch.export)."""
+    out: str | None = None
+    """File to write; default: model.onnx or model.pt2."""
+    size: tuple[int, int] = (512, 512)
+    """Height and width of the images, fixed in the file."""
+    tasks: list[str] | None = None
+    """Tasks to predict; default: all."""
+    steps: int | None = None
+    """Denoising steps; default: as trained."""
+    seed: int = 0
+    """Seed of the chain's noise, which is stored in the file."""
+    what: Literal["maps", "logits"] = "maps"
+    """maps: class ids, probabilities, values, unit vectors; logits: what they are decoded from."""
+    input: Literal["float32", "uint8"] = "float32"
+    """float32: ImageNet-normalised images; uint8: RGB as it is, normalised in the file."""
+    device: str = "cpu"
+    """Device that pt2 and program are made for: "cpu", "cuda" or "cuda:N"."""
+
+
+def main(arguments: list[str]) -> int:
+    args = parse(Export, arguments, "export")
+    from dmtl.infer.export import FORMATS, export_model
+    from dmtl.models import load_model
+    from dmtl.train.setup import pick_device
+
+    exported = export_model(
+        load_model(model_folder(args.model)),
+        args.out or f"model{FORMATS[args.format].suffix}",
+        format=args.format,
+        size=args.size,
+        tasks=args.tasks,
+        steps=args.steps,
+        seed=args.seed,
+        what=args.what,
+        input=args.input,
+        device=pick_device(args.device),
+    )
+    for task, about in exported.description["outputs"].items():
+        shape = ", ".join(str(side) for side in about["shape"])
+        say(
+            f"{task}: {about['meaning']}, {about['dtype']} [{shape}], "
+            f"largest difference {exported.differences[task]:.1e}"
+        )
+    say(f"wrote {exported.path} ({exported.path.stat().st_size / 1e6:.1f} MB)")
+    return 0

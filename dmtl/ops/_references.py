@@ -1,0 +1,25 @@
+"""The operators' references in the place of the operators, for graphs that others than dmtl run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from ._registry import REGISTRY
+
+
+class references(TorchFunctionMode):  # noqa: N801  used like a function
+    """`with references():` every operator of dmtl is computed, and traced, as the plain torch of its reference.
+
+    Without gradients (`torch.no_grad`). What is exported inside holds no `dmtl::` operator.
+    """
+
+    def __init__(self):
+        super().__init__()
+        operators = [o for spec in REGISTRY.values() for o in (spec.forward, *spec.variants)]
+        self._by_operator = {getattr(torch.ops.dmtl, o.name): o.reference for o in operators}
+
+    def __torch_function__(self, function: Callable, types, args=(), kwargs=None):
+        return self._by_operator.get(function, function)(*args, **(kwargs or {}))
