@@ -32,12 +32,14 @@ class CounterNoise:
     the backend.
 
     Args:
-        seed: any integer; its low 64 bits count.
+        seed: any integer; its low 64 bits count. Or an int64 scalar tensor, which a captured graph reads anew
+        at every replay.
         samples: int64 [B], the identity of each batch row; default 0, 1, ... B-1.
     """
 
-    def __init__(self, seed: int = 0, samples: Tensor | None = None):
-        if isinstance(seed, bool) or not isinstance(seed, int):
+    def __init__(self, seed: int | Tensor = 0, samples: Tensor | None = None):
+        on_device = isinstance(seed, Tensor) and seed.dtype == torch.int64 and seed.dim() == 0
+        if isinstance(seed, bool) or not (on_device or isinstance(seed, int)):
             raise TypeError(f"CounterNoise: seed must be an int, got {type(seed).__name__}")
         if samples is not None and (
             not isinstance(samples, Tensor) or samples.dtype != torch.int64 or samples.dim() != 1
@@ -48,8 +50,12 @@ class CounterNoise:
                 else type(samples).__name__
             )
             raise TypeError(f"CounterNoise: samples must be an int64 tensor [B], got {got}")
-        self.seed = (seed + 2**63) % 2**64 - 2**63  # as a signed integer of 64 bits
+        self.seed = seed if on_device else _signed(seed)
         self.samples = samples
+
+    def another(self, number: int) -> CounterNoise:
+        """The noise of draw `number` of the same samples: a stream of its own; number 0 is this one."""
+        return CounterNoise(self.seed + number * _GOLDEN, self.samples)
 
     def draws(self, pairs: Pairs, x: Tensor) -> Draws:
         """Keys [R, 3] = (seed, task, sample) for the rows of x, made once for all draws."""
@@ -60,10 +66,20 @@ class CounterNoise:
             else:
                 samples = self.samples if rows is None else self.samples[rows]
             samples = samples.to(x.device)
-            seed, number = torch.full_like(samples, self.seed), torch.full_like(samples, task_number(task))
+            own = isinstance(self.seed, Tensor)
+            seed = self.seed.expand(samples.shape) if own else torch.full_like(samples, self.seed)
+            number = torch.full_like(samples, task_number(task))
             keys.append(torch.stack([seed, number, samples], 1))
         key_R3 = joined(keys)
         return lambda draw: {"key_B3": key_R3, "step": draw}
+
+
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd: multiples of it visit all 2^64 seeds
+
+
+def _signed(seed: int) -> int:
+    """The low 64 bits as a signed integer."""
+    return (seed + 2**63) % 2**64 - 2**63
 
 
 class ArrayNoise:

@@ -4,9 +4,9 @@ parts."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,9 @@ from dmtl.models.mtdnet import MTDNet
 from dmtl.models.weights import load_state, read_weights, write_weights
 from dmtl.nn.precision import cast
 from dmtl.tasks import Task, task_from_spec
+
+if TYPE_CHECKING:
+    from dmtl.infer.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,14 @@ class Maps:
 
     maps: task -> what `task.decode` returns, [B, H, W] or [B, 3, H, W]. finite: task -> bool scalar on the
     device, whether all that the map was read off is finite (class ids alone would not show it).
+    uncertainty: task -> float32 [B, H, W], where several draws of the noise were averaged (`dmtl.infer`).
+    steps: denoising steps taken, where an engine tells.
     """
 
     maps: dict[str, Tensor]
     finite: dict[str, Tensor]
+    uncertainty: dict[str, Tensor] = field(default_factory=dict)
+    steps: int | None = None
 
 
 class _End(NamedTuple):
@@ -144,6 +151,12 @@ class _DenseModel(nn.Module):
     ) -> dict[str, _End]:
         """For each task what its final logits at 1/8 resolution are read off."""
         raise NotImplementedError(f"{type(self).__name__}._ends")
+
+    def compile_for_inference(self, **options) -> Engine:
+        """`dmtl.infer.Engine` of this model: the fastest way to its maps; options as there."""
+        from dmtl.infer.engine import Engine
+
+        return Engine(self, **options)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes `config.json` and `model.safetensors` into `directory`, each atomically."""

@@ -100,8 +100,8 @@ class MTDNet(nn.Module):
         """Noises the clean signals and denoises them; yields the state after every step.
 
         Args:
-            start: one packed tensor [R, C, h, w], or one for each task. The list is emptied, so that its memory
-            is free as soon as the signals are noised.
+            start: one packed tensor [R, C, h, w], or one for each task. The list is emptied: its memory is
+            free as soon as the signals are noised.
         """
         config, pairs = self.config, run.pairs
         groups = [pairs] if len(start) == 1 else pairs.single()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -42,9 +42,20 @@ class GroupedConv:
         """With the weights transformed for the backend that serves them, so that no call has to."""
         return replace(self, packed=[ops.pack_conv3x3(weight) for weight in self.weights])
 
+    @classmethod
+    def join(cls, groups: Sequence[GroupedConv]) -> GroupedConv:
+        """The tasks of several groups as one."""
+        lists = [[getattr(group, f.name) for group in groups] for f in fields(cls)]
+        return cls(*(None if None in parts else sum(parts, []) for parts in lists))
+
     def shifted(self, shift_K: Tensor) -> GroupedConv:
         """With a vector added to every task's bias."""
-        return replace(self, biases=cast_all([bias + shift_K for bias in self.biases]))
+        return replace(self, biases=cast_all([(bias + shift_K).to(bias.dtype) for bias in self.biases]))
+
+    def detached(self) -> GroupedConv:
+        """Without a graph; the same memory."""
+        lists = ([x.detach() for x in values] if values else None for values in vars(self).values())
+        return GroupedConv(*lists)
 
     def to(self, dtype: torch.dtype) -> GroupedConv:
         """With all parameters in another dtype, not packed."""

@@ -93,6 +93,20 @@ class Task:
         there is no such kind."""
         return None
 
+    def values(self, logits_BCHW: Tensor) -> Tensor:
+        """What draws of a prediction are averaged in, float32 [B,D,H,W]: the decoded map; for classes their
+        probabilities."""
+        return self.decode(logits_BCHW)[:, None]
+
+    def from_values(self, mean_BDHW: Tensor) -> Tensor:
+        """The map, as `decode` gives it, of values averaged over draws."""
+        return mean_BDHW[:, 0]
+
+    def uncertainty(self, mean_BDHW: Tensor, variance_BHW: Tensor) -> Tensor:
+        """How unsure draws are of each pixel, float32 [B,H,W], from the mean of their values and the variance
+        (summed over D): see the kind. Larger is less sure; 0 is the least."""
+        return variance_BHW
+
     def valid(self, label_BKHW: Tensor) -> Tensor:
         """Pixels whose label means something, bool [..., 1, H, W]."""
         return known_pixels(label_BKHW, self.ignore)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -35,6 +36,10 @@ class Binary(Task):
         """Probability of the positive class, float32 [B,H,W]."""
         self._check_logits("decode", logits_BCHW)
         return logits_BCHW[:, 0].float().sigmoid()
+
+    def uncertainty(self, mean_BDHW: Tensor, variance_BHW: Tensor) -> Tensor:
+        """Entropy of the averaged probability, in nats: 0 .. log 2."""
+        return (torch.special.entr(mean_BDHW) + torch.special.entr(1 - mean_BDHW))[:, 0]
 
     def picture(self, map: Array, value_range: Range = None) -> np.ndarray:
         return apply_scale(self.scale, as_array(map, f"{self.name}.picture", "map", 2))

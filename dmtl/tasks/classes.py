@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -59,6 +60,17 @@ class Classes(Task):
         """Class ids, int64 [B,H,W]."""
         self._check_logits("decode", logits_BCHW)
         return logits_BCHW.argmax(1)
+
+    def values(self, logits_BCHW: Tensor) -> Tensor:
+        self._check_logits("values", logits_BCHW)
+        return logits_BCHW.float().softmax(1)
+
+    def from_values(self, mean_BDHW: Tensor) -> Tensor:
+        return mean_BDHW.argmax(1)
+
+    def uncertainty(self, mean_BDHW: Tensor, variance_BHW: Tensor) -> Tensor:
+        """Entropy of the averaged probabilities, in nats: 0 .. log n."""
+        return torch.special.entr(mean_BDHW).sum(1)
 
     def new_metric(self, **options: Any) -> MeanIoU:
         """`dmtl.metrics.MeanIoU`: mIoU, pixel accuracy and the IoU of each class, percent."""

@@ -71,6 +71,10 @@ class Scalar(Task):
         value_BHW = logits_BCHW[:, 0].float()
         return value_BHW.exp() if self.log else value_BHW
 
+    def uncertainty(self, mean_BDHW: Tensor, variance_BHW: Tensor) -> Tensor:
+        """Variance of the draws, in the label's unit squared."""
+        return variance_BHW
+
     def new_metric(self, **options: Any) -> metrics.Depth:
         """`dmtl.metrics.Depth`: rmse and abs_err, and the relative errors where values are positive."""
         return metrics.Depth(ignore=self.ignore, relative=self.positive, **options)

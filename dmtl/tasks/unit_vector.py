@@ -49,6 +49,18 @@ class UnitVector(Task):
         self._check_logits("decode", logits_BCHW)
         return normalise(logits_BCHW.float(), _SHORTEST)
 
+    def values(self, logits_BCHW: Tensor) -> Tensor:
+        return self.decode(logits_BCHW)
+
+    def from_values(self, mean_BDHW: Tensor) -> Tensor:
+        return normalise(mean_BDHW, _SHORTEST)
+
+    def uncertainty(self, mean_BDHW: Tensor, variance_BHW: Tensor) -> Tensor:
+        """Angular spread of the draws in degrees, 0 .. 90: asin sqrt(1 - R^2) with R the length of the mean
+        vector, which is the rms angle to the mean where that is small (Mardia and Jupp, Directional
+        Statistics, 2000, section 9.2: R). 1 - R^2 is the variance of unit vectors."""
+        return torch.rad2deg(torch.asin(variance_BHW.clamp(0, 1).sqrt()))
+
     def new_metric(self, **options: Any) -> Angular:
         """`dmtl.metrics.Angular`: mean, median, rms angle in degrees; percent within 11.25, 22.5, 30."""
         return Angular(ignore=self.ignore, **options)

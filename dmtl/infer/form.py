@@ -1,0 +1,73 @@
+"""How a network computes on a device: in which dtypes, tasks apart or together, weights transformed or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dmtl import ops
+from dmtl._measure import Fastest
+from dmtl.models import DiffusionMTL, MultiTaskBaseline
+
+PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("bf16", "fp16", "tf32", "fp32")}
+"""Device -> what it may compute in, the default first."""
+
+_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PACKED_BYTES = 256 << 20  # of transformed weights that are kept; beyond, they are transformed in every call
+_PROBE = 32  # rows and columns of the map that dtypes are compared on
+_fastest = Fastest()
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a network computes.
+
+    maps: dtype of everything with pixels. tokens: dtype of the cross blocks. apart: tasks' maps one after
+    another instead of in one packed tensor: less memory, and a CPU keeps each in its cache. pack: keep
+    convolution weights transformed for their backend (four times their memory where that is Winograd).
+    """
+
+    maps: torch.dtype = torch.float32
+    tokens: torch.dtype = torch.float32
+    apart: bool = True
+    pack: bool = False
+
+
+def choose_form(model: DiffusionMTL | MultiTaskBaseline, device: torch.device, precision: str) -> Form:
+    """The form that suits the device. On a CPU in bf16 maps and tokens each take the dtype whose kernels were
+    measured to be faster here, on layers of this model's width."""
+    dtype = _DTYPES[precision]
+    if device.type != "cpu":
+        return Form(dtype, dtype, apart=False, pack=True)
+    width, heads = model.config.width, model.config.heads
+    maps = tokens = dtype
+    if dtype != torch.float32:
+        maps = _faster(("conv3x3", width), lambda dtype: _convolution(width, dtype), dtype)
+        tokens = _faster(("token_mlp", width, heads), lambda dtype: _mlp(width, dtype), dtype)
+    convolutions = sum(p.numel() for p in model.parameters() if p.dim() == 4 and p.shape[-1] == 3)
+    return Form(maps, tokens, apart=True, pack=4 * 4 * convolutions <= _PACKED_BYTES)
+
+
+def _faster(
+    kind: tuple, way: Callable[[torch.dtype], Callable[[], Tensor]], dtype: torch.dtype
+) -> torch.dtype:
+    """float32, or dtype where that is faster."""
+    ways = {"lower": way(dtype), "fp32": way(torch.float32)}
+    chosen = _fastest.choose((*kind, dtype, torch.get_num_threads()), ways, torch.device("cpu"))
+    return dtype if chosen == "lower" else torch.float32
+
+
+def _convolution(width: int, dtype: torch.dtype) -> Callable[[], Tensor]:
+    x = torch.ones(1, width, _PROBE, _PROBE, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    weight = torch.ones(width, width, 3, 3, dtype=dtype)
+    packed = [ops.pack_conv3x3(weight)]
+    return lambda: ops.conv3x3(x, [weight], None, [1], relu=True, packed=packed)
+
+
+def _mlp(width: int, dtype: torch.dtype) -> Callable[[], Tensor]:
+    x, one = torch.ones(1, (_PROBE // 4) ** 2, width, dtype=dtype), torch.ones(width, dtype=dtype)
+    into, out = torch.ones(4 * width, width, dtype=dtype), torch.ones(width, 4 * width, dtype=dtype)
+    return lambda: ops.token_mlp(x, one, one, into, into[:, 0].contiguous(), out, one)

@@ -1,0 +1,77 @@
+"""Large images in tiles: where they lie, and how their logits become one map without seams.
+
+Every tile is predicted with what surrounds it inside the tile; where tiles overlap their logits are blended
+with weights that fall linearly towards a tile's edge, so the map is continuous. Attention reaches across a
+whole image but only across one tile: tiled maps are close to untiled ones, not equal.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+MULTIPLE = 32  # of which padded images and tiles are, in pixels
+FACTOR = 8  # logits are at 1/8 resolution
+
+
+def starts(length: int, side: int, overlap: int) -> list[int]:
+    """Beginnings of tiles of `side` pixels that cover `length`, evenly spread, at least `overlap` common to
+    neighbours. All are multiples of 32, as length, side and overlap must be."""
+    if length <= side:
+        return [0]
+    count = -(-(length - overlap) // (side - overlap))
+    room = (length - side) // MULTIPLE
+    return [MULTIPLE * (room * i // (count - 1)) for i in range(count)]
+
+
+def tiled(
+    predict: Callable[[Tensor], tuple[list[dict[str, Tensor]], int]], padded: Tensor, side: int, overlap: int
+) -> tuple[list[dict[str, Tensor]], int]:
+    """Logits of a padded image [B, 3, H, W] from those of its tiles.
+
+    Args:
+        predict: tile [B, 3, h, w] -> for each draw task -> logits [B, C_T, h/8, w/8]; and the steps taken.
+        side: of a tile, a multiple of 32.
+        overlap: of neighbouring tiles, a multiple of 32 below side.
+
+    Returns: for each draw task -> float32 [B, C_T, H/8, W/8]; and the most steps that a tile took.
+    """
+    height, width = padded.shape[-2:]
+    rows, columns = (starts(length, side, overlap) for length in (height, width))
+    tile = (min(side, height), min(side, width))
+    ramp_H, ramp_W = (_ramp(length // FACTOR, overlap // FACTOR, padded.device) for length in tile)
+    weight = ramp_H[:, None] * ramp_W
+    total = padded.new_zeros(height // FACTOR, width // FACTOR, dtype=torch.float32)
+    sums: list[dict[str, Tensor]] = []
+    most = 0
+    for y, x in itertools.product(rows, columns):
+        place = (
+            ...,
+            slice(y // FACTOR, (y + tile[0]) // FACTOR),
+            slice(x // FACTOR, (x + tile[1]) // FACTOR),
+        )
+        draws, steps = predict(padded[..., y : y + tile[0], x : x + tile[1]])
+        most = max(most, steps)
+        if not sums:
+            sums = [
+                {t: z.new_zeros(*z.shape[:2], *total.shape, dtype=torch.float32) for t, z in draw.items()}
+                for draw in draws
+            ]
+        total[place] += weight
+        for into, draw in zip(sums, draws, strict=True):
+            for task, logits in draw.items():
+                into[task][place] += weight * logits
+    for draw in sums:
+        for logits in draw.values():
+            logits /= total
+    return sums, most
+
+
+def _ramp(length: int, overlap: int, device: torch.device) -> Tensor:
+    """1 inside, falling linearly over the overlap towards both ends, never 0."""
+    place = torch.arange(length, device=device) + 0.5
+    nearest = torch.minimum(place, length - place)
+    return (nearest / max(overlap, 1)).clamp(max=1.0)
