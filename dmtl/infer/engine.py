@@ -3,6 +3,7 @@
     engine = Engine(model)                       # or model.compile_for_inference()
     out = engine.maps(image)                     # image [B, 3, H, W], ImageNet-normalised
     out.maps["semseg"], out.maps["depth"]
+    engine(image).final["depth"]                 # logits, as model(image) gives them
 
 What depends on the parameters alone is prepared once (`dmtl.infer.network`); logits of the image's size never
 exist; a GPU replays one CUDA graph for each kind of call; large images go in tiles when memory would not
@@ -31,7 +32,7 @@ from dmtl.infer.network import Network
 from dmtl.infer.samples import average
 from dmtl.infer.tiles import FACTOR, MULTIPLE, tiled
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
-from dmtl.models.diffusion_mtl import Maps
+from dmtl.models.diffusion_mtl import Maps, Prediction
 from dmtl.models.initial import pad_image, upsample
 
 AUTO_STEPS = 8  # most steps of steps="auto", where the model was not trained with more
@@ -118,19 +119,7 @@ class Engine:
         Returns: maps, whether they are finite, uncertainties (where samples > 1), steps taken (0 in a model
         without a chain). Raises TypeError and ValueError, naming the argument.
         """
-        self._check_image(image)
-        steps = self.steps if steps is None else steps
-        samples = self.samples if samples is None else samples
-        self._check_options(steps, samples)
-        chain = self.network.mtdnet is not None
-        call = _Call(
-            wanted=self.chosen if tasks is None else self._checked_tasks(tasks),
-            size=tuple(image.shape[-2:]),
-            steps=max(AUTO_STEPS, self.config.steps) if steps == "auto" else steps or self.config.steps,
-            eta=self.config.eta if (eta := self.eta if eta is None else eta) is None else eta,
-            tolerance=self.tolerance if steps == "auto" and chain else None,
-            noises=_draws(self.noise if noise is None else noise, samples if chain else 1),
-        )
+        call = self._call(image, tasks, steps, eta, noise, self.samples if samples is None else samples)
         padded = pad_image(image)
         side = self._tile(padded, call)
         with _tf32(self.precision == "tf32"):
@@ -138,11 +127,56 @@ class Engine:
                 return Maps({}, {}, {}, 0)
             if side is None:
                 return Maps(*self._run("maps", padded, call))
-            overlap = max(side // OVERLAP // MULTIPLE, 1) * MULTIPLE
-            draws, steps = tiled(lambda tile: self._run("logits", tile, call), padded, side, overlap)
+            draws, steps = self._all_logits(padded, call, side)
             return Maps(*self._decoded(draws, call), steps)
 
-    __call__ = maps
+    @torch.inference_mode()
+    def __call__(
+        self,
+        image: Tensor,
+        tasks: Iterable[str] | None = None,
+        *,
+        steps: int | str | None = None,
+        eta: float | None = None,
+        noise: NoiseSource | None = None,
+    ) -> Prediction:
+        """Logits at the image's size, final and initial, as `DiffusionMTL.forward` gives them (float32, no
+        trace), of one draw of the noise; arguments as in `maps`."""
+        call = replace(self._call(image, tasks, steps, eta, noise, 1), initial=True)
+        if not call.wanted:
+            return Prediction({}, {}, {})
+        padded = pad_image(image)
+        with _tf32(self.precision == "tf32"):
+            (initial, final), _ = self._all_logits(padded, call, self._tile(padded, call))
+        frame = padded.shape[-2:]
+        large = [
+            {t: upsample(x.float(), frame, call.size) for t, x in maps.items()} for maps in (final, initial)
+        ]
+        return Prediction(*large, {})
+
+    def _call(self, image, tasks, steps, eta, noise, samples) -> _Call:
+        """The arguments, checked, with every default filled in."""
+        self._check_image(image)
+        steps = self.steps if steps is None else steps
+        self._check_options(steps, samples)
+        chain = self.network.mtdnet is not None
+        return _Call(
+            wanted=self.chosen if tasks is None else self._checked_tasks(tasks),
+            size=tuple(image.shape[-2:]),
+            steps=max(AUTO_STEPS, self.config.steps) if steps == "auto" else steps or self.config.steps,
+            eta=self.config.eta if (eta := self.eta if eta is None else eta) is None else eta,
+            tolerance=self.tolerance if steps == "auto" and chain else None,
+            noises=_draws(self.noise if noise is None else noise, samples if chain else 1),
+        )
+
+    def _all_logits(
+        self, padded: Tensor, call: _Call, side: int | None
+    ) -> tuple[list[dict[str, Tensor]], int]:
+        """`_logits` of the whole image, in tiles where a side is given."""
+        if side is None:
+            return self._run("logits", padded, call)
+        overlap = max(side // OVERLAP // MULTIPLE, 1) * MULTIPLE
+        return tiled(lambda tile: self._run("logits", tile, call), padded, side, overlap)
 
     def _run(self, what: str, tile: Tensor, call: _Call) -> tuple:
         """`_predicted_maps` or `_logits` of a padded image or tile: replayed where a graph can be."""
@@ -166,14 +200,17 @@ class Engine:
         return *self._decoded(draws, call), steps
 
     def _logits(self, padded: Tensor, call: _Call) -> tuple[list[dict[str, Tensor]], int]:
-        """For each draw task -> logits at 1/8 resolution; and the steps taken."""
+        """For each draw task -> logits at 1/8 resolution, the initial ones before them if asked for; and the
+        steps taken."""
         network = self.network
         with record_function("dmtl: initial"):
             features, logits = network.initial(padded, call.wanted)
+        initial = [{task: logits[task] for task in call.wanted}] if call.initial else []
         if network.mtdnet is None:
-            return [logits], 0
+            return [*initial, logits], 0
         plan = network.mtdnet.plan(call.steps, call.eta, self.device)
-        return network.denoised(features, logits, call.wanted, plan, call.noises, call.tolerance)
+        draws, steps = network.denoised(features, logits, call.wanted, plan, call.noises, call.tolerance)
+        return initial + draws, steps
 
     def _decoded(self, draws: list[dict[str, Tensor]], call: _Call) -> tuple[dict, dict, dict]:
         """Maps, whether they are finite, and (of several draws) how sure they are."""
@@ -241,6 +278,7 @@ class _Call:
     eta: float
     tolerance: float | None
     noises: Any  # list[NoiseSource]; in the key of a graph their number
+    initial: bool = False
 
 
 def _draws(noise: NoiseSource, samples: int) -> list[NoiseSource]:
