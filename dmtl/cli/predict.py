@@ -1,9 +1,9 @@
-"""`dmtl predict`: maps and pictures for image files and folders."""
+"""`dmtl predict`: maps and pictures for image files, video files and folders."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -13,25 +13,38 @@ from dmtl.cli._common import model_folder, say
 
 @dataclass(frozen=True)
 class Predict:
-    """Predict every task for images of any size.
+    """Predict every task for images of any size and for videos.
 
     Writes OUT/<task>/<name>.png (class ids, probabilities, 16-bit depth, normals), OUT/pictures, OUT/overview
-    and OUT/maps.json, which says how to read the maps. An unreadable file is reported at the end; the others
-    are done.
+    and OUT/maps.json, which says how to read the maps. The maps of a video's frames are
+    OUT/<task>/<name>/<frame>.png, its pictures are videos again (this needs PyAV: dmtl[video]). An unreadable
+    file is reported at the end; the others are done.
     """
 
     model: Annotated[str, *positional("MODEL")]
     """A run's folder, or a folder with config.json and model.safetensors."""
     images: Annotated[list[str], *positional("IMAGE ...")]
-    """Image files and folders."""
+    """Image files, video files and folders."""
     out: str = "predictions"
     """Folder to write."""
     tasks: list[str] | None = None
     """Tasks to predict; default: all."""
-    steps: int | None = None
-    """Denoising steps; default: as trained."""
+    steps: int | Literal["auto"] | None = None
+    """Denoising steps, or "auto": until the maps no longer change; default: as trained."""
+    samples: int = 1
+    """Draws of the noise to average; from 2 on OUT/uncertainty says where they differ."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    """"auto" is fp32 on a CPU and bf16 on a GPU."""
+    batch_size: int | None = None
+    """Images of equal size to compute together; default: 1 on a CPU, up to 8 on a GPU."""
+    tile: int | None = None
+    """Side in pixels of the tiles of large images; 0: never; default: where memory would not suffice."""
+    every: int = 1
+    """Of a video, take every N-th frame."""
+    frames: int | None = None
+    """Of a video, take at most N frames."""
     pictures: bool = True
-    """Also write coloured pictures and an overview sheet per image."""
+    """Also write coloured pictures and an overview sheet per image, or videos of them."""
     npy: tyro.conf.FlagCreatePairsOff[bool] = False
     """Also write unit vectors as float16 arrays."""
     seed: int = 0
@@ -42,20 +55,24 @@ class Predict:
 
 def main(arguments: list[str]) -> int:
     args = parse(Predict, arguments, "predict")
-    from dmtl.devices import pick_device
     from dmtl.errors import ConfigError
     from dmtl.infer.predictor import Predictor
-    from dmtl.models import load_model
 
     if not args.images:
         raise ConfigError("IMAGE must be at least one file or folder, got none")
-    predictor = Predictor(
-        load_model(model_folder(args.model)),
-        pick_device(args.device),
+    predictor = Predictor.from_pretrained(
+        model_folder(args.model),
+        args.device,
         steps=args.steps,
         tasks=args.tasks,
         seed=args.seed,
+        samples=args.samples,
+        precision=args.precision,
+        batch_size=args.batch_size,
+        tile=args.tile,
     )
-    summary = predictor.predict_files(args.images, args.out, pictures=args.pictures, npy=args.npy)
+    summary = predictor.predict_files(
+        args.images, args.out, pictures=args.pictures, npy=args.npy, every=args.every, frames=args.frames
+    )
     say(summary)
     return 0 if summary.ok else 1

@@ -1,4 +1,4 @@
-"""From the paths on a command line to image files, each with a name of its own for its outputs."""
+"""From the paths on a command line to image and video files, each with a name of its own for its outputs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from dmtl.infer.images import SUFFIXES
+from dmtl.infer import images, video
+
+SUFFIXES = images.SUFFIXES + video.SUFFIXES
 
 
 @dataclass(frozen=True)
 class Input:
-    """One image file; its outputs are called `name` ("street/0001", with `/` on every system) plus suffix."""
+    """One file. The outputs of an image are called `name` ("street/0001", with `/` on every system) plus
+    suffix, those of a video's frames `name` plus the frame's number."""
 
     path: Path
     name: str
+
+    @property
+    def is_video(self) -> bool:
+        return self.path.suffix.lower() in video.SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -27,16 +34,16 @@ class Failure:
     reason: str
 
 
-def find_images(
+def find_inputs(
     paths: Iterable[str | os.PathLike], out_dir: str | os.PathLike
 ) -> tuple[list[Input], list[Failure]]:
-    """Every image below `paths`, sorted within each folder, and the paths that lead to none.
+    """Every image and video below `paths`, sorted within each folder, and the paths that lead to none.
 
     Files are taken whatever their suffix; folders are searched to any depth for known suffixes, without
     hidden entries, links to folders, and `out_dir`. A file is named by its file name, a file found in a
     folder by its path below that folder. Where two inputs would so get one name, all names are paths below
     the deepest folder that holds every input; two files that differ in nothing but their suffix keep it in
-    their names.
+    their names, and so does a video beside a folder of its name.
     """
     found: dict[Path, Path] = {}  # file -> the folder that its name starts from; given twice, predicted once
     failures: list[Failure] = []
@@ -47,13 +54,17 @@ def find_images(
             files = list(_walk(root, out_dir, failures))
             if not files:
                 failures.append(
-                    Failure(str(path), f"no images, expected files that end in {', '.join(SUFFIXES)}")
+                    Failure(
+                        str(path), f"no images or videos, expected files that end in {', '.join(SUFFIXES)}"
+                    )
                 )
         elif os.path.exists(path):
             root = path.parent.resolve()
             files = [root / path.name]
         else:
-            failures.append(Failure(str(path), "does not exist, expected an image or a folder of images"))
+            failures.append(
+                Failure(str(path), "does not exist, expected an image, a video or a folder of them")
+            )
             continue
         for file in files:
             found.setdefault(file, root)
@@ -85,11 +96,18 @@ def _names(paths: list[PurePosixPath]) -> list[str]:
     # Compared without case: on some file systems A.png and a.png are one file.
     stems = [str(p.with_suffix("")) for p in paths]
     twice = Counter(stem.lower() for stem in stems)
-    names = [str(p) if twice[stem.lower()] > 1 else stem for p, stem in zip(paths, stems, strict=True)]
+    folders = {str(folder).lower() for path in paths for folder in path.parents}
+
+    def clash(path: PurePosixPath, name: str) -> bool:
+        """A video's frames would go into a folder that holds others."""
+        return path.suffix.lower() in video.SUFFIXES and name.lower() in folders
+
+    kept = [twice[stem.lower()] > 1 or clash(p, stem) for p, stem in zip(paths, stems, strict=True)]
+    names = [str(p) if keep else stem for p, stem, keep in zip(paths, stems, kept, strict=True)]
     taken: set[str] = set()
     for i, name in enumerate(names):
         number = 2
-        while names[i].lower() in taken:
+        while names[i].lower() in taken or clash(paths[i], names[i]):
             names[i] = f"{name}_{number}"
             number += 1
         taken.add(names[i].lower())

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -20,7 +21,9 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from dmtl.tasks import Task
+from dmtl.tasks.palette import EMBER, apply_scale
 
+_NUMBERS = "16-bit grey; value = offset + scale * pixel, with offset and scale of each image"
 TILE = 420  # pixels, longest side of a picture on an overview sheet
 
 
@@ -45,8 +48,7 @@ def describe_format(task: Task) -> dict:
         text = "16-bit grey, millimetres; metres = value / 1000, at most 65.535"
         return {"kind": task.kind, "png": text, "unit": "m", "scale": 0.001, "offset": 0.0}
     if task.kind == "scalar":
-        text = "16-bit grey; value = offset + scale * pixel, with offset and scale of each image"
-        return {"kind": task.kind, "png": text}
+        return {"kind": task.kind, "png": _NUMBERS}
     return {
         "kind": task.kind,
         "png": "8-bit RGB; component = value / 127.5 - 1",
@@ -71,13 +73,33 @@ def encode_map(task: Task, map: Tensor) -> tuple[bytes, dict]:
     if is_distance(task):
         return _png(Image.fromarray(_rounded(value * 1000.0, 65535).astype(np.uint16))), {}
     if task.kind == "scalar":
-        low, high = float(value.min()), float(value.max())
-        scale = (high - low) / 65535 or 1.0
-        stored = _rounded((value.astype(np.float64) - low) / scale, 65535).astype(np.uint16)
-        reading = {"offset": low, "scale": scale}
-        return _png(Image.fromarray(stored), reading), reading
+        return encode_scalar(value)
     rgb_HW3 = np.moveaxis(_rounded((value + 1.0) * 127.5, 255).astype(np.uint8), 0, -1)
     return _png(Image.fromarray(np.ascontiguousarray(rgb_HW3))), {}
+
+
+def encode_scalar(value_HW: np.ndarray) -> tuple[bytes, dict]:
+    """Numbers as 16-bit grey PNG, and the {"offset": ..., "scale": ...} that reads them; both are in the PNG
+    too."""
+    low, high = float(value_HW.min()), float(value_HW.max())
+    scale = (high - low) / 65535 or 1.0
+    stored = _rounded((value_HW.astype(np.float64) - low) / scale, 65535).astype(np.uint16)
+    reading = {"offset": low, "scale": scale}
+    return _png(Image.fromarray(stored), reading), reading
+
+
+def uncertainty_picture(value_HW: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3], dark (certain) to glowing; white is the 99th percentile of this map."""
+    return apply_scale(EMBER, value_HW / max(float(np.percentile(value_HW, 99)), 1e-12))
+
+
+def describe_uncertainty(task: Task) -> dict:
+    """How to read the files of this task's uncertainty, for maps.json."""
+    meaning = {
+        "unit_vector": "angular spread of the draws in degrees",
+        "scalar": "variance of the draws in the value's unit squared",
+    }
+    return {"means": meaning.get(task.kind, "entropy of the averaged probabilities in nats"), "png": _NUMBERS}
 
 
 def encode_npy(map: Tensor) -> bytes:
@@ -102,13 +124,15 @@ def overview(pictures: dict[str, np.ndarray]) -> np.ndarray:
         image = Image.fromarray(np.ascontiguousarray(rgb))
         image.thumbnail((TILE, TILE), Image.Resampling.BOX)
         tiles[caption] = image
-    width = max(max(t.width for t in tiles.values()), 120)  # captions need some room under a tiny picture
+    font = ImageFont.load_default(15)
+    # Captions need some room under a tiny picture.
+    width = max(*(t.width for t in tiles.values()), *(math.ceil(font.getlength(c)) for c in tiles), 120)
     height = max(t.height for t in tiles.values())
     columns = min(len(tiles), 4 if len(tiles) > 6 else 3 if len(tiles) != 4 else 2)
     rows = -(-len(tiles) // columns)
     gap, line = 12, 26
     sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + line) + gap), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    draw = ImageDraw.Draw(sheet)
     for i, (caption, tile) in enumerate(tiles.items()):
         x, y = gap + (i % columns) * (width + gap), (i // columns) * (height + line)
         draw.text((x, y + 5), caption, fill=(40, 44, 52), font=font)

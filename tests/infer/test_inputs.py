@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from dmtl.infer.inputs import find_images
+from dmtl.infer.inputs import find_inputs
 
 
 def touch(root, *names):
@@ -14,7 +14,7 @@ def touch(root, *names):
 
 
 def names(root, paths, out="out"):
-    inputs, failures = find_images([root / p for p in paths], root / out)
+    inputs, failures = find_inputs([root / p for p in paths], root / out)
     return [i.name for i in inputs], [(os.path.relpath(f.path, root), f.reason) for f in failures]
 
 
@@ -66,6 +66,6 @@ def test_missing_and_empty(tmp_path):
     found, failures = names(tmp_path, ["empty", "nowhere.jpg"])
     assert found == []
     assert failures[0][0] == "empty" and failures[0][1].startswith(
-        "no images, expected files that end in .jpg"
+        "no images or videos, expected files that end in .jpg"
     )
-    assert failures[1] == ("nowhere.jpg", "does not exist, expected an image or a folder of images")
+    assert failures[1] == ("nowhere.jpg", "does not exist, expected an image, a video or a folder of them")

@@ -72,7 +72,10 @@ def test_wrong_images(model, image, error, text):
         ({"tasks": ["dept"]}, "did you mean 'depth'"),
         ({"tasks": []}, "at least one"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"device": "warp"}, "device must be one that works here, got warp"),
+        ({"samples": 0}, "samples must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"steps": "auto", "batch_size": 2}, 'batch_size must be 1 with steps="auto"'),
+        ({"device": "warp"}, "device must be .* got 'warp'"),
     ],
 )
 def test_wrong_options(model, options, text):
@@ -244,28 +247,31 @@ def test_full_disk_stops_with_the_file_named_and_leaves_no_half_file(model, tmp_
     written = Path.write_bytes
 
     def full(self, content):
-        if (
-            len(list((tmp_path / "out").rglob("*.png"))) > 4
-        ):  # the temporary file counts: three whole ones before it
+        if "depth" in str(self) and ".b.png" in str(self):
             written(self, content[: len(content) // 2])
             raise OSError(errno.ENOSPC, "No space left on device")
         return written(self, content)
 
-    paths = [save(tmp_path / f"{n}.png") for n in "ab"]
+    paths = [save(tmp_path / f"{n}.png") for n in "abcdefghijklmnop"]
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match=r"cannot write .*out/.*a\.png: No space left on device"):
+    with pytest.raises(OSError, match=r"cannot write .*out/depth/b\.png: No space left on device"):
         Predictor(model).predict_files(paths, tmp_path / "out")
     left = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
-    assert len(left) == 5 and all(not p.name.startswith(".") for p in left)
+    assert all(not p.name.startswith(".") for p in left)
     assert all(opened(p) for p in left if p.suffix == ".png")
-    assert json.loads((tmp_path / "out" / "maps.json").read_text())["images"] == []
+    images = [entry["name"] for entry in json.loads((tmp_path / "out" / "maps.json").read_text())["images"]]
+    assert "a" in images and "b" not in images and "p" not in images and images == sorted(images)
+    assert all((tmp_path / "out" / "overview" / f"{name}.png").is_file() for name in images)
 
 
-def test_task_called_like_an_output_folder(tmp_path, model, monkeypatch):
+@pytest.mark.parametrize("name", ["pictures", "overview", "uncertainty"])
+def test_task_called_like_an_output_folder(tmp_path, model, monkeypatch, name):
     from dmtl.tasks import make_task
 
-    monkeypatch.setattr(model, "tasks", {"pictures": make_task("pictures", "binary")})
-    with pytest.raises(ConfigError, match="must not be called pictures or overview, got 'pictures'"):
+    monkeypatch.setattr(model, "tasks", {name: make_task(name, "binary")})
+    with pytest.raises(
+        ConfigError, match=f"must not be called pictures, overview or uncertainty, got '{name}'"
+    ):
         Predictor(model).predict_files([], tmp_path / "out")
 
 

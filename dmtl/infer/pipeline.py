@@ -1,0 +1,125 @@
+"""Stages that overlap: threads read ahead, the caller computes, threads write behind.
+
+Order is kept throughout, both queues are short, and an exception in a thread is raised in the caller.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass
+class Waits:
+    """Seconds that the caller spent waiting for threads that read, and for threads that write."""
+
+    reading: float = 0.0
+    writing: float = 0.0
+
+    @contextmanager
+    def during(self, stage: str) -> Iterator[None]:
+        """Adds the time inside to "reading" or "writing"."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, stage, getattr(self, stage) + time.perf_counter() - start)
+
+
+def read_ahead(calls: Generator[tuple[Executor, Callable[[], T]]], depth: int, waits: Waits) -> Generator[T]:
+    """Results of `calls` in their order, each made by its executor; `depth` of them are under way.
+
+    `calls` is asked for the next call when there is room, so it may end by what earlier calls found. Closing
+    this generator cancels calls that have not begun and closes `calls`.
+    """
+    under_way: deque[Future] = deque()
+    try:
+        while True:
+            while len(under_way) < depth and (call := next(calls, None)) is not None:
+                executor, function = call
+                under_way.append(executor.submit(function))
+            if not under_way:
+                return
+            with waits.during("reading"):
+                result = under_way.popleft().result()
+            yield result
+    finally:
+        for future in under_way:
+            future.cancel()
+        calls.close()
+
+
+def batched(
+    results: Iterable[T], key: Callable[[T], Hashable | None], limit: Callable[[Hashable], int]
+) -> Iterator[list[T]]:
+    """Neighbours with equal keys in lists of at most `limit(key)`; what has no key (None) comes alone."""
+    batch: list[T] = []
+    held: Hashable | None = None
+    for result in results:
+        found = key(result)
+        if batch and found != held:
+            yield batch
+            batch = []
+        batch.append(result)
+        held = found
+        if held is None or len(batch) >= limit(held):
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+class WriteBehind:
+    """Jobs of writing threads, collected in the order in which they were added.
+
+    Args:
+        collect: gets each job's result, in the thread that calls `room` and `drain`.
+        depth: jobs under way at most.
+        budget: total weight of the jobs under way at most; one job alone may weigh more.
+    """
+
+    def __init__(self, collect: Callable[[Any], None], depth: int, budget: int, waits: Waits):
+        self._collect, self._depth, self._budget, self._waits = collect, depth, budget, waits
+        self._jobs: deque[tuple[Future, int]] = deque()
+        self._weight = 0
+
+    def room(self, weight: int) -> None:
+        """Waits until a job of this weight may be added; collects what is done. Raises what a job raised."""
+        while self._jobs and (
+            self._jobs[0][0].done() or len(self._jobs) >= self._depth or self._weight + weight > self._budget
+        ):
+            self._collect(self._first())
+
+    def add(self, job: Future, weight: int = 0) -> None:
+        """Call `room` first."""
+        self._jobs.append((job, weight))
+        self._weight += weight
+
+    def drain(self) -> None:
+        """Waits for all jobs. Raises what a job raised."""
+        while self._jobs:
+            self._collect(self._first())
+
+    def salvage(self) -> None:
+        """Waits for all jobs after an error elsewhere, and collects those that succeed."""
+        while self._jobs:
+            try:
+                result = self._first()
+            except Exception:  # the error that ended the run is the one to tell
+                continue
+            self._collect(result)
+
+    def _first(self) -> Any:
+        job, weight = self._jobs[0]
+        with self._waits.during("writing"):
+            job.exception()  # waits; an interruption leaves the job where it is
+        self._jobs.popleft()
+        self._weight -= weight
+        return job.result()
