@@ -13,8 +13,8 @@ from dmtl.cli._common import model_folder, say
 class Export:
     """Write a model as one file that runs without dmtl, and check that it gives the model's maps.
 
-    The file is run before it appears under its name: where its output differs from the model's by more than
-    1e-4, nothing is left. It takes batches of any size, and says what it takes and gives in its metadata.
+    The file is run before it appears under its name, and must agree with the model to 1e-4. It takes batches
+    of any size; its metadata say what it takes and gives.
     """
 
     model: Annotated[str, *positional("MODEL")]
@@ -44,7 +44,6 @@ def main(arguments: list[str]) -> int:
     args = parse(Export, arguments, "export")
     from dmtl.infer.export import FORMATS, export_model
     from dmtl.models import load_model
-    from dmtl.train.setup import pick_device
 
     exported = export_model(
         load_model(model_folder(args.model)),
@@ -56,7 +55,7 @@ def main(arguments: list[str]) -> int:
         seed=args.seed,
         what=args.what,
         input=args.input,
-        device=pick_device(args.device),
+        device=args.device,
     )
     for task, about in exported.description["outputs"].items():
         shape = ", ".join(str(side) for side in about["shape"])

@@ -11,9 +11,8 @@ from ._registry import REGISTRY
 
 
 class references(TorchFunctionMode):  # noqa: N801  used like a function
-    """`with references():` every operator of dmtl is computed, and traced, as the plain torch of its reference.
-
-    Without gradients (`torch.no_grad`). What is exported inside holds no `dmtl::` operator.
+    """`with references():` every operator of dmtl is computed, and traced, as the plain torch of its
+    reference, without gradients (`torch.no_grad`). What is exported inside holds no `dmtl::` operator.
     """
 
     def __init__(self):

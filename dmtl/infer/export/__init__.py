@@ -1,4 +1,5 @@
-"""A model as one file that runs without this package: ONNX, or PyTorch's `.pt2` as machine code or as a graph."""
+"""A model as one file that runs without this package: ONNX, or PyTorch's `.pt2` as machine code or as a
+graph."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from dmtl.data.transforms import normalise
+from dmtl.devices import pick_device
 from dmtl.errors import ConfigError, nearest
 from dmtl.files import write_atomically
 from dmtl.infer.export.description import description
@@ -72,7 +74,7 @@ def export_model(
     """
     names = _chosen(model.tasks, tasks)
     path, size, device = _checked(path, format, size, steps, what, input, device)
-    model = copy.deepcopy(model).to(device, torch.float32).eval()
+    model = copy.deepcopy(model).to(device, torch.float32).eval().requires_grad_(False)
     options = dict(tasks=names, steps=steps, eta=eta)
     pixels = probe(size).to(device)
     images = pixels if input == "uint8" else normalise(pixels)
@@ -123,6 +125,6 @@ def _checked(path, format, size, steps, what, input, device) -> tuple[Path, tupl
         raise ConfigError(f"{path}: must end in {kind.suffix} for format {format}")
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder, expected a file to write")
-    device = torch.device("cpu" if format == "onnx" else device)
+    device = pick_device("cpu" if format == "onnx" else device)
     kind.check(device)
     return path, size, device

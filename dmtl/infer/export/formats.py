@@ -39,7 +39,7 @@ class Onnx:
                 importlib.import_module(package)
             except ImportError as error:
                 raise ConfigError(
-                    f"format onnx needs the package {package}: pip install 'dmtl[onnx]' -c constraints.txt ({error})"
+                    f"format onnx needs the package {package} ({error}): install the extra dmtl[onnx]"
                 ) from None
 
     @staticmethod
@@ -99,13 +99,20 @@ class Pt2:
 
     @staticmethod
     def save(program: ExportedProgram, path: str, tasks: Sequence[str], about: Mapping[str, Any]) -> None:
+        from torch._inductor.exc import CppCompileError, InductorError
+
         package = io.BytesIO()
-        with _quiet("torch._inductor"):
-            torch._inductor.aoti_compile_and_package(
-                program,
-                package_path=package,
-                inductor_configs={"aot_inductor.metadata": {ENTRY: json.dumps(about)}},
-            )
+        metadata = {"aot_inductor.metadata": {ENTRY: json.dumps(about)}}
+        try:
+            with _quiet("torch._inductor"):
+                torch._inductor.aoti_compile_and_package(
+                    program, package_path=package, inductor_configs=metadata
+                )
+        except InductorError as error:
+            if isinstance(error.inner_exception, CppCompileError):
+                said = str(error.inner_exception).strip().splitlines()[-1]
+                raise ConfigError(f"format pt2 needs a working C++ compiler, yours said: {said}") from error
+            raise
         Path(path).write_bytes(package.getbuffer())
 
     @staticmethod
