@@ -25,6 +25,7 @@ from torch.profiler import record_function
 
 from dmtl import ops
 from dmtl.diffusion import CounterNoise, NoiseSource
+from dmtl.errors import ConfigError
 from dmtl.infer.form import PRECISIONS, choose_form
 from dmtl.infer.graphs import Graphs
 from dmtl.infer.memory import SHARE, available_bytes, largest_tile, peak_bytes
@@ -58,7 +59,7 @@ class Engine:
         tolerance: see steps.
         inplace: take the model over instead of copying it; it cannot be used afterwards.
 
-    Errors: TypeError and ValueError name the argument.
+    Errors: ConfigError names the option; TypeError where model is none of ours.
     """
 
     def __init__(
@@ -85,10 +86,10 @@ class Engine:
         self.noise = CounterNoise(seed)
         self._check_options(steps, samples)
         if tile is not None and (tile < 0 or tile % MULTIPLE):
-            raise ValueError(f"Engine: tile must be 0 or a multiple of {MULTIPLE}, got {tile}")
+            raise ConfigError(f"Engine: tile must be 0 or a multiple of {MULTIPLE}, got {tile}")
         if precision != "auto" and precision not in PRECISIONS[self.device.type]:
             known = ", ".join(("auto", *PRECISIONS[self.device.type]))
-            raise ValueError(
+            raise ConfigError(
                 f"Engine: precision must be one of {known} on a {self.device.type}, got {precision!r}"
             )
         self.precision = PRECISIONS[self.device.type][0] if precision == "auto" else precision
@@ -245,16 +246,16 @@ class Engine:
         names = tuple(dict.fromkeys(self.tasks if tasks is None else tasks))
         for name in names:
             if name not in self.tasks:
-                raise ValueError(f"Engine: tasks must be among {', '.join(self.tasks)}, got {name!r}")
+                raise ConfigError(f"Engine: tasks must be among {', '.join(self.tasks)}, got {name!r}")
         return names
 
     @staticmethod
     def _check_options(steps: int | str | None, samples: int) -> None:
         number = isinstance(steps, int) and not isinstance(steps, bool) and steps >= 1
         if not (steps is None or steps == "auto" or number):
-            raise ValueError(f'Engine: steps must be a number from 1, "auto" or None, got {steps!r}')
+            raise ConfigError(f'Engine: steps must be a number from 1, "auto" or None, got {steps!r}')
         if not isinstance(samples, int) or isinstance(samples, bool) or samples < 1:
-            raise ValueError(f"Engine: samples must be a number from 1, got {samples!r}")
+            raise ConfigError(f"Engine: samples must be a number from 1, got {samples!r}")
 
     def _check_image(self, image: Tensor) -> None:
         if not isinstance(image, Tensor) or image.dtype != torch.float32:
@@ -286,7 +287,7 @@ def _draws(noise: NoiseSource, samples: int) -> list[NoiseSource]:
     if samples == 1:
         return [noise]
     if not isinstance(noise, CounterNoise):
-        raise ValueError(f"Engine: samples must be 1 with noise from {type(noise).__name__}, got {samples}")
+        raise ConfigError(f"Engine: samples must be 1 with noise from {type(noise).__name__}, got {samples}")
     return [noise.another(number) for number in range(samples)]
 
 

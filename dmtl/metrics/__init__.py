@@ -8,9 +8,11 @@
 | `Edge` | probabilities | pixelF (percent), loss (published), bce |
 | `Angular` | unit vectors | mean, median, rmse (degrees), within_11.25, within_22.5, within_30 (percent) |
 | `Depth` | numbers | rmse, abs_err (unit of the label), log_rmse, abs_rel, sq_rel |
+| `ErrorAuroc` | uncertainties | whether they are larger where maps are wrong: area under the ROC curve |
 """
 
-from dmtl.metrics.angular import Angular, normalise
+from dmtl.metrics.angular import Angular, angle_deg, normalise
+from dmtl.metrics.auroc import ErrorAuroc
 from dmtl.metrics.base import Metric, known_pixels
 from dmtl.metrics.delta import delta_mtl
 from dmtl.metrics.depth import Depth
@@ -19,5 +21,6 @@ from dmtl.metrics.maxf import MaxF, PixelF
 from dmtl.metrics.miou import MeanIoU
 
 __all__ = [
-    "Angular", "Depth", "Edge", "MaxF", "MeanIoU", "Metric", "PixelF", "delta_mtl", "known_pixels", "normalise",
+    "Angular", "Depth", "Edge", "ErrorAuroc", "MaxF", "MeanIoU", "Metric", "PixelF", "angle_deg", "delta_mtl",
+    "known_pixels", "normalise",
 ]

@@ -26,6 +26,13 @@ def normalise(x_B3HW: Tensor, shortest: float = 1e-12) -> Tensor:
     return x_B3HW * x_B3HW.square().sum(1, keepdim=True).clamp(min=shortest**2).rsqrt()
 
 
+def angle_deg(a_B3HW: Tensor, b_B3HW: Tensor) -> Tensor:
+    """Angle between vectors of any length in degrees, [B, H, W]."""
+    a_B3HW, b_B3HW = normalise(a_B3HW), normalise(b_B3HW)
+    apart_BHW = (a_B3HW - b_B3HW).square().sum(1).sqrt()
+    return torch.atan2(apart_BHW, (a_B3HW + b_B3HW).square().sum(1).sqrt()) * (360 / math.pi)
+
+
 class Angular(Metric):
     """`mean`, `median`, `rmse` in degrees; `within_11.25`, `within_22.5`, `within_30` in percent of pixels.
 
@@ -46,9 +53,7 @@ class Angular(Metric):
 
     def _accumulate(self, map_B3HW: Tensor, label_B3HW: Tensor, valid_BHW: Tensor) -> None:
         # In fp64, so that how the pixels fall into batches leaves no trace in the sums.
-        a_B3HW, b_B3HW = normalise(map_B3HW.double()), normalise(label_B3HW.double())
-        apart_BHW = (a_B3HW - b_B3HW).square().sum(1).sqrt()
-        angle_BHW = torch.atan2(apart_BHW, (a_B3HW + b_B3HW).square().sum(1).sqrt()) * (360 / math.pi)
+        angle_BHW = angle_deg(map_B3HW.double(), label_B3HW.double())
         bins = 180 * _BINS_PER_DEGREE
         bin_BHW = (torch.where(valid_BHW, angle_BHW, 0) * _BINS_PER_DEGREE).long().clamp(0, bins - 1)
         bin_BHW = torch.where(valid_BHW, bin_BHW, bins)

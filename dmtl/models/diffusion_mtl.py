@@ -95,6 +95,11 @@ class _DenseModel(nn.Module):
         self.channels = {name: task.channels for name, task in self.tasks.items()}
         self.initial = InitialNetwork(config, self.channels)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.initial.embed.weight.device
+
     def initial_prediction(
         self,
         image: Tensor,

@@ -44,6 +44,7 @@ class Task:
     label_channels: ClassVar[int] = 1
     primary: ClassVar[str]  # the figure of `new_metric()` that enters Delta_MTL
     higher_is_better: ClassVar[bool]
+    graded: ClassVar[bool] = False  # errors are amounts (`error`), not right or wrong
     thin: ClassVar[bool] = False  # positives are a pixel or two wide and must survive when labels shrink
 
     def __post_init__(self):
@@ -106,6 +107,11 @@ class Task:
         """How unsure draws are of each pixel, float32 [B,H,W], from the mean of their values and the variance
         (summed over D): see the kind. Larger is less sure; 0 is the least."""
         return variance_BHW
+
+    def error(self, map: Tensor, label_BKHW: Tensor) -> Tensor:
+        """How wrong a decoded map is at each pixel, float32 [B,H,W]: 0 or 1, or (`graded`) an amount. Means
+        nothing where the label does not."""
+        raise NotImplementedError(f"{type(self).__name__}.error")
 
     def valid(self, label_BKHW: Tensor) -> Tensor:
         """Pixels whose label means something, bool [..., 1, H, W]."""

@@ -41,6 +41,10 @@ class Binary(Task):
         """Entropy of the averaged probability, in nats: 0 .. log 2."""
         return (torch.special.entr(mean_BDHW) + torch.special.entr(1 - mean_BDHW))[:, 0]
 
+    def error(self, map: Tensor, label_BKHW: Tensor) -> Tensor:
+        """1 where the probability is on the other side of one half."""
+        return ((map > 0.5) != (label_BKHW[:, 0] > 0.5)).float()
+
     def picture(self, map: Array, value_range: Range = None) -> np.ndarray:
         return apply_scale(self.scale, as_array(map, f"{self.name}.picture", "map", 2))
 

@@ -72,6 +72,10 @@ class Classes(Task):
         """Entropy of the averaged probabilities, in nats: 0 .. log n."""
         return torch.special.entr(mean_BDHW).sum(1)
 
+    def error(self, map: Tensor, label_BKHW: Tensor) -> Tensor:
+        """1 where the class is another."""
+        return (map != label_BKHW[:, 0]).float()
+
     def new_metric(self, **options: Any) -> MeanIoU:
         """`dmtl.metrics.MeanIoU`: mIoU, pixel accuracy and the IoU of each class, percent."""
         return MeanIoU(self.classes, ignore=self.ignore, **options)

@@ -32,6 +32,7 @@ class Scalar(Task):
     kind = "scalar"
     primary = "rmse"
     higher_is_better = False
+    graded = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -74,6 +75,10 @@ class Scalar(Task):
     def uncertainty(self, mean_BDHW: Tensor, variance_BHW: Tensor) -> Tensor:
         """Variance of the draws, in the label's unit squared."""
         return variance_BHW
+
+    def error(self, map: Tensor, label_BKHW: Tensor) -> Tensor:
+        """Absolute difference, in the label's unit."""
+        return (map - label_BKHW[:, 0]).abs().float()
 
     def new_metric(self, **options: Any) -> metrics.Depth:
         """`dmtl.metrics.Depth`: rmse and abs_err, and the relative errors where values are positive."""

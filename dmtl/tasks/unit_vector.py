@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmtl.metrics import Angular, normalise
+from dmtl.metrics import Angular, angle_deg, normalise
 from dmtl.tasks.base import Array, Range, Task, as_array
 from dmtl.tasks.palette import GREY, vector_colours
 
@@ -29,6 +29,7 @@ class UnitVector(Task):
     label_channels = 3
     primary = "mean"
     higher_is_better = False
+    graded = True
 
     @property
     def channels(self) -> int:
@@ -60,6 +61,10 @@ class UnitVector(Task):
         vector, which is the rms angle to the mean where that is small (Mardia and Jupp, Directional
         Statistics, 2000, section 9.2: R). 1 - R^2 is the variance of unit vectors."""
         return torch.rad2deg(torch.asin(variance_BHW.clamp(0, 1).sqrt()))
+
+    def error(self, map: Tensor, label_BKHW: Tensor) -> Tensor:
+        """Angle in degrees."""
+        return angle_deg(map.float(), label_BKHW.float())
 
     def new_metric(self, **options: Any) -> Angular:
         """`dmtl.metrics.Angular`: mean, median, rms angle in degrees; percent within 11.25, 22.5, 30."""

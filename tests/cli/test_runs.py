@@ -106,6 +106,40 @@ def test_eval_of_some_tasks_at_native_size(dmtl, trained, data):
     assert "height" in out and "semseg" not in out and "1 images" in out
 
 
+def test_eval_of_several_steps(dmtl, tmp_path, trained, data):
+    """A row of time and metrics for each number of steps, equal to the evaluation of it alone."""
+    words = ("eval", trained, "--data", data, "--json", "figures.json")
+    status, out, _ = dmtl(*words, "--steps", 2, 1, "auto")
+    assert status == 0 and all(word in out for word in ("steps", "auto", "Delta", "mIoU"))
+    rows = json.loads((tmp_path / "figures.json").read_text())["steps"]
+    assert [row["steps"] for row in rows] == [2, 1, "auto"] and all(row["ms_per_image"] > 0 for row in rows)
+    assert 2 <= rows[2]["steps_taken"] <= 8
+    dmtl(*words, "--steps", 1)
+    alone = json.loads((tmp_path / "figures.json").read_text())["metrics"]
+    for task, metrics in rows[1]["metrics"].items():
+        assert metrics == pytest.approx(alone[task], rel=1e-4, nan_ok=True)
+
+
+def test_eval_of_several_draws(dmtl, tmp_path, trained, data):
+    status, out, _ = dmtl("eval", trained, "--data", data, "--samples", 3, "--json", "figures.json")
+    assert status == 0 and "uncertainty_auroc" in out
+    metrics = json.loads((tmp_path / "figures.json").read_text())["metrics"]
+    assert all(0 <= values["uncertainty_auroc"] <= 1 for values in metrics.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--steps", "0"], "steps must be numbers from 1 or \"auto\", got '0'"),
+        (["--precision", "fp8"], "precision must be one of auto, fp32, bf16 on a cpu, got 'fp8'"),
+        (["--samples", "0"], "samples must be a number from 1, got 0"),
+    ],
+)
+def test_eval_refuses(dmtl, trained, data, words, message):
+    status, _, err = dmtl("eval", trained, "--data", data, *words)
+    assert status == 2 and message in err and err.count("\n") == 1
+
+
 def test_predict(dmtl, tmp_path, trained, data):
     """All maps of all images, at the images' own size, from a folder and a file."""
     Image.new("RGB", (50, 20)).save(tmp_path / "wide.jpg")

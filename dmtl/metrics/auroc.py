@@ -1,0 +1,56 @@
+"""Whether uncertainty points at errors."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_PIXELS = 4096  # taken of each image, on a regular grid
+
+
+class ErrorAuroc:
+    """Area under the ROC curve of a score that shall tell wrong pixels from right ones: the probability that
+    a wrong pixel has a larger score than a right one (ties count half). 0.5 is chance.
+
+        auroc = ErrorAuroc(graded=False)
+        for ...: auroc.update(uncertainty_BHW, error_BHW, valid_BHW)
+        auroc.compute()
+
+    Args:
+        graded: errors are amounts, and a pixel is wrong when its error is above the median of all; otherwise
+            when it is not 0.
+
+    Of each image a regular grid of about 4,096 pixels is kept.
+    """
+
+    def __init__(self, graded: bool):
+        self.graded = graded
+        self._scores: list[Tensor] = []
+        self._errors: list[Tensor] = []
+
+    def update(self, score_BHW: Tensor, error_BHW: Tensor, valid_BHW: Tensor) -> None:
+        """Adds a batch. Raises ValueError for shapes that differ."""
+        if not score_BHW.shape == error_BHW.shape == valid_BHW.shape:
+            shapes = ", ".join(str(list(x.shape)) for x in (score_BHW, error_BHW, valid_BHW))
+            raise ValueError(f"ErrorAuroc.update: score, error and valid must have one shape, got {shapes}")
+        step = max(1, math.ceil(math.sqrt(score_BHW[0].numel() / _PIXELS))) if len(score_BHW) else 1
+        grid = (slice(None), slice(step // 2, None, step), slice(step // 2, None, step))
+        kept = valid_BHW[grid].cpu()
+        self._scores.append(score_BHW[grid].float().cpu()[kept])
+        self._errors.append(error_BHW[grid].float().cpu()[kept])
+
+    def compute(self) -> float:
+        """The area; NaN where all pixels are right, or all wrong."""
+        scores = torch.cat(self._scores) if self._scores else torch.empty(0)
+        errors = torch.cat(self._errors) if self._errors else torch.empty(0)
+        if not len(scores):
+            return math.nan
+        wrong = errors > (errors.median() if self.graded else 0)
+        _, place, counts = scores.unique(return_inverse=True, return_counts=True)
+        rank = (counts.cumsum(0).double() - (counts - 1) / 2)[place]  # ties share their mean rank, from 1
+        positive, negative = int(wrong.sum()), int((~wrong).sum())
+        if not positive or not negative:
+            return math.nan
+        return float((rank[wrong].sum() - positive * (positive + 1) / 2) / (positive * negative))
