@@ -2,8 +2,8 @@
 
 Eager PyTorch, NCHW, one task after another, one operation after another: concatenate and convolve for the
 condition, interpolate, flatten, layer norm, three products and a softmax, random noise by randn_like at every
-step, logits upsampled to the image's size. Written anew from the description of the network (arXiv
-2403.15389); it reads the parameters of our model, so that both compute the same function.
+step, logits upsampled to the image's size and decoded there. Written anew from the description of the network
+(arXiv 2403.15389); it reads the parameters of our model, so that both compute the same function.
 """
 
 from __future__ import annotations
@@ -12,36 +12,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmtl.diffusion import ArrayNoise, CounterNoise, Pairs
+from dmtl.diffusion import ArrayNoise
 from dmtl.models import DiffusionMTL
-from dmtl.ops import normal
-
-
-def drawn_noise(model: DiffusionMTL, image: Tensor, steps: int) -> dict[str, Tensor]:
-    """The noise that our model draws by default, as arrays {task: [draws, B, C, h, w]}, for a comparison."""
-    batch, (h, w) = image.shape[0], (side // 8 for side in image.shape[-2:])
-    arrays = {}
-    for task, channels in model.channels.items():
-        shape = (model.config.width if model.config.diffusion == "feature" else channels, h, w)
-        draws = CounterNoise(0).draws(Pairs.of({task: None}, batch), image)
-        arrays[task] = torch.stack([normal(draws(k)["key_B3"], shape, k) for k in range(steps)])
-    return arrays
+from dmtl.models.initial import pad_image
 
 
 class Published:
-    """The published execution of a `DiffusionMTL` (either mechanism, without our options). Image sides are
-    multiples of 32.
+    """The published execution of a `DiffusionMTL` (either mechanism, without our options).
 
     Args:
         noise: {task: [draws, B, C, h, w]}, default: drawn by randn_like.
+        steps: denoising steps, default as trained.
     """
 
-    def __init__(self, model: DiffusionMTL, noise: dict[str, Tensor] | None = None):
-        self.model = model
+    def __init__(self, model: DiffusionMTL, noise: dict[str, Tensor] | None = None, steps: int | None = None):
+        self.model, self.steps = model, steps
         self.noise = ArrayNoise(noise).arrays if noise is not None else None
 
+    def maps(self, image: Tensor, tasks: list[str] | None = None) -> dict[str, Tensor]:
+        """task -> decoded map of an image [B, 3, H, W] of any size, [B, H, W] or [B, 3, H, W]."""
+        height, width = image.shape[-2:]
+        logits = self(pad_image(image), tasks)
+        return {t: self.model.tasks[t].decode(x[..., :height, :width]) for t, x in logits.items()}
+
     def __call__(self, image: Tensor, tasks: list[str] | None = None) -> dict[str, Tensor]:
-        """task -> logits [B, C_T, H, W] of an image [B, 3, H, W]."""
+        """task -> logits [B, C_T, H, W] of an image [B, 3, H, W] whose sides are multiples of 32."""
         initial_network, net = self.model.initial, self.model.mtdnet
         features, initial = initial_network(image)
         condition = net.condition.conv(torch.cat([m.detach() for m in initial.values()], dim=1))
@@ -56,7 +51,7 @@ class Published:
 
     def _denoised(self, task: str, start: Tensor, condition: Tensor) -> Tensor:
         net = self.model.mtdnet
-        plan = net.plan(None, None, start.device)
+        plan = net.plan(self.steps, None, start.device)
         last = len(plan.levels) - 1
         x = plan.sqrt_abar[last] * start + plan.sqrt_one_minus_abar[last] * self._eps(task, 0, start)
         for i in reversed(range(len(plan.levels))):

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from benchmarks.published import Published, drawn_noise
+from benchmarks.expert import Expert
+from benchmarks.published import Published
+from dmtl.bench.contenders import drawn_noise, worst
 from tests.models.cases import small_model
 
 
@@ -24,3 +26,87 @@ def test_published_execution(diffusion, reduction):
         torch.testing.assert_close(out[task], logits, rtol=1e-3, atol=1e-4)
         assert not torch.equal(other[task], out[task])  # without given noise it draws its own
     torch.testing.assert_close(part["edge"], out["edge"])
+
+
+@pytest.mark.parametrize("size", [(64, 32), (50, 70)])
+@pytest.mark.parametrize("diffusion", ["feature", "prediction"])
+def test_maps_of_both(diffusion, size):
+    """Decoded maps of any size are the model's, in fp32; the expert's in bf16 are near them."""
+    model, image = small_model(diffusion=diffusion, backbone_width=16), torch.randn(2, 3, *size)
+    with torch.no_grad():
+        expected = model.maps(image, steps=3).maps
+        noise = drawn_noise(model, image, 3)
+        assert worst(model.tasks, Published(model, noise, steps=3).maps(image), expected) < 1e-4
+    for precision, allowed in (("fp32", 1e-4), ("bf16", 3e-2)):
+        expert = Expert(model, image, precision=precision, steps=3, modes=())
+        assert expert.how == "eager, channels_last"
+        assert worst(model.tasks, expert.maps(image, noise), expected) < allowed
+        drawn = expert.maps(image)
+        assert worst(model.tasks, drawn, expected) > 1e-3  # its own noise
+        assert all(drawn[task].shape == expected[task].shape for task in expected)
+
+
+def test_some_tasks():
+    model, image = small_model(), torch.randn(1, 3, 32, 64)
+    expected = model.maps(image, ["heat", "edge"]).maps
+    noise = drawn_noise(model, image, 2)
+    for found in (
+        Published(model, noise).maps(image, ["heat", "edge"]),
+        Expert(model, image, ["heat", "edge"], precision="fp32", modes=()).maps(image, noise),
+    ):
+        assert worst(model.tasks, found, expected) < 1e-4
+
+
+def test_expert_leaves_the_model_alone():
+    model, image = small_model(), torch.randn(1, 3, 32, 32)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    Expert(model, image, precision="bf16", modes=()).maps(image)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.is_contiguous() for p in model.parameters())
+    with pytest.raises(ValueError, match="precision must be one of fp32, tf32, bf16, fp16, got 'int8'"):
+        Expert(model, image, precision="int8")
+
+
+def test_expert_whose_compiler_fails(monkeypatch):
+    """A mode that cannot be compiled is told, and the next one is tried; at the end comes eager."""
+    from benchmarks import expert as module
+
+    def broken(function, mode):
+        def call(*arguments):
+            raise RuntimeError(mode)
+
+        return call
+
+    monkeypatch.setattr(module, "compiled", broken)
+    model, image = small_model(), torch.randn(1, 3, 32, 32)
+    expert = Expert(model, image, precision="fp32")
+    assert expert.how == (
+        "eager, channels_last; max-autotune failed: RuntimeError; default failed: RuntimeError"
+    )
+    noise = drawn_noise(model, image, 2)
+    assert worst(model.tasks, expert.maps(image, noise), model.maps(image).maps) < 1e-4
+
+
+def test_expert_keeps_the_faster(monkeypatch):
+    from benchmarks import expert as module
+
+    monkeypatch.setattr(module, "compiled", lambda function, mode: function)
+    model, image = small_model(), torch.randn(1, 3, 32, 32)
+    for times, how in (((1.0, 2.0), "compiled max-autotune"), ((2.0, 1.0), "eager, channels_last; compiled")):
+        clock = iter(times)
+        monkeypatch.setattr(Expert, "_fastest_s", lambda *_: next(clock))  # noqa: B023
+        assert Expert(model, image, precision="fp32").how.startswith(how)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["max-autotune", "default"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_expert_compiled(precision, mode, monkeypatch):
+    model = small_model(backbone_width=16, blocks=1)
+    image = torch.randn(1, 3, 64, 32)
+    times = iter((1.0, 2.0))  # compiled code is kept, however slow it is at this size
+    monkeypatch.setattr(Expert, "_fastest_s", lambda *_: next(times))
+    expert = Expert(model, image, precision=precision, modes=(mode,))
+    assert expert.how == f"compiled {mode}, frozen, channels_last"
+    found = expert.maps(image, drawn_noise(model, image, 2))
+    assert worst(model.tasks, found, model.maps(image).maps) < (1e-4 if precision == "fp32" else 3e-2)

@@ -22,6 +22,7 @@ RANKS = [
     {"dmtl.tasks"},
     {"dmtl.models", "dmtl.data"},
     {"dmtl.train", "dmtl.infer"},
+    {"dmtl.bench"},
     {"dmtl.report"},
     {"dmtl.cli"},
     {"dmtl.__main__"},

@@ -1,0 +1,201 @@
+"""The network executed by a good engineer who writes no kernel: the second baseline that our speed is told
+against.
+
+The function is that of `published.py`. Switched on: channels_last, autocast, inference mode, torch.compile
+with constants folded ("freezing": batch norms in convolutions, weights in the library's layout), on a GPU
+with CUDA graphs; all tasks in one batch where they share weights; F.scaled_dot_product_attention. The noise
+is one buffer filled in place by torch's generator: on a CPU compiled code draws at a third of its rate. What
+is left out is what the package is about: algebra across layers, and operators of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dmtl.models import DiffusionMTL
+from dmtl.models.initial import pad_image
+
+DTYPES = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+MODES = ("max-autotune", "default")
+
+
+class Expert:
+    """The expert's execution of a `DiffusionMTL` (either mechanism, without our options) for images of one
+    shape.
+
+    The first mode that compiles is kept if its calls are faster than eager ones, which a careful engineer
+    would see; `how` says what came of it.
+
+    Args:
+        image: an example [B, 3, H, W] on the model's device; noise buffer and compiled code are made for it.
+        precision: "fp32", "tf32" (its flags are the caller's), "bf16" or "fp16" (autocast).
+        modes: of torch.compile, the first that works is taken; empty: eager.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionMTL,
+        image: Tensor,
+        tasks: list[str] | None = None,
+        *,
+        precision: str = "bf16",
+        steps: int | None = None,
+        modes: tuple[str, ...] = MODES,
+    ):
+        if precision not in DTYPES:
+            raise ValueError(f"Expert: precision must be one of {', '.join(DTYPES)}, got {precision!r}")
+        self.model = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
+        self.tasks = list(self.model.tasks if tasks is None else tasks)
+        self.plan = self.model.mtdnet.plan(steps, None, image.device)
+        self.dtype = DTYPES[precision]
+        self.noise = [self._buffers(image) for _ in self.plan.levels]
+        self._function: Callable = self._forward
+        self.how = "eager, channels_last"
+        if modes:
+            self._choose(image, modes)
+
+    def maps(self, image: Tensor, noise: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """task -> decoded map, [B, H, W] or [B, 3, H, W]. noise: {task: [draws, B, C, h, w]}, default:
+        drawn."""
+        for draw, buffers in enumerate(self.noise):
+            for task, buffer in buffers.items():
+                buffer.normal_() if noise is None else buffer.copy_(noise[task][draw])
+        return self._run(self._function, image)
+
+    def _run(self, function: Callable, image: Tensor) -> dict[str, Tensor]:
+        autocast = torch.autocast(image.device.type, self.dtype, enabled=self.dtype is not None)
+        with torch.inference_mode(), autocast:
+            if image.device.type == "cuda":
+                torch.compiler.cudagraph_mark_step_begin()
+            return function(image.contiguous(memory_format=torch.channels_last), self.noise)
+
+    def _buffers(self, image: Tensor) -> dict[str, Tensor]:
+        """task -> a buffer for one draw, in the layout and dtype of the maps it is added to."""
+        h, w = (side // 8 for side in pad_image(image).shape[-2:])
+        of_features, channels = self.model.config.diffusion == "feature", self.model.channels
+        result = {}
+        for task in self.tasks:
+            shape = (image.shape[0], self.model.config.width if of_features else channels[task], h, w)
+            buffer = torch.zeros(shape, dtype=self.dtype or image.dtype, device=image.device)
+            result[task] = buffer.contiguous(memory_format=torch.channels_last)
+            torch._dynamo.mark_static_address(result[task])  # CUDA graphs read it where it is
+        return result
+
+    def _choose(self, image: Tensor, modes: tuple[str, ...]) -> None:
+        reasons = []
+        for mode in modes:
+            try:
+                self._function = compiled(self._forward, mode)
+                self.maps(image)
+            except Exception as error:  # whatever the compiler meets is its row's answer, not ours
+                reasons.append(f"{mode} failed: {type(error).__name__}")
+                torch.compiler.reset()
+                continue
+            took, eager = (self._fastest_s(f, image) for f in (self._function, self._forward))
+            what = f"compiled {mode}, frozen"
+            if took <= eager:
+                self.how = "; ".join([f"{what}, channels_last", *reasons])
+                return
+            reasons.append(f"{what}: {took / eager:.2f}x eager's time")
+            break
+        self._function = self._forward
+        self.how = "; ".join([self.how, *reasons])
+
+    def _fastest_s(self, function: Callable, image: Tensor) -> float:
+        times = []
+        for _ in range(3):
+            _wait(image)
+            begin = time.perf_counter()
+            self._run(function, image)
+            _wait(image)
+            times.append(time.perf_counter() - begin)
+        return min(times)
+
+    def _forward(self, image: Tensor, noise: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        net, of_features = self.model.mtdnet, self.model.config.diffusion == "feature"
+        features, initial = self.model.initial(pad_image(image))
+        condition = net.condition.conv(torch.cat(list(initial.values()), dim=1))
+        start = {task: (features if of_features else initial)[task] for task in self.tasks}
+        tokens = _tokens(_reduced(condition, net.condition.reduction))
+        tokens = tokens.repeat(len(self.tasks), 1, 1)
+        plan, last = self.plan, len(self.plan.levels) - 1
+        x = {
+            t: plan.sqrt_abar[last] * s + plan.sqrt_one_minus_abar[last] * noise[0][t]
+            for t, s in start.items()
+        }
+        for i in reversed(range(last + 1)):
+            clean = self._denoised(tokens, x, plan.levels[i])
+            if i > 0:
+                eps = noise[last + 1 - i]
+                c1, c2, sigma = plan.coef1[i], plan.coef2[i], plan.sigma[i]
+                x = {task: c1 * clean[task] + c2 * x[task] + sigma * eps[task] for task in x}
+        logits = {t: net.heads[t](m) for t, m in clean.items()} if of_features else clean
+        return {task: self._decoded(task, m, image) for task, m in logits.items()}
+
+    def _denoised(self, tokens: Tensor, noisy: dict[str, Tensor], level: float) -> dict[str, Tensor]:
+        """All tasks' clean signals: the blocks, which tasks share, see one batch of task-major rows."""
+        denoiser = self.model.mtdnet.denoiser
+        time_C = denoiser.time_embedding(torch.full((1,), level, device=tokens.device))
+        skip = torch.cat([denoiser.pre_layers[task](x) for task, x in noisy.items()])
+        skip = skip + time_C[:, :, None, None]
+        small = _reduced(skip, denoiser.reduction)
+        x, y = tokens, _tokens(small)
+        for block in denoiser.blocks:
+            y = y + _mlp(block.mlp_kv, block.norm2_kv(y))
+            x = x + _attention(block.attn, block.norm1(x), block.norm_kv(y))
+            x = x + _mlp(block.mlp, block.norm2(x))
+        grid = x.unflatten(1, small.shape[-2:]).permute(0, 3, 1, 2)
+        maps = skip + F.interpolate(grid, skip.shape[-2:], mode="bilinear", align_corners=False)
+        return {t: denoiser.trunks[t](m) for t, m in zip(noisy, maps.chunk(len(noisy)), strict=True)}
+
+    def _decoded(self, task: str, logits: Tensor, image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        padded = (8 * logits.shape[-2], 8 * logits.shape[-1])
+        logits = F.interpolate(logits, padded, mode="bilinear", align_corners=False)
+        return self.model.tasks[task].decode(logits[..., :height, :width])
+
+
+def compiled(function: Callable, mode: str) -> Callable:
+    """`function` compiled for one shape in inference; constants are folded when it is called first."""
+    from torch._inductor import config
+
+    inner = torch.compile(function, mode=mode, fullgraph=True, dynamic=False)
+    options = {"freezing": True, "max_autotune_report_choices_stats": False}
+    first = [True]
+
+    def call(*arguments):
+        with config.patch(options) if first else contextlib.nullcontext():
+            first.clear()
+            return inner(*arguments)
+
+    return call
+
+
+def _wait(image: Tensor) -> None:
+    if image.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _reduced(x: Tensor, reduction: int) -> Tensor:
+    return F.interpolate(x, scale_factor=1 / reduction, mode="bilinear", align_corners=False)
+
+
+def _tokens(x: Tensor) -> Tensor:
+    return x.flatten(2).transpose(1, 2)
+
+
+def _mlp(mlp, x: Tensor) -> Tensor:
+    return mlp.fc2(F.gelu(mlp.fc1(x)))
+
+
+def _attention(attn, x: Tensor, y: Tensor) -> Tensor:
+    q = attn.q(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+    k, v = attn.kv(y).unflatten(-1, (2, attn.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    return attn.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))

@@ -1,0 +1,1 @@
+"""What `dmtl bench` measures: the work counted, the machine's ceilings, contenders, roofline, scaling."""

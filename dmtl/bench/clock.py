@@ -1,0 +1,94 @@
+"""Clocks and the machine's ceilings, measured the same way everywhere."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+
+DTYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Time of one call, the device's work included: on a GPU between events, else by the wall's clock."""
+    if device.type != "cuda":
+        begin = time.perf_counter()
+        call()
+        return time.perf_counter() - begin
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def fastest(call: Callable[[], object], device: torch.device, rounds: int = 9) -> float:
+    """The shortest of `rounds` calls after a warm-up, in seconds."""
+    for _ in range(3):
+        call()
+    return min(seconds(call, device) for _ in range(rounds))
+
+
+def quantiles_ms(times_s: list[float]) -> dict[str, float]:
+    """Median, 20th and 80th percentile."""
+    if len(times_s) == 1:
+        times_s = times_s * 2
+    cuts = statistics.quantiles(times_s, n=5, method="inclusive")
+    return {"median_ms": 1e3 * statistics.median(times_s), "p20_ms": 1e3 * cuts[0], "p80_ms": 1e3 * cuts[-1]}
+
+
+def ratios(times_s: Mapping[str, list[float]], reference: str) -> dict[str, float]:
+    """name -> how many times faster than the reference: the median over rounds, because what else the machine
+    does differs between rounds more than within one."""
+    return {
+        name: statistics.median(r / t for r, t in zip(times_s[reference], times, strict=True))
+        for name, times in times_s.items()
+    }
+
+
+@functools.cache
+def copy_rate(device: torch.device) -> float:
+    """Bytes per second that a large copy reads and writes."""
+    source = torch.ones(1 << 26 if device.type == "cpu" else 1 << 30, dtype=torch.uint8, device=device)
+    target = torch.ones_like(source)
+    return 2 * source.numel() / fastest(lambda: target.copy_(source), device)
+
+
+@functools.cache
+def compute_rate(precision: str, device: torch.device) -> float:
+    """Operations per second of the library's best dense product: a square matrix product, or on a CPU (whose
+    BLAS may miss the widest vectors) a direct convolution."""
+    dtype, n = DTYPES[precision], 1024 if device.type == "cpu" else 8192
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    with torch.inference_mode(), tf32(precision == "tf32"):
+        rates = [2 * n**3 / fastest(lambda: a @ b, device)]
+        if device.type == "cpu":
+            x = torch.randn(1, 256, 32, 32).to(dtype, memory_format=torch.channels_last)
+            w = torch.randn(256, 256, 3, 3).to(dtype, memory_format=torch.channels_last)
+            rates.append(2 * 9 * 256**2 * 32**2 / fastest(lambda: F.conv2d(x, w, padding=1), device))
+    return max(rates)
+
+
+class tf32:
+    """Context in which torch's products and convolutions of float32 may use TF32, or may not."""
+
+    def __init__(self, allowed: bool):
+        self.allowed = allowed
+
+    def __enter__(self) -> None:
+        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        self.before = (matmul.allow_tf32, cudnn.allow_tf32)
+        matmul.allow_tf32 = cudnn.allow_tf32 = self.allowed
+
+    def __exit__(self, *_) -> None:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self.before

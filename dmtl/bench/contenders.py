@@ -1,0 +1,203 @@
+"""Who is compared: the engine in each precision, and the baselines where the source checkout holds them.
+
+A contender takes an image to decoded maps, all of them the same maps: each is compared with the model in
+fp32, on the same noise, before anybody times it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+import dmtl
+from dmtl.bench import clock
+from dmtl.diffusion import CounterNoise
+from dmtl.diffusion.pairs import Pairs
+from dmtl.models import DiffusionMTL, ModelConfig, build_model, load_model
+from dmtl.models.initial import pad_image
+from dmtl.tasks import Task, make_task
+
+Noise = Mapping[str, Tensor]  # task -> [draws, B, C, h, w]
+
+ALLOWED = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2, "fp16": 2e-2}
+"""Precision -> how far maps may lie from the fp32 model's, see `difference`."""
+
+_CLASSES = {"semseg": 21, "human_parts": 7}
+PASCAL = ("semseg", "human_parts", "sal", "normals", "edge")
+SIX = (*PASCAL, "depth")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One prediction. `model`: the folder of a trained model, or None for random weights in the shape of
+    `options` (`ModelConfig`'s fields; the published network where empty). JSON-able by
+    `dataclasses.asdict`."""
+
+    size: tuple[int, int] = (512, 512)
+    batch: int = 1
+    steps: int | None = None
+    tasks: tuple[str, ...] | None = None
+    device: str = "cpu"
+    model: str | None = None
+    options: dict = field(default_factory=dict)
+    all_tasks: tuple[str, ...] = PASCAL
+
+    def build(self) -> torch.nn.Module:
+        """The model on the CPU, in eval mode."""
+        if self.model is not None:
+            return load_model(self.model)
+        specs = [make_task(name, **_task_options(name)).spec() for name in self.all_tasks]
+        torch.manual_seed(0)
+        return build_model(ModelConfig(tasks=specs, **self.options)).eval()
+
+    def image(self) -> Tensor:
+        """Standard normal pixels [B, 3, H, W] on the device."""
+        generator = torch.Generator().manual_seed(1)
+        return torch.randn(self.batch, 3, *self.size, generator=generator).to(self.device)
+
+    def but(self, **changes) -> Case:
+        return dataclasses.replace(self, **changes)
+
+
+def _task_options(name: str) -> dict:
+    return {"classes": _CLASSES[name]} if name in _CLASSES else {}
+
+
+@dataclass
+class Contender:
+    """run(image, noise=None) -> task -> decoded map; noise that is not given is drawn (the engine's own is
+    the same every time and needs none). how: what was switched on, for people."""
+
+    name: str
+    precision: str
+    run: Callable[..., Mapping[str, Tensor]]
+    how: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} {self.precision}"
+
+    def settings(self) -> AbstractContextManager:
+        """What has to be set around its calls."""
+        return clock.tf32(self.precision == "tf32")
+
+
+def engine(model, image: Tensor, case: Case, precision: str, inplace: bool = False) -> Contender:
+    """The package itself."""
+    from dmtl.infer.engine import Engine
+
+    ours = Engine(
+        model, image.device, precision=precision, steps=case.steps, tasks=case.tasks, inplace=inplace
+    )
+    return Contender("dmtl", precision, lambda image, noise=None: ours.maps(image).maps, "Engine")
+
+
+def baselines() -> ModuleType | None:
+    """`benchmarks.inference` of the checkout that this package runs from; None where there is none (a wheel
+    holds no benchmarks)."""
+    root = Path(dmtl.__file__).resolve().parents[1]
+    if not ((root / "benchmarks" / "inference.py").is_file() and (root / "csrc").is_dir()):
+        return None
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    module = importlib.import_module("benchmarks.inference")
+    ours = Path(module.__file__).resolve().is_relative_to(root)  # "benchmarks" is a common name
+    return module if ours else None
+
+
+def served(device: torch.device) -> list[str]:
+    """The precisions in which the engine predicts on a device; on a CPU bf16 only where the library uses the
+    processor's own."""
+    from dmtl.infer.engine import PRECISIONS
+
+    names = list(PRECISIONS[device.type])
+    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        names.remove("bf16")
+    return names
+
+
+def names(device: torch.device, asked: Sequence[str] | None, config: ModelConfig) -> list[tuple[str, str]]:
+    """(contender, precision) of all who take part: published in fp32 (and with TF32 on a GPU), the expert in
+    what a GPU's expert would take (bf16) or in all that a CPU serves, the engine in all that the device
+    serves. asked: precisions instead. Baselines only for models that they compute, where their source is."""
+    precisions = served(device) if asked is None else list(asked)
+    ours = [("dmtl", precision) for precision in precisions]
+    if baselines() is None or config.diffusion == "none" or config.residual or config.signal_scale != 1:
+        return ours
+    gpu = device.type == "cuda"
+    experts = ["bf16"] if gpu and asked is None else precisions
+    published = ["fp32", "tf32"] if gpu else ["fp32"]
+    return [*(("published", p) for p in published), *(("expert", p) for p in experts), *ours]
+
+
+def make(name: str, model, image: Tensor, case: Case, precision: str, **options) -> Contender:
+    """The contender of this name for images like `image`; `model` is on the device and stays as it is."""
+    if name == "dmtl":
+        return engine(model, image, case, precision)
+    return baselines().BASELINES[name](model, image, case, precision, **options)
+
+
+def drawn_noise(model: DiffusionMTL, image: Tensor, draws: int) -> dict[str, Tensor]:
+    """The noise that the model and the engine draw by default, as arrays {task: [draws, B, C, h, w]}."""
+    from dmtl.ops import normal
+
+    batch, (h, w) = image.shape[0], (side // 8 for side in pad_image(image).shape[-2:])
+    arrays = {}
+    for task, channels in model.channels.items():
+        shape = (model.config.width if model.config.diffusion == "feature" else channels, h, w)
+        keys = CounterNoise(0).draws(Pairs.of({task: None}, batch), image)
+        arrays[task] = torch.stack([normal(keys(k)["key_B3"], shape, k) for k in range(draws)])
+    return arrays
+
+
+def difference(task: Task, found: Tensor, expected: Tensor) -> float:
+    """How far a map lies from the expected one: the share of pixels of another class, or the relative
+    distance in L2."""
+    if task.kind == "classes":
+        return float((found != expected).float().mean())
+    found, expected = found.detach().float(), expected.detach().float()
+    return float((found - expected).norm() / expected.norm())
+
+
+def worst(tasks: Mapping[str, Task], found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """The largest `difference` over all expected maps (inf where one is missing or not finite)."""
+    if set(found) != set(expected):
+        return float("inf")
+    each = [difference(tasks[task], found[task], expected[task]) for task in expected]
+    return max((x if x == x else float("inf") for x in each), default=0.0)
+
+
+def checked(
+    model, image: Tensor, case: Case, wanted: Sequence[tuple[str, str]], **options
+) -> Iterator[tuple[Contender | None, dict]]:
+    """Every wanted contender, made and compared with the fp32 model; with what is known of it. None instead
+    of one that cannot be made or computes something else, and the reason as "error"."""
+    with torch.inference_mode(), clock.tf32(False):
+        expected = model.maps(image, case.tasks, steps=case.steps).maps
+        chain = isinstance(model, DiffusionMTL)
+        draws = model.mtdnet.plan(case.steps, None, image.device).levels if chain else []
+        noise = drawn_noise(model, image, len(draws)) if chain else {}
+    for name, precision in wanted:
+        row = {"contender": name, "precision": precision}
+        try:
+            contender = make(name, model, image, case, precision, **options)
+        except RuntimeError as error:  # out of memory, a compiler that gives up
+            yield None, row | {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+            continue
+        with contender.settings(), torch.inference_mode():
+            error = worst(model.tasks, contender.run(image, noise), expected)
+        row |= {"how": contender.how, "difference": error}
+        if error <= ALLOWED[precision]:
+            yield contender, row
+        else:
+            allowed = f"{ALLOWED[precision]:g} are allowed"
+            yield None, row | {"error": f"differs from the fp32 model by {error:.2e}, {allowed}"}

@@ -1,0 +1,106 @@
+"""Peak memory of one contender in a process of its own, where its parameters and its library count too.
+
+`peak` starts the process; `python -m dmtl.bench.memory` is that process and reads what to do from stdin.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+import dmtl
+from dmtl.bench.contenders import Case, engine, make
+
+LIMIT_S = 900
+
+
+def peak(case: Case, name: str, precision: str, threads: int | None = None, **options) -> dict:
+    """{"peak_mib", ...} of predictions after a warm-up, or {"error"}.
+
+    CPU: the process's largest resident set (Linux; None elsewhere). GPU: bytes allocated by torch, with the
+    pools of captured graphs as "reserved_mib".
+    """
+    work = {"case": asdict(case), "name": name, "precision": precision, "options": options}
+    work["threads"] = torch.get_num_threads() if threads is None else threads
+    command = [sys.executable, "-m", "dmtl.bench.memory"]
+    paths = [str(Path(dmtl.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    try:
+        done = subprocess.run(
+            command, input=json.dumps(work), capture_output=True, text=True, env=environment, timeout=LIMIT_S
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"stopped after {LIMIT_S} s"}
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        return {"error": lines[-1]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def row(case: Case, name: str, precision: str, **options) -> dict:
+    """`peak` with what it is the peak of."""
+    facts = {"part": "memory", "contender": name, "precision": precision}
+    facts |= {"size": list(case.size), "batch": case.batch}
+    return facts | peak(case, name, precision, **options)
+
+
+def measured(case: Case, name: str, precision: str, options: dict) -> dict:
+    """Makes the contender, warms it up and predicts twice more under watch."""
+    device = torch.device(case.device)
+    image = case.image()
+    model = case.build()
+    if name == "dmtl":
+        contender = engine(model, image, case, precision, inplace=True)
+    else:
+        contender = make(name, model.to(device), image, case, precision, **options)
+    del model
+    with torch.inference_mode(), contender.settings():
+        for watched in (False, True):
+            if watched:
+                _forget_peak(device)
+            for _ in range(2):
+                contender.run(image)
+    return _peak(device)
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:  # not Linux, or not allowed: the peak of the whole process then
+        pass
+
+
+def _peak(device: torch.device) -> dict:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        found = (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved())
+        return dict(zip(("peak_mib", "reserved_mib"), (x / 2**20 for x in found), strict=True))
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return {"peak_mib": None}
+    kib = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return {"peak_mib": kib / 2**10}
+
+
+def main() -> int:
+    work = json.load(sys.stdin)
+    torch.set_num_threads(work["threads"])
+    case = Case(**{key: tuple(v) if isinstance(v, list) else v for key, v in work["case"].items()})
+    print(json.dumps(measured(case, work["name"], work["precision"], work["options"])))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

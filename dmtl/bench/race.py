@@ -1,0 +1,98 @@
+"""Contenders timed against one another: round robin in one process, because only ratios within one run
+hold."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+import torch
+
+from dmtl.bench import clock
+from dmtl.bench.contenders import Case, checked, names
+
+LEAST_ROUNDS = 3
+
+
+class Race:
+    """All contenders for one case, checked and warmed up.
+
+    Args:
+        case: what is predicted.
+        precisions: default all that the device serves.
+        options: for the baselines, such as `modes` of the expert's compiler.
+    """
+
+    def __init__(self, case: Case, precisions: Sequence[str] | None = None, **options):
+        self.case, self.device = case, torch.device(case.device)
+        model = case.build().to(self.device)
+        self.tasks = list(case.tasks or model.tasks)
+        self.steps = case.steps or (len(model.mtdnet.schedule.betas) if hasattr(model, "mtdnet") else 0)
+        self.image = case.image()
+        found = names(self.device, precisions, model.config)
+        self.rows: list[dict] = []
+        self.contenders = {}
+        for contender, row in checked(model, self.image, case, found, **options):
+            self.rows.append(row)
+            if contender is not None:
+                self.contenders[contender.title] = contender
+        self.times_s: dict[str, list[float]] = {title: [] for title in self.contenders}
+        self.rounds = 0
+        self._every(lambda call: call())
+
+    def _every(self, measure) -> dict[str, float]:
+        """Every contender's call measured once; another one begins in every round."""
+        titles = list(self.contenders)
+        shift = self.rounds % max(1, len(titles))
+        found = {}
+        for title in titles[shift:] + titles[:shift]:
+            contender = self.contenders[title]
+            with contender.settings(), torch.inference_mode():
+                found[title] = measure(lambda: contender.run(self.image))  # noqa: B023
+        return found
+
+    def round(self) -> None:
+        """Times every contender once."""
+        for title, taken in self._every(lambda call: clock.seconds(call, self.device)).items():
+            self.times_s[title].append(taken)
+        self.rounds += 1
+
+    def run(self, rounds: int = 9, most_s: float = 60.0) -> list[dict]:
+        """Rounds until there are `rounds`, or at least 3 and `most_s` seconds have passed; returns
+        `result`."""
+        while self.rounds < rounds and (self.rounds < LEAST_ROUNDS or self.spent_s < most_s):
+            self.round()
+        return self.result()
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds that were timed so far."""
+        return sum(sum(times) for times in self.times_s.values())
+
+    def result(self) -> list[dict]:
+        """One row for each contender: times, and how many times faster it is than the fastest form of each
+        baseline (`times_published`, `times_expert`); or the reason that it was not timed."""
+        references = {name: self._fastest(name) for name in ("published", "expert")}
+        against = {
+            name: clock.ratios(self.times_s, title) for name, title in references.items() if title is not None
+        }
+        rows = []
+        for row in self.rows:
+            title = f"{row['contender']} {row['precision']}"
+            row = self.described() | row
+            if times := self.times_s.get(title):
+                row |= clock.quantiles_ms(times) | {"rounds": len(times)}
+                row["images_per_s"] = self.case.batch / statistics.median(times)
+                row |= {f"times_{name}": ratio[title] for name, ratio in against.items()}
+            rows.append(row)
+        return rows
+
+    def described(self) -> dict:
+        """What is predicted, for a row."""
+        case = self.case
+        facts = {"part": "contenders", "size": list(case.size), "batch": case.batch, "steps": self.steps}
+        return facts | {"tasks": self.tasks}
+
+    def _fastest(self, name: str) -> str | None:
+        titles = [t for t, c in self.contenders.items() if c.name == name and self.times_s[t]]
+        return min(titles, key=lambda title: statistics.median(self.times_s[title]), default=None)

@@ -1,0 +1,202 @@
+"""The work of one prediction, counted from the configuration of its model.
+
+Two counts: of the published execution, layer by layer, and of what the equations leave over once layers that
+meet without anything between them are folded (the trunks' 1x1 into the 3x3 behind it, the condition's
+convolution and reduction into one patch product, its first query once for all tasks and steps).
+
+Legend: B images, R = B rows of each wanted task, C channels, h x w the 1/8 map, N tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from dmtl.models import ModelConfig
+from dmtl.models.initial import PAD_MULTIPLE, InitialNetwork
+from dmtl.tasks import task_from_spec
+
+STAGES = ("initial", "condition", "chain", "decode")
+OPERATORS = ("convolutions", "token_mlp", "cross_attention", "everything else")
+WINOGRAD = 4.0  # F(4x4, 3x3): 36 products for 16 results that take 144 directly
+
+
+@dataclass(frozen=True)
+class Part:
+    """One layer, all its rows together.
+
+    flops: two for a multiply-add, of the direct algorithm. bytes: inputs, parameters and results, once each.
+    winograd: a 3x3 convolution of stride 1 outside the encoder, which the CPU's operator computes by
+    Winograd's algorithm, with a quarter of the products.
+    """
+
+    stage: str
+    operator: str
+    layer: str
+    flops: float
+    bytes: float
+    winograd: bool = False
+
+
+def count(
+    config: ModelConfig,
+    size: tuple[int, int],
+    batch: int = 1,
+    *,
+    steps: int | None = None,
+    tasks: Sequence[str] | None = None,
+    published: bool = False,
+    itemsize: int = 4,
+) -> list[Part]:
+    """Every layer of one prediction of decoded maps.
+
+    Args:
+        size: height and width of the images.
+        steps: denoising steps, default as trained.
+        tasks: names wanted, default all.
+        published: layer by layer as published, else folded.
+        itemsize: bytes of a number in maps, tokens and parameters.
+    """
+    frame = tuple(math.ceil(side / PAD_MULTIPLE) * PAD_MULTIPLE for side in size)
+    channels = {task.name: task.channels for task in map(task_from_spec, config.tasks)}
+    wanted = list(channels if tasks is None else tasks)
+    if config.diffusion == "none":  # nobody needs the other tasks' maps
+        channels = {task: channels[task] for task in wanted}
+    parts = list(_initial(config, channels, frame, batch, itemsize))
+    if config.diffusion != "none":
+        h, w = frame[0] // 8, frame[1] // 8
+        steps = len(config.betas or range(config.steps)) if steps is None else steps
+        chain = _Chain(config, channels, wanted, batch, h, w, published, itemsize)
+        parts += chain.condition()
+        parts += [part for step in range(steps) for part in chain.step(first=step == 0)]
+        parts += chain.heads()
+    parts += _decode(config, channels, wanted, size, frame, batch, itemsize)
+    return parts
+
+
+def flops(parts: Iterable[Part], winograd: bool = False) -> float:
+    """Operations of these parts; winograd: with a quarter of the products where that algorithm applies."""
+    return sum(part.flops / (WINOGRAD if winograd and part.winograd else 1) for part in parts)
+
+
+def floor_s(parts: Iterable[Part], compute: float, copy: float, winograd: bool = False) -> float:
+    """Seconds that the parts take at least: each the longer of its operations at `compute` per second and its
+    bytes at `copy` per second."""
+    return sum(max(flops([part], winograd) / compute, part.bytes / copy) for part in parts)
+
+
+def _initial(config, channels, frame, batch, itemsize) -> Iterator[Part]:
+    """The initial network built without storage; hooks see the shapes of its convolutions and products."""
+    found: list[Part] = []
+    with torch.device("meta"):
+        network = InitialNetwork(config, channels).eval()
+        image = torch.empty(batch, 3, *frame)
+    for name, module in network.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_hook(_seen(found, name, itemsize))
+    with torch.no_grad():
+        network(image)
+    yield from found
+
+
+def _seen(found: list[Part], name: str, itemsize: int) -> Callable:
+    def hook(module, inputs, output) -> None:
+        [x], weight = inputs, module.weight
+        conv = isinstance(module, nn.Conv2d)
+        products = output.numel() * weight[0].numel()  # each result is a sum over one filter
+        winograd = conv and module.kernel_size == (3, 3) and not name.startswith("backbone")
+        operator = "convolutions" if conv else "everything else"
+        moved = itemsize * (x.numel() + weight.numel() + output.numel())
+        found.append(Part("initial", operator, name, 2 * products, moved, winograd))
+
+    return hook
+
+
+@dataclass(frozen=True)
+class _Chain:
+    config: ModelConfig
+    channels: dict[str, int]
+    wanted: list[str]
+    batch: int
+    h: int
+    w: int
+    published: bool
+    itemsize: int
+
+    @property
+    def tokens(self) -> int:
+        """N of one image."""
+        return self.h * self.w // self.config.token_reduction**2
+
+    @property
+    def rows(self) -> int:
+        return self.batch * len(self.wanted)
+
+    def condition(self) -> Iterator[Part]:
+        C, total = self.config.width, sum(self.channels.values())
+        if self.published:
+            yield self._conv("condition", "condition.conv", total, C, 3, self.batch)
+            return
+        taps = 9 if self.config.token_reduction == 1 else 16  # a 3x3 around a pixel, or around 2x2 of them
+        N = self.batch * self.tokens
+        moved = self.batch * total * self.h * self.w + taps * total * C + 2 * N * C + C * C
+        work = 2 * N * C * (taps * total + C)
+        yield Part("condition", "everything else", "condition_tokens", work, self.itemsize * moved)
+
+    def step(self, first: bool) -> Iterator[Part]:
+        """One pass of the denoiser over all wanted tasks, with the noising in front of it."""
+        config, C = self.config, self.config.width
+        for task in self.wanted:
+            signal = C if config.diffusion == "feature" else self.channels[task]
+            yield self._moved(f"noise.{task}", (2 if first else 3) * self.batch * signal * self.h * self.w)
+            yield self._conv("chain", f"pre_layers.{task}", signal, C, 3, self.batch)
+            if self.published:
+                yield self._conv("chain", f"trunks.{task}.0", C, C, 1, self.batch)
+            for place, out in ((1, C), (3, C), (5, signal)):
+                yield self._conv("chain", f"trunks.{task}.{place}", C, out, 3, self.batch)
+        maps, tokens = self.rows * C * self.h * self.w, self.rows * self.tokens * C
+        yield self._moved("noisy_tokens", maps / self.config.token_reduction**2 + tokens)
+        for number in range(config.blocks):
+            yield from self._block(number)
+        yield self._moved("upsample_add", tokens + 2 * maps)
+
+    def heads(self) -> Iterator[Part]:
+        """Denoised features to logits, once."""
+        if self.config.diffusion == "feature":
+            for task in self.wanted:
+                C, out = self.config.width, self.channels[task]
+                yield self._conv("chain", f"heads.{task}", C, out, 1, self.batch)
+
+    def _block(self, number: int) -> Iterator[Part]:
+        C, N, hidden = self.config.width, self.tokens, self.config.mlp_ratio * self.config.width
+        tokens = self.rows * N
+        for name in ("mlp_kv", "mlp"):
+            moved = self.itemsize * (2 * tokens * C + 2 * C * hidden)
+            yield Part("chain", "token_mlp", f"blocks.{number}.{name}", 4 * tokens * C * hidden, moved)
+        with_query = self.published or number > 0
+        weights = (4 if with_query else 3) * C * C
+        work = 2 * tokens * weights + 4 * tokens * N * C
+        moved = self.itemsize * (3 * tokens * C + weights)
+        yield Part("chain", "cross_attention", f"blocks.{number}.attn", work, moved)
+
+    def _conv(self, stage: str, layer: str, inside: int, out: int, side: int, rows: int) -> Part:
+        pixels, weights = rows * self.h * self.w, inside * out * side * side
+        moved = self.itemsize * (pixels * (inside + out) + weights)
+        return Part(stage, "convolutions", layer, 2 * pixels * weights, moved, winograd=side == 3)
+
+    def _moved(self, layer: str, numbers: float) -> Part:
+        return Part("chain", "everything else", layer, 0.0, self.itemsize * numbers)
+
+
+def _decode(config, channels, wanted, size, frame, batch, itemsize) -> Iterator[Part]:
+    """Logits read, maps written once."""
+    pixels, small = batch * size[0] * size[1], batch * frame[0] * frame[1] // 64
+    for task in map(task_from_spec, config.tasks):
+        if task.name in wanted:
+            written = 8 if task.kind == "classes" else 12 if task.kind == "unit_vector" else 4
+            moved = itemsize * small * channels[task.name] + written * pixels
+            yield Part("decode", "everything else", f"decode.{task.name}", 0.0, moved)

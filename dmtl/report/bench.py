@@ -1,0 +1,264 @@
+"""The page of `dmtl bench`, and the tables that it shares with the terminal, made of the command's rows.
+
+The rows are described in `dmtl.bench`: "part" is "contenders", "memory", "roofline" or "scaling".
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from dmtl.files import write_text
+from dmtl.report.charts import COLOURS, chart_svg, number
+from dmtl.report.data import Chart
+
+Rows = Sequence[Mapping]
+WIDTH, LINE, NAME = 720, 26, 128  # of the bars' picture, in its units
+SIDE, LEFT, BOTTOM = (560, 300), 62, 40  # of the roofline's
+UNITS = {"tasks": "tasks", "steps": "steps", "pixels": "pixels", "batch": "images"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text cells, the first column names; `strong` has the indices of rows that sum others up."""
+
+    title: str
+    header: Sequence[str]
+    cells: Sequence[Sequence[str]]
+    note: str = ""
+    strong: frozenset[int] = frozenset()
+
+
+def tables(rows: Rows) -> list[Table]:
+    """Every part that the rows have, in reading order."""
+    found = [contenders_table(group) for group in _groups(rows, "contenders", "batch")]
+    found += [memory_table(group) for group in _groups(rows, "memory", "batch")]
+    found += [roofline_table(group) for group in _groups(rows, "roofline", "precision")]
+    found += [scaling_table(group) for group in _groups(rows, "scaling", "axis")]
+    return found
+
+
+def _groups(rows: Rows, part: str, key: str) -> Iterator[list[Mapping]]:
+    mine = [row for row in rows if row["part"] == part]
+    for value in dict.fromkeys(row[key] for row in mine):
+        yield [row for row in mine if row[key] == value]
+
+
+def described(row: Mapping) -> str:
+    """Batch and size, "4 x 512 x 512"."""
+    return " x ".join(str(n) for n in (row["batch"], *row["size"]))
+
+
+def contenders_table(rows: Rows) -> Table:
+    first = rows[0]
+    title = f"{described(first)}, {len(first['tasks'])} tasks, S = {first['steps']}"
+    against = [name for name in ("published", "expert") if any(f"times_{name}" in row for row in rows)]
+    header = ["contender", "precision", "time", "images/s", *(f"x {name}" for name in against), "differs"]
+    cells, notes = [], []
+    for row in rows:
+        cell = [row["contender"], row["precision"]]
+        if "median_ms" in row:
+            cell += [milliseconds(row["median_ms"]), number(row["images_per_s"])]
+            cell += [f"{row[f'times_{name}']:.2f}" for name in against]
+        else:
+            cell += ["-"] * (2 + len(against))
+        cells.append([*cell, f"{row['difference']:.1e}" if "difference" in row else "-"])
+        if about := row.get("error") or row.get("how"):
+            notes.append(f"{row['contender']} {row['precision']}: {about}.")
+    notes.append("Medians of rounds in which all take turns; x: times faster than that baseline's best.")
+    return Table(title, header, cells, " ".join(notes))
+
+
+def memory_table(rows: Rows) -> Table:
+    cells = [
+        [row["contender"], row["precision"], _mib(row.get("peak_mib")), row.get("error", "")] for row in rows
+    ]
+    note = "Each in a process of its own, parameters and libraries included; after a warm-up."
+    return Table(f"Peak memory, {described(rows[0])}", ["contender", "precision", "peak", ""], cells, note)
+
+
+def roofline_table(rows: Rows) -> Table:
+    header = ["stage", "operator", "GFLOP", "floor", "direct", "time", "floor/time", "share"]
+    cells = []
+    for row in rows:
+        stage = row["stage"] if row["operator"] == "all" else ""
+        taken = [milliseconds(row["ms"]), "", f"{row['share']:.0%}"]
+        if row.get("of_which"):
+            cells.append([stage, f"- {row['operator']}", "", "", "", *taken])
+            continue
+        floors = [milliseconds(row[key]) if row[key] else "-" for key in ("floor_ms", "direct_floor_ms")]
+        if row["fraction"] is not None and row["floor_ms"]:
+            taken[1] = f"{row['fraction']:.0%}"
+        cells.append([stage, row["operator"], f"{row['flops'] / 1e9:,.3g}", *floors, *taken])
+    whole = rows[-1]
+    published = whole["published_floor_ms"]
+    note = (
+        f"Floor: the longer of operations at {whole['peak_flops'] / 1e9:,.0f} GFLOP/s (the library's best "
+        f"dense product in {whole['maps']} here) and bytes at {whole['copy_bytes'] / 1e9:.3g} GB/s (a copy), "
+        "layer by layer, by the algorithm used; direct: the same without Winograd's, which takes a quarter "
+        f"of the products. The published execution's {whole['published_flops'] / 1e9:,.4g} GFLOP alone take "
+        f"{milliseconds(published)}; this is {whole['ms'] / published:.2f} times that."
+    )
+    strong = frozenset(i for i, row in enumerate(rows) if row["operator"] == "all")
+    return Table(f"Roofline, {described(whole)}, {whole['precision']}", header, cells, note, strong)
+
+
+def scaling_table(rows: Rows) -> Table:
+    *points, last = rows
+    axis = last["axis"]
+    cells = [
+        [
+            number(row["at"]), number(row["flops"] / 1e9), milliseconds(row["ms"]),
+            milliseconds(row["fit_ms"]), f"{row['ms'] / row['fit_ms'] - 1:+.1%}", _mib(row.get("peak_mib")),
+        ]
+        for row in points
+    ]  # fmt: skip
+    note = (
+        f"Log-log slope of time over counted work {last['slope']:.2f} (expected 1); farthest from the line "
+        f"time = {milliseconds(last['constant_ms'])} + work / rate: {last['deviation']:.1%} (allowed 10 %)."
+    )
+    peaks = [row["peak_mib"] for row in points if row.get("peak_mib")]
+    if len(peaks) == 2:
+        note += f" Memory from the first to the last point: {peaks[1] / peaks[0] - 1:+.1%} (expected: flat)."
+    header = [UNITS[axis], "GFLOP", "time", "line", "off", "peak"]
+    return Table(f"Growth with {axis}, {last['precision']}", header, cells, note)
+
+
+def milliseconds(ms: float) -> str:
+    """ "7.1 s", "12 ms" or "35 us": three digits."""
+    for limit, unit, factor in ((1e3, "s", 1e-3), (1.0, "ms", 1.0)):
+        if ms >= limit:
+            return f"{ms * factor:.3g} {unit}"
+    return f"{1e3 * ms:.3g} us"
+
+
+def _mib(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f} MiB"
+
+
+def bars_svg(rows: Rows) -> Markup | None:
+    """Times of the contenders as bars, how many times the published execution's speed beside them."""
+    timed = [row for row in rows if "median_ms" in row]
+    if not timed:
+        return None
+    longest, room = max(row["median_ms"] for row in timed), WIDTH - NAME - 170
+    parts = []
+    names = list(dict.fromkeys(row["contender"] for row in timed))
+    for i, row in enumerate(timed):
+        y, length = i * LINE, max(2.0, room * row["median_ms"] / longest)
+        colour = f"s{names.index(row['contender']) % COLOURS}"
+        title = escape(f"{row['contender']} {row['precision']}")
+        figure = milliseconds(row["median_ms"])
+        if "times_published" in row:
+            figure += f", {row['times_published']:.2f}x published"
+        parts.append(f'<text x="{NAME - 8}" y="{y + 17}" text-anchor="end">{title}</text>')
+        box = f'x="{NAME}" y="{y + 5}" width="{length:.1f}" height="{LINE - 10}"'
+        parts.append(f'<rect class="fill {colour}" {box}/>')
+        parts.append(f'<text x="{NAME + length + 7:.1f}" y="{y + 17}">{figure}</text>')
+    label = escape(f"Bars: time of each contender for {described(timed[0])}")
+    head = f'<svg class="chart" viewBox="0 0 {WIDTH} {LINE * len(timed)}" role="img" aria-label="{label}">'
+    return Markup(head + "".join(parts) + "</svg>")
+
+
+def roofline_svg(rows: Rows) -> Markup | None:
+    """Operations per second over operations per byte, both logarithmic, below the roof of this machine."""
+    points = [row for row in rows if row.get("flops") and row["ms"] > 0]
+    if not points:
+        return None
+    peak, copy = rows[-1]["peak_flops"], rows[-1]["copy_bytes"]
+    places = [(row["flops"] / row["bytes"], 1e3 * row["flops"] / row["ms"]) for row in points]
+    ridge = peak / copy
+    x0, x1 = (
+        f(math.log10(x) for x in (ridge, *(x for x, _ in places))) + d for f, d in ((min, -0.3), (max, 0.3))
+    )
+    y0, y1 = (
+        f(math.log10(y) for y in (peak, *(y for _, y in places))) + d for f, d in ((min, -0.3), (max, 0.3))
+    )
+    width, height = SIDE
+
+    def px(x: float) -> float:
+        return LEFT + (math.log10(x) - x0) / (x1 - x0) * (width - LEFT - 10)
+
+    def py(y: float) -> float:
+        return 10 + (y1 - math.log10(y)) / (y1 - y0) * (height - BOTTOM - 10)
+
+    parts = list(_decades(x0, x1, y0, y1, px, py))
+    low = max(10**x0, 10**y0 / copy)
+    roof = [(low, low * copy), (ridge, peak), (10**x1, peak)]
+    path = "".join(f"{'L' if i else 'M'}{px(x):.1f} {py(y):.1f}" for i, (x, y) in enumerate(roof))
+    parts.append(f'<path class="line s0" d="{path}"/>')
+    for i, (row, (x, y)) in enumerate(zip(points, places, strict=True)):
+        whole = row["stage"] == row["operator"] == "all"
+        name = escape("all" if whole else row["stage"] if row["operator"] == "all" else row["operator"])
+        about = escape(f"{row['stage']} {row['operator']}: {y / 1e9:,.0f} GFLOP/s at {x:.3g} FLOP/B")
+        dot = (
+            f'<circle class="dot s{1 + (row["operator"] != "all")}" cx="{px(x):.1f}" cy="{py(y):.1f}" r="4"/>'
+        )
+        place = f'x="{px(x) + (7 if i % 2 else -7):.1f}" y="{py(y) + 4:.1f}"'
+        anchor = "start" if i % 2 else "end"
+        parts.append(f'{dot}<text {place} text-anchor="{anchor}">{name}<title>{about}</title></text>')
+    label = escape(f"Roofline, {rows[-1]['precision']}: operations per second over operations per byte")
+    head = f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">'
+    return Markup(head + "".join(parts) + "</svg>")
+
+
+def _decades(x0: float, x1: float, y0: float, y1: float, px, py) -> Iterator[str]:
+    """Grid and labels of both logarithmic axes."""
+    width, height = SIDE
+    for e in range(math.ceil(y0), math.floor(y1) + 1):
+        y = py(10.0**e)
+        yield f'<line class="grid" x1="{LEFT}" x2="{width - 10}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        yield f'<text x="{LEFT - 7}" y="{y + 3.5:.1f}" text-anchor="end">{number(10.0 ** (e - 9))}</text>'
+    for e in range(math.ceil(x0), math.floor(x1) + 1):
+        x = px(10.0**e)
+        yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="10" y2="{height - BOTTOM}"/>'
+        yield f'<text x="{x:.1f}" y="{height - BOTTOM + 16}" text-anchor="middle">{number(10.0**e)}</text>'
+    yield f'<text x="{(LEFT + width) / 2}" y="{height - 6}" text-anchor="middle">operations per byte</text>'
+    turned = f'transform="translate(11 {height / 2}) rotate(-90)"'
+    yield f'<text {turned} text-anchor="middle">GFLOP/s</text>'
+
+
+def scaling_charts(rows: Rows) -> list[dict]:
+    """A line chart of each axis: times and the fitted line."""
+    found = []
+    for group in _groups(rows, "scaling", "axis"):
+        *points, last = group
+        xs = [row["at"] for row in points]
+        series = {
+            "time": (xs, [row["ms"] for row in points]),
+            "line": (xs, [row["fit_ms"] for row in points]),
+        }
+        chart = Chart(f"Time over {last['axis']}", UNITS[last["axis"]], "ms", series)
+        legend = [(name, f"s{i}") for i, name in enumerate(series)]
+        found.append({"title": chart.title, "svg": chart_svg(chart), "legend": legend})
+    return found
+
+
+def write_bench(path: str | os.PathLike, rows: Rows, facts: Mapping) -> Path:
+    """Writes the page, one HTML file that needs nothing else; OSError if it cannot be written."""
+    environment = Environment(
+        loader=PackageLoader("dmtl.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    bars = [(described(group[0]), bars_svg(group)) for group in _groups(rows, "contenders", "batch")]
+    roofs = [
+        (group[-1]["precision"], roofline_svg(group)) for group in _groups(rows, "roofline", "precision")
+    ]
+    page = environment.get_template("bench.html.j2").render(
+        facts=[(label, str(value)) for label, value in facts.items() if value is not None],
+        bars=[(title, svg) for title, svg in bars if svg],
+        roofs=[(title, svg) for title, svg in roofs if svg],
+        charts=scaling_charts(rows),
+        tables=tables(rows),
+    )
+    write_text(path, page)
+    return Path(path)
