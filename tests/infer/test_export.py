@@ -240,7 +240,7 @@ def test_broken_compiler(tmp_path, monkeypatch):
     import torch._inductor.config as config
 
     script = tmp_path / "c++"
-    script.write_text("#!/bin/sh\n[ $1 = --version ] && exit\necho out of licences >&2; exit 1\n")
+    script.write_text("#!/bin/sh\n[ $1 = --version ] && exec echo g++ 12\necho out of licences >&2; exit 1\n")
     script.chmod(0o755)
     monkeypatch.setattr(config.cpp, "cxx", (str(script),))
     with pytest.raises(ConfigError, match="working C.. compiler, yours said: out of licences"):
