@@ -1,9 +1,9 @@
 """`make gpu-check`: everything that needs a CUDA machine, in one command of under ten minutes.
 
-Times the whole model (inference and a training step), runs the operators' and the model's tests on every
-backend, the operator benchmarks and compute-sanitizer, prints a short table, and appends one JSON object per
-figure to a file: commit, versions, device, name, value, unit. Times are medians of CUDA events; a part that
-fails its check gives a row with an "error" instead of a time.
+Times the whole model (inference beside both baselines, and a training step), runs the operators' and the
+model's tests on every backend, the operator benchmarks and compute-sanitizer, prints a short table, and
+appends one JSON object per figure to a file: commit, versions, device, name, value, unit. Times are medians of CUDA
+events; a part that fails its check gives a row with an "error" instead of a time.
 
 `--device cpu` runs the same code at toy sizes, to see that it works; its figures mean nothing.
 """
@@ -132,6 +132,7 @@ def run_benchmarks(rows: Rows, limit_s: int, selected: str = SELECTED) -> None:
     what comes last."""
     started = time.perf_counter()
     names = [path.stem.removeprefix("test_") for path in sorted((ROOT / "benchmarks").glob("test_*.py"))]
+    names.remove("inference")  # `compare_inference`
     for name in sorted(names, key=lambda name: name not in COSTLY_FIRST):
         left_s = int(limit_s - (time.perf_counter() - started))
         if left_s < 5:
@@ -181,29 +182,21 @@ def published_model(device: str, toy: bool):
     return build_model(ModelConfig(tasks=tasks, **small)).to(device, memory_format=torch.channels_last)
 
 
-def time_inference(rows: Rows, device: str, toy: bool) -> None:
-    """Images of 512x512, five tasks, S = 2; the bf16 maps are compared with fp32 before they are timed."""
-    model = published_model(device, toy).eval()
-    size = 64 if toy else 512
-    for batch in (1, 2) if toy else (1, 8, 32):
-        image = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode():
-            exact = model(image).final
-            for precision in ("fp32", "tf32", "bf16"):
-                torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-                with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-                    got = model(image).final
-                    error = max(float((got[t].float() - exact[t]).norm() / exact[t].norm()) for t in exact)
-                    name = f"inference {batch}x{size}x{size} {precision}"
-                    if not error < (1e-3 if precision == "fp32" else 5e-2):
-                        rows.add(name, error=f"differs from fp32 by {error:.2e}")
-                        continue
-                    if device == "cuda":
-                        torch.cuda.reset_peak_memory_stats()
-                    ms = median_ms(lambda: model(image), device, 2 if toy else 10)  # noqa: B023
-                peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else None
-                rows.add(name, median_ms=ms, images_per_s=1e3 * batch / ms, peak_mib=peak, rel_error=error)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+def compare_inference(rows: Rows, device: str, limit_s: int) -> None:
+    """`dmtl bench`: the engine beside the published execution and the expert's, and the roofline; 512x512,
+    five tasks, S = 2, each checked against fp32 first. A time limit loses what comes last."""
+    words = ["--batch", "1", "32", "8"] if device == "cuda" else ["--quick", "--size", "64", "64"]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "dmtl", "bench", "--device", device, "--out", folder, *words]
+        code, out = finished([*command, "--parts", "contenders", "roofline"], limit_s)
+        if code:
+            rows.add("inference", error=out[-2000:], rc=code)
+        written = Path(folder) / "bench.jsonl"
+        for line in written.read_text().splitlines() if written.is_file() else ():
+            row = json.loads(line)
+            who = row.get("contender") or f"roofline {row['stage']} {row['operator']}"
+            size = "x".join(map(str, (row["batch"], *row["size"])))
+            rows.add(f"inference {size} {who} {row['precision']}", **row)
 
 
 def time_training(rows: Rows, device: str, toy: bool) -> None:
@@ -276,12 +269,12 @@ def main() -> int:
     # TF32 is asked for by name; everything else is judged by the tolerances of float32.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if "model" in args.only:  # first: the figures that only a GPU can give
-        time_inference(rows, args.device, toy=args.device == "cpu")
+        compare_inference(rows, args.device, limit_s=220)
         time_training(rows, args.device, toy=args.device == "cpu")
     if "tests" in args.only:
-        passed = run_tests(rows, limit_s=150)
+        passed = run_tests(rows, limit_s=130)
     if "benchmarks" in args.only:
-        run_benchmarks(rows, limit_s=230)
+        run_benchmarks(rows, limit_s=120)
     if "sanitizer" in args.only and args.device == "cuda":
         passed &= run_sanitizer(rows, limit_s=80)
     rows.print_table()

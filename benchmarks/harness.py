@@ -22,9 +22,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from dmtl import ops
+from dmtl.bench import clock
 from dmtl.ops._registry import BACKENDS, OpSpec, reasons_against
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -170,27 +170,15 @@ def _wall_s(call: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-@functools.cache
 def copy_rate() -> float:
     """Bytes per second that a large copy reads and writes on this machine."""
-    source = torch.ones(1 << 26 if DEVICE == "cpu" else 1 << 30, dtype=torch.uint8, device=DEVICE)
-    target = torch.ones_like(source)
-    return 2 * source.numel() / min(times_s(lambda: target.copy_(source)))
+    return clock.copy_rate(torch.device(DEVICE))
 
 
-@functools.cache
 def compute_rate(dtype: torch.dtype) -> float:
-    """Operations per second of the library's best dense product here: a square matrix product, or on a CPU
-    (whose BLAS may miss the widest vectors) a direct convolution."""
-    n = 1024 if DEVICE == "cpu" else 8192
-    a, b = (torch.randn(n, n, device=DEVICE).to(dtype) for _ in range(2))
-    rates = [2 * n**3 / min(times_s(lambda: a @ b))]
-    if DEVICE == "cpu":
-        x = torch.randn(1, 256, 32, 32).to(dtype, memory_format=torch.channels_last)
-        w = torch.randn(256, 256, 3, 3).to(dtype, memory_format=torch.channels_last)
-        with torch.no_grad():
-            rates.append(2 * 9 * 256 * 256 * 32 * 32 / min(times_s(lambda: F.conv2d(x, w, padding=1))))
-    return max(rates)
+    """Operations per second of the library's best dense product here."""
+    precision = next(name for name, kind in clock.DTYPES.items() if kind == dtype)
+    return clock.compute_rate(precision, torch.device(DEVICE))
 
 
 def figures(seconds: float, work: Work, dtype: torch.dtype) -> dict[str, float]:

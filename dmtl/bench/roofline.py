@@ -151,6 +151,9 @@ def table(
                 parts, times[stage, "all"], ceilings
             )
             yield from _operators(stage, parts, times, whole_s, ceilings)
+    between = whole_s - _in_stages(times)
+    if between > 0:  # the host's time, and on a GPU that between kernels
+        yield _row("between", "all", between, whole_s) | _floors([], between, ceilings)
     yield _row("all", "all", whole_s, whole_s) | _floors(counted, whole_s, ceilings)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +13,6 @@ import tyro
 from dmtl.cli._arguments import parse, positional
 from dmtl.cli._common import console, model_folder, say
 
-Part = Literal["contenders", "memory", "roofline", "scaling"]
 PARTS = ("contenders", "memory", "roofline", "scaling")
 SMALL = {"width": 64, "backbone_width": 16}  # of --quick without MODEL
 
@@ -40,10 +40,12 @@ class Bench:
     """Tasks to predict; default: all."""
     precision: list[str] | None = None
     """fp32, tf32, bf16 or fp16; default: all that the device serves."""
-    parts: list[Part] | None = None
-    """What to measure; default: everything."""
+    parts: list[str] | None = None
+    """Some of contenders, memory, roofline and scaling; default: all."""
     rounds: int = 9
     """Rounds of every comparison (at least three; fewer where they take long)."""
+    compile: Literal["max-autotune", "reduce-overhead", "default", "none"] = "max-autotune"
+    """How the expert's code is compiled, which can take minutes; "none": eager."""
     quick: tyro.conf.FlagCreatePairsOff[bool] = False
     """A minute at most on two cores: small network and images, no compiler, no memory."""
     device: str = "auto"
@@ -54,6 +56,7 @@ class Bench:
 
 def main(arguments: list[str]) -> int:
     args = _checked(parse(Bench, arguments, "bench"))
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages
     from dmtl.bench import facts
     from dmtl.bench.contenders import baselines
     from dmtl.devices import pick_device
@@ -86,6 +89,9 @@ def _checked(args: Bench) -> Bench:
     for name, values in numbers.items():
         if any(value < 1 for value in values):
             raise ConfigError(f"{name} must be at least 1, got {' '.join(map(str, values))}")
+    for part in args.parts or ():
+        if part not in PARTS:
+            raise ConfigError(f"--parts must be among {', '.join(PARTS)}, got {part!r}")
     if not args.quick:
         return args
     small = args.size if args.size != Bench.size or args.model else (128, 128)
@@ -121,7 +127,8 @@ def _measured(args: Bench, case, precisions):
     from dmtl.bench import contenders, memory, race, roofline, scaling
 
     device = torch.device(case.device)
-    options = {"modes": ()} if args.quick else {}
+    tried = dict.fromkeys((args.compile, "default"))
+    options = {"modes": () if args.quick or args.compile == "none" else tuple(tried)}
     parts, batches = args.parts or PARTS, args.batch or ([1, 8, 32] if device.type == "cuda" else [1, 4])
     for batch in batches if "contenders" in parts else ():
         yield race.Race(case.but(batch=batch), precisions, **options).run(args.rounds)
@@ -147,7 +154,7 @@ def _show(rows: list[dict]) -> None:
     from dmtl.report.bench import tables
 
     for table in tables(rows):
-        shown = Table(title=Text(table.title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        shown = Table(title=Text(table.title), title_justify="left", box=SIMPLE_HEAD, padding=0)
         for i, name in enumerate(table.header):
             left = i == 0 or name in ("precision", "operator", "")
             shown.add_column(name, justify="left" if left else "right")

@@ -104,7 +104,7 @@ def test_baselines_are_found_beside_the_package(monkeypatch, tmp_path):
         (["--batch", "0"], "--batch must be at least 1, got 0"),
         (["--steps", "-1"], "--steps must be at least 1, got -1"),
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
-        (["--parts", "speed"], "speed"),
+        (["--parts", "speed"], "--parts must be among contenders, memory, roofline, scaling, got 'speed'"),
         (["nowhere"], "nowhere"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
