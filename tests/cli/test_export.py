@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -9,15 +11,31 @@ from .test_bad_input import refused
 
 
 def test_export(dmtl, trained, tmp_path):
-    options = ["--format", "program", "--size", 32, 44, "--tasks", "cracks", "semseg"]
+    options = [
+        "--format",
+        "program",
+        "--size",
+        32,
+        44,
+        "--tasks",
+        "cracks",
+        "semseg",
+        "--steps",
+        1,
+        "--seed",
+        3,
+    ]
     status, out, err = dmtl("export", trained, *options, "--out", "files/small.pt2")
     assert (status, err) == (0, "")
     lines = out.splitlines()
     assert lines[0].startswith("cracks: probability, float32 [batch, 32, 44], largest difference")
     assert lines[1].startswith("semseg: class id, int64 [batch, 32, 44], largest difference")
     assert lines[2].startswith("wrote files/small.pt2 (") and lines[2].endswith(" MB)")
-    network = torch.export.load(tmp_path / "files" / "small.pt2").module()
+    files = {"dmtl.json": ""}
+    network = torch.export.load(tmp_path / "files" / "small.pt2", extra_files=files).module()
     assert network(torch.zeros(5, 3, 32, 44))["semseg"].shape == (5, 32, 44)
+    about = json.loads(files["dmtl.json"])
+    assert (about["steps"], about["seed"], list(about["outputs"])) == (1, 3, ["cracks", "semseg"])
 
 
 def test_default_name(dmtl, baseline, tmp_path):

@@ -16,6 +16,7 @@ from dmtl.data.transforms import normalise
 from dmtl.devices import pick_device
 from dmtl.errors import ConfigError, nearest
 from dmtl.files import write_atomically
+from dmtl.infer.engine import _tf32
 from dmtl.infer.export.description import description
 from dmtl.infer.export.formats import FORMATS
 from dmtl.infer.export.graph import INPUTS, RESULTS, Network, traced
@@ -78,7 +79,7 @@ def export_model(
     options = dict(tasks=names, steps=steps, eta=eta)
     pixels = probe(size).to(device)
     images = pixels if input == "uint8" else normalise(pixels)
-    with torch.no_grad():
+    with torch.no_grad(), _tf32(False):
         expected = Expected(model, normalise(pixels), what, seed, options)
         network = Network(model, seed, what, input, options).eval()
         network(images[:1])  # stores the noise of this size
