@@ -212,3 +212,22 @@ def test_drawn_noise_is_the_models():
     model, image = small_model(), torch.randn(2, 3, 32, 64)
     given = ArrayNoise(contenders.drawn_noise(model, image, 2))
     assert worst(model.tasks, model.maps(image, noise=given).maps, model.maps(image).maps) < 1e-6
+
+
+def test_the_benchmark_prints_its_table(monkeypatch, capsys):
+    """What `pytest benchmarks/test_inference.py` does, at a toy size and without a compiler."""
+    from benchmarks import test_inference as module
+
+    monkeypatch.setattr(module, "Case", lambda **options: TOY.but(**options))
+    monkeypatch.setattr(module, "Race", lambda case: Race(case, ["fp32"], modes=()))
+
+    def pedantic(call, rounds):
+        for _ in range(rounds):
+            call()
+
+    benchmark = SimpleNamespace(pedantic=pedantic, extra_info={})
+    module.test_inference(benchmark, capsys, 2)
+    rows = benchmark.extra_info["contenders"]
+    assert [(row["contender"], row["batch"], row["rounds"]) for row in rows] == [
+        (name, 2, module.ROUNDS) for name in ("published", "expert", "dmtl")
+    ]
