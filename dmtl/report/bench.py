@@ -171,6 +171,7 @@ def bars_svg(rows: Rows) -> Markup | None:
 def roofline_svg(rows: Rows) -> Markup | None:
     """Operations per second over operations per byte, both logarithmic, below the roof of this machine."""
     points = [row for row in rows if row.get("flops") and row["ms"] > 0]
+    points = [row for row in points if row["operator"] != "all" or row["stage"] == "all"]
     if not points:
         return None
     peak, copy = rows[-1]["peak_flops"], rows[-1]["copy_bytes"]
@@ -196,8 +197,8 @@ def roofline_svg(rows: Rows) -> Markup | None:
     path = "".join(f"{'L' if i else 'M'}{px(x):.1f} {py(y):.1f}" for i, (x, y) in enumerate(roof))
     parts.append(f'<path class="line s0" d="{path}"/>')
     for i, (row, (x, y)) in enumerate(zip(points, places, strict=True)):
-        whole = row["stage"] == row["operator"] == "all"
-        name = escape("all" if whole else row["stage"] if row["operator"] == "all" else row["operator"])
+        one = row["operator"] in ("all", "everything else")
+        name = escape(row["stage"] if one else f"{row['stage']} {row['operator']}")
         about = escape(f"{row['stage']} {row['operator']}: {y / 1e9:,.0f} GFLOP/s at {x:.3g} FLOP/B")
         dot = (
             f'<circle class="dot s{1 + (row["operator"] != "all")}" cx="{px(x):.1f}" cy="{py(y):.1f}" r="4"/>'
