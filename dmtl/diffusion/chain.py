@@ -36,25 +36,28 @@ def reverse_chain(
     plan: Plan,
     draws: Sequence[Draws],
     to_signal: Callable[[Tensor], Tensor] = lambda estimate: estimate,
+    every: bool = True,
 ) -> Iterator[list[Tensor]]:
-    """The K estimates of the clean signals one after another, the last one being the result. (Who keeps only
-    the last needs no more memory for more steps.)
+    """The K estimates of the clean signals one after another, the last one being the result.
 
     Args:
         denoise: (x_t, level) -> estimates of the clean signals (x0 parameterisation), in memory of their own.
         x: the noised signals, from `noising`; used up: where no gradient
         is recorded, the steps are made in them.
         to_signal: maps an estimate into the chain's space (signal scaling) before the posterior step.
+        every: False: yield the last estimate alone; no other is then in memory while it is made.
     """
     for i in reversed(range(len(plan.levels))):
         estimates = denoise(x, plan.levels[i])
-        yield estimates
+        if every or i == 0:
+            yield estimates
         if i > 0:
             number = len(plan.levels) - i
             x = [
                 _step(to_signal(x0_hat).to(x_t.dtype), x_t, plan, i, **draw(number))
                 for x0_hat, x_t, draw in zip(estimates, x, draws, strict=True)
             ]
+            del estimates
 
 
 def _step(x0_hat: Tensor, x_t: Tensor, plan: Plan, i: int, **noise: Tensor | int) -> Tensor:

@@ -28,7 +28,7 @@ from dmtl.diffusion import CounterNoise, NoiseSource
 from dmtl.errors import ConfigError
 from dmtl.infer.form import PRECISIONS, choose_form
 from dmtl.infer.graphs import Graphs
-from dmtl.infer.memory import SHARE, available_bytes, largest_tile, peak_bytes
+from dmtl.infer.memory import SHARE, available_bytes, largest_tile, peak_bytes, return_freed
 from dmtl.infer.network import Network
 from dmtl.infer.samples import average
 from dmtl.infer.tiles import FACTOR, MULTIPLE, tiled
@@ -97,6 +97,7 @@ class Engine:
         with torch.inference_mode():
             self.form = choose_form(own, self.device, self.precision)
             self.network = Network(own, self.form)
+        return_freed()  # what was folded away
         self._graphs = Graphs() if self.device.type == "cuda" else None
 
     @torch.inference_mode()

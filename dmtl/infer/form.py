@@ -1,4 +1,4 @@
-"""How a network computes on a device: in which dtypes, tasks apart or together, weights transformed or not."""
+"""How a network computes on a device: in which dtypes, tasks apart or together, with transformed weights."""
 
 from __future__ import annotations
 

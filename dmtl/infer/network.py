@@ -11,7 +11,7 @@ Legend: B images, C channels of a map at 1/8 resolution, C_T logit channels of a
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -143,20 +143,23 @@ class Network:
                 if number == len(noises):
                     signals.clear()  # the last chain may free them
                 run = Run(pairs, tokens, query, layers, plan, noise, anchors)
-                logits, steps = self._walk(self.mtdnet.chain(start, run), tolerance)
+                logits, steps = self._walk(start, run, tolerance)
                 draws.append(logits)
                 most = max(most, steps)
         return draws, most
 
-    def _walk(self, states: Iterator, tolerance: float | None) -> tuple[dict[str, Tensor], int]:
-        state, steps, before = None, 0, None
-        for steps, state in enumerate(states, 1):  # noqa: B007
-            if tolerance is not None:
-                now = self.mtdnet.logits(state)
-                if before is not None and _change(now, before) <= tolerance:
-                    return now, steps
-                before = now
-        return self.mtdnet.logits(state), steps
+    def _walk(self, start: list[Tensor], run: Run, tolerance: float | None) -> tuple[dict[str, Tensor], int]:
+        """Final logits, and the steps taken."""
+        if tolerance is None:
+            [state] = self.mtdnet.chain(start, run, every=False)
+            return self.mtdnet.logits(state), len(run.plan.levels)
+        now: dict[str, Tensor] = {}
+        steps = 0
+        for steps, state in enumerate(self.mtdnet.chain(start, run, every=True), 1):
+            before, now = now, self.mtdnet.logits(state)
+            if before and _change(now, before) <= tolerance:
+                break
+        return now, steps
 
     def _layers(self, wanted: tuple[str, ...], plan: Plan) -> Layers:
         """The layers of these tasks with the embeddings of the plan's steps in their biases."""

@@ -91,13 +91,10 @@ class MTDNet(nn.Module):
             noise=noise,
             anchors=dict(zip(pairs.tasks, packed, strict=True)) if config.residual else None,
         )
-        states: list[Denoised] = []
-        for state in self.chain(start, run):
-            states = (states if trace else []) + [state]
-        return states
+        return list(self.chain(start, run, every=trace))
 
-    def chain(self, start: list[Tensor], run: Run) -> Iterator[Denoised]:
-        """Noises the clean signals and denoises them; yields the state after every step.
+    def chain(self, start: list[Tensor], run: Run, every: bool) -> Iterator[Denoised]:
+        """Noises the clean signals and denoises them; yields the state after every step, or the last alone.
 
         Args:
             start: one packed tensor [R, C, h, w], or one for each task. The list is emptied: its memory is
@@ -117,7 +114,7 @@ class MTDNet(nn.Module):
 
         noisy = noising([to_chain(x) for x in start], run.plan, draws)
         start.clear()
-        for estimate in reverse_chain(denoise, noisy, run.plan, draws, to_chain):
+        for estimate in reverse_chain(denoise, noisy, run.plan, draws, to_chain, every):
             yield Denoised(pairs, estimate, run.anchors)
 
     def logits(self, denoised: Denoised) -> dict[str, Tensor]:
