@@ -10,9 +10,9 @@ is left out is what the package is about: algebra across layers, and operators o
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import time
+import warnings
 from collections.abc import Callable, Mapping
 
 import torch
@@ -163,16 +163,23 @@ class Expert:
 
 
 def compiled(function: Callable, mode: str) -> Callable:
-    """`function` compiled for one shape in inference; constants are folded when it is called first."""
+    """`function` compiled for one shape in inference, quietly; constants are folded when it is called
+    first."""
     from torch._inductor import config
 
     inner = torch.compile(function, mode=mode, fullgraph=True, dynamic=False)
-    options = {"freezing": True, "max_autotune_report_choices_stats": False}
+    options = {
+        "freezing": True,
+        "max_autotune_report_choices_stats": False,
+        "autotune_num_choices_displayed": 0,
+    }
     first = [True]
 
     def call(*arguments):
-        with config.patch(options) if first else contextlib.nullcontext():
-            first.clear()
+        if not first:
+            return inner(*arguments)
+        first.clear()
+        with config.patch(options), warnings.catch_warnings(action="ignore"):
             return inner(*arguments)
 
     return call

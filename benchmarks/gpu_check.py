@@ -2,8 +2,8 @@
 
 Times the whole model (inference beside both baselines, and a training step), runs the operators' and the
 model's tests on every backend, the operator benchmarks and compute-sanitizer, prints a short table, and
-appends one JSON object per figure to a file: commit, versions, device, name, value, unit. Times are medians of CUDA
-events; a part that fails its check gives a row with an "error" instead of a time.
+appends one JSON object per figure to a file: commit, versions, device, name, value, unit. Times are medians
+of CUDA events; a part that fails its check gives a row with an "error" instead of a time.
 
 `--device cpu` runs the same code at toy sizes, to see that it works; its figures mean nothing.
 """
