@@ -13,7 +13,7 @@ COMMANDS = {
     "demo": "train on rendered scenes, compare with the baseline, write a report: start here",
     "train": "train from a TOML file and options",
     "eval": "metrics of a trained model on a data set",
-    "predict": "maps and pictures for image files and folders",
+    "predict": "maps and pictures for images, videos and folders",
     "claim": "repeat one configuration over several seeds, beside the multi-task baseline",
     "report": "write the report page of finished runs",
     "export": "a model as one file that runs without dmtl: ONNX or .pt2",

@@ -90,5 +90,7 @@ def _one_line(message: str) -> str:
     gist = re.sub(r"^Unrecognized options: (--[^ ,]+).*", r"unknown option \1", gist)
     gist = re.sub(r"^Missing from [a-z ]+: (.*?)( \(required\))?$", r"missing \1", gist).removesuffix(".")
     meant = [line for section in sections[2:] if section[:1] == ["Perhaps you meant:"] for line in section]
+    unfit = r"no type matching (.*?) could be instantiated from \['(.*?)'\].*"
+    gist = re.sub(unfit, r"expected \1, got '\2'", gist)
     near = [line.split()[0].rstrip(",") for line in meant if line.startswith("--")]
     return f"{gist}, did you mean {near[0]}?" if near else gist

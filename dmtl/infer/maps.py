@@ -110,8 +110,8 @@ def encode_npy(map: Tensor) -> bytes:
 
 
 def encode_picture(rgb: np.ndarray) -> bytes:
-    """uint8 [H, W, 3] as PNG."""
-    return _png(Image.fromarray(np.ascontiguousarray(rgb)))
+    """uint8 [H, W, 3] as PNG: a sixth larger than it could be, for two thirds of the time."""
+    return _png(Image.fromarray(np.ascontiguousarray(rgb)), level=1)
 
 
 def overview(pictures: dict[str, np.ndarray]) -> np.ndarray:
@@ -151,9 +151,9 @@ def _rounded(value: np.ndarray, top: int) -> np.ndarray:
     return np.rint(np.clip(value, 0, top))
 
 
-def _png(image: Image.Image, reading: dict | None = None) -> bytes:
+def _png(image: Image.Image, reading: dict | None = None, level: int = 4) -> bytes:
     stream, info = io.BytesIO(), PngInfo()
     if reading:
         info.add_text("dmtl", json.dumps(reading))
-    image.save(stream, "PNG", compress_level=4, pnginfo=info)
+    image.save(stream, "PNG", compress_level=level, pnginfo=info)
     return stream.getvalue()

@@ -201,7 +201,8 @@ class Predictor:
     def compute_singly(self, images: Sequence[Tensor]) -> Computed:
         """`compute` for each image alone."""
         parts = [self.compute([image]) for image in images]
-        return Computed([part.maps[0] for part in parts], parts[-1].copied)
+        copies = [part.copied for part in parts if part.copied is not None]
+        return Computed([part.maps[0] for part in parts], copies[-1] if copies else None)
 
     def batch_limit(self, height: int, width: int) -> int:
         """Images of this size that are computed together at most."""

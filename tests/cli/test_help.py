@@ -70,6 +70,7 @@ def test_training_help_names_every_key(dmtl):
         (["demo", "--steps", "0"], "optim.steps must be at least 1"),
         (["eval"], "missing MODEL"),
         (["predict"], "missing MODEL"),
+        (["predict", "model", "a.png", "--steps", "many"], "--steps: expected INT|{auto}, got 'many'"),
         (["predict", "model"], "IMAGE must be at least one file or folder, got none"),
         (["report"], "RUN must be at least one folder of a finished run, got none"),
         (["convert", "a.pth"], "missing TARGET"),
