@@ -9,7 +9,7 @@
 namespace dmtl::DMTL_ISA {
 namespace {
 
-constexpr int64_t kChunkFloats = int64_t{8} << 20;  // of transformed weights and products at a time
+constexpr int64_t kChunkFloats = int64_t{7} << 20;  // of transformed weights and products at a time
 constexpr int64_t kGroupFloats = int64_t{3} << 20;  // of transformed weights of the tasks that share a block
 
 // Consecutive tasks whose tiles are multiplied together.
@@ -30,11 +30,12 @@ struct Weights {
     int64_t plane;
 };
 
-// Channels out of a chunk, in pairs of panels.
+// Channels out of a chunk: pairs of panels, nearly as many in each.
 int64_t chunk_columns(const Conv3x3Params& p, int64_t tasks, int64_t tiles) {
-    const int64_t pair = 2 * kLanes16, whole = (p.n + kLanes16 - 1) / kLanes16 * kLanes16;
-    const int64_t fitting = kChunkFloats / (kFrequencies * (tasks * p.k + tiles)) / pair * pair;
-    return fitting >= whole ? whole : fitting > pair ? fitting : pair;
+    const int64_t pair = 2 * kLanes16, pairs = (p.n + pair - 1) / pair;
+    const int64_t fitting = kChunkFloats / (kFrequencies * pair * (tasks * p.k + tiles));
+    const int64_t chunks = fitting < 1 ? pairs : (pairs + fitting - 1) / fitting;
+    return (pairs + chunks - 1) / chunks * pair;
 }
 
 // The caller's, or packed now.

@@ -14,7 +14,7 @@ suffice (`dmtl.infer.tiles`); several draws of the noise give a map of how sure 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from dmtl import ops
+from dmtl._memory import Pool
 from dmtl.diffusion import CounterNoise, NoiseSource
 from dmtl.errors import ConfigError
 from dmtl.infer.form import PRECISIONS, choose_form
@@ -99,6 +100,7 @@ class Engine:
             self.network = Network(own, self.form)
         return_freed()  # what was folded away
         self._graphs = Graphs() if self.device.type == "cuda" else None
+        self._pool, self._last_kind = Pool(), None
 
     @torch.inference_mode()
     def maps(
@@ -124,9 +126,9 @@ class Engine:
         call = self._call(image, tasks, steps, eta, noise, self.samples if samples is None else samples)
         padded = pad_image(image)
         side = self._tile(padded, call)
-        with _tf32(self.precision == "tf32"):
-            if not call.wanted:
-                return Maps({}, {}, {}, 0)
+        if not call.wanted:
+            return Maps({}, {}, {}, 0)
+        with self._computing(padded, call):
             if side is None:
                 return Maps(*self._run("maps", padded, call))
             draws, steps = self._all_logits(padded, call, side)
@@ -148,13 +150,24 @@ class Engine:
         if not call.wanted:
             return Prediction({}, {}, {})
         padded = pad_image(image)
-        with _tf32(self.precision == "tf32"):
+        with self._computing(padded, call):
             (initial, final), _ = self._all_logits(padded, call, self._tile(padded, call))
         frame = padded.shape[-2:]
         large = [
             {t: upsample(x.float(), frame, call.size) for t, x in maps.items()} for maps in (final, initial)
         ]
         return Prediction(*large, {})
+
+    @contextmanager
+    def _computing(self, padded: Tensor, call: _Call) -> Iterator[None]:
+        """TF32 as the precision says; on a CPU large maps come from the engine's pool, which is emptied where
+        another kind of call follows."""
+        kind = (padded.shape, len(call.wanted), len(call.noises))
+        if kind != self._last_kind:
+            self._pool.release()
+        self._last_kind = kind
+        with _tf32(self.precision == "tf32"), self._pool.in_use():
+            yield
 
     def _call(self, image, tasks, steps, eta, noise, samples) -> _Call:
         """The arguments, checked, with every default filled in."""

@@ -21,11 +21,15 @@ from torch.profiler import record_function
 
 from dmtl.diffusion import NoiseSource, Pairs, Plan
 from dmtl.infer.form import Form
+from dmtl.infer.memory import return_freed
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.models.denoiser import Layers
 from dmtl.models.mtdnet import Run
 from dmtl.nn.folding import fold_batch_norms_
 from dmtl.nn.grouped_conv import GroupedConv
+
+
+_LARGE = 3 << 17  # elements of images whose encoding leaves tens of megabytes behind
 
 
 class Network:
@@ -84,8 +88,12 @@ class Network:
             m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear", align_corners=False)
             for m in self.backbone(image)
         ]
-        shared = self.embed(torch.cat(maps, dim=1), (image.shape[0],), relu=False)
+        joined = torch.cat(maps, dim=1)
         del maps
+        if image.device.type == "cpu" and image.numel() >= _LARGE:
+            return_freed()  # the encoder's blocks have other sizes than all that follow
+        shared = self.embed(joined, (image.shape[0],), relu=False)
+        del joined
         tasks = list(self.tasks) if self.mtdnet is not None else list(wanted)
         return self._apart(shared, tasks, wanted) if self.form.apart else self._packed(shared, tasks, wanted)
 

@@ -6,11 +6,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dmtl._memory import empty
 from dmtl.kernels._native import Native
 
 
 def empty_map(like: Tensor) -> Tensor:
     """A fresh channels-last map of the same shape."""
+    if like.device.type == "cpu":
+        return empty(like.shape, like.dtype, torch.channels_last)
     return torch.empty(
         tuple(like.shape), dtype=like.dtype, device=like.device, memory_format=torch.channels_last
     )

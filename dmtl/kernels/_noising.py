@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dmtl._memory import empty_like
 from dmtl.kernels._native import Native
 
 
@@ -35,7 +36,7 @@ class NoisingCall:
         `out` is the given one, which may be an argument, or fresh with the strides of empty_like(x), as the
         op promises; the kernel writes `target`, which is `out` or else has to be copied there.
         """
-        out = torch.empty_like(self.x) if out is None else out
+        out = empty_like(self.x) if out is None else out
         last = _channels_last(self.x) and _channels_last(out)
         memory_format = torch.channels_last if last else torch.contiguous_format
         target = out if last or _writable_rows(out) else torch.empty_like(out, memory_format=memory_format)

@@ -27,8 +27,13 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(x)) + shortcut)
+        x = _rectified(self.bn1(self.conv1(x)))
+        return _rectified(self.bn2(self.conv2(x)) + shortcut)
+
+
+def _rectified(x: Tensor) -> Tensor:
+    """ReLU of a map of our own making: in its memory, unless autograd may need it."""
+    return torch.relu(x) if torch.is_grad_enabled() else x.relu_()
 
 
 class ResNet(nn.Module):
@@ -59,7 +64,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        x = self.maxpool(torch.relu(self.bn1(self.conv1(image))))
+        x = self.maxpool(_rectified(self.bn1(self.conv1(image))))
         maps = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dmtl._memory import empty
 from dmtl.kernels._conv3x3 import library_convolution, library_gradients
 from dmtl.kernels._native import CPU
 
@@ -140,7 +141,7 @@ def _convolve(x, weights, biases, tap_biases, packed, counts, *, relu: bool, fli
     x = x.contiguous(memory_format=torch.channels_last)
     rows, k, height, width = x.shape
     n = weights[0].shape[1 if flipped else 0]
-    out = torch.empty(rows, n, height, width, dtype=x.dtype, memory_format=torch.channels_last)
+    out = empty((rows, n, height, width), x.dtype, torch.channels_last)
     weights = _one_layout(weights)
     CPU.call(
         "conv3x3", x, out=out, x=x, weights=weights, packed=packed, biases=_dense(biases),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dmtl._memory import empty
 from dmtl.kernels._native import CPU
 from dmtl.kernels._tokens import dense, why_not_bf16, why_not_sizes
 
@@ -31,7 +32,7 @@ def cross_attention(
     query, heads, eps, save,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     (rows, n, width), m, nothing = x.shape, y.shape[1], (0,)
-    out = x.new_empty(x.shape)
+    out = empty(x.shape, x.dtype)
     q = x.new_empty(x.shape if save and query is None else nothing)
     kv = x.new_empty((rows, m, 2 * width) if save else nothing)
     a = x.new_empty(x.shape if save else nothing)

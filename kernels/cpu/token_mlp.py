@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dmtl._memory import empty
 from dmtl.kernels._native import CPU
 from dmtl.kernels._tokens import dense, why_not_bf16, why_not_sizes
 
@@ -25,7 +26,7 @@ def token_mlp(
     x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, eps, save
 ) -> tuple[Tensor, Tensor]:
     hidden, width = fc1_weight.shape
-    out, h = x.new_empty(x.shape), x.new_empty((*x.shape[:-1], hidden) if save else 0)
+    out, h = empty(x.shape, x.dtype), x.new_empty((*x.shape[:-1], hidden) if save else 0)
     if x.numel():
         tensors = dense(
             x=x, norm_weight=norm_weight, norm_bias=norm_bias, fc1_weight=fc1_weight, fc1_bias=fc1_bias,

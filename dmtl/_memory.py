@@ -1,0 +1,83 @@
+"""Memory that calls in a row use again: large outputs of CPU kernels come from a pool while one is in use.
+
+A fresh block of many megabytes costs page faults, more than many an operator; and a heap that hands such blocks
+back and forth keeps what it cannot put together again. A pool keeps blocks of the sizes that were asked for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import threading
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+_SMALLEST = 1 << 20  # bytes; less is left to torch
+_local = threading.local()
+
+
+class Pool:
+    """Blocks of memory that tensors borrow: a block is free again when the last tensor on it is gone."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[mmap.mmap]] = defaultdict(list)
+        self.blocks = 0  # taken from the system so far
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Large outputs of CPU kernels that this thread calls inside come from the pool."""
+        before = getattr(_local, "pool", None)
+        _local.pool = self
+        try:
+            yield
+        finally:
+            _local.pool = before
+
+    def release(self) -> None:
+        """Gives the free blocks back to the system."""
+        self._free.clear()
+
+    def borrow(self, size: int) -> Tensor:
+        """uint8 [size], undefined contents."""
+        try:
+            block = self._free[size].pop()
+        except IndexError:
+            block = mmap.mmap(-1, size)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                block.madvise(mmap.MADV_HUGEPAGE)
+            self.blocks += 1
+        loan = (ctypes.c_char * size).from_buffer(block)  # lives as long as the tensors on it
+        weakref.finalize(loan, self._free[size].append, block)
+        return torch.frombuffer(loan, dtype=torch.uint8)
+
+
+def empty(
+    shape: Sequence[int], dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format
+) -> Tensor:
+    """torch.empty on the CPU; from the pool in use, where there is one and the tensor is large. With
+    channels_last the shape is [B, C, H, W]."""
+    pool = getattr(_local, "pool", None)
+    size = dtype.itemsize
+    for length in shape:
+        size *= length
+    if pool is None or size < _SMALLEST:
+        return torch.empty(tuple(shape), dtype=dtype, memory_format=memory_format)
+    flat = pool.borrow(size).view(dtype)
+    if memory_format is torch.contiguous_format:
+        return flat.view(tuple(shape))
+    b, c, h, w = shape
+    return flat.view(b, h, w, c).permute(0, 3, 1, 2)
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """torch.empty_like; on the CPU as `empty`, where x is dense."""
+    if x.device.type == "cpu" and x.is_contiguous():
+        return empty(x.shape, x.dtype)
+    if x.device.type == "cpu" and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return empty(x.shape, x.dtype, torch.channels_last)
+    return torch.empty_like(x)

@@ -1,0 +1,63 @@
+"""The pool that large outputs of CPU kernels come from."""
+
+import pytest
+import torch
+
+from dmtl._memory import Pool, empty, empty_like
+from dmtl.infer.engine import Engine
+from tests.models.cases import small_model
+
+SHAPE = (1, 64, 64, 128)  # two megabytes of float32
+
+
+def test_a_block_is_used_again_when_its_last_tensor_is_gone():
+    pool = Pool()
+    with pool.in_use():
+        first = empty(SHAPE, torch.float32)
+        view, place = first[:, :3], first.data_ptr()
+        del first
+        second = empty(SHAPE, torch.float32)
+        assert second.data_ptr() != place and pool.blocks == 2
+        del view
+        third = empty(SHAPE, torch.float32, torch.channels_last)
+        assert third.data_ptr() == place and pool.blocks == 2
+        assert third.is_contiguous(memory_format=torch.channels_last) and third.shape == SHAPE
+        third.fill_(1.0)
+        assert torch.equal(empty_like(third).copy_(third), third)
+    assert empty(SHAPE, torch.float32).data_ptr() != place
+
+
+def test_release_forgets_free_blocks_only():
+    pool = Pool()
+    with pool.in_use():
+        kept = empty(SHAPE, torch.float32).fill_(3.0)
+        empty(SHAPE, torch.float32)
+        pool.release()
+        assert bool((kept == 3.0).all())
+        again = [empty(SHAPE, torch.float32) for _ in range(2)]
+        assert pool.blocks == 4 and kept.data_ptr() not in [x.data_ptr() for x in again]
+    del kept, again  # what comes back late is not kept for ever
+    assert sum(map(len, pool._free.values())) <= 2
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8, 8), (0, 64, 64, 128)])
+def test_small_tensors_are_torchs(shape):
+    pool = Pool()
+    with pool.in_use():
+        assert empty(shape, torch.float32, torch.channels_last).shape == shape and pool.blocks == 0
+
+
+def test_an_engine_takes_no_block_after_its_first_call():
+    engine = Engine(small_model(width=64))
+    image = torch.randn(1, 3, 544, 544)
+    results = [engine.maps(image).maps for _ in range(2)]
+    taken = engine._pool.blocks
+    assert taken > 0
+    results += [engine.maps(image).maps for _ in range(3)]
+    assert engine._pool.blocks == taken
+    for task in results[0]:
+        assert all(torch.equal(maps[task], results[0][task]) for maps in results)
+    kinds = [torch.randn(1, 3, 512 + 32 * i, 512) for i in range(5)]
+    for other in kinds:
+        engine.maps(other)
+    assert sum(map(len, engine._pool._free.values())) <= taken  # blocks of other sizes were given back
