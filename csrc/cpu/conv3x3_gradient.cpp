@@ -107,7 +107,9 @@ void transform_gradient_tile(const float* image, const Tiling& t, const Tiling::
 // sums [frequency][k][n padded] (=|+=) the products of some tiles of one task.
 void add_block(const WeightGradientParams& p, const Tiling& tiling, Range block, bool add, float* sums, int threads) {
     const int64_t tiles = block.size(), pixels = p.height * p.width, width = padded(p.n);
-    Spectrum s = Spectrum::of_rows(tiles, p.k);
+    Spectrum s;
+    s.stride = padded(p.k) + 16;
+    s.plane = (tiles * s.stride + 1023) / 1024 * 1024 + 16;
     const int64_t panel_plane = packed_floats(tiles, p.n) + kLanes16, sums_plane = p.k * width + kLanes16;
     s.data = Workspace::floats(Slot::maps, kFrequencies * (s.plane + panel_plane));
     float* panels = s.data + kFrequencies * s.plane;

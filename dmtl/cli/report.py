@@ -21,6 +21,9 @@ class Report:
     """The page to write."""
     pictures: int = 4
     """Validation images shown."""
+    samples: int = 8
+    """Draws of the noise by which the page says how sure the model is, and whether it is unsure where it is
+    wrong; 0: none of that."""
 
 
 def main(arguments: list[str]) -> int:
@@ -34,6 +37,6 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(
             f"--baseline must name as many runs as RUN ({len(args.runs)}), got {len(args.baseline)}"
         )
-    path = report_from_runs(args.runs, args.baseline, args.out, pictures=args.pictures)
+    path = report_from_runs(args.runs, args.baseline, args.out, pictures=args.pictures, samples=args.samples)
     say(f"wrote {path}")
     return 0

@@ -14,6 +14,7 @@ suffice (`dmtl.infer.tiles`); several draws of the noise give a map of how sure 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -201,7 +202,7 @@ class Engine:
             return compute(tile, call)
         batch = torch.arange(tile.shape[0], device=tile.device)
         samples = [batch if noise.samples is None else noise.samples.to(tile.device) for noise in call.noises]
-        seeds = torch.tensor([noise.seed for noise in call.noises], device=tile.device)
+        seeds = _seeds(tuple(noise.seed for noise in call.noises), tile.device)
 
         def of_inputs(tile: Tensor, seeds: Tensor, *samples: Tensor) -> tuple:
             noises = [CounterNoise(*pair) for pair in zip(seeds.unbind(), samples, strict=True)]
@@ -294,6 +295,12 @@ class _Call:
     tolerance: float | None
     noises: Any  # list[NoiseSource]; in the key of a graph their number
     initial: bool = False
+
+
+@functools.lru_cache(maxsize=64)
+def _seeds(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """The seeds on the device, where they are copied once."""
+    return torch.tensor(values, device=device)
 
 
 def _draws(noise: NoiseSource, samples: int) -> list[NoiseSource]:

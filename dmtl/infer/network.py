@@ -71,9 +71,11 @@ class Network:
         )
 
     def _ready(self, group: GroupedConv) -> GroupedConv:
-        if self.form.maps != group.weights[0].dtype:
-            group = group.to(self.form.maps)
-        return group.pack() if self.form.pack else group.detached()
+        """In the maps' dtype; on a GPU in the layout that its libraries want beside channels-last maps."""
+        on_gpu = group.weights[0].device.type == "cuda"
+        layout = torch.channels_last if on_gpu else torch.preserve_format
+        group = group.detached().to(self.form.maps, layout)
+        return group.pack() if self.form.pack else group
 
     def _decoder(self, blocks: nn.Sequential) -> list[tuple[GroupedConv, GroupedConv]]:
         pairs = [(GroupedConv.of([block.conv1]), GroupedConv.of([block.conv2])) for block in blocks]

@@ -153,11 +153,15 @@ class Denoiser(nn.Module):
             x, y = block(x, y, query_RNC)
             query_RNC = None
         tokens = x.to(skips[0].dtype).split([skip.shape[0] for skip in skips])
-        maps = []
-        for i, count in enumerate(each if apart else [pairs.counts]):
-            start = ops.upsample_add(tokens[i], skips[i], reduction=self.reduction)
-            skips[i] = None  # its memory serves the next map
-            maps.append(self._trunk(start, count, layers, layers.trunks[i]))
+        skips.reverse()
+
+        def start(i: int) -> Tensor:  # nobody else holds what it returns: memory is free as soon as it can be
+            return ops.upsample_add(tokens[i], skips.pop(), reduction=self.reduction)
+
+        maps = [
+            self._trunk(start(i), count, layers, layers.trunks[i])
+            for i, count in enumerate(each if apart else [pairs.counts])
+        ]
         if self.features:
             return maps
         parts = maps if apart else maps[0].split(pairs.counts)

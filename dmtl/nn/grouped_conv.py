@@ -57,10 +57,11 @@ class GroupedConv:
         lists = ([x.detach() for x in values] if values else None for values in vars(self).values())
         return GroupedConv(*lists)
 
-    def to(self, dtype: torch.dtype) -> GroupedConv:
-        """With all parameters in another dtype, not packed."""
+    def to(self, dtype: torch.dtype, memory_format: torch.memory_format) -> GroupedConv:
+        """With all parameters in this dtype and the weights in this layout, not packed."""
         taps = None if self.tap_biases is None else [taps.to(dtype) for taps in self.tap_biases]
-        return GroupedConv([w.to(dtype) for w in self.weights], [b.to(dtype) for b in self.biases], taps)
+        weights = [weight.to(dtype, memory_format=memory_format) for weight in self.weights]
+        return GroupedConv(weights, [bias.to(dtype) for bias in self.biases], taps)
 
     def __call__(self, x: Tensor, counts: Sequence[int], *, relu: bool) -> Tensor:
         """x [R, C, h, w] with counts[t] rows of task t -> [R, K, h, w]."""

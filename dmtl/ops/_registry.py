@@ -82,7 +82,7 @@ class OpSpec:
 
 MEASURED = ("cuda",)
 REGISTRY: dict[str, OpSpec] = {}
-_fastest = Fastest()
+_fastest = Fastest(name="operators")
 _overrides: list[dict[str, str]] = []
 _announced: set[str] = set()
 _NO_KERNEL = "has no kernel for this op"

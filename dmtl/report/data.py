@@ -50,11 +50,13 @@ class Chart:
 
 
 class Cell(NamedTuple):
-    """One picture: uint8 [H, W, 3], or None for "there is none", and an optional note shown below it."""
+    """One picture: uint8 [H, W, 3], or None for "there is none". Shown below it, if given: a note that asks
+    for attention, and what its colours reach from and to."""
 
     caption: str
     rgb: np.ndarray | None
     note: str = ""
+    scale: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,28 @@ class SamplePictures:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class UncertaintyRow:
+    """One task: the probability that a wrong pixel is more uncertain than a right one, what its uncertainty
+    is ("entropy, nats"), and which pixels are wrong."""
+
+    task: str
+    auroc: float
+    measure: str
+    wrong: str
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """Whether `method` is unsure where it is wrong: over `images` validation images, `draws` draws of its
+    noise for each."""
+
+    method: str
+    draws: int
+    images: int
+    rows: Sequence[UncertaintyRow]
+
+
 @dataclass
 class ReportData:
     """Everything on the page. Sections without data are left out.
@@ -92,6 +116,7 @@ class ReportData:
     delta: Mapping[str, Value] = field(default_factory=dict)
     runs: int = 1
     curves: Sequence[Chart] = ()
+    uncertainty: Uncertainty | None = None
     samples: Sequence[SamplePictures] = ()
     legends: Mapping[str, Sequence[tuple[str, tuple[int, int, int]]]] = field(default_factory=dict)
     notes: Sequence[str] = ()

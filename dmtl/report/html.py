@@ -47,6 +47,7 @@ def render(data: ReportData) -> str:
         table=_table(data),
         labels=_labels(data),
         charts=_charts(data),
+        uncertainty=_uncertainty(data),
         samples=_samples(data),
         legends=[(task, list(colours)) for task, colours in data.legends.items() if colours],
     )
@@ -221,6 +222,27 @@ def _charts(data: ReportData) -> list[dict]:
     return charts
 
 
+def _uncertainty(data: ReportData) -> dict | None:
+    """Rows with the AUROC as a figure and as a bar from 0.5, and one sentence that counts them."""
+    found = data.uncertainty
+    if found is None or not found.rows:
+        return None
+    rows = [
+        {
+            "row": row,
+            "auroc": figure(row.auroc, 2),
+            "width": round(100 * abs(row.auroc - 0.5), 2) if math.isfinite(row.auroc) else 0,
+            "tone": "good" if row.auroc > 0.5 else "bad",
+        }
+        for row in found.rows
+    ]
+    above, clearly = (sum(row.auroc > least for row in found.rows) for least in (0.5, 0.7))
+    tasks = f"{len(rows)} task{'' if len(rows) == 1 else 's'}"
+    verdict = f"Uncertainty is higher where the prediction is wrong on {above} of {tasks}"
+    verdict += f", clearly so (above 0.7) on {clearly}." if above else "."
+    return {"found": found, "rows": rows, "verdict": verdict}
+
+
 def _samples(data: ReportData) -> list[dict]:
     result = []
     for sample in data.samples:
@@ -229,7 +251,11 @@ def _samples(data: ReportData) -> list[dict]:
         table = []
         for task, cells in rows:
             by_caption = {
-                c.caption: {"picture": None if c.rgb is None else picture(c.rgb), "note": c.note}
+                c.caption: {
+                    "picture": None if c.rgb is None else picture(c.rgb),
+                    "note": c.note,
+                    "scale": c.scale,
+                }
                 for c in cells
             }
             table.append({"task": task, "cells": [by_caption.get(caption) for caption in captions]})

@@ -21,6 +21,7 @@ from dmtl.report.facts import data_name, differences, facts
 from dmtl.report.html import write_report
 from dmtl.report.runs import INITIAL, LOWER_IS_BETTER, Run, read_runs, require_same_tasks, unit_of
 from dmtl.report.samples import legends, sample_pictures
+from dmtl.report.uncertainty import averaging, error_auroc, evenly
 from dmtl.train.config import config_from_dict
 from dmtl.train.setup import open_data
 
@@ -41,6 +42,7 @@ def report_from_runs(
     pictures: int = 4,
     train_pictures: int = 2,
     steps: int | None = None,
+    samples: int = 8,
     device: str | torch.device = "cpu",
 ) -> Path:
     """Writes the report of finished runs to `out_path` and returns that path.
@@ -53,6 +55,8 @@ def report_from_runs(
         pictures, train_pictures: images shown of the validation and of the training split, by the first pair
             of runs.
         steps: denoising steps of the pictures; default as trained.
+        samples: draws of the noise that tell where the first DiffusionMTL run is unsure, shown beside its
+            errors; 0 or 1: none of that.
 
     Errors: DataError for a folder that is no finished run or for runs of different tasks; ValueError for
     unequal numbers of runs; OSError when the page cannot be written. Missing logs, labels, models or data
@@ -63,7 +67,7 @@ def report_from_runs(
         methods = {names[1]: read_runs(baseline_runs), **methods}
     data = report_data(methods, title=title, subtitle=subtitle, notes=notes)
     try:
-        _add_pictures(data, methods, train_set, val_set, pictures, train_pictures, steps, device)
+        _add_pictures(data, methods, train_set, val_set, pictures, train_pictures, steps, samples, device)
     except (DmtlError, OSError) as error:  # figures without pictures are better than no page
         data.notes = [*data.notes, f"No pictures: {error}"]
     return write_report(out_path, data)
@@ -143,35 +147,32 @@ def _metric_rows(methods: Mapping[str, Sequence[Run]]) -> list[MetricRow]:
 
 
 def _add_pictures(
-    data: ReportData, methods, train_set, val_set, pictures, train_pictures, steps, device
+    data: ReportData, methods, train_set, val_set, pictures, train_pictures, steps, samples, device
 ) -> None:
     models = {
         name: load_model(runs[0].path / "model").to(device) for name, runs in list(methods.items())[::-1]
     }
-    run = list(methods.values())[-1][0]
+    method, [run, *_] = list(methods.items())[-1]
     for name, model in models.items():
         count = sum(p.numel() for p in model.parameters())
         data.facts = [*data.facts, (f"Parameters, {name}", f"{count / 1e6:.1f} M")]
     if val_set is None or (train_set is None and train_pictures):
         opened = open_data(config_from_dict(run.config).data)
         train_set, val_set = train_set or opened.train, val_set or opened.val
+    engine = averaging(models[method], samples)
+    if engine is not None:
+        data.uncertainty = error_auroc(engine, val_set, method, steps)
     data.legends = legends({n: t for model in models.values() for n, t in model.tasks.items()})
-    samples: list[SamplePictures] = sample_pictures(
-        models, val_set, _spread(len(val_set), pictures), steps=steps
+    shown: list[SamplePictures] = sample_pictures(
+        models, val_set, evenly(len(val_set), pictures), steps=steps, engine=engine
     )
-    for sample in samples:
+    for sample in shown:
         sample.note = "validation image"
     if train_pictures and run.labels is not None:
         seen = sample_pictures(
-            models, train_set, _spread(len(train_set), train_pictures), labels=run.labels, steps=steps
+            models, train_set, evenly(len(train_set), train_pictures), labels=run.labels, steps=steps
         )
         for sample in seen:
             sample.note = "training image"
-        samples += seen
-    data.samples = samples
-
-
-def _spread(length: int, count: int) -> list[int]:
-    """Indices evenly spread over a data set."""
-    count = min(count, length)
-    return [round((i + 0.5) * length / count - 0.5) for i in range(count)]
+        shown += seen
+    data.samples = shown

@@ -1,6 +1,7 @@
 """Pictures of what models predict:
 
-label, initial map, every denoising step, final map, side by side for each task.
+label, initial map, every denoising step, final map, side by side for each task; where a model is unsure and
+where it is wrong.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import torch
 from torch import Tensor
 
 from dmtl.data import LabelledImages, LabelMatrix
-from dmtl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from dmtl.data.transforms import normalise
 from dmtl.diffusion import CounterNoise
+from dmtl.infer.engine import Engine
 from dmtl.report.data import Cell, SamplePictures, SampleRow
+from dmtl.report.uncertainty import uncertainty_cells
 from dmtl.tasks import Task
 
 HIDDEN = "not labelled in training"
@@ -29,6 +32,7 @@ def sample_pictures(
     labels: LabelMatrix | None = None,
     steps: int | None = None,
     seed: int = 0,
+    engine: Engine | None = None,
 ) -> list[SamplePictures]:
     """Pictures of the images at `indices`, by every model.
 
@@ -38,13 +42,16 @@ def sample_pictures(
         labels: what training saw of this split; labels that it did not see are shown and marked. None for a
             split that was not trained on.
         seed: of the chain's noise, drawn for an image's place in the data set as the evaluation does.
+        engine: of one of the models, averaging several draws: adds their uncertainty and their mean's error.
     """
     result = []
     for index in indices:
         sample = dataset.read(index)
+        shared = (sample.image, index, steps, seed)
         predictions = {
-            name: _predict(model, sample.image, index, steps, seed) for name, model in models.items()
+            name: _predict(model.eval(), model.device, *shared, trace=True) for name, model in models.items()
         }
+        averaged = None if engine is None else _predict(engine.maps, engine.device, *shared)
         chains = sum(bool(p.trace) for p in predictions.values())
         rows = []
         for task in _tasks(models, dataset).values():
@@ -60,6 +67,8 @@ def sample_pictures(
             for name, prediction in predictions.items():
                 if task.name in prediction.final:
                     cells += _cells(task, name, prediction, scale, chains)
+            if averaged is not None and task.name in averaged.uncertainty:
+                cells += uncertainty_cells(task, averaged, label, engine.samples)
             rows.append(SampleRow(task.name, cells))
         image = sample.image.permute(1, 2, 0).numpy()
         result.append(SamplePictures(sample.id, np.ascontiguousarray(image), rows))
@@ -83,12 +92,9 @@ def legends(tasks: Mapping[str, Task]) -> dict[str, list[tuple[str, tuple[int, i
     return result
 
 
-def _predict(model, image_CHW: Tensor, index: int, steps: int | None, seed: int):
-    device = next(model.parameters()).device
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    normalised = ((image_CHW.float() / 255 - mean) / std)[None].to(device)
+def _predict(model, device, image_CHW: Tensor, index: int, steps: int | None, seed: int, **options):
     noise = CounterNoise(seed, torch.tensor([index], device=device))
-    return model.eval()(normalised, steps=steps, noise=noise, trace=True)
+    return model(normalise(image_CHW.to(device))[None], steps=steps, noise=noise, **options)
 
 
 def _tasks(models: Mapping[str, torch.nn.Module], dataset: LabelledImages) -> dict[str, Task]:

@@ -57,6 +57,37 @@ def test_nothing_is_measured_in_a_graph_or_when_deterministic(monkeypatch):
     assert fastest.choose("a", ways, cuda) == "second"  # what is known holds in a graph, too
 
 
+def test_choices_of_a_gpu_are_remembered_on_disk(monkeypatch, tmp_path):
+    """By the next process on the same machine; not by another machine, name or kind, not from a broken file."""
+    cuda = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(_measure, "_machine", lambda device: "a GPU")
+    monkeypatch.setenv("DMTL_CACHE", str(tmp_path / "cache"))
+    ways = {"slow": lambda: 2.0, "fast": lambda: 1.0}
+
+    def measured(kind=("a", torch.float32), name="ops", device=cuda, ways=ways) -> int:
+        watch = Stopwatch()
+        assert Fastest(watch, name).choose(kind, ways, device) == "fast"
+        return watch.timed
+
+    assert [measured(), measured()] == [2, 0]
+    assert measured(kind=("b", torch.float32)) == measured(name="others") == 2
+    assert measured(device=CPU) == measured(name=None) == 2
+    assert measured(ways={"other": lambda: 3.0, "fast": lambda: 1.0, "third": lambda: 2.0}) == 0
+    gone = {"fast": lambda: 5.0, "faster": lambda: 1.0}
+    del gone["fast"]
+    assert Fastest(Stopwatch(), "ops").choose(("a", torch.float32), gone | {"x": lambda: 7.0}, cuda) == "faster"
+    monkeypatch.setattr(_measure, "_machine", lambda device: "another GPU")
+    assert measured() == 2
+    (tmp_path / "cache" / "choices.json").write_text("[1, {")
+    assert [measured(), measured()] == [2, 0]
+    monkeypatch.setenv("DMTL_CACHE", "")
+    assert [measured(), measured()] == [2, 2]
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DMTL_CACHE", str(tmp_path / "file"))
+    assert [measured(), measured()] == [2, 2]
+
+
 def test_seconds_on_a_cpu():
     calls = []
     assert _measure.seconds(lambda: calls.append(1), CPU) >= 0

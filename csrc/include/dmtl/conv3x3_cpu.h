@@ -37,11 +37,14 @@ struct Conv3x3Params {
 inline int64_t weight_plane(int64_t k, int64_t n) { return packed_floats(k, n) + kLanes16; }
 inline int64_t weight_floats(int64_t k, int64_t n) { return kFrequencies * weight_plane(k, n); }
 
-// Sixteen columns (one panel), rows [first, last), to packed + row * 16 at every frequency; frequencies `plane` floats apart.
-inline void pack_piece(const PackParams& p, const float* weight, int64_t panel, int64_t first, int64_t last, float* packed,
-                       int64_t plane) {
+// Transformed weights of more floats are written past the caches, which would not hold them until they are read.
+constexpr int64_t kCacheFloats = int64_t{2} << 20;
+
+// Sixteen columns (one panel), rows [first, last).
+inline void pack_piece(const PackParams& p, const float* weight, float* packed, int64_t panel, int64_t first, int64_t last) {
     constexpr int taps = kTaps * kTaps;
-    const int64_t column = panel * kLanes16;
+    const int64_t column = panel * kLanes16, plane = weight_plane(p.k, p.n);
+    const bool streamed = weight_floats(p.k, p.n) > kCacheFloats && reinterpret_cast<uintptr_t>(packed) % 64 == 0;
     const int64_t width = p.n - column < kLanes16 ? p.n - column : kLanes16;
     alignas(64) float g[taps][kLanes16] = {};
     for (int64_t row = first; row < last; ++row) {
@@ -50,19 +53,22 @@ inline void pack_piece(const PackParams& p, const float* weight, int64_t panel, 
             float* lanes = g[p.flipped ? taps - 1 - tap : tap];
             for (int64_t l = 0; l < width; ++l) lanes[l] = from[l * p.stride_n + tap * p.stride_tap];
         }
-        for (int64_t l = 0; l < kLanes16; l += 8) transform_weights(g[0] + l, kLanes16, packed + row * kLanes16 + l, plane);
+        F32x16 lanes[taps], u[kFrequencies];
+        for (int tap = 0; tap < taps; ++tap) lanes[tap] = F32x16::load(g[tap]);
+        transform_weights(lanes, u);
+        float* out = packed + column * p.k + row * kLanes16;
+        for (int f = 0; f < kFrequencies; ++f) streamed ? u[f].stream(out + f * plane) : u[f].store(out + f * plane);
     }
+    if (streamed) finish_streams();
 }
 
-// Some panels of every task's weights; the first of them at packed, frequencies `plane` floats apart.
-inline void pack_weights(const PackParams& p, Range panels, int64_t plane, int threads) {
-    const int64_t piece = 64, pieces = (p.k + piece - 1) / piece;
-    const int team = p.k * panels.size() * kLanes16 * p.tasks < 2048 ? 1 : threads;
-    parallel_for(p.tasks * panels.size() * pieces, team, [&](int64_t item) {
-        const int64_t task = item / (panels.size() * pieces), panel = item / pieces % panels.size();
-        const int64_t first = item % pieces * piece, last = first + piece < p.k ? first + piece : p.k;
-        float* packed = p.packed[task] + panel * p.k * kLanes16;
-        pack_piece(p, p.weights[task], panels.begin + panel, first, last, packed, plane);
+inline void pack_weights(const PackParams& p, int threads) {
+    const int64_t panels = (p.n + kLanes16 - 1) / kLanes16, piece = 512;
+    const int64_t pieces = (p.k + piece - 1) / piece;
+    parallel_for(p.tasks * panels * pieces, p.k * p.n * p.tasks < 2048 ? 1 : threads, [&](int64_t item) {
+        const int64_t task = item / (panels * pieces), first = item % pieces * piece;
+        const int64_t last = first + piece < p.k ? first + piece : p.k;
+        pack_piece(p, p.weights[task], p.packed[task], item / pieces % panels, first, last);
     });
 }
 
@@ -88,25 +94,10 @@ inline int64_t most_tiles(int64_t k, int64_t n) {
     return fitting > least ? fitting : least;
 }
 
-// Transformed patches or products: channel c of frequency f of tile t at data + f * plane + t * stride + c, or, where wide
-// patches lie as matrix products want them (TileRows), with every kDepth channels `slice` floats apart.
+// Transformed patches, and in their place afterwards the products: frequency f of tile t at data + f * plane + t * stride.
 struct Spectrum {
     float* data;
-    int64_t plane, stride, slice;
-
-    // Neither rows nor planes are a power of two apart: they would share cache sets.
-    static Spectrum of_rows(int64_t tiles, int64_t channels) {
-        const int64_t stride = (channels + kLanes16 - 1) / kLanes16 * kLanes16 + kLanes16;
-        return {nullptr, (tiles * stride + 1023) / 1024 * 1024 + kLanes16, stride, kDepth};
-    }
-    static Spectrum of_tiles(int64_t tiles, int64_t channels) {
-        const int64_t slice = tiles * kTileStride, slices = (channels + kDepth - 1) / kDepth;
-        return {nullptr, (slices * slice + 1023) / 1024 * 1024 + kLanes16, kTileStride, slice};
-    }
-    int64_t floats() const { return kFrequencies * plane; }
-    float* at(int64_t tile, int64_t channel) const {
-        return data + tile * stride + channel / kDepth * slice + channel % kDepth;
-    }
+    int64_t plane, stride;
 };
 
 template <bool inner>
@@ -131,7 +122,7 @@ void transform_tile_in(const float* image, const Tiling& t, const Tiling::Place&
         F32x16 patch[kFrequencies], v[kFrequencies];
         load_patch<inner>(image, t, p, channels, c, patch);
         transform_patch(patch, v);
-        float* out = s.at(slot, c);
+        float* out = s.data + slot * s.stride + c;
         for (int f = 0; f < kFrequencies; ++f) v[f].store(out + f * s.plane);
     }
 }
@@ -167,14 +158,13 @@ inline void fill_biases(const float* bias, const float* taps, int64_t n, int64_t
     }
 }
 
-// Channels [begin, end) of a tile, whose products stand in s from 0 on.
-inline void transform_tile_out(float* image, const Tiling& t, const Tiling::Place& p, int64_t channels, Range part,
-                               const Biases& biases, bool relu, const Spectrum& s, int64_t slot) {
+inline void transform_tile_out(float* image, const Tiling& t, const Tiling::Place& p, int64_t channels, const Biases& biases,
+                               bool relu, const Spectrum& s, int64_t slot) {
     const int64_t rows = t.height - p.y < kOut ? t.height - p.y : kOut, columns = t.width - p.x < kOut ? t.width - p.x : kOut;
-    for (int64_t c = part.begin; c < part.end; c += kLanes16) {
-        const int64_t count = part.end - c < kLanes16 ? part.end - c : kLanes16;
+    for (int64_t c = 0; c < channels; c += kLanes16) {
+        const int64_t count = channels - c < kLanes16 ? channels - c : kLanes16;
         F32x16 m[kFrequencies], y[kOut * kOut];
-        const float* from = s.at(slot, c - part.begin);
+        const float* from = s.data + slot * s.stride + c;
         for (int f = 0; f < kFrequencies; ++f) m[f] = F32x16::load(from + f * s.plane, count);
         transform_products(m, y);
         for (int64_t i = 0; i < rows; ++i)

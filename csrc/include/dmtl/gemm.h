@@ -12,8 +12,7 @@
 // behind a product (LayerNorm, a patch gather, 16-bit storage; bias, GELU, residual) needs no pass of its own:
 //
 //     source(row, rows, k, count, out, stride): out[r * stride + c] = A[row + r, k + c] for r < rows, c < count (count <= 256)
-//     (a source with `static constexpr bool by_columns = true`: out[c * stride + r], for A^T in memory; a source of type
-//     `TileRows` is read where it lies, for A written as tiles want it)
+//     (a source with `static constexpr bool by_columns = true`: out[c * stride + r], for A^T in memory)
 //     epilogue(row, column, values, count): values[0 .. count) are C[row, column ...], count <= 32; write them where they go
 //
 //     gemm(m, {packed, k, n}, threads, RowsOf<float>{a, lda}, [&](int64_t row, int64_t column, const float* v, int64_t count) {
@@ -113,12 +112,6 @@ struct ColumnsOf {
     }
 };
 
-// A in slices of kDepth columns: row r of slice s at data + s * slice + r * kTileStride.
-struct TileRows {
-    const float* data;
-    int64_t slice;
-};
-
 template <class Source, class = void>
 struct ByColumns : std::false_type {};
 template <class Source>
@@ -178,21 +171,15 @@ void gemm_block(Range rows, const Panels& b, Range panels, const Source& source,
     const int64_t tiles = (rows.size() + kTileRows - 1) / kTileRows;
     const int64_t slices = b.k > 0 ? (b.k + kDepth - 1) / kDepth : 1;
     constexpr bool by_columns = ByColumns<Source>::value;
-    constexpr bool in_place = std::is_same_v<Source, TileRows>;
-    float* a = in_place ? nullptr : Workspace::floats(Slot::a_block, tiles * slices * kSliceFloats);
-    if constexpr (!in_place)
-        for (int64_t t = 0; t < tiles; ++t) {
-            const Range part = share(rows.size(), tiles, t);
-            for (int64_t s = 0; s < slices; ++s) {
-                const int64_t k = s * kDepth, count = b.k - k < kDepth ? b.k - k : kDepth;
-                source(rows.begin + part.begin, part.size(), k, count, a + (t * slices + s) * kSliceFloats,
-                       by_columns ? kColumnStride : kTileStride);
-            }
+    float* a = Workspace::floats(Slot::a_block, tiles * slices * kSliceFloats);
+    for (int64_t t = 0; t < tiles; ++t) {
+        const Range part = share(rows.size(), tiles, t);
+        for (int64_t s = 0; s < slices; ++s) {
+            const int64_t k = s * kDepth, count = b.k - k < kDepth ? b.k - k : kDepth;
+            source(rows.begin + part.begin, part.size(), k, count, a + (t * slices + s) * kSliceFloats,
+                   by_columns ? kColumnStride : kTileStride);
         }
-    const auto tile_of = [&](const Range& part, int64_t t, int64_t s) -> const float* {
-        if constexpr (in_place) return source.data + s * source.slice + (rows.begin + part.begin) * kTileStride;
-        return a + (t * slices + s) * kSliceFloats;
-    };
+    }
     for (int64_t p = panels.begin; p < panels.end; p += kTileVectors) {
         const int vectors = panels.end - p < kTileVectors ? 1 : kTileVectors;
         const int64_t column = p * kLanes16;
@@ -202,8 +189,8 @@ void gemm_block(Range rows, const Panels& b, Range panels, const Source& source,
             const Range part = share(rows.size(), tiles, t);
             for (int64_t s = 0; s < slices; ++s) {
                 const int64_t k = s * kDepth, count = b.k - k < kDepth ? b.k - k : kDepth;
-                tile_rows<kTileRows, by_columns>(part.size(), vectors, tile_of(part, t, s), b.panel(p) + k * kLanes16,
-                                                 b.k * kLanes16, count, s > 0, tile);
+                tile_rows<kTileRows, by_columns>(part.size(), vectors, a + (t * slices + s) * kSliceFloats,
+                                                 b.panel(p) + k * kLanes16, b.k * kLanes16, count, s > 0, tile);
             }
             for (int64_t r = 0; r < part.size(); ++r) {
                 const int64_t row = rows.begin + part.begin + r;

@@ -5,6 +5,7 @@
 //     F32x16 sum = F32x16::zero();
 //     for (k...) sum = fma(F32x16::all(a[k]), F32x16::load(b + 16 * k), sum);
 //     sum.store(out);            // sum.store(out, n) writes only the first n < 16
+//     sum.stream(out);           // past the caches, to 64 aligned bytes; seen by other threads after `finish_streams()`
 #pragma once
 
 #include "dmtl/scalar.h"
@@ -29,6 +30,7 @@ struct F32x16 {
         return n == kLanes16 ? load(p) : F32x16{_mm512_maskz_loadu_ps(first(n), p)};
     }
     DMTL_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
+    DMTL_INLINE void stream(float* p) const { _mm512_stream_ps(p, v); }
     DMTL_INLINE void store(float* p, int64_t n) const {
         if (n == kLanes16) return store(p);  // masked stores are slow on some processors
         _mm512_mask_storeu_ps(p, first(n), v);
@@ -57,6 +59,7 @@ struct F32x16 {
         return {_mm256_maskload_ps(p, first(n)), _mm256_maskload_ps(p + 8, first(n - 8))};
     }
     DMTL_INLINE void store(float* p) const { _mm256_storeu_ps(p, lo), _mm256_storeu_ps(p + 8, hi); }
+    DMTL_INLINE void stream(float* p) const { _mm256_stream_ps(p, lo), _mm256_stream_ps(p + 8, hi); }
     DMTL_INLINE void store(float* p, int64_t n) const {
         if (n == kLanes16) return store(p);
         _mm256_maskstore_ps(p, first(n), lo), _mm256_maskstore_ps(p + 8, first(n - 8), hi);
@@ -88,6 +91,7 @@ struct F32x16 {
     static DMTL_INLINE F32x16 load(const float* p) { return each([&](int64_t i) { return p[i]; }); }
     static DMTL_INLINE F32x16 load(const float* p, int64_t n) { return each([&](int64_t i) { return i < n ? p[i] : 0.0f; }); }
     DMTL_INLINE void store(float* p) const { store(p, kLanes16); }
+    DMTL_INLINE void stream(float* p) const { store(p); }
     DMTL_INLINE void store(float* p, int64_t n) const {
         for (int64_t i = 0; i < n; ++i) p[i] = v[i];
     }
@@ -105,6 +109,12 @@ struct F32x16 {
     }
 };
 #endif
+
+DMTL_INLINE void finish_streams() {
+#if defined(__AVX2__)
+    _mm_sfence();
+#endif
+}
 
 }  // namespace
 }  // namespace dmtl

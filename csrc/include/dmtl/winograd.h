@@ -57,16 +57,17 @@ DMTL_INLINE void store_narrowed(float* p, const F64x8& wide) {
     std::memcpy(p, &narrow, sizeof narrow);
 }
 
-// G g for three weights, in double: weights are transformed once and rounded once.
-DMTL_INLINE void transform_weight(const F64x8* g, int stride, F64x8* out, int out_stride) {
-    const F64x8 g0 = g[0], g1 = g[stride], g2 = g[2 * stride];
-    const F64x8 even_a = (g0 + 0.5 * g2) * (-2.0 / 3.0), odd_a = g1 * (kPointA * (-2.0 / 3.0));
-    const F64x8 even_b = (g0 + 2.0 * g2) * (1.0 / 6.0), odd_b = g1 * (kPointB * (1.0 / 6.0));
+// G g for three weights.
+template <class Lanes>
+DMTL_INLINE void transform_weight(const Lanes* g, int stride, Lanes* out, int out_stride) {
+    const auto all = [](double x) { return Lanes::all(static_cast<float>(x)); };
+    const Lanes g0 = g[0], g1 = g[stride], g2 = g[2 * stride];
+    const Lanes even_a = fma(all(0.5), g2, g0) * all(-2.0 / 3.0), even_b = fma(all(2.0), g2, g0) * all(1.0 / 6.0);
     out[0] = g0;
-    out[out_stride] = even_a + odd_a;
-    out[2 * out_stride] = even_a - odd_a;
-    out[3 * out_stride] = even_b + odd_b;
-    out[4 * out_stride] = even_b - odd_b;
+    out[out_stride] = fma(all(kPointA * (-2.0 / 3.0)), g1, even_a);
+    out[2 * out_stride] = fma(all(kPointA * (2.0 / 3.0)), g1, even_a);
+    out[3 * out_stride] = fma(all(kPointB / 6.0), g1, even_b);
+    out[4 * out_stride] = fma(all(kPointB / -6.0), g1, even_b);
     out[5 * out_stride] = g2;
 }
 
@@ -115,13 +116,11 @@ DMTL_INLINE void transform_gradients(const F32x16 (&gradient)[kOut * kOut], F32x
     for (int i = 0; i < kPatch; ++i) transform_gradient(half + kOut * i, 1, out + kPatch * i, 1);
 }
 
-// Eight lanes of 3x3 weights to 36 frequencies; elements stand `stride` and `out_stride` floats apart.
-DMTL_INLINE void transform_weights(const float* weight, int64_t stride, float* out, int64_t out_stride) {
-    F64x8 g[kTaps * kTaps], half[kPatch * kTaps], u[kFrequencies];
-    for (int tap = 0; tap < kTaps * kTaps; ++tap) load_widened(weight + tap * stride, g[tap]);
-    for (int j = 0; j < kTaps; ++j) transform_weight(g + j, kTaps, half + j, kTaps);
-    for (int i = 0; i < kPatch; ++i) transform_weight(half + kTaps * i, 1, u + kPatch * i, 1);
-    for (int f = 0; f < kFrequencies; ++f) store_narrowed(out + f * out_stride, u[f]);
+// Sixteen lanes of 3x3 weights to 36 frequencies.
+DMTL_INLINE void transform_weights(const F32x16 (&weight)[kTaps * kTaps], F32x16 (&out)[kFrequencies]) {
+    F32x16 half[kPatch * kTaps];
+    for (int j = 0; j < kTaps; ++j) transform_weight(weight + j, kTaps, half + j, kTaps);
+    for (int i = 0; i < kPatch; ++i) transform_weight(half + kTaps * i, 1, out + kPatch * i, 1);
 }
 
 // Eight lanes of 36 sums back to the gradient of 3x3 weights.

@@ -10,7 +10,7 @@
 namespace dmtl {
 namespace {
 
-enum class Slot : int { a_block, maps, products, weights, other, count };
+enum class Slot : int { a_block, maps, weights, other, count };
 
 class Workspace {
 public:
