@@ -17,7 +17,7 @@ PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("bf16", "fp16", "tf32", "fp32")}
 
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PACKED_BYTES = 256 << 20  # of transformed weights that are kept; beyond, they are transformed in every call
-_PROBE = 32  # rows and columns of the map that dtypes are compared on
+_PROBE = 64  # rows and columns of the map that dtypes are compared on: an image of 512x512
 _fastest = Fastest()
 
 
@@ -42,13 +42,13 @@ def choose_form(model: DiffusionMTL | MultiTaskBaseline, device: torch.device, p
     dtype = _DTYPES[precision]
     if device.type != "cpu":
         return Form(dtype, dtype, apart=False, pack=True)
-    width, heads = model.config.width, model.config.heads
-    maps = tokens = dtype
-    if dtype != torch.float32:
-        maps = _faster(("conv3x3", width), lambda dtype: _convolution(width, dtype), dtype)
-        tokens = _faster(("token_mlp", width, heads), lambda dtype: _mlp(width, dtype), dtype)
     convolutions = sum(p.numel() for p in model.parameters() if p.dim() == 4 and p.shape[-1] == 3)
-    return Form(maps, tokens, apart=True, pack=4 * 4 * convolutions <= _PACKED_BYTES)
+    pack = 4 * 4 * convolutions <= _PACKED_BYTES
+    width, maps, tokens = model.config.width, dtype, dtype
+    if dtype != torch.float32:
+        maps = _faster(("conv3x3", width, pack), lambda dtype: _convolution(width, dtype, pack), dtype)
+        tokens = _faster(("token_mlp", width), lambda dtype: _mlp(width, dtype), dtype)
+    return Form(maps, tokens, apart=True, pack=pack)
 
 
 def _faster(
@@ -60,10 +60,10 @@ def _faster(
     return dtype if chosen == "lower" else torch.float32
 
 
-def _convolution(width: int, dtype: torch.dtype) -> Callable[[], Tensor]:
+def _convolution(width: int, dtype: torch.dtype, pack: bool) -> Callable[[], Tensor]:
     x = torch.ones(1, width, _PROBE, _PROBE, dtype=dtype).contiguous(memory_format=torch.channels_last)
     weight = torch.ones(width, width, 3, 3, dtype=dtype)
-    packed = [ops.pack_conv3x3(weight)]
+    packed = [ops.pack_conv3x3(weight)] if pack else None
     return lambda: ops.conv3x3(x, [weight], None, [1], relu=True, packed=packed)
 
 
