@@ -5,6 +5,7 @@ import pytest
 
 from dmtl.data import LabelMatrix
 from dmtl.report import Cell, Chart, MetricRow, ReportData, SamplePictures, SampleRow
+from dmtl.report.data import Uncertainty, UncertaintyRow
 
 
 def noise(height=24, width=32):
@@ -19,6 +20,7 @@ def data() -> ReportData:
         Cell("label", noise(), "not labelled in training"),
         Cell("initial map", noise()),
         ("step 1, final", noise()),
+        Cell("uncertainty (8 draws)", noise(), scale="0 to 1.1 nats"),
     ]
     return ReportData(
         title="A report",
@@ -48,6 +50,15 @@ def data() -> ReportData:
                 log_y=True,
             )
         ],
+        uncertainty=Uncertainty(
+            "DiffusionMTL",
+            8,
+            48,
+            [
+                UncertaintyRow("semseg", 0.812, "entropy, nats", "another class than labelled"),
+                UncertaintyRow("depth", 0.43, "variance, m²", "error above the median"),
+            ],
+        ),
         samples=[
             SamplePictures(
                 "image3",

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmtl.report import Chart, MetricRow, ReportData, write_report
+from dmtl.report import Cell, Chart, MetricRow, ReportData, SampleRow, write_report
+from dmtl.report.data import Uncertainty, UncertaintyRow
 from dmtl.report.html import figure, render
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -73,6 +74,7 @@ def test_page_is_complete_and_needs_nothing_else(data, tmp_path):
         "not labelled in training",
         "image3",
         "sky",
+        "0 to 1.1 nats",
     ):
         assert words in page.text, words
     assert page.scripts == 0
@@ -83,14 +85,15 @@ def test_page_is_complete_and_needs_nothing_else(data, tmp_path):
 
 def test_every_picture_decodes_and_has_a_text(data):
     page = Page(render(data))
-    assert len(page.images) == 4
+    assert len(page.images) == 5
     for image in page.images:
         array = pixels(image["src"])
         assert array.shape[:2] == (int(image["height"]), int(image["width"]))
         assert "image3" in image["alt"]
     assert np.array_equal(pixels(page.images[0]["src"]), data.samples[0].image)
     assert {i["alt"] for i in page.images[1:]} == {
-        f"semseg, {c}, image image3" for c in ("label", "initial map", "step 1, final")
+        f"semseg, {c}, image image3"
+        for c in ("label", "initial map", "step 1, final", "uncertainty (8 draws)")
     }
 
 
@@ -116,7 +119,9 @@ def test_everything_is_escaped(data):
     data.delta = {"b" + evil: 3.0}
     data.curves = [Chart(evil, evil, evil, {evil: ([0, 1], [1, 2])})]
     data.legends = {evil: [(evil, (1, 2, 3))]}
+    data.uncertainty = Uncertainty(evil, 8, 48, [UncertaintyRow(evil, 0.5, evil, evil)])
     data.samples[0].id = data.samples[0].note = evil
+    data.samples[0].rows = [SampleRow(evil, [Cell(evil, data.samples[0].image, evil, evil)])]
     data.label_matrix = type(data.label_matrix)([evil], [evil], np.ones((1, 1), bool))
     text = render(data)
     page = Page(text)
@@ -175,6 +180,21 @@ def test_gains_are_positive_for_better(data):
     assert [
         value.split("\N{NARROW NO-BREAK SPACE}")[0].replace("\N{MINUS SIGN}", "-") for _, value in gains
     ] == ["+5.0", "-1.2", "-2.0", "+1.50"]
+
+
+def test_uncertainty_is_counted_and_set_against_chance(data):
+    text = render(data)
+    words = Page(text).text
+    assert "higher where the prediction is wrong on 1 of 2 tasks, clearly so (above 0.7) on 1." in words
+    assert "DiffusionMTL predicted 48 validation images with 8 draws of its noise each." in words
+    bars = re.findall(r'class="bar (\w+)" style="width:([\d.]+)%"></span></span></td><td>', text)
+    assert bars == [("good", "31.2"), ("bad", "7.0")]
+    rows = [UncertaintyRow("edge", float("nan"), "entropy, nats", "wrong")]
+    data.uncertainty = Uncertainty("DiffusionMTL", 8, 48, rows)
+    words = Page(render(data)).text
+    assert "wrong on 0 of 1 task." in words and "edge n/a" in words
+    data.uncertainty = None
+    assert "unsure" not in render(data) and "draws run from dark" not in render(data)
 
 
 def test_counts_of_labels(data):
@@ -255,4 +275,4 @@ def test_chromium_shows_every_picture(data, tmp_path, chromium):
         (tmp_path / "page.html").as_uri(),
     ]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
-    assert "<title>[4,4,4,true]</title>" in dom
+    assert "<title>[5,5,5,true]</title>" in dom
