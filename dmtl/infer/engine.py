@@ -30,7 +30,7 @@ from dmtl.diffusion import CounterNoise, NoiseSource
 from dmtl.errors import ConfigError
 from dmtl.infer.form import PRECISIONS, choose_form
 from dmtl.infer.graphs import Graphs
-from dmtl.infer.memory import SHARE, available_bytes, largest_tile, peak_bytes, return_freed
+from dmtl.infer.memory import available_bytes, return_freed, tile_side
 from dmtl.infer.network import Network
 from dmtl.infer.samples import average
 from dmtl.infer.tiles import FACTOR, MULTIPLE, tiled
@@ -250,11 +250,8 @@ class Engine:
         side = self.tile
         if side is None:
             options = dict(itemsize=self.form.maps.itemsize, samples=len(call.noises))
-            available = available_bytes(self.device)
-            needed = peak_bytes(self.config, len(call.wanted), batch, height, width, **options)
-            if available is None or needed <= SHARE * available:
-                return None
-            side = largest_tile(self.config, len(call.wanted), batch, int(SHARE * available), **options)
+            wish = (self.config, len(call.wanted), batch, height, width)
+            return tile_side(*wish, available_bytes(self.device), **options)
         return side if side and max(height, width) > side else None
 
     def _checked_tasks(self, tasks: Iterable[str] | None) -> tuple[str, ...]:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import torch
 
+from dmtl.infer.samples import BAND
 from dmtl.infer.tiles import MULTIPLE
 from dmtl.models.config import ModelConfig
+from dmtl.tasks import task_from_spec
 
 SHARE = 0.8  # of the available memory that a prediction may plan with
 SMALLEST_TILE = 256  # pixels; less would show the tasks too little of the scene
-_WORKSPACE = 96 << 20  # transformed patches and weights of a CPU's convolutions, at most
+_PATCHES, _WEIGHTS = 48 << 20, 28 << 20  # what a CPU's convolutions transform at a time, at most
 
 
 def peak_bytes(
@@ -26,19 +28,44 @@ def peak_bytes(
     itemsize: int = 4,
     samples: int = 1,
 ) -> int:
-    """Bytes that a prediction needs beside the parameters, to about a third.
+    """Bytes that a prediction needs beside the parameters, to about a third (measured on a CPU).
 
-    Counted in feature maps [B, C, H/8, W/8]: the noisy signals, the skip maps and the denoised signals of all
-    wanted tasks (and their features, where another draw of the noise needs them again), and some that pass
-    by; the encoder's first maps are twice as large; decoded maps are as large as the image.
+    Counted for each wanted task in maps [B, C, H/8, W/8]: its signal, its skip map and its tokens in the
+    cross blocks, which the engine keeps from call to call; its signal once more where another draw of the
+    noise needs it. Beside these the encoder's first maps at half the image's size; what convolutions
+    transform; the decoded maps of this call and the one before; what draws are averaged in, band by band.
     """
     height, width = (-(-side // MULTIPLE) * MULTIPLE for side in (height, width))
-    pixels = batch * height * width
+    pixels, first = batch * height * width, config.backbone_width
     one = pixels // 64 * config.width * itemsize
-    encoder = 3 * pixels // 4 * config.backbone_width * itemsize
-    chain = (3 + (samples > 1)) * wanted + 3 if config.diffusion == "feature" else 2 * wanted + 3
-    ends = pixels * 4 * (4 * wanted + (24 if samples > 1 else 0))
-    return max(encoder, one * (chain if config.diffusion != "none" else wanted + 3)) + ends + _WORKSPACE
+    maps = {"feature": 2 * wanted + 2, "prediction": wanted + 2, "none": 4}[config.diffusion]
+    tokens = 0 if config.diffusion == "none" else 8 * wanted * one // config.token_reduction**2
+    encoder = 2 * pixels // 4 * first * itemsize
+    patches = 9 * pixels // 64 * (15 * first + config.width)  # 36 floats for 16 positions
+    workspace = min(patches, _PATCHES) + min(144 * config.width**2, _WEIGHTS)
+    peak = maps * one + tokens + encoder + workspace + 12 * wanted * pixels
+    if samples > 1 and config.diffusion != "none":
+        channels = max((task_from_spec(spec).channels for spec in config.tasks), default=1)
+        again = wanted * one if config.diffusion == "feature" else 0
+        peak += again + 8 * wanted * pixels + 8 * 4 * min(channels * pixels, BAND)
+    return peak
+
+
+def tile_side(
+    config: ModelConfig,
+    wanted: int,
+    batch: int,
+    height: int,
+    width: int,
+    available: int | None,
+    **options,
+) -> int | None:
+    """Side of the square tiles that a prediction goes in where it does not fit into `SHARE` of the available
+    bytes; None where it goes as a whole, and where nobody knows what is available."""
+    if available is None or peak_bytes(config, wanted, batch, height, width, **options) <= SHARE * available:
+        return None
+    side = largest_tile(config, wanted, batch, int(SHARE * available), **options)
+    return side if max(height, width) > side else None
 
 
 def available_bytes(device: torch.device) -> int | None:

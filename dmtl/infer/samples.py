@@ -15,7 +15,7 @@ from torch import Tensor
 from dmtl.tasks import Task
 
 FACTOR = 8  # logits are at 1/8 resolution
-_BAND = 1 << 22  # elements of upsampled logits held at a time
+BAND = 1 << 22  # elements of upsampled logits held at a time
 
 
 def average(task: Task, draws: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -44,7 +44,7 @@ def average(task: Task, draws: Sequence[Tensor], size: tuple[int, int]) -> tuple
 def _bands(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, int]]:
     """Rows [begin, end) of the 1/8 map that are upsampled together."""
     h = -(-size[0] // FACTOR)
-    rows = max(1, _BAND // max(1, logits[:, :, 0].numel() * FACTOR**2))
+    rows = max(1, BAND // max(1, logits[:, :, 0].numel() * FACTOR**2))
     for begin in range(0, h, rows):
         yield begin, min(begin + rows, h)
 

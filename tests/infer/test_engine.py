@@ -128,7 +128,7 @@ def test_bands_equal_the_whole(monkeypatch):
     draws = [torch.randn(2, 4, 9, 7) for _ in range(3)]
     whole = [samples.average(TASKS["semseg"], draws, (70, 53))]
     for elements in (1, 2 * 4 * 7 * 64 * 4):
-        monkeypatch.setattr(samples, "_BAND", elements)
+        monkeypatch.setattr(samples, "BAND", elements)
         whole.append(samples.average(TASKS["semseg"], draws, (70, 53)))
     for maps, uncertain in whole[1:]:
         assert torch.equal(maps, whole[0][0])

@@ -5,7 +5,7 @@ import torch
 
 from dmtl.infer import engine as engine_module
 from dmtl.infer.engine import Engine
-from dmtl.infer.memory import SMALLEST_TILE, available_bytes, largest_tile, peak_bytes
+from dmtl.infer.memory import SHARE, SMALLEST_TILE, available_bytes, largest_tile, peak_bytes
 from dmtl.infer.tiles import starts, tiled
 from tests.models.cases import small_config, small_model
 
@@ -84,7 +84,7 @@ def test_tiles_come_when_memory_would_not_suffice(monkeypatch):
     )
     engine.maps(image)
     assert seen == [(608, 608)]
-    enough_for = peak_bytes(model.config, 4, 1, 320, 320) / engine_module.SHARE
+    enough_for = peak_bytes(model.config, 4, 1, 320, 320) / SHARE
     monkeypatch.setattr(engine_module, "available_bytes", lambda device: int(enough_for) + 1)
     seen.clear()
     engine.maps(image)
