@@ -48,8 +48,8 @@ def test_small_tensors_are_torchs(shape):
 
 
 def test_an_engine_takes_no_block_after_its_first_call():
-    engine = Engine(small_model(width=64))
-    image = torch.randn(1, 3, 544, 544)
+    engine = Engine(small_model(width=256))
+    image = torch.randn(1, 3, 320, 320)
     results = [engine.maps(image).maps for _ in range(2)]
     taken = engine._pool.blocks
     assert taken > 0
@@ -57,7 +57,7 @@ def test_an_engine_takes_no_block_after_its_first_call():
     assert engine._pool.blocks == taken
     for task in results[0]:
         assert all(torch.equal(maps[task], results[0][task]) for maps in results)
-    kinds = [torch.randn(1, 3, 512 + 32 * i, 512) for i in range(5)]
+    kinds = [torch.randn(1, 3, 256 + 32 * i, 320) for i in range(4)] + [torch.randn(1, 3, 416, 416)] * 3
     for other in kinds:
         engine.maps(other)
     assert sum(map(len, engine._pool._free.values())) <= taken  # blocks of other sizes were given back

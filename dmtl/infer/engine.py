@@ -31,7 +31,7 @@ from dmtl.errors import ConfigError
 from dmtl.infer.form import PRECISIONS, choose_form
 from dmtl.infer.graphs import Graphs
 from dmtl.infer.memory import available_bytes, return_freed, tile_side
-from dmtl.infer.network import Network
+from dmtl.infer.network import LARGE, Network
 from dmtl.infer.samples import average
 from dmtl.infer.tiles import FACTOR, MULTIPLE, tiled
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
@@ -161,10 +161,11 @@ class Engine:
 
     @contextmanager
     def _computing(self, padded: Tensor, call: _Call) -> Iterator[None]:
-        """TF32 as the precision says; on a CPU large maps come from the engine's pool, which is emptied where
-        another kind of call follows."""
+        """TF32 as the precision says; on a CPU large maps come from the engine's pool. It is emptied where
+        another kind of call follows, and for a large image: idle blocks would add to the encoder's peak, and
+        faulting them in again is a hundredth of the time there."""
         kind = (padded.shape, len(call.wanted), len(call.noises))
-        if kind != self._last_kind:
+        if kind != self._last_kind or padded.numel() >= LARGE:
             self._pool.release()
         self._last_kind = kind
         with _tf32(self.precision == "tf32"), self._pool.in_use():

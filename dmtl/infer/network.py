@@ -29,7 +29,7 @@ from dmtl.nn.folding import fold_batch_norms_
 from dmtl.nn.grouped_conv import GroupedConv
 
 
-_LARGE = 3 << 17  # elements of images whose encoding leaves tens of megabytes behind
+LARGE = 3 << 17  # elements of images whose encoding takes, and leaves behind, tens of megabytes
 
 
 class Network:
@@ -92,7 +92,7 @@ class Network:
         ]
         joined = torch.cat(maps, dim=1)
         del maps
-        if image.device.type == "cpu" and image.numel() >= _LARGE:
+        if image.device.type == "cpu" and image.numel() >= LARGE:
             return_freed()  # the encoder's blocks have other sizes than all that follow
         shared = self.embed(joined, (image.shape[0],), relu=False)
         del joined
