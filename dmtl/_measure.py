@@ -1,7 +1,7 @@
 """The fastest of several ways to compute the same thing, found by timing each once for every kind of call.
 
-What was found on a GPU is remembered in a file, choices.json in $DMTL_CACHE or else the user's cache folder, so
-that the next process need not measure. DMTL_CACHE="" remembers nothing; deleting the file forgets.
+What was found on a GPU is remembered in a file, choices.json in $DMTL_CACHE or else the user's cache folder,
+so that the next process need not measure. DMTL_CACHE="" remembers nothing; deleting the file forgets.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ ROUNDS = 5
 class Fastest:
     """Remembers the winner of each kind of call: for the life of the process, and of a GPU's also on disk.
 
-    timer(call, device) -> seconds of one call, warmed up. name: of these choices in the file; None: never there.
+    timer(call, device) -> seconds of one call, warmed up. name: of these choices in the file; None: never
+    there.
     """
 
     def __init__(

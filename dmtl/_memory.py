@@ -1,7 +1,8 @@
 """Memory that calls in a row use again: large outputs of CPU kernels come from a pool while one is in use.
 
-A fresh block of many megabytes costs page faults, more than many an operator; and a heap that hands such blocks
-back and forth keeps what it cannot put together again. A pool keeps blocks of the sizes that were asked for.
+A fresh block of many megabytes costs page faults, more than many an operator; and a heap that hands such
+blocks back and forth keeps what it cannot put together again. A pool keeps blocks of the sizes that were asked
+for.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Fresh results of ops whose shapes take more than a line, as their specifications and the kernels' adapters both
-allocate them."""
+"""Fresh results of ops whose shapes take more than a line, as their specifications and the kernels' adapters
+both allocate them."""
 
 from __future__ import annotations
 

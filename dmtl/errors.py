@@ -21,7 +21,8 @@ class CheckpointError(DmtlError, ValueError):
 
 
 class ExportError(DmtlError, RuntimeError):
-    """An exported file does not give what the model gives. The message names the file, which was not written."""
+    """An exported file does not give what the model gives. The message names the file, which was not
+    written."""
 
 
 class BackendError(DmtlError, NotImplementedError):

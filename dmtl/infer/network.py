@@ -28,7 +28,6 @@ from dmtl.models.mtdnet import Run
 from dmtl.nn.folding import fold_batch_norms_
 from dmtl.nn.grouped_conv import GroupedConv
 
-
 LARGE = 3 << 17  # elements of images whose encoding takes, and leaves behind, tens of megabytes
 
 

@@ -76,7 +76,9 @@ def test_choices_of_a_gpu_are_remembered_on_disk(monkeypatch, tmp_path):
     assert measured(ways={"other": lambda: 3.0, "fast": lambda: 1.0, "third": lambda: 2.0}) == 0
     gone = {"fast": lambda: 5.0, "faster": lambda: 1.0}
     del gone["fast"]
-    assert Fastest(Stopwatch(), "ops").choose(("a", torch.float32), gone | {"x": lambda: 7.0}, cuda) == "faster"
+    assert (
+        Fastest(Stopwatch(), "ops").choose(("a", torch.float32), gone | {"x": lambda: 7.0}, cuda) == "faster"
+    )
     monkeypatch.setattr(_measure, "_machine", lambda device: "another GPU")
     assert measured() == 2
     (tmp_path / "cache" / "choices.json").write_text("[1, {")
