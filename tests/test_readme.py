@@ -119,7 +119,7 @@ def test_named_options_and_files_exist():
 def test_options_of_the_prose(capsys):
     """`--some.option` in inline code is an option of `dmtl train`, or of another command."""
     known = set()
-    for command in ("train", "eval", "predict", "convert", "report"):
+    for command in ("train", "eval", "predict", "convert", "report", "info"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         known |= set(re.findall(r"--[\w.-]+", capsys.readouterr().out))

@@ -1,4 +1,5 @@
-"""`dmtl info`: what was built, and which backend each operator takes here; `--model`: what a model is and takes."""
+"""`dmtl info`: what was built, and which backend each operator takes here; with `--model`: what a model is,
+its work and its memory."""
 
 from __future__ import annotations
 
@@ -27,8 +28,8 @@ class Info:
 def main(arguments: list[str]) -> int:
     args = parse(Info, arguments, "info")
     if args.model is None:
-        _require(args.size is None and args.batch is None and args.device == "auto",
-                 "--size, --batch and --device belong to a model; add --model MODEL")  # fmt: skip
+        alone = args.size is None and args.batch is None and args.device == "auto"
+        _require(alone, "--size, --batch and --device say how a model is used: add --model MODEL")
         from dmtl.info import print_info
 
         print_info()

@@ -1,0 +1,95 @@
+"""`dmtl info --model`: the figures are those of the model, of the counted work and of the engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+
+from dmtl.bench.work import count, flops
+from dmtl.cli import _model_info
+from dmtl.cli._model_info import model_facts
+from dmtl.infer.engine import Engine
+from dmtl.infer.memory import peak_bytes, tile_side
+from dmtl.models import load_model
+from dmtl.nn.grouped_conv import GroupedConv
+from tests.models.cases import small_model
+
+CPU = torch.device("cpu")
+
+
+def test_one_size(dmtl, trained):
+    status, out, err = dmtl("info", "--model", trained, "--size", 40, 50, "--batch", 3, "--device", "cpu")
+    assert (status, err) == (0, "")
+    for words in ("semseg (classes, 3 channels)", "height (scalar, 1 channel)", "normals (unit_vector",
+                  "2 steps of denoising features", "3 images at once", "whole"):  # fmt: skip
+        assert words in " ".join(out.split()), words
+    config = load_model(trained / "model").config
+    row = next(line for line in out.splitlines() if "40 x 50" in line)
+    stages = [
+        [p for p in count(config, (40, 50), 3) if p.stage == s] for s in ("initial", "condition", "chain")
+    ]
+    expected = [flops(parts) / 1e9 for parts in (*stages, sum(stages, []))]
+    found = [float(text.replace(",", "")) for text in re.findall(r"[\d.,e-]+", row.split("50", 1)[1])[:4]]
+    assert found == pytest.approx(expected, rel=0.01)
+    assert f"{peak_bytes(config, 4, 3, 40, 50) / 2**20:,.0f} MiB" in row
+
+
+def test_default_sizes_of_a_baseline(dmtl, baseline):
+    out = dmtl("info", "--model", baseline).out
+    assert [f"{side} x {side}" in out for side in (256, 512, 1024, 2048)] == [True] * 4
+    assert "the initial network alone" in out and "chain" not in out and "cross blocks" not in out
+
+
+@pytest.mark.parametrize("diffusion", ["feature", "prediction", "none"])
+def test_parameters_and_what_the_engine_keeps(diffusion):
+    """The parts make up the whole; transformed weights are as large as the engine's own."""
+    model = small_model(diffusion=diffusion)
+    facts = json.loads(json.dumps(model_facts(model, CPU, [(64, 64)], 1)))
+    whole = sum(p.numel() for p in model.parameters())
+    assert sum(facts["parameters"].values()) == whole and facts["parameter_bytes"] == 4 * whole
+    network = Engine(model, precision="fp32").network
+    packed = [tensor for group in groups(vars(network)) for tensor in group.packed or ()]
+    assert facts["transformed_bytes"] == pytest.approx(4 * sum(t.numel() for t in packed), rel=0.05)
+
+
+def groups(value) -> list[GroupedConv]:
+    """Every layer of packed convolutions that an engine's network holds."""
+    if isinstance(value, GroupedConv):
+        return [value]
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [group for part in value for group in groups(part)] if isinstance(value, (list, tuple)) else []
+
+
+def test_tiles_where_memory_is_short(dmtl, trained, monkeypatch):
+    config = load_model(trained / "model").config
+    available = peak_bytes(config, 4, 1, 1024, 1024)
+    monkeypatch.setattr(_model_info, "available_bytes", lambda device: available)
+    out = dmtl("info", "--model", trained).out
+    goes = {side: re.search(rf"{side} x {side}.*?(whole|\d+ px)", out)[1] for side in (512, 1024, 2048)}
+    side = tile_side(config, 4, 1, 1024, 1024, available)
+    assert goes == {512: "whole", 1024: f"{side} px", 2048: f"{side} px"}
+    monkeypatch.setattr(_model_info, "available_bytes", lambda device: None)
+    out = dmtl("info", "--model", trained, "--size", 1024, 1024).out
+    assert "not known here" in out and "whole" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--size", 64, 64], "add --model MODEL"),
+        (["--batch", 2], "add --model MODEL"),
+        (["--model", "nowhere"], "nowhere/config.json: no such file"),
+        (["--model", "nowhere", "--size", 0, 64], "--size must be at least 1 1, got (0, 64)"),
+        (["--model", "nowhere", "--batch", 0], "--batch must be at least 1, got 0"),
+    ],
+)
+def test_wrong_words(dmtl, words, expected):
+    status, out, err = dmtl("info", *words)
+    assert (status, out, err.count("\n")) == (2, "", 1) and expected in err
