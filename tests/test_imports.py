@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Rooms from the ground up. An import goes down, or stays inside its own room.
 RANKS = [
-    {"dmtl", "dmtl.errors", "dmtl._measure", "dmtl._memory", "dmtl._outputs", "dmtl._support", "dmtl.native", "dmtl.files"},
-    {"dmtl.kernels", "dmtl.devices"},
+    {"dmtl", "dmtl.errors", "dmtl.files", "dmtl.native", "dmtl._memory", "dmtl._outputs", "dmtl._support"},
+    {"dmtl.kernels", "dmtl.devices", "dmtl._measure"},
     {"dmtl.kernels.cpu", "dmtl.kernels.cuda", "dmtl.kernels.triton"},
     {"dmtl.ops"},
     {"dmtl.nn", "dmtl.diffusion", "dmtl.metrics", "dmtl.info"},
