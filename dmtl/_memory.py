@@ -76,9 +76,10 @@ def empty(
 
 
 def empty_like(x: Tensor) -> Tensor:
-    """torch.empty_like; on the CPU as `empty`, where x is dense."""
-    if x.device.type == "cpu" and x.is_contiguous():
-        return empty(x.shape, x.dtype)
-    if x.device.type == "cpu" and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return empty(x.shape, x.dtype, torch.channels_last)
+    """torch.empty_like; on the CPU as `empty`, where x is large and dense."""
+    if getattr(_local, "pool", None) is not None and x.device.type == "cpu" and x.nbytes >= _SMALLEST:
+        if x.is_contiguous():
+            return empty(x.shape, x.dtype)
+        if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            return empty(x.shape, x.dtype, torch.channels_last)
     return torch.empty_like(x)

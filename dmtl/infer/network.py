@@ -41,7 +41,7 @@ class Network:
         self.backbone = initial.backbone.to(form.maps, memory_format=torch.channels_last)
         self.embed = self._ready(GroupedConv.of([initial.embed]))
         self.decoders = {task: self._decoder(blocks) for task, blocks in initial.decoders.items()}
-        self.heads = initial.heads.to(form.maps)
+        self.heads = initial.heads  # float32, as the condition: rounding all tasks' logits costs accuracy most
         del initial.decoders, initial.embed
         self.mtdnet = model.mtdnet.eval().requires_grad_(False) if isinstance(model, DiffusionMTL) else None
         if self.mtdnet is not None:
@@ -52,10 +52,9 @@ class Network:
         denoiser = net.denoiser
         self.layers = {task: self._task_layers(task) for task in self.tasks}
         del denoiser.trunks, denoiser.pre_layers
-        self.condition = net.condition.to(form.maps)
-        self.folded = self.condition.folded()
-        first = denoiser.blocks[0]  # its norm and query are computed with the condition, in the maps' dtype
-        self.first = first if form.tokens == form.maps else copy.deepcopy(first).to(form.maps)
+        self.condition, self.folded = net.condition, net.condition.folded()
+        first = denoiser.blocks[0]  # its norm and query are computed with the condition, in float32
+        self.first = first if form.tokens == torch.float32 else copy.deepcopy(first)
         denoiser.blocks.to(form.tokens)
         net.heads.to(form.maps)
         self._merged: dict[tuple[str, ...], Layers] = {}
@@ -102,7 +101,7 @@ class Network:
         features, logits = {}, {}
         for task in tasks:
             feature = _decoded(shared, self.decoders[task], (shared.shape[0],))
-            logits[task] = self.heads[task](feature)
+            logits[task] = self.heads[task](feature.float())
             if task in wanted:
                 features[task] = feature
         return [features[task] for task in wanted], logits
@@ -118,7 +117,7 @@ class Network:
         ]
         packed = _decoded(pairs.repeat(shared), blocks, pairs.counts)
         split = pairs.split(packed)
-        return [packed[: len(wanted) * shared.shape[0]]], {t: self.heads[t](split[t]) for t in tasks}
+        return [packed[: len(wanted) * shared.shape[0]]], {t: self.heads[t](split[t].float()) for t in tasks}
 
     def denoised(
         self,
@@ -140,10 +139,10 @@ class Network:
             pairs = Pairs.of(dict.fromkeys(wanted), tokens.shape[0])
             tokens, query = (pairs.repeat(x.to(self.form.tokens)) for x in (tokens, query))
         of_features = self.config.diffusion == "feature"
-        predictions = [initial[task] for task in wanted]
+        predictions = [initial[task] for task in wanted]  # anchors in float32, signals in the maps' dtype
         anchors = dict(zip(wanted, predictions, strict=True)) if self.config.residual else None
         layers = self._layers(tuple(wanted), plan)
-        signals = list(features) if of_features else predictions
+        signals = list(features) if of_features else [x.to(self.form.maps) for x in predictions]
         features.clear()
         draws, most = [], 0
         with record_function("dmtl: chain"):

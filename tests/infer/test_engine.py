@@ -10,6 +10,7 @@ import torch
 
 import dmtl
 from dmtl.diffusion import ArrayNoise, CounterNoise
+from dmtl.infer import engine as engine_module
 from dmtl.infer.engine import Engine
 from dmtl.infer.form import Form
 from dmtl.infer.graphs import Graphs
@@ -80,9 +81,19 @@ def test_the_model_is_left_alone_and_its_memory_is_not_kept():
     assert_close(taken.maps(image).maps, model.maps(image).maps)
 
 
+GOLDEN = [
+    pytest.param("fp32", None, 1e-4, id="fp32"),
+    pytest.param("bf16", (torch.float32, torch.bfloat16), 2e-2, id="bf16-tokens"),  # whichever this CPU takes
+    pytest.param("bf16", (torch.bfloat16, torch.float32), 2e-2, id="bf16-maps"),
+    pytest.param("bf16", (torch.bfloat16, torch.bfloat16), 3e-2, id="bf16-both"),  # as on a GPU
+]
+
+
 @pytest.mark.parametrize("case", ["eval_a", "eval_b"])
-@pytest.mark.parametrize(("precision", "bar"), [("fp32", 1e-4), ("bf16", 2e-2)])
-def test_golden_predictions(golden_dir, case, precision, bar):
+@pytest.mark.parametrize(("precision", "dtypes", "bar"), GOLDEN)
+def test_golden_predictions(golden_dir, monkeypatch, case, precision, dtypes, bar):
+    if dtypes:
+        monkeypatch.setattr(engine_module, "choose_form", lambda *_: Form(*dtypes))
     stored = np.load(golden_dir / f"{case}.npz")
     meta = json.loads(str(stored["meta"]))
     size = meta["B"], meta["H"], meta["W"]
