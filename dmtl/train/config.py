@@ -53,14 +53,22 @@ class DataConfig:
     """Mirror half of the images."""
     photometric: bool = True
     """Random brightness, contrast, saturation and hue."""
+    balance: bool = False
+    """Every batch holds a label of every task; images of tasks with few labels then come more than once in an
+    epoch."""
     cache: bool = True
     """Keep decoded samples in memory after their first reading."""
+    cache_dir: str | None = None
+    """Folder in which read or rendered samples are kept, for all workers, processes and later runs; default:
+    none."""
+    skip_corrupt: int = 0
+    """Unreadable samples that each process may leave out, each of them logged; one more stops the run."""
     workers: int = 0
     """Loader processes; the batches do not depend on their number."""
 
     def __post_init__(self):
         _at_least(self, "data", 1, "train_count", "val_count")
-        _at_least(self, "data", 0, "label_seed", "workers")
+        _at_least(self, "data", 0, "label_seed", "workers", "skip_corrupt")
         if min(self.size) < 1:
             raise ConfigError(f"data.size must be a height and a width of at least 1, got {list(self.size)}")
         if not 0 < self.scale[0] <= self.scale[1] < math.inf:
@@ -77,12 +85,22 @@ class OptimConfig:
     .safetensors); default: random."""
     steps: int = 1000
     """Optimiser steps."""
+    epochs: int = 0
+    """Passes over the labelled images; 0: `steps` counts."""
     batch_size: int = 8
-    """Images per step."""
+    """Images per step, over all processes."""
     optimizer: Literal["adam", "adamw"] = "adamw"
     """Adam adds the decay to the gradient (published), AdamW decays the weights."""
     lr: float = 1e-3
     """Peak learning rate."""
+    backbone_lr: float = 1.0
+    """Factor on the learning rate of the encoder."""
+    layer_decay: float = 1.0
+    """Factor from each stage of the encoder to the stage before it."""
+    freeze: list[str] = field(default_factory=list)
+    """Parts that are not trained, as beginnings of parameter names, e.g. "initial.backbone"."""
+    freeze_bn: bool = False
+    """Batch norms keep their statistics (not their weights) as they start."""
     mtdnet_lr: float = 0.1
     """Factor on the learning rate of MTDNet. It has no normalisation layers: from random weights, at the rate
     that suits the backbone, its ReLUs die. Published: 1, at a rate of 2e-5."""
@@ -95,14 +113,29 @@ class OptimConfig:
     """Weight decay."""
     clip: float = 10.0
     """Largest L2 norm of the gradient; 0: no clipping."""
+    schedule: Literal["poly", "cosine", "step", "constant"] = "poly"
+    """How the learning rate falls after the warm-up."""
+    schedule_every: Literal["step", "epoch"] = "step"
+    """When it changes; published: once per epoch."""
     power: float = 0.9
-    """Power of the polynomial decay to zero."""
+    """Power of the polynomial decay."""
+    milestones: list[float] = field(default_factory=lambda: [0.6, 0.8])
+    """Shares of the run at which the "step" schedule multiplies the rate by `gamma`."""
+    gamma: float = 0.1
+    """Factor of the "step" schedule."""
+    final_lr: float = 0.0
+    """Where "poly" and "cosine" end, as a share of `lr`."""
     warmup: int = 50
     """Steps of linear warm-up."""
     initial_weight: float = 0.5
     """Weight of the initial network's losses beside the final ones."""
     task_weights: dict[str, float] = field(default_factory=dict)
     """Loss weights by task; default: each task's own."""
+    weighting: Literal["fixed", "uncertainty", "dwa"] = "fixed"
+    """What multiplies those weights: nothing, learned uncertainties (Kendall et al., CVPR 2018), or dynamic
+    weight averaging over epochs (Liu et al., CVPR 2019)."""
+    dwa_temperature: float = 2.0
+    """Temperature of "dwa"; larger means more equal weights."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Autocast precision; losses and optimiser stay in fp32."""
     seed: int = 0
@@ -116,23 +149,58 @@ class OptimConfig:
             self,
             "optim",
             0,
+            "epochs",
             "lr",
+            "backbone_lr",
+            "layer_decay",
             "mtdnet_lr",
             "ema",
             "weight_decay",
             "clip",
             "power",
+            "gamma",
+            "final_lr",
             "warmup",
             "initial_weight",
             "seed",
         )
         if not 0 <= self.mtdnet_start < 1:
             raise ConfigError(f"optim.mtdnet_start must be in [0, 1), got {self.mtdnet_start}")
+        if not all(0 <= share <= 1 for share in self.milestones):
+            raise ConfigError(f"optim.milestones must be shares between 0 and 1, got {self.milestones}")
+        if not 0 < self.dwa_temperature < math.inf:
+            raise ConfigError(
+                f"optim.dwa_temperature must be above 0 and finite, got {self.dwa_temperature}"
+            )
         if self.ema >= 1:
             raise ConfigError(f"optim.ema must be below 1, got {self.ema}")
         for task, weight in self.task_weights.items():
             if not 0 <= weight < math.inf:
                 raise ConfigError(f"optim.task_weights.{task} must be at least 0 and finite, got {weight}")
+
+
+@dataclass(frozen=True)
+class ExecutionConfig:
+    """How a step is computed; what it computes is the same, to rounding."""
+
+    micro_batch: int = 0
+    """Images in one forward and backward pass of a process; gradients add up to the step's. 0: all of its
+    share. Halved once when memory does not suffice."""
+    recompute: bool = False
+    """Keep no activations of the chain; compute them again for the gradient."""
+    compile: bool = False
+    """torch.compile for the initial network, the one part whose shapes do not change with the labels."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """With several processes (torchrun): every one holds everything, or its share of gradients and optimiser
+    state (FSDP2)."""
+    sync_bn: bool = False
+    """With several processes on GPUs: batch norms see the whole batch."""
+    max_bad_steps: int = 10
+    """Steps in a row with a non-finite loss or gradient, each skipped, after which the run stops."""
+
+    def __post_init__(self):
+        _at_least(self, "execution", 0, "micro_batch")
+        _at_least(self, "execution", 1, "max_bad_steps")
 
 
 @dataclass(frozen=True)
@@ -145,11 +213,20 @@ class LogConfig:
     """Evaluation on the validation split; it always runs at the end."""
     checkpoint_every: int = 500
     """Checkpoints; one is always written at the end."""
+    keep: int = 2
+    """Checkpoints kept, the last ones."""
+    baseline: str | None = None
+    """Run folder or metrics.json that Delta_MTL is told against; default: the run's first evaluation."""
+    patience: int = 0
+    """Evaluations in a row without a better Delta_MTL after which the run ends early; 0: never."""
+    pictures: int = 4
+    """Validation images whose maps go to TensorBoard at every evaluation."""
     tensorboard: bool = False
     """Also write TensorBoard events (extra `dmtl[tensorboard]`)."""
 
     def __post_init__(self):
-        _at_least(self, "log", 1, "every", "eval_every", "checkpoint_every")
+        _at_least(self, "log", 1, "every", "eval_every", "checkpoint_every", "keep")
+        _at_least(self, "log", 0, "patience", "pictures")
 
 
 @dataclass(frozen=True)
@@ -163,6 +240,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
 
