@@ -10,8 +10,8 @@ import torch
 
 from dmtl.models import DiffusionMTL, build_model
 from dmtl.tasks import make_task
-from dmtl.train.config import read_config, write_config
 from dmtl.train.presets import demo_config
+from dmtl.train.toml import read_config, write_config
 
 FILES = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.toml"))
 

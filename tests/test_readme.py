@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from dmtl.cli import COMMANDS, main
-from dmtl.train.config import read_config
+from dmtl.train.toml import read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,14 +29,6 @@ def commands(section: str = "") -> list[list[str]]:
     """The words of every `dmtl` command line in shell blocks, comments left out."""
     lines = [line for block in blocks("sh", section) for line in block.splitlines()]
     return [shlex.split(line, comments=True) for line in lines if line.startswith("dmtl ")]
-
-
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_python_example(tmp_path, monkeypatch, one_thread):

@@ -12,7 +12,8 @@ import tyro
 from dmtl.cli._arguments import parse, positional
 from dmtl.cli._common import console, final_and_initial, metric_table, say, training_progress
 from dmtl.errors import ConfigError
-from dmtl.train.config import RunConfig, read_config
+from dmtl.train.config import RunConfig
+from dmtl.train.toml import read_config
 from dmtl.train.trainer import Trainer
 
 

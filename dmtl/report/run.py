@@ -22,8 +22,8 @@ from dmtl.report.html import write_report
 from dmtl.report.runs import INITIAL, LOWER_IS_BETTER, Run, read_runs, require_same_tasks, unit_of
 from dmtl.report.samples import legends, sample_pictures
 from dmtl.report.uncertainty import averaging, error_auroc, evenly
-from dmtl.train.config import config_from_dict
 from dmtl.train.setup import open_data
+from dmtl.train.toml import config_from_dict
 
 Paths = str | os.PathLike | Sequence[str | os.PathLike]
 

@@ -1,19 +1,15 @@
-"""The configuration of a run: a TOML file, overridden by the command line, saved resolved beside the run."""
+"""The configuration of a run: every key, what it means, and what values it may have.
+
+`dmtl.train.toml` reads and writes it; the command line overrides it.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import tomllib
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
-from dmtl.errors import ConfigError, nearest
+from dmtl.errors import ConfigError
 from dmtl.models import ModelConfig
 
 
@@ -169,9 +165,7 @@ class OptimConfig:
         if not all(0 <= share <= 1 for share in self.milestones):
             raise ConfigError(f"optim.milestones must be shares between 0 and 1, got {self.milestones}")
         if not 0 < self.dwa_temperature < math.inf:
-            raise ConfigError(
-                f"optim.dwa_temperature must be above 0 and finite, got {self.dwa_temperature}"
-            )
+            raise ConfigError(f"optim.dwa_temperature must be above 0 and finite, got {self.dwa_temperature}")
         if self.ema >= 1:
             raise ConfigError(f"optim.ema must be below 1, got {self.ema}")
         for task, weight in self.task_weights.items():
@@ -242,111 +236,3 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     log: LogConfig = field(default_factory=LogConfig)
-
-
-def read_config(path: str | Path) -> RunConfig:
-    """A TOML file -> RunConfig. Raises ConfigError naming the file, the key and, for a typo, the nearest
-    key."""
-    try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such configuration file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML ({error})") from None
-    try:
-        return config_from_dict(values)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-
-
-def config_from_dict(values: Mapping) -> RunConfig:
-    """Nested tables -> RunConfig, types checked."""
-    return _build(RunConfig, values, "")
-
-
-def write_config(config: RunConfig, path: str | Path) -> None:
-    """The resolved configuration as TOML; `read_config` gives it back."""
-    from dmtl.files import write_text
-
-    write_text(path, to_toml(config))
-
-
-def to_toml(config: RunConfig) -> str:
-    """TOML text: plain keys first, then one table per section. What is None is left out; TOML has no such
-    value."""
-    lines, tables = [], []
-    for key, value in dataclasses.asdict(config).items():
-        (tables if isinstance(value, dict) else lines).append((key, value))
-    text = [_assignment(k, v) for k, v in lines if v is not None]
-    for name, table in tables:
-        text += ["", f"[{name}]"] + [_assignment(k, v) for k, v in table.items() if v is not None]
-    return "\n".join(text) + "\n"
-
-
-def _assignment(key: str, value) -> str:
-    return f"{key} = {_toml(value)}"
-
-
-def _toml(value) -> str:
-    if isinstance(value, dict):
-        return (
-            "{"
-            + ", ".join(f"{json.dumps(str(k))} = {_toml(v)}" for k, v in value.items() if v is not None)
-            + "}"
-        )
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
-    if isinstance(value, float) and value != value:
-        return "nan"
-    if isinstance(value, str):  # JSON's escapes are TOML's, but for what lies beyond 16 bits
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return json.dumps(value) if isinstance(value, bool) else repr(value)
-
-
-def _build(cls: type, values: Mapping, prefix: str):
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{prefix.rstrip('.')} must be a table, got {type(values).__name__}")
-    types_ = typing.get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(cls)]
-    arguments = {}
-    for key, value in values.items():
-        if key not in known:
-            near = nearest(key, known)
-            hint = f"; did you mean {prefix + near!r}?" if near else ""
-            raise ConfigError(f"{prefix}{key} is not a known key{hint} (known here: {', '.join(known)})")
-        arguments[key] = _convert(types_[key], value, prefix + key)
-    return cls(**arguments)
-
-
-def _convert(kind, value, key: str):
-    """`value` as `kind`, or ConfigError; integers pass for floats, nothing else is converted silently."""
-    if dataclasses.is_dataclass(kind):
-        return _build(kind, value, key + ".")
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, key)
-    if origin is Literal:
-        if value in arguments:
-            return value
-        raise ConfigError(f"{key} must be one of {', '.join(map(str, arguments))}, got {value!r}")
-    if origin is tuple:
-        if isinstance(value, (list, tuple)) and len(value) == len(arguments):
-            return tuple(_convert(a, v, key) for a, v in zip(arguments, value, strict=True))
-        raise ConfigError(f"{key} must be a list of {len(arguments)} values, got {value!r}")
-    if origin is list:
-        if isinstance(value, list):
-            return [_convert(arguments[0], v, key) for v in value]
-        raise ConfigError(f"{key} must be a list, got {value!r}")
-    if kind is dict or origin is dict:
-        if isinstance(value, dict):
-            return (
-                {k: _convert(arguments[1], v, f"{key}.{k}") for k, v in value.items()} if arguments else value
-            )
-        raise ConfigError(f"{key} must be a table, got {value!r}")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        return value
-    raise ConfigError(f"{key} must be of type {kind.__name__}, got {value!r}")

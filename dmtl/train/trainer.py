@@ -23,7 +23,7 @@ from dmtl.errors import CheckpointError, ConfigError
 from dmtl.files import write_text
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, load_state
 from dmtl.train.checkpoint import load_checkpoint, save_checkpoint
-from dmtl.train.config import RunConfig, write_config
+from dmtl.train.config import RunConfig
 from dmtl.train.ema import MovingAverage
 from dmtl.train.evaluate import Metrics, evaluate, primary_metrics
 from dmtl.train.log import RunLog
@@ -37,6 +37,7 @@ from dmtl.train.setup import (
     optimizer_for,
     training_loader,
 )
+from dmtl.train.toml import write_config
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

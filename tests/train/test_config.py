@@ -4,15 +4,8 @@ import pytest
 
 from dmtl.errors import ConfigError
 from dmtl.models import ModelConfig
-from dmtl.train.config import (
-    DataConfig,
-    OptimConfig,
-    RunConfig,
-    config_from_dict,
-    read_config,
-    to_toml,
-    write_config,
-)
+from dmtl.train.config import DataConfig, OptimConfig, RunConfig
+from dmtl.train.toml import config_from_dict, read_config, to_toml, write_config
 
 
 def read(tmp_path, text: str) -> RunConfig:
@@ -98,3 +91,62 @@ def test_no_file_and_no_text(tmp_path):
 def test_none_is_left_out():
     assert "betas" not in to_toml(RunConfig()) and "None" not in to_toml(RunConfig())
     assert config_from_dict({"data": {"tasks": None}}) == RunConfig()
+
+
+def write(tmp_path, **files: str) -> None:
+    for name, text in files.items():
+        (tmp_path / f"{name}.toml").write_text(text)
+
+
+def test_extends_merges_tables_and_replaces_the_rest(tmp_path):
+    (tmp_path / "bases").mkdir()
+    write(
+        tmp_path / "bases",
+        low='out = "low"\n[optim]\nlr = 1\nsteps = 3\nmilestones = [0.1, 0.2]\n'
+        "task_weights = {edge = 1, sal = 2}",
+        middle='extends = "low.toml"\n[optim]\nlr = 2\ntask_weights = {sal = 3}',
+        other='device = "cpu"\n[optim]\nlr = 5\n[data]\nsize = [64, 48]',
+    )
+    leaf = 'extends = ["bases/other.toml", "bases/middle.toml"]\n[optim]\nsteps = 9\nmilestones = [0.5]'
+    config = read(tmp_path, leaf)
+    assert (config.out, config.device, config.data.size) == ("low", "cpu", (64, 48))
+    assert (config.optim.lr, config.optim.steps, config.optim.milestones) == (2.0, 9, [0.5])
+    assert config.optim.task_weights == {"edge": 1.0, "sal": 3.0}
+    assert "extends" not in to_toml(config)
+    write_config(config, tmp_path / "elsewhere" / "config.toml")
+    assert read_config(tmp_path / "elsewhere" / "config.toml") == config
+
+
+@pytest.mark.parametrize(
+    "base, message",
+    [
+        ('extends = "run.toml"', "base.toml: extends .*run.toml: a configuration must not extend itself"),
+        ('extends = "gone.toml"', "base.toml: extends .*gone.toml: no such configuration file"),
+        ("extends = 3", "base.toml: extends must be the name of a file or a list of names, got 3"),
+        ("[optim]\nstep = 3", "base.toml: optim.step is not a known key; did you mean 'optim.steps'"),
+        ("extend = 3", "base.toml: extend is not a known key; did you mean 'extends'"),
+        ("lr = ", "base.toml: not valid TOML"),
+    ],
+)
+def test_what_is_wrong_in_a_base_is_named_with_the_way_there(tmp_path, base, message):
+    write(tmp_path, base=base)
+    with pytest.raises(ConfigError, match=f"^{tmp_path / 'run.toml'}: extends {tmp_path}/{message}"):
+        read(tmp_path, 'extends = "base.toml"')
+
+
+def test_a_file_may_be_a_base_twice(tmp_path):
+    """Two ways to one base are no cycle."""
+    write(
+        tmp_path,
+        base="[optim]\nlr = 3",
+        left='extends = "base.toml"\n[optim]\nsteps = 5',
+        right='extends = "base.toml"\n[log]\nevery = 7',
+    )
+    config = read(tmp_path, 'extends = ["left.toml", "right.toml"]')
+    assert (config.optim.lr, config.optim.steps, config.log.every) == (3.0, 5, 7)
+
+
+def test_a_table_does_not_hide_a_wrong_value(tmp_path):
+    write(tmp_path, base="optim = 3")
+    with pytest.raises(ConfigError, match="base.toml: optim must be a table, got int"):
+        read(tmp_path, 'extends = "base.toml"\n[optim]\nlr = 1')

@@ -15,9 +15,9 @@ import torch
 from dmtl.errors import CheckpointError, ConfigError
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, load_model
 from dmtl.ops import _checks
-from dmtl.train.config import read_config, write_config
 from dmtl.train.log import RunLog
 from dmtl.train.setup import training_loader
+from dmtl.train.toml import read_config, write_config
 from dmtl.train.trainer import Trainer
 from tests.train.conftest import small_run, without_time
 
@@ -160,7 +160,7 @@ def test_killed_inside_a_checkpoint_write(finished, config_for):
     script = f"""
 import os, signal, torch
 torch.set_num_threads(1)
-from dmtl.train.config import read_config
+from dmtl.train.toml import read_config
 from dmtl.train.trainer import Trainer
 replace, seen = os.replace, []
 def kill(source, target):

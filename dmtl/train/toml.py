@@ -1,0 +1,167 @@
+"""A run's configuration as TOML: read with what it extends, checked key by key, written resolved.
+
+    extends = "base.toml"                 # or a list; relative to this file
+    out = "runs/mine"
+    [optim]
+    lr = 1e-4
+
+A file's values win over those of what it extends, a later file of a list over an earlier one. Tables are
+merged key by key, `optim.task_weights` included; everything else, lists too, is replaced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from dmtl.errors import ConfigError, nearest
+from dmtl.train.config import RunConfig
+
+
+def read_config(path: str | Path) -> RunConfig:
+    """A TOML file, with what it extends -> RunConfig. Raises ConfigError naming the file (and the files that
+    led there), the key and, for a typo, the nearest key."""
+    values = _resolved((Path(path),))
+    try:
+        return config_from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def config_from_dict(values: Mapping) -> RunConfig:
+    """Nested tables -> RunConfig, types checked."""
+    return _build(RunConfig, _typed(RunConfig, values, ""))
+
+
+def write_config(config: RunConfig, path: str | Path) -> None:
+    """The resolved configuration as TOML; `read_config` gives it back."""
+    from dmtl.files import write_text
+
+    write_text(path, to_toml(config))
+
+
+def to_toml(config: RunConfig) -> str:
+    """TOML text: plain keys first, then one table per section. What is None is left out; TOML has no such
+    value."""
+    lines, tables = [], []
+    for key, value in dataclasses.asdict(config).items():
+        (tables if isinstance(value, dict) else lines).append((key, value))
+    text = [_assignment(k, v) for k, v in lines if v is not None]
+    for name, table in tables:
+        text += ["", f"[{name}]"] + [_assignment(k, v) for k, v in table.items() if v is not None]
+    return "\n".join(text) + "\n"
+
+
+def _resolved(chain: tuple[Path, ...]) -> dict:
+    """The values of the last file of `chain` over those it extends; the files before it led there."""
+    path, told = chain[-1], ": extends ".join(map(str, chain))
+    if path.resolve() in [earlier.resolve() for earlier in chain[:-1]]:
+        raise ConfigError(f"{told}: a configuration must not extend itself")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{told}: no such configuration file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{told}: not valid TOML ({error})") from None
+    bases = values.pop("extends", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{told}: extends must be the name of a file or a list of names, got {bases!r}")
+    try:
+        _typed(RunConfig, values, "")  # here, where the file with a wrong key is known
+    except ConfigError as error:
+        raise ConfigError(f"{told}: {error}") from None
+    merged: dict = {}
+    for base in bases:
+        merged = _merge(merged, _resolved((*chain, path.parent / base)))
+    return _merge(merged, values)
+
+
+def _merge(below: Mapping, above: Mapping) -> dict:
+    """`above` over `below`, tables key by key."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _assignment(key: str, value) -> str:
+    return f"{key} = {_toml(value)}"
+
+
+def _toml(value) -> str:
+    if isinstance(value, dict):
+        inside = (f"{json.dumps(str(k))} = {_toml(v)}" for k, v in value.items() if v is not None)
+        return "{" + ", ".join(inside) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    if isinstance(value, float) and value != value:
+        return "nan"
+    if isinstance(value, str):  # JSON's escapes are TOML's, but for what lies beyond 16 bits
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json.dumps(value) if isinstance(value, bool) else repr(value)
+
+
+def _build(cls: type, arguments: Mapping):
+    """An instance of a configuration class; its nested sections from their own arguments."""
+    kinds = typing.get_type_hints(cls)
+    return cls(
+        **{k: _build(kinds[k], v) if dataclasses.is_dataclass(kinds[k]) else v for k, v in arguments.items()}
+    )
+
+
+def _typed(cls: type, values: Mapping, prefix: str) -> dict:
+    """`values` with every key known to `cls` and every value of its type; sections as dictionaries."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{prefix.rstrip('.')} must be a table, got {type(values).__name__}")
+    kinds = typing.get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(cls)]
+    arguments = {}
+    for key, value in values.items():
+        if key not in known:
+            near = nearest(key, known if prefix else [*known, "extends"])
+            hint = f"; did you mean {prefix + near!r}?" if near else ""
+            raise ConfigError(f"{prefix}{key} is not a known key{hint} (known here: {', '.join(known)})")
+        arguments[key] = _convert(kinds[key], value, prefix + key)
+    return arguments
+
+
+def _convert(kind, value, key: str):
+    """`value` as `kind`, or ConfigError; integers pass for floats, nothing else is converted silently."""
+    if dataclasses.is_dataclass(kind):
+        return _typed(kind, value, key + ".")
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, key)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise ConfigError(f"{key} must be one of {', '.join(map(str, arguments))}, got {value!r}")
+    if origin is tuple:
+        if isinstance(value, (list, tuple)) and len(value) == len(arguments):
+            return tuple(_convert(a, v, key) for a, v in zip(arguments, value, strict=True))
+        raise ConfigError(f"{key} must be a list of {len(arguments)} values, got {value!r}")
+    if origin is list:
+        if isinstance(value, list):
+            return [_convert(arguments[0], v, key) for v in value]
+        raise ConfigError(f"{key} must be a list, got {value!r}")
+    if kind is dict or origin is dict:
+        if isinstance(value, dict):
+            return (
+                {k: _convert(arguments[1], v, f"{key}.{k}") for k, v in value.items()} if arguments else value
+            )
+        raise ConfigError(f"{key} must be a table, got {value!r}")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{key} must be of type {kind.__name__}, got {value!r}")
