@@ -10,12 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 import torch.nn.functional as F
 
-DTYPES = {
-    "fp32": torch.float32,
-    "tf32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
+from dmtl.nn.precision import DTYPES, tf32
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
@@ -77,18 +72,3 @@ def compute_rate(precision: str, device: torch.device) -> float:
             w = torch.randn(256, 256, 3, 3).to(dtype, memory_format=torch.channels_last)
             rates.append(2 * 9 * 256**2 * 32**2 / fastest(lambda: F.conv2d(x, w, padding=1), device))
     return max(rates)
-
-
-class tf32:
-    """Context in which torch's products and convolutions of float32 may use TF32, or may not."""
-
-    def __init__(self, allowed: bool):
-        self.allowed = allowed
-
-    def __enter__(self) -> None:
-        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-        self.before = (matmul.allow_tf32, cudnn.allow_tf32)
-        matmul.allow_tf32 = cudnn.allow_tf32 = self.allowed
-
-    def __exit__(self, *_) -> None:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self.before

@@ -33,10 +33,11 @@ from dmtl.infer.graphs import Graphs
 from dmtl.infer.memory import available_bytes, return_freed, tile_side
 from dmtl.infer.network import LARGE, Network
 from dmtl.infer.samples import average
-from dmtl.infer.tiles import FACTOR, MULTIPLE, tiled
+from dmtl.infer.tiles import FACTOR, tiled
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.models.diffusion_mtl import Maps, Prediction
-from dmtl.models.initial import pad_image, upsample
+from dmtl.models.initial import PAD_MULTIPLE, pad_image, upsample
+from dmtl.nn.precision import tf32
 
 AUTO_STEPS = 8  # most steps of steps="auto", where the model was not trained with more
 OVERLAP = 4  # neighbouring tiles share a quarter of a side
@@ -87,8 +88,8 @@ class Engine:
         self.chosen = self._checked_tasks(tasks)
         self.noise = CounterNoise(seed)
         self._check_options(steps, samples)
-        if tile is not None and (tile < 0 or tile % MULTIPLE):
-            raise ConfigError(f"Engine: tile must be 0 or a multiple of {MULTIPLE}, got {tile}")
+        if tile is not None and (tile < 0 or tile % PAD_MULTIPLE):
+            raise ConfigError(f"Engine: tile must be 0 or a multiple of {PAD_MULTIPLE}, got {tile}")
         if precision != "auto" and precision not in PRECISIONS[self.device.type]:
             known = ", ".join(("auto", *PRECISIONS[self.device.type]))
             raise ConfigError(
@@ -168,7 +169,7 @@ class Engine:
         if kind != self._last_kind or padded.numel() >= LARGE:
             self._pool.release()
         self._last_kind = kind
-        with _tf32(self.precision == "tf32"), self._pool.in_use():
+        with tf32(self.precision == "tf32"), self._pool.in_use():
             yield
 
     def _call(self, image, tasks, steps, eta, noise, samples) -> _Call:
@@ -192,7 +193,7 @@ class Engine:
         """`_logits` of the whole image, in tiles where a side is given."""
         if side is None:
             return self._run("logits", padded, call)
-        overlap = max(side // OVERLAP // MULTIPLE, 1) * MULTIPLE
+        overlap = max(side // OVERLAP // PAD_MULTIPLE, 1) * PAD_MULTIPLE
         return tiled(lambda tile: self._run("logits", tile, call), padded, side, overlap)
 
     def _run(self, what: str, tile: Tensor, call: _Call) -> tuple:
@@ -308,17 +309,3 @@ def _draws(noise: NoiseSource, samples: int) -> list[NoiseSource]:
     if not isinstance(noise, CounterNoise):
         raise ConfigError(f"Engine: samples must be 1 with noise from {type(noise).__name__}, got {samples}")
     return [noise.another(number) for number in range(samples)]
-
-
-@contextmanager
-def _tf32(wanted: bool):
-    """TF32 products of float32, or none, in what is computed inside."""
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [switch.allow_tf32 for switch in switches]
-    try:
-        for switch in switches:
-            switch.allow_tf32 = wanted
-        yield
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.allow_tf32 = value

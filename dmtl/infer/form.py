@@ -11,11 +11,11 @@ from torch import Tensor
 from dmtl import ops
 from dmtl._measure import Fastest, seconds
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
+from dmtl.nn.precision import DTYPES
 
 PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("bf16", "fp16", "tf32", "fp32")}
 """Device -> what it may compute in, the default first."""
 
-_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PACKED_BYTES = 256 << 20  # of transformed weights that are kept; beyond, they are transformed in every call
 _PROBE = 64  # rows and columns of the map that dtypes are compared on: an image of 512x512
 
@@ -39,7 +39,7 @@ def choose_form(model: DiffusionMTL | MultiTaskBaseline, device: torch.device, p
     """The form that suits the device. On a CPU in bf16 maps and tokens each take the dtype whose kernels were
     measured to be faster here, on layers of this model's width; not both the lower one: that errs by up to
     2.3e-2 on the published network, either alone by at most 1.6e-2."""
-    dtype = _DTYPES[precision]
+    dtype = DTYPES[precision]
     if device.type != "cpu":
         return Form(dtype, dtype, apart=False, pack=True)
     convolutions = sum(p.numel() for p in model.parameters() if p.dim() == 4 and p.shape[-1] == 3)

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from dmtl.infer.samples import BAND
-from dmtl.infer.tiles import MULTIPLE
 from dmtl.models.config import ModelConfig
+from dmtl.models.initial import PAD_MULTIPLE
 from dmtl.tasks import task_from_spec
 
 SHARE = 0.8  # of the available memory that a prediction may plan with
@@ -35,7 +35,7 @@ def peak_bytes(
     noise needs it. Beside these the encoder's first maps at half the image's size; what convolutions
     transform; the decoded maps of this call and the one before; what draws are averaged in, band by band.
     """
-    height, width = (-(-side // MULTIPLE) * MULTIPLE for side in (height, width))
+    height, width = (-(-side // PAD_MULTIPLE) * PAD_MULTIPLE for side in (height, width))
     pixels, first = batch * height * width, config.backbone_width
     one = pixels // 64 * config.width * itemsize
     maps = {"feature": 2 * wanted + 2, "prediction": wanted + 2, "none": 4}[config.diffusion]
@@ -80,8 +80,8 @@ def available_bytes(device: torch.device) -> int | None:
 def largest_tile(config: ModelConfig, wanted: int, batch: int, available: int, **options) -> int:
     """The largest side of a square tile, a multiple of 32, whose prediction fits; at least 256."""
     side = SMALLEST_TILE
-    while peak_bytes(config, wanted, batch, side + MULTIPLE, side + MULTIPLE, **options) <= available:
-        side += MULTIPLE
+    while peak_bytes(config, wanted, batch, side + PAD_MULTIPLE, side + PAD_MULTIPLE, **options) <= available:
+        side += PAD_MULTIPLE
     return side
 
 

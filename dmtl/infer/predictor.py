@@ -18,7 +18,7 @@ from torch import Tensor
 from dmtl.data.transforms import normalise
 from dmtl.devices import pick_device
 from dmtl.diffusion import CounterNoise
-from dmtl.errors import ConfigError, DataError, nearest
+from dmtl.errors import ConfigError, DataError
 from dmtl.infer.engine import Engine
 from dmtl.infer.images import read_image, to_rgb
 from dmtl.infer.inputs import find_inputs
@@ -27,6 +27,7 @@ from dmtl.infer.output import RESERVED, Maps, Outputs, Summary, output_folder
 from dmtl.infer.progress import progress_bar
 from dmtl.infer.stream import Stream
 from dmtl.infer.video import require_av
+from dmtl.tasks import chosen_tasks
 
 GPU_BATCH = 8
 _GPU_BATCH_PIXELS = 8 * 512 * 512  # in a batch whose size nobody chose
@@ -97,14 +98,11 @@ class Predictor:
             raise ConfigError(
                 f'Predictor: batch_size must be 1 with steps="auto" (it looks at the batch), got {batch_size}'
             )
-        self.tasks = _chosen(model.tasks, tasks)
+        self.tasks = {name: model.tasks[name] for name in chosen_tasks("Predictor", model.tasks, tasks)}
         self.device = pick_device(device)
         self.steps, self.eta, self.seed, self.samples, self.batch_size = steps, eta, seed, samples, batch_size
         options = {"steps": steps, "eta": eta, "samples": samples, "tile": tile, "inplace": inplace}
-        try:
-            self.engine = Engine(model, self.device, precision=precision, tasks=list(self.tasks), **options)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+        self.engine = Engine(model, self.device, precision=precision, tasks=list(self.tasks), **options)
 
     @classmethod
     def from_pretrained(
@@ -260,19 +258,6 @@ def _as_tensor(image: Tensor | Image.Image | str | os.PathLike) -> Tensor:
             f"predict: image must be a uint8 tensor [3, H, W] with pixels, got {list(image.shape)}"
         )
     return image
-
-
-def _chosen(known: dict, wanted: Sequence[str] | None) -> dict:
-    chosen = {}
-    for name in known if wanted is None else wanted:
-        if name not in known:
-            close = nearest(name, known)
-            hint = f" (did you mean {close!r}?)" if close else ""
-            raise ConfigError(f"Predictor: tasks must be among {', '.join(known)}, got {name!r}{hint}")
-        chosen[name] = known[name]
-    if not chosen:
-        raise ConfigError(f"Predictor: tasks must name at least one of {', '.join(known)}, got none")
-    return chosen
 
 
 @contextmanager

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmtl.infer.tiles import FACTOR
 from dmtl.tasks import Task
 
-FACTOR = 8  # logits are at 1/8 resolution
 BAND = 1 << 22  # elements of upsampled logits held at a time
 
 

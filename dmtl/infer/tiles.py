@@ -13,7 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-MULTIPLE = 32  # of which padded images and tiles are, in pixels
+from dmtl.models.initial import PAD_MULTIPLE
+
 FACTOR = 8  # logits are at 1/8 resolution
 
 
@@ -23,8 +24,8 @@ def starts(length: int, side: int, overlap: int) -> list[int]:
     if length <= side:
         return [0]
     count = -(-(length - overlap) // (side - overlap))
-    room = (length - side) // MULTIPLE
-    return [MULTIPLE * (room * i // (count - 1)) for i in range(count)]
+    room = (length - side) // PAD_MULTIPLE
+    return [PAD_MULTIPLE * (room * i // (count - 1)) for i in range(count)]
 
 
 def tiled(

@@ -1,12 +1,31 @@
-"""Mixed precision for the fused ops: under `torch.autocast` they
-compute in its dtype, like torch's own products."""
+"""What arithmetic is done in: names of precisions, TF32 on and off, and mixed precision for the fused ops
+(under `torch.autocast` they compute in its dtype, like torch's own products)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precision -> dtype of what is stored in it."""
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Context in which torch's products and convolutions of float32 may use TF32, or may not; without effect
+    on a CPU."""
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = allowed
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
 
 
 def cast(x: Tensor | None) -> Tensor | None:

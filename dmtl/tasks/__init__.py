@@ -5,7 +5,7 @@ A name in `KNOWN` means the published task, with its loss, metric and weight. An
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -23,7 +23,7 @@ from dmtl.tasks.semseg import SemSeg
 from dmtl.tasks.unit_vector import UnitVector
 
 __all__ = [
-    "KINDS", "KNOWN", "Task", "make_task", "pooled_loss", "task_from_spec",
+    "KINDS", "KNOWN", "Task", "chosen_tasks", "make_task", "pooled_loss", "task_from_spec",
     "Binary", "Classes", "Depth", "Edge", "HumanParts", "Mask", "Normals", "Sal", "Scalar", "SemSeg",
     "UnitVector",
 ]
@@ -78,6 +78,20 @@ def task_from_spec(spec: Mapping[str, Any]) -> Task:
     if not named or not all(isinstance(key, str) for key in spec):
         raise ConfigError(f"task_from_spec: spec must be a mapping with a name, got {spec!r}")
     return make_task(**spec)
+
+
+def chosen_tasks(function: str, known: Iterable[str], wanted: Iterable[str] | None) -> list[str]:
+    """Names of `wanted` (None: of all) without repetition. `ConfigError`, in the words of `function`, for a
+    name that is not known (with the nearest one), and where nothing is wanted."""
+    known = list(known)
+    names = list(dict.fromkeys(known if wanted is None else wanted))
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{function}: tasks must be among {', '.join(known)}, got {name!r}"
+                              f"{_nearest(name, known)}")
+    if not names:
+        raise ConfigError(f"{function}: tasks must name at least one of {', '.join(known)}, got none")
+    return names
 
 
 def _nearest(word: Any, words) -> str:

@@ -14,13 +14,14 @@ import torch
 
 from dmtl.data.transforms import normalise
 from dmtl.devices import pick_device
-from dmtl.errors import ConfigError, nearest
+from dmtl.errors import ConfigError
 from dmtl.files import write_atomically
-from dmtl.infer.engine import _tf32
 from dmtl.infer.export.description import description
 from dmtl.infer.export.formats import FORMATS
 from dmtl.infer.export.graph import INPUTS, RESULTS, Network, traced
 from dmtl.infer.export.parity import TOLERANCE, Expected, probe
+from dmtl.nn.precision import tf32
+from dmtl.tasks import chosen_tasks
 
 __all__ = ["FORMATS", "TOLERANCE", "Exported", "export_model"]
 
@@ -73,13 +74,13 @@ def export_model(
     Example:
         >>> export_model(dmtl.load_model("runs/demo/diffusion/model"), "model.onnx", size=(480, 640))
     """
-    names = _chosen(model.tasks, tasks)
+    names = chosen_tasks("export", model.tasks, tasks)
     path, size, device = _checked(path, format, size, steps, what, input, device)
     model = copy.deepcopy(model).to(device, torch.float32).eval().requires_grad_(False)
     options = dict(tasks=names, steps=steps, eta=eta)
     pixels = probe(size).to(device)
     images = pixels if input == "uint8" else normalise(pixels)
-    with torch.no_grad(), _tf32(False):
+    with torch.no_grad(), tf32(False):
         expected = Expected(model, normalise(pixels), what, seed, options)
         network = Network(model, seed, what, input, options).eval()
         network(images[:1])  # stores the noise of this size
@@ -93,18 +94,6 @@ def export_model(
 
         write_atomically(path, write)
     return Exported(path, found, about)
-
-
-def _chosen(known: dict, wanted: Sequence[str] | None) -> list[str]:
-    names = list(dict.fromkeys(known if wanted is None else wanted))
-    for name in names:
-        if name not in known:
-            close = nearest(name, known)
-            hint = f" (did you mean {close!r}?)" if close else ""
-            raise ConfigError(f"export: tasks must be among {', '.join(known)}, got {name!r}{hint}")
-    if not names:
-        raise ConfigError(f"export: tasks must name at least one of {', '.join(known)}, got none")
-    return names
 
 
 def _checked(path, format, size, steps, what, input, device) -> tuple[Path, tuple[int, int], torch.device]:
