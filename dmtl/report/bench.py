@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from dmtl.files import write_text
 from dmtl.report.charts import COLOURS, chart_svg, number
 from dmtl.report.data import Chart
+from dmtl.report.page import page
 
 Rows = Sequence[Mapping]
 WIDTH, LINE, NAME = 720, 26, 128  # of the bars' picture, in its units
@@ -245,23 +245,17 @@ def scaling_charts(rows: Rows) -> list[dict]:
 
 def write_bench(path: str | os.PathLike, rows: Rows, facts: Mapping) -> Path:
     """Writes the page, one HTML file that needs nothing else; OSError if it cannot be written."""
-    environment = Environment(
-        loader=PackageLoader("dmtl.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     bars = [(described(group[0]), bars_svg(group)) for group in _groups(rows, "contenders", "batch")]
     roofs = [
         (group[-1]["precision"], roofline_svg(group)) for group in _groups(rows, "roofline", "precision")
     ]
-    page = environment.get_template("bench.html.j2").render(
+    text = page(
+        "bench.html.j2",
         facts=[(label, str(value)) for label, value in facts.items() if value is not None],
         bars=[(title, svg) for title, svg in bars if svg],
         roofs=[(title, svg) for title, svg in roofs if svg],
         charts=scaling_charts(rows),
         tables=tables(rows),
     )
-    write_text(path, page)
+    write_text(path, text)
     return Path(path)

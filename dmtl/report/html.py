@@ -6,11 +6,10 @@ import math
 import os
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from dmtl.files import write_text
 from dmtl.report.charts import COLOURS, chart_svg
 from dmtl.report.data import Cell, MetricRow, ReportData, Value, mean_of, relative_gain, spread_of
+from dmtl.report.page import page
 from dmtl.report.pictures import MAX_COLUMNS, label_strips, picture
 
 MINUS, PLUS_MINUS = "\N{MINUS SIGN}", "\N{PLUS-MINUS SIGN}"
@@ -28,14 +27,8 @@ def write_report(path: str | os.PathLike, data: ReportData) -> Path:
 
 def render(data: ReportData) -> str:
     """The page as text. Every string of `data` is escaped."""
-    environment = Environment(
-        loader=PackageLoader("dmtl.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("template.html.j2").render(
+    return page(
+        "template.html.j2",
         data=data,
         facts=[(str(label), str(value)) for label, value in data.facts],
         headlines=_headlines(data),
