@@ -35,6 +35,15 @@ def camvid_dir(shared_dir: Path) -> Path:
     return shared_dir / "data" / "camvid"
 
 
+@pytest.fixture
+def one_thread():
+    """Torch computes with one thread: bit-equal results need a fixed number, and small models no more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     """Tests draw fresh inputs from a known start, whatever ran before them."""

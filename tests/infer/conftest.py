@@ -3,6 +3,7 @@
 its maps are a fixed function of the image, so that every file can be checked pixel by pixel.
 """
 
+import builtins
 from types import SimpleNamespace
 
 import pytest
@@ -62,6 +63,19 @@ class FakeEngine:
         out.uncertainty = {} if light is None else dict.fromkeys(tasks, light)
         out.steps = 3 if self.steps == "auto" else self.steps
         return out
+
+
+@pytest.fixture
+def without_av(monkeypatch):
+    """PyAV cannot be imported."""
+    load = builtins.__import__
+
+    def without(name, *arguments, **options):
+        if name == "av":
+            raise ImportError("No module named 'av'")
+        return load(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
 
 
 @pytest.fixture

@@ -37,12 +37,7 @@ np.savez("maps.npz", **{task: np.asarray(value) for task, value in maps.items()}
 slow = pytest.mark.slow
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiny(**options):

@@ -1,6 +1,5 @@
 """Many files at once: order, batches, videos, interruptions, errors in threads, nothing left running."""
 
-import builtins
 import json
 import threading
 import time
@@ -193,16 +192,8 @@ def test_a_video_beside_what_shares_its_name(tmp_path):
     assert [i.name for i in inputs] == ["b.jpg", "b.mp4", "c", "clip.mp4", "clip/000000"]
 
 
-def test_without_pyav(model, tmp_path, monkeypatch):
+def test_without_pyav(model, tmp_path, without_av):
     """Refused at once where nothing else is to do; otherwise the video's failure."""
-    load = builtins.__import__
-
-    def without(name, *arguments, **options):
-        if name == "av":
-            raise ImportError("No module named 'av'")
-        return load(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
     (tmp_path / "clip.mp4").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"dmtl\[video\]"):
         Predictor(model).predict_files([tmp_path / "clip.mp4"], tmp_path / "out")

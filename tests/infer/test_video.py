@@ -1,6 +1,5 @@
 """Video files to frames and back, and what becomes of damaged ones."""
 
-import builtins
 from fractions import Fraction
 from pathlib import Path
 
@@ -182,14 +181,6 @@ def os_open():
     return os.open(os.devnull, os.O_WRONLY)
 
 
-def test_without_pyav_the_extra_is_named(monkeypatch):
-    load = builtins.__import__
-
-    def without(name, *arguments, **options):
-        if name == "av":
-            raise ImportError("No module named 'av'")
-        return load(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+def test_without_pyav_the_extra_is_named(without_av):
     with pytest.raises(ConfigError, match=r"video files need PyAV.*pip install 'dmtl\[video\]'"):
         require_av()

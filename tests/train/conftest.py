@@ -64,12 +64,9 @@ def config_for(images, tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    """Bit-equal results need a fixed number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _exact(one_thread):
+    """Bit-equal results need a fixed number of threads; a deterministic run leaves its switch on."""
     yield
-    torch.set_num_threads(before)
     torch.use_deterministic_algorithms(False)
 
 
