@@ -1,0 +1,382 @@
+"""One run on several processes: torchrun's environment, DDP or FSDP2, and states that do not know how many.
+
+Every process reads its rows of the same global batch (`dmtl.data.loader`) and divides its loss by the number of
+images of the whole step. Gradients of a wrapped module are therefore *sums* over the processes, and equal those
+of one process with the whole batch, to rounding.
+
+Processes have labels of different tasks, and the parameters of a task get a gradient only where it is labelled.
+Both DDP and FSDP2 want every process to reduce the same gradients: here every trainable parameter takes part
+everywhere, without a zero being added anywhere, and a parameter that no process had a gradient for is left
+without one, as in one process, where the optimiser then skips it (no decay, no moments).
+
+    world = connect(config.device)
+    run = wrap(objective, config.execution, world, world.device)      # objective(...) -> (loss, ...) or loss
+    for step ...:
+        expect(run, (labelled tasks of the step, ...))
+        for i, part in enumerate(parts):
+            with last_micro_batch(run, i == len(parts) - 1):
+                run(part)[0].backward()
+        drop_absent(run)
+        optimizer.step()
+"""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import inspect
+import os
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dmtl.devices import pick_device
+from dmtl.errors import ConfigError
+from dmtl.train.config import ExecutionConfig
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a process waits for the others. torchrun notices a dead one at once; this is for one that hangs, and
+must be longer than reading a data set for the first time."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run. `device` is this process's own."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def main(self) -> bool:
+        """The one process that writes files and talks."""
+        return self.rank == 0
+
+
+def connect(device: str | torch.device = "auto") -> World:
+    """The processes that torchrun started, connected (gloo on a CPU; NCCL on GPUs, one each); without
+    torchrun, this process alone. A second call gives the same world.
+
+    Raises:
+        ConfigError: a device that does not work here, a single GPU ("cuda:1") for several processes, more
+            processes than GPUs, an incomplete environment, processes that cannot be reached.
+    """
+    size = _environment("WORLD_SIZE", 1)
+    if size == 1:
+        return World(device=pick_device(device))
+    rank, local = _environment("RANK"), _environment("LOCAL_RANK")
+    picked = _own_device(device, local, size)
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if picked.type == "cuda" else "gloo"
+        where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        try:
+            dist.init_process_group(backend, timeout=TIMEOUT)
+        except (RuntimeError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ConfigError(
+                f"process {rank} of {size} cannot join the others at {where} ({reason})"
+            ) from None
+        atexit.register(disconnect)
+    return World(rank, size, local, picked)
+
+
+def disconnect() -> None:
+    """Leaves the other processes; done by itself when Python ends."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _environment(name: str, default: int | None = None) -> int:
+    value = os.environ.get(name)
+    if value is None and default is not None:
+        return default
+    if value is None or not value.isdecimal():
+        raise ConfigError(
+            f"the environment variable {name} must be a number, as torchrun sets it, got {value!r}"
+        )
+    return int(value)
+
+
+def _own_device(device: str | torch.device, local: int, size: int) -> torch.device:
+    picked = pick_device(device)
+    if picked.type != "cuda":
+        return picked
+    if torch.device("cuda" if device == "auto" else device).index is not None:
+        raise ConfigError(
+            f'device must be "auto", "cpu" or "cuda" with {size} processes, got {str(device)!r}'
+        )
+    if local >= torch.cuda.device_count():
+        raise ConfigError(
+            f"torchrun's --nproc-per-node must be at most {torch.cuda.device_count()}, the GPUs of this machine, "
+            f"got at least {local + 1}"
+        )
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
+
+
+def total(tensor: Tensor) -> Tensor:
+    """Adds the tensor over all processes, in place; returns it."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether `flag` is true in some process. Waits for the others, not for a GPU."""
+    if not dist.is_initialized():
+        return flag
+    vote = torch.tensor(int(flag))
+    dist.all_reduce(vote, dist.ReduceOp.MAX)
+    return bool(vote)
+
+
+def barrier() -> None:
+    """Waits until every process is here."""
+    any_rank(False)
+
+
+def share_buffers(model: nn.Module, world: World) -> None:
+    """The first process's buffers (statistics of batch norms) for all."""
+    if world.size > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def wrap(
+    module: nn.Module, execution: ExecutionConfig, world: World, device: torch.device | None = None
+) -> nn.Module:
+    """The module whose forward and backward span all processes; itself for one process.
+
+    Its forward must return the loss, or a tuple that begins with it: this process's share of a sum over all.
+    After `backward` gradients are sums over the processes; the loss is not to be scaled by their number.
+    Every process runs equally many forwards and backwards, without a label too (any scalar is a loss then).
+
+    FSDP2 shards the parameters of `module` in place: optimisers are made afterwards (over the same module),
+    its state dicts go through `full_tensors` and `sharded`. Weights lose the channels-last layout.
+
+    Raises:
+        ConfigError: synchronised batch norms on a CPU; a torch too old for FSDP2 with partial labels;
+            parameters that it cannot shard.
+    """
+    if world.size == 1:
+        return module
+    device = world.device if device is None else device
+    if execution.sync_bn:
+        if device.type != "cuda":
+            raise ConfigError(f"execution.sync_bn must be false on {device.type}: it needs GPUs")
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # in place, with the same parameters
+    share = _Share(module, world.size)
+    if execution.parallel == "fsdp":
+        return _sharded_module(share)
+    known = inspect.signature(DistributedDataParallel).parameters  # torch 2.13 renamed it
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return DistributedDataParallel(share, gradient_as_bucket_view=True, **{buffers: False})
+
+
+def expect(run: nn.Module, key: Hashable) -> None:
+    """To be called before a step's forwards. `key` is what decides which parameters get a gradient, the same
+    in all processes: the tasks labelled somewhere in the step, and whether the chain runs."""
+    if (share := _share_of(run)) is not None:
+        share.expect(key)
+
+
+@contextmanager
+def last_micro_batch(run: nn.Module, last: bool) -> Iterator[None]:
+    """Forward and backward of one micro-batch: gradients are kept here, and reduced with the last one."""
+    if isinstance(run, DistributedDataParallel) and not last:
+        with run.no_sync():
+            yield
+        return
+    if hasattr(run, "set_requires_gradient_sync"):
+        run.set_is_last_backward(last)
+        run.set_requires_gradient_sync(last)
+        run.set_reshard_after_backward(last)
+    yield
+
+
+def drop_absent(run: nn.Module, complete: bool = True) -> None:
+    """After a step's backwards: no gradient (None) for the parameters that no process had one for.
+
+    The processes ask each other only when the step's key (`expect`) is new.
+
+    Args:
+        complete: False when this process lacks labels that the key promises (corrupt samples left out); what
+            is learned from such a step is not remembered.
+    """
+    if (share := _share_of(run)) is not None:
+        share.drop_absent(complete)
+
+
+class _Share(nn.Module):
+    """What DDP or FSDP2 wraps: a module whose gradients are to be added over the processes."""
+
+    def __init__(self, module: nn.Module, size: int):
+        super().__init__()
+        self.module, self.size = module, size
+        self.touched: list[Tensor] | None = None  # FSDP2: None, it reduces zeros for whatever is missing
+        self._absent: dict[Hashable, list[int]] = {}
+        self._key: Hashable = None
+        self._reached: set[int] | None = None
+
+    def trainable(self) -> list[nn.Parameter]:
+        return [p for p in self.module.parameters() if p.requires_grad]
+
+    def expect(self, key: Hashable) -> None:
+        self._key = key
+        self._reached = None if key in self._absent else set()
+
+    def forward(self, *args, **options):
+        out = self.module(*args, **options)
+        loss, rest = (out[0], out[1:]) if isinstance(out, tuple) else (out, None)
+        if not torch.is_grad_enabled():
+            return out
+        if self._reached is not None:
+            found = _leaves(loss)
+            self._reached.update(i for i, p in enumerate(self.trainable()) if id(p) in found)
+        if self.touched is None:
+            self.touched = self.trainable()
+        loss = _Everything.apply(loss, self.size, *self.touched)
+        return loss if rest is None else (loss, *rest)
+
+    def drop_absent(self, complete: bool) -> None:
+        parameters = self.trainable()
+        if self._reached is None:
+            absent = self._absent[self._key]
+        else:
+            votes = torch.zeros(len(parameters) + 1, dtype=torch.uint8)
+            votes[list(self._reached)] = 1
+            votes[-1] = not complete
+            dist.all_reduce(votes, dist.ReduceOp.MAX)
+            absent = [i for i, present in enumerate(votes[:-1].tolist()) if not present]
+            if not votes[-1]:
+                self._absent[self._key] = absent
+        for i in absent:
+            parameters[i].grad = None
+
+
+class _Everything(torch.autograd.Function):
+    """The identity of a loss that every parameter takes part in, with an undefined gradient: autograd adds
+    nothing to anything, and DDP, which is told that the gradient is ready, takes a missing one for zeros."""
+
+    @staticmethod
+    def forward(ctx, loss: Tensor, size: int, *parameters: Tensor) -> Tensor:
+        ctx.size, ctx.count = size, len(parameters)
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return (grad * ctx.size, None, *[None] * ctx.count)  # DDP and FSDP2 divide by the number of processes
+
+
+def _leaves(loss: Tensor) -> set[int]:
+    """The ids of the tensors that `loss.backward()` would give a gradient."""
+    nodes, seen, leaves = [loss.grad_fn], {None, loss.grad_fn}, set()
+    while nodes:
+        node = nodes.pop()
+        if node is None:
+            continue
+        if hasattr(node, "variable"):
+            leaves.add(id(node.variable))
+        for following, _ in node.next_functions:
+            if following not in seen:
+                seen.add(following)
+                nodes.append(following)
+    return leaves
+
+
+def _share_of(run: nn.Module) -> _Share | None:
+    inner = run.module if isinstance(run, DistributedDataParallel) else run
+    return inner if isinstance(inner, _Share) else None
+
+
+def _sharded_module(share: _Share) -> nn.Module:
+    """FSDP2 around everything at once: modules here read each other's parameters outside their own forward."""
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        raise ConfigError(
+            f'execution.parallel = "fsdp" needs torch 2.13 or newer, this is {torch.__version__}'
+        )
+    for name, parameter in share.module.named_parameters():
+        if parameter.dim() == 0:
+            raise ConfigError(
+                f'execution.parallel must be "ddp": FSDP2 cannot shard the scalar parameter {name}'
+            )
+        parameter.data = parameter.data.contiguous()
+    fully_shard(share, reshard_after_forward=False)
+    share.set_reduce_scatter_unused_params(True)
+    return share
+
+
+def clip_grad_norm(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """`torch.nn.utils.clip_grad_norm_`, whose norm is that of all shards, as a plain scalar."""
+    return _full(nn.utils.clip_grad_norm_(list(parameters), limit))
+
+
+def full_tensors(state: Any, keep: bool = True) -> Any:
+    """A state dict (nested dicts, lists, tuples) whose sharded tensors are whole, on the CPU; all else is as it
+    was. With sharded tensors every process must call it, at the same place.
+
+    Args:
+        keep: False throws each whole tensor away at once and returns None, for processes that only help.
+    """
+    if isinstance(state, Mapping):
+        made = {key: full_tensors(value, keep) for key, value in state.items()}
+        return made if keep else None
+    if isinstance(state, (list, tuple)):
+        made = [full_tensors(value, keep) for value in state]
+        return type(state)(made) if keep else None
+    value = _full(state) if isinstance(state, Tensor) else state
+    return (value.cpu() if value is not state else value) if keep else None
+
+
+def sharded(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The reverse for a model: whole tensors, the same in every process, laid out as those of `like` (the
+    state dict that is going to be loaded into)."""
+    return {name: _as(value, like[name]) if name in like else value for name, value in state.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """`optimizer.load_state_dict` of whole tensors, each laid out as its parameter."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = {
+        index: {
+            name: _as(value, parameters[index])
+            if getattr(value, "shape", None) == parameters[index].shape
+            else value
+            for name, value in values.items()
+        }
+        for index, values in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": moments})
+
+
+def full_copy(model: nn.Module) -> nn.Module:
+    """A copy of the model with whole parameters, to evaluate or save; every process must call it."""
+    whole = {
+        id(p): nn.Parameter(_full(p.detach()).clone(), requires_grad=p.requires_grad)
+        for p in model.parameters()
+    }
+    return copy.deepcopy(model, whole)
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _as(value: Tensor, like: Tensor) -> Tensor:
+    """`value` cut as `like` is; nothing is sent, every process has all of it."""
+    if not hasattr(like, "full_tensor"):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    value = value.to(like.device, like.dtype)
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
