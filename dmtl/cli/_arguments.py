@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import shutil
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any, TypeVar
 
 import tyro
-from tyro.constructors import ConstructorRegistry, UnsupportedTypeAnnotationError
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, UnsupportedTypeAnnotationError
 
 from dmtl.errors import ConfigError
 
 T = TypeVar("T")
 
 _STYLE = (tyro.conf.DisallowNone, tyro.conf.SuppressFixed)
+_EXPLANATION = dict(
+    initial_indent=" " * 8, subsequent_indent=" " * 8, break_on_hyphens=False, break_long_words=False
+)
 _registry = ConstructorRegistry()
 
 
@@ -25,6 +29,27 @@ _registry = ConstructorRegistry()
 def _task_specifications(info) -> UnsupportedTypeAnnotationError | None:
     """`ModelConfig.tasks` comes from the data set; it has no place on a command line."""
     return UnsupportedTypeAnnotationError(()) if info.type == list[dict] else None
+
+
+@_registry.primitive_rule
+def _weights(info) -> PrimitiveConstructorSpec | None:
+    """Numbers by name, one option whether or not the file has some already."""
+    if info.type != dict[str, float]:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="TASK NUMBER ...",
+        instance_from_str=_named_numbers,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [str(x) for pair in value.items() for x in pair],
+    )
+
+
+def _named_numbers(words: list[str]) -> dict[str, float]:
+    try:
+        return {name: float(number) for name, number in zip(words[::2], words[1::2], strict=True)}
+    except ValueError:
+        raise ValueError(f"expected a number after every name, got '{' '.join(words)}'") from None
 
 
 def parse(kind: Callable[..., T], arguments: Sequence[str], command: str, **options: Any) -> T:
@@ -66,8 +91,19 @@ def _readable(text: str) -> str:
     width = max(40, shutil.get_terminal_size().columns)
     lines = [line.rstrip() for line in text.splitlines()]
     return "\n".join(
-        line if line.startswith((" ", "usage")) else textwrap.fill(line, width) for line in lines
+        line if line.startswith((" ", "usage")) else textwrap.fill(line, width)
+        for line in _refilled(lines, width)
     )
+
+
+def _refilled(lines: list[str], width: int) -> Iterator[str]:
+    """Explanations, which are indented by eight, without the line breaks of their docstrings."""
+    explains = re.compile(r" {8}\S")
+    for explaining, group in itertools.groupby(lines, lambda line: bool(explains.match(line))):
+        if explaining:
+            yield textwrap.fill(" ".join(line.strip() for line in group), width, **_EXPLANATION)
+        else:
+            yield from group
 
 
 def _plain(notation: re.Match) -> str:

@@ -14,7 +14,6 @@ from dmtl.cli._common import console, final_and_initial, metric_table, say, trai
 from dmtl.errors import ConfigError
 from dmtl.train.config import RunConfig
 from dmtl.train.toml import read_config
-from dmtl.train.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,8 @@ class Train(RunConfig):
 def main(arguments: list[str]) -> int:
     args = parse(Train, arguments, "train", default=defaults(Train, arguments))
     config = run_config(args, arguments)
+    from dmtl.train.trainer import Trainer
+
     trainer = Trainer(config, resume=args.resume)
     if trainer.step:
         say(f"resumed at step {trainer.step}")
@@ -66,4 +67,8 @@ def run_config(args: RunConfig, arguments: list[str]) -> RunConfig:
     """The part of a command's arguments that is a run's configuration."""
     if args.config is not None and args.config != arguments[0]:
         raise ConfigError(f"CONFIG must come first, got {args.config} after {arguments[0]}")
-    return RunConfig(**{f.name: getattr(args, f.name) for f in dataclasses.fields(RunConfig)})
+    config = RunConfig(**{f.name: getattr(args, f.name) for f in dataclasses.fields(RunConfig)})
+    if args.config is None:
+        return config
+    weights = read_config(args.config).optim.task_weights | config.optim.task_weights  # as `extends` merges
+    return dataclasses.replace(config, optim=dataclasses.replace(config.optim, task_weights=weights))

@@ -1,0 +1,60 @@
+"""Lists, tables and inherited values of a training configuration, given on the command line."""
+
+from __future__ import annotations
+
+import pytest
+
+from dmtl.cli._arguments import parse
+from dmtl.cli.train import Train, defaults, run_config
+from dmtl.train.config import RunConfig
+
+
+def config_of(*words: object) -> RunConfig:
+    words = [str(word) for word in words]
+    return run_config(parse(Train, words, "train", default=defaults(Train, words)), words)
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "base.toml").write_text("[optim]\ntask_weights = {edge = 50, sal = 5}\nfreeze = ['mtdnet']\n")
+    (tmp_path / "leaf.toml").write_text("extends = 'base.toml'\n[optim]\nlr = 0.5\n")
+    return tmp_path / "leaf.toml"
+
+
+def test_lists_and_flags():
+    words = "--optim.freeze initial.backbone mtdnet --optim.milestones 0.1 0.5 --optim.freeze-bn"
+    config = config_of(*words.split(), *"--model.betas 0.1 0.2 --execution.micro-batch 2".split())
+    assert config.optim.freeze == ["initial.backbone", "mtdnet"] and config.optim.freeze_bn
+    assert config.optim.milestones == [0.1, 0.5] and config.model.betas == [0.1, 0.2]
+    assert config.execution.micro_batch == 2
+    assert config_of("--optim.milestones").optim.milestones == []
+
+
+def test_task_weights():
+    assert config_of("--optim.task-weights", "edge", 3, "sal", 4).optim.task_weights == {"edge": 3, "sal": 4}
+
+
+def test_options_win_over_the_file_and_its_base(file):
+    config = config_of(file, "--optim.task-weights", "edge", 3, "depth", 1)
+    assert config.optim.task_weights == {"edge": 3, "sal": 5, "depth": 1}
+    assert (config.optim.lr, config.optim.freeze) == (0.5, ["mtdnet"])
+    assert config_of(file, "--optim.freeze").optim.freeze == []
+    assert config_of(file).optim.task_weights == {"edge": 50, "sal": 5}
+
+
+@pytest.mark.parametrize("words", [["edge"], ["edge", "much"], ["edge", "1", "sal"]])
+def test_a_weight_without_a_number(dmtl, words):
+    status, _, err = dmtl("train", "--optim.task-weights", *words)
+    message = f"--optim.task-weights: expected a number after every name, got '{' '.join(words)}'"
+    assert (status, err) == (2, f"dmtl train: {message} (dmtl train --help explains)\n")
+
+
+def test_help_is_filled(dmtl):
+    """Explanations run over the width of the terminal, whatever their source's lines are."""
+    out = dmtl("train", "--help").out
+    assert "--optim.task-weights TASK NUMBER ..." in out
+    lines = out.splitlines()
+    broken = [(a, b) for a, b in zip(lines, lines[1:]) if a.startswith(" " * 8) and b.startswith(" " * 8)]
+    assert len(broken) > 20
+    for line, after in broken:  # the next line's first word would not have fitted
+        assert len(line) + 1 + len(after.split()[0]) > 80, line
