@@ -24,7 +24,7 @@ _HOME = {
     "Cached": "wrappers",
     "Resized": "wrappers",
     "Subset": "wrappers",
-    "Batch": "loader",
+    "Batch": "batch",
     "Loader": "loader",
     "make_loader": "loader",
     "train_transform": "transforms",

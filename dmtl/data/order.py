@@ -1,0 +1,102 @@
+"""The order of an epoch in which every batch holds a label of every task."""
+
+from __future__ import annotations
+
+import heapq
+from functools import cached_property
+
+import numpy as np
+
+
+class Balanced:
+    """Orders of rows of a label matrix in which each batch has a label of each task.
+
+    Batches first get one image for each task they still lack, the scarcest task first: of the images that
+    fit, one that the epoch has used least often, at random. Images that no batch needed fill the rest, each
+    at most once. So an image comes twice only where a task has too few; no batch holds an image twice.
+
+    Args:
+        matrix: bool [N, T], labels of the images that may be drawn; every task has at least one.
+        batch_size: images of a batch.
+    """
+
+    def __init__(self, matrix: np.ndarray, batch_size: int):
+        self.batch_size, self.count, self.tasks = batch_size, *matrix.shape
+        self._every = (1 << self.tasks) - 1
+        bits = [1 << task for task in range(self.tasks)]
+        # the set of an image's tasks as the bits of an integer
+        self._patterns = [sum(bit for bit, on in zip(bits, row) if on) for row in matrix.tolist()]
+        self._scarce = np.argsort(matrix.sum(0), kind="stable").tolist()
+        self._known: dict[tuple[int, int], bool] = {}
+
+    @cached_property
+    def needed(self) -> int:
+        """Images that a batch needs at least to hold a label of every task."""
+        return next(images for images in range(self.tasks + 1) if self._fits(self._every, images))
+
+    def order(self, rng: np.random.Generator, batches: int) -> np.ndarray:
+        """int64 [batches * batch_size]: rows of the matrix. Needs `needed` <= batch_size and
+        batches * batch_size <= N."""
+        draw = rng.permutation(self.count)
+        used = np.zeros(self.count, bool)
+        piles: dict[int, list[tuple[int, int, int]]] = {}  # images of one pattern: (times used, draw, row)
+        for row, pattern in enumerate(self._patterns):
+            piles.setdefault(pattern, []).append((0, int(draw[row]), row))
+        for pile in piles.values():
+            heapq.heapify(pile)
+        with_task = [[p for p in piles if p >> task & 1] for task in range(self.tasks)]
+        chosen: list[list[int]] = []
+        for _ in range(batches):
+            batch, missing = [], self._every
+            while missing:
+                slots, fitting = self.batch_size - len(batch) - 1, with_task[self._rarest(missing)]
+                if missing.bit_count() - 1 > slots:
+                    fitting = [p for p in fitting if self._fits(missing & ~p, slots)]
+                pattern = min(fitting, key=lambda p: piles[p][0])
+                times, drawn, row = piles[pattern][0]
+                heapq.heapreplace(piles[pattern], (times + 1, drawn, row))
+                batch.append(row)
+                missing &= ~pattern
+            chosen.append(batch)
+            used[batch] = True
+        unused = np.flatnonzero(~used)
+        rest = iter(unused[np.argsort(draw[unused])].tolist())
+        filled = [batch + [next(rest) for _ in range(self.batch_size - len(batch))] for batch in chosen]
+        table = rng.permuted(np.array(filled, np.int64).reshape(batches, self.batch_size), axis=1)
+        return table[rng.permutation(batches)].ravel()
+
+    def _rarest(self, missing: int) -> int:
+        return next(task for task in self._scarce if missing >> task & 1)
+
+    @cached_property
+    def _largest(self) -> list[int]:
+        """Patterns that are no part of another."""
+        kept: list[int] = []
+        for pattern in sorted(set(self._patterns), key=int.bit_count, reverse=True):
+            if not any(pattern | larger == larger for larger in kept):
+                kept.append(pattern)
+        return kept
+
+    def _fits(self, missing: int, slots: int) -> bool:
+        """Whether `slots` images can have all tasks of `missing`: exact, a search from the scarcest task."""
+        if missing.bit_count() <= slots:
+            return True
+        if missing.bit_count() > slots * self._largest[0].bit_count():
+            return False
+        key = missing, slots
+        if key not in self._known:
+            task = self._rarest(missing)
+            left = {missing & ~pattern for pattern in self._largest if pattern >> task & 1}
+            self._known[key] = any(self._fits(m, slots - 1) for m in sorted(left, key=int.bit_count))
+        return self._known[key]
+
+
+def earlier(order: np.ndarray) -> np.ndarray:
+    """int64 [M]: how often each entry of `order` has come before."""
+    by_value = np.argsort(order, kind="stable")
+    value = order[by_value]
+    new = np.r_[True, value[1:] != value[:-1]] if len(order) else np.zeros(0, bool)
+    first = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
+    times = np.empty(len(order), np.int64)
+    times[by_value] = np.arange(len(order)) - first
+    return times
