@@ -1,0 +1,175 @@
+"""The optimiser of a run, what it leaves alone, and how its learning rate moves."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dmtl.errors import ConfigError, nearest
+from dmtl.train.config import OptimConfig
+
+_ENCODER = "initial.backbone"
+_STAGE = re.compile(r"(?:net\.)?(?:model\.)?((?:layers?|stages|blocks|s)[._]?)(\d+)[._]")
+"""A numbered stage at the beginning of an encoder's parameter name: "layer1." (ResNets), timm's "stages_0."
+(ConvNeXt), "layers_0." (Swin), "blocks.0." (ViT, EfficientNet), "s1." (RegNet)."""
+
+
+def optimizer_for(
+    config: OptimConfig, model: nn.Module, extra: Iterable[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """Adam or AdamW over what is trained, one fused kernel for each group.
+
+    A group has a `name` and a `factor` on the schedule's learning rate: "initial" 1 (in front of it groups
+    for the encoder where its factors differ from 1), "mtdnet" `config.mtdnet_lr`, "weighting" 1. What
+    `config.freeze` names is frozen here (`frozen`) and is in no group.
+
+    Args:
+        model: network with parameters `initial.*` and, with diffusion, `mtdnet.*`.
+        extra: parameters of the loss weighting; a group of their own, without weight decay.
+
+    Raises:
+        ConfigError: `config.freeze` names nothing, or leaves nothing to train.
+    """
+    frozen(config, model)
+    stages = _encoder_stages(config, model)
+    groups: dict[str, dict] = {}
+    for name, parameter in model.named_parameters():
+        if name.startswith("mtdnet."):
+            group, factor = "mtdnet", config.mtdnet_lr
+        else:
+            group, factor = stages.get(name, ("initial", 1.0))
+        if parameter.requires_grad:
+            groups.setdefault(group, {"params": [], "factor": factor, "name": group})["params"].append(
+                parameter
+            )
+    if not groups:
+        raise ConfigError(f"optim.freeze must leave something to train, got {config.freeze}")
+    if extra := list(extra):
+        groups["weighting"] = {"params": extra, "factor": 1.0, "name": "weighting", "weight_decay": 0.0}
+    cls = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return cls(list(groups.values()), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def _encoder_stages(config: OptimConfig, model: nn.Module) -> dict[str, tuple[str, float]]:
+    """Parameter name -> (group, factor) for the encoder; empty where it learns like the rest.
+
+    The last stage has `backbone_lr`, every stage before it `layer_decay` times its successor's, the stem
+    counts as a stage. An encoder without numbered stages has the plain factor. Normalisation behind the last
+    stage belongs to it.
+    """
+    names = [name for name, _ in model.named_parameters() if name.startswith(_ENCODER + ".")]
+    if config.layer_decay == 1:
+        plain = {name: (_ENCODER, config.backbone_lr) for name in names}
+        return {} if config.backbone_lr == 1 else plain
+    stages = _stage_of([name.removeprefix(_ENCODER + ".") for name in names])
+    depth = {stage: i for i, stage in enumerate(dict.fromkeys(stages))}
+    return {
+        name: (
+            f"{_ENCODER}.{stage}" if stage else _ENCODER,
+            config.backbone_lr * config.layer_decay ** (len(depth) - 1 - depth[stage]),
+        )
+        for name, stage in zip(names, stages, strict=True)
+    }
+
+
+def _stage_of(names: list[str]) -> list[str]:
+    """The stage of each of an encoder's parameters: "stem", then "layer1" and so on in the order of the
+    forward pass; all "" where they cannot be told apart (fewer than two, of several kinds, not in order)."""
+    found = [_STAGE.match(name) for name in names]
+    kinds = {match[1] for match in found if match}
+    numbers = [int(match[2]) for match in found if match]
+    if len(kinds) != 1 or len(set(numbers)) < 2 or numbers != sorted(numbers):
+        return [""] * len(names)
+    stages, current = [], "stem"
+    for match in found:
+        current = (match[1] + match[2]).replace("_", ".") if match else current
+        stages.append(current)
+    return stages
+
+
+def frozen(config: OptimConfig, model: nn.Module) -> list[str]:
+    """Takes the gradient from every parameter that `config.freeze` names; returns their names.
+
+    An entry is the name of a module or parameter: "initial.backbone.layer1" freezes all below it, and not
+    "initial.backbone.layer10". Batch norms are held by `set_train`.
+
+    Raises:
+        ConfigError: nothing has that name; the message tells the nearest.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    held: dict[str, None] = {}
+    for entry in config.freeze:
+        below = [name for name in names if f"{name}.".startswith(f"{entry.rstrip('.')}.")]
+        if not below:
+            modules = {name.rsplit(".", end)[0] for name in names for end in range(name.count(".") + 1)}
+            near = nearest(entry, sorted(modules, key=len))
+            hint = f"; did you mean {near!r}?" if near else ""
+            raise ConfigError(
+                f"optim.freeze must name parts of the model (such as {names[0].rpartition('.')[0]!r}), "
+                f"got {entry!r}{hint}"
+            )
+        held |= dict.fromkeys(below)
+    for name in held:
+        model.get_parameter(name).requires_grad_(False)
+    return list(held)
+
+
+def set_train(model: nn.Module, config: OptimConfig) -> None:
+    """`model.train()`, but for batch norms that keep their statistics: all of them with `config.freeze_bn`,
+    else those whose weights are frozen, since a part that is not trained must not drift."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            own = list(module.parameters(recurse=False))
+            if config.freeze_bn or (own and not any(p.requires_grad for p in own)):
+                module.eval()
+
+
+def total_steps(config: OptimConfig, steps_per_epoch: int) -> int:
+    """Optimiser steps of the run: whole epochs where `config.epochs` asks for them, else `config.steps`."""
+    return config.epochs * steps_per_epoch if config.epochs else config.steps
+
+
+def schedule(config: OptimConfig, steps_per_epoch: int) -> Callable[[int], float]:
+    """step, counted from 0 -> factor on `config.lr`: linear warm-up times the schedule's shape."""
+    return lambda step: _warm(config, step) * _shape(config, step, steps_per_epoch)
+
+
+def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int = 1) -> float:
+    """Learning rate of a step, counted from 0; by default linear warm-up, then lr (1 - step / steps)^power.
+
+    `steps_per_epoch` matters where `config.epochs` or `config.schedule_every` speak of epochs.
+    """
+    return config.lr * _warm(config, step) * _shape(config, step, steps_per_epoch)
+
+
+def _warm(config: OptimConfig, step: int) -> float:
+    return min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+
+
+def _shape(config: OptimConfig, step: int, steps_per_epoch: int) -> float:
+    """The schedule without its warm-up: 1 at the start; at the end `final_lr` for "poly" and "cosine".
+
+    With t steps of T done (whole epochs, where it changes once per epoch), s the shape and f = `final_lr`:
+    f + (1 - f) s, where s = (1 - t / T)^power or (1 + cos(pi t / T)) / 2 (Loshchilov and Hutter, ICLR 2017,
+    arXiv 1608.03983).
+    """
+    if steps_per_epoch < 1:
+        raise ValueError(f"schedule: steps_per_epoch must be at least 1, got {steps_per_epoch}")
+    total = total_steps(config, steps_per_epoch)
+    done = step - step % steps_per_epoch if config.schedule_every == "epoch" else step
+    done = min(done, total)
+    if config.schedule == "constant":
+        return 1.0
+    if config.schedule == "step":
+        return config.gamma ** sum(done >= round(share * total) for share in config.milestones)
+    if config.schedule == "poly":
+        shape = (1 - done / total) ** config.power
+    else:
+        shape = (1 + math.cos(math.pi * done / total)) / 2
+    return config.final_lr + (1 - config.final_lr) * shape

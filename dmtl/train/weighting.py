@@ -1,0 +1,128 @@
+"""What multiplies the task weights: nothing, learned uncertainties, or how fast each task learns.
+
+A labelled pair (sample, task) with loss L enters the total as `scale(task) * L + penalty(task)`. Batches may
+lack tasks, so nothing here relies on all of them being there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dmtl.errors import ConfigError
+from dmtl.train.config import OptimConfig
+
+
+class Weighting(nn.Module):
+    """Fixed weights, and the interface of the others. The state dict is all that a resumed run needs."""
+
+    def scale(self, task: str) -> Tensor | float:
+        """Factor on the task's losses, a scalar."""
+        return 1.0
+
+    def penalty(self, task: str) -> Tensor | float:
+        """What is added to the scaled loss of every labelled pair, a scalar."""
+        return 0.0
+
+    def observe(self, task_losses: Mapping[str, Tensor], counts: Mapping[str, int | Tensor]) -> None:
+        """Notes losses of this process; nothing is read back from the device, non-finite losses are left out.
+
+        Args:
+            task_losses: task -> sum of the unscaled loss over its labelled pairs, a scalar.
+            counts: task -> the number of those pairs, for the tasks of `task_losses`.
+        """
+
+    def merge(self, reduce: Callable[[Tensor], None]) -> None:
+        """Makes the state the same on all processes; call it before a checkpoint when there are several.
+
+        Args:
+            reduce: adds a tensor over all processes, in place.
+        """
+
+    def end_epoch(self, reduce: Callable[[Tensor], None]) -> None:
+        """At the end of an epoch, on all processes; `reduce` as for `merge`."""
+
+
+class Uncertainty(Weighting):
+    """exp(-s) L + s with a learned s = log variance for each task, 0 at the start (scale 1).
+
+    Kendall, Gal and Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and
+    Semantics", CVPR 2018, arXiv 1705.07115. This is twice their regression form L / (2 sigma^2) + log sigma
+    with s = log sigma^2, and the exact likelihood of an L1 loss (Laplace) with s = log b. Their
+    classification form, exp(-s) L + s / 2, moves the optimum from s = log L to log 2L, that is, it gives such
+    a task half the weight; one form for all tasks leaves the choice between tasks to `task_weights`.
+
+    Each task has its own parameter: one that no label of the step reached has no gradient, and the optimiser
+    leaves it where it is, momentum or not. Shape [1], because FSDP shards no scalars.
+    """
+
+    def __init__(self, tasks: Iterable[str]):
+        super().__init__()
+        self.log_variance = nn.ParameterDict({task: nn.Parameter(torch.zeros(1)) for task in tasks})
+
+    def scale(self, task: str) -> Tensor:
+        return torch.exp(-self.log_variance[task])[0]
+
+    def penalty(self, task: str) -> Tensor:
+        return self.log_variance[task][0]
+
+
+class DynamicAverage(Weighting):
+    """T softmax(r / temperature), r_t = L_t(e - 1) / L_t(e - 2), L_t(e) the mean loss of task t over epoch e.
+
+    Liu, Johns and Davison, "End-to-End Multi-Task Learning with Attention", CVPR 2019, arXiv 1803.10704. In
+    the first two epochs all weights are 1. A task without a label in an epoch keeps its last mean; r is 1
+    until it has two.
+
+    Buffers: `own` float64 [2, T], sums of losses and of pairs that this process alone knows; `sums` float64
+    [2, T], the same over all processes, of what was merged; `means` float64 [2, T] of the last epoch and of
+    the one before it, NaN where unknown; `weights` float32 [T].
+    """
+
+    def __init__(self, tasks: Iterable[str], temperature: float = 2.0):
+        super().__init__()
+        self.tasks, self.temperature = {task: i for i, task in enumerate(tasks)}, temperature
+        count = len(self.tasks)
+        self.register_buffer("own", torch.zeros(2, count, dtype=torch.float64))
+        self.register_buffer("sums", torch.zeros(2, count, dtype=torch.float64))
+        self.register_buffer("means", torch.full((2, count), torch.nan, dtype=torch.float64))
+        self.register_buffer("weights", torch.ones(count))
+
+    def scale(self, task: str) -> Tensor:
+        return self.weights[self.tasks[task]]
+
+    @torch.no_grad()
+    def observe(self, task_losses: Mapping[str, Tensor], counts: Mapping[str, int | Tensor]) -> None:
+        for task, loss in task_losses.items():
+            own = self.own[:, self.tasks[task]]
+            own[0].add_(loss.nan_to_num(0.0, 0.0, 0.0))
+            own[1].add_(loss.isfinite() * counts[task])
+
+    @torch.no_grad()
+    def merge(self, reduce: Callable[[Tensor], None]) -> None:
+        reduce(self.own)
+        self.sums += self.own
+        self.own.zero_()
+
+    @torch.no_grad()
+    def end_epoch(self, reduce: Callable[[Tensor], None]) -> None:
+        self.merge(reduce)
+        loss, pairs = self.sums
+        last, before = torch.where(pairs > 0, loss / pairs, self.means[0]), self.means[0].clone()
+        ratio = torch.where(before > 0, last / before, 1.0).nan_to_num(1.0)
+        self.weights.copy_(len(self.tasks) * torch.softmax(ratio / self.temperature, 0))
+        self.means[0], self.means[1] = last, before
+        self.sums.zero_()
+
+
+def make_weighting(config: OptimConfig, tasks: Iterable[str]) -> Weighting:
+    """The weighting that `config.weighting` asks for, over these tasks."""
+    if config.weighting == "fixed":
+        return Weighting()
+    if config.weighting == "uncertainty":
+        return Uncertainty(tasks)
+    if config.weighting == "dwa":
+        return DynamicAverage(tasks, config.dwa_temperature)
+    raise ConfigError(f'optim.weighting must be "fixed", "uncertainty" or "dwa", got {config.weighting!r}')
