@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -41,10 +42,18 @@ class ErrorAuroc:
         self._scores.append(score_BHW[grid].float().cpu()[kept])
         self._errors.append(error_BHW[grid].float().cpu()[kept])
 
+    def state(self) -> dict[str, Tensor]:
+        """The pixels kept, float32 [n] each: "scores" and "errors"."""
+        return {"scores": _joined(self._scores), "errors": _joined(self._errors)}
+
+    def merge(self, state: Mapping[str, Tensor]) -> None:
+        """Adds what another ErrorAuroc has seen, behind its own."""
+        self._scores.append(state["scores"].cpu())
+        self._errors.append(state["errors"].cpu())
+
     def compute(self) -> float:
         """The area; NaN where all pixels are right, or all wrong."""
-        scores = torch.cat(self._scores) if self._scores else torch.empty(0)
-        errors = torch.cat(self._errors) if self._errors else torch.empty(0)
+        scores, errors = _joined(self._scores), _joined(self._errors)
         if not len(scores):
             return math.nan
         wrong = errors > (errors.median() if self.graded else 0)
@@ -54,3 +63,7 @@ class ErrorAuroc:
         if not positive or not negative:
             return math.nan
         return float((rank[wrong].sum() - positive * (positive + 1) / 2) / (positive * negative))
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if parts else torch.empty(0)

@@ -1,13 +1,13 @@
-"""One run on several processes: torchrun's environment, DDP or FSDP2, and states that do not know how many.
+"""One run on several processes: torchrun's environment, DDP or FSDP2, states that do not know how many.
 
-Every process reads its rows of the same global batch (`dmtl.data.loader`) and divides its loss by the number of
-images of the whole step. Gradients of a wrapped module are therefore *sums* over the processes, and equal those
-of one process with the whole batch, to rounding.
+Every process reads its rows of the same global batch (`dmtl.data.loader`) and divides its loss by the number
+of images of the whole step. Gradients of a wrapped module are therefore *sums* over the processes, and equal
+those of one process with the whole batch, to rounding.
 
-Processes have labels of different tasks, and the parameters of a task get a gradient only where it is labelled.
-Both DDP and FSDP2 want every process to reduce the same gradients: here every trainable parameter takes part
-everywhere, without a zero being added anywhere, and a parameter that no process had a gradient for is left
-without one, as in one process, where the optimiser then skips it (no decay, no moments).
+Processes have labels of different tasks, and the parameters of a task get a gradient only where it is
+labelled. Both DDP and FSDP2 want every process to reduce the same gradients: here every trainable parameter
+takes part everywhere, without a zero being added anywhere, and a parameter that no process had a gradient for
+is left without one, as in one process, where the optimiser then skips it (no decay, no moments).
 
     world = connect(config.device)
     run = wrap(objective, config.execution, world, world.device)      # objective(...) -> (loss, ...) or loss
@@ -42,8 +42,8 @@ from dmtl.errors import ConfigError
 from dmtl.train.config import ExecutionConfig
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for the others. torchrun notices a dead one at once; this is for one that hangs, and
-must be longer than reading a data set for the first time."""
+"""How long a process waits for the others: longer than reading a data set for the first time. A dead process
+is noticed at once by torchrun; this is for one that hangs."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ def _own_device(device: str | torch.device, local: int, size: int) -> torch.devi
         )
     if local >= torch.cuda.device_count():
         raise ConfigError(
-            f"torchrun's --nproc-per-node must be at most {torch.cuda.device_count()}, the GPUs of this machine, "
-            f"got at least {local + 1}"
+            f"torchrun's --nproc-per-node must be at most {torch.cuda.device_count()}, the GPUs of this "
+            f"machine, got at least {local + 1}"
         )
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
@@ -136,6 +136,16 @@ def any_rank(flag: bool) -> bool:
     vote = torch.tensor(int(flag))
     dist.all_reduce(vote, dist.ReduceOp.MAX)
     return bool(vote)
+
+
+def gathered(value: Any) -> list:
+    """What every process has, by rank: any object that can be pickled, the same kind in all. Waits for the
+    others."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def barrier() -> None:
@@ -298,7 +308,7 @@ def _share_of(run: nn.Module) -> _Share | None:
 
 
 def _sharded_module(share: _Share) -> nn.Module:
-    """FSDP2 around everything at once: modules here read each other's parameters outside their own forward."""
+    """FSDP2 around everything at once: modules here read each other's parameters outside their forward."""
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
     if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
@@ -322,8 +332,8 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
 
 
 def full_tensors(state: Any, keep: bool = True) -> Any:
-    """A state dict (nested dicts, lists, tuples) whose sharded tensors are whole, on the CPU; all else is as it
-    was. With sharded tensors every process must call it, at the same place.
+    """A state dict (nested dicts, lists, tuples) with its sharded tensors whole and on the CPU, all else as
+    it was. With sharded tensors every process must call it, at the same place.
 
     Args:
         keep: False throws each whole tensor away at once and returns None, for processes that only help.
