@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from dmtl.errors import CheckpointError, ConfigError
 from dmtl.files import write_atomically, write_text
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, load_model
-from dmtl.train.checkpoint import load_checkpoint, save_checkpoint
 from tests.models.cases import small_model
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -117,20 +115,6 @@ def test_a_missing_tensor_is_named(saved):
         load_model(saved)
 
 
-@pytest.fixture
-def tiny_disk(tmp_path):
-    """A file system of 64 KiB; needs the right to mount one."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("may not mount a tmpfs here")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
 def test_full_disk_leaves_the_old_file(tiny_disk):
     path = tiny_disk / "model.bin"
     write_text(path, "old")
@@ -144,14 +128,6 @@ def test_full_disk_while_saving_a_model(tiny_disk):
     with pytest.raises(OSError, match=f"cannot write {folder / WEIGHTS}"):
         small_model().save_pretrained(folder)
     assert os.listdir(folder) == []
-
-
-def test_full_disk_while_saving_a_checkpoint(tiny_disk):
-    path = tiny_disk / "last.pt"
-    save_checkpoint(path, {"step": 1})
-    with pytest.raises(OSError, match=f"cannot write {path}"):
-        save_checkpoint(path, {"step": 2, "model": {"w": torch.zeros(100_000)}})
-    assert load_checkpoint(path)["step"] == 1 and os.listdir(tiny_disk) == ["last.pt"]
 
 
 @pytest.mark.parametrize(
