@@ -1,4 +1,5 @@
-"""Every file in configs/ is a configuration, survives saving, and describes a model that can be built."""
+"""Every file in configs/ is a configuration, survives saving, and describes a model that can be built; the
+published runs have the published values."""
 
 from __future__ import annotations
 
@@ -8,44 +9,114 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmtl.models import DiffusionMTL, build_model
+from dmtl.models import DiffusionMTL, MultiTaskBaseline, build_model
 from dmtl.tasks import make_task
+from dmtl.train.config import RunConfig
 from dmtl.train.presets import demo_config
 from dmtl.train.toml import read_config, write_config
 
-FILES = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.toml"))
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+FILES = sorted(CONFIGS.rglob("*.toml"))
+METHODS = {"feature": "feature", "prediction": "prediction", "mtl": "none", "stl": "none"}
+PUBLISHED_RUNS = [
+    (data, labels, method)
+    for data in ("pascal", "nyud13", "cityscapes")
+    for labels in ("one-label", "random-labels")
+    for method in METHODS
+    if (data, labels) != ("cityscapes", "random-labels")  # there is no such split
+]
+PUBLISHED = {  # of the released run, "section.key"
+    "data.resize": False, "data.scale": (0.5, 2.0), "data.flip": True, "data.photometric": True,
+    "model.backbone": "resnet18", "model.backbone_width": 64, "model.width": 512, "model.decoder_blocks": 2,
+    "model.blocks": 4, "model.heads": 4, "model.mlp_ratio": 4, "model.token_reduction": 4,
+    "model.steps": 2, "model.beta_start": 1e-3, "model.beta_end": 1e-2, "model.betas": None,
+    "model.signal_scale": 1, "model.eta": 1, "model.chain_init": "default", "model.residual": False,
+    "model.detach_signal": False, "model.detach_condition": True,
+    "optim.backbone_weights": "resnet18.pth", "optim.optimizer": "adam", "optim.lr": 2e-5,
+    "optim.backbone_lr": 1, "optim.layer_decay": 1, "optim.mtdnet_lr": 1, "optim.mtdnet_start": 0,
+    "optim.freeze": [], "optim.freeze_bn": False, "optim.ema": 0, "optim.weight_decay": 1e-6,
+    "optim.clip": 10, "optim.schedule": "poly", "optim.schedule_every": "epoch", "optim.power": 0.9,
+    "optim.final_lr": 0, "optim.warmup": 0, "optim.initial_weight": 0.5, "optim.weighting": "fixed",
+    "optim.precision": "fp32", "log.eval_every": 1000, "log.patience": 0,
+}  # fmt: skip
+BY_DATA = {
+    "pascal": {"data.size": (512, 512), "optim.epochs": 100, "optim.batch_size": 6, "optim.task_weights": {}},
+    "nyud13": {
+        "data.size": (288, 384), "optim.epochs": 200, "optim.batch_size": 4,
+        "optim.task_weights": {"semseg": 1.0, "depth": 0.6, "normals": 1.0},
+    },
+}  # fmt: skip
+
+
+def get(config: RunConfig, key: str):
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)
+
+
+def differences(one: RunConfig, other: RunConfig) -> set[str]:
+    """Keys in which two configurations differ."""
+    one, other = dataclasses.asdict(one), dataclasses.asdict(other)
+    found = set()
+    for key, value in one.items():
+        if isinstance(value, dict):
+            found |= {f"{key}.{name}" for name in value if value[name] != other[key][name]}
+        elif value != other[key]:
+            found.add(key)
+    return found
 
 
 def test_configs_exist():
-    assert {"camvid-one-label", "published-feature", "scenes-one-label"} <= {path.stem for path in FILES}
+    runs = {"-".join(run) for run in PUBLISHED_RUNS}
+    assert {path.stem for path in CONFIGS.glob("*.toml")} == runs | {"camvid-one-label", "scenes-one-label"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_config(path, tmp_path):
     config = read_config(path)
     write_config(config, tmp_path / "saved.toml")
     assert read_config(tmp_path / "saved.toml") == config
     with torch.device("meta"):
         model = build_model(dataclasses.replace(config.model, tasks=[make_task("normals").spec()]))
-    assert isinstance(model, DiffusionMTL)
+    assert isinstance(model, MultiTaskBaseline if config.model.diffusion == "none" else DiffusionMTL)
 
 
-def test_published_hyper_parameters():
-    """The figures of the released run."""
-    config = read_config(next(path for path in FILES if path.stem == "published-feature"))
-    optim, model = config.optim, config.model
-    assert (optim.optimizer, optim.lr, optim.weight_decay, optim.clip) == ("adam", 2e-5, 1e-6, 10)
-    assert (optim.power, optim.warmup, optim.batch_size, optim.initial_weight) == (0.9, 0, 6, 0.5)
-    assert (config.data.size, config.data.scale, config.data.resize) == ((512, 512), (0.5, 2), False)
-    assert (model.backbone, model.width, model.heads, model.blocks) == ("resnet18", 512, 4, 4)
-    assert (model.steps, model.beta_start, model.beta_end) == (2, 1e-3, 1e-2)
-    assert (model.chain_init, model.residual, model.eta, model.token_reduction) == ("default", False, 1, 4)
-    assert (model.signal_scale, model.detach_signal, model.detach_condition) == (1, False, True)
-    assert (optim.mtdnet_lr, optim.mtdnet_start, optim.ema) == (1, 0, 0)
+@pytest.mark.parametrize("run", PUBLISHED_RUNS, ids="-".join)
+def test_published_values(run):
+    data, labels, method = run
+    config = read_config(CONFIGS / f"{'-'.join(run)}.toml")
+    for key, value in (PUBLISHED | BY_DATA.get(data, {})).items():
+        assert get(config, key) == value, key
+    assert (config.data.root, config.model.diffusion) == (data, METHODS[method])
+    assert config.out.startswith(f"runs/{'-'.join(run)}")
+
+
+@pytest.mark.parametrize("run", PUBLISHED_RUNS, ids="-".join)
+def test_a_run_differs_from_its_base_as_its_name_says(run):
+    data, labels, method = run
+    path = CONFIGS / f"{'-'.join(run)}.toml"
+    config, base = read_config(path), read_config(CONFIGS / "bases" / f"{data}.toml")
+    expected = {"out"}
+    if METHODS[method] != base.model.diffusion:
+        expected.add("model.diffusion")
+    if method == "stl":
+        assert (config.data.tasks, config.data.labels) == (["semseg"], f"{data}-{labels}.csv")
+        expected |= {"data.tasks", "data.labels"}
+    else:
+        assert config.data.labels == labels
+        expected |= {"data.labels"} if labels != base.data.labels else set()
+    assert differences(config, base) == expected
+    code = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    assert len(code) <= 8
+
+
+def test_loss_weights_of_the_released_run_are_the_tasks_own():
+    own = {name: make_task(name, **({"classes": 3} if name in ("semseg", "human_parts") else {})).weight
+           for name in ("semseg", "human_parts", "sal", "normals", "edge")}  # fmt: skip
+    assert own == {"semseg": 1, "human_parts": 2, "sal": 5, "normals": 10, "edge": 50}
 
 
 def test_the_demo_is_the_scenes_configuration_cut_short():
-    demo, full = demo_config(), read_config(next(path for path in FILES if path.stem == "scenes-one-label"))
+    demo, full = demo_config(), read_config(CONFIGS / "scenes-one-label.toml")
     assert demo.model == full.model
     assert dataclasses.replace(demo.optim, steps=full.optim.steps) == full.optim
     assert dataclasses.replace(demo.data, val_count=full.data.val_count) == full.data

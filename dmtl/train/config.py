@@ -78,7 +78,7 @@ class OptimConfig:
 
     backbone_weights: str | None = None
     """File with the encoder's weights to start from, e.g. torchvision's or timm's ImageNet ResNet-18 (.pth or
-    .safetensors); default: random."""
+    .safetensors); default or "": random."""
     steps: int = 1000
     """Optimiser steps."""
     epochs: int = 0

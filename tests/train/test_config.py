@@ -5,6 +5,7 @@ import pytest
 from dmtl.errors import ConfigError
 from dmtl.models import ModelConfig
 from dmtl.train.config import DataConfig, OptimConfig, RunConfig
+from dmtl.train.setup import open_data
 from dmtl.train.toml import config_from_dict, read_config, to_toml, write_config
 
 
@@ -150,3 +151,11 @@ def test_a_table_does_not_hide_a_wrong_value(tmp_path):
     write(tmp_path, base="optim = 3")
     with pytest.raises(ConfigError, match="base.toml: optim must be a table, got int"):
         read(tmp_path, 'extends = "base.toml"\n[optim]\nlr = 1')
+
+
+def test_weights_of_tasks_that_are_left_out(config_for):
+    """A single-task run keeps the weights of the runs beside it; a name that no task has is still an error."""
+    data = open_data(config_for(data=dict(tasks=["edge"])).data, {"edge": 3.5, "semseg": 2.0})
+    assert {name: task.weight for name, task in data.tasks.items()} == {"edge": 3.5}
+    with pytest.raises(ConfigError, match=r"optim\.task_weights\.sal is not a task of tiny \(tasks: semseg, "):
+        open_data(config_for(data=dict(tasks=["edge"])).data, {"edge": 3.5, "sal": 2.0})
