@@ -5,21 +5,25 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class MovingAverage:
     """`average` follows `model`: w <- d w + (1 - d) w_model after every step, buffers included.
 
     The decay d rises from 0.1 to `decay` as (1 + step) / (10 + step), so that the first weights are soon
-    forgotten.
-    Integer buffers (batch counts) are copied. Nothing here waits for the device.
+    forgotten. Integer buffers (batch counts) are copied. What is frozen stays as it is, to the bit; a skipped
+    step counts as one that left the weights where they were. Nothing here waits for the device.
+
+    Parameters may be sharded (FSDP2) before the average is made; it is sharded alike then, and every process
+    follows its share.
     """
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self.average = copy.deepcopy(model).eval().requires_grad_(False)
-        pairs = list(zip(self.average.state_dict().values(), model.state_dict().values(), strict=True))
+        own = {id(p): nn.Parameter(p.detach().clone(), requires_grad=False) for p in model.parameters()}
+        self.average = copy.deepcopy(model, own).eval()  # deepcopy does not know shards
+        pairs = list(zip(_here(self.average), _here(model), strict=True))
         self._floating = [(ours, theirs) for ours, theirs in pairs if ours.is_floating_point()]
         self._others = [(ours, theirs) for ours, theirs in pairs if not ours.is_floating_point()]
 
@@ -31,3 +35,8 @@ class MovingAverage:
         torch._foreach_lerp_(list(ours), list(theirs), 1 - decay)
         for copied, source in self._others:
             copied.copy_(source)
+
+
+def _here(model: nn.Module) -> list[Tensor]:
+    """The memory of a model's weights and statistics in this process; of shards, their local part."""
+    return [t.to_local() if hasattr(t, "to_local") else t for t in model.state_dict().values()]
