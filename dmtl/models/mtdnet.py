@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dmtl.diffusion import NoiseSource, Pairs, Plan, Schedule, noising, reverse_chain
 from dmtl.models.config import ModelConfig
@@ -40,6 +41,8 @@ class MTDNet(nn.Module):
             start_as_identity(self)
         if config.residual:
             start_without_correction(self)
+        self.recompute = False
+        """Whether training keeps no activations of the denoiser and computes them again for the gradient."""
         self._plans: dict[tuple, Plan] = {}
 
     def plan(self, steps: int | None, eta: float | None, device: torch.device) -> Plan:
@@ -107,7 +110,13 @@ class MTDNet(nn.Module):
         to_chain = (lambda x: x) if scale == 1 else (lambda x: scale * x)
 
         def denoise(noisy: list[Tensor], level: float) -> list[Tensor]:
-            clean = self.denoiser(run.tokens, run.query, noisy, pairs, level, run.layers)
+            arguments = (run.tokens, run.query, noisy, pairs, level, run.layers)
+            if self.recompute and torch.is_grad_enabled():
+                clean = checkpoint(
+                    self.denoiser, *arguments, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                clean = self.denoiser(*arguments)
             if run.anchors is not None and config.diffusion == "prediction":
                 clean = [anchor + x for anchor, x in zip(run.anchors.values(), clean, strict=True)]
             return clean

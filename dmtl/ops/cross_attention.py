@@ -169,8 +169,9 @@ class _CrossAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        *found, d_q = torch.ops.dmtl.cross_attention_backward(grad, *ctx.saved_tensors, *ctx.options)
-        if ctx.saved_tensors[6] is None:  # the query was given: only the residual leads to x
+        saved = ctx.saved_tensors  # read once: checkpointing computes them again when they are
+        *found, d_q = torch.ops.dmtl.cross_attention_backward(grad, *saved, *ctx.options)
+        if saved[6] is None:  # the query was given: only the residual leads to x
             found = [
                 grad if index == 0 else None if index in (2, 3, 6) else d for index, d in enumerate(found)
             ]

@@ -16,10 +16,16 @@ class RunLog:
         directory: the run's folder.
         resume_step: when resuming, rows of later steps are dropped first (they will be written again).
         tensorboard: also write events below `RUN/tensorboard`.
+        active: False writes nothing, for processes beside the first.
     """
 
-    def __init__(self, directory: Path, *, resume_step: int = 0, tensorboard: bool = False):
+    def __init__(
+        self, directory: Path, *, resume_step: int = 0, tensorboard: bool = False, active: bool = True
+    ):
         self.path = directory / "log.jsonl"
+        self._file = self._writer = None
+        if not active:
+            return
         kept = [row for row in self.read(self.path) if row["step"] <= resume_step] if resume_step else []
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = open(self.path, "a", encoding="utf-8")
@@ -27,11 +33,17 @@ class RunLog:
 
     def write(self, event: str, step: int, **values) -> None:
         """One row; numbers below `values` also become TensorBoard scalars."""
-        self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+            self._file.flush()
         if self._writer is not None:
             for name, value in _flat(values):
                 self._writer.add_scalar(f"{event}/{name}", value, step)
+
+    @property
+    def draws(self) -> bool:
+        """Whether pictures go anywhere."""
+        return self._writer is not None
 
     def pictures(self, step: int, pictures: dict) -> None:
         """uint8 [H, W, 3] arrays by name, to TensorBoard alone."""
@@ -40,7 +52,8 @@ class RunLog:
                 self._writer.add_image(name, picture, step, dataformats="HWC")
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._writer is not None:
             self._writer.close()
 

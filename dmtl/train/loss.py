@@ -4,18 +4,39 @@ A sample b with n_b of the T tasks labelled contributes
 
     (T / n_b) sum_t w_t ( L_t(final) + a L_t(initial) ) / B,      a = 0.5 as published
 
-over its labelled tasks t. A sample without any label contributes nothing.
+over its labelled tasks t. A sample without any label contributes nothing. A weighting strategy replaces
+L = L_t(final) + a L_t(initial) by s_t L + p_t (`dmtl.train.weighting`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dmtl.models import Prediction
 from dmtl.tasks import Task
+from dmtl.train.weighting import Weighting
+
+
+@dataclass(frozen=True)
+class PairLosses:
+    """Unweighted losses of the labelled (sample, task) pairs: task -> float32 [n], the rows in the order of
+    the batch. initial is empty for a baseline."""
+
+    final: dict[str, Tensor]
+    initial: dict[str, Tensor]
+
+    def parts(self, images: int) -> dict[str, Tensor]:
+        """ "<task>" and "initial/<task>": sum over the labelled samples, over `images`; without a graph."""
+        named = {**self.final, **{f"initial/{task}": losses for task, losses in self.initial.items()}}
+        return {name: losses.detach().sum() / images for name, losses in named.items()}
+
+    def detached(self) -> PairLosses:
+        """Without a graph."""
+        return PairLosses(*({t: loss.detach() for t, loss in kind.items()} for kind in vars(self).values()))
 
 
 def labelled_rows(present: Mapping[str, Tensor], device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -28,6 +49,56 @@ def sample_scale(present: Mapping[str, Tensor]) -> Tensor:
     """T / n_b for every sample, float32 [B] on the CPU; 0 where a sample has no label."""
     counts = torch.stack([mask for mask in present.values()]).sum(0)
     return torch.where(counts > 0, len(present) / counts.clamp(min=1), 0.0).float()
+
+
+def pair_losses(
+    prediction: Prediction,
+    labels: Mapping[str, Tensor],
+    present: Mapping[str, Tensor],
+    tasks: Mapping[str, Task],
+    *,
+    final: bool = True,
+) -> PairLosses:
+    """Losses of all labelled pairs, in float32 whatever the precision; arguments as in
+    `partial_label_loss`."""
+    last, initial = {}, {}
+    for name, logits in prediction.final.items():
+        rows = present[name].nonzero()[:, 0]
+        label = labels[name][rows.to(labels[name].device, non_blocking=True)]
+        last[name] = tasks[name].loss(logits, label)
+        if final:
+            initial[name] = tasks[name].loss(prediction.initial[name], label)
+    return PairLosses(last, initial)
+
+
+def weighted_sum(
+    losses: PairLosses,
+    present: Mapping[str, Tensor],
+    tasks: Mapping[str, Task],
+    *,
+    initial_weight: float = 0.5,
+    images: int | None = None,
+    weighting: Weighting | None = None,
+) -> Tensor | None:
+    """The scalar to differentiate; None where no pair is labelled.
+
+    Args:
+        images: B, where `present` is a part of the step's batch only.
+        weighting: default, the tasks' own weights alone.
+    """
+    images = len(next(iter(present.values()))) if images is None else images
+    scale_B = sample_scale(present)
+    total = None
+    for name, loss in losses.final.items():
+        rows = present[name].nonzero()[:, 0]
+        factor = (scale_B[rows] * (tasks[name].weight / images)).to(loss.device, non_blocking=True)
+        if name in losses.initial:
+            loss = loss + initial_weight * losses.initial[name]
+        if weighting is not None:
+            loss = weighting.scale(name) * loss + weighting.penalty(name)
+        contribution = (factor * loss).sum()
+        total = contribution if total is None else total + contribution
+    return total
 
 
 def partial_label_loss(
@@ -52,22 +123,8 @@ def partial_label_loss(
     Returns:
         parts: "<task>" and "initial/<task>": sum over labelled samples of the unweighted loss, over B.
     """
-    batch = len(next(iter(present.values())))
-    scale = sample_scale(present)
-    total, parts = None, {}
-    for name, logits in prediction.final.items():
-        task = tasks[name]
-        rows = present[name].nonzero()[:, 0]
-        factor = (scale[rows] * (task.weight / batch)).to(logits.device, non_blocking=True)
-        label = labels[name][rows.to(labels[name].device, non_blocking=True)]
-        weighted = task.loss(logits, label)
-        parts[name] = weighted.detach().sum() / batch
-        if final:
-            initial = task.loss(prediction.initial[name], label)
-            parts[f"initial/{name}"] = initial.detach().sum() / batch
-            weighted = weighted + initial_weight * initial
-        contribution = (factor * weighted).sum()
-        total = contribution if total is None else total + contribution
+    losses = pair_losses(prediction, labels, present, tasks, final=final)
+    total = weighted_sum(losses, present, tasks, initial_weight=initial_weight)
     if total is None:
         raise ValueError("partial_label_loss: prediction must hold at least one labelled task, got none")
-    return total, parts
+    return total, losses.parts(len(next(iter(present.values()))))

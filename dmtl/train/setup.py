@@ -1,4 +1,4 @@
-"""From a configuration to the objects of a run: data, labels, model, optimiser."""
+"""From a configuration to the objects of a run: data, labels, model."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import dataclasses
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from dmtl.data import (
     Cached,
+    DiskCached,
     LabelledImages,
     LabelMatrix,
     eval_transform,
@@ -21,7 +21,8 @@ from dmtl.data.loader import Loader
 from dmtl.errors import ConfigError
 from dmtl.models import DiffusionMTL, ModelConfig, MultiTaskBaseline, build_model, load_backbone
 from dmtl.tasks import Task, task_from_spec
-from dmtl.train.config import DataConfig, OptimConfig, RunConfig
+from dmtl.train.config import DataConfig, RunConfig
+from dmtl.train.distributed import World
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,17 @@ def open_data(config: DataConfig, task_weights: dict[str, float] | None = None) 
         for split, count in (("train", config.train_count), ("val", config.val_count))
     )
     tasks = {name: _weighted(task, (task_weights or {}).get(name)) for name, task in train.tasks.items()}
-    for name in task_weights or {}:
-        if name not in tasks:
-            raise ConfigError(
-                f"optim.task_weights.{name} is not a task of {train.name} (tasks: {', '.join(tasks)})"
-            )
+    unused = [name for name in task_weights or {} if name not in tasks]
+    if unused:  # allowed for tasks that data.tasks leaves out
+        every = open_dataset(config.root, "train", count=1 if rendered else None).tasks
+        for name in unused:
+            if name not in every:
+                raise ConfigError(
+                    f"optim.task_weights.{name} is not a task of {train.name} (tasks: {', '.join(every)})"
+                )
     labels = choose_labels(config, train)
+    if config.cache_dir is not None:
+        train, val = DiskCached(train, config.cache_dir), DiskCached(val, config.cache_dir)
     if config.cache:
         train, val = Cached(train), Cached(val)
     return Data(train, val, labels, tasks)
@@ -77,8 +83,9 @@ def choose_labels(config: DataConfig, dataset: LabelledImages) -> LabelMatrix:
     )
 
 
-def training_loader(config: RunConfig, data: Data, pin: bool = False) -> Loader:
-    """Augmented batches of the training split with the visible labels."""
+def training_loader(config: RunConfig, data: Data, pin: bool = False, world: World | None = None) -> Loader:
+    """Augmented batches of the training split with the visible labels; of each this process's share."""
+    world = World() if world is None else world
     c = config.data
     transform = train_transform(tuple(c.size), scale=tuple(c.scale), flip=c.flip, photometric=c.photometric)
     return make_loader(
@@ -89,13 +96,23 @@ def training_loader(config: RunConfig, data: Data, pin: bool = False) -> Loader:
         seed=config.optim.seed,
         workers=c.workers,
         pin=pin,
+        rank=world.rank,
+        world=world.size,
+        balance=c.balance,
+        skip_corrupt=c.skip_corrupt,
     )
 
 
-def evaluation_loader(data: Data, batch_size: int = 8, workers: int = 0) -> Loader:
-    """The validation split with all its labels, in order."""
+def evaluation_loader(data: Data, batch_size: int = 8, workers: int = 0, skip_corrupt: int = 0) -> Loader:
+    """The validation split with all its labels, in order; `Loader.corrupt` tells what was left out."""
     return make_loader(
-        data.val, None, eval_transform(), batch_size=batch_size, shuffle=False, workers=workers
+        data.val,
+        None,
+        eval_transform(),
+        batch_size=batch_size,
+        shuffle=False,
+        workers=workers,
+        skip_corrupt=skip_corrupt,
     )
 
 
@@ -112,26 +129,9 @@ def model_for(config: RunConfig, tasks: dict[str, Task]) -> DiffusionMTL | Multi
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.optim.seed)
         model = build_model(model_config)
-    if config.optim.backbone_weights is not None:
+    if config.optim.backbone_weights:
         load_backbone(model.initial.backbone, config.optim.backbone_weights)
     return model
-
-
-def optimizer_for(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Adam or AdamW over all parameters, one fused kernel; a group's `factor` scales the schedule's
-    learning rate."""
-    chain = list(model.mtdnet.parameters()) if isinstance(model, DiffusionMTL) else []
-    groups = [{"params": list(model.initial.parameters()), "factor": 1.0}]
-    if chain:
-        groups.append({"params": chain, "factor": config.mtdnet_lr})
-    cls = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return cls(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-
-
-def learning_rate(config: OptimConfig, step: int) -> float:
-    """Linear warm-up, then lr (1 - step / steps)^power; `step` counts from 0."""
-    warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
-    return config.lr * warm * (1 - step / config.steps) ** config.power
 
 
 def _weighted(task: Task, weight: float | None) -> Task:

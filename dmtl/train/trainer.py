@@ -1,8 +1,8 @@
-"""The training loop.
+"""The training loop: steps, what is written down, and how a run stops and goes on.
 
-A step runs the initial network on the whole batch and the denoiser on the labelled (sample, task) pairs
-alone, all tasks in one call per denoising step. Nothing in a step waits for the device; losses are read
-where they are logged.
+A run is a function of its configuration: order, augmentation and noise follow from (seed, step), so a
+checkpoint needs no more than weights, optimiser and a few numbers, and a run that was killed anywhere ends in
+the same bits as one that was not.
 """
 
 from __future__ import annotations
@@ -11,47 +11,51 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from dmtl.data.loader import Batch
-from dmtl.devices import pick_device
-from dmtl.diffusion import CounterNoise
-from dmtl.errors import CheckpointError, ConfigError
+from dmtl.errors import CheckpointError, ConfigError, DmtlError
 from dmtl.files import write_text
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, load_state
-from dmtl.train.checkpoint import load_checkpoint, save_checkpoint
+from dmtl.train import distributed
+from dmtl.train.best import Best, read_reference
+from dmtl.train.checkpoint import Checkpoints
 from dmtl.train.config import RunConfig
+from dmtl.train.distributed import connect
 from dmtl.train.ema import MovingAverage
 from dmtl.train.evaluate import Metrics, evaluate, primary_metrics
 from dmtl.train.log import RunLog
-from dmtl.train.loss import labelled_rows, partial_label_loss
-from dmtl.train.setup import (
-    Data,
-    evaluation_loader,
-    learning_rate,
-    model_for,
-    open_data,
-    optimizer_for,
-    training_loader,
-)
+from dmtl.train.objective import Objective
+from dmtl.train.optim import frozen, optimizer_for, schedule, set_train, total_steps
+from dmtl.train.profiling import Profile
+from dmtl.train.setup import Data, evaluation_loader, model_for, open_data, training_loader
+from dmtl.train.signals import StopRequest
+from dmtl.train.step import Report, Step
 from dmtl.train.toml import write_config
+from dmtl.train.weighting import make_weighting
 
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+class RunStopped(DmtlError):
+    """A run was asked to stop (SIGTERM, Ctrl-C), or stopped itself; its state is saved."""
 
 
 class Trainer:
-    """One run: `Trainer(config).run()` trains to the end and leaves model, metrics and log in `config.out`.
+    """One run: `Trainer(config).run()` trains to the end and leaves models, metrics and log in `config.out`.
 
     Args:
         data: what `open_data` gives for this configuration, to share it between runs; default: opened here.
-        resume: go on from the run's last checkpoint; without one the run starts at the beginning.
+        resume: go on from the run's last whole checkpoint; without one the run starts at the beginning.
         on_step: called after every step with (step, steps, last logged loss); for progress bars.
+        say: told in one line what a user should know: damaged checkpoints, skipped steps, memory.
+        profile: also write where the time of three steps goes to `OUT/profile`.
+
+    Started by torchrun, every process makes its own Trainer and all run together; the first one writes.
 
     Raises:
         ConfigError: the run's folder holds a finished or other run, or a setting cannot work here.
+        CheckpointError: no checkpoint is whole, or it belongs to another configuration.
     """
 
     def __init__(
@@ -61,173 +65,293 @@ class Trainer:
         data: Data | None = None,
         resume: bool = False,
         on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+        say: Callable[[str], object] = lambda text: None,
+        profile: bool = False,
     ):
-        self.config, self.on_step = config, on_step
+        self.config, self.on_step, self.profile = config, on_step, profile
         self.out = Path(config.out)
-        self.checkpoint = self.out / "checkpoints" / "last.pt"
         if not resume and (self.out / "log.jsonl").exists():
             raise ConfigError(f"{self.out} already holds a run; choose another out, or --resume")
-        self.device = pick_device(config.device)
+        self.world = connect(config.device)
+        self.device = self.world.device
+        self.say = say if self.world.main else lambda text: None
         torch.use_deterministic_algorithms(config.optim.deterministic)
         self.data = open_data(config.data, config.optim.task_weights) if data is None else data
-        self.model = model_for(config, self.data.tasks).to(self.device, memory_format=torch.channels_last)
-        self.optimizer = optimizer_for(config.optim, self.model)
-        self.ema = MovingAverage(self.model, config.optim.ema) if config.optim.ema else None
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.optim.precision == "fp16")
+        self.loader = training_loader(config, self.data, self.device.type == "cuda", self.world)
+        self.steps_per_epoch = len(self.loader)
+        self.steps = total_steps(config.optim, self.steps_per_epoch)
+        self._build()
+        self.checkpoints = Checkpoints(self.out / "checkpoints", config.log.keep)
+        self.best = Best(self.model.tasks, read_reference(config.log.baseline))
         self.step, self.seconds, self._loss = 0, 0.0, float("nan")
-        if resume and self.checkpoint.exists():
-            self._restore()
+        self._skipped_steps, self._skipped_samples = 0, 0
+        if resume:
+            state = self.checkpoints.latest(self.say)
+            if state is not None:
+                self._restore(state)
+
+    def _build(self) -> None:
+        """Model, moving average, the objective as processes share it, optimiser, the step."""
+        config, device = self.config, self.device
+        self.model = model_for(config, self.data.tasks).to(device, memory_format=torch.channels_last)
+        frozen(config.optim, self.model)
+        set_train(self.model, config.optim)
+        if isinstance(self.model, DiffusionMTL):
+            self.model.mtdnet.recompute = config.execution.recompute
+        if config.execution.compile:
+            self.model.initial.compile()
+        self.weighting = make_weighting(config.optim, self.model.tasks).to(device)
+        objective = Objective(self.model, self.weighting, config.optim)
+        module = distributed.wrap(objective, config.execution, self.world)
+        self.ema = MovingAverage(self.model, config.optim.ema) if config.optim.ema else None
+        self.optimizer = optimizer_for(config.optim, self.model, extra=self.weighting.parameters())
+        factor = schedule(config.optim, self.steps_per_epoch)
+        self._step = Step(
+            objective,
+            module,
+            self.optimizer,
+            config,
+            rate=lambda step: config.optim.lr * factor(step),
+            total_steps=self.steps,
+            world=self.world,
+            say=self.say,
+        )
+
+    # the loop
 
     def run(self) -> Metrics:
-        """Trains, evaluates, saves; returns the final metrics of the validation split."""
-        config = self.config
-        self.out.mkdir(parents=True, exist_ok=True)
-        write_config(config, self.out / "config.toml")
-        self.data.labels.write_csv(self.out / "labels.csv")
-        log = RunLog(self.out, resume_step=self.step, tensorboard=config.log.tensorboard)
-        batches = training_loader(config, self.data, pin=self.device.type == "cuda").stream(self.step)
+        """Trains, evaluates, saves; returns the final metrics of the validation split.
+
+        Raises:
+            RunStopped: asked to stop by a signal, or too many steps in a row were skipped; the state is saved
+            and `resume` goes on.
+        """
+        log = self._open()
+        batches = self.loader.stream(self.step)
         metrics: Metrics = {}
+        profile = (
+            Profile(self.out / "profile", self.step, self.say) if self.profile and self.world.main else None
+        )
         try:
-            self.model.train()
-            while self.step < config.optim.steps:
-                started = time.perf_counter()
-                rate = learning_rate(config.optim, self.step)
-                parts = self._train_step(next(batches), rate)
-                self.step += 1
-                due = self.step % config.log.every == 0 or self.step == config.optim.steps
-                values = {name: float(value) for name, value in parts.items()} if due else {}
-                self.seconds += time.perf_counter() - started
-                if due:
-                    self._loss = values["loss"]
-                    log.write(
-                        "train",
-                        self.step,
-                        seconds=self.seconds,
-                        lr=rate,
-                        loss=values.pop("loss"),
-                        **{f"loss/{name}": value for name, value in values.items()},
-                    )
-                self.on_step(self.step, config.optim.steps, self._loss)
-                if self.step % config.log.eval_every == 0 and self.step < config.optim.steps:
-                    log.write("eval", self.step, seconds=self.seconds, metrics=self.evaluate())
-                if self.step % config.log.checkpoint_every == 0 or self.step == config.optim.steps:
-                    self.save()
-            metrics = self.evaluate()
-            log.write("eval", self.step, seconds=self.seconds, metrics=metrics)
+            with StopRequest() as stop:
+                while self.step < self.steps and not self._finished_early:
+                    self._advance(batches, log, profile)
+                    metrics = self._between_steps(log, stop)
+            if not metrics:
+                metrics = self._evaluated(log)
+            self.checkpoints.wait()
         finally:
+            if profile is not None:
+                profile.close()
             log.close()
-        self.result.save_pretrained(self.out / "model")
-        primary = primary_metrics(metrics, self.model.tasks)
-        summary = {"step": self.step, "seconds": self.seconds, "metrics": metrics, "primary": primary}
-        write_text(self.out / "metrics.json", json.dumps(summary, indent=2) + "\n")
+            self.checkpoints.close()
+        self._finish(metrics)
         return metrics
+
+    def _open(self) -> RunLog:
+        config = self.config
+        if self.world.main:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_config(config, self.out / "config.toml")
+            self.data.labels.write_csv(self.out / "labels.csv")
+        return RunLog(
+            self.out, resume_step=self.step, tensorboard=config.log.tensorboard, active=self.world.main
+        )
+
+    def _advance(self, batches, log: RunLog, profile: Profile | None) -> None:
+        """One step, and its row in the log where one is due."""
+        set_train(self.model, self.config.optim)
+        started = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - started
+        self._note_corrupt(batch, log)
+        rate = self._step.rate(self.step)
+        self._step(batch, self.step)
+        if self.ema is not None:
+            self.ema.update(self.step)
+        self.step += 1
+        if self.step % self.steps_per_epoch == 0:
+            self.weighting.end_epoch(distributed.total)
+        if profile is not None:
+            profile.step()
+        logs = self.step % self.config.log.every == 0 or self.step == self.steps
+        report = self._step.read() if logs or self._step.due else None
+        self.seconds += time.perf_counter() - started
+        if report is not None:
+            self._note_skipped(report, log)
+        if report is not None and logs:
+            self._loss = report.values.pop("loss")
+            log.write(
+                "train",
+                self.step,
+                seconds=self.seconds,
+                waited=waited,
+                lr=rate,
+                loss=self._loss,
+                **report.values,
+            )
+        self.on_step(self.step, self.steps, self._loss)
+
+    def _between_steps(self, log: RunLog, stop: StopRequest) -> Metrics:
+        """Evaluation and checkpoint where they are due; returns the metrics of the last step."""
+        metrics: Metrics = {}
+        last = self.step == self.steps
+        if last or self.step % self.config.log.eval_every == 0:
+            metrics = self._evaluated(log)
+            last = last or self._finished_early
+        if last or self.step % self.config.log.checkpoint_every == 0:
+            self.save()
+        if self._stop_agreed(stop):
+            self.save(wait=True)
+            raise RunStopped(
+                f"stopped by {stop.name} after step {self.step} of {self.steps}; the state is saved, "
+                "--resume goes on"
+            )
+        return metrics if last else {}
+
+    def _stop_agreed(self, stop: StopRequest) -> bool:
+        """Whether to stop now. Processes have to agree; on GPUs that is asked at the steps that are logged."""
+        if self.world.size > 1:
+            asked = self.device.type == "cpu" or self.step % self.config.log.every == 0
+            return asked and distributed.any_rank(stop.requested)
+        return stop.requested
+
+    @property
+    def _finished_early(self) -> bool:
+        patience = self.config.log.patience
+        return bool(patience) and self.best.since >= patience
+
+    # what is written down
+
+    def _note_corrupt(self, batch: Batch, log: RunLog) -> None:
+        for message in batch.skipped:
+            self._skipped_samples += 1
+            log.write("corrupt", self.step + 1, message=message)
+            self.say(f"step {self.step + 1}: left out a sample: {message}")
+
+    def _note_skipped(self, report: Report, log: RunLog) -> None:
+        for skipped in report.skipped:
+            self._skipped_steps += 1
+            log.write("skipped", skipped.step + 1, reason=skipped.reason, pairs=skipped.pairs)
+            where = "; ".join(f"{task}: {', '.join(names)}" for task, names in skipped.pairs.items())
+            self.say(f"step {skipped.step + 1} skipped: {skipped.reason} not finite ({where})")
+        if report.in_a_row >= self.config.execution.max_bad_steps:
+            self.save(wait=True)
+            raise RunStopped(
+                f"{report.in_a_row} steps in a row had a loss or gradient that is not finite "
+                f"(execution.max_bad_steps); the state after step {self.step} is saved, "
+                f"{log.path} names tasks and samples"
+            )
+
+    def _evaluated(self, log: RunLog) -> Metrics:
+        metrics = self.evaluate()
+        delta, better = self.best.judge(self.step, metrics)
+        log.write("eval", self.step, seconds=self.seconds, delta=delta, metrics=metrics)
+        if better:
+            self._keep(self.out / "best", self.out / "best" / "metrics.json", metrics)
+        if log.draws and self.config.log.pictures:
+            from dmtl.train.pictures import validation_pictures
+
+            log.pictures(
+                self.step, validation_pictures(self._plain(), self.data.val, self.config.log.pictures)
+            )
+        return metrics
+
+    def evaluate(self) -> Metrics:
+        """Metrics of the current weights on the validation split, over all processes."""
+        distributed.share_buffers(self.result, self.world)
+        return evaluate(
+            self._plain(),
+            evaluation_loader(self.data, workers=self.config.data.workers),
+            initial=isinstance(self.model, DiffusionMTL),
+            world=self.world,
+        )
 
     @property
     def result(self) -> DiffusionMTL | MultiTaskBaseline:
         """The model to evaluate and to keep: the moving average where there is one."""
         return self.model if self.ema is None else self.ema.average
 
-    def evaluate(self) -> Metrics:
-        """Metrics of the current weights on the validation split."""
-        return evaluate(
-            self.result,
-            evaluation_loader(self.data, workers=self.config.data.workers),
-            initial=self._diffuses,
-        )
+    def _plain(self) -> DiffusionMTL | MultiTaskBaseline:
+        """`result`, or a copy whose every parameter is whole in this process."""
+        shards = self.world.size > 1 and self.config.execution.parallel == "fsdp"
+        return distributed.full_copy(self.result) if shards else self.result
 
-    def save(self) -> None:
-        """Writes the checkpoint from which the run goes on exactly."""
+    def _finish(self, metrics: Metrics) -> None:
+        self._keep(self.out / "model", self.out / "metrics.json", metrics)
+        distributed.barrier()
+
+    def _keep(self, folder: Path, summary: Path, metrics: Metrics) -> None:
+        """The result's weights in `folder`, its figures in `summary`."""
+        model = self._plain()
+        if not self.world.main:
+            return
+        model.save_pretrained(folder)
+        figures = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "skipped_steps": self._skipped_steps,
+            "skipped_samples": self._skipped_samples,
+            "best": {"step": self.best.step, "delta": self.best.delta},
+            "metrics": metrics,
+            "primary": primary_metrics(metrics, self.model.tasks),
+        }
+        write_text(summary, json.dumps(figures, indent=2) + "\n")
+
+    # going on
+
+    def save(self, wait: bool = False) -> None:
+        """A checkpoint from which the run goes on exactly, written in the background unless `wait`."""
+        distributed.share_buffers(self.model, self.world)
+        self.weighting.merge(distributed.total)
+
+        def whole(tensors: dict) -> dict | None:
+            return distributed.full_tensors(tensors, keep=self.world.main)
+
         state = {
             "step": self.step,
             "seconds": self.seconds,
+            "skipped": [self._skipped_steps, self._skipped_samples],
             "config": _identity(self.config),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "ema": None if self.ema is None else self.ema.average.state_dict(),
+            "model": whole(self.model.state_dict()),
+            "optimizer": whole(self.optimizer.state_dict()),
+            "weighting": whole(self.weighting.state_dict()),
+            "ema": None if self.ema is None else whole(self.ema.average.state_dict()),
+            "steps": self._step.state_dict(),
+            "best": self.best.state_dict(),
             "rng": torch.get_rng_state(),
         }
-        save_checkpoint(self.checkpoint, state)
+        if self.world.main:
+            self.checkpoints.save(self.step, state, wait=wait)
 
-    @property
-    def _diffuses(self) -> bool:
-        return isinstance(self.model, DiffusionMTL)
-
-    def _train_step(self, batch: Batch, rate: float) -> dict[str, torch.Tensor]:
-        optim = self.config.optim
-        batch = batch.to(self.device, non_blocking=True)
-        noise = CounterNoise((optim.seed << 32) + self.step, batch.index)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
-        with self._autocast():
-            image = batch.image.contiguous(memory_format=torch.channels_last)
-            rows = labelled_rows(batch.present, self.device)
-            denoises = self._diffuses and self.step >= optim.mtdnet_start * optim.steps
-            prediction = (
-                self.model(image, labelled=rows, noise=noise)
-                if denoises
-                else self.model.initial_prediction(image, labelled=rows)
-            )
-            loss, parts = partial_label_loss(
-                prediction,
-                batch.labels,
-                batch.present,
-                self.model.tasks,
-                initial_weight=optim.initial_weight,
-                final=denoises,
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimizer)
-        if optim.clip:
-            parts |= {
-                name: torch.nn.utils.clip_grad_norm_(part.parameters(), optim.clip)
-                for name, part in self._clipped.items()
-            }
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.ema is not None:
-            self.ema.update(self.step)
-        return {"loss": loss.detach(), **parts}
-
-    @property
-    def _clipped(self) -> dict[str, torch.nn.Module]:
-        """What is clipped together: everything (published), or the two networks when no gradient runs
-        between them."""
-        if self._diffuses and self.model.config.detach_signal and self.model.config.detach_condition:
-            return {"grad_norm": self.model.initial, "grad_norm/mtdnet": self.model.mtdnet}
-        return {"grad_norm": self.model}
-
-    def _autocast(self):
-        precision = self.config.optim.precision
-        return (
-            torch.autocast(self.device.type, PRECISIONS[precision])
-            if precision in PRECISIONS
-            else nullcontext()
-        )
-
-    def _restore(self) -> None:
-        state = load_checkpoint(self.checkpoint)
+    def _restore(self, state: dict) -> None:
+        folder = self.checkpoints.folder
         stored, ours = json.loads(state["config"]), json.loads(_identity(self.config))
         for section in ours:
             for key in ours[section]:
                 if stored.get(section, {}).get(key) != ours[section][key]:
                     raise CheckpointError(
-                        f"{self.checkpoint}: belongs to another configuration: {section}.{key} was "
+                        f"{folder}: belongs to another configuration: {section}.{key} was "
                         f"{stored.get(section, {}).get(key)!r}, now {ours[section][key]!r}"
                     )
-        load_state(self.model, state["model"], str(self.checkpoint))
-        if self.ema is not None:
-            load_state(self.ema.average, state["ema"], str(self.checkpoint))
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        for module, name in (
+            (self.model, "model"),
+            (self.weighting, "weighting"),
+            (None if self.ema is None else self.ema.average, "ema"),
+        ):
+            if module is not None:
+                load_state(module, distributed.sharded(state[name], module.state_dict()), str(folder))
+        distributed.restore_optimizer(self.optimizer, state["optimizer"])
+        self._step.load_state_dict(state["steps"])
+        self.best.load_state_dict(state["best"])
         torch.set_rng_state(state["rng"])
         self.step, self.seconds = state["step"], state["seconds"]
+        self._skipped_steps, self._skipped_samples = state["skipped"]
 
 
 def _identity(config: RunConfig) -> str:
     """The part of a configuration that decides the weights, as JSON."""
     values = dataclasses.asdict(config)
-    for key in ("cache", "workers", "val_count"):
+    for key in ("cache", "cache_dir", "workers", "val_count"):
         values["data"].pop(key)
     return json.dumps({section: values[section] for section in ("data", "model", "optim")}, sort_keys=True)

@@ -72,4 +72,4 @@ def _exact(one_thread):
 
 def without_time(rows: list[dict]) -> list[dict]:
     """Log rows without what two runs may not share."""
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "waited")} for row in rows]

@@ -1,0 +1,320 @@
+"""One optimiser step, which on a GPU never waits for the device.
+
+Gradients of micro-batches add up; they are clipped, and a step with a loss or gradient that is not finite
+changes nothing: the optimiser's kernel reads the flag where it was computed. What happened is known to the
+host when `read` is called.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from dmtl.data.loader import Batch
+from dmtl.errors import ConfigError
+from dmtl.models import DiffusionMTL
+from dmtl.train import distributed
+from dmtl.train.config import RunConfig
+from dmtl.train.distributed import World
+from dmtl.train.loss import PairLosses
+from dmtl.train.objective import Objective
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A step that changed nothing. pairs: task -> names of the samples whose loss is not finite; where all
+    are (the gradient is not), every pair of the step."""
+
+    step: int
+    reason: str
+    pairs: dict[str, list[str]]
+
+
+@dataclass
+class Report:
+    """What `Step.read` tells: figures of the last step, the steps skipped since the last reading, and how
+    many of the last steps in a row were skipped."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
+    in_a_row: int = 0
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A step as the device knows it."""
+
+    step: int
+    pairs: dict[str, list[str]]  # task -> names of its labelled samples
+    losses: dict[str, Tensor]  # task -> final + initial loss of each
+    values: dict[str, Tensor]  # what is logged, of this process
+    norms: dict[str, Tensor]
+    bad: Tensor  # bool, agreed by all processes
+
+
+class Step:
+    """Takes steps: `step(batch, number)`.
+
+    Args:
+        objective: its model in training mode.
+        module: the objective as processes share it (`distributed.wrap`), or itself.
+        optimizer: fused; its groups' "factor" scales the learning rate.
+        rate: number of the step -> learning rate.
+        say: told in one line what a user should know.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: RunConfig,
+        *,
+        rate: Callable[[int], float],
+        total_steps: int,
+        world: World,
+        say: Callable[[str], object] = lambda text: None,
+    ):
+        self.objective, self.module, self.optimizer, self.config = objective, module, optimizer, config
+        self.rate, self.total_steps, self.world, self.say = rate, total_steps, world, say
+        self.device = world.device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.optim.precision == "fp16")
+        self.micro_batch, self.halved = config.execution.micro_batch, False
+        self.in_a_row = 0
+        self._taken: list[_Taken] = []
+        self._statistics = _Statistics(objective.model)
+
+    def __call__(self, batch: Batch, number: int) -> None:
+        """One step, `number` counted from 0; the batch may be on the CPU."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(number) * group["factor"]
+        batch = batch.to(self.device, non_blocking=True)
+        losses, loss = self._gradients_in_memory(batch, number)
+        with torch.profiler.record_function("dmtl: optimizer"):
+            self.scaler.unscale_(self.optimizer)
+            norms = self._clip()
+            bad = self._agreed(~torch.isfinite(loss), norms)
+            if not self.scaler.is_enabled():  # the scaler has a flag of its own
+                self.optimizer.found_inf = bad.float()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self._statistics.restore(bad)
+            self._observe(batch, losses, bad)
+        self._remember(batch, number, losses, loss, norms, bad)
+
+    @property
+    def due(self) -> bool:
+        """Whether `read` costs nothing, or has been put off for long."""
+        return self.device.type == "cpu" or len(self._taken) >= 50
+
+    def read(self) -> Report:
+        """Figures of the last step, over all processes; waits for the device."""
+        report = Report()
+        for taken in self._taken:
+            if bool(taken.bad):
+                self.in_a_row += 1
+                report.skipped.append(self._described(taken))
+            else:
+                self.in_a_row = 0
+        if self._taken:
+            last = self._taken[-1]
+            stacked = torch.stack([value.double() for value in last.values.values()])
+            distributed.total(stacked)
+            report.values = dict(zip(last.values, stacked.tolist(), strict=True))
+            report.values |= {name: float(norm) for name, norm in last.norms.items()}
+        report.in_a_row = self.in_a_row
+        self._taken.clear()
+        return report
+
+    def state_dict(self) -> dict:
+        """What the next step depends on beside weights and optimiser."""
+        return {
+            "scaler": self.scaler.state_dict(),
+            "micro_batch": self.micro_batch,
+            "halved": self.halved,
+            "in_a_row": self.in_a_row,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.scaler.load_state_dict(state["scaler"])
+        self.micro_batch, self.halved = state["micro_batch"], state["halved"]
+        self.in_a_row = state["in_a_row"]
+
+    # gradients
+
+    def _gradients_in_memory(self, batch: Batch, number: int) -> tuple[list, Tensor]:
+        """`_gradients`; where memory does not suffice again with half the micro-batch, once in a run."""
+        self._statistics.keep()
+        for _ in range(2):
+            with _out_of_memory() as failure:
+                return self._gradients(batch, number)
+            self.optimizer.zero_grad(set_to_none=True)
+            self._statistics.restore(torch.ones((), dtype=torch.bool, device=self.device))
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self._halve(len(batch), failure[0])
+        raise AssertionError("the second failure is raised by _halve")
+
+    def _halve(self, images: int, failure: str) -> None:
+        now = min(self.micro_batch or images, images)
+        advice = "lower optim.batch_size or data.size, or set execution.recompute = true"
+        if self.world.size > 1:  # the others wait inside a collective call; no way back from here
+            raise ConfigError(f"execution.micro_batch = {now} does not fit into memory ({failure}); {advice}")
+        if self.halved or now == 1:
+            again = "still " if self.halved else ""
+            raise ConfigError(
+                f"execution.micro_batch = {now} {again}does not fit into memory ({failure}); {advice}"
+            )
+        self.micro_batch, self.halved = math.ceil(now / 2), True
+        self.say(
+            f"out of memory with {now} images at a time; going on with execution.micro_batch = "
+            f"{self.micro_batch}, gradients adding up to the same batch"
+        )
+
+    def _gradients(self, batch: Batch, number: int) -> tuple[list[PairLosses], Tensor]:
+        """Adds up the gradients of all micro-batches; returns their pairs' losses and the sum of their
+        scalars."""
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = batch.split(self.micro_batch) if self.micro_batch else [batch]
+        denoises = self.denoises(number)
+        distributed.expect(self.module, (*_labelled(batch), denoises))
+        losses, total = [], None
+        for i, part in enumerate(parts):
+            with distributed.last_micro_batch(self.module, i == len(parts) - 1):
+                loss, pairs = self.module(part, number, denoises)
+                if loss.requires_grad:
+                    with torch.profiler.record_function("dmtl: backward"):
+                        self.scaler.scale(loss).backward()
+            losses.append(pairs)
+            total = loss.detach() if total is None else total + loss.detach()
+        distributed.drop_absent(self.module, complete=not batch.skipped)
+        return losses, total
+
+    def denoises(self, number: int) -> bool:
+        """Whether MTDNet has joined by this step."""
+        optim = self.config.optim
+        return isinstance(self.objective.model, DiffusionMTL) and (
+            number >= optim.mtdnet_start * self.total_steps
+        )
+
+    # guard
+
+    def _clip(self) -> dict[str, Tensor]:
+        """Norms of the gradients, clipped where the configuration says so; over everything (published), or
+        for each of the two networks when no gradient runs between them."""
+        model = self.objective.model
+        apart = isinstance(model, DiffusionMTL) and (
+            model.config.detach_signal and model.config.detach_condition
+        )
+        clipped = {"grad_norm": self.objective}
+        if apart:
+            clipped = {"grad_norm": model.initial, "grad_norm/mtdnet": model.mtdnet}
+        most = self.config.optim.clip or math.inf
+        return {name: distributed.clip_grad_norm(part.parameters(), most) for name, part in clipped.items()}
+
+    def _agreed(self, bad: Tensor, norms: dict[str, Tensor]) -> Tensor:
+        """Whether any process has seen something that is not finite. Gradients are common to all; under fp16
+        theirs are the scaler's business, and steps that it skips are part of its search for a scale."""
+        if not self.scaler.is_enabled():
+            for norm in norms.values():
+                bad = bad | ~torch.isfinite(norm)
+        if self.world.size == 1:
+            return bad
+        return distributed.total(bad.float()) > 0
+
+    def _observe(self, batch: Batch, losses: list[PairLosses], bad: Tensor) -> None:
+        sums, counts = {}, {}
+        for pairs in losses:
+            for task, loss in pairs.final.items():
+                loss = torch.where(bad, torch.nan, loss.sum())  # which the weighting leaves out
+                sums[task] = sums[task] + loss if task in sums else loss
+                counts[task] = counts.get(task, 0) + pairs.final[task].numel()
+        self.objective.weighting.observe(sums, counts)
+
+    def _remember(self, batch, number, losses, loss, norms, bad) -> None:
+        pairs: dict[str, list[str]] = {}
+        for task, mask in batch.present.items():
+            names = [id for id, there in zip(batch.ids, mask.tolist(), strict=True) if there]
+            if names:
+                pairs[task] = names
+        each = {
+            task: torch.cat([_both(part, task) for part in losses if task in part.final]) for task in pairs
+        }
+        values = {"loss": loss}
+        zero = loss.new_zeros(())
+        for kind in ("", "initial/") if self.denoises(number) else ("",):
+            for task in _labelled(batch):
+                found = [getattr(p, "initial" if kind else "final").get(task) for p in losses]
+                values[f"loss/{kind}{task}"] = (
+                    sum((f.sum() for f in found if f is not None), zero) / batch.total
+                )
+        self._taken.append(_Taken(number, pairs, each, values, norms, bad))
+
+    def _described(self, taken: _Taken) -> Skipped:
+        found = {}
+        for task, losses in taken.losses.items():
+            names = [
+                n for n, ok in zip(taken.pairs[task], torch.isfinite(losses).tolist(), strict=True) if not ok
+            ]
+            if names:
+                found[task] = names
+        everywhere = distributed.gathered((found, taken.pairs))
+        of_loss = any(found for found, _ in everywhere)
+        merged: dict[str, list[str]] = {}
+        for found, pairs in everywhere:
+            for task, names in (found if of_loss else pairs).items():
+                merged.setdefault(task, []).extend(names)
+        return Skipped(taken.step, "loss" if of_loss else "gradient", merged)
+
+
+def _labelled(batch: Batch) -> list[str]:
+    """The tasks labelled somewhere in the step, in the batch's order."""
+    return [task for task in batch.present if batch.labelled.get(task)]
+
+
+def _both(pairs: PairLosses, task: str) -> Tensor:
+    return pairs.final[task] + pairs.initial[task] if task in pairs.initial else pairs.final[task]
+
+
+class _Statistics:
+    """Batch norms' running statistics, which a step that fails or is skipped must not change."""
+
+    def __init__(self, model: nn.Module):
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.tensors = [buffer for norm in norms for buffer in norm.buffers()]
+        self.kept = [buffer.clone() for buffer in self.tensors]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        if self.tensors:
+            torch._foreach_copy_(self.kept, self.tensors)
+
+    @torch.no_grad()
+    def restore(self, when: Tensor) -> None:
+        """Where the flag is set, without asking the device for it."""
+        if when.device.type == "cpu":
+            if self.tensors and bool(when):
+                torch._foreach_copy_(self.tensors, self.kept)
+            return
+        for buffer, kept in zip(self.tensors, self.kept, strict=True):
+            buffer.copy_(torch.where(when, kept, buffer))
+
+
+@contextmanager
+def _out_of_memory():
+    """Yields a list that holds the message when the device had not enough memory; other errors pass. The
+    traceback, which keeps the failed step's tensors alive, is gone by then."""
+    failure: list[str] = []
+    try:
+        yield failure
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        allocator = "DefaultCPUAllocator" in str(error)
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not allocator:
+            raise
+        failure.append(text)
