@@ -22,6 +22,7 @@ _HOME = {
     "Folder": "folder",
     "Scenes": "scenes",
     "Cached": "wrappers",
+    "DiskCached": "disk_cache",
     "Resized": "wrappers",
     "Subset": "wrappers",
     "Batch": "batch",

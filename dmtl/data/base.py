@@ -73,6 +73,12 @@ class LabelledImages:
         """Which labels exist, over `ids` and `tasks`."""
         return LabelMatrix.full(self.ids, list(self.tasks))
 
+    def identity(self, task: str | None = None) -> list:
+        """What the images depend on, or the labels of `task`, in plain values: `DiskCached` keeps data of
+        different identity apart. A subclass adds what else decides its pixels: a folder, a seed, a size."""
+        spec = None if task is None else {k: v for k, v in self.tasks[task].spec().items() if k != "weight"}
+        return [type(self).__name__, self.name, self.split, self.ids, spec]
+
     def wanted(self, tasks: Iterable[str] | None) -> list[str]:
         """Checked names of `tasks`; all tasks when None."""
         return list(self.tasks) if tasks is None else [check_task(self, task) for task in tasks]

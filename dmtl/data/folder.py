@@ -84,6 +84,13 @@ class Folder(LabelledImages):
                 sample.labels[task] = self._read_label(task, id, sample.size)
         return sample
 
+    def identity(self, task: str | None = None) -> list:
+        """With the place of the folder, and size and time of every file: an edited one is another."""
+        folder, files = ("images", self._images) if task is None else (task, self._files[task])
+        stamps = [_stamp(self.root / folder / files[id]) if id in files else None for id in self.ids]
+        reading = {k: v for k, v in self._options.get(task, {}).items() if k in READING_OPTIONS}
+        return [*super().identity(task), str(self.root.resolve()), reading, stamps]
+
     @cached_property
     def _available(self) -> LabelMatrix:
         exists = np.array([[i in self._files[t] for t in self.tasks] for i in self.ids], bool)
@@ -194,6 +201,14 @@ def _make_task(name: str, options: dict, path: Path) -> Task:
             f"{path}: task {name!r}: {task.channels} classes, expected at most 255 (8-bit labels)"
         )
     return task
+
+
+def _stamp(path: Path) -> list[int]:
+    try:
+        status = path.stat()
+    except OSError:  # whoever reads the file says so
+        return []
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _find(folder: Path, suffixes: tuple[str, ...], ids: list[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ step are the same whatever their number.
 from __future__ import annotations
 
 import copy
+import multiprocessing
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -20,6 +21,7 @@ from dmtl.data.batch import Batch, Collate
 from dmtl.data.order import Balanced, earlier
 from dmtl.data.partial_labels import LabelMatrix
 from dmtl.data.transforms import Transform, eval_transform
+from dmtl.data.wrappers import Cached
 from dmtl.errors import DataError
 
 
@@ -112,6 +114,7 @@ class Loader:
         rank, world = self._shard
         if len(self) == 0:
             return
+        self._share_cache()
         loader = DataLoader(
             _Prepared(self.dataset, self.visible, self.transform, self.seed),
             batch_sampler=_Places(self, (place for place in places if place[1] % world == rank)),
@@ -130,6 +133,17 @@ class Loader:
             batch.total = len(chosen)
             batch.labelled = {task: int(n) for task, n in zip(self.visible.tasks, labelled)}
             yield batch
+
+    def _share_cache(self) -> None:
+        """Fills a memory cache before workers are forked: they then share it.
+
+        Otherwise each would read everything for a copy of its own, and lose it when an evaluation ends.
+        """
+        if self.workers and isinstance(self.dataset, Cached) and multiprocessing.get_start_method() == "fork":
+            rank, world = self._shard
+            ours = np.arange(len(self._rows)) // self.batch_size % world == rank
+            rows = self._rows if self.shuffle else self._rows[ours]
+            self.dataset.warm(self.visible, rows.tolist(), threads=self.workers)
 
     def _judge(self, errors: list[tuple[int, DataError | OSError]]) -> None:
         """Raises what may not be skipped: any OSError, and the first sample beyond `skip_corrupt`."""
@@ -206,9 +220,10 @@ def make_loader(
         raise ValueError(
             f"make_loader: batch_size must be at least the number of processes, {world}, got {batch_size}"
         )
-    if (world > 1 and not drop_last) or (balance and not (shuffle and drop_last)):
-        what = "balance" if balance else "world"
-        raise ValueError(f"make_loader: {what} needs shuffle and drop_last, got {shuffle} and {drop_last}")
+    if world > 1 and not drop_last:
+        raise ValueError(f"make_loader: world needs drop_last, got world {world} without")
+    if balance and not (shuffle and drop_last):
+        raise ValueError("make_loader: balance needs shuffle and drop_last")
     if tasks is None and labels is not None:
         tasks = [task for task in dataset.tasks if task in labels.tasks]
     visible = dataset.available().subset(tasks=dataset.wanted(tasks))

@@ -1,14 +1,17 @@
-"""Data sets made from other data sets: smaller images, kept in memory, fewer of them."""
+"""Data sets made from other data sets: smaller images, kept in memory or on disk, fewer of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
 
 from dmtl.data.base import LabelledImages, Sample
 from dmtl.data.partial_labels import LabelMatrix
 from dmtl.data.transforms import check_size, resize
+from dmtl.errors import DataError
 
 
 class Resized(LabelledImages):
@@ -24,12 +27,15 @@ class Resized(LabelledImages):
     def available(self) -> LabelMatrix:
         return self.dataset.available()
 
+    def identity(self, task: str | None = None) -> list:
+        return ["Resized", list(self.size), self.dataset.identity(task)]
+
 
 class Cached(LabelledImages):
     """Keeps what was read in memory (as uint8) until `limit_bytes` are used; the rest is read each time.
 
-    Only labels that were asked for are ever read or kept. Each loader worker keeps its own; with workers,
-    call `warm` first, so that they share the parent's copy where processes are forked.
+    Only labels that were asked for are ever read or kept. A forked process shares what is kept so far, which
+    is why a loader with workers calls `warm` first; a pickled copy starts empty.
     """
 
     def __init__(self, dataset: LabelledImages, limit_bytes: int = 4 << 30):
@@ -39,33 +45,65 @@ class Cached(LabelledImages):
 
     def read(self, index: int, tasks: Iterable[str] | None = None) -> Sample:
         tasks = self.wanted(tasks)
-        kept = self._kept.get(index)
-        unread = [task for task in tasks if kept is None or task not in kept.labels]
-        if kept is None or set(unread) & set(self._exists.tasks_of(self.ids[index])):
-            fresh = self.dataset.read(index, unread)
-            kept = fresh if kept is None else replace(kept, labels={**kept.labels, **fresh.labels})
-            self._keep(index, kept)
-        return replace(kept, labels={task: kept.labels[task] for task in tasks if task in kept.labels})
+        sample = self._complete(index, tasks)
+        self._keep(index, sample)
+        return replace(sample, labels={task: sample.labels[task] for task in tasks if task in sample.labels})
 
     def available(self) -> LabelMatrix:
         return self._exists
 
-    def warm(self, labels: LabelMatrix | None = None) -> Cached:
-        """Reads everything now (with `labels`, only what they show)."""
-        for index, id in enumerate(self.ids):
-            self.read(index, None if labels is None else [t for t in labels.tasks_of(id) if t in self.tasks])
+    def identity(self, task: str | None = None) -> list:
+        return self.dataset.identity(task)
+
+    def warm(
+        self, labels: LabelMatrix | None = None, indices: Iterable[int] | None = None, threads: int = 1
+    ) -> Cached:
+        """Reads now what exists (with `labels`, only what they show) of `indices`, up to the limit.
+
+        A sample that cannot be read is left for the one who needs it, who then gets its DataError.
+        """
+        table = self._exists if labels is None else labels
+
+        def fetch(index: int) -> Sample | None:
+            try:
+                return self._complete(index, [t for t in table.tasks_of(self.ids[index]) if t in self.tasks])
+            except DataError:
+                return None
+
+        indices = list(range(len(self)) if indices is None else indices)
+        with ThreadPoolExecutor(threads) as pool:
+            fetched = pool.map(fetch, indices) if threads > 1 else (fetch(index) for index in indices)
+            with closing(fetched):  # what is not begun yet is then dropped, also when the user interrupts
+                for index, sample in zip(indices, fetched):
+                    if sample is not None and not self._keep(index, sample):
+                        break
         return self
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_kept": {}, "used_bytes": 0}
 
     @cached_property
     def _exists(self) -> LabelMatrix:
         return self.dataset.available()
 
-    def _keep(self, index: int, sample: Sample) -> None:
+    def _complete(self, index: int, tasks: list[str]) -> Sample:
+        """The sample with at least the labels of `tasks` that exist; only what is not kept is read."""
+        kept = self._kept.get(index)
+        unread = [task for task in tasks if kept is None or task not in kept.labels]
+        if kept is not None and not set(unread) & set(self._exists.tasks_of(self.ids[index])):
+            return kept
+        fresh = self.dataset.read(index, unread)
+        return fresh if kept is None else replace(kept, labels={**kept.labels, **fresh.labels})
+
+    def _keep(self, index: int, sample: Sample) -> bool:
+        """Whether there was room for it."""
         before = self._kept.get(index)
         growth = _bytes(sample) - (0 if before is None else _bytes(before))
-        if self.used_bytes + growth <= self.limit_bytes:
-            self._kept[index] = sample
-            self.used_bytes += growth
+        if self.used_bytes + growth > self.limit_bytes:
+            return False
+        self._kept[index] = sample
+        self.used_bytes += growth
+        return True
 
 
 class Subset(LabelledImages):
@@ -80,6 +118,9 @@ class Subset(LabelledImages):
 
     def available(self) -> LabelMatrix:
         return self.dataset.available().subset(ids=self.ids)
+
+    def identity(self, task: str | None = None) -> list:
+        return ["Subset", self.indices, self.dataset.identity(task)]
 
 
 def _bytes(sample: Sample) -> int:

@@ -82,6 +82,9 @@ class Scenes(LabelledImages):
         tensors = {name: torch.from_numpy(label) for name, label in labels.items()}
         return Sample(self.ids[index], torch.from_numpy(image), tensors)
 
+    def identity(self, task: str | None = None) -> list:
+        return [*super().identity(task), self.seed, list(self.size)]
+
 
 def _integer(name: str, value: object, low: int, high: int) -> int:
     try:
