@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -20,26 +22,42 @@ from dmtl.train.toml import read_config
 class Train(RunConfig):
     """Train a model. Settings come from CONFIG (TOML), options on the command line override them.
 
-    Writes into OUT: config.toml (resolved), labels.csv, log.jsonl, checkpoints/, model/, metrics.json.
+    Writes into OUT: config.toml (resolved), labels.csv, log.jsonl, checkpoints/, best/, model/, metrics.json.
+    Started by torchrun, all processes train together.
     """
 
     config: Annotated[str | None, *positional("[CONFIG]")] = None
     """A TOML file; it comes first."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Go on from the last checkpoint in OUT."""
+    """Go on from the last checkpoint in OUT; without one, begin."""
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print what the run will be, measure a few steps, and write nothing."""
+    profile: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Also write a trace of three steps and a table of where their time goes to OUT/profile."""
 
 
 def main(arguments: list[str]) -> int:
     args = parse(Train, arguments, "train", default=defaults(Train, arguments))
     config = run_config(args, arguments)
-    from dmtl.train.trainer import Trainer
+    if args.dry_run:
+        from dmtl.cli._plan import dry_run
 
-    trainer = Trainer(config, resume=args.resume)
+        return dry_run(config)
+    from dmtl.train.trainer import RunStopped, Trainer
+
+    trainer = Trainer(config, resume=args.resume, say=say, profile=args.profile)
     if trainer.step:
-        say(f"resumed at step {trainer.step}")
-    with training_progress(config.out) as trainer.on_step:
-        trainer.on_step(trainer.step, config.optim.steps, math.nan)
-        metrics = trainer.run()
+        trainer.say(f"resumed at step {trainer.step}")
+    with training_progress(config.out) if trainer.world.main else nullcontext(trainer.on_step) as on_step:
+        trainer.on_step = on_step
+        trainer.on_step(trainer.step, trainer.steps, math.nan)
+        try:
+            metrics = trainer.run()
+        except RunStopped as stopped:
+            print(f"dmtl train: {stopped}", file=sys.stderr)
+            return 1
+    if not trainer.world.main:
+        return 0
     from dmtl.train.evaluate import primary_metrics
 
     console.print(

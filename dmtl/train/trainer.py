@@ -160,18 +160,12 @@ class Trainer:
 
     def _advance(self, batches, log: RunLog, profile: Profile | None) -> None:
         """One step, and its row in the log where one is due."""
-        set_train(self.model, self.config.optim)
         started = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - started
         self._note_corrupt(batch, log)
         rate = self._step.rate(self.step)
-        self._step(batch, self.step)
-        if self.ema is not None:
-            self.ema.update(self.step)
-        self.step += 1
-        if self.step % self.steps_per_epoch == 0:
-            self.weighting.end_epoch(distributed.total)
+        self.take(batch)
         if profile is not None:
             profile.step()
         logs = self.step % self.config.log.every == 0 or self.step == self.steps
@@ -191,6 +185,16 @@ class Trainer:
                 **report.values,
             )
         self.on_step(self.step, self.steps, self._loss)
+
+    def take(self, batch: Batch) -> None:
+        """The next step, on `batch`; nothing is written down."""
+        set_train(self.model, self.config.optim)
+        self._step(batch, self.step)
+        if self.ema is not None:
+            self.ema.update(self.step)
+        self.step += 1
+        if self.step % self.steps_per_epoch == 0:
+            self.weighting.end_epoch(distributed.total)
 
     def _between_steps(self, log: RunLog, stop: StopRequest) -> Metrics:
         """Evaluation and checkpoint where they are due; returns the metrics of the last step."""

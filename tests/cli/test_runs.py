@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -38,40 +37,51 @@ def test_run_folder_is_kept(dmtl, trained, data):
     assert (trained / "metrics.json").read_bytes() == before
 
 
-def test_resume(dmtl, tmp_path, data):
-    """Stopped after two of four steps and resumed: the weights of a run that was never stopped."""
+def test_resume(dmtl, tmp_path, data, monkeypatch):
+    """Interrupted after two of four steps and resumed: the weights of a run that was never stopped."""
+    from dmtl.train.trainer import Trainer
+
     common = ["train", "--data.root", data, *SHORT, "--optim.steps", 4, "--log.checkpoint-every", 2]
     assert dmtl(*common, "--out", "whole").status == 0
-    assert dmtl(*common, "--out", "halved").status == 0
-    checkpoints = tmp_path / "halved" / "checkpoints"
-    [last] = checkpoints.iterdir()
-    # what the run left after its second step: the same schedule, cut short
-    stop_at(dmtl, common, "cut", 2)
-    shutil.copy(tmp_path / "cut" / "checkpoints" / last.name, last)
-    status, out, _ = dmtl("train", tmp_path / "halved" / "config.toml", "--resume")
+    save = Trainer.save
+
+    def save_and_stop(self, **options):
+        save(self, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", save_and_stop)
+        status, _, err = dmtl(*common, "--out", "cut")
+    assert (status, err) == (130, "dmtl train: interrupted\n")
+    assert not (tmp_path / "cut" / "model").exists()
+    status, out, _ = dmtl("train", tmp_path / "cut" / "config.toml", "--resume")
     assert status == 0
     assert "resumed at step 2" in out
     whole, resumed = (
-        (tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("whole", "halved")
+        (tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("whole", "cut")
     )
     assert whole == resumed
 
 
-def stop_at(dmtl, words, out, step):
-    """Trains until the checkpoint of `step` is written, then is interrupted as by Ctrl-C."""
+def test_a_run_that_stops_itself_says_how_to_go_on(dmtl, tmp_path, data, monkeypatch):
+    """SIGTERM: the state is saved, one line says so, and the status is not that of a finished run."""
+    import os
+    import signal
+
     from dmtl.train.trainer import Trainer
 
-    save = Trainer.save
+    take = Trainer.take
 
-    def save_and_stop(self):
-        save(self)
-        if self.step == step:
-            raise KeyboardInterrupt
+    def take_and_signal(self, batch):
+        take(self, batch)
+        os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "save", save_and_stop)
-        status, _, err = dmtl(*words, "--out", out)
-    assert (status, err) == (130, "dmtl train: interrupted\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "take", take_and_signal)
+        status, _, err = dmtl("train", "--data.root", data, *SHORT, "--out", "run")
+    message = "stopped by SIGTERM after step 1 of 2; the state is saved, --resume goes on"
+    assert (status, err) == (1, f"dmtl train: {message}\n")
+    assert dmtl("train", tmp_path / "run" / "config.toml", "--resume").status == 0
 
 
 def test_resume_refuses_another_configuration(dmtl, trained):
