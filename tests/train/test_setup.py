@@ -1,30 +1,20 @@
-"""From a configuration to data, labels, model, optimiser and learning rate."""
+"""From a configuration to data, labels and model."""
+
+import dataclasses
+import itertools
+import shutil
 
 import pytest
 import torch
 
 from dmtl.data import LabelMatrix
+from dmtl.data.folder import Folder
 from dmtl.devices import pick_device
 from dmtl.errors import ConfigError, DataError
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.train.config import OptimConfig
-from dmtl.train.setup import (
-    evaluation_loader,
-    learning_rate,
-    model_for,
-    open_data,
-    optimizer_for,
-    training_loader,
-)
-
-
-def test_learning_rate():
-    config = OptimConfig(steps=100, warmup=10, lr=2.0, power=0.9)
-    assert learning_rate(config, 0) == pytest.approx(0.2)
-    assert learning_rate(config, 4) == pytest.approx(2.0 * 0.5 * 0.96**0.9)
-    assert learning_rate(config, 10) == pytest.approx(2.0 * 0.9**0.9)
-    assert learning_rate(config, 99) == pytest.approx(2.0 * 0.01**0.9) and learning_rate(config, 99) > 0
-    assert learning_rate(OptimConfig(steps=10, warmup=0, lr=1.0, power=0.0), 9) == 1.0
+from dmtl.train.distributed import World
+from dmtl.train.setup import evaluation_loader, model_for, open_data, training_loader
 
 
 @pytest.mark.parametrize("labels, counts", [("full", {3}), ("one-label", {1}), ("random-labels", {1, 2, 3})])
@@ -82,18 +72,6 @@ def test_baselines(config_for):
     assert isinstance(model, MultiTaskBaseline) and list(model.tasks) == ["edge"]
 
 
-@pytest.mark.parametrize("name, cls", [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
-def test_optimizer_holds_every_parameter_once(config_for, name, cls):
-    config = config_for(optim=dict(optimizer=name, weight_decay=0.25, mtdnet_lr=0.5))
-    model = model_for(config, open_data(config.data).tasks)
-    optimizer = optimizer_for(config.optim, model)
-    assert type(optimizer) is cls
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    assert sorted(map(id, held)) == sorted(map(id, model.parameters()))
-    assert all(group["weight_decay"] == 0.25 for group in optimizer.param_groups)
-    assert [group["factor"] for group in optimizer.param_groups] == [1.0, 0.5]
-
-
 def test_loaders(config_for):
     config = config_for()
     data = open_data(config.data)
@@ -103,6 +81,84 @@ def test_loaders(config_for):
     assert [{t for t in data.tasks if batch.present[t][row]} for row in range(4)] == shown
     (evaluation,) = evaluation_loader(data)
     assert evaluation.ids == ["i8", "i9"] and all(mask.all() for mask in evaluation.present.values())
+
+
+def test_loaders_of_several_processes(config_for):
+    config = config_for(optim=dict(batch_size=6))
+    data = open_data(config.data)
+    (whole,) = training_loader(config, data)
+    shares = [next(training_loader(config, data, world=World(rank, 4)).stream()) for rank in range(4)]
+    assert [len(share) for share in shares] == [2, 2, 1, 1]
+    assert sum((share.ids for share in shares), []) == whole.ids
+    assert all((share.total, share.labelled) == (6, whole.labelled) for share in shares)
+    with pytest.raises(ValueError, match="batch_size must be at least the number of processes, 7, got 6"):
+        training_loader(config, data, world=World(0, 7))
+
+
+def test_balanced_loader(config_for):
+    config = config_for(data=dict(labels="one-label", balance=True), optim=dict(batch_size=3))
+    data = open_data(config.data)
+    batches = list(itertools.islice(training_loader(config, data).stream(), 10))
+    assert all(batch.labelled == dict.fromkeys(data.tasks, 1) for batch in batches)
+    with pytest.raises(DataError, match="balance takes at least 3 images .*, got batch_size = 2"):
+        training_loader(dataclasses.replace(config, optim=OptimConfig(batch_size=2)), data)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_samples(config_for, images, tmp_path, workers):
+    root = shutil.copytree(images, tmp_path / "damaged")
+    for name in ("i3", "i8"):
+        path = root / "images" / f"{name}.png"
+        path.write_bytes(path.read_bytes()[:200])
+
+    def batch(skip):
+        config = config_for(
+            data=dict(root=str(root), skip_corrupt=skip, workers=workers), optim=dict(batch_size=8)
+        )
+        return next(training_loader(config, open_data(config.data)).stream())
+
+    left = batch(skip=1)
+    assert (len(left), left.total) == (7, 8) and left.skipped[0].startswith(str(root / "images" / "i3.png"))
+    with pytest.raises(DataError, match="i3.png"):
+        batch(skip=0)
+    loader = evaluation_loader(open_data(config_for(data=dict(root=str(root))).data), skip_corrupt=1)
+    (evaluation,) = loader
+    assert evaluation.ids == ["i9"] and list(loader.corrupt) == [0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("cache", [False, True])
+def test_samples_kept_on_disk(config_for, tmp_path, monkeypatch, workers, cache):
+    options = dict(labels="one-label", cache=cache, workers=workers, cache_dir=str(tmp_path / "kept"))
+
+    def epoch(**changes):
+        config = config_for(data=options | changes)
+        data = open_data(config.data)
+        return [*training_loader(config, data), *evaluation_loader(data, workers=workers)]
+
+    plain, first = epoch(cache_dir=None), epoch()
+    monkeypatch.setattr(Folder, "read", lambda *_: pytest.fail("read again"))
+    for other in (first, epoch()):
+        assert all(
+            torch.equal(a.image, b.image) and a.ids == b.ids for a, b in zip(plain, other, strict=True)
+        )
+        assert all(torch.equal(a.labels[t], b.labels[t]) for a, b in zip(plain, other) for t in a.labels)
+    # 8 training images with one visible label each, 2 of validation with all three
+    assert len(list((tmp_path / "kept").rglob("*.npz"))) == 8 * 2 + 2 * 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pinned_batches(config_for, workers):
+    config = config_for(data=dict(workers=workers))
+    data = open_data(config.data)
+    pairs = zip(training_loader(config, data, pin=True), training_loader(config, data), strict=True)
+    for pinned, plain in pairs:
+        assert pinned.image.is_pinned() and all(label.is_pinned() for label in pinned.labels.values())
+        moved = pinned.to("cuda", non_blocking=True)
+        assert torch.equal(moved.image.cpu(), plain.image) and moved.present["edge"].device.type == "cpu"
+        assert (moved.total, moved.labelled) == (plain.total, plain.labelled)
 
 
 def test_pick_device(monkeypatch):
