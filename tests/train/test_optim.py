@@ -193,6 +193,12 @@ def test_frozen_names_and_groups():
     assert all(p.requires_grad for p in model.mtdnet.parameters())
 
 
+def test_single_parameter_can_be_frozen():
+    model = small_model()
+    assert frozen(OptimConfig(freeze=["initial.embed.bias"]), model) == ["initial.embed.bias"]
+    assert not model.initial.embed.bias.requires_grad and model.initial.embed.weight.requires_grad
+
+
 def test_an_entry_ends_where_a_name_ends():
     class Model(nn.Module):
         def __init__(self):

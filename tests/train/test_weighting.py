@@ -1,5 +1,6 @@
 """Weighting of tasks: formulas by autograd and by hand, missing tasks, exact resume."""
 
+import copy
 import math
 
 import pytest
@@ -200,13 +201,20 @@ def played(weighting, first: int, last: int):
     return weighting
 
 
+@pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("stop", [1, 3, 7, 8, 11])
-def test_dwa_resumes_in_the_middle_of_an_epoch(stop):
-    whole = played(DynamicAverage(TASKS), 0, 15)
-    again = DynamicAverage(TASKS)
-    again.load_state_dict(played(DynamicAverage(TASKS), 0, stop).state_dict())
-    played(again, stop, 15)
-    assert all(torch.equal(a, b) for a, b in zip(again.buffers(), whole.buffers(), strict=True))
+def test_dwa_resumes_in_the_middle_of_an_epoch(stop, merged):
+    saved, again = played(DynamicAverage(TASKS), 0, stop), DynamicAverage(TASKS)
+    if merged:
+        saved.merge(alone)
+    again.load_state_dict(saved.state_dict())
+    for end in (stop, stop + 2, stop + 3, 18):
+        whole, resumed = played(DynamicAverage(TASKS), 0, end), played(copy.deepcopy(again), stop, end)
+        buffers = []
+        for weighting in (whole, resumed):
+            weighting.merge(alone)
+            buffers.append(dict(weighting.named_buffers()))
+        torch.testing.assert_close(*buffers, rtol=0, atol=0, equal_nan=True)
     assert len({*scales(whole)}) == 3
 
 
