@@ -50,8 +50,9 @@ class _Taken:
     """A step as the device knows it."""
 
     step: int
-    pairs: dict[str, list[str]]  # task -> names of its labelled samples
-    losses: dict[str, Tensor]  # task -> final + initial loss of each
+    ids: list[str]
+    present: dict[str, Tensor]
+    losses: dict[str, Tensor]  # task -> final + initial loss of each labelled sample
     values: dict[str, Tensor]  # what is logged, of this process
     norms: dict[str, Tensor]
     bad: Tensor  # bool, agreed by all processes
@@ -126,7 +127,7 @@ class Step:
             stacked = torch.stack([value.double() for value in last.values.values()])
             distributed.total(stacked)
             report.values = dict(zip(last.values, stacked.tolist(), strict=True))
-            report.values |= {name: float(norm) for name, norm in last.norms.items()}
+            report.values |= {f"loss/{name}": float(norm) for name, norm in last.norms.items()}
         report.in_a_row = self.in_a_row
         self._taken.clear()
         return report
@@ -237,13 +238,9 @@ class Step:
         self.objective.weighting.observe(sums, counts)
 
     def _remember(self, batch, number, losses, loss, norms, bad) -> None:
-        pairs: dict[str, list[str]] = {}
-        for task, mask in batch.present.items():
-            names = [id for id, there in zip(batch.ids, mask.tolist(), strict=True) if there]
-            if names:
-                pairs[task] = names
         each = {
-            task: torch.cat([_both(part, task) for part in losses if task in part.final]) for task in pairs
+            task: torch.cat([_both(part, task) for part in losses if task in part.final])
+            for task in dict.fromkeys(task for part in losses for task in part.final)
         }
         values = {"loss": loss}
         zero = loss.new_zeros(())
@@ -253,17 +250,17 @@ class Step:
                 values[f"loss/{kind}{task}"] = (
                     sum((f.sum() for f in found if f is not None), zero) / batch.total
                 )
-        self._taken.append(_Taken(number, pairs, each, values, norms, bad))
+        self._taken.append(_Taken(number, batch.ids, batch.present, each, values, norms, bad))
 
     def _described(self, taken: _Taken) -> Skipped:
-        found = {}
+        found, all_pairs = {}, {}
         for task, losses in taken.losses.items():
-            names = [
-                n for n, ok in zip(taken.pairs[task], torch.isfinite(losses).tolist(), strict=True) if not ok
-            ]
-            if names:
-                found[task] = names
-        everywhere = distributed.gathered((found, taken.pairs))
+            names = [id for id, there in zip(taken.ids, taken.present[task].tolist(), strict=True) if there]
+            all_pairs[task] = names
+            bad = [n for n, fine in zip(names, torch.isfinite(losses).tolist(), strict=True) if not fine]
+            if bad:
+                found[task] = bad
+        everywhere = distributed.gathered((found, all_pairs))
         of_loss = any(found for found, _ in everywhere)
         merged: dict[str, list[str]] = {}
         for found, pairs in everywhere:
@@ -297,10 +294,6 @@ class _Statistics:
     @torch.no_grad()
     def restore(self, when: Tensor) -> None:
         """Where the flag is set, without asking the device for it."""
-        if when.device.type == "cpu":
-            if self.tensors and bool(when):
-                torch._foreach_copy_(self.tensors, self.kept)
-            return
         for buffer, kept in zip(self.tensors, self.kept, strict=True):
             buffer.copy_(torch.where(when, kept, buffer))
 

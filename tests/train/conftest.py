@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from dmtl.models import ModelConfig
-from dmtl.train.config import DataConfig, LogConfig, OptimConfig, RunConfig
+from dmtl.train.config import DataConfig, ExecutionConfig, LogConfig, OptimConfig, RunConfig
 
 TASKS = {
     "semseg": {"kind": "classes", "classes": ["sky", "road", "car"]},
@@ -43,7 +43,7 @@ def images(tmp_path_factory) -> Path:
     return root
 
 
-def small_run(images: Path, out: Path, *, data={}, model={}, optim={}, log={}) -> RunConfig:
+def small_run(images: Path, out: Path, *, data={}, model={}, optim={}, execution={}, log={}) -> RunConfig:
     """Six steps on the folder of images; the dictionaries replace single values."""
     return RunConfig(
         out=str(out),
@@ -53,6 +53,7 @@ def small_run(images: Path, out: Path, *, data={}, model={}, optim={}, log={}) -
         ),
         model=ModelConfig(**(dict(width=16, heads=2, backbone_width=4, blocks=1, decoder_blocks=1) | model)),
         optim=OptimConfig(**(dict(steps=6, batch_size=4, warmup=2, seed=3) | optim)),
+        execution=ExecutionConfig(**execution),
         log=LogConfig(**(dict(every=1, eval_every=3, checkpoint_every=2) | log)),
     )
 

@@ -121,11 +121,12 @@ def test_gradients_are_the_published_ones(number, diffusion):
     assert step.read().values["loss"] == pytest.approx(loss, rel=1e-5)
     found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     assert set(found) == set(expected)
-    largest = max(float(g.norm()) for g in expected.values())
+    size = float(torch.stack([g.norm() for g in expected.values()]).norm())
+    errors = {name: float((found[name] - grad).norm()) for name, grad in expected.items()}
+    assert sum(e * e for e in errors.values()) ** 0.5 < 1e-4 * size
     for name, grad in expected.items():
-        # gradients that are zero but for rounding (a bias before a batch norm) are judged by the largest
-        error = float((found[name] - grad).norm())
-        assert error < 1e-4 * float(grad.norm()) + 1e-6 * largest, name
+        # what is small beside the whole may differ by one ReLU that rounding puts on its other side
+        assert errors[name] < 1e-4 * float(grad.norm()) + 1e-5 * size, name
 
 
 def parameters(model) -> dict[str, torch.Tensor]:

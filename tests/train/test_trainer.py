@@ -1,6 +1,8 @@
 """Whole runs on ten tiny images: what they write, that they repeat, that they go on where they stopped."""
 
 import dataclasses
+import errno
+import gzip
 import json
 import math
 import os
@@ -13,12 +15,16 @@ import pytest
 import torch
 
 from dmtl.errors import CheckpointError, ConfigError
+from dmtl.metrics.delta import delta_mtl
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, load_model
 from dmtl.ops import _checks
+from dmtl.tasks import Scalar
+from dmtl.train import checkpoint
+from dmtl.train.evaluate import evaluate
 from dmtl.train.log import RunLog
-from dmtl.train.setup import training_loader
+from dmtl.train.setup import evaluation_loader, open_data
 from dmtl.train.toml import read_config, write_config
-from dmtl.train.trainer import Trainer
+from dmtl.train.trainer import RunStopped, Trainer
 from tests.train.conftest import small_run, without_time
 
 TASKS = ["semseg", "edge", "heat"]
@@ -56,6 +62,7 @@ def test_what_a_run_writes(finished):
     config, metrics = finished
     out = Path(config.out)
     assert sorted(os.listdir(out)) == [
+        "best",
         "checkpoints",
         "config.toml",
         "labels.csv",
@@ -161,11 +168,11 @@ def test_killed_inside_a_checkpoint_write(finished, config_for):
 import os, signal, torch
 torch.set_num_threads(1)
 from dmtl.train.toml import read_config
-from dmtl.train.trainer import Trainer
+from dmtl.train.trainer import RunStopped, Trainer
 replace, seen = os.replace, []
 def kill(source, target):
     seen.append(target)
-    if sum(str(t).endswith("last.pt") for t in seen) == 2:
+    if sum(str(t).endswith(".pt") for t in seen) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     replace(source, target)
 os.replace = kill
@@ -210,36 +217,164 @@ def test_resume_with_another_configuration(finished, section, key, value):
         config, **{section: dataclasses.replace(getattr(config, section), **{key: value})}
     )
     with pytest.raises(
-        CheckpointError, match=rf"last\.pt: belongs to another configuration: {section}\.{key} was "
+        CheckpointError, match=rf"checkpoints: belongs to another configuration: {section}\.{key} was "
     ):
         Trainer(changed, resume=True)
 
 
-def test_resume_from_a_torn_checkpoint(config_for):
-    config = config_for(optim=dict(steps=2))
-    trainer = Trainer(config)
-    trainer.run()
-    trainer.checkpoint.write_bytes(trainer.checkpoint.read_bytes()[:5000])
-    with pytest.raises(CheckpointError, match="last.pt: damaged or not a training checkpoint"):
-        Trainer(config, resume=True)
+def test_resume_past_a_torn_checkpoint(finished, config_for):
+    """The newest is torn: the one before is used, it is said, and the end is the same."""
+    config = config_for()
+    with pytest.raises(Stopped):
+        Trainer(config, on_step=stop_at(5)).run()
+    newest = max((Path(config.out) / "checkpoints").glob("*.pt"))
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    said = []
+    resumed = Trainer(config, resume=True, say=said.append)
+    assert resumed.step == 2 and len(said) == 1 and f"{newest}: damaged" in said[0] and "step 2" in said[0]
+    resumed.run()
+    assert weights(config.out) == weights(finished[0].out) and log_of(config.out) == log_of(finished[0].out)
 
 
 def test_full_disk_at_a_checkpoint_keeps_the_one_before(config_for, monkeypatch):
-    config, save, saves = config_for(), torch.save, []
+    config, write, writes = config_for(), checkpoint._write_file, []
 
-    def full(content, path):
-        saves.append(path)
-        if len(saves) == 2:
-            raise RuntimeError(
-                "[enforce fail at inline_container.cc] PytorchStreamWriter failed writing file"
-            )
-        save(content, path)
+    def full(path, state):
+        writes.append(path)
+        if len(writes) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, state)
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="cannot write .*last.pt: .*failed writing file"):
+    monkeypatch.setattr(checkpoint, "_write_file", full)
+    with pytest.raises(OSError, match="cannot write .*00000004.pt: No space left .*00000002.pt .step 2."):
         Trainer(config).run()
+    assert Trainer(config, resume=True).step == 2
+    assert os.listdir(Path(config.out) / "checkpoints") == ["step-00000002.pt"]
+
+
+def test_only_the_last_checkpoints_stay(finished, config_for):
+    assert sorted(os.listdir(Path(finished[0].out) / "checkpoints")) == [
+        "step-00000004.pt",
+        "step-00000006.pt",
+    ]
+    config = config_for("one", log=dict(keep=1))
+    Trainer(config).run()
+    assert os.listdir(Path(config.out) / "checkpoints") == ["step-00000006.pt"]
+
+
+def test_the_best_evaluation_is_kept(config_for):
+    """Delta_MTL is told against the first evaluation; the weights of the best one stay in `best`."""
+    config = config_for(log=dict(eval_every=1))
+    Trainer(config).run()
+    rows = [row for row in log_of(config.out) if row["event"] == "eval"]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and rows[0]["delta"] == 0
+    best = max(rows, key=lambda row: row["delta"])
+    kept = json.loads((Path(config.out) / "best" / "metrics.json").read_text())
+    assert kept["step"] == best["step"] and kept["metrics"] == best["metrics"]
+    assert kept["best"] == {"step": best["step"], "delta": best["delta"]}
+    data = evaluation_loader(open_data(config.data))
+    again = evaluate(load_model(Path(config.out) / "best"), data, initial=True)
+    for task, values in best["metrics"].items():  # the file's layout, and so rounding, is another
+        assert again[task] == pytest.approx(values, rel=1e-5)
+
+
+def test_a_baseline_run_is_the_reference(finished, config_for):
+    config = config_for("told", optim=dict(seed=4), log=dict(baseline=finished[0].out))
+    metrics = Trainer(config).run()
+    tasks = load_model(Path(config.out) / "model").tasks
+    delta = [row["delta"] for row in log_of(config.out) if row["event"] == "eval"][-1]
+    assert delta == pytest.approx(delta_mtl(metrics, finished[1], tasks))
+    with pytest.raises(ConfigError, match="log.baseline must be a finished run .*nowhere: No such file"):
+        Trainer(config_for("other", log=dict(baseline="nowhere")))
+
+
+def test_patience_ends_a_run_early(config_for):
+    """A learning rate of 0 makes no evaluation better than the first."""
+    config = config_for(optim=dict(steps=50, lr=0.0), model=dict(eta=0.0), log=dict(eval_every=2, patience=3))
+    trainer = Trainer(config)
+    trainer.model.apply(lambda m: m.requires_grad_(False) if isinstance(m, torch.nn.BatchNorm2d) else None)
+    trainer.run()
+    evaluated = [row["step"] for row in log_of(config.out) if row["event"] == "eval"]
+    best = json.loads((trainer.out / "metrics.json").read_text())["best"]["step"]
+    assert trainer.step == evaluated[-1] < 50 and evaluated.index(best) == len(evaluated) - 4
+    before = weights(config.out)
+    again = Trainer(config, resume=True)
+    again.run()
+    assert again.step == trainer.step and weights(config.out) == before
+
+
+def test_a_label_that_spoils_every_step_stops_the_run(config_for, monkeypatch):
+    """Skipped steps are logged with task and sample names; after three in a row the run stops, saved."""
+    monkeypatch.setattr(Scalar, "_pixel_loss", lambda self, logits, label, valid: logits * float("nan"))
+    config = config_for(data=dict(labels="full"), execution=dict(max_bad_steps=3), log=dict(eval_every=99))
+    said, trainer = [], None
+    trainer = Trainer(config, say=said.append)
+    before = {name: p.clone() for name, p in trainer.model.state_dict().items()}
+    with pytest.raises(RunStopped, match="3 steps in a row .*execution.max_bad_steps.* step 3 is saved"):
+        trainer.run()
+    rows = log_of(config.out)
+    assert [(r["step"], r["reason"]) for r in rows if r["event"] == "skipped"] == [
+        (1, "loss"),
+        (2, "loss"),
+        (3, "loss"),
+    ]
+    assert all(list(r["pairs"]) == ["heat"] and len(r["pairs"]["heat"]) == 4 for r in rows if "pairs" in r)
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.state_dict().items())
+    assert len(said) == 3 and "heat: i" in said[0]
+    monkeypatch.undo()
     resumed = Trainer(config, resume=True)
-    assert resumed.step == 2 and os.listdir(resumed.checkpoint.parent) == ["last.pt"]
+    assert resumed.step == 3
+    resumed.run()
+    assert json.loads((resumed.out / "metrics.json").read_text())["skipped_steps"] == 3
+
+
+def test_a_signal_saves_and_stops(finished, config_for):
+    config = config_for()
+
+    def on_step(done, steps, loss):
+        if done == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(RunStopped, match="stopped by SIGTERM after step 3 of 6; the state is saved"):
+        Trainer(config, on_step=on_step).run()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    resumed = Trainer(config, resume=True)
+    assert resumed.step == 3
+    resumed.run()
+    assert weights(config.out) == weights(finished[0].out) and log_of(config.out) == log_of(finished[0].out)
+
+
+def test_profile(config_for):
+    config, said = config_for(optim=dict(steps=7)), []
+    Trainer(config, profile=True, say=said.append).run()
+    table = (Path(config.out) / "profile" / "table.txt").read_text()
+    assert "Steps 4 to 6" in table and said[-1].startswith("profile: ")
+    for stage in ("dmtl: forward", "dmtl: loss", "dmtl: backward", "dmtl: optimizer"):
+        assert stage in table
+    trace = gzip.decompress((Path(config.out) / "profile" / "trace.json.gz").read_bytes())
+    assert json.loads(trace)["traceEvents"]
+
+
+def test_epochs_and_learning_rates_of_epochs(config_for):
+    """Eight images in batches of four: two steps an epoch; published: the rate falls once per epoch."""
+    config = config_for(optim=dict(epochs=3, steps=999, warmup=0, schedule_every="epoch", power=0.9))
+    trainer = Trainer(config)
+    trainer.run()
+    rates = [row["lr"] for row in log_of(config.out) if row["event"] == "train"]
+    assert trainer.steps == 6 and rates == pytest.approx(
+        [1e-3 * (1 - e / 3) ** 0.9 for e in (0, 0, 1, 1, 2, 2)]
+    )
+
+
+@pytest.mark.parametrize("weighting", ["uncertainty", "dwa"])
+def test_weightings_resume_exactly(config_for, weighting):
+    options = dict(weighting=weighting, batch_size=2, steps=12, lr=1e-2)
+    whole, stopped = (config_for(name, optim=options) for name in ("whole", "stopped"))
+    Trainer(whole).run()
+    with pytest.raises(Stopped):
+        Trainer(stopped, on_step=stop_at(11)).run()
+    Trainer(stopped, resume=True).run()
+    assert weights(stopped.out) == weights(whole.out) and log_of(stopped.out) == log_of(whole.out)
 
 
 @pytest.mark.parametrize(
@@ -273,19 +408,20 @@ def test_half_precision_follows_single(finished, config_for, precision, toleranc
         [r["loss"] for r in log_of(c.out) if r["event"] == "train"] for c in (config, finished[0])
     )
     assert ours == pytest.approx(theirs, rel=tolerance) and ours != theirs
-    assert trainer.scaler.is_enabled() == (precision == "fp16")
+    assert trainer._step.scaler.is_enabled() == (precision == "fp16")
     assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in trainer.model.parameters())
 
 
 def test_fp16_skips_a_step_that_overflows(config_for):
     trainer = Trainer(config_for(optim=dict(precision="fp16")))
-    batch = next(training_loader(trainer.config, trainer.data).stream(0))
-    weight = trainer.model.train().initial.embed.weight
+    batch = next(trainer.loader.stream(0))
+    weight = trainer.model.initial.embed.weight
     before = weight.detach().clone()
     for scale, skipped in ((1e30, True), (1.0, False)):
-        trainer.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        trainer._train_step(batch, 1e-3)
-        assert torch.equal(weight, before) == skipped and (trainer.scaler.get_scale() < scale) == skipped
+        scaler = trainer._step.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        trainer._step(batch, 0)
+        assert torch.equal(weight, before) == skipped and (scaler.get_scale() < scale) == skipped
+        assert trainer._step.read().skipped == []  # finding the scale is no mishap
 
 
 def test_late_mtdnet(config_for):
@@ -326,8 +462,7 @@ def test_on_step_is_told_the_progress(config_for):
 def test_a_step_waits_for_nothing(config_for, monkeypatch, options):
     """No tensor is read by the host inside a step; on a GPU each such reading would wait for the device."""
     trainer = Trainer(config_for(optim=options))
-    batch = next(training_loader(trainer.config, trainer.data).stream(0))
-    trainer.model.train()
+    batch = next(trainer.loader.stream(0))
     monkeypatch.setattr(_checks, "check_values", lambda *_: None)  # reads CPU tensors alone
 
     def refuse(name):
@@ -338,6 +473,9 @@ def test_a_step_waits_for_nothing(config_for, monkeypatch, options):
 
     for name in ("item", "tolist", "numpy", "cpu", "__float__", "__int__", "__bool__", "__index__"):
         monkeypatch.setattr(torch.Tensor, name, refuse(name))
-    parts = trainer._train_step(batch, 1e-3)
+    trainer._step(batch, 0)
+    if trainer.ema is not None:
+        trainer.ema.update(0)
     monkeypatch.undo()
-    assert math.isfinite(float(parts["loss"])) and "grad_norm" in parts
+    values = trainer._step.read().values
+    assert math.isfinite(values["loss"]) and "loss/grad_norm" in values
