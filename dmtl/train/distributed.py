@@ -26,6 +26,7 @@ import atexit
 import copy
 import inspect
 import os
+import warnings
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -169,7 +170,7 @@ def wrap(
     After `backward` gradients are sums over the processes; the loss is not to be scaled by their number.
     Every process runs equally many forwards and backwards, without a label too (any scalar is a loss then).
 
-    FSDP2 shards the parameters of `module` in place: optimisers are made afterwards (over the same module),
+    What is frozen must be so by now. FSDP2 shards the parameters of `module` in place: optimisers are made afterwards (over the same module),
     its state dicts go through `full_tensors` and `sharded`. Weights lose the channels-last layout.
 
     Raises:
@@ -186,6 +187,8 @@ def wrap(
     share = _Share(module, world.size)
     if execution.parallel == "fsdp":
         return _sharded_module(share)
+    # 1x1 convolutions have two layouts at once, and their gradients the other one
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     known = inspect.signature(DistributedDataParallel).parameters  # torch 2.13 renamed it
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return DistributedDataParallel(share, gradient_as_bucket_view=True, **{buffers: False})
