@@ -136,20 +136,18 @@ def total_steps(config: OptimConfig, steps_per_epoch: int) -> int:
 
 
 def schedule(config: OptimConfig, steps_per_epoch: int) -> Callable[[int], float]:
-    """step, counted from 0 -> factor on `config.lr`: linear warm-up times the schedule's shape."""
-    return lambda step: _warm(config, step) * _shape(config, step, steps_per_epoch)
+    """step, counted from 0 -> factor on `config.lr`: linear warm-up times the schedule's shape.
 
-
-def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int = 1) -> float:
-    """Learning rate of a step, counted from 0; by default linear warm-up, then lr (1 - step / steps)^power.
-
-    `steps_per_epoch` matters where `config.epochs` or `config.schedule_every` speak of epochs.
+    The defaults give min(1, (step + 1) / warmup) (1 - step / steps)^power.
     """
-    return config.lr * _warm(config, step) * _shape(config, step, steps_per_epoch)
+    if steps_per_epoch < 1:
+        raise ValueError(f"schedule: steps_per_epoch must be at least 1, got {steps_per_epoch}")
 
+    def factor(step: int) -> float:
+        warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+        return warm * _shape(config, step, steps_per_epoch)
 
-def _warm(config: OptimConfig, step: int) -> float:
-    return min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    return factor
 
 
 def _shape(config: OptimConfig, step: int, steps_per_epoch: int) -> float:
@@ -159,8 +157,6 @@ def _shape(config: OptimConfig, step: int, steps_per_epoch: int) -> float:
     f + (1 - f) s, where s = (1 - t / T)^power or (1 + cos(pi t / T)) / 2 (Loshchilov and Hutter, ICLR 2017,
     arXiv 1608.03983).
     """
-    if steps_per_epoch < 1:
-        raise ValueError(f"schedule: steps_per_epoch must be at least 1, got {steps_per_epoch}")
     total = total_steps(config, steps_per_epoch)
     done = step - step % steps_per_epoch if config.schedule_every == "epoch" else step
     done = min(done, total)
