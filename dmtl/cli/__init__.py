@@ -16,6 +16,7 @@ COMMANDS = {
     "predict": "maps and pictures for images, videos and folders",
     "claim": "repeat one configuration over several seeds, beside the multi-task baseline",
     "report": "write the report page of finished runs",
+    "compare": "runs side by side: metrics over seeds, Delta_MTL, curves",
     "export": "a model as one file that runs without dmtl: ONNX or .pt2",
     "convert": "read the published checkpoint, or write one",
     "data": "look at a data set, check it, choose labels, export",

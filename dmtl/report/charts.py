@@ -68,10 +68,21 @@ def _points(xs: Sequence[float], ys: Sequence[float], log_y: bool) -> list[tuple
     return [(p[-1][0], sum(y for _, y in p) / len(p)) for p in parts]
 
 
+def _band_points(
+    xs: Sequence[float], lows: Sequence[float], highs: Sequence[float], log_y: bool
+) -> list[tuple[float, float]]:
+    """The band's outline: along its upper edge and back along the lower one."""
+    if log_y:  # a lower edge at or below 0 has no place; the upper one stands in
+        lows = [low if low > 0 else high for low, high in zip(lows, highs, strict=True)]
+    return _points(xs, highs, log_y) + _points(xs, lows, log_y)[::-1]
+
+
 def chart_svg(chart: Chart) -> Markup | None:
     """The chart as an `<svg>` element, or None when no series has a point to draw."""
     series = {name: _points(xs, ys, chart.log_y) for name, (xs, ys) in chart.series.items()}
+    bands = {name: _band_points(*band, chart.log_y) for name, band in chart.bands.items()}
     everything = [p for points in series.values() for p in points]
+    everything += [p for points in bands.values() for p in points]
     if not everything:
         return None
     x_low, x_high = min(x for x, _ in everything), max(x for x, _ in everything)
@@ -92,6 +103,10 @@ def chart_svg(chart: Chart) -> Markup | None:
         return TOP + (y1 - y_scale(y)) / ((y1 - y0) or 1) * (HEIGHT - TOP - BOTTOM)
 
     parts = [*_axes(chart, x_ticks, y_ticks, px, py)]
+    for index, name in enumerate(series):
+        if len(points := bands.get(name, [])) > 2:
+            path = "".join(f"{'L' if i else 'M'}{px(x):.1f} {py(y):.1f}" for i, (x, y) in enumerate(points))
+            parts.append(f'<path class="band fill s{index % COLOURS}" d="{path}Z"/>')
     for index, (name, points) in enumerate(series.items()):
         parts += _line(chart, name, index, points, px, py)
     summary = "; ".join(

@@ -6,6 +6,7 @@ mapping below. The first method is the reference that the others are measured ag
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -40,13 +41,17 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class Chart:
-    """A line chart. `series` maps a name to (x values, y values); points that are not finite are left out."""
+    """A line chart. `series` maps a name to (x values, y values); points that are not finite are left out.
+    `bands` maps names of series to what lies around their line: (x values, lower and upper y values)."""
 
     title: str
     x_label: str
     y_label: str
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]]
     log_y: bool = False
+    bands: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]] = field(
+        default_factory=dict
+    )
 
 
 class Cell(NamedTuple):
@@ -131,6 +136,13 @@ class ReportData:
         the first is the reference.
         """
         return list(dict.fromkeys(name for row in self.metrics for name in row.values))
+
+
+def value_of(values: Sequence[float]) -> Value:
+    """Mean and sample standard deviation over runs; of one run its figure; NaN where one is not finite."""
+    if not np.isfinite(values).all():
+        return float("nan")
+    return values[0] if len(values) == 1 else (statistics.fmean(values), statistics.stdev(values))
 
 
 def mean_of(value: Value) -> float:

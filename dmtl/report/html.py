@@ -29,21 +29,28 @@ def render(data: ReportData) -> str:
     """The page as text. Every string of `data` is escaped."""
     return page(
         "template.html.j2",
-        data=data,
+        **metric_sections(data),
         facts=[(str(label), str(value)) for label, value in data.facts],
         headlines=_headlines(data),
         gains=_gains(data),
-        methods=data.methods(),
-        compared=data.compared(),
-        totals=_totals(data),
-        minor=any(not row.primary for row in data.metrics),
-        table=_table(data),
         labels=_labels(data),
-        charts=_charts(data),
         uncertainty=_uncertainty(data),
         samples=_samples(data),
         legends=[(task, list(colours)) for task, colours in data.legends.items() if colours],
     )
+
+
+def metric_sections(data: ReportData) -> dict:
+    """What the templates of the metric table and of the curves need."""
+    return {
+        "data": data,
+        "methods": data.methods(),
+        "compared": data.compared(),
+        "totals": _totals(data),
+        "minor": any(not row.primary for row in data.metrics),
+        "table": _table(data),
+        "charts": _charts(data),
+    }
 
 
 def figure(value: float | None, digits: int | None = None, sign: bool = False) -> str:
@@ -80,14 +87,14 @@ def _headlines(data: ReportData) -> list[dict]:
                 "reference": reference,
                 "mean": figure(mean, 2, sign=True),
                 "spread": None if spread is None else figure(spread, 2),
-                "tone": _tone(mean, spread),
+                "tone": gain_tone(mean, spread),
                 "verdict": _verdict(mean, spread, method, reference, data.runs),
             }
         )
     return result
 
 
-def _tone(mean: float, spread: float | None) -> str:
+def gain_tone(mean: float, spread: float | None) -> str:
     if not math.isfinite(mean) or abs(mean) <= (spread or 0.0) or round(mean, 2) == 0:
         return "even"
     return "good" if mean > 0 else "bad"
@@ -96,7 +103,7 @@ def _tone(mean: float, spread: float | None) -> str:
 def _verdict(mean: float, spread: float | None, method: str, reference: str, runs: int) -> str:
     if not math.isfinite(mean):
         return "No figure: at least one metric has no finite value."
-    tone = _tone(mean, spread)
+    tone = gain_tone(mean, spread)
     if spread is None or runs < 2:
         word = {"good": "ahead of", "bad": "behind", "even": "level with"}[tone]
         result = f"In this run {method} is {word} {reference}."
@@ -165,7 +172,10 @@ def _totals(data: ReportData) -> list[dict]:
         mean = math.nan if value is None else mean_of(value)
         spread = None if value is None else spread_of(value)
         totals.append(
-            {"text": figure(mean, 2, sign=True), "tone": _tone(mean, spread) if math.isfinite(mean) else ""}
+            {
+                "text": figure(mean, 2, sign=True),
+                "tone": gain_tone(mean, spread) if math.isfinite(mean) else "",
+            }
         )
     return totals
 

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import math
 import os
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
 from dmtl.data import LabelledImages
 from dmtl.errors import DmtlError
-from dmtl.metrics import delta_mtl
 from dmtl.models import load_model
 from dmtl.report.curves import curves
-from dmtl.report.data import MetricRow, ReportData, SamplePictures, Value
+from dmtl.report.data import ReportData, SamplePictures, value_of
 from dmtl.report.facts import data_name, differences, facts
+from dmtl.report.figures import delta_of, metric_rows
 from dmtl.report.html import write_report
-from dmtl.report.runs import INITIAL, LOWER_IS_BETTER, Run, read_runs, require_same_tasks, unit_of
+from dmtl.report.runs import Run, read_runs, require_same_tasks
 from dmtl.report.samples import legends, sample_pictures
 from dmtl.report.uncertainty import averaging, error_auroc, evenly
 from dmtl.train.setup import open_data
@@ -94,7 +92,9 @@ def report_data(
     delta, remarks = {}, differences(methods)
     for name, runs in others:
         try:
-            delta[name] = _value([_delta(run, other) for run, other in zip(runs, base, strict=True)])
+            delta[name] = value_of(
+                [delta_of(run, other.metrics) for run, other in zip(runs, base, strict=True)]
+            )
         except ValueError as error:
             delta[name] = math.nan
             remarks.append(f"No Delta of {name}: {error}")
@@ -103,47 +103,12 @@ def report_data(
         subtitle=subtitle,
         facts=facts(methods),
         label_matrix=last.labels,
-        metrics=_metric_rows(methods),
+        metrics=metric_rows(methods),
         delta=delta,
         runs=counts.pop(),
         curves=curves(methods),
         notes=[*notes, *remarks],
     )
-
-
-def _value(values: Sequence[float]) -> Value:
-    return values[0] if len(values) == 1 else (statistics.fmean(values), statistics.stdev(values))
-
-
-def _delta(run: Run, reference: Run) -> float:
-    tasks = [SimpleNamespace(name=t, primary=n, higher_is_better=h) for t, (n, _, h) in run.primary.items()]
-    return delta_mtl(run.metrics, reference.metrics, tasks)
-
-
-def _metric_rows(methods: Mapping[str, Sequence[Run]]) -> list[MetricRow]:
-    """The main metric of each task first, then its others;
-
-    classes' own IoUs would fill pages and are left out.
-    """
-    first = next(iter(methods.values()))[0]
-    rows = []
-    for task, (primary, _, higher) in first.primary.items():
-        others = [m for m in first.metrics[task] if m != primary and not m.startswith("IoU/")]
-        for metric in [primary, *others]:
-            values = {}
-            for name, runs in methods.items():
-                # The initial map of the same network tells what its denoising adds.
-                for key, column in ((task, name), (INITIAL + task, f"{name}, initial map")):
-                    found = [run.metrics[key][metric] for run in runs if metric in run.metrics.get(key, {})]
-                    if len(found) == len(runs):
-                        values[column] = _value(found)
-            better = higher if metric == primary else metric not in LOWER_IS_BETTER
-            rows.append(
-                MetricRow(
-                    task, metric, unit_of(metric, first.tasks.get(task)), better, values, metric == primary
-                )
-            )
-    return rows
 
 
 def _add_pictures(

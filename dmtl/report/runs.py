@@ -1,6 +1,6 @@
-"""Read finished runs: configuration, labels, log, metrics.
+"""Read runs: configuration, labels, log, metrics.
 
-Only `metrics.json` must be there; all else may be missing.
+Only `metrics.json` must be there, or an evaluation in the log of an unfinished run; all else may be missing.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,16 +19,19 @@ from dmtl.train.log import RunLog
 
 # Metrics that fall as maps get better; every other one rises.
 LOWER_IS_BETTER = {"loss", "bce", "mean", "median", "rmse", "abs_err", "log_rmse", "abs_rel", "sq_rel"}
+Metrics = Mapping[str, Mapping[str, float]]  # {task: {metric: value}}
 INITIAL = "initial/"  # before a task: metrics of the initial map of the same network
 PERCENT = ("mIoU", "pixel_acc", "maxF", "pixelF", "within_")
 
 
+class NoEvaluation(DataError):
+    """A run that has not come to its first evaluation."""
+
+
 @dataclass
 class Run:
-    """A finished run. `metrics` is {task:
-
-    {metric: value}}, `primary` {task: (metric, value, higher is better)}.
-    """
+    """A run. `metrics` is {task: {metric: value}}, `primary` {task: (metric, value, higher is better)}; of an
+    unfinished run those of its last evaluation, at `step`, so far in `seconds` of training."""
 
     path: Path
     metrics: dict[str, dict[str, float]]
@@ -39,6 +42,7 @@ class Run:
     labels: LabelMatrix | None = None
     log: list[dict] = field(default_factory=list)
     tasks: dict[str, Task] = field(default_factory=dict)
+    finished: bool = True
 
     def rows(self, event: str) -> list[dict]:
         """Rows of the log with this event."""
@@ -49,13 +53,18 @@ class Run:
         return self.config.get(section, {}).get(key, default)
 
 
-def read_run(path: str | os.PathLike) -> Run:
+def read_run(path: str | os.PathLike, unfinished: bool = False) -> Run:
     """The run in the folder `path`.
 
-    DataError, naming the file, when it is no finished run or a file is damaged.
+    Args:
+        unfinished: read a run without `metrics.json` too, up to its last evaluation.
+
+    DataError, naming the file, when it is no (finished) run or a file is damaged.
     """
     path = Path(path)
-    summary = _json(path / "metrics.json")
+    log = RunLog.read(path / "log.jsonl")
+    finished = not unfinished or (path / "metrics.json").is_file()
+    summary = _json(path / "metrics.json") if finished else _last_evaluation(path, log)
     try:
         metrics = {str(t): {str(k): float(v) for k, v in m.items()} for t, m in summary["metrics"].items()}
         primary = {str(t): (str(n), float(v), bool(h)) for t, (n, v, h) in summary["primary"].items()}
@@ -64,9 +73,8 @@ def read_run(path: str | os.PathLike) -> Run:
             f"{path / 'metrics.json'}: not as `dmtl train` writes it ({error!r}), "
             'expected "metrics" and "primary" by task'
         ) from error
-    log = RunLog.read(path / "log.jsonl")
     seconds = summary.get("seconds") or max((row.get("seconds", 0.0) for row in log), default=None)
-    run = Run(path, metrics, primary, summary.get("step"), seconds, log=log)
+    run = Run(path, metrics, primary, summary.get("step"), seconds, log=log, finished=finished)
     if (path / "config.toml").is_file():
         run.config = _toml(path / "config.toml")
     if (path / "labels.csv").is_file():
@@ -104,6 +112,20 @@ def unit_of(metric: str, task: Task | None) -> str:
     if metric in ("rmse", "abs_err") and getattr(task, "distance", False):
         return "m"
     return ""
+
+
+def _last_evaluation(path: Path, log: Sequence[dict]) -> dict:
+    """What `metrics.json` would say had the run ended with its last evaluation. The log names no main
+    metrics: a task's is its first."""
+    rows = [row for row in log if row.get("event") == "eval" and row.get("metrics")]
+    if not rows:
+        raise NoEvaluation(f"{path}: has no evaluation yet, expected metrics.json or one in log.jsonl")
+    primary = {}
+    for task, metrics in rows[-1]["metrics"].items():
+        if not task.startswith(INITIAL):
+            name = next(iter(metrics))
+            primary[task] = (name, metrics[name], name not in LOWER_IS_BETTER)
+    return {**rows[-1], "primary": primary}
 
 
 def _json(path: Path) -> dict:

@@ -65,3 +65,12 @@ def test_long_series_are_averaged_and_bad_points_left_out():
     assert chart_svg(Chart("t", "x", "y", {"a": ([1], [3.0])})) is not None
     with pytest.raises(ValueError, match="as many y as x values, got 2 x and 1 y"):
         chart_svg(Chart("t", "x", "y", {"a": ([1, 2], [3.0])}))
+
+
+def test_bands_lie_around_their_lines_below_them():
+    series, bands = {"a": ([0, 1], [2, 4]), "b": ([0, 1], [3, 3])}, {"b": ([0, 1], [-1, 2], [4, 8])}
+    svg = chart_svg(Chart("t", "step", "loss", series, bands=bands))
+    assert svg.count('class="band') == 1 and svg.index('class="band fill s1"') < svg.index('class="line s0"')
+    assert re.search(r'class="band[^>]* d="M[^"]*Z"', svg) and ">10<" in svg  # the axis holds the band
+    on_logs = chart_svg(Chart("t", "step", "loss", series, log_y=True, bands=bands))
+    assert 'class="band fill s1"' in on_logs and "nan" not in on_logs
