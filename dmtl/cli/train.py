@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
             metrics = trainer.run()
         except RunStopped as stopped:
             print(f"dmtl train: {stopped}", file=sys.stderr)
-            return 1
+            return stopped.status
     if not trainer.world.main:
         return 0
     from dmtl.train.evaluate import primary_metrics

@@ -22,7 +22,8 @@ from dmtl.files import write_text
 from dmtl.metrics.delta import delta_mtl
 from dmtl.tasks import Task
 from dmtl.train.config import RunConfig
-from dmtl.train.setup import Data, open_data
+from dmtl.train.optim import total_steps
+from dmtl.train.setup import Data, open_data, training_loader
 from dmtl.train.trainer import Trainer
 
 METHODS = ("diffusion", "mtl", "mtl_equal_time")
@@ -69,6 +70,8 @@ def run_claim(config: RunConfig, seeds: Iterable[int], progress: Callable[[str],
     data = open_data(config.data, config.optim.task_weights)
     if isinstance(data.train, Cached):
         data.train.warm(data.labels)  # else the first run alone would pay for reading or rendering
+    planned = total_steps(config.optim, len(training_loader(config, data)))
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, steps=planned, epochs=0))
     runs: list[Run] = []
     by_steps, by_time = [], []
     for seed in seeds:

@@ -13,13 +13,18 @@ class StopRequest:
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self):
-        self.name: str | None = None
+        self.number = 0
         self._before: dict[signal.Signals, object] = {}
 
     @property
     def requested(self) -> bool:
         """Whether a signal has come."""
-        return self.name is not None
+        return self.number != 0
+
+    @property
+    def name(self) -> str:
+        """Of the signal; where another process was asked, that of SIGTERM."""
+        return signal.Signals(self.number or signal.SIGTERM).name
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -33,4 +38,4 @@ class StopRequest:
     def _note(self, number: int, frame: object) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
+        self.number = number

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,14 @@ from dmtl.train.weighting import make_weighting
 
 
 class RunStopped(DmtlError):
-    """A run was asked to stop (SIGTERM, Ctrl-C), or stopped itself; its state is saved."""
+    """A run was asked to stop (SIGTERM, Ctrl-C), or stopped itself; its state is saved.
+
+    status: for the process to end with; 128 + the signal's number, as shells have it, or 1.
+    """
+
+    def __init__(self, message: str, status: int = 1):
+        super().__init__(message)
+        self.status = status
 
 
 class Trainer:
@@ -83,7 +91,7 @@ class Trainer:
         self._build()
         self.checkpoints = Checkpoints(self.out / "checkpoints", config.log.keep)
         self.best = Best(self.model.tasks, read_reference(config.log.baseline))
-        self.step, self.seconds, self._loss = 0, 0.0, float("nan")
+        self.step, self.seconds, self.waited, self._loss = 0, 0.0, 0.0, float("nan")
         self._skipped_steps, self._skipped_samples = 0, 0
         if resume:
             state = self.checkpoints.latest(self.say)
@@ -162,7 +170,7 @@ class Trainer:
         """One step, and its row in the log where one is due."""
         started = time.perf_counter()
         batch = next(batches)
-        waited = time.perf_counter() - started
+        self.waited += time.perf_counter() - started
         self._note_corrupt(batch, log)
         rate = self._step.rate(self.step)
         self.take(batch)
@@ -179,7 +187,7 @@ class Trainer:
                 "train",
                 self.step,
                 seconds=self.seconds,
-                waited=waited,
+                waited=self.waited,  # for data, part of `seconds`
                 lr=rate,
                 loss=self._loss,
                 **report.values,
@@ -209,12 +217,13 @@ class Trainer:
             self.save(wait=True)
             raise RunStopped(
                 f"stopped by {stop.name} after step {self.step} of {self.steps}; the state is saved, "
-                "--resume goes on"
+                "--resume goes on",
+                128 + (stop.number or signal.SIGTERM),
             )
         return metrics if last else {}
 
     def _stop_agreed(self, stop: StopRequest) -> bool:
-        """Whether to stop now. Processes have to agree; on GPUs that is asked at the steps that are logged."""
+        """Whether to stop now. Processes have to agree; on GPUs they ask at the steps that are logged."""
         if self.world.size > 1:
             asked = self.device.type == "cpu" or self.step % self.config.log.every == 0
             return asked and distributed.any_rank(stop.requested)
@@ -314,7 +323,7 @@ class Trainer:
 
         state = {
             "step": self.step,
-            "seconds": self.seconds,
+            "seconds": [self.seconds, self.waited],
             "skipped": [self._skipped_steps, self._skipped_samples],
             "config": _identity(self.config),
             "model": whole(self.model.state_dict()),
@@ -349,7 +358,7 @@ class Trainer:
         self._step.load_state_dict(state["steps"])
         self.best.load_state_dict(state["best"])
         torch.set_rng_state(state["rng"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, (self.seconds, self.waited) = state["step"], state["seconds"]
         self._skipped_steps, self._skipped_samples = state["skipped"]
 
 
