@@ -479,3 +479,16 @@ def test_a_step_waits_for_nothing(config_for, monkeypatch, options):
     monkeypatch.undo()
     values = trainer._step.read().values
     assert math.isfinite(values["loss"]) and "loss/grad_norm" in values
+
+
+@pytest.mark.slow
+def test_compiled_initial_network(finished, config_for):
+    """The same run to rounding, with a moving average that is not compiled, and its weights under their own
+    names."""
+    config = config_for(execution=dict(compile=True), optim=dict(ema=0.9))
+    Trainer(config).run()
+    ours, theirs = (
+        [r["loss"] for r in log_of(c.out) if r["event"] == "train"] for c in (config, finished[0])
+    )
+    assert ours == pytest.approx(theirs, rel=1e-2) and ours[0] == pytest.approx(theirs[0], rel=1e-5)
+    assert load_model(Path(config.out) / "model").tasks.keys() == set(TASKS)
