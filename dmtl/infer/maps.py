@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import io
 import json
-import math
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -24,7 +23,6 @@ from dmtl.tasks import Task
 from dmtl.tasks.palette import EMBER, apply_scale
 
 _NUMBERS = "16-bit grey; value = offset + scale * pixel, with offset and scale of each image"
-TILE = 420  # pixels, longest side of a picture on an overview sheet
 
 
 def is_distance(task: Task) -> bool:
@@ -112,32 +110,6 @@ def encode_npy(map: Tensor) -> bytes:
 def encode_picture(rgb: np.ndarray) -> bytes:
     """uint8 [H, W, 3] as PNG: a sixth larger than it could be, for two thirds of the time."""
     return _png(Image.fromarray(np.ascontiguousarray(rgb)), level=1)
-
-
-def overview(pictures: dict[str, np.ndarray]) -> np.ndarray:
-    """One sheet of captioned pictures uint8 [H, W, 3], all of one size, in reading order;
-
-    large ones are reduced.
-    """
-    tiles = {}
-    for caption, rgb in pictures.items():
-        image = Image.fromarray(np.ascontiguousarray(rgb))
-        image.thumbnail((TILE, TILE), Image.Resampling.BOX)
-        tiles[caption] = image
-    font = ImageFont.load_default(15)
-    # Captions need some room under a tiny picture.
-    width = max(*(t.width for t in tiles.values()), *(math.ceil(font.getlength(c)) for c in tiles), 120)
-    height = max(t.height for t in tiles.values())
-    columns = min(len(tiles), 4 if len(tiles) > 6 else 3 if len(tiles) != 4 else 2)
-    rows = -(-len(tiles) // columns)
-    gap, line = 12, 26
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + line) + gap), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, (caption, tile) in enumerate(tiles.items()):
-        x, y = gap + (i % columns) * (width + gap), (i // columns) * (height + line)
-        draw.text((x, y + 5), caption, fill=(40, 44, 52), font=font)
-        sheet.paste(tile, (x, y + line))
-    return np.asarray(sheet)
 
 
 def _with_palette(ids_HW: np.ndarray, task: Task) -> Image.Image:

@@ -36,12 +36,12 @@ from dmtl.infer.maps import (
     encode_npy,
     encode_picture,
     encode_scalar,
-    overview,
     uncertainty_picture,
 )
 from dmtl.infer.pipeline import Waits
 from dmtl.infer.video import VideoWriter
 from dmtl.tasks import Task
+from dmtl.tasks.sheet import sheet
 
 FORMAT = "dmtl maps 1"
 RESERVED = ("pictures", "overview", "uncertainty")
@@ -215,12 +215,13 @@ class Outputs:
     def _painted(self, frame: Frame, maps: Maps) -> dict[str, np.ndarray]:
         """task -> uint8 [H, W, 3], and "overview"."""
         pictures = {name: np.asarray(task.picture(maps.maps[name])) for name, task in self.tasks.items()}
-        sheet = {"image": frame.image.permute(1, 2, 0).numpy()}
+        shown = [("image", frame.image.permute(1, 2, 0).numpy())]
         for name, picture in pictures.items():
-            sheet[name] = picture
+            shown.append((name, picture))
             if name in maps.uncertainty:
-                sheet[f"{name}: uncertainty"] = uncertainty_picture(maps.uncertainty[name].numpy())
-        return {**pictures, "overview": overview(sheet)}
+                unsure = uncertainty_picture(maps.uncertainty[name].numpy())
+                shown.append((f"{name}: uncertainty", unsure))
+        return {**pictures, "overview": sheet(shown)}
 
     def _picture_path(self, name: str, file: str) -> Path:
         return self.out_dir / ("overview" if name == "overview" else f"pictures/{name}") / file

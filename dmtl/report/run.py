@@ -19,7 +19,8 @@ from dmtl.report.figures import delta_of, metric_rows
 from dmtl.report.html import write_report
 from dmtl.report.runs import Run, read_runs, require_same_tasks
 from dmtl.report.samples import legends, sample_pictures
-from dmtl.report.uncertainty import averaging, error_auroc, evenly
+from dmtl.report.uncertainty import averaging, error_auroc
+from dmtl.train.pictures import evenly
 from dmtl.train.setup import open_data
 from dmtl.train.toml import config_from_dict
 

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from dmtl.data import LabelledImages, LabelMatrix
-from dmtl.data.transforms import normalise
-from dmtl.diffusion import CounterNoise
 from dmtl.infer.engine import Engine
 from dmtl.report.data import Cell, SamplePictures, SampleRow
 from dmtl.report.uncertainty import uncertainty_cells
 from dmtl.tasks import Task
+from dmtl.train.pictures import colour_scale, predicted
 
 HIDDEN = "not labelled in training"
 
@@ -47,22 +46,18 @@ def sample_pictures(
     result = []
     for index in indices:
         sample = dataset.read(index)
-        shared = (sample.image, index, steps, seed)
+        shared, options = (sample.image, index), {"steps": steps, "seed": seed}
         predictions = {
-            name: _predict(model.eval(), model.device, *shared, trace=True) for name, model in models.items()
+            name: predicted(model.eval(), model.device, *shared, **options, trace=True)
+            for name, model in models.items()
         }
-        averaged = None if engine is None else _predict(engine.maps, engine.device, *shared)
+        averaged = None if engine is None else predicted(engine.maps, engine.device, *shared, **options)
         chains = sum(bool(p.trace) for p in predictions.values())
         rows = []
         for task in _tasks(models, dataset).values():
             label = sample.labels.get(task.name)
             finals = [p.final[task.name] for p in predictions.values() if task.name in p.final]
-            # One colour scale for the whole row, or else a step could look like a change that it is not.
-            scale = (
-                task.value_range(task.decode(finals[-1])[:1] if label is None else label)
-                if task.kind == "scalar"
-                else None
-            )
+            scale = colour_scale(task, label, task.decode(finals[-1])[0])
             cells = [_label_cell(task, label, scale, labels, sample.id)]
             for name, prediction in predictions.items():
                 if task.name in prediction.final:
@@ -90,11 +85,6 @@ def legends(tasks: Mapping[str, Task]) -> dict[str, list[tuple[str, tuple[int, i
             continue
         result[name] = [(n, tuple(int(v) for v in c)) for n, c in zip(names, colours, strict=True)]
     return result
-
-
-def _predict(model, device, image_CHW: Tensor, index: int, steps: int | None, seed: int, **options):
-    noise = CounterNoise(seed, torch.tensor([index], device=device))
-    return model(normalise(image_CHW.to(device))[None], steps=steps, noise=noise, **options)
 
 
 def _tasks(models: Mapping[str, torch.nn.Module], dataset: LabelledImages) -> dict[str, Task]:

@@ -17,6 +17,7 @@ from dmtl.report.data import Cell, Uncertainty, UncertaintyRow
 from dmtl.tasks import Task
 from dmtl.tasks.palette import EMBER, apply_scale
 from dmtl.train.evaluate import evaluate
+from dmtl.train.pictures import evenly
 
 IMAGES = 48  # scored at most,
 PIXELS = 4_000_000  # and no more than hold so many pixels,
@@ -62,12 +63,6 @@ def uncertainty_cells(task: Task, averaged: Maps, label_KHW: Tensor | None, draw
         error_HW = torch.where(task.valid(label_KHW)[0], error_HW, math.nan).numpy()
         cells.append(_heat("error", error_HW, _units(task)[1]) if task.graded else _mistakes(error_HW))
     return cells
-
-
-def evenly(length: int, count: int) -> list[int]:
-    """At most `count` indices evenly spread over `length`."""
-    count = min(count, length)
-    return [round((i + 0.5) * length / count - 0.5) for i in range(count)]
 
 
 def _row(task: Task, auroc: float) -> UncertaintyRow:

@@ -54,7 +54,7 @@ def evaluate(
     names = None if tasks is None else list(tasks)
     world = World() if world is None else world
     sums = _Sums(world)
-    with _for_inference(model):
+    with for_inference(model):
         for batch in _share(batches, world):
             batch = batch.to(model.device)
             chosen = [t for t in (model.tasks if names is None else names) if t in batch.labels]
@@ -160,7 +160,7 @@ def _on_cpu(states: Mapping[_Key, _State]) -> dict[_Key, _State]:
 
 
 @contextmanager
-def _for_inference(model: Any):
+def for_inference(model: Any):
     """A module in eval mode, its own mode restored afterwards; anything else as it is."""
     training = isinstance(model, nn.Module) and model.training
     if training:

@@ -9,9 +9,10 @@ import torch
 from dmtl.models import ModelConfig, build_model
 from dmtl.report import report_from_runs
 from dmtl.report.samples import sample_pictures
-from dmtl.report.uncertainty import averaging, error_auroc, evenly, uncertainty_cells
+from dmtl.report.uncertainty import averaging, error_auroc, uncertainty_cells
 from dmtl.tasks import make_task
 from dmtl.tasks.palette import EMBER, GREY
+from dmtl.train.pictures import evenly
 
 from .test_run import TASKS, Toy, write_run
 

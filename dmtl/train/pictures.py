@@ -1,0 +1,88 @@
+"""Pictures of what a model predicts: validation images for TensorBoard, and what the report's pictures share
+with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmtl.data import LabelledImages, Sample
+from dmtl.data.transforms import normalise
+from dmtl.diffusion import CounterNoise
+from dmtl.tasks import Task
+from dmtl.tasks.sheet import sheet
+from dmtl.train.evaluate import for_inference
+
+UNKNOWN = 128  # grey of pixels, or whole pictures, without a label
+
+
+def validation_pictures(
+    model: Any, data: LabelledImages, count: int, *, tasks: list[str] | None = None, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Sheets of `count` images evenly spread over a split: the image, and of every task label, initial map
+    (where the model has a chain) and final map side by side.
+
+    Args:
+        model: a model, whose mode is restored.
+        tasks: default all that model and data share.
+        seed: of the chain's noise, drawn for an image's place in the data set as the evaluation does.
+
+    Returns: "validation/<image id>" -> uint8 [H, W, 3].
+    """
+    names = [n for n in model.tasks if n in data.tasks and (tasks is None or n in tasks)]
+    sheets = {}
+    if not names:
+        return sheets
+    with for_inference(model), torch.inference_mode():
+        for index in evenly(len(data), count):
+            sample = data.read(index, names)
+            prediction = predicted(model, model.device, sample.image, index, seed=seed, tasks=names)
+            kinds = {"initial": prediction.initial, "final": prediction.final}
+            if model.config.diffusion == "none":
+                del kinds["initial"]  # the final map is that
+            sheets[f"validation/{sample.id}"] = _sheet(sample, {n: model.tasks[n] for n in names}, kinds)
+    return sheets
+
+
+def _sheet(
+    sample: Sample, tasks: Mapping[str, Task], kinds: Mapping[str, Mapping[str, Tensor]]
+) -> np.ndarray:
+    """A row a task: label and maps; the image stands before the first. kinds: caption -> logits by task."""
+    image = np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy())
+    unknown = np.full_like(image, UNKNOWN)
+    pictures = []
+    for name, task in tasks.items():
+        label = sample.labels.get(name)
+        maps = {kind: task.decode(logits[name].float())[0].cpu() for kind, logits in kinds.items()}
+        scale = colour_scale(task, label, maps["final"])
+        pictures.append((f"image {sample.id}", None if pictures else image))
+        pictures.append((f"{name}: label", unknown if label is None else task.label_picture(label, scale)))
+        pictures += [(f"{name}: {kind}", task.picture(map, scale)) for kind, map in maps.items()]
+    return sheet(pictures, 2 + len(kinds))
+
+
+def predicted(
+    model: Any, device: torch.device, image_CHW: Tensor, index: int, *, seed: int, **options: Any
+) -> Any:
+    """What `model` (or an engine's `maps`) makes of one image uint8 [3, H, W], with the noise that the
+    evaluation draws for its place in the data set."""
+    noise = CounterNoise(seed, torch.tensor([index], device=device))
+    return model(normalise(image_CHW.to(device))[None], noise=noise, **options)
+
+
+def colour_scale(task: Task, label_KHW: Tensor | None, map_HW: Tensor) -> tuple[float, float] | None:
+    """One colour scale for all pictures of a task and an image, or else a step could look like a change that
+    it is not: the label's, or the decoded map's where there is none. None where colours are fixed."""
+    if task.kind != "scalar":
+        return None
+    return task.value_range(map_HW[None] if label_KHW is None else label_KHW)
+
+
+def evenly(length: int, count: int) -> list[int]:
+    """At most `count` indices evenly spread over `length`."""
+    count = min(count, length)
+    return [round((i + 0.5) * length / count - 0.5) for i in range(count)]
