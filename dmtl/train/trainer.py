@@ -93,6 +93,7 @@ class Trainer:
         self.best = Best(self.model.tasks, read_reference(config.log.baseline))
         self.step, self.seconds, self.waited, self._loss = 0, 0.0, 0.0, float("nan")
         self._skipped_steps, self._skipped_samples = 0, 0
+        self._final: Metrics = {}  # metrics after the last step
         if resume:
             state = self.checkpoints.latest(self.say)
             if state is not None:
@@ -136,7 +137,6 @@ class Trainer:
         """
         log = self._open()
         batches = self.loader.stream(self.step)
-        metrics: Metrics = {}
         profile = (
             Profile(self.out / "profile", self.step, self.say) if self.profile and self.world.main else None
         )
@@ -144,17 +144,17 @@ class Trainer:
             with StopRequest() as stop:
                 while self.step < self.steps and not self._finished_early:
                     self._advance(batches, log, profile)
-                    metrics = self._between_steps(log, stop)
-            if not metrics:
-                metrics = self._evaluated(log)
+                    self._between_steps(log, stop)
+            if not self._final:
+                self._final = self._evaluated(log)
             self.checkpoints.wait()
         finally:
             if profile is not None:
                 profile.close()
             log.close()
             self.checkpoints.close()
-        self._finish(metrics)
-        return metrics
+        self._finish(self._final)
+        return self._final
 
     def _open(self) -> RunLog:
         config = self.config
@@ -204,13 +204,13 @@ class Trainer:
         if self.step % self.steps_per_epoch == 0:
             self.weighting.end_epoch(distributed.total)
 
-    def _between_steps(self, log: RunLog, stop: StopRequest) -> Metrics:
-        """Evaluation and checkpoint where they are due; returns the metrics of the last step."""
-        metrics: Metrics = {}
+    def _between_steps(self, log: RunLog, stop: StopRequest) -> None:
+        """Evaluation and checkpoint where they are due."""
         last = self.step == self.steps
         if last or self.step % self.config.log.eval_every == 0:
             metrics = self._evaluated(log)
             last = last or self._finished_early
+            self._final = metrics if last else {}
         if last or self.step % self.config.log.checkpoint_every == 0:
             self.save()
         if self._stop_agreed(stop):
@@ -220,7 +220,6 @@ class Trainer:
                 "--resume goes on",
                 128 + (stop.number or signal.SIGTERM),
             )
-        return metrics if last else {}
 
     def _stop_agreed(self, stop: StopRequest) -> bool:
         """Whether to stop now. Processes have to agree; on GPUs they ask at the steps that are logged."""
@@ -332,6 +331,7 @@ class Trainer:
             "ema": None if self.ema is None else whole(self.ema.average.state_dict()),
             "steps": self._step.state_dict(),
             "best": self.best.state_dict(),
+            "final": self._final,
             "rng": torch.get_rng_state(),
         }
         if self.world.main:
@@ -360,6 +360,7 @@ class Trainer:
         torch.set_rng_state(state["rng"])
         self.step, (self.seconds, self.waited) = state["step"], state["seconds"]
         self._skipped_steps, self._skipped_samples = state["skipped"]
+        self._final = state["final"]
 
 
 def _identity(config: RunConfig) -> str:

@@ -270,7 +270,17 @@ def test_output_below_a_file(dmtl, tmp_path, trained, data, words):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on file sizes there")
-def test_full_disk_while_weights_are_written(trained, data, tmp_path):
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ([], "cannot write run/best/model.safetensors"),
+        (
+            ["--log.checkpoint-every", "1"],
+            "cannot write run/checkpoints/step-00000001.pt: File too large; there is no checkpoint before it",
+        ),
+    ],
+)
+def test_full_disk_while_weights_are_written(trained, data, tmp_path, options, told):
     """As above, with the writers of torch and safetensors stopped by the system in the middle of a file."""
     program = (
         "import resource, signal, sys, dmtl.cli, torch\n"
@@ -278,7 +288,7 @@ def test_full_disk_while_weights_are_written(trained, data, tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
         "sys.exit(dmtl.cli.main(sys.argv[1:]))\n"
     )
-    words = ["train", "--data.root", str(data), "--out", "run", *SHORT]
+    words = ["train", "--data.root", str(data), "--out", "run", *SHORT, *options]
     child = subprocess.run(
         [sys.executable, "-c", program, *words],
         cwd=tmp_path,
@@ -286,7 +296,7 @@ def test_full_disk_while_weights_are_written(trained, data, tmp_path):
         capture_output=True,
         text=True,
     )
-    refused(Result(child.returncode, child.stdout, child.stderr), "cannot write run/checkpoints/last.pt")
+    refused(Result(child.returncode, child.stdout, child.stderr), told)
     assert sorted(path.name for path in (tmp_path / "run").rglob("*") if path.is_file()) == [
         "config.toml",
         "labels.csv",

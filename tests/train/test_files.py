@@ -1,71 +1,12 @@
-"""Checkpoints, the log and the moving average."""
+"""The log and the moving average."""
 
 import json
-import os
 
-import pytest
 import torch
 
-from dmtl.errors import CheckpointError
-from dmtl.train.checkpoint import load_checkpoint, save_checkpoint
 from dmtl.train.ema import MovingAverage
 from dmtl.train.log import RunLog
 from tests.models.cases import small_model
-
-
-def test_checkpoint_round_trip(tmp_path):
-    state = {
-        "step": 3,
-        "model": {"w": torch.randn(3)},
-        "rng": torch.get_rng_state(),
-        "config": '{"a": 1}',
-        "ema": None,
-    }
-    save_checkpoint(tmp_path / "deep" / "last.pt", state)
-    loaded = load_checkpoint(tmp_path / "deep" / "last.pt")
-    assert (
-        loaded["step"] == 3
-        and torch.equal(loaded["model"]["w"], state["model"]["w"])
-        and loaded["ema"] is None
-    )
-    assert os.listdir(tmp_path / "deep") == ["last.pt"]
-
-
-@pytest.mark.parametrize(
-    "damage", [lambda d: d[: len(d) // 2], lambda d: b"", lambda d: b"text", lambda d: d[:-30]]
-)
-def test_torn_checkpoint(tmp_path, damage):
-    path = tmp_path / "last.pt"
-    save_checkpoint(path, {"step": 3, "w": torch.randn(1000)})
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(CheckpointError, match=f"{path}: damaged or not a training checkpoint"):
-        load_checkpoint(path)
-
-
-class Payload:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-def test_foreign_checkpoints(tmp_path):
-    path = tmp_path / "last.pt"
-    with pytest.raises(CheckpointError, match="no such checkpoint"):
-        load_checkpoint(path)
-    torch.save({"format": 1, "step": Payload(tmp_path / "executed")}, path)
-    with pytest.raises(CheckpointError, match="damaged or not a training checkpoint"):
-        load_checkpoint(path)
-    assert not (tmp_path / "executed").exists()
-    for content, found in (
-        ({"format": 99}, "got format 99"),
-        ({"step": 1}, "got format None"),
-        ([1], "got format list"),
-    ):
-        torch.save(content, path)
-        with pytest.raises(CheckpointError, match=f"expected a training checkpoint of format 1, {found}"):
-            load_checkpoint(path)
 
 
 def test_log_rows(tmp_path):
