@@ -1,0 +1,331 @@
+"""What a training run will be, told before it runs.
+
+`plan` counts what follows from the configuration: data, labels, parameters, work, steps, files. `measure`
+takes a few real steps, on the run's own first batches, in a process of its own (so that memory is that
+process's peak), and `forecast` puts both together. `python -m dmtl.bench.plan` is that process. Nothing is
+written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import dmtl
+from dmtl.bench.work import Part, count
+from dmtl.data import LabelledImages
+from dmtl.data.loader import Loader
+from dmtl.data.wrappers import Cached, Subset
+from dmtl.errors import ConfigError, DmtlError
+from dmtl.models import DiffusionMTL, MultiTaskBaseline, build_model
+from dmtl.train.checkpoint import state_bytes
+from dmtl.train.config import RunConfig
+from dmtl.train.optim import frozen, total_steps
+from dmtl.train.setup import Data, open_data, training_loader
+from dmtl.train.toml import config_from_dict
+from dmtl.train.weighting import make_weighting
+
+LEAST_STEPS, MOST_STEPS, ENOUGH_S = 3, 20, 4.0  # measured: at least, at most, and no more once so long
+EVALUATED = 8  # images: a batch of the evaluation
+LIMIT_S = 3600
+FLOAT = 4  # bytes of the parameters and of the optimiser's moments
+
+
+def plan(config: RunConfig) -> dict:
+    """What can be said without running anything; JSON-able, sizes in bytes. The data set is opened, not
+    read."""
+    data = open_data(config.data, config.optim.task_weights)
+    loader = training_loader(config, data)
+    model = _model(config, data)
+    per_epoch, total = len(loader), total_steps(config.optim, len(loader))
+    pairs_SB = pairs_of_steps(loader)
+    pairs = {task: float(n) for task, n in zip(loader.visible.tasks, pairs_SB.mean(0))}
+    files = _files(config, model)
+    return {
+        "out": config.out,
+        "data": {
+            "name": data.train.name,
+            "train": len(data.train),
+            "val": len(data.val),
+            "labelled": int(loader.visible.matrix.any(1).sum()),
+            "size": list(config.data.size),
+            "labels": loader.visible.statistics(),
+        },
+        "steps": {
+            "total": total,
+            "per_epoch": per_epoch,
+            "epochs": total / per_epoch,
+            "images": config.optim.batch_size,
+            "pairs": pairs,
+            "most_pairs": int(pairs_SB.sum(1).max()),
+        },
+        "parameters": parameters(model),
+        "flops": work(config, model, pairs),
+        "files": files,
+        "evaluations": len({*range(config.log.eval_every, total, config.log.eval_every), total}),
+    }
+
+
+def forecast(facts: dict, config: RunConfig, measured: dict) -> dict:
+    """Memory and time of the whole run, from `plan` and `measure`.
+
+    Memory: the measured peak, what the cache of samples will have grown by, and the copy of the state that is
+    being written while the next step runs. Time: a step computes, and waits for its batch where no worker
+    prepares it meanwhile; the first epoch reads, later ones find what was kept.
+    """
+    steps, data = facts["steps"], facts["data"]
+    images = steps["images"]
+    first, later = (images * measured[key] for key in ("read_s", "again_s"))
+    if not config.data.cache and config.data.cache_dir is None:
+        later = first
+    workers = min(config.data.workers, measured["cores"])
+    compute = statistics.median(measured["step_s"])
+    step = [max(compute, load / workers) if workers else compute + load for load in (first, later)]
+    reading = min(steps["total"], steps["per_epoch"])
+    seconds = reading * step[0] + (steps["total"] - reading) * step[1]
+    evaluation = facts["evaluations"] * data["val"] * measured["evaluation_s"]
+    cache = 0
+    if config.data.cache:
+        splits = (("labelled", "train_bytes"), ("val", "val_bytes"))
+        cache = round(sum(min(measured["cache_limit"], data[n] * measured[b]) for n, b in splits))
+    return {
+        "compute_s": compute,
+        "load_first_s": first,
+        "load_s": later,
+        "step_s": seconds / steps["total"],
+        "evaluation_s": evaluation,
+        "hours": (seconds + evaluation) / 3600,
+        "cache_bytes": cache,
+        "memory_bytes": measured["peak_bytes"]
+        + cache
+        - measured["held_bytes"]
+        + facts["files"]["checkpoint"],
+        "device_bytes": measured["device_bytes"],
+    }
+
+
+# counted
+
+
+def pairs_of_steps(loader: Loader) -> np.ndarray:
+    """Labelled images of every task in every step of the first epoch, int [steps, tasks]."""
+    size = loader.batch_size
+    order = loader.order(0)[: len(loader) * size]
+    return np.add.reduceat(loader.visible.matrix[order].astype(int), np.arange(0, len(order), size))
+
+
+def parameters(model: DiffusionMTL | MultiTaskBaseline) -> dict[str, dict[str, int]]:
+    """Part -> numbers that are trained, and that are frozen."""
+    parts = {"encoder": ["initial.backbone"], "initial decoders": ["initial"]}
+    if isinstance(model, DiffusionMTL):
+        parts |= {
+            "condition": ["mtdnet.condition"],
+            "cross blocks": ["mtdnet.denoiser.blocks", "mtdnet.denoiser.time_embedding"],
+            "denoising decoders": ["mtdnet"],
+        }
+    counted = {part: {"trained": 0, "frozen": 0} for part in parts}
+    for name, parameter in model.named_parameters():
+        part = next(p for p, starts in parts.items() if any(name.startswith(s + ".") for s in starts))
+        counted[part]["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
+    return counted
+
+
+def work(config: RunConfig, model: DiffusionMTL | MultiTaskBaseline, pairs: dict[str, float]) -> dict:
+    """Floating-point operations of an average step, two for a multiply-add; convolutions and products alone.
+
+    Forward layer by layer, MTDNet for the labelled pairs. Backward: as much again for the gradient of each
+    layer's input, and once more for that of its weights where they are trained; a frozen encoder needs
+    neither. Recomputing the chain counts as backward.
+    """
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    images, size = config.optim.batch_size, tuple(config.data.size)
+    whole = count(model.config, size, published=True)
+    rows = [(part, images) for part in whole if part.stage in ("initial", "condition")]
+    if isinstance(model, DiffusionMTL):
+        for task, number in pairs.items():
+            chain = count(model.config, size, published=True, tasks=[task])
+            rows += [(part, number) for part in chain if part.stage == "chain"]
+    forward = {stage: 0.0 for stage in ("initial", "condition", "chain")}
+    backward = 0.0
+    for part, number in rows:
+        forward[part.stage] += number * part.flops
+        times = 2 if any(name.startswith(_module(part)) for name in trained) else 1
+        if times == 1 and part.layer.startswith("backbone"):
+            times = 0
+        times += config.execution.recompute and part.stage == "chain"
+        backward += times * number * part.flops
+    return forward | {"forward": sum(forward.values()), "backward": backward}
+
+
+def _module(part: Part) -> str:
+    """The beginning of the names of a counted layer's parameters."""
+    if part.stage == "initial":
+        return f"initial.{part.layer}."
+    if part.stage == "condition":
+        return "mtdnet.condition"
+    return f"mtdnet.{'' if part.layer.startswith('heads') else 'denoiser.'}{part.layer}."
+
+
+def _model(config: RunConfig, data: Data) -> DiffusionMTL | MultiTaskBaseline:
+    """The run's model without storage, frozen where the run's is."""
+    with torch.device("meta"):
+        specs = [task.spec() for task in data.tasks.values()]
+        model = build_model(dataclasses.replace(config.model, tasks=specs))
+    frozen(config.optim, model)
+    return model
+
+
+def _files(config: RunConfig, model: DiffusionMTL | MultiTaskBaseline) -> dict[str, int]:
+    """Bytes of a checkpoint and of a model on disk, and of all that a run keeps: its last checkpoints and one
+    that is being written, the best and the last model."""
+    weights = state_bytes(model.state_dict())
+    weighting = make_weighting(config.optim, model.tasks)
+    trained = [p for p in (*model.parameters(), *weighting.parameters()) if p.requires_grad]
+    moments = sum(FLOAT * (2 * p.numel() + 1) for p in trained)
+    checkpoint = weights * (2 if config.optim.ema else 1) + moments + state_bytes(weighting.state_dict())
+    return {
+        "checkpoint": checkpoint,
+        "model": weights,
+        "kept": config.log.keep,
+        "disk": (config.log.keep + 1) * checkpoint + 2 * weights,
+    }
+
+
+# measured
+
+
+def measure(config: RunConfig, threads: int | None = None) -> dict:
+    """A few steps and an evaluation of one batch in a process of its own.
+
+    Returns:
+        step_s: seconds of each measured step, its batch at hand. read_s, again_s: seconds that an image takes
+        to be read and transformed, first and later. evaluation_s: of an image, everything included.
+        peak_bytes: the process's largest resident set. device_bytes: largest allocation on a GPU, else 0.
+        held_bytes: samples kept in memory by then; train_bytes, val_bytes: of one sample. cache_limit: bytes
+        that a split may keep. cores: that this process may use.
+
+    Raises:
+        ConfigError: the steps failed; the message is theirs.
+    """
+    asked = {"config": dataclasses.asdict(config), "threads": threads or torch.get_num_threads()}
+    paths = [str(Path(dmtl.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    command = [sys.executable, "-m", "dmtl.bench.plan"]
+    try:
+        done = subprocess.run(
+            command, input=json.dumps(asked), capture_output=True, text=True, env=environment, timeout=LIMIT_S
+        )
+    except subprocess.TimeoutExpired:
+        raise ConfigError(f"{LEAST_STEPS} steps took longer than {LIMIT_S} s") from None
+    if done.returncode < 0:
+        raise ConfigError(
+            f"the measured steps were killed by signal {-done.returncode}, most likely for lack of memory; "
+            "lower optim.batch_size or data.size, or set execution.micro_batch"
+        )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise ConfigError(lines[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measured(config: RunConfig) -> dict:
+    """What `measure` returns, measured here."""
+    from dmtl.train.trainer import Trainer
+
+    optim = dataclasses.replace(config.optim, mtdnet_start=0.0)
+    alone = dataclasses.replace(config.data, cache_dir=None, workers=0)
+    config = dataclasses.replace(config, out=os.devnull, optim=optim, data=alone)
+    data = open_data(config.data, config.optim.task_weights)
+    val = _first(data.val, EVALUATED)
+    trainer = Trainer(config, data=dataclasses.replace(data, val=val))
+    loader = trainer.loader
+    took, batches = _timed_batches(loader, LEAST_STEPS)
+    train_bytes = _held(data.train) / len({int(i) for batch in batches for i in batch.index})
+    again, _ = _timed_batches(loader, LEAST_STEPS)
+    steps: list[float] = []
+    for number in range(1 + MOST_STEPS):  # the first warms up
+        begin = time.perf_counter()
+        trainer.take(batches[number % len(batches)])
+        _finish(trainer.device)
+        steps.append(time.perf_counter() - begin)
+        if number >= LEAST_STEPS and sum(steps[1:]) > ENOUGH_S:
+            break
+    most = int(pairs_of_steps(loader).sum(1).argmax())
+    trainer.take(next(loader.stream(most)))
+    evaluation = []
+    for _ in range(2):
+        begin = time.perf_counter()
+        trainer.evaluate()
+        _finish(trainer.device)
+        evaluation.append(time.perf_counter() - begin)
+    return {
+        "step_s": steps[1:],
+        "read_s": took / (LEAST_STEPS * loader.batch_size),
+        "again_s": again / (LEAST_STEPS * loader.batch_size),
+        "evaluation_s": min(evaluation) / len(val),
+        "peak_bytes": peak_bytes(),
+        "device_bytes": torch.cuda.max_memory_reserved() if trainer.device.type == "cuda" else 0,
+        "device": str(trainer.device),
+        "held_bytes": _held(data.train) + _held(val),
+        "train_bytes": train_bytes,
+        "val_bytes": _held(val) / len(val),
+        "cache_limit": data.train.limit_bytes if isinstance(data.train, Cached) else 0,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+
+
+def peak_bytes() -> int:
+    """The largest resident set of this process so far."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _timed_batches(loader: Loader, number: int) -> tuple[float, list]:
+    """Seconds for the first batches, and these."""
+    begin = time.perf_counter()
+    batches = [batch for _, batch in zip(range(number), loader.stream(), strict=False)]
+    return time.perf_counter() - begin, batches
+
+
+def _first(dataset: LabelledImages, number: int) -> LabelledImages:
+    """The first images; kept in memory where those of `dataset` are."""
+    cached = isinstance(dataset, Cached)
+    subset = Subset(dataset.dataset if cached else dataset, range(min(number, len(dataset))))
+    return Cached(subset) if cached else subset
+
+
+def _held(dataset: LabelledImages) -> int:
+    """Bytes of the samples in memory."""
+    return dataset.used_bytes if isinstance(dataset, Cached) else 0
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def main() -> int:
+    asked = json.load(sys.stdin)
+    torch.set_num_threads(asked["threads"])
+    try:
+        print(json.dumps(measured(config_from_dict(asked["config"]))))
+    except DmtlError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
