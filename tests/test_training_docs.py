@@ -1,0 +1,122 @@
+"""docs/training.md: its commands are understood, its configuration is read, its sweep runs, names exist."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from dmtl.cli import COMMANDS
+from dmtl.cli._arguments import parse
+from dmtl.cli.compare import Compare
+from dmtl.cli.train import Train, defaults, run_config
+from dmtl.errors import ConfigError
+from dmtl.models import ModelConfig
+from dmtl.train import toml
+from dmtl.train.config import DataConfig, ExecutionConfig, LogConfig, OptimConfig, RunConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+KINDS = {"train": Train, "compare": Compare}
+SECTIONS = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "optim": OptimConfig,
+    "execution": ExecutionConfig,
+    "log": LogConfig,
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """The words behind `dmtl` of every line in shell blocks, run by torchrun or in a loop too."""
+    text = "\n".join(blocks("sh")).replace("\\\n", " ").replace("-m dmtl ", "dmtl ").replace("$seed", "1")
+    found = [re.search(r"\bdmtl (.*)", line) for line in text.splitlines()]
+    return [shlex.split(match[1], comments=True) for match in found if match]
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_commands_are_understood(words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    command, *arguments = words
+    if command == "train":
+        run_config(parse(Train, arguments, command, default=defaults(Train, arguments)), arguments)
+    else:
+        parse(KINDS[command], arguments, command)
+
+
+def test_a_wrong_command_would_be_noticed():
+    with pytest.raises(ConfigError, match="unknown option --dry-runs"):
+        parse(Train, ["--dry-runs"], "train", default=Train())
+
+
+def test_toml(tmp_path):
+    [text] = blocks("toml")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "mine.toml").write_text(text.replace('extends = "', 'extends = "configs/'))
+    config = toml.read_config(tmp_path / "mine.toml")
+    assert (config.optim.lr, config.optim.task_weights, config.optim.epochs) == (1e-5, {"edge": 25}, 100)
+
+
+def test_named_keys_and_files_exist():
+    """Every `section.key`, and every key that stands alone where a section is spoken of."""
+    for section, key in re.findall(r"`(data|model|optim|execution|log)\.(?!jsonl)(\w+)", PAGE):
+        assert key in {f.name for f in dataclasses.fields(SECTIONS[section])}, f"{section}.{key}"
+    own = PAGE.split("## Learning rates")[1].split("\n## ")[0]
+    optim = {f.name for f in dataclasses.fields(OptimConfig)} | {"poly", "cosine", "step", "constant"}
+    for key in re.findall(r"`(\w+)(?: = [\d.]+)?`", own):
+        assert key in optim, key
+    for path in re.findall(r"configs/[\w-]+\.toml", PAGE):
+        assert (ROOT / path).is_file(), path
+    assert {name for name in re.findall(r"\bdmtl (\w+)", PAGE)} <= set(COMMANDS)
+
+
+def test_sweep(tmp_path, monkeypatch):
+    """The example as printed, with a stand-in for Optuna that asks for one trial of a short run."""
+    [example] = blocks("python")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/sweep").mkdir(parents=True)
+    read = toml.read_config
+
+    def short(path):
+        config = read(ROOT / path)
+        return dataclasses.replace(
+            config,
+            data=dataclasses.replace(config.data, size=(32, 32), train_count=4, val_count=2),
+            model=dataclasses.replace(config.model, width=8, heads=2, backbone_width=4),
+            optim=dataclasses.replace(config.optim, steps=1, batch_size=2, precision="fp32"),
+        )
+
+    monkeypatch.setattr(toml, "read_config", short)
+    train_baseline(short("configs/scenes-one-label.toml"))
+    trial, found = types.SimpleNamespace(number=7), []
+    trial.suggest_float = lambda name, low, high, log: (low * high) ** 0.5
+    trial.suggest_categorical = lambda name, choices: choices[0]
+    optuna = types.ModuleType("optuna")
+    study = types.SimpleNamespace(optimize=lambda objective, n_trials: found.append(objective(trial)))
+    optuna.create_study = lambda direction: study
+    monkeypatch.setitem(sys.modules, "optuna", optuna)
+    exec(compile(example, "docs/training.md", "exec"), {})
+    [delta] = found
+    assert isinstance(delta, float) and -1000 < delta < 1000
+    config = read(tmp_path / "runs/optuna/7/config.toml")
+    assert (config.optim.lr, config.model.steps, config.log.baseline) == (
+        pytest.approx(1e-3),
+        1,
+        "runs/sweep/mtl-0",
+    )
+
+
+def train_baseline(config: RunConfig) -> None:
+    from dmtl.train.trainer import Trainer
+
+    model = dataclasses.replace(config.model, diffusion="none")
+    Trainer(dataclasses.replace(config, out="runs/sweep/mtl-0", model=model)).run()
