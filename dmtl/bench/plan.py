@@ -80,7 +80,8 @@ def forecast(facts: dict, config: RunConfig, measured: dict) -> dict:
 
     Memory: the measured peak, what the cache of samples will have grown by, and the copy of the state that is
     being written while the next step runs. Time: a step computes, and waits for its batch where no worker
-    prepares it meanwhile; the first epoch reads, later ones find what was kept.
+    prepares it meanwhile; the first epoch reads, later ones find what was kept. Workers whose samples stay in
+    memory begin by reading all of them.
     """
     steps, data = facts["steps"], facts["data"]
     images = steps["images"]
@@ -91,6 +92,9 @@ def forecast(facts: dict, config: RunConfig, measured: dict) -> dict:
     compute = statistics.median(measured["step_s"])
     step = [max(compute, load / workers) if workers else compute + load for load in (first, later)]
     reading = min(steps["total"], steps["per_epoch"])
+    start = 0.0
+    if workers and config.data.cache:
+        start, reading = data["labelled"] * measured["read_s"] / workers, 0
     seconds = reading * step[0] + (steps["total"] - reading) * step[1]
     evaluation = facts["evaluations"] * data["val"] * measured["evaluation_s"]
     cache = 0
@@ -101,9 +105,10 @@ def forecast(facts: dict, config: RunConfig, measured: dict) -> dict:
         "compute_s": compute,
         "load_first_s": first,
         "load_s": later,
+        "start_s": start,
         "step_s": seconds / steps["total"],
         "evaluation_s": evaluation,
-        "hours": (seconds + evaluation) / 3600,
+        "hours": (start + seconds + evaluation) / 3600,
         "cache_bytes": cache,
         "memory_bytes": measured["peak_bytes"]
         + cache

@@ -63,6 +63,8 @@ def print_forecast(measured: dict, told: dict) -> None:
     load = f"{_ms(told['load_first_s'])} to load a batch"
     if told["load_s"] != told["load_first_s"]:
         load += f" at first, {_ms(told['load_s'])} later"
+    if told["start_s"]:
+        rows.add_row("at the start", f"{_duration(told['start_s'])} to read all samples (data.cache)")
     rows.add_row("a step", f"{_ms(told['step_s'])} on average: {_ms(told['compute_s'])} to compute, {load}")
     rows.add_row("evaluations", f"{_duration(told['evaluation_s'])} in all")
     rows.add_row("the whole run", _duration(3600 * told["hours"]))

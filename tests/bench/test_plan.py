@@ -162,6 +162,9 @@ def test_forecast():
     assert cached["memory_bytes"] == 1000 + 100 - 30 + facts["files"]["checkpoint"]
     assert told(cache=False)["step_s"] == pytest.approx(1.3)
     assert told(cache=False, cache_dir="x")["step_s"] == cached["step_s"]
+    warmed = told(workers=2)
+    assert (warmed["start_s"], warmed["step_s"]) == (10 * 0.2 / 2, 0.5)
+    assert warmed["hours"] == pytest.approx((1.0 + 10 * 0.5 + warmed["evaluation_s"]) / 3600)
     assert told(cache=False, workers=1)["step_s"] == pytest.approx(0.8)
     assert told(cache=False, workers=9)["step_s"] == pytest.approx(0.5)
 
