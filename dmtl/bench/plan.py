@@ -78,8 +78,8 @@ def plan(config: RunConfig) -> dict:
 def forecast(facts: dict, config: RunConfig, measured: dict) -> dict:
     """Memory and time of the whole run, from `plan` and `measure`.
 
-    Memory: the measured peak, what the cache of samples will have grown by, and the copy of the state that is
-    being written while the next step runs. Time: a step computes, and waits for its batch where no worker
+    Memory: the measured peak, what the cache of samples will have grown by, and where checkpoints are written
+    while steps go on the copy of the state that is being written. Time: a step computes, and waits for its batch where no worker
     prepares it meanwhile; the first epoch reads, later ones find what was kept. Workers whose samples stay in
     memory begin by reading all of them.
     """
@@ -101,6 +101,7 @@ def forecast(facts: dict, config: RunConfig, measured: dict) -> dict:
     if config.data.cache:
         splits = (("labelled", "train_bytes"), ("val", "val_bytes"))
         cache = round(sum(min(measured["cache_limit"], data[n] * measured[b]) for n, b in splits))
+    copy = facts["files"]["checkpoint"] if config.log.checkpoint_every < steps["total"] else 0
     return {
         "compute_s": compute,
         "load_first_s": first,
@@ -110,10 +111,7 @@ def forecast(facts: dict, config: RunConfig, measured: dict) -> dict:
         "evaluation_s": evaluation,
         "hours": (start + seconds + evaluation) / 3600,
         "cache_bytes": cache,
-        "memory_bytes": measured["peak_bytes"]
-        + cache
-        - measured["held_bytes"]
-        + facts["files"]["checkpoint"],
+        "memory_bytes": measured["peak_bytes"] + cache - measured["held_bytes"] + copy,
         "device_bytes": measured["device_bytes"],
     }
 

@@ -150,8 +150,8 @@ def test_forecast():
     )
     measured |= dict(device_bytes=0, held_bytes=30, train_bytes=10.0, val_bytes=20.0, cache_limit=50)
 
-    def told(**data):
-        return forecast(facts, run_config(data=data, optim={"steps": 10}), measured)
+    def told(log={}, **data):
+        return forecast(facts, run_config(data=data, optim={"steps": 10}, log=log), measured)
 
     cached = told()
     assert (cached["compute_s"], cached["load_first_s"], cached["load_s"]) == (0.5, 0.8, 0.2)
@@ -160,6 +160,7 @@ def test_forecast():
     assert cached["hours"] == pytest.approx((10 * cached["step_s"] + cached["evaluation_s"]) / 3600)
     assert cached["cache_bytes"] == 50 + 50  # both splits are larger than the limit
     assert cached["memory_bytes"] == 1000 + 100 - 30 + facts["files"]["checkpoint"]
+    assert told(log={"checkpoint_every": 10})["memory_bytes"] == 1000 + 100 - 30
     assert told(cache=False)["step_s"] == pytest.approx(1.3)
     assert told(cache=False, cache_dir="x")["step_s"] == cached["step_s"]
     warmed = told(workers=2)
