@@ -79,9 +79,9 @@ def forecast(facts: dict, config: RunConfig, measured: dict) -> dict:
     """Memory and time of the whole run, from `plan` and `measure`.
 
     Memory: the measured peak, what the cache of samples will have grown by, and where checkpoints are written
-    while steps go on the copy of the state that is being written. Time: a step computes, and waits for its batch where no worker
-    prepares it meanwhile; the first epoch reads, later ones find what was kept. Workers whose samples stay in
-    memory begin by reading all of them.
+    while steps go on the copy of the state that is being written. Time: a step computes, and waits for its
+    batch where no worker prepares it meanwhile; the first epoch reads, later ones find what was kept. Workers
+    whose samples stay in memory begin by reading all of them.
     """
     steps, data = facts["steps"], facts["data"]
     images = steps["images"]
@@ -246,7 +246,8 @@ def measured(config: RunConfig) -> dict:
     from dmtl.train.trainer import Trainer
 
     optim = dataclasses.replace(config.optim, mtdnet_start=0.0)
-    alone = dataclasses.replace(config.data, cache_dir=None, workers=0)
+    kept = config.data.cache or config.data.cache_dir is not None
+    alone = dataclasses.replace(config.data, cache=kept, cache_dir=None, workers=0)
     config = dataclasses.replace(config, out=os.devnull, optim=optim, data=alone)
     data = open_data(config.data, config.optim.task_weights)
     val = _first(data.val, EVALUATED)

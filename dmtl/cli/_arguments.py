@@ -7,7 +7,7 @@ import itertools
 import re
 import shutil
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any, TypeVar
 
@@ -19,9 +19,7 @@ from dmtl.errors import ConfigError
 T = TypeVar("T")
 
 _STYLE = (tyro.conf.DisallowNone, tyro.conf.SuppressFixed)
-_EXPLANATION = dict(
-    initial_indent=" " * 8, subsequent_indent=" " * 8, break_on_hyphens=False, break_long_words=False
-)
+EXPLANATION = 8  # columns that explanations are indented by, at least
 _registry = ConstructorRegistry()
 
 
@@ -96,14 +94,28 @@ def _readable(text: str) -> str:
     )
 
 
-def _refilled(lines: list[str], width: int) -> Iterator[str]:
-    """Explanations, which are indented by eight, without the line breaks of their docstrings."""
-    explains = re.compile(r" {8}\S")
-    for explaining, group in itertools.groupby(lines, lambda line: bool(explains.match(line))):
-        if explaining:
-            yield textwrap.fill(" ".join(line.strip() for line in group), width, **_EXPLANATION)
-        else:
-            yield from group
+def _refilled(lines: list[str], width: int) -> list[str]:
+    """Explanations without the line breaks of their docstrings. They are indented, or stand behind what they
+    explain, and go on below at the same column."""
+    filled: list[str] = []
+    for column, group in itertools.groupby(lines, lambda line: len(line) - len(line.lstrip())):
+        if column < EXPLANATION:
+            filled += group
+            continue
+        text, start = " ".join(line.strip() for line in group), " " * column
+        if filled and re.match(rf".{{{column - 2}}}  \S", filled[-1]):
+            last = filled.pop()
+            start, text = last[:column], f"{last[column:]} {text}"
+        below = " " * column
+        filled += textwrap.wrap(
+            text,
+            width,
+            initial_indent=start,
+            subsequent_indent=below,
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+    return filled
 
 
 def _plain(notation: re.Match) -> str:

@@ -90,7 +90,11 @@ def _label_table(data: dict, steps: dict) -> Table:
 
 
 def _rows() -> Table:
-    return Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    """A table of names and what is to say of them, as wide in front as the others."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(min_width=len("denoising decoders") + 2)
+    table.add_column()
+    return table
 
 
 def _thousands(n: int) -> str:

@@ -8,6 +8,8 @@ from dmtl.cli._arguments import parse
 from dmtl.cli.train import Train, defaults, run_config
 from dmtl.train.config import RunConfig
 
+from .conftest import SHORT
+
 
 def config_of(*words: object) -> RunConfig:
     words = [str(word) for word in words]
@@ -54,7 +56,46 @@ def test_help_is_filled(dmtl):
     out = dmtl("train", "--help").out
     assert "--optim.task-weights TASK NUMBER ..." in out
     lines = out.splitlines()
-    broken = [(a, b) for a, b in zip(lines, lines[1:]) if a.startswith(" " * 8) and b.startswith(" " * 8)]
+    below = [(a, b) for a, b in zip(lines, lines[1:]) if b.startswith(" " * 8)]
+    broken = [(a, b) for a, b in below if len(a) > 40 and not a.startswith("  --") or "  " in a[4:]]
     assert len(broken) > 20
     for line, after in broken:  # the next line's first word would not have fitted
         assert len(line) + 1 + len(after.split()[0]) > 80, line
+
+
+MEASURED = dict(step_s=[0.2, 0.2, 0.2], read_s=0.1, again_s=0.05, evaluation_s=0.5, peak_bytes=500 << 20)
+MEASURED |= dict(
+    device="cpu", device_bytes=0, held_bytes=0, train_bytes=0.0, val_bytes=0.0, cache_limit=0, cores=2
+)
+
+
+def test_dry_run(dmtl, tmp_path, data, monkeypatch):
+    """The plan of the run as it would be, and nothing on disk; what cannot run is one line, as without it.
+    The measured steps are tests/bench/test_plan.py's."""
+    monkeypatch.setattr("dmtl.cli._plan.measure", lambda config: MEASURED)
+    words = (
+        "train",
+        "--data.root",
+        data,
+        *SHORT,
+        "--data.labels",
+        "full",
+        "--optim.freeze",
+        "initial.backbone",
+    )
+    status, out, err = dmtl(*words, "--dry-run")
+    assert (status, err) == (0, "")
+    lines = {line[:20].strip(): " ".join(line[20:].split()) for line in out.splitlines()}
+    assert lines["images"] == "4 for training, 4 of them labelled; 2 for validation"
+    assert (
+        lines["labels per image"] == "4 with 4" and lines["steps"] == "2 of 2 images, 2 an epoch (1 epochs)"
+    )
+    assert "frozen" in lines["encoder"] and "trained" in lines["cross blocks"]
+    assert "forward" in out and "backward" in out
+    assert lines["memory"] == "500 MiB resident"
+    # two steps of two images in the one epoch, an evaluation of two images
+    assert lines["a step"].startswith("400 ms on average: 200 ms to compute, 200 ms to load")
+    assert (lines["evaluations"], lines["the whole run"]) == ("1.0 s in all", "1.8 s")
+    assert list(tmp_path.iterdir()) == []
+    status, out, err = dmtl("train", "--data.root", data, *SHORT, "--optim.freeze", "encoder", "--dry-run")
+    assert (status, out) == (2, "") and "optim.freeze must name parts of the model" in err
