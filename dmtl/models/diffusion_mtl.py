@@ -3,7 +3,7 @@ parts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Logits at the image's size.
+    """Logits at the image's size [H, W], or at 1/8 of the padded image's where they were asked for so.
 
     final: task -> [n, C_T, H, W]; n = B, or the task's labelled rows where `labelled` was given.
     initial: the same rows and tasks as predicted by the initial network.
@@ -106,6 +106,7 @@ class _DenseModel(nn.Module):
         tasks: Iterable[str] | None = None,
         *,
         labelled: Mapping[str, Tensor] | None = None,
+        upsampled: bool = True,
     ) -> Prediction:
         """The initial network's maps, as initial and as final ones; arguments as in
         `DiffusionMTL.forward`."""
@@ -113,9 +114,8 @@ class _DenseModel(nn.Module):
         rows = dict.fromkeys(self._chosen(tasks)) if labelled is None else _labelled_rows(self, labelled)
         padded = pad_image(image)
         _, initial = self.initial(padded)
-        maps = {
-            t: upsample(taken(initial[t], r), padded.shape[-2:], image.shape[-2:]) for t, r in rows.items()
-        }
+        sized = _sizer(padded, image, upsampled)
+        maps = {task: sized(taken(initial[task], r)) for task, r in rows.items()}
         return Prediction(maps, maps, {})
 
     @torch.no_grad()
@@ -233,6 +233,7 @@ class DiffusionMTL(_DenseModel):
         eta: float | None = None,
         noise: NoiseSource | None = None,
         trace: bool = False,
+        upsampled: bool = True,
     ) -> Prediction:
         """Predicts the chosen tasks for every image, or (training) the labelled pairs alone.
 
@@ -246,6 +247,7 @@ class DiffusionMTL(_DenseModel):
             eta: 1 ancestral, 0 deterministic, default as configured.
             noise: default `CounterNoise(0)`.
             trace: also return the logits after every step.
+            upsampled: False leaves logits at 1/8 of the padded image's size, as `ops.map_loss` takes them.
         """
         self._check_image(image)
         if labelled is not None and tasks is not None:
@@ -253,15 +255,15 @@ class DiffusionMTL(_DenseModel):
         rows = dict.fromkeys(self._chosen(tasks)) if labelled is None else _labelled_rows(self, labelled)
         padded = pad_image(image)
         features, initial = self.initial(padded)
-        frame, size = padded.shape[-2:], image.shape[-2:]
-        initial_maps = {t: upsample(taken(initial[t], r), frame, size) for t, r in rows.items()}
+        sized = _sizer(padded, image, upsampled)
+        initial_maps = {task: sized(taken(initial[task], r)) for task, r in rows.items()}
         if not rows:
             return Prediction({}, {}, {})
         plan = self.mtdnet.plan(steps, eta, image.device)
         noise = CounterNoise(0) if noise is None else noise
         logits = [self.mtdnet.logits(s) for s in self.mtdnet(features, initial, rows, plan, noise, trace)]
-        final = {task: upsample(m, frame, size) for task, m in logits[-1].items()}
-        traced = {t: [upsample(s[t], frame, size) for s in logits] for t in rows} if trace else {}
+        final = {task: sized(map) for task, map in logits[-1].items()}
+        traced = {task: [sized(state[task]) for state in logits] for task in rows} if trace else {}
         return Prediction(final, initial_maps, traced)
 
     def _ends(self, padded, rows, steps, eta, noise) -> dict[str, _End]:
@@ -294,13 +296,20 @@ class MultiTaskBaseline(_DenseModel):
         eta: float | None = None,
         noise: NoiseSource | None = None,
         trace: bool = False,
+        upsampled: bool = True,
     ) -> Prediction:
         """As `DiffusionMTL.forward`; steps, eta and noise have no meaning here and the trace is empty."""
-        return self.initial_prediction(image, tasks, labelled=labelled)
+        return self.initial_prediction(image, tasks, labelled=labelled, upsampled=upsampled)
 
     def _ends(self, padded, rows, steps, eta, noise) -> dict[str, _End]:
         features, _ = self.initial(padded)
         return {task: _end(features[task], self.initial.heads[task]) for task in rows}
+
+
+def _sizer(padded: Tensor, image: Tensor, upsampled: bool) -> Callable[[Tensor], Tensor]:
+    """Logits at 1/8 resolution -> as a `Prediction` holds them."""
+    frame, size = padded.shape[-2:], image.shape[-2:]
+    return (lambda logits: upsample(logits, frame, size)) if upsampled else (lambda logits: logits)
 
 
 def _labelled_rows(model: _DenseModel, labelled: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -40,11 +40,6 @@ class RunLog:
             for name, value in _flat(values):
                 self._writer.add_scalar(f"{event}/{name}", value, step)
 
-    @property
-    def draws(self) -> bool:
-        """Whether pictures go anywhere."""
-        return self._writer is not None
-
     def pictures(self, step: int, pictures: dict) -> None:
         """uint8 [H, W, 3] arrays by name, to TensorBoard alone."""
         if self._writer is not None:

@@ -261,12 +261,12 @@ class Trainer:
         log.write("eval", self.step, seconds=self.seconds, delta=delta, metrics=metrics)
         if better:
             self._keep(self.out / "best", self.out / "best" / "metrics.json", metrics)
-        if log.draws and self.config.log.pictures:
+        if self.config.log.tensorboard and self.config.log.pictures:
             from dmtl.train.pictures import validation_pictures
 
-            log.pictures(
-                self.step, validation_pictures(self._plain(), self.data.val, self.config.log.pictures)
-            )
+            model = self._plain()  # which all processes take part in
+            if self.world.main:
+                log.pictures(self.step, validation_pictures(model, self.data.val, self.config.log.pictures))
         return metrics
 
     def evaluate(self) -> Metrics:
