@@ -324,6 +324,7 @@ class Trainer:
             "step": self.step,
             "seconds": [self.seconds, self.waited],
             "skipped": [self._skipped_steps, self._skipped_samples],
+            "corrupt": distributed.gathered(self.loader.corrupt),
             "config": _identity(self.config),
             "model": whole(self.model.state_dict()),
             "optimizer": whole(self.optimizer.state_dict()),
@@ -360,6 +361,8 @@ class Trainer:
         torch.set_rng_state(state["rng"])
         self.step, (self.seconds, self.waited) = state["step"], state["seconds"]
         self._skipped_steps, self._skipped_samples = state["skipped"]
+        if self.world.rank < len(state["corrupt"]):
+            self.loader.corrupt.update(state["corrupt"][self.world.rank])
         self._final = state["final"]
 
 

@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmtl.errors import CheckpointError, ConfigError
+from dmtl.errors import CheckpointError, ConfigError, DataError
 from dmtl.metrics.delta import delta_mtl
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, load_model
 from dmtl.ops import _checks
@@ -325,6 +326,35 @@ def test_a_label_that_spoils_every_step_stops_the_run(config_for, monkeypatch):
     assert resumed.step == 3
     resumed.run()
     assert json.loads((resumed.out / "metrics.json").read_text())["skipped_steps"] == 3
+
+
+def test_an_unreadable_image_by_policy(config_for, images, tmp_path):
+    """Raised by default; left out, told and logged where one may be; its count survives a resume."""
+    root = shutil.copytree(images, tmp_path / "damaged")
+
+    def damage(name):
+        path = root / "images" / f"{name}.png"
+        path.write_bytes(path.read_bytes()[:200])
+
+    damage("i3")
+    with pytest.raises(DataError, match="i3.png"):
+        Trainer(config_for("raise", data=dict(root=str(root)))).run()
+    config, said = config_for("skip", data=dict(root=str(root), skip_corrupt=1)), []
+    with pytest.raises(Stopped):
+        Trainer(config, say=said.append, on_step=stop_at(5)).run()
+    rows = [row for row in log_of(config.out) if row["event"] == "corrupt"]
+    assert rows and all(str(root / "images" / "i3.png") in row["message"] for row in rows)
+    assert len(said) == len(rows) and "left out a sample" in said[0]
+    assert all(math.isfinite(row["loss"]) for row in log_of(config.out) if row["event"] == "train")
+    Trainer(config, resume=True).run()
+    assert json.loads((Path(config.out) / "metrics.json").read_text())["skipped_samples"] == len(
+        [row for row in log_of(config.out) if row["event"] == "corrupt"]
+    )
+    for name in ("i0", "i1", "i2", "i4"):
+        damage(name)
+    other = config_for("two", data=dict(root=str(root), skip_corrupt=4))
+    with pytest.raises(DataError, match="expected at most data.skip_corrupt = 4"):
+        Trainer(other).run()
 
 
 def test_a_signal_saves_and_stops(finished, config_for):
