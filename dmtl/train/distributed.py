@@ -41,6 +41,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dmtl.devices import pick_device
 from dmtl.errors import ConfigError
 from dmtl.train.config import ExecutionConfig
+from dmtl.train.rendezvous import environment, fresh_store
 
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others: longer than reading a data set for the first time. A dead process
@@ -70,16 +71,17 @@ def connect(device: str | torch.device = "auto") -> World:
         ConfigError: a device that does not work here, a single GPU ("cuda:1") for several processes, more
             processes than GPUs, an incomplete environment, processes that cannot be reached.
     """
-    size = _environment("WORLD_SIZE", 1)
+    size = environment("WORLD_SIZE", 1)
     if size == 1:
         return World(device=pick_device(device))
-    rank, local = _environment("RANK"), _environment("LOCAL_RANK")
+    rank, local = environment("RANK"), environment("LOCAL_RANK")
     picked = _own_device(device, local, size)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if picked.type == "cuda" else "gloo"
         where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         try:
-            dist.init_process_group(backend, timeout=TIMEOUT)
+            store, rank, size = fresh_store(TIMEOUT)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         except (RuntimeError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ConfigError(
@@ -93,17 +95,6 @@ def disconnect() -> None:
     """Leaves the other processes; done by itself when Python ends."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _environment(name: str, default: int | None = None) -> int:
-    value = os.environ.get(name)
-    if value is None and default is not None:
-        return default
-    if value is None or not value.isdecimal():
-        raise ConfigError(
-            f"the environment variable {name} must be a number, as torchrun sets it, got {value!r}"
-        )
-    return int(value)
 
 
 def _own_device(device: str | torch.device, local: int, size: int) -> torch.device:
@@ -170,8 +161,9 @@ def wrap(
     After `backward` gradients are sums over the processes; the loss is not to be scaled by their number.
     Every process runs equally many forwards and backwards, without a label too (any scalar is a loss then).
 
-    What is frozen must be so by now. FSDP2 shards the parameters of `module` in place: optimisers are made afterwards (over the same module),
-    its state dicts go through `full_tensors` and `sharded`. Weights lose the channels-last layout.
+    What is frozen must be so by now. FSDP2 shards the parameters of `module` in place: optimisers are made
+    afterwards (over the same module), its state dicts go through `full_tensors` and `sharded`. Its weights
+    lose the channels-last layout.
 
     Raises:
         ConfigError: synchronised batch norms on a CPU; a torch too old for FSDP2 with partial labels;

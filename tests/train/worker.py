@@ -5,6 +5,7 @@ OUT/<JOB>-<processes>-<rank>.pt. Also imported, to do the same in one process.
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import os
 import signal
 import sys
@@ -181,6 +182,7 @@ def train(images: Path, out: Path, parallel: str, kill_after: int) -> dict:
 
 
 def main(job: str, out: Path, images: Path, *rest: str) -> None:
+    faulthandler.dump_traceback_later(120, exit=True)  # where it hangs, if it does
     torch.set_num_threads(1)
     world = distributed.connect("cpu")
     if job == "steps":
