@@ -78,7 +78,8 @@ class Trainer:
     ):
         self.config, self.on_step, self.profile = config, on_step, profile
         self.out = Path(config.out)
-        if not resume and (self.out / "log.jsonl").exists():
+        traces = [*self.out.glob("log.jsonl"), *self.out.glob("checkpoints/step-*.pt")]
+        if traces and not resume:
             raise ConfigError(f"{self.out} already holds a run; choose another out, or --resume")
         self.world = connect(config.device)
         self.device = self.world.device

@@ -199,6 +199,11 @@ def test_resuming_a_finished_run_changes_nothing(finished):
 def test_a_run_is_not_overwritten(finished):
     with pytest.raises(ConfigError, match="already holds a run; choose another out, or --resume"):
         Trainer(finished[0])
+    log = Path(finished[0].out) / "log.jsonl"
+    log.rename(log.with_suffix(".kept"))
+    with pytest.raises(ConfigError, match="already holds a run"):  # its checkpoints would be resumed from
+        Trainer(finished[0])
+    log.with_suffix(".kept").rename(log)
 
 
 @pytest.mark.parametrize(
