@@ -80,7 +80,7 @@ def test_a_run_that_stops_itself_says_how_to_go_on(dmtl, tmp_path, data, monkeyp
         patch.setattr(Trainer, "take", take_and_signal)
         status, _, err = dmtl("train", "--data.root", data, *SHORT, "--out", "run")
     message = "stopped by SIGTERM after step 1 of 2; the state is saved, --resume goes on"
-    assert (status, err) == (1, f"dmtl train: {message}\n")
+    assert (status, err) == (128 + signal.SIGTERM, f"dmtl train: {message}\n")
     assert dmtl("train", tmp_path / "run" / "config.toml", "--resume").status == 0
 
 
