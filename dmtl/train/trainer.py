@@ -370,6 +370,6 @@ class Trainer:
 def _identity(config: RunConfig) -> str:
     """The part of a configuration that decides the weights, as JSON."""
     values = dataclasses.asdict(config)
-    for key in ("cache", "cache_dir", "workers", "val_count"):
+    for key in ("cache", "cache_dir", "workers", "val_count", "skip_corrupt"):
         values["data"].pop(key)
     return json.dumps({section: values[section] for section in ("data", "model", "optim")}, sort_keys=True)

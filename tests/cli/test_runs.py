@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -88,6 +89,14 @@ def test_resume_refuses_another_configuration(dmtl, trained):
     status, _, err = dmtl("train", trained / "config.toml", "--resume", "--optim.lr", "0.5")
     assert status == 2
     assert "belongs to another configuration: optim.lr was 0.001, now 0.5" in err
+
+
+def test_resume_takes_what_does_not_decide_the_weights(dmtl, trained):
+    """How samples are read and kept may change between two parts of a run."""
+    shutil.copytree(trained, "again")
+    options = ("--data.skip-corrupt", "1", "--data.no-cache", "--log.keep", "3", "--execution.recompute")
+    status, out, _ = dmtl("train", "again/config.toml", "--out", "again", "--resume", *options)
+    assert status == 0 and "resumed at step 2" in out
 
 
 def test_config_file_and_overrides(dmtl, tmp_path, trained, data):
