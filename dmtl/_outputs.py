@@ -39,3 +39,10 @@ def empty_map(x: Tensor, kind: str, height: int, width: int) -> Tensor:
         return x.new_empty((x.shape[0], height, width), dtype=torch.int64)
     shape = (x.shape[0], 3, height, width) if kind == "unit" else (x.shape[0], height, width)
     return x.new_empty(shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def empty_losses(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Fresh losses [n], in the arithmetic dtype, and counts [n, 2] int32: valid pixels, and those above one half."""
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    rows = logits.shape[0]
+    return logits.new_empty(rows, dtype=dtype), logits.new_empty((rows, 2), dtype=torch.int32)

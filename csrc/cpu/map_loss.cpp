@@ -1,0 +1,486 @@
+// map_loss and its backward. A band is the pixel rows between two rows of logits (half as many above the first and below the
+// last): forward, each band adds up its pixels' losses; backward, each finds what it gives to the two rows of logits, and every
+// row adds what its two bands gave. All sums have one order, whatever the threads and the instruction set.
+//
+// Along a row, pixels 8 k + q of one q lie side by side in the buffers: between logits k - 1 and k (q < 4) or k and k + 1, all
+// equally far, so that lanes run along k. Numbers outside the row stand for its ends.
+#include "dmtl/decode_map.h"
+#include "dmtl/parallel.h"
+#include "dmtl/simd.h"
+#include "dmtl/storage.h"
+#include "dmtl/workspace.h"
+
+#include <limits>
+#include <type_traits>
+
+namespace dmtl::DMTL_ISA {
+namespace {
+
+enum class LossKind : int32_t { cross_entropy = 0, logistic = 1, unit = 2, absolute = 3 };
+
+struct MapLossParams {
+    float* loss;          // [rows], or null: backward
+    int32_t* counts;      // [rows, 2]: valid pixels, those above one half; written forward, read backward
+    double* sums;         // scratch, forward: [rows, h + 1, 2], losses of the pixels below and above one half
+    int32_t* band_counts; // scratch, forward: [rows, h + 1, 2]
+    const float* grad;    // [rows]
+    void* d_logits;       // [rows, channels, h, w] with strides in elements
+    float* parts;         // scratch, backward: [rows, h + 1, 2, channels, w], for the logits above and below a band
+    float* wide;          // scratch: [rows, channels, h, w], the logits
+    const void* logits;   // with strides
+    const void* label;    // [rows, 1 or 3, height, width], dense
+    int64_t d_stride_n, d_stride_c, d_stride_y, d_stride_x;
+    int64_t stride_n, stride_c, stride_y, stride_x;
+    int64_t rows, channels, h, w, height, width;
+    float ignore, positive_weight, negative_weight;
+    int32_t label_bytes;  // of an entry: 1 (uint8) or 4 (float)
+    int32_t kind, balanced, log, positive;
+};
+
+constexpr Field kFields[] = {
+    DMTL_FIELD(MapLossParams, loss),        DMTL_FIELD(MapLossParams, counts),          DMTL_FIELD(MapLossParams, sums),
+    DMTL_FIELD(MapLossParams, band_counts), DMTL_FIELD(MapLossParams, grad),            DMTL_FIELD(MapLossParams, d_logits),
+    DMTL_FIELD(MapLossParams, parts),       DMTL_FIELD(MapLossParams, wide),            DMTL_FIELD(MapLossParams, logits),
+    DMTL_FIELD(MapLossParams, label),       DMTL_FIELD(MapLossParams, d_stride_n),      DMTL_FIELD(MapLossParams, d_stride_c),
+    DMTL_FIELD(MapLossParams, d_stride_y),  DMTL_FIELD(MapLossParams, d_stride_x),      DMTL_FIELD(MapLossParams, stride_n),
+    DMTL_FIELD(MapLossParams, stride_c),    DMTL_FIELD(MapLossParams, stride_y),        DMTL_FIELD(MapLossParams, stride_x),
+    DMTL_FIELD(MapLossParams, rows),        DMTL_FIELD(MapLossParams, channels),        DMTL_FIELD(MapLossParams, h),
+    DMTL_FIELD(MapLossParams, w),           DMTL_FIELD(MapLossParams, height),          DMTL_FIELD(MapLossParams, width),
+    DMTL_FIELD(MapLossParams, ignore),      DMTL_FIELD(MapLossParams, positive_weight), DMTL_FIELD(MapLossParams, negative_weight),
+    DMTL_FIELD(MapLossParams, label_bytes), DMTL_FIELD(MapLossParams, kind),            DMTL_FIELD(MapLossParams, balanced),
+    DMTL_FIELD(MapLossParams, log),         DMTL_FIELD(MapLossParams, positive),
+};
+
+using Params = MapLossParams;
+constexpr int64_t kFactor = 8;
+constexpr int64_t kSerialBelow = 16384;  // pixels that are not worth a second thread
+constexpr float kLargest = 3.40282347e38f;
+constexpr float kUnknown = std::numeric_limits<float>::quiet_NaN();  // a label without meaning, of `unit` and `absolute`
+constexpr float kNone = -1.0f;                                       // and of the others
+
+// The label, NaN where it has no meaning.
+DMTL_INLINE float known(float label, float ignore) {
+    const float finite = label + (label - label);
+    return label == ignore ? kUnknown : finite;
+}
+
+DMTL_INLINE float softplus32(float x) { return (x > 0.0f ? x : 0.0f) + log1p32(exp32(x > 0.0f ? -x : x)); }
+
+// 1, 0 or -1; NaN for NaN
+DMTL_INLINE float sign32(float x) { return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : x; }
+
+int64_t sixteens(int64_t count) { return (count + kLanes16 - 1) / kLanes16 * kLanes16; }
+
+// w+ and w- of a row.
+struct Weights {
+    float positive, negative;
+    Weights(const Params& p, const int32_t* counts) : positive(p.positive_weight), negative(p.negative_weight) {
+        if (p.balanced == 0) return;
+        const float share = static_cast<float>(counts[1]) / static_cast<float>(counts[0] > 0 ? counts[0] : 1);
+        positive *= 1.0f - share;
+        negative *= share;
+    }
+};
+
+// One thread's work on one band. Buffers along k are `span` floats long, a multiple of the lanes.
+struct Band {
+    const Params& p;
+    const int64_t row, number;  // the band lies between rows number - 1 and number of the logits
+    const int64_t count;        // lanes k that the frame's width needs, rounded up
+    const int64_t span;
+    float* line;   // [channels, span]: logits between their two rows, from number -1 on
+    float* d_line; // [channels, span], backward
+    float* z;      // [channels, span]: interpolated logits of one q, and what becomes of them
+    float* y;      // [label channels, kFactor, span]
+    float* plain;  // [kFactor * span]: one row of the label, from left to right
+    float *a, *b, *c, *d;  // [span]
+
+    Band(const Params& params, int64_t item)
+        : p(params), row(item / (p.h + 1)), number(item % (p.h + 1)), count(sixteens((p.width + kFactor - 1) / kFactor)),
+          span(sixteens(p.w + 2) + kLanes16) {
+        const int64_t lines = 3 * p.channels + kFactor * label_channels() + kFactor + 4;
+        line = Workspace::floats(Slot::other, lines * span);
+        d_line = line + p.channels * span;
+        z = d_line + p.channels * span;
+        y = z + p.channels * span;
+        plain = y + kFactor * label_channels() * span;
+        a = plain + kFactor * span;
+        b = a + span, c = b + span, d = c + span;
+        for (int64_t i = 0; i < p.channels * span; ++i) line[i] = 0.0f;  // lanes beyond the row compute something harmless
+    }
+
+    int64_t label_channels() const { return kind() == LossKind::unit ? 3 : 1; }
+    LossKind kind() const { return static_cast<LossKind>(p.kind); }
+    int64_t first_y() const { return number == 0 ? 0 : kFactor * number - kFactor / 2; }
+    int64_t last_y() const {
+        const int64_t end = kFactor * number + kFactor / 2, frame = p.height;
+        return number == p.h ? (frame < kFactor * p.h ? frame : kFactor * p.h) : end < frame ? end : frame;
+    }
+    // How far a pixel row lies from the upper to the lower row of logits.
+    float down(int64_t pixel_row) const { return way(between(pixel_row, kFactor).phase, kFactor); }
+    static float across(int64_t q) { return way((q + kFactor / 2) % kFactor, kFactor); }
+    static int64_t first(int64_t q) { return q < kFactor / 2 ? 0 : 1; }  // where k = 0 finds its left logit in `line`
+
+    void interpolate_rows(int64_t pixel_row) const {
+        const int64_t plane = p.h * p.w, upper = number > 0 ? number - 1 : 0, lower = number < p.h ? number : p.h - 1;
+        const float* logits = p.wide + row * p.channels * plane;
+        const float share = down(pixel_row);
+        for (int64_t channel = 0; channel < p.channels; ++channel, logits += plane) {
+            float* to = line + channel * span;
+            const float *above = logits + upper * p.w, *below = logits + lower * p.w;
+#pragma omp simd
+            for (int64_t x = 0; x < p.w; ++x) to[x + 1] = lerp(above[x], below[x], share);
+            to[0] = to[1];
+            to[p.w + 1] = to[p.w];
+        }
+    }
+
+    void interpolate(int64_t q) const {
+        const float share = across(q);
+        for (int64_t channel = 0; channel < p.channels; ++channel) {
+            const float* from = line + channel * span + first(q);
+            float* to = z + channel * span;
+#pragma omp simd
+            for (int64_t k = 0; k < count; ++k) to[k] = lerp(from[k], from[k + 1], share);
+        }
+    }
+
+    // Labels of one pixel row, as the losses want them, into y; adds to the valid pixels and those above one half.
+    template <class Label>
+    void read_labels(int64_t pixel_row, int32_t* counted) const {
+        const int64_t plane = p.height * p.width;
+        const Label* label = static_cast<const Label*>(p.label) + row * label_channels() * plane + pixel_row * p.width;
+        for (int64_t channel = 0; channel < label_channels(); ++channel) {
+            const float rest = kind() == LossKind::unit || kind() == LossKind::absolute ? kUnknown : kNone;
+            for (int64_t x = p.width; x < kFactor * count; ++x) plain[x] = rest;
+            if (kind() == LossKind::unit) {
+                unit_labels(label, plane, channel);
+            } else {
+                plain_labels(label);
+            }
+            for (int64_t q = 0; q < kFactor; ++q) {
+                float* to = y + (channel * kFactor + q) * span;
+#pragma omp simd
+                for (int64_t k = 0; k < count; ++k) to[k] = plain[kFactor * k + q];
+            }
+            if (channel > 0) continue;
+            int32_t valid = 0, above = 0;
+            const float lowest = rest < 0.0f ? 0.0f : -kLargest;
+#pragma omp simd reduction(+ : valid, above)
+            for (int64_t x = 0; x < p.width; ++x) {
+                valid += plain[x] >= lowest ? 1 : 0;
+                above += plain[x] > 0.5f ? 1 : 0;
+            }
+            counted[0] += valid, counted[1] += kind() == LossKind::logistic ? above : 0;
+        }
+    }
+
+    template <class Label>
+    void plain_labels(const Label* label) const {
+        const float ignore = p.ignore, classes = static_cast<float>(p.channels);
+        float* to = plain;
+        if (kind() == LossKind::cross_entropy) {
+#pragma omp simd
+            for (int64_t x = 0; x < p.width; ++x) {
+                float v = known(static_cast<float>(label[x]), ignore);
+                v = v < classes ? v : kNone;  // NaN is not
+                v = v >= 0.0f ? v : kNone;
+                to[x] = static_cast<float>(static_cast<int32_t>(v));
+            }
+        } else if (kind() == LossKind::logistic) {
+#pragma omp simd
+            for (int64_t x = 0; x < p.width; ++x) {
+                const float v = known(static_cast<float>(label[x]), ignore), which = v > 0.5f ? 1.0f : 0.0f;
+                to[x] = v == v ? which : kNone;
+            }
+        } else {
+            const float lowest = p.positive != 0 ? 0.0f : -std::numeric_limits<float>::infinity();
+#pragma omp simd
+            for (int64_t x = 0; x < p.width; ++x) {
+                const float v = known(static_cast<float>(label[x]), ignore);
+                to[x] = v > lowest ? v : kUnknown;
+            }
+            if (p.log == 0) return;
+#pragma omp simd
+            for (int64_t x = 0; x < p.width; ++x) to[x] = log32(to[x]);
+        }
+    }
+
+    template <class Label>
+    void unit_labels(const Label* label, int64_t plane, int64_t channel) const {
+        const float ignore = p.ignore;
+        const Label *label1 = label + plane, *label2 = label1 + plane, *chosen = label + channel * plane;
+        float* to = plain;
+#pragma omp simd
+        for (int64_t x = 0; x < p.width; ++x) {
+            const float v0 = known(static_cast<float>(label[x]), ignore), v1 = known(static_cast<float>(label1[x]), ignore);
+            const float v2 = known(static_cast<float>(label2[x]), ignore);
+            const float size = std::fabs(v0) + std::fabs(v1) + std::fabs(v2);  // NaN where one is
+            to[x] = size > 0.0f ? static_cast<float>(chosen[x]) : kUnknown;
+        }
+    }
+
+    // exp(z - largest z) in z, their sum in b, the label's z - largest z in c.
+    void exponentials(const float* id) const {
+        float *largest = a, *sum = b, *picked = c;
+#pragma omp simd
+        for (int64_t k = 0; k < count; ++k) largest[k] = z[k], sum[k] = 0.0f, picked[k] = 0.0f;
+        for (int64_t channel = 1; channel < p.channels; ++channel) {
+            const float* from = z + channel * span;
+#pragma omp simd
+            for (int64_t k = 0; k < count; ++k) largest[k] = from[k] > largest[k] ? from[k] : largest[k];
+        }
+        for (int64_t channel = 0; channel < p.channels; ++channel) {
+            float* at = z + channel * span;
+            const float number_of = static_cast<float>(channel);
+#pragma omp simd
+            for (int64_t k = 0; k < count; ++k) {
+                const float less = at[k] - largest[k], e = exp32(less);
+                picked[k] = id[k] == number_of ? less : picked[k];
+                sum[k] += e;
+                at[k] = e;
+            }
+        }
+    }
+
+    // Losses of the pixels of one q: in a, where the label is above one half (`logistic`) in b instead; 0 where it has no meaning.
+    void losses(int64_t q) const {
+        const float* label = y + q * span;
+        float *to = a, *to_above = b;
+        const float *z0 = z, *z1 = z + span, *z2 = z + 2 * span;
+        if (kind() == LossKind::cross_entropy) {
+            exponentials(label);
+            const float *sum = b, *picked = c;
+#pragma omp simd
+            for (int64_t k = 0; k < count; ++k) to[k] = label[k] >= 0.0f ? log32(sum[k]) - picked[k] : 0.0f;
+        } else if (kind() == LossKind::logistic) {
+            const bool two = p.channels == 2;
+#pragma omp simd
+            for (int64_t k = 0; k < count; ++k) {
+                const float m = two ? z1[k] - z0[k] : z0[k];
+                const float loss = softplus32(label[k] > 0.5f ? -m : m);
+                to[k] = label[k] == 0.0f ? loss : 0.0f;
+                to_above[k] = label[k] > 0.5f ? loss : 0.0f;
+            }
+        } else if (kind() == LossKind::unit) {
+            const float *y1 = label + kFactor * span, *y2 = y1 + kFactor * span;
+#pragma omp simd
+            for (int64_t k = 0; k < count; ++k) {
+                const float scale = unit_scale(z0[k] * z0[k] + z1[k] * z1[k] + z2[k] * z2[k]);
+                const float loss = std::fabs(z0[k] * scale - label[k]) + std::fabs(z1[k] * scale - y1[k]) +
+                                   std::fabs(z2[k] * scale - y2[k]);
+                to[k] = label[k] == label[k] ? loss : 0.0f;
+            }
+        } else {
+#pragma omp simd
+            for (int64_t k = 0; k < count; ++k) to[k] = label[k] == label[k] ? std::fabs(z0[k] - label[k]) : 0.0f;
+        }
+    }
+
+    // Gradients of the pixels of one q, times `factor`, in the place of z.
+    void gradients(int64_t q, float factor, const Weights& weights) const {
+        const float* label = y + q * span;
+        float *z0 = z, *z1 = z + span, *z2 = z + 2 * span;
+        if (kind() == LossKind::cross_entropy) {
+            exponentials(label);
+            float* share = d;
+            const float* sum = b;
+#pragma omp simd
+            for (int64_t k = 0; k < count; ++k) share[k] = factor / sum[k];
+            for (int64_t channel = 0; channel < p.channels; ++channel) {
+                float* at = z + channel * span;
+                const float number_of = static_cast<float>(channel);
+#pragma omp simd
+                for (int64_t k = 0; k < count; ++k) {
+                    const float g = at[k] * share[k] - (label[k] == number_of ? factor : 0.0f);
+                    at[k] = label[k] >= 0.0f ? g : 0.0f;
+                }
+            }
+        } else if (kind() == LossKind::logistic) {
+            const bool two = p.channels == 2;
+            const float above = -weights.positive * factor, below = weights.negative * factor;
+#pragma omp simd
+            for (int64_t k = 0; k < count; ++k) {
+                const float m = two ? z1[k] - z0[k] : z0[k];
+                const bool positive = label[k] > 0.5f;
+                const float g = (positive ? above : below) * sigmoid32(positive ? -m : m);
+                a[k] = label[k] >= 0.0f ? g : 0.0f;
+            }
+#pragma omp simd
+            for (int64_t k = 0; k < count; ++k) z0[k] = two ? -a[k] : a[k];
+            if (!two) return;
+#pragma omp simd
+            for (int64_t k = 0; k < count; ++k) z1[k] = a[k];
+        } else if (kind() == LossKind::unit) {
+            const float *y1 = label + kFactor * span, *y2 = y1 + kFactor * span;
+#pragma omp simd
+            for (int64_t k = 0; k < count; ++k) {
+                const float squares = z0[k] * z0[k] + z1[k] * z1[k] + z2[k] * z2[k];
+                const float scale = unit_scale(squares), size = scale * factor;
+                const float u0 = z0[k] * scale, u1 = z1[k] * scale, u2 = z2[k] * scale;
+                const float s0 = sign32(u0 - label[k]), s1 = sign32(u1 - y1[k]), s2 = sign32(u2 - y2[k]);
+                const float radial = squares < 1e-8f ? 0.0f : u0 * s0 + u1 * s1 + u2 * s2;
+                const bool valid = label[k] == label[k];
+                z0[k] = valid ? size * (s0 - u0 * radial) : 0.0f;
+                z1[k] = valid ? size * (s1 - u1 * radial) : 0.0f;
+                z2[k] = valid ? size * (s2 - u2 * radial) : 0.0f;
+            }
+        } else {
+#pragma omp simd
+            for (int64_t k = 0; k < count; ++k) z0[k] = label[k] == label[k] ? factor * sign32(z0[k] - label[k]) : 0.0f;
+        }
+    }
+
+    // What the pixels of one q give to the logits on their left and on their right.
+    void spread(int64_t q) const {
+        const float right = across(q), left = 1.0f - right;
+        for (int64_t channel = 0; channel < p.channels; ++channel) {
+            const float* g = z + channel * span;
+            float* to = d_line + channel * span + first(q);
+#pragma omp simd
+            for (int64_t k = 0; k < count; ++k) to[k] = fma32(left, g[k], to[k]);
+#pragma omp simd
+            for (int64_t k = 0; k < count; ++k) to[k + 1] = fma32(right, g[k], to[k + 1]);
+        }
+    }
+
+    // The gradients of a line of logits, shared between the row above the band and the one below it.
+    void share_rows(float* parts, float lower) const {
+        for (int64_t channel = 0; channel < p.channels; ++channel) {
+            float *from = d_line + channel * span, *above = parts + channel * p.w, *below = above + p.channels * p.w;
+            from[1] += from[0];
+            from[p.w] += from[p.w + 1];
+#pragma omp simd
+            for (int64_t x = 0; x < p.w; ++x) {
+                above[x] = fma32(1.0f - lower, from[x + 1], above[x]);
+                below[x] = fma32(lower, from[x + 1], below[x]);
+            }
+        }
+    }
+
+    template <class Label>
+    void forward() const {
+        const int64_t item = row * (p.h + 1) + number;
+        double total[2] = {};
+        int32_t counted[2] = {};
+        for (int64_t pixel_row = first_y(); pixel_row < last_y(); ++pixel_row) {
+            interpolate_rows(pixel_row);
+            read_labels<Label>(pixel_row, counted);
+            F32x16 below = F32x16::zero(), above = F32x16::zero();
+            for (int64_t q = 0; q < kFactor; ++q) {
+                interpolate(q);
+                losses(q);
+                for (int64_t k = 0; k < count; k += kLanes16) below = below + F32x16::load(a + k);
+                if (kind() != LossKind::logistic) continue;
+                for (int64_t k = 0; k < count; k += kLanes16) above = above + F32x16::load(b + k);
+            }
+            float lanes[2][kLanes16];
+            below.store(lanes[0]), above.store(lanes[1]);
+            for (int side = 0; side < 2; ++side)
+                for (float lane : lanes[side]) total[side] += static_cast<double>(lane);
+        }
+        for (int side = 0; side < 2; ++side) {
+            p.sums[2 * item + side] = total[side];
+            p.band_counts[2 * item + side] = counted[side];
+        }
+    }
+
+    template <class Label>
+    void backward() const {
+        float* parts = p.parts + (row * (p.h + 1) + number) * 2 * p.channels * p.w;
+        for (int64_t i = 0; i < 2 * p.channels * p.w; ++i) parts[i] = 0.0f;
+        const int32_t* counts = p.counts + 2 * row;
+        const Weights weights(p, counts);
+        const float factor = p.grad[row] / static_cast<float>(counts[0] > 0 ? counts[0] : 1);
+        int32_t counted[2] = {};
+        for (int64_t pixel_row = first_y(); pixel_row < last_y(); ++pixel_row) {
+            interpolate_rows(pixel_row);
+            read_labels<Label>(pixel_row, counted);
+            for (int64_t i = 0; i < p.channels * span; ++i) d_line[i] = 0.0f;
+            for (int64_t q = 0; q < kFactor; ++q) {
+                interpolate(q);
+                gradients(q, factor, weights);
+                spread(q);
+            }
+            share_rows(parts, down(pixel_row));
+        }
+    }
+};
+
+// The logits in float32, side by side; NaN for those that are not finite.
+template <class T>
+void widen(const Params& p, int threads) {
+    parallel_for(p.rows * p.channels * p.h, threads, [&](int64_t item) {
+        const int64_t plane = item / p.h, y = item % p.h;
+        const T* from = static_cast<const T*>(p.logits) + plane / p.channels * p.stride_n + plane % p.channels * p.stride_c +
+                        y * p.stride_y;
+        for (int64_t x = 0; x < p.w; ++x) {
+            const float logit = load(from + x * p.stride_x);
+            p.wide[item * p.w + x] = logit + (logit - logit);
+        }
+    });
+}
+
+template <class Body>
+void for_each_band(const Params& p, int threads, const Body& body) {
+    parallel_for(p.rows * (p.h + 1), threads, [&](int64_t item) { body(Band(p, item)); });
+}
+
+int threads_for(const Params& p, int threads) { return p.rows * p.height * p.width < kSerialBelow ? 1 : threads; }
+
+void map_loss(const Params& p, DType dtype, int threads) {
+    threads = threads_for(p, threads);
+    with_storage(dtype, [&](auto* storage) { widen<std::remove_pointer_t<decltype(storage)>>(p, threads); });
+    for_each_band(p, threads, [&](const Band& band) {
+        if (p.label_bytes == 1) return band.forward<uint8_t>();
+        band.forward<float>();
+    });
+    for (int64_t row = 0; row < p.rows; ++row) {
+        double below = 0.0, above = 0.0;
+        int32_t* counts = p.counts + 2 * row;
+        counts[0] = counts[1] = 0;
+        for (int64_t i = 2 * row * (p.h + 1); i < 2 * (row + 1) * (p.h + 1); i += 2) {
+            below += p.sums[i], above += p.sums[i + 1];
+            counts[0] += p.band_counts[i], counts[1] += p.band_counts[i + 1];
+        }
+        if (static_cast<LossKind>(p.kind) == LossKind::logistic) {
+            const Weights weights(p, counts);
+            below = static_cast<double>(weights.negative) * below + static_cast<double>(weights.positive) * above;
+        }
+        p.loss[row] = static_cast<float>(below / static_cast<double>(counts[0] > 0 ? counts[0] : 1));
+    }
+}
+
+template <class T>
+void gather(const Params& p, int threads) {
+    parallel_for(p.rows * p.h, threads, [&](int64_t item) {
+        const int64_t row = item / p.h, y = item % p.h, side = p.channels * p.w;
+        const float* parts = p.parts + (row * (p.h + 1) + y) * 2 * side;  // of the band above y; the one below follows
+        T* to = static_cast<T*>(p.d_logits) + row * p.d_stride_n + y * p.d_stride_y;
+        for (int64_t channel = 0; channel < p.channels; ++channel)
+            for (int64_t x = 0; x < p.w; ++x) {
+                const float* at = parts + channel * p.w + x;
+                float sum = at[side] + at[2 * side];
+                if (y == 0) sum += at[0];  // at the border both rows of a band are one
+                if (y == p.h - 1) sum += at[3 * side];
+                store(to + channel * p.d_stride_c + x * p.d_stride_x, sum);
+            }
+    });
+}
+
+void map_loss_backward(const Params& p, DType dtype, int threads) {
+    threads = threads_for(p, threads);
+    with_storage(dtype, [&](auto* storage) { widen<std::remove_pointer_t<decltype(storage)>>(p, threads); });
+    for_each_band(p, threads, [&](const Band& band) {
+        if (p.label_bytes == 1) return band.backward<uint8_t>();
+        band.backward<float>();
+    });
+    with_storage(dtype, [&](auto* storage) { gather<std::remove_pointer_t<decltype(storage)>>(p, threads); });
+}
+
+}  // namespace
+
+DMTL_KERNELS(map_loss, cpu_kernel<Params, &map_loss>("map_loss", kFields),
+             cpu_kernel<Params, &map_loss_backward>("map_loss_backward", kFields))
+
+}  // namespace dmtl::DMTL_ISA

@@ -1,0 +1,17 @@
+"""What the adapters of map_loss share: labels as the kernels read them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+KINDS = ("cross_entropy", "logistic", "unit", "absolute")  # in the order of LossKind in csrc/cpu/map_loss.cpp
+SHORTEST = 1e-4  # vectors shorter than this are not scaled up to length 1
+
+
+def readable(label: Tensor, ignore: float) -> tuple[Tensor, float]:
+    """(the label, dense uint8 or float32; `ignore` as it compares with it)."""
+    if label.is_floating_point():
+        ignore = float(torch.tensor(ignore, dtype=label.dtype))
+    dtype = torch.uint8 if label.dtype in (torch.uint8, torch.bool) else torch.float32
+    return label.to(dtype).contiguous(), ignore
