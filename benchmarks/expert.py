@@ -22,6 +22,8 @@ from torch import Tensor
 from dmtl.models import DiffusionMTL
 from dmtl.models.initial import pad_image
 
+from .plain import initial_network
+
 DTYPES = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MODES = ("max-autotune", "default")
 
@@ -120,10 +122,10 @@ class Expert:
 
     def _forward(self, image: Tensor, noise: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         net, of_features = self.model.mtdnet, self.model.config.diffusion == "feature"
-        features, initial = self.model.initial(pad_image(image))
+        features, initial = initial_network(self.model.initial, pad_image(image))
         condition = net.condition.conv(torch.cat(list(initial.values()), dim=1))
         start = {task: (features if of_features else initial)[task] for task in self.tasks}
-        tokens = _tokens(_reduced(condition, net.condition.reduction))
+        tokens = tokens_of(reduced(condition, net.condition.reduction))
         tokens = tokens.repeat(len(self.tasks), 1, 1)
         plan, last = self.plan, len(self.plan.levels) - 1
         x = {
@@ -131,7 +133,7 @@ class Expert:
             for t, s in start.items()
         }
         for i in reversed(range(last + 1)):
-            clean = self._denoised(tokens, x, plan.levels[i])
+            clean = denoised(self.model, tokens, x, plan.levels[i])
             if i > 0:
                 eps = noise[last + 1 - i]
                 c1, c2, sigma = plan.coef1[i], plan.coef2[i], plan.sigma[i]
@@ -139,27 +141,31 @@ class Expert:
         logits = {t: net.heads[t](m) for t, m in clean.items()} if of_features else clean
         return {task: self._decoded(task, m, image) for task, m in logits.items()}
 
-    def _denoised(self, tokens: Tensor, noisy: dict[str, Tensor], level: float) -> dict[str, Tensor]:
-        """All tasks' clean signals: the blocks, which tasks share, see one batch of task-major rows."""
-        denoiser = self.model.mtdnet.denoiser
-        time_C = denoiser.time_embedding(torch.full((1,), level, device=tokens.device))
-        skip = torch.cat([denoiser.pre_layers[task](x) for task, x in noisy.items()])
-        skip = skip + time_C[:, :, None, None]
-        small = _reduced(skip, denoiser.reduction)
-        x, y = tokens, _tokens(small)
-        for block in denoiser.blocks:
-            y = y + _mlp(block.mlp_kv, block.norm2_kv(y))
-            x = x + _attention(block.attn, block.norm1(x), block.norm_kv(y))
-            x = x + _mlp(block.mlp, block.norm2(x))
-        grid = x.unflatten(1, small.shape[-2:]).permute(0, 3, 1, 2)
-        maps = skip + F.interpolate(grid, skip.shape[-2:], mode="bilinear", align_corners=False)
-        return {t: denoiser.trunks[t](m) for t, m in zip(noisy, maps.chunk(len(noisy)), strict=True)}
-
     def _decoded(self, task: str, logits: Tensor, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
         padded = (8 * logits.shape[-2], 8 * logits.shape[-1])
         logits = F.interpolate(logits, padded, mode="bilinear", align_corners=False)
         return self.model.tasks[task].decode(logits[..., :height, :width])
+
+
+def denoised(
+    model: DiffusionMTL, tokens: Tensor, noisy: dict[str, Tensor], level: float
+) -> dict[str, Tensor]:
+    """All tasks' clean signals: the blocks, which tasks share, see one batch of task-major rows."""
+    denoiser = model.mtdnet.denoiser
+    time_C = denoiser.time_embedding(torch.full((1,), level, device=tokens.device))
+    skip = torch.cat([denoiser.pre_layers[task](x) for task, x in noisy.items()])
+    skip = skip + time_C[:, :, None, None]
+    small = reduced(skip, denoiser.reduction)
+    x, y = tokens, tokens_of(small)
+    for block in denoiser.blocks:
+        y = y + _mlp(block.mlp_kv, block.norm2_kv(y))
+        x = x + _attention(block.attn, block.norm1(x), block.norm_kv(y))
+        x = x + _mlp(block.mlp, block.norm2(x))
+    grid = x.unflatten(1, small.shape[-2:]).permute(0, 3, 1, 2)
+    maps = skip + F.interpolate(grid, skip.shape[-2:], mode="bilinear", align_corners=False)
+    parts = maps.split([x.shape[0] for x in noisy.values()])
+    return {t: denoiser.trunks[t](m) for t, m in zip(noisy, parts, strict=True)}
 
 
 def compiled(function: Callable, mode: str) -> Callable:
@@ -190,11 +196,11 @@ def _wait(image: Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def _reduced(x: Tensor, reduction: int) -> Tensor:
+def reduced(x: Tensor, reduction: int) -> Tensor:
     return F.interpolate(x, scale_factor=1 / reduction, mode="bilinear", align_corners=False)
 
 
-def _tokens(x: Tensor) -> Tensor:
+def tokens_of(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 

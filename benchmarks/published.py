@@ -13,8 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmtl.diffusion import ArrayNoise
+from dmtl.data import Batch
 from dmtl.models import DiffusionMTL
 from dmtl.models.initial import pad_image
+from dmtl.train.loss import sample_scale
+
+from .plain import initial_network
 
 
 class Published:
@@ -37,8 +41,8 @@ class Published:
 
     def __call__(self, image: Tensor, tasks: list[str] | None = None) -> dict[str, Tensor]:
         """task -> logits [B, C_T, H, W] of an image [B, 3, H, W] whose sides are multiples of 32."""
-        initial_network, net = self.model.initial, self.model.mtdnet
-        features, initial = initial_network(image)
+        net = self.model.mtdnet
+        features, initial = initial_network(self.model.initial, image)
         condition = net.condition.conv(torch.cat([m.detach() for m in initial.values()], dim=1))
         final = {}
         for task in self.model.tasks if tasks is None else tasks:
@@ -93,3 +97,33 @@ class Published:
         k, v = attn.kv(y).unflatten(-1, (2, attn.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         weights = ((q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5).softmax(dim=-1)
         return attn.proj((weights @ v).transpose(1, 2).flatten(2))
+
+
+class PublishedTraining:
+    """The published training loss of a `DiffusionMTL` for images whose sides are multiples of 32: the initial
+    network on the whole batch, then one labelled (sample, task) pair after another."""
+
+    def __init__(self, model: DiffusionMTL):
+        self.model = model
+
+    def loss(self, batch: Batch, noise: dict[str, Tensor] | None = None) -> Tensor:
+        """The scalar to differentiate. noise: {task: [draws, B, C, h, w]}, default: drawn by randn_like."""
+        net, tasks, image = self.model.mtdnet, self.model.tasks, batch.image
+        features, initial = initial_network(self.model.initial, image)
+        condition = net.condition.conv(torch.cat([m.detach() for m in initial.values()], dim=1))
+        scale = sample_scale(batch.present).tolist()
+        total = image.new_zeros(())
+        for b in range(len(batch)):
+            row = slice(b, b + 1)
+            own = None if noise is None else {task: draws[:, row] for task, draws in noise.items()}
+            execution = Published(self.model, own)
+            for name, task in tasks.items():
+                if not batch.present[name][b]:
+                    continue
+                start = features[name] if self.model.config.diffusion == "feature" else initial[name]
+                final = execution._upsampled(execution._denoised(name, start[row], condition[row]), image)
+                first = execution._upsampled(initial[name][row], image)
+                label = batch.labels[name][row]
+                loss = task.loss(final, label) + 0.5 * task.loss(first, label)
+                total = total + scale[b] / len(batch) * task.weight * loss.sum()
+        return total

@@ -8,7 +8,6 @@
 namespace dmtl::DMTL_ISA {
 namespace {
 
-constexpr int64_t kKeptBytes = int64_t{48} << 20;       // of a buffer between calls
 constexpr int64_t kWeightFloats = int64_t{3} << 20;    // of the weights packed here at a time, at least one task's
 
 // Consecutive tasks whose weights stand packed.
@@ -63,8 +62,7 @@ void convolve_block(const Conv3x3Params& p, const Group& g, const Tiling& tiling
     if (block.size() * p.k * p.n < (int64_t{1} << 14)) threads = 1;  // less than a thread's start is worth
     parallel_for(block.size(), threads, [&](int64_t slot) {
         const Tiling::Place place = tiling.at(block.begin + slot);
-        const auto transform = tiling.inner(place) ? transform_tile_in<true> : transform_tile_in<false>;
-        transform(p.x + place.row * pixels * p.k, tiling, place, p.k, s, slot);
+        transform_tile_in(p.x + place.row * pixels * p.k, tiling, place, p.k, {0, p.k}, s, slot);
     });
     multiply(p, g, tiling, block, s, threads);
     parallel_for(block.size(), threads, [&](int64_t slot) {

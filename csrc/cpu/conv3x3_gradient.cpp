@@ -104,69 +104,129 @@ void transform_gradient_tile(const float* image, const Tiling& t, const Tiling::
     }
 }
 
-// sums [frequency][k][n padded] (=|+=) the products of some tiles of one task.
-void add_block(const WeightGradientParams& p, const Tiling& tiling, Range block, bool add, float* sums, int threads) {
-    const int64_t tiles = block.size(), pixels = p.height * p.width, width = padded(p.n);
-    Spectrum s;
-    s.stride = padded(p.k) + 16;
-    s.plane = (tiles * s.stride + 1023) / 1024 * 1024 + 16;
-    const int64_t panel_plane = packed_floats(tiles, p.n) + kLanes16, sums_plane = p.k * width + kLanes16;
-    s.data = Workspace::floats(Slot::maps, kFrequencies * (s.plane + panel_plane));
-    float* panels = s.data + kFrequencies * s.plane;
+// Weight matrices are gone through in pieces of some channels in (rows) and out, all frequencies of one together, so that the
+// sums, four times the weights' memory, are transformed back out of the cache. A thread transforms its rows' patches for itself.
+struct Pieces {
+    static constexpr int64_t most_rows = 64, most_columns = 256;
+    static constexpr int64_t stride = most_columns + kLanes16;       // of a row of sums
+    static constexpr int64_t plane = most_rows * stride + kLanes16;  // of the sums of one frequency
+    static constexpr int64_t floats = kFrequencies * plane;
+    int64_t k, panels, height, down, across;
+    Pieces(int64_t k, int64_t n, int threads) : k(k), panels(padded(n) / kLanes16) {
+        const int64_t fair = padded(k / (2 * threads) + 1);
+        height = fair < most_rows ? fair : most_rows;
+        down = (k + height - 1) / height;
+        across = (n + most_columns - 1) / most_columns;
+    }
+    Range rows(int64_t i) const { return {i * height, (i + 1) * height < k ? (i + 1) * height : k}; }
+    Range columns(int64_t i) const { return share(panels, across, i); }  // in panels
+};
+
+// Transformed gradients of a block of tiles.
+struct Gradients {
+    const float* data;
+    int64_t plane;
+    Range tiles;
+};
+
+Gradients transform_gradients_of(const WeightGradientParams& p, const Tiling& tiling, Range block, int threads) {
+    const int64_t tiles = block.size(), pixels = p.height * p.width, plane = packed_floats(tiles, p.n) + kLanes16;
+    float* data = Workspace::floats(Slot::maps, kFrequencies * plane);
     parallel_for(tiles, threads, [&](int64_t slot) {
         const Tiling::Place place = tiling.at(block.begin + slot);
-        const auto transform = tiling.inner(place) ? transform_tile_in<true> : transform_tile_in<false>;
-        transform(p.x + place.row * pixels * p.k, tiling, place, p.k, s, slot);
-        transform_gradient_tile(p.grad + place.row * pixels * p.n, tiling, place, p.n, panels, panel_plane, tiles, slot);
+        transform_gradient_tile(p.grad + place.row * pixels * p.n, tiling, place, p.n, data, plane, tiles, slot);
     });
-    const int64_t pieces = row_blocks(p.k, tiles, 1);
-    parallel_for(kFrequencies * pieces, threads, [&](int64_t item) {
-        const int64_t f = item / pieces;
-        const Panels gradients{panels + f * panel_plane, tiles, p.n};
-        float* out = sums + f * sums_plane;
-        gemm_block(share(p.k, pieces, item % pieces), gradients, {0, gradients.count()},
-                   ColumnsOf<float>{s.data + f * s.plane, s.stride},
+    return {data, plane, block};
+}
+
+Spectrum transform_patches(const WeightGradientParams& p, const Tiling& tiling, Range block, Range rows) {
+    Spectrum s;
+    s.stride = Pieces::most_rows + kLanes16;
+    s.plane = block.size() * s.stride + kLanes16;
+    s.data = Workspace::floats(Slot::other, kFrequencies * s.plane);
+    for (int64_t slot = 0; slot < block.size(); ++slot) {
+        const Tiling::Place place = tiling.at(block.begin + slot);
+        transform_tile_in(p.x + place.row * p.height * p.width * p.k, tiling, place, p.k, rows, s, slot);
+    }
+    return s;
+}
+
+// sums [frequency][row][column] of a piece (=|+=) the products of a block's tiles.
+void add_products(const Spectrum& patches, const Gradients& g, int64_t n, int64_t rows, Range panels, bool add, float* sums) {
+    for (int64_t f = 0; f < kFrequencies; ++f) {
+        float* out = sums + f * Pieces::plane;
+        gemm_block({0, rows}, {g.data + f * g.plane, g.tiles.size(), n}, panels,
+                   ColumnsOf<float>{patches.data + f * patches.plane, patches.stride},
                    [=](int64_t row, int64_t column, const float* values, int64_t count) {
-                       float* to = out + row * width + column;
+                       float* to = out + row * Pieces::stride + column - panels.begin * kLanes16;
 #pragma omp simd
                        for (int64_t j = 0; j < count; ++j) to[j] = add ? to[j] + values[j] : values[j];
                    });
-    });
+    }
 }
 
-void transform_back(const WeightGradientParams& p, const float* sums, float* d_weight, int threads) {
-    const int64_t width = padded(p.n), plane = p.k * width + kLanes16;
-    constexpr int64_t rows = 8;  // of an item: they are neighbours in d_weight
-    parallel_for((p.k + rows - 1) / rows, threads, [&](int64_t item) {
-        for (int64_t column = 0; column < p.n; column += 8)
-            for (int64_t row = item * rows; row < p.k && row < (item + 1) * rows; ++row) {
-                float g[kTaps * kTaps][8];
-                transform_weight_sums(sums + row * width + column, plane, g[0], 8);
-                const int64_t lanes = p.n - column < 8 ? p.n - column : 8;
-                for (int64_t l = 0; l < lanes; ++l)
-                    for (int tap = 0; tap < kTaps * kTaps; ++tap)
-                        d_weight[(column + l) * p.stride_n + row * p.stride_k + tap * p.stride_tap] = g[tap][l];
+// Squares of at most 16 rows and 8 columns, written along the direction in which the weights lie.
+void transform_back(const WeightGradientParams& p, const float* sums, Range rows, Range panels, float* d_weight) {
+    constexpr int taps = kTaps * kTaps, width = 8, height = 16;
+    const int64_t first = panels.begin * kLanes16, last = panels.end * kLanes16 < p.n ? panels.end * kLanes16 : p.n;
+    const auto put = [&](int64_t column, int64_t row, int tap, float value) {
+        d_weight[column * p.stride_n + row * p.stride_k + tap * p.stride_tap] = value;
+    };
+    for (int64_t column = first; column < last; column += width)
+        for (int64_t row = rows.begin; row < rows.end; row += height) {
+            float g[height][taps][width];
+            const int64_t count = rows.end - row < height ? rows.end - row : height;
+            const int64_t lanes = last - column < width ? last - column : width;
+            for (int64_t r = 0; r < count; ++r)
+                transform_weight_sums(sums + (row + r - rows.begin) * Pieces::stride + column - first, Pieces::plane, g[r][0],
+                                      width);
+            for (int64_t l = 0; l < lanes; ++l) {
+                if (p.stride_tap < p.stride_k) {
+                    for (int64_t r = 0; r < count; ++r)
+                        for (int tap = 0; tap < taps; ++tap) put(column + l, row + r, tap, g[r][tap][l]);
+                } else {
+                    for (int tap = 0; tap < taps; ++tap)
+                        for (int64_t r = 0; r < count; ++r) put(column + l, row + r, tap, g[r][tap][l]);
+                }
             }
-    });
+        }
+}
+
+void weight_gradient_of(const WeightGradientParams& p, const Tiling& tiling, Range all, float* d_weight, int threads) {
+    const Pieces pieces(p.k, p.n, threads);
+    const int64_t most = most_tiles(p.n, p.n), blocks = (all.size() + most - 1) / most;
+    // Sums of several blocks wait for the next one in memory.
+    float* waiting = nullptr;
+    if (blocks > 1) waiting = Workspace::floats(Slot::weights, pieces.down * pieces.across * Pieces::floats);
+    for (int64_t b = 0; b < blocks; ++b) {
+        const Range part = share(all.size(), blocks, b);
+        const Gradients g = transform_gradients_of(p, tiling, {all.begin + part.begin, all.begin + part.end}, threads);
+        parallel_for(pieces.down, threads, [&](int64_t item) {
+            const Range rows = pieces.rows(item);
+            const Spectrum patches = transform_patches(p, tiling, g.tiles, rows);
+            for (int64_t i = 0; i < pieces.across; ++i) {
+                const Range panels = pieces.columns(i);
+                float* sums = waiting != nullptr ? waiting + (item * pieces.across + i) * Pieces::floats
+                                                 : Workspace::floats(Slot::weights, Pieces::floats);
+                add_products(patches, g, p.n, rows.size(), panels, b > 0, sums);
+                if (b + 1 == blocks) transform_back(p, sums, rows, panels, d_weight);
+            }
+        });
+    }
 }
 
 void weight_gradient(const WeightGradientParams& p, DType, int threads) {
     const Tiling tiling(p.height, p.width);
-    const int64_t most = most_tiles(p.k, p.n);
-    float* sums = Workspace::floats(Slot::weights, kFrequencies * (p.k * padded(p.n) + kLanes16));
     int64_t first = 0;
     for (int64_t task = 0; task < p.tasks; ++task) {
         const int64_t tiles = p.counts[task] * tiling.per_row();
         if (tiles == 0) continue;
-        const int64_t blocks = (tiles + most - 1) / most;
+        expect_writes(p.d_weights[task], kTaps * kTaps * p.k * p.n * static_cast<int64_t>(sizeof(float)), threads);
         const int team = tiles * p.k * p.n < (int64_t{1} << 14) ? 1 : threads;  // else less than a thread's start is worth
-        for (int64_t b = 0; b < blocks; ++b) {
-            const Range part = share(tiles, blocks, b);
-            add_block(p, tiling, {first + part.begin, first + part.end}, b > 0, sums, team);
-        }
-        transform_back(p, sums, p.d_weights[task], team);
+        weight_gradient_of(p, tiling, {first, first + tiles}, p.d_weights[task], team);
         first += tiles;
     }
+    Workspace::shrink(kKeptBytes);
 }
 
 constexpr Field kWeightGradientFields[] = {

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dmtl.models.config import ModelConfig
 from dmtl.nn.backbone import make_backbone
+from dmtl.nn.conv3x3 import Conv3x3
 from dmtl.nn.resnet import BasicBlock
 
 PAD_MULTIPLE = 32
@@ -26,7 +27,7 @@ class InitialNetwork(nn.Module):
     def __init__(self, config: ModelConfig, channels: Mapping[str, int]):
         super().__init__()
         self.backbone = make_backbone(config.backbone, config.backbone_width)
-        self.embed = nn.Conv2d(sum(self.backbone.channels), config.width, 3, padding=1)
+        self.embed = Conv3x3(sum(self.backbone.channels), config.width)
         self.decoders = nn.ModuleDict(
             {
                 task: nn.Sequential(

@@ -6,8 +6,9 @@ without a classifier).
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
+
+from dmtl.nn.conv3x3 import Conv3x3
 
 
 class BasicBlock(nn.Module):
@@ -15,9 +16,13 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.conv1 = (
+            Conv3x3(in_channels, channels, bias=False)
+            if stride == 1
+            else nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        )
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.conv2 = Conv3x3(channels, channels, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.downsample = None
         if stride != 1 or in_channels != channels:
@@ -27,13 +32,10 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = _rectified(self.bn1(self.conv1(x)))
-        return _rectified(self.bn2(self.conv2(x)) + shortcut)
-
-
-def _rectified(x: Tensor) -> Tensor:
-    """ReLU of a map of our own making: in its memory, unless autograd may need it."""
-    return torch.relu(x) if torch.is_grad_enabled() else x.relu_()
+        x = self.bn1(
+            self.conv1(x)
+        ).relu_()  # in place: no gradient needs what a batch norm (or a fold) returned
+        return self.bn2(self.conv2(x)).add_(shortcut).relu_()
 
 
 class ResNet(nn.Module):
@@ -64,7 +66,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        x = self.maxpool(_rectified(self.bn1(self.conv1(image))))
+        x = self.maxpool(self.bn1(self.conv1(image)).relu_())
         maps = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)

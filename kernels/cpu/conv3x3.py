@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmtl._memory import empty
+from dmtl._memory import empty, empty_like
 from dmtl.kernels._conv3x3 import library_convolution, library_gradients
 from dmtl.kernels._native import CPU
 
@@ -62,7 +62,7 @@ def _gate(grad, weights, out, counts, need_biases, need_taps) -> tuple[Tensor, l
     d_taps = [weight.new_empty(weight.shape[0], 3, 3) for weight in weights] if need_taps else []
     if out is not None:
         out = out.contiguous(memory_format=torch.channels_last)
-        g = torch.empty_like(grad)
+        g = empty_like(grad)
     if out is not None or need_biases or need_taps:
         _, n, height, width = grad.shape
         CPU.call(
@@ -75,7 +75,7 @@ def _gate(grad, weights, out, counts, need_biases, need_taps) -> tuple[Tensor, l
 def _weight_gradients(g: Tensor, x: Tensor, weights: list[Tensor], counts: list[int]) -> list[Tensor]:
     x = x.contiguous(memory_format=torch.channels_last)
     given = [
-        torch.empty_like(weight) if count else torch.zeros_like(weight)
+        empty_like(weight) if count else torch.zeros_like(weight)
         for weight, count in zip(weights, counts, strict=True)
     ]
     d_weights = _one_layout(given)

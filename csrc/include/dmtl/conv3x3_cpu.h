@@ -8,6 +8,7 @@ namespace dmtl {
 namespace {
 
 constexpr int kMostTasks = 64;
+constexpr int64_t kKeptBytes = int64_t{48} << 20;  // of a buffer between calls
 
 // Weights of each task: n columns of the product (channels out), k rows (channels in), 9 taps, at weight[column * stride_n +
 // row * stride_k + tap * stride_tap]. The data gradient exchanges rows and columns and has the taps `flipped`.
@@ -115,16 +116,23 @@ DMTL_INLINE void load_patch(const float* image, const Tiling& t, const Tiling::P
         }
 }
 
+// Channels [part.begin, part.end) of one tile; begin is a multiple of 16, and stands first in the spectrum.
 template <bool inner>
-void transform_tile_in(const float* image, const Tiling& t, const Tiling::Place& p, int64_t channels, const Spectrum& s,
-                       int64_t slot) {
-    for (int64_t c = 0; c < channels; c += kLanes16) {
+void transform_channels_in(const float* image, const Tiling& t, const Tiling::Place& p, int64_t channels, Range part,
+                           const Spectrum& s, int64_t slot) {
+    for (int64_t c = part.begin; c < part.end; c += kLanes16) {
         F32x16 patch[kFrequencies], v[kFrequencies];
         load_patch<inner>(image, t, p, channels, c, patch);
         transform_patch(patch, v);
-        float* out = s.data + slot * s.stride + c;
+        float* out = s.data + slot * s.stride + c - part.begin;
         for (int f = 0; f < kFrequencies; ++f) v[f].store(out + f * s.plane);
     }
+}
+
+inline void transform_tile_in(const float* image, const Tiling& t, const Tiling::Place& p, int64_t channels, Range part,
+                              const Spectrum& s, int64_t slot) {
+    t.inner(p) ? transform_channels_in<true>(image, t, p, channels, part, s, slot)
+               : transform_channels_in<false>(image, t, p, channels, part, s, slot);
 }
 
 // What is added to a pixel: the bias and the tap biases of the taps that fall inside the image. There are 16 cases, by which of
