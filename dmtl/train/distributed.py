@@ -344,13 +344,17 @@ def full_tensors(state: Any, keep: bool = True) -> Any:
 
 
 def sharded(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The reverse for a model: whole tensors, the same in every process, laid out as those of `like` (the
-    state dict that is going to be loaded into)."""
-    return {name: _as(value, like[name]) if name in like else value for name, value in state.items()}
+    """The reverse for a model: whole tensors, the same in every process, cut as those of `like` (the state
+    dict that is going to be loaded into)."""
+    return {
+        name: _as(value, like[name]) if hasattr(like.get(name), "full_tensor") else value
+        for name, value in state.items()
+    }
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """`optimizer.load_state_dict` of whole tensors, each laid out as its parameter."""
+    """`optimizer.load_state_dict` of whole tensors, each laid out as its parameter: a fused optimiser takes
+    the memory of both as it lies, whatever the strides."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {
         index: {
@@ -378,10 +382,10 @@ def _full(tensor: Tensor) -> Tensor:
 
 
 def _as(value: Tensor, like: Tensor) -> Tensor:
-    """`value` cut as `like` is; nothing is sent, every process has all of it."""
+    """`value` cut and laid out as `like` is; nothing is sent, every process has all of it."""
     if not hasattr(like, "full_tensor"):
-        return value
+        return torch.empty_like(like, requires_grad=False).copy_(value)
     from torch.distributed.tensor import distribute_tensor
 
-    value = value.to(like.device, like.dtype)
+    value = value.to(like.device, like.dtype).contiguous()
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)

@@ -148,11 +148,8 @@ class _Sums:
 
 
 def _add(sums: dict[_Key, _State], key: _Key, state: _State) -> None:
-    if key not in sums:
-        sums[key] = state
-    else:
-        for name, value in state.items():
-            sums[key][name] += value
+    here = sums.get(key)
+    sums[key] = state if here is None else {name: here[name] + value for name, value in state.items()}
 
 
 def _on_cpu(states: Mapping[_Key, _State]) -> dict[_Key, _State]:

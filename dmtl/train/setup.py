@@ -86,6 +86,11 @@ def choose_labels(config: DataConfig, dataset: LabelledImages) -> LabelMatrix:
 def training_loader(config: RunConfig, data: Data, pin: bool = False, world: World | None = None) -> Loader:
     """Augmented batches of the training split with the visible labels; of each this process's share."""
     world = World() if world is None else world
+    if config.optim.batch_size < world.size:
+        raise ConfigError(
+            f"optim.batch_size must be at least the number of processes, {world.size}, "
+            f"got {config.optim.batch_size}"
+        )
     c = config.data
     transform = train_transform(tuple(c.size), scale=tuple(c.scale), flip=c.flip, photometric=c.photometric)
     return make_loader(

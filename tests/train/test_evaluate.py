@@ -5,7 +5,9 @@ import torch
 
 from dmtl.data import eval_transform, make_loader, open_dataset
 from dmtl.diffusion import CounterNoise
+from dmtl.infer.engine import Engine
 from dmtl.models import ModelConfig, build_model
+from dmtl.train.distributed import World
 from dmtl.train.evaluate import evaluate, primary_metrics
 
 
@@ -78,3 +80,32 @@ def test_primary_metrics(model, dataset):
     assert set(primary) == {"semseg", "edge", "heat"}
     assert primary["semseg"] == ("mIoU", metrics["semseg"]["mIoU"], True)
     assert primary["heat"][2] is False
+
+
+def test_shares_add_up_to_the_bit(model, dataset):
+    """Each of three processes reads every third batch, and only those."""
+    from dmtl.train import evaluate as room
+
+    alone = evaluate(model, batches(dataset, 1), initial=True)
+    states, seen = [], []
+    for rank in range(3):
+        sums = room._Sums(World())
+        for batch in room._share(batches(dataset, 1), World(rank, 3)):
+            seen.append(batch.position)
+            options = dict(noise=CounterNoise(0, batch.index))
+            with torch.inference_mode():
+                sums.add(room._scores(model.eval(), batch, list(model.tasks), options, True))
+        states.append((sums.counts, sums.parts))
+    assert seen == [0, 3, 6, 1, 4, 7, 2, 5]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "gathered", lambda value: states)
+        meters = room._Sums(World(0, 3)).meters(model.tasks)
+    for (name, kind), meter in meters.items():
+        assert repr(meter.compute()) == repr(alone[name if kind == "final" else f"initial/{name}"])
+
+
+def test_uncertainty_is_scored_over_all_batches(model, dataset):
+    engine = Engine(model, samples=2)
+    one, many = (evaluate(engine, batches(dataset, size), tasks=["edge", "heat"]) for size in (8, 3))
+    for task in ("edge", "heat"):
+        assert one[task]["uncertainty_auroc"] == pytest.approx(many[task]["uncertainty_auroc"], abs=1e-3)
