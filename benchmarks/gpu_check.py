@@ -1,6 +1,6 @@
 """`make gpu-check`: everything that needs a CUDA machine, in one command of under ten minutes.
 
-Times the whole model (inference beside both baselines, and a training step), runs the operators' and the
+Times the whole model (inference and training steps beside both baselines), runs the operators' and the
 model's tests on every backend, the operator benchmarks and compute-sanitizer, prints a short table, and
 appends one JSON object per figure to a file: commit, versions, device, name, value, unit. Times are medians
 of CUDA events; a part that fails its check gives a row with an "error" instead of a time.
@@ -16,12 +16,10 @@ import math
 import os
 import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -29,7 +27,6 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 PARTS = ("model", "tests", "benchmarks", "sanitizer")
-TASKS = {"semseg": 21, "human_parts": 7, "sal": None, "normals": None, "edge": None}
 
 
 class Rows:
@@ -132,7 +129,8 @@ def run_benchmarks(rows: Rows, limit_s: int, selected: str = SELECTED) -> None:
     what comes last."""
     started = time.perf_counter()
     names = [path.stem.removeprefix("test_") for path in sorted((ROOT / "benchmarks").glob("test_*.py"))]
-    names.remove("inference")  # `compare_inference`
+    for whole in ("inference", "training"):  # `compare_inference`, `time_training`
+        names.remove(whole)
     for name in sorted(names, key=lambda name: name not in COSTLY_FIRST):
         left_s = int(limit_s - (time.perf_counter() - started))
         if left_s < 5:
@@ -147,39 +145,6 @@ def run_benchmarks(rows: Rows, limit_s: int, selected: str = SELECTED) -> None:
             if report.is_file():
                 for bench in json.loads(report.read_text())["benchmarks"]:
                     rows.add(bench["name"], **bench["extra_info"])
-
-
-def median_ms(call: Callable[[], object], device: str, repeats: int) -> float:
-    """Median time of `call`; on a GPU between events, so that the host's clock does not enter."""
-    for _ in range(2):
-        call()
-    times = []
-    for _ in range(repeats):
-        if device == "cuda":
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            call()
-            end.record()
-            end.synchronize()
-            times.append(begin.elapsed_time(end))
-        else:
-            started = time.perf_counter()
-            call()
-            times.append(1e3 * (time.perf_counter() - started))
-    return statistics.median(times)
-
-
-def published_model(device: str, toy: bool):
-    """The published architecture with random weights (toy: a small one)."""
-    from dmtl.models import ModelConfig, build_model
-    from dmtl.tasks import make_task
-
-    tasks = [make_task(name, **({"classes": c} if c else {})).spec() for name, c in TASKS.items()]
-    # Not 8: with so few channels torch 2.13's CPU backward of a channels-last 1x1 convolution of stride 2 writes out of
-    # bounds (oneDNN).
-    small = {"width": 32, "backbone_width": 16} if toy else {}
-    torch.manual_seed(0)
-    return build_model(ModelConfig(tasks=tasks, **small)).to(device, memory_format=torch.channels_last)
 
 
 def compare_inference(rows: Rows, device: str, limit_s: int) -> None:
@@ -200,37 +165,48 @@ def compare_inference(rows: Rows, device: str, limit_s: int) -> None:
 
 
 def time_training(rows: Rows, device: str, toy: bool) -> None:
-    """A one-label step, batch 6 at 512x512, bf16; on a GPU a hidden host synchronisation inside is an
-    error."""
-    from dmtl.diffusion import CounterNoise
-    from dmtl.train.loss import labelled_rows, partial_label_loss
+    """Training steps of all contenders, one label an image and random labels, and how well one label fills
+    the device; our step must never wait for it."""
+    from dmtl.bench import training
+    from dmtl.bench.contenders import Case
+    from dmtl.bench.training import TrainingCase, TrainingRace
 
-    model = published_model(device, toy).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, fused=True)
-    size, batch = (64, 5) if toy else (512, 6)
-    image = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
-    names = list(model.tasks)
-    present = {t: torch.tensor([names[b % len(names)] == t for b in range(batch)]) for t in names}
-    labels = {
-        t: torch.randint(0, 2, (batch, model.tasks[t].label_channels, size, size), device=device).float()
-        for t in names
-    }
-    noise = CounterNoise(0, torch.arange(batch, device=device))
+    small = {"width": 32, "backbone_width": 16, "blocks": 1, "decoder_blocks": 1} if toy else {}
+    case = Case(size=(64, 64) if toy else (512, 512), device=device, options=small)
+    wanted = [("published", "fp32"), ("expert", "bf16"), ("dmtl", "bf16")]
+    if toy:
+        wanted = training.names(torch.device(device))
+    never_waits(rows, case.but(batch=5), device)
+    for batch in (5,) if toy else (6, 24):
+        for labels in ("one", "random"):
+            race = TrainingRace(
+                TrainingCase(case.but(batch=batch), labels), wanted, modes=() if toy else ("default",)
+            )
+            for _ in range(2 if toy else 7):
+                race.round()
+            size = "x".join(map(str, (batch, *case.size)))
+            for row in race.result():
+                rows.add(f"training {labels} {size} {row['contender']} {row['precision']}", **row)
+            del race
+            if device == "cuda":
+                torch.cuda.empty_cache()
+        name, precision = f"training occupancy {batch}", "fp32" if toy else "bf16"
+        rows.add(name, **training.occupancy(TrainingCase(case.but(batch=batch)), precision))
+    for name, precision in () if toy else wanted:
+        row = training.peak(TrainingCase(case.but(batch=6)), name, precision, modes=())
+        rows.add(f"training memory {name} {precision}", **row)
 
-    def step() -> None:
-        with torch.autocast(device, torch.bfloat16):
-            prediction = model(image, labelled=labelled_rows(present, device), noise=noise)
-            loss, _ = partial_label_loss(prediction, labels, present, model.tasks)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-        optimizer.step()
 
-    step()
+def never_waits(rows: Rows, case, device: str) -> None:
+    """A hidden host synchronisation inside our step is an error."""
+    from dmtl.bench.training import TrainingCase, ours
+
+    trainee, batch = ours(case, "bf16"), TrainingCase(case).batch()
+    trainee.step(batch)
     if device == "cuda":
         torch.cuda.set_sync_debug_mode("error")
     try:
-        step()
+        trainee.step(batch)
     except RuntimeError as error:
         rows.add("training step, no host synchronisation", error=str(error).splitlines()[0])
     else:
@@ -238,15 +214,6 @@ def time_training(rows: Rows, device: str, toy: bool) -> None:
     finally:
         if device == "cuda":
             torch.cuda.set_sync_debug_mode("default")
-            torch.cuda.reset_peak_memory_stats()
-    ms = median_ms(step, device, 2 if toy else 10)
-    peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else None
-    rows.add(
-        f"training step one-label {batch}x{size}x{size} bf16",
-        median_ms=ms,
-        pairs_per_s=1e3 * batch / ms,
-        peak_mib=peak,
-    )
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""The initial network in plain torch: what `published.py` and `expert.py` share, on our model's parameters."""
+"""The initial network in plain torch, on our model's parameters: what the baselines share."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 
 def initial_network(network, image: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Features and logits of an `InitialNetwork` by task, every layer of the ResNet and of the decoders a call
-    of torch's own. (A backbone that is not our ResNet is called as it is.)"""
+    """Features and logits of an `InitialNetwork` by task, every layer of the ResNet and of the decoders a
+    call of torch's own. (A backbone that is not our ResNet is called as it is.)"""
     size = (image.shape[-2] // 8, image.shape[-1] // 8)
     maps = [
         m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear", align_corners=False)

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmtl.diffusion import ArrayNoise
 from dmtl.data import Batch
+from dmtl.diffusion import ArrayNoise
 from dmtl.models import DiffusionMTL
 from dmtl.models.initial import pad_image
 from dmtl.train.loss import sample_scale

@@ -55,7 +55,7 @@ class Case:
         """The model on the CPU, in eval mode."""
         if self.model is not None:
             return load_model(self.model)
-        specs = [make_task(name, **_task_options(name)).spec() for name in self.all_tasks]
+        specs = [task.spec() for task in tasks_of(self)]
         torch.manual_seed(0)
         return build_model(ModelConfig(tasks=specs, **self.options)).eval()
 
@@ -66,6 +66,16 @@ class Case:
 
     def but(self, **changes) -> Case:
         return dataclasses.replace(self, **changes)
+
+
+def case_from(values: Mapping) -> Case:
+    """The case that `dataclasses.asdict` and JSON made this of."""
+    return Case(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+
+
+def tasks_of(case: Case) -> list[Task]:
+    """The tasks of a model with random weights."""
+    return [make_task(name, **_task_options(name)) for name in case.all_tasks]
 
 
 def _task_options(name: str) -> dict:
@@ -101,15 +111,15 @@ def engine(model, image: Tensor, case: Case, precision: str, inplace: bool = Fal
     return Contender("dmtl", precision, lambda image, noise=None: ours.maps(image).maps, "Engine")
 
 
-def baselines() -> ModuleType | None:
-    """`benchmarks.inference` of the checkout that this package runs from; None where there is none (a wheel
-    holds no benchmarks)."""
+def baselines(of: str = "inference") -> ModuleType | None:
+    """`benchmarks.inference` (or "training") of the checkout that this package runs from; None where there is
+    none (a wheel holds no benchmarks)."""
     root = Path(dmtl.__file__).resolve().parents[1]
-    if not ((root / "benchmarks" / "inference.py").is_file() and (root / "csrc").is_dir()):
+    if not ((root / "benchmarks" / f"{of}.py").is_file() and (root / "csrc").is_dir()):
         return None
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
-    module = importlib.import_module("benchmarks.inference")
+    module = importlib.import_module(f"benchmarks.{of}")
     ours = Path(module.__file__).resolve().is_relative_to(root)  # "benchmarks" is a common name
     return module if ours else None
 
@@ -146,15 +156,18 @@ def make(name: str, model, image: Tensor, case: Case, precision: str, **options)
     return baselines().BASELINES[name](model, image, case, precision, **options)
 
 
-def drawn_noise(model: DiffusionMTL, image: Tensor, draws: int) -> dict[str, Tensor]:
-    """The noise that the model and the engine draw by default, as arrays {task: [draws, B, C, h, w]}."""
+def drawn_noise(
+    model: DiffusionMTL, image: Tensor, draws: int, source: CounterNoise | None = None
+) -> dict[str, Tensor]:
+    """The noise of a source (default: what the model and the engine draw by default), as arrays
+    {task: [draws, B, C, h, w]}."""
     from dmtl.ops import normal
 
     batch, (h, w) = image.shape[0], (side // 8 for side in pad_image(image).shape[-2:])
     arrays = {}
     for task, channels in model.channels.items():
         shape = (model.config.width if model.config.diffusion == "feature" else channels, h, w)
-        keys = CounterNoise(0).draws(Pairs.of({task: None}, batch), image)
+        keys = (source or CounterNoise(0)).draws(Pairs.of({task: None}, batch), image)
         arrays[task] = torch.stack([normal(keys(k)["key_B3"], shape, k) for k in range(draws)])
     return arrays
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import dmtl
-from dmtl.bench.contenders import Case, engine, make
+from dmtl.bench.contenders import Case, case_from, engine, make
 
 LIMIT_S = 900
 
@@ -26,8 +26,14 @@ def peak(case: Case, name: str, precision: str, threads: int | None = None, **op
     CPU: the process's largest resident set (Linux; None elsewhere). GPU: bytes allocated by torch, with the
     pools of captured graphs as "reserved_mib".
     """
-    work = {"case": asdict(case), "name": name, "precision": precision, "options": options}
-    work["threads"] = torch.get_num_threads() if threads is None else threads
+    return in_own_process(
+        {"case": asdict(case), "name": name, "precision": precision, "options": options}, threads
+    )
+
+
+def in_own_process(work: dict, threads: int | None = None) -> dict:
+    """`peak` of what `work` describes: arguments of `measured`, or with "training" of `training.watched`."""
+    work = work | {"threads": torch.get_num_threads() if threads is None else threads}
     command = [sys.executable, "-m", "dmtl.bench.memory"]
     paths = [str(Path(dmtl.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
@@ -97,7 +103,13 @@ def _peak(device: torch.device) -> dict:
 def main() -> int:
     work = json.load(sys.stdin)
     torch.set_num_threads(work["threads"])
-    case = Case(**{key: tuple(v) if isinstance(v, list) else v for key, v in work["case"].items()})
+    if work.get("training"):
+        from dmtl.bench import training
+
+        training.watched(work)
+        print(json.dumps(_peak(torch.device(work["case"]["device"]))))
+        return 0
+    case = case_from(work["case"])
     print(json.dumps(measured(case, work["name"], work["precision"], work["options"])))
     return 0
 

@@ -61,3 +61,40 @@ def test_block_formula():
     shortcut = block.downsample[1](torch.nn.functional.conv2d(x, block.downsample[0].weight, stride=2))
     torch.testing.assert_close(block(x), torch.relu(inner + shortcut))
     assert BasicBlock(8, 8).downsample is None
+
+
+@pytest.mark.parametrize(
+    "channels, size, dtype, served",
+    [((64, 64), 16, torch.float32, True), ((96, 64), 16, torch.float32, True),
+     ((32, 32), 16, torch.float32, False), ((64, 64), 2, torch.float32, False),
+     ((64, 64), 16, torch.float64, False)],
+)  # fmt: skip
+def test_where_the_operator_trains(monkeypatch, channels, size, dtype, served):
+    """Large float32 layers go through `ops.conv3x3` where gradients are asked for, and agree with the
+    library's."""
+    from dmtl import ops
+    from dmtl.nn.conv3x3 import Conv3x3
+
+    calls = []
+    original = ops.conv3x3
+    monkeypatch.setattr(ops, "conv3x3", lambda *a, **k: calls.append(1) or original(*a, **k))
+    torch.manual_seed(0)
+    layer = Conv3x3(*channels).to(dtype)
+    x = torch.randn(2, channels[0], size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    found = layer(x)
+    assert bool(calls) == served
+    expected = torch.nn.functional.conv2d(x, layer.weight, layer.bias, padding=1)
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+    grad = torch.randn_like(expected)
+    leaves = [x, layer.weight, layer.bias]
+    for a, b in zip(
+        torch.autograd.grad(found, leaves, grad), torch.autograd.grad(expected, leaves, grad), strict=True
+    ):
+        assert (a - b).norm() <= 1e-5 * b.norm()
+    calls.clear()
+    with torch.no_grad():
+        assert torch.equal(layer(x), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.float()(x.float()).dtype == torch.bfloat16
+    assert not calls

@@ -1,0 +1,82 @@
+"""The training step (forward, loss, backward, clipping, optimiser) beside the published execution and the
+expert's: published network, five tasks, S = 2, random weights; and the data loader alone.
+
+All contenders of a case take turns, so a row of pytest-benchmark is one round of all; each contender's times
+and ratios are in its extra_info. With DMTL_BENCH_ROWS=FILE all rows, peak memory included, are appended to
+FILE as JSON lines: `benchmarks/results/training-cpu.jsonl` was made that way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+
+from dmtl.bench import training
+from dmtl.bench.contenders import Case
+from dmtl.bench.facts import facts
+from dmtl.bench.training import OPTIM, TrainingCase, TrainingRace
+from dmtl.train.config import DataConfig, RunConfig
+
+from .harness import DEVICE
+
+GPU = DEVICE == "cuda"
+SIZE, BATCHES, ROUNDS = ((512, 512), (6, 24), 9) if GPU else ((256, 256), (4, 8), 3)
+MODES = ("default",) if GPU else ()  # on two CPU cores inductor takes minutes for what is the library's time
+
+
+def _case(batch: int, labels: str) -> TrainingCase:
+    return TrainingCase(Case(size=SIZE, batch=batch, device=DEVICE), labels)
+
+
+def keep(rows: list[dict]) -> None:
+    """Shows the rows, and appends them to the file that was asked for."""
+    for row in rows:
+        print(json.dumps(row))
+    if path := os.environ.get("DMTL_BENCH_ROWS"):
+        known = facts(torch.device(DEVICE))
+        with open(path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row | known) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("labels", ["one", "random"])
+def test_training_step(benchmark, capsys, batch, labels):
+    race = TrainingRace(_case(batch, labels), modes=MODES)
+    benchmark.pedantic(race.round, rounds=ROUNDS)
+    rows = race.result()
+    benchmark.extra_info["contenders"] = rows
+    with capsys.disabled():
+        keep(rows)
+    assert [row["error"] for row in rows if "error" in row] == []
+
+
+@pytest.mark.parametrize("name, precision", training.names(torch.device(DEVICE)))
+def test_peak_memory(benchmark, capsys, name, precision):
+    """Of three steps with one label for each image."""
+    case = _case(BATCHES[0], "one")
+    row = benchmark.pedantic(lambda: training.peak(case, name, precision, modes=()), rounds=1)
+    with capsys.disabled():
+        keep([row])
+    assert row["peak_mib"] > 0
+
+
+def test_occupancy(benchmark, capsys):
+    """How well one label an image fills the machine."""
+    precision = "bf16" if GPU else "fp32"
+    row = benchmark.pedantic(lambda: training.occupancy(_case(BATCHES[0], "one"), precision), rounds=1)
+    with capsys.disabled():
+        keep([row])
+    assert row["pair_ms"] > 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader(benchmark, capsys, workers):
+    """Rendered scenes, augmented and batched."""
+    config = RunConfig(data=DataConfig(size=SIZE, workers=workers), optim=OPTIM)
+    row = benchmark.pedantic(lambda: training.loading(config), rounds=1)
+    with capsys.disabled():
+        keep([row])
+    assert row["images_per_s"] > 0

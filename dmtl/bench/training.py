@@ -1,0 +1,318 @@
+"""Who is compared in training: our step, and the baselines' where the source checkout holds them.
+
+A step is forward, loss, backward, clipping and the optimiser, on a batch that is at hand. Before anybody is
+timed, the loss and all gradients are compared with our fp32 step's, on the same noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dmtl.bench import clock, contenders, memory
+from dmtl.bench.contenders import Case
+from dmtl.data import Batch
+from dmtl.diffusion import CounterNoise
+from dmtl.models import DiffusionMTL
+from dmtl.train.config import ExecutionConfig, OptimConfig, RunConfig
+from dmtl.train.distributed import World
+from dmtl.train.objective import Objective
+from dmtl.train.optim import optimizer_for
+from dmtl.train.step import Step
+from dmtl.train.weighting import make_weighting
+
+ALLOWED = {"fp32": (1e-2, 1e-4), "tf32": (0.1, 1e-3), "bf16": (0.5, 1e-2)}
+"""Precision -> relative distances of all gradients, and of the loss, from our fp32 step's. Gradients behind
+batch norms are small differences of large numbers: at 128x128 the published execution is 1.8e-3 from float64
+in fp32, ours 2.0e-3, and in bf16 the library's own composition is 0.1 to 0.35 off."""
+LABELS = ("one", "random", "all")
+OPTIM = OptimConfig(optimizer="adam", lr=2e-5, weight_decay=0.0, warmup=0)
+"""The published settings: Adam, gradients clipped at 10."""
+
+
+@dataclass(frozen=True)
+class TrainingCase:
+    """One step. labels: "one" task of every image, taking turns; "random": at least one of every image, each
+    of the others with probability 1/2; "all"."""
+
+    case: Case
+    labels: str = "one"
+
+    def batch(self) -> Batch:
+        """Normal pixels and plausible labels on the case's device; the same every time."""
+        generator = torch.Generator().manual_seed(2)
+        case = self.case
+        tasks = {task.name: task for task in contenders.tasks_of(case)}
+        present = self.present(list(tasks), generator)
+        labels = {name: _label(task, case, generator).to(case.device) for name, task in tasks.items()}
+        return Batch(
+            ids=[str(i) for i in range(case.batch)],
+            index=torch.arange(case.batch, device=case.device),
+            image=case.image(),
+            labels=labels,
+            present=present,
+            valid_size=[tuple(case.size)] * case.batch,
+        )
+
+    def present(self, tasks: Sequence[str], generator: torch.Generator) -> dict[str, Tensor]:
+        """task -> bool [B]."""
+        first = torch.arange(self.case.batch) % len(tasks)
+        chance = {"one": 0.0, "random": 0.5, "all": 1.0}[self.labels]
+        return {
+            task: (first == i) | (torch.rand(self.case.batch, generator=generator) < chance)
+            for i, task in enumerate(tasks)
+        }
+
+    def described(self) -> dict:
+        """What is trained on, for a row."""
+        return {"size": list(self.case.size), "batch": self.case.batch, "labels": self.labels}
+
+
+def _label(task, case: Case, generator: torch.Generator) -> Tensor:
+    shape = (case.batch, task.label_channels, *case.size)
+    if task.kind == "classes":
+        return torch.randint(0, task.channels, shape, generator=generator).float()
+    if task.kind == "binary":
+        return (torch.rand(shape, generator=generator) < 0.1).float()
+    if task.kind == "unit_vector":
+        return nn.functional.normalize(torch.randn(shape, generator=generator), dim=1)
+    return 10 * torch.rand(shape, generator=generator)
+
+
+@dataclass
+class Trainee:
+    """A contender. loss(batch, noise): the scalar to differentiate, noise as `contenders.Noise` (the rows of
+    all images), None: drawn; ours draws its own. step(batch): a whole step."""
+
+    name: str
+    precision: str
+    model: nn.Module
+    loss: Callable[[Batch, contenders.Noise | None], Tensor]
+    step: Callable[[Batch], object]
+    how: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} {self.precision}"
+
+    def settings(self):
+        """What has to be set around its calls."""
+        return clock.tf32(self.precision == "tf32")
+
+    def gradients(self, batch: Batch, noise: contenders.Noise | None) -> tuple[float, dict[str, Tensor]]:
+        """The loss, and every parameter's gradient; parameters that take no part have none."""
+        self.model.zero_grad(set_to_none=True)
+        loss = self.loss(batch, noise)
+        loss.backward()
+        found = {n: p.grad.detach().cpu() for n, p in self.model.named_parameters() if p.grad is not None}
+        self.model.zero_grad(set_to_none=True)
+        return float(loss.detach()), found
+
+
+def ours(case: Case, precision: str, denoises: bool = True) -> Trainee:
+    """The package's own step; denoises = False: the initial network alone, as before `mtdnet_start`."""
+    device = torch.device(case.device)
+    optim = dataclasses.replace(
+        OPTIM, precision=precision.replace("tf32", "fp32"), mtdnet_start=0.0 if denoises else 0.5
+    )
+    config = RunConfig(device=str(device), optim=optim, execution=ExecutionConfig())
+    model = trained_model(case)
+    if device.type == "cuda":
+        model = model.to(memory_format=torch.channels_last)
+    weighting = make_weighting(optim, model.tasks).to(device)
+    objective = Objective(model, weighting, optim)
+    optimizer = optimizer_for(optim, model, extra=weighting.parameters())
+    taken = Step(
+        objective, objective, optimizer, config, rate=lambda step: optim.lr, total_steps=1 << 30,
+        world=World(device=device),
+    )  # fmt: skip
+
+    def step(batch: Batch) -> None:
+        taken(batch, 0)
+        if taken.due:
+            taken.read()
+
+    def loss(batch: Batch, noise=None) -> Tensor:
+        return objective(batch, 0, denoises)[0]
+
+    return Trainee("dmtl", precision, model, loss, step, "Step")
+
+
+def trained_model(case: Case) -> DiffusionMTL:
+    """The case's model on its device, in training mode."""
+    return case.build().to(case.device).train()
+
+
+def noise_of(model: DiffusionMTL, batch: Batch) -> dict[str, Tensor]:
+    """The noise that our step 0 draws for every task of every image: {task: [draws, B, C, h, w]}."""
+    source = CounterNoise(OPTIM.seed << 32, batch.index)
+    draws = len(model.mtdnet.plan(None, None, batch.image.device).levels)
+    return contenders.drawn_noise(model, batch.image, draws, source)
+
+
+def difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Relative distance of all gradients in L2; inf where one is missing, or there without need."""
+    present = {name for name, grad in found.items() if grad.any()}
+    if present != {name for name, grad in expected.items() if grad.any()}:
+        return float("inf")
+    apart = sum(float((found[n].double() - expected[n].double()).square().sum()) for n in present)
+    return (apart / sum(float(expected[n].double().square().sum()) for n in present)) ** 0.5
+
+
+def names(device: torch.device) -> list[tuple[str, str]]:
+    """(contender, precision) of all who take part; bf16 on a CPU only where the processor has it."""
+    served = ["fp32", *(["bf16"] if "bf16" in contenders.served(device) else [])]
+    mine = [("dmtl", precision) for precision in served]
+    if contenders.baselines() is None:
+        return mine
+    return [("published", "fp32"), *(("expert", precision) for precision in served), *mine]
+
+
+def make(case: Case, name: str, precision: str, **options) -> Trainee:
+    """The contender of this name, with a model of its own."""
+    if name == "dmtl":
+        return ours(case, precision)
+    return contenders.baselines("training").TRAINING[name](case, precision, **options)
+
+
+class TrainingRace:
+    """All contenders for one case, checked; every round times one step of each.
+
+    Args:
+        wanted: (contender, precision), default `names`.
+        options: for the baselines, such as `modes` of the expert's compiler.
+    """
+
+    def __init__(self, case: TrainingCase, wanted: Sequence[tuple[str, str]] | None = None, **options):
+        self.case, self.device = case, torch.device(case.case.device)
+        self.batch = case.batch()
+        self.rows: list[dict] = []
+        self.contenders: dict[str, Trainee] = {}
+        reference = ours(case.case, "fp32")
+        with clock.tf32(False):
+            noise = noise_of(reference.model, self.batch)
+            expected = reference.gradients(self.batch, None)
+        del reference
+        for name, precision in names(self.device) if wanted is None else wanted:
+            self._admit(name, precision, noise, expected, options)
+        self.times_s: dict[str, list[float]] = {title: [] for title in self.contenders}
+        self.rounds = 0
+        self._every(lambda call: call())  # the optimiser's state
+
+    def _admit(self, name: str, precision: str, noise, expected, options) -> None:
+        row = {"contender": name, "precision": precision}
+        self.rows.append(row)
+        try:
+            contender = make(self.case.case, name, precision, **options)
+            with contender.settings():
+                loss, gradients = contender.gradients(self.batch, noise)
+        except RuntimeError as error:  # out of memory, a compiler that gives up
+            row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            return
+        apart = difference(gradients, expected[1])
+        row |= {"how": contender.how, "difference": apart, "loss": loss, "reference_loss": expected[0]}
+        off, (allowed, allowed_off) = abs(loss / expected[0] - 1), ALLOWED[precision]
+        if apart <= allowed and off <= allowed_off:
+            self.contenders[contender.title] = contender
+        else:
+            row["error"] = (
+                f"gradients differ by {apart:.2e} ({allowed:g} are allowed), the loss by {off:.2e} "
+                f"({allowed_off:g})"
+            )
+
+    def _every(self, measure: Callable) -> dict[str, float]:
+        titles = list(self.contenders)
+        shift = self.rounds % max(1, len(titles))
+        found = {}
+        for title in titles[shift:] + titles[:shift]:
+            contender = self.contenders[title]
+            with contender.settings():
+                found[title] = measure(lambda: contender.step(self.batch))  # noqa: B023
+            contender.model.zero_grad(set_to_none=True)  # the others need the memory
+        return found
+
+    def round(self) -> None:
+        """Times a step of every contender; another one begins in every round."""
+        for title, taken in self._every(lambda call: clock.seconds(call, self.device)).items():
+            self.times_s[title].append(taken)
+        self.rounds += 1
+
+    def result(self) -> list[dict]:
+        """One row for each contender: times, pairs per second, and how many times faster it is than each
+        baseline in each of its precisions ("times published fp32", ...)."""
+        pairs = int(sum(mask.sum() for mask in self.batch.present.values()))
+        against = {
+            title: clock.ratios(self.times_s, title)
+            for title, contender in self.contenders.items()
+            if contender.name != "dmtl" and self.times_s[title]
+        }
+        rows = []
+        for row in self.rows:
+            title = f"{row['contender']} {row['precision']}"
+            row = {"part": "training", **self.case.described(), "pairs": pairs} | row
+            if times := self.times_s.get(title):
+                row |= clock.quantiles_ms(times) | {"rounds": len(times)}
+                row["pairs_per_s"] = pairs / statistics.median(times)
+                row |= {f"times {name}": ratio[title] for name, ratio in against.items()}
+            rows.append(row)
+        return rows
+
+
+def peak(case: TrainingCase, name: str, precision: str, **options) -> dict:
+    """A row with the peak memory of three steps in a process of their own."""
+    facts = {"part": "training memory", "contender": name, "precision": precision} | case.described()
+    work = {"case": dataclasses.asdict(case.case), "labels": case.labels, "name": name}
+    work |= {"precision": precision, "options": options, "training": True}
+    return facts | memory.in_own_process(work)
+
+
+def watched(work: dict) -> None:
+    """What that process does: three steps, of which the first makes the optimiser's state."""
+    case = TrainingCase(contenders.case_from(work["case"]), work["labels"])
+    contender, batch = make(case.case, work["name"], work["precision"], **work["options"]), case.batch()
+    with contender.settings():
+        for _ in range(3):
+            contender.step(batch)
+
+
+def occupancy(case: TrainingCase, precision: str, rounds: int = 5) -> dict:
+    """How well a step with few labels uses the machine: the time that its pairs would take at the rate of a
+    fully labelled batch, and the initial network's, over the step's."""
+    batches = {labels: dataclasses.replace(case, labels=labels).batch() for labels in (case.labels, "all")}
+    device = torch.device(case.case.device)
+    whole, alone = ours(case.case, precision), ours(case.case, precision, denoises=False)
+
+    def median_s(trainee: Trainee, labels: str) -> float:
+        batch = batches[labels]
+        trainee.step(batch)
+        return statistics.median(clock.seconds(lambda: trainee.step(batch), device) for _ in range(rounds))
+
+    step_s, full_s = median_s(whole, case.labels), median_s(whole, "all")
+    initial_s = {labels: median_s(alone, labels) for labels in batches}
+    pairs = {key: int(sum(m.sum() for m in batch.present.values())) for key, batch in batches.items()}
+    pair_s = (full_s - initial_s["all"]) / pairs["all"]
+    return {
+        "part": "training occupancy", **case.described(), "precision": precision, "pairs": pairs[case.labels],
+        "step_ms": 1e3 * step_s, "full_step_ms": 1e3 * full_s, "initial_ms": 1e3 * initial_s[case.labels],
+        "pair_ms": 1e3 * pair_s,
+        "step_over_full_rate": step_s / (pairs[case.labels] * pair_s + initial_s[case.labels]),
+    }  # fmt: skip
+
+
+def loading(config: RunConfig, batches: int = 8) -> dict:
+    """The loader alone: images per second of `batches` batches after a first one; nothing is kept."""
+    from dmtl.train.setup import open_data, training_loader
+
+    data = dataclasses.replace(config.data, cache=False, cache_dir=None)
+    config = dataclasses.replace(config, data=data)
+    stream = training_loader(config, open_data(data)).stream()
+    next(stream)
+    seconds = clock.seconds(lambda: [next(stream) for _ in range(batches)], torch.device("cpu"))
+    images = batches * config.optim.batch_size
+    facts = {"part": "loading", "root": data.root, "size": list(data.size), "workers": data.workers}
+    return facts | {"batch": config.optim.batch_size, "images": images, "images_per_s": images / seconds}
