@@ -159,7 +159,8 @@ def wrap(
 
     Its forward must return the loss, or a tuple that begins with it: this process's share of a sum over all.
     After `backward` gradients are sums over the processes; the loss is not to be scaled by their number.
-    Every process runs equally many forwards and backwards, without a label too (any scalar is a loss then).
+    Every process runs at least one forward and backward in a step, without a label too (any scalar is a loss
+    then); with `last_micro_batch`, not all need run equally many, but with synchronised batch norms.
 
     What is frozen must be so by now. FSDP2 shards the parameters of `module` in place: optimisers are made
     afterwards (over the same module), its state dicts go through `full_tensors` and `sharded`. Its weights
@@ -178,7 +179,7 @@ def wrap(
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # in place, with the same parameters
     share = _Share(module, world.size)
     if execution.parallel == "fsdp":
-        return _sharded_module(share)
+        return _sharded_module(share, device)
     # 1x1 convolutions have two layouts at once, and their gradients the other one
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     known = inspect.signature(DistributedDataParallel).parameters  # torch 2.13 renamed it
@@ -302,8 +303,9 @@ def _share_of(run: nn.Module) -> _Share | None:
     return inner if isinstance(inner, _Share) else None
 
 
-def _sharded_module(share: _Share) -> nn.Module:
+def _sharded_module(share: _Share, device: torch.device) -> nn.Module:
     """FSDP2 around everything at once: modules here read each other's parameters outside their forward."""
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
     if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
@@ -316,7 +318,8 @@ def _sharded_module(share: _Share) -> nn.Module:
                 f'execution.parallel must be "ddp": FSDP2 cannot shard the scalar parameter {name}'
             )
         parameter.data = parameter.data.contiguous()
-    fully_shard(share, reshard_after_forward=False)
+    mesh = init_device_mesh(device.type, (share.size,))
+    fully_shard(share, mesh=mesh, reshard_after_forward=False)
     share.set_reduce_scatter_unused_params(True)
     return share
 

@@ -217,6 +217,14 @@ def test_every_process_needs_an_image(images, tmp_path):
         training_loader(config, open_data(config.data), world=World(0, 3))
 
 
+def test_synchronised_batch_norms_meet_in_every_micro_batch(images, tmp_path):
+    execution = dict(sync_bn=True, micro_batch=1)
+    config = worker.config_for(images, tmp_path, execution=execution)
+    training_loader(config, open_data(config.data), world=World(0, 2))
+    with pytest.raises(ConfigError, match="optim.batch_size a multiple of 3 and .* got 4 and 0"):
+        training_loader(config, open_data(config.data), world=World(0, 3))
+
+
 @pytest.mark.slow
 def test_the_command_line_under_torchrun(images, tmp_path):
     """One process talks; a mistake is told without a traceback of ours."""

@@ -39,12 +39,11 @@ RUNS = {  # of the model, of the optimiser
     ),
     "prediction": (dict(diffusion="prediction"), dict(freeze=["initial.backbone"])),
 }
-FSDP_PARTS = "fsdp, one image at a time"
 EXECUTIONS = {
     "ddp": dict(),
     "ddp, one image at a time": dict(micro_batch=1),
     "fsdp": dict(parallel="fsdp"),
-    FSDP_PARTS: dict(parallel="fsdp", micro_batch=1),
+    "fsdp, one image at a time": dict(parallel="fsdp", micro_batch=1),
 }
 
 
@@ -188,7 +187,7 @@ def main(job: str, out: Path, images: Path, *rest: str) -> None:
     if job == "steps":
         found = all_steps(images, out, world)
     elif job == "joined":
-        found = all_steps(images, out, world, runs=["joined"], executions=["ddp", FSDP_PARTS])
+        found = all_steps(images, out, world, runs=["joined"], executions=["ddp, one image at a time"])
     elif job == "evaluate":
         found = all_evaluations(images, out, world)
     else:
