@@ -95,8 +95,8 @@ def training_loader(config: RunConfig, data: Data, pin: bool = False, world: Wor
     if world.size > 1 and config.execution.sync_bn and config.execution.micro_batch and uneven:
         raise ConfigError(
             "execution.sync_bn with execution.micro_batch needs as many images in each process: "
-            f"optim.batch_size a multiple of {world.size} and data.skip_corrupt = 0, got {config.optim.batch_size} and "
-            f"{config.data.skip_corrupt}"
+            f"optim.batch_size a multiple of {world.size} and data.skip_corrupt = 0, "
+            f"got {config.optim.batch_size} and {config.data.skip_corrupt}"
         )
     c = config.data
     transform = train_transform(tuple(c.size), scale=tuple(c.scale), flip=c.flip, photometric=c.photometric)
