@@ -3,7 +3,7 @@ parts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -113,10 +113,17 @@ class _DenseModel(nn.Module):
         self._check_image(image)
         rows = dict.fromkeys(self._chosen(tasks)) if labelled is None else _labelled_rows(self, labelled)
         padded = pad_image(image)
-        _, initial = self.initial(padded)
+        _, initial = self.initial(padded, self._learning(rows))
         sized = _sizer(padded, image, upsampled)
         maps = {task: sized(taken(initial[task], r)) for task, r in rows.items()}
         return Prediction(maps, maps, {})
+
+    def _learning(self, rows: Mapping[str, Tensor | None], apart: bool = True) -> Collection[str] | None:
+        """The tasks whose decoders a loss can reach: those with rows, where the others' predictions are used
+        without gradient (`apart`). None, all, for a compiled network, which would be compiled anew for every
+        choice."""
+        compiled = self.initial._compiled_call_impl is not None or torch.compiler.is_compiling()
+        return tuple(rows) if apart and not compiled else None
 
     @torch.no_grad()
     def maps(
@@ -254,7 +261,7 @@ class DiffusionMTL(_DenseModel):
             raise ValueError("DiffusionMTL: tasks and labelled must not both be given")
         rows = dict.fromkeys(self._chosen(tasks)) if labelled is None else _labelled_rows(self, labelled)
         padded = pad_image(image)
-        features, initial = self.initial(padded)
+        features, initial = self.initial(padded, self._learning(rows, self.config.detach_condition))
         sized = _sizer(padded, image, upsampled)
         initial_maps = {task: sized(taken(initial[task], r)) for task, r in rows.items()}
         if not rows:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -38,17 +39,24 @@ class InitialNetwork(nn.Module):
         )
         self.heads = nn.ModuleDict({task: nn.Conv2d(config.width, c, 1) for task, c in channels.items()})
 
-    def forward(self, image: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def forward(
+        self, image: Tensor, learning: Collection[str] | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Image [B, 3, H, W], H and W multiples of 32 -> features [B, C, H/8, W/8] and logits [B, C_T, H/8,
-        W/8] by task."""
+        W/8] by task. learning: tasks whose decoders may get a gradient (default: all); the others keep
+        nothing for one."""
         size = (image.shape[-2] // 8, image.shape[-1] // 8)
         maps = [
             F.interpolate(m, size, mode="bilinear", align_corners=False) if m.shape[-2:] != size else m
             for m in self.backbone(image)
         ]
         shared = self.embed(torch.cat(maps, dim=1))
-        features = {task: decoder(shared) for task, decoder in self.decoders.items()}
-        return features, {task: self.heads[task](feature) for task, feature in features.items()}
+        features, logits = {}, {}
+        for task, decoder in self.decoders.items():
+            with nullcontext() if learning is None or task in learning else torch.no_grad():
+                features[task] = decoder(shared)
+                logits[task] = self.heads[task](features[task])
+        return features, logits
 
 
 def pad_image(image: Tensor) -> Tensor:

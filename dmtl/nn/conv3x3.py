@@ -16,9 +16,9 @@ _LEAST_ELEMENTS = 64 * 64
 
 
 class Conv3x3(nn.Conv2d):
-    """`nn.Conv2d` of 3x3 pixels, stride 1 and padding 1, with its parameters and its bits in inference; where
-    gradients are asked for, `ops.conv3x3` computes channels-last float32 on a CPU if there are pixels enough
-    to pay for transforming the weights. Everything else (other layouts, which it would have to copy, 16-bit
+    """`nn.Conv2d` of 3x3 pixels, stride 1 and padding 1, with its parameters and its bits in inference; in
+    training mode `ops.conv3x3` computes channels-last float32 on a CPU if there are pixels enough to pay for
+    transforming the weights. Everything else (other layouts, which it would have to copy, 16-bit
     numbers, GPUs, compiled graphs) is the library's."""
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True):
@@ -34,7 +34,7 @@ class Conv3x3(nn.Conv2d):
     def _by_operator(self, x: Tensor) -> bool:
         if x.device.type != "cpu" or x.dtype != torch.float32 or self.weight.dtype != torch.float32:
             return False
-        if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        if not self.training or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
             return False
         if not x.is_contiguous(memory_format=torch.channels_last):
             return False

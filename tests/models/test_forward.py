@@ -322,3 +322,23 @@ def test_bad_arguments(diffusion):
                 model(image, steps=steps)
         with pytest.raises(ValueError, match="plan: eta must be in"):
             model(image, eta=2.0)
+
+
+@pytest.mark.parametrize("detached", [True, False])
+def test_decoders_of_absent_tasks_learn_only_through_the_condition(detached):
+    """Where the condition is detached they keep nothing for a gradient; losses and other gradients are those
+    of a network that keeps everything."""
+    model = small_model(detach_condition=detached).train()
+    image, labelled = torch.randn(2, 3, 64, 64), {"semseg": torch.tensor([1])}
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        with torch.enable_grad():
+            model(image, labelled=labelled).final["semseg"].square().mean().backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    found = gradients()
+    assert any(name.startswith("initial.decoders.normals") for name in found) != detached
+    model._learning = lambda *a: None
+    kept = gradients()
+    assert list(found) == list(kept) and all(torch.equal(found[n], kept[n]) for n in found)
