@@ -158,15 +158,15 @@ def _on_cpu(states: Mapping[_Key, _State]) -> dict[_Key, _State]:
 
 @contextmanager
 def for_inference(model: Any):
-    """A module in eval mode, its own mode restored afterwards; anything else as it is."""
-    training = isinstance(model, nn.Module) and model.training
-    if training:
+    """A module in eval mode, the mode of each of its parts restored afterwards; anything else as it is."""
+    modes = [(m, m.training) for m in model.modules()] if isinstance(model, nn.Module) else []
+    if modes:
         model.eval()
     try:
         yield
     finally:
-        if training:
-            model.train()
+        for module, training in modes:
+            module.training = training
 
 
 def primary_metrics(metrics: Metrics, tasks: Mapping[str, Task]) -> dict[str, tuple[str, float, bool]]:

@@ -279,23 +279,30 @@ def _both(pairs: PairLosses, task: str) -> Tensor:
 
 
 class _Statistics:
-    """Batch norms' running statistics, which a step that fails or is skipped must not change."""
+    """Batch norms' running statistics, which a step that fails or is skipped must not change. All of one dtype
+    are kept in one tensor, since they are many and small."""
 
     def __init__(self, model: nn.Module):
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        self.tensors = [buffer for norm in norms for buffer in norm.buffers()]
-        self.kept = [buffer.clone() for buffer in self.tensors]
+        self.groups: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in (buffer for norm in norms for buffer in norm.buffers()):
+            self.groups.setdefault(buffer.dtype, []).append(buffer)
+        self.kept: dict[torch.dtype, Tensor] = {}
 
     @torch.no_grad()
     def keep(self) -> None:
-        if self.tensors:
-            torch._foreach_copy_(self.kept, self.tensors)
+        self.kept = {dtype: _flat(buffers) for dtype, buffers in self.groups.items()}
 
     @torch.no_grad()
     def restore(self, when: Tensor) -> None:
         """Where the flag is set, without asking the device for it."""
-        for buffer, kept in zip(self.tensors, self.kept, strict=True):
-            buffer.copy_(torch.where(when, kept, buffer))
+        for dtype, buffers in self.groups.items():
+            right = torch.where(when, self.kept[dtype], _flat(buffers)).split([b.numel() for b in buffers])
+            torch._foreach_copy_(buffers, [part.view_as(b) for part, b in zip(right, buffers, strict=True)])
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 @contextmanager

@@ -197,7 +197,6 @@ class Trainer:
 
     def take(self, batch: Batch) -> None:
         """The next step, on `batch`; nothing is written down."""
-        set_train(self.model, self.config.optim)
         self._step(batch, self.step)
         if self.ema is not None:
             self.ema.update(self.step)
