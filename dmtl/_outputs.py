@@ -42,7 +42,8 @@ def empty_map(x: Tensor, kind: str, height: int, width: int) -> Tensor:
 
 
 def empty_losses(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Fresh losses [n], in the arithmetic dtype, and counts [n, 2] int32: valid pixels, and those above one half."""
+    """Fresh losses [n], in the arithmetic dtype, and counts [n, 2] int32 of the valid pixels and of those
+    above one half."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     rows = logits.shape[0]
     return logits.new_empty(rows, dtype=dtype), logits.new_empty((rows, 2), dtype=torch.int32)

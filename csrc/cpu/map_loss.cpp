@@ -5,82 +5,22 @@
 // Along a row, pixels 8 k + q of one q lie side by side in the buffers: between logits k - 1 and k (q < 4) or k and k + 1, all
 // equally far, so that lanes run along k. Numbers outside the row stand for its ends.
 #include "dmtl/decode_map.h"
+#include "dmtl/map_loss.h"
 #include "dmtl/parallel.h"
 #include "dmtl/simd.h"
 #include "dmtl/storage.h"
 #include "dmtl/workspace.h"
 
-#include <limits>
 #include <type_traits>
 
 namespace dmtl::DMTL_ISA {
 namespace {
 
-enum class LossKind : int32_t { cross_entropy = 0, logistic = 1, unit = 2, absolute = 3 };
-
-struct MapLossParams {
-    float* loss;          // [rows], or null: backward
-    int32_t* counts;      // [rows, 2]: valid pixels, those above one half; written forward, read backward
-    double* sums;         // scratch, forward: [rows, h + 1, 2], losses of the pixels below and above one half
-    int32_t* band_counts; // scratch, forward: [rows, h + 1, 2]
-    const float* grad;    // [rows]
-    void* d_logits;       // [rows, channels, h, w] with strides in elements
-    float* parts;         // scratch, backward: [rows, h + 1, 2, channels, w], for the logits above and below a band
-    float* wide;          // scratch: [rows, channels, h, w], the logits
-    const void* logits;   // with strides
-    const void* label;    // [rows, 1 or 3, height, width], dense
-    int64_t d_stride_n, d_stride_c, d_stride_y, d_stride_x;
-    int64_t stride_n, stride_c, stride_y, stride_x;
-    int64_t rows, channels, h, w, height, width;
-    float ignore, positive_weight, negative_weight;
-    int32_t label_bytes;  // of an entry: 1 (uint8) or 4 (float)
-    int32_t kind, balanced, log, positive;
-};
-
-constexpr Field kFields[] = {
-    DMTL_FIELD(MapLossParams, loss),        DMTL_FIELD(MapLossParams, counts),          DMTL_FIELD(MapLossParams, sums),
-    DMTL_FIELD(MapLossParams, band_counts), DMTL_FIELD(MapLossParams, grad),            DMTL_FIELD(MapLossParams, d_logits),
-    DMTL_FIELD(MapLossParams, parts),       DMTL_FIELD(MapLossParams, wide),            DMTL_FIELD(MapLossParams, logits),
-    DMTL_FIELD(MapLossParams, label),       DMTL_FIELD(MapLossParams, d_stride_n),      DMTL_FIELD(MapLossParams, d_stride_c),
-    DMTL_FIELD(MapLossParams, d_stride_y),  DMTL_FIELD(MapLossParams, d_stride_x),      DMTL_FIELD(MapLossParams, stride_n),
-    DMTL_FIELD(MapLossParams, stride_c),    DMTL_FIELD(MapLossParams, stride_y),        DMTL_FIELD(MapLossParams, stride_x),
-    DMTL_FIELD(MapLossParams, rows),        DMTL_FIELD(MapLossParams, channels),        DMTL_FIELD(MapLossParams, h),
-    DMTL_FIELD(MapLossParams, w),           DMTL_FIELD(MapLossParams, height),          DMTL_FIELD(MapLossParams, width),
-    DMTL_FIELD(MapLossParams, ignore),      DMTL_FIELD(MapLossParams, positive_weight), DMTL_FIELD(MapLossParams, negative_weight),
-    DMTL_FIELD(MapLossParams, label_bytes), DMTL_FIELD(MapLossParams, kind),            DMTL_FIELD(MapLossParams, balanced),
-    DMTL_FIELD(MapLossParams, log),         DMTL_FIELD(MapLossParams, positive),
-};
-
 using Params = MapLossParams;
 constexpr int64_t kFactor = 8;
 constexpr int64_t kSerialBelow = 16384;  // pixels that are not worth a second thread
-constexpr float kLargest = 3.40282347e38f;
-constexpr float kUnknown = std::numeric_limits<float>::quiet_NaN();  // a label without meaning, of `unit` and `absolute`
-constexpr float kNone = -1.0f;                                       // and of the others
-
-// The label, NaN where it has no meaning.
-DMTL_INLINE float known(float label, float ignore) {
-    const float finite = label + (label - label);
-    return label == ignore ? kUnknown : finite;
-}
-
-DMTL_INLINE float softplus32(float x) { return (x > 0.0f ? x : 0.0f) + log1p32(exp32(x > 0.0f ? -x : x)); }
-
-// 1, 0 or -1; NaN for NaN
-DMTL_INLINE float sign32(float x) { return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : x; }
 
 int64_t sixteens(int64_t count) { return (count + kLanes16 - 1) / kLanes16 * kLanes16; }
-
-// w+ and w- of a row.
-struct Weights {
-    float positive, negative;
-    Weights(const Params& p, const int32_t* counts) : positive(p.positive_weight), negative(p.negative_weight) {
-        if (p.balanced == 0) return;
-        const float share = static_cast<float>(counts[1]) / static_cast<float>(counts[0] > 0 ? counts[0] : 1);
-        positive *= 1.0f - share;
-        negative *= share;
-    }
-};
 
 // One thread's work on one band. Buffers along k are `span` floats long, a multiple of the lanes.
 struct Band {
@@ -480,7 +420,7 @@ void map_loss_backward(const Params& p, DType dtype, int threads) {
 
 }  // namespace
 
-DMTL_KERNELS(map_loss, cpu_kernel<Params, &map_loss>("map_loss", kFields),
-             cpu_kernel<Params, &map_loss_backward>("map_loss_backward", kFields))
+DMTL_KERNELS(map_loss, cpu_kernel<Params, &map_loss>("map_loss", kMapLossFields),
+             cpu_kernel<Params, &map_loss_backward>("map_loss_backward", kMapLossFields))
 
 }  // namespace dmtl::DMTL_ISA

@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-KINDS = ("cross_entropy", "logistic", "unit", "absolute")  # in the order of LossKind in csrc/cpu/map_loss.cpp
+KINDS = (
+    "cross_entropy",
+    "logistic",
+    "unit",
+    "absolute",
+)  # in the order of LossKind in csrc/include/dmtl/map_loss.h
 SHORTEST = 1e-4  # vectors shorter than this are not scaled up to length 1
 
 

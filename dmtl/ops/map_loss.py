@@ -6,17 +6,17 @@ Legend: n rows, C channels, h x w the 1/8 map, K label channels, H x W the label
     valid = every channel of y finite and not `ignore`, and what the kind asks of it
     loss[n] = mean over the row's valid pixels of (0 where there is none)
       cross_entropy  log sum_c exp z_c - z_y       y in [0, C) (fractions are cut off)
-      logistic       w+ softplus(-m) where y > 1/2, otherwise w- softplus(m);  m = z_0 (C = 1), z_1 - z_0 (C = 2);
-                     w+ = positive_weight, w- = negative_weight; `balanced`: times the row's share of negative
-                     and of positive pixels
+      logistic       w+ softplus(-m) where y > 1/2, otherwise w- softplus(m);
+                     m = z_0 (C = 1) or z_1 - z_0 (C = 2);  w+ = positive_weight, w- = negative_weight,
+                     `balanced`: times the row's share of negative and of positive pixels
       unit           sum_c |u_c - y_c|,  u = z / max(|z|, 1e-4);  y not zero      (C = K = 3)
       absolute       |z - y|, or |z - log y| (`log`);  `positive`: y > 0          (C = 1)
-Gradients: with g = grad[n] / (number of valid pixels) d(loss of the pixel)/dz, which is exactly 0 at pixels that are
-not valid, d_logits = U_h^T g U_w, U the matrices of the interpolation. The backward computes z once more: nothing
-of the frame's size is kept but the label.
-Numerics: everything in float32 (float64 in the reference, for float64 logits), sums in one fixed order; d_logits is
-rounded once to the logits' dtype. A logit that is not finite counts as NaN, so that a row is NaN if a valid pixel
-is interpolated from it.
+Gradients: with g = grad[n] / (number of valid pixels) d(loss of the pixel)/dz, which is exactly 0 at pixels
+that are not valid, d_logits = U_h^T g U_w, U the matrices of the interpolation. The backward computes z once
+more: nothing of the frame's size is kept but the label.
+Numerics: everything in float32 (float64 in the reference, for float64 logits), sums in one fixed order;
+d_logits is rounded once to the logits' dtype. A logit that is not finite counts as NaN, so that a row is NaN
+if a valid pixel is interpolated from it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ KINDS: dict[str, tuple[tuple[int, ...] | None, int]] = {
 
 SHORTEST = 1e-4  # vectors shorter than this are not scaled up to length 1
 
-_OPTIONS = "str kind, float ignore, float positive_weight, float negative_weight, bool balanced, bool log, bool positive"
+_OPTIONS = "str kind, float ignore, float positive_weight, float negative_weight, "
+_OPTIONS += "bool balanced, bool log, bool positive"
 _SCHEMA = f"(Tensor logits, Tensor label, {_OPTIONS}) -> (Tensor, Tensor)"
 _BACKWARD_SCHEMA = f"(Tensor grad, Tensor logits, Tensor label, Tensor counts, {_OPTIONS}) -> Tensor"
 
@@ -67,7 +68,9 @@ def _upsampled(logits: Tensor, label: Tensor) -> Tensor:
     if logits.numel() == 0:
         return logits.new_empty((*logits.shape[:2], height, width))
     logits = torch.where(logits.isfinite(), logits, math.nan)
-    return F.interpolate(logits, scale_factor=FACTOR, mode="bilinear", align_corners=False)[..., :height, :width]
+    return F.interpolate(logits, scale_factor=FACTOR, mode="bilinear", align_corners=False)[
+        ..., :height, :width
+    ]
 
 
 def _labelled(label: Tensor, channels: int, dtype: torch.dtype, o: Options) -> tuple[Tensor, Tensor]:
@@ -137,7 +140,9 @@ def _reference_backward(grad, logits, label, counts, *options) -> Tensor:
     elif o.kind == "unit":
         u, scale = _unit(z)
         sign = (u - y).sgn()
-        radial = torch.where(z.square().sum(1, keepdim=True) >= SHORTEST**2, (u * sign).sum(1, keepdim=True), 0.0)
+        radial = torch.where(
+            z.square().sum(1, keepdim=True) >= SHORTEST**2, (u * sign).sum(1, keepdim=True), 0.0
+        )
         g = scale * (sign - u * radial)
     else:
         g = (z - y).sgn()
@@ -187,15 +192,16 @@ def map_loss(
 ) -> Tensor:
     """Loss of each row from its logits at 1/8 of the label's resolution, without logits of the label's size.
 
-    logits: [n, C, h, w] float32, bfloat16, float16 (or float64), any strides. label: [n, K, H, W], any real dtype,
-    H <= 8 h and W <= 8 w: the upsampled logits are cropped at the right and at the bottom. kind: "cross_entropy"
-    (K = 1), "logistic" (C = 1 or 2, K = 1), "unit" (C = K = 3) or "absolute" (C = K = 1). ignore: label value without
-    meaning; labels that are not finite have none either. positive_weight, negative_weight, balanced: of
-    "logistic"; log, positive: of "absolute" (with `log` labels of 0 or less have no meaning, as with `positive`).
+    logits: [n, C, h, w] float32, bfloat16, float16 (or float64), any strides. label: [n, K, H, W], any real
+    dtype, H <= 8 h and W <= 8 w: the upsampled logits are cropped at the right and at the bottom. kind:
+    "cross_entropy" (K = 1), "logistic" (C = 1 or 2, K = 1), "unit" (C = K = 3) or "absolute" (C = K = 1).
+    ignore: label value without meaning; labels that are not finite have none either. positive_weight,
+    negative_weight, balanced: of "logistic". log, positive: of "absolute" (with `log` labels of 0 or less
+    have no meaning, as with `positive`).
 
     Returns [n] float32 (float64 for float64 logits). Differentiable once, in the logits.
-    Raises TypeError (types, dtypes), ValueError (shapes, values, devices), NotImplementedError (a backend asked for
-    by name cannot serve the call).
+    Raises TypeError (types, dtypes), ValueError (shapes, values, devices), NotImplementedError (a backend
+    asked for by name cannot serve the call).
     """
     options = Options(kind, ignore, positive_weight, negative_weight, balanced, log, positive)
     _check(logits, label, options)
@@ -221,7 +227,7 @@ def _check(logits, label, o: Options) -> None:
     if channels is not None and logits.shape[1] not in channels:
         wanted = f"of {' or '.join(map(str, channels))} channels for kind {o.kind}"
         _checks.fail(op, "logits", wanted, logits.shape[1])
-    (n, _, h, w), most = logits.shape, (FACTOR * logits.shape[2], FACTOR * logits.shape[3])
+    n, most = logits.shape[0], (FACTOR * logits.shape[2], FACTOR * logits.shape[3])
     fits = label.dim() == 4 and label.shape[0] == n and label.shape[1] == label_channels
     if not fits or not (1 <= label.shape[2] <= most[0] and 1 <= label.shape[3] <= most[1]):
         contract = f"of shape [{n}, {label_channels}, H, W] with 1 <= H <= {most[0]}, 1 <= W <= {most[1]}"
@@ -242,11 +248,13 @@ def _check(logits, label, o: Options) -> None:
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
-    """Arguments for tests and benchmarks: every kind and option, cropped frames, layouts, labels of both stored
-    dtypes, ignored pixels and rows."""
+    """Arguments for tests and benchmarks: every kind and option, cropped frames, layouts, labels of both
+    stored dtypes, ignored pixels and rows."""
     generator = torch.Generator().manual_seed(len(size))
 
-    def case(kind: str, n: int, c: int, h: int, w: int, frame: tuple[int, int] | None = None, **options) -> dict:
+    def case(
+        kind: str, n: int, c: int, h: int, w: int, frame: tuple[int, int] | None = None, **options
+    ) -> dict:
         logits = (2 * torch.randn((n, c, h, w), generator=generator)).to(device, dtype)
         shape = (n, KINDS[kind][1], *(frame or (8 * h, 8 * w)))
         if kind == "cross_entropy":
@@ -265,7 +273,8 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
     if size == "tiny":
         nothing = case("unit", 1, 3, 1, 1)
         return [
-            case("cross_entropy", 1, 2, 1, 1), case("absolute", 0, 1, 2, 1), case("logistic", 1, 1, 1, 2, (1, 1)),
+            case("cross_entropy", 1, 2, 1, 1), case("absolute", 0, 1, 2, 1),
+            case("logistic", 1, 1, 1, 2, (1, 1)),
             nothing | dict(label=torch.full_like(nothing["label"], 255)),
         ]  # fmt: skip
     cases = [

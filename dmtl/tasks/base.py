@@ -12,8 +12,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from dmtl import ops
 from dmtl.errors import ConfigError
 from dmtl.metrics import Metric, known_pixels
 from dmtl.metrics.base import describe
@@ -21,6 +23,9 @@ from dmtl.metrics.base import describe
 Array = Tensor | np.ndarray
 Range = tuple[float, float] | None  # (low, high)
 
+# The class that defines the first of these defines the loss, and says in `_loss_kind` what
+# `dmtl.ops.map_loss` calls it, if it has a name for it.
+_LOSS = {"channels", "valid", "_pixel_loss", "loss", "_loss_kind"}
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
@@ -83,6 +88,30 @@ class Task:
         loss_B1HW = torch.where(valid_B1HW, self._pixel_loss(logits_BCHW, label_BKHW, valid_B1HW), 0.0)
         count_B = valid_B1HW.sum((1, 2, 3)).clamp(min=1)
         return loss_B1HW.sum((1, 2, 3)) / count_B
+
+    def loss_of_map(self, logits_BChw: Tensor, label_BKHW: Tensor) -> Tensor:
+        """`loss` of logits at 1/8 of the resolution, interpolated bilinearly and cropped to the label.
+
+        Args:
+            logits_BChw: as in `loss`, with 8 h >= H and 8 w >= W.
+            label_BKHW: as in `loss`.
+
+        Returns: [B]; NaN for a sample with a valid pixel at a logit that is not finite. No logits of the
+        label's size are stored (`dmtl.ops.map_loss`), unless `loss_kind` is None.
+        """
+        self._check_logits("loss_of_map", logits_BChw)
+        if (kind := self.loss_kind) is not None:
+            return ops.map_loss(logits_BChw, label_BKHW, **kind)
+        frame, (height, width) = [8 * side for side in logits_BChw.shape[2:]], label_BKHW.shape[-2:]
+        logits_BCHW = F.interpolate(logits_BChw, frame, mode="bilinear", align_corners=False)
+        return self.loss(logits_BCHW[..., :height, :width], label_BKHW)
+
+    @property
+    def loss_kind(self) -> dict[str, Any] | None:
+        """`loss` as keyword arguments of `dmtl.ops.map_loss`; None where there are none, as for a subclass
+        with channels, `valid`, `_pixel_loss` or `loss` of its own."""
+        defines = next(c for c in type(self).__mro__ if _LOSS & vars(c).keys())
+        return {"ignore": self.ignore, **self._loss_kind()} if "_loss_kind" in vars(defines) else None
 
     def decode(self, logits_BCHW: Tensor) -> Tensor:
         """The map that a person wants, from logits: see the kind."""

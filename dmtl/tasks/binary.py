@@ -70,6 +70,9 @@ class Mask(Binary):
     def _pixel_loss(self, logits_BCHW: Tensor, label_BKHW: Tensor, valid_B1HW: Tensor) -> Tensor:
         return weighted_bce(logits_BCHW, label_BKHW > 0.5, self.pos_weight, 1.0)
 
+    def _loss_kind(self) -> dict[str, Any]:
+        return {"kind": "logistic", "positive_weight": self.pos_weight}
+
     def new_metric(self, **options: Any) -> PixelF:
         """`dmtl.metrics.PixelF`: best F (beta 1) over thresholds, percent."""
         return PixelF(ignore=self.ignore, **options)

@@ -52,6 +52,9 @@ class Classes(Task):
     def _pixel_loss(self, logits_BCHW: Tensor, label_BKHW: Tensor, valid_B1HW: Tensor) -> Tensor:
         return F.cross_entropy(logits_BCHW, label_BKHW[:, 0].long(), reduction="none")[:, None]
 
+    def _loss_kind(self) -> dict[str, Any]:
+        return {"kind": "cross_entropy"}
+
     @property
     def decoding(self) -> str:
         return "argmax"

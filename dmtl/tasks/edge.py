@@ -33,6 +33,9 @@ class Edge(Binary):
     def _pixel_loss(self, logits_BCHW: Tensor, label_BKHW: Tensor, valid_B1HW: Tensor) -> Tensor:
         return weighted_bce(logits_BCHW, label_BKHW > 0.5, self.balance, 1 - self.balance)
 
+    def _loss_kind(self) -> dict[str, Any]:
+        return {"kind": "logistic", "positive_weight": self.balance, "negative_weight": 1 - self.balance}
+
     def new_metric(self, **options: Any) -> metrics.Edge:
         """`dmtl.metrics.Edge`: pixelF (best F of pixels over thresholds, percent) and losses."""
         return metrics.Edge(ignore=self.ignore, balance=self.balance, **options)

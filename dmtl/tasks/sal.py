@@ -40,6 +40,9 @@ class Sal(Binary):
         margin_B1HW = logits_BCHW[:, 1:] - logits_BCHW[:, :1]
         return weighted_bce(margin_B1HW, positive_B1HW, 1 - share_B, share_B)
 
+    def _loss_kind(self) -> dict[str, Any]:
+        return {"kind": "logistic", "balanced": True}
+
     @property
     def decoding(self) -> str:
         return "softmax"

@@ -62,6 +62,9 @@ class Scalar(Task):
             label_BKHW = torch.where(valid_B1HW, label_BKHW, 1).to(logits_BCHW.dtype).log()
         return (logits_BCHW - label_BKHW).abs()
 
+    def _loss_kind(self) -> dict[str, Any]:
+        return {"kind": "absolute", "log": self.log, "positive": self.positive}
+
     @property
     def decoding(self) -> str:
         return "exp" if self.log else "value"

@@ -41,6 +41,9 @@ class UnitVector(Task):
     def _pixel_loss(self, logits_BCHW: Tensor, label_BKHW: Tensor, valid_B1HW: Tensor) -> Tensor:
         return (normalise(logits_BCHW, _SHORTEST) - label_BKHW).abs().sum(1, keepdim=True)
 
+    def _loss_kind(self) -> dict[str, Any]:
+        return {"kind": "unit"}
+
     @property
     def decoding(self) -> str:
         return "unit"

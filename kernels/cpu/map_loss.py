@@ -29,8 +29,8 @@ def map_loss_backward(grad, logits, label, counts, *options) -> Tensor:
     if logits.numel():
         parts = (*_bands(logits), 2, logits.shape[1], logits.shape[3])
         _call(
-            "map_loss_backward", logits, label, options, grad=grad.contiguous(), counts=counts, d_logits=d_logits,
-            parts=logits.new_empty(parts, dtype=torch.float32),
+            "map_loss_backward", logits, label, options, grad=grad.contiguous(), counts=counts,
+            d_logits=d_logits, parts=logits.new_empty(parts, dtype=torch.float32),
         )  # fmt: skip
     return d_logits
 
@@ -47,7 +47,8 @@ def _call(kernel: str, logits: Tensor, label: Tensor, options: tuple, **given: T
     d_stride = given["d_logits"].stride() if "d_logits" in given else (0, 0, 0, 0)
     (rows, channels, h, w), (height, width) = logits.shape, label.shape[2:]
     CPU.call(
-        kernel, logits, **(buffers | given), wide=logits.new_empty((rows, channels, h, w), dtype=torch.float32),
+        kernel, logits, **(buffers | given),
+        wide=logits.new_empty((rows, channels, h, w), dtype=torch.float32),
         logits=logits, label=label, label_bytes=label.element_size(), **strides,
         **{f"d_{name}": stride for name, stride in zip(strides, d_stride, strict=True)},
         rows=rows, channels=channels, h=h, w=w, height=height, width=width, ignore=ignore,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dmtl.tasks import KNOWN, make_task, pooled_loss
+from dmtl.tasks import KNOWN, Depth, make_task, pooled_loss
 from tests import golden
 from tests.tasks.cases import TASKS, ignored, label_of, logits_of
 
@@ -202,3 +202,55 @@ def test_wrong_arguments_are_named(task):
         task.decode(logits[0])
     with pytest.raises(ValueError, match=rf"^{name}\.loss: label_BKHW must be"):
         pooled_loss(task, logits, label[:2])
+
+
+# Losses of maps: from logits at 1/8 of the resolution.
+
+
+@each_task
+def test_loss_of_map(task):
+    """The loss of the interpolated and cropped logits, and the same gradient."""
+    logits, label = logits_of(task, 2, 3, 4), label_of(task, 2, 21, 32)
+    lows = [logits.clone().requires_grad_() for _ in range(2)]
+    whole = torch.nn.functional.interpolate(lows[0], (24, 32), mode="bilinear", align_corners=False)
+    losses = [task.loss(whole[..., :21, :], label), task.loss_of_map(lows[1], label)]
+    torch.testing.assert_close(losses[1], losses[0])
+    grads = [torch.autograd.grad(loss.sum(), low)[0] for loss, low in zip(losses, lows, strict=True)]
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-7)
+
+
+def test_a_loss_of_its_own():
+    """A subclass that changes the loss is not taken for the task that it came from; one that says how is."""
+
+    class Squared(Depth):
+        def _pixel_loss(self, logits_BCHW, label_BKHW, valid_B1HW):
+            return (logits_BCHW - label_BKHW).square()
+
+    class Near(Depth):
+        def valid(self, label_BKHW):
+            return super().valid(label_BKHW) & (label_BKHW < 5)
+
+    class Logarithmic(Squared):
+        def _loss_kind(self):
+            return {"kind": "absolute", "log": True}
+
+    class Renamed(Depth):
+        def new_metric(self, **options):
+            return super().new_metric(**options)
+
+    known = dict(kind="absolute", log=False, positive=True, ignore=255.0)
+    assert Renamed().loss_kind == Depth().loss_kind == known
+    assert Logarithmic(ignore=0).loss_kind == dict(kind="absolute", log=True, ignore=0)
+    logits, label = logits_of(Depth(), 2, 2, 2), label_of(Depth(), 2, 13, 16)
+    whole = torch.nn.functional.interpolate(logits, (16, 16), mode="bilinear", align_corners=False)[:, :, :13]
+    for task in (Squared(), Near()):
+        assert task.loss_kind is None
+        torch.testing.assert_close(task.loss_of_map(logits, label), task.loss(whole, label))
+        assert not torch.allclose(task.loss_of_map(logits, label), Depth().loss_of_map(logits, label))
+
+
+def test_loss_of_map_checks():
+    with pytest.raises(ValueError, match=r"^depth.loss_of_map: logits_BCHW must be .* \[B, 1, H, W\], got"):
+        Depth().loss_of_map(torch.zeros(1, 2, 2, 2), torch.zeros(1, 1, 16, 16))
+    with pytest.raises(ValueError, match=r"^map_loss: label must be of shape .*, got \[1, 1, 17, 16\]"):
+        Depth().loss_of_map(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 17, 16))
