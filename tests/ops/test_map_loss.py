@@ -16,7 +16,7 @@ from dmtl.ops.map_loss import KINDS
 from tests.tasks.cases import TASKS, label_of
 
 from .maps import LAYOUTS, drawn_map, rounding
-from .tools import DEVICE, DTYPES, backend_params
+from .tools import DEVICE, DTYPES, backend_params, missing
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid|All-NaN):RuntimeWarning:triton")  # the interpreter
 each_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
@@ -230,6 +230,31 @@ def test_more_channels(backend):
     label = torch.full((1, 1, 8, 8), 299, device=DEVICE)
     loss = dmtl.ops.map_loss(many, label, kind="cross_entropy", ignore=-1)
     torch.testing.assert_close(loss[0], -many.flatten().log_softmax(0)[299])
+
+
+@pytest.mark.skipif(bool(missing("cpu")), reason=missing("cpu"))
+@each_task
+def test_threads_and_instruction_sets(task):
+    """The same bits where a call is large enough for several threads."""
+    from dmtl import native
+
+    core, threads = native.core(), torch.get_num_threads()
+    best = core.isa()
+    logits, label = 2 * torch.randn(2, task.channels, 16, 17), label_of(task, 2, 125, 136)
+    found = []
+    try:
+        for isa in core.isas():
+            for count in (1, 2, 3):
+                core.use_isa(isa)
+                torch.set_num_threads(count)
+                with dmtl.ops.use_backend(map_loss="cpu"):
+                    call = lambda x: dmtl.ops.map_loss(x, label, **task.loss_kind)  # noqa: E731
+                    found.append(both(call, logits, torch.ones(2)))
+    finally:
+        core.use_isa(best)
+        torch.set_num_threads(threads)
+    for loss, grad in found[1:]:
+        assert torch.equal(loss, found[0][0]) and torch.equal(grad, found[0][1])
 
 
 def test_no_rows():
