@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,9 @@ SHORTEST = 1e-4  # vectors shorter than this are not scaled up to length 1
 
 def readable(label: Tensor, ignore: float) -> tuple[Tensor, float]:
     """(the label, dense uint8 or float32; `ignore` as it compares with it)."""
-    if label.is_floating_point():
+    if label.dtype == torch.float32:
+        ignore = ctypes.c_float(ignore).value
+    elif label.is_floating_point():
         ignore = float(torch.tensor(ignore, dtype=label.dtype))
     dtype = torch.uint8 if label.dtype in (torch.uint8, torch.bool) else torch.float32
     return label.to(dtype).contiguous(), ignore
