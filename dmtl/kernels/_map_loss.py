@@ -7,12 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-KINDS = (
-    "cross_entropy",
-    "logistic",
-    "unit",
-    "absolute",
-)  # in the order of LossKind in csrc/include/dmtl/map_loss.h
+KINDS = ("cross_entropy", "logistic", "unit", "absolute")  # in the order of LossKind in map_loss.h
 SHORTEST = 1e-4  # vectors shorter than this are not scaled up to length 1
 
 
