@@ -58,16 +58,18 @@ def pair_losses(
     tasks: Mapping[str, Task],
     *,
     final: bool = True,
+    upsampled: bool = True,
 ) -> PairLosses:
     """Losses of all labelled pairs, in float32 whatever the precision; arguments as in
-    `partial_label_loss`."""
+    `partial_label_loss`. upsampled: False where the prediction's logits are at 1/8 resolution."""
     last, initial = {}, {}
     for name, logits in prediction.final.items():
         rows = present[name].nonzero()[:, 0]
         label = labels[name][rows.to(labels[name].device, non_blocking=True)]
-        last[name] = tasks[name].loss(logits, label)
+        loss = tasks[name].loss if upsampled else tasks[name].loss_of_map
+        last[name] = loss(logits, label)
         if final:
-            initial[name] = tasks[name].loss(prediction.initial[name], label)
+            initial[name] = loss(prediction.initial[name], label)
     return PairLosses(last, initial)
 
 

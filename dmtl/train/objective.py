@@ -45,15 +45,15 @@ class Objective(nn.Module):
                 rows = labelled_rows(batch.present, device)
                 if denoises:
                     noise = CounterNoise((self.config.seed << 32) + step, batch.index)
-                    prediction = self.model(image, labelled=rows, noise=noise)
+                    prediction = self.model(image, labelled=rows, noise=noise, upsampled=False)
                 else:
-                    prediction = self.model.initial_prediction(image, labelled=rows)
+                    prediction = self.model.initial_prediction(image, labelled=rows, upsampled=False)
             with torch.profiler.record_function("dmtl: loss"):
                 return self._judged(prediction, batch, denoises)
 
     def _judged(self, prediction, batch: Batch, denoises: bool) -> tuple[Tensor, PairLosses]:
         tasks = self.model.tasks
-        losses = pair_losses(prediction, batch.labels, batch.present, tasks, final=denoises)
+        losses = pair_losses(prediction, batch.labels, batch.present, tasks, final=denoises, upsampled=False)
         total = weighted_sum(
             losses,
             batch.present,
