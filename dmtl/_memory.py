@@ -1,12 +1,13 @@
 """Memory that calls in a row use again: large outputs of CPU kernels come from a pool while one is in use.
 
 A fresh block of many megabytes costs page faults, more than many an operator; and a heap that hands such
-blocks back and forth keeps what it cannot put together again. A pool keeps blocks of the sizes that were asked
-for.
+blocks back and forth keeps what it cannot put together again. A pool keeps blocks of the sizes that were
+asked for.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import threading
@@ -83,3 +84,9 @@ def empty_like(x: Tensor) -> Tensor:
         if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
             return empty(x.shape, x.dtype, torch.channels_last)
     return torch.empty_like(x)
+
+
+def return_freed() -> None:
+    """Gives freed heap memory back to the system, where the C library can."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

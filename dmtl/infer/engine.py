@@ -25,12 +25,12 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from dmtl import ops
-from dmtl._memory import Pool
+from dmtl._memory import Pool, return_freed
 from dmtl.diffusion import CounterNoise, NoiseSource
 from dmtl.errors import ConfigError
 from dmtl.infer.form import PRECISIONS, choose_form
 from dmtl.infer.graphs import Graphs
-from dmtl.infer.memory import available_bytes, return_freed, tile_side
+from dmtl.infer.memory import available_bytes, tile_side
 from dmtl.infer.network import LARGE, Network
 from dmtl.infer.samples import average
 from dmtl.infer.tiles import FACTOR, tiled

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 from pathlib import Path
 
 import torch
@@ -83,12 +81,6 @@ def largest_tile(config: ModelConfig, wanted: int, batch: int, available: int, *
     while peak_bytes(config, wanted, batch, side + PAD_MULTIPLE, side + PAD_MULTIPLE, **options) <= available:
         side += PAD_MULTIPLE
     return side
-
-
-def return_freed() -> None:
-    """Gives freed heap memory back to the system, where the C library can."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _meminfo() -> int | None:

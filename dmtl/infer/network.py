@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from dmtl._memory import return_freed
 from dmtl.diffusion import NoiseSource, Pairs, Plan
 from dmtl.infer.form import Form
-from dmtl.infer.memory import return_freed
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.models.denoiser import Layers
 from dmtl.models.mtdnet import Run
@@ -41,7 +41,7 @@ class Network:
         self.backbone = initial.backbone.to(form.maps, memory_format=torch.channels_last)
         self.embed = self._ready(GroupedConv.of([initial.embed]))
         self.decoders = {task: self._decoder(blocks) for task, blocks in initial.decoders.items()}
-        self.heads = initial.heads  # float32, as the condition: rounding all tasks' logits costs accuracy most
+        self.heads = initial.heads  # float32, as the condition: rounding logits costs accuracy most
         del initial.decoders, initial.embed
         self.mtdnet = model.mtdnet.eval().requires_grad_(False) if isinstance(model, DiffusionMTL) else None
         if self.mtdnet is not None:

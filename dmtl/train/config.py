@@ -94,8 +94,8 @@ class OptimConfig:
     layer_decay: float = 1.0
     """Factor from each stage of the encoder to the stage before it."""
     freeze: list[str] = field(default_factory=list)
-    """Parts that are not trained, as names of modules or parameters, e.g. "initial.backbone"; their batch norms
-    keep their statistics."""
+    """Parts that are not trained, as names of modules or parameters, e.g. "initial.backbone"; batch norms in
+    them keep their statistics."""
     freeze_bn: bool = False
     """Batch norms keep their statistics (not their weights) as they start."""
     mtdnet_lr: float = 0.1

