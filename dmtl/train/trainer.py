@@ -112,8 +112,9 @@ class Trainer:
         set_train(self.model, config.optim)
         if isinstance(self.model, DiffusionMTL):
             self.model.mtdnet.recompute = config.execution.recompute
-        if config.execution.compile:
-            self.model.initial.compile()
+        if config.execution.compile:  # parts whose shapes and modes do not follow the batch's labels
+            for part in (self.model.initial.backbone, *self.model.initial.decoders.values()):
+                part.compile()
         self.weighting = make_weighting(config.optim, self.model.tasks).to(device)
         objective = Objective(self.model, self.weighting, config.optim)
         module = distributed.wrap(objective, config.execution, self.world)

@@ -202,8 +202,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 @pytest.mark.parametrize("labels", ["one-label", "random-labels"])
 def test_memory_and_time_of_a_real_run(tmp_path, labels):
     """Within 20 % of what a short run of the scenes configuration takes; every image is read once in it. Its
-    time is compared with the mean of what was forecast before and after, as machines have moods, and a machine
-    with other work gets three tries."""
+    time is compared with the mean of what was forecast before and after, as machines have moods; one with
+    other work gets three tries."""
     ratios = []
     for attempt in range(3):
         told, taken, memory_told, memory_taken = forecast_and_run(tmp_path / str(attempt), labels)

@@ -518,9 +518,16 @@ def test_a_step_waits_for_nothing(config_for, monkeypatch, options):
 @pytest.mark.slow
 def test_compiled_initial_network(finished, config_for):
     """The same run to rounding, with a moving average that is not compiled, and its weights under their own
-    names."""
+    names; a task without a label in a batch stays without a gradient."""
     config = config_for(execution=dict(compile=True), optim=dict(ema=0.9))
-    Trainer(config).run()
+    trainer = Trainer(config)
+    trainer.run()
+    batch = next(trainer.loader.stream(0))
+    batch.present["edge"][:] = False
+    batch.labelled["edge"] = 0
+    trainer._step(batch, 5)
+    assert {p.grad is None for p in trainer.model.initial.decoders["edge"].parameters()} == {True}
+    assert {p.grad is None for p in trainer.model.initial.decoders["heat"].parameters()} == {False}
     ours, theirs = (
         [r["loss"] for r in log_of(c.out) if r["event"] == "train"] for c in (config, finished[0])
     )
