@@ -184,7 +184,7 @@ class ExecutionConfig:
     recompute: bool = False
     """Keep no activations of the chain; compute them again for the gradient."""
     compile: bool = False
-    """torch.compile for encoder and initial decoders, the parts whose shapes do not change with the labels."""
+    """torch.compile for encoder and initial decoders, the parts whose shapes do not follow the labels."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """With several processes (torchrun): every one holds everything, or its share of gradients and optimiser
     state (FSDP2)."""

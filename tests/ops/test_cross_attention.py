@@ -17,8 +17,8 @@ from dmtl.ops.cross_attention import SPEC
 from .tools import backend_params, errors, missing, run, serves
 
 FLOOR = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 1e-2}
-"""float16: of 30,000 gradients and outputs of 1,500 drawn calls, whose composition errs by up to 6e-2, one lay
-4.9e-3 above twice its composition's error, the next 0.9e-3."""
+"""float16: of 30,000 gradients and outputs of 1,500 drawn calls, whose composition errs by up to 6e-2, one
+lay 4.9e-3 above twice its composition's error, the next 0.9e-3."""
 
 
 def composed(

@@ -115,8 +115,8 @@ def published_gradients(model, batch: Batch, seed: int, step: int) -> tuple[floa
 def test_gradients_are_the_published_ones(number, diffusion):
     """Fifty random label patterns, batch norm in training mode; what no label reaches has no gradient.
 
-    With about one image in a hundred a pre-activation is within rounding of zero, and the two executions see a
-    ReLU on its two sides; a second image then decides."""
+    With about one image in a hundred a pre-activation is within rounding of zero, and the two executions see
+    a ReLU on its two sides; a second image then decides."""
     worst = []
     for image in (number, 1000 + number):
         batch, model = batch_of(number, image), model_for(diffusion=diffusion)
