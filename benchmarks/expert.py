@@ -11,7 +11,6 @@ is left out is what the package is about: algebra across layers, and operators o
 from __future__ import annotations
 
 import copy
-import time
 import warnings
 from collections.abc import Callable, Mapping
 
@@ -19,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmtl.bench.clock import seconds
 from dmtl.models import DiffusionMTL
 from dmtl.models.initial import pad_image
 
@@ -100,7 +100,10 @@ class Expert:
                 reasons.append(f"{mode} failed: {type(error).__name__}")
                 torch.compiler.reset()
                 continue
-            took, eager = (self._fastest_s(f, image) for f in (self._function, self._forward))
+            took, eager = (
+                fastest_s(lambda: self._run(f, image), image.device)  # noqa: B023
+                for f in (self._function, self._forward)
+            )
             what = f"compiled {mode}, frozen"
             if took <= eager:
                 self.how = "; ".join([f"{what}, channels_last", *reasons])
@@ -109,16 +112,6 @@ class Expert:
             break
         self._function = self._forward
         self.how = "; ".join([self.how, *reasons])
-
-    def _fastest_s(self, function: Callable, image: Tensor) -> float:
-        times = []
-        for _ in range(3):
-            _wait(image)
-            begin = time.perf_counter()
-            self._run(function, image)
-            _wait(image)
-            times.append(time.perf_counter() - begin)
-        return min(times)
 
     def _forward(self, image: Tensor, noise: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         net, of_features = self.model.mtdnet, self.model.config.diffusion == "feature"
@@ -191,9 +184,9 @@ def compiled(function: Callable, mode: str) -> Callable:
     return call
 
 
-def _wait(image: Tensor) -> None:
-    if image.device.type == "cuda":
-        torch.cuda.synchronize()
+def fastest_s(call: Callable[[], object], device: torch.device) -> float:
+    """The shortest of three calls, in seconds."""
+    return min(seconds(call, device) for _ in range(3))
 
 
 def reduced(x: Tensor, reduction: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable
 
@@ -15,7 +14,7 @@ from dmtl.data import Batch
 from dmtl.models import DiffusionMTL
 from dmtl.train.loss import labelled_rows, sample_scale
 
-from .expert import DTYPES, denoised, reduced, tokens_of
+from .expert import DTYPES, denoised, fastest_s, reduced, tokens_of
 from .plain import initial_network
 from .published import PublishedTraining
 
@@ -80,9 +79,10 @@ class ExpertTraining:
                 reasons.append(f"{mode} failed: {type(error).__name__}")
                 torch.compiler.reset()
                 continue
-            compiled, took = self._network, self._fastest_s(step, batch)
+            device = batch.image.device
+            compiled, took = self._network, fastest_s(lambda: step(batch), device)
             self._network = self._logits
-            eager = self._fastest_s(step, batch)
+            eager = fastest_s(lambda: step(batch), device)
             if took <= eager:
                 self._network, self.how = compiled, f"compiled {mode}, channels_last"
                 return
@@ -90,17 +90,6 @@ class ExpertTraining:
             break
         self._network = self._logits
         self.how = "; ".join([self.how, *reasons])
-
-    @staticmethod
-    def _fastest_s(step: Callable[[Batch], None], batch: Batch) -> float:
-        times = []
-        for _ in range(3):
-            begin = time.perf_counter()
-            step(batch)
-            if batch.image.device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - begin)
-        return min(times)
 
     def loss(self, batch: Batch, noise: dict[str, Tensor] | None = None) -> Tensor:
         """The scalar to differentiate. noise: {task: [draws, B, C, h, w]}, default: drawn by randn_like."""

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -34,19 +35,36 @@ def peak(case: Case, name: str, precision: str, threads: int | None = None, **op
 def in_own_process(work: dict, threads: int | None = None) -> dict:
     """`peak` of what `work` describes: arguments of `measured`, or with "training" of `training.watched`."""
     work = work | {"threads": torch.get_num_threads() if threads is None else threads}
-    command = [sys.executable, "-m", "dmtl.bench.memory"]
-    paths = [str(Path(dmtl.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     try:
-        done = subprocess.run(
-            command, input=json.dumps(work), capture_output=True, text=True, env=environment, timeout=LIMIT_S
-        )
+        done = run_module("dmtl.bench.memory", work, LIMIT_S)
     except subprocess.TimeoutExpired:
         return {"error": f"stopped after {LIMIT_S} s"}
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        return {"error": lines[-1]}
+        return {"error": last_words(done)}
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_module(
+    module: str, asked: dict, limit_s: float, without: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """`python -m module` of this package with `asked` as JSON on its stdin, what it prints captured. without:
+    environment variables that it is not to see. Raises subprocess.TimeoutExpired after `limit_s` seconds."""
+    paths = [str(Path(dmtl.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
+    environment = {name: value for name, value in os.environ.items() if name not in without}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    return subprocess.run(
+        [sys.executable, "-m", module],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=limit_s,
+    )
+
+
+def last_words(done: subprocess.CompletedProcess[str]) -> str:
+    """The last line that a failed process wrote to stderr."""
+    return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
 
 
 def row(case: Case, name: str, precision: str, **options) -> dict:

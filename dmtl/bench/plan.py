@@ -15,12 +15,12 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 
-import dmtl
+from dmtl.bench.clock import seconds
+from dmtl.bench.memory import last_words, run_module
 from dmtl.bench.work import Part, count
 from dmtl.data import LabelledImages
 from dmtl.data.loader import Loader
@@ -220,14 +220,8 @@ def measure(config: RunConfig, threads: int | None = None) -> dict:
         ConfigError: the steps failed; the message is theirs.
     """
     asked = {"config": dataclasses.asdict(config), "threads": threads or torch.get_num_threads()}
-    paths = [str(Path(dmtl.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    command = [sys.executable, "-m", "dmtl.bench.plan"]
     try:
-        done = subprocess.run(
-            command, input=json.dumps(asked), capture_output=True, text=True, env=environment, timeout=LIMIT_S
-        )
+        done = run_module("dmtl.bench.plan", asked, LIMIT_S, without=("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     except subprocess.TimeoutExpired:
         raise ConfigError(f"{LEAST_STEPS} steps took longer than {LIMIT_S} s") from None
     if done.returncode < 0:
@@ -236,8 +230,7 @@ def measure(config: RunConfig, threads: int | None = None) -> dict:
             "lower optim.batch_size or data.size, or set execution.micro_batch"
         )
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise ConfigError(lines[-1])
+        raise ConfigError(last_words(done))
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -258,21 +251,14 @@ def measured(config: RunConfig) -> dict:
     again, _ = _timed_batches(loader, LEAST_STEPS)
     steps: list[float] = []
     for number in range(1 + MOST_STEPS):  # the first warms up
-        begin = time.perf_counter()
-        trainer.take(batches[number % len(batches)])
-        _finish(trainer.device)
-        steps.append(time.perf_counter() - begin)
+        batch = batches[number % len(batches)]
+        steps.append(seconds(lambda: trainer.take(batch), trainer.device))  # noqa: B023
         if number >= LEAST_STEPS and sum(steps[1:]) > ENOUGH_S:
             break
     pairs = pairs_of_steps(loader).sum(1)
     if pairs.max() > pairs[:LEAST_STEPS].max():  # memory is that of the fullest step
         trainer.take(next(loader.stream(int(pairs.argmax()))))
-    evaluation = []
-    for _ in range(2):
-        begin = time.perf_counter()
-        trainer.evaluate()
-        _finish(trainer.device)
-        evaluation.append(time.perf_counter() - begin)
+    evaluation = [seconds(trainer.evaluate, trainer.device) for _ in range(2)]
     return {
         "step_s": steps[1:],
         "read_s": took / (LEAST_STEPS * loader.batch_size),
@@ -314,11 +300,6 @@ def _first(dataset: LabelledImages, number: int) -> LabelledImages:
 def _held(dataset: LabelledImages) -> int:
     """Bytes of the samples in memory."""
     return dataset.used_bytes if isinstance(dataset, Cached) else 0
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def main() -> int:

@@ -27,6 +27,11 @@ def say(text: object) -> None:
     console.print(str(text), soft_wrap=True, highlight=False, markup=False)
 
 
+def mib(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / 2**20:,.0f} MiB"
+
+
 @contextmanager
 def training_progress(label: str):
     """Yields `on_step(step, steps, loss)` that moves a bar with the loss and the time to finish."""

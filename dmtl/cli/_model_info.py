@@ -10,7 +10,7 @@ from rich.table import Table
 from torch import nn
 
 from dmtl.bench.work import count, flops
-from dmtl.cli._common import console, say
+from dmtl.cli._common import console, mib, say
 from dmtl.infer.form import PRECISIONS, choose_form
 from dmtl.infer.memory import SHARE, available_bytes, peak_bytes, tile_side
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
@@ -112,11 +112,11 @@ def print_model(name: str, facts: dict) -> None:
     parts = ", ".join(f"{part} {number / 1e6:.3g}" for part, number in facts["parameters"].items())
     head.add_row("parameters", f"{sum(facts['parameters'].values()) / 1e6:.3g} M: {parts}")
     transformed = facts["transformed_bytes"]
-    beside = f", and {_mib(transformed)} of transformed weights" if transformed else ""
-    own = f"{_mib(facts['parameter_bytes'])} of parameters{beside}"
+    beside = f", and {mib(transformed)} of transformed weights" if transformed else ""
+    own = f"{mib(facts['parameter_bytes'])} of parameters{beside}"
     head.add_row("engine", f"{own} ({facts['device']}, {facts['precision']})")
     available = facts["available_bytes"]
-    told = "not known here" if available is None else f"{_mib(available)}, planned with {SHARE:.0%} of it"
+    told = "not known here" if available is None else f"{mib(available)}, planned with {SHARE:.0%} of it"
     head.add_row("free memory", told)
     console.print(head)
     console.print(_size_table(facts))
@@ -138,13 +138,9 @@ def _size_table(facts: dict) -> Table:
         work = [row["flops"][stage] for stage in stages]
         tile = "whole" if row["tile"] is None else f"{row['tile']} px"
         figures = (number(value / 1e9) for value in (*work, sum(work)))
-        table.add_row("{} x {}".format(*row["size"]), *figures, _mib(row["peak_bytes"]), tile)
+        table.add_row("{} x {}".format(*row["size"]), *figures, mib(row["peak_bytes"]), tile)
     return table
 
 
 def _channels(number: int) -> str:
     return f"{number} channel{'' if number == 1 else 's'}"
-
-
-def _mib(number: int) -> str:
-    return f"{number / 2**20:,.0f} MiB"

@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dmtl.bench.plan import forecast, measure, plan
-from dmtl.cli._common import console, say
+from dmtl.cli._common import console, mib, say
 from dmtl.report.charts import number
 from dmtl.train.config import RunConfig
 
@@ -46,19 +46,19 @@ def print_plan(config: RunConfig, facts: dict) -> None:
         "GFLOP of a step", f"{_giga(work['forward'])} forward ({stages}), {_giga(work['backward'])} backward"
     )
     kept = f"{files['kept']} checkpoint{'' if files['kept'] == 1 else 's'}"
-    each = f"{_mib(files['checkpoint'])} each; models of {_mib(files['model'])}"
-    head.add_row("on disk", f"{kept} of {each}; {_mib(files['disk'])} at most")
+    each = f"{mib(files['checkpoint'])} each; models of {mib(files['model'])}"
+    head.add_row("on disk", f"{kept} of {each}; {mib(files['disk'])} at most")
     console.print(head)
 
 
 def print_forecast(measured: dict, told: dict) -> None:
     """Print what `dmtl.bench.plan.forecast` gives."""
     rows = _rows()
-    memory = f"{_mib(told['memory_bytes'])} resident"
+    memory = f"{mib(told['memory_bytes'])} resident"
     if told["cache_bytes"]:
-        memory += f", {_mib(told['cache_bytes'])} of it samples (data.cache)"
+        memory += f", {mib(told['cache_bytes'])} of it samples (data.cache)"
     if told["device_bytes"]:
-        memory += f"; {_mib(told['device_bytes'])} on {measured['device']}"
+        memory += f"; {mib(told['device_bytes'])} on {measured['device']}"
     rows.add_row("memory", memory)
     load = f"{_ms(told['load_first_s'])} to load a batch"
     if told["load_s"] != told["load_first_s"]:
@@ -107,10 +107,6 @@ def _mega(n: int) -> str:
 
 def _giga(operations: float) -> str:
     return number(float(f"{operations / 1e9:.4g}"))
-
-
-def _mib(size: float) -> str:
-    return f"{size / 2**20:,.0f} MiB"
 
 
 def _ms(seconds: float) -> str:

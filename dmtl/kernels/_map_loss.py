@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 KINDS = ("cross_entropy", "logistic", "unit", "absolute")  # in the order of LossKind in map_loss.h
-SHORTEST = 1e-4  # vectors shorter than this are not scaled up to length 1
 
 
 def readable(label: Tensor, ignore: float) -> tuple[Tensor, float]:

@@ -34,14 +34,13 @@ from dmtl._outputs import empty_losses
 from . import _checks, _grid
 from ._registry import Operator, OpSpec, add
 from ._rows import wide_dtype
+from .decode_map import SHORTEST
 
 FACTOR = 8
 KINDS: dict[str, tuple[tuple[int, ...] | None, int]] = {
     "cross_entropy": (None, 1), "logistic": ((1, 2), 1), "unit": ((3,), 3), "absolute": ((1,), 1),
 }  # fmt: skip
 """Kind -> numbers of logit channels that it takes (None: any), label channels."""
-
-SHORTEST = 1e-4  # vectors shorter than this are not scaled up to length 1
 
 _OPTIONS = "str kind, float ignore, float positive_weight, float negative_weight, "
 _OPTIONS += "bool balanced, bool log, bool positive"

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dmtl.errors import ConfigError
+from dmtl.metrics import delta_mtl
 from dmtl.tasks import Task
 
 
@@ -30,13 +31,13 @@ class Best:
         """(Delta_MTL of this evaluation in percent, NaN where no task can be compared; whether it is the best
         so far)."""
         self._learn(metrics)
-        gains = []
-        for name, task in self.tasks.items():
-            value = metrics.get(name, {}).get(task.primary, math.nan)
-            if name in self.reference and math.isfinite(value):
-                base = self.reference[name]
-                gains.append((value - base) / base * (1 if task.higher_is_better else -1))
-        delta = 100 * sum(gains) / len(gains) if gains else math.nan
+        tasks = [
+            task
+            for name, task in self.tasks.items()
+            if name in self.reference and math.isfinite(metrics.get(name, {}).get(task.primary, math.nan))
+        ]
+        reference = {task.name: {task.primary: self.reference[task.name]} for task in tasks}
+        delta = delta_mtl(metrics, reference, tasks) if tasks else math.nan
         better = delta > self.delta
         if better:
             self.step, self.delta, self.since = step, delta, 0

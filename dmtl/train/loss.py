@@ -10,7 +10,7 @@ L = L_t(final) + a L_t(initial) by s_t L + p_t (`dmtl.train.weighting`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,18 @@ class PairLosses:
         """ "<task>" and "initial/<task>": sum over the labelled samples, over `images`; without a graph."""
         named = {**self.final, **{f"initial/{task}": losses for task, losses in self.initial.items()}}
         return {name: losses.detach().sum() / images for name, losses in named.items()}
+
+    @classmethod
+    def joined(cls, several: Sequence[PairLosses]) -> PairLosses:
+        """Those of a batch's parts, in their order."""
+        if len(several) == 1:
+            return several[0]
+
+        def along(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+            tasks = dict.fromkeys(task for part in parts for task in part)
+            return {task: torch.cat([part[task] for part in parts if task in part]) for task in tasks}
+
+        return cls(along([part.final for part in several]), along([part.initial for part in several]))
 
     def detached(self) -> PairLosses:
         """Without a graph."""

@@ -113,7 +113,7 @@ class Step:
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self._statistics.restore(bad)
-            self._observe(batch, losses, bad)
+            self._observe(losses, bad)
         self._remember(batch, number, losses, loss, norms, bad)
 
     @property
@@ -156,7 +156,7 @@ class Step:
 
     # gradients
 
-    def _gradients_in_memory(self, batch: Batch, number: int) -> tuple[list, Tensor]:
+    def _gradients_in_memory(self, batch: Batch, number: int) -> tuple[PairLosses, Tensor]:
         """`_gradients`; where memory does not suffice again with half the micro-batch, once in a run."""
         self._statistics.keep()
         for _ in range(2):
@@ -185,8 +185,8 @@ class Step:
             f"{self.micro_batch}, gradients adding up to the same batch"
         )
 
-    def _gradients(self, batch: Batch, number: int) -> tuple[list[PairLosses], Tensor]:
-        """Adds up the gradients of all micro-batches; returns their pairs' losses and the sum of their
+    def _gradients(self, batch: Batch, number: int) -> tuple[PairLosses, Tensor]:
+        """Adds up the gradients of all micro-batches; returns the pairs' losses and the sum of the parts'
         scalars."""
         self.optimizer.zero_grad(set_to_none=True)
         parts = batch.split(self.micro_batch) if self.micro_batch else [batch]
@@ -204,7 +204,7 @@ class Step:
             losses.append(pairs)
             total = loss.detach() if total is None else total + loss.detach()
         distributed.drop_absent(self.module, complete=not batch.skipped)
-        return losses, total
+        return PairLosses.joined(losses), total
 
     def denoises(self, number: int) -> bool:
         """Whether MTDNet has joined by this step."""
@@ -238,28 +238,26 @@ class Step:
             return bad
         return distributed.total(bad.float()) > 0
 
-    def _observe(self, batch: Batch, losses: list[PairLosses], bad: Tensor) -> None:
-        sums, counts = {}, {}
-        for pairs in losses:
-            for task, loss in pairs.final.items():
-                loss = torch.where(bad, torch.nan, loss.sum())  # which the weighting leaves out
-                sums[task] = sums[task] + loss if task in sums else loss
-                counts[task] = counts.get(task, 0) + pairs.final[task].numel()
-        self.objective.weighting.observe(sums, counts)
+    def _observe(self, losses: PairLosses, bad: Tensor) -> None:
+        """The weighting leaves out what is not finite."""
+        sums = {task: torch.where(bad, torch.nan, loss.sum()) for task, loss in losses.final.items()}
+        self.objective.weighting.observe(sums, {task: loss.numel() for task, loss in losses.final.items()})
 
-    def _remember(self, batch, number, losses, loss, norms, bad) -> None:
-        each = {
-            task: torch.cat([_both(part, task) for part in losses if task in part.final])
-            for task in dict.fromkeys(task for part in losses for task in part.final)
-        }
-        values = {"loss": loss}
-        zero = loss.new_zeros(())
+    def _remember(
+        self,
+        batch: Batch,
+        number: int,
+        losses: PairLosses,
+        loss: Tensor,
+        norms: dict[str, Tensor],
+        bad: Tensor,
+    ) -> None:
+        each = {task: _both(losses, task) for task in losses.final}
+        values, parts = {"loss": loss}, losses.parts(batch.total)
+        zero = loss.new_zeros(())  # of tasks that other processes have labels of
         for kind in ("", "initial/") if self.denoises(number) else ("",):
-            for task in _labelled(batch):
-                found = [getattr(p, "initial" if kind else "final").get(task) for p in losses]
-                values[f"loss/{kind}{task}"] = (
-                    sum((f.sum() for f in found if f is not None), zero) / batch.total
-                )
+            for name in (kind + task for task in _labelled(batch)):
+                values[f"loss/{name}"] = parts.get(name, zero)
         self._taken.append(_Taken(number, batch.ids, batch.present, each, values, norms, bad))
 
     def _described(self, taken: _Taken) -> Skipped:

@@ -104,9 +104,7 @@ class Trainer:
         """Model, moving average, the objective as processes share it, optimiser, the step."""
         config, device = self.config, self.device
         self.model = model_for(config, self.data.tasks).to(device)
-        if (
-            device.type == "cuda"
-        ):  # on a CPU the library reorders weights anyway, and the optimiser's copies cost
+        if device.type == "cuda":  # a CPU's library reorders weights itself, and its optimiser would copy
             self.model = self.model.to(memory_format=torch.channels_last)
         frozen(config.optim, self.model)
         set_train(self.model, config.optim)
@@ -261,24 +259,25 @@ class Trainer:
             )
 
     def _evaluated(self, log: RunLog) -> Metrics:
-        metrics = self.evaluate()
+        model = self._plain()
+        metrics = self._scored(model)
         delta, better = self.best.judge(self.step, metrics)
         log.write("eval", self.step, seconds=self.seconds, delta=delta, metrics=metrics)
         if better:
-            self._keep(self.out / "best", self.out / "best" / "metrics.json", metrics)
-        if self.config.log.tensorboard and self.config.log.pictures:
+            self._keep(model, self.out / "best", self.out / "best" / "metrics.json", metrics)
+        if self.config.log.tensorboard and self.config.log.pictures and self.world.main:
             from dmtl.train.pictures import validation_pictures
 
-            model = self._plain()  # which all processes take part in
-            if self.world.main:
-                log.pictures(self.step, validation_pictures(model, self.data.val, self.config.log.pictures))
+            log.pictures(self.step, validation_pictures(model, self.data.val, self.config.log.pictures))
         return metrics
 
     def evaluate(self) -> Metrics:
         """Metrics of the current weights on the validation split, over all processes."""
-        distributed.share_buffers(self.result, self.world)
+        return self._scored(self._plain())
+
+    def _scored(self, model: DiffusionMTL | MultiTaskBaseline) -> Metrics:
         return evaluate(
-            self._plain(),
+            model,
             evaluation_loader(self.data, workers=self.config.data.workers),
             initial=isinstance(self.model, DiffusionMTL),
             world=self.world,
@@ -290,17 +289,20 @@ class Trainer:
         return self.model if self.ema is None else self.ema.average
 
     def _plain(self) -> DiffusionMTL | MultiTaskBaseline:
-        """`result`, or a copy whose every parameter is whole in this process."""
+        """`result` with the first process's statistics, or a copy whose every parameter is whole in this
+        process. All processes take part."""
+        distributed.share_buffers(self.result, self.world)
         shards = self.world.size > 1 and self.config.execution.parallel == "fsdp"
         return distributed.full_copy(self.result) if shards else self.result
 
     def _finish(self, metrics: Metrics) -> None:
-        self._keep(self.out / "model", self.out / "metrics.json", metrics)
+        self._keep(self._plain(), self.out / "model", self.out / "metrics.json", metrics)
         distributed.barrier()
 
-    def _keep(self, folder: Path, summary: Path, metrics: Metrics) -> None:
-        """The result's weights in `folder`, its figures in `summary`."""
-        model = self._plain()
+    def _keep(
+        self, model: DiffusionMTL | MultiTaskBaseline, folder: Path, summary: Path, metrics: Metrics
+    ) -> None:
+        """The model's weights in `folder`, its figures in `summary`."""
         if not self.world.main:
             return
         model.save_pretrained(folder)

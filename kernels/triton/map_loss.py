@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 from dmtl._outputs import empty_losses
 from dmtl._support import Support
-from dmtl.kernels._map_loss import SHORTEST, readable
+from dmtl.kernels._decode_map import SHORTEST
+from dmtl.kernels._map_loss import readable
 from dmtl.kernels._native import DTYPES
 
 MOST_CHANNELS = 64  # more are left to the reference

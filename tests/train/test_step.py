@@ -3,16 +3,16 @@ fail."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
-import torch.nn.functional as F
 
-from benchmarks.published import Published
+from benchmarks.published import PublishedTraining
+from dmtl.bench.contenders import drawn_noise
 from dmtl.data.loader import Batch
 from dmtl.diffusion import CounterNoise
-from dmtl.diffusion.pairs import Pairs
 from dmtl.errors import ConfigError
-from dmtl.ops import normal
 from dmtl.train.config import ExecutionConfig, OptimConfig, RunConfig
 from dmtl.train.distributed import World
 from dmtl.train.objective import Objective
@@ -82,29 +82,11 @@ def model_for(**options):
 def published_gradients(model, batch: Batch, seed: int, step: int) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients as published: the initial network on the batch, then one (sample, task) pair at a
     time, its loss divided by the batch and multiplied by T over its sample's labels."""
+    draws = len(model.mtdnet.schedule.betas)
+    noise = drawn_noise(model, batch.image, draws, CounterNoise((seed << 32) + step, batch.index))
     # the layout decides how sums are rounded, and so on which side of its kink a ReLU falls
-    features, initial = model.initial(batch.image.contiguous(memory_format=torch.channels_last))
-    condition = model.mtdnet.condition.conv(torch.cat([m.detach() for m in initial.values()], dim=1))
-    steps = len(model.mtdnet.schedule.betas)
-    signals = features if model.config.diffusion == "feature" else initial
-    total = torch.zeros(())
-    for row in range(BATCH):
-        labelled = [task for task in TASKS if batch.present[task][row]]
-        for name in labelled:
-            one, task = slice(row, row + 1), model.tasks[name]
-            start = signals[name][one]
-            draws = CounterNoise((seed << 32) + step, batch.index).draws(
-                Pairs((name,), (torch.tensor([row]),), (1,)), start
-            )
-            noise = {
-                name: torch.stack([normal(draws(k)["key_B3"], start.shape[1:], k) for k in range(steps)])
-            }
-            final = Published(model, noise=noise)._denoised(name, start, condition[one])
-            loss = 0.0
-            for weight, logits in ((1.0, final), (0.5, initial[name][one])):
-                full = F.interpolate(logits, batch.image.shape[-2:], mode="bilinear", align_corners=False)
-                loss = loss + weight * task.loss(full, batch.labels[name][one])[0]
-            total = total + len(TASKS) / len(labelled) * task.weight * loss / BATCH
+    image = batch.image.contiguous(memory_format=torch.channels_last)
+    total = PublishedTraining(model).loss(dataclasses.replace(batch, image=image), noise)
     model.zero_grad(set_to_none=True)
     total.backward()
     return total.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
