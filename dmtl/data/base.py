@@ -73,6 +73,11 @@ class LabelledImages:
         """Which labels exist, over `ids` and `tasks`."""
         return LabelMatrix.full(self.ids, list(self.tasks))
 
+    def boundaries(self, index: int) -> Tensor | None:
+        """bool [H, W]: where the boundary benchmark sees boundaries, for a data set that says so apart from
+        its edge labels; None: where the edge label is 1."""
+        return None
+
     def identity(self, task: str | None = None) -> list:
         """What the images depend on, or the labels of `task`, in plain values: `DiskCached` keeps data of
         different identity apart. A subclass adds what else decides its pixels: a folder, a seed, a size."""

@@ -32,20 +32,40 @@ def read_label(path: Path, task: Task, *, scale: float | None = None, unknown: f
     `scale` is the value of one step of a PNG of scalars; `unknown` marks one value of a .npy of scalars.
     Raises DataError naming the file when it is damaged or its values are not what the task allows.
     """
-    numpy_file = path.suffix.lower() == ".npy"
-    stored = read_npy(path) if numpy_file else read_png_map(path)
+    numbers = path.suffix.lower() == ".npy"
+    stored = read_npy(path) if numbers else read_png_map(path)
+    return decode_label(stored, task, path, numbers=numbers, scale=scale, unknown=unknown)
+
+
+def decode_label(
+    stored: np.ndarray,
+    task: Task,
+    path: str | Path,
+    *,
+    numbers: bool,
+    scale: float | None = None,
+    unknown: float | None = None,
+) -> Tensor:
+    """The label map [K, H, W] of a file's values.
+
+    Args:
+        stored: [H, W], [H, W, 1] or, for unit vectors, [H, W, 3].
+        path: what messages call it.
+        numbers: whether they are the values themselves (as .npy holds them) or 8- or 16-bit codes (as PNG).
+        scale, unknown: as in `read_label`.
+    """
     if stored.ndim == 3 and stored.shape[2] == 1:
         stored = stored[:, :, 0]
     if task.kind == "unit_vector":
-        return _unit_vectors(path, stored, task, numpy_file)
+        return _unit_vectors(path, stored, task, numbers)
     if stored.ndim != 2:
         raise DataError(
             f"{path}: {stored.dtype} values of shape {list(stored.shape)}, expected one value per pixel, "
             "grey or palette"
         )
     if task.kind == "scalar":
-        return _scalars(path, stored, task, numpy_file, scale, unknown)
-    return _class_ids(path, stored, task)
+        return _scalars(path, stored, task, numbers, scale, unknown)
+    return _class_ids(path, stored, task, numbers)
 
 
 def write_label(stem: Path, task: Task, label_KHW: Tensor) -> Path:
@@ -64,8 +84,8 @@ def write_label(stem: Path, task: Task, label_KHW: Tensor) -> Path:
     return path
 
 
-def _class_ids(path: Path, stored: np.ndarray, task: Task) -> Tensor:
-    if stored.dtype.kind not in "bui" or path.suffix.lower() == ".png" and stored.dtype != np.uint8:
+def _class_ids(path: str | Path, stored: np.ndarray, task: Task, numbers: bool) -> Tensor:
+    if stored.dtype.kind not in "bui" or not numbers and stored.dtype != np.uint8:
         raise DataError(
             f"{path}: {stored.dtype} values, expected 8-bit class ids or 0 and 1 (grey or palette PNG)"
         )
@@ -83,14 +103,14 @@ def _class_ids(path: Path, stored: np.ndarray, task: Task) -> Tensor:
     return torch.from_numpy(stored.astype(np.uint8))[None]
 
 
-def _unit_vectors(path: Path, stored: np.ndarray, task: Task, numpy_file: bool) -> Tensor:
-    if stored.ndim != 3 or stored.shape[2] != 3 or numpy_file and stored.dtype.kind != "f":
+def _unit_vectors(path: str | Path, stored: np.ndarray, task: Task, numbers: bool) -> Tensor:
+    if stored.ndim != 3 or stored.shape[2] != 3 or numbers and stored.dtype.kind != "f":
         raise DataError(
             f"{path}: {stored.dtype} values of shape {list(stored.shape)}, "
             "expected an RGB PNG or a .npy of floats [H, W, 3]"
         )
     vector = stored.astype(np.float32)
-    if not numpy_file:
+    if not numbers:
         vector = vector * (2 / 255) - 1
     with np.errstate(invalid="ignore", over="ignore"):
         length = np.sqrt((vector * vector).sum(2, keepdims=True))
@@ -100,9 +120,14 @@ def _unit_vectors(path: Path, stored: np.ndarray, task: Task, numpy_file: bool) 
 
 
 def _scalars(
-    path: Path, stored: np.ndarray, task: Task, numpy_file: bool, scale: float | None, unknown: float | None
+    path: str | Path,
+    stored: np.ndarray,
+    task: Task,
+    numbers: bool,
+    scale: float | None,
+    unknown: float | None,
 ) -> Tensor:
-    if numpy_file:
+    if numbers:
         with np.errstate(over="ignore"):
             value = stored.astype(np.float32)
         known = np.isfinite(value)

@@ -241,18 +241,29 @@ def resize(sample: Sample, size: tuple[int, int], tasks: Mapping[str, Task]) -> 
 def resize_label(label_KHW: Tensor, size: tuple[int, int], task: Task) -> Tensor:
     """The value of the nearest source pixel; no value is ever mixed with another or with `ignore`.
 
-    A thin class (edges) would be torn by that when it shrinks. For `task.thin` every source pixel falls
-    into exactly one target pixel, and one positive in it is enough: lines stay connected and do not grow
-    thicker than one pixel.
+    A thin class (edges) would be torn by that when it shrinks: `resize_thin`.
     """
+    return (resize_thin if task.thin else resize_nearest)(label_KHW, size)
+
+
+def resize_nearest(label_KHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """The value of the nearest source pixel."""
     height, width = label_KHW.shape[-2:]
     rows, columns = size
     y = ((torch.arange(rows) * 2 + 1) * height).div(
         2 * rows, rounding_mode="floor"
     )  # floor((i + 1/2) H / rows)
     x = ((torch.arange(columns) * 2 + 1) * width).div(2 * columns, rounding_mode="floor")
-    out = label_KHW[:, y][:, :, x]
-    if task.thin and (rows < height or columns < width):
+    return label_KHW[:, y][:, :, x]
+
+
+def resize_thin(label_KHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """As `resize_nearest`, but every source pixel falls into exactly one target pixel, and one 1 in it is
+    enough: lines stay connected and do not grow thicker than one pixel."""
+    height, width = label_KHW.shape[-2:]
+    rows, columns = size
+    out = resize_nearest(label_KHW, size)
+    if rows < height or columns < width:
         if rows <= height and columns <= width:
             out[out == 1] = 0  # the nearest pixel of one target may belong to its neighbour
         k, at_y, at_x = (label_KHW == 1).nonzero(as_tuple=True)

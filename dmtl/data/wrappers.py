@@ -8,9 +8,11 @@ from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
 
+from torch import Tensor
+
 from dmtl.data.base import LabelledImages, Sample
 from dmtl.data.partial_labels import LabelMatrix
-from dmtl.data.transforms import check_size, resize
+from dmtl.data.transforms import check_size, resize, resize_thin
 from dmtl.errors import DataError
 
 
@@ -26,6 +28,10 @@ class Resized(LabelledImages):
 
     def available(self) -> LabelMatrix:
         return self.dataset.available()
+
+    def boundaries(self, index: int) -> Tensor | None:
+        found = self.dataset.boundaries(index)
+        return None if found is None else resize_thin(found[None], self.size)[0]
 
     def identity(self, task: str | None = None) -> list:
         return ["Resized", list(self.size), self.dataset.identity(task)]
@@ -51,6 +57,9 @@ class Cached(LabelledImages):
 
     def available(self) -> LabelMatrix:
         return self._exists
+
+    def boundaries(self, index: int) -> Tensor | None:
+        return self.dataset.boundaries(index)
 
     def identity(self, task: str | None = None) -> list:
         return self.dataset.identity(task)
@@ -118,6 +127,9 @@ class Subset(LabelledImages):
 
     def available(self) -> LabelMatrix:
         return self.dataset.available().subset(ids=self.ids)
+
+    def boundaries(self, index: int) -> Tensor | None:
+        return self.dataset.boundaries(self.indices[index])
 
     def identity(self, task: str | None = None) -> list:
         return ["Subset", self.indices, self.dataset.identity(task)]

@@ -1,0 +1,27 @@
+"""`dmtl data`: look at a data set, check it, choose labels, convert, export.
+
+A subcommand is a module here with a dataclass of options and `run(options) -> exit status`.
+"""
+
+from __future__ import annotations
+
+from dmtl.cli._arguments import parse_subcommand
+from dmtl.cli.data import check, export, labels, show
+
+SUBCOMMANDS = {
+    "check": (check.Check, check.run),
+    "show": (show.Show, show.run),
+    "labels": (labels.Labels, labels.run),
+    "export": (export.Export, export.run),
+}
+
+
+def main(arguments: list[str]) -> int:
+    options = parse_subcommand(
+        {name: kind for name, (kind, _) in SUBCOMMANDS.items()},
+        arguments,
+        "data",
+        description="Look at a data set, check it, choose labels, export it.",
+    )
+    run = next(run for kind, run in SUBCOMMANDS.values() if kind is type(options))
+    return run(options)
