@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import stat
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from dmtl.errors import DataError
@@ -33,6 +35,48 @@ def plain_name(name: object, where: str) -> str:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
         raise DataError(f"{where}: {str(name)[:80]!r}, expected letters, digits, '_', '-' and '.'")
     return name
+
+
+def inside(root: str | os.PathLike, path: str | os.PathLike) -> Path:
+    """`path`, as it will be opened (`root / "images" / name`), if it is below the folder `root` with all
+    links followed; `root` itself may be a link, and the file need not exist.
+
+    DataError for a path that is elsewhere, climbs with `..` or leaves through a link, and for what is neither
+    a file nor a folder (opening a pipe would wait for ever). Cheap enough to be called for every file: where
+    a folder leads is looked up once.
+    """
+    path = Path(path)
+    try:
+        inner = path.relative_to(root)
+        if ".." in inner.parts:
+            raise ValueError
+        base = _real_folder(os.path.join(os.getcwd(), root))
+        folder = os.path.join(os.getcwd(), path.parent) if inner.parts else base
+        real = os.path.join(_real_folder(folder), inner.name) if inner.parts else base
+        mode = _mode(real)
+        if stat.S_ISLNK(mode):
+            real = os.path.realpath(real)
+            mode = _mode(real)
+    except ValueError:  # not below `root`, or not a name that a file can have
+        raise DataError(f"{str(path)!r}: not inside the data set, expected a path below {root}") from None
+    if real != base and not real.startswith(base.rstrip(os.sep) + os.sep):
+        raise DataError(f"{path}: a link to {real}, expected links to stay inside the data set {root}")
+    if mode and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise DataError(f"{path}: neither a file nor a folder, expected a file of the data set")
+    return path
+
+
+@lru_cache(maxsize=4096)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def _mode(path: str) -> int:
+    """What is there, links not followed; 0 for nothing."""
+    try:
+        return os.lstat(path).st_mode
+    except OSError:
+        return 0
 
 
 def read_text(path: str | os.PathLike, what: str) -> str:
