@@ -27,13 +27,15 @@ class Sample:
     image   uint8 [3, H, W], RGB; float32 once normalised
     labels  task name -> [K, H, W]; uint8 for classes and binary, float32 for unit vectors and scalars.
             A task without a label is simply not in the dictionary.
-    valid_size  (h, w) of the part that is not padding, top left; None when nothing was padded
+    valid_size  (h, w) of the part that is not padding; None when nothing was padded
+    valid_at    (top, left) of that part
     """
 
     id: str
     image: Tensor
     labels: dict[str, Tensor] = field(default_factory=dict)
     valid_size: tuple[int, int] | None = None
+    valid_at: tuple[int, int] = (0, 0)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -22,7 +22,8 @@ class Batch:
     image       float32 [B, 3, H, W], ImageNet-normalised
     labels      task -> [B, K, H, W]; all `ignore` where a sample has no label of the task
     present     task -> bool [B], on the CPU always, so that choosing rows never waits for a device
-    valid_size  (h, w) of each image without its padding, which lies below and to the right
+    valid_size  (h, w) of each image without its padding
+    valid_at    (top, left) of each image in its padding; default: (0, 0)
     epoch, position   where this batch stands: number `position` of epoch `epoch`
     total       images of the step over all processes, before any was left out; default: B
     labelled    task -> labelled samples of the step over all processes, likewise; default: those here
@@ -40,9 +41,11 @@ class Batch:
     total: int = 0
     labelled: dict[str, int] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
+    valid_at: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.total = self.total or len(self.ids)
+        self.valid_at = self.valid_at or [(0, 0)] * len(self.ids)
         self.labelled = self.labelled or {name: int(on.sum()) for name, on in self.present.items()}
 
     def __len__(self) -> int:
@@ -68,10 +71,15 @@ class Batch:
             rows = slice(start, start + size)
             part = self._each(lambda tensor: tensor[rows])
             part.ids, part.valid_size = self.ids[rows], self.valid_size[rows]
+            part.valid_at = self.valid_at[rows]
             part.present = {name: on[rows] for name, on in self.present.items()}
             part.skipped = [] if start else self.skipped
             parts.append(part)
         return parts
+
+    def unpadded(self, row: int) -> tuple[slice, slice]:
+        """Where image number `row` lies in its padding: `map[row][..., *batch.unpadded(row)]`."""
+        return tuple(slice(at, at + n) for at, n in zip(self.valid_at[row], self.valid_size[row]))
 
     def _each(self, move: Callable[[Tensor], Tensor]) -> Batch:
         labels = {name: move(label) for name, label in self.labels.items()}
@@ -102,5 +110,6 @@ class Collate:
             valid_size=[s.valid_size or s.size for s in samples],
             epoch=keys[0][0],
             position=keys[0][1],
+            valid_at=[s.valid_at for s in samples],
         )
         return batch, errors

@@ -55,12 +55,14 @@ class DiskCached(LabelledImages):
                 image = {"pixels": fresh.image}
                 if fresh.valid_size is not None:
                     image["valid_size"] = torch.tensor(fresh.valid_size)
+                    image["valid_at"] = torch.tensor(fresh.valid_at)
                 self._keep(index, None, image)
             for task, label in fresh.labels.items():
                 self._keep(index, task, {"pixels": label})
             found |= fresh.labels
-        valid = tuple(image["valid_size"].tolist()) if "valid_size" in image else None
-        return Sample(self.ids[index], image["pixels"], {t: found[t] for t in names if t in found}, valid)
+        labels = {t: found[t] for t in names if t in found}
+        valid = {name: tuple(image[name].tolist()) for name in ("valid_size", "valid_at") if name in image}
+        return Sample(self.ids[index], image["pixels"], labels, **valid)
 
     def available(self) -> LabelMatrix:
         return self._exists

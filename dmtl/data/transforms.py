@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmtl.data.base import Sample
+from dmtl.errors import DataError
 from dmtl.tasks import Task
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -184,16 +185,33 @@ class PadTo:
             raise ValueError(
                 f"PadTo: sample must be at most {rows}x{columns}, got {height}x{width} ({sample.id})"
             )
-        margin = (0, columns - width, 0, rows - height)
-        labels = {
-            name: F.pad(label, margin, value=tasks[name].ignore) for name, label in sample.labels.items()
-        }
-        return replace(
-            sample,
-            image=F.pad(sample.image, margin),
-            labels=labels,
-            valid_size=sample.valid_size or (height, width),
-        )
+        padded = _padded(sample, tasks, (0, columns - width, 0, rows - height))
+        return replace(padded, valid_size=sample.valid_size or (height, width))
+
+
+class InFrame:
+    """Puts a normalised sample into the middle of a frame, as the published evaluation does: the image padded
+    with 0 (mean colour), labels with ignore; of an odd margin the smaller half is above and to the left.
+
+    Raises DataError for an image that does not fit.
+    """
+
+    def __init__(self, size: tuple[int, int]):
+        self.size = check_size("InFrame", size)
+
+    def __call__(
+        self, sample: Sample, tasks: Mapping[str, Task], rng: np.random.Generator | None = None
+    ) -> Sample:
+        (height, width), (rows, columns) = sample.size, self.size
+        if height > rows or width > columns:
+            raise DataError(
+                f"{sample.id}: image of {width}x{height} pixels, expected at most {columns}x{rows}, the frame"
+            )
+        top, left = (rows - height) // 2, (columns - width) // 2
+        margin = (left, columns - width - left, top, rows - height - top)
+        padded = _padded(sample, tasks, margin)
+        valid_at = (top + sample.valid_at[0], left + sample.valid_at[1])
+        return replace(padded, valid_size=sample.valid_size or (height, width), valid_at=valid_at)
 
 
 def train_transform(
@@ -217,9 +235,11 @@ def train_transform(
     )
 
 
-def eval_transform(size: tuple[int, int] | None = None) -> Compose:
-    """Normalisation, after a resize to (height, width) where a size is given; no chance in it."""
-    return Compose([*([Resize(size)] if size is not None else []), Normalise()])
+def eval_transform(size: tuple[int, int] | None = None, frame: tuple[int, int] | None = None) -> Compose:
+    """Normalisation, after a resize to (height, width) where a size is given, and then padding to a frame of
+    (height, width) where one is; no chance in it."""
+    resizing = [Resize(size)] if size is not None else []
+    return Compose([*resizing, Normalise(), *([InFrame(frame)] if frame is not None else [])])
 
 
 def normalise(image: Tensor) -> Tensor:
@@ -227,6 +247,12 @@ def normalise(image: Tensor) -> Tensor:
     deviation 1."""
     shift, scale = (constant.to(image.device, non_blocking=True) for constant in (_SHIFT, _SCALE))
     return torch.addcmul(shift, image.float(), scale)
+
+
+def _padded(sample: Sample, tasks: Mapping[str, Task], margin: tuple[int, int, int, int]) -> Sample:
+    """With `margin` pixels more at the (left, right, top, bottom)."""
+    labels = {name: F.pad(label, margin, value=tasks[name].ignore) for name, label in sample.labels.items()}
+    return replace(sample, image=F.pad(sample.image, margin), labels=labels)
 
 
 def resize(sample: Sample, size: tuple[int, int], tasks: Mapping[str, Task]) -> Sample:

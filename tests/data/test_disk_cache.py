@@ -94,12 +94,13 @@ def test_padding_is_kept(tmp_path, synthetic, monkeypatch):
 
     def padded(self, index, tasks=None):
         sample = read(self, index, tasks)
-        sample.valid_size = (20, 30)
+        sample.valid_size, sample.valid_at = (20, 30), (1, 2)
         return sample
 
     monkeypatch.setattr(Synthetic, "read", padded)
     for _ in range(2):
-        assert DiskCached(synthetic, tmp_path).read(0).valid_size == (20, 30)
+        kept = DiskCached(synthetic, tmp_path).read(0)
+        assert (kept.valid_size, kept.valid_at) == ((20, 30), (1, 2))
 
 
 def versions(folder: Path) -> dict:

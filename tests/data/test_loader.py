@@ -6,7 +6,7 @@ import torch
 
 from dmtl.data.loader import make_loader
 from dmtl.data.partial_labels import LabelMatrix
-from dmtl.data.transforms import train_transform
+from dmtl.data.transforms import eval_transform, train_transform
 from dmtl.data.wrappers import Cached, Resized, Subset
 from dmtl.errors import DataError
 from tests.data.conftest import Synthetic
@@ -115,6 +115,20 @@ def test_evaluation_keeps_order_pads_and_says_so():
     assert (batches[0].labels["depth"][0, :, 10:] == 255).all() and (batches[0].image[1, :, :, 8:] == 0).all()
     assert batches[2].image.shape == (1, 3, 10, 12) and batches[2].valid_size == [(10, 12)]
     assert all(batch.present[task].all() for batch in batches for task in TASKS)
+
+
+@pytest.mark.parametrize("frame", [None, (17, 13)])
+def test_padding_can_be_taken_off_again(frame):
+    """In the middle of a frame or below and to the right, also in parts of a batch."""
+    data = Synthetic(count=5, sizes=((10, 12), (14, 8)))
+    loader = make_loader(data, transform=eval_transform(frame=frame), batch_size=3, shuffle=False)
+    for part in (part for batch in loader for part in batch.split(2)):
+        for row, index in enumerate(part.index.tolist()):
+            own = data.read(index).labels["edge"]
+            assert torch.equal(part.labels["edge"][row][:, *part.unpadded(row)], own)
+            assert part.valid_at[row] == (
+                ((17 - own.shape[1]) // 2, (13 - own.shape[2]) // 2) if frame else (0, 0)
+            )
 
 
 def test_images_without_a_label_are_left_out_of_training_only(synthetic):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from dmtl.data.base import Sample
 from dmtl.data.transforms import (
     HorizontalFlip,
+    InFrame,
     Normalise,
     PadTo,
     Photometric,
@@ -18,6 +19,7 @@ from dmtl.data.transforms import (
     resize_label,
     train_transform,
 )
+from dmtl.errors import DataError
 from dmtl.tasks import make_task
 from tests.data.conftest import Synthetic
 
@@ -83,6 +85,32 @@ def test_a_crop_of_a_small_image_is_smaller_and_then_padded(data):
     assert all(
         (label[:, 24:] == 255).all() and (label[:, :, 32:] == 255).all() for label in out.labels.values()
     )
+
+
+@pytest.mark.parametrize("frame", [(48, 64), (49, 65), (52, 71), (96, 64)])
+def test_frame_is_the_published_padding(data, frame):
+    """Beside NumPy's padding, half of the margin (rounded down) above and to the left."""
+    sample = data.read(0)
+    out = eval_transform(frame=frame)(sample, data.tasks, rng())
+    top, left = (frame[0] - 48) // 2, (frame[1] - 64) // 2
+    around = ((0, 0), (top, frame[0] - 48 - top), (left, frame[1] - 64 - left))
+    mean, std = np.float32([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
+    image = np.pad((sample.image.numpy() / np.float32(255) - mean) / std, around)
+    np.testing.assert_allclose(out.image.numpy(), image, atol=2e-6)
+    assert (out.image.numpy() == 0)[:, image[0] == 0].all() and out.size == frame
+    for task, label in sample.labels.items():
+        expected = np.pad(label.numpy(), around, constant_values=data.tasks[task].ignore)
+        np.testing.assert_array_equal(out.labels[task].numpy(), expected, strict=True)
+    assert (out.valid_size, out.valid_at) == ((48, 64), (top, left))
+
+
+def test_frame_refuses_what_does_not_fit(data):
+    sample = replace(data.read(0), id="2008_000002")
+    for frame in ((47, 64), (48, 63)):
+        with pytest.raises(DataError, match="^2008_000002: image of 64x48 pixels, expected at most .* frame"):
+            InFrame(frame)(sample, data.tasks)
+    with pytest.raises(ValueError, match="InFrame: size"):
+        InFrame((0, 5))
 
 
 def test_no_class_fills_the_crop_where_it_can_be_helped():
