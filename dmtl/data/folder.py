@@ -32,7 +32,7 @@ from dmtl.data.base import LabelledImages, Sample, unknown_name
 from dmtl.data.image_io import read_image
 from dmtl.data.label_maps import READING_OPTIONS, read_label
 from dmtl.data.partial_labels import LabelMatrix
-from dmtl.data.paths import inner_path, plain_name, read_text
+from dmtl.data.paths import find_files, inner_path, plain_name, read_ids, read_text
 from dmtl.errors import DataError, DmtlError
 from dmtl.tasks import Task, make_task
 
@@ -60,14 +60,14 @@ class Folder(LabelledImages):
         made = {t: _make_task(t, options, self.root / "dataset.yaml") for t, options in self._options.items()}
         super().__init__(description["name"], split, made, read_split(self.root, split))
 
-        self._images = _find(self.root / "images", IMAGE_SUFFIXES, self.ids)
+        self._images = find_files(self.root / "images", IMAGE_SUFFIXES, self.ids)
         missing = [i for i in self.ids if i not in self._images]
         if missing:
             raise DataError(
                 f"{self.root / 'splits' / split}.txt: {len(missing)} of {len(self.ids)} ids have no image, "
                 f"the first is {missing[0]!r}, expected images/{missing[0]}.jpg, .jpeg or .png"
             )
-        self._files = {t: _find(self.root / t, LABEL_SUFFIXES, self.ids) for t in self.tasks}
+        self._files = {t: find_files(self.root / t, LABEL_SUFFIXES, self.ids) for t in self.tasks}
         table = description.get("labels")
         self._table = None if table is None else self._read_table(self.root / inner_path(table, "labels"))
 
@@ -161,21 +161,7 @@ def read_split(root: Path, split: str) -> list[str]:
     known = sorted(p.stem for p in (root / "splits").glob("*.txt"))
     if split not in known:
         raise DataError(f"{root / 'splits'}: {unknown_name('split', split, known)}")
-    path = root / "splits" / f"{split}.txt"
-    lines: dict[str, int] = {}
-    for number, line in enumerate(read_text(path, "one id per line").split("\n"), start=1):
-        id = line.strip()
-        if not id:
-            continue
-        inner_path(id, f"{path}: line {number}")
-        if id in lines:
-            raise DataError(
-                f"{path}: line {number}: id {id!r} stands on line {lines[id]} too, expected it once"
-            )
-        lines[id] = number
-    if not lines:
-        raise DataError(f"{path}: empty, expected one id per line")
-    return list(lines)
+    return read_ids(root / "splits" / f"{split}.txt")
 
 
 def _make_task(name: str, options: dict, path: Path) -> Task:
@@ -209,21 +195,3 @@ def _stamp(path: Path) -> list[int]:
     except OSError:  # whoever reads the file says so
         return []
     return [status.st_size, status.st_mtime_ns]
-
-
-def _find(folder: Path, suffixes: tuple[str, ...], ids: list[str]) -> dict[str, str]:
-    """id -> file name below `folder`, for the ids that have one. Each folder is listed once."""
-    wanted, found = set(ids), {}
-    for parent in sorted({i.rpartition("/")[0] for i in ids}):
-        if not (folder / parent).is_dir():
-            continue
-        for name in sorted(os.listdir(folder / parent)):
-            stem, suffix = os.path.splitext(name)
-            id = f"{parent}/{stem}" if parent else stem
-            if id in wanted and suffix.lower() in suffixes:
-                if id in found:
-                    raise DataError(
-                        f"{folder / parent}: both {Path(found[id]).name} and {name}, expected one file per id"
-                    )
-                found[id] = f"{parent}/{name}" if parent else name
-    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
@@ -89,3 +90,40 @@ def read_text(path: str | os.PathLike, what: str) -> str:
         ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}), expected {what}") from error
+
+
+def read_ids(path: str | os.PathLike) -> list[str]:
+    """The ids of a list, one per line, in its order; DataError unless each is a relative path and stands
+    there once."""
+    lines: dict[str, int] = {}
+    for number, line in enumerate(read_text(path, "one id per line").split("\n"), start=1):
+        id = line.strip()
+        if not id:
+            continue
+        inner_path(id, f"{path}: line {number}")
+        if id in lines:
+            raise DataError(
+                f"{path}: line {number}: id {id!r} stands on line {lines[id]} too, expected it once"
+            )
+        lines[id] = number
+    if not lines:
+        raise DataError(f"{path}: empty, expected one id per line")
+    return list(lines)
+
+
+def find_files(folder: Path, suffixes: tuple[str, ...], ids: Iterable[str]) -> dict[str, str]:
+    """id -> file name below `folder`, for the ids that have one. Each folder is listed once."""
+    wanted, found = set(ids), {}
+    for parent in sorted({i.rpartition("/")[0] for i in wanted}):
+        if not (folder / parent).is_dir():
+            continue
+        for name in sorted(os.listdir(folder / parent)):
+            stem, suffix = os.path.splitext(name)
+            id = f"{parent}/{stem}" if parent else stem
+            if id in wanted and suffix.lower() in suffixes:
+                if id in found:
+                    raise DataError(
+                        f"{folder / parent}: both {Path(found[id]).name} and {name}, expected one file per id"
+                    )
+                found[id] = f"{parent}/{name}" if parent else name
+    return found
