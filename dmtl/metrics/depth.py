@@ -18,10 +18,11 @@ class Depth(Metric):
     """`rmse` and `abs_err` in the unit of the labels; with `relative`, also `log_rmse`, `abs_rel`, `sq_rel`.
 
     With `relative`, labels of 0 or less do not count and, as published, predictions of 0 or less become 1e-9.
+    `first` is the figure that `compute` names first.
     """
 
-    def __init__(self, *, ignore: float = 255.0, relative: bool = True):
-        self.relative = relative
+    def __init__(self, *, ignore: float = 255.0, relative: bool = True, first: str = "rmse"):
+        self.relative, self.first = relative, first
         names = ("square", "absolute") + (("log_square", "relative", "square_relative") if relative else ())
         sums = {name: zeros() for name in names} | {"pixels": zeros(dtype=torch.int64)}
         super().__init__(sums, ignore=ignore)
@@ -48,4 +49,4 @@ class Depth(Metric):
         if self.relative:
             figures |= {"log_rmse": math.sqrt(mean["log_square"]), "abs_rel": mean["relative"],
                         "sq_rel": mean["square_relative"]}
-        return figures
+        return {self.first: figures.pop(self.first), **figures}

@@ -80,6 +80,7 @@ def legends(tasks: Mapping[str, Task]) -> dict[str, list[tuple[str, tuple[int, i
             names, colours = ("probability 0", "1"), task.picture(np.array([[0.0, 1.0]]))[0]
         elif task.kind == "scalar":
             names = ("near", "far") if getattr(task, "distance", False) else ("low", "high")
+            names = ("far", "near") if getattr(task, "inverse", False) else names
             colours = task.picture(np.array([[0.0, 1.0]]), (0.0, 1.0))[0]
         else:
             continue

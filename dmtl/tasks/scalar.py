@@ -13,24 +13,29 @@ from dmtl import metrics
 from dmtl.tasks.base import Array, Range, Task, as_array
 from dmtl.tasks.palette import GREY, SPECTRUM, apply_scale
 
+_SCORES = ("rmse", "abs_err")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scalar(Task):
     """One logit that is the value itself (or its logarithm), masked L1.
 
     Options: `log`: the logit is the natural logarithm of the value, and the loss compares logarithms.
-    `distance`: values are distances from the camera, so magnifying the image divides them.
+    `distance`: values are distances from the camera, in metres, so magnifying the image divides them.
+    `inverse`: values are inverse distances (disparities) in any unit, so magnifying multiplies them.
     `low`, `high`: ends of the colour scale (otherwise the 1st and 99th percentile of each picture).
-    With `log` or `distance` a label of 0 or less has no meaning and is ignored.
+    `score`: the figure that enters Delta_MTL, "rmse" or "abs_err".
+    With `log`, `distance` or `inverse` a label of 0 or less has no meaning and is ignored.
     """
 
     log: bool = False
     distance: bool = False
+    inverse: bool = False
+    score: str = "rmse"
     low: float | None = None
     high: float | None = None
 
     kind = "scalar"
-    primary = "rmse"
     higher_is_better = False
     graded = True
 
@@ -38,6 +43,10 @@ class Scalar(Task):
         super().__post_init__()
         self._require(isinstance(self.log, bool), "log", "true or false", self.log)
         self._require(isinstance(self.distance, bool), "distance", "true or false", self.distance)
+        self._require(isinstance(self.inverse, bool), "inverse", "true or false", self.inverse)
+        both = self.distance and self.inverse
+        self._require(not both, "distance", "false where inverse is true", self.distance)
+        self._require(self.score in _SCORES, "score", " or ".join(map(repr, _SCORES)), self.score)
         for option in ("low", "high"):
             if getattr(self, option) is not None:
                 self._number(option)
@@ -49,9 +58,13 @@ class Scalar(Task):
         return 1
 
     @property
+    def primary(self) -> str:
+        return self.score
+
+    @property
     def positive(self) -> bool:
         """Only values above 0 mean something."""
-        return self.log or self.distance
+        return self.log or self.distance or self.inverse
 
     def valid(self, label_BKHW: Tensor) -> Tensor:
         known = super().valid(label_BKHW)
@@ -84,8 +97,8 @@ class Scalar(Task):
         return (map - label_BKHW[:, 0]).abs().float()
 
     def new_metric(self, **options: Any) -> metrics.Depth:
-        """`dmtl.metrics.Depth`: rmse and abs_err, and the relative errors where values are positive."""
-        return metrics.Depth(ignore=self.ignore, relative=self.positive, **options)
+        """`dmtl.metrics.Depth`: `score` first, rmse and abs_err; relative errors where values are positive."""
+        return metrics.Depth(ignore=self.ignore, relative=self.positive, first=self.score, **options)
 
     def picture(self, map: Array, value_range: Range = None) -> np.ndarray:
         value = as_array(map, f"{self.name}.picture", "map", 2).astype(np.float32)
@@ -100,9 +113,10 @@ class Scalar(Task):
 
     def zoom(self, label_KHW: Tensor, factor: float) -> Tensor:
         label_KHW = super().zoom(label_KHW, factor)
-        if not self.distance:
+        if not (self.distance or self.inverse):
             return label_KHW
-        return torch.where(self.valid(label_KHW), label_KHW / factor, label_KHW)
+        nearer_KHW = label_KHW / factor if self.distance else label_KHW * factor
+        return torch.where(self.valid(label_KHW), nearer_KHW, label_KHW)
 
     def _label(self, label_KHW: Array, function: str) -> tuple[np.ndarray, np.ndarray]:
         value = as_array(label_KHW, f"{self.name}.{function}", "label_KHW", 3).astype(np.float32)
@@ -117,6 +131,7 @@ class Scalar(Task):
     def _paint(self, value: np.ndarray, known: np.ndarray, value_range: Range) -> np.ndarray:
         low, high = value_range or self._range(value, known)
         share = (np.where(known, value, low) - low) / (high - low)
-        # Distances run from warm (near) to cold (far), other numbers from cold (low) to warm (high).
+        # Distances run from warm (near) to cold (far), other numbers from cold (low) to warm (high), so that
+        # what is near is warm in inverse distances too.
         colours = apply_scale(SPECTRUM, 1 - share if self.distance else share)
         return np.where(known[..., None], colours, GREY)

@@ -241,6 +241,9 @@ def test_legends_show_the_colours_of_the_pictures():
     assert [name for name, _ in colours["semseg"]] == ["sky", "road"] and [
         n for n, _ in colours["depth"]
     ] == ["near", "far"]
+    inverse = {"depth": make_task("depth", distance=False, inverse=True)}
+    far, near = legends(inverse)["depth"]
+    assert (far[0], near[0]) == ("far", "near") and (near[1], far[1]) == tuple(c for _, c in colours["depth"])
     assert tuple(TASKS["semseg"].picture(np.array([[1]]))[0, 0]) == colours["semseg"][1][1]
 
 

@@ -14,6 +14,7 @@ TASKS: dict[str, Task] = {name: make_task(name) for name in KNOWN} | {
     "flow": make_task("flow", "unit_vector"),
     "heat": make_task("heat", "scalar", low=-5, high=5),
     "range": make_task("range", "scalar", log=True, distance=True, ignore=0),
+    "disparity": make_task("disparity", "scalar", inverse=True, score="abs_err"),
 }
 
 

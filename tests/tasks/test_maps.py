@@ -54,9 +54,9 @@ def test_flip_twice_is_nothing(task):
 def test_zoom(task):
     label = label_of(task)[0]
     zoomed = task.zoom(label, 2.0)
-    if task.name in ("depth", "range"):
+    if task.name in ("depth", "range", "disparity"):
         known = ~ignored()[0]
-        assert torch.equal(zoomed[known], label[known] / 2)
+        assert torch.equal(zoomed[known], label[known] * 2 if task.name == "disparity" else label[known] / 2)
         assert (zoomed[~known] == task.ignore).all()
     else:
         assert torch.equal(zoomed, label)
@@ -109,9 +109,29 @@ def test_picture_errors(task):
         task.label_picture("label")
 
 
-def test_near_is_warm_and_far_is_cold():
-    picture = TASKS["depth"].picture(torch.tensor([[1.0, 10.0]]), value_range=(1, 10))
+@pytest.mark.parametrize(("task", "near", "far"), [("depth", 1.0, 10.0), ("disparity", 10.0, 1.0)])
+def test_near_is_warm_and_far_is_cold(task, near, far):
+    picture = TASKS[task].picture(torch.tensor([[near, far]]), value_range=(1, 10))
     assert picture[0].tolist() == [SPECTRUM[-1].round().tolist(), SPECTRUM[0].round().tolist()]
+
+
+def test_inverse_distances_are_positive_and_distance_times_inverse_is_kept_by_zoom():
+    inverse, distance = make_task("depth", distance=False, inverse=True), make_task("depth")
+    label = torch.tensor([[[0.25, 2.0, 0.0, -1.0, 255.0, float("nan")]]])
+    assert inverse.valid(label)[0, 0].tolist() == [True, True, False, False, False, False]
+    assert inverse.zoom(label, 1.5)[0, 0, :5].tolist() == [0.375, 3.0, 0.0, -1.0, 255.0]
+    product = inverse.zoom(label, 1.7)[0, 0, :2] * distance.zoom(1 / label, 1.7)[0, 0, :2]
+    torch.testing.assert_close(product, torch.ones(2))
+
+
+def test_the_score_is_the_main_figure_and_stands_first():
+    for score in ("rmse", "abs_err"):
+        task = make_task("depth", score=score)
+        metric = task.new_metric()
+        metric.update(torch.tensor([[[1.0, 5.0]]]), torch.tensor([[[[2.0, 2.0]]]]))
+        figures = metric.compute()
+        assert task.primary == score == next(iter(figures)) and not task.higher_is_better
+        assert figures["abs_err"] == 2 and figures["rmse"] == pytest.approx(5**0.5)
 
 
 def test_fixed_range():
