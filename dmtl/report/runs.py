@@ -64,15 +64,8 @@ def read_run(path: str | os.PathLike, unfinished: bool = False) -> Run:
     path = Path(path)
     log = RunLog.read(path / "log.jsonl")
     finished = not unfinished or (path / "metrics.json").is_file()
-    summary = _json(path / "metrics.json") if finished else _last_evaluation(path, log)
-    try:
-        metrics = {str(t): {str(k): float(v) for k, v in m.items()} for t, m in summary["metrics"].items()}
-        primary = {str(t): (str(n), float(v), bool(h)) for t, (n, v, h) in summary["primary"].items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path / 'metrics.json'}: not as `dmtl train` writes it ({error!r}), "
-            'expected "metrics" and "primary" by task'
-        ) from error
+    summary = read_json(path / "metrics.json") if finished else _last_evaluation(path, log)
+    metrics, primary = figures_of(summary, path / "metrics.json", "dmtl train")
     seconds = summary.get("seconds") or max((row.get("seconds", 0.0) for row in log), default=None)
     run = Run(path, metrics, primary, summary.get("step"), seconds, log=log, finished=finished)
     if (path / "config.toml").is_file():
@@ -80,9 +73,22 @@ def read_run(path: str | os.PathLike, unfinished: bool = False) -> Run:
     if (path / "labels.csv").is_file():
         run.labels = LabelMatrix.read_csv(path / "labels.csv")
     if (path / "model" / "config.json").is_file():
-        specs = _json(path / "model" / "config.json").get("tasks", [])
+        specs = read_json(path / "model" / "config.json").get("tasks", [])
         run.tasks = {task.name: task for task in map(task_from_spec, specs)}
     return run
+
+
+def figures_of(summary: Mapping, file: Path, writer: str) -> tuple[dict, dict]:
+    """`metrics` and `primary`, as in `Run`, of what the command `writer` wrote into `file`; DataError, naming
+    it, where they are not there."""
+    try:
+        metrics = {str(t): {str(k): float(v) for k, v in m.items()} for t, m in summary["metrics"].items()}
+        primary = {str(t): (str(n), float(v), bool(h)) for t, (n, v, h) in summary["primary"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f'{file}: not as `{writer}` writes it ({error!r}), expected "metrics" and "primary" by task'
+        ) from error
+    return metrics, primary
 
 
 def read_runs(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Run]:
@@ -128,7 +134,8 @@ def _last_evaluation(path: Path, log: Sequence[dict]) -> dict:
     return {**rows[-1], "primary": primary}
 
 
-def _json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """The JSON object in a file of a run; DataError, naming it, where there is none."""
     if not path.is_file():
         raise DataError(f"{path}: is missing, expected the folder of a finished run")
     try:
