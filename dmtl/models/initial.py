@@ -45,12 +45,21 @@ class InitialNetwork(nn.Module):
         """Image [B, 3, H, W], H and W multiples of 32 -> features [B, C, H/8, W/8] and logits [B, C_T, H/8,
         W/8] by task. learning: tasks whose decoders may get a gradient (default: all); the others keep
         nothing for one."""
+        return self.decode(self.encode(image), learning)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """The first half of `forward`: the feature map [B, C, H/8, W/8] that all decoders read."""
         size = (image.shape[-2] // 8, image.shape[-1] // 8)
         maps = [
             F.interpolate(m, size, mode="bilinear", align_corners=False) if m.shape[-2:] != size else m
             for m in self.backbone(image)
         ]
-        shared = self.embed(torch.cat(maps, dim=1))
+        return self.embed(torch.cat(maps, dim=1))
+
+    def decode(
+        self, shared: Tensor, learning: Collection[str] | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The second half."""
         features, logits = {}, {}
         for task, decoder in self.decoders.items():
             with nullcontext() if learning is None or task in learning else torch.no_grad():

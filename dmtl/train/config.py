@@ -133,6 +133,13 @@ class OptimConfig:
     weight averaging over epochs (Liu et al., CVPR 2019)."""
     dwa_temperature: float = 2.0
     """Temperature of "dwa"; larger means more equal weights."""
+    consistency: float = 0.0
+    """Weight of cross-task consistency (MTPSL; Li, Liu and Bilen, CVPR 2022) between the labels of an image
+    and its predictions of the other tasks, for `model.diffusion = "none"`; published 1 and 2. 0: none."""
+    consistency_regulariser: float = 0.5
+    """Weight, within the consistency, of keeping its maps near the image's feature."""
+    consistency_width: int = 64
+    """Channels of its mapping network, which training alone needs."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Autocast precision; losses and optimiser stay in fp32."""
     seed: int = 0
@@ -141,7 +148,7 @@ class OptimConfig:
     """Refuse operations that could differ between two runs on the same device."""
 
     def __post_init__(self):
-        _at_least(self, "optim", 1, "steps", "batch_size")
+        _at_least(self, "optim", 1, "steps", "batch_size", "consistency_width")
         _at_least(
             self,
             "optim",
@@ -159,6 +166,8 @@ class OptimConfig:
             "final_lr",
             "warmup",
             "initial_weight",
+            "consistency",
+            "consistency_regulariser",
             "seed",
         )
         if not 0 <= self.mtdnet_start < 1:

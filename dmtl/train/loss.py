@@ -11,7 +11,7 @@ L = L_t(final) + a L_t(initial) by s_t L + p_t (`dmtl.train.weighting`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -24,10 +24,11 @@ from dmtl.train.weighting import Weighting
 @dataclass(frozen=True)
 class PairLosses:
     """Unweighted losses of the labelled (sample, task) pairs: task -> float32 [n], the rows in the order of
-    the batch. initial is empty for a baseline."""
+    the batch. initial is empty for a baseline. consistency: what `train.consistency.Consistency` returns."""
 
     final: dict[str, Tensor]
     initial: dict[str, Tensor]
+    consistency: dict[str, Tensor] = field(default_factory=dict)
 
     def parts(self, images: int) -> dict[str, Tensor]:
         """ "<task>" and "initial/<task>": sum over the labelled samples, over `images`; without a graph."""
@@ -44,7 +45,7 @@ class PairLosses:
             tasks = dict.fromkeys(task for part in parts for task in part)
             return {task: torch.cat([part[task] for part in parts if task in part]) for task in tasks}
 
-        return cls(along([part.final for part in several]), along([part.initial for part in several]))
+        return cls(*(along([getattr(part, kind.name) for part in several]) for kind in fields(cls)))
 
     def detached(self) -> PairLosses:
         """Without a graph."""

@@ -21,6 +21,7 @@ from dmtl.errors import ConfigError
 from dmtl.models import DiffusionMTL
 from dmtl.train import distributed
 from dmtl.train.config import RunConfig
+from dmtl.train.consistency import TaskPairs
 from dmtl.train.distributed import World
 from dmtl.train.loss import PairLosses
 from dmtl.train.objective import Objective
@@ -191,7 +192,7 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         parts = batch.split(self.micro_batch) if self.micro_batch else [batch]
         denoises = self.denoises(number)
-        distributed.expect(self.module, (*_labelled(batch), denoises))
+        distributed.expect(self.module, (*_labelled(batch), denoises, self._has_pairs(batch)))
         losses, total = [], None
         for i, part in enumerate(parts):
             with distributed.last_micro_batch(self.module, i == len(parts) - 1):
@@ -205,6 +206,13 @@ class Step:
             total = loss.detach() if total is None else total + loss.detach()
         distributed.drop_absent(self.module, complete=not batch.skipped)
         return PairLosses.joined(losses), total
+
+    def _has_pairs(self, batch: Batch) -> bool:
+        """Whether cross-task consistency reaches anything in the step: then its whole network (an image with
+        some labels asks for the map of every task) and all decoders."""
+        if self.objective.consistency is None:
+            return False
+        return distributed.any_rank(len(TaskPairs.of(batch.present)) > 0)
 
     def denoises(self, number: int) -> bool:
         """Whether MTDNet has joined by this step."""
@@ -258,6 +266,10 @@ class Step:
         for kind in ("", "initial/") if self.denoises(number) else ("",):
             for name in (kind + task for task in _labelled(batch)):
                 values[f"loss/{name}"] = parts.get(name, zero)
+        if self.objective.consistency is not None:
+            for name in ("consistency", "consistency_regulariser"):
+                pairs = losses.consistency.get(name)
+                values[name] = zero if pairs is None else pairs.sum() / batch.total
         self._taken.append(_Taken(number, batch.ids, batch.present, each, values, norms, bad))
 
     def _described(self, taken: _Taken) -> Skipped:

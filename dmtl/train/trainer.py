@@ -115,9 +115,15 @@ class Trainer:
                 part.compile()
         self.weighting = make_weighting(config.optim, self.model.tasks).to(device)
         objective = Objective(self.model, self.weighting, config.optim)
+        self.consistency = objective.consistency
         module = distributed.wrap(objective, config.execution, self.world)
         self.ema = MovingAverage(self.model, config.optim.ema) if config.optim.ema else None
-        self.optimizer = optimizer_for(config.optim, self.model, extra=self.weighting.parameters())
+        self.optimizer = optimizer_for(
+            config.optim,
+            self.model,
+            extra=self.weighting.parameters(),
+            consistency=() if self.consistency is None else self.consistency.parameters(),
+        )
         factor = schedule(config.optim, self.steps_per_epoch)
         self._step = Step(
             objective,
@@ -336,6 +342,7 @@ class Trainer:
             "model": whole(self.model.state_dict()),
             "optimizer": whole(self.optimizer.state_dict()),
             "weighting": whole(self.weighting.state_dict()),
+            "consistency": None if self.consistency is None else whole(self.consistency.state_dict()),
             "ema": None if self.ema is None else whole(self.ema.average.state_dict()),
             "steps": self._step.state_dict(),
             "best": self.best.state_dict(),
@@ -358,6 +365,7 @@ class Trainer:
         for module, name in (
             (self.model, "model"),
             (self.weighting, "weighting"),
+            (self.consistency, "consistency"),
             (None if self.ema is None else self.ema.average, "ema"),
         ):
             if module is not None:

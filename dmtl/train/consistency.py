@@ -1,0 +1,256 @@
+"""Cross-task consistency, MTPSL: what the labels of an image say about the tasks that it has no label of.
+
+W.-H. Li, X. Liu and H. Bilen, "Learning Multiple Dense Prediction Tasks from Partially Annotated Data",
+CVPR 2022, arXiv 2111.14893; code VICO-UoE/MTPSL (MIT), `Mapfns` in `model/mapfns.py`. For every image with
+a label of task t and none of task s, the ordered pair (s, t) adds
+
+    D(m_s, m_t) + a (D(m_s, f) + D(m_t, f)),      D(x, y) = mean over pixels of 1 - cos(x, y),  a = 0.5
+
+with m_s = M(prediction of s | s, t) and m_t = M(label of t | s, t), both in one space of the pair, and f
+the image's feature that all decoders read. f takes no gradient; without it M could send everything to one
+point. M is one network for all pairs behind an input layer of each task. After each of its convolutions a
+scale and a shift of every channel tell it the pair: a linear function of the pair's one-hot code, that is,
+rows of a table. The sum over all pairs of all images, divided by the images, enters the loss with a weight,
+published 2 (NYUv2, `nyu_mtl_xtc.py`) and 1 (Cityscapes, `cityscapes_mtl_xtc.py`).
+
+Different from the published code:
+
+- Everything is at 1/8 of the image's resolution, f included, and M is small: an input layer, two
+  conditioned layers and a 1x1 projection to the width of f. Published: 14 layers down to 1/32, the size of
+  their encoder's last map.
+- Published, each pair of each image goes through M alone, so that a batch norm normalises a single map.
+  Here one call takes all pairs, and group norms make the result the same however a batch is divided.
+- Classes enter M as probabilities, not as a hard sample of them (Gumbel), and their labels as the share of
+  each class in 8x8 pixels; unit vectors are not moved to 0..1. Scalars are divided by the largest magnitude
+  of their map, as published.
+- Pixels without a label have no part in the means, nor in the labels at 1/8.
+- M learns at the rate of the initial network; published, the table has a rate of its own (10 or 1/10 of
+  it).
+- An image with all labels has no pair; the published option for full labels pairs them all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dmtl.errors import ConfigError
+from dmtl.metrics import normalise
+from dmtl.models import DiffusionMTL, MultiTaskBaseline
+from dmtl.nn.conv3x3 import Conv3x3
+from dmtl.tasks import Binary, Classes, Scalar, Task, UnitVector
+from dmtl.train.config import OptimConfig
+
+_BLOCK = 8
+"""Side of the square of pixels that one position of a map stands for."""
+_SHORTEST = 1e-4
+"""Shorter vectors are not scaled up to length 1, which bounds the gradient."""
+_SMALLEST = 1e-3
+"""Scalar maps with a smaller largest magnitude are not scaled up to 1, for the same reason."""
+_LAYERS = 2
+"""Conditioned layers of the mapping network."""
+
+
+@dataclass(frozen=True)
+class TaskPairs:
+    """Ordered pairs (s, t) of tasks of which an image has no label of s and one of t; int64 on the CPU.
+
+    images [N]: batch rows that have both labelled and unlabelled tasks. image [P]: whose pair it is, as a
+    place in `images`. source, target [P]: s and t, as places among the tasks.
+    """
+
+    images: Tensor
+    image: Tensor
+    source: Tensor
+    target: Tensor
+
+    @classmethod
+    def of(cls, present: Mapping[str, Tensor]) -> TaskPairs:
+        """From masks [B] on the CPU: which images have a label of which task."""
+        known_BT = torch.stack(list(present.values()), 1)
+        images = (known_BT.any(1) & ~known_BT.all(1)).nonzero()[:, 0]
+        known_NT = known_BT[images]
+        return cls(images, *(~known_NT[:, :, None] & known_NT[:, None, :]).nonzero().unbind(1))
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+
+class MappingNetwork(nn.Module):
+    """Maps of tasks into joint spaces of task pairs.
+
+    Args:
+        channels: task -> channels D of its maps.
+        hidden: channels between input and output layer.
+        width: channels of the joint spaces.
+    """
+
+    def __init__(self, channels: Mapping[str, int], hidden: int, width: int):
+        super().__init__()
+        self.inputs = nn.ModuleDict(
+            {
+                task: nn.Sequential(Conv3x3(d, hidden), nn.GroupNorm(math.gcd(hidden, 8), hidden), nn.ReLU())
+                for task, d in channels.items()
+            }
+        )
+        self.layers = nn.ModuleList(Conv3x3(hidden, hidden) for _ in range(_LAYERS))
+        self.norms = nn.ModuleList(
+            nn.GroupNorm(math.gcd(hidden, 8), hidden, affine=False) for _ in range(_LAYERS)
+        )
+        pairs = len(channels) * (len(channels) - 1)
+        self.condition = nn.Parameter(torch.tensor([1.0, 0.0]).repeat(pairs, _LAYERS, hidden, 1))
+        self.output = nn.Conv2d(hidden, width, 1)
+
+    def forward(
+        self, maps: Mapping[str, Tensor], image: Tensor, source: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the maps of both tasks of every pair become, [P, width, h, w] each.
+
+        Args:
+            maps: task -> [N, D, h, w], for all tasks.
+            image, source, target: int64 [P], places among the N images and among the tasks.
+        """
+        tasks, images = len(maps), len(next(iter(maps.values())))
+        x = torch.cat([layer(maps[task]) for task, layer in self.inputs.items()])  # task by task
+        rows = torch.cat([source * images + image, target * images + image])
+        code = source * (tasks - 1) + target - (target > source).long()
+        scale, shift = self.condition[torch.cat([code, code])][..., None, None].unbind(3)
+        for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
+            x = norm(layer(x))
+            x = x.index_select(0, rows) if i == 0 else x  # until here pairs share what they read
+            x = F.relu(torch.addcmul(shift[:, i].to(x.dtype), scale[:, i].to(x.dtype), x))
+        return self.output(x).chunk(2)
+
+
+class Consistency(nn.Module):
+    """The loss of all pairs of a batch, the mapping network inside; see the top of the module.
+
+    Args:
+        tasks: of the model.
+        hidden: channels of the mapping network.
+        width: channels of the image's feature.
+    """
+
+    def __init__(self, tasks: Mapping[str, Task], hidden: int, width: int):
+        super().__init__()
+        self.tasks = dict(tasks)
+        channels = {
+            name: task.channels if isinstance(task, Classes) else task.label_channels
+            for name, task in tasks.items()
+        }
+        self.mapping = MappingNetwork(channels, hidden, width)
+
+    def forward(
+        self,
+        feature_BChw: Tensor,
+        logits: Mapping[str, Tensor],
+        labels: Mapping[str, Tensor],
+        present: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """ "consistency": D(m_s, m_t), and "consistency_regulariser": D(m_s, f) + D(m_t, f), of every pair,
+        float32 [P] in the order of `TaskPairs`; empty where there is no pair.
+
+        Args:
+            feature_BChw: f, at 1/8 resolution.
+            logits: task -> [B, C, h, w], for all tasks, with gradient.
+            labels: task -> [B, K, H, W], whatever stands in rows without a label; H <= 8 h, W <= 8 w.
+            present: task -> bool [B] on the CPU; nothing here waits for the device.
+        """
+        pairs = TaskPairs.of({name: present[name] for name in self.tasks})
+        if not len(pairs):
+            return {}
+
+        def sent(x: Tensor) -> Tensor:
+            return x.to(feature_BChw.device, non_blocking=True)
+
+        images = sent(pairs.images)
+        maps, known = {}, []
+        for name, task in self.tasks.items():
+            maps[name] = predicted_map(task, logits[name][images])
+            known.append(maps[name].new_zeros(len(images), 1, *maps[name].shape[2:], dtype=torch.bool))
+            places = present[name][pairs.images].nonzero()[:, 0]
+            if len(places):
+                rows, places = sent(pairs.images[places]), sent(places)
+                label, valid = label_map(task, labels[name][rows], maps[name].shape[2:])
+                maps[name] = maps[name].index_copy(0, places, label)
+                known[-1].index_copy_(0, places, valid)
+        image, source, target = sent(pairs.image), sent(pairs.source), sent(pairs.target)
+        joint = [normalise(m.float(), _SHORTEST) for m in self.mapping(maps, image, source, target)]
+        feature = normalise(feature_BChw.detach()[images].float(), _SHORTEST).index_select(0, image)
+        valid = torch.cat(known).index_select(0, target * len(images) + image)
+        return {
+            "consistency": cosine_distance(*joint, valid),
+            "consistency_regulariser": sum(cosine_distance(m, feature, valid) for m in joint),
+        }
+
+
+def cosine_distance(x_PChw: Tensor, y_PChw: Tensor, valid_P1hw: Tensor) -> Tensor:
+    """Mean over valid pixels of 1 - x . y, for vectors of length 1; [P], 0 without a valid pixel."""
+    distance = torch.where(valid_P1hw[:, 0], 1 - (x_PChw * y_PChw).sum(1), 0.0)
+    return distance.sum((1, 2)) / valid_P1hw.sum((1, 2, 3)).clamp(min=1)
+
+
+def predicted_map(task: Task, logits_BChw: Tensor) -> Tensor:
+    """Logits as the mapping network takes them, float32: probabilities, unit vectors, values divided by the
+    largest magnitude of each map."""
+    values = task.values(logits_BChw)
+    return _scaled(values) if isinstance(task, Scalar) else values
+
+
+def label_map(task: Task, label_BKHW: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A label as `predicted_map` gives predictions, float32 [B, D, h, w], and where it means something, bool
+    [B, 1, h, w]: each position is the mean over the valid ones of its 8x8 pixels, and 0 where there is none.
+
+    Args:
+        size: h and w; what they cover beyond the label has no meaning.
+    """
+    pad = (0, _BLOCK * size[1] - label_BKHW.shape[3], 0, _BLOCK * size[0] - label_BKHW.shape[2])
+    valid = task.valid(label_BKHW)
+    label = torch.where(valid, label_BKHW, 0)
+    valid, label = (_blocks(F.pad(x, pad), size) for x in (valid.float(), label))
+    if isinstance(task, Classes):
+        empty = valid.new_zeros(len(label), *size, task.channels)
+        total = empty.scatter_add_(3, label[:, 0].long(), valid[:, 0]).movedim(3, 1)
+    else:
+        total = ((label > 0.5) if isinstance(task, Binary) else label).float().sum(-1)
+    count = valid.sum(-1)
+    mean = total / count.clamp(min=1)
+    if isinstance(task, UnitVector):
+        mean = normalise(mean, _SHORTEST)
+    elif isinstance(task, Scalar):
+        mean = _scaled(mean)
+    return mean, count > 0
+
+
+def _blocks(x_BKHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """[B, K, 8 h, 8 w] -> [B, K, h, w, 64]."""
+    cut = x_BKHW.unflatten(3, (size[1], _BLOCK)).unflatten(2, (size[0], _BLOCK))
+    return cut.transpose(3, 4).flatten(4)
+
+
+def _scaled(x_BKhw: Tensor) -> Tensor:
+    return x_BKhw / x_BKhw.abs().amax((1, 2, 3), keepdim=True).clamp(min=_SMALLEST)
+
+
+def make_consistency(config: OptimConfig, model: DiffusionMTL | MultiTaskBaseline) -> Consistency | None:
+    """What `config.consistency` asks for, on the model's device; None: nothing. Its weights depend on
+    `config.seed` alone.
+
+    Raises:
+        ConfigError: a model with diffusion, or with one task.
+    """
+    if not config.consistency:
+        return None
+    if model.config.diffusion != "none":
+        raise ConfigError(f'optim.consistency needs model.diffusion = "none", got {model.config.diffusion!r}')
+    if len(model.tasks) < 2:
+        raise ConfigError(f"optim.consistency needs at least two tasks, got {', '.join(model.tasks)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        consistency = Consistency(model.tasks, config.consistency_width, model.config.width)
+    return consistency.to(model.device)
