@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -54,6 +55,9 @@ class LabelledImages:
     split: str
     tasks: dict[str, Task]
     ids: list[str]
+    evaluation: dict[str, Any] = {}
+    """How published figures are taken, where the data set says so: "frame" [H, W] that predictions are scored
+    in, "max_dist" of the boundary benchmark as a share of the image's diagonal."""
 
     def __init__(self, name: str, split: str, tasks: dict[str, Task], ids: list[str]):
         self.name, self.split, self.tasks, self.ids = name, split, tasks, ids
@@ -74,6 +78,11 @@ class LabelledImages:
     def available(self) -> LabelMatrix:
         """Which labels exist, over `ids` and `tasks`."""
         return LabelMatrix.full(self.ids, list(self.tasks))
+
+    def image_file(self, index: int) -> Path | None:
+        """The JPEG or PNG that holds the image exactly as `read` gives it, which a copy of the data set can
+        take over; None: there is none."""
+        return None
 
     def boundaries(self, index: int) -> Tensor | None:
         """bool [H, W]: where the boundary benchmark sees boundaries, for a data set that says so apart from

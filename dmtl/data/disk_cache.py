@@ -38,6 +38,7 @@ class DiskCached(LabelledImages):
     def __init__(self, dataset: LabelledImages, folder: str | os.PathLike):
         super().__init__(dataset.name, dataset.split, dataset.tasks, dataset.ids)
         self.dataset, self.folder = dataset, Path(folder)
+        self.evaluation = dataset.evaluation
         base = self.folder / quote(f"{self.name}-{self.split}", safe="")
         self._folders = {None: base / f"image-{_digest(dataset.identity())}"}
         for task in self.tasks:
@@ -66,6 +67,12 @@ class DiskCached(LabelledImages):
 
     def available(self) -> LabelMatrix:
         return self._exists
+
+    def image_file(self, index: int) -> Path | None:
+        return self.dataset.image_file(index)
+
+    def boundaries(self, index: int) -> Tensor | None:
+        return self.dataset.boundaries(index)
 
     def identity(self, task: str | None = None) -> list:
         return self.dataset.identity(task)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -32,8 +32,6 @@ class Distribution(LabelledImages):
     format: ClassVar[str]
     """Its name on the command line, such as "pascal-context"."""
     splits: ClassVar[tuple[str, ...]] = ("train", "val")
-    evaluation: ClassVar[dict[str, Any]] = {}
-    """How published figures are taken, for `dataset.yaml`: {"frame": [512, 512], "max_dist": 0.0075}."""
 
     def __init__(self, root: str | os.PathLike, split: str, tasks: Iterable[str] | None = None):
         self.root = Path(root)
@@ -57,10 +55,6 @@ class Distribution(LabelledImages):
     def _ids(self, split: str) -> list[str]:
         """Names of the split's images in their order; each can be a relative path of the folder format."""
         raise NotImplementedError(f"{type(self).__name__}._ids")
-
-    def image_file(self, index: int) -> Path | None:
-        """The JPEG or PNG that holds the image, which a conversion copies as it is; None: there is none."""
-        return None
 
     def image(self, index: int) -> Tensor:
         """RGB, uint8 [3, H, W]."""

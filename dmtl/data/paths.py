@@ -51,25 +51,41 @@ def inside(root: str | os.PathLike, path: str | os.PathLike) -> Path:
         inner = path.relative_to(root)
         if ".." in inner.parts:
             raise ValueError
-        base = _real_folder(os.path.join(os.getcwd(), root))
-        folder = os.path.join(os.getcwd(), path.parent) if inner.parts else base
-        real = os.path.join(_real_folder(folder), inner.name) if inner.parts else base
+        real = base = _real_root(os.path.join(os.getcwd(), root))
+        if inner.parts:
+            real = os.path.join(_folder_inside(base, os.path.join(os.getcwd(), path.parent)), inner.name)
         mode = _mode(real)
         if stat.S_ISLNK(mode):
-            real = os.path.realpath(real)
+            real = _checked(base, os.path.realpath(real))
             mode = _mode(real)
     except ValueError:  # not below `root`, or not a name that a file can have
         raise DataError(f"{str(path)!r}: not inside the data set, expected a path below {root}") from None
-    if real != base and not real.startswith(base.rstrip(os.sep) + os.sep):
-        raise DataError(f"{path}: a link to {real}, expected links to stay inside the data set {root}")
+    except _Outside as outside:
+        raise DataError(f"{path}: a link to {outside}, expected links to stay inside the data set") from None
     if mode and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise DataError(f"{path}: neither a file nor a folder, expected a file of the data set")
     return path
 
 
+class _Outside(Exception):
+    """Where a link leads."""
+
+
+@lru_cache(maxsize=64)
+def _real_root(root: str) -> str:
+    return os.path.realpath(root)
+
+
 @lru_cache(maxsize=4096)
-def _real_folder(folder: str) -> str:
-    return os.path.realpath(folder)
+def _folder_inside(base: str, folder: str) -> str:
+    """Where `folder` really is. What leads out is not remembered: it may be mended."""
+    return _checked(base, os.path.realpath(folder))
+
+
+def _checked(base: str, real: str) -> str:
+    if real != base and not real.startswith(base.rstrip(os.sep) + os.sep):
+        raise _Outside(real)
+    return real
 
 
 def _mode(path: str) -> int:

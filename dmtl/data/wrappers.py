@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 from torch import Tensor
 
@@ -22,6 +23,7 @@ class Resized(LabelledImages):
     def __init__(self, dataset: LabelledImages, size: tuple[int, int]):
         super().__init__(dataset.name, dataset.split, dataset.tasks, dataset.ids)
         self.dataset, self.size = dataset, check_size("Resized", size)
+        self.evaluation = dataset.evaluation
 
     def read(self, index: int, tasks: Iterable[str] | None = None) -> Sample:
         return resize(self.dataset.read(index, tasks), self.size, self.tasks)
@@ -47,6 +49,7 @@ class Cached(LabelledImages):
     def __init__(self, dataset: LabelledImages, limit_bytes: int = 4 << 30):
         super().__init__(dataset.name, dataset.split, dataset.tasks, dataset.ids)
         self.dataset, self.limit_bytes, self.used_bytes = dataset, limit_bytes, 0
+        self.evaluation = dataset.evaluation
         self._kept: dict[int, Sample] = {}
 
     def read(self, index: int, tasks: Iterable[str] | None = None) -> Sample:
@@ -57,6 +60,9 @@ class Cached(LabelledImages):
 
     def available(self) -> LabelMatrix:
         return self._exists
+
+    def image_file(self, index: int) -> Path | None:
+        return self.dataset.image_file(index)
 
     def boundaries(self, index: int) -> Tensor | None:
         return self.dataset.boundaries(index)
@@ -121,12 +127,16 @@ class Subset(LabelledImages):
     def __init__(self, dataset: LabelledImages, indices: Sequence[int]):
         super().__init__(dataset.name, dataset.split, dataset.tasks, [dataset.ids[i] for i in indices])
         self.dataset, self.indices = dataset, list(indices)
+        self.evaluation = dataset.evaluation
 
     def read(self, index: int, tasks: Iterable[str] | None = None) -> Sample:
         return self.dataset.read(self.indices[index], tasks)
 
     def available(self) -> LabelMatrix:
         return self.dataset.available().subset(ids=self.ids)
+
+    def image_file(self, index: int) -> Path | None:
+        return self.dataset.image_file(self.indices[index])
 
     def boundaries(self, index: int) -> Tensor | None:
         return self.dataset.boundaries(self.indices[index])

@@ -1,8 +1,12 @@
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
+from dmtl.data.disk_cache import DiskCached
 from dmtl.data.folder import Folder
+from dmtl.data.wrappers import Cached, Resized, Subset
+from dmtl.errors import DataError
 from tests.data.conftest import HEIGHT, TASKS, WIDTH, arrays, describe
 
 
@@ -110,3 +114,98 @@ def test_camvid_works_as_it_is(camvid_dir):
     assert sample.size == (360, 480) and {label.shape for label in sample.labels.values()} == {(1, 360, 480)}
     # The data set's README: sal and edge are derived from semseg, so they share its unknown pixels.
     assert ((sample.labels["semseg"] == 255) == (sample.labels["sal"] == 255)).all()
+
+
+def contours(folder, id: str, pixels) -> None:
+    path = folder / "contours" / f"{id}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def test_how_it_is_evaluated_is_known_to_every_wrapper(folder, tmp_path):
+    """`evaluation` and `boundaries` pass through subsets and caches; a resized copy shrinks the latter."""
+    evaluation = {"frame": [32, 40], "max_dist": 0.01}
+    for seed, id in enumerate(["a", "b", "c/d"]):
+        contours(folder, id, arrays(seed)["edge"])
+    describe(folder, evaluation=evaluation, boundaries="contours")
+    data = Folder(folder, "train")
+    for wrapped in (data, Cached(data), DiskCached(data, tmp_path / "cache"), Subset(data, [0, 1, 2])):
+        assert wrapped.evaluation == evaluation
+        assert wrapped.boundaries(2).dtype == torch.bool
+        assert (wrapped.boundaries(2).numpy() == (arrays(2)["edge"] == 1)).all()
+        assert wrapped.image_file(2) == folder / "images" / "c" / "d.png"
+    assert (Subset(data, [1]).boundaries(0).numpy() == (arrays(1)["edge"] == 1)).all()
+    small = Resized(data, (12, 16))
+    assert small.evaluation == evaluation and small.boundaries(0).shape == (12, 16)
+    assert small.image_file(0) is None
+
+
+def test_without_a_word_there_is_no_evaluation(folder):
+    data = Folder(folder, "train")
+    assert data.evaluation == {} and data.boundaries(0) is None
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"evaluation": 3}, "evaluation is 3, expected a mapping"),
+        ({"evaluation": {"frames": [2, 2]}}, "unknown key 'frames', did you mean 'frame'?"),
+        ({"evaluation": {"frame": 512}}, r"frame is 512, expected \[height, width\]"),
+        ({"evaluation": {"frame": [512]}}, r"frame is \[512\], expected"),
+        ({"evaluation": {"frame": [512, 0]}}, r"frame is \[512, 0\], expected"),
+        ({"evaluation": {"frame": [True, 4]}}, r"frame is \[True, 4\], expected"),
+        ({"evaluation": {"frame": [100_000, 100_000]}}, "at most 64 million"),
+        ({"evaluation": {"max_dist": 0}}, "max_dist is 0, expected a share of the image's diagonal"),
+        ({"evaluation": {"max_dist": float("nan")}}, "max_dist is nan"),
+        ({"evaluation": {"max_dist": "0.1"}}, "max_dist is '0.1'"),
+        ({"boundaries": "../contours"}, "boundaries: '../contours', expected letters"),
+        ({"boundaries": "images"}, "boundaries is 'images', the folder of the images"),
+        ({"boundaries": "edge"}, "cannot be called 'edge', the folder of the boundaries"),
+    ],
+)
+def test_a_description_that_cannot_be_is_refused(folder, changes, message):
+    describe(folder, **changes)
+    with pytest.raises(DataError, match=f"^{folder}/dataset.yaml: .*{message}"):
+        Folder(folder, "train")
+
+
+def test_boundaries_that_are_none_are_refused(folder):
+    describe(folder, boundaries="contours")
+    assert Folder(folder, "train").boundaries(0) is None  # this split has none
+    contours(folder, "a", np.full((HEIGHT, WIDTH), 255, np.uint8))
+    with pytest.raises(DataError, match="contours: 2 of the 3 images of train have no boundaries, .*'b'"):
+        Folder(folder, "train")
+    data = Folder(folder, "val")
+    with pytest.raises(DataError, match="contours/a.png: value 255, expected 0 and 1"):
+        data.boundaries(0)
+    contours(folder, "a", np.zeros((HEIGHT, WIDTH + 1), np.uint8))
+    with pytest.raises(DataError, match=r"contours/a.png: pixels of shape \[24, 33\], expected \[24, 32\]"):
+        data.boundaries(0)
+
+
+@pytest.mark.parametrize(
+    "name", ["images/b.png", "edge/b.png", "images/c", "edge", "splits/train.txt", "dataset.yaml", "l.csv"]
+)
+def test_links_out_of_the_folder_are_not_followed(folder, tmp_path_factory, name):
+    """Files and folders alike, wherever the reader meets them; the folder itself may be a link."""
+    outside = tmp_path_factory.mktemp("outside") / "moved"
+    (folder / "l.csv").write_text(f"id,{','.join(TASKS)}\na,1,1,1,0,1\nb,0,1,1,1,1\nc/d,1,1,1,1,1\n")
+    describe(folder, labels="l.csv")
+    (folder / name).rename(outside)
+    (folder / name).symlink_to(outside)
+    link = outside.parent / "data"
+    link.symlink_to(folder)
+    with pytest.raises(DataError, match=f"^{link}/{name}.*: a link to .* stay inside"):
+        data = Folder(link, "train")
+        for index in range(3):
+            data.read(index)
+    (folder / name).unlink()
+    outside.rename(folder / name)
+    assert Folder(link, "train").read(2).id == "c/d"
+
+
+def test_chosen_ids(folder):
+    data = Folder(folder, "train", ids=["c/d", "a"])
+    assert data.ids == ["c/d", "a"] and data.read(0).id == "c/d"
+    with pytest.raises(DataError, match="splits/train.txt: no id 'x', expected it there"):
+        Folder(folder, "train", ids=["a", "x"])
