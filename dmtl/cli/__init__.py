@@ -17,6 +17,7 @@ COMMANDS = {
     "claim": "repeat one configuration over several seeds, beside the multi-task baseline",
     "report": "write the report page of finished runs",
     "compare": "runs side by side: metrics over seeds, Delta_MTL, curves",
+    "table": "the paper's tables from runs, beside the published figures",
     "export": "a model as one file that runs without dmtl: ONNX or .pt2",
     "convert": "read the published checkpoint, or write one",
     "data": "look at a data set, check it, choose labels, export",

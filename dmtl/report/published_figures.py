@@ -95,7 +95,7 @@ BENCHMARKS = {
 
 @dataclass(frozen=True)
 class Published:
-    """A published row. `figures` by task, {} where it was not recovered; `doubt`: why the row is not verified;
+    """A published row. `figures` by task, {} where it was not recovered; `doubt`: why it is not verified;
     `network`: which other network it is of; `delta`: Delta_MTL as printed, `delta_doubt`: why not certain."""
 
     benchmark: str

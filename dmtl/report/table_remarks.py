@@ -1,0 +1,205 @@
+"""What is to be said about a table of results: what its Delta_MTL is against, and what keeps its rows from being
+compared, with each other or with the published ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dmtl.report.data import mean_of, spread_of
+from dmtl.report.table_runs import EVAL, TRAINING, Scored
+
+if TYPE_CHECKING:
+    from dmtl.report.table import ResultTable, Row
+
+PROTOCOL = {  # keys of a protocol, in words
+    "data": "the data",
+    "split": "the split",
+    "images": "the number of images",
+    "frame": "the frame",
+    "boundaries": "the boundaries' protocol",
+    "max_dist": "max_dist",
+    "size": "the size",
+}
+
+
+def remarks_on(table: ResultTable) -> list[str]:
+    """All remarks, what matters most first."""
+    measured = table.measured
+    runs = [(row, scored) for row in measured for scored in row.runs]
+    remarks = [*_basis(table), *_printed(table)]
+    if measured:
+        remarks += [*_files(measured), *_differences(runs), *_labels(runs), *_beside_published(table)]
+        remarks += _not_scored(table)
+    for row in measured:
+        remarks += _twice(row)
+    remarks += [_unfinished(scored) for _, scored in runs if not scored.run.finished]
+    return remarks + (list(table.benchmark.notes) if table.benchmark else [])
+
+
+def delta_text(value: float | tuple[float, float]) -> str:
+    """ "+3.64 ± 0.12", in percent."""
+    spread = spread_of(value)
+    return f"{mean_of(value):+.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+
+
+def _basis(table: ResultTable) -> list[str]:
+    """What Delta_MTL of the measured rows was taken against and over."""
+    if not table.measured:
+        return []
+    if table.reference is None:
+        return ["No Delta_MTL of measured rows: no run of STL or MTL with these data and labels."]
+    others = [row for row in table.measured if row is not table.reference]
+    found = [row for row in others if row.delta]
+    remarks = []
+    if others and table.reference.method != "STL":
+        remarks.append(
+            f"Delta_MTL of measured rows is against {table.reference.name}: there are no STL runs here."
+        )
+    for row in found:
+        if not row.delta.paired:
+            remarks.append(
+                f"Delta_MTL of {row.name} is not paired by seed: against the mean of {table.reference.name}."
+            )
+    for missing in dict.fromkeys(tuple(_missing(table, row)) for row in found):
+        names = ", ".join(row.name for row in found if tuple(_missing(table, row)) == missing)
+        if missing:
+            over = f"{len(table.columns) - len(missing)} of {len(table.columns)} tasks"
+            remarks.append(f"* Delta_MTL of {names} is over {over}: without {', '.join(missing)}.")
+    return remarks + [
+        f"{row.name}: Delta_MTL {delta_text(row.delta.value)} here, "
+        f"{delta_text(printed.delta.value)} published."
+        for row in found
+        for printed in table.rows
+        if printed.published
+        and (printed.method, printed.certain, table.reference.method) == (row.method, True, "STL")
+        and printed.delta
+        and not _missing(table, row)
+    ]
+
+
+def _missing(table: ResultTable, row: Row) -> list[str]:
+    return [column.task for column in table.columns if row.delta and column.task not in row.delta.tasks]
+
+
+def _printed(table: ResultTable) -> list[str]:
+    """Delta_MTL of published rows: computed here, beside what is printed."""
+    found = [row for row in table.rows if row.published and row.certain and row.delta]
+    if not found:
+        return []
+    text = "Delta_MTL of published rows is computed here, against the published STL"
+    told: dict[str, list[str]] = {}
+    for row in (row for row in found if row.printed.delta is not None):
+        same = abs(mean_of(row.delta.value) - row.printed.delta) < 0.0051
+        what = "the same as printed" if same else f"not as printed, {row.printed.delta:+.2f}"
+        doubt = f" (†: {row.printed.delta_doubt})" if row.printed.delta_doubt else ""
+        told.setdefault(what + doubt, []).append(row.name)
+    return [
+        "; ".join([text, *(f"of {' and '.join(names)} it is {what}" for what, names in told.items())]) + "."
+    ]
+
+
+def _files(measured: Iterable[Row]) -> list[str]:
+    by_file = {file: [row.name for row in measured if file in row.files] for file in (EVAL, TRAINING)}
+    named = [f"of {', '.join(names)} from {file}" for file, names in by_file.items() if names]
+    text = f"Figures {'; '.join(named)}."
+    return [text if len(named) == 1 else f"Scored differently: {text[0].lower()}{text[1:]}"]
+
+
+def _differences(runs: Iterable[tuple[Row, Scored]]) -> list[str]:
+    """Keys of the protocol in which rows were scored differently (figures of one file each)."""
+    runs, found = list(runs), []
+    for file in (EVAL, TRAINING):
+        for key, words in PROTOCOL.items():
+            values: dict[str, str] = {}
+            for row, scored in runs:
+                if scored.file == file and key in scored.protocol:
+                    values.setdefault(_text(scored.protocol[key]), row.name)
+            if len(values) > 1:
+                each = ", ".join(f"{value} ({name})" for value, name in values.items())
+                found.append(f"Scored differently: {words} is {each}.")
+    for row, scored in runs:
+        data, root = scored.protocol.get("data"), scored.run.setting("data", "root")
+        if data and root and Path(str(data)).name != Path(str(root)).name:
+            found.append(f"{row.name} learned from {root} and was scored on {data}.")
+    return list(dict.fromkeys(found))
+
+
+def _labels(runs: Iterable[tuple[Row, Scored]]) -> list[str]:
+    """Rows that learned a task from other images than the first row that has it."""
+    first: dict[str, tuple[str, set[str]]] = {}
+    found = []
+    for row, scored in runs:
+        labels = scored.run.labels
+        for task in labels.tasks if labels else ():
+            ids = {id for id, on in zip(labels.ids, labels.column(task), strict=True) if on}
+            name, theirs = first.setdefault(task, (row.name, ids))
+            if ids != theirs:
+                found.append(f"{row.name} learned {task} from other images than {name}.")
+    return list(dict.fromkeys(found))
+
+
+def _beside_published(table: ResultTable) -> list[str]:
+    """What keeps measured figures from standing beside published ones."""
+    benchmark, remarks = table.benchmark, []
+    if benchmark is None or not any(row.published and row.values for row in table.rows):
+        return []
+    runs = [(row, scored) for row in table.measured for scored in row.runs]
+    for row, scored in runs:
+        images, frame = scored.protocol.get("images"), scored.protocol.get("frame")
+        if images is not None and benchmark.images and images != benchmark.images:
+            remarks.append(
+                f"{row.name} was scored on {images:,} images, published figures on {benchmark.images:,}."
+            )
+        if benchmark.frame and (scored.file == TRAINING or frame is None or tuple(frame) != benchmark.frame):
+            size = " × ".join(map(str, benchmark.frame))
+            own = "another frame" if frame else "no frame"
+            remarks.append(f"{row.name} was scored in {own}, published figures in one of {size}.")
+    drawn = dict.fromkeys(
+        row.name for row, s in runs if s.run.setting("data", "labels") in ("one-label", "random-labels")
+    )
+    if drawn:
+        remarks.append(
+            f"{', '.join(drawn)} learned from labels drawn anew, published rows from the published choice."
+        )
+    return list(dict.fromkeys(remarks))
+
+
+def _not_scored(table: ResultTable) -> list[str]:
+    """Boundaries that nobody scored."""
+    for column in table.columns:
+        rows = [
+            row.name
+            for row in table.measured
+            if column.metric.startswith("odsF")
+            and column.task not in row.values
+            and any(column.task in scored.run.primary for scored in row.runs)
+        ]
+        if rows:
+            return [
+                f"- in {column.task}: no odsF of {', '.join(rows)}; `dmtl eval RUN --boundaries` scores it."
+            ]
+    return []
+
+
+def _twice(row: Row) -> list[str]:
+    seen, found = set(), []
+    for scored in row.runs:
+        key = (scored.seed, tuple(scored.run.primary))
+        if key in seen:
+            found.append(
+                f"{row.name} has several runs with seed {scored.seed}: {scored.run.path} does not count."
+            )
+        seen.add(key)
+    return found
+
+
+def _unfinished(scored: Scored) -> str:
+    return f"Unfinished: {scored.run.path} counts as of its last evaluation, at step {scored.run.step:,}."
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "none"
+    return " × ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
