@@ -34,7 +34,7 @@ published width."""
 @dataclass(frozen=True)
 class Skipped:
     """A step that changed nothing. pairs: task -> names of the samples whose loss is not finite; where all
-    are (the gradient is not), every pair of the step."""
+    are (the gradient is not, or the consistency), every pair of the step."""
 
     step: int
     reason: str
@@ -280,13 +280,15 @@ class Step:
             bad = [n for n, fine in zip(names, torch.isfinite(losses).tolist(), strict=True) if not fine]
             if bad:
                 found[task] = bad
-        everywhere = distributed.gathered((found, all_pairs))
-        of_loss = any(found for found, _ in everywhere)
+        spoiled = not math.isfinite(taken.values["loss"])  # by what belongs to no pair alone, if by none
+        everywhere = distributed.gathered((found, all_pairs, spoiled))
+        of_loss = any(found for found, _, _ in everywhere)
         merged: dict[str, list[str]] = {}
-        for found, pairs in everywhere:
+        for found, pairs, _ in everywhere:
             for task, names in (found if of_loss else pairs).items():
                 merged.setdefault(task, []).extend(names)
-        return Skipped(taken.step, "loss" if of_loss else "gradient", merged)
+        reason = "loss" if of_loss or any(spoiled for _, _, spoiled in everywhere) else "gradient"
+        return Skipped(taken.step, reason, merged)
 
 
 def _labelled(batch: Batch) -> list[str]:

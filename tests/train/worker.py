@@ -40,6 +40,7 @@ RUNS = {  # of the model, of the optimiser
         dict(weighting="uncertainty", mtdnet_start=0.3, optimizer="adam", clip=0.5, ema=0.9),
     ),
     "prediction": (dict(diffusion="prediction"), dict(freeze=["initial.backbone"])),
+    "consistency": (dict(diffusion="none"), dict(consistency=2.0, optimizer="adam")),
 }
 EXECUTIONS = {
     "ddp": dict(),
@@ -79,7 +80,8 @@ class Hits(Metric):
 
 def uneven(batch: Batch, step: int) -> Batch:
     """The batch of all processes with labels hidden: of the images of the first process, of one task
-    everywhere, of all but one image, or of none, by turns."""
+    everywhere, of all but one image, or of none, by turns. Some steps claim every label, of which those that
+    are not visible say nothing."""
     present = {task: on.clone() for task, on in batch.present.items()}
     if step % 4 == 1:
         for on in present.values():
@@ -92,6 +94,9 @@ def uneven(batch: Batch, step: int) -> Batch:
         for on in present.values():
             on[1:] = False
         present["edge"][0] = True
+    elif step % 8 == 4:
+        for on in present.values():
+            on[:] = True
     labelled = {task: int(on.sum()) for task, on in present.items()}
     return dataclasses.replace(batch, present=present, labelled=labelled, total=len(batch))
 
@@ -121,7 +126,8 @@ def twenty_steps(config: RunConfig, world: World) -> dict[str, dict]:
     objective = Objective(model, weighting, config.optim)
     module = distributed.wrap(objective, config.execution, world)
     ema = MovingAverage(model, config.optim.ema) if config.optim.ema else None
-    optimizer = optimizer_for(config.optim, model, extra=weighting.parameters())
+    mapping = () if objective.consistency is None else objective.consistency.parameters()
+    optimizer = optimizer_for(config.optim, model, extra=weighting.parameters(), consistency=mapping)
     for group in optimizer.param_groups:
         group["eps"] = 1e-6  # AdamW makes full steps of gradients that are rounding errors alone, else
     step = Step(objective, module, optimizer, config, rate=lambda n: 1e-3, total_steps=STEPS, world=world)
@@ -133,6 +139,7 @@ def twenty_steps(config: RunConfig, world: World) -> dict[str, dict]:
     state = {
         "weights": model.state_dict(),
         "weighting": weighting.state_dict(),
+        "consistency": {} if objective.consistency is None else objective.consistency.state_dict(),
         "ema": {} if ema is None else ema.average.state_dict(),
         "moments": {
             f"{place}/{name}": value
@@ -212,7 +219,9 @@ def main(job: str, out: Path, images: Path, *rest: str) -> None:
     if job == "steps":
         found = all_steps(images, out, world)
     elif job == "joined":
-        found = all_steps(images, out, world, runs=["joined"], executions=["ddp, one image at a time"])
+        found = all_steps(
+            images, out, world, runs=["joined", "consistency"], executions=["ddp, one image at a time"]
+        )
     elif job == "evaluate":
         found = all_evaluations(images, out, world)
     else:
