@@ -25,8 +25,8 @@ class Table:
     without RUN the published figures alone.
 
     A run's figures are those of RUN/eval.json (dmtl eval RUN --json RUN/eval.json) where it is there, else of
-    its metrics.json. Single-task runs, one for each task and seed, are one row, STL; so are runs that differ in
-    their seed alone.
+    its metrics.json. Single-task runs, one for each task and seed, are one row, STL; so are runs that differ
+    in their seed alone.
     """
 
     runs: Annotated[list[str], *positional("[RUN ...]")] = field(default_factory=list)
@@ -34,8 +34,8 @@ class Table:
     reference: list[str] = field(default_factory=list)
     """Runs that Delta_MTL is taken against, stored single-task runs say; default: STL among RUN, else MTL."""
     benchmark: str | None = None
-    """Only this benchmark ("pascal-context", "nyud-13", "nyud-40", "cityscapes-7", "cityscapes-19"), which all
-    runs are taken to be of. Default: as their tasks and class counts say."""
+    """Only this benchmark ("pascal-context", "nyud-13", "nyud-40", "cityscapes-7", "cityscapes-19"), which
+    all runs are taken to be of. Default: as their tasks and class counts say."""
     exact: bool = False
     """Saliency by its exact maxF instead of the paper's variant, which published figures are of."""
     out: str | None = None

@@ -19,7 +19,7 @@ import json
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -280,12 +280,22 @@ def _table(
         reference = next((row for method in ("STL", "MTL") for row in rows if row.method == method), None)
     for row in rows if reference else ():
         row.delta = None if row is reference else delta_of_row(row, reference, columns)
-    for printed in published(benchmark.name, setting) if benchmark else ():
-        delta, tasks = published_delta(printed), [column.task for column in columns]
-        rows.append(Row(printed.method, printed=printed, delta=delta and Delta([delta], tasks)))
+    rows = [
+        *rows,
+        *(_printed(row, columns) for row in (published(benchmark.name, setting) if benchmark else ())),
+    ]
     table = ResultTable(title, setting, benchmark, columns, sorted(rows, key=_order), reference)
     table.remarks = remarks_on(table)
     return table
+
+
+def _printed(printed: Published, columns: Sequence[Column]) -> Row:
+    """A published row; nothing of it stands in a column of another metric, and then it has no Delta."""
+    own = [column.task for column in columns if column in BENCHMARKS[printed.benchmark].columns]
+    delta = published_delta(printed) if len(own) == len(columns) else None
+    figures = {task: value for task, value in printed.figures.items() if task in own}
+    shown = replace(printed, figures=figures)
+    return Row(printed.method, printed=shown, delta=None if delta is None else Delta([delta], own))
 
 
 def _order(row: Row) -> tuple:

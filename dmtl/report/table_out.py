@@ -44,7 +44,7 @@ def origin(table: ResultTable, row: Row) -> str:
 
 
 def parts(row: Row, column: Column) -> tuple[str, str] | None:
-    """A figure and its spread ("" of one seed) as text, a published one as printed; None where there is none."""
+    """A figure and its spread ("" of one seed) as text, a published one as printed; None without one."""
     if column.task not in row.values:
         return None
     value = row.values[column.task]

@@ -1,5 +1,5 @@
-"""What is to be said about a table of results: what its Delta_MTL is against, and what keeps its rows from being
-compared, with each other or with the published ones."""
+"""What is to be said about a table of results: what its Delta_MTL is against, and what keeps its rows from
+being compared, with each other or with the published ones."""
 
 from __future__ import annotations
 
