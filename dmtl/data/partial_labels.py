@@ -173,6 +173,11 @@ class LabelMatrix:
         """Labels that both tables allow, over this table's images and tasks (matched by name)."""
         return LabelMatrix(self.ids, self.tasks, self.matrix & other.subset(self.ids, self.tasks).matrix)
 
+    def pairs(self) -> np.ndarray:
+        """int [T, T]: of how many images both tasks have a label; on the diagonal, labels of a task."""
+        counted = self.matrix.astype(np.int64)
+        return counted.T @ counted
+
     def statistics(self) -> dict:
         """JSON-able counts: images, labels, labels per task, and how many images have 0, 1, 2... labels."""
         per_image = np.bincount(self.matrix.sum(1), minlength=1) if len(self.ids) else np.zeros(1, int)

@@ -30,10 +30,14 @@ class DataConfig:
     tasks: list[str] | None = None
     """Tasks to learn; default: all that the data set has."""
     labels: str = "one-label"
-    """Which labels may be seen: "one-label", "random-labels", "full", or a CSV file (id, one 0/1 column per
-    task)."""
+    """Which labels may be seen: "one-label", "random-labels", "full", or a file: a CSV table (id, one 0/1
+    column per task), or one that was published with MTPSL or DiffusionMTL (.pth, .npy)."""
     label_seed: int = 0
     """Seed of a generated label split."""
+    label_tasks: list[str] | None = None
+    """Tasks among which a generated split is decided, before `tasks` are taken from it; default: all that the
+    data set has, so that a single-task run sees its part of the multi-task run's labels. Of a published file
+    whose columns have no names: their names."""
     size: tuple[int, int] = (128, 128)
     """Height and width of a training crop, and of the evaluation frame."""
     train_count: int = 800

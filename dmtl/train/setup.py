@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -18,11 +19,15 @@ from dmtl.data import (
     train_transform,
 )
 from dmtl.data.loader import Loader
+from dmtl.data.published_splits import read_split_table
 from dmtl.errors import ConfigError
 from dmtl.models import DiffusionMTL, ModelConfig, MultiTaskBaseline, build_model, load_backbone
 from dmtl.tasks import Task, task_from_spec
 from dmtl.train.config import DataConfig, RunConfig
 from dmtl.train.distributed import World
+
+GENERATED = ("one-label", "random-labels")
+LABEL_FILES = (".csv", ".pth", ".npy")
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def open_data(config: DataConfig, task_weights: dict[str, float] | None = None) 
                 raise ConfigError(
                     f"optim.task_weights.{name} is not a task of {train.name} (tasks: {', '.join(every)})"
                 )
-    labels = choose_labels(config, train)
+    labels = choose_labels(config, train, _deciding(config, train))
     if config.cache_dir is not None:
         train, val = DiskCached(train, config.cache_dir), DiskCached(val, config.cache_dir)
     if config.cache:
@@ -66,21 +71,38 @@ def open_data(config: DataConfig, task_weights: dict[str, float] | None = None) 
     return Data(train, val, labels, tasks)
 
 
-def choose_labels(config: DataConfig, dataset: LabelledImages) -> LabelMatrix:
-    """The label matrix that `data.labels` asks for, over the data set's images and tasks."""
-    ids, tasks, available = dataset.ids, list(dataset.tasks), dataset.available()
+def choose_labels(
+    config: DataConfig, dataset: LabelledImages, among: LabelledImages | None = None
+) -> LabelMatrix:
+    """The label matrix that `data.labels` asks for, over the data set's images and tasks.
+
+    A generated split is decided over the tasks of `among`, the same images with more tasks.
+    """
+    among = dataset if among is None else among
     if config.labels == "full":
-        return available
-    if config.labels == "one-label":
-        return LabelMatrix.one_label(ids, tasks, config.label_seed, available)
-    if config.labels == "random-labels":
-        return LabelMatrix.random_labels(ids, tasks, config.label_seed, available=available)
-    if config.labels.endswith(".csv"):
-        return available.intersect(LabelMatrix.read_csv(config.labels))
+        return dataset.available()
+    if config.labels in GENERATED:
+        make = LabelMatrix.one_label if config.labels == "one-label" else LabelMatrix.random_labels
+        labels = make(among.ids, list(among.tasks), config.label_seed, available=among.available())
+        return labels.subset(tasks=list(dataset.tasks))
+    if Path(config.labels).suffix in LABEL_FILES or Path(config.labels).is_file():
+        return dataset.available().intersect(read_split_table(config.labels, config.label_tasks))
     raise ConfigError(
-        'data.labels must be "one-label", "random-labels", "full" or the name of a .csv file, '
-        f"got {config.labels!r}"
+        'data.labels must be "one-label", "random-labels", "full" or the name of a '
+        f"{', '.join(LABEL_FILES)} file, got {config.labels!r}"
     )
+
+
+def _deciding(config: DataConfig, train: LabelledImages) -> LabelledImages:
+    """`train` with the tasks among which a generated split is decided."""
+    if config.labels not in GENERATED or config.tasks is None and config.label_tasks is None:
+        return train
+    among = train.tasks if config.label_tasks is None else config.label_tasks
+    left_out = [task for task in train.tasks if task not in among]
+    if left_out:
+        raise ConfigError(f"data.label_tasks must include data.tasks, got no {', '.join(left_out)}")
+    count = config.train_count if config.root == "scenes" else None
+    return open_dataset(config.root, train.split, tasks=config.label_tasks, count=count)
 
 
 def training_loader(config: RunConfig, data: Data, pin: bool = False, world: World | None = None) -> Loader:
@@ -144,6 +166,81 @@ def model_for(config: RunConfig, tasks: dict[str, Task]) -> DiffusionMTL | Multi
     if config.optim.backbone_weights:
         load_backbone(model.initial.backbone, config.optim.backbone_weights)
     return model
+
+
+def training_loader(config: RunConfig, data: Data, pin: bool = False, world: World | None = None) -> Loader:
+    """Augmented batches of the training split with the visible labels; of each this process's share."""
+    world = World() if world is None else world
+    if config.optim.batch_size < world.size:
+        raise ConfigError(
+            f"optim.batch_size must be at least the number of processes, {world.size}, "
+            f"got {config.optim.batch_size}"
+        )
+    uneven = config.optim.batch_size % world.size or config.data.skip_corrupt
+    if world.size > 1 and config.execution.sync_bn and config.execution.micro_batch and uneven:
+        raise ConfigError(
+            "execution.sync_bn with execution.micro_batch needs as many images in each process: "
+            f"optim.batch_size a multiple of {world.size} and data.skip_corrupt = 0, "
+            f"got {config.optim.batch_size} and {config.data.skip_corrupt}"
+        )
+    c = config.data
+    transform = train_transform(tuple(c.size), scale=tuple(c.scale), flip=c.flip, photometric=c.photometric)
+    return make_loader(
+        data.train,
+        data.labels,
+        transform,
+        batch_size=config.optim.batch_size,
+        seed=config.optim.seed,
+        workers=c.workers,
+        pin=pin,
+        rank=world.rank,
+        world=world.size,
+        balance=c.balance,
+        skip_corrupt=c.skip_corrupt,
+    )
+
+
+def evaluation_loader(data: Data, batch_size: int = 8, workers: int = 0, skip_corrupt: int = 0) -> Loader:
+    """The validation split with all its labels, in order; `Loader.corrupt` tells what was left out."""
+    return make_loader(
+        data.val,
+        None,
+        eval_transform(),
+        batch_size=batch_size,
+        shuffle=False,
+        workers=workers,
+        skip_corrupt=skip_corrupt,
+    )
+
+
+def model_for(config: RunConfig, tasks: dict[str, Task]) -> DiffusionMTL | MultiTaskBaseline:
+    """A freshly initialised model for these tasks; its weights depend on `optim.seed` alone."""
+    if config.model.tasks and {s["name"] for s in config.model.tasks} != set(tasks):
+        raise ConfigError(
+            f"model.tasks must be the tasks of the data ({', '.join(tasks)}), "
+            f"got {', '.join(s['name'] for s in config.model.tasks)}"
+        )
+    model_config: ModelConfig = dataclasses.replace(
+        config.model, tasks=[task.spec() for task in tasks.values()]
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.optim.seed)
+        model = build_model(model_config)
+    if config.optim.backbone_weights:
+        load_backbone(model.initial.backbone, config.optim.backbone_weights)
+    return model
+
+
+def _refuse_distribution(root: str) -> None:
+    """ConfigError for a benchmark as distributed: its labels would be computed anew in every epoch."""
+    folder = Path(root)
+    if root == "scenes" or not folder.is_dir() or (folder / "dataset.yaml").exists():
+        return
+    if formats := recognised(folder):
+        raise ConfigError(
+            "data.root must be 'scenes' or a folder with dataset.yaml, got "
+            f"{root} ({formats[0]} as distributed): `dmtl data convert {root} OUT` writes such a folder"
+        )
 
 
 def _weighted(task: Task, weight: float | None) -> Task:

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from dmtl.data.loader import Batch
+from dmtl.data.partial_labels import LabelMatrix
 from dmtl.errors import CheckpointError, ConfigError, DmtlError
 from dmtl.files import write_text
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, load_state
@@ -362,6 +363,9 @@ class Trainer:
                         f"{folder}: belongs to another configuration: {section}.{key} was "
                         f"{stored.get(section, {}).get(key)!r}, now {ours[section][key]!r}"
                     )
+        began = self.out / "labels.csv"
+        if began.is_file() and LabelMatrix.read_csv(began) != self.data.labels:
+            raise CheckpointError(f"{began}: the run began with other labels than data.labels gives now")
         for module, name in (
             (self.model, "model"),
             (self.weighting, "weighting"),

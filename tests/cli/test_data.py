@@ -43,7 +43,7 @@ def test_labels(dmtl, tmp_path, data):
     for name, seed in (("one.csv", 1), ("same.csv", 1)):
         status, out, _ = dmtl("data", "labels", data, "--seed", seed, "--out", name)
         assert status == 0
-        assert out.startswith("4 labels for 4 images: ")
+        assert out.startswith("4 labels for 4 images\n")
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "same.csv").read_bytes()
     rows = list(csv.DictReader((tmp_path / "one.csv").open()))
     assert [row["id"] for row in rows] == ["a", "b", "c", "d"]

@@ -1,23 +1,52 @@
-"""`dmtl data labels`: choose which labels may be seen."""
+"""`dmtl data labels`: choose which labels may be seen, or convert a published choice."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated
 
-from dmtl.cli._common import say
-from dmtl.cli.data._source import Source
+import tyro
+from rich.box import SIMPLE
+from rich.table import Table
+
+from dmtl.cli._arguments import positional
+from dmtl.cli._common import console, say
+from dmtl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dmtl.data import LabelMatrix
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Choose which labels may be seen and write them as a CSV file for `data.labels`."""
+    """Choose which labels may be seen; write them as a CSV file for `data.labels`.
 
-    data: Source = "scenes"
-    """"scenes" or a folder with dataset.yaml."""
+    `dmtl data labels ROOT` gives every image the label of one task, the tasks
+    in equal numbers. With `--setting random-labels` every label stays with
+    probability `--p`, at least one an image. The choice follows from seed, id
+    and task alone: the same on every machine, in any order.
+
+    `dmtl data labels ROOT --from FILE` takes a choice published with MTPSL or
+    DiffusionMTL (.pth, .npy), or a CSV file, and keeps the labels that ROOT has.
+    Without ROOT all of the file is converted. Where it has no names of images,
+    they are "train/0", "train/1"..., as in converted NYUD-v2 and Cityscapes.
+    """
+
+    data: Annotated[str | None, *positional("[DATA]")] = None
+    """"scenes" or a folder with dataset.yaml; default: "scenes", and with --from none."""
     setting: str = "one-label"
     """"one-label", "random-labels" or "full"."""
+    p: list[str] = field(default_factory=list)
+    """For "random-labels": the probability of a label, as one number, as one for each task ("edge=0.1
+    semseg=0.8"), or both: the number is for the tasks not named. Default: 0.5."""
     seed: int = 0
     """Seed of the choice."""
+    source: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """Convert this file instead: a published table of labels or a CSV file."""
+    tasks: list[str] | None = None
+    """Tasks to choose among, or to take from --from; for a file whose columns have no names: their names in
+    order. Default: all, and the published names."""
     split: str = "train"
     """Which split."""
     count: int | None = None
@@ -27,17 +56,76 @@ class Labels:
 
 
 def run(args: Labels) -> int:
+    if args.p and (args.setting != "random-labels" or args.source is not None):
+        raise ConfigError("p is for --setting random-labels, got another choice")
+    labels = _converted(args) if args.source is not None else _chosen(args)
+    labels.write_csv(args.out)
+    _show(labels)
+    say(f"wrote {args.out}")
+    return 0
+
+
+def _converted(args: Labels) -> LabelMatrix:
     from dmtl.data import open_dataset
+    from dmtl.data.published_splits import read_split_table
+
+    table = read_split_table(args.source, args.tasks)
+    if args.data is None:
+        return table
+    dataset = open_dataset(args.data, args.split, tasks=args.tasks, count=args.count)
+    return dataset.available().intersect(table)
+
+
+def _chosen(args: Labels) -> LabelMatrix:
+    from dmtl.data import LabelMatrix, open_dataset
     from dmtl.train.config import DataConfig
     from dmtl.train.setup import choose_labels
 
-    dataset = open_dataset(args.data, args.split, count=args.count)
-    labels = choose_labels(DataConfig(root=args.data, labels=args.setting, label_seed=args.seed), dataset)
-    labels.write_csv(args.out)
-    facts = labels.statistics()
-    say(
-        f"{facts['labels']} labels for {facts['images']} images: "
-        + ", ".join(f"{task} {n}" for task, n in facts["per_task"].items())
-    )
-    say(f"wrote {args.out}")
-    return 0
+    root = args.data or "scenes"
+    dataset = open_dataset(root, args.split, tasks=args.tasks, count=args.count)
+    if args.p:
+        tasks = list(dataset.tasks)
+        return LabelMatrix.random_labels(
+            dataset.ids, tasks, args.seed, p=_probabilities(args.p, tasks), available=dataset.available()
+        )
+    return choose_labels(DataConfig(root=root, labels=args.setting, label_seed=args.seed), dataset)
+
+
+def _probabilities(words: Iterable[str], tasks: list[str]) -> dict[str, float]:
+    """ "0.5", "edge=0.1"... as one probability for each task."""
+    given: dict[str, float] = {}
+    for word in words:
+        task, _, number = word.rpartition("=")
+        if task and task not in tasks:
+            raise ConfigError(f"p names {task!r}, which is no task of the data ({', '.join(tasks)})")
+        try:
+            given[task] = float(number)
+        except ValueError:
+            raise ConfigError(f"p must be numbers or task=number, got {word!r}") from None
+        if not 0 <= given[task] <= 1:
+            raise ConfigError(f"p must be from 0 to 1, got {word!r}")
+    rest = given.pop("", 0.5)
+    chosen = {task: given.get(task, rest) for task in tasks}
+    if not any(chosen.values()):
+        raise ConfigError("p must be above 0 for one task at least")
+    return chosen
+
+
+def _show(labels: LabelMatrix) -> None:
+    """Labels of each task, images that have two tasks' labels, and images by their number of labels."""
+    facts, pairs = labels.statistics(), labels.pairs()
+    say(f"{facts['labels']} labels for {facts['images']} images")
+    table = Table("task", "labels", "share", box=SIMPLE, collapse_padding=True, pad_edge=False)
+    table.title = "On the right: images with both labels"
+    table.columns[0].no_wrap = True
+    for task in labels.tasks:
+        table.add_column(task, overflow="fold")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row, task in enumerate(labels.tasks):
+        share = pairs[row, row] / max(1, facts["images"])
+        both = ["" if column == row else str(pairs[row, column]) for column in range(len(labels.tasks))]
+        table.add_row(task, str(pairs[row, row]), f"{share:.0%}", *both)
+    console.print(table)
+    counts = (f"{images} with {number}" for number, images in facts["labels_per_image"].items())
+    say(f"Images by their number of labels: {', '.join(counts)}")
