@@ -17,7 +17,8 @@ from dmtl.train.toml import read_config, write_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.toml"))
-METHODS = {"feature": "feature", "prediction": "prediction", "mtl": "none", "stl": "none"}
+METHODS = {"feature": "feature", "prediction": "prediction", "mtpsl": "none", "mtl": "none", "stl": "none"}
+CONSISTENCY = {"pascal": 1.0, "nyud13": 2.0, "cityscapes": 1.0}  # of the runs of MTPSL
 PUBLISHED_RUNS = [
     (data, labels, method)
     for data in ("pascal", "nyud13", "cityscapes")
@@ -87,6 +88,7 @@ def test_published_values(run):
     for key, value in (PUBLISHED | BY_DATA.get(data, {})).items():
         assert get(config, key) == value, key
     assert (config.data.root, config.model.diffusion) == (data, METHODS[method])
+    assert config.optim.consistency == (CONSISTENCY[data] if method == "mtpsl" else 0)
     assert config.out.startswith(f"runs/{'-'.join(run)}")
 
 
@@ -98,6 +100,8 @@ def test_a_run_differs_from_its_base_as_its_name_says(run):
     expected = {"out"}
     if METHODS[method] != base.model.diffusion:
         expected.add("model.diffusion")
+    if method == "mtpsl":
+        expected.add("optim.consistency")
     assert config.data.labels == labels
     expected |= {"data.labels"} if labels != base.data.labels else set()
     if method == "stl":
