@@ -33,6 +33,7 @@ _HOME = {
     "check_dataset": "check",
     "summary": "check",
     "export_folder": "export",
+    "open_distribution": "benchmarks",
 }
 __all__ = ["open_dataset", *_HOME]
 
@@ -51,8 +52,10 @@ def open_dataset(
     size: tuple[int, int] | None = None,
     count: int | None = None,
     seed: int = 0,
+    format: str | None = None,
 ) -> LabelledImages:
-    """A data set: `"scenes"` (rendered, needs no files) or the path of a folder with a `dataset.yaml`.
+    """A data set: `"scenes"` (rendered, needs no files), the path of a folder with a `dataset.yaml`, or that
+    of a benchmark as its authors distribute it.
 
     Args:
         split: "train", "val", ... as the data set has them.
@@ -60,6 +63,7 @@ def open_dataset(
         size: (height, width) of the images; None: as they are (scenes: their default).
         count: at most so many images; None: all (scenes: their default).
         seed: of the rendered scenes.
+        format: of a benchmark (`dmtl.data.benchmarks.FORMATS`); None: told by the names in the folder.
 
     Errors: DataError that lists what is known.
     """
@@ -69,14 +73,21 @@ def open_dataset(
 
         options = {key: value for key, value in (("count", count), ("size", size)) if value is not None}
         return Scenes(split, seed=seed, tasks=tasks, **options)
+    folder = "a folder with images/, splits/ and dataset.yaml"
     if not os.path.isdir(name):
-        raise DataError(
-            f"{name}: no such data set, expected 'scenes' or a folder with images/, splits/ and dataset.yaml"
-        )
+        raise DataError(f"{name}: no such data set, expected 'scenes' or {folder}")
+    from dmtl.data.benchmarks import FORMATS, detect, holds, open_distribution
     from dmtl.data.folder import Folder
     from dmtl.data.wrappers import Resized, Subset
 
-    dataset: LabelledImages = Folder(name, split, tasks)
+    dataset: LabelledImages
+    if format is None and os.path.exists(os.path.join(name, "dataset.yaml")):
+        dataset = Folder(name, split, tasks)
+    else:
+        format = detect(name) if format is None else format
+        if format is None:
+            raise DataError(f"{name}: {holds(name)}, expected {folder}, or one of {', '.join(FORMATS)}")
+        dataset = open_distribution(name, split, tasks, format)
     if count is not None:
         if count < 1:
             raise DataError(f"open_dataset: count must be at least 1, got {count}")

@@ -30,12 +30,17 @@ def distribution(format: str) -> type[Distribution]:
     return getattr(importlib.import_module(f"dmtl.data.{module}"), name)
 
 
+def recognised(root: str | os.PathLike) -> list[str]:
+    """All formats that the folder looks like, by the names in it."""
+    return [name for name in FORMATS if distribution(name).recognises(Path(root))]
+
+
 def detect(root: str | os.PathLike) -> str | None:
-    """The format that the folder looks like, by the names in it; None: like none of them.
+    """The one format that the folder looks like; None: it looks like none of them.
 
     DataError where it looks like several, as a folder with labels of 7 and of 19 classes does.
     """
-    found = [name for name in FORMATS if distribution(name).recognises(Path(root))]
+    found = recognised(root)
     if len(found) > 1:
         raise DataError(f"{root}: holds {' and '.join(found)}, expected one of them as --format")
     return found[0] if found else None
