@@ -160,3 +160,9 @@ def test_random_start_does_not_touch_global_state():
     before = np.random.get_state()[1].copy()
     LabelMatrix.one_label(IDS, TASKS, 5)
     assert (np.random.get_state()[1] == before).all()
+
+
+def test_pairs_count_images_with_both():
+    labels = LabelMatrix(["x", "y", "z"], ["edge", "sal", "depth"], [[1, 1, 0], [1, 0, 0], [1, 1, 0]])
+    assert labels.pairs().tolist() == [[3, 2, 0], [2, 2, 0], [0, 0, 0]]
+    assert LabelMatrix([], ["edge"], np.zeros((0, 1))).pairs().tolist() == [[0]]
