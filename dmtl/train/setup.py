@@ -18,6 +18,7 @@ from dmtl.data import (
     open_dataset,
     train_transform,
 )
+from dmtl.data.benchmarks import recognised
 from dmtl.data.loader import Loader
 from dmtl.data.published_splits import read_split_table
 from dmtl.errors import ConfigError
@@ -42,6 +43,7 @@ class Data:
 
 def open_data(config: DataConfig, task_weights: dict[str, float] | None = None) -> Data:
     """Opens the data set and decides which labels are visible."""
+    _refuse_distribution(config.root)
     size = tuple(config.size)
     rendered = config.root == "scenes"
     train, val = (
@@ -166,6 +168,18 @@ def model_for(config: RunConfig, tasks: dict[str, Task]) -> DiffusionMTL | Multi
     if config.optim.backbone_weights:
         load_backbone(model.initial.backbone, config.optim.backbone_weights)
     return model
+
+
+def _refuse_distribution(root: str) -> None:
+    """ConfigError for a benchmark as distributed: its labels would be computed anew in every epoch."""
+    folder = Path(root)
+    if root == "scenes" or not folder.is_dir() or (folder / "dataset.yaml").exists():
+        return
+    if formats := recognised(folder):
+        raise ConfigError(
+            "data.root must be 'scenes' or a folder with dataset.yaml, got "
+            f"{root} ({formats[0]} as distributed): `dmtl data convert {root} OUT` writes such a folder"
+        )
 
 
 def _weighted(task: Task, weight: float | None) -> Task:
