@@ -81,7 +81,7 @@ def show(table: ResultTable) -> None:
     for number, source in enumerate(table.sources, start=1):
         _line(f"[{number}]", source)
     for remark in table.remarks:
-        _line("-", remark)
+        _line(*(("*", remark[2:]) if remark.startswith("* ") else ("-", remark)))
     console.print()
 
 

@@ -160,9 +160,8 @@ def _beside_published(table: ResultTable) -> list[str]:
         row.name for row, s in runs if s.run.setting("data", "labels") in ("one-label", "random-labels")
     )
     if drawn:
-        remarks.append(
-            f"{', '.join(drawn)} learned from labels drawn anew, published rows from the published choice."
-        )
+        who = "Measured rows" if len(drawn) == len(table.measured) else ", ".join(drawn)
+        remarks.append(f"{who} learned from labels drawn anew, published rows from the published choice.")
     return list(dict.fromkeys(remarks))
 
 
@@ -177,9 +176,7 @@ def _not_scored(table: ResultTable) -> list[str]:
             and any(column.task in scored.run.primary for scored in row.runs)
         ]
         if rows:
-            return [
-                f"- in {column.task}: no odsF of {', '.join(rows)}; `dmtl eval RUN --boundaries` scores it."
-            ]
+            return [f"No odsF of {', '.join(rows)}: `dmtl eval RUN --boundaries` scores {column.task}."]
     return []
 
 

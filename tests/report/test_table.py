@@ -1,4 +1,4 @@
-"""Tables of results: which run goes where, figures over seeds, Delta_MTL, published figures, remarks, files.
+"""Tables of results: which run goes where, figures over seeds, Delta_MTL, remarks, files.
 
 Run folders are written by hand; every expected figure is worked out here, from the formula."""
 
@@ -13,8 +13,7 @@ import pytest
 
 from dmtl.errors import ConfigError, DataError
 from dmtl.report import table_out
-from dmtl.report.published_figures import BENCHMARKS, SETTINGS, every_row, published, published_delta
-from dmtl.report.table import published_tables, tables
+from dmtl.report.table import tables
 
 IDS = [f"i{n}" for n in range(6)]
 NYUD = {"semseg": ("mIoU", True), "depth": ("abs_err", False), "normals": ("mean", False)}
@@ -100,63 +99,6 @@ def measured(table, method):
 
 def said(table, text):
     return any(text in remark for remark in table.remarks)
-
-
-# -- published figures ----------------------------------------------------------------------------------
-
-
-def test_delta_of_the_published_rows_is_what_was_published():
-    """PASCAL-Context, one label: +3.23 % for Prediction and +3.64 % for Feature Diffusion."""
-    rows = {row.method: row for row in published("pascal-context", "one-label")}
-    assert round(published_delta(rows["Prediction"]), 2) == 3.23
-    assert round(published_delta(rows["Feature"]), 2) == 3.64
-    assert round(published_delta(rows["Feature, released"]), 2) == 3.50
-    feature, stl = (57.78, 58.98, 77.82, 16.11, 64.50), (50.34, 59.05, 77.43, 16.59, 64.40)
-    signs = (1, 1, 1, -1, 1)
-    by_hand = 100 / 5 * sum(s * (a - b) / b for s, a, b in zip(signs, feature, stl, strict=True))
-    assert published_delta(rows["Feature"]) == pytest.approx(by_hand)
-    assert published_delta(rows["STL"]) is None
-    nyud_rows = {row.method: row for row in published("nyud-13", "one-label") if not row.network}
-    assert round(published_delta(nyud_rows["Feature"]), 2) == -2.26
-
-
-def test_published_rows_name_their_source_and_fill_nothing_in():
-    for row in every_row():
-        assert (
-            row.source
-            and row.setting in SETTINGS
-            and row.figures.keys() <= set(BENCHMARKS[row.benchmark].tasks)
-        )
-        assert not row.figures or set(row.figures) == set(BENCHMARKS[row.benchmark].tasks)
-        assert not row.figures or all(value > 0 for value in row.figures.values())
-    memory = [row for row in every_row() if "memory" in row.source]
-    assert [(row.method, bool(row.doubt)) for row in memory] == [("MTL", True)]
-    cityscapes = [row for row in published("cityscapes-7", "one-label") if not row.network]
-    assert [row.method for row in cityscapes] == ["STL", "MTL", "MTPSL", "Prediction", "Feature"]
-    assert not any(row.figures for row in cityscapes)  # none was recovered
-
-
-def test_doubtful_rows_and_other_networks_enter_no_statement():
-    tables_ = {(t.benchmark.name, t.setting): t for t in published_tables()}
-    pascal = tables_["pascal-context", "one-label"]
-    [memory] = [row for row in pascal.rows if row.method == "MTL"]
-    assert not memory.certain and table_out.mark(memory) == "†" and memory.delta is not None
-    assert not said(pascal, "MTL:") and said(pascal, "of Prediction and Feature it is the same as printed")
-    nyud_table = tables_["nyud-13", "one-label"]
-    segnet = [row for row in nyud_table.rows if row.printed.network == "SegNet"]
-    assert segnet and not any(row.certain or row.delta for row in segnet)
-    for table in tables_.values():
-        for column in table.columns:
-            assert all(row.certain for row in table.best(column, True))
-    best = pascal.best(pascal.columns[3], True)  # the lowest error: TPKR's 15.63
-    assert [row.method for row in best] == ["TPKR"]
-
-
-def test_one_benchmark_alone():
-    assert {t.benchmark.name for t in published_tables("nyud-13")} == {"nyud-13"}
-    assert published_tables("nyud-40") == []
-    with pytest.raises(ConfigError, match="got 'nyud13' .did you mean 'nyud-13'"):
-        published_tables("nyud13")
 
 
 # -- which run goes where -------------------------------------------------------------------------------
@@ -344,7 +286,7 @@ def test_boundaries_are_odsf_or_nothing_and_saliency_is_the_papers_variant(tmp_p
     assert "edge" not in measured(table, "MTL").values  # its pixelF is something else
     assert measured(table, "Feature").values["edge"] == 64.0
     assert measured(table, "Feature").values["sal"] == 77.0 and measured(table, "MTL").values["sal"] == 76.0
-    assert said(table, "no odsF of MTL") and said(table, "over 4 of 5 tasks: without edge")
+    assert said(table, "No odsF of MTL") and said(table, "over 4 of 5 tasks: without edge")
     assert said(table, "Scored differently: figures of Feature from eval.json; of MTL from metrics.json.")
     assert said(table, "MTL was scored in no frame") and not said(table, "Feature was scored")
     [exact] = tables([mtl, feature], exact=True)
@@ -377,7 +319,7 @@ def test_other_labels_are_told(tmp_path):
     write_run(tmp_path / "m", nyud(1.0, 1.0, 1.0))
     write_run(tmp_path / "n", nyud(1.0, 1.0, 1.0), "prediction")
     [table] = tables([tmp_path])
-    assert not said(table, "other images") and said(table, "MTL, Prediction learned from labels drawn anew")
+    assert not said(table, "other images") and said(table, "Measured rows learned from labels drawn anew")
     swapped = {"semseg": IDS[1::3], "depth": IDS[0::3], "normals": IDS[2::3]}
     write_run(tmp_path / "f", nyud(1.0, 1.0, 1.0), "feature", table=swapped)
     [table] = tables([tmp_path])
