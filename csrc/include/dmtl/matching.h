@@ -1,0 +1,266 @@
+// Exact one-to-one matching of two sets of pixels that change a little at a time.
+//
+// Of all matchings that pair pixels at most `reach` apart, one with the least
+//
+//     sum over pairs of their distance + 100 reach * (pixels of both sides without a partner)
+//
+// Distances and costs are integers, hundredths of a pixel. Among equal costs more pairs win, so the number of pairs depends on
+// the two sets alone and not on how they came about.
+//
+// Every pixel has a price >= 0. With `gain` what a pair is worth (two outliers less its distance),
+//
+//     price(a) + price(b) >= gain(a, b),     = gain(a, b) for partners,     price = 0 without a partner
+//
+// proves that no matching is worth more (linear-programming duality). Changes break only the last condition, and only for pixels
+// that come or lose their partner: `settle` restores it for one of them along a shortest path of alternating pairs (Dijkstra's on
+// price(a) + price(b) - gain(a, b)), which touches the neighbourhood where prices change and nothing else.
+#pragma once
+
+#include "dmtl/bit_image.h"
+
+#include <cmath>
+#include <initializer_list>
+
+namespace dmtl {
+namespace {
+
+// A growing list of plain elements.
+template <class T>
+class List {
+public:
+    List() = default;
+    ~List() { std::free(data_); }
+    List(const List&) = delete;
+    List& operator=(const List&) = delete;
+    DMTL_INLINE void push(T value) {
+        if (size_ == room_) grow();
+        data_[size_++] = value;
+    }
+    void clear() { size_ = 0; }
+    int64_t size() const { return size_; }
+    DMTL_INLINE T& operator[](int64_t i) const { return data_[i]; }
+    void shrink(int64_t size) { size_ = size; }
+
+private:
+    void grow() {
+        room_ = room_ > 0 ? 2 * room_ : 256;
+        void* larger = std::realloc(data_, static_cast<size_t>(room_) * sizeof(T));
+        if (larger == nullptr) throw std::bad_alloc();
+        data_ = static_cast<T*>(larger);
+    }
+    T* data_ = nullptr;
+    int64_t size_ = 0, room_ = 0;
+};
+
+// Smallest first: a heap of (distance, pixel).
+class Queue {
+public:
+    bool empty() const { return heap_.size() == 0; }
+    void clear() { heap_.clear(); }
+    void push(int32_t distance, int32_t pixel) {
+        const uint64_t key = static_cast<uint64_t>(distance) << 32 | static_cast<uint32_t>(pixel);
+        heap_.push(key);
+        int64_t i = heap_.size() - 1;
+        for (; i > 0 && heap_[(i - 1) / 2] > key; i = (i - 1) / 2) heap_[i] = heap_[(i - 1) / 2];
+        heap_[i] = key;
+    }
+    void pop(int32_t& distance, int32_t& pixel) {
+        distance = static_cast<int32_t>(heap_[0] >> 32), pixel = static_cast<int32_t>(heap_[0] & 0xffffffffu);
+        const int64_t last = heap_.size() - 1;
+        const uint64_t key = heap_[last];
+        heap_.shrink(last);
+        int64_t i = 0;
+        for (int64_t child = 1; child < last; child = 2 * i + 1) {
+            if (child + 1 < last && heap_[child + 1] < heap_[child]) ++child;
+            if (heap_[child] >= key) break;
+            heap_[i] = heap_[child], i = child;
+        }
+        if (last > 0) heap_[i] = key;
+    }
+
+private:
+    List<uint64_t> heap_;
+};
+
+class Matching {
+public:
+    const int64_t h, w;
+
+    // reach: in pixels, at most kMostReach.
+    Matching(int64_t height, int64_t width, double reach)
+        : h(height), w(width), radius_(static_cast<int64_t>(reach)), half_(radius_ + 1), distance_((radius_ + 1) * (radius_ + 1)),
+          outlier_(static_cast<int64_t>(std::ceil(kHundredths * kOutlier * reach))),
+          sides_{{BitImage(height, width), Array<Node>(height * width)}, {BitImage(height, width), Array<Node>(height * width)}} {
+        for (int64_t dy = 0; dy <= radius_; ++dy)
+            for (int64_t dx = 0; dx <= radius_; ++dx) {
+                const double square = static_cast<double>(dy * dy + dx * dx);
+                if (square > reach * reach) continue;
+                half_[dy] = dx;
+                distance_[dy * (radius_ + 1) + dx] = static_cast<int32_t>(std::lrint(kHundredths * std::sqrt(square)));
+            }
+    }
+
+    static constexpr double kMostReach = 20000.0;  // gains and sums of two are 32-bit integers
+    static constexpr double kHundredths = 100.0, kOutlier = 100.0;
+
+    const BitImage& pixels(int side) const { return sides_[side].present; }
+
+    // After insertions and removals, `settle_all` makes the matching the best again.
+    void insert(int side, int64_t pixel) {
+        Node& node = sides_[side].nodes[pixel];
+        node.mate = kNone, node.price = 0;
+        each_neighbour(side, pixel, [&](int64_t other, int32_t distance) {
+            const int32_t missing = gain(distance) - sides_[1 - side].nodes[other].price;
+            if (missing > node.price) node.price = missing;
+        });
+        sides_[side].present.set(pixel / w, pixel % w);
+        if (node.price > 0) loose_[side].push(static_cast<int32_t>(pixel));
+    }
+
+    void remove(int side, int64_t pixel) {
+        sides_[side].present.clear(pixel / w, pixel % w);
+        const int32_t mate = sides_[side].nodes[pixel].mate;
+        sides_[side].nodes[pixel].price = 0;
+        if (mate == kNone) return;
+        --pairs_;
+        sides_[1 - side].nodes[mate].mate = kNone;
+        loose_[1 - side].push(mate);
+    }
+
+    void settle_all() {
+        for (int side : {0, 1}) {
+            for (int64_t i = 0; i < loose_[side].size(); ++i) settle(side, loose_[side][i]);
+            loose_[side].clear();
+        }
+    }
+
+    int64_t pairs() const { return pairs_; }
+
+    // The least cost, in hundredths of a pixel.
+    int64_t cost() const {
+        int64_t sum = 0, alone = 0;
+        for (int side : {0, 1})
+            each_pixel(sides_[side].present, [&](int64_t pixel) {
+                const int64_t mate = sides_[side].nodes[pixel].mate;
+                if (mate == kNone) {
+                    ++alone;
+                } else if (side == 0) {
+                    sum += distance_[std::abs(pixel / w - mate / w) * (radius_ + 1) + std::abs(pixel % w - mate % w)];
+                }
+            });
+        return sum + outlier_ * alone;
+    }
+
+    template <class Body>
+    static void each_pixel(const BitImage& image, const Body& body) {
+        for (int64_t y = 0; y < image.h; ++y)
+            for (int64_t i = 0; i < image.words; ++i)
+                for (uint64_t left = image.row(y)[i]; left != 0; left &= left - 1)
+                    body(y * image.w + i * kWordBits + __builtin_ctzll(left));
+    }
+
+private:
+    static constexpr int32_t kNone = -1;
+
+    // distance and parent belong to the search whose number is in `search`.
+    struct Node {
+        int32_t mate, price, distance, parent, search;
+    };
+    struct Side {
+        const BitImage present;
+        const Array<Node> nodes;
+    };
+
+    // Doubled, and one more, so that no two numbers of pairs are ever worth the same.
+    DMTL_INLINE int32_t gain(int32_t distance) const { return static_cast<int32_t>(4 * outlier_ + 1) - 2 * distance; }
+
+    // body(pixel of the other side, distance) for all within reach.
+    template <class Body>
+    DMTL_INLINE void each_neighbour(int side, int64_t pixel, const Body& body) const {
+        const BitImage& others = sides_[1 - side].present;
+        const int64_t y = pixel / w, x = pixel % w;
+        const int64_t top = y > radius_ ? y - radius_ : 0, bottom = y + radius_ < h ? y + radius_ : h - 1;
+        for (int64_t row = top; row <= bottom; ++row) {
+            const int64_t dy = row > y ? row - y : y - row, half = half_[dy];
+            const int32_t* distances = distance_.data() + dy * (radius_ + 1);
+            const int64_t left = x > half ? x - half : 0, right = x + half < w ? x + half : w - 1;
+            const uint64_t* words = others.row(row);
+            for (int64_t i = left / kWordBits; i <= right / kWordBits; ++i) {
+                uint64_t bits = words[i];
+                if (i == left / kWordBits) bits &= ~uint64_t{0} << (left % kWordBits);
+                if (i == right / kWordBits) bits &= ~uint64_t{0} >> (kWordBits - 1 - right % kWordBits);
+                for (; bits != 0; bits &= bits - 1) {
+                    const int64_t at = i * kWordBits + __builtin_ctzll(bits);
+                    body(row * w + at, distances[at > x ? at - x : x - at]);
+                }
+            }
+        }
+    }
+
+    // Finds a partner for a pixel whose price is positive, or brings the price down to zero.
+    void settle(int side, int32_t root) {
+        const Array<Node>&mine = sides_[side].nodes, &theirs = sides_[1 - side].nodes;
+        if (mine[root].mate != kNone || mine[root].price == 0) return;
+        ++searches_;
+        queue_.clear(), reached_.clear();
+        // How the path ends: at a pixel of the other side without partner, or at one of this side that gives its partner away
+        // and whose price is then zero (the root itself: no partner is worth its price).
+        int32_t shortest = mine[root].price, giving = root, free = kNone;
+        mine[root].distance = 0;
+        queue_.push(0, root);
+        while (!queue_.empty()) {
+            int32_t distance, pixel;
+            queue_.pop(distance, pixel);
+            if (distance >= shortest) break;
+            if (distance > mine[pixel].distance) continue;  // found again on a shorter path
+            reached_.push(pixel);
+            const int32_t base = distance + mine[pixel].price;
+            each_neighbour(side, pixel, [&](int64_t other, int32_t apart) {
+                Node& node = theirs[other];
+                const int32_t along = base - gain(apart) + node.price;
+                if (along >= shortest || (node.search == searches_ && node.distance <= along)) return;
+                node.search = searches_, node.distance = along, node.parent = pixel;
+                if (node.mate == kNone) {
+                    shortest = along, free = static_cast<int32_t>(other);
+                    return;
+                }
+                Node& mate = mine[node.mate];
+                mate.distance = along;
+                queue_.push(along, node.mate);
+                if (along + mate.price < shortest) shortest = along + mate.price, giving = node.mate, free = kNone;
+            });
+        }
+        for (int64_t i = 0; i < reached_.size(); ++i) {
+            Node& node = mine[reached_[i]];
+            const int32_t change = shortest - node.distance;
+            node.price -= change;
+            if (node.mate != kNone) theirs[node.mate].price += change;
+        }
+        if (free == kNone) {
+            if (giving == root) return;
+            free = mine[giving].mate;
+            mine[giving].mate = kNone;
+        } else {
+            ++pairs_;
+        }
+        for (int32_t other = free; other != kNone;) {  // every pixel of this side on the path takes the partner it was reached from
+            const int32_t pixel = theirs[other].parent, before = mine[pixel].mate;
+            theirs[other].mate = pixel, mine[pixel].mate = other;
+            other = pixel == root ? kNone : before;
+        }
+    }
+
+    const int64_t radius_;
+    const Array<int64_t> half_;      // [|dy|]: the largest |dx| within reach
+    const Array<int32_t> distance_;  // [|dy|, |dx|], hundredths of a pixel
+    const int64_t outlier_;
+    const Side sides_[2];
+    List<int32_t> loose_[2];  // pixels whose price may be positive though they have no partner
+    Queue queue_;
+    List<int32_t> reached_;
+    int32_t searches_ = 0;
+    int64_t pairs_ = 0;
+};
+
+}  // namespace
+}  // namespace dmtl

@@ -1,0 +1,90 @@
+"""Non-maximum suppression of boundary maps, as the published protocol does before it thresholds.
+
+After P. Dollar and C. L. Zitnick, "Fast edge detection using structured forests" (2015) and its toolbox:
+
+    S       = E smoothed by a triangle of radius 4, [1 2 3 4 5 4 3 2 1] / 25 along either axis, borders mirrored
+    normal  = direction of the largest second derivative: tan = S_yy sign(-S_xy) / (S_xx + 1e-5)
+    E       = 0 where 1.01 E is less than E (bilinear) one pixel along the normal on either side
+    E       = E times 0, 1/5 .. 4/5 on the five outermost rows and columns (fewer in images below 10 pixels)
+
+Derivatives are central differences, at the border one-sided. All in float64; tangents become directions without
+trigonometric functions, so that every machine gives the same bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+TRIANGLE = 4  # radius of the smoothing
+MARGIN = 5  # pixels from the border in which boundaries fade
+GENEROSITY = 1.01
+
+
+def suppress(map_HW: np.ndarray) -> np.ndarray:
+    """A boundary map's ridges; everything else is 0.
+
+    Args:
+        map_HW: float [H, W].
+
+    Returns: float64 [H, W]."""
+    map_HW = np.asarray(map_HW, np.float64)
+    h, w = map_HW.shape
+    tangent_HW = _tangent(map_HW)
+    y, x = np.nonzero(map_HW)
+    tangent, value = tangent_HW[y, x], map_HW[y, x]
+    step_x = 1 / np.sqrt(1 + tangent * tangent)
+    step_y = tangent * step_x
+    kept = np.ones(len(y), bool)
+    for sign in (-1, 1):
+        kept &= GENEROSITY * value >= _bilinear(map_HW, y + sign * step_y, x + sign * step_x)
+    out_HW = np.zeros_like(map_HW)
+    out_HW[y[kept], x[kept]] = value[kept]
+    margin = min(MARGIN, h // 2, w // 2)
+    return out_HW * _fading(h, margin)[:, None] * _fading(w, margin)
+
+
+def _tangent(map_HW: np.ndarray) -> np.ndarray:
+    """Of the angle between the x axis and the normal of the boundary."""
+    smooth_HW = _smooth(_smooth(map_HW).T).T
+    s_y, s_x = _difference(smooth_HW.T).T, _difference(smooth_HW)
+    s_xx, s_xy, s_yy = _difference(s_x), _difference(s_x.T).T, _difference(s_y.T).T
+    return s_yy * np.sign(-s_xy) / (s_xx + 1e-5)
+
+
+def _smooth(x_HW: np.ndarray) -> np.ndarray:
+    """The triangle along the first axis: two running means of 5, since the triangle is their convolution."""
+    x_HW = np.pad(x_HW, ((TRIANGLE, TRIANGLE), (0, 0)), mode="symmetric")
+    width = TRIANGLE + 1
+    for _ in range(2):
+        count = len(x_HW) - TRIANGLE
+        x_HW = sum(x_HW[i : i + count] for i in range(width))
+    return x_HW / width**2
+
+
+def _difference(x_HW: np.ndarray) -> np.ndarray:
+    """Along the second axis."""
+    out_HW = np.zeros_like(x_HW)
+    if x_HW.shape[1] > 1:
+        out_HW[:, 1:-1] = (x_HW[:, 2:] - x_HW[:, :-2]) / 2
+        out_HW[:, 0] = x_HW[:, 1] - x_HW[:, 0]
+        out_HW[:, -1] = x_HW[:, -1] - x_HW[:, -2]
+    return out_HW
+
+
+def _bilinear(map_HW: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The map between pixels; outside it, its border."""
+    h, w = map_HW.shape
+    y, x = np.clip(y, 0, max(h - 1.001, 0)), np.clip(x, 0, max(w - 1.001, 0))
+    y0, x0 = y.astype(np.int64), x.astype(np.int64)
+    down, right = y - y0, x - x0
+    y1, x1 = np.minimum(y0 + 1, h - 1), np.minimum(x0 + 1, w - 1)
+    above = map_HW[y0, x0] * (1 - right) + map_HW[y0, x1] * right
+    below = map_HW[y1, x0] * (1 - right) + map_HW[y1, x1] * right
+    return above * (1 - down) + below * down
+
+
+def _fading(length: int, margin: int) -> np.ndarray:
+    factor = np.ones(length)
+    for i in range(margin):
+        factor[i], factor[length - 1 - i] = i / margin, i / margin
+    return factor
