@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,17 @@ def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
             os.unlink(temporary)
 
 
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """`write_atomically` for bytes."""
+    write_atomically(path, lambda temporary: Path(temporary).write_bytes(content))
+
+
 def write_text(path: str | Path, text: str) -> None:
     """`write_atomically` for UTF-8 text."""
-    write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+    write_bytes(path, text.encode("utf-8"))
+
+
+def is_temporary(name: str) -> bool:
+    """Whether this is how `write_atomically` calls a file until it is whole: what a killed writer leaves."""
+    suffix = re.escape(Path(name).suffix)
+    return re.fullmatch(rf"\..+{suffix}\.[a-z0-9_]{{8}}{suffix}", name) is not None

@@ -72,17 +72,20 @@ class Distribution(LabelledImages):
         sample = Sample(self.ids[index], self.image(index))
         for name in self.wanted(tasks):
             stored = self.stored(index, name)
-            if stored is None:
-                continue
-            where = f"{self.root}: {name} of {sample.id}"
-            label = decode_label(stored, self.tasks[name], where, numbers=stored.dtype.kind == "f")
-            if label.shape[-2:] != sample.size:
-                raise DataError(
-                    f"{where}: {label.shape[-1]}x{label.shape[-2]} pixels, "
-                    f"expected {sample.size[1]}x{sample.size[0]} as its image"
-                )
-            sample.labels[name] = label
+            if stored is not None:
+                sample.labels[name] = self.decoded(index, name, stored, sample.size)
         return sample
+
+    def decoded(self, index: int, task: str, stored: np.ndarray, size: tuple[int, int]) -> Tensor:
+        """The label [K, H, W] of stored values; DataError unless they fit the task and the image's size."""
+        where = f"{self.root}: {task} of {self.ids[index]}"
+        label = decode_label(stored, self.tasks[task], where, numbers=stored.dtype.kind == "f")
+        if label.shape[-2:] != size:
+            raise DataError(
+                f"{where}: {label.shape[-1]}x{label.shape[-2]} pixels, expected {size[1]}x{size[0]} "
+                "as its image"
+            )
+        return label
 
     def identity(self, task: str | None = None) -> list:
         return [*super().identity(task), str(self.root.resolve())]

@@ -5,6 +5,7 @@ Sizes are checked on the header, before a single pixel is decoded: a small file 
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dmtl.errors import DataError
-from dmtl.files import write_atomically
+from dmtl.files import write_bytes
 
 MAX_PIXELS = 64_000_000
 FORMATS = ("JPEG", "PNG")  # no other decoder of Pillow is ever reached
@@ -93,27 +94,35 @@ def read_npy(path: str | os.PathLike) -> np.ndarray:
         ) from error
 
 
-def write_png(path: str | os.PathLike, pixels: np.ndarray | Tensor) -> None:
-    """Writes uint8 [H, W] or [H, W, 3], or uint16 [H, W], as PNG; the file appears complete or not at all."""
+def png_bytes(pixels: np.ndarray | Tensor) -> bytes:
+    """uint8 [H, W] or [H, W, 3], or uint16 [H, W], as a PNG file."""
     pixels = np.ascontiguousarray(pixels)
     grey = pixels.ndim == 2 and pixels.dtype in (np.uint8, np.uint16)
     if not grey and not (pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.dtype == np.uint8):
         raise ValueError(
-            "write_png: pixels must be uint8 [H, W] or [H, W, 3] or uint16 [H, W], "
+            "png_bytes: pixels must be uint8 [H, W] or [H, W, 3] or uint16 [H, W], "
             f"got {pixels.dtype} {list(pixels.shape)}"
         )
-    write_atomically(path, lambda temporary: Image.fromarray(pixels).save(temporary, "PNG", compress_level=3))
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", compress_level=3)
+    return stream.getvalue()
+
+
+def npy_bytes(array: np.ndarray | Tensor) -> bytes:
+    """An array of numbers as a .npy file."""
+    stream = io.BytesIO()
+    np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
+    return stream.getvalue()
+
+
+def write_png(path: str | os.PathLike, pixels: np.ndarray | Tensor) -> None:
+    """Writes `png_bytes`; the file appears complete or not at all."""
+    write_bytes(path, png_bytes(pixels))
 
 
 def write_npy(path: str | os.PathLike, array: np.ndarray | Tensor) -> None:
-    """Writes an array of numbers; the file appears complete or not at all."""
-    array = np.ascontiguousarray(array)
-
-    def write(temporary: str) -> None:
-        with open(temporary, "wb") as file:
-            np.save(file, array, allow_pickle=False)
-
-    write_atomically(path, write)
+    """Writes `npy_bytes`; the file appears complete or not at all."""
+    write_bytes(path, npy_bytes(array))
 
 
 def _open(path: str | os.PathLike) -> Image.Image:

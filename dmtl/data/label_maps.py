@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmtl.data.image_io import read_npy, read_png_map, write_npy, write_png
+from dmtl.data.image_io import npy_bytes, png_bytes, read_npy, read_png_map
 from dmtl.errors import DataError
 from dmtl.tasks import Task
 
@@ -68,20 +68,19 @@ def decode_label(
     return _class_ids(path, stored, task, numbers)
 
 
-def write_label(stem: Path, task: Task, label_KHW: Tensor) -> Path:
-    """Writes a label so that `read_label` returns its values: PNG for ids, .npy for numbers.
-
-    Unknown vectors are written as zeros, unknown scalars as NaN. Returns the path.
-    """
+def stored_label(task: Task, label_KHW: Tensor) -> np.ndarray:
+    """The values of a file that `read_label` gives this label for: uint8 [H, W] of ids, float32 [H, W, 3] of
+    vectors (zeros where unknown), float32 [H, W] of numbers (NaN where unknown)."""
     if task.kind in ("classes", "binary"):
-        path = stem.with_name(stem.name + ".png")
-        write_png(path, label_KHW[0].numpy())
-        return path
-    path = stem.with_name(stem.name + ".npy")
+        return label_KHW[0].numpy()
     unknown = 0.0 if task.kind == "unit_vector" else float("nan")
     label_KHW = torch.where(task.valid(label_KHW), label_KHW, unknown)
-    write_npy(path, label_KHW.permute(1, 2, 0) if task.kind == "unit_vector" else label_KHW[0])
-    return path
+    return (label_KHW.permute(1, 2, 0) if task.kind == "unit_vector" else label_KHW[0]).numpy()
+
+
+def label_file(stored: np.ndarray) -> tuple[str, bytes]:
+    """Suffix and content of the file for stored values: PNG for uint8, .npy for numbers."""
+    return (".png", png_bytes(stored)) if stored.dtype == np.uint8 else (".npy", npy_bytes(stored))
 
 
 def _class_ids(path: str | Path, stored: np.ndarray, task: Task, numbers: bool) -> Tensor:

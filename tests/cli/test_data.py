@@ -1,12 +1,15 @@
-"""`dmtl data`: check, show, labels, export."""
+"""`dmtl data`: check, show, labels, convert, export."""
 
 from __future__ import annotations
 
 import csv
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from dmtl.data.fixtures import write_fixture
 
 from .conftest import TASKS
 
@@ -71,3 +74,49 @@ def test_export_and_read_back(dmtl, tmp_path):
     assert "3 images in train, val, nothing wrong" in out
     with Image.open(next((tmp_path / "rooms" / "images").iterdir())) as image:
         assert image.size == (40, 32)
+
+
+def test_convert(dmtl, tmp_path):
+    """A benchmark as distributed becomes a folder; the same command again finds nothing to do."""
+    write_fixture("nyud-13", tmp_path / "nyu", train=3, val=2, size=(32, 48))
+    status, out, _ = dmtl("data", "convert", "nyu", "out")
+    assert status == 0
+    assert "nyu: nyud-13, tasks semseg, depth, normals" in out
+    assert "out train: 3 images, 3 of them written now, " in out
+    semseg = next(line for line in out.splitlines() if "semseg" in line and "│" in line)
+    assert semseg.count("%") == 2 and re.findall(r"│ +(\d+) ", semseg) == ["3", "2"]
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
+    status, out, _ = dmtl("data", "convert", "nyu", "out", "--workers", 2)
+    assert status == 0
+    assert [line.split(" (")[0] for line in out.splitlines() if line.endswith("nothing to do")] == [
+        "out train: all 3 images are there",
+        "out val: all 2 images are there",
+    ]
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")} == before
+    assert dmtl("data", "check", "out").status == 0
+
+
+def test_convert_stops_at_a_damaged_file_and_goes_on(dmtl, tmp_path):
+    write_fixture("nyud-13", tmp_path / "nyu", train=3, val=2, size=(32, 48))
+    damaged = tmp_path / "nyu" / "train" / "depth" / "1.npy"
+    good = damaged.read_bytes()
+    damaged.write_bytes(good[:-1])
+    status, out, err = dmtl("data", "convert", "nyu", "out", "--splits", "train")
+    assert status == 2 and err.count("\n") == 1
+    assert err.startswith("dmtl data: nyu/train/depth/1.npy: ") and "sample 'train/1'; 1 of 3 samples" in err
+    status, out, _ = dmtl("data", "convert", "nyu", "out", "--splits", "train", "--skip-corrupt", 1)
+    assert status == 0 and "skipped: nyu/train/depth/1.npy: " in out and "2 images, 1 of them" in out
+    damaged.write_bytes(good)
+    assert "3 images, 1 of them written now" in dmtl("data", "convert", "nyu", "out").out
+
+
+def test_convert_says_what_it_cannot_convert(dmtl, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for words, message in (
+        (("photos", "out"), "photos: is empty, expected one of pascal-context"),
+        (("nowhere", "out"), "nowhere: no such folder"),
+        (("photos", "out", "--format", "nyud13"), "unknown format 'nyud13', did you mean 'nyud-13'?"),
+    ):
+        status, _, err = dmtl("data", "convert", *words)
+        assert status == 2 and message in err
+    assert not (tmp_path / "out").exists()

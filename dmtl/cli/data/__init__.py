@@ -6,12 +6,13 @@ A subcommand is a module here with a dataclass of options and `run(options) -> e
 from __future__ import annotations
 
 from dmtl.cli._arguments import parse_subcommand
-from dmtl.cli.data import check, export, fixture, labels, show
+from dmtl.cli.data import check, convert, export, fixture, labels, show
 
 SUBCOMMANDS = {
     "check": (check.Check, check.run),
     "show": (show.Show, show.run),
     "labels": (labels.Labels, labels.run),
+    "convert": (convert.Convert, convert.run),
     "export": (export.Export, export.run),
     "fixture": (fixture.Fixture, fixture.run),
 }

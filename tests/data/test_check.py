@@ -5,12 +5,10 @@ from PIL import Image
 
 from dmtl.data import open_dataset
 from dmtl.data.check import Problem, check_dataset, picture_row, summary, what_is_wrong
-from dmtl.data.export import export_folder
 from dmtl.data.folder import Folder
 from dmtl.data.partial_labels import LabelMatrix
-from dmtl.errors import DataError
 from dmtl.tasks import make_task
-from tests.data.conftest import HEIGHT, TASKS, WIDTH, Synthetic, arrays, describe
+from tests.data.conftest import HEIGHT, TASKS, WIDTH, arrays, describe
 
 
 def test_a_good_folder_has_no_problem(folder):
@@ -95,54 +93,6 @@ def test_picture_row(folder):
     assert (row[:, gap * WIDTH : (gap + 1) * WIDTH] == 128).all()
 
 
-def test_export_is_read_back_exactly(tmp_path):
-    data = Synthetic(count=3, sizes=((10, 12), (9, 7)))
-    export_folder(data, tmp_path / "out")
-    back = Folder(tmp_path / "out", "train")
-    assert back.ids == data.ids and back.tasks == data.tasks and back.name == "synthetic"
-    for index in range(3):
-        a, b = data.read(index), back.read(index)
-        assert torch.equal(a.image, b.image) and a.labels.keys() == b.labels.keys()
-        for task in a.labels:
-            assert a.labels[task].dtype == b.labels[task].dtype
-            assert torch.allclose(
-                a.labels[task], b.labels[task], rtol=0, atol=1e-6 if task == "normals" else 0
-            )
-    assert not [p for p in (tmp_path / "out").rglob("*") if p.name.startswith(".")]
-
-
-def test_scenes_pass_the_check_and_survive_export(tmp_path):
-    """All six tasks through files and back: the same valid pixels, the same values."""
+def test_scenes_pass_the_check():
     scenes = open_dataset("scenes", "val", count=4, size=(48, 64))
     assert [p for p in check_dataset(scenes) if p.where != "human_parts"] == []
-    back = Folder(export_folder(scenes, tmp_path), "val")
-    assert back.tasks == scenes.tasks
-    for index in range(4):
-        a, b = scenes.read(index), back.read(index)
-        assert torch.equal(a.image, b.image)
-        for name, task in scenes.tasks.items():
-            valid = task.valid(a.labels[name])
-            assert torch.equal(valid, task.valid(b.labels[name]))
-            distance = torch.where(valid, a.labels[name].float() - b.labels[name].float(), 0).abs()
-            assert distance.max() < 1e-6
-
-
-def test_export_of_partial_labels_and_of_a_second_split(tmp_path):
-    data = Synthetic(count=4)
-    labels = LabelMatrix.one_label(data.ids, list(data.tasks), 0)
-    export_folder(data, tmp_path, labels)
-    assert Folder(tmp_path, "train").available().matrix.tolist() == labels.matrix.tolist()
-    with pytest.raises(DataError, match="train.txt: exists already"):
-        export_folder(data, tmp_path)
-    data.split = "val"
-    with pytest.raises(DataError, match="i000.png: exists already, expected ids that differ"):
-        export_folder(data, tmp_path)
-    with pytest.raises(DataError, match="unknown split 'val'"):
-        Folder(tmp_path, "val")
-    data.ids = [f"val/{id}" for id in data.ids]
-    export_folder(data, tmp_path)
-    assert len(Folder(tmp_path, "val")) == len(Folder(tmp_path, "train")) == 4
-    other = Synthetic(count=1, tasks=("edge",))
-    other.split = "test"
-    with pytest.raises(DataError, match="dataset.yaml: declares other tasks"):
-        export_folder(other, tmp_path)
