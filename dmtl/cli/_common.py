@@ -54,20 +54,28 @@ def training_progress(label: str):
 
 
 def metric_table(
-    title: str, methods: Mapping[str, Mapping[str, Mapping[str, float]]], directions: Mapping[str, tuple]
+    title: str,
+    methods: Mapping[str, Mapping[str, Mapping[str, float]]],
+    directions: Mapping[str, tuple],
+    notes: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Table:
-    """All metrics of several methods, {method: {task: {metric: value}}}, but for those per class."""
+    """All metrics of several methods, {method: {task: {metric: value}}}, but for those per class; with
+    `notes`, {task: {metric: words}}, also what they mean."""
     table = Table(title=Text(title), title_justify="left")
     table.add_column("task")
-    table.add_column("metric")
+    table.add_column("metric", no_wrap=True)
     for method in methods:
         table.add_column(method, justify="right")
+    if notes is not None:
+        table.add_column("meaning")
     first = next(iter(methods.values()))
     for task in first:
         for metric in (m for m in first[task] if "/" not in m):
             primary = task in directions and directions[task][0] == metric
             mark = (" ↑" if directions[task][2] else " ↓") if primary else ""
-            row = [f"{methods[m][task][metric]:.4g}" if task in methods[m] else "" for m in methods]
+            values = (methods[m].get(task, {}).get(metric) for m in methods)
+            row = ["" if value is None else f"{value:.4g}" for value in values]
+            row += [] if notes is None else [notes.get(task, {}).get(metric, "")]
             table.add_row(task, metric + mark, *row, style="bold" if primary else None)
     return table
 

@@ -1,36 +1,62 @@
-"""`dmtl eval`: metrics of a trained model."""
+"""`dmtl eval`: metrics of a trained model, or of saved maps."""
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from rich.table import Table
-from rich.text import Text
+import tyro
 
 from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import console, final_and_initial, metric_table, model_folder
+from dmtl.cli._common import console, final_and_initial, metric_table
+from dmtl.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Eval:
-    """Score a model on a data set and print every metric."""
+    """Score a model on a data set, or maps that any program wrote, and print every metric.
 
-    model: Annotated[str, *positional("MODEL")]
-    """A run's folder, or a folder with config.json and model.safetensors."""
+    The published protocol in one command: dmtl eval official.pth.tar --data DATA --published
+    """
+
+    model: Annotated[str | None, *positional("MODEL")] = None
+    """A run's folder, a folder with config.json and model.safetensors, or a published file (.pth.tar)."""
     data: str = "scenes"
-    """"scenes" or a folder with dataset.yaml."""
+    """"scenes", a folder with dataset.yaml, or a benchmark as it is distributed."""
     split: str = "val"
     """Which split."""
     size: tuple[int, int] | None = None
     """Height and width to which images and labels are resized; default: as they are (scenes: 128 128)."""
     count: int | None = None
     """At most so many images."""
+    ids: str | None = None
+    """File with the images to score, one id per line; default: all."""
     tasks: list[str] | None = None
     """Tasks to score; default: all that model and data share."""
+    published: tyro.conf.FlagCreatePairsOff[bool] = False
+    """As published: frame and max_dist as the data set says, boundaries by "seism", fp32; other options
+    win over it."""
+    frame: tuple[int, int] | None = None
+    """Height and width to which images are padded on all sides; default: each at its own size."""
+    boundaries: Literal["seism", "raw"] | None = None
+    """Also score the task called edge by odsF, oisF and AP: "seism" (as published) or "raw" (without
+    non-maximum suppression)."""
+    max_dist: float | None = None
+    """How far boundaries may be apart, as a share of the image's diagonal; default: as the data set says,
+    else 0.0075."""
+    boundary_ids: str | None = None
+    """File with the images whose boundaries are scored, one id per line; default: all."""
+    save_maps: str | None = None
+    """Folder to write all maps to, without padding: class ids and probabilities as PNG, others as .npy."""
+    float_maps: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Save probabilities as float32 .npy instead of 8-bit PNG."""
+    from_maps: str | None = None
+    """Score the maps in this folder (<task>/<id>.png or .npy) instead of a model."""
+    baseline: list[str] | None = None
+    """Runs (or JSON files of this command) to tell Delta_MTL against; single-task runs count together."""
+    per_class: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Also print the IoU of every class."""
     steps: list[str] | None = None
     """Denoising steps, or "auto" (until a step changes little); default: as trained. Several: a table of
     metrics and time for each."""
@@ -45,61 +71,87 @@ class Eval:
     device: str = "auto"
     """"auto", "cpu", "cuda" or "cuda:N"."""
     json: str | None = None
-    """Also write all figures, per class too, to this file."""
+    """Also write all figures, per class too, and the protocol to this file."""
 
 
 def main(arguments: list[str]) -> int:
     args = parse(Eval, arguments, "eval")
-    from rich.progress import track
-
-    from dmtl.data import make_loader, open_dataset
-    from dmtl.devices import pick_device
+    from dmtl.cli import _eval_protocol as protocols
+    from dmtl.cli import _eval_tables as tables
+    from dmtl.data import open_dataset
     from dmtl.files import write_text
-    from dmtl.infer.engine import Engine
-    from dmtl.models import load_model
-    from dmtl.train.evaluate import evaluate, primary_metrics
+    from dmtl.train.evaluate import primary_metrics
 
+    protocols.check_options(args)
     several = _steps(args.steps)
-    model = load_model(model_folder(args.model)).to(pick_device(args.device))
+    reference = tables.read_baseline(args.baseline) if args.baseline else None
+    engine = None if args.model is None else _engine(args)
     dataset = open_dataset(args.data, args.split, size=args.size, count=args.count)
-    names = shared_tasks(args, model.tasks, dataset.tasks)
-    engine = Engine(model, precision=args.precision, samples=args.samples, inplace=True)
-    loader = make_loader(dataset, tasks=names, batch_size=args.batch_size, shuffle=False)
-    initial = engine.config.diffusion != "none" and args.samples == 1 and len(several) == 1
-    rows = []
-    for steps in several:
-        timed = Timed(engine)
-        batches = track(loader, total=len(loader), description="scoring", console=console)
-        metrics = evaluate(timed, batches, tasks=names, steps=steps, seed=args.seed, initial=initial)
-        rows.append({"steps": steps, "metrics": metrics, "ms_per_image": 1e3 * timed.seconds / len(dataset)})
-        rows[-1] |= {"steps_taken": timed.taken / max(timed.calls, 1)} if steps == "auto" else {}
+    names = protocols.shared_tasks(args, None if engine is None else engine.tasks, dataset.tasks)
+    loader = protocols.loader_of(args, dataset, names)
+    protocol, boundaries = protocols.protocol_of(args, loader)
+    source = protocols.saved_maps(args, loader) if engine is None else engine
+
+    tasks = {name: dataset.tasks[name] for name in names}
+    rows = _scored(args, source, loader, several, tasks, boundaries, protocol)
     metrics = rows[0]["metrics"]
-    primary = primary_metrics(metrics, engine.tasks)
-    title = f"{args.model} on {args.data} ({args.split}, {len(dataset)} images)"
+    primary = primary_metrics(metrics, tasks)
+    compared = {} if reference is None else tables.against(metrics, primary, reference)
+    title = f"{args.model or args.from_maps} on {protocol}"
     if len(rows) == 1:
-        console.print(metric_table(title, final_and_initial(metrics), primary))
+        meaning = tables.notes(tasks, boundaries)
+        console.print(metric_table(title, final_and_initial(metrics), primary, meaning))
     else:
-        console.print(steps_table(title, rows, primary))
+        console.print(tables.steps_table(title, rows, primary))
+    if args.per_class:
+        for name in (name for name, task in tasks.items() if task.kind == "classes"):
+            console.print(tables.class_table(name, metrics[name]))
+    if compared:
+        console.print(tables.baseline_table(primary, compared))
     if args.json:
-        found = {"metrics": metrics, "primary": primary} if len(rows) == 1 else {"steps": rows}
-        write_text(args.json, json.dumps(found, indent=2) + "\n")
+        write_text(args.json, tables.figures_file(rows, primary, protocol.to_json(), compared))
     return 0
 
 
-def shared_tasks(args: Eval, ours: dict, theirs: dict) -> list[str]:
-    """The tasks to score: those asked for, or all that the model and the data set have both."""
-    from dmtl.errors import ConfigError
+def _engine(args: Eval) -> Any:
+    from dmtl.cli._eval_protocol import trained_model
+    from dmtl.devices import pick_device
+    from dmtl.infer.engine import Engine
 
-    names = args.tasks or [t for t in ours if t in theirs]
-    for name in names:
-        for where, tasks in ((args.model, ours), (args.data, theirs)):
-            if name not in tasks:
-                raise ConfigError(f"tasks: {where} has no task {name!r} (it has {', '.join(tasks)})")
-        check_same_kind(name, ours[name], theirs[name])
-    if not names:
-        both = f"{', '.join(ours)} and {', '.join(theirs)}"
-        raise ConfigError(f"{args.model} and {args.data} share no task ({both})")
-    return names
+    precision = "fp32" if args.published and args.precision == "auto" else args.precision
+    model = trained_model(args.model).to(pick_device(args.device))
+    return Engine(model, precision=precision, samples=args.samples, inplace=True)
+
+
+def _scored(args: Eval, source, loader, several, tasks, boundaries, protocol) -> list[dict]:
+    """Metrics and time for each number of steps; the maps are saved where they are asked for."""
+    from rich.progress import track
+
+    from dmtl.infer.saved_maps import MapWriter
+    from dmtl.train.evaluate import evaluate
+
+    options: dict[str, Any] = dict(tasks=tasks, seed=args.seed, boundaries=boundaries)
+    if args.from_maps is None:
+        one = args.samples == 1 and len(several) == 1
+        options["initial"] = one and source.config.diffusion != "none"
+    writer = None
+    if args.save_maps is not None:
+        about = {"model": args.model, **protocol.to_json()}
+        writer = MapWriter(args.save_maps, tasks, about, floats=args.float_maps)
+        options["on_maps"] = writer.add
+    rows = []
+    try:
+        for steps in several:
+            timed = source if args.from_maps is not None else Timed(source)
+            batches = track(loader, total=len(loader), description="scoring", console=console)
+            rows.append({"steps": steps, "metrics": evaluate(timed, batches, steps=steps, **options)})
+            if len(several) > 1:
+                rows[-1]["ms_per_image"] = 1e3 * timed.seconds / protocol.images
+                rows[-1] |= {"steps_taken": timed.taken / max(timed.calls, 1)} if steps == "auto" else {}
+    finally:  # also after Ctrl-C: what is there is described
+        if writer is not None:
+            writer.write_index()
+    return rows
 
 
 class Timed:
@@ -135,46 +187,8 @@ class Timed:
             torch.cuda.synchronize(self.device)
 
 
-def steps_table(title: str, rows: list[dict], primary: dict) -> Table:
-    """Time and every task's main metric for each number of steps; Delta against the first row."""
-    from dmtl.metrics import delta_mtl
-
-    table = Table(title=Text(title), title_justify="left")
-    for column in (
-        "steps",
-        "ms/image",
-        *(f"{t} {m} {'↑' if up else '↓'}" for t, (m, _, up) in primary.items()),
-    ):
-        table.add_column(column, justify="right")
-    table.add_column("Delta %", justify="right")
-    tasks = [SimpleNamespace(name=t, primary=m, higher_is_better=up) for t, (m, _, up) in primary.items()]
-    for row in rows:
-        steps = (
-            f"auto ({row['steps_taken']:.1f})"
-            if row["steps"] == "auto"
-            else str(row["steps"] or "as trained")
-        )
-        values = [f"{row['metrics'][t.name][t.primary]:.4g}" for t in tasks]
-        delta = f"{delta_mtl(row['metrics'], rows[0]['metrics'], tasks):+.2f}" if row is not rows[0] else ""
-        table.add_row(steps, f"{row['ms_per_image']:.1f}", *values, delta)
-    return table
-
-
 def _steps(words: list[str] | None) -> list[int | str | None]:
-    from dmtl.errors import ConfigError
-
     for word in words or []:
         if word != "auto" and not (word.isdigit() and int(word) > 0):
             raise ConfigError(f'steps must be numbers from 1 or "auto", got {word!r}')
     return [word if word == "auto" else int(word) for word in words or []] or [None]
-
-
-def check_same_kind(name: str, ours, theirs) -> None:
-    """A model's task and a data set's task of the same name must mean the same thing."""
-    from dmtl.errors import ConfigError
-
-    if (ours.kind, ours.channels) != (theirs.kind, theirs.channels):
-        raise ConfigError(
-            f"task {name!r}: the model predicts {ours.kind} with {ours.channels} channels, "
-            f"the data set has {theirs.kind} with {theirs.channels}"
-        )

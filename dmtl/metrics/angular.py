@@ -41,6 +41,8 @@ class Angular(Metric):
     """
 
     map_channels = 3
+    notes = {name: "degrees" for name in ("mean", "median", "rmse")}
+    notes |= {f"within_{limit:g}": "percent" for limit in _WITHIN}
 
     def __init__(self, *, ignore: float = 255.0):
         super().__init__({

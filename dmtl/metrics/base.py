@@ -27,6 +27,7 @@ class Metric:
 
     map_channels: ClassVar[int] = 1  # 1: maps are [B,H,W]; 3: maps are [B,3,H,W]
     integer_map: ClassVar[bool] = False
+    notes: Mapping[str, str] = {}  # figure -> what it is, where its name leaves that open
 
     def __init__(self, sums: Mapping[str, Tensor], *, ignore: float = 255.0,
                  constants: Mapping[str, Tensor] | None = None):

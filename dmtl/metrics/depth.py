@@ -21,6 +21,8 @@ class Depth(Metric):
     `first` is the figure that `compute` names first.
     """
 
+    notes = {"rmse": "unit of the label", "abs_err": "unit of the label", "log_rmse": "natural logarithm"}
+
     def __init__(self, *, ignore: float = 255.0, relative: bool = True, first: str = "rmse"):
         self.relative, self.first = relative, first
         names = ("square", "absolute") + (("log_square", "relative", "square_relative") if relative else ())

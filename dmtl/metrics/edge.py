@@ -22,6 +22,8 @@ class Edge(PixelF):
     calls of the mean of each, so it depends on how data were batched: compare it between equal batches only.
     """
 
+    notes = PixelF.notes | {"loss": "published: sigmoid twice", "bce": "definition"}
+
     def __init__(self, *, ignore: float = 255.0, balance: float = 0.95):
         self.balance = balance
         super().__init__(ignore=ignore, bce=zeros(), pixels=zeros(dtype=torch.int64), loss=zeros(),

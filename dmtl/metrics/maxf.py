@@ -61,6 +61,7 @@ class MaxF(BestF):
     """
 
     beta2 = 0.3
+    notes = {"maxF": "definition", "maxF_paper": "published: sigmoid twice"}
 
     def __init__(self, *, ignore: float = 255.0):
         super().__init__(torch.arange(1, 20, dtype=torch.float64) / 20, ("exact", "paper"), ignore=ignore)
@@ -77,6 +78,8 @@ class PixelF(BestF):
 
     No tolerance for displacement: a boundary that is off by one pixel misses. It is not odsF and is smaller.
     """
+
+    notes = {"pixelF": "no tolerance, not odsF"}
 
     def __init__(self, *, ignore: float = 255.0, **sums: Tensor):
         super().__init__(torch.arange(1, 100, dtype=torch.float64) / 100, ("score",), ignore=ignore, **sums)

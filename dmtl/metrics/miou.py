@@ -34,6 +34,7 @@ class MeanIoU(Metric):
             raise ValueError(f"MeanIoU: absent must be 'zero' or 'skip', got {absent!r}")
         self.classes = tuple(str(i) for i in range(classes)) if isinstance(classes, int) else tuple(classes)
         self.absent = absent
+        self.notes = {"mIoU": "published: 0 if unseen" if absent == "zero" else "of classes seen"}
         n = len(self.classes)
         # Rows are labels, columns predictions; the last column takes predictions that are no class.
         super().__init__({"confusion": zeros(n, n + 1, dtype=torch.int64)}, ignore=ignore)

@@ -60,8 +60,10 @@ class Best:
                 self.reference[name] = value
 
 
-def read_reference(path: str | None) -> dict[str, dict[str, float]] | None:
-    """Metrics by task from a run's folder or its metrics.json; None for None.
+def read_reference(
+    path: str | Path | None, option: str = "log.baseline"
+) -> dict[str, dict[str, float]] | None:
+    """Metrics by task from a run's folder or its metrics.json; None for None. `option` begins messages.
 
     Raises:
         ConfigError: nothing there, or no metrics in it.
@@ -74,7 +76,7 @@ def read_reference(path: str | None) -> dict[str, dict[str, float]] | None:
         return {task: {name: float(v) for name, v in values.items()} for task, values in metrics.items()}
     except OSError as error:
         raise ConfigError(
-            f"log.baseline must be a finished run or its metrics.json: {file}: {error.strerror}"
+            f"{option} must be a finished run or its metrics.json: {file}: {error.strerror}"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError(f"log.baseline: {file}: holds no metrics of a run") from None
+        raise ConfigError(f"{option}: {file}: holds no metrics of a run") from None
