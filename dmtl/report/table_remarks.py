@@ -176,7 +176,9 @@ def _not_scored(table: ResultTable) -> list[str]:
             and any(column.task in scored.run.primary for scored in row.runs)
         ]
         if rows:
-            return [f"No odsF of {', '.join(rows)}: `dmtl eval RUN --boundaries` scores {column.task}."]
+            return [
+                f"No odsF of {', '.join(rows)}: `dmtl eval RUN --boundaries seism --json RUN/eval.json` scores it."
+            ]
     return []
 
 
