@@ -13,6 +13,7 @@ from dmtl.report.table_runs import EVAL, TRAINING, Scored
 if TYPE_CHECKING:
     from dmtl.report.table import ResultTable, Row
 
+OF_BOUNDARIES = ("boundaries", "max_dist", "boundary_images")  # None where no boundaries were scored
 PROTOCOL = {  # keys of a protocol, in words
     "data": "the data",
     "split": "the split",
@@ -20,6 +21,7 @@ PROTOCOL = {  # keys of a protocol, in words
     "frame": "the frame",
     "boundaries": "the boundaries' protocol",
     "max_dist": "max_dist",
+    "boundary_images": "the number of images with boundaries",
     "size": "the size",
 }
 
@@ -114,8 +116,11 @@ def _differences(runs: Iterable[tuple[Row, Scored]]) -> list[str]:
         for key, words in PROTOCOL.items():
             values: dict[str, str] = {}
             for row, scored in runs:
-                if scored.file == file and key in scored.protocol:
-                    values.setdefault(_text(scored.protocol[key]), row.name)
+                value = scored.protocol.get(key)
+                if scored.file != file or key not in scored.protocol:
+                    continue
+                if value is not None or key not in OF_BOUNDARIES:
+                    values.setdefault(_text(value), row.name)
             if len(values) > 1:
                 each = ", ".join(f"{value} ({name})" for value, name in values.items())
                 found.append(f"Scored differently: {words} is {each}.")
@@ -177,7 +182,8 @@ def _not_scored(table: ResultTable) -> list[str]:
         ]
         if rows:
             return [
-                f"No odsF of {', '.join(rows)}: `dmtl eval RUN --boundaries seism --json RUN/eval.json` scores it."
+                f"No odsF of {', '.join(rows)}: "
+                "`dmtl eval RUN --boundaries seism --json RUN/eval.json` scores it."
             ]
     return []
 

@@ -313,6 +313,12 @@ def test_rows_scored_differently_are_told(tmp_path):
     assert said(table, "the number of images is 654 (MTL), 10 (Feature)")
     assert said(table, "Feature was scored on 10 images, published figures on 654.")
     assert said(table, "Feature learned from nyud13 and was scored on else/where.")
+    write_eval(
+        second, metrics, boundaries="seism", max_dist=0.011
+    )  # MTL's has no boundaries: nothing to compare
+    assert not said(tables([tmp_path])[0], "Scored differently")
+    write_eval(first, metrics, boundaries="seism", max_dist=0.0075)
+    assert said(tables([tmp_path])[0], "Scored differently: max_dist is 0.0075 (MTL), 0.011 (Feature).")
 
 
 def test_other_labels_are_told(tmp_path):
