@@ -23,7 +23,7 @@ LAYERS = {"semseg": 0, "depth": 1, "normals": 2}
 
 
 def cast(split, index, size, seed, rows=None, columns=None, mirrored=False):
-    """semseg [H, W], depth [H, W] in metres, normals [3, H, W] and instances [H, W] of a scene.
+    """semseg [H, W], depth [H, W] in metres, normals [3, H, W], instances and surfaces [H, W] of a scene.
 
     rows, columns: places in the image of `size`, in pixels from its upper left corner; None: the centres of
     all pixels. mirrored: of a camera whose right is left.
@@ -48,6 +48,7 @@ def cast(split, index, size, seed, rows=None, columns=None, mirrored=False):
         "depth": depth.reshape(shape),
         "normals": normals.reshape(3, *shape),
         "instances": instances.reshape(shape),
+        "surface": surface.reshape(shape),
     }
 
 
