@@ -21,7 +21,7 @@ class Depth(Metric):
     `first` is the figure that `compute` names first.
     """
 
-    notes = {"rmse": "unit of the label", "abs_err": "unit of the label", "log_rmse": "natural logarithm"}
+    notes = {"rmse": "unit of the label", "abs_err": "unit of the label"}
 
     def __init__(self, *, ignore: float = 255.0, relative: bool = True, first: str = "rmse"):
         self.relative, self.first = relative, first
