@@ -20,7 +20,7 @@ CAST = [name for name in FIXTURES if name != "pascal-context" and not name.endsw
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
     top = tmp_path_factory.mktemp("geometry")
-    format = {name: name.removesuffix("-label") for name in CAST if name.endswith("-label")}
+    format = {name: name.removesuffix("-label") for name in FIXTURES if name.endswith("-label")}
     return {
         name: open_distribution(
             write_fixture(name, top / name, 2, 1, SIZE, SEED), "train", None, format.get(name)
