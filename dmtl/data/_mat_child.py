@@ -40,8 +40,11 @@ def main() -> None:
         try:
             tree, arrays = parse(*request, limits)
         except MemoryError:
-            send(channel, {"fatal": f"needs more than {limits['memory'] >> 20} MiB to read"})
-            return
+            recovered = is_free(limits["memory"] // 2)
+            reason = f"needs more than {limits['memory'] >> 20} MiB to read"
+            send(channel, {"error" if recovered else "fatal": reason})
+            if not recovered:
+                return
         except Exception as error:  # scipy lets many types through on damaged files
             send(channel, {"error": f"{type(error).__name__}: {error}"})
         else:
@@ -53,6 +56,15 @@ def allow(resource_kind: int, amount: int) -> None:
     """Sets a limit of this process, which it can raise again up to the one it was started with."""
     hard = resource.getrlimit(resource_kind)[1]
     resource.setrlimit(resource_kind, (amount if hard == resource.RLIM_INFINITY else min(amount, hard), hard))
+
+
+def is_free(memory: int) -> bool:
+    """Whether there is still so much: a process that lost memory must not refuse files that are all right."""
+    try:
+        bytearray(memory)  # address space, not memory: nothing is touched
+    except MemoryError:
+        return False
+    return True
 
 
 def parse(names: list[str], content: memoryview, limits: dict) -> tuple[dict, list]:

@@ -34,7 +34,7 @@ MAX_FILE_BYTES = 64 << 20
 SECONDS = 10
 """Of the clock for a file, of computing for its parser."""
 LIMITS = {
-    "memory": 1536 << 20,  # address space of the child; Python with scipy takes 170 MiB of it
+    "memory": 1 << 30,  # address space of the child; Python with scipy takes 170 MiB of it
     "seconds": SECONDS,
     "numbers": MAX_PIXELS,  # elements of one array
     "bytes": 256 << 20,  # of all arrays: a crowd of PASCAL people with all their parts takes 100 MB
