@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,6 +83,11 @@ class LabelledImages:
     def image_file(self, index: int) -> Path | None:
         """The JPEG or PNG that holds the image exactly as `read` gives it, which a copy of the data set can
         take over; None: there is none."""
+        return None
+
+    def stored(self, index: int, task: str) -> np.ndarray | None:
+        """The values of a label as its file holds them, before `read` makes them labels; None where there is
+        no label, or no file."""
         return None
 
     def boundaries(self, index: int) -> Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -12,68 +12,148 @@ import torch
 from torch import Tensor
 
 from dmtl.data.base import LabelledImages, Sample
+from dmtl.data.parallel import in_parallel
 from dmtl.data.partial_labels import LabelMatrix
 from dmtl.errors import DataError
 from dmtl.tasks import Task
 
+KINDS = {
+    "file": "files that cannot be read as what they are",
+    "value": "labels with values that mean nothing",
+    "vector": "vectors in files that are not unit vectors",
+    "image": "images that are there twice",
+    "label": "tasks whose labels teach nothing",
+    "split": "lists of splits",
+    "unlisted": "files of no split",
+    "manifest": "files that are not as the manifest says",
+    "link": "links out of the data set",
+}
+_TOLERANCE = {"f": 1e-3, "u": 0.01}  # of lengths: numbers; three codes rounded to 8 bits
+
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: `where` is a file, an id or a task, `what` a sentence."""
+    """One thing that is wrong: its kind (of `KINDS`), `where` a file, an id or a task, `what` a sentence."""
 
+    kind: str
     where: str
     what: str
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"
 
+    @classmethod
+    def of(cls, error: DataError, kind: str = "file", where: str = "") -> Problem:
+        """What an error says; `where` for one that begins with no place of its own."""
+        place, colon, what = str(error).partition(": ")
+        return cls(kind, place, what) if colon else cls(kind, where, place)
+
 
 def check_dataset(
     dataset: LabelledImages,
-    others: Sequence[LabelledImages] = (),
     *,
+    seen: dict[bytes | str, str] | None = None,
+    workers: int = 0,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[Problem]:
     """Reads everything and lists what is wrong; an empty list means that all is well.
 
-    Damaged files, labels of another size, values out of range, vectors that are not unit vectors, tasks
-    without any label or any positive, images that are there twice, in this split or in `others`.
-    `progress` wraps the loop.
+    Damaged files, labels of another size, values out of range, vectors that are not unit vectors (in the
+    label, and in its file before reading makes them so), tasks without any label or any positive, images and
+    ids that are there twice.
+
+    Args:
+        seen: what is known of other splits, filled for the next call: content and ids of images -> where.
+        workers: processes that read; 0: this one.
+        progress: wraps the loop.
     """
+    seen = {} if seen is None else seen
     problems: list[Problem] = []
-    seen: dict[bytes, str] = {}
-    for other in others:
-        for index in range(len(other)):
-            sample, _ = _read(other, index, [])
-            if sample is not None:
-                seen[_digest(sample.image)] = f"{other.split}: {sample.id}"
-    labelled, useful, positive = Counter(), Counter(), Counter()
-    for index in progress(range(len(dataset))):
-        sample, found = _read(dataset, index, list(dataset.tasks))
-        problems += found
-        if sample is None:
-            continue
-        digest = _digest(sample.image)
-        if digest in seen:
-            problems.append(Problem(sample.id, f"the same image as {seen[digest]}, expected it once"))
-        seen.setdefault(digest, f"{dataset.split}: {sample.id}")
-        for name, label in sample.labels.items():
-            task = dataset.tasks[name]
-            wrong = what_is_wrong(label, task, sample.size)
-            if wrong is not None:
-                problems.append(Problem(f"{sample.id} ({name})", wrong))
-                continue
-            labelled[name] += 1
-            useful[name] += bool(task.valid(label).any())
-            positive[name] += task.kind == "binary" and bool((label == 1).any())
+    count = Counter()
+    indices = range(len(dataset))
+    for index, found in zip(progress(indices), in_parallel(_Reader(dataset), indices, workers)):
+        id, here = dataset.ids[index], f"{dataset.split}: {dataset.ids[index]}"
+        problems += found.problems
+        count.update(found.facts)
+        if id in seen:
+            problems.append(Problem("split", id, f"is in {seen[id]} and {dataset.split}, expected one split"))
+        elif found.digest in seen:
+            twice = f"the same image as {seen[found.digest]}, expected it once"
+            problems.append(Problem("image", id, twice))
+        seen |= {id: dataset.split} | ({} if found.digest is None else {found.digest: here})
     for name, task in dataset.tasks.items():
-        if not labelled[name]:
-            problems.append(Problem(name, "no readable label at all, expected at least one"))
-        elif not useful[name]:
-            problems.append(Problem(name, f"every pixel of its {labelled[name]} labels is ignored"))
-        elif task.kind == "binary" and not positive[name]:
-            problems.append(Problem(name, "no pixel is 1 in any label, expected 0 and 1 (255 means ignore)"))
+        labels = count["labelled", name]
+        if not labels:
+            problems.append(Problem("label", name, "no readable label at all, expected at least one"))
+        elif not count["useful", name]:
+            problems.append(Problem("label", name, f"every pixel of its {labels} labels is ignored"))
+        elif task.kind == "binary" and not count["positive", name]:
+            message = "no pixel is 1 in any label, expected 0 and 1 (255 means ignore)"
+            problems.append(Problem("label", name, message))
     return problems
+
+
+@dataclass
+class _Found:
+    """Of one sample: problems, the hash of its image, ("labelled" | "useful" | "positive", task)."""
+
+    problems: list[Problem]
+    digest: bytes | None
+    facts: list[tuple[str, str]]
+
+
+class _Reader:
+    def __init__(self, dataset: LabelledImages):
+        self.dataset = dataset
+
+    def __call__(self, index: int) -> _Found:
+        data = self.dataset
+        sample, problems = _read(data, index, list(data.tasks))
+        if sample is None:
+            return _Found(problems, None, [])
+        facts = []
+        for name, label in sample.labels.items():
+            task, where = data.tasks[name], f"{sample.id} ({name})"
+            if wrong := what_is_wrong(label, task, sample.size):
+                problems.append(Problem("value", where, wrong))
+                continue
+            if task.kind == "unit_vector" and (wrong := wrong_lengths(data.stored(index, name))):
+                problems.append(Problem("vector", where, wrong))
+            facts.append(("labelled", name))
+            if task.valid(label).any():
+                facts.append(("useful", name))
+            if task.kind == "binary" and (label == 1).any():
+                facts.append(("positive", name))
+        try:
+            data.boundaries(index)
+        except DataError as error:
+            problems.append(Problem.of(error, where=sample.id))
+        return _Found(problems, blake2b(sample.image.numpy().tobytes(), digest_size=16).digest(), facts)
+
+
+def wrong_lengths(stored: np.ndarray | None) -> str | None:
+    """What is wrong with the lengths of a file's vectors [H, W, 3], which reading makes 1; None: nothing.
+
+    Unknown are zeros and what is not finite, in codes (uint8) also black, mid-grey and white.
+    """
+    if stored is None:
+        return None
+    tolerance = _TOLERANCE[stored.dtype.kind]
+    if stored.dtype.kind == "u":
+        vector = stored * np.float32(2 / 255) - 1
+        known = (stored != stored[..., :1]).any(2) | ~np.isin(stored[..., 0], (0, 127, 128, 255))
+    else:
+        vector = stored.astype(np.float32)
+        known = np.isfinite(vector).all(2) & vector.any(2)
+    length = np.sqrt((vector[known] ** 2).sum(1))
+    wrong = np.abs(length - 1) > tolerance
+    if not wrong.any():
+        return None
+    worst = length[np.abs(length - 1).argmax()]
+    return (
+        f"{wrong.mean():.2%} of its {len(length)} vectors have another length, the worst {worst:.4f}, "
+        f"expected 1 within {tolerance:g}"
+    )
 
 
 def what_is_wrong(label: Tensor, task: Task, image_size: tuple[int, int]) -> str | None:
@@ -139,19 +219,10 @@ def _read(dataset: LabelledImages, index: int, tasks: list[str]) -> tuple[Sample
     try:
         sample = dataset.read(index, [])
     except DataError as error:
-        return None, [_problem(dataset.ids[index], error)]
+        return None, [Problem.of(error, where=dataset.ids[index])]
     for task in tasks:
         try:
             sample.labels.update(dataset.read(index, [task]).labels)
         except DataError as error:
-            problems.append(_problem(dataset.ids[index], error))
+            problems.append(Problem.of(error, where=dataset.ids[index]))
     return sample, problems
-
-
-def _problem(id: str, error: DataError) -> Problem:
-    where, colon, what = str(error).partition(": ")
-    return Problem(where, what) if colon else Problem(id, where)
-
-
-def _digest(image: Tensor) -> bytes:
-    return blake2b(image.numpy().tobytes(), digest_size=16).digest()

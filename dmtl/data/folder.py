@@ -13,7 +13,7 @@
 
 Any name may stand under `tasks`; a name that `dmtl.tasks` does not know gets the default loss of its
 kind. Further keys (`ignore`, `weight`, ...) go to `dmtl.tasks.make_task`. `unknown: -1` marks one value
-of a .npy scalar as unknown; non-finite values always are, and so is 0 where the task is a distance.
+of a .npy scalar as unknown; non-finite values always are, and so is 0 in a distance or its inverse.
 
     labels: labels.csv                                  # hides the labels that the table does not show
     evaluation: {frame: [512, 512], max_dist: 0.0075}   # how published figures are taken (`LabelledImages`)
@@ -38,7 +38,7 @@ from torch import Tensor
 
 from dmtl.data.base import LabelledImages, Sample, unknown_name
 from dmtl.data.image_io import MAX_PIXELS, image_size, read_image, read_png_map
-from dmtl.data.label_maps import READING_OPTIONS, read_label
+from dmtl.data.label_maps import READING_OPTIONS, read_label, stored_values
 from dmtl.data.partial_labels import LabelMatrix
 from dmtl.data.paths import find_files, inner_path, inside, plain_name, read_ids, read_text
 from dmtl.errors import DataError, DmtlError
@@ -114,6 +114,10 @@ class Folder(LabelledImages):
         """Where the label is, hidden or not; None: the image has none."""
         name = self._files[task].get(self.ids[index])
         return None if name is None else self._inside(task, name)
+
+    def stored(self, index: int, task: str) -> np.ndarray | None:
+        path = self.label_file(index, task)
+        return None if path is None else stored_values(path)
 
     def boundaries(self, index: int) -> Tensor | None:
         if not self._boundaries:

@@ -33,8 +33,12 @@ def read_label(path: Path, task: Task, *, scale: float | None = None, unknown: f
     Raises DataError naming the file when it is damaged or its values are not what the task allows.
     """
     numbers = path.suffix.lower() == ".npy"
-    stored = read_npy(path) if numbers else read_png_map(path)
-    return decode_label(stored, task, path, numbers=numbers, scale=scale, unknown=unknown)
+    return decode_label(stored_values(path), task, path, numbers=numbers, scale=scale, unknown=unknown)
+
+
+def stored_values(path: Path) -> np.ndarray:
+    """What a .npy or PNG file of a label holds."""
+    return read_npy(path) if path.suffix.lower() == ".npy" else read_png_map(path)
 
 
 def decode_label(

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from dmtl.data.base import LabelledImages, Sample
@@ -137,6 +138,9 @@ class Subset(LabelledImages):
 
     def image_file(self, index: int) -> Path | None:
         return self.dataset.image_file(self.indices[index])
+
+    def stored(self, index: int, task: str) -> np.ndarray | None:
+        return self.dataset.stored(self.indices[index], task)
 
     def boundaries(self, index: int) -> Tensor | None:
         return self.dataset.boundaries(self.indices[index])

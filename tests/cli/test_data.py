@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 
 import numpy as np
@@ -31,6 +32,42 @@ def test_check_lists_everything(dmtl, folder):
     for name in ("images/a.png", "semseg/b.png", "cracks/c.png"):
         assert [name in line for line in lines].count(True) == 1
     assert lines[-1] == f"{folder}: 3 problems"
+
+
+def test_check_groups_and_counts(dmtl, tmp_path, folder):
+    """A table of kinds, at most so many lines of each, all of them as JSON."""
+    for id in "abcd":
+        (folder / "semseg" / f"{id}.png").write_bytes(b"damaged")
+    (folder / "cracks" / "z.png").write_bytes(b"")
+    (folder / "splits" / "val.txt").write_text("e\nf\nghost\n")
+    status, out, _ = dmtl("data", "check", folder, "--lines", 2, "--json", "all.json", "--workers", 2)
+    assert status == 1
+    counts = [line.split("│")[2].strip() for line in out.splitlines() if line.startswith("│")]
+    assert [count for count in counts if count] == ["4", "1", "1", "1"]
+    shown = [line for line in out.splitlines() if "semseg/" in line]
+    assert len(shown) == 2 and "  and 2 more (--lines 4 or --json FILE shows them)" in out
+    assert out.splitlines()[-1] == f"{folder}: 7 problems"
+    stored = json.loads((tmp_path / "all.json").read_text())
+    assert stored["images"] == 6 and stored["data"] == str(folder)
+    assert [p["kind"] for p in stored["problems"]].count("file") == 4
+    assert {p["where"] for p in stored["problems"] if p["kind"] == "file"} == {
+        str(folder / "semseg" / f"{id}.png") for id in "abcd"
+    }
+    assert {p["kind"] for p in stored["problems"]} == {"file", "label", "split", "unlisted"}
+
+
+def test_check_of_a_benchmark_as_distributed(dmtl, tmp_path):
+    write_fixture("nyud-13", tmp_path / "nyu", train=2, val=2, size=(32, 48))
+    status, out, _ = dmtl("data", "check", "nyu")
+    assert status == 0 and "nyu: 4 images in train, val, nothing wrong" in out
+    (tmp_path / "nyu" / "train" / "normal" / "1.npy").write_bytes(b"")
+    status, out, _ = dmtl("data", "check", "nyu")
+    assert status == 1 and "nyu/train/normal/1.npy" in out
+
+
+def test_check_of_a_split_that_is_not_there(dmtl, data):
+    status, _, err = dmtl("data", "check", data, "--splits", "test")
+    assert status == 2 and "unknown split 'test'" in err
 
 
 def test_show(dmtl, tmp_path, data):

@@ -9,6 +9,7 @@ from dmtl.data.folder import Folder
 from dmtl.data.partial_labels import LabelMatrix
 from dmtl.tasks import make_task
 from tests.data.conftest import HEIGHT, TASKS, WIDTH, arrays, describe
+from tests.data.tiny import Tiny, write_tiny
 
 
 def test_a_good_folder_has_no_problem(folder):
@@ -32,20 +33,86 @@ def test_labels_that_teach_nothing_are_reported(folder):
         Image.fromarray(np.full((HEIGHT, WIDTH), 255, np.uint8)).save(folder / "cracks" / f"{id}.png")
     describe(folder, tasks={**TASKS, "mask": {"kind": "binary"}})
     assert check_dataset(Folder(folder, "train")) == [
-        Problem("cracks", "every pixel of its 3 labels is ignored"),
-        Problem("edge", "no pixel is 1 in any label, expected 0 and 1 (255 means ignore)"),
-        Problem("mask", "no readable label at all, expected at least one"),
+        Problem("label", "cracks", "every pixel of its 3 labels is ignored"),
+        Problem("label", "edge", "no pixel is 1 in any label, expected 0 and 1 (255 means ignore)"),
+        Problem("label", "mask", "no readable label at all, expected at least one"),
     ]
 
 
 def test_the_same_image_twice_is_found_within_and_between_splits(folder):
-    train, val = Folder(folder, "train"), Folder(folder, "val")
-    assert [str(p) for p in check_dataset(val, [train])] == [
-        "a: the same image as train: a, expected it once",
-        "depth: no readable label at all, expected at least one",
+    Image.fromarray(arrays(1)["images"]).save(folder / "images" / "a.png")
+    (folder / "splits" / "val.txt").write_text("b\n")
+    (folder / "splits" / "train.txt").write_text("a\nc/d\n")
+    seen = {}
+    assert check_dataset(Folder(folder, "train"), seen=seen) == []
+    assert check_dataset(Folder(folder, "val"), seen=seen) == [
+        Problem("image", "b", "the same image as train: a, expected it once"),
+        Problem("label", "semseg", "no readable label at all, expected at least one"),
     ]
-    Image.fromarray(arrays(0)["images"]).save(folder / "images" / "b.png")
-    assert [str(p) for p in check_dataset(train)] == ["b: the same image as train: a, expected it once"]
+    (folder / "splits" / "train.txt").write_text("a\nb\n")
+    assert [str(p) for p in check_dataset(Folder(folder, "train"))] == [
+        "b: the same image as train: a, expected it once"
+    ]
+
+
+def test_an_id_in_two_splits_is_found(folder):
+    seen = {}
+    check_dataset(Folder(folder, "train"), seen=seen)
+    found = check_dataset(Folder(folder, "val"), seen=seen)
+    assert found[0] == Problem("split", "a", "is in train and val, expected one split")
+
+
+def test_vectors_of_files_are_measured_before_reading_makes_them_unit_vectors(folder):
+    """Share and worst of each file, in codes and in numbers; unknown ones do not count."""
+    codes = arrays(0)["normals"]
+    codes[0], codes[1, :16] = 0, 128  # unknown
+    codes[2, :12] = (128, 128, 230)  # length 0.80 in 12 of 720
+    Image.fromarray(codes).save(folder / "normals" / "a.png")
+    (folder / "normals" / "b.png").unlink()
+    numbers = np.zeros((HEIGHT, WIDTH, 3), np.float32)
+    numbers[3, :10], numbers[4, :1] = (0, 0.6, 0.8), (0, 1.2, 0)
+    np.save(folder / "normals" / "b.npy", numbers)
+    found = {p.where: p.what for p in check_dataset(Folder(folder, "train")) if p.kind == "vector"}
+    middle = "vectors have another length, the worst"
+    assert found == {
+        "a (normals)": f"1.67% of its 720 {middle} 0.8039, expected 1 within 0.01",
+        "b (normals)": f"9.09% of its 11 {middle} 1.2000, expected 1 within 0.001",
+    }
+
+
+def test_workers_find_the_same(folder):
+    (folder / "images" / "b.png").write_bytes(b"damaged")
+    Image.fromarray(arrays(2)["images"]).save(folder / "images" / "a.png")
+    data = Folder(folder, "train")
+    found = check_dataset(data, workers=2)
+    assert found == check_dataset(data) and len(found) == 2
+
+
+def test_boundaries_are_read_too(folder):
+    describe(folder, boundaries="contours")
+    for id in ("a", "b", "c/d"):
+        path = folder / "contours" / f"{id}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((HEIGHT, WIDTH), id == "b", np.uint8) * 7).save(path)
+    assert [str(p) for p in check_dataset(Folder(folder, "train"))] == [
+        f"{folder}/contours/b.png: value 7, expected 0 and 1 (a boundary)"
+    ]
+
+
+def test_a_distribution_is_checked_as_it_is(tmp_path):
+    source = write_tiny(tmp_path / "tiny")
+    train = Tiny(source, "train")
+    assert check_dataset(train) == []
+    damaged = source / "jpg" / "train-003.JPG"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    codes = np.full((24, 40, 3), (128, 128, 200), np.uint8)[:18, :26]
+    Image.fromarray(codes).save(source / "normals" / "train-005.png")
+    problems = check_dataset(train)
+    assert [(p.kind, p.where) for p in problems] == [
+        ("file", str(damaged)),
+        ("vector", "train/005 (normals)"),
+    ]
+    assert problems[1].what.startswith("100.00% of its 468 vectors")
 
 
 @pytest.mark.parametrize(

@@ -3,44 +3,127 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dmtl.cli._common import console, say
 from dmtl.cli.data._source import Source
+from dmtl.cli.data._written import bar
+
+if TYPE_CHECKING:
+    from dmtl.data.base import LabelledImages
+    from dmtl.data.check import Problem
 
 
 @dataclass(frozen=True)
 class Check:
-    """Read everything and list what is wrong: damaged files, sizes, class ids, ranges, duplicates.
+    """Read everything and list what is wrong: damaged files, sizes, class ids, ranges, lengths of vectors,
+    images and ids that are there twice, files that no split names or that are not as the manifest says, links
+    out of the folder.
 
     The exit status is 1 if anything is.
     """
 
     data: Source = "scenes"
-    """"scenes" or a folder with dataset.yaml."""
+    """"scenes", a folder with dataset.yaml, or a benchmark as distributed."""
     splits: list[str] = dataclasses.field(default_factory=lambda: ["train", "val"])
     """Splits to read."""
     count: int | None = None
     """At most so many images per split."""
+    lines: int = 10
+    """At most so many lines per kind of problem; the rest is counted."""
+    json: str | None = None
+    """A file for all of them."""
+    workers: int = 0
+    """Processes that read; 0: one, this."""
 
 
 def run(args: Check) -> int:
-    from rich.progress import track
+    from dmtl.data.check import Problem, check_dataset
+    from dmtl.data.check_files import check_files
+    from dmtl.errors import DataError
 
-    from dmtl.data import check_dataset, open_dataset
-
-    splits = [open_dataset(args.data, split, count=args.count) for split in args.splits]
-    problems = []
-    for i, dataset in enumerate(splits):
-        problems += check_dataset(
-            dataset,
-            splits[:i],
-            progress=lambda x, d=dataset: track(x, f"{d.name} {d.split}", console=console),
-        )
+    problems: list[Problem] = []
+    if is_folder(args.data):
+        problems += check_files(args.data, workers=args.workers, progress=bar(f"{args.data} files"))
+    seen: dict[bytes | str, str] = {}
+    images = 0
+    for split in args.splits:
+        try:
+            dataset = open_split(args, split)
+        except DataError as error:
+            if not (Path(args.data) / "splits" / f"{split}.txt").exists():
+                raise  # nothing of that name: a word of the command line, no problem of the data
+            problems.append(Problem.of(error))
+            continue
+        images += len(dataset)
+        progress = bar(f"{dataset.name} {split}")
+        problems += check_dataset(dataset, seen=seen, workers=args.workers, progress=progress)
+    problems = list({(p.where, p.what): p for p in problems}.values())  # met by both
+    if args.json is not None:
+        write_json(args, images, problems)
     if not problems:
-        say(f"{args.data}: {sum(map(len, splits))} images in {', '.join(args.splits)}, nothing wrong")
+        say(f"{args.data}: {images} images in {', '.join(args.splits)}, nothing wrong")
         return 0
-    for problem in problems:
-        say(problem)
-    say(f"{args.data}: {len(problems)} problems")
+    tell(args.data, problems, args.lines)
     return 1
+
+
+def is_folder(data: str) -> bool:
+    return (Path(data) / "dataset.yaml").is_file()
+
+
+def open_split(args: Check, split: str) -> LabelledImages:
+    from dmtl.data import open_dataset
+    from dmtl.data.check_files import readable_part
+    from dmtl.data.wrappers import Subset
+
+    if not is_folder(args.data):
+        return open_dataset(args.data, split, count=args.count)
+    dataset = readable_part(args.data, split)
+    return dataset if args.count is None else Subset(dataset, range(min(args.count, len(dataset))))
+
+
+def tell(data: str, problems: Sequence[Problem], lines: int) -> None:
+    """A table of what is wrong and where, then the problems of each kind, at most `lines` of them."""
+    from rich.table import Table
+
+    from dmtl.data.check import KINDS
+
+    table = Table("what is wrong", "count", "where")
+    table.columns[1].justify = "right"
+    groups = {kind: [p for p in problems if p.kind == kind] for kind in KINDS}
+    groups = {kind: found for kind, found in groups.items() if found}
+    for kind, found in groups.items():
+        places = Counter(_place(data, problem) for problem in found).most_common()
+        shown = [f"{place} {count}" if len(places) > 1 else place for place, count in places[:5]]
+        table.add_row(KINDS[kind], str(len(found)), ", ".join([*shown, "..."] if len(places) > 5 else shown))
+    console.print(table)
+    for kind, found in groups.items():
+        say(f"\n{KINDS[kind]}:")
+        for problem in found[:lines]:
+            say(f"  {problem}")
+        if len(found) > lines:
+            say(f"  and {len(found) - lines} more (--lines {len(found)} or --json FILE shows them)")
+    say(f"\n{data}: {len(problems)} problem{'s' * (len(problems) > 1)}")
+
+
+def _place(data: str, problem: Problem) -> str:
+    """The folder or file of the data set that a problem is in, or its task, or nothing."""
+    try:
+        return Path(problem.where).relative_to(data).parts[0]
+    except (ValueError, IndexError):
+        task = problem.where.rpartition(" (")[2].removesuffix(")")
+        return task if task != problem.where or problem.kind == "label" else "images"
+
+
+def write_json(args: Check, images: int, problems: Sequence[Problem]) -> None:
+    from dmtl.files import write_text
+
+    found = [dataclasses.asdict(problem) for problem in problems]
+    content = {"data": args.data, "splits": args.splits, "images": images, "problems": found}
+    write_text(args.json, json.dumps(content, indent=1) + "\n")
