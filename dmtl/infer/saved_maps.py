@@ -11,8 +11,10 @@
 | scalar      | .npy of numbers [H, W]; or grey PNG, value = offset + scale * pixel, see below    | .npy    |
 
 `scale` and `offset` of scalars in PNG stand in maps.json as `dmtl predict` gives them: under `tasks`, or for
-each image in its `reading`. What is written is read back to the bit, but for probabilities in 8 bits, which
-come back within 1/510: write them as float32 .npy where that matters.
+each image in its `reading`. What is written is read back to the bit, but for probabilities in 8 bits. These
+are rounded, and come back within 1/510; those of thin tasks are cut off as in the published files, and come
+back within 1/255: the boundary benchmark cuts off the same way, so its figures stay the same. As float32 .npy
+probabilities are exact.
 """
 
 from __future__ import annotations
@@ -84,14 +86,17 @@ class MapWriter:
 
     def _description(self, name: str) -> dict:
         task = self.tasks[name]
-        return {"kind": task.kind, "npy": _NPY[task.kind]} if name in self.arrays else describe_format(task)
+        if name in self.arrays:
+            return {"kind": task.kind, "npy": _NPY[task.kind]}
+        return describe_format(task) | ({"rounding": "down, as published"} if task.thin else {})
 
     def _write(self, name: str, id: str, map: Tensor) -> None:
         path, stale = (self.folder / name / f"{id}{suffix}" for suffix in self._suffixes(name))
         if name in self.arrays:
             write_npy(path, map.float().movedim(0, -1) if map.ndim == 3 else map.float())
         else:
-            write_bytes(path, encode_map(self.tasks[name], map)[0])
+            task = self.tasks[name]
+            write_bytes(path, encode_map(task, (map * 255).floor() / 255 if task.thin else map)[0])
         stale.unlink(missing_ok=True)  # of an earlier output in the other format
 
     def _suffixes(self, name: str) -> tuple[str, str]:

@@ -30,7 +30,7 @@ _State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Boundaries:
-    """Scores tasks called edge as boundaries too: maps without their padding, image by image.
+    """Scores tasks called edge as boundaries too, maps without their padding.
 
     metric  makes a metric of probabilities [B, H, W] and labels [B, 1, H, W], given the ignored label value
     truth   place in the data set -> bool [H, W], or None: where the edge label is 1
@@ -47,13 +47,17 @@ class Boundaries:
         return task.name == "edge" and task.kind == "binary" and task.thin
 
     def update(self, meter: Metric, batch: Batch, map_BHW: Tensor) -> None:
-        """Adds the images of a batch."""
+        """Adds the images of a batch, those of equal size together."""
+        pairs: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         for row, index in enumerate(batch.index.tolist()):
             if batch.present["edge"][row] and (self.ids is None or batch.ids[row] in self.ids):
                 window = batch.unpadded(row)
                 truth = self.truth(index)
-                label = batch.labels["edge"][row][:, *window] if truth is None else truth[None].byte()
-                meter.update(map_BHW[row][window][None].cpu(), label[None].cpu())
+                label = batch.labels["edge"][row][:, *window].cpu() if truth is None else truth[None].byte()
+                pairs.setdefault(batch.valid_size[row], []).append((map_BHW[row][window], label))
+        for equal in pairs.values():
+            maps, labels = (torch.stack(parts).cpu() for parts in zip(*equal, strict=True))
+            meter.update(maps, labels)
 
 
 @torch.inference_mode()

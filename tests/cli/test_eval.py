@@ -1,0 +1,338 @@
+"""`dmtl eval`: the published protocol, saved maps, listed images, and what is printed and written of it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from dmtl.diffusion import CounterNoise
+from dmtl.models import ModelConfig, build_model, load_model
+from dmtl.models.published import TASK_ORDER, official_state
+from dmtl.tasks import make_task
+from tests.metrics import oracles
+
+SIZES = {"a": (36, 44), "b": (47, 30), "c": (64, 64), "d": (33, 61)}
+FRAME = (64, 64)
+
+
+@pytest.fixture(scope="module")
+def pascal(tmp_path_factory):
+    """A data set with the five published tasks, images of different sizes, and its published protocol."""
+    root = tmp_path_factory.mktemp("eval") / "pascal"
+    rng = np.random.default_rng(0)
+    for id, (height, width) in SIZES.items():
+        vectors = rng.normal(size=(height, width, 3)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
+        edge = np.zeros((height, width))
+        edge[height // 2] = edge[:, width // 3] = 1
+        pixels = {
+            "images": rng.integers(0, 256, (height, width, 3)),
+            "semseg": rng.choice([0, 3, 15, 20, 255], (height, width)),
+            "human_parts": rng.integers(0, 7, (height, width)),
+            "sal": rng.integers(0, 2, (height, width)),
+            "edge": edge,
+            "normals": np.rint((vectors + 1) * 127.5),
+        }
+        for name, array in pixels.items():
+            (root / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array.astype(np.uint8)).save(root / name / f"{id}.png")
+    (root / "splits").mkdir()
+    (root / "splits" / "val.txt").write_text("\n".join(SIZES) + "\n")
+    kinds = {"semseg": "classes", "human_parts": "classes", "sal": "binary", "edge": "binary"}
+    described = {
+        "name": "tiny-pascal",
+        "tasks": {task: {"kind": kinds.get(task, "unit_vector")} for task in TASK_ORDER},
+        "evaluation": {"frame": list(FRAME), "max_dist": 0.02},
+    }
+    (root / "dataset.yaml").write_text(yaml.safe_dump(described, sort_keys=False))
+    return root
+
+
+def published_file(path, seed=0):
+    """torch.save of what the released file holds: names with DDP's prefix, moments of Adam, a scheduler."""
+    torch.manual_seed(seed)
+    specs = [make_task(task).spec() for task in TASK_ORDER]
+    small = dict(width=16, backbone_width=4, blocks=1, mlp_ratio=2, decoder_blocks=1)
+    model = build_model(ModelConfig(tasks=specs, **small))
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-5, weight_decay=1e-6)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: (1 - epoch / 100) ** 0.9)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    scheduler.step()
+    content = {
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "model": {f"module.{name}": value for name, value in official_state(model).items()},
+        "epoch": 99,
+        "iter_count": 83299,
+    }
+    torch.save(content, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def official(pascal):
+    return published_file(pascal.parent / "official.pth.tar")
+
+
+@pytest.fixture
+def score(dmtl, tmp_path):
+    """score("model", ...) -> the JSON that `dmtl eval` writes, and what it prints."""
+
+    def run(*words):
+        status, out, err = dmtl("eval", *words, "--json", "figures.json")
+        assert status == 0, err
+        return json.loads((tmp_path / "figures.json").read_text()), out
+
+    return run
+
+
+def test_frame(score, dmtl, tmp_path, pascal, official):
+    """Beside images padded by NumPy, the network called by hand, and the metrics' definitions."""
+    assert dmtl("convert", official, "model").status == 0
+    found, out = score("model", "--data", pascal, "--frame", *FRAME, "--precision", "fp32", "--batch-size", 3)
+    model = load_model(tmp_path / "model").eval()
+    maps, labels = {}, {}
+    for index, (id, (height, width)) in enumerate(SIZES.items()):
+        top, left = (FRAME[0] - height) // 2, (FRAME[1] - width) // 2
+        around = ((top, FRAME[0] - height - top), (left, FRAME[1] - width - left))
+        rgb = np.asarray(Image.open(pascal / "images" / f"{id}.png")) / 255.0
+        image = np.pad((rgb - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225], (*around, (0, 0)))
+        image = torch.from_numpy(image).float().permute(2, 0, 1)[None]
+        out_of_model = model.maps(image, noise=CounterNoise(0, torch.tensor([index]))).maps
+        for task in ("semseg", "sal"):
+            maps.setdefault(task, []).append(out_of_model[task][0].numpy())
+            label = np.asarray(Image.open(pascal / task / f"{id}.png"))
+            labels.setdefault(task, []).append(np.pad(label, around, constant_values=255))
+    stacked = {task: (np.stack(maps[task]), np.stack(labels[task])[:, None]) for task in maps}
+    assert found["metrics"]["semseg"]["mIoU"] == pytest.approx(
+        oracles.mean_iou(*stacked["semseg"], 21)["mIoU"], rel=1e-3
+    )
+    expected = oracles.max_f(*stacked["sal"])
+    for metric in ("maxF", "maxF_paper"):
+        assert found["metrics"]["sal"][metric] == pytest.approx(expected[metric], rel=1e-3)
+    assert found["protocol"]["frame"] == list(FRAME) and "frame 64x64" in " ".join(out.split())
+    other, out = score("model", "--data", pascal, "--precision", "fp32")
+    assert other["protocol"]["frame"] is None and "images at their own size" in " ".join(out.split())
+    assert other["metrics"]["semseg"]["mIoU"] != found["metrics"]["semseg"]["mIoU"]
+
+
+def test_image_larger_than_the_frame(dmtl, pascal, official):
+    status, _, err = dmtl("eval", official, "--data", pascal, "--frame", 48, 64)
+    assert (status, err) == (2, "dmtl eval: c: image of 64x64 pixels, expected at most 64x48, the frame\n")
+
+
+def test_published_checkpoint_in_one_command(score, dmtl, pascal, official):
+    """The same figures as converting first; frame, distance and protocol as the data set says."""
+    found, out = score(official, "--data", pascal, "--published")
+    assert found["protocol"] == {
+        "data": str(pascal),
+        "split": "val",
+        "images": 4,
+        "frame": list(FRAME),
+        "boundaries": "seism",
+        "max_dist": 0.02,
+        "boundary_images": 4,
+    }
+    assert set(found["metrics"]) == {*TASK_ORDER, *(f"initial/{task}" for task in TASK_ORDER)}
+    assert [found["primary"][task][0] for task in TASK_ORDER] == [
+        "mIoU",
+        "mIoU",
+        "maxF",
+        "mean",
+        "odsF_seism",
+    ]
+    assert found["metrics"]["edge"].keys() >= {
+        "odsF_seism",
+        "oisF_seism",
+        "AP_seism",
+        "pixelF",
+        "loss",
+        "bce",
+    }
+    lines = {line.split()[3]: line for line in out.splitlines() if line.startswith("│")}
+    meanings = {"maxF": "definition", "maxF_paper": "published", "loss": "published", "bce": "definition"}
+    assert all(word in lines[metric] for metric, word in meanings.items())
+    assert "frame 64x64; boundaries: seism, max_dist 0.02" in " ".join(out.split())
+    assert dmtl("convert", official, "model").status == 0
+    options = ["--frame", *FRAME, "--boundaries", "seism", "--precision", "fp32"]
+    assert repr(score("model", "--data", pascal, *options)[0]["metrics"]) == repr(found["metrics"])
+
+
+def test_a_foreign_file_is_no_model(dmtl, tmp_path, pascal):
+    torch.save({"model": {"module.fc.weight": torch.zeros(2, 2)}}, tmp_path / "other.pth.tar")
+    status, _, err = dmtl("eval", "other.pth.tar", "--data", pascal)
+    assert status == 2 and err.startswith("dmtl eval: other.pth.tar: not a published DiffusionMTL checkpoint")
+
+
+def figures(metrics):
+    """What saved maps give too: no initial maps."""
+    return {task: values for task, values in metrics.items() if not task.startswith("initial/")}
+
+
+def same(ours, theirs, tolerance):
+    assert list(ours) == list(theirs)
+    for task in theirs:
+        assert list(ours[task]) == list(theirs[task])
+        for metric, value in theirs[task].items():
+            assert ours[task][metric] == pytest.approx(value, nan_ok=True, **tolerance), (task, metric)
+
+
+def test_saved_maps_score_the_same(score, pascal, official):
+    """Model -> maps -> figures: equal where maps are stored exactly; probabilities in 8 bits come close."""
+    options = ["--data", pascal, "--published"]
+    model, _ = score(official, *options, "--save-maps", "maps", "--float-maps")
+    maps, out = score("--from-maps", "maps", *options)
+    same(maps["metrics"], figures(model["metrics"]), dict(rel=1e-12))
+    assert maps["protocol"] == model["protocol"] | {"frame": None} and "maps on" in out
+    score(official, *options, "--save-maps", "maps")
+    rounded, _ = score("--from-maps", "maps", *options)
+    for task in ("semseg", "human_parts", "normals"):
+        assert rounded["metrics"][task] == maps["metrics"][task]
+    for metric in ("odsF_seism", "oisF_seism", "AP_seism"):
+        assert rounded["metrics"]["edge"][metric] == model["metrics"]["edge"][metric]
+    for task, metric in (("sal", "maxF"), ("edge", "pixelF"), ("edge", "bce")):
+        assert rounded["metrics"][task][metric] == pytest.approx(model["metrics"][task][metric], rel=0.02)
+
+
+def test_maps_of_another_program(score, tmp_path, pascal):
+    """The labels themselves as maps: everything is right."""
+    for task in ("human_parts", "edge"):
+        (tmp_path / "theirs" / task).mkdir(parents=True)
+        for id in SIZES:
+            label = np.asarray(Image.open(pascal / task / f"{id}.png"))
+            name = tmp_path / "theirs" / task / id
+            np.save(name.with_suffix(".npy"), label if task == "human_parts" else label / 1.0)
+    found, _ = score("--from-maps", "theirs", "--data", pascal, "--boundaries", "raw", "--max-dist", 0.01)
+    assert list(found["metrics"]) == ["human_parts", "edge"]
+    assert found["metrics"]["human_parts"]["mIoU"] == 100
+    assert found["metrics"]["edge"]["odsF_raw"] == found["metrics"]["edge"]["pixelF"] == 100
+    assert (found["protocol"]["boundaries"], found["protocol"]["max_dist"]) == ("raw", 0.01)
+
+
+def test_maps_that_cannot_be_scored(dmtl, tmp_path, pascal):
+    words = ("eval", "--from-maps", "maps", "--data", pascal)
+    assert dmtl(*words)[0::2] == (
+        2,
+        f"dmtl eval: maps and {pascal} share no task (none and {', '.join(TASK_ORDER)})\n",
+    )
+    (tmp_path / "maps" / "sal").mkdir(parents=True)
+    for id, size in SIZES.items():
+        Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / "maps" / "sal" / f"{id}.png")
+    assert dmtl(*words).status == 0
+    Image.fromarray(np.zeros(FRAME, np.uint8)).save(tmp_path / "maps" / "sal" / "b.png")
+    message = "maps/sal/b.png: values of shape [64, 64], expected [47, 30] as the image"
+    assert dmtl(*words)[0::2] == (2, f"dmtl eval: {message}\n")
+    (tmp_path / "maps" / "sal" / "c.png").unlink()
+    (tmp_path / "maps" / "sal" / "d.png").unlink()
+    message = "maps: 2 of 4 maps are missing: sal/c, sal/d, expected <task>/<id>.png or .npy"
+    assert dmtl(*words)[0::2] == (2, f"dmtl eval: {message}\n")
+
+
+def test_listed_images(score, dmtl, tmp_path, pascal, official):
+    """Figures of an image do not depend on what is scored beside it."""
+    (tmp_path / "list.txt").write_text("d\nb\n")
+    options = ["--data", pascal, "--frame", *FRAME, "--batch-size", 1]
+    listed, out = score(official, *options, "--ids", "list.txt")
+    assert listed["protocol"]["images"] == 2 and "2 images" in out
+    score(official, *options, "--save-maps", "maps", "--float-maps")
+    apart, _ = score("--from-maps", "maps", "--data", pascal, "--ids", "list.txt", "--batch-size", 1)
+    same(apart["metrics"], figures(listed["metrics"]), dict(rel=1e-12))
+    (tmp_path / "list.txt").write_text("d\n2008_000002\n")
+    status, _, err = dmtl("eval", official, *options, "--ids", "list.txt")
+    told = "1 of 2 ids are unknown, the first is '2008_000002', expected images of tiny-pascal, split 'val'"
+    assert (status, err) == (2, f"dmtl eval: list.txt: {told}\n")
+
+
+def test_listed_boundaries(score, tmp_path, pascal, official):
+    """Boundaries of some images beside pixels of all, as published for PASCAL-Context."""
+    (tmp_path / "list.txt").write_text("a\nc\n")
+    options = ["--data", pascal, "--published"]
+    found, out = score(official, *options, "--boundary-ids", "list.txt")
+    both, _ = score(official, *options, "--ids", "list.txt")
+    every, _ = score(official, *options)
+    assert (found["protocol"]["images"], found["protocol"]["boundary_images"]) == (4, 2)
+    assert "max_dist 0.02, 2 images" in " ".join(out.split())
+    same({"semseg": found["metrics"]["semseg"]}, {"semseg": every["metrics"]["semseg"]}, dict(rel=1e-12))
+    for metric in ("odsF_seism", "oisF_seism", "AP_seism"):
+        assert found["metrics"]["edge"][metric] == pytest.approx(both["metrics"]["edge"][metric], rel=1e-3)
+
+
+def test_tables(score, tmp_path, pascal, official):
+    """Classes by the names of the data set; Delta_MTL against single-task runs, by hand."""
+    single = {
+        "runs/semseg/eval.json": {"semseg": {"mIoU": 2.0, "pixel_acc": 1.0}, "initial/semseg": {"mIoU": 1.0}},
+        "runs/normals/metrics.json": {"normals": {"mean": 100.0}, "initial/normals": {"mean": 50.0}},
+        "edge.json": {"edge": {"pixelF": 20.0}, "initial/semseg": {"mIoU": 3.0}},
+    }
+    for name, metrics in single.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps({"metrics": metrics}))
+    (tmp_path / "runs/semseg/metrics.json").write_text(json.dumps({"metrics": {"semseg": {"mIoU": 9.0}}}))
+    options = ["--data", pascal, "--tasks", "semseg", "normals", "edge"]
+    baseline = ["--baseline", "runs/semseg", "runs/normals", "edge.json"]
+    found, out = score(official, *options, *baseline, "--per-class")
+    m = found["metrics"]
+    gains = {
+        "semseg": 100 * (m["semseg"]["mIoU"] - 2) / 2,
+        "normals": -100 * (m["normals"]["mean"] - 100) / 100,
+        "edge": 100 * (m["edge"]["pixelF"] - 20) / 20,
+    }
+    assert found["delta_mtl"] == pytest.approx(sum(gains.values()) / 3)
+    assert {task: gain for task, (_, _, gain) in found["baseline"].items()} == pytest.approx(gains)
+    assert f"Delta_MTL against the baseline: {sum(gains.values()) / 3:+.2f} %" in out
+    assert "aeroplane" in out and "tvmonitor" in out and "class 1" not in out
+    assert f"{m['semseg']['IoU/person']:.2f}" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["m", "--from-maps", "x"],
+            "--from-maps stands in the place of MODEL, expected one of them, got both",
+        ),
+        (["--from-maps", "x", "--frame", 8, 8], "--frame concerns a model's prediction, expected none with"),
+        (["--from-maps", "x", "--samples", 2], "--samples concerns a model's prediction"),
+        (["m", "--save-maps", "x", "--steps", 1, 2], "--save-maps needs one number of --steps, got 2"),
+        (["m", "--float-maps"], "--float-maps needs --save-maps"),
+        (["m", "--max-dist", 0.1], "--max-dist needs --boundaries or --published"),
+        (["m", "--boundary-ids", "x"], "--boundary-ids needs --boundaries or --published"),
+        (["m", "--boundaries", "raw", "--max-dist", 2], "--max-dist must be between 0 and 1"),
+        (["m", "--boundaries", "bsds"], "--boundaries"),
+        (["m", "--baseline", "nowhere"], "--baseline must be a finished run or its metrics.json: nowhere"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_options_that_cannot_work(dmtl, words, message):
+    status, out, err = dmtl("eval", *words)
+    assert (status, out) == (2, "") and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("stored", "words", "message"),
+    [
+        ([{"sal": {"maxF": 1}}], ["sal", "edge"], "--baseline has no pixelF of edge, expected runs that"),
+        ([{"sal": {"maxF": 1}}, {"sal": {"maxF": 2}}], ["sal"], "1.json has sal, as one before it has"),
+        ([{"sal": {"maxF": 0}}], ["sal"], "--baseline: delta_mtl: reference must not be 0 at sal maxF"),
+    ],
+)
+def test_baselines_that_cannot_be_compared(dmtl, tmp_path, pascal, official, stored, words, message):
+    for number, metrics in enumerate(stored):
+        (tmp_path / f"{number}.json").write_text(json.dumps({"metrics": metrics}))
+    files = [f"{number}.json" for number in range(len(stored))]
+    status, _, err = dmtl("eval", official, "--data", pascal, "--tasks", *words, "--baseline", *files)
+    assert status == 2 and message in err and err.count("\n") == 1
+
+
+def test_boundaries_need_a_task_called_edge(dmtl, pascal, official):
+    words = ["eval", official, "--data", pascal, "--tasks", "sal"]
+    message = "--boundaries needs a task called edge among those scored, got sal"
+    assert dmtl(*words, "--boundaries", "raw")[0::2] == (2, f"dmtl eval: {message}\n")
+    assert dmtl(*words, "--published").status == 0
