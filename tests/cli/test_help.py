@@ -74,7 +74,7 @@ def test_training_help_names_every_key(dmtl):
         (["predict", "model"], "IMAGE must be at least one file or folder, got none"),
         (["report"], "RUN must be at least one folder of a finished run, got none"),
         (["convert", "a.pth"], "missing TARGET"),
-        (["data"], "{check, show, labels, export"),
+        (["data"], "{check, show, labels, "),
         (["data", "chek"], "chek"),
         (["data", "check", "--spilts", "val"], "unknown option --spilts, did you mean --splits?"),
         (["info", "--verbose"], "unknown option --verbose"),
