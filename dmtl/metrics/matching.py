@@ -4,13 +4,13 @@ Of all matchings that pair pixels at most D pixels apart, one with the least
 
     sum over pairs of their distance + 100 D * (pixels of both sides without a partner)
 
-which is the cost of the Berkeley benchmark's correspondPixels (its default outlier cost). As there, distances and
-costs are integers, hundredths of a pixel: rint(100 distance), ceil(100 * 100 D). Among equal costs more pairs
-win, so the number of pairs is a function of the two masks alone. The published program connects outliers at
-random and may miss the least cost; this does not.
+which is the cost of the Berkeley benchmark's correspondPixels (its default outlier cost). As there, distances
+and costs are integers, hundredths of a pixel: rint(100 distance), ceil(100 * 100 D). Among equal costs more
+pairs win, so the number of pairs is a function of the two masks alone. The published program connects
+outliers at random and may miss the least cost; this does not.
 
-The native core (csrc/include/dmtl/matching.h) changes a matching from threshold to threshold. Without it scipy
-solves an assignment at each (`pip install scipy`); both give the same numbers.
+The native core (csrc/include/dmtl/matching.h) changes one matching from threshold to threshold. Without it
+scipy solves an assignment at each (`pip install scipy`). Both give the same numbers.
 """
 
 from __future__ import annotations
@@ -127,8 +127,9 @@ def _assign(a_HW: np.ndarray, b_HW: np.ndarray, reach: float) -> tuple[int, int]
     square = ((a[i] - b[j]) ** 2).sum(1)
     i, j, square = (x[square <= reach * reach] for x in (i, j, square))
     distance = np.rint(HUNDREDTHS * np.sqrt(square)).astype(np.int64)
-    # Every pixel may take an outlier of its own, at a cost; the two outliers of a pair take each other, at none. All is doubled
-    # and a pair costs one less, so that of equal costs more pairs win; and raised by 2, since scipy reads 0 as missing.
+    # Every pixel may take an outlier of its own, at a cost; the two outliers of a pair take each other, at
+    # none. All is doubled and a pair costs one less, so that of equal costs more pairs win; and raised by 2,
+    # since scipy reads 0 as missing.
     m, n = len(a), len(b)
     rows = np.concatenate([i, np.arange(m), m + np.arange(n), m + j])
     columns = np.concatenate([j, n + np.arange(m), np.arange(n), n + i])

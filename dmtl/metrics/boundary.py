@@ -1,0 +1,130 @@
+"""The boundary benchmark: odsF, oisF and AP, as published multi-task results state them.
+
+A map E is made binary at 101 thresholds t = 0.001, 0.01, 0.02 .. 0.99, 0.999, thinned (`thin`) and matched
+with the thinned truth, one pixel with one pixel at most `max_dist` image diagonals away (`match_pixels`).
+With the numbers of pairs, of predicted and of true pixels, summed over images,
+
+    precision P = pairs / predicted     recall R = pairs / true
+    F = 2 P R / (P + R) = 2 pairs / (predicted + true)
+
+    odsF   the largest F of the sums at one threshold
+    oisF   F of the sums at each image's own best threshold (the lowest of equals)
+    AP     sum over r = 0, 0.01 .. 1 of P(r) / 100, where P is linear between the thresholds' (R, P) and
+           nothing beyond them
+
+all in percent, 0 for 0 / 0. AP is the Berkeley benchmark's, its two oddities included: 101 values are
+divided by 100, so that it may reach 101 %, and a curve of one recall alone (a perfect binary map) has no
+area. Of thresholds with equal recall the lowest counts.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmtl.metrics.base import Metric, zeros
+from dmtl.metrics.matching import BOUNDARY, IGNORED, boundary_counts, check_reach
+from dmtl.metrics.suppression import suppress
+
+THRESHOLDS = (0.001, *(i / 100 for i in range(1, 100)), 0.999)
+
+
+class Boundary(Metric):
+    """`odsF_<protocol>`, `oisF_<protocol>`, `AP_<protocol>` (percent) and `ods_threshold_<protocol>`.
+
+    Args:
+        protocol: "seism", the published figure: E are the ridges of the map (`suppress`), predicted where
+            E > t. "raw": the map as it is, predicted where E >= t.
+        max_dist: the largest distance of a pair as a fraction of the image diagonal; published figures take
+            0.0075 on PASCAL-Context and 0.011 on NYUD-v2.
+        quantise: maps become whole 255ths first, as if written to the PNG files that the published program
+            reads (fractions are cut off).
+
+    Labels above 0.5 are boundaries and are thinned here. Pixels whose label is unknown count on neither
+    side: they are no truth, and predictions on them, thinned with all others, are dropped. Scores beyond 0
+    and 1 are taken for 0 and 1, NaN for 0. Counts are made on the CPU: `update` waits for maps on a device.
+    All sums are integers.
+    """
+
+    def __init__(
+        self,
+        protocol: Literal["seism", "raw"] = "seism",
+        max_dist: float = 0.0075,
+        *,
+        ignore: float = 255.0,
+        quantise: bool = True,
+    ):
+        if protocol not in ("seism", "raw"):
+            raise ValueError(f"Boundary: protocol must be seism or raw, got {protocol}")
+        if not max_dist >= 0:
+            raise ValueError(
+                f"Boundary: max_dist must be a fraction of the image diagonal >= 0, got {max_dist}"
+            )
+        self.protocol, self.max_dist, self.quantise = protocol, float(max_dist), quantise
+        sums = {name: zeros(len(THRESHOLDS), dtype=torch.int64) for name in ("matched", "predicted")}
+        totals = ("actual", "best_matched", "best_predicted", "images")
+        super().__init__(sums | {name: zeros(dtype=torch.int64) for name in totals}, ignore=ignore)
+
+    def _accumulate(self, map_BHW: Tensor, label_BKHW: Tensor, valid_BHW: Tensor) -> None:
+        reach = self.max_dist * math.hypot(*map_BHW.shape[-2:])
+        check_reach("Boundary.update", reach)
+        truth_BHW = torch.where(valid_BHW, (label_BKHW[:, 0] > 0.5) * BOUNDARY, IGNORED)
+        counts = boundary_counts(
+            self._levels(map_BHW.cpu()), truth_BHW.to("cpu", torch.uint8).numpy(), len(THRESHOLDS), reach
+        )
+        matched_BT, predicted_BT, actual_B = map(torch.from_numpy, counts)
+        best_B1 = _f(matched_BT, predicted_BT, actual_B[:, None]).argmax(1, keepdim=True)
+        added = dict(
+            matched=matched_BT.sum(0),
+            predicted=predicted_BT.sum(0),
+            actual=actual_B.sum(),
+            best_matched=matched_BT.gather(1, best_B1).sum(),
+            best_predicted=predicted_BT.gather(1, best_B1).sum(),
+            images=torch.tensor(len(actual_B)),
+        )
+        self._add(**{name: value.to(self._sums[name]) for name, value in added.items()})
+
+    def _levels(self, map_BHW: Tensor) -> np.ndarray:
+        """How many thresholds each pixel reaches, uint8 [B,H,W]."""
+        map_BHW = map_BHW.nan_to_num(nan=0.0, posinf=1.0, neginf=0.0).clamp(0, 1)
+        if self.quantise:
+            map_BHW = (map_BHW * 255).to(torch.uint8).float() / 255
+        thresholds = np.asarray(THRESHOLDS, np.float32)
+        if self.protocol == "raw":
+            return np.searchsorted(thresholds, map_BHW.numpy(), side="right").astype(np.uint8)
+        ridges_BHW = np.stack([suppress(map_HW) for map_HW in map_BHW.numpy()]).astype(np.float32)
+        return np.searchsorted(thresholds, ridges_BHW, side="left").astype(np.uint8)
+
+    def compute(self) -> dict[str, float]:
+        """The figures so far; NaN before the first image."""
+        s = {name: value.cpu() for name, value in self._sums.items()}
+        names = [f"{name}_{self.protocol}" for name in ("odsF", "oisF", "AP", "ods_threshold")]
+        if s["images"] == 0:
+            return dict.fromkeys(names, float("nan"))
+        f_T = _f(s["matched"], s["predicted"], s["actual"])
+        best = int(f_T.argmax())
+        ois = _f(s["best_matched"], s["best_predicted"], s["actual"])
+        area = _area(s["matched"].numpy(), s["predicted"].numpy(), int(s["actual"]))
+        return dict(
+            zip(names, (100 * f_T[best].item(), 100 * ois.item(), 100 * area, THRESHOLDS[best]), strict=True)
+        )
+
+
+def _f(matched: Tensor, predicted: Tensor, actual: Tensor) -> Tensor:
+    """float64; 0 where there is nothing on either side."""
+    return 2 * matched.double() / (predicted + actual).clamp(min=1)
+
+
+def _area(matched_T: np.ndarray, predicted_T: np.ndarray, actual: int) -> float:
+    """Under the curve of precision over recall (module docstring)."""
+    recall_R, first_R = np.unique(matched_T / max(actual, 1), return_index=True)
+    if len(recall_R) < 2:
+        return 0.0
+    precision_R = (matched_T / np.maximum(predicted_T, 1))[first_R]
+    at = np.arange(101) / 100
+    inside = (at >= recall_R[0]) & (at <= recall_R[-1])
+    return float(np.interp(at[inside], recall_R, precision_R).sum() / 100)

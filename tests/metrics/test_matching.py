@@ -1,0 +1,182 @@
+"""The matching of boundary pixels against every matching there is (tiny sets) and scipy's assignment."""
+
+from __future__ import annotations
+
+import math
+import sys
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from dmtl import native
+from dmtl.metrics.matching import boundary_counts, match_pixels
+
+from .test_morphology import thinned
+
+ISAS = native.core().isas() if native.core() else []
+
+
+def assigned(a: np.ndarray, b: np.ndarray, reach: float) -> tuple[int, float]:
+    """Pairs and cost by a dense assignment: hundredths of a pixel, each pixel with an outlier of its own. A
+    pair costs a little less than its distance, so that more pairs win a tie."""
+    p, q = np.argwhere(a), np.argwhere(b)
+    m, n = len(p), len(q)
+    if m + n == 0:
+        return 0, 0.0
+    outlier, never = math.ceil(10000 * reach), 1e12
+    square = ((p[:, None] - q[None]) ** 2).sum(-1)
+    costs = np.full((m + n, m + n), never)
+    costs[:m, :n] = np.where(square <= reach**2, np.rint(100 * np.sqrt(square)) - 2.0**-20, never)
+    costs[:m, n:] = np.where(np.eye(m, dtype=bool), outlier, never)
+    costs[m:, :n] = np.where(np.eye(n, dtype=bool), outlier, never)
+    costs[m:, n:] = 0
+    rows, columns = linear_sum_assignment(costs)
+    return int(((rows < m) & (columns < n)).sum()), round(costs[rows, columns].sum()) / 100
+
+
+def enumerated(a: np.ndarray, b: np.ndarray, reach: float) -> tuple[int, float]:
+    """Pairs and cost by trying every matching."""
+    p, q = [tuple(map(int, x)) for x in np.argwhere(a)], [tuple(map(int, x)) for x in np.argwhere(b)]
+    outlier = math.ceil(10000 * reach)
+
+    @cache
+    def best(i: int, taken: int) -> tuple[int, int]:
+        """(cost, minus pairs) of p[i:] when the bits of `taken` are gone."""
+        if i == len(p):
+            return outlier * (len(q) - taken.bit_count()), 0
+        options = [best(i + 1, taken)]
+        options[0] = options[0][0] + outlier, options[0][1]
+        for j, (y, x) in enumerate(q):
+            distance = math.dist(p[i], (y, x))
+            if not taken >> j & 1 and distance <= reach:
+                cost, pairs = best(i + 1, taken | 1 << j)
+                options.append((cost + round(100 * distance), pairs - 1))
+        return min(options)
+
+    cost, pairs = best(0, 0)
+    return -pairs, cost / 100
+
+
+def cases(count: int, side: int, density: float, seed: int):
+    """Random pairs of masks and a reach."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        h, w = rng.integers(1, side + 1), rng.integers(1, side + 1)
+        a, b = (rng.random((h, w)) < rng.random() * density for _ in range(2))
+        yield a, b, float(rng.choice([0, 1, 1.5, 2.3, 4.0, 5.43]))
+
+
+@pytest.fixture(params=[*ISAS, "scipy"])
+def solver(request, monkeypatch):
+    """Every instruction set of the native core, and its replacement."""
+    if request.param == "scipy":
+        monkeypatch.setattr(native, "core", lambda: None)
+        yield
+    else:
+        core, before = native.core(), native.core().isa()
+        core.use_isa(request.param)
+        yield
+        core.use_isa(before)
+
+
+def test_tiny_sets_on_instruction_sets(solver):
+    tried = 0
+    for a, b, reach in cases(300, 5, 0.6, seed=1):
+        if b.sum() <= 8:
+            assert match_pixels(a, b, reach) == enumerated(a, b, reach)
+            tried += 1
+    assert tried > 200
+
+
+def test_random_sets_on_instruction_sets(solver):
+    for a, b, reach in cases(150, 14, 0.5, seed=2):
+        assert match_pixels(a, b, reach) == assigned(a, b, reach)
+
+
+def test_wide_rows(solver):
+    """Rows of more than one word of 64 pixels, windows of more than one word."""
+    rng = np.random.default_rng(3)
+    for reach in (5.0, 40.0, 80.0):
+        a, b = (rng.random((4, 200)) < 0.1 for _ in range(2))
+        assert match_pixels(a, b, reach) == assigned(a, b, reach)
+
+
+def test_oracles_agree():
+    for a, b, reach in cases(100, 4, 0.6, seed=4):
+        assert assigned(a, b, reach) == enumerated(a, b, reach)
+
+
+def test_coincident_pixels_need_not_pair(solver):
+    """a at 2 and 5, b at 0 and 2. Paired, the two at 2 would leave two outliers: 600 instead of 2 + 3."""
+    a, b = np.zeros((2, 1, 6), bool)
+    a[0, [2, 5]] = True
+    b[0, [0, 2]] = True
+    assert match_pixels(a, b, 3.0) == (2, 5.0)
+
+
+@pytest.mark.parametrize(("pairs", "found"), [(100, (100, 300.0)), (200, (200, 600.0)), (201, (200, 600.0))])
+def test_more_pairs_are_not_always_worth_it(solver, pairs, found):
+    """All but the first of b and the last of a coincide. One pair more than those shifts all of them by 3
+    pixels, which pays while it costs no more than two outliers."""
+    a, b = np.zeros((2, 1, 3 * pairs + 1), bool)
+    a[0, 3::3] = True
+    b[0, :-3:3] = True
+    assert match_pixels(a, b, 3.0) == found
+
+
+def test_counts_on_instruction_sets(solver):
+    """Every threshold on its own, with thinning and masks made another way."""
+    rng = np.random.default_rng(5)
+    levels = 9
+    for h, w in ((1, 1), (7, 70), (13, 9), (12, 12)):
+        wave = rng.random((2, h, w)) + np.sin(np.mgrid[:2, :h, :w].sum(0) / 2)
+        level = np.digitize(wave, np.linspace(-0.5, 1.5, levels)).astype(np.uint8)
+        level[level == 4] = 5  # two thresholds with the same map
+        truth = rng.choice(3, (2, h, w), p=(0.65, 0.25, 0.1)).astype(np.uint8)
+        matched, predicted, actual = boundary_counts(level, truth, levels, 2.3)
+        for b in range(2):
+            boundary = thinned(truth[b] == 1)
+            assert actual[b] == boundary.sum()
+            for t in range(levels):
+                mask = thinned(level[b] > t) & (truth[b] != 2)
+                assert predicted[b, t] == mask.sum()
+                assert matched[b, t] == assigned(mask, boundary, 2.3)[0]
+
+
+def test_threads_do_not_matter():
+    rng = np.random.default_rng(6)
+    level = rng.integers(0, 102, (3, 40, 50)).astype(np.uint8)
+    truth = (rng.random((3, 40, 50)) < 0.2).astype(np.uint8)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found += [
+                [boundary_counts(level, truth, 101, 3.0), boundary_counts(level[:1], truth[:1], 101, 3.0)]
+            ]
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            for x, y in zip(one, two, strict=True):
+                np.testing.assert_array_equal(x, y)
+
+
+def test_errors(monkeypatch):
+    mask = np.ones((2, 2), bool)
+    with pytest.raises(
+        TypeError, match=r"match_pixels: b_HW must be a bool array \[H, W\], got int64 \[2, 2\]"
+    ):
+        match_pixels(mask, mask.astype(int), 1.0)
+    with pytest.raises(ValueError, match=r"of one shape, got bool \[2, 2\] and bool \[2, 1\]"):
+        match_pixels(mask, mask[:, :1], 1.0)
+    for reach in (-1.0, math.nan, 1e5):
+        with pytest.raises(ValueError, match="match_pixels: reach must be 0 .. 20000 pixels, got"):
+            match_pixels(mask, mask, reach)
+    monkeypatch.setattr(native, "core", lambda: None)
+    monkeypatch.setitem(sys.modules, "scipy.spatial", None)
+    with pytest.raises(ImportError, match=r"matching boundaries needs the native core \(.*\) or scipy"):
+        match_pixels(mask, mask, 1.0)
