@@ -211,6 +211,17 @@ def test_edges_of_a_small_map(root):
     assert PascalContext(root, "train", ["semseg"]).boundaries(0) is None
 
 
+def test_edges_mirror_the_map_at_its_border(root):
+    """A map of noise, in which many differences cancel that would not with another border."""
+    labels = np.random.default_rng(0).integers(1, 4, SIZE).astype(np.uint16)
+    save(root, "pascal-context/trainval/2008_000002.mat", LabelMap=labels)
+    mirrored, repeated = (
+        scipy.ndimage.laplace(labels.astype(float), mode=m) != 0 for m in ("mirror", "nearest")
+    )
+    read = PascalContext(root, "train").stored(0, "edge") == 1
+    assert np.array_equal(read, thin(mirrored)) and not np.array_equal(read, thin(repeated))
+
+
 def test_boundaries_of_smaller_labels_have_the_image_s_size(written):
     data = PascalContext(written, "train")
     _, labels = scene("train", 3, (36, 48), 3)
