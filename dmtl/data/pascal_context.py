@@ -25,6 +25,7 @@ from torch import Tensor
 
 from dmtl.data.distribution import Distribution
 from dmtl.data.image_io import image_size, read_png_map
+from dmtl.data.label_maps import decode_label
 from dmtl.data.mat import read_mat
 from dmtl.data.pascal_classes import CONTEXT_CLASSES, HUMAN_PARTS, PERSON, WITH_NORMALS
 from dmtl.data.paths import inside, read_ids
@@ -44,8 +45,10 @@ class PascalContext(Distribution):
     edge         |Laplacian(LabelMap)| > 0 (4 neighbours, mirrored at the border), thinned.
 
     Labels of another size than the image are brought to it as the published reader does: ids by the nearest
-    pixel, after everything else; normals as numbers, by cubic interpolation of vectors that are 0 where they
-    are unknown. The .mat files need scipy: `pip install 'dmtl[pascal]'`.
+    pixel, after everything else; normals by cubic interpolation of vectors that are 0 where they are unknown.
+    The result is float32, of length 1; what comes out shorter than a half is unknown, here alone.
+
+    The .mat files need scipy: `pip install 'dmtl[pascal]'`.
     """
 
     format = "pascal-context"
@@ -123,7 +126,9 @@ class PascalContext(Distribution):
         vectors = torch.from_numpy(np.where(known, codes.astype(np.float32) * (2 / 255) - 1, np.float32(0)))
         # Cubic as in OpenCV: the same coefficient (-0.75), pixel centres, and border.
         resized = F.interpolate(vectors.permute(2, 0, 1)[None], size, mode="bicubic", align_corners=False)
-        return resized[0].permute(1, 2, 0).contiguous().numpy()
+        task = self.tasks["normals"]
+        unit = decode_label(resized[0].permute(1, 2, 0).numpy(), task, path, numbers=True)
+        return torch.where(task.valid(unit), unit, 0).permute(1, 2, 0).contiguous().numpy()
 
 
 def edges(labels_HW: np.ndarray) -> np.ndarray:

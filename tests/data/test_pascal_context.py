@@ -294,6 +294,13 @@ def test_black_and_kept_normals(root):
     assert np.array_equal(PascalContext(root, "train").stored(0, "normals"), codes)
 
 
+def test_resized_normals_are_stored_as_unit_vectors_or_zeros(written):
+    stored = PascalContext(written, "train").stored(3, "normals")
+    length = np.linalg.norm(stored, axis=2)
+    assert stored.dtype == np.float32 and stored.shape == (*SIZE, 3)
+    assert ((length == 0) | (np.abs(length - 1) < 1e-6)).all() and 0 < (length == 0).mean() < 1
+
+
 def test_a_sample_parses_its_label_map_once(written, monkeypatch):
     asked = []
     monkeypatch.setattr(
