@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from dmtl.files import write_text
 from dmtl.report.charts import COLOURS, chart_svg
-from dmtl.report.data import Cell, MetricRow, ReportData, Value, mean_of, relative_gain, spread_of
+from dmtl.report.data import (
+    Cell,
+    Labels,
+    MetricRow,
+    ReportData,
+    SamplePictures,
+    Value,
+    mean_of,
+    relative_gain,
+    spread_of,
+)
 from dmtl.report.page import page
 from dmtl.report.pictures import MAX_COLUMNS, label_strips, picture
 
@@ -33,9 +44,9 @@ def render(data: ReportData) -> str:
         facts=[(str(label), str(value)) for label, value in data.facts],
         headlines=_headlines(data),
         gains=_gains(data),
-        labels=_labels(data),
+        labels=label_section(data.label_matrix),
         uncertainty=_uncertainty(data),
-        samples=_samples(data),
+        samples=sample_sections(data.samples),
         legends=[(task, list(colours)) for task, colours in data.legends.items() if colours],
     )
 
@@ -197,8 +208,8 @@ def _best(row: MetricRow) -> set[str]:
     return {m for m, v in means.items() if v == top}
 
 
-def _labels(data: ReportData) -> dict | None:
-    labels = data.label_matrix
+def label_section(labels: Labels | None) -> dict | None:
+    """What `strips.html.j2` needs, and the counts around it."""
     if labels is None or not len(labels.ids):
         return None
     per_image = [sum(bool(x) for x in row) for row in labels.matrix]
@@ -246,9 +257,10 @@ def _uncertainty(data: ReportData) -> dict | None:
     return {"found": found, "rows": rows, "verdict": verdict}
 
 
-def _samples(data: ReportData) -> list[dict]:
+def sample_sections(samples: Sequence[SamplePictures]) -> list[dict]:
+    """Pictures of images as the templates show them."""
     result = []
-    for sample in data.samples:
+    for sample in samples:
         rows = [(row.task, [Cell(*cell) for cell in row.cells]) for row in sample.rows]
         captions = list(dict.fromkeys(cell.caption for _, cells in rows for cell in cells))
         table = []

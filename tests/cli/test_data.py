@@ -78,6 +78,16 @@ def test_show(dmtl, tmp_path, data):
         assert sheet.width >= 44 * (1 + len(TASKS)) and sheet.height >= 72
 
 
+def test_show_page(dmtl, tmp_path, data):
+    """The default is a page, in which every sample and task stands."""
+    status, out, _ = dmtl("data", "show", data, "--count", 3)
+    assert status == 0 and out.splitlines()[-1] == "wrote data.html"
+    text = (tmp_path / "data.html").read_text()
+    assert text.count('class="tiles"') == 3 and all(f"<h3>{task} " in text for task in TASKS)
+    status, _, err = dmtl("data", "show", data, "--out", "data.pdf")
+    assert status == 2 and "'data.pdf' is neither a page nor a picture, expected .html or .png" in err
+
+
 def test_labels(dmtl, tmp_path, data):
     """The same table for the same seed, in a form that training takes."""
     for name, seed in (("one.csv", 1), ("same.csv", 1)):

@@ -3,35 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from dmtl.cli._common import console, say
 from dmtl.cli.data._source import Source
+from dmtl.cli.data._written import bar
+
+if TYPE_CHECKING:
+    from dmtl.data.base import LabelledImages
 
 
 @dataclass(frozen=True)
 class Show:
-    """Print tasks and label counts, and write a sheet of samples with all labels coloured."""
+    """Print tasks and label counts, and write a page: samples with all labels coloured, which image has which
+    label, shares of classes and ranges of values. Or, as .png, a sheet of the samples alone.
+    """
 
     data: Source = "scenes"
-    """"scenes" or a folder with dataset.yaml."""
+    """"scenes", a folder with dataset.yaml, or a benchmark as distributed."""
     split: str = "train"
     """Which split."""
     count: int = 8
-    """Samples on the sheet."""
-    out: str = "samples.png"
-    """The picture to write."""
+    """Samples to show."""
+    out: str = "data.html"
+    """The page (.html) or the sheet (.png) to write."""
+    measured: int = 200
+    """Images that the page's statistics are taken over, evenly spread."""
+    workers: int = 0
+    """Processes that read for them; 0: one, this."""
 
 
 def run(args: Show) -> int:
-    import numpy as np
-    from PIL import Image
-
     from dmtl.data import open_dataset, summary
-    from dmtl.data.check import picture_row
-    from dmtl.files import write_atomically
+    from dmtl.errors import ConfigError
 
+    kind = Path(args.out).suffix.lower()
+    if kind not in (".html", ".png"):
+        raise ConfigError(f"out: {args.out!r} is neither a page nor a picture, expected .html or .png")
     dataset = open_dataset(args.data, args.split)
     facts = summary(dataset)
     table = Table(
@@ -44,11 +55,29 @@ def run(args: Show) -> int:
     for name, task in facts["tasks"].items():
         table.add_row(name, task["kind"], str(task["exist"]))
     console.print(table)
-    rows = [picture_row(dataset.read(i), dataset.tasks) for i in range(min(args.count, len(dataset)))]
+    if kind == ".png":
+        write_sheet(dataset, args.count, args.out)
+        say(f"wrote {args.out} (image, {', '.join(dataset.tasks)})")
+        return 0
+    from dmtl.report.dataset import dataset_report
+
+    options = {"count": args.count, "measured": args.measured, "workers": args.workers}
+    dataset_report(dataset, args.out, **options, progress=bar("reading"))
+    say(f"wrote {args.out}")
+    return 0
+
+
+def write_sheet(dataset: LabelledImages, count: int, out: str) -> None:
+    """The first images and their labels, a row each."""
+    import numpy as np
+    from PIL import Image
+
+    from dmtl.data.check import picture_row
+    from dmtl.files import write_atomically
+
+    rows = [picture_row(dataset.read(i), dataset.tasks) for i in range(min(count, len(dataset)))]
     width = max(row.shape[1] for row in rows)
     sheet = np.concatenate(
         [np.pad(row, ((0, 2), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
     )
-    write_atomically(args.out, lambda path: Image.fromarray(sheet).save(path, "PNG"))
-    say(f"wrote {args.out} (image, {', '.join(dataset.tasks)})")
-    return 0
+    write_atomically(out, lambda path: Image.fromarray(sheet).save(path, "PNG"))
