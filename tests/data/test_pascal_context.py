@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,13 @@ def test_the_same_fixture_again(written, tmp_path):
     files = sorted(path.relative_to(written) for path in written.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
     assert all((written / name).read_bytes() == (again / name).read_bytes() for name in files)
+
+
+def test_the_fixture_without_scipy(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(DataError, match=r"pascal-context needs scipy.*pip install 'dmtl\[pascal\]'"):
+        write_fixture("pascal-context", tmp_path / "set", 1, 1, SIZE)
+    assert not (tmp_path / "set").exists()
 
 
 def test_tables():
