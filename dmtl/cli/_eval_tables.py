@@ -31,9 +31,8 @@ def notes(tasks: Mapping[str, Task], boundaries: object | None) -> dict[str, dic
 
 def class_table(name: str, metrics: Mapping[str, float]) -> Table:
     """Intersection over union of every class of a task."""
-    table = Table(title=Text(f"{name}: IoU by class, percent"), title_justify="left")
-    table.add_column("class")
-    table.add_column("IoU", justify="right")
+    table = Table(f"{name} class")
+    table.add_column("IoU %", justify="right")
     for metric, value in metrics.items():
         if metric.startswith("IoU/"):
             table.add_row(Text(metric.removeprefix("IoU/")), f"{value:.2f}")

@@ -142,7 +142,7 @@ def _scored(args: Eval, source, loader, several, tasks, boundaries, protocol) ->
     rows = []
     try:
         for steps in several:
-            timed = source if args.from_maps is not None else Timed(source)
+            timed = Timed(source) if len(several) > 1 else source
             batches = track(loader, total=len(loader), description="scoring", console=console)
             rows.append({"steps": steps, "metrics": evaluate(timed, batches, steps=steps, **options)})
             if len(several) > 1:

@@ -7,12 +7,11 @@ import torch
 from dmtl.data import LabelMatrix, eval_transform, make_loader, open_dataset
 from dmtl.diffusion import CounterNoise
 from dmtl.infer.engine import Engine
+from dmtl.metrics import Metric
 from dmtl.models import ModelConfig, build_model
 from dmtl.tasks import make_task
 from dmtl.train.distributed import World
 from dmtl.train.evaluate import Boundaries, evaluate, primary_metrics
-
-from .worker import Hits
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +106,22 @@ def test_shares_add_up_to_the_bit(model, dataset):
         meters = room._Sums(World(0, 3)).meters(scores.meter)
     for (name, kind), meter in meters.items():
         assert repr(meter.compute()) == repr(alone[name if kind == "final" else f"initial/{name}"])
+
+
+class Hits(Metric):
+    """Stands for the boundary metric: the share of pixels above one half that lie on the truth."""
+
+    def __init__(self, ignore: float):
+        names = ("hits", "pixels", "images")
+        super().__init__({name: torch.zeros((), dtype=torch.int64) for name in names}, ignore=ignore)
+
+    def _accumulate(self, map_BHW, label_BKHW, valid_BHW) -> None:
+        hits = (map_BHW > 0.5) & (label_BKHW[:, 0] > 0.5) & valid_BHW
+        self._add(hits=hits.sum(), pixels=valid_BHW.sum(), images=torch.tensor(len(map_BHW)))
+
+    def compute(self) -> dict[str, float]:
+        hits, pixels, images = (self._sums[name].item() for name in ("hits", "pixels", "images"))
+        return {"odsF_raw": hits / max(pixels, 1), "images_raw": images}
 
 
 class Maps:

@@ -17,7 +17,7 @@ import torch
 from dmtl.data import eval_transform, make_loader, open_dataset
 from dmtl.data.loader import Batch
 from dmtl.infer.engine import Engine
-from dmtl.metrics import Metric
+from dmtl.metrics.boundary import Boundary
 from dmtl.models import ModelConfig, build_model
 from dmtl.tasks import make_task
 from dmtl.train import distributed
@@ -60,22 +60,6 @@ def config_for(images: Path, out: Path, *, model={}, optim={}, execution={}, log
         execution=ExecutionConfig(**execution),
         log=LogConfig(**(dict(every=1, eval_every=4, checkpoint_every=2) | log)),
     )
-
-
-class Hits(Metric):
-    """Stands for the boundary metric: the share of pixels above one half that lie on the truth."""
-
-    def __init__(self, ignore: float):
-        names = ("hits", "pixels", "images")
-        super().__init__({name: torch.zeros((), dtype=torch.int64) for name in names}, ignore=ignore)
-
-    def _accumulate(self, map_BHW, label_BKHW, valid_BHW) -> None:
-        hits = (map_BHW > 0.5) & (label_BKHW[:, 0] > 0.5) & valid_BHW
-        self._add(hits=hits.sum(), pixels=valid_BHW.sum(), images=torch.tensor(len(map_BHW)))
-
-    def compute(self) -> dict[str, float]:
-        hits, pixels, images = (self._sums[name].item() for name in ("hits", "pixels", "images"))
-        return {"odsF_raw": hits / max(pixels, 1), "images_raw": images}
 
 
 def uneven(batch: Batch, step: int) -> Batch:
@@ -183,7 +167,7 @@ def all_evaluations(images: Path, out: Path, world: World) -> dict[str, Metrics]
             model,
             loader(1),
             tasks={"edge": make_task("edge")},
-            boundaries=Boundaries(Hits, data.boundaries),
+            boundaries=Boundaries(lambda ignore: Boundary("raw", 0.05, ignore=ignore), data.boundaries),
             world=world,
         ),
     }
