@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: demo test test-all bench benchmark gpu-check clean
+.PHONY: demo test test-all fuzz bench benchmark gpu-check clean
 
 demo: $(VENV)/.installed            ## train on rendered scenes, write runs/demo/report.html
 	$(RUN) -m dmtl demo --out runs/demo --overwrite
@@ -19,6 +19,9 @@ test: $(VENV)/.installed-test       ## run the tests
 
 test-all: $(VENV)/.installed-test   ## then the long ones: wide sweeps, every kernel compiled, sanitizers
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto -m slow
+
+fuzz: $(VENV)/.installed-test       ## 20,000 damaged files against every reader (FUZZ="png mat" for some of them)
+	OMP_NUM_THREADS=1 $(RUN) -m tests.fuzz $(FUZZ)
 
 bench: $(VENV)/.installed           ## time the whole model beside the baselines; writes runs/bench/bench.html
 	$(RUN) -m dmtl bench --out runs/bench

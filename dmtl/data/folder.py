@@ -25,7 +25,6 @@ No file is read that lies outside ROOT, not through a link either; ROOT itself m
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable
 from functools import cached_property
@@ -45,6 +44,7 @@ from dmtl.errors import DataError, DmtlError
 from dmtl.tasks import Task, make_task
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+MAX_DESCRIPTION = 100_000  # characters; PyYAML takes seconds for odd ones
 LABEL_SUFFIXES = (".png", ".npy")
 KEYS = ("name", "tasks", "labels", "evaluation", "boundaries", "description")
 EVALUATION = ("frame", "max_dist")
@@ -94,7 +94,11 @@ class Folder(LabelledImages):
         self._boundary_folder = description.get("boundaries")
         self._boundaries = {} if self._boundary_folder is None else self._find_boundaries()
         table = description.get("labels")
-        self._table = None if table is None else self._read_table(self._inside(inner_path(table, "labels")))
+        self._table = (
+            None
+            if table is None
+            else self._read_table(self._inside(inner_path(table, f"{self.root / 'dataset.yaml'}: labels")))
+        )
 
     def available(self) -> LabelMatrix:
         """Labels whose file exists and which the table of `dataset.yaml`, if there is one, does not hide."""
@@ -195,11 +199,23 @@ class Folder(LabelledImages):
         return found
 
 
+class _Plain(yaml.SafeLoader):
+    """YAML without references: nested ones unfold to any size."""
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("a reference with *, expected its value")
+        return super().compose_node(parent, index)
+
+
 def read_description(root: Path) -> dict:
     """`dataset.yaml`, checked: {"name": str, "tasks": {name: options}}, and of `KEYS` those given."""
     path = inside(root, root / "dataset.yaml")
+    text = read_text(path, "a description of the data set")
+    if len(text) > MAX_DESCRIPTION:
+        raise DataError(f"{path}: {len(text)} characters, expected at most {MAX_DESCRIPTION}")
     try:
-        content = yaml.safe_load(read_text(path, "a description of the data set"))
+        content = _Plain(text).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         raise DataError(f"{path}: not readable YAML ({' '.join(str(error).split())[:160]})") from error
     if not isinstance(content, dict) or not isinstance(content.get("tasks"), dict) or not content["tasks"]:
@@ -267,13 +283,13 @@ def read_split(root: Path, split: str) -> list[str]:
 def _make_task(name: str, options: dict, path: Path) -> Task:
     for key in READING_OPTIONS:
         value = options.get(key, 1)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
             raise DataError(f"{path}: task {name!r}: {key} is {value!r:.80}, expected a number")
     if options.get("scale", 1) <= 0:
         raise DataError(f"{path}: task {name!r}: scale is {options['scale']}, expected a positive number")
     try:
         task = make_task(name, **{key: value for key, value in options.items() if key not in READING_OPTIONS})
-    except (DmtlError, TypeError, ValueError) as error:
+    except (DmtlError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: {error}") from error
     if task.kind in ("classes", "binary") and (
         task.ignore not in range(256) or task.kind == "binary" and task.ignore < 2

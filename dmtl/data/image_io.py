@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from dmtl.errors import DataError
 from dmtl.files import write_bytes
 
 MAX_PIXELS = 64_000_000
+MAX_HEADER = 1 << 16  # of a .npy file: more than any array of numbers needs
 FORMATS = ("JPEG", "PNG")  # no other decoder of Pillow is ever reached
 _IMAGE_MODES = ("L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "1")
 
@@ -61,7 +63,10 @@ def read_npy(path: str | os.PathLike) -> np.ndarray:
     """An array of numbers from a .npy file; its header is held against the file's size before reading."""
     try:
         with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
+            head = io.BytesIO(
+                file.read(MAX_HEADER)
+            )  # a header may claim gigabytes, and they would be allocated
+            version = np.lib.format.read_magic(head)
             if version not in ((1, 0), (2, 0)):
                 raise ValueError(f"format version {version}")
             read_header = (
@@ -69,11 +74,11 @@ def read_npy(path: str | os.PathLike) -> np.ndarray:
                 if version == (1, 0)
                 else np.lib.format.read_array_header_2_0
             )
-            shape, _, dtype = read_header(file)
+            shape, _, dtype = read_header(head)
             count = 1
             for length in shape:  # Python integers: no overflow
                 count *= int(length)
-            stored = os.fstat(file.fileno()).st_size - file.tell()
+            stored = os.fstat(file.fileno()).st_size - head.tell()
             if dtype.kind not in "buif":
                 raise ValueError(f"holds {dtype}")
             if count < 0 or count * dtype.itemsize != stored:
@@ -125,30 +130,44 @@ def write_npy(path: str | os.PathLike, array: np.ndarray | Tensor) -> None:
     write_bytes(path, npy_bytes(array))
 
 
-def _open(path: str | os.PathLike) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is stricter
-            image = Image.open(path, formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise DataError(
-            f"{path}: too large, expected at most {MAX_PIXELS / 1e6:.0f} million pixels"
-        ) from error
-    except Image.UnidentifiedImageError as error:
-        raise DataError(f"{path}: not an image, expected JPEG or PNG") from error
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({_one_line(error.strerror or error)}), expected JPEG or PNG"
-        ) from error
-    except Exception as error:  # Pillow's parsers let many exception types through on damaged headers
-        raise DataError(f"{path}: damaged header ({_one_line(error)}), expected JPEG or PNG") from error
-    if image.width * image.height > MAX_PIXELS:
-        image.close()
-        raise DataError(
-            f"{path}: too large ({image.width}x{image.height}), "
-            f"expected at most {MAX_PIXELS / 1e6:.0f} million pixels"
-        )
-    return image
+class _Bounded(io.BufferedReader):
+    """Never asks for more than the file has: a chunk may claim gigabytes, which would be allocated."""
+
+    def __init__(self, path: str | os.PathLike):
+        super().__init__(io.FileIO(path))
+        self._length = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self._length - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
+@contextmanager
+def _open(path: str | os.PathLike) -> Iterator[Image.Image]:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(_Bounded(path))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is stricter
+                image = stack.enter_context(Image.open(file, formats=FORMATS))
+        except Image.DecompressionBombError as error:
+            raise DataError(
+                f"{path}: too large, expected at most {MAX_PIXELS / 1e6:.0f} million pixels"
+            ) from error
+        except Image.UnidentifiedImageError as error:
+            raise DataError(f"{path}: not an image, expected JPEG or PNG") from error
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be read ({_one_line(error.strerror or error)}), expected JPEG or PNG"
+            ) from error
+        except Exception as error:  # Pillow's parsers let many exception types through on damaged headers
+            raise DataError(f"{path}: damaged header ({_one_line(error)}), expected JPEG or PNG") from error
+        if image.width * image.height > MAX_PIXELS:
+            raise DataError(
+                f"{path}: too large ({image.width}x{image.height}), "
+                f"expected at most {MAX_PIXELS / 1e6:.0f} million pixels"
+            )
+        yield image
 
 
 def _decode(path: str | os.PathLike, decode: Callable[[], np.ndarray]) -> np.ndarray:

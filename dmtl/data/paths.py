@@ -19,7 +19,7 @@ def inner_path(name: str, where: str) -> str:
         not name
         or name != name.strip()
         or "\\" in name
-        or any(ord(c) < 32 for c in name)
+        or not name.isprintable()
         or re.match(r"[A-Za-z]:", name)
         or path.is_absolute()
         or str(path) != name

@@ -33,6 +33,7 @@ class Classes(Task):
         names = self.classes
         if isinstance(names, int) and not isinstance(names, bool):
             self._require(names >= 2, "classes", "at least 2", names)
+            self._require(names <= 1 << 16, "classes", "at most 65536", names)
             names = [f"class {i}" for i in range(names)]
         listed = isinstance(names, (list, tuple)) and all(isinstance(n, str) and n for n in names)
         self._require(listed and len(names) >= 2, "classes", "a list of at least two names", self.classes)

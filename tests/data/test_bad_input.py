@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -261,3 +262,39 @@ def test_a_mutated_file_is_read_or_refused_with_its_name(tmp_path, name, edits, 
         read(path)
     except DataError as error:
         assert str(error).startswith(str(path)) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("description: [&a [x, x], &b [*a, *a]]\ntasks: {sal: *b}", "a reference with *, expected its value"),
+        ("description: [&a {x: 1}]\ntasks: {<<: [*a, *a]}", "a reference with *, expected its value"),
+        ("tasks: {mine: {kind: classes, classes: 99999999999}}", "classes must be at most 65536"),
+        ("tasks: {depth: {scale: 1" + "0" * 400 + "}}", "expected a number"),
+        ("tasks: {sal: {weight: 1" + "0" * 400 + "}}", "int too large"),
+        ("# " + "x" * 200_000 + "\ntasks: {sal: {}}", "characters, expected at most 100000"),
+    ],
+)
+def test_descriptions_that_grow(folder, text, message):
+    (folder / "dataset.yaml").write_text(text)
+    with pytest.raises(DataError, match="dataset.yaml: ") as error:
+        Folder(folder, "train")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("length", [0x7FFFFFFF, 0xFFFFFFF0])
+def test_a_length_is_not_believed(tmp_path, length):
+    """A chunk, or a header, of gigabytes: none are asked for."""
+    whole = encoded(arrays(0)["images"])
+    (tmp_path / "x.png").write_bytes(whole[:-12] + struct.pack(">I", length) + b"tEXt" + bytes(50))
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x02\x00" + struct.pack("<I", length) + b"{'descr': '|u1'")
+    tracemalloc.start()
+    try:
+        for name, read in (("x.png", image_io.read_image), ("x.npy", image_io.read_npy)):
+            try:
+                read(tmp_path / name)
+            except DataError as error:
+                assert str(error).startswith(str(tmp_path / name)) and "Memory" not in str(error)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
