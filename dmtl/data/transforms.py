@@ -86,7 +86,7 @@ class RandomScaleCrop:
                 break
         labels = {name: label[window] for name, label in sample.labels.items()}
         sample = resize(replace(sample, image=sample.image[window], labels=labels), out, tasks)
-        labels = {name: tasks[name].zoom(label, factor) for name, label in sample.labels.items()}
+        labels = {n: tasks[n].zoom(tasks[n].crop(label), factor) for n, label in sample.labels.items()}
         return replace(sample, labels=labels)
 
     def _varied(self, label_KHW: Tensor, ignore: float) -> bool:

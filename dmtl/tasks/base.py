@@ -177,6 +177,11 @@ class Task:
             raise ValueError(f"{self.name}.zoom: factor must be a positive number, got {factor!r}")
         return label_KHW
 
+    def crop(self, label_KHW: Tensor) -> Tensor:
+        """The label of a part of the image, cut out: mostly itself."""
+        self._check_label("crop", label_KHW, "label_KHW", dims=3)
+        return label_KHW
+
     def spec(self) -> dict[str, Any]:
         """JSON-able description; `task_from_spec` rebuilds an equal task from it."""
         options = {f.name: getattr(self, f.name) for f in fields(self)}

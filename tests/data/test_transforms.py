@@ -143,6 +143,20 @@ def test_a_hidden_semseg_label_does_not_steer_the_crop(data):
     )
 
 
+def test_a_crop_without_a_person_has_no_label_of_human_parts():
+    task = make_task("human_parts")
+    label = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    label[:, :8, :8], label[:, 60, 60] = 3, 255
+    seen = []
+    for seed in range(20):
+        sample = Sample("0", torch.zeros(3, 64, 64, dtype=torch.uint8), {"human_parts": label})
+        cut = RandomScaleCrop((16, 16), (1, 1))(sample, {"human_parts": task}, np.random.default_rng(seed))
+        found = cut.labels["human_parts"]
+        seen.append(bool((found == 3).any()))
+        assert seen[-1] or (found == 255).all()
+    assert any(seen) and not all(seen)
+
+
 def test_resize_takes_nearest_labels_and_keeps_values(data):
     sample = data.read(0)
     small = Resize((24, 32))(sample, data.tasks)
