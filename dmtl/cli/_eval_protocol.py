@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,14 @@ class Protocol:
             some = "" if self.boundary_images == self.images else f", {self.boundary_images} images"
             text += f"; boundaries: {self.boundaries}, max_dist {self.max_dist:g}{some}"
         return text + ")"
+
+    def primary(self, tasks: Mapping[str, Task]) -> dict[str, str]:
+        """task -> its main figure by this protocol."""
+        from dmtl.train.evaluate import Boundaries
+
+        odsf = f"odsF_{self.boundaries}"
+        scored = self.boundaries is not None
+        return {n: odsf if scored and Boundaries.concern(t) else t.primary for n, t in tasks.items()}
 
     def to_json(self) -> dict[str, Any]:
         """For the file of figures."""

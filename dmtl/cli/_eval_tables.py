@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,23 +76,27 @@ def read_baseline(paths: list[str]) -> Metrics:
     return reference
 
 
+def check_baseline(reference: Metrics, wanted: Mapping[str, str]) -> None:
+    """ConfigError unless the baseline has these figures, task -> metric; told before hours of scoring."""
+    for task, metric in wanted.items():
+        if not math.isfinite(reference.get(task, {}).get(metric, math.nan)):
+            raise ConfigError(
+                f"--baseline has no {metric} of {task}, expected runs that `dmtl eval --json RUN/eval.json` "
+                "scored by the same protocol"
+            )
+
+
 def against(metrics: Metrics, primary: Primary, reference: Metrics) -> dict[str, object]:
     """{"delta_mtl": percent, "baseline": {task: [metric, value, gain in percent]}}.
 
-    Raises ConfigError where the baseline lacks a figure, or has none to divide by.
+    Raises ConfigError where a figure is not a number, or the baseline's is 0.
     """
     from dmtl.metrics import delta_mtl
 
     tasks = _tasks(primary)
-    for task in tasks:
-        if task.primary not in reference.get(task.name, {}):
-            raise ConfigError(
-                f"--baseline has no {task.primary} of {task.name}, expected runs that `dmtl eval --json "
-                "RUN/eval.json` scored by the same protocol"
-            )
     try:
         gains = {task.name: delta_mtl(metrics, reference, [task]) for task in tasks}
-    except ValueError as error:  # a figure that is 0 or not a number
+    except ValueError as error:
         raise ConfigError(f"--baseline: {error}") from None
     compared = {t.name: [t.primary, reference[t.name][t.primary], gains[t.name]] for t in tasks}
     return {"delta_mtl": delta_mtl(metrics, reference, tasks), "baseline": compared}

@@ -91,8 +91,10 @@ def main(arguments: list[str]) -> int:
     loader = protocols.loader_of(args, dataset, names)
     protocol, boundaries = protocols.protocol_of(args, loader)
     source = protocols.saved_maps(args, loader) if engine is None else engine
-
     tasks = {name: dataset.tasks[name] for name in names}
+    if reference is not None:
+        tables.check_baseline(reference, protocol.primary(tasks))
+
     rows = _scored(args, source, loader, several, tasks, boundaries, protocol)
     metrics = rows[0]["metrics"]
     primary = primary_metrics(metrics, tasks)

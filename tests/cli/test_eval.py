@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -216,6 +217,22 @@ def test_maps_of_another_program(score, tmp_path, pascal):
     assert (found["protocol"]["boundaries"], found["protocol"]["max_dist"]) == ("raw", 0.01)
 
 
+def test_boundaries_that_the_data_set_tells_apart(score, tmp_path, pascal):
+    """They are the truth of odsF; the edge label stays that of the pixels."""
+    shutil.copytree(pascal, tmp_path / "data")
+    described = yaml.safe_load((pascal / "dataset.yaml").read_text()) | {"boundaries": "outlines"}
+    (tmp_path / "data" / "dataset.yaml").write_text(yaml.safe_dump(described, sort_keys=False))
+    for folder in ("data/outlines", "theirs/edge"):
+        (tmp_path / folder).mkdir(parents=True)
+    for id, (height, width) in SIZES.items():
+        outline = np.zeros((height, width), np.uint8)
+        outline[height // 4] = 1
+        Image.fromarray(outline).save(tmp_path / "data" / "outlines" / f"{id}.png")
+        Image.fromarray(outline * 255).save(tmp_path / "theirs" / "edge" / f"{id}.png")
+    found, _ = score("--from-maps", "theirs", "--data", "data", "--boundaries", "raw")
+    assert found["metrics"]["edge"]["odsF_raw"] == 100 and found["metrics"]["edge"]["pixelF"] < 50
+
+
 def test_maps_that_cannot_be_scored(dmtl, tmp_path, pascal):
     words = ("eval", "--from-maps", "maps", "--data", pascal)
     assert dmtl(*words)[0::2] == (
@@ -320,6 +337,7 @@ def test_options_that_cannot_work(dmtl, words, message):
     [
         ([{"sal": {"maxF": 1}}], ["sal", "edge"], "--baseline has no pixelF of edge, expected runs that"),
         ([{"sal": {"maxF": 1}}, {"sal": {"maxF": 2}}], ["sal"], "1.json has sal, as one before it has"),
+        ([{"sal": {"maxF": 1}}, {"edge": {"pixelF": 3}}], ["sal", "edge", "--published"], "no odsF_seism of"),
         ([{"sal": {"maxF": 0}}], ["sal"], "--baseline: delta_mtl: reference must not be 0 at sal maxF"),
     ],
 )
