@@ -94,11 +94,8 @@ class Folder(LabelledImages):
         self._boundary_folder = description.get("boundaries")
         self._boundaries = {} if self._boundary_folder is None else self._find_boundaries()
         table = description.get("labels")
-        self._table = (
-            None
-            if table is None
-            else self._read_table(self._inside(inner_path(table, f"{self.root / 'dataset.yaml'}: labels")))
-        )
+        where = f"{self.root / 'dataset.yaml'}: labels"
+        self._table = None if table is None else self._read_table(self._inside(inner_path(table, where)))
 
     def available(self) -> LabelMatrix:
         """Labels whose file exists and which the table of `dataset.yaml`, if there is one, does not hide."""
