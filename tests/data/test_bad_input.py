@@ -8,17 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from dmtl.data import image_io
-from dmtl.data.folder import Folder, read_description
-from dmtl.data.partial_labels import LabelMatrix
+from dmtl.data.folder import Folder
 from dmtl.data.paths import inner_path
 from dmtl.errors import DataError
-from tests.data.conftest import HEIGHT, TASKS, WIDTH, arrays, describe
+from tests.data.conftest import HEIGHT, WIDTH, arrays, describe
 
 
 def encoded(pixels: np.ndarray, format: str = "PNG", **options) -> bytes:
@@ -221,47 +219,6 @@ def test_no_path_leaves_the_folder(parts, joined):
     assert Path("/root", name).resolve().is_relative_to("/root") and Path("/root", name).resolve() != Path(
         "/root"
     )
-
-
-def mutate(data: bytes, edits: list[tuple[int, int, bool]], cut: int) -> bytes:
-    content = bytearray(data)
-    for place, value, insert in edits:
-        place %= len(content) + 1
-        if insert or place == len(content):
-            content.insert(place, value)
-        else:
-            content[place] = value
-    return bytes(content[: len(content) - cut % (len(content) + 1)] if cut else content)
-
-
-EDITS = st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255), st.booleans()), max_size=6)
-CUT = st.one_of(st.just(0), st.integers(0, 1 << 16))
-FUZZ = settings(max_examples=150, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
-IMAGE, IDS = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8), np.zeros((8, 9), np.uint8)
-READERS = {
-    "x.png": (image_io.read_image, encoded(IMAGE)),
-    "x.jpg": (image_io.read_image, encoded(IMAGE, "JPEG")),
-    "ids.png": (image_io.read_png_map, encoded(IDS)),
-    "x.npy": (image_io.read_npy, npy(np.zeros((8, 9), np.float32))),
-    "labels.csv": (LabelMatrix.read_csv, b"id,semseg,edge\na,0,1\nb,1,1\n"),
-    "dataset.yaml": (
-        lambda path: read_description(path.parent),
-        yaml.safe_dump({"name": "x", "tasks": TASKS}).encode(),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", READERS)
-@FUZZ
-@given(edits=EDITS, cut=CUT)
-def test_a_mutated_file_is_read_or_refused_with_its_name(tmp_path, name, edits, cut):
-    read, content = READERS[name]
-    path = tmp_path / name
-    path.write_bytes(mutate(content, edits, cut))
-    try:
-        read(path)
-    except DataError as error:
-        assert str(error).startswith(str(path)) and "\n" not in str(error)
 
 
 @pytest.mark.parametrize(
