@@ -36,7 +36,7 @@ class Table:
     benchmark: str | None = None
     """Only this benchmark ("pascal-context", "nyud-13", "nyud-40", "cityscapes-7", "cityscapes-19"), which
     all runs are taken to be of. Default: as their tasks and class counts say."""
-    exact: bool = False
+    exact: tyro.conf.FlagCreatePairsOff[bool] = False
     """Saliency by its exact maxF instead of the paper's variant, which published figures are of."""
     out: str | None = None
     """Also write an HTML page."""
