@@ -182,4 +182,5 @@ def _decode(path: str | os.PathLike, decode: Callable[[], np.ndarray]) -> np.nda
 
 
 def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    text = " ".join(str(error).split())[:160] or type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in text)  # it may quote the file

@@ -162,8 +162,9 @@ def _parse(content: bytes, names: list[str]) -> dict[str, Any]:
             if _child is None:
                 child.end()
     if values is None:
-        reason = " ".join(str(reply.get("error", reply.get("fatal"))).split())
-        raise _Refused(f"cannot be parsed ({reason[:160]})")
+        reason = " ".join(str(reply.get("error", reply.get("fatal"))).split())[:160]
+        reason = "".join(c if c.isprintable() else "?" for c in reason)  # it may quote the file
+        raise _Refused(f"cannot be parsed ({reason})")
     return values
 
 

@@ -142,7 +142,7 @@ def _npy(data: bytes) -> tuple[Any, ReadStorage]:
         raise UnreadablePickle("an unknown version of .npy")
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     if shape != () or dtype != object:
-        raise UnreadablePickle(f"an array of {dtype} of shape {list(shape)}")
+        raise UnreadablePickle(f"an array of {str(dtype)[:40]} of shape {list(shape)}")
     array, _ = load(file)
     if not isinstance(array, Array) or array.shape != () or len(array.items) != 1:
         raise UnreadablePickle("an array whose contents are not one object")
