@@ -16,7 +16,7 @@ struct CountsParams {
     const uint8_t* level;  // [images, h, w]: a pixel is predicted at thresholds 0 .. level - 1
     const uint8_t* label;  // [images, h, w], of Label
     int64_t images, h, w;
-    int64_t levels;        // number of thresholds
+    int64_t levels;        // number of thresholds, at most 255
     int64_t parts;         // of the thresholds of an image, each a piece of work of its own
     double reach;          // pixels
 };
@@ -30,47 +30,46 @@ constexpr Field kCountsFields[] = {
 
 constexpr int kPrediction = 0, kTruth = 1;
 
-// Makes the matching's prediction these pixels and returns how many they are.
-int64_t replace(Matching& matching, const BitImage& pixels) {
-    const BitImage& before = matching.pixels(kPrediction);
-    int64_t count = 0;
-    // Removals first: what then comes is priced against prices that are closer to the end.
-    for (const bool insert : {false, true})
-        for (int64_t y = 0; y < pixels.h; ++y)
-            for (int64_t i = 0; i < pixels.words; ++i) {
-                const uint64_t now = pixels.row(y)[i], then = before.row(y)[i];
-                if (insert) count += __builtin_popcountll(now);
-                for (uint64_t left = insert ? now & ~then : then & ~now; left != 0; left &= left - 1) {
-                    const int64_t pixel = y * pixels.w + i * kWordBits + __builtin_ctzll(left);
-                    if (insert) {
-                        matching.insert(kPrediction, pixel);
-                    } else {
-                        matching.remove(kPrediction, pixel);
-                    }
-                }
-            }
-    matching.settle_all();
-    return count;
+int64_t count(const BitImage& image) {
+    int64_t pixels = 0;
+    for (int64_t y = 0; y < image.h; ++y)
+        for (int64_t i = 0; i < image.words; ++i) pixels += __builtin_popcountll(image.row(y)[i]);
+    return pixels;
 }
 
-// Thresholds [first, last) of an image, from the highest, where there is least, to the lowest.
-void count_part(const CountsParams& p, int64_t image, int64_t first, int64_t last) {
+// Gives a side of the matching these pixels, yet to be settled. Removals come first: they leave fewer neighbours to look at.
+void replace(Matching& matching, int side, const BitImage& pixels) {
+    const BitImage& before = matching.pixels(side);
+    Matching::each_pixel(before, pixels, [&](int64_t pixel) { matching.remove(side, pixel); });
+    Matching::each_pixel(pixels, before, [&](int64_t pixel) { matching.insert(side, pixel); });
+}
+
+// The first threshold of a part of the work on an image. A threshold's work grows with the pixels that come with it.
+int64_t first_of(int64_t part, const CountsParams& p, const int64_t (&pixels_at)[256]) {
+    const int64_t always = p.h * p.w / 100 + 1, all = p.h * p.w - pixels_at[0] + p.levels * always;
+    int64_t t = 0;
+    for (int64_t before = 0; t < p.levels && before * p.parts < part * all; ++t) before += pixels_at[t + 1] + always;
+    return t;
+}
+
+// A part of an image's thresholds, from the highest, where there is least, to the lowest.
+void count_part(const CountsParams& p, int64_t image, int64_t part) {
     const uint8_t* level = p.level + image * p.h * p.w;
     const uint8_t* label = p.label + image * p.h * p.w;
-    const BitImage pixels(p.h, p.w), scratch(p.h, p.w), ignored(p.h, p.w);
-    Matching matching(p.h, p.w, p.reach);
-    pixels.fill(label, [](uint8_t value) { return value == kBoundary; });
-    thin(pixels, scratch);
-    int64_t actual = 0;
-    Matching::each_pixel(pixels, [&](int64_t pixel) { matching.insert(kTruth, pixel), ++actual; });
-    if (first == 0) p.actual[image] = actual;  // one part writes it
+    const BitImage truth(p.h, p.w), pixels(p.h, p.w), scratch(p.h, p.w), ignored(p.h, p.w);
+    truth.fill(label, [](uint8_t value) { return value == kBoundary; });
+    thin(truth, scratch);
     ignored.fill(label, [](uint8_t value) { return value == kIgnored; });
+    int64_t pixels_at[256] = {};
+    for (int64_t i = 0; i < p.h * p.w; ++i) ++pixels_at[level[i]];
+    const int64_t actual = count(truth);
+    if (part == 0) p.actual[image] = actual;  // one part writes it
+    const int64_t first = first_of(part, p, pixels_at), last = first_of(part + 1, p, pixels_at);
 
-    bool occurs[256] = {};
-    for (int64_t i = 0; i < p.h * p.w; ++i) occurs[level[i]] = true;
+    Matching matching(p.h, p.w, p.reach);
     for (int64_t t = last - 1; t >= first; --t) {
         const int64_t at = image * p.levels + t;
-        if (t < last - 1 && !occurs[t + 1]) {  // the map of the threshold above
+        if (t < last - 1 && pixels_at[t + 1] == 0) {  // the map of the threshold above
             p.matched[at] = p.matched[at + 1], p.predicted[at] = p.predicted[at + 1];
             continue;
         }
@@ -78,16 +77,19 @@ void count_part(const CountsParams& p, int64_t image, int64_t first, int64_t las
         thin(pixels, scratch);
         for (int64_t y = 0; y < p.h; ++y)
             for (int64_t i = 0; i < pixels.words; ++i) pixels.row(y)[i] &= ~ignored.row(y)[i];
-        p.predicted[at] = replace(matching, pixels);
+        p.predicted[at] = count(pixels);
+        // Pixels that come before the other side has any find no neighbours and wait; the fewer then look for partners.
+        const bool begin = t == last - 1, truth_first = actual > p.predicted[at];
+        if (begin && truth_first) replace(matching, kTruth, truth);
+        replace(matching, kPrediction, pixels);
+        if (begin && !truth_first) replace(matching, kTruth, truth);
+        matching.settle_all();
         p.matched[at] = matching.pairs();
     }
 }
 
 void boundary_counts(const CountsParams& p, DType, int threads) {
-    parallel_for(p.images * p.parts, threads, [&](int64_t item) {
-        const int64_t part = item % p.parts;
-        count_part(p, item / p.parts, part * p.levels / p.parts, (part + 1) * p.levels / p.parts);
-    });
+    parallel_for(p.images * p.parts, threads, [&](int64_t item) { count_part(p, item / p.parts, item % p.parts); });
 }
 
 struct MatchParams {

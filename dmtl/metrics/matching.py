@@ -85,7 +85,7 @@ def boundary_counts(
     fields = dict(
         matched=matched_BT.ctypes.data, predicted=predicted_BT.ctypes.data, actual=actual_B.ctypes.data,
         level=level_BHW.ctypes.data, label=truth_BHW.ctypes.data, images=images, h=h, w=w, levels=levels,
-        parts=-(-threads // max(images, 1)), reach=reach,
+        parts=-(-2 * threads // max(images, 1)) if threads > 1 else 1, reach=reach,
     )  # fmt: skip
     core.call("boundary_counts", 0, threads, fields)
     return matched_BT, predicted_BT, actual_B

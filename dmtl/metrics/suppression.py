@@ -8,13 +8,16 @@ After P. Dollar and C. L. Zitnick, "Fast edge detection using structured forests
     E       = 0 where 1.01 E is less than E (bilinear) one pixel along the normal on either side
     E       = E times 0, 1/5 .. 4/5 on the five outermost rows and columns (fewer in images below 10 pixels)
 
-Derivatives are central differences, at the border one-sided. All in float64; tangents become directions
-without trigonometric functions, so that every machine gives the same bits.
+Derivatives are central differences, at the border one-sided. All in float64 and without trigonometric
+functions, so that the native core, NumPy and every machine give the same bits.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import torch
+
+from dmtl import native
 
 TRIANGLE = 4  # radius of the smoothing
 MARGIN = 5  # pixels from the border in which boundaries fade
@@ -28,28 +31,42 @@ def suppress(map_HW: np.ndarray) -> np.ndarray:
         map_HW: float [H, W].
 
     Returns: float64 [H, W]."""
-    map_HW = np.asarray(map_HW, np.float64)
+    map_HW = np.ascontiguousarray(map_HW, np.float64)
     h, w = map_HW.shape
-    tangent_HW = _tangent(map_HW)
+    margin = min(MARGIN, h // 2, w // 2)
+    core = native.core()
+    if core is None:
+        return _ridges(map_HW) * _fading(h, margin)[:, None] * _fading(w, margin)
+    out_HW = np.empty_like(map_HW)
+    fields = dict(
+        out=out_HW.ctypes.data, map=map_HW.ctypes.data, h=h, w=w, margin=margin, generosity=GENEROSITY
+    )
+    core.call("suppress", 0, torch.get_num_threads(), fields)
+    return out_HW
+
+
+def _ridges(map_HW: np.ndarray) -> np.ndarray:
+    """The map where it is no less than across the boundary, 0 elsewhere."""
     y, x = np.nonzero(map_HW)
-    tangent, value = tangent_HW[y, x], map_HW[y, x]
-    step_x = 1 / np.sqrt(1 + tangent * tangent)
-    step_y = tangent * step_x
+    across, along, value = (field_HW[y, x] for field_HW in (*_normal(map_HW), map_HW))
+    length = np.sqrt(across * across + along * along)
+    known = length > 0
+    length = np.where(known, length, 1)
+    step_y, step_x = along / length, np.where(known, across / length, 1)
     kept = np.ones(len(y), bool)
     for sign in (-1, 1):
         kept &= GENEROSITY * value >= _bilinear(map_HW, y + sign * step_y, x + sign * step_x)
     out_HW = np.zeros_like(map_HW)
     out_HW[y[kept], x[kept]] = value[kept]
-    margin = min(MARGIN, h // 2, w // 2)
-    return out_HW * _fading(h, margin)[:, None] * _fading(w, margin)
+    return out_HW
 
 
-def _tangent(map_HW: np.ndarray) -> np.ndarray:
-    """Of the angle between the x axis and the normal of the boundary."""
+def _normal(map_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A vector (x, y) across the boundary, of any length."""
     smooth_HW = _smooth(_smooth(map_HW).T).T
     s_y, s_x = _difference(smooth_HW.T).T, _difference(smooth_HW)
     s_xx, s_xy, s_yy = _difference(s_x), _difference(s_x.T).T, _difference(s_y.T).T
-    return s_yy * np.sign(-s_xy) / (s_xx + 1e-5)
+    return s_xx + 1e-5, s_yy * np.sign(-s_xy)
 
 
 def _smooth(x_HW: np.ndarray) -> np.ndarray:

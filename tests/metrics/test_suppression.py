@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from dmtl import native
 from dmtl.metrics.suppression import suppress
 
 
@@ -51,15 +52,31 @@ def ridges(e: np.ndarray) -> np.ndarray:
     return out
 
 
+ISAS = native.core().isas() if native.core() else []
+
+
+@pytest.fixture(params=[*ISAS, "numpy"])
+def solver(request, monkeypatch):
+    """Every instruction set of the native core, and its replacement."""
+    if request.param == "numpy":
+        monkeypatch.setattr(native, "core", lambda: None)
+        yield
+    else:
+        core, before = native.core(), native.core().isa()
+        core.use_isa(request.param)
+        yield
+        core.use_isa(before)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (2, 3), (6, 6), (9, 4), (17, 23), (30, 21)])
-def test_pixel_by_pixel(shape):
+def test_pixel_by_pixel_on_instruction_sets(shape, solver):
     rng = np.random.default_rng(sum(shape))
     y, x = np.mgrid[: shape[0], : shape[1]]
     for e in (rng.random(shape), np.exp(-((y + x / 2 - 12) ** 2) / 4) * rng.uniform(0.9, 1, shape)):
         np.testing.assert_allclose(suppress(e), ridges(e), atol=1e-12)
 
 
-def test_slanted_line():
+def test_slanted_line(solver):
     """A blurred line keeps its crest alone: one or two pixels in every column, where it is largest."""
     y, x = np.mgrid[:40, :60]
     e = np.exp(-((y - 10 - x / 3) ** 2) / 6)
@@ -68,7 +85,7 @@ def test_slanted_line():
     assert kept[e[:, 6:-6].argmax(0), np.arange(48)].all()
 
 
-def test_border_fades():
+def test_border_fades(solver):
     """A crest on the third column keeps two fifths of its value, and nothing on the outermost rows."""
     e = np.zeros((20, 20))
     e[:, 2] = 0.5
@@ -76,3 +93,16 @@ def test_border_fades():
     np.testing.assert_allclose(kept[5:-5, 2], 0.2)
     np.testing.assert_allclose(kept[:6, 2], [0, 0.04, 0.08, 0.12, 0.16, 0.2])
     assert not np.delete(kept, 2, 1).any()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (40, 1), (64, 100), (33, 129)])
+def test_same_bits_without_native_core(shape, monkeypatch):
+    if native.core() is None:
+        pytest.skip(native.why_no_core()[0])
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    maps = [rng.random(shape), np.ones(shape), np.floor(rng.random(shape) * 4) / 255, (x + y) % 7 / 7.0]
+    found = [suppress(e) for e in maps]
+    monkeypatch.setattr(native, "core", lambda: None)
+    for e, native_e in zip(maps, found, strict=True):
+        np.testing.assert_array_equal(suppress(e), native_e)

@@ -17,6 +17,7 @@
 #pragma once
 
 #include "dmtl/bit_image.h"
+#include "dmtl/workspace.h"
 
 #include <cmath>
 #include <initializer_list>
@@ -90,7 +91,7 @@ public:
     Matching(int64_t height, int64_t width, double reach)
         : h(height), w(width), radius_(static_cast<int64_t>(reach)), half_(radius_ + 1), distance_((radius_ + 1) * (radius_ + 1)),
           outlier_(static_cast<int64_t>(std::ceil(kHundredths * kOutlier * reach))),
-          sides_{{BitImage(height, width), Array<Node>(height * width)}, {BitImage(height, width), Array<Node>(height * width)}} {
+          sides_{{BitImage(height, width), nodes(height * width)}, {BitImage(height, width), nodes(height * width) + height * width}} {
         for (int64_t dy = 0; dy <= radius_; ++dy)
             for (int64_t dx = 0; dx <= radius_; ++dx) {
                 const double square = static_cast<double>(dy * dy + dx * dx);
@@ -108,7 +109,7 @@ public:
     // After insertions and removals, `settle_all` makes the matching the best again.
     void insert(int side, int64_t pixel) {
         Node& node = sides_[side].nodes[pixel];
-        node.mate = kNone, node.price = 0;
+        node.mate = kNone, node.price = node.search = 0;
         each_neighbour(side, pixel, [&](int64_t other, int32_t distance) {
             const int32_t missing = gain(distance) - sides_[1 - side].nodes[other].price;
             if (missing > node.price) node.price = missing;
@@ -139,8 +140,9 @@ public:
     // The least cost, in hundredths of a pixel.
     int64_t cost() const {
         int64_t sum = 0, alone = 0;
+        const BitImage none(h, w);
         for (int side : {0, 1})
-            each_pixel(sides_[side].present, [&](int64_t pixel) {
+            each_pixel(sides_[side].present, none, [&](int64_t pixel) {
                 const int64_t mate = sides_[side].nodes[pixel].mate;
                 if (mate == kNone) {
                     ++alone;
@@ -151,11 +153,12 @@ public:
         return sum + outlier_ * alone;
     }
 
+    // Pixels of one image that are not in the other; the body may change either at the pixel.
     template <class Body>
-    static void each_pixel(const BitImage& image, const Body& body) {
+    static void each_pixel(const BitImage& image, const BitImage& without, const Body& body) {
         for (int64_t y = 0; y < image.h; ++y)
             for (int64_t i = 0; i < image.words; ++i)
-                for (uint64_t left = image.row(y)[i]; left != 0; left &= left - 1)
+                for (uint64_t left = image.row(y)[i] & ~without.row(y)[i]; left != 0; left &= left - 1)
                     body(y * image.w + i * kWordBits + __builtin_ctzll(left));
     }
 
@@ -168,8 +171,13 @@ private:
     };
     struct Side {
         const BitImage present;
-        const Array<Node> nodes;
+        Node* const nodes;
     };
+
+    // Of both sides; undefined until a pixel is inserted. One matching at a time in a thread.
+    static Node* nodes(int64_t pixels) {
+        return static_cast<Node*>(Workspace::get(Slot::other, 2 * pixels * static_cast<int64_t>(sizeof(Node))));
+    }
 
     // Doubled, and one more, so that no two numbers of pairs are ever worth the same.
     DMTL_INLINE int32_t gain(int32_t distance) const { return static_cast<int32_t>(4 * outlier_ + 1) - 2 * distance; }
@@ -199,7 +207,7 @@ private:
 
     // Finds a partner for a pixel whose price is positive, or brings the price down to zero.
     void settle(int side, int32_t root) {
-        const Array<Node>&mine = sides_[side].nodes, &theirs = sides_[1 - side].nodes;
+        Node *const mine = sides_[side].nodes, *const theirs = sides_[1 - side].nodes;
         if (mine[root].mate != kNone || mine[root].price == 0) return;
         ++searches_;
         queue_.clear(), reached_.clear();
