@@ -19,6 +19,7 @@ _HOME = {
     "LabelledImages": "base",
     "Sample": "base",
     "LabelMatrix": "partial_labels",
+    "read_split_table": "published_splits",
     "Folder": "folder",
     "Scenes": "scenes",
     "Cached": "wrappers",
