@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -96,7 +97,11 @@ def export_folder(
         writer.record([*others, *done.values()])
         todo = [index for index, id in enumerate(dataset.ids) if id not in done]
         results = zip(progress(todo), in_parallel(writer, todo, workers))
-        unknown, skipped = _collect(writer, results, done, skip_corrupt)
+        try:
+            unknown, skipped = _collect(writer, results, done, skip_corrupt)
+        except OSError as error:
+            state = f"{len(done)} of {len(dataset)} samples are in {writer.root}, repeat to go on"
+            raise OSError(error.errno, f"{error.strerror or error}; {state}") from None
         ordered = [done[id] for id in dataset.ids if id in done]
         if not ordered:
             raise DataError(f"{skipped[0]} (no sample of {dataset.split} can be read)")
@@ -121,16 +126,14 @@ def _collect(
     """Adds what is finished to the manifest and to `done`. Returns pixels by (task, "unknown" or "all"), and
     a message for each sample that was skipped; raises what cannot be skipped."""
     data, unknown, skipped = writer.dataset, Counter(), []
-    with open(writer.root / manifest.NAME, "ab") as record:
+    with open(writer.root / manifest.NAME, "ab", buffering=0) as record:
         for index, result in results:
-            state = f"{len(done)} of {len(data)} samples of {data.split} are in {writer.root}"
-            if isinstance(result, OSError):
-                raise OSError(result.errno, f"{result.strerror or result}; {state}, repeat to go on")
-            if isinstance(result, DataError):
+            if isinstance(result, (DataError, OSError)):
                 raise result
             if isinstance(result, _Corrupt):
                 skipped.append(result.message)
                 if len(skipped) > skip_corrupt:
+                    state = f"{len(done)} of {len(data)} samples of {data.split} are in {writer.root}"
                     raise DataError(
                         f"{result.message} (sample {data.ids[index]!r}; {state}; mend it or let some be "
                         "skipped, and repeat to go on)"
@@ -138,8 +141,9 @@ def _collect(
                 continue
             done[result.entry.id] = result.entry
             unknown.update(result.unknown)
-            record.write(result.entry.line().encode() + b"\n")
-            record.flush()
+            line = result.entry.line().encode() + b"\n"
+            if record.write(line) != len(line):
+                raise OSError(errno.ENOSPC, f"cannot write {record.name}: {os.strerror(errno.ENOSPC)}")
         os.fsync(record.fileno())
     return unknown, skipped
 
@@ -171,6 +175,8 @@ class _Writer:
             contents, labels = self.contents(index)
         except DataError as error:
             return _Corrupt(str(error))
+        except OSError as error:
+            return error
         try:
             for path, content in contents.items():
                 self._put(path, content)

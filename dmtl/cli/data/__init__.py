@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
         {name: kind for name, (kind, _) in SUBCOMMANDS.items()},
         arguments,
         "data",
-        description="Look at a data set, check it, choose labels, export it.",
+        description="Look at a data set, check it, choose labels, convert a benchmark, export it.",
     )
     run = next(run for kind, run in SUBCOMMANDS.values() if kind is type(options))
     return run(options)
