@@ -20,7 +20,7 @@ COMMANDS = {
     "table": "the paper's tables from runs, beside the published figures",
     "export": "a model as one file that runs without dmtl: ONNX or .pt2",
     "convert": "read the published checkpoint, or write one",
-    "data": "look at a data set, check it, choose labels, export",
+    "data": "convert a benchmark, look at a data set, check it, choose labels",
     "bench": "how fast this machine predicts, beside the baselines, and where the time goes",
     "info": "what was built, and which backend each operator takes here",
 }

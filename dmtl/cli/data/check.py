@@ -34,6 +34,8 @@ class Check:
     """Splits to read."""
     count: int | None = None
     """At most so many images per split."""
+    format: str | None = None
+    """Which benchmark DATA is, where its folders fit several: as for `dmtl data convert`."""
     lines: int = 10
     """At most so many lines per kind of problem; the rest is counted."""
     json: str | None = None
@@ -83,7 +85,7 @@ def open_split(args: Check, split: str) -> LabelledImages:
     from dmtl.data.wrappers import Subset
 
     if not is_folder(args.data):
-        return open_dataset(args.data, split, count=args.count)
+        return open_dataset(args.data, split, count=args.count, format=args.format)
     dataset = readable_part(args.data, split)
     return dataset if args.count is None else Subset(dataset, range(min(args.count, len(dataset))))
 

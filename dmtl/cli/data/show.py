@@ -28,6 +28,8 @@ class Show:
     """Which split."""
     count: int = 8
     """Samples to show."""
+    format: str | None = None
+    """Which benchmark DATA is, where its folders fit several: as for `dmtl data convert`."""
     out: str = "data.html"
     """The page (.html) or the sheet (.png) to write."""
     measured: int = 200
@@ -43,7 +45,7 @@ def run(args: Show) -> int:
     kind = Path(args.out).suffix.lower()
     if kind not in (".html", ".png"):
         raise ConfigError(f"out: {args.out!r} is neither a page nor a picture, expected .html or .png")
-    dataset = open_dataset(args.data, args.split)
+    dataset = open_dataset(args.data, args.split, format=args.format)
     facts = summary(dataset)
     table = Table(
         "task",
