@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -25,6 +26,27 @@ console = Console()
 def say(text: object) -> None:
     """One line as it is: not wrapped, not coloured, and brackets in a path are no markup."""
     console.print(str(text), soft_wrap=True, highlight=False, markup=False)
+
+
+def write_files(content: object, *outputs: tuple[str | None, Callable[[str, Any], object]]) -> None:
+    """Calls `write(path, content)` for every (path, write) whose path is not None, and says so."""
+    for path, write in outputs:
+        if path is not None:
+            write(path, content)
+            say(f"wrote {path}")
+
+
+def bar(label: str) -> Callable[[Sequence], Iterable]:
+    """A progress bar around a loop over a sequence."""
+
+    def track(items: Sequence) -> Iterable:
+        if not items:
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
+            yield from progress.track(items, description=label)
+
+    return track
 
 
 def mib(size: float) -> str:

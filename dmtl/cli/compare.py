@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import console, say
+from dmtl.cli._common import console, say, write_files
 
 if TYPE_CHECKING:
     from dmtl.report.compare import Comparison
@@ -58,14 +58,12 @@ def main(arguments: list[str]) -> int:
         say(remark)
     if comparison.warning:
         console.print(Text(comparison.warning, style="bold red"), soft_wrap=True)
-    for path, write in (
+    write_files(
+        comparison,
         (args.out, compare_out.write_page),
         (args.csv, compare_out.write_csv),
         (args.json, compare_out.write_json),
-    ):
-        if path is not None:
-            write(path, comparison)
-            say(f"wrote {path}")
+    )
     return 0
 
 

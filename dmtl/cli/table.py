@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import console, say
+from dmtl.cli._common import console, say, write_files
 
 if TYPE_CHECKING:
     from dmtl.report.table import ResultTable
@@ -63,15 +63,13 @@ def main(arguments: list[str]) -> int:
         found = published_tables(args.benchmark)
     for table in found:
         show(table)
-    for path, write in (
+    write_files(
+        found,
         (args.out, table_out.write_page),
         (args.csv, table_out.write_csv),
         (args.json, table_out.write_json),
         (args.latex, table_out.write_latex),
-    ):
-        if path is not None:
-            write(path, found)
-            say(f"wrote {path}")
+    )
     return 0
 
 

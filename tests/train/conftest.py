@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from dmtl.models import ModelConfig
+from dmtl.ops import _checks
 from dmtl.train.config import DataConfig, ExecutionConfig, LogConfig, OptimConfig, RunConfig
 
 TASKS = {
@@ -18,6 +19,20 @@ TASKS = {
     "edge": {"kind": "binary"},
     "heat": {"kind": "scalar", "scale": 0.01},
 }
+
+
+def refuse_readings(monkeypatch) -> None:
+    """Makes every reading of a tensor by the host an error; on a GPU each would wait for the device."""
+    monkeypatch.setattr(_checks, "check_values", lambda *_: None)  # reads CPU tensors alone
+
+    def refuse(name):
+        def reading(self, *_):
+            raise AssertionError(f"Tensor.{name} inside a training step")
+
+        return reading
+
+    for name in ("item", "tolist", "numpy", "cpu", "__float__", "__int__", "__bool__", "__index__"):
+        monkeypatch.setattr(torch.Tensor, name, refuse(name))
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from dmtl.errors import CheckpointError, ConfigError
 from dmtl.models import load_model
-from dmtl.ops import _checks
 from dmtl.tasks import make_task
 from dmtl.train.config import OptimConfig
 from dmtl.train.consistency import Consistency, cosine_distance, label_map, predicted_map
@@ -23,7 +22,7 @@ from dmtl.train.log import RunLog
 from dmtl.train.trainer import Trainer
 from tests.models.cases import TASKS, small_model
 from tests.tasks.cases import label_of
-from tests.train.conftest import without_time
+from tests.train.conftest import refuse_readings, without_time
 from tests.train.test_step import BATCH, SIZE, batch_of, parameters, same, step_for
 
 NAMES = list(TASKS)
@@ -431,16 +430,7 @@ def test_half_precision_follows_single(config_for, precision):
 def test_a_step_waits_for_nothing(config_for, monkeypatch, precision):
     trainer = Trainer(run_for(config_for, optim=dict(precision=precision)))
     batch = next(trainer.loader.stream(0))
-    monkeypatch.setattr(_checks, "check_values", lambda *_: None)  # reads CPU tensors alone
-
-    def refuse(name):
-        def reading(self, *_):
-            raise AssertionError(f"Tensor.{name} inside a training step")
-
-        return reading
-
-    for name in ("item", "tolist", "numpy", "cpu", "__float__", "__int__", "__bool__", "__index__"):
-        monkeypatch.setattr(torch.Tensor, name, refuse(name))
+    refuse_readings(monkeypatch)
     trainer._step(batch, 0)
     monkeypatch.undo()
     assert trainer._step.read().values["consistency"] > 0

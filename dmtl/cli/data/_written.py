@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from dmtl.cli._common import console, say
 
 if TYPE_CHECKING:
     from dmtl.data.export import Exported
-
-
-def bar(label: str) -> Callable[[Sequence], Iterable]:
-    """A progress bar around a loop over a sequence."""
-
-    def track(items: Sequence) -> Iterable:
-        if not items:
-            return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
-            yield from progress.track(items, description=label)
-
-    return track
 
 
 def summarise(splits: Mapping[str, Exported]) -> None:

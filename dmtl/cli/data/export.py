@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from dmtl.cli._arguments import positional
-from dmtl.cli.data._written import bar, summarise
+from dmtl.cli._common import bar
+from dmtl.cli.data._written import summarise
 
 
 @dataclass(frozen=True)

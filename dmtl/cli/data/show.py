@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from dmtl.cli._common import console, say
+from dmtl.cli._common import bar, console, say
 from dmtl.cli.data._source import Source
-from dmtl.cli.data._written import bar
 
 if TYPE_CHECKING:
     from dmtl.data.base import LabelledImages
