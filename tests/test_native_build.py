@@ -67,7 +67,7 @@ def mirror(target: Path, core: Path) -> None:
 
 @needs_cmake
 def test_sanitizers(tmp_path):
-    """The tests of the C++ operators under the address and undefined-behaviour sanitizers."""
+    """The tests of the C++ operators and metrics under the address and undefined-behaviour sanitizers."""
     runtimes = [
         run(["g++", f"-print-file-name={name}"]).stdout.strip() for name in ("libasan.so", "libstdc++.so")
     ]
@@ -89,7 +89,8 @@ def test_sanitizers(tmp_path):
     loaded = run([sys.executable, "-c", where], cwd=tmp_path / "tree", env=environment).stdout
     assert loaded.startswith(str(tmp_path / "tree")), loaded
     chosen = "(cpu or instruction_sets) and not opcheck and not serves"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "tests/ops", "-k", chosen]
+    rooms = ("tests/ops", "tests/metrics")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", *rooms, "-k", chosen]
     done = run(command, cwd=tmp_path / "tree", env=environment)
     assert re.search(r"\d+ passed", done.stdout), done.stdout[-2000:]
 

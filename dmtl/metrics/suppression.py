@@ -32,6 +32,8 @@ def suppress(map_HW: np.ndarray) -> np.ndarray:
 
     Returns: float64 [H, W]."""
     map_HW = np.ascontiguousarray(map_HW, np.float64)
+    if not map_HW.size:
+        return map_HW.copy()
     h, w = map_HW.shape
     margin = min(MARGIN, h // 2, w // 2)
     core = native.core()

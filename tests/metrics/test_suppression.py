@@ -106,3 +106,7 @@ def test_same_bits_without_native_core(shape, monkeypatch):
     monkeypatch.setattr(native, "core", lambda: None)
     for e, native_e in zip(maps, found, strict=True):
         np.testing.assert_array_equal(suppress(e), native_e)
+
+
+def test_empty_image(solver):
+    assert suppress(np.zeros((0, 4))).shape == (0, 4)
