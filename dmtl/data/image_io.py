@@ -21,6 +21,8 @@ from dmtl.files import write_bytes
 
 MAX_PIXELS = 64_000_000
 MAX_HEADER = 1 << 16  # of a .npy file: more than any array of numbers needs
+MAX_RATIO = 2000
+"""Bytes of pixels to one of the file: deflate reaches 1032, JPEG about 1200. Missing rows Pillow makes up."""
 FORMATS = ("JPEG", "PNG")  # no other decoder of Pillow is ever reached
 _IMAGE_MODES = ("L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "1")
 
@@ -135,10 +137,10 @@ class _Bounded(io.BufferedReader):
 
     def __init__(self, path: str | os.PathLike):
         super().__init__(io.FileIO(path))
-        self._length = os.fstat(self.fileno()).st_size
+        self.length = os.fstat(self.fileno()).st_size
 
     def read(self, size: int | None = -1) -> bytes:
-        left = max(0, self._length - self.tell())
+        left = max(0, self.length - self.tell())
         return super().read(left if size is None or size < 0 else min(size, left))
 
 
@@ -166,6 +168,12 @@ def _open(path: str | os.PathLike) -> Iterator[Image.Image]:
             raise DataError(
                 f"{path}: too large ({image.width}x{image.height}), "
                 f"expected at most {MAX_PIXELS / 1e6:.0f} million pixels"
+            )
+        bits = 8 * len(image.getbands()) if len(image.getbands()) > 1 else 1  # of a pixel, at least
+        if image.width * image.height * bits > 8 * MAX_RATIO * file.length:
+            raise DataError(
+                f"{path}: {image.width}x{image.height} pixels in {file.length} bytes, "
+                "expected a complete image"
             )
         yield image
 

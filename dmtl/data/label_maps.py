@@ -114,11 +114,13 @@ def _unit_vectors(path: str | Path, stored: np.ndarray, task: Task, numbers: boo
         )
     vector = stored.astype(np.float32)
     if not numbers:
-        vector = vector * (2 / 255) - 1
+        vector *= 2 / 255
+        vector -= 1
     with np.errstate(invalid="ignore", over="ignore"):
         length = np.sqrt((vector * vector).sum(2, keepdims=True))
         known = (length > _UNIT_LENGTH[0]) & (length < _UNIT_LENGTH[1])  # False for NaN
-        vector = np.where(known, vector / np.where(known, length, 1), task.ignore)
+        np.divide(vector, length, out=vector, where=known)
+        np.copyto(vector, np.float32(task.ignore), where=~known)
     return torch.from_numpy(np.ascontiguousarray(vector.transpose(2, 0, 1), dtype=np.float32))
 
 

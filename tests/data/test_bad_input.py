@@ -239,6 +239,28 @@ def test_descriptions_that_grow(folder, text, message):
     assert message in str(error.value)
 
 
+def test_more_pixels_than_bytes_can_hold(tmp_path):
+    """A complete PNG whose header was changed: a decoder would make up gigabytes of rows."""
+    whole = encoded(arrays(0)["images"])
+    size = struct.pack(">II", 15, 4_000_000)
+    header = b"IHDR" + size + whole[24:29]
+    (tmp_path / "x.png").write_bytes(whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:])
+    for read in (image_io.read_image, image_io.read_png_map, image_io.image_size):
+        with pytest.raises(DataError, match=f"x.png: 15x4000000 pixels in {len(whole)} bytes"):
+            read(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_flat_images_are_no_bombs(tmp_path, mode, format):
+    """The most that the formats can pack into a byte."""
+    if format == "JPEG" and mode not in ("L", "RGB"):
+        return
+    Image.new(mode, (3000, 2000)).save(tmp_path / "x", format, **({"optimize": True} if format == "PNG" else
+                                       {"quality": 1, "subsampling": 2, "progressive": True}))  # fmt: skip
+    assert image_io.image_size(tmp_path / "x") == (2000, 3000)
+
+
 @pytest.mark.parametrize("length", [0x7FFFFFFF, 0xFFFFFFF0])
 def test_a_length_is_not_believed(tmp_path, length):
     """A chunk, or a header, of gigabytes: none are asked for."""

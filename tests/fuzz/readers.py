@@ -44,13 +44,15 @@ TASKS = {
 @dataclass(frozen=True)
 class Reader:
     """prepare(folder) writes valid files and returns those to damage; read(path) reads one, or with it all
-    that belong together; an error's message begins with names(path). `valid`: before damage it is read."""
+    that belong together; an error's message begins with names(path). `valid`: before damage it is read.
+    `memory`: address space that reading may take."""
 
     prepare: Callable[[Path], list[Path]]
     read: Callable[[Path], object]
     damage: Callable[[Random, bytes, bytes], bytes] = mutate
     names: Callable[[Path], Path] = lambda path: path
     valid: bool = True
+    memory: int = 1 << 30
 
 
 def files(contents: Callable[[], dict[str, bytes]]) -> Callable[[Path], list[Path]]:
@@ -296,24 +298,26 @@ def evil_descriptions(folder: Path) -> list[Path]:
     return made
 
 
+VECTORS = 2 << 30  # of 64 million pixels they are 768 MB, and twice that while they are made
+
 READERS = {
     "png": Reader(files(lambda: pngs("RGB", "L", "P", "1", "RGBA", "LA")), read_image, png),
     "png-map": Reader(files(label_pngs), read_png_map, png),
     "jpeg": Reader(files(jpegs), partial(read_image, upright=True)),
     "npy": Reader(files(arrays), read_npy),
-    "label": Reader(files(label_files), label, png),
+    "label": Reader(files(label_files), label, png, memory=VECTORS),
     "mat": Reader(files(mats), lambda path: read_mat(path, ["anno" if "parts" in path.name else "LabelMap"])),
     "csv": Reader(files(tables), LabelMatrix.read_csv),
     "split": Reader(files(splits), read_split_table, zipped),
     "evil-split": Reader(files(evil_splits), read_split_table, zipped, valid=False),
     "dataset.yaml": Reader(description, read_description, names=root_of),
     "evil-dataset.yaml": Reader(evil_descriptions, read_description, names=root_of, valid=False),
-    "folder": Reader(data_set, read_folder, png, root_of),
+    "folder": Reader(data_set, read_folder, png, root_of, memory=VECTORS),
     "ids": Reader(files(lambda: {"train.txt": b"a\ncity/b\n2008_000003\n\n0001\n"}), read_ids),
     "manifest": Reader(manifest, lambda path: read_manifest(path.parent)),
     **{
-        format: Reader(partial(fixture, format), partial(read_benchmark, format), png, root_of)
-        for format in ("pascal-context", "nyud-13", "nyud-40", "nyud-40-mt", "cityscapes-7", "cityscapes-19",
-                       "cityscapes-raw")
+        name: Reader(partial(fixture, name), partial(read_benchmark, name), png, root_of, memory=VECTORS)
+        for name in ("pascal-context", "nyud-13", "nyud-40", "nyud-40-mt", "cityscapes-7", "cityscapes-19",
+                     "cityscapes-raw")
     },
 }  # fmt: skip

@@ -20,9 +20,7 @@ from random import Random
 from dmtl.errors import DataError
 from tests.fuzz.readers import Reader
 
-SECONDS, WAIT = 5, 30
-MEMORY = 1 << 30
-"""Address space that the process may take beyond what it has when it begins."""
+SECONDS, WAIT = 5, 120
 FORBIDDEN = (
     "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "pickle.find_class",
     "subprocess.Popen", "socket.connect", "shutil.rmtree", "os.remove", "os.rename", "os.mkdir",
@@ -86,7 +84,7 @@ def run(reader: Reader, name: str, numbers: range, folder: Path, canary: Canary)
     for path in whole if reader.valid else ():  # and with it whatever has to be imported
         reader.read(path)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (size + reader.memory, resource.RLIM_INFINITY))
     for number in numbers:
         rng = Random(f"{name} {number}")
         path = rng.choice(list(whole))
