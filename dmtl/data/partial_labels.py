@@ -257,6 +257,8 @@ def _parse(path: Path, table: Iterable[list[str]]) -> LabelMatrix:
         raise DataError(
             f"{path}: line 1: a task name is empty or repeated, expected unique names, got {tasks}"
         )
+    if odd := [task for task in tasks if not task.isprintable()]:
+        raise DataError(f"{path}: line 1: name of a task {odd[0][:80]!r}, expected printable letters")
     ids: dict[str, int] = {}
     matrix = []
     for line, cells in enumerate(rows, start=2):

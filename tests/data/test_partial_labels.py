@@ -99,6 +99,7 @@ def test_csv_round_trip(tmp_path):
         ("", "line 1: header"),
         ("image,semseg\n", "line 1: header"),
         ("id,semseg,semseg\na,1,1\n", "line 1: a task name is empty or repeated"),
+        ("id,sem\x7fseg\na,1\n", "line 1: name of a task 'sem\\x7fseg', expected printable"),
         ("id,semseg,edge\na,1\n", "line 2: 2 cells, expected 3"),
         ("id,semseg\na,1\nb,2\n", "line 3: cell '2', expected 0 or 1"),
         ("id,semseg\na,1\n\na,0\n", "line 4: id 'a' stands on line 2 too"),
