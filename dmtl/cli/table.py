@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -17,6 +18,7 @@ from dmtl.cli._common import console, say, write_files
 if TYPE_CHECKING:
     from dmtl.report.table import ResultTable
 
+WIDTH = 100  # columns of the terminal that every table fits
 NARROW = 5  # columns from which on a spread stands below its figure
 
 
@@ -76,7 +78,9 @@ def main(arguments: list[str]) -> int:
 def show(table: ResultTable) -> None:
     """Prints a table, its sources and what is to be said about it."""
     console.print(Text(table.heading, style="bold"))
-    console.print(rich_table(table))
+    shown = rich_table(table)
+    # Where the terminal is too narrow its lines break; fitted to it, the table would lose columns.
+    Console(file=console.file, width=max(console.width, WIDTH)).print(shown)
     for number, source in enumerate(table.sources, start=1):
         _line(f"[{number}]", source)
     for remark in table.remarks:

@@ -178,6 +178,11 @@ class LabelMatrix:
         counted = self.matrix.astype(np.int64)
         return counted.T @ counted
 
+    def agrees(self, other: LabelMatrix) -> bool:
+        """Whether both show the same labels of the tasks that they share, for the same images in order."""
+        shared = [task for task in self.tasks if task in other.tasks]
+        return self.ids == other.ids and self.subset(tasks=shared) == other.subset(tasks=shared)
+
     def statistics(self) -> dict:
         """JSON-able counts: images, labels, labels per task, and how many images have 0, 1, 2... labels."""
         per_image = np.bincount(self.matrix.sum(1), minlength=1) if len(self.ids) else np.zeros(1, int)

@@ -138,7 +138,7 @@ def not_comparable(methods: Sequence[Method]) -> str:
     if other := next((run for run in others if run.primary.keys() != first.primary.keys()), None):
         found.append(f"{other.path} has other tasks than {first.path}")
     labelled = [run for run in (first, *others) if run.labels is not None]
-    if other := next((run for run in labelled if run.labels != labelled[0].labels), None):
+    if other := next((run for run in labelled if not labelled[0].labels.agrees(run.labels)), None):
         found.append(f"{other.path} learned from other labels than {labelled[0].path}")
     return f"Not comparable: {'; '.join(found)}." if found else ""
 

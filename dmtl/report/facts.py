@@ -65,7 +65,7 @@ def differences(methods: Mapping[str, Sequence[Run]]) -> list[str]:
             )
         for run, other in zip(runs, base, strict=True):
             pair = f"{run.path.name}, {other.path.name}"
-            if run.labels is not None and other.labels is not None and run.labels != other.labels:
+            if run.labels is not None and other.labels is not None and not run.labels.agrees(other.labels):
                 remarks.append(f"{name} and {reference} did not learn from the same labels ({pair}).")
             if run.step != other.step:
                 remarks.append(f"{name} took {run.step} steps, {reference} {other.step} ({pair}).")

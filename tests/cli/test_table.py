@@ -52,6 +52,8 @@ def test_runs_beside_published_figures_fit_the_terminal(dmtl, monkeypatch, tmp_p
     assert (status, err) == (0, "")
     told = [line for line in out.splitlines() if str(tmp_path) not in line]
     assert max(map(len, told)) <= 100
+    monkeypatch.setattr("dmtl.cli._common.console.width", 40)
+    assert re.search(r"^Feature .* 51\.50.*[0-9]\n", dmtl("table", tmp_path / "runs").out, re.MULTILINE)
     assert re.search(r"^Feature +2 +train +51\.50±0\.71 +59\.40±0\.71 ", out, re.MULTILINE)
     assert re.search(r"^MTL +2 +train .* ref\.$", out, re.MULTILINE)
     assert all(file.stat().st_size > 500 and f"wrote {file}" in out for file in files)

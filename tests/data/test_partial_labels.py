@@ -167,3 +167,12 @@ def test_pairs_count_images_with_both():
     labels = LabelMatrix(["x", "y", "z"], ["edge", "sal", "depth"], [[1, 1, 0], [1, 0, 0], [1, 1, 0]])
     assert labels.pairs().tolist() == [[3, 2, 0], [2, 2, 0], [0, 0, 0]]
     assert LabelMatrix([], ["edge"], np.zeros((0, 1))).pairs().tolist() == [[0]]
+
+
+def test_tables_agree_over_shared_tasks():
+    whole = LabelMatrix.one_label(["a", "b", "c", "d"], ["semseg", "edge", "sal"], seed=1)
+    assert whole.agrees(whole.subset(tasks=["edge"])) and whole.subset(tasks=["edge", "sal"]).agrees(whole)
+    assert not whole.agrees(LabelMatrix(whole.ids, ["edge"], ~whole.subset(tasks=["edge"]).matrix))
+    assert not whole.agrees(whole.subset(ids=["a", "b", "c"]))
+    other = LabelMatrix(whole.ids, ["sal", "depth"], np.ones((4, 2), bool))
+    assert not whole.agrees(other) and whole.agrees(other.subset(tasks=["depth"]))
