@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmtl.cli._common import model_folder
-from dmtl.errors import ConfigError, DataError
+from dmtl.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from dmtl.cli.eval import Eval
@@ -95,6 +95,8 @@ def trained_model(path: str) -> DiffusionMTL | MultiTaskBaseline:
     from dmtl.models.published import model_from_official
     from dmtl.models.weights import read_state
 
+    if not Path(path).exists():
+        raise CheckpointError(f"{path}: no such file or folder, expected a run, a model or a published file")
     if Path(path).is_file():
         return model_from_official(read_state(path), path)
     return load_model(model_folder(path))

@@ -323,6 +323,7 @@ def test_tables(score, tmp_path, pascal, official):
         (["m", "--boundary-ids", "x"], "--boundary-ids needs --boundaries or --published"),
         (["m", "--boundaries", "raw", "--max-dist", 2], "--max-dist must be between 0 and 1"),
         (["m", "--boundaries", "bsds"], "--boundaries"),
+        (["nowhere.pth.tar"], "nowhere.pth.tar: no such file or folder"),
         (["m", "--baseline", "nowhere"], "--baseline must be a finished run or its metrics.json: nowhere"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
