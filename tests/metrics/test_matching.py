@@ -16,8 +16,6 @@ from dmtl.metrics.matching import boundary_counts, match_pixels
 
 from .test_morphology import thinned
 
-ISAS = native.core().isas() if native.core() else []
-
 
 def assigned(a: np.ndarray, b: np.ndarray, reach: float) -> tuple[int, float]:
     """Pairs and cost by a dense assignment: hundredths of a pixel, each pixel with an outlier of its own. A
@@ -67,19 +65,6 @@ def cases(count: int, side: int, density: float, seed: int):
         h, w = rng.integers(1, side + 1), rng.integers(1, side + 1)
         a, b = (rng.random((h, w)) < rng.random() * density for _ in range(2))
         yield a, b, float(rng.choice([0, 1, 1.5, 2.3, 4.0, 5.43]))
-
-
-@pytest.fixture(params=[*ISAS, "scipy"])
-def solver(request, monkeypatch):
-    """Every instruction set of the native core, and its replacement."""
-    if request.param == "scipy":
-        monkeypatch.setattr(native, "core", lambda: None)
-        yield
-    else:
-        core, before = native.core(), native.core().isa()
-        core.use_isa(request.param)
-        yield
-        core.use_isa(before)
 
 
 def test_tiny_sets_on_instruction_sets(solver):

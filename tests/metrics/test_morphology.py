@@ -5,11 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dmtl import native
-from dmtl.metrics import morphology
 from dmtl.metrics.morphology import outline, thin
-
-ISAS = native.core().isas() if native.core() else []
 
 
 def thinned(mask: np.ndarray) -> np.ndarray:
@@ -48,26 +44,11 @@ def masks() -> list[np.ndarray]:
     return found
 
 
-def check_masks():
+def test_thin_on_instruction_sets(solver):
     for mask in masks():
         given = mask.copy()
         np.testing.assert_array_equal(thin(mask), thinned(mask))
         np.testing.assert_array_equal(mask, given)
-
-
-@pytest.mark.parametrize("isa", ISAS)
-def test_thin_on_instruction_sets(isa):
-    core, before = native.core(), native.core().isa()
-    core.use_isa(isa)
-    try:
-        check_masks()
-    finally:
-        core.use_isa(before)
-
-
-def test_thin_without_native_core(monkeypatch):
-    monkeypatch.setattr(morphology.native, "core", lambda: None)
-    check_masks()
 
 
 def test_thin_by_hand():

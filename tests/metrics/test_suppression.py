@@ -52,22 +52,6 @@ def ridges(e: np.ndarray) -> np.ndarray:
     return out
 
 
-ISAS = native.core().isas() if native.core() else []
-
-
-@pytest.fixture(params=[*ISAS, "numpy"])
-def solver(request, monkeypatch):
-    """Every instruction set of the native core, and its replacement."""
-    if request.param == "numpy":
-        monkeypatch.setattr(native, "core", lambda: None)
-        yield
-    else:
-        core, before = native.core(), native.core().isa()
-        core.use_isa(request.param)
-        yield
-        core.use_isa(before)
-
-
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (2, 3), (6, 6), (9, 4), (17, 23), (30, 21)])
 def test_pixel_by_pixel_on_instruction_sets(shape, solver):
     rng = np.random.default_rng(sum(shape))
