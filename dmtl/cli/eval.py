@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -12,12 +12,18 @@ from dmtl.cli._arguments import parse, positional
 from dmtl.cli._common import console, final_and_initial, metric_table
 from dmtl.errors import ConfigError
 
+if TYPE_CHECKING:
+    import torch
+
+    from dmtl.train.distributed import World
+
 
 @dataclass(frozen=True)
 class Eval:
     """Score a model on a data set, or maps that any program wrote, and print every metric.
 
     The published protocol in one command: dmtl eval official.pth.tar --data DATA --published
+    Shared by several processes or GPUs, with the same figures: torchrun --nproc-per-node 8 -m dmtl eval ...
     """
 
     model: Annotated[str | None, *positional("MODEL")] = None
@@ -80,12 +86,14 @@ def main(arguments: list[str]) -> int:
     from dmtl.cli import _eval_tables as tables
     from dmtl.data import open_dataset
     from dmtl.files import write_text
+    from dmtl.train.distributed import connect
     from dmtl.train.evaluate import primary_metrics
 
     protocols.check_options(args)
     several = _steps(args.steps)
     reference = tables.read_baseline(args.baseline) if args.baseline else None
-    engine = None if args.model is None else _engine(args)
+    world = connect(args.device)
+    engine = None if args.model is None else _engine(args, world.device)
     dataset = open_dataset(args.data, args.split, size=args.size, count=args.count)
     names = protocols.shared_tasks(args, None if engine is None else engine.tasks, dataset.tasks)
     loader = protocols.loader_of(args, dataset, names)
@@ -95,7 +103,9 @@ def main(arguments: list[str]) -> int:
     if reference is not None:
         tables.check_baseline(reference, protocol.primary(tasks))
 
-    rows = _scored(args, source, loader, several, tasks, boundaries, protocol)
+    rows = _scored(args, source, loader, several, tasks, boundaries, protocol, world)
+    if not world.main:
+        return 0
     metrics = rows[0]["metrics"]
     primary = primary_metrics(metrics, tasks)
     compared = {} if reference is None else tables.against(metrics, primary, reference)
@@ -115,24 +125,24 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _engine(args: Eval) -> Any:
+def _engine(args: Eval, device: torch.device) -> Any:
     from dmtl.cli._eval_protocol import trained_model
-    from dmtl.devices import pick_device
     from dmtl.infer.engine import Engine
 
     precision = "fp32" if args.published and args.precision == "auto" else args.precision
-    model = trained_model(args.model).to(pick_device(args.device))
+    model = trained_model(args.model).to(device)
     return Engine(model, precision=precision, samples=args.samples, inplace=True)
 
 
-def _scored(args: Eval, source, loader, several, tasks, boundaries, protocol) -> list[dict]:
+def _scored(args: Eval, source, loader, several, tasks, boundaries, protocol, world: World) -> list[dict]:
     """Metrics and time for each number of steps; the maps are saved where they are asked for."""
     from rich.progress import track
 
     from dmtl.infer.saved_maps import MapWriter
+    from dmtl.train.distributed import gathered
     from dmtl.train.evaluate import evaluate
 
-    options: dict[str, Any] = dict(tasks=tasks, seed=args.seed, boundaries=boundaries)
+    options: dict[str, Any] = dict(tasks=tasks, seed=args.seed, boundaries=boundaries, world=world)
     if args.from_maps is None:
         one = args.samples == 1 and len(several) == 1
         options["initial"] = one and source.config.diffusion != "none"
@@ -145,13 +155,19 @@ def _scored(args: Eval, source, loader, several, tasks, boundaries, protocol) ->
     try:
         for steps in several:
             timed = Timed(source) if len(several) > 1 else source
-            batches = track(loader, total=len(loader), description="scoring", console=console)
+            batches = loader
+            if world.size == 1:
+                batches = track(loader, total=len(loader), description="scoring", console=console)
             rows.append({"steps": steps, "metrics": evaluate(timed, batches, steps=steps, **options)})
             if len(several) > 1:
                 rows[-1]["ms_per_image"] = 1e3 * timed.seconds / protocol.images
                 rows[-1] |= {"steps_taken": timed.taken / max(timed.calls, 1)} if steps == "auto" else {}
     finally:  # also after Ctrl-C: what is there is described
         if writer is not None:
+            writer.write_index()
+    if writer is not None and world.size > 1:
+        writer.images = [image for images in gathered(writer.images) for image in images]
+        if world.main:
             writer.write_index()
     return rows
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from dmtl.diffusion import CounterNoise
 from dmtl.models import ModelConfig, build_model, load_model
 from dmtl.models.published import TASK_ORDER, official_state
 from dmtl.tasks import make_task
+from tests.cli.conftest import environment
 from tests.metrics import oracles
 
 SIZES = {"a": (36, 44), "b": (47, 30), "c": (64, 64), "d": (33, 61)}
@@ -355,3 +358,33 @@ def test_boundaries_need_a_task_called_edge(dmtl, pascal, official):
     message = "--boundaries needs a task called edge among those scored, got sal"
     assert dmtl(*words, "--boundaries", "raw")[0::2] == (2, f"dmtl eval: {message}\n")
     assert dmtl(*words, "--published").status == 0
+
+
+@pytest.mark.slow
+def test_processes_share_the_images(dmtl, tmp_path, pascal, official):
+    words = ["eval", official, "--data", pascal, "--published", "--batch-size", 1, "--device", "cpu"]
+    assert dmtl(*words, "--json", "one.json", "--save-maps", "one").status == 0
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "dmtl",
+    ]
+    command += [*map(str, words), "--json", "two.json", "--save-maps", "two"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("maxF_paper") == 1
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert one == two
+    indices = [json.loads((tmp_path / name / "maps.json").read_text()) for name in ("one", "two")]
+    named = [{image["name"]: image for image in index["images"]} for index in indices]
+    assert named[0] == named[1] and len(named[0]) > 1
+    for file in (tmp_path / "one").rglob("*.*"):
+        if file.name != "maps.json":
+            assert file.read_bytes() == (tmp_path / "two" / file.relative_to(tmp_path / "one")).read_bytes()
