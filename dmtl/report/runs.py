@@ -21,7 +21,7 @@ from dmtl.train.log import RunLog
 LOWER_IS_BETTER = {"loss", "bce", "mean", "median", "rmse", "abs_err", "log_rmse", "abs_rel", "sq_rel"}
 Metrics = Mapping[str, Mapping[str, float]]  # {task: {metric: value}}
 INITIAL = "initial/"  # before a task: metrics of the initial map of the same network
-PERCENT = ("mIoU", "pixel_acc", "maxF", "pixelF", "within_")
+PERCENT = ("mIoU", "pixel_acc", "maxF", "pixelF", "odsF", "oisF", "AP", "within_")
 
 
 class NoEvaluation(DataError):

@@ -315,7 +315,7 @@ def _columns(known: Benchmark | None, runs: Sequence[Scored], exact: bool) -> li
     for task in tasks_of(runs):
         found = [scored.primary[task][0] for scored in runs if task in scored.primary]
         metric = ODSF if ODSF in found else found[0] if found else next(iter(runs[0].metrics[task]))
-        percent = metric.startswith((*PERCENT, "odsF")) or metric in ("mean", "median")
+        percent = metric.startswith(PERCENT) or metric in ("mean", "median")
         label = LABELS.get(metric, metric)
         columns.append(Column(task, metric, label, metric not in LOWER_IS_BETTER, 2 if percent else 4))
     return columns
