@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks import expert as module
 from benchmarks.expert import Expert
 from benchmarks.published import Published
 from dmtl.bench.contenders import drawn_noise, worst
@@ -69,8 +70,6 @@ def test_expert_leaves_the_model_alone():
 
 def test_expert_whose_compiler_fails(monkeypatch):
     """A mode that cannot be compiled is told, and the next one is tried; at the end comes eager."""
-    from benchmarks import expert as module
-
     def broken(function, mode):
         def call(*arguments):
             raise RuntimeError(mode)
@@ -88,8 +87,6 @@ def test_expert_whose_compiler_fails(monkeypatch):
 
 
 def test_expert_keeps_the_faster(monkeypatch):
-    from benchmarks import expert as module
-
     monkeypatch.setattr(module, "compiled", lambda function, mode: function)
     model, image = small_model(), torch.randn(1, 3, 32, 32)
     for times, how in (((1.0, 2.0), "compiled max-autotune"), ((2.0, 1.0), "eager, channels_last; compiled")):
@@ -105,7 +102,7 @@ def test_expert_compiled(precision, mode, monkeypatch):
     model = small_model(backbone_width=16, blocks=1)
     image = torch.randn(1, 3, 64, 32)
     times = iter((1.0, 2.0))  # compiled code is kept, however slow it is at this size
-    monkeypatch.setattr(Expert, "_fastest_s", lambda *_: next(times))
+    monkeypatch.setattr(module, "fastest_s", lambda *_: next(times))
     expert = Expert(model, image, precision=precision, modes=(mode,))
     assert expert.how == f"compiled {mode}, frozen, channels_last"
     found = expert.maps(image, drawn_noise(model, image, 2))
