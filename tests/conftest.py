@@ -36,6 +36,14 @@ def camvid_dir(shared_dir: Path) -> Path:
     return shared_dir / "data" / "camvid"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_compiler_cache(tmp_path_factory):
+    """What PyTorch compiled for other checkouts, compilers or processors is of no matter here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+        yield
+
+
 @pytest.fixture
 def one_thread():
     """Torch computes with one thread: bit-equal results need a fixed number, and small models no more."""

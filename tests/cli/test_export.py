@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 
+from .conftest import Result, environment
 from .test_bad_input import refused
 
 
@@ -67,3 +70,25 @@ def test_wrong_words(dmtl, baseline, tmp_path, options, words):
 def test_missing_model(dmtl):
     refused(dmtl("export", "nowhere"), "nowhere", "config.json")
     refused(dmtl("export"), "missing MODEL")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script as compiler")
+def test_broken_compiler(baseline, tmp_path):
+    """In a process of its own: PyTorch remembers for its whole process what a compiler can do."""
+    script = tmp_path / "c++"
+    script.write_text("#!/bin/sh\n[ $1 = --version ] && exec echo g++ 12\necho out of licences >&2; exit 1\n")
+    script.chmod(0o755)
+    words = ["export", str(baseline), "--format", "pt2", "--size", "32", "44", "--out", "out/model.pt2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "dmtl", *words],
+        cwd=tmp_path,
+        env=environment() | {"CXX": str(script), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    refused(
+        Result(done.returncode, done.stdout, done.stderr), "working C++ compiler, yours said: out of licences"
+    )
+    assert list((tmp_path / "out").iterdir()) == []
