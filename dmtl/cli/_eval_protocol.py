@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from dmtl.tasks import Task
     from dmtl.train.evaluate import Boundaries
 
-MAX_DIST = 0.0075  # of PASCAL-Context, as a share of the image's diagonal
-
 
 @dataclass(frozen=True)
 class Protocol:
@@ -163,7 +161,7 @@ def protocol_of(args: Eval, loader: Loader) -> tuple[Protocol, Boundaries | None
     facts = dict(data=args.data, split=args.split, images=len(rows), frame=frame_of(args, dataset))
     if kind is None:
         return Protocol(**facts, boundaries=None, max_dist=None, boundary_images=None), None
-    from dmtl.metrics.boundary import Boundary
+    from dmtl.metrics.boundary import MAX_DIST, Boundary
 
     max_dist = args.max_dist or dataset.evaluation.get("max_dist", MAX_DIST)
     ids = _listed(args.boundary_ids, dataset)

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 
 from rich.table import Table
 from rich.text import Text
@@ -42,13 +41,13 @@ def class_table(name: str, metrics: Mapping[str, float]) -> Table:
 
 def steps_table(title: str, rows: list[dict], primary: Primary) -> Table:
     """Time and every task's main metric for each number of steps; Delta against the first row."""
-    from dmtl.metrics import delta_mtl
+    from dmtl.metrics.delta import delta_mtl, judged
 
     table = Table(title=Text(title), title_justify="left")
     heads = (f"{t} {m} {'↑' if up else '↓'}" for t, (m, _, up) in primary.items())
     for column in ("steps", "ms/image", *heads, "Delta %"):
         table.add_column(column, justify="right")
-    tasks = _tasks(primary)
+    tasks = judged(primary)
     for row in rows:
         steps = str(row["steps"] or "as trained")
         steps = f"auto ({row['steps_taken']:.1f})" if row["steps"] == "auto" else steps
@@ -64,11 +63,12 @@ def read_baseline(paths: list[str]) -> Metrics:
 
     Raises ConfigError where there are none, and for a task that two of them have.
     """
+    from dmtl.report.table_runs import EVAL
     from dmtl.train.best import read_reference
 
     reference: dict[str, Mapping[str, float]] = {}
     for path in paths:
-        scored = Path(path) / "eval.json"
+        scored = Path(path) / EVAL
         for task, figures in read_reference(scored if scored.is_file() else path, "--baseline").items():
             if task in reference and not task.startswith("initial/"):
                 raise ConfigError(f"--baseline: {path} has {task}, as one before it has; expected it once")
@@ -91,9 +91,9 @@ def against(metrics: Metrics, primary: Primary, reference: Metrics) -> dict[str,
 
     Raises ConfigError where a figure is not a number, or the baseline's is 0.
     """
-    from dmtl.metrics import delta_mtl
+    from dmtl.metrics.delta import delta_mtl, judged
 
-    tasks = _tasks(primary)
+    tasks = judged(primary)
     try:
         gains = {task.name: delta_mtl(metrics, reference, [task]) for task in tasks}
     except ValueError as error:
@@ -119,7 +119,3 @@ def figures_file(rows: list[dict], primary: Primary, protocol: Mapping, compared
     """The text of `--json`."""
     found = {"metrics": rows[0]["metrics"], "primary": primary} if len(rows) == 1 else {"steps": rows}
     return json.dumps({**found, "protocol": protocol, **compared}, indent=2) + "\n"
-
-
-def _tasks(primary: Primary) -> list[SimpleNamespace]:
-    return [SimpleNamespace(name=t, primary=m, higher_is_better=up) for t, (m, _, up) in primary.items()]

@@ -6,7 +6,6 @@ import json
 import os
 import warnings
 from collections.abc import Iterable
-from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from urllib.parse import quote
@@ -17,11 +16,11 @@ from torch import Tensor
 
 from dmtl import __version__
 from dmtl.data.base import LabelledImages, Sample
-from dmtl.data.partial_labels import LabelMatrix
+from dmtl.data.wrappers import Wrapper
 from dmtl.files import write_atomically
 
 
-class DiskCached(LabelledImages):
+class DiskCached(Wrapper):
     """Keeps what was read below `folder`, for every worker, process and later run that reads the same.
 
         FOLDER/<data set>-<split>/image-<digest>/000007.npz            pixels as they were read, uncompressed
@@ -36,9 +35,8 @@ class DiskCached(LabelledImages):
     """
 
     def __init__(self, dataset: LabelledImages, folder: str | os.PathLike):
-        super().__init__(dataset.name, dataset.split, dataset.tasks, dataset.ids)
-        self.dataset, self.folder = dataset, Path(folder)
-        self.evaluation = dataset.evaluation
+        super().__init__(dataset)
+        self.folder = Path(folder)
         base = self.folder / quote(f"{self.name}-{self.split}", safe="")
         self._folders = {None: base / f"image-{_digest(dataset.identity())}"}
         for task in self.tasks:
@@ -64,22 +62,6 @@ class DiskCached(LabelledImages):
         labels = {t: found[t] for t in names if t in found}
         valid = {name: tuple(image[name].tolist()) for name in ("valid_size", "valid_at") if name in image}
         return Sample(self.ids[index], image["pixels"], labels, **valid)
-
-    def available(self) -> LabelMatrix:
-        return self._exists
-
-    def image_file(self, index: int) -> Path | None:
-        return self.dataset.image_file(index)
-
-    def boundaries(self, index: int) -> Tensor | None:
-        return self.dataset.boundaries(index)
-
-    def identity(self, task: str | None = None) -> list:
-        return self.dataset.identity(task)
-
-    @cached_property
-    def _exists(self) -> LabelMatrix:
-        return self.dataset.available()
 
     def _path(self, index: int, part: str | None) -> Path:
         return self._folders[part] / f"{index:06d}.npz"

@@ -138,8 +138,7 @@ class Folder(LabelledImages):
         """With the place of the folder, and size and time of every file: an edited one is another."""
         folder, files = ("images", self._images) if task is None else (task, self._files[task])
         stamps = [_stamp(self.root / folder / files[id]) if id in files else None for id in self.ids]
-        reading = {k: v for k, v in self._options.get(task, {}).items() if k in READING_OPTIONS}
-        return [*super().identity(task), str(self.root.resolve()), reading, stamps]
+        return [*super().identity(task), str(self.root.resolve()), self._reading(task), stamps]
 
     @cached_property
     def _available(self) -> LabelMatrix:
@@ -168,15 +167,17 @@ class Folder(LabelledImages):
 
     def _read_label(self, task: str, index: int, size: tuple[int, int]) -> Tensor:
         path = self.label_file(index, task)
-        label = read_label(
-            path, self.tasks[task], **{k: v for k, v in self._options[task].items() if k in READING_OPTIONS}
-        )
+        label = read_label(path, self.tasks[task], **self._reading(task))
         if label.shape[-2:] != size:
             raise DataError(
                 f"{path}: label of {label.shape[-1]}x{label.shape[-2]} pixels, "
                 f"expected {size[1]}x{size[0]} as images/{self._images[self.ids[index]]}"
             )
         return label
+
+    def _reading(self, task: str | None) -> dict[str, float]:
+        """How the files of a task are read; nothing of None, the images."""
+        return {k: v for k, v in self._options.get(task, {}).items() if k in READING_OPTIONS}
 
     def _inside(self, *parts: str) -> Path:
         return inside(self.root, self.root.joinpath(*parts))

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dmtl.data.arrays import Arrays, numbers, vectors
 from dmtl.data.distribution import Distribution
-from dmtl.data.image_io import image_size, read_npy, read_png_map
+from dmtl.data.image_io import image_size
+from dmtl.data.label_maps import stored_values
 from dmtl.data.paths import find_files, inside, read_ids
 from dmtl.errors import DataError
 from dmtl.metrics.morphology import outline
@@ -105,7 +106,7 @@ class Nyud40(Distribution):
 
     def stored(self, index: int, task: str) -> np.ndarray:
         path = inside(self.root, self.root / self.folders[task] / self._files[task][self.ids[index]])
-        array = read_npy(path) if path.suffix == ".npy" else read_png_map(path)
+        array = stored_values(path)
         if task == "semseg":
             return _shifted(array, path)
         if task == "edge":

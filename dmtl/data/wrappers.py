@@ -18,19 +18,48 @@ from dmtl.data.transforms import check_size, resize, resize_thin
 from dmtl.errors import DataError
 
 
-class Resized(LabelledImages):
+class Wrapper(LabelledImages):
+    """`dataset` as another one sees it: the same images and labels, read by a subclass in its own way."""
+
+    def __init__(self, dataset: LabelledImages):
+        super().__init__(dataset.name, dataset.split, dataset.tasks, dataset.ids)
+        self.dataset, self.evaluation = dataset, dataset.evaluation
+
+    def available(self) -> LabelMatrix:
+        return self._exists
+
+    def image_file(self, index: int) -> Path | None:
+        return self.dataset.image_file(index)
+
+    def stored(self, index: int, task: str) -> np.ndarray | None:
+        return self.dataset.stored(index, task)
+
+    def boundaries(self, index: int) -> Tensor | None:
+        return self.dataset.boundaries(index)
+
+    def identity(self, task: str | None = None) -> list:
+        return self.dataset.identity(task)
+
+    @cached_property
+    def _exists(self) -> LabelMatrix:
+        return self.dataset.available()
+
+
+class Resized(Wrapper):
     """`dataset` at one size, (height, width). `Cached(Resized(dataset, size))` decodes each file once."""
 
     def __init__(self, dataset: LabelledImages, size: tuple[int, int]):
-        super().__init__(dataset.name, dataset.split, dataset.tasks, dataset.ids)
-        self.dataset, self.size = dataset, check_size("Resized", size)
-        self.evaluation = dataset.evaluation
+        super().__init__(dataset)
+        self.size = check_size("Resized", size)
 
     def read(self, index: int, tasks: Iterable[str] | None = None) -> Sample:
         return resize(self.dataset.read(index, tasks), self.size, self.tasks)
 
-    def available(self) -> LabelMatrix:
-        return self.dataset.available()
+    def image_file(self, index: int) -> None:
+        return None  # files hold the original size
+
+    def stored(self, index: int, task: str) -> None:
+        return None
 
     def boundaries(self, index: int) -> Tensor | None:
         found = self.dataset.boundaries(index)
@@ -40,7 +69,7 @@ class Resized(LabelledImages):
         return ["Resized", list(self.size), self.dataset.identity(task)]
 
 
-class Cached(LabelledImages):
+class Cached(Wrapper):
     """Keeps what was read in memory (as uint8) until `limit_bytes` are used; the rest is read each time.
 
     Only labels that were asked for are ever read or kept. A forked process shares what is kept so far, which
@@ -48,9 +77,8 @@ class Cached(LabelledImages):
     """
 
     def __init__(self, dataset: LabelledImages, limit_bytes: int = 4 << 30):
-        super().__init__(dataset.name, dataset.split, dataset.tasks, dataset.ids)
-        self.dataset, self.limit_bytes, self.used_bytes = dataset, limit_bytes, 0
-        self.evaluation = dataset.evaluation
+        super().__init__(dataset)
+        self.limit_bytes, self.used_bytes = limit_bytes, 0
         self._kept: dict[int, Sample] = {}
 
     def read(self, index: int, tasks: Iterable[str] | None = None) -> Sample:
@@ -58,18 +86,6 @@ class Cached(LabelledImages):
         sample = self._complete(index, tasks)
         self._keep(index, sample)
         return replace(sample, labels={task: sample.labels[task] for task in tasks if task in sample.labels})
-
-    def available(self) -> LabelMatrix:
-        return self._exists
-
-    def image_file(self, index: int) -> Path | None:
-        return self.dataset.image_file(index)
-
-    def boundaries(self, index: int) -> Tensor | None:
-        return self.dataset.boundaries(index)
-
-    def identity(self, task: str | None = None) -> list:
-        return self.dataset.identity(task)
 
     def warm(
         self, labels: LabelMatrix | None = None, indices: Iterable[int] | None = None, threads: int = 1
@@ -98,10 +114,6 @@ class Cached(LabelledImages):
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_kept": {}, "used_bytes": 0}
 
-    @cached_property
-    def _exists(self) -> LabelMatrix:
-        return self.dataset.available()
-
     def _complete(self, index: int, tasks: list[str]) -> Sample:
         """The sample with at least the labels of `tasks` that exist; only what is not kept is read."""
         kept = self._kept.get(index)
@@ -122,13 +134,13 @@ class Cached(LabelledImages):
         return True
 
 
-class Subset(LabelledImages):
+class Subset(Wrapper):
     """The images at `indices` of `dataset`, in that order."""
 
     def __init__(self, dataset: LabelledImages, indices: Sequence[int]):
-        super().__init__(dataset.name, dataset.split, dataset.tasks, [dataset.ids[i] for i in indices])
-        self.dataset, self.indices = dataset, list(indices)
-        self.evaluation = dataset.evaluation
+        super().__init__(dataset)
+        self.indices = list(indices)
+        self.ids = [dataset.ids[i] for i in self.indices]
 
     def read(self, index: int, tasks: Iterable[str] | None = None) -> Sample:
         return self.dataset.read(self.indices[index], tasks)

@@ -28,7 +28,7 @@ import numpy as np
 from torch import Tensor
 
 from dmtl.errors import DataError
-from dmtl.files import write_atomically, write_text
+from dmtl.files import write_bytes, write_text
 from dmtl.infer.inputs import Failure, Input
 from dmtl.infer.maps import (
     describe_format,
@@ -248,8 +248,3 @@ def _is_ours(index: Path) -> bool:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """The file appears complete or not at all; OSError names it."""
-    write_atomically(path, lambda temporary: Path(temporary).write_bytes(content))

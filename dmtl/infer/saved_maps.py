@@ -30,12 +30,13 @@ import torch
 from torch import Tensor
 
 from dmtl.data.batch import Batch
-from dmtl.data.image_io import read_npy, read_png_map, write_npy
+from dmtl.data.image_io import write_npy
+from dmtl.data.label_maps import stored_values
 from dmtl.data.paths import find_files, read_text
 from dmtl.errors import DataError
-from dmtl.files import write_text
+from dmtl.files import write_bytes, write_text
 from dmtl.infer.maps import describe_format, encode_map
-from dmtl.infer.output import FORMAT, output_folder, write_bytes
+from dmtl.infer.output import FORMAT, output_folder
 from dmtl.tasks import Task
 
 _NPY = {
@@ -164,8 +165,7 @@ def read_map(
     Errors: DataError naming the file, for another size, for values that are no such map.
     """
     numbers = path.suffix.lower() == ".npy"
-    stored = read_npy(path) if numbers else read_png_map(path)
-    stored = _fitting(path, stored, size, 3 if task.kind == "unit_vector" else 1)
+    stored = _fitting(path, stored_values(path), size, 3 if task.kind == "unit_vector" else 1)
     if task.kind == "classes":
         return _ids(path, stored, task)
     if task.kind == "binary":

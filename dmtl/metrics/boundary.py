@@ -30,6 +30,7 @@ from dmtl.metrics.base import Metric, zeros
 from dmtl.metrics.matching import BOUNDARY, IGNORED, boundary_counts, check_reach
 from dmtl.metrics.suppression import suppress
 
+MAX_DIST = 0.0075  # of PASCAL-Context, as a share of the image's diagonal
 THRESHOLDS = (0.001, *(i / 100 for i in range(1, 100)), 0.999)
 
 
@@ -53,7 +54,7 @@ class Boundary(Metric):
     def __init__(
         self,
         protocol: Literal["seism", "raw"] = "seism",
-        max_dist: float = 0.0075,
+        max_dist: float = MAX_DIST,
         *,
         ignore: float = 255.0,
         quantise: bool = True,

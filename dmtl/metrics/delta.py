@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class HasPrimary(Protocol):
@@ -16,6 +16,19 @@ class HasPrimary(Protocol):
     name: str
     primary: str
     higher_is_better: bool
+
+
+class Judged(NamedTuple):
+    """What of a task is judged, where there is no task: figures of a stored run."""
+
+    name: str
+    primary: str
+    higher_is_better: bool
+
+
+def judged(primary: Mapping[str, tuple[str, float, bool]]) -> list[Judged]:
+    """From {task: (main metric, its value, whether higher is better)}, as runs store it."""
+    return [Judged(task, metric, higher) for task, (metric, _, higher) in primary.items()]
 
 
 def delta_mtl(metrics: Mapping[str, Mapping[str, float]], reference: Mapping[str, Mapping[str, float]],

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 
-from dmtl.metrics import delta_mtl
+from dmtl.metrics.delta import delta_mtl, judged
 from dmtl.report.data import MetricRow, value_of
 from dmtl.report.runs import INITIAL, LOWER_IS_BETTER, Metrics, Run, unit_of
 
@@ -13,8 +12,7 @@ from dmtl.report.runs import INITIAL, LOWER_IS_BETTER, Metrics, Run, unit_of
 def delta_of(run: Run, reference: Metrics) -> float:
     """Delta_MTL of a run's metrics in percent, over its tasks. ValueError where a figure is missing, not
     finite, or 0 in the reference."""
-    tasks = [SimpleNamespace(name=t, primary=n, higher_is_better=h) for t, (n, _, h) in run.primary.items()]
-    return delta_mtl(run.metrics, reference, tasks)
+    return delta_mtl(run.metrics, reference, judged(run.primary))
 
 
 def metric_rows(methods: Mapping[str, Sequence[Run]], initial: bool = True) -> list[MetricRow]:

@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from types import SimpleNamespace
 
-from dmtl.metrics import delta_mtl
+from dmtl.metrics.delta import Judged, delta_mtl
 
 SETTINGS = {"one-label": "one label per image", "random-labels": "random labels", "full": "all labels"}
 
@@ -148,9 +147,7 @@ def delta_over(
     columns: Sequence[Column], figures: Mapping[str, float], reference: Mapping[str, float]
 ) -> float:
     """Delta_MTL in percent over these columns; both mappings are by task. ValueError as `delta_mtl`."""
-    tasks = [
-        SimpleNamespace(name=c.task, primary=c.metric, higher_is_better=c.higher_is_better) for c in columns
-    ]
+    tasks = [Judged(c.task, c.metric, c.higher_is_better) for c in columns]
     ours, theirs = (
         {c.task: {c.metric: table[c.task]} for c in columns if c.task in table}
         for table in (figures, reference)

@@ -15,6 +15,7 @@ from dmtl.report.html import MINUS, figure, gain_tone
 from dmtl.report.page import page
 from dmtl.report.published_figures import Column
 from dmtl.report.table import ResultTable, Row
+from dmtl.report.table_runs import EVAL, TRAINING
 
 COLUMNS = ("benchmark", "setting", "method", "published", "certain", "from", "task", "metric", "better")
 NUMBERS = ("mean", "spread", "seeds")
@@ -39,7 +40,7 @@ def origin(table: ResultTable, row: Row) -> str:
     are eval.json and metrics.json."""
     if row.published:
         return f"[{table.source_of(row) + 1}]"
-    short = {"eval.json": "eval", "metrics.json": "train"}
+    short = {EVAL: "eval", TRAINING: "train"}
     return "+".join(short[file] for file in row.files)
 
 

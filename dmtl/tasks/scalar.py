@@ -97,7 +97,7 @@ class Scalar(Task):
         return (map - label_BKHW[:, 0]).abs().float()
 
     def new_metric(self, **options: Any) -> metrics.Depth:
-        """`dmtl.metrics.Depth`: `score` first, rmse and abs_err; relative errors where values are positive."""
+        """`dmtl.metrics.Depth`: `score` first, rmse, abs_err; relative errors where values are positive."""
         return metrics.Depth(ignore=self.ignore, relative=self.positive, first=self.score, **options)
 
     def picture(self, map: Array, value_range: Range = None) -> np.ndarray:
