@@ -4,9 +4,20 @@ import os
 import subprocess
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
+# The same examples in every run, however slow the machine, and none kept from earlier runs; `pytest
+# --hypothesis-profile=default` draws fresh ones.
+hypothesis.settings.register_profile(
+    "dmtl",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("dmtl")
 if not torch.cuda.is_available():
     # Triton's interpreter must be chosen before anything imports Triton, whatever test comes first.
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -37,10 +48,11 @@ def camvid_dir(shared_dir: Path) -> Path:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _own_compiler_cache(tmp_path_factory):
-    """What PyTorch compiled for other checkouts, compilers or processors is of no matter here."""
+def _own_caches(tmp_path_factory):
+    """What was compiled or measured for other checkouts, compilers or processors is of no matter here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+        patch.setenv("DMTL_CACHE", str(tmp_path_factory.mktemp("choices")))
         yield
 
 

@@ -38,7 +38,7 @@ def fewest(matrix: np.ndarray) -> int:
 
 
 @given(tables(), st.integers(0, 100))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_batch_has_every_task(table, seed):
     matrix, size = table
     balanced = Balanced(matrix, size)
@@ -53,7 +53,7 @@ def test_every_batch_has_every_task(table, seed):
 
 
 @given(tables())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_fewest_images_of_a_batch(table):
     matrix = table[0][:12]
     matrix[-1] |= ~matrix.any(0)
@@ -61,7 +61,7 @@ def test_fewest_images_of_a_batch(table):
 
 
 @given(st.integers(2, 5), st.integers(1, 6), st.integers(0, 3), st.integers(0, 50))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_nothing_comes_twice_where_every_task_has_enough(tasks, batches, more, seed):
     """One label for each image and as many of each task as batches: an epoch without repetition."""
     matrix = np.repeat(np.eye(tasks, dtype=bool), batches + more, axis=0)

@@ -146,7 +146,7 @@ def cases(draw, dtypes, largest_grid: int, most_channels: int, most_width: int, 
 
 @pytest.mark.parametrize("backend", backend_params("cpu", "cuda"))
 @given(case=cases(tuple(TOLERANCE), largest_grid=4, most_channels=9, most_width=56, step=1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_drawn_shapes(backend, case):
     check(backend, *case)
 
@@ -154,7 +154,7 @@ def test_drawn_shapes(backend, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", backend_params("triton"))
 @given(case=cases((torch.float32, torch.float16), largest_grid=3, most_channels=5, most_width=24, step=8))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_drawn_shapes_triton(backend, case):
     check(backend, *case)
 

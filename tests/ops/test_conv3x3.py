@@ -131,14 +131,14 @@ def cases(draw, dtypes, multiple: int, most: int, rows: int):
 
 
 @given(case=cases(list(TOLERANCE), 1, 13, 3))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_drawn_shapes_reference(case):
     compare(case, "reference")
 
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason=missing("cpu", "conv3x3"))
 @given(case=cases([torch.float32], 8, 5, 3))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_drawn_shapes_cpu(case):
     compare(case, "cpu")
 
@@ -161,7 +161,7 @@ tile_sizes = st.tuples(*[st.sampled_from([16, 32, 64])] * 3)
 
 @needs_triton
 @given(case=cases([torch.float32, torch.float16], 8, 4, 2), tile=tile_sizes)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @pytest.mark.slow
 def test_drawn_shapes_triton(case, tile):
     compare_tiled(case, *tile)

@@ -148,7 +148,7 @@ def cases(draw, most_tokens=70):
 
 @pytest.mark.parametrize("backend", backend_params("reference", "cpu"))
 @given(case=cases())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_drawn_shapes(backend, case):
     check(*case, backend)
 
@@ -156,7 +156,7 @@ def test_drawn_shapes(backend, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", backend_params("triton"))
 @given(case=cases(most_tokens=36))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_drawn_shapes_triton(backend, case):
     check(*case, backend)
 

@@ -117,7 +117,7 @@ def cases(draw, dtypes, largest_side: int, most_channels: int, most_classes: int
 
 @pytest.mark.parametrize("backend", backend_params("cpu", "cuda"))
 @given(case=cases(DTYPES, largest_side=21, most_channels=50, most_classes=40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_drawn_shapes(backend, case):
     check(backend, *case)
 
@@ -125,7 +125,7 @@ def test_drawn_shapes(backend, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", backend_params("triton"))
 @given(case=cases((torch.float32, torch.float16), largest_side=5, most_channels=20, most_classes=5))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_drawn_shapes_triton(backend, case):
     check(backend, *case)
 

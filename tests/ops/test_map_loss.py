@@ -96,7 +96,7 @@ def cases(draw, dtypes, largest_side: int):
 
 @pytest.mark.parametrize("backend", backend_params("cpu"))
 @given(case=cases(DTYPES, largest_side=19))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_drawn_shapes(backend, case):
     check(backend, *case)
 
@@ -104,7 +104,7 @@ def test_drawn_shapes(backend, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", backend_params("triton"))
 @given(case=cases((torch.float32, torch.float16), largest_side=5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_drawn_shapes_triton(backend, case):
     check(backend, *case)
 

@@ -90,7 +90,7 @@ def cases(draw, largest_side: int, most_channels: int):
 
 @pytest.mark.parametrize("backend", backend_params("cpu", "cuda"))
 @given(case=cases(largest_side=28, most_channels=72))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_drawn_shapes(backend, case):
     check(backend, *case)
 
@@ -98,7 +98,7 @@ def test_drawn_shapes(backend, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", backend_params("triton"))
 @given(case=cases(largest_side=12, most_channels=24))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_drawn_shapes_triton(backend, case):
     check(backend, *case)
 

@@ -62,7 +62,7 @@ def test_known_answers(counter, key, expected):
     step=st.integers(0, 2**16 - 1),
     element=st.integers(0, 40),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_counter_layout(seed, task, sample, step, element):
     """The documented layout, on Python integers."""
     words = _philox.words(torch.tensor([[seed, task, sample]]), 41, step)

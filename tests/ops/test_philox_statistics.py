@@ -169,7 +169,7 @@ def inputs_of(stream) -> tuple[int, ...]:
 
 
 @given(first=STREAM, second=STREAM, kept=st.sets(st.integers(0, 4), max_size=4))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_distinct_streams_have_distinct_counters(first, second, kept):
     """Philox is a bijection of its counter for every key, so distinct (key, counter) is all that independence
     needs; parts of the second stream are often those of the first."""

@@ -65,7 +65,7 @@ def rows(draw):
 
 @pytest.mark.skipif(bool(missing("cpu")), reason=missing("cpu"))
 @given(case=rows(), drawn=st.booleans(), step=st.integers(0, 65535))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_drawn_shapes(case, drawn, step):
     """The C++ kernel against the reference in float64: one rounding of the result apart, same strides."""
     x0, t_B, key_B3 = case

@@ -87,7 +87,7 @@ def cases(draw):
 
 @pytest.mark.parametrize("backend", backend_params("reference", "cpu"))
 @given(case=cases())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_drawn_shapes(backend, case):
     check(*case, backend)
 
@@ -95,7 +95,7 @@ def test_drawn_shapes(backend, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", backend_params("triton"))
 @given(case=cases())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_drawn_shapes_triton(backend, case):
     check(*case, backend)
 
