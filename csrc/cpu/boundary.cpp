@@ -7,7 +7,7 @@ namespace dmtl::DMTL_ISA {
 namespace {
 
 // The truth's pixels as bytes.
-enum Label : uint8_t { kNothing = 0, kBoundary = 1, kIgnored = 2 };
+enum Label : uint8_t { kNothing = 0, kBoundary = 1, kUnknown = 2 };
 
 struct CountsParams {
     int64_t* matched;      // [images, levels]
@@ -37,11 +37,14 @@ int64_t count(const BitImage& image) {
     return pixels;
 }
 
-// Gives a side of the matching these pixels, yet to be settled. Removals come first: they leave fewer neighbours to look at.
-void replace(Matching& matching, int side, const BitImage& pixels) {
+// Gives a side of the matching these pixels, yet to be settled; those not known are spare. Removals come first: they leave fewer
+// neighbours to look at.
+void replace(Matching& matching, int side, const BitImage& pixels, const BitImage& known) {
     const BitImage& before = matching.pixels(side);
     Matching::each_pixel(before, pixels, [&](int64_t pixel) { matching.remove(side, pixel); });
-    Matching::each_pixel(pixels, before, [&](int64_t pixel) { matching.insert(side, pixel); });
+    Matching::each_pixel(pixels, before, [&](int64_t pixel) {
+        matching.insert(side, pixel, /*spare=*/!known.get(pixel / known.w, pixel % known.w));
+    });
 }
 
 // The first threshold of a part of the work on an image. A threshold's work grows with the pixels that come with it.
@@ -56,10 +59,10 @@ int64_t first_of(int64_t part, const CountsParams& p, const int64_t (&pixels_at)
 void count_part(const CountsParams& p, int64_t image, int64_t part) {
     const uint8_t* level = p.level + image * p.h * p.w;
     const uint8_t* label = p.label + image * p.h * p.w;
-    const BitImage truth(p.h, p.w), pixels(p.h, p.w), scratch(p.h, p.w), ignored(p.h, p.w);
+    const BitImage truth(p.h, p.w), pixels(p.h, p.w), scratch(p.h, p.w), known(p.h, p.w);
     truth.fill(label, [](uint8_t value) { return value == kBoundary; });
     thin(truth, scratch);
-    ignored.fill(label, [](uint8_t value) { return value == kIgnored; });
+    known.fill(label, [](uint8_t value) { return value != kUnknown; });
     int64_t pixels_at[256] = {};
     for (int64_t i = 0; i < p.h * p.w; ++i) ++pixels_at[level[i]];
     const int64_t actual = count(truth);
@@ -75,16 +78,16 @@ void count_part(const CountsParams& p, int64_t image, int64_t part) {
         }
         pixels.fill(level, [t](uint8_t value) { return value > t; });
         thin(pixels, scratch);
-        for (int64_t y = 0; y < p.h; ++y)
-            for (int64_t i = 0; i < pixels.words; ++i) pixels.row(y)[i] &= ~ignored.row(y)[i];
-        p.predicted[at] = count(pixels);
+        const int64_t predicted = count(pixels);
         // Pixels that come before the other side has any find no neighbours and wait; the fewer then look for partners.
-        const bool begin = t == last - 1, truth_first = actual > p.predicted[at];
-        if (begin && truth_first) replace(matching, kTruth, truth);
-        replace(matching, kPrediction, pixels);
-        if (begin && !truth_first) replace(matching, kTruth, truth);
+        const bool begin = t == last - 1, truth_first = actual > predicted;
+        if (begin && truth_first) replace(matching, kTruth, truth, known);
+        replace(matching, kPrediction, pixels, known);
+        if (begin && !truth_first) replace(matching, kTruth, truth, known);
         matching.settle_all();
-        p.matched[at] = matching.pairs();
+        int64_t uncounted = 0;
+        Matching::each_pixel(pixels, known, [&](int64_t pixel) { uncounted += !matching.paired(kPrediction, pixel); });
+        p.matched[at] = matching.pairs(), p.predicted[at] = predicted - uncounted;
     }
 }
 
@@ -94,7 +97,7 @@ void boundary_counts(const CountsParams& p, DType, int threads) {
 
 struct MatchParams {
     int64_t* result;         // pairs, cost in hundredths of a pixel
-    const uint8_t* mask[2];  // [h, w], 0 or not
+    const uint8_t* mask[2];  // [h, w]: 0 nothing, 1 a pixel, 2 a spare one
     int64_t h, w;
     double reach;
 };
@@ -108,7 +111,7 @@ void match_pixels(const MatchParams& p, DType, int) {
     Matching matching(p.h, p.w, p.reach);
     for (int side : {0, 1})
         for (int64_t pixel = 0; pixel < p.h * p.w; ++pixel)
-            if (p.mask[side][pixel] != 0) matching.insert(side, pixel);
+            if (p.mask[side][pixel] != 0) matching.insert(side, pixel, p.mask[side][pixel] == 2);
     matching.settle_all();
     p.result[0] = matching.pairs(), p.result[1] = matching.cost();
 }

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from dmtl.metrics.base import Metric, zeros
-from dmtl.metrics.matching import BOUNDARY, IGNORED, boundary_counts, check_reach
+from dmtl.metrics.matching import BOUNDARY, UNKNOWN, boundary_counts, check_reach
 from dmtl.metrics.suppression import suppress
 
 MAX_DIST = 0.0075  # of PASCAL-Context, as a share of the image's diagonal
@@ -45,10 +45,10 @@ class Boundary(Metric):
         quantise: maps become whole 255ths first, as if written to the PNG files that the published program
             reads (fractions are cut off).
 
-    Labels above 0.5 are boundaries and are thinned here. Pixels whose label is unknown count on neither
-    side: they are no truth, and predictions on them, thinned with all others, are dropped. Scores beyond 0
-    and 1 are taken for 0 and 1, NaN for 0. Counts are made on the CPU: `update` waits for maps on a device.
-    All sums are integers.
+    Labels above 0.5 are boundaries and are thinned here. Pixels whose label is unknown are no truth;
+    predictions on them, thinned with all others, count where a true pixel beside is their partner, and are
+    neither right nor wrong otherwise. Scores beyond 0 and 1 are taken for 0 and 1, NaN for 0. Counts are made
+    on the CPU: `update` waits for maps on a device. All sums are integers.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Boundary(Metric):
     def _accumulate(self, map_BHW: Tensor, label_BKHW: Tensor, valid_BHW: Tensor) -> None:
         reach = self.max_dist * math.hypot(*map_BHW.shape[-2:])
         check_reach("Boundary.update", reach)
-        truth_BHW = torch.where(valid_BHW, (label_BKHW[:, 0] > 0.5) * BOUNDARY, IGNORED)
+        truth_BHW = torch.where(valid_BHW, (label_BKHW[:, 0] > 0.5) * BOUNDARY, UNKNOWN)
         counts = boundary_counts(
             self._levels(map_BHW.cpu()), truth_BHW.to("cpu", torch.uint8).numpy(), len(THRESHOLDS), reach
         )

@@ -7,7 +7,8 @@ Of all matchings that pair pixels at most D pixels apart, one with the least
 which is the cost of the Berkeley benchmark's correspondPixels (its default outlier cost). As there, distances
 and costs are integers, hundredths of a pixel: rint(100 distance), ceil(100 * 100 D). Among equal costs more
 pairs win, so the number of pairs is a function of the two masks alone. The published program connects
-outliers at random and may miss the least cost; this does not.
+outliers at random and may miss the least cost; this does not. It knows no spare pixels: ours may be partners,
+and cost nothing where they are not. Predictions where the truth is unknown are such.
 
 The native core (csrc/include/dmtl/matching.h) changes one matching from threshold to threshold. Without it
 scipy solves an assignment at each (`pip install scipy`). Both give the same numbers.
@@ -24,33 +25,37 @@ from dmtl import native
 from dmtl.metrics.base import describe
 from dmtl.metrics.morphology import thin
 
-NOTHING, BOUNDARY, IGNORED = 0, 1, 2  # bytes of a truth
+NOTHING, BOUNDARY, UNKNOWN = 0, 1, 2  # bytes of a truth
 HUNDREDTHS, OUTLIER = 100, 100
 MOST_REACH = 20000.0  # pixels
 
 
-def match_pixels(a_HW: np.ndarray, b_HW: np.ndarray, reach: float) -> tuple[int, float]:
+def match_pixels(
+    a_HW: np.ndarray, b_HW: np.ndarray, reach: float, spare_HW: np.ndarray | None = None
+) -> tuple[int, float]:
     """The best matching of two masks.
 
     Args:
         a_HW, b_HW: bool [H, W].
         reach: D, the largest distance of a pair in pixels, 0 .. 20,000.
+        spare_HW: bool [H, W]: where pixels of a are spare; none without it.
 
     Returns: the number of pairs, and the least cost in pixels.
     Errors: `TypeError` for a dtype, `ValueError` for a shape or reach, `ImportError` without core and scipy.
     """
-    for name, mask_HW in (("a_HW", a_HW), ("b_HW", b_HW)):
+    spare_HW = np.zeros_like(a_HW) if spare_HW is None else spare_HW
+    for name, mask_HW in (("a_HW", a_HW), ("b_HW", b_HW), ("spare_HW", spare_HW)):
         if not isinstance(mask_HW, np.ndarray) or mask_HW.dtype != bool:
             raise TypeError(f"match_pixels: {name} must be a bool array [H, W], got {describe(mask_HW)}")
-    if a_HW.ndim != 2 or a_HW.shape != b_HW.shape:
-        pair = f"{describe(a_HW)} and {describe(b_HW)}"
-        raise ValueError(f"match_pixels: a_HW and b_HW must be bool arrays [H, W] of one shape, got {pair}")
+    if a_HW.ndim != 2 or not a_HW.shape == b_HW.shape == spare_HW.shape:
+        masks = " and ".join(map(describe, (a_HW, b_HW, spare_HW)))
+        raise ValueError(f"match_pixels: the masks must be bool arrays [H, W] of one shape, got {masks}")
     check_reach("match_pixels", reach)
     core = native.core()
     if core is None:
-        pairs, cost = _assign(a_HW, b_HW, reach)
+        pairs, cost, _ = _assign(a_HW, b_HW, reach, spare_HW)
         return pairs, cost / HUNDREDTHS
-    masks = [np.ascontiguousarray(mask) for mask in (a_HW, b_HW)]
+    masks = [np.ascontiguousarray(mask) for mask in (a_HW.astype(np.uint8) << spare_HW, b_HW)]
     result = np.zeros(2, np.int64)
     h, w = a_HW.shape
     addresses = [mask.ctypes.data for mask in masks]
@@ -65,11 +70,12 @@ def boundary_counts(
 
     Args:
         level_BHW: uint8; a pixel is predicted at thresholds 0 .. level - 1. Predictions are thinned.
-        truth_BHW: uint8: BOUNDARY pixels are thinned; predictions on IGNORED pixels do not count.
+        truth_BHW: uint8: BOUNDARY pixels are thinned; predictions on UNKNOWN pixels are spare.
         levels: number of thresholds T, at most 255.
         reach: the largest distance of a pair, pixels.
 
-    Returns: int64 (pairs [B, T], predicted pixels [B, T], true pixels [B]).
+    Returns: int64 (pairs [B, T], predicted pixels [B, T], true pixels [B]). Spare pixels count as predicted
+    where they have a partner.
     """
     images, h, w = level_BHW.shape
     matched_BT, predicted_BT = np.zeros((2, images, levels), np.int64)
@@ -104,13 +110,15 @@ def _counts(level_HW: np.ndarray, truth_HW: np.ndarray, levels: int, reach: floa
         if t and not (level_HW == t).any():  # the map of the threshold below
             matched_T[t], predicted_T[t] = matched_T[t - 1], predicted_T[t - 1]
             continue
-        predicted = thin(level_HW > t) & (truth_HW != IGNORED)
-        matched_T[t], predicted_T[t] = _assign(predicted, truth, reach)[0], predicted.sum()
+        predicted = thin(level_HW > t)
+        matched_T[t], _, uncounted = _assign(predicted, truth, reach, truth_HW == UNKNOWN)
+        predicted_T[t] = predicted.sum() - uncounted
     return matched_T, predicted_T, truth.sum()
 
 
-def _assign(a_HW: np.ndarray, b_HW: np.ndarray, reach: float) -> tuple[int, int]:
-    """Pairs and least cost in hundredths of a pixel, by scipy's assignment of a sparse matrix."""
+def _assign(a_HW: np.ndarray, b_HW: np.ndarray, reach: float, spare_HW: np.ndarray) -> tuple[int, int, int]:
+    """By scipy's assignment of a sparse matrix: pairs, least cost in hundredths of a pixel, spare pixels of a
+    without a partner."""
     try:
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import min_weight_full_bipartite_matching
@@ -119,9 +127,12 @@ def _assign(a_HW: np.ndarray, b_HW: np.ndarray, reach: float) -> tuple[int, int]
         why = "; ".join(native.why_no_core())
         raise ImportError(f"matching boundaries needs the native core ({why}) or scipy: {error}") from error
     a, b = np.argwhere(a_HW), np.argwhere(b_HW)
+    m, n = len(a), len(b)
     outlier = math.ceil(HUNDREDTHS * OUTLIER * reach)
-    if not len(a) or not len(b):
-        return 0, outlier * (len(a) + len(b))
+    spare = spare_HW[a_HW]
+    alone = outlier * np.concatenate([~spare, np.ones(n, np.int64)])
+    if not m or not n:
+        return 0, int(alone.sum()), int(spare.sum())
     near = cKDTree(a).sparse_distance_matrix(cKDTree(b), reach + 1, output_type="coo_matrix")
     i, j = near.row, near.col
     square = ((a[i] - b[j]) ** 2).sum(1)
@@ -130,12 +141,11 @@ def _assign(a_HW: np.ndarray, b_HW: np.ndarray, reach: float) -> tuple[int, int]
     # Every pixel may take an outlier of its own, at a cost; the two outliers of a pair take each other, at
     # none. All is doubled and a pair costs one less, so that of equal costs more pairs win; and raised by 2,
     # since scipy reads 0 as missing.
-    m, n = len(a), len(b)
     rows = np.concatenate([i, np.arange(m), m + np.arange(n), m + j])
     columns = np.concatenate([j, n + np.arange(m), np.arange(n), n + i])
-    costs = np.concatenate([2 * distance - 1, np.full(m + n, 2 * outlier), np.zeros_like(distance)]) + 2.0
+    costs = np.concatenate([2 * distance - 1, 2 * alone, np.zeros_like(distance)]) + 2.0
     matrix = coo_array((costs, (rows, columns)), shape=(m + n, m + n)).tocsr()
     chosen = min_weight_full_bipartite_matching(matrix)
-    pairs = int(((chosen[0] < m) & (chosen[1] < n)).sum())
-    total = int(matrix[chosen].sum()) - 2 * (m + n)
-    return pairs, (total + pairs) // 2
+    paired = chosen[1][np.argsort(chosen[0])[:m]] < n
+    pairs, total = int(paired.sum()), int(matrix[chosen].sum()) - 2 * (m + n)
+    return pairs, (total + pairs) // 2, int((spare & ~paired).sum())

@@ -17,26 +17,31 @@ from dmtl.metrics.matching import boundary_counts, match_pixels
 from .test_morphology import thinned
 
 
-def assigned(a: np.ndarray, b: np.ndarray, reach: float) -> tuple[int, float]:
-    """Pairs and cost by a dense assignment: hundredths of a pixel, each pixel with an outlier of its own. A
-    pair costs a little less than its distance, so that more pairs win a tie."""
+def assigned(a: np.ndarray, b: np.ndarray, reach: float, spare: np.ndarray | None = None) -> tuple:
+    """Pairs, cost, spare pixels of a left alone, by a dense assignment: hundredths of a pixel, each pixel
+    with an outlier of its own. A pair costs a little less than its distance, so that more pairs win a tie."""
     p, q = np.argwhere(a), np.argwhere(b)
     m, n = len(p), len(q)
     if m + n == 0:
-        return 0, 0.0
+        return 0, 0.0, 0
     outlier, never = math.ceil(10000 * reach), 1e12
     square = ((p[:, None] - q[None]) ** 2).sum(-1)
     costs = np.full((m + n, m + n), never)
     costs[:m, :n] = np.where(square <= reach**2, np.rint(100 * np.sqrt(square)) - 2.0**-20, never)
-    costs[:m, n:] = np.where(np.eye(m, dtype=bool), outlier, never)
+    free = np.zeros(m, bool) if spare is None else spare[a]
+    costs[:m, n:] = np.where(np.eye(m, dtype=bool), np.where(free, 0, outlier), never)
     costs[m:, :n] = np.where(np.eye(n, dtype=bool), outlier, never)
     costs[m:, n:] = 0
     rows, columns = linear_sum_assignment(costs)
-    return int(((rows < m) & (columns < n)).sum()), round(costs[rows, columns].sum()) / 100
+    pairs, cost = ((rows < m) & (columns < n)).sum(), round(costs[rows, columns].sum()) / 100
+    return int(pairs), cost, int((free & (columns[:m] >= n)).sum())
 
 
-def enumerated(a: np.ndarray, b: np.ndarray, reach: float) -> tuple[int, float]:
+def enumerated(
+    a: np.ndarray, b: np.ndarray, reach: float, spare: np.ndarray | None = None
+) -> tuple[int, float]:
     """Pairs and cost by trying every matching."""
+    free = np.zeros(a.sum(), bool) if spare is None else spare[a]
     p, q = [tuple(map(int, x)) for x in np.argwhere(a)], [tuple(map(int, x)) for x in np.argwhere(b)]
     outlier = math.ceil(10000 * reach)
 
@@ -46,7 +51,7 @@ def enumerated(a: np.ndarray, b: np.ndarray, reach: float) -> tuple[int, float]:
         if i == len(p):
             return outlier * (len(q) - taken.bit_count()), 0
         options = [best(i + 1, taken)]
-        options[0] = options[0][0] + outlier, options[0][1]
+        options[0] = options[0][0] + outlier * (not free[i]), options[0][1]
         for j, (y, x) in enumerate(q):
             distance = math.dist(p[i], (y, x))
             if not taken >> j & 1 and distance <= reach:
@@ -59,26 +64,27 @@ def enumerated(a: np.ndarray, b: np.ndarray, reach: float) -> tuple[int, float]:
 
 
 def cases(count: int, side: int, density: float, seed: int):
-    """Random pairs of masks and a reach."""
+    """Random pairs of masks, a reach, and spare pixels: none in every third case."""
     rng = np.random.default_rng(seed)
-    for _ in range(count):
+    for case in range(count):
         h, w = rng.integers(1, side + 1), rng.integers(1, side + 1)
         a, b = (rng.random((h, w)) < rng.random() * density for _ in range(2))
-        yield a, b, float(rng.choice([0, 1, 1.5, 2.3, 4.0, 5.43]))
+        reach = float(rng.choice([0, 1, 1.5, 2.3, 4.0, 5.43]))
+        yield a, b, reach, None if case % 3 == 0 else rng.random((h, w)) < rng.random()
 
 
 def test_tiny_sets_on_instruction_sets(solver):
     tried = 0
-    for a, b, reach in cases(300, 5, 0.6, seed=1):
+    for a, b, reach, spare in cases(300, 5, 0.6, seed=1):
         if b.sum() <= 8:
-            assert match_pixels(a, b, reach) == enumerated(a, b, reach)
+            assert match_pixels(a, b, reach, spare) == enumerated(a, b, reach, spare)
             tried += 1
     assert tried > 200
 
 
 def test_random_sets_on_instruction_sets(solver):
-    for a, b, reach in cases(150, 14, 0.5, seed=2):
-        assert match_pixels(a, b, reach) == assigned(a, b, reach)
+    for a, b, reach, spare in cases(150, 14, 0.5, seed=2):
+        assert match_pixels(a, b, reach, spare) == assigned(a, b, reach, spare)[:2]
 
 
 def test_wide_rows(solver):
@@ -86,12 +92,12 @@ def test_wide_rows(solver):
     rng = np.random.default_rng(3)
     for reach in (5.0, 40.0, 80.0):
         a, b = (rng.random((4, 200)) < 0.1 for _ in range(2))
-        assert match_pixels(a, b, reach) == assigned(a, b, reach)
+        assert match_pixels(a, b, reach) == assigned(a, b, reach)[:2]
 
 
 def test_oracles_agree():
-    for a, b, reach in cases(100, 4, 0.6, seed=4):
-        assert assigned(a, b, reach) == enumerated(a, b, reach)
+    for a, b, reach, spare in cases(100, 4, 0.6, seed=4):
+        assert assigned(a, b, reach, spare)[:2] == enumerated(a, b, reach, spare)
 
 
 def test_coincident_pixels_need_not_pair(solver):
@@ -100,6 +106,19 @@ def test_coincident_pixels_need_not_pair(solver):
     a[0, [2, 5]] = True
     b[0, [0, 2]] = True
     assert match_pixels(a, b, 3.0) == (2, 5.0)
+
+
+def test_spare_pixels(solver):
+    """b at 0 and 9. Of a, 1 and 2 may be partners of the first: the nearer one if both are spare, else the
+    one that is not; the spare pixel at 5 is too far from all and costs nothing."""
+    a, b, spare = np.zeros((3, 1, 10), bool)
+    a[0, [1, 2, 5]] = True
+    b[0, [0, 9]] = True
+    spare[0, [1, 5]] = True
+    assert match_pixels(a, b, 3.0, spare) == (1, 2.0 + 300.0)
+    spare[0, 2] = True
+    assert match_pixels(a, b, 3.0, spare) == (1, 1.0 + 300.0)
+    assert match_pixels(a, b, 3.0) == (1, 1.0 + 900.0)
 
 
 @pytest.mark.parametrize(("pairs", "found"), [(100, (100, 300.0)), (200, (200, 600.0)), (201, (200, 600.0))])
@@ -126,9 +145,9 @@ def test_counts_on_instruction_sets(solver):
             boundary = thinned(truth[b] == 1)
             assert actual[b] == boundary.sum()
             for t in range(levels):
-                mask = thinned(level[b] > t) & (truth[b] != 2)
-                assert predicted[b, t] == mask.sum()
-                assert matched[b, t] == assigned(mask, boundary, 2.3)[0]
+                mask = thinned(level[b] > t)
+                pairs, _, alone = assigned(mask, boundary, 2.3, truth[b] == 2)
+                assert (matched[b, t], predicted[b, t]) == (pairs, mask.sum() - alone)
 
 
 def test_threads_do_not_matter():
@@ -156,8 +175,9 @@ def test_errors(monkeypatch):
         TypeError, match=r"match_pixels: b_HW must be a bool array \[H, W\], got int64 \[2, 2\]"
     ):
         match_pixels(mask, mask.astype(int), 1.0)
-    with pytest.raises(ValueError, match=r"of one shape, got bool \[2, 2\] and bool \[2, 1\]"):
-        match_pixels(mask, mask[:, :1], 1.0)
+    for masks in ((mask, mask[:, :1], 1.0), (mask, mask, 1.0, mask[:, :1])):
+        with pytest.raises(ValueError, match=r"of one shape, got bool \[2, 2\] and .*bool \[2, 1\]"):
+            match_pixels(*masks)
     for reach in (-1.0, math.nan, 1e5):
         with pytest.raises(ValueError, match="match_pixels: reach must be 0 .. 20000 pixels, got"):
             match_pixels(mask, mask, reach)

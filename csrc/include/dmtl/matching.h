@@ -2,12 +2,12 @@
 //
 // Of all matchings that pair pixels at most `reach` apart, one with the least
 //
-//     sum over pairs of their distance + 100 reach * (pixels of both sides without a partner)
+//     sum over pairs of their distance + 100 reach * (pixels of both sides without a partner, spare ones left out)
 //
-// Distances and costs are integers, hundredths of a pixel. Among equal costs more pairs win, so the number of pairs depends on
+// A spare pixel may become a partner and costs nothing where it does not. Distances and costs are integers, hundredths of a pixel. Among equal costs more pairs win, so the number of pairs depends on
 // the two sets alone and not on how they came about.
 //
-// Every pixel has a price >= 0. With `gain` what a pair is worth (two outliers less its distance),
+// Every pixel has a price >= 0. With `gain` what a pair is worth (what its pixels cost alone less their distance),
 //
 //     price(a) + price(b) >= gain(a, b),     = gain(a, b) for partners,     price = 0 without a partner
 //
@@ -90,7 +90,7 @@ public:
     // reach: in pixels, at most kMostReach.
     Matching(int64_t height, int64_t width, double reach)
         : h(height), w(width), radius_(static_cast<int64_t>(reach)), half_(radius_ + 1), distance_((radius_ + 1) * (radius_ + 1)),
-          outlier_(static_cast<int64_t>(std::ceil(kHundredths * kOutlier * reach))),
+          outlier_(static_cast<int32_t>(std::ceil(kHundredths * kOutlier * reach))),
           sides_{{BitImage(height, width), nodes(height * width)}, {BitImage(height, width), nodes(height * width) + height * width}} {
         for (int64_t dy = 0; dy <= radius_; ++dy)
             for (int64_t dx = 0; dx <= radius_; ++dx) {
@@ -107,11 +107,12 @@ public:
     const BitImage& pixels(int side) const { return sides_[side].present; }
 
     // After insertions and removals, `settle_all` makes the matching the best again.
-    void insert(int side, int64_t pixel) {
+    void insert(int side, int64_t pixel, bool spare = false) {
         Node& node = sides_[side].nodes[pixel];
-        node.mate = kNone, node.price = node.search = 0;
+        node.mate = kNone, node.price = node.search = 0, node.alone = spare ? 0 : outlier_;
         each_neighbour(side, pixel, [&](int64_t other, int32_t distance) {
-            const int32_t missing = gain(distance) - sides_[1 - side].nodes[other].price;
+            const Node& neighbour = sides_[1 - side].nodes[other];
+            const int32_t missing = gain(node, neighbour, distance) - neighbour.price;
             if (missing > node.price) node.price = missing;
         });
         sides_[side].present.set(pixel / w, pixel % w);
@@ -137,20 +138,24 @@ public:
 
     int64_t pairs() const { return pairs_; }
 
+    // Of a side's present pixels.
+    bool paired(int side, int64_t pixel) const { return sides_[side].nodes[pixel].mate != kNone; }
+
     // The least cost, in hundredths of a pixel.
     int64_t cost() const {
-        int64_t sum = 0, alone = 0;
+        int64_t sum = 0;
         const BitImage none(h, w);
         for (int side : {0, 1})
             each_pixel(sides_[side].present, none, [&](int64_t pixel) {
-                const int64_t mate = sides_[side].nodes[pixel].mate;
+                const Node& node = sides_[side].nodes[pixel];
+                const int64_t mate = node.mate;
                 if (mate == kNone) {
-                    ++alone;
+                    sum += node.alone;
                 } else if (side == 0) {
                     sum += distance_[std::abs(pixel / w - mate / w) * (radius_ + 1) + std::abs(pixel % w - mate % w)];
                 }
             });
-        return sum + outlier_ * alone;
+        return sum;
     }
 
     // Pixels of one image that are not in the other; the body may change either at the pixel.
@@ -165,9 +170,9 @@ public:
 private:
     static constexpr int32_t kNone = -1;
 
-    // distance and parent belong to the search whose number is in `search`.
+    // alone: what it costs to have no partner. distance and parent belong to the search whose number is in `search`.
     struct Node {
-        int32_t mate, price, distance, parent, search;
+        int32_t mate, price, alone, distance, parent, search;
     };
     struct Side {
         const BitImage present;
@@ -180,7 +185,9 @@ private:
     }
 
     // Doubled, and one more, so that no two numbers of pairs are ever worth the same.
-    DMTL_INLINE int32_t gain(int32_t distance) const { return static_cast<int32_t>(4 * outlier_ + 1) - 2 * distance; }
+    DMTL_INLINE static int32_t gain(const Node& a, const Node& b, int32_t distance) {
+        return 2 * (a.alone + b.alone - distance) + 1;
+    }
 
     // body(pixel of the other side, distance) for all within reach.
     template <class Body>
@@ -225,7 +232,7 @@ private:
             const int32_t base = distance + mine[pixel].price;
             each_neighbour(side, pixel, [&](int64_t other, int32_t apart) {
                 Node& node = theirs[other];
-                const int32_t along = base - gain(apart) + node.price;
+                const int32_t along = base - gain(mine[pixel], node, apart) + node.price;
                 if (along >= shortest || (node.search == searches_ && node.distance <= along)) return;
                 node.search = searches_, node.distance = along, node.parent = pixel;
                 if (node.mate == kNone) {
@@ -261,7 +268,7 @@ private:
     const int64_t radius_;
     const Array<int64_t> half_;      // [|dy|]: the largest |dx| within reach
     const Array<int32_t> distance_;  // [|dy|, |dx|], hundredths of a pixel
-    const int64_t outlier_;
+    const int32_t outlier_;
     const Side sides_[2];
     List<int32_t> loose_[2];  // pixels whose price may be positive though they have no partner
     Queue queue_;
