@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from dmtl.data.base import LabelledImages, Sample
 from dmtl.data.parallel import in_parallel
 from dmtl.data.partial_labels import LabelMatrix
+from dmtl.data.read_once import read_once
 from dmtl.errors import DataError
 from dmtl.tasks import Task
 
@@ -28,6 +29,8 @@ KINDS = {
     "manifest": "files that are not as the manifest says",
     "link": "links out of the data set",
 }
+_DECODED = np.arange(256, dtype=np.uint8) * np.float32(2 / 255) - 1
+_UNKNOWN_GREY = np.isin(np.arange(256), (0, 127, 128, 255))
 _TOLERANCE = {"f": 1e-3, "u": 0.01}  # of lengths: numbers; three codes rounded to 8 bits
 
 
@@ -53,6 +56,7 @@ def check_dataset(
     dataset: LabelledImages,
     *,
     seen: dict[bytes | str, str] | None = None,
+    files: dict[str, tuple[int, str]] | None = None,
     workers: int = 0,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[Problem]:
@@ -60,10 +64,13 @@ def check_dataset(
 
     Damaged files, labels of another size, values out of range, vectors that are not unit vectors (in the
     label, and in its file before reading makes them so), tasks without any label or any positive, images and
-    ids that are there twice.
+    ids that are there twice. Images and labels are opened and decoded once, and nothing of a sample is kept
+    but its id and digests.
 
     Args:
         seen: what is known of other splits, filled for the next call: content and ids of images -> where.
+        files: filled with the bytes and the SHA-256 of the image and label files that were read, by path:
+            `check_files` need not read them again.
         workers: processes that read; 0: this one.
         progress: wraps the loop.
     """
@@ -74,6 +81,8 @@ def check_dataset(
     for index, found in zip(progress(indices), in_parallel(_Reader(dataset), indices, workers)):
         id, here = dataset.ids[index], f"{dataset.split}: {dataset.ids[index]}"
         problems += found.problems
+        if files is not None:
+            files |= found.files
         count.update(found.facts)
         if id in seen:
             problems.append(Problem("split", id, f"is in {seen[id]} and {dataset.split}, expected one split"))
@@ -95,11 +104,13 @@ def check_dataset(
 
 @dataclass
 class _Found:
-    """Of one sample: problems, the hash of its image, ("labelled" | "useful" | "positive", task)."""
+    """Of one sample: problems, the hash of its pixels, ("labelled" | "useful" | "positive", task), and of its
+    files (bytes, SHA-256)."""
 
     problems: list[Problem]
-    digest: bytes | None
-    facts: list[tuple[str, str]]
+    digest: bytes | None = None
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    files: dict[str, tuple[int, str]] = field(default_factory=dict)
 
 
 class _Reader:
@@ -107,28 +118,32 @@ class _Reader:
         self.dataset = dataset
 
     def __call__(self, index: int) -> _Found:
+        with read_once() as files:
+            found = self._found(index)
+            found.files = files
+        return found
+
+    def _found(self, index: int) -> _Found:
         data = self.dataset
         sample, problems = _read(data, index, list(data.tasks))
+        found = _Found(problems)
         if sample is None:
-            return _Found(problems, None, [])
-        facts = []
+            return found
         for name, label in sample.labels.items():
             task, where = data.tasks[name], f"{sample.id} ({name})"
-            if wrong := what_is_wrong(label, task, sample.size):
+            wrong, facts = _examined(label, task, sample.size)
+            if wrong:
                 problems.append(Problem("value", where, wrong))
                 continue
             if task.kind == "unit_vector" and (wrong := wrong_lengths(data.stored(index, name))):
                 problems.append(Problem("vector", where, wrong))
-            facts.append(("labelled", name))
-            if task.valid(label).any():
-                facts.append(("useful", name))
-            if task.kind == "binary" and (label == 1).any():
-                facts.append(("positive", name))
+            found.facts += [(fact, name) for fact in facts]
         try:
             data.boundaries(index)
         except DataError as error:
             problems.append(Problem.of(error, where=sample.id))
-        return _Found(problems, blake2b(sample.image.numpy().tobytes(), digest_size=16).digest(), facts)
+        found.digest = blake2b(sample.image.numpy(), digest_size=16).digest()
+        return found
 
 
 def wrong_lengths(stored: np.ndarray | None) -> str | None:
@@ -139,13 +154,14 @@ def wrong_lengths(stored: np.ndarray | None) -> str | None:
     if stored is None:
         return None
     tolerance = _TOLERANCE[stored.dtype.kind]
+    x, y, z = stored.transpose(2, 0, 1)
     if stored.dtype.kind == "u":
-        vector = stored * np.float32(2 / 255) - 1
-        known = (stored != stored[..., :1]).any(2) | ~np.isin(stored[..., 0], (0, 127, 128, 255))
+        known = (x != y) | (x != z) | ~_UNKNOWN_GREY[x]
+        x, y, z = (_DECODED[code] for code in (x, y, z))
     else:
-        vector = stored.astype(np.float32)
-        known = np.isfinite(vector).all(2) & vector.any(2)
-    length = np.sqrt((vector[known] ** 2).sum(1))
+        x, y, z = (values.astype(np.float32) for values in (x, y, z))
+        known = np.isfinite(x) & np.isfinite(y) & np.isfinite(z) & ((x != 0) | (y != 0) | (z != 0))
+    length = _lengths(x, y, z)[known]
     wrong = np.abs(length - 1) > tolerance
     if not wrong.any():
         return None
@@ -156,22 +172,39 @@ def wrong_lengths(stored: np.ndarray | None) -> str | None:
     )
 
 
+def _lengths(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return np.sqrt(x * x + y * y + z * z)
+
+
 def what_is_wrong(label: Tensor, task: Task, image_size: tuple[int, int]) -> str | None:
     """Why `label` is not a label of `task` for an image of (height, width); None when it is one."""
+    return _examined(label, task, image_size)[0]
+
+
+def _examined(label: Tensor, task: Task, image_size: tuple[int, int]) -> tuple[str | None, list[str]]:
+    """What is wrong with a label; if nothing, the facts about it."""
     shape = (task.label_channels, *image_size)
     dtype = torch.uint8 if task.kind in ("classes", "binary") else torch.float32
     if tuple(label.shape) != shape or label.dtype != dtype:
-        return f"{label.dtype} {list(label.shape)}, expected {dtype} {list(shape)}"
-    if task.kind == "unit_vector":
-        length = label.norm(dim=0, keepdim=True)[task.valid(label)]
-        if len(length) and (length - 1).abs().max() > 1e-3:
-            return f"vectors of length {length.min():.4f} to {length.max():.4f}, expected 1 within 0.001"
-    elif dtype == torch.uint8:
+        return f"{label.dtype} {list(label.shape)}, expected {dtype} {list(shape)}", []
+    if dtype == torch.uint8:  # which values there are says all, and counting them is quick
+        label = torch.from_numpy(np.flatnonzero(np.bincount(label.numpy().ravel())).astype(np.uint8))
         count = task.channels if task.kind == "classes" else 2
-        counted = label[label != task.ignore]
-        if len(counted) and counted.max() >= count:
-            return f"value {int(counted.max())}, expected 0 to {count - 1}, or {task.ignore:g} (ignore)"
-    return None
+        if len(wrong := label[(label >= count) & (label != task.ignore)]):
+            return f"value {int(wrong.max())}, expected 0 to {count - 1}, or {task.ignore:g} (ignore)", []
+        label = label[None, None]
+    valid = task.valid(label)
+    if task.kind == "unit_vector":
+        length = _lengths(*label.numpy())[valid[0].numpy()]
+        if len(length) and np.abs(length - 1).max() > 1e-3:
+            return f"vectors of length {length.min():.4f} to {length.max():.4f}, expected 1 within 0.001", []
+    facts = ["labelled"]
+    if valid.any():
+        facts.append("useful")
+    if task.kind == "binary" and (label == 1).any():
+        facts.append("positive")
+    return None, facts
 
 
 def summary(dataset: LabelledImages, labels: LabelMatrix | None = None) -> dict:

@@ -17,13 +17,19 @@ from dmtl.errors import DataError
 
 
 def check_files(
-    root: str | os.PathLike, *, workers: int = 0, progress: Callable[[Iterable], Iterable] = iter
+    root: str | os.PathLike,
+    *,
+    known: dict[str, tuple[int, str]] | None = None,
+    workers: int = 0,
+    progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[Problem]:
     """Lists links out of the folder, ids without an image, files that no split names, and files that are
     missing, changed or unknown by `manifest.jsonl`, where there is one.
 
     Args:
-        workers: processes that read the files for their SHA-256; 0: this one.
+        known: bytes and SHA-256 of files below `root`, by path (`check_dataset` fills it): they are not read
+            again.
+        workers: processes that read the other files for their SHA-256; 0: this one.
         progress: wraps the loop over what the manifest names.
     """
     root = Path(root)
@@ -51,7 +57,7 @@ def check_files(
         for path in sorted(files)
         if _id(path) not in listed
     ]
-    return problems + _recorded(root, files, listed, workers, progress)
+    return problems + _recorded(root, files, listed, _Comparison(root, known or {}), workers, progress)
 
 
 def readable_part(root: str | os.PathLike, split: str) -> Folder:
@@ -63,7 +69,12 @@ def readable_part(root: str | os.PathLike, split: str) -> Folder:
 
 
 def _recorded(
-    root: Path, files: set[str], listed: set[str], workers: int, progress: Callable[[Iterable], Iterable]
+    root: Path,
+    files: set[str],
+    listed: set[str],
+    compare: _Comparison,
+    workers: int,
+    progress: Callable[[Iterable], Iterable],
 ) -> list[Problem]:
     """What differs from the manifest."""
     try:
@@ -73,7 +84,7 @@ def _recorded(
     if not entries:
         return []
     problems: list[Problem] = []
-    for _, found in zip(progress(entries), in_parallel(_Comparison(root), entries, workers)):
+    for _, found in zip(progress(entries), in_parallel(compare, entries, workers)):
         problems += found
     named = {path for entry in entries for path in entry.files}
     problems += [
@@ -93,8 +104,8 @@ def _recorded(
 class _Comparison:
     """The files of an entry against what it says."""
 
-    def __init__(self, root: Path):
-        self.root = root
+    def __init__(self, root: Path, known: dict[str, tuple[int, str]]):
+        self.root, self.known = root, known
 
     def __call__(self, entry: Entry) -> list[Problem]:
         problems = []
@@ -111,14 +122,19 @@ class _Comparison:
                 return "is missing, expected it as converted"
             if found != size:
                 return f"has {found} bytes, expected {size} as converted"
-            with open(self.root / name, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    return "has another SHA-256, expected the bytes that were converted"
+            if self._digest(self.root / name) != digest:
+                return "has another SHA-256, expected the bytes that were converted"
         except DataError:
             return None  # a link out of the data set, which is a problem of its own
         except OSError as error:
             return f"cannot be read ({error.strerror}), expected it as converted"
         return None
+
+    def _digest(self, path: Path) -> str:
+        if str(path) in self.known:
+            return self.known[str(path)][1]
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(root: Path, folder: str) -> Iterator[str]:

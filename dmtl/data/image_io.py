@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from dmtl.data.read_once import open_file, remembered
 from dmtl.errors import DataError
 from dmtl.files import write_bytes
 
@@ -33,6 +34,7 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
         return image.height, image.width
 
 
+@remembered
 def read_image(path: str | os.PathLike, *, upright: bool = False) -> Tensor:
     """An RGB image, uint8 [3, H, W]. Grey and palette images are converted, transparency is dropped.
 
@@ -48,6 +50,7 @@ def read_image(path: str | os.PathLike, *, upright: bool = False) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
+@remembered
 def read_png_map(path: str | os.PathLike) -> np.ndarray:
     """A stored label map: uint8 [H, W] (grey, palette indices, 1 bit), uint16 [H, W] or uint8 [H, W, 3]."""
     with _open(path) as image:
@@ -61,10 +64,11 @@ def read_png_map(path: str | os.PathLike) -> np.ndarray:
     return pixels.astype(np.uint8, copy=False)
 
 
+@remembered
 def read_npy(path: str | os.PathLike) -> np.ndarray:
     """An array of numbers from a .npy file; its header is held against the file's size before reading."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             head = io.BytesIO(
                 file.read(MAX_HEADER)
             )  # a header may claim gigabytes, and they would be allocated
@@ -80,7 +84,7 @@ def read_npy(path: str | os.PathLike) -> np.ndarray:
             count = 1
             for length in shape:  # Python integers: no overflow
                 count *= int(length)
-            stored = os.fstat(file.fileno()).st_size - head.tell()
+            stored = file.length - head.tell()
             if dtype.kind not in "buif":
                 raise ValueError(f"holds {dtype}")
             if count < 0 or count * dtype.itemsize != stored:
@@ -132,23 +136,11 @@ def write_npy(path: str | os.PathLike, array: np.ndarray | Tensor) -> None:
     write_bytes(path, npy_bytes(array))
 
 
-class _Bounded(io.BufferedReader):
-    """Never asks for more than the file has: a chunk may claim gigabytes, which would be allocated."""
-
-    def __init__(self, path: str | os.PathLike):
-        super().__init__(io.FileIO(path))
-        self.length = os.fstat(self.fileno()).st_size
-
-    def read(self, size: int | None = -1) -> bytes:
-        left = max(0, self.length - self.tell())
-        return super().read(left if size is None or size < 0 else min(size, left))
-
-
 @contextmanager
 def _open(path: str | os.PathLike) -> Iterator[Image.Image]:
     with ExitStack() as stack:
         try:
-            file = stack.enter_context(_Bounded(path))
+            file = stack.enter_context(open_file(path))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is stricter
                 image = stack.enter_context(Image.open(file, formats=FORMATS))

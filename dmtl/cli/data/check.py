@@ -49,9 +49,8 @@ def run(args: Check) -> int:
     from dmtl.errors import DataError
 
     problems: list[Problem] = []
-    if is_folder(args.data):
-        problems += check_files(args.data, workers=args.workers, progress=bar(f"{args.data} files"))
     seen: dict[bytes | str, str] = {}
+    files: dict[str, tuple[int, str]] = {}
     images = 0
     for split in args.splits:
         try:
@@ -63,7 +62,10 @@ def run(args: Check) -> int:
             continue
         images += len(dataset)
         progress = bar(f"{dataset.name} {split}")
-        problems += check_dataset(dataset, seen=seen, workers=args.workers, progress=progress)
+        problems += check_dataset(dataset, seen=seen, files=files, workers=args.workers, progress=progress)
+    if is_folder(args.data):
+        progress = bar(f"{args.data} files")
+        problems = check_files(args.data, known=files, workers=args.workers, progress=progress) + problems
     problems = list({(p.where, p.what): p for p in problems}.values())  # met by both
     if args.json is not None:
         write_json(args, images, problems)
