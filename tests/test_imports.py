@@ -114,17 +114,20 @@ def run_python(program: str) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
 
 def test_import_is_lean_and_fast():
-    """Torch alone beside the standard library, under 0.3 s, no device touched, no file written."""
+    """Torch alone beside the standard library, a fifth of its time, no device touched, no file written."""
     out = run_python("""
-        import sys, time
+        import sys
+        from time import process_time
+        started = process_time()
         import torch
+        theirs = process_time() - started
         written = []
         def watch(event, args):
             if event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+"):
@@ -132,12 +135,13 @@ def test_import_is_lean_and_fast():
         sys.dont_write_bytecode = True
         sys.addaudithook(watch)
         before = set(sys.modules)
-        started = time.perf_counter()
+        started = process_time()
         import dmtl
         import dmtl.ops
-        seconds = time.perf_counter() - started
+        ours = process_time() - started
         new = {name.split(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)
-        print(new - {"dmtl"}, written, torch.cuda.is_initialized(), seconds < 0.3, "triton" in sys.modules)
+        fast = ours < theirs / 5
+        print(new - {"dmtl"}, written, torch.cuda.is_initialized(), fast, "triton" in sys.modules)
     """)
     assert out.split() == ["set()", "[]", "False", "True", "False"]
 

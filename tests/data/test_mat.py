@@ -72,7 +72,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def gone(pid: int, seconds: float = 20) -> bool:
+def gone(pid: int, seconds: float = 300) -> bool:
     deadline = time.monotonic() + seconds
     while alive(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -175,6 +175,7 @@ def test_a_parser_that_fails(stand_in, labels, monkeypatch, body, reason):
 
 
 def test_endless_computing_is_stopped_without_the_parent(stand_in, labels, monkeypatch):
+    monkeypatch.setattr(mat, "SECONDS", 300)  # of the clock, on a machine with other work
     monkeypatch.setitem(mat.LIMITS, "seconds", 1)
     stand_in(loadmat="while True: pass")
     assert refusal(labels) == "its parser crashed (SIGXCPU)"
@@ -240,9 +241,9 @@ def test_small_files_that_grow(tmp_path, labels, monkeypatch):
     assert "array of 80000000 elements" in refusal(path)
     mat._close()
     monkeypatch.setitem(mat.LIMITS, "memory", 256 << 20)
-    started = time.monotonic()
+    monkeypatch.setitem(mat.LIMITS, "seconds", 300)
+    monkeypatch.setattr(mat, "SECONDS", 300)  # memory is to run out, not time
     assert refusal(bomb(path, 600, 1_000_000)) == "cannot be parsed (needs more than 256 MiB to read)"
-    assert time.monotonic() - started < 60
     assert np.array_equal(read_mat(labels, ["LabelMap"])["LabelMap"], LABELS)
     mat._close()
 
@@ -303,7 +304,7 @@ def test_forked_workers_have_their_own(labels):
     workers = [context.Process(target=_in_a_worker, args=(labels, queue)) for _ in range(2)]
     for worker in workers:
         worker.start()
-    answers = [queue.get(timeout=60) for _ in workers]
+    answers = [queue.get(timeout=300) for _ in workers]
     for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0]

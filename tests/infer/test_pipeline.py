@@ -1,4 +1,4 @@
-"""Reading, computing and writing at the same time: order, bounds, exceptions, and that time is saved."""
+"""Reading, computing and writing at the same time: order, bounds, exceptions, and what is waited for."""
 
 import threading
 import time
@@ -54,7 +54,7 @@ def test_calls_may_end_by_what_earlier_ones_found(pool):
 
     def found():
         numbers.append(len(numbers))
-        if len(numbers) == 5:
+        if len(numbers) >= 5:  # two at once may both see 6
             end.set()
 
     numbers, ended = [], []
@@ -119,18 +119,38 @@ def test_an_exception_of_a_writer_is_raised_and_the_rest_salvaged(pool):
     assert collected == [1, 2, 3]
 
 
+def test_reading_computing_and_writing_happen_at_the_same_time():
+    """Image n is computed while n + 1 is read and n - 1 written: none goes on without the other two."""
+    meeting, last = threading.Barrier(3, timeout=300), 15
+
+    def stage(image, first, until):
+        if first <= image <= until:
+            meeting.wait()
+        return image
+
+    with ThreadPoolExecutor(1) as readers, ThreadPoolExecutor(1) as writers:
+        written = []
+        behind = WriteBehind(written.append, 3, 1, Waits())
+        for image in read_ahead(calls(readers, [partial(stage, i, 2, last) for i in range(16)]), 3, Waits()):
+            stage(image, 1, last - 1)
+            behind.room(0)
+            behind.add(writers.submit(stage, image, 0, last - 2))
+        behind.drain()
+    assert written == list(range(16))
+
+
 @pytest.mark.parametrize("slow", ["reading", "computing", "writing"])
-def test_the_slowest_stage_sets_the_time(slow):
-    """16 images whose stages sleep 5 ms, but 40 ms in one: 0.64 s beside 0.8 s for one after another; with
-    all stages at 40 ms it is still about 0.7 s beside 1.9 s."""
-    for others in (0.005, 0.04):
-        seconds = {stage: 0.04 if stage == slow else others for stage in ("reading", "computing", "writing")}
-        took, waits = staged(16, **seconds)
-        assert 16 * 0.04 <= took < 16 * 0.04 + 0.3
-        if others < 0.04:
-            shares = {"reading": waits.reading, "writing": waits.writing}
-            shares["computing"] = took - sum(shares.values())
-            assert max(shares, key=shares.get) == slow and shares[slow] > took / 2
+def test_the_slowest_stage_is_what_is_waited_for(slow):
+    """The more it takes, the less the machine's other work matters."""
+    for pause in (0.02, 0.2, 2.0):
+        took, waits = staged(
+            6, **{stage: pause * (stage == slow) for stage in ("reading", "computing", "writing")}
+        )
+        shares = {"reading": waits.reading, "writing": waits.writing}
+        shares["computing"] = took - sum(shares.values())
+        if shares[slow] > 0.6 * took:
+            return
+    raise AssertionError(f"{shares} of {took} s, with 6 pauses of {pause} s in {slow}")
 
 
 def staged(count, reading, computing, writing):
