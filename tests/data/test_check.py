@@ -1,10 +1,12 @@
+from hashlib import sha256
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from dmtl.data import open_dataset
-from dmtl.data.check import Problem, check_dataset, picture_row, summary, what_is_wrong
+from dmtl.data.check import Problem, check_dataset, picture_row, summary, what_is_wrong, wrong_lengths
 from dmtl.data.folder import Folder
 from dmtl.data.partial_labels import LabelMatrix
 from dmtl.tasks import make_task
@@ -83,9 +85,30 @@ def test_vectors_of_files_are_measured_before_reading_makes_them_unit_vectors(fo
 def test_workers_find_the_same(folder):
     (folder / "images" / "b.png").write_bytes(b"damaged")
     Image.fromarray(arrays(2)["images"]).save(folder / "images" / "a.png")
-    data = Folder(folder, "train")
-    found = check_dataset(data, workers=2)
-    assert found == check_dataset(data) and len(found) == 2
+    data, files, here = Folder(folder, "train"), {}, {}
+    found = check_dataset(data, workers=2, files=files)
+    assert found == check_dataset(data, files=here) and len(found) == 2
+    assert files == here and len(files) == 3 + 2 * 5 - 1  # of b only the image is read
+
+
+def test_files_are_told_with_their_digests(folder):
+    files = {}
+    check_dataset(Folder(folder, "val"), files=files)
+    contents = {
+        str(folder / task / "a.png"): (folder / task / "a.png").read_bytes()
+        for task in ("images", "semseg", "edge", "normals", "cracks")
+    }
+    assert files == {path: (len(c), sha256(c).hexdigest()) for path, c in contents.items()}
+
+
+def test_lengths_of_odd_numbers():
+    """What is not finite, and zeros, are unknown; what is too long to be squared is not."""
+    numbers = np.zeros((HEIGHT, WIDTH, 3), np.float64)
+    numbers[0, :4] = [(np.nan, 0, 1), (np.inf, 0, 0), (1e30, 0, 0), (0, -1, 0)]
+    assert wrong_lengths(numbers) == (
+        "50.00% of its 2 vectors have another length, the worst inf, expected 1 within 0.001"
+    )
+    assert wrong_lengths(numbers[1:]) is None and wrong_lengths(None) is None
 
 
 def test_boundaries_are_read_too(folder):
