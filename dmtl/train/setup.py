@@ -165,8 +165,13 @@ def model_for(config: RunConfig, tasks: dict[str, Task]) -> DiffusionMTL | Multi
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.optim.seed)
         model = build_model(model_config)
-    if config.optim.backbone_weights:
-        load_backbone(model.initial.backbone, config.optim.backbone_weights)
+    if weights := config.optim.backbone_weights:
+        if not Path(weights).is_file():
+            raise ConfigError(
+                f"optim.backbone_weights: {weights}: no such file, expected an encoder's weights (.pth or "
+                '.safetensors), or "" to start from random ones'
+            )
+        load_backbone(model.initial.backbone, weights)
     return model
 
 

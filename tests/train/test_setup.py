@@ -66,6 +66,14 @@ def test_model_depends_on_the_seed_alone(config_for):
         model_for(config_for(model=dict(tasks=[data.tasks["edge"].spec()])), data.tasks)
 
 
+def test_encoder_weights_that_are_not_there_are_named_with_their_key(config_for):
+    data = open_data(config_for().data)
+    told = r'optim.backbone_weights: gone.pth: no such file, expected .*, or "" to start from random ones'
+    with pytest.raises(ConfigError, match=told):
+        model_for(config_for(optim=dict(backbone_weights="gone.pth")), data.tasks)
+    model_for(config_for(optim=dict(backbone_weights="")), data.tasks)
+
+
 def test_baselines(config_for):
     data = open_data(config_for(data=dict(tasks=["edge"])).data)
     model = model_for(config_for(model=dict(diffusion="none")), data.tasks)
