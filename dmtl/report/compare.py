@@ -202,6 +202,5 @@ def _mean(several: Sequence[Metrics]) -> Metrics:
 
 
 def _unfinished(run: Run) -> str:
-    steps: object = run.setting("optim", "steps")
-    total = f" of {steps:,}" if isinstance(steps, int) else ""
+    total = f" of {run.planned_steps:,}" if run.planned_steps else ""
     return f"Unfinished: {run.path} counts as of its last evaluation, at step {run.step:,}{total}."

@@ -14,7 +14,7 @@ def facts(methods: Mapping[str, Sequence[Run]]) -> list[tuple[str, str]]:
     runs = list(methods.values())[-1]
     run = runs[0]
     size, model = run.setting("data", "size"), run.setting("model", "diffusion")
-    total = run.setting("optim", "steps", run.step)
+    total = run.planned_steps or run.step
     chain = run.setting("model", "betas")
     chain = len(chain) if chain else run.setting("model", "steps")
     result = [

@@ -52,6 +52,12 @@ class Run:
         """A value of the run's configuration."""
         return self.config.get(section, {}).get(key, default)
 
+    @property
+    def planned_steps(self) -> int | None:
+        """Steps that its configuration asks for; None where that counts epochs instead."""
+        steps = None if self.setting("optim", "epochs") else self.setting("optim", "steps")
+        return steps if isinstance(steps, int) else None
+
 
 def read_run(path: str | os.PathLike, unfinished: bool = False) -> Run:
     """The run in the folder `path`.

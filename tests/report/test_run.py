@@ -106,6 +106,16 @@ def test_delta_is_taken_pair_by_pair(tmp_path):
     )
 
 
+def test_steps_of_a_run_that_counts_epochs_are_those_it_took(tmp_path):
+    path = write_run(tmp_path / "d", 44.0, 0.9, "feature")
+    data = report_data({"DiffusionMTL": read_runs([path])})
+    assert dict(data.facts)["Training"] == "20 steps of 4"
+    file = path / "config.toml"
+    file.write_text(file.read_text().replace("steps = 20\n", "steps = 1000\nepochs = 5\n"))
+    data = report_data({"DiffusionMTL": read_runs([path])})
+    assert dict(data.facts)["Training"] == "20 steps of 4"
+
+
 def test_unfair_comparisons_are_said_aloud(tmp_path):
     ours = write_run(tmp_path / "d", 44.0, 0.9, "feature", seed=3, labels_seed=1)
     base = write_run(tmp_path / "m", 40.0, 1.0, step=10)
