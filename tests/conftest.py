@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -54,6 +55,13 @@ def _own_caches(tmp_path_factory):
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
         patch.setenv("DMTL_CACHE", str(tmp_path_factory.mktemp("choices")))
         yield
+
+
+@pytest.fixture(scope="session")
+def compiler():
+    """What `torch.compile` needs on a CPU."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("no C++ compiler here")
 
 
 @pytest.fixture

@@ -98,6 +98,7 @@ def test_expert_keeps_the_faster(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["max-autotune", "default"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.usefixtures("compiler")
 def test_expert_compiled(precision, mode, monkeypatch):
     model = small_model(backbone_width=16, blocks=1)
     image = torch.randn(1, 3, 64, 32)

@@ -27,7 +27,7 @@ needs_cmake = pytest.mark.skipif(
 
 def run(command: list, **options) -> subprocess.CompletedProcess:
     done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, check=False, timeout=1800, **options
+        list(map(str, command)), capture_output=True, text=True, check=False, timeout=3 * 3600, **options
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return done

@@ -35,7 +35,7 @@ def setup_listing(**environment: str) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
         env=clean | environment,
-        timeout=60,
+        timeout=600,
     )
 
 
@@ -108,7 +108,7 @@ def test_kernels_shim(tmp_path):
             cwd=root,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=600,
         )
         assert (done.returncode == 0) == marked, done.stderr
 
@@ -121,7 +121,7 @@ def test_backend_refuses_another_name(backend):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert f"import this package as dmtl.kernels.{backend}" in done.stderr
 

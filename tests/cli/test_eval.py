@@ -376,7 +376,7 @@ def test_processes_share_the_images(dmtl, tmp_path, pascal, official):
     ]
     command += [*map(str, words), "--json", "two.json", "--save-maps", "two"]
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=1800
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("maxF_paper") == 1

@@ -86,7 +86,7 @@ def test_broken_compiler(baseline, tmp_path):
         env=environment() | {"CXX": str(script), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
     )
     refused(
         Result(done.returncode, done.stdout, done.stderr), "working C++ compiler, yours said: out of licences"

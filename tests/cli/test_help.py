@@ -120,7 +120,7 @@ def test_reader_may_leave(words):
     ) as child:
         child.stdout.close()
         err = child.stderr.read()
-        status = child.wait(timeout=120)
+        status = child.wait(timeout=600)
     assert err == b""
     assert status in (141, 1)  # rich ends with 1
 

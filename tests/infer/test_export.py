@@ -48,7 +48,7 @@ def elsewhere(folder: Path, example: str, pixels: torch.Tensor) -> dict[str, tor
     """What the documentation's example makes of uint8 images, in a process without dmtl."""
     np.save(folder / "images.npy", pixels.numpy())
     command = [sys.executable, "-c", EXAMPLES[example] + ENDING]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     with np.load(folder / "maps.npz") as maps:
         return {task: torch.from_numpy(maps[task]) for task in maps.files}
@@ -107,6 +107,7 @@ def test_onnx_elsewhere(tmp_path, form):
 
 @slow
 @pytest.mark.parametrize("form", ["feature", "baseline"])
+@pytest.mark.usefixtures("compiler")
 def test_machine_code_elsewhere(tmp_path, form):
     model = tiny(**FORMS[form])
     export_model(model, tmp_path / "model.pt2", format="pt2", size=SIZE)

@@ -30,7 +30,7 @@ def compiled(folder, *options: str) -> list[dict]:
         env=environment | {"TRITON_CACHE_DIR": str(folder)},
         capture_output=True,
         text=True,
-        timeout=1800,
+        timeout=3 * 3600,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

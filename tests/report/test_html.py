@@ -3,6 +3,7 @@
 import base64
 import errno
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -244,14 +245,26 @@ def test_figures():
 
 
 @pytest.fixture(scope="module")
-def chromium():
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if shutil.which(name):
-            return shutil.which(name)
-    pytest.skip("no Chromium here")
+def show(tmp_path_factory):
+    """show(page, *options) -> the document that a headless Chromium makes of the page."""
+    found = [path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path]
+    if not found:
+        pytest.skip("no Chromium here")
+    home = tmp_path_factory.mktemp("chromium")
+
+    def run(page: str, *options: str) -> str:
+        command = [found[0], "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        command += ["--disable-dev-shm-usage", f"--user-data-dir={home / 'profile'}", "--dump-dom"]
+        environment = os.environ | {"HOME": str(home), "TMPDIR": str(home)}
+        command += [*options, page]
+        return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment).stdout
+
+    if "probe" not in run("data:text/html,<p>probe</p>"):
+        pytest.skip(f"{found[0]} shows nothing here")
+    return run
 
 
-def test_chromium_shows_every_picture(data, tmp_path, chromium):
+def test_chromium_shows_every_picture(data, tmp_path, show):
     # The page forbids scripts; a copy without that rule gets one that says what the browser made of it.
     text = render(data)
     text, opened = re.subn(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
@@ -263,16 +276,5 @@ def test_chromium_shows_every_picture(data, tmp_path, chromium):
         document.documentElement.scrollWidth <= innerWidth]); });</script></body>"""
     assert opened == 1
     (tmp_path / "page.html").write_text(text.replace("</body>", probe), encoding="utf-8")
-    command = [
-        chromium,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--dump-dom",
-        "--window-size=1280,900",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        (tmp_path / "page.html").as_uri(),
-    ]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    dom = show((tmp_path / "page.html").as_uri(), "--window-size=1280,900")
     assert "<title>[5,5,5,true]</title>" in dom

@@ -447,6 +447,7 @@ def test_dry_run(config_for, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("execution", [dict(compile=True), dict(recompute=True, micro_batch=3)])
+@pytest.mark.usefixtures("compiler")
 def test_other_executions_follow(config_for, execution):
     """The same run, to rounding and to what micro-batches do to batch norms."""
     optim = dict(steps=4, freeze_bn=True)

@@ -506,6 +506,7 @@ def test_a_step_waits_for_nothing(config_for, monkeypatch, options):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 def test_compiled_initial_network(finished, config_for):
     """The same run to rounding, with a moving average that is not compiled, and its weights under their own
     names; a task without a label in a batch stays without a gradient."""
