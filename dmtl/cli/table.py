@@ -37,8 +37,9 @@ class Table:
     reference: list[str] = field(default_factory=list)
     """Runs that Delta_MTL is taken against, stored single-task runs say; default: STL among RUN, else MTL."""
     benchmark: str | None = None
-    """Only this benchmark ("pascal-context", "nyud-13", "nyud-40", "cityscapes-7", "cityscapes-19"), which
-    all runs are taken to be of. Default: as their tasks and class counts say."""
+    """Only this benchmark ("pascal-context", "nyud-13", "nyud-40", "cityscapes-7", "cityscapes-raw",
+    "cityscapes-19"), which all runs are taken to be of. Default: as their tasks, class counts and names of
+    images say."""
     exact: tyro.conf.FlagCreatePairsOff[bool] = False
     """Saliency by its exact maxF instead of the paper's variant, which published figures are of."""
     out: str | None = None
@@ -63,6 +64,8 @@ def main(arguments: list[str]) -> int:
         found = tables(args.runs, args.reference, args.benchmark, args.exact)
     else:
         found = published_tables(args.benchmark)
+        if not found:
+            raise ConfigError(f"--benchmark {args.benchmark} has no published figures, expected RUN")
     for table in found:
         show(table)
     write_files(

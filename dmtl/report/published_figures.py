@@ -8,6 +8,7 @@ recovered has no figures, and what is not verified says why (`doubt`).
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,8 +33,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What makes a table of the paper. `classes` by task tell the benchmark from others with its tasks;
-    `images` and `frame` say on what its published figures were scored (0, None: not known)."""
+    """What makes a table of the paper. `classes` by task tell the benchmark from others with its tasks, `ids`
+    (a regular expression) from a release of the same classes in other units; `images` and `frame` say on what
+    its published figures were scored (0, None: not known)."""
 
     name: str
     title: str
@@ -42,14 +44,17 @@ class Benchmark:
     images: int = 0
     frame: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
+    ids: str = ""
 
     @property
     def tasks(self) -> list[str]:
         return [column.task for column in self.columns]
 
-    def recognises(self, tasks: Mapping[str, int]) -> bool:
-        """Whether a data set with these tasks, {name: classes (1 where it has none)}, is this one."""
-        return set(tasks) == set(self.tasks) and all(tasks[t] == n for t, n in self.classes.items())
+    def recognises(self, tasks: Mapping[str, int], id: str = "") -> bool:
+        """Whether a data set with these tasks, {name: classes (1 where it has none)}, is this one. `id`: the
+        name of one of its images, "" where none is known."""
+        counts = set(tasks) == set(self.tasks) and all(tasks[t] == n for t, n in self.classes.items())
+        return counts and (not self.ids or re.fullmatch(self.ids, id) is not None)
 
 
 _SEMSEG = Column("semseg", "mIoU", "mIoU", True)
@@ -86,6 +91,16 @@ BENCHMARKS = {
             500,
             None,
             ("Whether the paper's own table counts 7 or 19 classes is not known.",),
+        ),
+        Benchmark(  # before the arrays, which have its classes and other units of depth
+            "cityscapes-raw",
+            "Cityscapes, 19 classes, raw release",
+            (_SEMSEG, _ABS_ERR),
+            {"semseg": 19},
+            500,
+            None,
+            ("Depth is disparity in pixels, not the inverse depth of the published arrays.",),
+            r"(.+/)?[a-z-]+_\d{6}_\d{6}",
         ),
         Benchmark("cityscapes-19", "Cityscapes, 19 classes", (_SEMSEG, _ABS_ERR), {"semseg": 19}, 500),
     )

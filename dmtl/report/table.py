@@ -4,10 +4,10 @@
     row = next(row for row in table.rows if row.method == "Feature" and not row.published)
     row.values["semseg"], row.delta.value       # over seeds: mean and sample standard deviation
 
-A run's benchmark follows from the tasks and class counts of its data set, its setting from its labels, its
-row from its configuration: single-task runs (one for each task and seed) are one row, STL, and so are runs
-that differ in their seed alone. Figures are those of RUN/eval.json (`dmtl eval --json`) where it is there,
-else of RUN/metrics.json.
+A run's benchmark follows from the tasks, class counts and names of images of its data set, its setting from
+its labels, its row from its configuration: single-task runs (one for each task and seed) are one row, STL,
+and so are runs that differ in their seed alone. Figures are those of RUN/eval.json (`dmtl eval --json`) where
+it is there, else of RUN/metrics.json.
 
 Delta_MTL is taken against STL, without it against MTL: seed by seed where both have one, else of each seed
 against the reference's mean; over the tasks that both rows have figures of.

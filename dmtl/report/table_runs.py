@@ -58,9 +58,11 @@ def tasks_of(runs: Iterable[Scored]) -> dict[str, int]:
 
 
 def recognised(runs: Iterable[Scored]) -> Benchmark | None:
-    """The benchmark whose tasks and class counts the runs of one data set have together."""
+    """The benchmark whose tasks, class counts and names of images the runs of one data set have together."""
+    runs = list(runs)
     tasks = tasks_of(runs)
-    return next((known for known in BENCHMARKS.values() if known.recognises(tasks)), None)
+    id = next((id for scored in runs if scored.run.labels is not None for id in scored.run.labels.ids), "")
+    return next((known for known in BENCHMARKS.values() if known.recognises(tasks, id)), None)
 
 
 def method_of(run: Run, several: bool) -> str:

@@ -131,6 +131,21 @@ def test_benchmark_from_tasks_and_class_counts(tmp_path):
     assert depth == dict(zip(names[1:], expected, strict=True))
 
 
+def test_the_raw_release_of_cityscapes_is_a_table_of_its_own(tmp_path, monkeypatch):
+    """Its depth is disparity in pixels; that of the arrays is 65,535 / 256 times smaller."""
+    figures = {"semseg": 60.0, "depth": 0.01}
+    write_run(tmp_path / "array", figures, root="arrays", classes=19)
+    monkeypatch.setitem(globals(), "IDS", [f"bad-koeln/bad-koeln_{n:06}_000019" for n in range(6)])
+    for name, diffusion in (("mtl", "none"), ("feature", "feature")):
+        write_run(tmp_path / name, figures | {"depth": 2.5}, diffusion, root="raw", classes=19)
+    found = {table.benchmark.name: table for table in tables([tmp_path])}
+    assert list(found) == ["cityscapes-raw", "cityscapes-19"]
+    assert [row.values["depth"] for row in found["cityscapes-19"].measured] == [0.01]
+    assert [row.values["depth"] for row in found["cityscapes-raw"].measured] == [2.5, 2.5]
+    assert measured(found["cityscapes-raw"], "Feature").delta.value == pytest.approx(0.0)
+    assert said(found["cityscapes-raw"], "disparity") and not said(found["cityscapes-19"], "disparity")
+
+
 def test_class_counts_without_a_model_are_those_of_the_metrics(tmp_path):
     more = {"semseg": {f"IoU/c{n}": 1.0 for n in range(13)}}
     run = write_run(tmp_path / "m", nyud(40, 0.5, 25), more=more)
