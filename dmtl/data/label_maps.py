@@ -112,16 +112,17 @@ def _unit_vectors(path: str | Path, stored: np.ndarray, task: Task, numbers: boo
             f"{path}: {stored.dtype} values of shape {list(stored.shape)}, "
             "expected an RGB PNG or a .npy of floats [H, W, 3]"
         )
-    vector = stored.astype(np.float32)
+    vector = stored.transpose(2, 0, 1).astype(np.float32, order="C")
     if not numbers:
         vector *= 2 / 255
         vector -= 1
-    with np.errstate(invalid="ignore", over="ignore"):
-        length = np.sqrt((vector * vector).sum(2, keepdims=True))
+    x, y, z = vector
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        length = np.sqrt(x * x + y * y + z * z)
         known = (length > _UNIT_LENGTH[0]) & (length < _UNIT_LENGTH[1])  # False for NaN
-        np.divide(vector, length, out=vector, where=known)
-        np.copyto(vector, np.float32(task.ignore), where=~known)
-    return torch.from_numpy(np.ascontiguousarray(vector.transpose(2, 0, 1), dtype=np.float32))
+        vector /= length
+    vector[:, ~known] = task.ignore
+    return torch.from_numpy(vector)
 
 
 def _scalars(
