@@ -142,7 +142,7 @@ class _Reader:
             data.boundaries(index)
         except DataError as error:
             problems.append(Problem.of(error, where=sample.id))
-        found.digest = blake2b(sample.image.numpy(), digest_size=16).digest()
+        found.digest = blake2b(sample.image.contiguous().numpy(), digest_size=16).digest()
         return found
 
 
