@@ -113,7 +113,7 @@ def gate(monkeypatch):
     opened, write = threading.Event(), checkpoint._write_file
 
     def slow(path, state):
-        assert opened.wait(60)
+        assert opened.wait(600)
         write(path, state)
 
     monkeypatch.setattr(checkpoint, "_write_file", slow)
@@ -142,7 +142,7 @@ def test_one_write_at_a_time(tmp_path, gate):
     second.join(0.2)
     assert second.is_alive() and not list(tmp_path.glob("step-*"))
     gate.set()
-    second.join(60)
+    second.join(600)
     assert not second.is_alive() and file_of(tmp_path, 1).exists()
     checkpoints.close()
     assert step_of(checkpoints.latest(silent)) == 2

@@ -56,7 +56,6 @@ def batch_of(number: int, image: int | None = None) -> Batch:
 
 
 def step_for(model, say=lambda text: None, optim: dict = {}, **execution) -> Step:
-    torch.set_num_threads(1)
     options = dict(optimizer="adam", clip=0.0, weight_decay=0.0, seed=5) | optim
     config = RunConfig(optim=OptimConfig(**options), execution=ExecutionConfig(**execution))
     weighting = make_weighting(config.optim, model.tasks)

@@ -53,9 +53,13 @@ def stop_at(step: int):
 @pytest.fixture(scope="module")
 def finished(images, tmp_path_factory):
     """One uninterrupted run that others are compared with: its configuration and metrics."""
-    torch.set_num_threads(1)
     config = small_run(images, tmp_path_factory.mktemp("finished") / "run")
-    return config, Trainer(config).run()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return config, Trainer(config).run()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_what_a_run_writes(finished):

@@ -197,7 +197,7 @@ def train(images: Path, out: Path, parallel: str, kill_after: int) -> dict:
 
 
 def main(job: str, out: Path, images: Path, *rest: str) -> None:
-    faulthandler.dump_traceback_later(120, exit=True)  # where it hangs, if it does
+    faulthandler.dump_traceback_later(1800, exit=True)  # where it hangs, if it does
     torch.set_num_threads(1)
     world = distributed.connect("cpu")
     if job == "steps":
