@@ -22,6 +22,7 @@ NUMBERS = ("mean", "spread", "seeds")
 LOST = "n.r."  # the figures of a published row that was not recovered
 DAGGER = "\N{DAGGER}"
 _TEX = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}, "~": r"\~{}", "^": r"\^{}"}
+_TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 _TEX |= {DAGGER: r"\textdagger{}", "±": r"$\pm$", "×": r"$\times$", MINUS: "$-$", "Δ": r"$\Delta$"}
 
 
@@ -99,7 +100,8 @@ def write_json(path: str | os.PathLike, tables: Sequence[ResultTable]) -> None:
 
 
 def write_latex(path: str | os.PathLike, tables: Sequence[ResultTable]) -> None:
-    """A `table` for each, for a document that uses the package booktabs. Sources and remarks are comments."""
+    """A `table` for each, for a document that uses the package booktabs. Sources and what a star means stand
+    below the figures, all remarks are comments."""
     write_text(path, "% \\usepackage{booktabs}\n\n" + "\n".join(_latex(table) for table in tables))
 
 
@@ -188,31 +190,34 @@ def _numbers(value: Value) -> dict:
 
 
 def _latex(table: ResultTable) -> str:
-    heads = [
-        rf"{_tex(c.task)} {_tex(c.label)} {chr(92)}{'u' if c.higher_is_better else 'd'}arrow"
-        for c in table.columns
-    ]
-    heads = [head.replace("\\uarrow", "$\\uparrow$").replace("\\darrow", "$\\downarrow$") for head in heads]
+    arrows = [r"$\uparrow$" if column.higher_is_better else r"$\downarrow$" for column in table.columns]
+    figures = [f"{_tex(column.label)} {arrow}" for column, arrow in zip(table.columns, arrows, strict=True)]
     lines = [
-        *(f"% [{i}] {source}" for i, source in enumerate(table.sources, start=1)),
         *(f"% {remark}" for remark in table.remarks),
         r"\begin{table}",
-        r"\centering",
+        r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
         rf"\caption{{{_tex(table.heading)}}}",
-        rf"\begin{{tabular}}{{ll{'c' * len(table.columns)}c}}",
+        rf"\begin{{tabular}}{{@{{}}ll{'c' * len(table.columns)}c@{{}}}}",
         r"\toprule",
-        " & ".join(["Method", "Figures", *heads, r"$\Delta_{\mathrm{MTL}}$ (\%) $\uparrow$"]) + r" \\",
+        " & ".join(["", "", *(_tex(column.task) for column in table.columns), r"$\Delta_{\mathrm{MTL}}$"])
+        + r" \\",
+        " & ".join(["Method", "Source", *figures, r"\% $\uparrow$"]) + r" \\",
         r"\midrule",
     ]
     for row in table.rows:
-        about = f"published {origin(table, row)}" if row.published else f"ours, {_count(len(row.by_seed))}"
+        about = origin(table, row) if row.published else f"ours, {_count(len(row.by_seed))}"
         if lost(row):
             cells = [LOST] * (len(table.columns) + 1)
         else:
             cells = [_tex_figure(parts(row, c), row in table.best(c, row.published)) for c in table.columns]
-            cells.append(_tex_figure(delta_parts(table, row), False))
+            cells.append("ref." if row is table.reference else _tex_figure(delta_parts(table, row), False))
         lines.append(" & ".join([_tex(row.name + mark(row)), about, *cells]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+    below = [f"[{i}] {source}" for i, source in enumerate(table.sources, start=1)]
+    below += [remark for remark in table.remarks if remark.startswith("* ")]
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    if below:
+        lines += ["", r"\smallskip\raggedright\scriptsize", *(rf"{_tex(text)}\par" for text in below)]
+    return "\n".join([*lines, r"\end{table}", ""])
 
 
 def _tex_figure(texts: tuple[str, str] | None, best: bool) -> str:
@@ -220,7 +225,7 @@ def _tex_figure(texts: tuple[str, str] | None, best: bool) -> str:
         return "--"
     mean, spread = (text.replace(MINUS, "-") for text in texts)
     mean = rf"\mathbf{{{mean}}}" if best else mean.replace("*", "^{*}")
-    return f"${mean}$" if not spread else rf"${mean} \pm {spread}$"
+    return f"${mean}$" if not spread else rf"${mean}_{{\pm{spread}}}$"
 
 
 def _tex(text: str) -> str:

@@ -7,13 +7,16 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
+import shutil
 import statistics
+import subprocess
 
 import pytest
 
 from dmtl.errors import ConfigError, DataError
 from dmtl.report import table_out
-from dmtl.report.table import tables
+from dmtl.report.table import published_tables, tables
 
 IDS = [f"i{n}" for n in range(6)]
 NYUD = {"semseg": ("mIoU", True), "depth": ("abs_err", False), "normals": ("mean", False)}
@@ -417,8 +420,10 @@ def test_files(tmp_path):
         len({line.count(" & ") for line in body}) == 1
         and tex.count(r"\toprule") == tex.count(r"\bottomrule") == 1
     )
-    assert r"Feature & ours, 2 seeds & $\mathbf{49.50} \pm 1.56$ & $\mathbf{0.4500} \pm 0.0000$" in tex
-    assert r"STL & published [1] & $45.28$" in tex and r"human\_parts" not in tex
+    assert r"Feature & ours, 2 seeds & $\mathbf{49.50}_{\pm1.56}$ & $\mathbf{0.4500}_{\pm0.0000}$" in tex
+    assert r"STL & [1] & $45.28$" in tex and r"human\_parts" not in tex
+    assert re.search(r"^STL & ours, 2 seeds & .* & ref\. \\\\$", tex, re.MULTILINE)
+    assert re.search(r"^\[1\] TPKR .*\\par$", tex.partition(r"\end{tabular}")[2], re.MULTILINE)
     page = (tmp_path / "t.html").read_text()
     assert page.startswith("<!doctype html>") and "49.50" in page and "n.r." in page and "<script" not in page
     assert "http://" not in page and "https://" not in page
@@ -428,4 +433,31 @@ def test_latex_escapes_what_it_must(tmp_path):
     write_run(tmp_path / "m", {"semseg": 1.0, "human_parts": 2.0}, root="a_b%c", primaries=PASCAL)
     table_out.write_latex(tmp_path / "t.tex", tables([tmp_path / "m"]))
     tex = (tmp_path / "t.tex").read_text()
-    assert r"\caption{a\_b\%c, one label per image}" in tex and r"human\_parts mIoU $\uparrow$" in tex
+    assert r"\caption{a\_b\%c, one label per image}" in tex and r" & human\_parts & " in tex
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_latex_compiles(tmp_path):
+    """Daggers, lost figures, seeds, no figure, Delta_MTL over a part of the tasks, odd letters."""
+    for seed in (0, 1):
+        stl_runs(tmp_path / "r", nyud(44.0, 0.5, 25.0 + seed), seed)
+        write_run(tmp_path / "r" / f"f{seed}", nyud(48.0 + seed, 0.45, math.nan), "feature", seed)
+        write_run(
+            tmp_path / "r" / f"p{seed}", nyud(-0.5, 0.45, 22.5), "prediction", seed, labels="random-labels"
+        )
+    write_run(
+        tmp_path / "r" / "x",
+        {"semseg": 1.0, "human_parts": 2.0},
+        root=r"a_b%c#d&e~f^g\\h<i>j|{k}$",
+        primaries=PASCAL,
+    )
+    table_out.write_latex(tmp_path / "t.tex", [*tables([tmp_path / "r"]), *published_tables()])
+    document = r"\documentclass{article}\usepackage{booktabs}\begin{document}\input{t}\end{document}"
+    (tmp_path / "d.tex").write_text(document)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-draftmode", "d.tex"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120
+    )
+    assert done.returncode == 0, done.stdout
+    widths = re.findall(r"Overfull .hbox .(\d+)\.\d+pt", done.stdout)
+    assert all(int(width) < 60 for width in widths), widths  # of a column of 345 pt
