@@ -89,7 +89,7 @@ def _readable(text: str) -> str:
     width = max(40, shutil.get_terminal_size().columns)
     lines = [line.rstrip() for line in text.splitlines()]
     return "\n".join(
-        line if line.startswith((" ", "usage")) else textwrap.fill(line, width)
+        line if line.startswith((" ", "usage")) else textwrap.fill(line, width, break_on_hyphens=False)
         for line in _refilled(lines, width)
     )
 
@@ -118,6 +118,11 @@ def _refilled(lines: list[str], width: int) -> list[str]:
     return filled
 
 
+def _choices(told: re.Match) -> str:
+    """The values that may be written: in one order, and without the None of an option that is left out."""
+    return ", expected one of " + ", ".join(sorted(set(re.findall("'(.*?)'", told[1])) - {"None"}))
+
+
 def _plain(notation: re.Match) -> str:
     """ "STR ..." or "INT INT", as wide as it was where a column follows."""
     plain = notation[1] + (" ..." if "..." in notation[0] else "")
@@ -140,5 +145,6 @@ def _one_line(message: str) -> str:
     meant = [line for section in sections[2:] if section[:1] == ["Perhaps you meant:"] for line in section]
     unfit = r"no type matching (.*?) could be instantiated from \['(.*?)'\].*"
     gist = re.sub(unfit, r"expected \1, got '\2'", gist)
+    gist = re.sub(r"\. Expected one of \((.*)\)$", _choices, gist)
     near = [line.split()[0].rstrip(",") for line in meant if line.startswith("--")]
     return f"{gist}, did you mean {near[0]}?" if near else gist

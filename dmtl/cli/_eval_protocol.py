@@ -60,7 +60,7 @@ class Protocol:
 
 
 def check_options(args: Eval) -> None:
-    """ConfigError for options that contradict each other."""
+    """ConfigError for options that contradict each other; DataError where the folder of maps is not there."""
     if args.model is None and args.from_maps is None:
         raise ConfigError("missing MODEL, or --from-maps in its place")
     if args.model is not None and args.from_maps is not None:
@@ -85,6 +85,8 @@ def check_options(args: Eval) -> None:
         for option in ("max_dist", "boundary_ids"):
             if getattr(args, option) is not None:
                 raise ConfigError(f"--{option.replace('_', '-')} needs --boundaries or --published")
+    if args.from_maps is not None and not Path(args.from_maps).is_dir():
+        raise DataError(f"{args.from_maps}: no such folder, expected one with a folder of maps for each task")
 
 
 def trained_model(path: str) -> DiffusionMTL | MultiTaskBaseline:

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 class Eval:
     """Score a model on a data set, or maps that any program wrote, and print every metric.
 
-    The published protocol in one command: dmtl eval official.pth.tar --data DATA --published
-    Shared by several processes or GPUs, with the same figures: torchrun --nproc-per-node 8 -m dmtl eval ...
+    The published protocol in one command: `dmtl eval official.pth.tar --data DATA --published`
+
+    Shared by several processes or GPUs, with the same figures: `torchrun --nproc-per-node 8 -m dmtl eval ...`
     """
 
     model: Annotated[str | None, *positional("MODEL")] = None

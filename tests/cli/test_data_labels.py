@@ -51,7 +51,10 @@ def test_probabilities(dmtl, tmp_path):
         (["--setting", "random-labels", "--p", "nan"], "p must be from 0 to 1, got 'nan'"),
         (["--setting", "random-labels", "--p", "edge=-1"], "p must be from 0 to 1, got 'edge=-1'"),
         (["--setting", "random-labels", "--p", "0"], "p must be above 0 for one task at least"),
-        (["--setting", "some"], 'must be "one-label", "random-labels"'),
+        (
+            ["--setting", "some"],
+            '--setting must be "one-label", "random-labels" or "full" (--from takes files)',
+        ),
         (["--from", "nothing.pth"], "nothing.pth: cannot be read"),
     ],
 )

@@ -238,11 +238,12 @@ def test_boundaries_that_the_data_set_tells_apart(score, tmp_path, pascal):
 
 def test_maps_that_cannot_be_scored(dmtl, tmp_path, pascal):
     words = ("eval", "--from-maps", "maps", "--data", pascal)
+    (tmp_path / "maps").mkdir()
     assert dmtl(*words)[0::2] == (
         2,
         f"dmtl eval: maps and {pascal} share no task (none and {', '.join(TASK_ORDER)})\n",
     )
-    (tmp_path / "maps" / "sal").mkdir(parents=True)
+    (tmp_path / "maps" / "sal").mkdir()
     for id, size in SIZES.items():
         Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / "maps" / "sal" / f"{id}.png")
     assert dmtl(*words).status == 0
@@ -325,8 +326,12 @@ def test_tables(score, tmp_path, pascal, official):
         (["m", "--max-dist", 0.1], "--max-dist needs --boundaries or --published"),
         (["m", "--boundary-ids", "x"], "--boundary-ids needs --boundaries or --published"),
         (["m", "--boundaries", "raw", "--max-dist", 2], "--max-dist must be between 0 and 1"),
-        (["m", "--boundaries", "bsds"], "--boundaries"),
+        (["m", "--boundaries", "bsds"], "'--boundaries', expected one of raw, seism (dmtl eval --help"),
         (["nowhere.pth.tar"], "nowhere.pth.tar: no such file or folder"),
+        (
+            ["--from-maps", "nowhere"],
+            "nowhere: no such folder, expected one with a folder of maps for each task",
+        ),
         (["m", "--baseline", "nowhere"], "--baseline must be a finished run or its metrics.json: nowhere"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",

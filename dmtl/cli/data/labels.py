@@ -58,6 +58,11 @@ class Labels:
 def run(args: Labels) -> int:
     if args.p and (args.setting != "random-labels" or args.source is not None):
         raise ConfigError("p is for --setting random-labels, got another choice")
+    if args.setting not in ("one-label", "random-labels", "full"):
+        raise ConfigError(
+            '--setting must be "one-label", "random-labels" or "full" (--from takes files), '
+            f"got {args.setting!r}"
+        )
     labels = _converted(args) if args.source is not None else _chosen(args)
     labels.write_csv(args.out)
     _show(labels)
