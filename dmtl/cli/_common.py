@@ -20,12 +20,20 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from dmtl.errors import ConfigError
+
 console = Console()
 
 
 def say(text: object) -> None:
     """One line as it is: not wrapped, not coloured, and brackets in a path are no markup."""
     console.print(str(text), soft_wrap=True, highlight=False, markup=False)
+
+
+def require_page(out: str | None) -> None:
+    """ConfigError for the name of a page that says it is something else; before anything is computed."""
+    if out is not None and Path(out).suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--out must end in .html, got {out!r}")
 
 
 def write_files(content: object, *outputs: tuple[str | None, Callable[[str, Any], object]]) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import console, say, write_files
+from dmtl.cli._common import console, require_page, say, write_files
 
 if TYPE_CHECKING:
     from dmtl.report.compare import Comparison
@@ -47,6 +47,7 @@ def main(arguments: list[str]) -> int:
     from dmtl.report import compare_out
     from dmtl.report.compare import compare
 
+    require_page(args.out)
     comparison = compare(args.runs, args.baseline)
     for letter, method in comparison.methods.items():
         say(f"{letter}  {method.name}" + (" (baseline)" if method is comparison.baseline else ""))

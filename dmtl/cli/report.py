@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import say
+from dmtl.cli._common import require_page, say
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ def main(arguments: list[str]) -> int:
     from dmtl.errors import ConfigError
     from dmtl.report.run import report_from_runs
 
+    require_page(args.out)
     if not args.runs:
         raise ConfigError("RUN must be at least one folder of a finished run, got none")
     if args.baseline is not None and len(args.baseline) != len(args.runs):

@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import console, say, write_files
+from dmtl.cli._common import console, require_page, say, write_files
 
 if TYPE_CHECKING:
     from dmtl.report.table import ResultTable
@@ -58,6 +58,7 @@ def main(arguments: list[str]) -> int:
     from dmtl.report import table_out
     from dmtl.report.table import published_tables, tables
 
+    require_page(args.out)
     if args.reference and not args.runs:
         raise ConfigError("--reference needs RUN, got none")
     if args.runs:

@@ -81,6 +81,7 @@ def test_show(dmtl, tmp_path, data):
 def test_show_page(dmtl, tmp_path, data):
     """The default is a page, in which every sample and task stands."""
     status, out, _ = dmtl("data", "show", data, "--count", 3)
+    assert re.search(r"^\S+ train: \d+ images$", out, re.MULTILINE)
     assert status == 0 and out.splitlines()[-1] == "wrote data.html"
     text = (tmp_path / "data.html").read_text()
     assert text.count('class="tiles"') == 3 and all(f"<h3>{task} " in text for task in TASKS)

@@ -68,6 +68,7 @@ def test_wrong_words_are_one_line(dmtl, tmp_path):
         ([run, "--benchmark", "nyud"], "--benchmark must be one of pascal-context, "),
         ([run, "--reference", stl[0]], f"--reference must share data and labels with RUN, got {stl[0]}"),
         (["--reference", run], "--reference needs RUN, got none"),
+        ([run, "--out", "t.tex"], "--out must end in .html, got 't.tex'"),
         (["--benchmark", "nyud-40"], "--benchmark nyud-40 has no published figures, expected RUN"),
     ):
         status, out, err = dmtl("table", *words)

@@ -46,13 +46,8 @@ def run(args: Show) -> int:
         raise ConfigError(f"out: {args.out!r} is neither a page nor a picture, expected .html or .png")
     dataset = open_dataset(args.data, args.split, format=args.format)
     facts = summary(dataset)
-    table = Table(
-        "task",
-        "kind",
-        "labels",
-        title=f"{facts['name']} {facts['split']}: {facts['images']} images",
-        title_justify="left",
-    )
+    say(f"{facts['name']} {facts['split']}: {facts['images']} images")
+    table = Table("task", "kind", "labels")
     for name, task in facts["tasks"].items():
         table.add_row(name, task["kind"], str(task["exist"]))
     console.print(table)
