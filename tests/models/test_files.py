@@ -56,6 +56,10 @@ def test_missing_file(saved, name):
 
 
 def test_missing_folder(tmp_path):
+    (tmp_path / "official.pth.tar").write_bytes(b"")
+    told = "official.pth.tar: is a file, expected a folder with .* .`dmtl convert` makes one"
+    with pytest.raises(CheckpointError, match=told):
+        load_model(tmp_path / "official.pth.tar")
     with pytest.raises(CheckpointError, match="nothing/config.json: no such file"):
         DiffusionMTL.from_pretrained(tmp_path / "nothing")
 
