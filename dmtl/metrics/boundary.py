@@ -66,6 +66,9 @@ class Boundary(Metric):
                 f"Boundary: max_dist must be a fraction of the image diagonal >= 0, got {max_dist}"
             )
         self.protocol, self.max_dist, self.quantise = protocol, float(max_dist), quantise
+        means = {"seism": "published: of ridges", "raw": "of the map as it is"}[protocol]
+        self.notes = {f"{name}_{protocol}": means for name in ("odsF", "oisF", "AP")}
+        self.notes |= {f"ods_threshold_{protocol}": "of odsF"}
         sums = {name: zeros(len(THRESHOLDS), dtype=torch.int64) for name in ("matched", "predicted")}
         totals = ("actual", "best_matched", "best_predicted", "images")
         super().__init__(sums | {name: zeros(dtype=torch.int64) for name in totals}, ignore=ignore)

@@ -162,6 +162,7 @@ def test_published_checkpoint_in_one_command(score, dmtl, pascal, official):
     }
     lines = {line.split()[3]: line for line in out.splitlines() if line.startswith("│")}
     meanings = {"maxF": "definition", "maxF_paper": "published", "loss": "published", "bce": "definition"}
+    meanings["odsF_seism"] = "published"
     assert all(word in lines[metric] for metric, word in meanings.items())
     assert "frame 64x64; boundaries: seism, max_dist 0.02" in " ".join(out.split())
     assert dmtl("convert", official, "model").status == 0
