@@ -147,27 +147,34 @@ def _labels(runs: Iterable[tuple[Row, Scored]]) -> list[str]:
 
 def _beside_published(table: ResultTable) -> list[str]:
     """What keeps measured figures from standing beside published ones."""
-    benchmark, remarks = table.benchmark, []
+    benchmark = table.benchmark
     if benchmark is None or not any(row.published and row.values for row in table.rows):
         return []
-    runs = [(row, scored) for row in table.measured for scored in row.runs]
-    for row, scored in runs:
-        images, frame = scored.protocol.get("images"), scored.protocol.get("frame")
-        if images is not None and benchmark.images and images != benchmark.images:
-            remarks.append(
-                f"{row.name} was scored on {images:,} images, published figures on {benchmark.images:,}."
-            )
-        if benchmark.frame and (scored.file == TRAINING or frame is None or tuple(frame) != benchmark.frame):
-            size = " × ".join(map(str, benchmark.frame))
-            own = "another frame" if frame else "no frame"
-            remarks.append(f"{row.name} was scored in {own}, published figures in one of {size}.")
-    drawn = dict.fromkeys(
-        row.name for row, s in runs if s.run.setting("data", "labels") in ("one-label", "random-labels")
-    )
-    if drawn:
-        who = "Measured rows" if len(drawn) == len(table.measured) else ", ".join(drawn)
-        remarks.append(f"{who} learned from labels drawn anew, published rows from the published choice.")
-    return list(dict.fromkeys(remarks))
+    told: dict[str, list[str]] = {}
+    for row in table.measured:
+        for scored in row.runs:
+            images, frame = scored.protocol.get("images"), scored.protocol.get("frame")
+            if images is not None and benchmark.images and images != benchmark.images:
+                what = f"were scored on {images:,} images, published figures on {benchmark.images:,}"
+                told.setdefault(what, []).append(row.name)
+            as_published = frame and scored.file != TRAINING and tuple(frame) == benchmark.frame
+            if benchmark.frame and not as_published:
+                size = " × ".join(map(str, benchmark.frame))
+                what = (
+                    f"were scored in {'another' if frame else 'no'} frame, published figures in one of {size}"
+                )
+                told.setdefault(what, []).append(row.name)
+            if scored.run.setting("data", "labels") in ("one-label", "random-labels"):
+                what = "learned from labels drawn anew, published rows from the published choice"
+                told.setdefault(what, []).append(row.name)
+    return [f"{_rows(table, names)} {what}." for what, names in told.items()]
+
+
+def _rows(table: ResultTable, names: Iterable[str]) -> str:
+    """Which measured rows, as the subject of a remark."""
+    names = list(dict.fromkeys(names))
+    every = len(names) == len(table.measured)
+    return "Measured rows" if every else f"Rows {', '.join(names)}" if names[1:] else f"Runs of {names[0]}"
 
 
 def _not_scored(table: ResultTable) -> list[str]:

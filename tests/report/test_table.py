@@ -306,7 +306,7 @@ def test_boundaries_are_odsf_or_nothing_and_saliency_is_the_papers_variant(tmp_p
     assert measured(table, "Feature").values["sal"] == 77.0 and measured(table, "MTL").values["sal"] == 76.0
     assert said(table, "No odsF of MTL") and said(table, "over 4 of 5 tasks: without edge")
     assert said(table, "Scored differently: figures of Feature from eval.json; of MTL from metrics.json.")
-    assert said(table, "MTL was scored in no frame") and not said(table, "Feature was scored")
+    assert said(table, "Runs of MTL were scored in no frame") and not said(table, "Feature were scored")
     [exact] = tables([mtl, feature], exact=True)
     assert measured(exact, "Feature").values["sal"] == 80.5 and exact.columns[2].label == "exact maxF"
     assert not any(
@@ -329,7 +329,7 @@ def test_rows_scored_differently_are_told(tmp_path):
     [table] = tables([tmp_path])
     assert said(table, "Scored differently: the frame is none (MTL), 288 × 384 (Feature).")
     assert said(table, "the number of images is 654 (MTL), 10 (Feature)")
-    assert said(table, "Feature was scored on 10 images, published figures on 654.")
+    assert said(table, "Runs of Feature were scored on 10 images, published figures on 654.")
     assert said(table, "Feature learned from nyud13 and was scored on else/where.")
     write_eval(
         second, metrics, boundaries="seism", max_dist=0.011
