@@ -27,6 +27,7 @@ def write_page(path: str | os.PathLike, comparison: Comparison) -> None:
     data = ReportData(
         title="Runs compared",
         metrics=comparison.rows(),
+        order=list(comparison.methods),
         delta={letter: gain.value for letter, gain in comparison.gains.items()},
         curves=charts,
         notes=comparison.remarks,

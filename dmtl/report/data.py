@@ -108,6 +108,7 @@ class Uncertainty:
 class ReportData:
     """Everything on the page. Sections without data are left out.
 
+    order: methods, where rows that some of them lack would mention them in another order.
     delta: Delta_MTL in percent of each method against the first one; `runs` is the number of runs (seeds)
     behind every mean.
     legends: colours of a task's pictures, `{task: [(name, (r, g, b)), ...]}`.
@@ -118,6 +119,7 @@ class ReportData:
     facts: Sequence[tuple[str, object]] = ()
     label_matrix: Labels | None = None
     metrics: Sequence[MetricRow] = ()
+    order: Sequence[str] = ()
     delta: Mapping[str, Value] = field(default_factory=dict)
     runs: int = 1
     curves: Sequence[Chart] = ()
@@ -131,11 +133,9 @@ class ReportData:
         return [name for name in self.methods()[1:] if name in self.delta]
 
     def methods(self) -> list[str]:
-        """Names of the methods in the order in which the metric rows mention them;
-
-        the first is the reference.
-        """
-        return list(dict.fromkeys(name for row in self.metrics for name in row.values))
+        """Names of the methods in their `order`, then as the metric rows mention them; the first is the
+        reference."""
+        return list(dict.fromkeys([*self.order, *(name for row in self.metrics for name in row.values)]))
 
 
 def value_of(values: Sequence[float]) -> Value:

@@ -218,6 +218,21 @@ def test_a_figure_that_is_not_finite_is_none_whatever_the_other_seeds_say(tmp_pa
     assert "n/a" in (tmp_path / "c.html").read_text()
 
 
+def test_columns_are_in_the_order_of_the_letters(tmp_path):
+    """Though the first row, of semseg, has no figure of B."""
+    runs = [write_run(tmp_path / name, 40.0, 1.0, seed=i) for i, name in enumerate("abc")]
+    for width, run in enumerate(runs):
+        rewrite(run, "width = 8", f"width = {8 * (width + 1)}")
+    summary = json.loads((runs[1] / "metrics.json").read_text())
+    del summary["metrics"]["semseg"], summary["primary"]["semseg"]
+    (runs[1] / "metrics.json").write_text(json.dumps(summary))
+    comparison = compare(runs)
+    assert list(comparison.rows()[0].values) == ["A", "C"]
+    compare_out.write_page(tmp_path / "c.html", comparison)
+    heads = re.findall(r'<th scope="col" class="num">(\w)</th>', (tmp_path / "c.html").read_text())
+    assert heads == ["A", "B", "C"]
+
+
 def test_files(tmp_path):
     base, ours = sweep(tmp_path)
     rewrite(ours[0], '"feature"', '"<b>"')
