@@ -33,3 +33,10 @@ class BackendError(DmtlError, NotImplementedError):
 def nearest(name: object, known: Iterable[object]) -> str | None:
     """The known name that `name` was probably meant to be, for the hint in a message."""
     return next(iter(get_close_matches(str(name), [str(k) for k in known], 1)), None)
+
+
+def one_line(error: object) -> str:
+    """What an error says, to be quoted in a message: at most 160 printable characters of one line, since it
+    may itself quote a damaged file; its class where it says nothing."""
+    text = " ".join((getattr(error, "strerror", None) or str(error)).split())[:160] or type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in text)

@@ -118,7 +118,7 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     known = [str(k) for k in known]
     near = nearest(name, known)
     hint = f", did you mean {near!r}?" if near else ";"
-    return f"unknown {what} {name!r}{hint} available: {', '.join(known) or 'none'}"
+    return f"unknown {what} {name!r:.80}{hint} available: {', '.join(known) or 'none'}"
 
 
 def ignored_label(task: Task, height: int, width: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from dmtl import __version__
 from dmtl.data.base import LabelledImages, Sample
 from dmtl.data.wrappers import Wrapper
+from dmtl.errors import one_line
 from dmtl.files import write_atomically
 
 
@@ -79,8 +80,7 @@ class DiskCached(Wrapper):
         except (FileNotFoundError, NotADirectoryError):
             return None
         except Exception as error:  # numpy and zipfile raise many kinds on broken bytes
-            why = " ".join(str(error).split())[:120] or type(error).__name__
-            warnings.warn(f"{path}: damaged file of the cache ({why}), made again", stacklevel=2)
+            warnings.warn(f"{path}: damaged file of the cache ({one_line(error)}), made again", stacklevel=2)
             return None
 
     def _keep(self, index: int, part: str | None, kept: dict[str, Tensor]) -> None:

@@ -40,7 +40,7 @@ from dmtl.data.image_io import MAX_PIXELS, image_size, read_image, read_png_map
 from dmtl.data.label_maps import READING_OPTIONS, read_label, stored_values
 from dmtl.data.partial_labels import LabelMatrix
 from dmtl.data.paths import find_files, inner_path, inside, plain_name, read_ids, read_text
-from dmtl.errors import DataError, DmtlError
+from dmtl.errors import DataError, DmtlError, one_line
 from dmtl.tasks import Task, make_task
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -215,7 +215,7 @@ def read_description(root: Path) -> dict:
     try:
         content = _Plain(text).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
-        raise DataError(f"{path}: not readable YAML ({' '.join(str(error).split())[:160]})") from error
+        raise DataError(f"{path}: not readable YAML ({one_line(error)})") from error
     if not isinstance(content, dict) or not isinstance(content.get("tasks"), dict) or not content["tasks"]:
         raise DataError(f"{path}: no tasks, expected `tasks:` with one entry per task, each with its `kind`")
     for key in content:

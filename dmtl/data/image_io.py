@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dmtl.data.read_once import open_file, remembered
-from dmtl.errors import DataError
+from dmtl.errors import DataError, one_line
 from dmtl.files import write_bytes
 
 MAX_PIXELS = 64_000_000
@@ -101,7 +101,7 @@ def read_npy(path: str | os.PathLike) -> np.ndarray:
         ) from error
     except Exception as error:  # numpy parses the header as Python literals: many exception types can surface
         raise DataError(
-            f"{path}: not a readable array ({_one_line(error)}), expected a .npy file of numbers"
+            f"{path}: not a readable array ({one_line(error)}), expected a .npy file of numbers"
         ) from error
 
 
@@ -151,11 +151,9 @@ def _open(path: str | os.PathLike) -> Iterator[Image.Image]:
         except Image.UnidentifiedImageError as error:
             raise DataError(f"{path}: not an image, expected JPEG or PNG") from error
         except OSError as error:
-            raise DataError(
-                f"{path}: cannot be read ({_one_line(error.strerror or error)}), expected JPEG or PNG"
-            ) from error
+            raise DataError(f"{path}: cannot be read ({one_line(error)}), expected JPEG or PNG") from error
         except Exception as error:  # Pillow's parsers let many exception types through on damaged headers
-            raise DataError(f"{path}: damaged header ({_one_line(error)}), expected JPEG or PNG") from error
+            raise DataError(f"{path}: damaged header ({one_line(error)}), expected JPEG or PNG") from error
         if image.width * image.height > MAX_PIXELS:
             raise DataError(
                 f"{path}: too large ({image.width}x{image.height}), "
@@ -177,10 +175,5 @@ def _decode(path: str | os.PathLike, decode: Callable[[], np.ndarray]) -> np.nda
         Exception
     ) as error:  # truncated data, wrong checksums, broken chunks: OSError, SyntaxError, ValueError...
         raise DataError(
-            f"{path}: damaged or truncated ({_one_line(error)}), expected a complete image"
+            f"{path}: damaged or truncated ({one_line(error)}), expected a complete image"
         ) from error
-
-
-def _one_line(error: object) -> str:
-    text = " ".join(str(error).split())[:160] or type(error).__name__
-    return "".join(c if c.isprintable() else "?" for c in text)  # it may quote the file

@@ -28,7 +28,7 @@ import numpy as np
 
 from dmtl.data._mat_child import LENGTHS
 from dmtl.data.image_io import MAX_PIXELS
-from dmtl.errors import DataError
+from dmtl.errors import DataError, one_line
 
 MAX_FILE_BYTES = 64 << 20
 SECONDS = 10
@@ -162,9 +162,7 @@ def _parse(content: bytes, names: list[str]) -> dict[str, Any]:
             if _child is None:
                 child.end()
     if values is None:
-        reason = " ".join(str(reply.get("error", reply.get("fatal"))).split())[:160]
-        reason = "".join(c if c.isprintable() else "?" for c in reason)  # it may quote the file
-        raise _Refused(f"cannot be parsed ({reason})")
+        raise _Refused(f"cannot be parsed ({one_line(reply.get('error', reply.get('fatal')))})")
     return values
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dmtl.errors import DataError
+from dmtl.errors import DataError, one_line
 
 MAX_PIXELS = 64_000_000
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -40,7 +40,7 @@ def read_image(path: str | os.PathLike) -> Tensor:
     except Image.DecompressionBombError:
         raise DataError(f"{path}: too large, {_LIMIT}") from None
     except Exception as error:  # a damaged header lets many exception types out of Pillow's parsers
-        raise DataError(f"{path}: cannot be read ({_one_line(error)}), expected an image file") from error
+        raise DataError(f"{path}: cannot be read ({one_line(error)}), expected an image file") from error
     with image:
         try:
             return to_rgb(image)
@@ -52,7 +52,7 @@ def read_image(path: str | os.PathLike) -> Tensor:
             ) from None
         except Exception as error:  # truncated data, wrong checksums, unsupported compression
             raise DataError(
-                f"{path}: damaged or truncated ({_one_line(error)}), expected a complete image"
+                f"{path}: damaged or truncated ({one_line(error)}), expected a complete image"
             ) from error
 
 
@@ -84,8 +84,3 @@ def to_rgb(image: Image.Image) -> Tensor:
 
 
 _LIMIT = f"expected at most {MAX_PIXELS // 1_000_000} million pixels"
-
-
-def _one_line(error: object) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    return " ".join(text.split())[:160] or type(error).__name__

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmtl.errors import ConfigError, DataError
+from dmtl.errors import ConfigError, DataError, one_line
 from dmtl.files import write_atomically
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm")
@@ -56,7 +56,7 @@ class VideoReader:
         try:
             container = av.open(str(self.path))
         except (av.FFmpegError, OSError) as error:
-            raise DataError(f"{self.path}: cannot be read ({_reason(error)}), expected a video") from None
+            raise DataError(f"{self.path}: cannot be read ({one_line(error)}), expected a video") from None
         with container:
             if not container.streams.video:
                 raise DataError(f"{self.path}: no video in it, expected {', '.join(SUFFIXES)}")
@@ -186,7 +186,7 @@ class _File:
             yield
         except (av.FFmpegError, OSError) as error:
             number = getattr(error, "errno", None)
-            raise OSError(number, f"cannot write {self.path}: {_reason(error)}") from None
+            raise OSError(number, f"cannot write {self.path}: {one_line(error)}") from None
 
 
 def _decoded(av: ModuleType, container, stream, path: Path) -> Iterator:
@@ -196,7 +196,7 @@ def _decoded(av: ModuleType, container, stream, path: Path) -> Iterator:
             yield from packet.decode()
         return
     except av.FFmpegError as error:
-        damage = _reason(error)
+        damage = one_line(error)
     with suppress(av.FFmpegError):  # what the decoder still holds
         yield from stream.codec_context.decode(None)
     raise DataError(f"{path}: damaged or truncated ({damage}), expected a complete video")
@@ -231,8 +231,3 @@ def _encoder(av: ModuleType) -> tuple[str, dict[str, str]]:
             continue
         return name, options
     return "mpeg4", {"flags": "+qscale", "global_quality": "354"}  # 3 in units of 1 / 118
-
-
-def _reason(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    return " ".join(text.split())[:160] or type(error).__name__

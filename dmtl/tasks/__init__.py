@@ -48,7 +48,7 @@ def make_task(name: str, kind: str | None = None, **options: Any) -> Task:
     Errors: `ConfigError` for a kind that contradicts the name, an unknown option, a value that cannot work.
     """
     if kind is not None and kind not in KINDS:
-        raise ConfigError(f"task {name!r}: kind must be one of {', '.join(KINDS)}, got {kind!r}"
+        raise ConfigError(f"task {name!r}: kind must be one of {', '.join(KINDS)}, got {kind!r:.80}"
                           f"{_nearest(kind, KINDS)}")
     if name in KNOWN:
         task_class = KNOWN[name]
@@ -62,7 +62,7 @@ def make_task(name: str, kind: str | None = None, **options: Any) -> Task:
     allowed = [f.name for f in fields(task_class) if f.name != "name"]
     for option in options:
         if option not in allowed:
-            raise ConfigError(f"task {name!r}: option must be one of {', '.join(allowed)}, got {option!r}"
+            raise ConfigError(f"task {name!r}: option must be one of {', '.join(allowed)}, got {option!r:.80}"
                               f"{_nearest(option, allowed)}")
     if task_class is Classes and "classes" not in options:
         raise ConfigError(f"task {name!r}: classes must be a list of at least two names, got none")
@@ -76,7 +76,7 @@ def task_from_spec(spec: Mapping[str, Any]) -> Task:
     """
     named = isinstance(spec, Mapping) and isinstance(spec.get("name"), str)
     if not named or not all(isinstance(key, str) for key in spec):
-        raise ConfigError(f"task_from_spec: spec must be a mapping with a name, got {spec!r}")
+        raise ConfigError(f"task_from_spec: spec must be a mapping with a name, got {spec!r:.80}")
     return make_task(**spec)
 
 

@@ -222,7 +222,7 @@ class Task:
 
     def _require(self, condition: bool, option: str, contract: str, value: Any) -> None:
         if not condition:
-            raise ConfigError(f"task {self.name!r}: {option} must be {contract}, got {value!r}")
+            raise ConfigError(f"task {self.name!r}: {option} must be {contract}, got {value!r:.80}")
 
     def _number(self, option: str, low: float = -math.inf, high: float = math.inf) -> None:
         value = getattr(self, option)

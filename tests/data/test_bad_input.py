@@ -230,6 +230,11 @@ def test_no_path_leaves_the_folder(parts, joined):
         ("tasks: {depth: {scale: 1" + "0" * 400 + "}}", "expected a number"),
         ("tasks: {sal: {weight: 1" + "0" * 400 + "}}", "int too large"),
         ("# " + "x" * 200_000 + "\ntasks: {sal: {}}", "characters, expected at most 100000"),
+        ("tasks: {sal: {weight: " + "x" * 5000 + "}}", "weight must be a finite number"),
+        ("tasks: {mine: {kind: " + "x" * 5000 + "}}", "kind must be one of"),
+        ("tasks: {sal: {" + "x" * 900 + ": 1}}", "option must be one of"),
+        ("x" * 1000 + ": 1\ntasks: {sal: {}}", "unknown key 'xxx"),
+        ("tasks: " + "[" * 60 + "\u0601A \u200f" + "[" * 60, "not readable YAML (while parsing"),
     ],
 )
 def test_descriptions_that_grow(folder, text, message):
@@ -237,6 +242,7 @@ def test_descriptions_that_grow(folder, text, message):
     with pytest.raises(DataError, match="dataset.yaml: ") as error:
         Folder(folder, "train")
     assert message in str(error.value)
+    assert str(error.value).isprintable() and len(str(error.value)) < len(str(folder)) + 400
 
 
 def test_more_pixels_than_bytes_can_hold(tmp_path):
