@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dmtl.data.base import LabelledImages, Sample
+from dmtl.data.label_maps import lengths
 from dmtl.data.parallel import in_parallel
 from dmtl.data.partial_labels import LabelMatrix
 from dmtl.data.read_once import read_once
@@ -161,7 +162,7 @@ def wrong_lengths(stored: np.ndarray | None) -> str | None:
     else:
         x, y, z = (values.astype(np.float32) for values in (x, y, z))
         known = np.isfinite(x) & np.isfinite(y) & np.isfinite(z) & ((x != 0) | (y != 0) | (z != 0))
-    length = _lengths(x, y, z)[known]
+    length = lengths(x, y, z)[known]
     wrong = np.abs(length - 1) > tolerance
     if not wrong.any():
         return None
@@ -170,11 +171,6 @@ def wrong_lengths(stored: np.ndarray | None) -> str | None:
         f"{wrong.mean():.2%} of its {len(length)} vectors have another length, the worst {worst:.4f}, "
         f"expected 1 within {tolerance:g}"
     )
-
-
-def _lengths(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        return np.sqrt(x * x + y * y + z * z)
 
 
 def what_is_wrong(label: Tensor, task: Task, image_size: tuple[int, int]) -> str | None:
@@ -196,7 +192,7 @@ def _examined(label: Tensor, task: Task, image_size: tuple[int, int]) -> tuple[s
         label = label[None, None]
     valid = task.valid(label)
     if task.kind == "unit_vector":
-        length = _lengths(*label.numpy())[valid[0].numpy()]
+        length = lengths(*label.numpy())[valid[0].numpy()]
         if len(length) and np.abs(length - 1).max() > 1e-3:
             return f"vectors of length {length.min():.4f} to {length.max():.4f}, expected 1 within 0.001", []
     facts = ["labelled"]

@@ -116,13 +116,18 @@ def _unit_vectors(path: str | Path, stored: np.ndarray, task: Task, numbers: boo
     if not numbers:
         vector *= 2 / 255
         vector -= 1
-    x, y, z = vector
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        length = np.sqrt(x * x + y * y + z * z)
-        known = (length > _UNIT_LENGTH[0]) & (length < _UNIT_LENGTH[1])  # False for NaN
+    length = lengths(*vector)
+    known = (length > _UNIT_LENGTH[0]) & (length < _UNIT_LENGTH[1])  # False for NaN
+    with np.errstate(divide="ignore", invalid="ignore"):
         vector /= length
     vector[:, ~known] = task.ignore
     return torch.from_numpy(vector)
+
+
+def lengths(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Of vectors, from arrays of their components; without a warning where they are not finite."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.sqrt(x * x + y * y + z * z)
 
 
 def _scalars(

@@ -55,7 +55,8 @@ def match_pixels(
     if core is None:
         pairs, cost, _ = _assign(a_HW, b_HW, reach, spare_HW)
         return pairs, cost / HUNDREDTHS
-    masks = [np.ascontiguousarray(mask) for mask in (a_HW.astype(np.uint8) << spare_HW, b_HW)]
+    marked = np.where(spare_HW, 2 * a_HW, a_HW).astype(np.uint8)  # 2: a spare pixel
+    masks = [np.ascontiguousarray(mask) for mask in (marked, b_HW)]
     result = np.zeros(2, np.int64)
     h, w = a_HW.shape
     addresses = [mask.ctypes.data for mask in masks]

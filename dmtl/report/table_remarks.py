@@ -3,14 +3,16 @@ being compared, with each other or with the published ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmtl.report.data import mean_of, spread_of
 from dmtl.report.table_runs import EVAL, TRAINING, Scored
+from dmtl.train.setup import GENERATED
 
 if TYPE_CHECKING:
+    from dmtl.report.published_figures import Benchmark
     from dmtl.report.table import ResultTable, Row
 
 OF_BOUNDARIES = ("boundaries", "max_dist", "boundary_images")  # None where no boundaries were scored
@@ -152,22 +154,22 @@ def _beside_published(table: ResultTable) -> list[str]:
         return []
     told: dict[str, list[str]] = {}
     for row in table.measured:
-        for scored in row.runs:
-            images, frame = scored.protocol.get("images"), scored.protocol.get("frame")
-            if images is not None and benchmark.images and images != benchmark.images:
-                what = f"were scored on {images:,} images, published figures on {benchmark.images:,}"
-                told.setdefault(what, []).append(row.name)
-            as_published = frame and scored.file != TRAINING and tuple(frame) == benchmark.frame
-            if benchmark.frame and not as_published:
-                size = " × ".join(map(str, benchmark.frame))
-                what = (
-                    f"were scored in {'another' if frame else 'no'} frame, published figures in one of {size}"
-                )
-                told.setdefault(what, []).append(row.name)
-            if scored.run.setting("data", "labels") in ("one-label", "random-labels"):
-                what = "learned from labels drawn anew, published rows from the published choice"
-                told.setdefault(what, []).append(row.name)
+        for what in (what for scored in row.runs for what in _apart(scored, benchmark)):
+            told.setdefault(what, []).append(row.name)
     return [f"{_rows(table, names)} {what}." for what, names in told.items()]
+
+
+def _apart(scored: Scored, benchmark: Benchmark) -> Iterator[str]:
+    """In what a run differs from published ones, as the rest of a sentence about its row."""
+    images, frame = scored.protocol.get("images"), scored.protocol.get("frame")
+    if images is not None and benchmark.images and images != benchmark.images:
+        yield f"were scored on {images:,} images, published figures on {benchmark.images:,}"
+    as_published = frame and scored.file != TRAINING and tuple(frame) == benchmark.frame
+    if benchmark.frame and not as_published:
+        size = " × ".join(map(str, benchmark.frame))
+        yield f"were scored in {'another' if frame else 'no'} frame, published figures in one of {size}"
+    if scored.run.setting("data", "labels") in GENERATED:
+        yield "learned from labels drawn anew, published rows from the published choice"
 
 
 def _rows(table: ResultTable, names: Iterable[str]) -> str:

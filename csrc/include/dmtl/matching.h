@@ -4,8 +4,8 @@
 //
 //     sum over pairs of their distance + 100 reach * (pixels of both sides without a partner, spare ones left out)
 //
-// A spare pixel may become a partner and costs nothing where it does not. Distances and costs are integers, hundredths of a pixel. Among equal costs more pairs win, so the number of pairs depends on
-// the two sets alone and not on how they came about.
+// A spare pixel may become a partner and costs nothing where it does not. Distances and costs are integers, hundredths of a
+// pixel. Among equal costs more pairs win, so the number of pairs depends on the two sets alone and not on how they came about.
 //
 // Every pixel has a price >= 0. With `gain` what a pair is worth (what its pixels cost alone less their distance),
 //
