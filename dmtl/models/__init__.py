@@ -9,7 +9,8 @@ from dmtl.models.diffusion_mtl import (
     build_model,
     load_model,
 )
-from dmtl.models.weights import load_backbone, load_state
+from dmtl.models.encoder_weights import load_backbone, load_pretrained, pretrained_source
+from dmtl.models.weights import load_state
 
 __all__ = [
     "DiffusionMTL",

@@ -21,7 +21,8 @@ class ModelConfig:
     tasks: list[dict] = field(default_factory=list)
     """Task specifications (`Task.spec()`), in the order in which the condition concatenates their maps."""
     backbone: str = "resnet18"
-    """"resnet18", "resnet34", or any timm model with `features_only` (extra `dmtl[timm]`)."""
+    """"resnet18", "resnet34", "efficientnet_lite0" to "_lite2", or any timm model with `features_only` (extra
+    `dmtl[timm]`)."""
     backbone_width: int = 64
     """Channels of the first ResNet stage."""
     width: int = 512

@@ -92,19 +92,6 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
     model.load_state_dict(state)
 
 
-def load_backbone(backbone: nn.Module, path: str | Path) -> None:
-    """Loads an encoder's weights, e.g. torchvision's or timm's ImageNet ResNet-18, without its classifier
-    `fc`.
-
-    Raises CheckpointError where names or shapes do not fit.
-    """
-    state = {key: value for key, value in read_state(path).items() if not key.startswith("fc.")}
-    expected = backbone.state_dict()
-    if not any(key.endswith("num_batches_tracked") for key in state):  # older than torch 0.4
-        state |= {key: value for key, value in expected.items() if key.endswith("num_batches_tracked")}
-    load_state(backbone, state, str(path))
-
-
 def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
     """Raises CheckpointError unless `state` has the keys and shapes of `expected`."""
     problems = [f"{k}: missing" for k in expected if k not in state]

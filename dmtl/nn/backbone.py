@@ -1,68 +1,125 @@
-"""Choice of the image encoder: our own ResNets, or any timm network that offers `features_only`."""
+"""Choice of the image encoder: our own networks, or any timm network that offers `features_only`."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from contextlib import suppress
 
+import torch
 from torch import Tensor, nn
 
 from dmtl.errors import ConfigError
+from dmtl.nn.efficientnet import IMAGENET_MEAN, IMAGENET_STD, LITE, EfficientNetLite
 from dmtl.nn.resnet import DEPTHS, ResNet
+
+OWN = (*DEPTHS, *LITE)
+"""Encoders that need no further package."""
+
+
+def list_backbones(*, timm: bool = False) -> list[str]:
+    """Return the names that `ModelConfig.backbone` accepts.
+
+    Args:
+        timm: also list the networks of the installed timm.
+
+    Raises:
+        ConfigError: timm is asked for and cannot be imported.
+    """
+    return [*OWN, *(_timm("timm").list_models() if timm else ())]
+
+
+def make_backbone(name: str, width: int = 64) -> nn.Module:
+    """Build an encoder `image [B, 3, H, W] -> list of maps` with an attribute `channels`, from random weights.
+
+    Args:
+        name: one of `list_backbones()`, or the name of a timm model (needs the extra `dmtl[timm]`).
+        width: channels of the first ResNet stage, 64 in the published network; ignored for other encoders.
+
+    Raises:
+        ConfigError: nothing has that name, or timm is needed and cannot be imported.
+    """
+    if name in DEPTHS:
+        return ResNet(DEPTHS[name], width)
+    if name in LITE:
+        return EfficientNetLite(name)
+    return TimmBackbone(name)
 
 
 class TimmBackbone(nn.Module):
-    """A timm encoder whose last (up to four) maps feed the model. The weights are timm's own names below
-    `net.`"""
+    """A timm encoder whose last (up to four) maps feed the model; the parameters have timm's names below `net.`.
+
+    Images come in with ImageNet's mean and spread and are converted to those of the encoder's own weights.
+    """
 
     def __init__(self, name: str):
         super().__init__()
-        try:
-            import timm
-        except ImportError as error:
-            raise ConfigError(
-                f"backbone must be one of {', '.join(DEPTHS)}, or a timm model once timm is installed: "
-                f"pip install 'dmtl[timm]' -c constraints.txt; got {name!r} ({error})"
-            ) from None
-        except RuntimeError as error:  # torchvision's compiled operators do not match this torch
-            raise ConfigError(
-                f"backbone = {name!r}: timm does not import here because torchvision was built for another "
-                f"torch ({error}); pip install torchvision timm -c constraints.txt"
-            ) from None
+        timm = _timm(name)
         try:
             self.net = _create(timm, name)
         except (RuntimeError, ValueError, AttributeError) as error:
             near = (
-                ", ".join(difflib.get_close_matches(name, timm.list_models(), 5)) or "see timm.list_models()"
+                ", ".join(difflib.get_close_matches(name, [*OWN, *timm.list_models()], 5))
+                or "see timm.list_models()"
             )
             raise ConfigError(
-                f"backbone must be one of {', '.join(DEPTHS)} or a timm model with features_only, "
+                f"backbone must be one of {', '.join(OWN)} or a timm model with features_only, "
                 f"got {name!r} ({error}); near: {near}"
             ) from None
+        self.name = name
         self.channels = list(self.net.feature_info.channels()[-4:])
         self._channels_last = str(getattr(self.net, "output_fmt", "")).endswith("NHWC")
+        cfg = getattr(self.net, "pretrained_cfg", None) or {}
+        mean, std = tuple(cfg.get("mean", IMAGENET_MEAN)), tuple(cfg.get("std", IMAGENET_STD))
+        self._converts = (mean, std) != (IMAGENET_MEAN, IMAGENET_STD)
+        ours, theirs = torch.tensor([IMAGENET_MEAN, IMAGENET_STD]), torch.tensor([mean, std])
+        scale, shift = ours[1] / theirs[1], (ours[0] - theirs[0]) / theirs[1]
+        self.register_buffer("input_scale", scale.view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("input_shift", shift.view(1, 3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> list[Tensor]:
+        if self._converts:
+            image = image * self.input_scale + self.input_shift
         maps = self.net(image)[-4:]
         return [m.permute(0, 3, 1, 2) for m in maps] if self._channels_last else list(maps)
 
+    def pretrained_state(self, file: str | None = None) -> dict[str, Tensor]:
+        """Return this encoder's published ImageNet weights, under this module's names.
 
-def _create(timm, name: str) -> nn.Module:
-    """The network without weights; transformers are asked to take images of any size, each family in its
-    own words."""
+        Args:
+            file: where they are, with the names of the whole classifier; default: timm downloads them.
+        """
+        options = {"pretrained": True}
+        if file is not None:
+            options["pretrained_cfg_overlay"] = {"file": file}
+        net = _create(_timm(self.name), self.name, **options)
+        return {f"net.{key}": value for key, value in net.state_dict().items()}
+
+    def adapt_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Put the prefix `net.` before names that lack it."""
+        return {key if key.startswith("net.") else f"net.{key}": value for key, value in state.items()}
+
+
+def _timm(name: str):
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError(
+            f"backbone must be one of {', '.join(OWN)}, or a timm model once timm is installed: "
+            f"pip install 'dmtl[timm]' -c constraints.txt; got {name!r} ({error})"
+        ) from None
+    except RuntimeError as error:  # torchvision's compiled operators do not match this torch
+        raise ConfigError(
+            f"backbone = {name!r}: timm does not import here because torchvision was built for another "
+            f"torch ({error}); pip install torchvision timm -c constraints.txt"
+        ) from None
+    return timm
+
+
+def _create(timm, name: str, pretrained: bool = False, **overlay) -> nn.Module:
+    """Create the network; transformers are asked to take images of any size, each family in its own words."""
+    common = dict(features_only=True, pretrained=pretrained, **overlay)
     for option in ({"dynamic_img_size": True}, {"strict_img_size": False}):
         with suppress(TypeError):  # the model knows no such option
-            return timm.create_model(name, features_only=True, pretrained=False, **option)
-    return timm.create_model(name, features_only=True, pretrained=False)
-
-
-def make_backbone(name: str, width: int = 64) -> nn.Module:
-    """An encoder `image [B, 3, H, W] -> list of maps` with an attribute `channels`.
-
-    Args:
-        name: "resnet18", "resnet34", or the name of a timm model (needs the extra `dmtl[timm]`).
-        width: channels of the first ResNet stage, 64 in the published network; ignored for timm models.
-    """
-    if name in DEPTHS:
-        return ResNet(DEPTHS[name], width)
-    return TimmBackbone(name)
+            return timm.create_model(name, **common, **option)
+    return timm.create_model(name, **common)

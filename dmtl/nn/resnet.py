@@ -6,6 +6,8 @@ without a classifier).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from dmtl.nn.conv3x3 import Conv3x3
@@ -72,6 +74,10 @@ class ResNet(nn.Module):
             x = layer(x)
             maps.append(x)
         return maps
+
+    def adapt_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Drop the classifier `fc` of a published state; its other names are this module's."""
+        return {key: value for key, value in state.items() if not key.startswith("fc.")}
 
 
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}

@@ -7,6 +7,7 @@ from .condition_tokens import condition_tokens, fold_reduction
 from .conv3x3 import conv3x3, fold_1x1, pack_conv3x3
 from .cross_attention import cross_attention
 from .decode_map import decode_map
+from .depthwise_conv import depthwise_conv
 from .map_loss import map_loss
 from .noisy_tokens import noisy_tokens
 from .posterior_step import posterior_step, posterior_step_
@@ -19,6 +20,7 @@ __all__ = [
     "conv3x3",
     "cross_attention",
     "decode_map",
+    "depthwise_conv",
     "fold_1x1",
     "fold_reduction",
     "map_loss",

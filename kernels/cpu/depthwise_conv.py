@@ -1,0 +1,49 @@
+"""depthwise_conv and its backward by the C++ kernels in csrc/cpu/depthwise_conv.cpp."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dmtl._memory import empty
+from dmtl.kernels._native import CPU
+
+SUPPORT = CPU.support()
+
+
+def depthwise_conv(x, weight, stride, padding) -> Tensor:
+    x = x.contiguous(memory_format=torch.channels_last)
+    B, C, H, W = x.shape
+    out = empty((B, C, -(-H // stride), -(-W // stride)), x.dtype, torch.channels_last)
+    _call("depthwise_conv", x, out, stride, padding, out=out, x=x, taps=_taps(weight), k=weight.shape[-1])
+    return out
+
+
+def depthwise_conv_backward(grad, x, weight, stride, padding, need_x, need_weight) -> tuple[Tensor, Tensor]:
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    x = x.contiguous(memory_format=torch.channels_last)
+    C, k = x.shape[1], weight.shape[-1]
+    d_x = empty(x.shape, x.dtype, torch.channels_last) if need_x else x.new_empty(0)
+    d_weight = x.new_empty(0)
+    if need_x:
+        _call("depthwise_conv_data", x, grad, stride, padding, d_x=d_x, grad=grad, taps=_taps(weight), k=k)
+    if need_weight:
+        d_taps = torch.empty((k * k, C))
+        _call("depthwise_conv_weight", x, grad, stride, padding, d_taps=d_taps, x=x, grad=grad, k=k)
+        d_weight = d_taps.t().contiguous().view(C, 1, k, k).to(weight.dtype)
+    return d_x, d_weight
+
+
+def _taps(weight: Tensor) -> Tensor:
+    """float32 [k k, C], so that neighbouring channels are neighbours in memory."""
+    return weight.flatten(1).t().float().contiguous()
+
+
+def _call(name: str, full: Tensor, reduced: Tensor, stride: int, padding: int, **fields) -> None:
+    """full: a map of the input's size. reduced: one of the output's size."""
+    B, C, H, W = full.shape
+    h, w = reduced.shape[2:]
+    CPU.call(
+        name, full, images=B, channels=C, height=H, width=W, out_height=h, out_width=w, stride=stride,
+        padding=padding, **fields,
+    )  # fmt: skip
