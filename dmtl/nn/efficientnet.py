@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmtl import ops
+from dmtl.nn.batch_norm import norm_act
 from dmtl.nn.precision import cast
 
 EPS = 1e-3
@@ -87,8 +88,8 @@ class SeparableBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels, EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu6(self.bn1(self.conv_dw(x)), inplace=True)
-        return self.bn2(self.conv_pw(x))
+        x = norm_act(self.bn1, self.conv_dw(x), 6)
+        return norm_act(self.bn2, self.conv_pw(x), None)
 
 
 class InvertedResidual(nn.Module):
@@ -106,9 +107,9 @@ class InvertedResidual(nn.Module):
         self.shortcut = stride == 1 and in_channels == channels
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu6(self.bn1(self.conv_pw(x)), inplace=True)
-        y = F.relu6(self.bn2(self.conv_dw(y)), inplace=True)
-        y = self.bn3(self.conv_pwl(y))
+        y = norm_act(self.bn1, self.conv_pw(x), 6)
+        y = norm_act(self.bn2, self.conv_dw(y), 6)
+        y = norm_act(self.bn3, self.conv_pwl(y), None)
         return y.add_(x) if self.shortcut else y
 
 
@@ -156,7 +157,7 @@ class EfficientNetLite(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         x = image * self.input_scale + self.input_shift
-        x = F.relu6(self.bn1(self.conv_stem(x)), inplace=True)
+        x = norm_act(self.bn1, self.conv_stem(x), 6)
         maps = []
         for i, stage in enumerate(self.blocks):
             x = stage(x)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from dmtl.nn.batch_norm import norm_act
 from dmtl.nn.conv3x3 import Conv3x3
 
 
@@ -34,10 +35,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.bn1(
-            self.conv1(x)
-        ).relu_()  # in place: no gradient needs what a batch norm (or a fold) returned
-        return self.bn2(self.conv2(x)).add_(shortcut).relu_()
+        x = norm_act(self.bn1, self.conv1(x))
+        return norm_act(self.bn2, self.conv2(x), None).add_(shortcut).relu_()
 
 
 class ResNet(nn.Module):
@@ -68,7 +67,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        x = self.maxpool(self.bn1(self.conv1(image)).relu_())
+        x = self.maxpool(norm_act(self.bn1, self.conv1(image)))
         maps = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)

@@ -3,6 +3,7 @@ checks)."""
 
 from ._references import references
 from ._registry import use_backend
+from .batch_norm import batch_norm
 from .condition_tokens import condition_tokens, fold_reduction
 from .conv3x3 import conv3x3, fold_1x1, pack_conv3x3
 from .cross_attention import cross_attention
@@ -16,6 +17,7 @@ from .token_mlp import token_mlp
 from .upsample_add import upsample_add
 
 __all__ = [
+    "batch_norm",
     "condition_tokens",
     "conv3x3",
     "cross_attention",

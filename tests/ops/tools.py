@@ -91,15 +91,16 @@ def run(spec: OpSpec, sample: dict, dtype: torch.dtype, backend: str) -> dict[st
     with dmtl.ops.use_backend(**{spec.name: backend}):
         outs = outputs(spec.function(**sample))
         grads = ()
+        with_gradient = [out for out in outs if out.requires_grad]  # statistics of a batch have none
         if leaves:
             incoming = [
                 torch.linspace(-1, 1, max(out.numel(), 1), device=out.device)[: out.numel()]
                 .reshape(out.shape)
                 .to(torch.float16)
                 .to(out.dtype)
-                for out in outs
+                for out in with_gradient
             ]
-            grads = torch.autograd.grad(outs, list(leaves.values()), incoming, materialize_grads=True)
+            grads = torch.autograd.grad(with_gradient, list(leaves.values()), incoming, materialize_grads=True)
     named = {"out" if i == 0 else f"out {i}": out.detach() for i, out in enumerate(outs)}
     return named | {f"grad of {name}": grad for name, grad in zip(leaves, grads, strict=True)}
 

@@ -1,0 +1,197 @@
+// Batch norm of channels-last maps with the clamp behind it, and its backward. Compiled once per instruction set (DMTL_ISA).
+//
+// Lanes are channels. Pixels are divided into parts of a fixed size: each leaves its own sums, which are added up in order,
+// so that results depend neither on the number of threads nor on the width of a register.
+#include "dmtl/kernel_table.h"
+#include "dmtl/parallel.h"
+#include "dmtl/storage.h"
+
+#include <cmath>
+#include <type_traits>
+
+namespace dmtl::DMTL_ISA {
+namespace {
+
+constexpr int64_t kSerialBelow = 16384;  // elements that are not worth a second thread
+
+struct BatchNormParams {
+    void* out;
+    float* mean;      // [channels]
+    float* inv_std;   // [channels]
+    float* sums;      // scratch [parts, 2, channels]
+    const void* x;    // [pixels, channels]
+    const float* weight;
+    const float* bias;
+    int64_t pixels, channels, part;
+    float eps, low, high;
+};
+
+struct BatchNormBackwardParams {
+    void* d_x;
+    float* d_weight;
+    float* d_bias;
+    float* sums;      // scratch [parts, 2, channels]
+    const void* grad;
+    const void* x;
+    const float* weight;
+    const float* bias;
+    const float* mean;
+    const float* inv_std;
+    int64_t pixels, channels, part;
+    float low, high;
+};
+
+constexpr Field kBatchNormFields[] = {
+    DMTL_FIELD(BatchNormParams, out),    DMTL_FIELD(BatchNormParams, mean),     DMTL_FIELD(BatchNormParams, inv_std),
+    DMTL_FIELD(BatchNormParams, sums),   DMTL_FIELD(BatchNormParams, x),        DMTL_FIELD(BatchNormParams, weight),
+    DMTL_FIELD(BatchNormParams, bias),   DMTL_FIELD(BatchNormParams, pixels),   DMTL_FIELD(BatchNormParams, channels),
+    DMTL_FIELD(BatchNormParams, part),   DMTL_FIELD(BatchNormParams, eps),      DMTL_FIELD(BatchNormParams, low),
+    DMTL_FIELD(BatchNormParams, high),
+};
+
+constexpr Field kBatchNormBackwardFields[] = {
+    DMTL_FIELD(BatchNormBackwardParams, d_x),      DMTL_FIELD(BatchNormBackwardParams, d_weight),
+    DMTL_FIELD(BatchNormBackwardParams, d_bias),   DMTL_FIELD(BatchNormBackwardParams, sums),
+    DMTL_FIELD(BatchNormBackwardParams, grad),     DMTL_FIELD(BatchNormBackwardParams, x),
+    DMTL_FIELD(BatchNormBackwardParams, weight),   DMTL_FIELD(BatchNormBackwardParams, bias),
+    DMTL_FIELD(BatchNormBackwardParams, mean),     DMTL_FIELD(BatchNormBackwardParams, inv_std),
+    DMTL_FIELD(BatchNormBackwardParams, pixels),   DMTL_FIELD(BatchNormBackwardParams, channels),
+    DMTL_FIELD(BatchNormBackwardParams, part),     DMTL_FIELD(BatchNormBackwardParams, low),
+    DMTL_FIELD(BatchNormBackwardParams, high),
+};
+
+struct Parts {
+    int64_t pixels, part;
+    int64_t count() const { return (pixels + part - 1) / part; }
+    int64_t size(int64_t index) const { return pixels - index * part < part ? pixels - index * part : part; }
+};
+
+// A part's mean and its sum of squared differences from it.
+template <class T>
+void moments(float* mean, float* squares, const T* x, int64_t pixels, int64_t C) {
+    for (int64_t c = 0; c < C; ++c) mean[c] = squares[c] = 0.0f;
+    for (int64_t i = 0; i < pixels; ++i) {
+#pragma omp simd
+        for (int64_t c = 0; c < C; ++c) mean[c] += load(x + i * C + c);
+    }
+    const float share = 1.0f / static_cast<float>(pixels);
+#pragma omp simd
+    for (int64_t c = 0; c < C; ++c) mean[c] *= share;
+    for (int64_t i = 0; i < pixels; ++i) {
+#pragma omp simd
+        for (int64_t c = 0; c < C; ++c) {
+            const float away = load(x + i * C + c) - mean[c];
+            squares[c] = fma32(away, away, squares[c]);
+        }
+    }
+}
+
+// The parts' moments put together (Chan, Golub and LeVeque 1983).
+void combine(const BatchNormParams& p, const Parts& parts) {
+    for (int64_t c = 0; c < p.channels; ++c) {
+        double mean = 0.0, squares = 0.0, count = 0.0;
+        for (int64_t i = 0; i < parts.count(); ++i) {
+            const double n = static_cast<double>(parts.size(i)), all = count + n;
+            const double away = static_cast<double>(p.sums[2 * i * p.channels + c]) - mean;
+            squares += static_cast<double>(p.sums[(2 * i + 1) * p.channels + c]) + away * away * count * n / all;
+            mean += away * n / all;
+            count = all;
+        }
+        p.mean[c] = static_cast<float>(mean);
+        p.inv_std[c] = static_cast<float>(1.0 / std::sqrt(squares / count + static_cast<double>(p.eps)));
+    }
+}
+
+template <class T>
+void forward(const BatchNormParams& p, int threads) {
+    const int64_t C = p.channels;
+    const Parts parts{p.pixels, p.part};
+    const T* x = static_cast<const T*>(p.x);
+    T* out = static_cast<T*>(p.out);
+    if (p.pixels * C < kSerialBelow) threads = 1;
+    parallel_for(parts.count(), threads, [&](int64_t i) {
+        float* sums = p.sums + 2 * i * C;
+        moments(sums, sums + C, x + i * p.part * C, parts.size(i), C);
+    });
+    combine(p, parts);
+    float* scale = p.sums;  // the sums have done their work
+    float* shift = p.sums + C;
+    for (int64_t c = 0; c < C; ++c) {
+        scale[c] = p.weight[c] * p.inv_std[c];
+        shift[c] = fma32(-p.mean[c], scale[c], p.bias[c]);
+    }
+    parallel_for(parts.count(), threads, [&](int64_t i) {
+        for (int64_t pixel = i * p.part; pixel < i * p.part + parts.size(i); ++pixel) {
+#pragma omp simd
+            for (int64_t c = 0; c < C; ++c) {
+                float y = fma32(load(x + pixel * C + c), scale[c], shift[c]);
+                y = y < p.low ? p.low : y;
+                store(out + pixel * C + c, y > p.high ? p.high : y);
+            }
+        }
+    });
+}
+
+// The gradient that passed the clamp.
+DMTL_INLINE float gated(float grad, float y, float low, float high) { return y > low && y < high ? grad : 0.0f; }
+
+template <class T>
+void backward(const BatchNormBackwardParams& p, int threads) {
+    const int64_t C = p.channels;
+    const Parts parts{p.pixels, p.part};
+    const T* x = static_cast<const T*>(p.x);
+    const T* grad = static_cast<const T*>(p.grad);
+    T* d_x = static_cast<T*>(p.d_x);
+    if (p.pixels * C < kSerialBelow) threads = 1;
+    parallel_for(parts.count(), threads, [&](int64_t i) {
+        float* d_bias = p.sums + 2 * i * C;
+        float* d_weight = d_bias + C;
+        for (int64_t c = 0; c < C; ++c) d_bias[c] = d_weight[c] = 0.0f;
+        for (int64_t pixel = i * p.part; pixel < i * p.part + parts.size(i); ++pixel) {
+#pragma omp simd
+            for (int64_t c = 0; c < C; ++c) {
+                const float x_hat = (load(x + pixel * C + c) - p.mean[c]) * p.inv_std[c];
+                const float g = gated(load(grad + pixel * C + c), fma32(p.weight[c], x_hat, p.bias[c]), p.low, p.high);
+                d_bias[c] += g;
+                d_weight[c] = fma32(g, x_hat, d_weight[c]);
+            }
+        }
+    });
+    for (int64_t c = 0; c < C; ++c) {
+        double d_bias = 0.0, d_weight = 0.0;
+        for (int64_t i = 0; i < parts.count(); ++i) {
+            d_bias += static_cast<double>(p.sums[2 * i * C + c]);
+            d_weight += static_cast<double>(p.sums[(2 * i + 1) * C + c]);
+        }
+        p.d_bias[c] = static_cast<float>(d_bias);
+        p.d_weight[c] = static_cast<float>(d_weight);
+    }
+    float* scale = p.sums;  // the sums have done their work
+    const float share = 1.0f / static_cast<float>(p.pixels);
+    for (int64_t c = 0; c < C; ++c) scale[c] = p.weight[c] * p.inv_std[c];
+    parallel_for(parts.count(), threads, [&](int64_t i) {
+        for (int64_t pixel = i * p.part; pixel < i * p.part + parts.size(i); ++pixel) {
+#pragma omp simd
+            for (int64_t c = 0; c < C; ++c) {
+                const float x_hat = (load(x + pixel * C + c) - p.mean[c]) * p.inv_std[c];
+                const float g = gated(load(grad + pixel * C + c), fma32(p.weight[c], x_hat, p.bias[c]), p.low, p.high);
+                store(d_x + pixel * C + c, scale[c] * (g - share * fma32(x_hat, p.d_weight[c], p.d_bias[c])));
+            }
+        }
+    });
+}
+
+void batch_norm(const BatchNormParams& p, DType dtype, int threads) {
+    with_storage(dtype, [&](auto* storage) { forward<std::remove_pointer_t<decltype(storage)>>(p, threads); });
+}
+
+void batch_norm_backward(const BatchNormBackwardParams& p, DType dtype, int threads) {
+    with_storage(dtype, [&](auto* storage) { backward<std::remove_pointer_t<decltype(storage)>>(p, threads); });
+}
+
+}  // namespace
+
+DMTL_KERNELS(batch_norm, cpu_kernel<BatchNormParams, &batch_norm>("batch_norm", kBatchNormFields),
+             cpu_kernel<BatchNormBackwardParams, &batch_norm_backward>("batch_norm_backward", kBatchNormBackwardFields))
+
+}  // namespace dmtl::DMTL_ISA

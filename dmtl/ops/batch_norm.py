@@ -1,0 +1,164 @@
+"""Batch norm of a training step, and the clamp behind it (ReLU, ReLU6 or none), in one pass over the map.
+
+Ioffe and Szegedy, ICML 2015, arXiv 1502.03167. Legend: B images, C channels, n = B H W pixels of a channel.
+
+    mean = sum x / n,    inv_std = 1 / sqrt(sum (x - mean)^2 / n + eps),    x_hat = (x - mean) inv_std
+    out = min(max(weight x_hat + bias, low), high)
+
+Gradients, with g = grad where low < weight x_hat + bias < high, else 0:
+
+    d_bias = sum g,    d_weight = sum g x_hat,    d_x = weight inv_std (g - d_bias / n - x_hat d_weight / n)
+
+Numerics: x float32, bfloat16 or float16; everything else and all arithmetic in float32, one rounding at the end; float64
+in the reference. Running statistics are the caller's business: mean and inv_std are returned.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import _checks
+from ._registry import Operator, OpSpec, add
+from ._rows import wide_dtype
+
+_SCHEMA = (
+    "(Tensor x, Tensor weight, Tensor bias, float eps, float low, float high) -> (Tensor, Tensor, Tensor)"
+)
+_BACKWARD_SCHEMA = (
+    "(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor inv_std, float low, float high)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+
+
+def _empty_map(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _each(values_C: Tensor, x: Tensor) -> Tensor:
+    return values_C.to(wide_dtype(x.dtype)).view(1, -1, 1, 1)
+
+
+def _reference(x, weight, bias, eps, low, high) -> tuple[Tensor, Tensor, Tensor]:
+    wide = x.to(wide_dtype(x.dtype))
+    variance, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
+    inv_std = (variance + eps).rsqrt()
+    x_hat = (wide - _each(mean, x)) * _each(inv_std, x)
+    out = (x_hat * _each(weight, x) + _each(bias, x)).clamp(low, high)
+    return _empty_map(x).copy_(out), mean, inv_std
+
+
+def _reference_backward(grad, x, weight, bias, mean, inv_std, low, high) -> tuple[Tensor, Tensor, Tensor]:
+    wide = wide_dtype(x.dtype)
+    x_hat = (x.to(wide) - _each(mean, x)) * _each(inv_std, x)
+    out = x_hat * _each(weight, x) + _each(bias, x)
+    g = grad.to(wide) * ((out > low) & (out < high))
+    d_bias, d_weight, n = g.sum((0, 2, 3)), (g * x_hat).sum((0, 2, 3)), x[:, 0].numel()
+    d_x = (g - _each(d_bias, x) / n - x_hat * _each(d_weight, x) / n) * _each(weight, x) * _each(inv_std, x)
+    return _empty_map(x).copy_(d_x), d_weight.to(weight.dtype), d_bias.to(weight.dtype)
+
+
+def _fake(x, weight, bias, eps, low, high) -> tuple[Tensor, Tensor, Tensor]:
+    statistics = (x.new_empty(x.shape[1], dtype=wide_dtype(x.dtype)) for _ in range(2))
+    return _empty_map(x), *statistics
+
+
+def _fake_backward(grad, x, weight, bias, mean, inv_std, low, high) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_map(x), torch.empty_like(weight), torch.empty_like(weight)
+
+
+class _BatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps, low, high):
+        out, mean, inv_std = torch.ops.dmtl.batch_norm(x, weight, bias, eps, low, high)
+        ctx.save_for_backward(x, weight, bias, mean, inv_std)
+        ctx.range = (low, high)
+        ctx.mark_non_differentiable(mean, inv_std)
+        return out, mean, inv_std
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, *_):
+        d_x, d_weight, d_bias = torch.ops.dmtl.batch_norm_backward(grad, *ctx.saved_tensors, *ctx.range)
+        needs = ctx.needs_input_grad[:3]
+        return *(d if need else None for d, need in zip((d_x, d_weight, d_bias), needs, strict=True)), *[None] * 3
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float = 1e-5,
+    low: float = -math.inf,
+    high: float = math.inf,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise every channel over the batch, scale and shift it, and clamp.
+
+    Args:
+        x: [B, C, H, W] float32, bfloat16, float16 (or float64), any strides, with two pixels of a channel or more.
+        weight, bias: [C] float32 or of x's dtype.
+        eps: added to the variance.
+        low, high: the clamp: 0 and infinity for ReLU, 0 and 6 for ReLU6.
+
+    Returns:
+        The map [B, C, H, W] of x's dtype, channels_last; mean and 1 / sqrt(variance + eps), float32 [C] (float64 for
+        float64), without gradient.
+        Differentiable once, in x, weight and bias.
+
+    Raises:
+        TypeError: types or dtypes.
+        ValueError: shapes, devices, or a single pixel of each channel.
+        NotImplementedError: a backend asked for by name cannot serve the call.
+    """
+    op = "batch_norm"
+    _checks.data(op, "x", x)
+    if x.dim() != 4:
+        _checks.fail(op, "x", "of shape [B, C, H, W]", list(x.shape))
+    if x.numel() <= x.shape[1]:
+        _checks.fail(op, "x", "of two pixels of each channel or more", list(x.shape))
+    for name, value in (("weight", weight), ("bias", bias)):
+        _checks.tensor(op, name, value)
+        if value.dtype not in (x.dtype, wide_dtype(x.dtype)):
+            contract = f"{_checks.dtype_name(wide_dtype(x.dtype))} or of x's dtype"
+            _checks.fail(op, name, contract, _checks.dtype_name(value.dtype), TypeError)
+        if tuple(value.shape) != (x.shape[1],):
+            _checks.fail(op, name, f"of shape [{x.shape[1]}]", list(value.shape))
+        _checks.on_device(op, name, value, x.device)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad):
+        return _BatchNorm.apply(x, weight, bias, eps, low, high)
+    return torch.ops.dmtl.batch_norm(x, weight, bias, eps, low, high)
+
+
+def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
+    """Arguments for tests and benchmarks."""
+    shapes = {
+        "tiny": [(2, 1, 1, 1), (1, 3, 1, 2)],
+        "odd": [(2, 17, 7, 5), (3, 33, 6, 8), (1, 70, 5, 9)],
+        "large": [(8, 96, 64, 80), (8, 144, 32, 40), (8, 1152, 4, 5)],
+    }[size]
+    cases, clamps = [], ((-math.inf, math.inf), (0.0, 6.0), (0.0, math.inf))
+    for index, shape in enumerate(shapes):
+        generator = torch.Generator().manual_seed(index)
+        x = (3 * torch.randn(shape, generator=generator) + 5).to(device, dtype)
+        wide = wide_dtype(dtype)
+        weight, bias = (torch.randn(shape[1], generator=generator).to(device, wide) for _ in range(2))
+        x = x if index % 3 == 1 else x.contiguous(memory_format=torch.channels_last)
+        low, high = clamps[index % 3]
+        cases.append(dict(x=x, weight=weight, bias=bias + 1, eps=1e-3, low=low, high=high))
+    return cases
+
+
+SPEC = add(
+    OpSpec(
+        name="batch_norm",
+        forward=Operator("batch_norm", _SCHEMA, _reference, _fake),
+        backward=Operator("batch_norm_backward", _BACKWARD_SCHEMA, _reference_backward, _fake_backward),
+        function=batch_norm,
+        differentiable=("x", "weight", "bias"),
+        samples=_samples,
+    )
+)
