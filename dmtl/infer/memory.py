@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dmtl.infer.samples import BAND
 from dmtl.models.config import ModelConfig
 from dmtl.models.initial import PAD_MULTIPLE
+from dmtl.nn.backbone import make_backbone
+from dmtl.nn.efficientnet import DepthwiseConv
 from dmtl.tasks import task_from_spec
 
 SHARE = 0.8  # of the available memory that a prediction may plan with
 SMALLEST_TILE = 256  # pixels; less would show the tasks too little of the scene
+_SIDE = 256  # pixels of the image for which an encoder's maps are counted
 _PATCHES, _WEIGHTS = 48 << 20, 28 << 20  # what a CPU's convolutions transform at a time, at most
 
 
@@ -30,16 +36,17 @@ def peak_bytes(
 
     Counted for each wanted task in maps [B, C, H/8, W/8]: its signal, its skip map and its tokens in the
     cross blocks, which the engine keeps from call to call; its signal once more where another draw of the
-    noise needs it. Beside these the encoder's first maps at half the image's size; what convolutions
+    noise needs it. Beside these the encoder's largest maps (`encoder_numbers`); what convolutions
     transform; the decoded maps of this call and the one before; what draws are averaged in, band by band.
     """
     height, width = (-(-side // PAD_MULTIPLE) * PAD_MULTIPLE for side in (height, width))
-    pixels, first = batch * height * width, config.backbone_width
+    pixels = batch * height * width
+    numbers, channels = encoder_numbers(config.backbone, config.backbone_width)
     one = pixels // 64 * config.width * itemsize
     maps = {"feature": 2 * wanted + 2, "prediction": wanted + 2, "none": 4}[config.diffusion]
     tokens = 0 if config.diffusion == "none" else 8 * wanted * one // config.token_reduction**2
-    encoder = 2 * pixels // 4 * first * itemsize
-    patches = 9 * pixels // 64 * (15 * first + config.width)  # 36 floats for 16 positions
+    encoder = round(numbers * pixels) * itemsize
+    patches = 9 * pixels // 64 * (channels + config.width)  # 36 floats for 16 positions
     workspace = min(patches, _PATCHES) + min(144 * config.width**2, _WEIGHTS)
     peak = maps * one + tokens + encoder + workspace + 12 * wanted * pixels
     if samples > 1 and config.diffusion != "none":
@@ -47,6 +54,40 @@ def peak_bytes(
         again = wanted * one if config.diffusion == "feature" else 0
         peak += again + 8 * wanted * pixels + 8 * 4 * min(channels * pixels, BAND)
     return peak
+
+
+@functools.cache
+def encoder_numbers(backbone: str, width: int) -> tuple[float, int]:
+    """Count what an encoder holds at a time, from a run without storage.
+
+    The largest of: input and output of one layer, with batch norms folded; its maps at 1/8 resolution and their
+    concatenation. On top of that what the engine keeps from call to call: depthwise convolutions' outputs, one of each
+    size.
+
+    Args:
+        backbone: a name for `make_backbone`.
+        width: channels of the first ResNet stage.
+
+    Returns:
+        Numbers for each pixel of the image, and the channels of all maps together.
+    """
+    most, kept = 0, set()
+
+    def count(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        nonlocal most
+        read = sum(x.numel() for x in inputs if isinstance(x, Tensor) and x is not output)
+        most = max(most, read + (output.numel() if isinstance(output, Tensor) else 0))
+        if isinstance(module, DepthwiseConv):
+            kept.add(output.numel())
+
+    with torch.device("meta"), torch.no_grad():
+        encoder = make_backbone(backbone, width).eval()
+        for module in encoder.modules():
+            if not (list(module.children()) or isinstance(module, _BatchNorm)):
+                module.register_forward_hook(count)
+        encoder(torch.empty(1, 3, _SIDE, _SIDE))
+    channels = sum(encoder.channels)
+    return max(most / _SIDE**2, 2 * channels / 64) + sum(kept) / _SIDE**2, channels
 
 
 def tile_side(

@@ -185,7 +185,7 @@ class EfficientNetLite(nn.Module):
                 names = _WHEEL_FIRST if match[1] == "0" else _WHEEL_BLOCK
                 key = f"{where[int(match[1])]}.{names.get(match[2], match[2])}.{match[3]}"
             else:
-                key = key.replace("_conv_stem.", "conv_stem.").replace("_bn0.", "bn1.")
+                key = re.sub(r"^_conv_stem\.", "conv_stem.", re.sub(r"^_bn0\.", "bn1.", key))
             if not key.startswith(("_conv_head.", "_bn1.", "_fc.", "conv_head.", "bn2.", "classifier.")):
                 renamed[key] = value
         return renamed

@@ -90,21 +90,23 @@ class Trainer:
         self.loader = training_loader(config, self.data, self.device.type == "cuda", self.world)
         self.steps_per_epoch = len(self.loader)
         self.steps = total_steps(config.optim, self.steps_per_epoch)
-        self._build()
         self.checkpoints = Checkpoints(self.out / "checkpoints", config.log.keep)
+        state = self.checkpoints.latest(self.say) if resume else None
+        self._build(weights=state is None)
         self.best = Best(self.model.tasks, read_reference(config.log.baseline))
         self.step, self.seconds, self.waited, self._loss = 0, 0.0, 0.0, float("nan")
         self._skipped_steps, self._skipped_samples = 0, 0
         self._final: Metrics = {}  # metrics after the last step
-        if resume:
-            state = self.checkpoints.latest(self.say)
-            if state is not None:
-                self._restore(state)
+        if state is not None:
+            self._restore(state)
 
-    def _build(self) -> None:
-        """Model, moving average, the objective as processes share it, optimiser, the step."""
+    def _build(self, weights: bool) -> None:
+        """Model, moving average, the objective as processes share it, optimiser, the step.
+
+        weights: load the encoder's weights that the configuration asks for; a checkpoint makes them needless.
+        """
         config, device = self.config, self.device
-        self.model = model_for(config, self.data.tasks).to(device)
+        self.model = model_for(config, self.data.tasks, weights=weights).to(device)
         if device.type == "cuda":  # a CPU's library reorders weights itself, and its optimiser would copy
             self.model = self.model.to(memory_format=torch.channels_last)
         frozen(config.optim, self.model)
