@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmtl.nn.efficientnet import DepthwiseConv, EfficientNetLite, InvertedResidual
+
 
 def initial_network(network, image: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Features and logits of an `InitialNetwork` by task, every layer of the ResNet and of the decoders a
-    call of torch's own. (A backbone that is not our ResNet is called as it is.)"""
+    """Features and logits of an `InitialNetwork` by task, every layer of the encoder and of the decoders a
+    call of torch's own. (An encoder of timm's is called as it is.)"""
     size = (image.shape[-2] // 8, image.shape[-1] // 8)
     maps = [
         m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear", align_corners=False)
@@ -21,6 +23,8 @@ def initial_network(network, image: Tensor) -> tuple[dict[str, Tensor], dict[str
 
 
 def _encoded(backbone: nn.Module, image: Tensor) -> list[Tensor]:
+    if isinstance(backbone, EfficientNetLite):
+        return _lite(backbone, image)
     if not hasattr(backbone, "layer4"):
         return backbone(image)
     x = backbone.maxpool(torch.relu(backbone.bn1(backbone.conv1(image))))
@@ -29,6 +33,29 @@ def _encoded(backbone: nn.Module, image: Tensor) -> list[Tensor]:
         x = _through(layer, x)
         maps.append(x)
     return maps
+
+
+def _lite(backbone: EfficientNetLite, image: Tensor) -> list[Tensor]:
+    x = image * backbone.input_scale + backbone.input_shift
+    x = F.relu6(backbone.bn1(_convolved(backbone.conv_stem, x)))
+    by_width = {}
+    for stage in backbone.blocks:
+        for block in stage:
+            x = _residual(block, x) if isinstance(block, InvertedResidual) else _separable(block, x)
+        by_width[x.shape[-1]] = x  # the last one of each size counts
+    return list(by_width.values())[-4:]
+
+
+def _separable(block: nn.Module, x: Tensor) -> Tensor:
+    x = F.relu6(block.bn1(_convolved(block.conv_dw, x)))
+    return block.bn2(_convolved(block.conv_pw, x))
+
+
+def _residual(block: InvertedResidual, x: Tensor) -> Tensor:
+    y = F.relu6(block.bn1(_convolved(block.conv_pw, x)))
+    y = F.relu6(block.bn2(_convolved(block.conv_dw, y)))
+    y = block.bn3(_convolved(block.conv_pwl, y))
+    return x + y if block.shortcut else y
 
 
 def _through(blocks: nn.Sequential, x: Tensor) -> Tensor:
@@ -40,4 +67,11 @@ def _through(blocks: nn.Sequential, x: Tensor) -> Tensor:
 
 
 def _convolved(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    return F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding)
+    padding = conv.padding
+    if isinstance(conv, DepthwiseConv) and conv.stride == (1, 1):
+        padding = conv.first
+    elif isinstance(conv, DepthwiseConv):
+        x = F.pad(x, (conv.first, conv.last) * 2)
+    elif getattr(conv, "extra", None) is not None:
+        x = F.pad(x, conv.extra)
+    return F.conv2d(x, conv.weight, conv.bias, conv.stride, padding, groups=conv.groups)

@@ -11,6 +11,7 @@ _LAZY = {
     "ModelConfig": "dmtl.models",
     "MultiTaskBaseline": "dmtl.models",
     "build_model": "dmtl.models",
+    "list_backbones": "dmtl.nn.backbone",
     "load_model": "dmtl.models",
     "print_info": "dmtl.info",
     "use_backend": "dmtl.ops",

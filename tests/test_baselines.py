@@ -5,9 +5,11 @@ import torch
 
 from benchmarks import expert as module
 from benchmarks.expert import Expert
+from benchmarks.plain import initial_network
 from benchmarks.published import Published
 from dmtl.bench.contenders import drawn_noise, worst
 from tests.models.cases import small_model
+from tests.ops.tools import Recorder
 
 
 @pytest.mark.parametrize("reduction", [1, 2, 4])
@@ -45,6 +47,20 @@ def test_maps_of_both(diffusion, size):
         drawn = expert.maps(image)
         assert worst(model.tasks, drawn, expected) > 1e-3  # its own noise
         assert all(drawn[task].shape == expected[task].shape for task in expected)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_lite_encoder_without_our_operators(layout):
+    """Baselines get an EfficientNet-Lite from the library alone, in either layout."""
+    model = small_model(backbone="efficientnet_lite0").to(memory_format=layout)
+    image = torch.randn(2, 3, 64, 96).contiguous(memory_format=layout)
+    with torch.no_grad():
+        _, expected = model.initial(image)
+        with Recorder() as recorder:
+            _, found = initial_network(model.initial, image)
+    assert not recorder.calls
+    for task, logits in expected.items():
+        torch.testing.assert_close(found[task], logits, rtol=1e-3, atol=1e-4)
 
 
 def test_some_tasks():

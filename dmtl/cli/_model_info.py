@@ -14,6 +14,7 @@ from dmtl.cli._common import console, mib, say
 from dmtl.infer.form import PRECISIONS, choose_form
 from dmtl.infer.memory import SHARE, available_bytes, peak_bytes, tile_side
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
+from dmtl.nn.resnet import DEPTHS
 from dmtl.report.charts import number
 
 STAGES = ("initial", "condition", "chain")  # decoding moves memory and computes next to nothing
@@ -65,7 +66,7 @@ def _mechanism(config) -> str:
 
 
 def _network(config) -> str:
-    width = f" of width {config.backbone_width}" if config.backbone.startswith("resnet") else ""
+    width = f" of width {config.backbone_width}" if config.backbone in DEPTHS else ""
     text = f"encoder {config.backbone}{width}, maps of {config.width} channels at 1/8 resolution"
     if config.diffusion == "none":
         return text

@@ -20,5 +20,7 @@ __all__ = [
     "build_model",
     "load_backbone",
     "load_model",
+    "load_pretrained",
     "load_state",
+    "pretrained_source",
 ]

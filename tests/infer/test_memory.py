@@ -55,6 +55,7 @@ SPECS = [
     [
         (1, 384, 1, {}),
         (4, 384, 1, {}),
+        (1, 384, 1, {"backbone": "efficientnet_lite0"}),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
@@ -63,6 +64,8 @@ SPECS = [
                 (1, 384, 8, {}),
                 (1, 640, 1, {"diffusion": "none"}),
                 (1, 640, 1, {"diffusion": "prediction", "token_reduction": 2}),
+                (4, 384, 1, {"backbone": "efficientnet_lite0", "diffusion": "none"}),
+                (1, 640, 1, {"backbone": "efficientnet_lite2"}),
             )
         ),
     ],
