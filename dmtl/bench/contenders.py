@@ -141,7 +141,8 @@ def names(device: torch.device, asked: Sequence[str] | None, config: ModelConfig
     serves. asked: precisions instead. Baselines only for models that they compute, where their source is."""
     precisions = served(device) if asked is None else list(asked)
     ours = [("dmtl", precision) for precision in precisions]
-    if baselines() is None or config.diffusion == "none" or config.residual or config.signal_scale != 1:
+    other = config.diffusion == "none" or config.residual or config.without or config.signal_scale != 1
+    if baselines() is None or other:
         return ours
     gpu = device.type == "cuda"
     experts = ["bf16"] if gpu and asked is None else precisions

@@ -62,6 +62,7 @@ def _mechanism(config) -> str:
     signal = {"feature": "features", "prediction": "predictions (logits)"}[config.diffusion]
     steps = len(config.betas or range(config.steps))
     extra = ", as a correction of the initial map" if config.residual else ""
+    extra += f", without {' and '.join(config.without)}" if config.without else ""
     return f"{steps} step{'' if steps == 1 else 's'} of denoising {signal}{extra}, eta {config.eta:g}"
 
 

@@ -135,7 +135,8 @@ class Network:
             tolerance: stop as soon as a step changes no task's logits by more, relative in L2; None: never.
         """
         with record_function("dmtl: condition"):
-            tokens, query = self.condition.tokens(initial, self.folded, self.first)
+            seen = self.mtdnet.condition_input(initial)
+            tokens, query = self.condition.tokens(seen, self.folded, self.first)
             pairs = Pairs.of(dict.fromkeys(wanted), tokens.shape[0])
             tokens, query = (pairs.repeat(x.to(self.form.tokens)) for x in (tokens, query))
         of_features = self.config.diffusion == "feature"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from dmtl.errors import ConfigError, nearest
 
 DIFFUSIONS = ("feature", "prediction", "none")
+PARTS = ("noise", "condition")  # of the diffusion process, which a control may lack
 _TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str}
 
 
@@ -61,6 +62,10 @@ class ModelConfig:
     """True: the final map is the initial map plus a correction that starts at zero. False: as published."""
     detach_condition: bool = True
     """True: the condition sends no gradient into the initial predictions (published)."""
+    without: list[str] = field(default_factory=list)
+    """Controls that tell what helps. "noise": nothing is added to the signal at any step. "condition": the
+    denoiser sees zeros instead of the initial predictions. Parameters and operations stay the same; with
+    both, MTDNet is only more layers."""
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
@@ -101,6 +106,14 @@ class ModelConfig:
                 raise ConfigError(
                     f"model.betas must be a list of numbers between 0 and 1, got {self.betas!r:.200}"
                 )
+        if not isinstance(self.without, (list, tuple)) or not all(part in PARTS for part in self.without):
+            known = ", ".join(PARTS)
+            raise ConfigError(f"model.without must be a list of {known}, got {self.without!r:.200}")
+        if self.without and self.diffusion == "none":
+            raise ConfigError(
+                'model.without must be empty if model.diffusion is "none", which has neither noise nor '
+                f"condition, got {', '.join(self.without)}"
+            )
         if not 0 <= self.eta <= 1:
             raise ConfigError(f"model.eta must be in [0, 1], got {self.eta}")
         if not 0 < self.signal_scale < math.inf:

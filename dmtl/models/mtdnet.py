@@ -49,12 +49,25 @@ class MTDNet(nn.Module):
         """The chain's coefficients on `device`, computed once."""
         eta = self.config.eta if eta is None else eta
         if torch.compiler.is_compiling():  # constants of the graph
-            return self._plans.get((steps, eta, str(device))) or self.schedule.plan(steps, eta).to(device)
+            return self._plans.get((steps, eta, str(device))) or self._new_plan(steps, eta, device)
         key = (steps, eta, str(device))
         if key not in self._plans:
             with torch.inference_mode(False):  # training may use what an evaluation computed first
-                self._plans[key] = self.schedule.plan(steps, eta).to(device)
+                self._plans[key] = self._new_plan(steps, eta, device)
         return self._plans[key]
+
+    def _new_plan(self, steps: int | None, eta: float, device: torch.device) -> Plan:
+        plan = self.schedule.plan(steps, eta).to(device)
+        if "noise" not in self.config.without:
+            return plan
+        none = torch.zeros_like(plan.sigma)
+        return Plan(plan.levels, plan.sqrt_abar, none, plan.coef1, plan.coef2, none)
+
+    def condition_input(self, initial: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what the condition is computed from: the initial logits, or zeros in a model without it."""
+        if "condition" in self.config.without:
+            return {t: torch.zeros_like(m) for t, m in initial.items()}
+        return {t: m.detach() if self.config.detach_condition else m for t, m in initial.items()}
 
     def forward(
         self,
@@ -74,8 +87,7 @@ class MTDNet(nn.Module):
             The state after the last step; with `trace` after every step, noisiest first.
         """
         config = self.config
-        detached = {t: m.detach() if config.detach_condition else m for t, m in initial.items()}
-        tokens_BNC, query_BNC = self.condition(detached, self.denoiser.blocks[0])
+        tokens_BNC, query_BNC = self.condition(self.condition_input(initial), self.denoiser.blocks[0])
         pairs = Pairs.of(rows, tokens_BNC.shape[0])
         of_features = config.diffusion == "feature"
         packed = (

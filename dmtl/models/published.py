@@ -52,11 +52,12 @@ def convert_to_official(directory: str | Path, target: str | Path) -> None:
     """Writes a model folder as a file in the published format (empty optimiser and scheduler states)."""
     model = load_model(directory)
     config = model.config
-    if config.diffusion != "feature" or config.residual or config.token_reduction != 4:
+    if config.diffusion != "feature" or config.residual or config.token_reduction != 4 or config.without:
         raise ConfigError(
             f"{directory}: only Feature Diffusion with tokens at 1/32 and without residual output has a "
             f"published form, got diffusion = {config.diffusion!r}, "
-            f"token_reduction = {config.token_reduction}, residual = {config.residual}"
+            f"token_reduction = {config.token_reduction}, residual = {config.residual}, "
+            f"without = {list(config.without)}"
         )
     state = {f"module.{key}": value for key, value in official_state(model).items()}
     content = {"optimizer": {}, "scheduler": {}, "model": state, "epoch": 0, "iter_count": 0}

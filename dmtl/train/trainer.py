@@ -7,7 +7,6 @@ the same bits as one that was not.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import signal
 import time
@@ -20,7 +19,7 @@ from dmtl.data.loader import Batch
 from dmtl.data.partial_labels import LabelMatrix
 from dmtl.errors import CheckpointError, ConfigError, DmtlError
 from dmtl.files import write_text
-from dmtl.models import DiffusionMTL, MultiTaskBaseline, load_state
+from dmtl.models import DiffusionMTL, MultiTaskBaseline, how_to_get, load_state, pretrained_source
 from dmtl.train import distributed
 from dmtl.train.best import Best, read_reference
 from dmtl.train.checkpoint import Checkpoints
@@ -28,6 +27,7 @@ from dmtl.train.config import RunConfig
 from dmtl.train.distributed import connect
 from dmtl.train.ema import MovingAverage
 from dmtl.train.evaluate import Metrics, evaluate, primary_metrics
+from dmtl.train.identity import identity, what_changed
 from dmtl.train.log import RunLog
 from dmtl.train.objective import Objective
 from dmtl.train.optim import frozen, optimizer_for, schedule, set_train, total_steps
@@ -107,6 +107,12 @@ class Trainer:
         """
         config, device = self.config, self.device
         self.model = model_for(config, self.data.tasks, weights=weights).to(device)
+        name = config.model.backbone
+        if weights and config.optim.backbone_weights == "auto" and pretrained_source(name) is None:
+            self.say(
+                f"the encoder {name} starts from random weights, which costs much accuracy on small data sets; "
+                f"for its ImageNet weights: {how_to_get(name)} (optim.backbone_weights)"
+            )
         if device.type == "cuda":  # a CPU's library reorders weights itself, and its optimiser would copy
             self.model = self.model.to(memory_format=torch.channels_last)
         frozen(config.optim, self.model)
@@ -341,7 +347,7 @@ class Trainer:
             "seconds": [self.seconds, self.waited],
             "skipped": [self._skipped_steps, self._skipped_samples],
             "corrupt": distributed.gathered(self.loader.corrupt),
-            "config": _identity(self.config),
+            "config": json.dumps(identity(self.config), sort_keys=True),
             "model": whole(self.model.state_dict()),
             "optimizer": whole(self.optimizer.state_dict()),
             "weighting": whole(self.weighting.state_dict()),
@@ -357,14 +363,8 @@ class Trainer:
 
     def _restore(self, state: dict) -> None:
         folder = self.checkpoints.folder
-        stored, ours = json.loads(state["config"]), json.loads(_identity(self.config))
-        for section in ours:
-            for key in ours[section]:
-                if stored.get(section, {}).get(key) != ours[section][key]:
-                    raise CheckpointError(
-                        f"{folder}: belongs to another configuration: {section}.{key} was "
-                        f"{stored.get(section, {}).get(key)!r}, now {ours[section][key]!r}"
-                    )
+        if changed := what_changed(json.loads(state["config"]), self.config):
+            raise CheckpointError(f"{folder}: belongs to another configuration: {changed}")
         began = self.out / "labels.csv"
         if began.is_file() and LabelMatrix.read_csv(began) != self.data.labels:
             raise CheckpointError(f"{began}: the run began with other labels than data.labels gives now")
@@ -385,11 +385,3 @@ class Trainer:
         if self.world.rank < len(state["corrupt"]):
             self.loader.corrupt.update(state["corrupt"][self.world.rank])
         self._final = state["final"]
-
-
-def _identity(config: RunConfig) -> str:
-    """The part of a configuration that decides the weights, as JSON."""
-    values = dataclasses.asdict(config)
-    for key in ("cache", "cache_dir", "workers", "val_count", "skip_corrupt"):
-        values["data"].pop(key)
-    return json.dumps({section: values[section] for section in ("data", "model", "optim")}, sort_keys=True)

@@ -26,6 +26,8 @@ MODELS = [
     dict(diffusion="prediction"),
     dict(diffusion="prediction", residual=True, steps=1, token_reduction=1),
     dict(diffusion="none"),
+    dict(diffusion="feature", without=["condition", "noise"], steps=3),
+    dict(diffusion="prediction", without=["noise"], residual=True),
 ]
 
 

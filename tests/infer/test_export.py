@@ -76,6 +76,7 @@ FORMS = {
     "feature": dict(),
     "prediction": dict(diffusion="prediction", residual=True, token_reduction=2),
     "residual": dict(residual=True, eta=0.0),
+    "control": dict(without=["noise", "condition"]),
     "baseline": dict(diffusion="none"),
 }
 SAMPLERS = {"feature": dict(steps=1, seed=5), "prediction": dict(steps=3, seed=2**63)}

@@ -17,6 +17,10 @@ SPECS = [TASKS["edge"].spec()]
 def test_round_trip_through_json():
     config = small_config(diffusion="prediction", betas=[0.1, 0.05], residual=True, signal_scale=2, eta=0.5)
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    control = small_config(without=["noise", "condition"])
+    assert ModelConfig.from_dict(json.loads(json.dumps(control.to_dict()))) == control
+    older = {key: value for key, value in small_config().to_dict().items() if key != "without"}
+    assert ModelConfig.from_dict(older) == small_config()
     assert ModelConfig.from_dict(ModelConfig().to_dict()) == ModelConfig()
 
 
@@ -57,6 +61,10 @@ def test_unknown_key_that_is_near_nothing():
         (dict(tasks=["semseg"]), "tasks must be a list of task specifications"),
         (dict(token_reduction=3), "token_reduction must be 1, 2 or 4, got 3"),
         (dict(chain_init="zero"), "chain_init must be .*, got 'zero'"),
+        (dict(without=["nose"]), r"without must be a list of noise, condition, got \['nose'\]"),
+        (dict(without="noise"), "without must be a list of noise, condition, got 'noise'"),
+        (dict(without=[["noise"]]), "without must be a list of noise, condition"),
+        (dict(without=["noise"], diffusion="none"), 'without must be empty if model.diffusion is "none"'),
     ],
 )
 def test_bad_values(values, message):

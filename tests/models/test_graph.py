@@ -29,6 +29,7 @@ def same(a, b):
         (dict(), dict(noise=CounterNoise(3, torch.tensor([9, 2])))),
         (dict(diffusion="prediction", residual=True, token_reduction=2), dict(steps=3, eta=0.0, trace=True)),
         (dict(diffusion="none"), dict(tasks=("edge",))),
+        (dict(without=["noise", "condition"]), dict()),
     ],
 )
 def test_whole_graph(options, arguments):
