@@ -11,9 +11,10 @@ import torch
 
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, build_model
 from dmtl.tasks import make_task
+from dmtl.train.claim import claim_of
 from dmtl.train.config import RunConfig
 from dmtl.train.presets import demo_config
-from dmtl.train.toml import read_config, write_config
+from dmtl.train.toml import read_config, read_methods, write_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.toml"))
@@ -79,6 +80,20 @@ def test_config(path, tmp_path):
     with torch.device("meta"):
         model = build_model(dataclasses.replace(config.model, tasks=[make_task("normals").spec()]))
     assert isinstance(model, MultiTaskBaseline if config.model.diffusion == "none" else DiffusionMTL)
+
+
+@pytest.mark.parametrize("name", ["nyud-one-label", "nyud-random-labels"])
+def test_tables_describe_models_that_can_be_built(name):
+    path = CONFIGS / "claims" / f"{name}.toml"
+    config, claim = read_config(path), claim_of(read_config(path), read_methods(path))
+    assert config.out == f"runs/{name}" and claim.baseline == "mtl"
+    for method in claim.methods.values():
+        model = dataclasses.replace(method.config.model, tasks=[make_task("normals").spec()])
+        kind = MultiTaskBaseline if model.diffusion == "none" else DiffusionMTL
+        with torch.device("meta"):
+            assert isinstance(build_model(model), kind)
+        expected = {"model.diffusion", "model.without", "model.steps", "optim.consistency"}
+        assert differences(method.config, config) <= expected
 
 
 @pytest.mark.parametrize("run", PUBLISHED_RUNS, ids="-".join)

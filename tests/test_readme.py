@@ -111,7 +111,7 @@ def test_named_options_and_files_exist():
 def test_options_of_the_prose(capsys):
     """`--some.option` in inline code is an option of `dmtl train`, or of another command."""
     known = set()
-    for command in ("train", "eval", "predict", "convert", "report", "info"):
+    for command in ("train", "eval", "predict", "convert", "report", "info", "claim"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         known |= set(re.findall(r"--[\w.-]+", capsys.readouterr().out))

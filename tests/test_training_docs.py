@@ -13,16 +13,18 @@ import pytest
 
 from dmtl.cli import COMMANDS
 from dmtl.cli._arguments import parse
+from dmtl.cli.claim import ClaimArgs
 from dmtl.cli.compare import Compare
 from dmtl.cli.train import Train, defaults, run_config
 from dmtl.errors import ConfigError
 from dmtl.models import ModelConfig
 from dmtl.train import toml
+from dmtl.train.claim import claim_of
 from dmtl.train.config import DataConfig, ExecutionConfig, LogConfig, OptimConfig, RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-KINDS = {"train": Train, "compare": Compare}
+KINDS = {"train": Train, "compare": Compare, "claim": ClaimArgs}
 SECTIONS = {
     "data": DataConfig,
     "model": ModelConfig,
@@ -47,10 +49,11 @@ def commands() -> list[list[str]]:
 def test_commands_are_understood(words, monkeypatch):
     monkeypatch.chdir(ROOT)
     command, *arguments = words
-    if command == "train":
-        run_config(parse(Train, arguments, command, default=defaults(Train, arguments)), arguments)
+    kind = KINDS[command]
+    if issubclass(kind, RunConfig):
+        run_config(parse(kind, arguments, command, default=defaults(kind, arguments)), arguments)
     else:
-        parse(KINDS[command], arguments, command)
+        parse(kind, arguments, command)
 
 
 def test_a_wrong_command_would_be_noticed():
@@ -59,11 +62,14 @@ def test_a_wrong_command_would_be_noticed():
 
 
 def test_toml(tmp_path):
-    [text] = blocks("toml")
+    text, table = blocks("toml")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "mine.toml").write_text(text.replace('extends = "', 'extends = "configs/'))
     config = toml.read_config(tmp_path / "mine.toml")
     assert (config.optim.lr, config.optim.task_weights, config.optim.epochs) == (1e-5, {"edge": 25}, 100)
+    (tmp_path / "table.toml").write_text(table.replace('extends = "', 'extends = "configs/claims/'))
+    claim = claim_of(toml.read_config(tmp_path / "table.toml"), toml.read_methods(tmp_path / "table.toml"))
+    assert list(claim.methods) == ["stl", "mtl", "mtl-equal-time", "feature"] and claim.baseline == "mtl"
 
 
 def test_named_keys_and_files_exist():

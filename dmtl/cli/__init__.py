@@ -14,7 +14,7 @@ COMMANDS = {
     "train": "train from a TOML file and options",
     "eval": "metrics of a trained model on a data set",
     "predict": "maps and pictures for images, videos and folders",
-    "claim": "repeat one configuration over several seeds, beside the multi-task baseline",
+    "claim": "train the methods of a table over several seeds, and compare them with a baseline",
     "report": "write the report page of finished runs",
     "compare": "runs side by side: metrics over seeds, Delta_MTL, curves",
     "table": "the paper's tables from runs, beside the published figures",

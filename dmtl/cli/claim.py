@@ -1,68 +1,106 @@
-"""`dmtl claim`: one configuration, several seeds, DiffusionMTL beside the baseline."""
+"""`dmtl claim`: the methods of a table, each over several seeds, against a baseline."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import console, training_progress
+from dmtl.cli._common import console, say, write_files
 from dmtl.cli.train import defaults, run_config
 from dmtl.errors import ConfigError
-from dmtl.train.claim import METHODS, Claim, mean_and_spread, run_claim
+from dmtl.train.claim import FILE, claim_of
 from dmtl.train.config import RunConfig
+from dmtl.train.toml import read_methods
+
+if TYPE_CHECKING:
+    from dmtl.report.claim import Results
 
 
 @dataclass(frozen=True)
 class ClaimArgs(RunConfig):
-    """Train DiffusionMTL and the multi-task baseline from the same labels, once per seed, and print
-    Delta_MTL with its spread.
+    """Train every method of a table from the same labels, once per seed, and print Delta_MTL with its
+    spread.
 
-    The baseline is trained twice: for equal steps, and for as many steps as fit into DiffusionMTL's
-    training time. Finished runs in OUT are kept, so an interrupted command goes on where it was.
+    The section [methods] of CONFIG describes the methods; options change what they start from. Without it
+    DiffusionMTL is compared with the multi-task baseline at equal steps and at equal training time. Runs go
+    to OUT/seedN/METHOD. Finished runs are kept, so an interrupted command resumes.
     """
 
     config: Annotated[str | None, *positional("[CONFIG]")] = None
     """A TOML file; it comes first."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Seeds of initialisation, order, augmentation and noise."""
+    methods: list[str] = field(default_factory=list)
+    """Methods to train, with those whose time they need; default: all. The table has all that are
+    finished."""
+    processes: int = 1
+    """Runs at the same time. With more than one, each has one thread unless OMP_NUM_THREADS says otherwise.
+    Training times are comparable only between runs under the same conditions."""
+    json: str | None = None
+    """Also write all results as JSON; they are in OUT/claim.json too."""
+    markdown: str | None = None
+    """Also write the table as Markdown."""
 
 
 def main(arguments: list[str]) -> int:
     args = parse(ClaimArgs, arguments, "claim", default=defaults(ClaimArgs, arguments))
     if not args.seeds:
         raise ConfigError("--seeds must name at least one seed, got none")
-    claim = run_claim(run_config(args, arguments), args.seeds, training_progress)
-    console.print(claim_table(claim))
-    for name, values in (("equal steps", claim.delta_equal_steps), ("equal time", claim.delta_equal_time)):
-        each = ", ".join(f"{v:+.2f}" for v in values)
-        figure = f"{_figure(values, '+.2f')} %" + (f"  ({each})" if len(values) > 1 else "")
-        console.print(f"Delta_MTL of DiffusionMTL against MTL at {name}: [bold]{figure}[/bold]")
-    return 0
+    if args.processes < 1:
+        raise ConfigError(f"--processes must be at least 1, got {args.processes}")
+    config = run_config(args, arguments)
+    try:
+        claim = claim_of(config, read_methods(args.config) if args.config else None)
+    except ConfigError as error:
+        raise ConfigError(f"{args.config}: {error}" if args.config else str(error)) from None
+    from dmtl.report.claim import results_of, write_json, write_markdown
+    from dmtl.train.jobs import run_jobs
+    from dmtl.train.setup import open_data
+    from dmtl.train.trainer import RunStopped
+
+    seeds = list(dict.fromkeys(args.seeds))
+    jobs = claim.jobs(config.out, seeds, claim.with_needed(args.methods or claim.methods))
+    open_data(config.data, config.optim.task_weights)  # if it cannot work, say so before anything is trained
+
+    def collect() -> Results:
+        results = results_of(claim, config.out, seeds)
+        write_json(Path(config.out) / FILE, results)
+        return results
+
+    collect()
+    try:
+        failed = run_jobs(jobs, args.processes, say, collect)
+    except RunStopped as stopped:
+        print(f"dmtl claim: {stopped}", file=sys.stderr)
+        return stopped.status
+    results = collect()
+    print_table(results)
+    write_files(results, (args.json, write_json), (args.markdown, write_markdown))
+    for line in failed:
+        say(line)
+    return 1 if failed else 0
 
 
-def claim_table(claim: Claim) -> Table:
-    """Mean and standard deviation over seeds of every task's metrics, one column per method."""
-    seeds = [run.seed for run in claim.of("diffusion")]
-    title = f"{len(seeds)} seeds, mean ± standard deviation" if len(seeds) > 1 else f"seed {seeds[0]}"
-    table = Table(title=title, title_justify="left")
-    table.add_column("task")
-    table.add_column("metric")
-    for method in METHODS:
-        steps = round(mean_and_spread([run.steps for run in claim.of(method)])[0])
-        seconds = mean_and_spread([run.seconds for run in claim.of(method)])[0]
-        table.add_column(f"{method}\n{steps} steps, {seconds:.0f} s", justify="right")
-    first = claim.runs[0].metrics
-    for task in (t for t in first if "/" not in t):
-        for metric in (m for m in first[task] if "/" not in m):
-            cells = (_figure([run.metrics[task][metric] for run in claim.of(m)], ".4g") for m in METHODS)
-            table.add_row(task, metric, *cells)
-    return table
+def print_table(results: Results) -> None:
+    """Print the metrics of every method, and below them how Delta_MTL and time come about."""
+    from dmtl.report.claim import table
 
-
-def _figure(values: list[float], form: str) -> str:
-    """Mean ± standard deviation, or the one value there is."""
-    mean, spread = mean_and_spread(values)
-    return f"{mean:{form}} ± {spread:.2g}" if len(values) > 1 else f"{mean:{form}}"
+    head, rows = table(results)
+    middle = head.index("Delta_MTL, %") + 1
+    for columns, shown in (
+        ([*range(middle)], rows),
+        ([0, *range(middle, len(head))], [row for row in rows if row[-1]]),
+    ):
+        printed = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for column in columns:
+            printed.add_column(Text(head[column]), justify="right" if column else "left")
+        for row in shown:
+            printed.add_row(*(Text(row[column]) for column in columns))
+        console.print(printed)

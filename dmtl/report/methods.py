@@ -11,12 +11,12 @@ from pathlib import Path
 
 from dmtl.errors import DataError
 from dmtl.report.runs import NoEvaluation, Run, read_run
-from dmtl.train.claim import METHODS as CLAIMED
+from dmtl.train.claim import FILE as CLAIM
 from dmtl.train.config import RunConfig
 
 # Keys and sections that say how and where a run was computed, not what was learned; and the seed.
 APART = ("out", "device", "log", "execution", "optim.seed", "data.workers", "data.cache", "data.cache_dir")
-EQUAL_TIME = "equal time"  # steps of `dmtl claim`'s second baseline: each seed's own
+EQUAL_TIME = "equal time"  # steps of a method of `dmtl claim` that has another's time: each seed's own
 SHOWN = ("config.toml", "metrics.json", "log.jsonl")
 
 Settings = dict[str, object]  # "optim.lr" -> value
@@ -100,7 +100,7 @@ def settings_of(run: Run) -> Settings:
     values.pop("model.tasks", None)  # the data's
     if values["data.root"] != "scenes":  # a folder has as many images as it has
         del values["data.train_count"], values["data.val_count"]
-    if run.path.name == CLAIMED[-1] and (run.path.parents[1] / "claim.json").is_file():
+    if _has_time_of_another(run):
         values |= {"optim.steps": EQUAL_TIME, "optim.warmup": EQUAL_TIME}
     return values
 
@@ -126,6 +126,15 @@ def names_of(settings: Sequence[Settings]) -> tuple[list[str], list[str]]:
         if len(set(names)) == len(names):
             break
     return names, remarks
+
+
+def _has_time_of_another(run: Run) -> bool:
+    """Whether a run belongs to a method of `dmtl claim` whose steps follow from another method's time."""
+    try:
+        claim = json.loads((run.path.parent.parent / CLAIM).read_text(encoding="utf-8"))
+        return claim["methods"][run.path.name]["time_of"] is not None
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _flatten(key: str, value: object, into: Settings) -> None:

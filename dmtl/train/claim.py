@@ -1,113 +1,206 @@
-"""The paper's claim, measured: DiffusionMTL beside the plain multi-task baseline on the same labels.
+"""The methods of a table: a run configuration, and what each method changes in it.
 
-Every seed trains three models from one configuration: DiffusionMTL for N steps; the baseline for N steps
-(equal steps); and the baseline for as many steps as fit into DiffusionMTL's training time (equal time),
-each with its own full learning-rate schedule. Initialisation, order, augmentation and noise follow the
-seed; data and labels do not.
+    [methods.stl]                    # one run for each task
+    single_task = true
+    model = {diffusion = "none"}
+    [methods.mtl]
+    label = "MTL"                    # in the table; default: the name
+    model = {diffusion = "none"}
+    [methods.mtl-equal-time]
+    like = "mtl"                     # starts from that method's settings
+    time_of = "feature"              # as many steps as fit into that method's training time
+    [methods.feature]
+
+`methods.baseline` names the method that Delta_MTL is measured against, by default "mtl". A file without
+this section compares its own configuration with the baseline at equal steps and at equal time. Every method
+runs once for each seed. Initialisation, order, augmentation and noise follow the seed; data and labels do
+not.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import statistics
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from dmtl.data import Cached
-from dmtl.errors import ConfigError
-from dmtl.files import write_text
-from dmtl.metrics.delta import delta_mtl
-from dmtl.tasks import Task
+from dmtl.data import open_dataset
+from dmtl.errors import ConfigError, nearest
 from dmtl.train.config import RunConfig
-from dmtl.train.optim import total_steps
-from dmtl.train.setup import Data, open_data, training_loader
-from dmtl.train.trainer import Trainer
+from dmtl.train.jobs import Job, finished
+from dmtl.train.toml import override
 
-METHODS = ("diffusion", "mtl", "mtl_equal_time")
-
-OnStep = Callable[[int, int, float], None]
+KINDS = {"label": str, "like": str, "time_of": str, "single_task": bool}
+SECTIONS = ("data", "model", "optim", "execution", "log")
+DEFAULT = {
+    "diffusion": {},
+    "mtl": {"model": {"diffusion": "none"}},
+    "mtl_equal_time": {"like": "mtl", "time_of": "diffusion"},
+}
+FILE = "claim.json"
+"""Results of a table, in its folder."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """One finished run: its figures, steps and seconds of training."""
+class Method:
+    """One row of a table.
 
-    seed: int
-    method: str
-    out: str
-    steps: int
-    seconds: float
-    metrics: dict[str, dict[str, float]]
+    Attributes:
+        config: its configuration, but for seed, folder and, with `time_of`, the number of steps.
+        like, time_of: names of other methods. Both or only `like` may be given.
+        tasks: the tasks of single-task runs; None: one run learns all tasks.
+    """
+
+    name: str
+    label: str
+    config: RunConfig
+    like: str | None = None
+    time_of: str | None = None
+    tasks: tuple[str, ...] | None = None
+
+    def folders(self, out: str | Path, seed: int) -> dict[str | None, Path]:
+        """Return the folder of every run of a seed, by its task (None: all tasks)."""
+        folder = Path(out) / f"seed{seed}" / self.name
+        return {None: folder} if self.tasks is None else {task: folder / task for task in self.tasks}
 
 
 @dataclass(frozen=True)
 class Claim:
-    """All runs, and DiffusionMTL's Delta_MTL in percent against the baseline, one value per seed."""
+    """The methods of a table by name, and which of them is the baseline."""
 
-    runs: list[Run]
-    delta_equal_steps: list[float]
-    delta_equal_time: list[float]
+    methods: dict[str, Method]
+    baseline: str
 
-    def of(self, method: str) -> list[Run]:
-        """The runs of one of METHODS, in the order of the seeds."""
-        return [run for run in self.runs if run.method == method]
+    def with_needed(self, names: Iterable[str]) -> set[str]:
+        """Return these methods and those whose training time they need.
+
+        Raises:
+            ConfigError: a name is unknown.
+        """
+        needed = set()
+        for name in names:
+            method = self.methods[_known("--methods", name, self.methods)]
+            needed |= {name, method.like, method.time_of} if method.time_of else {name}
+        return needed
+
+    def jobs(self, out: str | Path, seeds: Iterable[int], wanted: Iterable[str]) -> list[Job]:
+        """Return the runs of the wanted methods and finished runs of the others, seed by seed."""
+        found = []
+        for seed in seeds:
+            folders = {name: method.folders(out, seed) for name, method in self.methods.items()}
+            for name, method in self.methods.items():
+                needs: list[Path] = []
+                if method.time_of is not None:
+                    needs = [p for other in (method.like, method.time_of) for p in folders[other].values()]
+                for task, folder in folders[name].items():
+                    label = f"seed {seed}: {name}" + (f", {task}" if task else "")
+                    config = partial(self._config, method, seed, task, folder, needs)
+                    if name in wanted or finished(folder):
+                        found.append(Job(label, folder, tuple(needs), config))
+        return found
+
+    def _config(self, method: Method, seed: int, task: str | None, folder: Path, needs) -> RunConfig:
+        """The configuration of one run; `needs` are finished."""
+        config = method.config
+        data = config.data if task is None else dataclasses.replace(config.data, tasks=[task])
+        optim = dataclasses.replace(config.optim, seed=seed)
+        if needs:
+            own, *others = (json.loads((path / "metrics.json").read_text(encoding="utf-8")) for path in needs)
+            steps = max(1, round(own["step"] * sum(other["seconds"] for other in others) / own["seconds"]))
+            # a longer run has a longer warm-up, so that its schedule keeps its shape
+            warmup = round(optim.warmup * steps / own["step"])
+            optim = dataclasses.replace(optim, steps=steps, epochs=0, warmup=warmup)
+        return dataclasses.replace(config, out=str(folder), data=data, optim=optim)
 
 
-def run_claim(config: RunConfig, seeds: Iterable[int], progress: Callable[[str], object]) -> Claim:
-    """Trains everything below `config.out`, writes `claim.json` there, and returns the figures.
+def claim_of(config: RunConfig, section: object = None) -> Claim:
+    """Return the table that a configuration and its section `[methods]` describe.
 
     Args:
-        config: of DiffusionMTL; the baseline is the same with `model.diffusion = "none"`.
-        progress: `progress(label)` is a context manager that yields the trainer's `on_step`.
+        section: as `read_methods` returns it; None: the configuration and its baselines.
+
+    Raises:
+        ConfigError: names the method and the key that is wrong.
     """
-    if config.model.diffusion == "none":
+    if section is None:
+        if config.model.diffusion == "none":
+            raise ConfigError(
+                'model.diffusion must be "feature" or "prediction" to be compared with the baseline, '
+                'got "none"; or describe the methods in a section [methods]'
+            )
+        section = DEFAULT
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"methods must be a table, got {section!r:.200}")
+    tables = dict(section)
+    baseline = tables.pop("baseline") if isinstance(tables.get("baseline"), str) else None
+    for name, values in tables.items():
+        _check(name, values, tables)
+    methods = {name: _method(name, config, tables) for name in tables}
+    if baseline is None and "mtl" not in methods:
         raise ConfigError(
-            'model.diffusion must be "feature" or "prediction" to be compared with the baseline, got "none"'
+            'methods.baseline must name the method that Delta_MTL is measured against, since none is "mtl" '
+            f"(methods: {', '.join(methods) or 'none'})"
         )
-    data = open_data(config.data, config.optim.task_weights)
-    if isinstance(data.train, Cached):
-        data.train.warm(data.labels)  # else the first run alone would pay for reading or rendering
-    planned = total_steps(config.optim, len(training_loader(config, data)))
-    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, steps=planned, epochs=0))
-    runs: list[Run] = []
-    by_steps, by_time = [], []
-    for seed in seeds:
-        ours, tasks = _train(config, data, seed, "diffusion", config.optim.steps, progress)
-        equal_steps, _ = _train(config, data, seed, "mtl", config.optim.steps, progress)
-        steps = max(config.optim.steps, round(config.optim.steps * ours.seconds / equal_steps.seconds))
-        equal_time, _ = _train(config, data, seed, "mtl_equal_time", steps, progress)
-        runs += [ours, equal_steps, equal_time]
-        by_steps.append(delta_mtl(ours.metrics, equal_steps.metrics, tasks))
-        by_time.append(delta_mtl(ours.metrics, equal_time.metrics, tasks))
-        claim = Claim(runs, by_steps, by_time)
-        write_text(Path(config.out) / "claim.json", json.dumps(dataclasses.asdict(claim), indent=2) + "\n")
-    return claim
+    return Claim(methods, _known("methods.baseline", baseline or "mtl", methods))
 
 
-def mean_and_spread(values: list[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (0 for a single value)."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+def _check(name: str, values: object, tables: Mapping[str, Mapping]) -> None:
+    if not re.fullmatch(r"[\w-]+", name):
+        raise ConfigError(f"methods.{name!r} must be letters, digits, - and _: it becomes a folder's name")
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"methods.{name} must be a table, got {values!r:.200}")
+    for key, value in values.items():
+        if key not in (*KINDS, *SECTIONS):
+            near = nearest(key, [*KINDS, *SECTIONS])
+            hint = f"; did you mean {near!r}?" if near else ""
+            raise ConfigError(
+                f"methods.{name}.{key} is not a known key{hint} (known: {', '.join([*KINDS, *SECTIONS])})"
+            )
+        if key in KINDS and not isinstance(value, KINDS[key]):
+            raise ConfigError(f"methods.{name}.{key} must be of type {KINDS[key].__name__}, got {value!r}")
+    for key in ("like", "time_of"):
+        if key in values:
+            other = _known(f"methods.{name}.{key}", values[key], tables)
+            if other == name or isinstance(tables[other], Mapping) and key in tables[other]:
+                raise ConfigError(f"methods.{name}.{key} must name a method without {key}, got {other!r}")
+    if "time_of" in values and "like" not in values:
+        raise ConfigError(
+            f"methods.{name}.time_of needs methods.{name}.like, the method whose time per step is known"
+        )
 
 
-def _train(
-    config: RunConfig,
-    data: Data,
-    seed: int,
-    method: str,
-    steps: int,
-    progress: Callable[[str], object],
-) -> tuple[Run, dict[str, Task]]:
-    out = Path(config.out) / f"seed{seed}" / method
-    model = config.model if method == "diffusion" else dataclasses.replace(config.model, diffusion="none")
-    # a longer run has a longer warm-up, so that its schedule keeps its shape
-    warmup = round(config.optim.warmup * steps / config.optim.steps)
-    optim = dataclasses.replace(config.optim, seed=seed, steps=steps, warmup=warmup)
-    with progress(f"seed {seed}: {method}") as on_step:
-        run = dataclasses.replace(config, out=str(out), model=model, optim=optim)
-        trainer = Trainer(run, data=data, resume=True, on_step=on_step)
-        on_step(trainer.step, steps, math.nan)
-        metrics = trainer.run()
-    return Run(seed, method, str(out), trainer.step, trainer.seconds, metrics), trainer.model.tasks
+def _method(name: str, config: RunConfig, tables: Mapping[str, Mapping]) -> Method:
+    own = tables[name]
+    prefix = f"methods.{name}"
+    single = False
+    for values in (tables[own["like"]], own) if "like" in own else (own,):
+        single = values.get("single_task", single)
+        changes = {key: values[key] for key in SECTIONS if key in values}
+        try:
+            config = override(config, changes, prefix + ".")
+        except ConfigError as error:
+            text = str(error)
+            raise ConfigError(text if text.startswith(prefix) else f"{prefix}: {text}") from None
+    if single and "time_of" in own:
+        raise ConfigError(f"{prefix}.time_of cannot be combined with single-task runs")
+    tasks = _tasks(config) if single else None
+    return Method(name, own.get("label", name), config, own.get("like"), own.get("time_of"), tasks)
+
+
+def _tasks(config: RunConfig) -> tuple[str, ...]:
+    if config.data.tasks is not None:
+        return tuple(config.data.tasks)
+    rendered = config.data.root == "scenes"
+    return tuple(open_dataset(config.data.root, "train", count=1 if rendered else None).tasks)
+
+
+def _known(where: str, name: str, methods: Iterable[str]) -> str:
+    """The name, if it is one of the methods."""
+    if name not in methods:
+        near = nearest(name, methods)
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise ConfigError(f"{where}: no method is called {name!r}{hint} (methods: {', '.join(methods)})")
+    return name

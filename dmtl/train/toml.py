@@ -7,6 +7,8 @@
 
 A file's values win over those of what it extends, a later file of a list over an earlier one. Tables are
 merged key by key, `optim.task_weights` included; everything else, lists too, is replaced.
+
+A section `[methods]` is what `dmtl claim` compares (`dmtl.train.claim`); it is no part of a run.
 """
 
 from __future__ import annotations
@@ -23,15 +25,33 @@ from typing import Literal
 from dmtl.errors import ConfigError, nearest
 from dmtl.train.config import RunConfig
 
+METHODS = "methods"
+
 
 def read_config(path: str | Path) -> RunConfig:
     """A TOML file, with what it extends -> RunConfig. Raises ConfigError naming the file (and the files that
     led there), the key and, for a typo, the nearest key."""
     values = _resolved((Path(path),))
+    values.pop(METHODS, None)
     try:
         return config_from_dict(values)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def read_methods(path: str | Path) -> object:
+    """Return the section `[methods]` of a TOML file with what it extends, unchecked; None without one."""
+    return _resolved((Path(path),)).get(METHODS)
+
+
+def override(config: RunConfig, values: Mapping, prefix: str) -> RunConfig:
+    """Return the configuration with some values replaced, as by a file that extends it.
+
+    Raises:
+        ConfigError: a key is unknown or a value cannot work; `prefix` is where the values come from.
+    """
+    typed = _typed(RunConfig, values, prefix)
+    return _build(RunConfig, _merge(dataclasses.asdict(config), typed))
 
 
 def config_from_dict(values: Mapping) -> RunConfig:
@@ -74,7 +94,8 @@ def _resolved(chain: tuple[Path, ...]) -> dict:
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(f"{told}: extends must be the name of a file or a list of names, got {bases!r}")
     try:
-        _typed(RunConfig, values, "")  # here, where the file with a wrong key is known
+        # here, where the file with a wrong key is known
+        _typed(RunConfig, {key: value for key, value in values.items() if key != METHODS}, "")
     except ConfigError as error:
         raise ConfigError(f"{told}: {error}") from None
     merged: dict = {}
@@ -126,7 +147,7 @@ def _typed(cls: type, values: Mapping, prefix: str) -> dict:
     arguments = {}
     for key, value in values.items():
         if key not in known:
-            near = nearest(key, known if prefix else [*known, "extends"])
+            near = nearest(key, known if prefix else [*known, "extends", METHODS])
             hint = f"; did you mean {prefix + near!r}?" if near else ""
             raise ConfigError(f"{prefix}{key} is not a known key{hint} (known here: {', '.join(known)})")
         arguments[key] = _convert(kinds[key], value, prefix + key)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from .conftest import HEIGHT, SHORT, TASKS, WIDTH
+from .conftest import HEIGHT, SHORT, TASKS, WIDTH, environment
 
 
 def test_train(trained, data):
@@ -67,7 +71,6 @@ def test_resume(dmtl, tmp_path, data, monkeypatch):
 def test_a_run_that_stops_itself_says_how_to_go_on(dmtl, tmp_path, data, monkeypatch):
     """SIGTERM: the state is saved, one line says so, and the status is not that of a finished run."""
     import os
-    import signal
 
     from dmtl.train.trainer import Trainer
 
@@ -211,28 +214,106 @@ def test_report_of_unequal_runs(dmtl, trained, baseline):
     assert (status, err) == (2, "dmtl report: --baseline must name as many runs as RUN (1), got 2\n")
 
 
-def test_claim(dmtl, tmp_path, data):
-    """Three runs for one seed, their figures, and Delta_MTL; a second call finds them done."""
-    words = ["claim", "--data.root", data, *SHORT, "--seeds", 3, "--out", "claim"]
-    status, out, _ = dmtl(*words)
-    assert status == 0
-    assert "at equal steps" in out and "at equal time" in out and "seed 3" in out
-    claim = json.loads((tmp_path / "claim" / "claim.json").read_text())
-    assert [(run["seed"], run["method"]) for run in claim["runs"]] == [
-        (3, "diffusion"),
-        (3, "mtl"),
-        (3, "mtl_equal_time"),
-    ]
-    steps = [run["steps"] for run in claim["runs"]]
-    assert steps[0] == steps[1] == 2 <= steps[2]
-    assert f"{claim['delta_equal_steps'][0]:+.2f} %" in out
+TABLE = """
+[data]
+tasks = ["semseg", "height"]
+labels = "full"
+[methods]
+baseline = "plain"
+[methods.plain]
+label = "MTL | plain"
+model = {diffusion = "none"}
+[methods.longer]
+like = "plain"
+time_of = "feature"
+[methods.single]
+single_task = true
+model = {diffusion = "none"}
+[methods.feature]
+[methods.broken]
+optim = {backbone_weights = "nothing.pth"}
+"""
 
-    written = (tmp_path / "claim" / "seed3" / "diffusion" / "model" / "model.safetensors").stat().st_mtime_ns
-    assert dmtl(*words).status == 0
-    again = json.loads((tmp_path / "claim" / "claim.json").read_text())
-    assert again["delta_equal_steps"] == claim["delta_equal_steps"]
-    assert [run["seconds"] for run in again["runs"]] == [run["seconds"] for run in claim["runs"]]
-    assert written
+
+def test_claim(dmtl, tmp_path, data):
+    """Methods as the file describes them, two at a time; a second call finds them done and goes on."""
+    (tmp_path / "table.toml").write_text(TABLE)
+    words = ["claim", "table.toml", "--data.root", data, *SHORT, "--out", "claim", "--processes", 2]
+    status, out, err = dmtl(*words, "--seeds", 3, "--methods", "longer", "single")
+    assert (status, err) == (0, "")
+    assert "seed 3: single, height: done" in out and "broken" not in out and "MTL | plain" in out
+    claim = json.loads((tmp_path / "claim" / "claim.json").read_text())
+    assert claim["baseline"] == "plain" and claim["methods"]["longer"]["time_of"] == "feature"
+    assert claim["methods"]["single"]["config"]["model"]["diffusion"] == "none"
+    runs = {(run["seed"], run["method"], run.get("task")): run for run in claim["runs"]}
+    methods = [(name, None) for name in ("plain", "longer", "feature")]
+    methods += [("single", task) for task in ("semseg", "height")]
+    assert set(runs) == {(3, *method) for method in methods}
+    for (seed, method, task), run in runs.items():
+        assert run["seconds_per_step"] == run["seconds"] / run["steps"]
+        tasks = {task} if task else {"semseg", "height"}
+        initial = {f"initial/{name}" for name in tasks} if method == "feature" else set()
+        assert set(run["metrics"]) == tasks | initial
+        assert (tmp_path / "claim" / f"seed{seed}" / method / (task or "") / "model").is_dir()
+    plain, feature = runs[3, "plain", None], runs[3, "feature", None]
+    steps = max(1, round(plain["steps"] * feature["seconds"] / plain["seconds"]))
+    assert (plain["steps"], runs[3, "longer", None]["steps"]) == (2, steps)
+    assert all(claim["methods"][name]["delta"]["paired"] for name in ("longer", "single", "feature"))
+
+    before = (tmp_path / "claim" / "seed3" / "feature" / "metrics.json").stat().st_mtime_ns
+    options = ("--seeds", 3, "--markdown", "table.md", "--json", "all.json")
+    status, out, _ = dmtl(*words, *options)
+    assert status == 1 and "seed 3: broken failed: dmtl train: optim.backbone_weights: nothing.pth" in out
+    assert (tmp_path / "claim" / "seed3" / "feature" / "metrics.json").stat().st_mtime_ns == before
+    assert json.loads((tmp_path / "all.json").read_text()) == claim
+    rows = [line[2:-2].split(" | ") for line in (tmp_path / "table.md").read_text().splitlines()]
+    labels = ["MTL \\| plain", "longer", "single", "feature", "feature: its initial maps"]
+    assert [row[0] for row in rows[2:]] == labels and {len(row) for row in rows} == {len(rows[0])}
+    assert rows[0][1:4] == ["semseg, mIoU ↑", "height, rmse ↓", "Delta_MTL, %"]
+    assert rows[2][3] == "-" and rows[5][3] == f"{claim['methods']['feature']['delta']['each'][0]:+.2f}"
+
+    status, _, err = dmtl(*words, "--seeds", 3, "--optim.lr", 0.5)
+    assert status == 2 and err.count("\n") == 1
+    assert "seed3/plain: was trained with another configuration (optim.lr was 0.001, now 0.5)" in err
+
+
+def test_claim_without_methods(dmtl, tmp_path, data):
+    """The configuration, and its baselines at equal steps and at equal time."""
+    status, out, _ = dmtl("claim", "--data.root", data, *SHORT, "--seeds", 3, "--out", "claim")
+    assert status == 0 and "gain over initial maps" in " ".join(out.split())
+    claim = json.loads((tmp_path / "claim" / "claim.json").read_text())
+    assert [run["method"] for run in claim["runs"]] == ["diffusion", "mtl", "mtl_equal_time"]
+    delta = claim["methods"]["diffusion"]["delta"]
+    assert delta["seeds"] == [3] and f"{delta['each'][0]:+.2f}" in out
+
+
+def test_a_stopped_claim_stops_its_runs_and_resumes(tmp_path, data):
+    """SIGTERM: the run saves its state, the status says so, and the same command goes on from there."""
+    words = ["claim", "--data.root", str(data), *SHORT, "--seeds", "0", "--methods", "mtl", "--out", "claim"]
+    command = [sys.executable, "-m", "dmtl", *words, "--optim.steps", "1000000"]
+    options = dict(cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log, rows = tmp_path / "claim" / "seed0" / "mtl.log", tmp_path / "claim" / "seed0" / "mtl" / "log.jsonl"
+    step = 0
+    for _ in range(2):
+        with subprocess.Popen(command, **options) as claim:
+            try:
+                while last_step(rows) <= step:
+                    assert claim.poll() is None
+                    time.sleep(0.1)
+            finally:
+                claim.send_signal(signal.SIGTERM)
+            _, err = claim.communicate(timeout=600)
+        assert claim.returncode == 128 + signal.SIGTERM and err.startswith("dmtl claim: stopped by SIGTERM;")
+        step = last_step(rows)
+    first, second = (line for line in log.read_text().splitlines() if "stopped by SIGTERM after step" in line)
+    [resumed] = (line for line in log.read_text().splitlines() if line.startswith("resumed at step"))
+    assert f"after step {resumed.split()[-1]} of 1000000" in first and first != second
+
+
+def last_step(rows) -> int:
+    """Of a run's log."""
+    lines = rows.read_text().split("\n")[:-1] if rows.is_file() else []
+    return json.loads(lines[-1])["step"] if lines else 0
 
 
 def test_convert_there_and_back(dmtl, tmp_path):

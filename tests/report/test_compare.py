@@ -107,7 +107,8 @@ def test_equal_time_runs_of_a_claim_are_one_method_whatever_their_steps(tmp_path
         write_run(tmp_path / f"seed{seed}" / "diffusion", 44.0, 1.0, "feature", seed)
         write_run(tmp_path / f"seed{seed}" / "mtl", 40.0, 1.0, "none", seed)
         write_run(tmp_path / f"seed{seed}" / "mtl_equal_time", 42.0, 1.0, "none", seed, step=steps)
-    (tmp_path / "claim.json").write_text("{}")
+    claim = {"methods": {"mtl": {"time_of": None}, "mtl_equal_time": {"time_of": "diffusion"}}}
+    (tmp_path / "claim.json").write_text(json.dumps(claim))
     comparison = compare([tmp_path])
     names = [method.name for method in comparison.methods.values()]
     assert names == [
