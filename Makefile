@@ -41,7 +41,7 @@ $(RUN):
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(SOURCES) | $(RUN)
-	$(PIP) install --quiet --constraint constraints.txt --editable .
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[encoders]'
 	touch $@
 
 $(VENV)/.installed-test: $(SOURCES) | $(RUN)

@@ -13,7 +13,7 @@ from dmtl.models import DiffusionMTL, MultiTaskBaseline, build_model
 from dmtl.tasks import make_task
 from dmtl.train.claim import claim_of
 from dmtl.train.config import RunConfig
-from dmtl.train.presets import demo_config
+from dmtl.train.presets import demo_config, recipe
 from dmtl.train.toml import read_config, read_methods, write_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -69,7 +69,7 @@ def differences(one: RunConfig, other: RunConfig) -> set[str]:
 
 def test_configs_exist():
     runs = {"-".join(run) for run in PUBLISHED_RUNS}
-    assert {path.stem for path in CONFIGS.glob("*.toml")} == runs | {"camvid-one-label", "scenes-one-label"}
+    assert {path.stem for path in CONFIGS.glob("*.toml")} == runs | {"camvid-one-label", "nyud-one-label", "scenes-one-label"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
@@ -131,6 +131,15 @@ def test_loss_weights_of_the_released_run_are_the_tasks_own():
     own = {name: make_task(name, **({"classes": 3} if name in ("semseg", "human_parts") else {})).weight
            for name in ("semseg", "human_parts", "sal", "normals", "edge")}  # fmt: skip
     assert own == {"semseg": 1, "human_parts": 2, "sal": 5, "normals": 10, "edge": 50}
+
+
+def test_the_recipe_is_written_down_once():
+    assert differences(read_config(CONFIGS / "bases" / "recipe.toml"), recipe()) == set()
+    expected = {"out", "data.root", "data.tasks", "data.labels", "data.label_tasks", "data.size", "data.scale",
+                "data.train_count", "data.val_count"}  # fmt: skip
+    for name in ("camvid-one-label", "nyud-one-label", "scenes-one-label"):
+        assert differences(read_config(CONFIGS / f"{name}.toml"), recipe()) <= expected, name
+    assert differences(read_config(CONFIGS / "claims" / "nyud.toml"), recipe()) <= expected | {"optim.backbone_weights"}
 
 
 def test_the_demo_is_the_scenes_configuration_cut_short():

@@ -15,6 +15,7 @@ from dmtl.cli._arguments import parse, positional
 from dmtl.cli._common import console, final_and_initial, metric_table, say, training_progress
 from dmtl.errors import ConfigError
 from dmtl.train.config import RunConfig
+from dmtl.train.presets import recipe
 from dmtl.train.toml import read_config
 
 
@@ -72,13 +73,11 @@ def main(arguments: list[str]) -> int:
 
 
 def defaults(kind: type, arguments: list[str]):
-    """An instance of `kind` with the values of the TOML file that stands first, if one does."""
-    if arguments and not arguments[0].startswith("-"):
-        config = read_config(arguments[0])
-        return kind(
-            config=arguments[0], **{f.name: getattr(config, f.name) for f in dataclasses.fields(RunConfig)}
-        )
-    return kind()
+    """Return an instance of `kind` with the values of the TOML file that comes first, or else of the recipe."""
+    named = bool(arguments) and not arguments[0].startswith("-")
+    config = read_config(arguments[0]) if named else recipe()
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(RunConfig)}
+    return kind(config=arguments[0], **values) if named else kind(**values)
 
 
 def run_config(args: RunConfig, arguments: list[str]) -> RunConfig:

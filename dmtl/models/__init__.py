@@ -9,7 +9,7 @@ from dmtl.models.diffusion_mtl import (
     build_model,
     load_model,
 )
-from dmtl.models.encoder_weights import load_backbone, load_pretrained, pretrained_source
+from dmtl.models.encoder_weights import how_to_get, load_backbone, load_pretrained, pretrained_source
 from dmtl.models.weights import load_state
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "MultiTaskBaseline",
     "Prediction",
     "build_model",
+    "how_to_get",
     "load_backbone",
     "load_model",
     "load_pretrained",

