@@ -1,5 +1,5 @@
-"""depthwise_conv on layers of EfficientNet-Lite0, next to the library's grouped convolution: NCHW as published, in
-channels-last, and compiled."""
+"""depthwise_conv on layers of EfficientNet-Lite0, next to the library's grouped convolution: NCHW as
+published, in channels-last, and compiled."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def work(layer: Layer, call: dict, backward: bool = False) -> Work:
     """Products of the forward pass, and as many for each gradient; maps are read and written once."""
     out = call["x"].nbytes // layer.stride**2
     products = 2 * layer.k**2 * call["x"].numel() // layer.stride**2
-    return Work(flops=products * (3 if backward else 1), bytes=(call["x"].nbytes + out) * (3 if backward else 1))
+    passes = 3 if backward else 1
+    return Work(flops=passes * products, bytes=passes * (call["x"].nbytes + out))
 
 
 @pytest.mark.parametrize("contender", contenders(SPEC, CHANNELS_LAST))

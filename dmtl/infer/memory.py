@@ -60,9 +60,9 @@ def peak_bytes(
 def encoder_numbers(backbone: str, width: int) -> tuple[float, int]:
     """Count what an encoder holds at a time, from a run without storage.
 
-    The largest of: input and output of one layer, with batch norms folded; its maps at 1/8 resolution and their
-    concatenation. On top of that what the engine keeps from call to call: depthwise convolutions' outputs, one of each
-    size.
+    The largest of: input and output of one layer, with batch norms folded; its maps at 1/8 resolution and
+    their concatenation. On top of that what the engine keeps from call to call: the outputs of depthwise
+    convolutions, one of each size.
 
     Args:
         backbone: a name for `make_backbone`.

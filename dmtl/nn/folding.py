@@ -2,8 +2,8 @@
 
     weight * (conv(x) - mean) / sqrt(var + eps) + bias   is a convolution with a bias.
 
-Nothing here knows an architecture. A run on a small image shows which norm reads which convolution's output, and a second
-run proves that the folded network is the same function.
+Nothing here knows an architecture. A run on a small image shows which norm reads which convolution's output,
+and a second run proves that the folded network is the same function.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ Modules = dict[nn.Module, nn.Module]
 def fold_batch_norms_(module: nn.Module) -> nn.Module:
     """Fold every batch norm that reads one convolution's output into that convolution, in place.
 
-    A norm that also activates (timm's `BatchNormAct2d`) leaves its activation behind. A fold that would change the
-    function, e.g. because something else reads the convolution's output too, is undone.
+    A norm that also activates (timm's `BatchNormAct2d`) leaves its activation behind. A fold that would
+    change the function, e.g. because something else reads the convolution's output too, is undone.
 
     Args:
-        module: any network of an image [B, 3, H, W] whose sides are multiples of 32. Norms use their running statistics.
+        module: any network of an image [B, 3, H, W] whose sides are multiples of 32. Norms use their running
+            statistics.
 
     Returns:
         `module`, in eval mode.
@@ -90,7 +91,7 @@ def _hooked(module: nn.Module) -> bool:
 
 
 def _fold(conv: nn.Conv2d, norm: _BatchNorm) -> Modules:
-    """What to replace by what; empty if the norm has no statistics or the convolution's weight is computed."""
+    """What to replace by what; empty if the norm has no statistics, or if the weight is itself computed."""
     if norm.running_mean is None or is_parametrized(conv):
         return {}
     rest = [part for name in ("drop", "act") if isinstance(part := getattr(norm, name, None), nn.Module)]

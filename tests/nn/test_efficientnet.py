@@ -99,7 +99,8 @@ def test_stored_outputs_of_timm(name):
 def classify(raw: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     """The classifier of a wheel's file on the last map."""
     x = F.conv2d(x, raw["_conv_head.weight"])
-    x = F.batch_norm(x, *(raw[f"_bn1.{k}"] for k in ("running_mean", "running_var", "weight", "bias")), eps=1e-3)
+    norm = (raw[f"_bn1.{key}"] for key in ("running_mean", "running_var", "weight", "bias"))
+    x = F.batch_norm(x, *norm, eps=1e-3)
     return F.linear(F.relu6(x).mean((2, 3)), raw["_fc.weight"], raw["_fc.bias"])
 
 

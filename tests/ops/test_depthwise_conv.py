@@ -1,4 +1,4 @@
-"""depthwise_conv beyond the generic tests: an independent composition, drawn shapes and layouts, bad arguments."""
+"""depthwise_conv beyond the generic tests: an independent composition, drawn shapes, bad arguments."""
 
 from __future__ import annotations
 
@@ -119,7 +119,11 @@ BAD = [
     (dict(x=torch.zeros(2, 8, 4)), ValueError, r"x must be of shape \[B, C, H, W\], got \[2, 8, 4\]"),
     (dict(x=torch.zeros(2, 8, 4, 6).int()), TypeError, "x must be float32, .*, got int32"),
     (dict(x=[1.0]), TypeError, "x must be .*, got list"),
-    (dict(weight=torch.zeros(8, 1, 3, 3).half()), TypeError, "weight must be of x's dtype float32, got float16"),
+    (
+        dict(weight=torch.zeros(8, 1, 3, 3).half()),
+        TypeError,
+        "weight must be of x's dtype float32, got float16",
+    ),
     (
         dict(weight=torch.zeros(8, 1, 7, 7)),
         ValueError,

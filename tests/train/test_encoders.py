@@ -1,4 +1,4 @@
-"""Runs on an EfficientNet-Lite: where its weights come from, what is frozen, how fast each stage learns, the plan."""
+"""Runs on an EfficientNet-Lite: its weights, what is frozen, how fast each stage learns, the plan."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def fill(encoder, name):
 
 
 def same(a, b) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
 
 
 def test_a_resumed_run_needs_no_weights(config_for, tmp_path):
