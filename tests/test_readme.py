@@ -53,9 +53,7 @@ def test_five_steps(tmp_path, monkeypatch, one_thread):
     for _, *words in commands(section):
         if words[0] == "train":
             words = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
-            size = words.index("--data.size") + 1
-            words[size : size + 2] = ["32", "32"]
-            words += TINY.split()
+            words += f"--data.size 32 32 {TINY}".split()
         assert main(words) == 0, words
     for task in ("semseg", "cracks", "height"):
         assert {path.stem for path in (tmp_path / "maps" / task).glob("*.png")} == {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,8 @@ def mib(size: float) -> str:
 
 
 @contextmanager
-def training_progress(label: str):
-    """Yields `on_step(step, steps, loss)` that moves a bar with the loss and the time to finish."""
+def training_bars() -> Iterator[Callable[[str], Callable[[int, int, float], None]]]:
+    """Yield a function `label -> on_step(step, steps, loss)`, a bar each with the loss and the time to finish."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -75,12 +75,24 @@ def training_progress(label: str):
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task(label, total=None, loss="-")
 
-        def on_step(step: int, steps: int, loss: float) -> None:
-            progress.update(bar, completed=step, total=steps, loss="-" if math.isnan(loss) else f"{loss:.3g}")
+        def new_bar(label: str) -> Callable[[int, int, float], None]:
+            bar = progress.add_task(label, total=None, loss="-")
 
-        yield on_step
+            def on_step(step: int, steps: int, loss: float) -> None:
+                text = "-" if math.isnan(loss) else f"{loss:.3g}"
+                progress.update(bar, completed=step, total=steps, loss=text)
+
+            return on_step
+
+        yield new_bar
+
+
+@contextmanager
+def training_progress(label: str) -> Iterator[Callable[[int, int, float], None]]:
+    """Yield the `on_step` of a single bar."""
+    with training_bars() as new_bar:
+        yield new_bar(label)
 
 
 def metric_table(

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from dmtl.cli._arguments import parse
-from dmtl.cli._common import console, metric_table, say, training_progress
+from dmtl.cli._common import console, metric_table, say, training_bars
+from dmtl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dmtl.train.config import RunConfig
+
+RUNS = {"mtl": ("MTL baseline", "none"), "diffusion": ("DiffusionMTL", None)}
+"""Folder -> the run's name, and the model's form of diffusion where it is not the recipe's."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +31,8 @@ class Demo:
     """Learn six tasks from rendered images with one label each, compare with the plain multi-task baseline,
     write a report.
 
-    Trains both models, predicts a few images, and writes OUT/report.html. Nothing is downloaded.
+    Trains both models (at the same time, with one thread each, if the machine has several cores), predicts a few
+    images, and writes OUT/report.html.
     """
 
     out: str = "runs/demo"
@@ -36,18 +50,40 @@ class Demo:
 def main(arguments: list[str]) -> int:
     args = parse(Demo, arguments, "demo")
     from dmtl.devices import pick_device
-    from dmtl.errors import ConfigError
-    from dmtl.metrics import delta_mtl
-    from dmtl.report.run import report_from_runs
-    from dmtl.train.evaluate import primary_metrics
+    from dmtl.models import how_to_get, load_model, pretrained_source
     from dmtl.train.presets import demo_config
     from dmtl.train.setup import open_data
-    from dmtl.train.trainer import Trainer
+    from dmtl.train.trainer import RunStopped
 
     base = demo_config()
     steps = base.optim.steps if args.steps is None else args.steps
     optim = dataclasses.replace(base.optim, seed=args.seed, steps=steps)
-    pick_device(args.device)  # before anything is written
+    base = dataclasses.replace(base, device=args.device, optim=optim)
+    device = pick_device(args.device)  # before anything is written
+    out = _prepare(args)
+    if pretrained_source(base.model.backbone) is None:
+        say(f"the encoder starts from random weights; for better maps: {how_to_get(base.model.backbone)}")
+    try:
+        failed = _train(base, out, 1 if device.type == "cuda" else min(len(RUNS), _cores()))
+    except RunStopped as stopped:
+        print(f"dmtl demo: {stopped}", file=sys.stderr)
+        return stopped.status
+    if failed:
+        raise ConfigError("; ".join(failed))
+    model = load_model(out / "diffusion" / "model").to(device)
+    _compare(out, model)
+    data = open_data(base.data, base.optim.task_weights)
+    _predict_samples(model, device, data.val, out)
+    from dmtl.report.run import report_from_runs
+
+    runs = (out / "diffusion", out / "mtl")
+    page = report_from_runs(*runs, out / "report.html", train_set=data.train, val_set=data.val, device=device)
+    say(f"report: {page}")
+    return 0
+
+
+def _prepare(args: Demo) -> Path:
+    """Create the folder; refuse one that holds anything but an earlier demo to overwrite."""
     out = Path(args.out)
     if out.exists() and any(out.iterdir()):
         if not args.overwrite or not (out / "demo").is_file():
@@ -55,38 +91,74 @@ def main(arguments: list[str]) -> int:
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "demo").touch()  # marks a folder that --overwrite may replace
+    return out
 
-    runs, data = {}, open_data(base.data, optim.task_weights)
-    for name, label, model in (
-        ("mtl", "MTL baseline", dataclasses.replace(base.model, diffusion="none")),
-        ("diffusion", "DiffusionMTL", base.model),
-    ):
-        config = dataclasses.replace(base, out=str(out / name), device=args.device, model=model, optim=optim)
-        trainer = Trainer(config, data=data)
-        with training_progress(f"{label:12}") as trainer.on_step:
-            runs[label] = trainer.run()
-    console.print(metric_table("", runs, primary_metrics(runs["DiffusionMTL"], trainer.model.tasks)))
-    gain = delta_mtl(runs["DiffusionMTL"], runs["MTL baseline"], trainer.model.tasks)
+
+def _cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _train(base: RunConfig, out: Path, processes: int) -> list[str]:
+    """Train both models and return what failed."""
+    from dmtl.train.jobs import Job, run_jobs
+
+    jobs = []
+    for name, (label, diffusion) in RUNS.items():
+        model = dataclasses.replace(base.model, diffusion=diffusion or base.model.diffusion)
+        config = dataclasses.replace(base, out=str(out / name), model=model)
+        jobs.append(Job(label, out / name, (), lambda config=config: config))
+    with _bars(base.optim.steps, out) as look:
+        return run_jobs(jobs, processes, on_wait=look)
+
+
+@contextmanager
+def _bars(steps: int, out: Path) -> Iterator:
+    """Yield a function that moves a bar for each run by what its log says."""
+    with training_bars() as new_bar:
+        bars = {out / name / "log.jsonl": new_bar(f"{label:12}") for name, (label, _) in RUNS.items()}
+
+        def look() -> None:
+            for log, on_step in bars.items():
+                if row := _last_row(log):
+                    on_step(row["step"], steps, row["loss"])
+
+        yield look
+        look()
+
+
+def _last_row(log: Path) -> dict | None:
+    """The last logged step of a run, if there is one."""
+    if not log.is_file():
+        return None
+    with open(log, "rb") as file:
+        file.seek(max(0, log.stat().st_size - 20_000))
+        lines = file.read().decode("utf-8", "replace").splitlines()
+    for line in reversed(lines):
+        if line.startswith('{"event": "train"') and line.endswith("}"):
+            return json.loads(line)
+    return None
+
+
+def _compare(out: Path, model) -> None:
+    """Print the metrics of both runs, and what denoising gained."""
+    from dmtl.metrics import delta_mtl
+    from dmtl.train.evaluate import primary_metrics
+
+    found = {
+        label: json.loads((out / name / "metrics.json").read_text(encoding="utf-8"))["metrics"]
+        for name, (label, _) in RUNS.items()
+    }
+    baseline, ours = found.values()
+    console.print(metric_table("", found, primary_metrics(ours, model.tasks)))
     console.print(
-        f"Delta_MTL of DiffusionMTL against the MTL baseline: [bold]{gain:+.2f} %[/bold] "
+        f"Delta_MTL of DiffusionMTL against the MTL baseline: [bold]{delta_mtl(ours, baseline, model.tasks):+.2f} %[/bold] "
         "(one seed, equal steps)"
     )
 
-    _predict_samples(trainer, out)
-    report = report_from_runs(
-        out / "diffusion",
-        out / "mtl",
-        out / "report.html",
-        train_set=data.train,
-        val_set=data.val,
-        device=trainer.device,
-    )
-    say(f"report: {report}")
-    return 0
 
-
-def _predict_samples(trainer, out: Path, count: int = 4) -> None:
-    """Writes a few validation images and what `dmtl predict` makes of them."""
+def _predict_samples(model, device, val, out: Path, count: int = 4) -> None:
+    """Write a few validation images and what `dmtl predict` makes of them."""
     from PIL import Image
 
     from dmtl.infer.predictor import Predictor
@@ -94,7 +166,6 @@ def _predict_samples(trainer, out: Path, count: int = 4) -> None:
     folder = out / "images"
     folder.mkdir()
     for index in range(count):
-        sample = trainer.data.val.read(index, [])
+        sample = val.read(index, [])
         Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(folder / f"{index:04}.png")
-    summary = Predictor(trainer.result, trainer.device).predict_files([folder], out / "predictions")
-    say(summary)
+    say(Predictor(model, device).predict_files([folder], out / "predictions"))

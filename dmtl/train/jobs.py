@@ -55,6 +55,7 @@ def run_jobs(
     processes: int = 1,
     say: Callable[[str], object] = lambda text: None,
     on_done: Callable[[], object] = lambda: None,
+    on_wait: Callable[[], object] = lambda: None,
 ) -> list[str]:
     """Run what is not finished yet, `processes` at a time, and return a line for every run that failed.
 
@@ -63,6 +64,7 @@ def run_jobs(
 
     Args:
         on_done: called after every run that ended well.
+        on_wait: called several times a second while runs are going on.
 
     Raises:
         ConfigError: a finished run has another configuration.
@@ -84,6 +86,7 @@ def run_jobs(
                 if not running:
                     break
                 time.sleep(_PAUSE)
+                on_wait()
                 for process in [p for p in running if p.poll() is not None]:
                     job = running.pop(process)
                     if process.returncode or not finished(job.out):

@@ -30,6 +30,6 @@ def demo_config() -> RunConfig:
         base,
         out="runs/demo",
         data=DataConfig(size=(96, 96), train_count=600, val_count=128, scale=(0.75, 1.5)),
-        optim=dataclasses.replace(base.optim, steps=700),
-        log=LogConfig(every=10, eval_every=350, checkpoint_every=10_000),
+        optim=dataclasses.replace(base.optim, steps=400),
+        log=LogConfig(every=10, eval_every=200, checkpoint_every=10_000),
     )

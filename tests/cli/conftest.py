@@ -22,7 +22,11 @@ TASKS = {
     "cracks": {"kind": "binary"},
     "height": {"kind": "scalar"},
 }
-NETWORK = "--model.width 8 --model.heads 2 --model.backbone-width 8 --data.size 32 32".split()
+NETWORK = [
+    *"--model.backbone resnet18 --model.backbone-width 8 --model.width 8 --model.heads 2".split(),
+    *"--model.token-reduction 4 --data.size 32 32 --optim.backbone-weights".split(),
+    "",
+]
 SHORT = [*NETWORK, *"--optim.steps 2 --optim.batch-size 2 --optim.warmup 0 --log.every 1".split()]
 
 
