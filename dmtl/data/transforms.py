@@ -21,10 +21,9 @@ from torch import Tensor
 
 from dmtl.data.base import Sample
 from dmtl.errors import DataError
+from dmtl.nn.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from dmtl.tasks import Task
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 _SCALE = 1 / (255 * torch.tensor(IMAGENET_STD).view(3, 1, 1))
 _SHIFT = -(torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_STD)).view(3, 1, 1)
 _CROP_ATTEMPTS = 10

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dmtl.errors import ConfigError
-from dmtl.nn.efficientnet import IMAGENET_MEAN, IMAGENET_STD, LITE, EfficientNetLite
+from dmtl.nn.efficientnet import LITE, EfficientNetLite
+from dmtl.nn.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from dmtl.nn.resnet import DEPTHS, ResNet
 
 OWN = (*DEPTHS, *LITE)
@@ -83,16 +84,9 @@ class TimmBackbone(nn.Module):
         maps = self.net(image)[-4:]
         return [m.permute(0, 3, 1, 2) for m in maps] if self._channels_last else list(maps)
 
-    def pretrained_state(self, file: str | None = None) -> dict[str, Tensor]:
-        """Return this encoder's published ImageNet weights, under this module's names.
-
-        Args:
-            file: where they are, with the names of the whole classifier; default: timm downloads them.
-        """
-        options = {"pretrained": True}
-        if file is not None:
-            options["pretrained_cfg_overlay"] = {"file": file}
-        net = _create(_timm(self.name), self.name, **options)
+    def pretrained_state(self) -> dict[str, Tensor]:
+        """Let timm download this encoder's published ImageNet weights; return them under this module's names."""
+        net = _create(_timm(self.name), self.name, pretrained=True)
         return {f"net.{key}": value for key, value in net.state_dict().items()}
 
     def adapt_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -116,9 +110,9 @@ def _timm(name: str):
     return timm
 
 
-def _create(timm, name: str, pretrained: bool = False, **overlay) -> nn.Module:
+def _create(timm, name: str, pretrained: bool = False) -> nn.Module:
     """Create the network; transformers are asked to take images of any size, each family in its own words."""
-    common = dict(features_only=True, pretrained=pretrained, **overlay)
+    common = dict(features_only=True, pretrained=pretrained)
     for option in ({"dynamic_img_size": True}, {"strict_img_size": False}):
         with suppress(TypeError):  # the model knows no such option
             return timm.create_model(name, **common, **option)

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from dmtl import ops
 from dmtl.nn.batch_norm import norm_act
+from dmtl.nn.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from dmtl.nn.precision import cast
 
 EPS = 1e-3
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # expansion, kernel, stride, output channels, blocks of every stage in the Lite0 network
 _STAGES = (

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import _checks
+from . import _checks, _grid
 from ._registry import Operator, OpSpec, add
 from ._rows import wide_dtype
 
@@ -34,10 +34,6 @@ _BACKWARD_SCHEMA = (
 )
 
 
-def _empty_map(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
 def _each(values_C: Tensor, x: Tensor) -> Tensor:
     return values_C.to(wide_dtype(x.dtype)).view(1, -1, 1, 1)
 
@@ -48,7 +44,7 @@ def _reference(x, weight, bias, eps, low, high) -> tuple[Tensor, Tensor, Tensor]
     inv_std = (variance + eps).rsqrt()
     x_hat = (wide - _each(mean, x)) * _each(inv_std, x)
     out = (x_hat * _each(weight, x) + _each(bias, x)).clamp(low, high)
-    return _empty_map(x).copy_(out), mean, inv_std
+    return _grid.empty_map(x).copy_(out), mean, inv_std
 
 
 def _reference_backward(grad, x, weight, bias, mean, inv_std, low, high) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,16 +54,16 @@ def _reference_backward(grad, x, weight, bias, mean, inv_std, low, high) -> tupl
     g = grad.to(wide) * ((out > low) & (out < high))
     d_bias, d_weight, n = g.sum((0, 2, 3)), (g * x_hat).sum((0, 2, 3)), x[:, 0].numel()
     d_x = (g - _each(d_bias, x) / n - x_hat * _each(d_weight, x) / n) * _each(weight, x) * _each(inv_std, x)
-    return _empty_map(x).copy_(d_x), d_weight.to(weight.dtype), d_bias.to(weight.dtype)
+    return _grid.empty_map(x).copy_(d_x), d_weight.to(weight.dtype), d_bias.to(weight.dtype)
 
 
 def _fake(x, weight, bias, eps, low, high) -> tuple[Tensor, Tensor, Tensor]:
     statistics = (x.new_empty(x.shape[1], dtype=wide_dtype(x.dtype)) for _ in range(2))
-    return _empty_map(x), *statistics
+    return _grid.empty_map(x), *statistics
 
 
 def _fake_backward(grad, x, weight, bias, mean, inv_std, low, high) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_map(x), torch.empty_like(weight), torch.empty_like(weight)
+    return _grid.empty_map(x), torch.empty_like(weight), torch.empty_like(weight)
 
 
 class _BatchNorm(torch.autograd.Function):

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import _checks
+from . import _checks, _grid
 from ._registry import Operator, OpSpec, add
 from ._rows import wide_dtype
 
@@ -30,24 +30,19 @@ _BACKWARD_SCHEMA = (
 )
 
 
-def _out_size(x: Tensor, stride: int) -> tuple[int, int]:
-    return -(-x.shape[2] // stride), -(-x.shape[3] // stride)
-
-
-def _empty(x: Tensor, size: tuple[int, int]) -> Tensor:
-    shape = (*x.shape[:2], *size)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+def _out_shape(x: Tensor, stride: int) -> tuple[int, ...]:
+    return *x.shape[:2], -(-x.shape[2] // stride), -(-x.shape[3] // stride)
 
 
 def _pads(x: Tensor, k: int, stride: int, padding: int) -> tuple[int, int, int, int]:
     """Left, right, top, bottom; negative where the last pixels are not read."""
-    h, w = _out_size(x, stride)
+    h, w = _out_shape(x, stride)[2:]
     right, bottom = ((n - 1) * stride + k - padding - side for n, side in ((w, x.shape[3]), (h, x.shape[2])))
     return padding, right, padding, bottom
 
 
 def _reference(x, weight, stride, padding) -> Tensor:
-    out = _empty(x, _out_size(x, stride))
+    out = _grid.empty_map(x, _out_shape(x, stride))
     if out.numel() == 0:
         return out
     wide = wide_dtype(x.dtype)
@@ -60,7 +55,7 @@ def _reference_backward(grad, x, weight, stride, padding, need_x, need_weight) -
     pads = _pads(x, k, stride, padding)
     d_x, d_weight = x.new_empty(0), x.new_empty(0)
     if need_x:
-        d_x = _empty(x, tuple(x.shape[2:]))
+        d_x = _grid.empty_map(x)
     if need_weight:
         d_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format)
     if x.numel() == 0:
@@ -77,11 +72,11 @@ def _reference_backward(grad, x, weight, stride, padding, need_x, need_weight) -
 
 
 def _fake(x, weight, stride, padding) -> Tensor:
-    return _empty(x, _out_size(x, stride))
+    return _grid.empty_map(x, _out_shape(x, stride))
 
 
 def _fake_backward(grad, x, weight, stride, padding, need_x, need_weight) -> tuple[Tensor, Tensor]:
-    d_x = _empty(x, tuple(x.shape[2:])) if need_x else x.new_empty(0)
+    d_x = _grid.empty_map(x) if need_x else x.new_empty(0)
     d_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if need_weight else x.new_empty(0)
     return d_x, d_weight
 
