@@ -115,29 +115,18 @@ def _train(base: RunConfig, out: Path, processes: int) -> list[str]:
 @contextmanager
 def _bars(steps: int, out: Path) -> Iterator:
     """Yield a function that moves a bar for each run by what its log says."""
+    from dmtl.train.log import RunLog
+
     with training_bars() as new_bar:
         bars = {out / name / "log.jsonl": new_bar(f"{label:12}") for name, (label, _) in RUNS.items()}
 
         def look() -> None:
             for log, on_step in bars.items():
-                if row := _last_row(log):
-                    on_step(row["step"], steps, row["loss"])
+                if rows := [row for row in RunLog.read(log) if row["event"] == "train"]:
+                    on_step(rows[-1]["step"], steps, rows[-1]["loss"])
 
         yield look
         look()
-
-
-def _last_row(log: Path) -> dict | None:
-    """The last logged step of a run, if there is one."""
-    if not log.is_file():
-        return None
-    with open(log, "rb") as file:
-        file.seek(max(0, log.stat().st_size - 20_000))
-        lines = file.read().decode("utf-8", "replace").splitlines()
-    for line in reversed(lines):
-        if line.startswith('{"event": "train"') and line.endswith("}"):
-            return json.loads(line)
-    return None
 
 
 def _compare(out: Path, model) -> None:

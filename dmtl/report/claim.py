@@ -19,6 +19,7 @@ from dmtl.report.data import mean_of, spread_of, value_of
 from dmtl.report.figures import delta_of
 from dmtl.report.methods import Method, seed_of
 from dmtl.report.runs import INITIAL, Run, read_run
+from dmtl.report.table_remarks import delta_text
 from dmtl.train.claim import Claim
 from dmtl.train.jobs import finished
 
@@ -129,11 +130,7 @@ def _figure(values: Sequence[float]) -> str:
 
 
 def _signed(values: Sequence[float]) -> str:
-    if not values:
-        return NONE
-    value = value_of(values)
-    mean, spread = mean_of(value), spread_of(value)
-    return f"{mean:+.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+    return delta_text(value_of(values)) if values else NONE
 
 
 def _delta(delta: Gain | None) -> str:
