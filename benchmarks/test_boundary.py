@@ -15,10 +15,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dmtl import native
 from dmtl.metrics import Boundary
 from dmtl.metrics.matching import BOUNDARY, boundary_counts
 from dmtl.metrics.morphology import outline
+from dmtl.runtime import native
 
 SIDE = 512
 REACH = 0.0075 * 2**0.5

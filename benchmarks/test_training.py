@@ -53,7 +53,7 @@ def test_training_step(benchmark, capsys, batch, labels):
     assert [row["error"] for row in rows if "error" in row] == []
 
 
-@pytest.mark.parametrize("name, precision", training.names(torch.device(DEVICE)))
+@pytest.mark.parametrize(("name", "precision"), training.names(torch.device(DEVICE)))
 def test_peak_memory(benchmark, capsys, name, precision):
     """Of three steps with one label for each image."""
     case = _case(BATCHES[0], "one")

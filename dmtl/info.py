@@ -9,8 +9,8 @@ from importlib import metadata
 import torch
 
 import dmtl
-from dmtl import native
 from dmtl.ops import _registry
+from dmtl.runtime import native
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PACKAGES = ("torch", "numpy", "safetensors", "pillow", "triton", "timm", "tensorboard")

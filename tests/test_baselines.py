@@ -86,6 +86,7 @@ def test_expert_leaves_the_model_alone():
 
 def test_expert_whose_compiler_fails(monkeypatch):
     """A mode that cannot be compiled is told, and the next one is tried; at the end comes eager."""
+
     def broken(function, mode):
         def call(*arguments):
             raise RuntimeError(mode)

@@ -69,7 +69,11 @@ def differences(one: RunConfig, other: RunConfig) -> set[str]:
 
 def test_configs_exist():
     runs = {"-".join(run) for run in PUBLISHED_RUNS}
-    assert {path.stem for path in CONFIGS.glob("*.toml")} == runs | {"camvid-one-label", "nyud-one-label", "scenes-one-label"}
+    assert {path.stem for path in CONFIGS.glob("*.toml")} == runs | {
+        "camvid-one-label",
+        "nyud-one-label",
+        "scenes-one-label",
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
@@ -98,7 +102,7 @@ def test_tables_describe_models_that_can_be_built(name):
 
 @pytest.mark.parametrize("run", PUBLISHED_RUNS, ids="-".join)
 def test_published_values(run):
-    data, labels, method = run
+    data, _labels, method = run
     config = read_config(CONFIGS / f"{'-'.join(run)}.toml")
     for key, value in (PUBLISHED | BY_DATA.get(data, {})).items():
         assert get(config, key) == value, key
@@ -139,7 +143,9 @@ def test_the_recipe_is_written_down_once():
                 "data.train_count", "data.val_count"}  # fmt: skip
     for name in ("camvid-one-label", "nyud-one-label", "scenes-one-label"):
         assert differences(read_config(CONFIGS / f"{name}.toml"), recipe()) <= expected, name
-    assert differences(read_config(CONFIGS / "claims" / "nyud.toml"), recipe()) <= expected | {"optim.backbone_weights"}
+    assert differences(read_config(CONFIGS / "claims" / "nyud.toml"), recipe()) <= expected | {
+        "optim.backbone_weights"
+    }
 
 
 def test_the_demo_is_the_scenes_configuration_cut_short():

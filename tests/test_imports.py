@@ -14,21 +14,25 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Rooms from the ground up. An import goes down, or stays inside its own room.
 RANKS = [
-    {"dmtl", "dmtl.errors", "dmtl.files", "dmtl.native", "dmtl._memory", "dmtl._outputs", "dmtl._support"},
-    {"dmtl.kernels", "dmtl.devices", "dmtl._measure"},
+    {"dmtl", "dmtl.errors"},
+    {"dmtl.runtime", "dmtl._outputs"},
+    {"dmtl.kernels"},
     {"dmtl.kernels.cpu", "dmtl.kernels.cuda", "dmtl.kernels.triton"},
     {"dmtl.ops"},
     {"dmtl.nn", "dmtl.diffusion", "dmtl.metrics", "dmtl.info"},
     {"dmtl.tasks"},
     {"dmtl.models", "dmtl.data"},
-    {"dmtl.train", "dmtl.infer"},
+    {"dmtl.engine"},
+    {"dmtl.predict"},
+    {"dmtl.evaluate"},
+    {"dmtl.train"},
     {"dmtl.bench"},
     {"dmtl.report"},
     {"dmtl.cli"},
     {"dmtl.__main__"},
 ]
 # One call from a model to its engine, imported when it is called.
-UPWARD = {("dmtl.models.diffusion_mtl", "dmtl.infer.engine")}
+UPWARD = {("dmtl.models.diffusion_mtl", "dmtl.engine.engine")}
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dmtl._memory import Pool, empty, empty_like
-from dmtl.infer.engine import Engine
+from dmtl.engine.engine import Engine
+from dmtl.runtime.memory import Pool, empty, empty_like
 from tests.models.cases import small_model
 
 SHAPE = (1, 64, 64, 128)  # two megabytes of float32

@@ -82,7 +82,7 @@ def test_named_keys_and_files_exist():
         assert key in optim, key
     for path in re.findall(r"configs/[\w-]+\.toml", PAGE):
         assert (ROOT / path).is_file(), path
-    assert {name for name in re.findall(r"\bdmtl (\w+)", PAGE)} <= set(COMMANDS)
+    assert set(re.findall(r"\bdmtl (\w+)", PAGE)) <= set(COMMANDS)
 
 
 def test_sweep(tmp_path, monkeypatch):

@@ -103,7 +103,7 @@ class Contender:
 
 def engine(model, image: Tensor, case: Case, precision: str, inplace: bool = False) -> Contender:
     """The package itself."""
-    from dmtl.infer.engine import Engine
+    from dmtl.engine.engine import Engine
 
     ours = Engine(
         model, image.device, precision=precision, steps=case.steps, tasks=case.tasks, inplace=inplace
@@ -127,7 +127,7 @@ def baselines(of: str = "inference") -> ModuleType | None:
 def served(device: torch.device) -> list[str]:
     """The precisions in which the engine predicts on a device; on a CPU bf16 only where the library uses the
     processor's own."""
-    from dmtl.infer.engine import PRECISIONS
+    from dmtl.engine.engine import PRECISIONS
 
     names = list(PRECISIONS[device.type])
     if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():

@@ -23,8 +23,8 @@ from dmtl.bench.clock import seconds
 from dmtl.bench.memory import last_words, run_module
 from dmtl.bench.work import Part, count
 from dmtl.data import LabelledImages
-from dmtl.data.loader import Loader
-from dmtl.data.wrappers import Cached, Subset
+from dmtl.data.loading.loader import Loader
+from dmtl.data.loading.wrappers import Cached, Subset
 from dmtl.errors import ConfigError, DmtlError
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, build_model
 from dmtl.train.checkpoint import state_bytes
@@ -157,7 +157,7 @@ def work(config: RunConfig, model: DiffusionMTL | MultiTaskBaseline, pairs: dict
         for task, number in pairs.items():
             chain = count(model.config, size, published=True, tasks=[task])
             rows += [(part, number) for part in chain if part.stage == "chain"]
-    forward = {stage: 0.0 for stage in ("initial", "condition", "chain")}
+    forward = dict.fromkeys(("initial", "condition", "chain"), 0.0)
     backward = 0.0
     for part, number in rows:
         forward[part.stage] += number * part.flops

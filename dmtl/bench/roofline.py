@@ -19,7 +19,7 @@ from dmtl.diffusion import CounterNoise
 
 RANGE = "dmtl: "
 _CONVOLVE = ("aten::conv2d", "aten::convolution", "aten::mkldnn_convolution", "aten::cudnn_convolution")
-_NAMED = {name: "library convolutions" for name in _CONVOLVE} | {
+_NAMED = dict.fromkeys(_CONVOLVE, "library convolutions") | {
     f"dmtl::{name}": f"dmtl::{name}" for name in ("conv3x3", "token_mlp", "cross_attention")
 }
 _TIMED = {
@@ -56,7 +56,7 @@ def roofline(case: Case, precision: str, calls: int = 5) -> list[dict]:
     and bytes counted; fraction = floor_ms / ms. Rows "of_which" have times alone: the count cannot tell them
     apart. The row of the whole also has published_floor_ms, of the published execution's operations.
     """
-    from dmtl.infer.engine import Engine
+    from dmtl.engine.engine import Engine
 
     device = torch.device(case.device)
     options = dict(steps=case.steps, tasks=case.tasks)

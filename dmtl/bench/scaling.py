@@ -65,7 +65,7 @@ def points(axis: str, case: Case, quick: bool = False) -> list[Case]:
 def scaling(axis: str, case: Case, precision: str, *, quick: bool = False, rounds: int = 3) -> list[dict]:
     """Rows of one axis: a point each (time, work counted), and at the end the fit. Along "steps" the first
     and the last point also have their peak memory, each measured in a process of its own."""
-    from dmtl.infer.engine import Engine
+    from dmtl.engine.engine import Engine
 
     cases = points(axis, case, quick)
     device = torch.device(case.device)

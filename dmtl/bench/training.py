@@ -19,8 +19,8 @@ from dmtl.bench.contenders import Case
 from dmtl.data import Batch
 from dmtl.diffusion import CounterNoise
 from dmtl.models import DiffusionMTL
+from dmtl.runtime.distributed import World
 from dmtl.train.config import ExecutionConfig, OptimConfig, RunConfig
-from dmtl.train.distributed import World
 from dmtl.train.objective import Objective
 from dmtl.train.optim import optimizer_for
 from dmtl.train.step import Step

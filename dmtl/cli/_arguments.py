@@ -133,7 +133,7 @@ def _one_line(message: str) -> str:
     """The gist of tyro's error page (title, rule, what is wrong, rule, advice), and the nearest option."""
     sections: list[list[str]] = [[]]
     for line in (line.strip("│ ") for line in message.splitlines()):
-        if line and not set(line) - set("─-") or line.startswith("╭"):
+        if (line and not set(line) - set("─-")) or line.startswith("╭"):
             sections.append([])
         elif line and not line.startswith("╰"):
             sections[-1].append(line)

@@ -11,8 +11,8 @@ from torch import nn
 
 from dmtl.bench.work import count, flops
 from dmtl.cli._common import console, mib, say
-from dmtl.infer.form import PRECISIONS, choose_form
-from dmtl.infer.memory import SHARE, available_bytes, peak_bytes, tile_side
+from dmtl.engine.memory import SHARE, available_bytes, peak_bytes, tile_side
+from dmtl.engine.numerics import PRECISIONS, choose_form
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.nn.resnet import DEPTHS
 from dmtl.report.charts import number

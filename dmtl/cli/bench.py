@@ -59,8 +59,8 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages
     from dmtl.bench import facts
     from dmtl.bench.contenders import baselines
-    from dmtl.devices import pick_device
     from dmtl.report.bench import write_bench
+    from dmtl.runtime.devices import pick_device
 
     device = pick_device(args.device)
     case, precisions = _case(args, device)

@@ -49,8 +49,8 @@ class Demo:
 
 def main(arguments: list[str]) -> int:
     args = parse(Demo, arguments, "demo")
-    from dmtl.devices import pick_device
     from dmtl.models import how_to_get, load_model, pretrained_source
+    from dmtl.runtime.devices import pick_device
     from dmtl.train.presets import demo_config
     from dmtl.train.setup import open_data
     from dmtl.train.trainer import RunStopped
@@ -131,8 +131,8 @@ def _bars(steps: int, out: Path) -> Iterator:
 
 def _compare(out: Path, model) -> None:
     """Print the metrics of both runs, and what denoising gained."""
+    from dmtl.evaluate.evaluation import primary_metrics
     from dmtl.metrics import delta_mtl
-    from dmtl.train.evaluate import primary_metrics
 
     found = {
         label: json.loads((out / name / "metrics.json").read_text(encoding="utf-8"))["metrics"]
@@ -150,7 +150,7 @@ def _predict_samples(model, device, val, out: Path, count: int = 4) -> None:
     """Write a few validation images and what `dmtl predict` makes of them."""
     from PIL import Image
 
-    from dmtl.infer.predictor import Predictor
+    from dmtl.predict.predictor import Predictor
 
     folder = out / "images"
     folder.mkdir()

@@ -15,7 +15,7 @@ from dmtl.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-    from dmtl.train.distributed import World
+    from dmtl.runtime.distributed import World
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ def main(arguments: list[str]) -> int:
     from dmtl.cli import _eval_protocol as protocols
     from dmtl.cli import _eval_tables as tables
     from dmtl.data import open_dataset
-    from dmtl.files import write_text
-    from dmtl.train.distributed import connect
-    from dmtl.train.evaluate import primary_metrics
+    from dmtl.evaluate.evaluation import primary_metrics
+    from dmtl.runtime.distributed import connect
+    from dmtl.runtime.files import write_text
 
     protocols.check_options(args)
     several = _steps(args.steps)
@@ -128,7 +128,7 @@ def main(arguments: list[str]) -> int:
 
 def _engine(args: Eval, device: torch.device) -> Any:
     from dmtl.cli._eval_protocol import trained_model
-    from dmtl.infer.engine import Engine
+    from dmtl.engine.engine import Engine
 
     precision = "fp32" if args.published and args.precision == "auto" else args.precision
     model = trained_model(args.model).to(device)
@@ -139,9 +139,9 @@ def _scored(args: Eval, source, loader, several, tasks, boundaries, protocol, wo
     """Metrics and time for each number of steps; the maps are saved where they are asked for."""
     from rich.progress import track
 
-    from dmtl.infer.saved_maps import MapWriter
-    from dmtl.train.distributed import gathered
-    from dmtl.train.evaluate import evaluate
+    from dmtl.evaluate.evaluation import evaluate
+    from dmtl.evaluate.saved_maps import MapWriter
+    from dmtl.runtime.distributed import gathered
 
     options: dict[str, Any] = dict(tasks=tasks, seed=args.seed, boundaries=boundaries, world=world)
     if args.from_maps is None:

@@ -42,7 +42,7 @@ class Export:
 
 def main(arguments: list[str]) -> int:
     args = parse(Export, arguments, "export")
-    from dmtl.infer.export import FORMATS, export_model
+    from dmtl.engine.export import FORMATS, export_model
     from dmtl.models import load_model
 
     exported = export_model(

@@ -38,8 +38,8 @@ def main(arguments: list[str]) -> int:
     _require(args.batch is None or args.batch >= 1, f"--batch must be at least 1, got {args.batch}")
     from dmtl.cli._common import model_folder
     from dmtl.cli._model_info import model_facts, print_model
-    from dmtl.devices import pick_device
     from dmtl.models import load_model
+    from dmtl.runtime.devices import pick_device
 
     model = load_model(model_folder(args.model))
     sizes = [args.size] if args.size else [(side, side) for side in SIZES]

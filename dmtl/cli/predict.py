@@ -56,7 +56,7 @@ class Predict:
 def main(arguments: list[str]) -> int:
     args = parse(Predict, arguments, "predict")
     from dmtl.errors import ConfigError
-    from dmtl.infer.predictor import Predictor
+    from dmtl.predict.predictor import Predictor
 
     if not args.images:
         raise ConfigError("IMAGE must be at least one file or folder, got none")

@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 _HOME = {
     "LabelledImages": "base",
     "Sample": "base",
-    "LabelMatrix": "partial_labels",
-    "read_split_table": "published_splits",
-    "Folder": "folder",
+    "LabelMatrix": "labels.matrix",
+    "read_split_table": "labels.published",
+    "Folder": "folder.dataset",
     "Scenes": "scenes",
-    "Cached": "wrappers",
-    "DiskCached": "disk_cache",
-    "Resized": "wrappers",
-    "Subset": "wrappers",
-    "Batch": "batch",
-    "Loader": "loader",
-    "make_loader": "loader",
-    "train_transform": "transforms",
-    "eval_transform": "transforms",
-    "check_dataset": "check",
-    "summary": "check",
-    "export_folder": "export",
-    "open_distribution": "benchmarks",
+    "Cached": "loading.wrappers",
+    "DiskCached": "loading.disk_cache",
+    "Resized": "loading.wrappers",
+    "Subset": "loading.wrappers",
+    "Batch": "loading.batch",
+    "Loader": "loading.loader",
+    "make_loader": "loading.loader",
+    "train_transform": "loading.transforms",
+    "eval_transform": "loading.transforms",
+    "check_dataset": "folder.check",
+    "summary": "folder.check",
+    "export_folder": "folder.write",
+    "open_distribution": "benchmarks.detect",
 }
 __all__ = ["open_dataset", *_HOME]
 
@@ -64,7 +64,7 @@ def open_dataset(
         size: (height, width) of the images; None: as they are (scenes: their default).
         count: at most so many images; None: all (scenes: their default).
         seed: of the rendered scenes.
-        format: of a benchmark (`dmtl.data.benchmarks.FORMATS`); None: told by the names in the folder.
+        format: of a benchmark (`dmtl.data.benchmarks.detect.FORMATS`); None: told by the names in the folder.
 
     Errors: DataError that lists what is known.
     """
@@ -77,9 +77,9 @@ def open_dataset(
     folder = "a folder with images/, splits/ and dataset.yaml"
     if not os.path.isdir(name):
         raise DataError(f"{name}: no such data set, expected 'scenes' or {folder}")
-    from dmtl.data.benchmarks import FORMATS, detect, holds, open_distribution
-    from dmtl.data.folder import Folder
-    from dmtl.data.wrappers import Resized, Subset
+    from dmtl.data.benchmarks.detect import FORMATS, detect, holds, open_distribution
+    from dmtl.data.folder.dataset import Folder
+    from dmtl.data.loading.wrappers import Resized, Subset
 
     dataset: LabelledImages
     if format is None and os.path.exists(os.path.join(name, "dataset.yaml")):

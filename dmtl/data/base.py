@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmtl.data.partial_labels import LabelMatrix
+from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.errors import DataError, nearest
 
 if TYPE_CHECKING:

@@ -40,8 +40,24 @@ def geometry(maps: list[Tensor], weight: Tensor, reduction: int) -> dict:
 
 
 _UNUSED = dict.fromkeys(
-    ("weight", "bias", "norm_weight", "norm_bias", "query_weight", "tokens", "query", "patches", "stats")
-    + ("d_tokens", "d_query", "d_weight", "d_bias", "d_norm_weight", "d_norm_bias", "d_query_weight")
+    (
+        "weight",
+        "bias",
+        "norm_weight",
+        "norm_bias",
+        "query_weight",
+        "tokens",
+        "query",
+        "patches",
+        "stats",
+        "d_tokens",
+        "d_query",
+        "d_weight",
+        "d_bias",
+        "d_norm_weight",
+        "d_norm_bias",
+        "d_query_weight",
+    )
 ) | dict(query_width=0, width=0, eps=0.0, d_maps=[])
 
 

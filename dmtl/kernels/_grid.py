@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmtl._memory import empty
 from dmtl.kernels._native import Native
+from dmtl.runtime.memory import empty
 
 
 def empty_map(like: Tensor) -> Tensor:

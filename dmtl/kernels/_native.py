@@ -10,8 +10,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from dmtl import native
-from dmtl._support import Support
+from dmtl.runtime import native
+from dmtl.runtime.support import Support
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 

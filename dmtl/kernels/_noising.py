@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dmtl._memory import empty_like
 from dmtl.kernels._native import Native
+from dmtl.runtime.memory import empty_like
 
 
 @dataclass

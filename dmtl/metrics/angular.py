@@ -41,14 +41,20 @@ class Angular(Metric):
     """
 
     map_channels = 3
-    notes = {name: "degrees" for name in ("mean", "median", "rmse")}
+    notes = dict.fromkeys(("mean", "median", "rmse"), "degrees")
     notes |= {f"within_{limit:g}": "percent" for limit in _WITHIN}
 
     def __init__(self, *, ignore: float = 255.0):
-        super().__init__({
-            "angle": zeros(), "square": zeros(), "within": zeros(len(_WITHIN), dtype=torch.int64),
-            "histogram": zeros(180 * _BINS_PER_DEGREE, dtype=torch.int64),
-        }, ignore=ignore, constants={"within": torch.tensor(_WITHIN)})
+        super().__init__(
+            {
+                "angle": zeros(),
+                "square": zeros(),
+                "within": zeros(len(_WITHIN), dtype=torch.int64),
+                "histogram": zeros(180 * _BINS_PER_DEGREE, dtype=torch.int64),
+            },
+            ignore=ignore,
+            constants={"within": torch.tensor(_WITHIN)},
+        )
 
     def _valid(self, label_BKHW: Tensor) -> Tensor:
         return super()._valid(label_BKHW) & (label_BKHW != 0).any(1)
@@ -61,8 +67,12 @@ class Angular(Metric):
         bin_BHW = torch.where(valid_BHW, bin_BHW, bins)
         angle_BHW = torch.where(valid_BHW, angle_BHW, 0)
         below_BHWT = (angle_BHW[..., None] < self._constants["within"]) & valid_BHW[..., None]
-        self._add(angle=angle_BHW.sum(), square=angle_BHW.square().sum(), within=below_BHWT.sum((0, 1, 2)),
-                  histogram=histogram(bin_BHW, bins + 1)[:bins])
+        self._add(
+            angle=angle_BHW.sum(),
+            square=angle_BHW.square().sum(),
+            within=below_BHWT.sum((0, 1, 2)),
+            histogram=histogram(bin_BHW, bins + 1)[:bins],
+        )
 
     def compute(self) -> dict[str, float]:
         counts = self._sums["histogram"].cpu()

@@ -29,8 +29,13 @@ class Metric:
     integer_map: ClassVar[bool] = False
     notes: Mapping[str, str] = {}  # figure -> what it is, where its name leaves that open
 
-    def __init__(self, sums: Mapping[str, Tensor], *, ignore: float = 255.0,
-                 constants: Mapping[str, Tensor] | None = None):
+    def __init__(
+        self,
+        sums: Mapping[str, Tensor],
+        *,
+        ignore: float = 255.0,
+        constants: Mapping[str, Tensor] | None = None,
+    ):
         self.ignore = float(ignore)
         self._sums = dict(sums)
         self._constants = dict(constants or {})

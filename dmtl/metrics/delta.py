@@ -1,6 +1,6 @@
 """Delta_MTL: how much better than a reference (usually the single-task networks) all tasks do on average.
 
-    Delta = 100 / T sum_t s_t (M_t - R_t) / R_t,   s_t = +1 where higher is better, -1 where lower is
+Delta = 100 / T sum_t s_t (M_t - R_t) / R_t,   s_t = +1 where higher is better, -1 where lower is
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ def judged(primary: Mapping[str, tuple[str, float, bool]]) -> list[Judged]:
     return [Judged(task, metric, higher) for task, (metric, _, higher) in primary.items()]
 
 
-def delta_mtl(metrics: Mapping[str, Mapping[str, float]], reference: Mapping[str, Mapping[str, float]],
-              tasks: Mapping[str, HasPrimary] | Iterable[HasPrimary]) -> float:
+def delta_mtl(
+    metrics: Mapping[str, Mapping[str, float]],
+    reference: Mapping[str, Mapping[str, float]],
+    tasks: Mapping[str, HasPrimary] | Iterable[HasPrimary],
+) -> float:
     """Mean relative gain of the tasks' primary metrics over the reference, in percent.
 
     Args:
@@ -58,6 +61,8 @@ def delta_mtl(metrics: Mapping[str, Mapping[str, float]], reference: Mapping[str
 def _primary(argument: str, table: Mapping[str, Mapping[str, float]], task: HasPrimary) -> float:
     value = table.get(task.name, {}).get(task.primary)
     if value is None or not math.isfinite(value):
-        raise ValueError(f"delta_mtl: {argument} must be finite at {task.name} {task.primary}, got "
-                         f"{'nothing' if value is None else value}")
+        raise ValueError(
+            f"delta_mtl: {argument} must be finite at {task.name} {task.primary}, got "
+            f"{'nothing' if value is None else value}"
+        )
     return value

@@ -1,7 +1,7 @@
 """Errors of numbers, above all of depth in metres. Prediction p, label y, d = p - y, over n valid pixels:
 
-    rmse = sqrt(sum d^2 / n)                        abs_err = sum |d| / n
-    log_rmse = sqrt(sum (ln p - ln y)^2 / n)        abs_rel = sum |d| / y / n        sq_rel = sum d^2 / y / n
+rmse = sqrt(sum d^2 / n)                        abs_err = sum |d| / n
+log_rmse = sqrt(sum (ln p - ln y)^2 / n)        abs_rel = sum |d| / y / n        sq_rel = sum d^2 / y / n
 """
 
 from __future__ import annotations
@@ -40,15 +40,20 @@ class Depth(Metric):
         d_BHW = p_BHW - y_BHW
         self._add(square=d_BHW.square().sum(), absolute=d_BHW.abs().sum(), pixels=valid_BHW.sum())
         if self.relative:
-            self._add(log_square=(p_BHW.log() - y_BHW.log()).square().sum(),
-                      relative=(d_BHW.abs() / y_BHW).sum(),
-                      square_relative=(d_BHW.square() / y_BHW).sum())
+            self._add(
+                log_square=(p_BHW.log() - y_BHW.log()).square().sum(),
+                relative=(d_BHW.abs() / y_BHW).sum(),
+                square_relative=(d_BHW.square() / y_BHW).sum(),
+            )
 
     def compute(self) -> dict[str, float]:
         n = self._sums["pixels"].item()
         mean = {k: ratio(v.item(), n) for k, v in self._sums.items() if k != "pixels"}
         figures = {"rmse": math.sqrt(mean["square"]), "abs_err": mean["absolute"]}
         if self.relative:
-            figures |= {"log_rmse": math.sqrt(mean["log_square"]), "abs_rel": mean["relative"],
-                        "sq_rel": mean["square_relative"]}
+            figures |= {
+                "log_rmse": math.sqrt(mean["log_square"]),
+                "abs_rel": mean["relative"],
+                "sq_rel": mean["square_relative"],
+            }
         return {self.first: figures.pop(self.first), **figures}

@@ -26,8 +26,13 @@ class Edge(PixelF):
 
     def __init__(self, *, ignore: float = 255.0, balance: float = 0.95):
         self.balance = balance
-        super().__init__(ignore=ignore, bce=zeros(), pixels=zeros(dtype=torch.int64), loss=zeros(),
-                         batches=zeros(dtype=torch.int64))
+        super().__init__(
+            ignore=ignore,
+            bce=zeros(),
+            pixels=zeros(dtype=torch.int64),
+            loss=zeros(),
+            batches=zeros(dtype=torch.int64),
+        )
 
     def _accumulate(self, map_BHW: Tensor, label_BKHW: Tensor, valid_BHW: Tensor) -> None:
         super()._accumulate(map_BHW, label_BKHW, valid_BHW)

@@ -21,9 +21,9 @@ import math
 import numpy as np
 import torch
 
-from dmtl import native
 from dmtl.metrics.base import describe
 from dmtl.metrics.morphology import thin
+from dmtl.runtime import native
 
 NOTHING, BOUNDARY, UNKNOWN = 0, 1, 2  # bytes of a truth
 HUNDREDTHS, OUTLIER = 100, 100

@@ -24,8 +24,11 @@ class BestF(Metric):
 
     def __init__(self, thresholds: Tensor, scores: tuple[str, ...], *, ignore: float = 255.0, **sums: Tensor):
         bins = len(thresholds) + 1
-        super().__init__({name: zeros(2, bins, dtype=torch.int64) for name in scores} | sums, ignore=ignore,
-                         constants={"thresholds": thresholds.float()})
+        super().__init__(
+            {name: zeros(2, bins, dtype=torch.int64) for name in scores} | sums,
+            ignore=ignore,
+            constants={"thresholds": thresholds.float()},
+        )
 
     def _scores(self, map_BHW: Tensor) -> dict[str, Tensor]:
         raise NotImplementedError(f"{type(self).__name__}._scores")

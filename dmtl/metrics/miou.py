@@ -62,6 +62,8 @@ class MeanIoU(Metric):
             "pixel_acc": 100 * ratio(hit.sum().item(), total),
         }
         seen = (union > 0).tolist()
-        per_class = {f"IoU/{c}": 100 * v if s or self.absent == "zero" else float("nan")
-                     for c, v, s in zip(self.classes, iou.tolist(), seen, strict=True)}
+        per_class = {
+            f"IoU/{c}": 100 * v if s or self.absent == "zero" else float("nan")
+            for c, v, s in zip(self.classes, iou.tolist(), seen, strict=True)
+        }
         return figures | per_class

@@ -18,8 +18,8 @@ from functools import cache
 import numpy as np
 import torch
 
-from dmtl import native
 from dmtl.metrics.base import describe
+from dmtl.runtime import native
 
 # Offsets (y, x) of x1 .. x8.
 _NEIGHBOURS = ((0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1))

@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from dmtl import native
+from dmtl.runtime import native
 
 TRIANGLE = 4  # radius of the smoothing
 MARGIN = 5  # pixels from the border in which boundaries fade

@@ -24,7 +24,7 @@ from dmtl.nn.precision import cast
 from dmtl.tasks import Task, task_from_spec
 
 if TYPE_CHECKING:
-    from dmtl.infer.engine import Engine
+    from dmtl.engine.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Maps:
 
     maps: task -> what `task.decode` returns, [B, H, W] or [B, 3, H, W]. finite: task -> bool scalar on the
     device, whether all that the map was read off is finite (class ids alone would not show it).
-    uncertainty: task -> float32 [B, H, W], where several draws of the noise were averaged (`dmtl.infer`).
+    uncertainty: task -> float32 [B, H, W], where several draws of the noise were averaged (`dmtl.engine`).
     steps: denoising steps taken, where an engine tells.
     """
 
@@ -165,8 +165,8 @@ class _DenseModel(nn.Module):
         raise NotImplementedError(f"{type(self).__name__}._ends")
 
     def compile_for_inference(self, **options) -> Engine:
-        """`dmtl.infer.Engine` of this model: the fastest way to its maps; options as there."""
-        from dmtl.infer.engine import Engine
+        """`dmtl.Engine` of this model: the fastest way to its maps; options as there."""
+        from dmtl.engine.engine import Engine
 
         return Engine(self, **options)
 

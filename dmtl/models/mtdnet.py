@@ -124,9 +124,7 @@ class MTDNet(nn.Module):
         def denoise(noisy: list[Tensor], level: float) -> list[Tensor]:
             arguments = (run.tokens, run.query, noisy, pairs, level, run.layers)
             if self.recompute and torch.is_grad_enabled():
-                clean = checkpoint(
-                    self.denoiser, *arguments, use_reentrant=False, preserve_rng_state=False
-                )
+                clean = checkpoint(self.denoiser, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
                 clean = self.denoiser(*arguments)
             if run.anchors is not None and config.diffusion == "prediction":

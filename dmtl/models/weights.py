@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dmtl.errors import CheckpointError
-from dmtl.files import write_atomically, write_text
+from dmtl.runtime.files import write_atomically, write_text
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _NUMPY_NUMBERS = [  # optimiser states of older programs hold them

@@ -175,9 +175,7 @@ class EfficientNetLite(nn.Module):
         Returns:
             The same tensors under this module's names. Unknown names stay as they are.
         """
-        where = [
-            f"blocks.{i}.{j}" for i, stage in enumerate(self.blocks) for j in range(len(stage))
-        ]
+        where = [f"blocks.{i}.{j}" for i, stage in enumerate(self.blocks) for j in range(len(stage))]
         renamed = {}
         for key, value in state.items():
             match = re.fullmatch(r"_blocks\.(\d+)\._(\w+)\.(\w+)", key)

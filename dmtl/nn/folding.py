@@ -72,7 +72,7 @@ def _pairs(module: nn.Module, image: Tensor) -> tuple[list[tuple[nn.Conv2d, _Bat
     handles = []
     for part in module.modules():
         conv = isinstance(part, nn.Conv2d)
-        if conv or isinstance(part, _BatchNorm) and not _hooked(part):
+        if conv or (isinstance(part, _BatchNorm) and not _hooked(part)):
             handles.append(part.register_forward_pre_hook(called))
         if conv:
             handles.append(part.register_forward_hook(wrote))

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from ._registry import REGISTRY
 
 
-class references(TorchFunctionMode):  # noqa: N801  used like a function
+class references(TorchFunctionMode):
     """`with references():` every operator of dmtl is computed, and traced, as the plain torch of its
     reference, without gradients (`torch.no_grad`). What is exported inside holds no `dmtl::` operator.
     """

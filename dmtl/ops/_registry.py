@@ -24,9 +24,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from dmtl._measure import Fastest
-from dmtl._support import Support, why_not
 from dmtl.errors import BackendError, ConfigError
+from dmtl.runtime.measure import Fastest
+from dmtl.runtime.support import Support, why_not
 
 from . import _library
 
@@ -52,7 +52,7 @@ class Operator:
     # Called with the operator's arguments when its tensors are on the CPU.
     check_values: Callable | None = None
     # Called with the operator's arguments: the kind of call. Where given, automatic choice on the devices of
-    # `MEASURED` takes the fastest backend, timed once for each kind (`dmtl._measure`).
+    # `MEASURED` takes the fastest backend, timed once for each kind (`dmtl.runtime.measure`).
     kind: Callable[..., Hashable] | None = None
 
 

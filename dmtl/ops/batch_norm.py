@@ -80,7 +80,9 @@ class _BatchNorm(torch.autograd.Function):
     def backward(ctx, grad, *_):
         d_x, d_weight, d_bias = torch.ops.dmtl.batch_norm_backward(grad, *ctx.saved_tensors, *ctx.range)
         needs = ctx.needs_input_grad[:3]
-        return *(d if need else None for d, need in zip((d_x, d_weight, d_bias), needs, strict=True)), *[None] * 3
+        return *(d if need else None for d, need in zip((d_x, d_weight, d_bias), needs, strict=True)), *[
+            None
+        ] * 3
 
 
 def batch_norm(

@@ -25,9 +25,7 @@ from ._registry import Operator, OpSpec, add
 from ._rows import wide_dtype
 
 _SCHEMA = "(Tensor x, Tensor weight, int stride, int padding) -> Tensor"
-_BACKWARD_SCHEMA = (
-    "(Tensor grad, Tensor x, Tensor weight, int stride, int padding, bool need_x, bool need_weight) -> (Tensor, Tensor)"
-)
+_BACKWARD_SCHEMA = "(Tensor grad, Tensor x, Tensor weight, int stride, int padding, bool need_x, bool need_weight) -> (Tensor, Tensor)"
 
 
 def _out_shape(x: Tensor, stride: int) -> tuple[int, ...]:
@@ -62,7 +60,17 @@ def _reference_backward(grad, x, weight, stride, padding, need_x, need_weight) -
         return d_x, d_weight
     padded, grad, wide_weight = F.pad(x.to(wide), pads), grad.to(wide), weight.to(wide)
     d_padded, d_taps, _ = torch.ops.aten.convolution_backward(
-        grad, padded, wide_weight, None, [stride] * 2, [0, 0], [1, 1], False, [0, 0], C, [need_x, need_weight, False]
+        grad,
+        padded,
+        wide_weight,
+        None,
+        [stride] * 2,
+        [0, 0],
+        [1, 1],
+        False,
+        [0, 0],
+        C,
+        [need_x, need_weight, False],
     )
     if need_x:
         d_x.copy_(F.pad(d_padded, [-side for side in pads]))
@@ -77,7 +85,9 @@ def _fake(x, weight, stride, padding) -> Tensor:
 
 def _fake_backward(grad, x, weight, stride, padding, need_x, need_weight) -> tuple[Tensor, Tensor]:
     d_x = _grid.empty_map(x) if need_x else x.new_empty(0)
-    d_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if need_weight else x.new_empty(0)
+    d_weight = (
+        torch.empty_like(weight, memory_format=torch.contiguous_format) if need_weight else x.new_empty(0)
+    )
     return d_x, d_weight
 
 
@@ -92,7 +102,9 @@ class _DepthwiseConv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         needs = ctx.needs_input_grad[:2]
-        gradients = torch.ops.dmtl.depthwise_conv_backward(grad, *ctx.saved_tensors, ctx.stride, ctx.padding, *needs)
+        gradients = torch.ops.dmtl.depthwise_conv_backward(
+            grad, *ctx.saved_tensors, ctx.stride, ctx.padding, *needs
+        )
         return *(d if need else None for d, need in zip(gradients, needs, strict=True)), None, None
 
 
@@ -139,7 +151,12 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
     """Arguments for tests and benchmarks."""
     shapes = {
         "tiny": [(1, 1, 1, 1, 3, 1, None), (0, 3, 4, 4, 3, 1, None), (1, 2, 2, 3, 5, 2, 1)],
-        "odd": [(2, 17, 7, 5, 3, 1, None), (3, 33, 6, 8, 3, 2, 0), (2, 20, 5, 9, 5, 1, None), (1, 65, 8, 6, 5, 2, 1)],
+        "odd": [
+            (2, 17, 7, 5, 3, 1, None),
+            (3, 33, 6, 8, 3, 2, 0),
+            (2, 20, 5, 9, 5, 1, None),
+            (1, 65, 8, 6, 5, 2, 1),
+        ],
         "large": [(2, 96, 64, 80, 3, 2, 0), (2, 144, 32, 40, 3, 1, None), (4, 672, 8, 10, 5, 1, None)],
     }[size]
     cases = []

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
-from dmtl.files import write_text
 from dmtl.report.charts import COLOURS, chart_svg, number
 from dmtl.report.data import Chart
 from dmtl.report.page import page
+from dmtl.runtime.files import write_text
 
 Rows = Sequence[Mapping]
 WIDTH, LINE, NAME = 720, 26, 128  # of the bars' picture, in its units

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmtl import __version__
-from dmtl.files import write_text
 from dmtl.report.compare import Gain, gain
 from dmtl.report.data import mean_of, spread_of, value_of
-from dmtl.report.figures import delta_of
-from dmtl.report.methods import Method, seed_of
+from dmtl.report.methods import Method
 from dmtl.report.runs import INITIAL, Run, read_run
 from dmtl.report.table_remarks import delta_text
+from dmtl.runtime.files import write_text
 from dmtl.train.claim import Claim
 from dmtl.train.jobs import finished
 

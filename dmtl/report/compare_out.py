@@ -7,13 +7,13 @@ import io
 import json
 import os
 
-from dmtl.files import write_text
 from dmtl.report.compare import Comparison, summary
 from dmtl.report.curves import curves, delta_chart, loss_chart
 from dmtl.report.data import ReportData, Value, mean_of, spread_of
 from dmtl.report.html import figure, gain_tone, metric_sections
 from dmtl.report.methods import seed_of
 from dmtl.report.page import page
+from dmtl.runtime.files import write_text
 
 COLUMNS = ("method", "task", "metric", "unit", "better", "main", "mean", "spread", "runs")
 

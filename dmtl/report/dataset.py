@@ -11,13 +11,13 @@ import numpy as np
 from markupsafe import Markup
 
 from dmtl.data import LabelledImages
-from dmtl.data.statistics import Statistics, TaskStatistics, measure
+from dmtl.data.folder.statistics import Statistics, TaskStatistics, measure
 from dmtl.errors import DataError
-from dmtl.files import write_text
 from dmtl.report.data import Cell, ReportData, SamplePictures, SampleRow
 from dmtl.report.html import figure, label_section, sample_sections
 from dmtl.report.page import page
 from dmtl.report.samples import legends
+from dmtl.runtime.files import write_text
 from dmtl.tasks import Task
 from dmtl.tasks.palette import vector_colours
 from dmtl.train.pictures import evenly

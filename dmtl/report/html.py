@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from dmtl.files import write_text
 from dmtl.report.charts import COLOURS, chart_svg
 from dmtl.report.data import (
     Cell,
@@ -22,6 +21,7 @@ from dmtl.report.data import (
 )
 from dmtl.report.page import page
 from dmtl.report.pictures import MAX_COLUMNS, label_strips, picture
+from dmtl.runtime.files import write_text
 
 MINUS, PLUS_MINUS = "\N{MINUS SIGN}", "\N{PLUS-MINUS SIGN}"
 

@@ -86,7 +86,7 @@ def report_data(
             f"report_data: methods must have equally many runs each, got "
             f"{', '.join(f'{len(r)} of {n}' for n, r in methods.items())}"
         )
-    (reference, base), *others = methods.items()
+    (_reference, base), *others = methods.items()
     for _, runs in others:
         require_same_tasks(base[0], runs[0])
     last = list(methods.values())[-1][0]

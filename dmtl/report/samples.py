@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dmtl.data import LabelledImages, LabelMatrix
-from dmtl.infer.engine import Engine
+from dmtl.engine.engine import Engine
 from dmtl.report.data import Cell, SamplePictures, SampleRow
 from dmtl.report.uncertainty import uncertainty_cells
 from dmtl.tasks import Task

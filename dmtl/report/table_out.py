@@ -9,13 +9,13 @@ import math
 import os
 from collections.abc import Sequence
 
-from dmtl.files import write_text
 from dmtl.report.data import Value, mean_of, spread_of
 from dmtl.report.html import MINUS, figure, gain_tone
 from dmtl.report.page import page
 from dmtl.report.published_figures import Column
 from dmtl.report.table import ResultTable, Row
 from dmtl.report.table_runs import EVAL, TRAINING
+from dmtl.runtime.files import write_text
 
 COLUMNS = ("benchmark", "setting", "method", "published", "certain", "from", "task", "metric", "better")
 NUMBERS = ("mean", "spread", "seeds")

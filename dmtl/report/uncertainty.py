@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from dmtl.data import LabelledImages, LabelMatrix, make_loader
-from dmtl.infer.engine import Engine
+from dmtl.engine.engine import Engine
+from dmtl.evaluate.evaluation import evaluate
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.models.diffusion_mtl import Maps
 from dmtl.report.charts import number
 from dmtl.report.data import Cell, Uncertainty, UncertaintyRow
 from dmtl.tasks import Task
 from dmtl.tasks.palette import EMBER, apply_scale
-from dmtl.train.evaluate import evaluate
 from dmtl.train.pictures import evenly
 
 IMAGES = 48  # scored at most,

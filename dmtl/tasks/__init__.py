@@ -23,17 +23,39 @@ from dmtl.tasks.semseg import SemSeg
 from dmtl.tasks.unit_vector import UnitVector
 
 __all__ = [
-    "KINDS", "KNOWN", "Task", "chosen_tasks", "make_task", "pooled_loss", "task_from_spec",
-    "Binary", "Classes", "Depth", "Edge", "HumanParts", "Mask", "Normals", "Sal", "Scalar", "SemSeg",
+    "KINDS",
+    "KNOWN",
+    "Binary",
+    "Classes",
+    "Depth",
+    "Edge",
+    "HumanParts",
+    "Mask",
+    "Normals",
+    "Sal",
+    "Scalar",
+    "SemSeg",
+    "Task",
     "UnitVector",
+    "chosen_tasks",
+    "make_task",
+    "pooled_loss",
+    "task_from_spec",
 ]
 
 KNOWN: dict[str, type[Task]] = {
-    "semseg": SemSeg, "human_parts": HumanParts, "sal": Sal,
-    "normals": Normals, "edge": Edge, "depth": Depth,
+    "semseg": SemSeg,
+    "human_parts": HumanParts,
+    "sal": Sal,
+    "normals": Normals,
+    "edge": Edge,
+    "depth": Depth,
 }
 KINDS: dict[str, type[Task]] = {
-    "classes": Classes, "binary": Mask, "unit_vector": UnitVector, "scalar": Scalar,
+    "classes": Classes,
+    "binary": Mask,
+    "unit_vector": UnitVector,
+    "scalar": Scalar,
 }
 
 
@@ -48,22 +70,27 @@ def make_task(name: str, kind: str | None = None, **options: Any) -> Task:
     Errors: `ConfigError` for a kind that contradicts the name, an unknown option, a value that cannot work.
     """
     if kind is not None and kind not in KINDS:
-        raise ConfigError(f"task {name!r}: kind must be one of {', '.join(KINDS)}, got {kind!r:.80}"
-                          f"{_nearest(kind, KINDS)}")
+        raise ConfigError(
+            f"task {name!r}: kind must be one of {', '.join(KINDS)}, got {kind!r:.80}{_nearest(kind, KINDS)}"
+        )
     if name in KNOWN:
         task_class = KNOWN[name]
         if kind not in (None, task_class.kind):
             raise ConfigError(f"task {name!r}: kind must be {task_class.kind!r} for this name, got {kind!r}")
     elif kind is None:
-        raise ConfigError(f"task {name!r}: kind must be given for names other than {', '.join(KNOWN)}, "
-                          f"got none{_nearest(name, KNOWN)}")
+        raise ConfigError(
+            f"task {name!r}: kind must be given for names other than {', '.join(KNOWN)}, "
+            f"got none{_nearest(name, KNOWN)}"
+        )
     else:
         task_class = KINDS[kind]
     allowed = [f.name for f in fields(task_class) if f.name != "name"]
     for option in options:
         if option not in allowed:
-            raise ConfigError(f"task {name!r}: option must be one of {', '.join(allowed)}, got {option!r:.80}"
-                              f"{_nearest(option, allowed)}")
+            raise ConfigError(
+                f"task {name!r}: option must be one of {', '.join(allowed)}, got {option!r:.80}"
+                f"{_nearest(option, allowed)}"
+            )
     if task_class is Classes and "classes" not in options:
         raise ConfigError(f"task {name!r}: classes must be a list of at least two names, got none")
     return task_class(name=name, **options)
@@ -87,8 +114,9 @@ def chosen_tasks(function: str, known: Iterable[str], wanted: Iterable[str] | No
     names = list(dict.fromkeys(known if wanted is None else wanted))
     for name in names:
         if name not in known:
-            raise ConfigError(f"{function}: tasks must be among {', '.join(known)}, got {name!r}"
-                              f"{_nearest(name, known)}")
+            raise ConfigError(
+                f"{function}: tasks must be among {', '.join(known)}, got {name!r}{_nearest(name, known)}"
+            )
     if not names:
         raise ConfigError(f"{function}: tasks must name at least one of {', '.join(known)}, got none")
     return names

@@ -54,8 +54,12 @@ class Task:
 
     def __post_init__(self):
         """Checks the options; subclasses extend it."""
-        self._require(isinstance(self.name, str) and _NAME.fullmatch(self.name) is not None, "name",
-                      "letters, digits, '_' or '-', beginning with a letter", self.name)
+        self._require(
+            isinstance(self.name, str) and _NAME.fullmatch(self.name) is not None,
+            "name",
+            "letters, digits, '_' or '-', beginning with a letter",
+            self.name,
+        )
         # A task names a sub-module, which must not hide what `ModuleDict` has already (`keys`, `type`, ...).
         free = not hasattr(torch.nn.ModuleDict, self.name)
         self._require(free, "name", "a name that PyTorch modules do not use", self.name)
@@ -66,6 +70,11 @@ class Task:
     def channels(self) -> int:
         """Number of logit channels C."""
         raise NotImplementedError(f"{type(self).__name__}.channels")
+
+    @property
+    def unit(self) -> str:
+        """Unit of decoded values: "m" for distances in metres, else empty."""
+        return ""
 
     def loss(self, logits_BCHW: Tensor, label_BKHW: Tensor) -> Tensor:
         """Loss of each sample.
@@ -205,9 +214,10 @@ class Task:
         if logits_BCHW.ndim != 4 or logits_BCHW.shape[1] != self.channels:
             raise ValueError(message)
 
-    def _check_label(self, function: str, label: Tensor, argument: str, dims: int = 4,
-                     like: Tensor | None = None) -> None:
-        shape = ["B", str(self.label_channels), "H", "W"][4 - dims:]
+    def _check_label(
+        self, function: str, label: Tensor, argument: str, dims: int = 4, like: Tensor | None = None
+    ) -> None:
+        shape = ["B", str(self.label_channels), "H", "W"][4 - dims :]
         if like is not None:
             shape = [str(like.shape[0]), str(self.label_channels), str(like.shape[2]), str(like.shape[3])]
         contract = f"a real tensor [{', '.join(shape)}]"

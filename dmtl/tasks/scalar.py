@@ -54,6 +54,10 @@ class Scalar(Task):
             self._require(self.low < self.high, "high", f"above low ({self.low:g})", self.high)
 
     @property
+    def unit(self) -> str:
+        return "m" if self.distance else ""
+
+    @property
     def channels(self) -> int:
         return 1
 

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from dmtl.errors import CheckpointError
-from dmtl.files import write_atomically
 from dmtl.models.weights import load_refusal
+from dmtl.runtime.files import write_atomically
 
 MAGIC, FORMAT = b"DMTLCKPT", 1
 _FRONT = struct.Struct("<8sQQ")  # magic, format, length of what follows the header

@@ -164,7 +164,7 @@ def _check(name: str, values: object, tables: Mapping[str, Mapping]) -> None:
     for key in ("like", "time_of"):
         if key in values:
             other = _known(f"methods.{name}.{key}", values[key], tables)
-            if other == name or isinstance(tables[other], Mapping) and key in tables[other]:
+            if other == name or (isinstance(tables[other], Mapping) and key in tables[other]):
                 raise ConfigError(f"methods.{name}.{key} must name a method without {key}, got {other!r}")
     if "time_of" in values and "like" not in values:
         raise ConfigError(

@@ -1,6 +1,6 @@
 """One run on several processes: torchrun's environment, DDP or FSDP2, states that do not know how many.
 
-Every process reads its rows of the same global batch (`dmtl.data.loader`) and divides its loss by the number
+Every process reads its rows of the same global batch (`dmtl.data.loading.loader`) and divides its loss by the number
 of images of the whole step. Gradients of a wrapped module are therefore *sums* over the processes, and equal
 those of one process with the whole batch, to rounding.
 
@@ -22,15 +22,11 @@ is left without one, as in one process, where the optimiser then skips it (no de
 
 from __future__ import annotations
 
-import atexit
 import copy
 import inspect
-import os
 import warnings
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -38,111 +34,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dmtl.devices import pick_device
 from dmtl.errors import ConfigError
+from dmtl.runtime.distributed import World
 from dmtl.train.config import ExecutionConfig
-from dmtl.train.rendezvous import environment, fresh_store
-
-TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for the others: longer than reading a data set for the first time. A dead process
-is noticed at once by torchrun; this is for one that hangs."""
-
-
-@dataclass(frozen=True)
-class World:
-    """The processes of a run. `device` is this process's own."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    device: torch.device = torch.device("cpu")
-
-    @property
-    def main(self) -> bool:
-        """The one process that writes files and talks."""
-        return self.rank == 0
-
-
-def connect(device: str | torch.device = "auto") -> World:
-    """The processes that torchrun started, connected (gloo on a CPU; NCCL on GPUs, one each); without
-    torchrun, this process alone. A second call gives the same world.
-
-    Raises:
-        ConfigError: a device that does not work here, a single GPU ("cuda:1") for several processes, more
-            processes than GPUs, an incomplete environment, processes that cannot be reached.
-    """
-    size = environment("WORLD_SIZE", 1)
-    if size == 1:
-        return World(device=pick_device(device))
-    rank, local = environment("RANK"), environment("LOCAL_RANK")
-    picked = _own_device(device, local, size)
-    if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if picked.type == "cuda" else "gloo"
-        where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
-        try:
-            store, rank, size = fresh_store(TIMEOUT)
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
-        except (RuntimeError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ConfigError(
-                f"process {rank} of {size} cannot join the others at {where} ({reason})"
-            ) from None
-        atexit.register(disconnect)
-    return World(rank, size, local, picked)
-
-
-def disconnect() -> None:
-    """Leaves the other processes; done by itself when Python ends."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def _own_device(device: str | torch.device, local: int, size: int) -> torch.device:
-    picked = pick_device(device)
-    if picked.type != "cuda":
-        return picked
-    if torch.device("cuda" if device == "auto" else device).index is not None:
-        raise ConfigError(
-            f'device must be "auto", "cpu" or "cuda" with {size} processes, got {str(device)!r}'
-        )
-    if local >= torch.cuda.device_count():
-        raise ConfigError(
-            f"torchrun's --nproc-per-node must be at most {torch.cuda.device_count()}, the GPUs of this "
-            f"machine, got at least {local + 1}"
-        )
-    torch.cuda.set_device(local)
-    return torch.device("cuda", local)
-
-
-def total(tensor: Tensor) -> Tensor:
-    """Adds the tensor over all processes, in place; returns it."""
-    if dist.is_initialized():
-        dist.all_reduce(tensor)
-    return tensor
-
-
-def any_rank(flag: bool) -> bool:
-    """Whether `flag` is true in some process. Waits for the others, not for a GPU."""
-    if not dist.is_initialized():
-        return flag
-    vote = torch.tensor(int(flag))
-    dist.all_reduce(vote, dist.ReduceOp.MAX)
-    return bool(vote)
-
-
-def gathered(value: Any) -> list:
-    """What every process has, by rank: any object that can be pickled, the same kind in all. Waits for the
-    others."""
-    if not dist.is_initialized():
-        return [value]
-    values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def barrier() -> None:
-    """Waits until every process is here."""
-    any_rank(False)
 
 
 def share_buffers(model: nn.Module, world: World) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from dmtl.errors import ConfigError
-from dmtl.files import write_text
+from dmtl.runtime.files import write_text
 
 
 class RunLog:

@@ -60,7 +60,7 @@ def labelled_rows(present: Mapping[str, Tensor], device: torch.device | str = "c
 
 def sample_scale(present: Mapping[str, Tensor]) -> Tensor:
     """T / n_b for every sample, float32 [B] on the CPU; 0 where a sample has no label."""
-    counts = torch.stack([mask for mask in present.values()]).sum(0)
+    counts = torch.stack(list(present.values())).sum(0)
     return torch.where(counts > 0, len(present) / counts.clamp(min=1), 0.0).float()
 
 

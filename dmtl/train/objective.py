@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from dmtl.data.loader import Batch
+from dmtl.data.loading.loader import Batch
 from dmtl.diffusion import CounterNoise
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, Prediction
 from dmtl.models.initial import pad_image

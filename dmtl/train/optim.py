@@ -70,7 +70,7 @@ def _encoder_stages(config: OptimConfig, model: nn.Module) -> dict[str, tuple[st
     """
     names = [name for name, _ in model.named_parameters() if name.startswith(_ENCODER + ".")]
     if config.layer_decay == 1:
-        plain = {name: (_ENCODER, config.backbone_lr) for name in names}
+        plain = dict.fromkeys(names, (_ENCODER, config.backbone_lr))
         return {} if config.backbone_lr == 1 else plain
     stages = _stage_of([name.removeprefix(_ENCODER + ".") for name in names])
     depth = {stage: i for i, stage in enumerate(dict.fromkeys(stages))}

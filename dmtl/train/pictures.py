@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from dmtl.data import LabelledImages, Sample
-from dmtl.data.transforms import normalise
+from dmtl.data.loading.transforms import normalise
 from dmtl.diffusion import CounterNoise
+from dmtl.evaluate.evaluation import for_inference
 from dmtl.tasks import Task
 from dmtl.tasks.sheet import sheet
-from dmtl.train.evaluate import for_inference
 
 UNKNOWN = 128  # grey of pixels, or whole pictures, without a label
 

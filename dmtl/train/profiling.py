@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from dmtl.files import write_text
+from dmtl.runtime.files import write_text
 
 WARM_UP, RECORDED = 3, 3
 

@@ -19,9 +19,9 @@ from dmtl.data import (
     open_dataset,
     train_transform,
 )
-from dmtl.data.benchmarks import recognised
-from dmtl.data.loader import Loader
-from dmtl.data.published_splits import read_split_table
+from dmtl.data.benchmarks.detect import recognised
+from dmtl.data.labels.published import read_split_table
+from dmtl.data.loading.loader import Loader
 from dmtl.errors import ConfigError
 from dmtl.models import (
     DiffusionMTL,
@@ -32,9 +32,9 @@ from dmtl.models import (
     load_pretrained,
     pretrained_source,
 )
+from dmtl.runtime.distributed import World
 from dmtl.tasks import Task, task_from_spec
 from dmtl.train.config import DataConfig, RunConfig
-from dmtl.train.distributed import World
 
 GENERATED = ("one-label", "random-labels")
 LABEL_FILES = (".csv", ".pth", ".npy")
@@ -115,7 +115,7 @@ def _split_table(config: DataConfig, dataset: LabelledImages) -> LabelMatrix:
 
 def _deciding(config: DataConfig, train: LabelledImages) -> LabelledImages:
     """`train` with the tasks among which a generated split is decided."""
-    if config.labels not in GENERATED or config.tasks is None and config.label_tasks is None:
+    if config.labels not in GENERATED or (config.tasks is None and config.label_tasks is None):
         return train
     among = train.tasks if config.label_tasks is None else config.label_tasks
     left_out = [task for task in train.tasks if task not in among]
@@ -200,7 +200,7 @@ def model_for(
 
 def _load_encoder(backbone: nn.Module, config: RunConfig) -> None:
     weights, name = config.optim.backbone_weights, config.model.backbone
-    if not weights or weights == "auto" and pretrained_source(name) is None:
+    if not weights or (weights == "auto" and pretrained_source(name) is None):
         return
     if weights in ("auto", "imagenet"):
         load_pretrained(backbone, name)

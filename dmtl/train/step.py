@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from dmtl._memory import return_freed
-from dmtl.data.loader import Batch
+from dmtl.data.loading.loader import Batch
 from dmtl.errors import ConfigError
 from dmtl.models import DiffusionMTL
+from dmtl.runtime.distributed import World
+from dmtl.runtime.memory import return_freed
 from dmtl.train import distributed
 from dmtl.train.config import RunConfig
 from dmtl.train.consistency import TaskPairs
-from dmtl.train.distributed import World
 from dmtl.train.loss import PairLosses
 from dmtl.train.objective import Objective
 

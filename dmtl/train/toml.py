@@ -61,7 +61,7 @@ def config_from_dict(values: Mapping) -> RunConfig:
 
 def write_config(config: RunConfig, path: str | Path) -> None:
     """The resolved configuration as TOML; `read_config` gives it back."""
-    from dmtl.files import write_text
+    from dmtl.runtime.files import write_text
 
     write_text(path, to_toml(config))
 

@@ -15,18 +15,18 @@ from pathlib import Path
 
 import torch
 
-from dmtl.data.loader import Batch
-from dmtl.data.partial_labels import LabelMatrix
+from dmtl.data.labels.matrix import LabelMatrix
+from dmtl.data.loading.loader import Batch
 from dmtl.errors import CheckpointError, ConfigError, DmtlError
-from dmtl.files import write_text
+from dmtl.evaluate.evaluation import Metrics, evaluate, primary_metrics
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, how_to_get, load_state, pretrained_source
+from dmtl.runtime.distributed import connect
+from dmtl.runtime.files import write_text
 from dmtl.train import distributed
 from dmtl.train.best import Best, read_reference
 from dmtl.train.checkpoint import Checkpoints
 from dmtl.train.config import RunConfig
-from dmtl.train.distributed import connect
 from dmtl.train.ema import MovingAverage
-from dmtl.train.evaluate import Metrics, evaluate, primary_metrics
 from dmtl.train.identity import identity, what_changed
 from dmtl.train.log import RunLog
 from dmtl.train.objective import Objective

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmtl._memory import empty
 from dmtl.kernels._native import CPU
+from dmtl.runtime.memory import empty
 
 SUPPORT = CPU.support()
 

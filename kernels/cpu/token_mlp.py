@@ -6,9 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmtl._memory import empty
 from dmtl.kernels._native import CPU
 from dmtl.kernels._tokens import dense, why_not_bf16, why_not_sizes
+from dmtl.runtime.memory import empty
 
 
 def _shapes(x, norm_weight, norm_bias, fc1_weight, *rest) -> list[str]:

@@ -9,10 +9,9 @@ Heads are padded to a power of two by masks.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 import triton
 import triton.language as tl
+from torch import Tensor
 
 # Tiles by element size and by head size, the largest that spill nothing: float32 has no tensor cores, and
 # d_k and d_v of wide heads need the registers of eight warps.

@@ -4,10 +4,9 @@ are compiled ahead."""
 from __future__ import annotations
 
 import torch
+import triton
 from dmtl.kernels.triton._noise import INTERPRETED
 from dmtl.kernels.triton._noising import SUPPORT
-
-import triton
 
 __all__ = ["CONFIGS", "INTERPRETED", "REDUCTIONS", "SUPPORT", "compilation", "config_for", "options", "tiles"]
 

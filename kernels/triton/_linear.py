@@ -9,12 +9,12 @@ storage type.
 from __future__ import annotations
 
 import torch
+import triton
+import triton.language as tl
 from dmtl.kernels.triton._noise import INTERPRETED
 from torch import Tensor
 
-import triton
-import triton.language as tl
-from dmtl._support import Support
+from dmtl.runtime.support import Support
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 

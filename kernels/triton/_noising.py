@@ -4,14 +4,14 @@ row."""
 import itertools
 
 import torch
+import triton
+import triton.language as tl
 from dmtl.kernels.triton._noise import INTERPRETED, draw
 from torch import Tensor
 
-import triton
-import triton.language as tl
-from dmtl._support import Support
 from dmtl.kernels._native import DTYPES
 from dmtl.kernels._noising import NoisingCall, ScalingCall, finish
+from dmtl.runtime.support import Support
 
 BLOCK = 4096 if INTERPRETED else 256  # the interpreter pays for every program
 

@@ -14,12 +14,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+import triton
+import triton.language as tl
 from dmtl.kernels.triton import _linear
 from dmtl.kernels.triton._linear import NAMES, linear, norm_backward, support
 from torch import Tensor
 
-import triton
-import triton.language as tl
 from dmtl._outputs import GEOMETRY, empty_condition_outputs
 from dmtl.kernels import _condition_tokens as shared
 from dmtl.kernels._tokens import why_not_sizes

@@ -23,14 +23,14 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+import triton
+import triton.language as tl
 from dmtl.kernels.triton._noise import INTERPRETED
 from torch import Tensor
 
-import triton
-import triton.language as tl
-from dmtl._measure import Fastest
-from dmtl._support import Support
 from dmtl.kernels._conv3x3 import library_gradients
+from dmtl.runtime.measure import Fastest
+from dmtl.runtime.support import Support
 
 _MAX_TASKS = 16  # more take further launches
 
@@ -260,7 +260,7 @@ def _compilation(dtype, config, bias, taps, relu, backward, even, tasks: int = 5
     pointer = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}[dtype]
     signature = dict(out_ptr=pointer, x_ptr=pointer)
     signature |= dict.fromkeys(("height", "width", "groups_in", "groups_out"), "i32")
-    signature |= {name: (pointer,) * tasks for name in ("weight_ptrs", "bias_ptrs", "tap_ptrs")}
+    signature |= dict.fromkeys(("weight_ptrs", "bias_ptrs", "tap_ptrs"), (pointer,) * tasks)
     signature["counts"] = ("i32",) * tasks
     constants |= {name: None for name, given in (("bias_ptrs", bias), ("tap_ptrs", taps)) if not given}
     options = {name: config[name] for name in ("num_warps", "num_stages")}

@@ -9,11 +9,11 @@ launches.
 from __future__ import annotations
 
 import torch
+import triton
+import triton.language as tl
 from dmtl.kernels.triton._linear import NAMES, support
 from torch import Tensor
 
-import triton
-import triton.language as tl
 from dmtl._outputs import empty_map
 from dmtl.kernels._decode_map import KINDS, SHORTEST
 
@@ -149,7 +149,7 @@ def compilations() -> list[tuple]:
     for dtype in NAMES.values():
         for bias in ({"BIAS": True}, {"BIAS": False, "bias_ptr": None}):
             kinds = dict(logits_ptr="*fp32", channels="i32:16")
-            kinds |= {name: f"*{dtype}" for name in ("x_ptr", "weight_ptr", "bias_ptr")}
+            kinds |= dict.fromkeys(("x_ptr", "weight_ptr", "bias_ptr"), f"*{dtype}")
             found.append(_form(_head_kernel, kinds, bias, SINGLE if dtype == "fp32" else HALF))
         for kind in KINDS:
             kinds = dict(out_ptr="*i64" if kind == "argmax" else "*fp32", logits_ptr=f"*{dtype}")

@@ -11,16 +11,16 @@ exponentials.
 from __future__ import annotations
 
 import torch
+import triton
+import triton.language as tl
 from dmtl.kernels.triton._noise import INTERPRETED
 from torch import Tensor
 
-import triton
-import triton.language as tl
 from dmtl._outputs import empty_losses
-from dmtl._support import Support
 from dmtl.kernels._decode_map import SHORTEST
 from dmtl.kernels._map_loss import readable
 from dmtl.kernels._native import DTYPES
+from dmtl.runtime.support import Support
 
 MOST_CHANNELS = 64  # more are left to the reference
 TILE = 256  # entries of a program's tile of cells x channels
@@ -356,7 +356,7 @@ def compilations() -> list[tuple]:
 def _cells_forms(kinds: dict[str, str], constants: dict, config: dict) -> list[tuple]:
     """Forward and backward."""
     forward, backward = ("sums_ptr", "tallies_ptr"), ("parts_ptr", "grad_ptr", "counts_ptr")
-    floats = {name: "*fp32" for name in ("sums_ptr", "parts_ptr", "grad_ptr")}
+    floats = dict.fromkeys(("sums_ptr", "parts_ptr", "grad_ptr"), "*fp32")
     return [
         _form(_cells_kernel, kinds | floats, constants | dict(GRAD=grad) | dict.fromkeys(absent), config)
         for grad, absent in ((False, backward), (True, forward))

@@ -8,11 +8,11 @@ Floor: the map read and written once (and the tokens); without a bias the centre
 from __future__ import annotations
 
 import torch
+import triton
+import triton.language as tl
 from dmtl.kernels.triton._grid import CONFIGS, REDUCTIONS, SUPPORT, compilation, config_for, options, tiles
 from torch import Tensor
 
-import triton
-import triton.language as tl
 from dmtl.kernels._grid import channels_last, dense, empty_map, empty_tokens
 
 __all__ = ["CONFIGS", "SUPPORT", "compilations", "noisy_tokens", "noisy_tokens_backward"]

@@ -9,11 +9,11 @@ the gradient read once.
 from __future__ import annotations
 
 import torch
+import triton
+import triton.language as tl
 from dmtl.kernels.triton._grid import CONFIGS, REDUCTIONS, SUPPORT, compilation, config_for, tiles
 from torch import Tensor
 
-import triton
-import triton.language as tl
 from dmtl.kernels._grid import channels_last, dense, empty_map, empty_tokens
 
 __all__ = ["CONFIGS", "SUPPORT", "compilations", "upsample_add", "upsample_add_backward"]

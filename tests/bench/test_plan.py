@@ -1,6 +1,7 @@
 """The plan of a run: what is counted against the run's own objects, what is forecast against a real run."""
 
 import dataclasses
+import itertools
 import json
 import statistics
 import subprocess
@@ -126,7 +127,7 @@ def test_operations_follow_the_labelled_pairs():
     assert frozen["backward"] == pytest.approx(2 * after + flops["condition"] + chain)
 
 
-@pytest.mark.parametrize("weighting, ema", [("fixed", 0.0), ("uncertainty", 0.9)])
+@pytest.mark.parametrize(("weighting", "ema"), [("fixed", 0.0), ("uncertainty", 0.9)])
 def test_files(tmp_path, weighting, ema):
     """The bytes of the tensors that a real run stores, but for the state of the random generator."""
     config = run_config(tmp_path / "run", optim={"weighting": weighting, "ema": ema, "steps": 2})
@@ -244,6 +245,6 @@ def forecast_and_run(folder: Path, labels: str) -> tuple[list[float], list[float
     taken_bytes = printed(RUN)
     after = forecast(facts, config, printed(MEASURE))
     rows = [row for row in RunLog.read(folder / "run" / "log.jsonl") if row["event"] == "train"]
-    steps = [b["seconds"] - a["seconds"] for a, b in zip(rows, rows[1:])]
+    steps = [b["seconds"] - a["seconds"] for a, b in itertools.pairwise(rows)]
     json.dumps([facts, before])
     return [before["step_s"], after["step_s"]], steps, before["memory_bytes"], taken_bytes

@@ -15,7 +15,7 @@ TOY = Case(
 )
 
 
-@pytest.mark.parametrize("labels, pairs", [("one", 4), ("random", 12), ("all", 20)])
+@pytest.mark.parametrize(("labels", "pairs"), [("one", 4), ("random", 12), ("all", 20)])
 def test_everybody_computes_the_same_gradients(labels, pairs):
     fp32 = [(name, "fp32") for name in ("published", "expert", "dmtl")]
     race = TrainingRace(TrainingCase(TOY, labels), fp32, modes=())

@@ -23,11 +23,23 @@ TASKS = {
     "height": {"kind": "scalar"},
 }
 NETWORK = [
-    *"--model.backbone resnet18 --model.backbone-width 8 --model.width 8 --model.heads 2".split(),
-    *"--model.token-reduction 4 --data.size 32 32 --optim.backbone-weights".split(),
+    *[
+        "--model.backbone",
+        "resnet18",
+        "--model.backbone-width",
+        "8",
+        "--model.width",
+        "8",
+        "--model.heads",
+        "2",
+    ],
+    *["--model.token-reduction", "4", "--data.size", "32", "32", "--optim.backbone-weights"],
     "",
 ]
-SHORT = [*NETWORK, *"--optim.steps 2 --optim.batch-size 2 --optim.warmup 0 --log.every 1".split()]
+SHORT = [
+    *NETWORK,
+    *["--optim.steps", "2", "--optim.batch-size", "2", "--optim.warmup", "0", "--log.every", "1"],
+]
 
 
 class Result(NamedTuple):

@@ -271,7 +271,7 @@ def test_output_below_a_file(dmtl, tmp_path, trained, data, words):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on file sizes there")
 @pytest.mark.parametrize(
-    "options, told",
+    ("options", "told"),
     [
         ([], "cannot write run/best/model.safetensors"),
         (

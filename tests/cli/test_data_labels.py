@@ -40,7 +40,7 @@ def test_probabilities(dmtl, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    ("options", "message"),
     [
         (["--p", "0.3"], "p is for --setting random-labels"),
         (

@@ -67,7 +67,10 @@ def test_training_help_names_every_key(dmtl):
         (["train", "--device", "tpu:0x"], 'device must be "auto", "cpu", "cuda" or "cuda:N", got \'tpu:0x\''),
         (["claim", "--seeds"], "--seeds must name at least one seed, got none"),
         (["claim", "--processes", "0"], "--processes must be at least 1, got 0"),
-        (["claim", "--methods", "mlt"], "--methods: no method is called 'mlt'; did you mean 'mtl'? (methods: "),
+        (
+            ["claim", "--methods", "mlt"],
+            "--methods: no method is called 'mlt'; did you mean 'mtl'? (methods: ",
+        ),
         (["claim", "--model.diffusion", "none"], "to be compared with the baseline"),
         (["demo", "--steps", "0"], "optim.steps must be at least 1"),
         (["eval"], "missing MODEL"),

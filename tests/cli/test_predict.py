@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.infer.test_video import film
+from tests.predict.test_video import film
 
 from .conftest import TASKS
 
@@ -38,7 +38,7 @@ def test_damaged_video(dmtl, tmp_path, trained):
 
 
 def test_draws_batches_tiles_and_precision(dmtl, tmp_path, trained, data):
-    words = "--samples 2 --batch-size 3 --precision fp32 --tile 0 --no-pictures".split()
+    words = ["--samples", "2", "--batch-size", "3", "--precision", "fp32", "--tile", "0", "--no-pictures"]
     status, out, err = dmtl("predict", trained, data / "images", "--out", "maps", *words)
     assert (status, err) == (0, "") and "6 images predicted" in out and "% computing" in out
     index = json.loads((tmp_path / "maps" / "maps.json").read_text())

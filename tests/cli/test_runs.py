@@ -105,7 +105,7 @@ def test_resume_takes_what_does_not_decide_the_weights(dmtl, trained):
 def test_config_file_and_overrides(dmtl, tmp_path, trained, data):
     """The resolved configuration of a run trains again; options win over the file."""
     (tmp_path / "mine.toml").write_text((trained / "config.toml").read_text())
-    status, out, _ = dmtl("train", "mine.toml", "--out", "again", "--model.diffusion", "prediction")
+    status, _out, _ = dmtl("train", "mine.toml", "--out", "again", "--model.diffusion", "prediction")
     assert status == 0
     config = json.loads((tmp_path / "again" / "model" / "config.json").read_text())
     assert (config["diffusion"], config["width"]) == ("prediction", 8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from dmtl.cli._arguments import parse
@@ -25,7 +27,7 @@ def file(tmp_path):
 
 def test_lists_and_flags():
     words = "--optim.freeze initial.backbone mtdnet --optim.milestones 0.1 0.5 --optim.freeze-bn"
-    config = config_of(*words.split(), *"--model.betas 0.1 0.2 --execution.micro-batch 2".split())
+    config = config_of(*words.split(), *["--model.betas", "0.1", "0.2", "--execution.micro-batch", "2"])
     assert config.optim.freeze == ["initial.backbone", "mtdnet"] and config.optim.freeze_bn
     assert config.optim.milestones == [0.1, 0.5] and config.model.betas == [0.1, 0.2]
     assert config.execution.micro_batch == 2
@@ -56,8 +58,8 @@ def test_help_is_filled(dmtl):
     out = dmtl("train", "--help").out
     assert "--optim.task-weights TASK NUMBER ..." in out
     lines = out.splitlines()
-    below = [(a, b) for a, b in zip(lines, lines[1:]) if b.startswith(" " * 8)]
-    broken = [(a, b) for a, b in below if len(a) > 40 and not a.startswith("  --") or "  " in a[4:]]
+    below = [(a, b) for a, b in itertools.pairwise(lines) if b.startswith(" " * 8)]
+    broken = [(a, b) for a, b in below if (len(a) > 40 and not a.startswith("  --")) or "  " in a[4:]]
     assert len(broken) > 20
     for line, after in broken:  # the next line's first word would not have fitted
         assert len(line) + 1 + len(after.split()[0]) > 80, line

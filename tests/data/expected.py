@@ -72,7 +72,7 @@ def labels(format, found):
 
 def known(format, task, split, index, size, seed):
     """Where the fixture has a label of the task, bool [H, W]: it leaves out a tenth of the squares of 8x8."""
-    if task == "edge" or task == "normals" and format != "nyud-13":
+    if task == "edge" or (task == "normals" and format != "nyud-13"):
         return np.ones(size, bool)
     squares = np.random.default_rng((seed, STREAM[split], index, LAYERS[task])).random(
         (-(-size[0] // 8), -(-size[1] // 8))

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dmtl.data import image_io
-from dmtl.data.folder import Folder
-from dmtl.data.paths import inner_path
+from dmtl.data.folder import images
+from dmtl.data.folder.dataset import Folder
+from dmtl.data.folder.paths import inner_path
 from dmtl.errors import DataError
 from tests.data.conftest import HEIGHT, WIDTH, arrays, describe
 
@@ -82,7 +82,9 @@ BAD_FILES = [
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name, content, message", BAD_FILES, ids=[f"{n}-{m[:20]}" for n, _, m in BAD_FILES])
+@pytest.mark.parametrize(
+    ("name", "content", "message"), BAD_FILES, ids=[f"{n}-{m[:20]}" for n, _, m in BAD_FILES]
+)
 def test_bad_files(folder, name, content, message):
     path = folder / name
     path.with_suffix(".png").unlink(missing_ok=True)
@@ -93,7 +95,7 @@ def test_bad_files(folder, name, content, message):
 
 
 @pytest.mark.parametrize(
-    "lines, message",
+    ("lines", "message"),
     [
         ("a\nb\nx1\nx2\n", "2 of 4 ids have no image, the first is 'x1', expected images/x1.jpg"),
         ("a\nb\na\n", "line 3: id 'a' stands on line 1 too"),
@@ -125,7 +127,7 @@ def test_unknown_names_come_with_the_nearest(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    ("changes", "message"),
     [
         ({"tasks": {}}, "no tasks"),
         ({"tasks": ["semseg"]}, "no tasks"),
@@ -175,7 +177,7 @@ def test_two_files_for_one_id(folder):
 
 
 @pytest.mark.parametrize(
-    "rows, message",
+    ("rows", "message"),
     [
         (
             "a,0,1,1,1,1\nb,1,1,1,1,1\nc/d,1,1,1,1,1\n",
@@ -222,7 +224,7 @@ def test_no_path_leaves_the_folder(parts, joined):
 
 
 @pytest.mark.parametrize(
-    "text, message",
+    ("text", "message"),
     [
         ("description: [&a [x, x], &b [*a, *a]]\ntasks: {sal: *b}", "a reference with *, expected its value"),
         ("description: [&a {x: 1}]\ntasks: {<<: [*a, *a]}", "a reference with *, expected its value"),
@@ -251,7 +253,7 @@ def test_more_pixels_than_bytes_can_hold(tmp_path):
     size = struct.pack(">II", 15, 4_000_000)
     header = b"IHDR" + size + whole[24:29]
     (tmp_path / "x.png").write_bytes(whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:])
-    for read in (image_io.read_image, image_io.read_png_map, image_io.image_size):
+    for read in (images.read_image, images.read_png_map, images.image_size):
         with pytest.raises(DataError, match=f"x.png: 15x4000000 pixels in {len(whole)} bytes"):
             read(tmp_path / "x.png")
 
@@ -264,7 +266,7 @@ def test_flat_images_are_no_bombs(tmp_path, mode, format):
         return
     Image.new(mode, (3000, 2000)).save(tmp_path / "x", format, **({"optimize": True} if format == "PNG" else
                                        {"quality": 1, "subsampling": 2, "progressive": True}))  # fmt: skip
-    assert image_io.image_size(tmp_path / "x") == (2000, 3000)
+    assert images.image_size(tmp_path / "x") == (2000, 3000)
 
 
 @pytest.mark.parametrize("length", [0x7FFFFFFF, 0xFFFFFFF0])
@@ -275,7 +277,7 @@ def test_a_length_is_not_believed(tmp_path, length):
     (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x02\x00" + struct.pack("<I", length) + b"{'descr': '|u1'")
     tracemalloc.start()
     try:
-        for name, read in (("x.png", image_io.read_image), ("x.npy", image_io.read_npy)):
+        for name, read in (("x.png", images.read_image), ("x.npy", images.read_npy)):
             try:
                 read(tmp_path / name)
             except DataError as error:

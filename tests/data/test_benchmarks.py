@@ -5,9 +5,9 @@ import shutil
 import pytest
 
 from dmtl.data import open_dataset
-from dmtl.data.benchmarks import FORMATS, detect, distribution, open_distribution, recognised
-from dmtl.data.distribution import Distribution
-from dmtl.data.fixtures import FIXTURES, write_fixture
+from dmtl.data.benchmarks.base import Distribution
+from dmtl.data.benchmarks.detect import FORMATS, detect, distribution, open_distribution, recognised
+from dmtl.data.benchmarks.fixtures import FIXTURES, write_fixture
 from dmtl.data.scenes import Scenes
 from dmtl.errors import ConfigError, DataError
 from dmtl.train.config import DataConfig

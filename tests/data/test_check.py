@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from dmtl.data import open_dataset
-from dmtl.data.check import Problem, check_dataset, picture_row, summary, what_is_wrong, wrong_lengths
-from dmtl.data.folder import Folder
-from dmtl.data.partial_labels import LabelMatrix
+from dmtl.data.folder.check import Problem, check_dataset, picture_row, summary, what_is_wrong, wrong_lengths
+from dmtl.data.folder.dataset import Folder
+from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.tasks import make_task
 from tests.data.conftest import HEIGHT, TASKS, WIDTH, arrays, describe
 from tests.data.tiny import Tiny, write_tiny
@@ -139,7 +139,7 @@ def test_a_distribution_is_checked_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "task, label, message",
+    ("task", "label", "message"),
     [
         (make_task("edge"), torch.zeros(1, 4, 4), "torch.float32"),
         (

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dmtl.data import image_io
-from dmtl.data.check import check_dataset
-from dmtl.data.check_files import check_files, readable_part
-from dmtl.data.export import export_folder
+from dmtl.data.folder import images
+from dmtl.data.folder.check import check_dataset
+from dmtl.data.folder.check_files import check_files, readable_part
+from dmtl.data.folder.write import export_folder
 from tests.data.tiny import Tiny, write_tiny
 
 
@@ -59,7 +59,7 @@ class Openings:
 def test_every_file_is_opened_and_decoded_once(root, monkeypatch):
     """By the checks of samples and of files together, of a folder with boundaries."""
     decoded = Counter()
-    decode, load = image_io._decode, np.load
+    decode, load = images._decode, np.load
 
     def counted(path, function):
         decoded[str(Path(path).relative_to(root))] += 1
@@ -69,7 +69,7 @@ def test_every_file_is_opened_and_decoded_once(root, monkeypatch):
         decoded["arrays"] += 1
         return load(*arguments, **options)
 
-    monkeypatch.setattr(image_io, "_decode", counted)
+    monkeypatch.setattr(images, "_decode", counted)
     monkeypatch.setattr(np, "load", counted_load)
     with Openings(root) as opened:
         assert check_files(root, known=read_all(root)) == []

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dmtl.data.cityscapes import CLASSES_19, Cityscapes7, Cityscapes19, CityscapesRaw
-from dmtl.data.fixtures import write_fixture
+from dmtl.data.benchmarks.cityscapes import CLASSES_19, Cityscapes7, Cityscapes19, CityscapesRaw
+from dmtl.data.benchmarks.fixtures import write_fixture
 from dmtl.data.scenes import Scenes
 from dmtl.errors import DataError
 from tests.data import expected
@@ -84,7 +84,7 @@ def test_tasks_and_how_they_are_scored(written):
     for name, reader in READERS.items():
         dataset = reader(written[name], "val")
         semseg, depth = dataset.tasks.values()
-        assert semseg.classes == CLASSES_19 or name.startswith("cityscapes-7") and semseg.channels == 7
+        assert semseg.classes == CLASSES_19 or (name.startswith("cityscapes-7") and semseg.channels == 7)
         assert depth.inverse and not depth.distance and depth.primary == "abs_err"
         assert dataset.evaluation == {}
     assert len(set(CLASSES_19)) == 19 and CLASSES_19[0] == "road" and CLASSES_19[18] == "bicycle"

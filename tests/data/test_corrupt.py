@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dmtl.data import open_dataset
-from dmtl.data.loader import make_loader
-from dmtl.data.wrappers import Cached
+from dmtl.data.loading.loader import make_loader
+from dmtl.data.loading.wrappers import Cached
 from dmtl.errors import DataError
 from tests.data.test_loader import CROP, equal
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from dmtl.data import DiskCached, open_dataset
-from dmtl.data.loader import make_loader
-from dmtl.data.wrappers import Cached, Resized, Subset
+from dmtl.data.loading.loader import make_loader
+from dmtl.data.loading.wrappers import Cached, Resized, Subset
 from tests.data.conftest import Synthetic, describe
 from tests.data.test_loader import CROP, TASKS, equal, one_label
 

@@ -19,11 +19,11 @@ import yaml
 from PIL import Image
 
 from dmtl.data import open_dataset
-from dmtl.data.benchmarks import open_distribution
-from dmtl.data.export import export_folder
-from dmtl.data.fixtures import FIXTURES, write_fixture
-from dmtl.data.folder import Folder
-from dmtl.data.partial_labels import LabelMatrix
+from dmtl.data.benchmarks.detect import open_distribution
+from dmtl.data.benchmarks.fixtures import FIXTURES, write_fixture
+from dmtl.data.folder.dataset import Folder
+from dmtl.data.folder.write import export_folder
+from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.errors import DataError
 from tests.data.conftest import Synthetic
 from tests.data.tiny import HEIGHT, WIDTH, Tiny, write_tiny
@@ -177,7 +177,7 @@ def test_a_complete_conversion_writes_nothing(source, whole):
 
 
 @pytest.mark.parametrize(
-    "workers, wanted",
+    ("workers", "wanted"),
     [(0, 4), pytest.param(0, 24, marks=pytest.mark.slow), pytest.param(2, 6, marks=pytest.mark.slow)],
 )
 def test_killed_anywhere_it_ends_with_the_same_folder(source, whole, tmp_path, workers, wanted):
@@ -319,7 +319,7 @@ def test_a_damaged_manifest_is_named(source, whole, line):
 def test_two_writers_at_once_are_refused(source, whole, monkeypatch):
     import fcntl
 
-    monkeypatch.setattr("dmtl.data.export._PATIENCE_S", 0)
+    monkeypatch.setattr("dmtl.data.folder.write._PATIENCE_S", 0)
     handle = os.open(whole, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
     with pytest.raises(DataError, match="whole: is being written, expected one process at a time"):

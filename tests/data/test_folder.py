@@ -3,9 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dmtl.data.disk_cache import DiskCached
-from dmtl.data.folder import Folder
-from dmtl.data.wrappers import Cached, Resized, Subset
+from dmtl.data.folder.dataset import Folder
+from dmtl.data.loading.disk_cache import DiskCached
+from dmtl.data.loading.wrappers import Cached, Resized, Subset
 from dmtl.errors import DataError
 from tests.data.conftest import HEIGHT, TASKS, WIDTH, arrays, describe
 
@@ -146,7 +146,7 @@ def test_without_a_word_there_is_no_evaluation(folder):
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    ("changes", "message"),
     [
         ({"evaluation": 3}, "evaluation is 3, expected a mapping"),
         ({"evaluation": {"frames": [2, 2]}}, "unknown key 'frames', did you mean 'frame'?"),

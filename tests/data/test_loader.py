@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from dmtl.data.loader import make_loader
-from dmtl.data.partial_labels import LabelMatrix
-from dmtl.data.transforms import eval_transform, train_transform
-from dmtl.data.wrappers import Cached, Resized, Subset
+from dmtl.data.labels.matrix import LabelMatrix
+from dmtl.data.loading.loader import make_loader
+from dmtl.data.loading.transforms import eval_transform, train_transform
+from dmtl.data.loading.wrappers import Cached, Resized, Subset
 from dmtl.errors import DataError
 from tests.data.conftest import Synthetic
 
@@ -145,7 +145,7 @@ def test_images_without_a_label_are_left_out_of_training_only(synthetic):
 
 
 def test_tasks_are_matched_by_name(synthetic):
-    labels = LabelMatrix.full(synthetic.ids[::-1] + ["other"], ["depth", "edge", "unknown"])
+    labels = LabelMatrix.full([*synthetic.ids[::-1], "other"], ["depth", "edge", "unknown"])
     batch = next(iter(make_loader(synthetic, labels, CROP, batch_size=4)))
     assert list(batch.labels) == ["edge", "depth"]
     batch = next(iter(make_loader(synthetic, labels, CROP, batch_size=4, tasks=["depth"])))

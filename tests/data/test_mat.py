@@ -18,8 +18,8 @@ import pytest
 import scipy.io
 import scipy.sparse
 
-from dmtl.data import mat
-from dmtl.data.mat import read_mat
+from dmtl.data.benchmarks import mat
+from dmtl.data.benchmarks.mat import read_mat
 from dmtl.errors import DataError
 
 LABELS = np.arange(24 * 32, dtype=np.uint16).reshape(24, 32)
@@ -88,7 +88,7 @@ def test_numbers_text_cells_and_structs(tmp_path, compressed):
     people[0, 0], people[0, 1] = ("Ann", np.int16(-3)), ("", people[:, :0])
     numbers = {
         f"n_{code}": np.arange(-2, 4).reshape(2, 3).astype(code)
-        for code in "u1 i1 u2 i2 i4 f4 f8 >f8".split()
+        for code in ["u1", "i1", "u2", "i2", "i4", "f4", "f8", ">f8"]
     }
     values = {
         "cell": cell,
@@ -189,7 +189,7 @@ def test_endless_computing_is_stopped_without_the_parent(stand_in, labels, monke
         '{"values": {"LabelMap": {"array": ["O", [1]]}}}',
         '{"values": {"LabelMap": 3}}',
         '{"values": {}}',
-        '{"values": {"LabelMap": %s1%s}}' % ("[" * 9000, "]" * 9000),
+        '{{"values": {{"LabelMap": {}1{}}}}}'.format("[" * 9000, "]" * 9000),
         "[]",
         "not JSON",
     ],

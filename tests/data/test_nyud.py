@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dmtl.data.fixtures import write_fixture
-from dmtl.data.nyud import CLASSES_13, CLASSES_40, Nyud13, Nyud40
+from dmtl.data.benchmarks.fixtures import write_fixture
+from dmtl.data.benchmarks.nyud import CLASSES_13, CLASSES_40, Nyud13, Nyud40
 from dmtl.errors import DataError
 from tests.data import expected
 
@@ -246,7 +246,9 @@ def test_bad_arrays_are_named(arrays, folder, values, message):
     np.save(path, values)
     with pytest.raises(DataError, match=message) as error:
         Nyud13(arrays, "val").read(0)
-    assert str(path) in str(error.value) or folder == "depth" and "pixels, expected 56x40" in str(error.value)
+    assert str(path) in str(error.value) or (
+        folder == "depth" and "pixels, expected 56x40" in str(error.value)
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmtl.data.loader import make_loader
-from dmtl.data.order import Balanced, earlier
-from dmtl.data.partial_labels import LabelMatrix
+from dmtl.data.labels.matrix import LabelMatrix
+from dmtl.data.loading.loader import make_loader
+from dmtl.data.loading.order import Balanced, earlier
 from dmtl.errors import DataError
 from tests.data.conftest import Synthetic
 from tests.data.test_loader import CROP, TASKS, equal

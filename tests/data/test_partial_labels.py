@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmtl.data.partial_labels import LabelMatrix
+from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.errors import DataError
 
 IDS = [f"img{n}" for n in range(100)]
@@ -94,7 +94,7 @@ def test_csv_round_trip(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, message",
+    ("text", "message"),
     [
         ("", "line 1: header"),
         ("image,semseg\n", "line 1: header"),

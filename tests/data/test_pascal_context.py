@@ -15,13 +15,13 @@ import scipy.ndimage
 import torch
 from PIL import Image
 
-from dmtl.data import pascal_context
-from dmtl.data.benchmarks import detect, open_distribution
-from dmtl.data.fixtures import write_fixture
-from dmtl.data.fixtures.scene import scene
-from dmtl.data.loader import make_loader
-from dmtl.data.pascal_classes import HUMAN_PARTS, WITH_NORMALS
-from dmtl.data.pascal_context import PascalContext
+from dmtl.data.benchmarks import pascal_context
+from dmtl.data.benchmarks.detect import detect, open_distribution
+from dmtl.data.benchmarks.fixtures import write_fixture
+from dmtl.data.benchmarks.fixtures.scene import scene
+from dmtl.data.benchmarks.pascal_classes import HUMAN_PARTS, WITH_NORMALS
+from dmtl.data.benchmarks.pascal_context import PascalContext
+from dmtl.data.loading.loader import make_loader
 from dmtl.data.scenes import CLASSES
 from dmtl.errors import DataError
 from dmtl.metrics.morphology import thin
@@ -195,7 +195,7 @@ def test_tables():
         5: "luleg ruleg",
         6: "lfoot llleg rfoot rlleg",
     }
-    assert HUMAN_PARTS == {name: number for number, names in groups.items() for name in names.split()}
+    assert {name: number for number, names in groups.items() for name in names.split()} == HUMAN_PARTS
 
 
 def test_edges_of_a_small_map(root):

@@ -8,11 +8,31 @@ from random import Random
 
 import pytest
 
-from dmtl.data.paths import inner_path, inside
+from dmtl.data.folder.paths import inner_path, inside
 from dmtl.errors import DataError
 
 # Names that the folder below has, names that climb, and whatever else can stand in a list of ids.
-PARTS = "images a.png up out.png far loop chain back pipe new .. .. . ~ etc passwd C: con nul".split()
+PARTS = [
+    "images",
+    "a.png",
+    "up",
+    "out.png",
+    "far",
+    "loop",
+    "chain",
+    "back",
+    "pipe",
+    "new",
+    "..",
+    "..",
+    ".",
+    "~",
+    "etc",
+    "passwd",
+    "C:",
+    "con",
+    "nul",
+]
 PARTS += ["", " ", "a b", "\0", "\n", "\x1b[2J", "é", "\u202egnp.a", "\ud800", "x" * 300, "...", "%2e%2e"]
 STARTS = ["", "", "", "/", "//", "../", "./", "C:\\", "~/"]
 

@@ -15,8 +15,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmtl.data import _pickles
-from dmtl.data._pickles import Array, Tensor, UnreadablePickle, load
+from dmtl.data.benchmarks import pickles
+from dmtl.data.benchmarks.pickles import Array, Tensor, UnreadablePickle, load
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text()
@@ -97,7 +97,7 @@ def tensor_pickle(offset: int, shape: tuple, strides: tuple) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "offset, shape, strides",
+    ("offset", "shape", "strides"),
     [
         (0, (2, 3), (3, 1)),
         (1, (2, 2), (2, 1)),
@@ -199,7 +199,7 @@ def test_bombs(name):
 
 
 def test_the_number_of_operations_is_bounded(monkeypatch):
-    monkeypatch.setattr(_pickles, "MAX_OPERATIONS", 1000)
+    monkeypatch.setattr(pickles, "MAX_OPERATIONS", 1000)
     assert read(b"N" * 999 + b".") is None
     with pytest.raises(UnreadablePickle, match="more than 1000 operations"):
         read(b"N" * 1000 + b".")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from dmtl.data.partial_labels import LabelMatrix
-from dmtl.data.published_splits import MAX_BYTES, read_split_table
+from dmtl.data.labels.matrix import LabelMatrix
+from dmtl.data.labels.published import MAX_BYTES, read_split_table
 from dmtl.errors import DataError
 
 PASCAL = ("semseg", "human_parts", "sal", "normals", "edge")
@@ -94,7 +94,7 @@ def test_published_tensors_as_torch_reads_them(shared_dir):
     "dtype", [torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool, torch.half]
 )
 def test_tensors(tmp_path, zipped, dtype):
-    whole = torch.tensor([[9, 9, 9]] + ROWS).to(dtype)
+    whole = torch.tensor([[9, 9, 9], *ROWS]).to(dtype)
     if dtype == torch.bool:
         whole[0] = False
     for tensor in (whole[1:], whole[1:].T.contiguous().T):  # a part of a storage, and columns first
@@ -198,7 +198,7 @@ def rezipped(path, change):
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         (lambda m: m.pop("x/data.pkl") and None, "a zip file without data.pkl"),
         (lambda m: m.update({"y/data.pkl": b""}), "a zip file without data.pkl"),

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmtl.data import read_once as module
-from dmtl.data.image_io import image_size, read_image, read_npy, read_png_map
-from dmtl.data.read_once import read_once
+from dmtl.data.folder import read_once as module
+from dmtl.data.folder.images import image_size, read_image, read_npy, read_png_map
+from dmtl.data.folder.read_once import read_once
 from dmtl.errors import DataError
 
 

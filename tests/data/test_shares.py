@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from dmtl.data.loader import Loader, make_loader
-from dmtl.data.partial_labels import LabelMatrix
-from dmtl.data.wrappers import Cached
+from dmtl.data.labels.matrix import LabelMatrix
+from dmtl.data.loading.loader import Loader, make_loader
+from dmtl.data.loading.wrappers import Cached
 from tests.data.conftest import Synthetic
 from tests.data.test_loader import CROP, TASKS, equal, one_label
 
@@ -44,7 +44,7 @@ def test_a_process_reads_its_rows_only(synthetic):
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    ("options", "message"),
     [
         (dict(rank=2, world=2), r"rank must be in 0\.\.1, got 2"),
         (dict(rank=-1), "rank must be an integer of at least 0, got -1"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dmtl.data.folder import Folder
-from dmtl.data.statistics import measure
+from dmtl.data.folder.dataset import Folder
+from dmtl.data.folder.statistics import measure
 from tests.data.conftest import HEIGHT, WIDTH, arrays
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from dmtl.data.base import Sample
-from dmtl.data.transforms import (
+from dmtl.data.loading.transforms import (
     HorizontalFlip,
     InFrame,
     Normalise,
@@ -212,7 +212,7 @@ def test_normalise_and_eval_transform(data):
 def test_photometric_changes_pixels_within_range_and_no_label(data):
     sample = data.read(0)
     outs = [Photometric()(sample, data.tasks, rng(seed)) for seed in range(40)]
-    assert all(0 <= o.image.min() and o.image.max() <= 255 and o.image.dtype == torch.float32 for o in outs)
+    assert all(o.image.min() >= 0 and o.image.max() <= 255 and o.image.dtype == torch.float32 for o in outs)
     assert all(o.labels is sample.labels for o in outs)
     unchanged = sum(torch.equal(o.image, sample.image.float()) for o in outs)
     assert unchanged < 10

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dmtl.data.distribution import Distribution
-from dmtl.data.image_io import read_image, read_npy, read_png_map
+from dmtl.data.benchmarks.base import Distribution
+from dmtl.data.folder.images import read_image, read_npy, read_png_map
 from dmtl.tasks import make_task
 
 HEIGHT, WIDTH = 18, 26

@@ -96,7 +96,7 @@ def test_array_noise():
 
 
 @pytest.mark.parametrize(
-    "task, draw, message",
+    ("task", "draw", "message"),
     [("sal", 0, "draw 0 of task 'sal', got 0 draws"), ("edge", 2, "draw 2 of task 'edge', got 2 draws")],
 )
 def test_array_noise_that_is_missing(task, draw, message):

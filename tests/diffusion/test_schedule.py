@@ -11,7 +11,7 @@ from dmtl.diffusion import Schedule
 RANGES = [(1, 1e-3, 1e-2), (2, 1e-3, 1e-2), (3, 1e-4, 2e-2), (10, 1e-3, 0.3), (50, 8.5e-4, 1.2e-2)]
 
 
-@pytest.mark.parametrize("steps, start, end", RANGES)
+@pytest.mark.parametrize(("steps", "start", "end"), RANGES)
 def test_ancestral_plan_is_the_published_posterior(steps, start, end):
     schedule = Schedule.from_range(steps, start, end)
     plan, published = schedule.plan(), schedule.official_buffers()
@@ -88,7 +88,7 @@ def test_senseless_betas(betas):
 
 
 @pytest.mark.parametrize(
-    "arguments, named",
+    ("arguments", "named"),
     [((0,), "steps"), ((2, 0.0, 0.1), "betas"), ((2, 0.2, 0.1), "betas"), ((2, 0.1, 1.0), "betas")],
 )
 def test_senseless_range(arguments, named):

@@ -17,16 +17,16 @@ import torch
 import yaml
 from PIL import Image
 
-from dmtl.data.benchmarks import distribution
-from dmtl.data.fixtures import write_fixture
-from dmtl.data.folder import Folder
-from dmtl.data.image_io import read_image, read_npy, read_png_map
-from dmtl.data.label_maps import read_label
-from dmtl.data.manifest import digest_of, read_manifest
-from dmtl.data.mat import read_mat
-from dmtl.data.partial_labels import LabelMatrix
-from dmtl.data.paths import read_ids
-from dmtl.data.published_splits import read_split_table
+from dmtl.data.benchmarks.detect import distribution
+from dmtl.data.benchmarks.fixtures import write_fixture
+from dmtl.data.benchmarks.mat import read_mat
+from dmtl.data.folder.dataset import Folder
+from dmtl.data.folder.images import read_image, read_npy, read_png_map
+from dmtl.data.folder.label_maps import read_label
+from dmtl.data.folder.manifest import digest_of, read_manifest
+from dmtl.data.folder.paths import read_ids
+from dmtl.data.labels.matrix import LabelMatrix
+from dmtl.data.labels.published import read_split_table
 from dmtl.tasks import make_task
 from tests.fuzz.mutate import mutate, png, zipped
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dmtl import native
+from dmtl.runtime import native
 
 ISAS = native.core().isas() if native.core() else []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dmtl import native
 from dmtl.metrics import Boundary
+from dmtl.runtime import native
 
 from .test_matching import assigned
 from .test_morphology import thinned
@@ -27,11 +28,11 @@ def score(maps: torch.Tensor, labels: torch.Tensor, protocol: str = "raw", **set
 
 def area(recall: list[float], precision: list[float]) -> float:
     """As the benchmark has it: 101 values of the broken line over recall, divided by 100."""
-    points = sorted({r: p for r, p in reversed(list(zip(recall, precision, strict=True)))}.items())
+    points = sorted(dict(reversed(list(zip(recall, precision, strict=True)))).items())
     total = 0.0
     for k in range(101):
         r = k / 100
-        for (r0, p0), (r1, p1) in zip(points, points[1:], strict=False):
+        for (r0, p0), (r1, p1) in itertools.pairwise(points):
             if r0 <= r <= r1:
                 total += p0 + (p1 - p0) * (r - r0) / (r1 - r0)
                 break
@@ -197,7 +198,7 @@ def test_unknown_pixels_count_on_neither_side():
     assert metric.state()["actual"] == thinned(labels[0].numpy() == 1).sum() > 0
     other = maps.clone()
     other[:, :, :4] = 0
-    assert not score(maps, labels, ignore=-1) == score(other, labels, ignore=-1)
+    assert score(maps, labels, ignore=-1) != score(other, labels, ignore=-1)
     found, cut = score(maps, labels), score(other, labels)
     assert found["odsF_raw"] == pytest.approx(cut["odsF_raw"], abs=0.5)  # thinning sees a little of them
 

@@ -12,8 +12,11 @@ from dmtl.tasks import make_task
 TASKS = [
     SimpleNamespace(name=name, primary=primary, higher_is_better=higher)
     for name, primary, higher in (
-        ("semseg", "mIoU", True), ("human_parts", "mIoU", True), ("sal", "maxF", True),
-        ("normals", "mean", False), ("edge", "odsF", True),
+        ("semseg", "mIoU", True),
+        ("human_parts", "mIoU", True),
+        ("sal", "maxF", True),
+        ("normals", "mean", False),
+        ("edge", "odsF", True),
     )
 ]
 SINGLE = (50.34, 59.05, 77.43, 16.59, 64.40)
@@ -23,14 +26,17 @@ def table(values):
     return {t.name: {t.primary: v} for t, v in zip(TASKS, values, strict=True)}
 
 
-@pytest.mark.parametrize(("row", "published"), [
-    ((57.78, 58.98, 77.82, 16.11, 64.50), 3.64),
-    ((59.43, 56.79, 77.57, 16.20, 64.00), 3.23),
-    ((57.16, 59.28, 78.00, 16.17, 64.60), 3.50),
-    ((44.73, 57.03, 75.69, 16.47, 64.30), -3.25),
-    ((55.08, 56.72, 77.06, 16.93, 63.70), 0.37),
-    (SINGLE, 0.0),
-])
+@pytest.mark.parametrize(
+    ("row", "published"),
+    [
+        ((57.78, 58.98, 77.82, 16.11, 64.50), 3.64),
+        ((59.43, 56.79, 77.57, 16.20, 64.00), 3.23),
+        ((57.16, 59.28, 78.00, 16.17, 64.60), 3.50),
+        ((44.73, 57.03, 75.69, 16.47, 64.30), -3.25),
+        ((55.08, 56.72, 77.06, 16.93, 63.70), 0.37),
+        (SINGLE, 0.0),
+    ],
+)
 def test_published_rows(row, published):
     assert delta_mtl(table(row), table(SINGLE), TASKS) == pytest.approx(published, abs=0.0051)
 
@@ -43,12 +49,15 @@ def test_takes_tasks_by_name_and_a_subset():
     assert delta_mtl(ours, reference, [tasks["sal"]]) == pytest.approx(10.0)
 
 
-@pytest.mark.parametrize(("ours", "reference", "message"), [
-    ({}, {"sal": {"maxF": 60.0}}, "delta_mtl: metrics must be finite at sal maxF, got nothing"),
-    ({"sal": {"maxF": math.nan}}, {"sal": {"maxF": 60.0}}, "metrics must be finite at sal maxF, got nan"),
-    ({"sal": {"maxF": 60.0}}, {"sal": {"F": 60.0}}, "reference must be finite at sal maxF, got nothing"),
-    ({"sal": {"maxF": 60.0}}, {"sal": {"maxF": 0.0}}, "reference must not be 0 at sal maxF, got 0"),
-])
+@pytest.mark.parametrize(
+    ("ours", "reference", "message"),
+    [
+        ({}, {"sal": {"maxF": 60.0}}, "delta_mtl: metrics must be finite at sal maxF, got nothing"),
+        ({"sal": {"maxF": math.nan}}, {"sal": {"maxF": 60.0}}, "metrics must be finite at sal maxF, got nan"),
+        ({"sal": {"maxF": 60.0}}, {"sal": {"F": 60.0}}, "reference must be finite at sal maxF, got nothing"),
+        ({"sal": {"maxF": 60.0}}, {"sal": {"maxF": 0.0}}, "reference must not be 0 at sal maxF, got 0"),
+    ],
+)
 def test_bad_tables(ours, reference, message):
     with pytest.raises(ValueError, match=message):
         delta_mtl(ours, reference, [make_task("sal")])

@@ -11,8 +11,8 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from dmtl import native
 from dmtl.metrics.matching import boundary_counts, match_pixels
+from dmtl.runtime import native
 
 from .test_morphology import thinned
 

@@ -78,10 +78,18 @@ def published(case: str, task: str):
     return map.get(task, lambda: logits.argmax(1))(), label
 
 
-@pytest.mark.parametrize(("task", "metric"), [
-    ("semseg", MeanIoU(21)), ("human_parts", MeanIoU(7)), ("sal", MaxF()), ("normals", Angular()),
-    ("edge", Edge()), ("depth", Depth()),
-], ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("task", "metric"),
+    [
+        ("semseg", MeanIoU(21)),
+        ("human_parts", MeanIoU(7)),
+        ("sal", MaxF()),
+        ("normals", Angular()),
+        ("edge", Edge()),
+        ("depth", Depth()),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
 def test_golden(golden_dir, task, metric):
     for i in range(3):
         metric.update(*published(f"metrics/{i}", task))
@@ -211,8 +219,9 @@ def test_absent_classes():
     published, skipping = MeanIoU(("a", "b", "c")), MeanIoU(("a", "b", "c"), absent="skip")
     for metric in (published, skipping):
         metric.update(map, label)
-    assert published.compute() == pytest.approx({
-        "mIoU": 100 * (2 / 3 + 1 / 2) / 3, "pixel_acc": 75, "IoU/a": 200 / 3, "IoU/b": 50, "IoU/c": 0})
+    assert published.compute() == pytest.approx(
+        {"mIoU": 100 * (2 / 3 + 1 / 2) / 3, "pixel_acc": 75, "IoU/a": 200 / 3, "IoU/b": 50, "IoU/c": 0}
+    )
     assert skipping.compute()["mIoU"] == pytest.approx(100 * (2 / 3 + 1 / 2) / 2)
     assert math.isnan(skipping.compute()["IoU/c"])
     with pytest.raises(ValueError, match="MeanIoU: absent must be 'zero' or 'skip', got 'nan'"):

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from dmtl import native
 from dmtl.metrics.suppression import suppress
+from dmtl.runtime import native
 
 
 def ridges(e: np.ndarray) -> np.ndarray:

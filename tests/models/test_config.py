@@ -24,7 +24,9 @@ def test_round_trip_through_json():
     assert ModelConfig.from_dict(ModelConfig().to_dict()) == ModelConfig()
 
 
-@pytest.mark.parametrize("key, near", [("widht", "width"), ("step", "steps"), ("beta_stat", "beta_start")])
+@pytest.mark.parametrize(
+    ("key", "near"), [("widht", "width"), ("step", "steps"), ("beta_stat", "beta_start")]
+)
 def test_unknown_key_names_the_nearest(key, near):
     with pytest.raises(ConfigError, match=rf"model\.{key} is not a known key; did you mean '{near}'"):
         ModelConfig.from_dict({key: 1})
@@ -36,7 +38,7 @@ def test_unknown_key_that_is_near_nothing():
 
 
 @pytest.mark.parametrize(
-    "values, message",
+    ("values", "message"),
     [
         (dict(diffusion="features"), "diffusion must be one of feature, prediction, none, got 'features'"),
         (dict(width=0), "width must be at least 1, got 0"),

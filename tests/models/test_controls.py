@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dmtl.diffusion import CounterNoise
-from dmtl.infer.engine import Engine
+from dmtl.engine.engine import Engine
 from dmtl.models import build_model, load_model
 from dmtl.models.published import convert_to_official
 from tests.models.cases import TASKS, small_config, small_model

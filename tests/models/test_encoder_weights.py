@@ -232,9 +232,7 @@ def torchvision_of(monkeypatch, state=None, error: Exception | None = None) -> l
     models.resnet18, package.models = resnet18, models
     monkeypatch.setitem(sys.modules, "torchvision", package)
     monkeypatch.setitem(sys.modules, "torchvision.models", models)
-    monkeypatch.setattr(
-        "dmtl.models.encoder_weights.find_spec", lambda name: name == "torchvision" or None
-    )
+    monkeypatch.setattr("dmtl.models.encoder_weights.find_spec", lambda name: name == "torchvision" or None)
     return calls
 
 

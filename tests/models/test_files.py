@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dmtl.errors import CheckpointError, ConfigError
-from dmtl.files import write_atomically, write_text
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, load_model
+from dmtl.runtime.files import write_atomically, write_text
 from tests.models.cases import small_model
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -81,7 +81,7 @@ def test_corrupt_weights(saved, damage):
 
 
 @pytest.mark.parametrize(
-    "text, message",
+    ("text", "message"),
     [
         ("{", "not valid JSON"),
         ("\xff", "not valid JSON"),

@@ -82,8 +82,13 @@ def test_every_backend_gives_the_same_model(diffusion, backend):
 @pytest.mark.parametrize("size", [(64, 64), (50, 71)])
 @pytest.mark.parametrize(
     "options",
-    [dict(), dict(diffusion="prediction"), dict(residual=True), dict(diffusion="prediction", residual=True)]
-    + [dict(diffusion="none")],
+    [
+        dict(),
+        dict(diffusion="prediction"),
+        dict(residual=True),
+        dict(diffusion="prediction", residual=True),
+        dict(diffusion="none"),
+    ],
 )
 def test_maps_are_the_decoded_logits(options, size):
     model, image = small_model(**options), torch.randn(2, 3, *size)
@@ -259,7 +264,7 @@ def test_an_evaluation_first_does_not_spoil_training():
 
 
 @pytest.mark.parametrize(
-    "dtype, tolerance", [(torch.float64, 1e-5), (torch.bfloat16, 0.1), (torch.float16, 0.02)]
+    ("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.bfloat16, 0.1), (torch.float16, 0.02)]
 )
 @pytest.mark.parametrize("diffusion", MECHANISMS)
 def test_other_precisions(models, diffusion, dtype, tolerance):

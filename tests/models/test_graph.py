@@ -24,7 +24,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize(
-    "options, arguments",
+    ("options", "arguments"),
     [
         (dict(), dict(noise=CounterNoise(3, torch.tensor([9, 2])))),
         (dict(diffusion="prediction", residual=True, token_reduction=2), dict(steps=3, eta=0.0, trace=True)),

@@ -78,7 +78,7 @@ def test_published_size_round_trip(golden_dir, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "steps, start, end",
+    ("steps", "start", "end"),
     [
         (1, 1e-3, 1e-2),
         (2, 1e-3, 1e-2),
@@ -237,7 +237,7 @@ def test_a_state_that_does_not_fit(tmp_path, case):
 
 
 @pytest.mark.parametrize(
-    "drop, message",
+    ("drop", "message"),
     [
         ("preliminary_head", "it lacks 'preliminary_head"),
         ("backbone.layer3", "blocks, expected"),

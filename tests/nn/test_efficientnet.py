@@ -65,9 +65,7 @@ def test_names_are_timms(name):
     raw = wheel_state(name)
     encoder = make_backbone(name)
     load_pretrained(encoder, name)
-    body = [
-        value for key, value in raw.items() if not key.startswith(("_conv_head.", "_bn1.", "_fc."))
-    ]
+    body = [value for key, value in raw.items() if not key.startswith(("_conv_head.", "_bn1.", "_fc."))]
     own = encoder.state_dict()
     assert list(own)[:2] == ["conv_stem.weight", "bn1.weight"] and "blocks.6.0.bn3.num_batches_tracked" in own
     assert len(body) == len(own)

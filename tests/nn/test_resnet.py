@@ -30,7 +30,7 @@ def torchvision_entries(depths) -> dict[str, tuple[int, ...]]:
     return entries
 
 
-@pytest.mark.parametrize("name, count", [("resnet18", 120), ("resnet34", 216)])
+@pytest.mark.parametrize(("name", "count"), [("resnet18", 120), ("resnet34", 216)])
 def test_state_dict_is_torchvisions(name, count):
     with torch.device("meta"):
         state = ResNet(DEPTHS[name]).state_dict()
@@ -64,7 +64,7 @@ def test_block_formula():
 
 
 @pytest.mark.parametrize(
-    "channels, size, dtype, served",
+    ("channels", "size", "dtype", "served"),
     [((64, 64), 16, torch.float32, True), ((96, 64), 16, torch.float32, True),
      ((32, 32), 16, torch.float32, False), ((64, 64), 2, torch.float32, False),
      ((64, 64), 16, torch.float64, False)],

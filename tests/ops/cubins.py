@@ -116,7 +116,9 @@ def compile_one(module: str, compilation: tuple, arch: int) -> dict:
     }
 
 
-_TILE = re.compile(r"BLOCK(_\w+)?|SIZE|TOKENS|CELLS|CHANNELS")  # constants that make up a launch configuration
+_TILE = re.compile(
+    r"BLOCK(_\w+)?|SIZE|TOKENS|CELLS|CHANNELS"
+)  # constants that make up a launch configuration
 
 
 HEAD = """# What the Triton kernels use

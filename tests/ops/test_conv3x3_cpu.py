@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import dmtl.ops
-from dmtl import native
+from dmtl.runtime import native
 
 from .tools import missing
 

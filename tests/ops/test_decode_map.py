@@ -50,7 +50,7 @@ def check(backend, x, weight, bias, kind, size, factor):
     assert out.is_contiguous()
     if kind == "argmax":
         assert out.dtype == torch.int64 and out.shape == (x.shape[0], *size)
-        assert 0 <= out.min() and out.max() < u.shape[1]
+        assert out.min() >= 0 and out.max() < u.shape[1]
         gap = u.amax(1) - u.gather(1, out[:, None])[:, 0]
         assert (gap <= 2 * lost).all(), f"class ids differ where the logits are {float(gap.max())} apart"
         return

@@ -211,7 +211,7 @@ def test_every_op_is_public_and_documented():
 @pytest.mark.parametrize("spec", SPECS)
 def test_instruction_sets_agree(spec):
     """The C++ kernels give the same bits with every instruction set and thread count."""
-    from dmtl import native
+    from dmtl.runtime import native
 
     core = native.core()
     best, threads = core.isa(), torch.get_num_threads()

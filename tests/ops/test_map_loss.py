@@ -236,7 +236,7 @@ def test_more_channels(backend):
 @each_task
 def test_threads_and_instruction_sets(task):
     """The same bits where a call is large enough for several threads."""
-    from dmtl import native
+    from dmtl.runtime import native
 
     core, threads = native.core(), torch.get_num_threads()
     best = core.isa()

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import dmtl
-from dmtl import _measure
-from dmtl._measure import Fastest
 from dmtl.ops import _registry
+from dmtl.runtime import measure
+from dmtl.runtime.measure import Fastest
 
 from .tools import missing
 
@@ -61,7 +61,7 @@ def test_choices_of_a_gpu_are_remembered_on_disk(monkeypatch, tmp_path):
     """By the next process on the same machine; not by another machine, name or kind, not from a broken file."""
     cuda = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(_measure, "_machine", lambda device: "a GPU")
+    monkeypatch.setattr(measure, "_machine", lambda device: "a GPU")
     monkeypatch.setenv("DMTL_CACHE", str(tmp_path / "cache"))
     ways = {"slow": lambda: 2.0, "fast": lambda: 1.0}
 
@@ -79,7 +79,7 @@ def test_choices_of_a_gpu_are_remembered_on_disk(monkeypatch, tmp_path):
     assert (
         Fastest(Stopwatch(), "ops").choose(("a", torch.float32), gone | {"x": lambda: 7.0}, cuda) == "faster"
     )
-    monkeypatch.setattr(_measure, "_machine", lambda device: "another GPU")
+    monkeypatch.setattr(measure, "_machine", lambda device: "another GPU")
     assert measured() == 2
     (tmp_path / "cache" / "choices.json").write_text("[1, {")
     assert [measured(), measured()] == [2, 0]
@@ -92,8 +92,8 @@ def test_choices_of_a_gpu_are_remembered_on_disk(monkeypatch, tmp_path):
 
 def test_seconds_on_a_cpu():
     calls = []
-    assert _measure.seconds(lambda: calls.append(1), CPU) >= 0
-    assert len(calls) == _measure.ROUNDS + 1  # one to warm up
+    assert measure.seconds(lambda: calls.append(1), CPU) >= 0
+    assert len(calls) == measure.ROUNDS + 1  # one to warm up
 
 
 @pytest.mark.skipif(bool(missing("triton", "conv3x3")), reason=missing("triton", "conv3x3"))

@@ -108,7 +108,7 @@ def test_triton_words_are_bit_equal(backend):
 @pytest.mark.parametrize("backend", backend_params("cpu"))
 def test_native_words_are_bit_equal(backend):
     """The integers themselves, out of the C++ header that the CPU and the CUDA kernels share."""
-    from dmtl import native
+    from dmtl.runtime import native
 
     for seed, task, sample in KEYS.tolist():
         words = native.core().philox_words([seed, task, sample], 11, 4096)

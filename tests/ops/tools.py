@@ -102,7 +102,9 @@ def run(spec: OpSpec, sample: dict, dtype: torch.dtype, backend: str) -> dict[st
                 .to(out.dtype)
                 for out in with_gradient
             ]
-            grads = torch.autograd.grad(with_gradient, list(leaves.values()), incoming, materialize_grads=True)
+            grads = torch.autograd.grad(
+                with_gradient, list(leaves.values()), incoming, materialize_grads=True
+            )
     named = {"out" if i == 0 else f"out {i}": out.detach() for i, out in enumerate(outs)}
     return named | {f"grad of {name}": grad for name, grad in zip(leaves, grads, strict=True)}
 

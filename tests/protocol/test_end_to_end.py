@@ -17,10 +17,27 @@ TASKS = {
     "cityscapes-19": ["semseg", "depth"],
     "cityscapes-raw": ["semseg", "depth"],
 }
-SMALL = (
-    "--model.width 8 --model.heads 2 --model.backbone-width 8 --data.size 64 64 --optim.steps 2 "
-    "--optim.batch-size 2 --optim.warmup 0 --log.every 1 --data.workers 0"
-).split()
+SMALL = [
+    "--model.width",
+    "8",
+    "--model.heads",
+    "2",
+    "--model.backbone-width",
+    "8",
+    "--data.size",
+    "64",
+    "64",
+    "--optim.steps",
+    "2",
+    "--optim.batch-size",
+    "2",
+    "--optim.warmup",
+    "0",
+    "--log.every",
+    "1",
+    "--data.workers",
+    "0",
+]
 
 
 @pytest.mark.parametrize("format", TASKS)

@@ -1,5 +1,6 @@
 """Ticks and lines."""
 
+import itertools
 import re
 
 import pytest
@@ -16,7 +17,7 @@ def test_nice_ticks_cover_the_range_in_even_steps(low, span, count):
     step = (ticks[-1] - ticks[0]) / (len(ticks) - 1)
     assert ticks[0] <= low + 1e-6 * step and ticks[-1] >= low + span - 1e-6 * step
     assert len(ticks) <= count + 3
-    assert all(b - a == pytest.approx(step, rel=1e-6) for a, b in zip(ticks, ticks[1:]))
+    assert all(b - a == pytest.approx(step, rel=1e-6) for a, b in itertools.pairwise(ticks))
 
 
 def test_nice_ticks_of_familiar_ranges():

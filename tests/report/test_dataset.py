@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmtl.data.folder import Folder
-from dmtl.data.wrappers import Subset
+from dmtl.data.folder.dataset import Folder
+from dmtl.data.loading.wrappers import Subset
 from dmtl.report.dataset import dataset_report
 from tests.data.conftest import arrays, describe, folder  # noqa: F401
 

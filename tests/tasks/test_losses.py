@@ -36,8 +36,12 @@ def test_golden(golden_dir, name):
 def brute_force(task, logits, label) -> float:
     """The loss of one sample [C,H,W], [K,H,W], pixel by pixel in double precision."""
     logits, label = logits.double().numpy(), label.double().numpy()
-    pixels = [(r, c) for r in range(label.shape[1]) for c in range(label.shape[2])
-              if np.isfinite(label[:, r, c]).all() and (label[:, r, c] != task.ignore).all()]
+    pixels = [
+        (r, c)
+        for r in range(label.shape[1])
+        for c in range(label.shape[2])
+        if np.isfinite(label[:, r, c]).all() and (label[:, r, c] != task.ignore).all()
+    ]
     positives = sum(label[0, r, c] == 1 for r, c in pixels)
     total = 0.0
     for r, c in pixels:

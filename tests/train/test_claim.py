@@ -46,7 +46,7 @@ def test_methods_change_what_the_file_says(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "section, message",
+    ("section", "message"),
     [
         (3, "methods must be a table, got 3"),
         ({"mtl": 3}, "methods.mtl must be a table, got 3"),
@@ -60,7 +60,10 @@ def test_methods_change_what_the_file_says(tmp_path):
         ({"mtl": {}, "b": {"like": "mtl"}, "c": {"like": "b"}}, "methods.c.like must name a method without"),
         ({"mtl": {}, "b": {"time_of": "mtl"}}, "methods.b.time_of needs methods.b.like"),
         ({"mtl": {"single_task": 1}}, "methods.mtl.single_task must be of type bool, got 1"),
-        ({**TIMED, "c": {"like": "mtl", "time_of": "longer"}}, "methods.c.time_of must name a method without"),
+        (
+            {**TIMED, "c": {"like": "mtl", "time_of": "longer"}},
+            "methods.c.time_of must name a method without",
+        ),
         (
             {"mtl": {}, "s": {"single_task": True}, "t": {"like": "s", "time_of": "mtl"}},
             "methods.t.time_of cannot be combined with single-task runs",

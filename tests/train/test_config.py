@@ -44,7 +44,7 @@ def test_a_file_overrides_the_defaults(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, message",
+    ("text", "message"),
     [
         ("[optim]\nstep = 3", r"optim\.step is not a known key; did you mean 'optim\.steps'"),
         ("[optm]\nlr = 3", "optm is not a known key; did you mean 'optim'"),
@@ -119,7 +119,7 @@ def test_extends_merges_tables_and_replaces_the_rest(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "base, message",
+    ("base", "message"),
     [
         ('extends = "run.toml"', "base.toml: extends .*run.toml: a configuration must not extend itself"),
         ('extends = "gone.toml"', "base.toml: extends .*gone.toml: no such configuration file"),
@@ -157,5 +157,7 @@ def test_weights_of_tasks_that_are_left_out(config_for):
     """A single-task run keeps the weights of the runs beside it; a name that no task has is still an error."""
     data = open_data(config_for(data=dict(tasks=["edge"])).data, {"edge": 3.5, "semseg": 2.0})
     assert {name: task.weight for name, task in data.tasks.items()} == {"edge": 3.5}
-    with pytest.raises(ConfigError, match=r"optim\.task_weights\.sal is not a task of tiny \(tasks: semseg, "):
+    with pytest.raises(
+        ConfigError, match=r"optim\.task_weights\.sal is not a task of tiny \(tasks: semseg, "
+    ):
         open_data(config_for(data=dict(tasks=["edge"])).data, {"edge": 3.5, "sal": 2.0})

@@ -352,7 +352,7 @@ def run_for(config_for, name="run", *, optim={}, **options):
 
 
 @pytest.mark.parametrize(
-    "optim, model, told",
+    ("optim", "model", "told"),
     [
         (dict(consistency=1.0), {}, 'optim.consistency needs model.diffusion = "none", got .feature.'),
         (dict(consistency=1.0), dict(NONE, one=True), "optim.consistency needs at least two tasks, got heat"),

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from dmtl.errors import ConfigError
+from dmtl.runtime.distributed import World
 from dmtl.train import distributed
 from dmtl.train.config import ExecutionConfig
-from dmtl.train.distributed import World
 from dmtl.train.setup import open_data, training_loader
 from dmtl.train.toml import write_config
 

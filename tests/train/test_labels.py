@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dmtl.data import LabelMatrix
-from dmtl.data.folder import Folder
+from dmtl.data.folder.dataset import Folder
 from dmtl.errors import CheckpointError, ConfigError, DataError
 from dmtl.train.setup import open_data, training_loader
 from dmtl.train.trainer import Trainer

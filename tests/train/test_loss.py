@@ -83,7 +83,7 @@ def test_the_parameters_of_an_absent_task_get_no_gradient():
     without = {name for name, p in model.named_parameters() if p.grad is None}
     assert "mtdnet.heads.semseg.weight" in without and "mtdnet.denoiser.pre_layers.heat.weight" in without
     assert not any(
-        ".edge." in name or "backbone" in name or "blocks." in name and "mtdnet" in name for name in without
+        ".edge." in name or "backbone" in name or ("blocks." in name and "mtdnet" in name) for name in without
     )
 
 

@@ -26,7 +26,7 @@ def summary(optimizer) -> list[tuple]:
     return [(g["name"], g["factor"], len(g["params"])) for g in optimizer.param_groups]
 
 
-@pytest.mark.parametrize("name, cls", [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+@pytest.mark.parametrize(("name", "cls"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
 def test_default_groups(name, cls):
     model = small_model()
     config = OptimConfig(optimizer=name, weight_decay=0.25, mtdnet_lr=0.5)
@@ -100,7 +100,7 @@ def test_plain_encoder_factor_and_extra_parameters():
 
 
 @pytest.mark.parametrize(
-    "names, stages",
+    ("names", "stages"),
     [
         ("conv1.weight bn1.bias layer1.0.conv1.weight layer2.0.bn1.bias", "stem stem layer1 layer2"),
         (
@@ -210,7 +210,7 @@ def test_an_entry_ends_where_a_name_ends():
 
 
 @pytest.mark.parametrize(
-    "entry, near",
+    ("entry", "near"),
     [
         ("initial.bakbone", "initial.backbone"),
         ("initial.backbone.layer", r"initial.backbone.layer\d"),
@@ -250,7 +250,7 @@ def rates(count: int, steps_per_epoch: int = 1, **options) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    "options, scheduler_of",
+    ("options", "scheduler_of"),
     [
         (dict(schedule="poly", power=0.9), lambda o: PolynomialLR(o, 50, 0.9)),
         (dict(schedule="poly", power=2.0), lambda o: PolynomialLR(o, 50, 2.0)),

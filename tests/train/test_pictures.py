@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dmtl.data.transforms import normalise
+from dmtl.data.loading.transforms import normalise
 from dmtl.diffusion import CounterNoise
 from dmtl.models import ModelConfig, build_model
 from dmtl.tasks.sheet import GAP, LINE, sheet

@@ -8,16 +8,18 @@ import pytest
 import torch
 
 from dmtl.data import LabelMatrix
-from dmtl.data.folder import Folder
-from dmtl.devices import pick_device
+from dmtl.data.folder.dataset import Folder
 from dmtl.errors import ConfigError, DataError
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
+from dmtl.runtime.devices import pick_device
+from dmtl.runtime.distributed import World
 from dmtl.train.config import OptimConfig
-from dmtl.train.distributed import World
 from dmtl.train.setup import evaluation_loader, model_for, open_data, training_loader
 
 
-@pytest.mark.parametrize("labels, counts", [("full", {3}), ("one-label", {1}), ("random-labels", {1, 2, 3})])
+@pytest.mark.parametrize(
+    ("labels", "counts"), [("full", {3}), ("one-label", {1}), ("random-labels", {1, 2, 3})]
+)
 def test_labels(config_for, labels, counts):
     data = open_data(config_for(data=dict(labels=labels)).data)
     assert set(data.labels.matrix.sum(1).tolist()) <= counts

@@ -10,11 +10,11 @@ import torch
 
 from benchmarks.published import PublishedTraining
 from dmtl.bench.contenders import drawn_noise
-from dmtl.data.loader import Batch
+from dmtl.data.loading.loader import Batch
 from dmtl.diffusion import CounterNoise
 from dmtl.errors import ConfigError
+from dmtl.runtime.distributed import World
 from dmtl.train.config import ExecutionConfig, OptimConfig, RunConfig
-from dmtl.train.distributed import World
 from dmtl.train.objective import Objective
 from dmtl.train.optim import optimizer_for
 from dmtl.train.step import Step

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from dmtl.errors import CheckpointError, ConfigError, DataError
+from dmtl.evaluate.evaluation import evaluate
 from dmtl.metrics.delta import delta_mtl
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, load_model
 from dmtl.tasks import Scalar
 from dmtl.train import checkpoint
-from dmtl.train.evaluate import evaluate
 from dmtl.train.log import RunLog
 from dmtl.train.setup import evaluation_loader, open_data
 from dmtl.train.toml import read_config, write_config
@@ -210,7 +210,7 @@ def test_a_run_is_not_overwritten(finished):
 
 
 @pytest.mark.parametrize(
-    "section, key, value",
+    ("section", "key", "value"),
     [
         ("optim", "lr", 0.5),
         ("optim", "seed", 9),
@@ -435,7 +435,7 @@ def test_mechanisms_and_baselines(config_for, options):
     assert all(math.isfinite(row["loss"]) for row in log_of(config.out) if row["event"] == "train")
 
 
-@pytest.mark.parametrize("precision, tolerance", [("bf16", 0.1), ("fp16", 0.3)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.1), ("fp16", 0.3)])
 def test_half_precision_follows_single(finished, config_for, precision, tolerance):
     """fp16 may skip its first steps, while the scale of its gradients comes down to what it can hold."""
     config = config_for(optim=dict(precision=precision))

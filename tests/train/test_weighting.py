@@ -32,7 +32,7 @@ def scales(weighting, tasks=TASKS) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    "name, cls", [("fixed", Weighting), ("uncertainty", Uncertainty), ("dwa", DynamicAverage)]
+    ("name", "cls"), [("fixed", Weighting), ("uncertainty", Uncertainty), ("dwa", DynamicAverage)]
 )
 def test_all_start_at_one(name, cls):
     weighting = make_weighting(OptimConfig(weighting=name, dwa_temperature=3.0), TASKS)
@@ -249,7 +249,7 @@ def test_dwa_never_reads_the_device():
     """A tensor on "meta" has no value to read: whatever waits for one raises."""
     weighting = DynamicAverage(TASKS).to("meta")
     loss = torch.empty((), device="meta")
-    weighting.observe({t: loss for t in TASKS}, {t: 2 for t in TASKS})
+    weighting.observe(dict.fromkeys(TASKS, loss), dict.fromkeys(TASKS, 2))
     weighting.observe({"edge": loss}, {"edge": torch.empty((), dtype=torch.int64, device="meta")})
     weighting.end_epoch(alone)
     assert weighting.scale("edge").device.type == "meta"

@@ -15,16 +15,16 @@ from pathlib import Path
 import torch
 
 from dmtl.data import eval_transform, make_loader, open_dataset
-from dmtl.data.loader import Batch
-from dmtl.infer.engine import Engine
+from dmtl.data.loading.loader import Batch
+from dmtl.engine.engine import Engine
+from dmtl.evaluate.evaluation import Boundaries, Metrics, evaluate
 from dmtl.metrics.boundary import Boundary
 from dmtl.models import ModelConfig, build_model
+from dmtl.runtime.distributed import World
 from dmtl.tasks import make_task
 from dmtl.train import distributed
 from dmtl.train.config import DataConfig, ExecutionConfig, LogConfig, OptimConfig, RunConfig
-from dmtl.train.distributed import World
 from dmtl.train.ema import MovingAverage
-from dmtl.train.evaluate import Boundaries, Metrics, evaluate
 from dmtl.train.objective import Objective
 from dmtl.train.optim import frozen, optimizer_for, set_train
 from dmtl.train.setup import model_for, open_data, training_loader

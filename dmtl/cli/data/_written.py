@@ -10,7 +10,7 @@ from rich.table import Table
 from dmtl.cli._common import console, say
 
 if TYPE_CHECKING:
-    from dmtl.data.export import Exported
+    from dmtl.data.folder.write import Exported
 
 
 def summarise(splits: Mapping[str, Exported]) -> None:

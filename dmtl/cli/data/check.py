@@ -15,7 +15,7 @@ from dmtl.cli.data._source import Source
 
 if TYPE_CHECKING:
     from dmtl.data.base import LabelledImages
-    from dmtl.data.check import Problem
+    from dmtl.data.folder.check import Problem
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Check:
 
 
 def run(args: Check) -> int:
-    from dmtl.data.check import Problem, check_dataset
-    from dmtl.data.check_files import check_files
+    from dmtl.data.folder.check import Problem, check_dataset
+    from dmtl.data.folder.check_files import check_files
     from dmtl.errors import DataError
 
     problems: list[Problem] = []
@@ -82,8 +82,8 @@ def is_folder(data: str) -> bool:
 
 def open_split(args: Check, split: str) -> LabelledImages:
     from dmtl.data import open_dataset
-    from dmtl.data.check_files import readable_part
-    from dmtl.data.wrappers import Subset
+    from dmtl.data.folder.check_files import readable_part
+    from dmtl.data.loading.wrappers import Subset
 
     if not is_folder(args.data):
         return open_dataset(args.data, split, count=args.count, format=args.format)
@@ -95,7 +95,7 @@ def tell(data: str, problems: Sequence[Problem], lines: int) -> None:
     """A table of what is wrong and where, then the problems of each kind, at most `lines` of them."""
     from rich.table import Table
 
-    from dmtl.data.check import KINDS
+    from dmtl.data.folder.check import KINDS
 
     table = Table("what is wrong", "count", "where")
     table.columns[1].justify = "right"
@@ -125,7 +125,7 @@ def _place(data: str, problem: Problem) -> str:
 
 
 def write_json(args: Check, images: int, problems: Sequence[Problem]) -> None:
-    from dmtl.files import write_text
+    from dmtl.runtime.files import write_text
 
     found = [dataclasses.asdict(problem) for problem in problems]
     content = {"data": args.data, "splits": args.splits, "images": images, "problems": found}

@@ -35,8 +35,8 @@ class Convert:
 
 
 def run(args: Convert) -> int:
-    from dmtl.data.benchmarks import open_distribution
-    from dmtl.data.export import export_folder
+    from dmtl.data.benchmarks.detect import open_distribution
+    from dmtl.data.folder.write import export_folder
 
     made = {}
     for split in args.splits:

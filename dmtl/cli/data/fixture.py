@@ -34,7 +34,7 @@ class Fixture:
 
 
 def run(args: Fixture) -> int:
-    from dmtl.data.fixtures import write_fixture
+    from dmtl.data.benchmarks.fixtures import write_fixture
 
     root = write_fixture(args.name, args.folder, args.train, args.val, args.size, args.seed)
     say(f"wrote {root} ({args.name}: {args.train} training and {args.val} validation images)")

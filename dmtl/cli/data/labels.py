@@ -72,7 +72,7 @@ def run(args: Labels) -> int:
 
 def _converted(args: Labels) -> LabelMatrix:
     from dmtl.data import open_dataset
-    from dmtl.data.published_splits import read_split_table
+    from dmtl.data.labels.published import read_split_table
 
     table = read_split_table(args.source, args.tasks)
     if args.data is None:

@@ -68,8 +68,8 @@ def write_sheet(dataset: LabelledImages, count: int, out: str) -> None:
     import numpy as np
     from PIL import Image
 
-    from dmtl.data.check import picture_row
-    from dmtl.files import write_atomically
+    from dmtl.data.folder.check import picture_row
+    from dmtl.runtime.files import write_atomically
 
     rows = [picture_row(dataset.read(i), dataset.tasks) for i in range(min(count, len(dataset)))]
     width = max(row.shape[1] for row in rows)

@@ -1,0 +1,1 @@
+"""Benchmarks as their authors distribute them, and their conversion to the folder format."""

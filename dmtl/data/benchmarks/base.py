@@ -1,0 +1,105 @@
+"""A benchmark as its authors distribute it: what `dmtl data convert` reads, once, to write our folder format.
+
+A subclass says where things are and what they mean; every label first takes the form in which the folder
+format stores it, so that a converted data set reads the same values to the bit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmtl.data.base import LabelledImages, Sample
+from dmtl.data.folder.images import read_image
+from dmtl.data.folder.label_maps import decode_label
+from dmtl.errors import DataError
+from dmtl.tasks import Task
+
+
+class Distribution(LabelledImages):
+    """One split of a benchmark in the folder `root`, with all its tasks or those in `tasks`.
+
+    A subclass defines the class attributes, `_ids`, `image` and `stored`, and where they differ `image_file`
+    and `boundaries`. Errors: DataError that names the file.
+    """
+
+    format: ClassVar[str]
+    """Its name on the command line, such as "pascal-context"."""
+    splits: ClassVar[tuple[str, ...]] = ("train", "val")
+
+    def __init__(self, root: str | os.PathLike, split: str, tasks: Iterable[str] | None = None):
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise DataError(f"{root}: no such folder, expected the {self.format} data set")
+        if split not in self.splits:
+            raise DataError(f"{root}: split must be one of {', '.join(self.splits)}, got {split!r}")
+        super().__init__(self.format, split, self.make_tasks(), self._ids(split))
+        if tasks is not None:
+            self.tasks = {name: self.tasks[name] for name in self.wanted(tasks)}
+
+    @classmethod
+    def recognises(cls, root: Path) -> bool:
+        """Whether the folder looks like this distribution; looks at names alone."""
+        raise NotImplementedError(f"{cls.__name__}.recognises")
+
+    def make_tasks(self) -> dict[str, Task]:
+        """Its tasks by name, in the order of its papers."""
+        raise NotImplementedError(f"{type(self).__name__}.make_tasks")
+
+    def _ids(self, split: str) -> list[str]:
+        """Names of the split's images in their order; each can be a relative path of the folder format."""
+        raise NotImplementedError(f"{type(self).__name__}._ids")
+
+    def image(self, index: int) -> Tensor:
+        """RGB, uint8 [3, H, W]."""
+        path = self.image_file(index)
+        if path is None:
+            raise NotImplementedError(f"{type(self).__name__}.image")
+        return read_image(path)
+
+    def stored(self, index: int, task: str) -> np.ndarray | None:
+        """The label as the folder format stores it: uint8 [H, W] of ids, uint8 [H, W, 3] of coded vectors,
+        float32 [H, W] or [H, W, 3] of values; None where this image has none."""
+        raise NotImplementedError(f"{type(self).__name__}.stored")
+
+    def read(self, index: int, tasks: Iterable[str] | None = None) -> Sample:
+        sample = Sample(self.ids[index], self.image(index))
+        for name in self.wanted(tasks):
+            stored = self.stored(index, name)
+            if stored is not None:
+                sample.labels[name] = self.decoded(index, name, stored, sample.size)
+        return sample
+
+    def decoded(self, index: int, task: str, stored: np.ndarray, size: tuple[int, int]) -> Tensor:
+        """The label [K, H, W] of stored values; DataError unless they fit the task and the image's size."""
+        where = f"{self.root}: {task} of {self.ids[index]}"
+        label = decode_label(stored, self.tasks[task], where, numbers=stored.dtype.kind == "f")
+        if label.shape[-2:] != size:
+            raise DataError(
+                f"{where}: {label.shape[-1]}x{label.shape[-2]} pixels, expected {size[1]}x{size[0]} "
+                "as its image"
+            )
+        return label
+
+    def identity(self, task: str | None = None) -> list:
+        return [*super().identity(task), str(self.root.resolve())]
+
+
+def unit_image(stored_HW3: np.ndarray, path: Path) -> Tensor:
+    """An image stored as numbers in [0, 1] (or uint8) as uint8 [3, H, W]; multiples of 1/255 are exact."""
+    if stored_HW3.ndim != 3 or stored_HW3.shape[2] != 3 or stored_HW3.dtype.kind not in "fu":
+        raise DataError(
+            f"{path}: {stored_HW3.dtype} values of shape {list(stored_HW3.shape)}, "
+            "expected an image [H, W, 3]"
+        )
+    if stored_HW3.dtype != np.uint8:
+        if not np.isfinite(stored_HW3).all() or stored_HW3.min() < 0 or stored_HW3.max() > 1:
+            raise DataError(f"{path}: values outside [0, 1], expected an image of floats from 0 to 1")
+        stored_HW3 = np.rint(stored_HW3 * 255).astype(np.uint8)
+    return torch.from_numpy(np.ascontiguousarray(stored_HW3.transpose(2, 0, 1)))

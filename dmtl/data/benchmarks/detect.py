@@ -1,0 +1,73 @@
+"""The benchmarks that can be read as their authors distribute them, by name and by the look of a folder."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from dmtl.data.base import unknown_name
+from dmtl.data.benchmarks.base import Distribution
+from dmtl.errors import DataError
+
+FORMATS: dict[str, tuple[str, str]] = {
+    "pascal-context": ("pascal_context", "PascalContext"),
+    "nyud-13": ("nyud", "Nyud13"),
+    "nyud-40": ("nyud", "Nyud40"),
+    "cityscapes-7": ("cityscapes", "Cityscapes7"),
+    "cityscapes-19": ("cityscapes", "Cityscapes19"),
+    "cityscapes-raw": ("cityscapes", "CityscapesRaw"),
+}
+"""Format -> module of `dmtl.data` and class, which are loaded when they are needed."""
+
+
+def distribution(format: str) -> type[Distribution]:
+    """The reader of a format; DataError with the nearest name where there is none."""
+    if format not in FORMATS:
+        raise DataError(f"open_distribution: {unknown_name('format', format, FORMATS)}")
+    module, name = FORMATS[format]
+    return getattr(importlib.import_module(f"dmtl.data.{module}"), name)
+
+
+def recognised(root: str | os.PathLike) -> list[str]:
+    """All formats that the folder looks like, by the names in it."""
+    return [name for name in FORMATS if distribution(name).recognises(Path(root))]
+
+
+def detect(root: str | os.PathLike) -> str | None:
+    """The one format that the folder looks like; None: it looks like none of them.
+
+    DataError where it looks like several, as a folder with labels of 7 and of 19 classes does.
+    """
+    found = recognised(root)
+    if len(found) > 1:
+        raise DataError(f"{root}: holds {' and '.join(found)}, expected one of them as --format")
+    return found[0] if found else None
+
+
+def open_distribution(
+    root: str | os.PathLike, split: str, tasks: Iterable[str] | None = None, format: str | None = None
+) -> Distribution:
+    """One split of the benchmark in `root`.
+
+    Args:
+        split: as the benchmark names it: "train", "val".
+        tasks: names of the tasks wanted; None: all it has.
+        format: one of `FORMATS`; None: what `detect` finds.
+
+    Errors: DataError that names the file, or says what is known and what the folder holds.
+    """
+    if not os.path.isdir(root):
+        raise DataError(f"{root}: no such folder, expected one of {', '.join(FORMATS)}")
+    format = detect(root) if format is None else format
+    if format is None:
+        raise DataError(f"{root}: {holds(root)}, expected one of {', '.join(FORMATS)} as distributed")
+    return distribution(format)(root, split, tasks)
+
+
+def holds(root: str | os.PathLike) -> str:
+    """What a folder holds, in a few words for messages."""
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(root))
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    return f"holds {shown}" if names else "is empty"

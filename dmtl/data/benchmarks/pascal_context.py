@@ -1,0 +1,193 @@
+"""PASCAL-Context with five tasks as it is distributed (astmt's PASCAL_MT, ATRC's PASCALContext).
+
+    ROOT/ImageSets/Context/{train,val}.txt      one id per line; 4,998 and 5,105 of them
+    ROOT/JPEGImages/ID.jpg                      at most 500 pixels a side
+    ROOT/pascal-context/trainval/ID.mat         LabelMap [H, W], 1..459: edges, and where normals are taught
+    ROOT/semseg/VOC12/ID.png                    uint8 0..20, 255; where there is none
+    ROOT/semseg/pascal-context/ID.png           the same
+    ROOT/human_parts/ID.mat                     PASCAL-Part: anno.objects(i).parts(j).{part_name, mask}
+    ROOT/normals_distill/ID.png                 RGB, n = 2 x / 255 - 1
+    ROOT/sal_distill/ID.png                     grey; salient above a half
+
+ImageSets/Parts/*.txt, which other readers write, say which classes are in an image's human_parts/ID.mat. That
+file itself is read here, so they are not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dmtl.data.benchmarks.base import Distribution
+from dmtl.data.benchmarks.mat import read_mat
+from dmtl.data.benchmarks.pascal_classes import CONTEXT_CLASSES, HUMAN_PARTS, PERSON, WITH_NORMALS
+from dmtl.data.folder.images import image_size, read_png_map
+from dmtl.data.folder.label_maps import decode_label
+from dmtl.data.folder.paths import inside, read_ids
+from dmtl.errors import DataError
+from dmtl.metrics.morphology import outline, thin
+from dmtl.tasks import Task, make_task
+
+_HAS_NORMALS = np.isin(np.arange(CONTEXT_CLASSES + 1), WITH_NORMALS)
+
+
+class PascalContext(Distribution):
+    """Segmentation in 21 classes, human parts in 7, saliency, normals, edges.
+
+    human_parts  255 everywhere in images where no part of a person is drawn.
+    normals      known where LabelMap is one of the 170 classes that NYUD-v2 has too; elsewhere black, which
+                 is unknown in the folder format.
+    edge         |Laplacian(LabelMap)| > 0 (4 neighbours, mirrored at the border), thinned.
+
+    Labels of another size than the image are brought to it as the published reader does: ids by the nearest
+    pixel, after everything else; normals by cubic interpolation of vectors that are 0 where they are unknown.
+    The result is float32, of length 1; what comes out shorter than a half is unknown, here alone.
+
+    The .mat files need scipy: `pip install 'dmtl[pascal]'`.
+    """
+
+    format = "pascal-context"
+    evaluation = {"frame": [512, 512], "max_dist": 0.0075}
+    _last: tuple[str, np.ndarray] | None = None  # id and LabelMap: edges and normals need the same
+
+    @classmethod
+    def recognises(cls, root: Path) -> bool:
+        names = ("JPEGImages", "ImageSets/Context", "pascal-context/trainval")
+        return all((root / name).is_dir() for name in names)
+
+    def make_tasks(self) -> dict[str, Task]:
+        return {name: make_task(name) for name in ("semseg", "human_parts", "sal", "normals", "edge")}
+
+    def image_file(self, index: int) -> Path:
+        return self._file("JPEGImages", index, ".jpg")
+
+    def stored(self, index: int, task: str) -> np.ndarray:
+        size = image_size(self.image_file(index))
+        if task == "normals":
+            return self._normals(index, size)
+        if task == "human_parts":
+            path = self._file("human_parts", index, ".mat")
+            parts = _human_parts(read_mat(path, ["anno"])["anno"], path)
+            return np.full(size, 255, np.uint8) if parts is None else nearest(parts, size)
+        if task == "edge":
+            return nearest(edges(self._label_map(index)), size)
+        if task == "sal":
+            return nearest(_grey(self._file("sal_distill", index, ".png")) > 127, size).astype(np.uint8)
+        voc = self._file("semseg/VOC12", index, ".png")
+        path = voc if voc.is_file() else self._file("semseg/pascal-context", index, ".png")
+        return nearest(_grey(path), size)
+
+    def boundaries(self, index: int) -> Tensor | None:
+        """bool [H, W]: the outline of LabelMap, as seg2bmap draws it; None without the task edge."""
+        if "edge" not in self.tasks:
+            return None
+        labels = nearest(self._label_map(index), image_size(self.image_file(index)))
+        return torch.from_numpy(outline(labels))
+
+    def _ids(self, split: str) -> list[str]:
+        return read_ids(inside(self.root, self.root / "ImageSets" / "Context" / f"{split}.txt"))
+
+    def _file(self, folder: str, index: int, suffix: str) -> Path:
+        return inside(self.root, self.root / folder / f"{self.ids[index]}{suffix}")
+
+    def _label_map(self, index: int) -> np.ndarray:
+        """uint16 [H, W] of 0 .. 459."""
+        last = self._last
+        if last is None or last[0] != self.ids[index]:
+            path = self._file("pascal-context/trainval", index, ".mat")
+            labels = read_mat(path, ["LabelMap"])["LabelMap"]
+            if not isinstance(labels, np.ndarray) or labels.ndim != 2 or not labels.size:
+                raise DataError(f"{path}: LabelMap is no map, expected numbers [H, W]")
+            if not ((labels >= 0) & (labels <= CONTEXT_CLASSES) & (labels == np.floor(labels))).all():
+                raise DataError(
+                    f"{path}: values from {labels.min()} to {labels.max()}, "
+                    f"expected LabelMap of classes 1 to {CONTEXT_CLASSES}"
+                )
+            self._last = last = self.ids[index], labels.astype(np.uint16)
+        return last[1]
+
+    def _normals(self, index: int, size: tuple[int, int]) -> np.ndarray:
+        """uint8 [H, W, 3]; float32 where they had to be resized."""
+        path, labels = self._file("normals_distill", index, ".png"), self._label_map(index)
+        codes = read_png_map(path)
+        if codes.shape != (*labels.shape, 3):
+            raise DataError(
+                f"{path}: {codes.dtype} values of shape {list(codes.shape)}, expected an RGB picture of "
+                f"{labels.shape[1]}x{labels.shape[0]} as its LabelMap"
+            )
+        known = _HAS_NORMALS[labels][..., None]
+        if codes.shape[:2] == size:
+            return np.where(known, codes, np.uint8(0))
+        vectors = torch.from_numpy(np.where(known, codes.astype(np.float32) * (2 / 255) - 1, np.float32(0)))
+        # Cubic as in OpenCV: the same coefficient (-0.75), pixel centres, and border.
+        resized = F.interpolate(vectors.permute(2, 0, 1)[None], size, mode="bicubic", align_corners=False)
+        task = self.tasks["normals"]
+        unit = decode_label(resized[0].permute(1, 2, 0).numpy(), task, path, numbers=True)
+        return torch.where(task.valid(unit), unit, 0).permute(1, 2, 0).contiguous().numpy()
+
+
+def edges(labels_HW: np.ndarray) -> np.ndarray:
+    """Edges of a map of classes, uint8 [H, W] of 0 and 1: where the difference between a pixel's four
+    neighbours and four times itself is not 0, thinned. Beyond the border lies the pixel inside of it."""
+    around = np.pad(labels_HW.astype(np.int32), 1, mode="reflect")
+    middle = around[1:-1, 1:-1]
+    neighbours = around[:-2, 1:-1] + around[2:, 1:-1] + around[1:-1, :-2] + around[1:-1, 2:]
+    return thin(neighbours != 4 * middle).astype(np.uint8)
+
+
+def nearest(map_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The map in another (height, width), each pixel the one that OpenCV's INTER_NEAREST takes."""
+    if map_HW.shape == size:
+        return map_HW
+    rows, columns = (
+        np.minimum((np.arange(new) * (1 / (new / old))).astype(np.int64), old - 1)
+        for old, new in zip(map_HW.shape, size)
+    )
+    return map_HW[rows[:, None], columns]
+
+
+def _grey(path: Path) -> np.ndarray:
+    """uint8 [H, W]."""
+    pixels = read_png_map(path)
+    if pixels.ndim != 2 or pixels.dtype != np.uint8:
+        raise DataError(
+            f"{path}: {pixels.dtype} values of shape {list(pixels.shape)}, expected 8 bits per pixel, grey "
+            "or palette"
+        )
+    return pixels
+
+
+def _human_parts(anno: Any, path: Path) -> np.ndarray | None:
+    """uint8 [H, W] of 0 .. 6, later parts over earlier ones; None where there is no part of a person."""
+    try:
+        people = [thing for thing in anno[0]["objects"] if thing["class_ind"].item() == PERSON]
+        masks = [_mask(person["mask"]) for person in people]
+        parts = [(str(p["part_name"]), _mask(p["mask"])) for person in people for p in person["parts"]]
+        if len({mask.shape for mask in [*masks, *(mask for _, mask in parts)]}) > 1:
+            raise ValueError("masks of several sizes")
+    except (TypeError, LookupError, AttributeError, ValueError) as error:
+        raise DataError(
+            f"{path}: no annotation of PASCAL-Part ({type(error).__name__}: {error}), expected objects with "
+            "class_ind, mask and parts, and parts with part_name and mask"
+        ) from error
+    if not parts or not any(mask.any() for mask in masks):
+        return None
+    map_HW = np.zeros(masks[0].shape, np.uint8)
+    for name, mask in parts:
+        if name not in HUMAN_PARTS:
+            raise DataError(
+                f"{path}: a part of a person called {name!r:.40}, expected one of {', '.join(HUMAN_PARTS)}"
+            )
+        map_HW[mask] = HUMAN_PARTS[name]
+    return map_HW if map_HW.any() else None
+
+
+def _mask(values: np.ndarray) -> np.ndarray:
+    if values.ndim != 2:
+        raise ValueError(f"a mask of {values.ndim} dimensions")
+    return values != 0

@@ -1,0 +1,161 @@
+"""What is wrong with the files of a data set in the folder format, whatever they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from dmtl.data.folder import manifest
+from dmtl.data.folder.check import Problem
+from dmtl.data.folder.dataset import IMAGE_SUFFIXES, LABEL_SUFFIXES, Folder, read_description, read_split
+from dmtl.data.folder.manifest import Entry
+from dmtl.data.folder.paths import find_files, inside, read_ids
+from dmtl.data.parallel import in_parallel
+from dmtl.errors import DataError
+
+
+def check_files(
+    root: str | os.PathLike,
+    *,
+    known: dict[str, tuple[int, str]] | None = None,
+    workers: int = 0,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> list[Problem]:
+    """Lists links out of the folder, ids without an image, files that no split names, and files that are
+    missing, changed or unknown by `manifest.jsonl`, where there is one.
+
+    Args:
+        known: bytes and SHA-256 of files below `root`, by path (`check_dataset` fills it): they are not read
+            again.
+        workers: processes that read the other files for their SHA-256; 0: this one.
+        progress: wraps the loop over what the manifest names.
+    """
+    root = Path(root)
+    description = read_description(root)
+    folders = ["images", *description["tasks"]]
+    folders += [description["boundaries"]] if "boundaries" in description else []
+    files = {path for folder in folders for path in _files(root, folder)}
+    problems = list(_links(root))
+    listed: set[str] = set()
+    for path in sorted((root / "splits").glob("*.txt")):
+        try:
+            ids = read_ids(inside(root, path))
+            listed |= set(ids)
+            images = find_files(inside(root, root / "images"), IMAGE_SUFFIXES, ids)
+        except DataError as error:
+            problems.append(Problem.of(error, "split"))
+            continue
+        problems += [
+            Problem("split", str(path), f"id {id!r} has no image, expected images/{id}.jpg, .jpeg or .png")
+            for id in ids
+            if id not in images
+        ]
+    problems += [
+        Problem("unlisted", str(root / path), "no list in splits/ names it, expected its id in one")
+        for path in sorted(files)
+        if _id(path) not in listed
+    ]
+    return problems + _recorded(root, files, listed, _Comparison(root, known or {}), workers, progress)
+
+
+def readable_part(root: str | os.PathLike, split: str) -> Folder:
+    """A split without the ids that have no image, which `check_files` lists and `Folder` refuses."""
+    root = Path(root)
+    listed = read_split(root, split)
+    images = find_files(inside(root, root / "images"), IMAGE_SUFFIXES, listed)
+    return Folder(root, split, ids=[id for id in listed if id in images])
+
+
+def _recorded(
+    root: Path,
+    files: set[str],
+    listed: set[str],
+    compare: _Comparison,
+    workers: int,
+    progress: Callable[[Iterable], Iterable],
+) -> list[Problem]:
+    """What differs from the manifest."""
+    try:
+        entries = manifest.read_manifest(root)
+    except DataError as error:
+        return [Problem.of(error, "manifest")]
+    if not entries:
+        return []
+    problems: list[Problem] = []
+    for _, found in zip(progress(entries), in_parallel(compare, entries, workers)):
+        problems += found
+    named = {path for entry in entries for path in entry.files}
+    problems += [
+        Problem("manifest", str(root / path), f"is not in {manifest.NAME}, expected only what was converted")
+        for path in sorted(files - named)
+    ]
+    problems += [
+        Problem(
+            "manifest", str(root / manifest.NAME), f"names {entry.id!r}, expected it in a list of splits/"
+        )
+        for entry in entries
+        if entry.id not in listed
+    ]
+    return problems
+
+
+class _Comparison:
+    """The files of an entry against what it says."""
+
+    def __init__(self, root: Path, known: dict[str, tuple[int, str]]):
+        self.root, self.known = root, known
+
+    def __call__(self, entry: Entry) -> list[Problem]:
+        problems = []
+        for name, (size, digest) in entry.files.items():
+            wrong = self._wrong(name, size, digest)
+            if wrong is not None:
+                problems.append(Problem("manifest", str(self.root / name), wrong))
+        return problems
+
+    def _wrong(self, name: str, size: int, digest: str) -> str | None:
+        try:
+            found = manifest.size_of(self.root, name)
+            if found is None:
+                return "is missing, expected it as converted"
+            if found != size:
+                return f"has {found} bytes, expected {size} as converted"
+            if self._digest(self.root / name) != digest:
+                return "has another SHA-256, expected the bytes that were converted"
+        except DataError:
+            return None  # a link out of the data set, which is a problem of its own
+        except OSError as error:
+            return f"cannot be read ({error.strerror}), expected it as converted"
+        return None
+
+    def _digest(self, path: Path) -> str:
+        if str(path) in self.known:
+            return self.known[str(path)][1]
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(root: Path, folder: str) -> Iterator[str]:
+    """Images and labels below a folder of the data set, as paths below the root."""
+    suffixes: Sequence[str] = IMAGE_SUFFIXES if folder == "images" else LABEL_SUFFIXES
+    for parent, _, names in os.walk(root / folder):
+        for name in names:
+            if os.path.splitext(name)[1].lower() in suffixes:
+                yield Path(parent, name).relative_to(root).as_posix()
+
+
+def _id(path: str) -> str:
+    """The id of a file `<folder>/<id>.<suffix>`."""
+    return os.path.splitext(path.partition("/")[2])[0]
+
+
+def _links(root: Path) -> Iterator[Problem]:
+    for parent, folders, names in os.walk(root):
+        for path in (Path(parent, name) for name in sorted(folders + names)):
+            if path.is_symlink():
+                try:
+                    inside(root, path)
+                except DataError as error:
+                    yield Problem.of(error, "link")

@@ -1,0 +1,311 @@
+"""Labelled images in a folder: `images/`, one folder of label maps per task, `splits/` and `dataset.yaml`.
+
+    ROOT/dataset.yaml          name, tasks and other keys (below)
+    ROOT/splits/train.txt      one id per line; an id may name a subfolder (`city/0001`)
+    ROOT/images/ID.jpg         or .jpeg, .png
+    ROOT/<task>/ID.png         or .npy; a missing file means: this image has no label of this task
+
+    tasks:
+      semseg: {kind: classes, classes: [sky, road, car]}     # uint8 class ids, 255 = ignore
+      sal:    {kind: binary}                                 # uint8 0 / 1, 255 = ignore
+      normals: {kind: unit_vector}                           # RGB, n = 2 x / 255 - 1; or .npy float [H, W, 3]
+      depth:  {kind: scalar, scale: 0.001}                   # 16-bit PNG, 0 = unknown; or .npy [H, W]
+
+Any name may stand under `tasks`; a name that `dmtl.tasks` does not know gets the default loss of its
+kind. Further keys (`ignore`, `weight`, ...) go to `dmtl.tasks.make_task`. `unknown: -1` marks one value
+of a .npy scalar as unknown; non-finite values always are, and so is 0 in a distance or its inverse.
+
+    labels: labels.csv                                  # hides the labels that the table does not show
+    evaluation: {frame: [512, 512], max_dist: 0.0075}   # how published figures are taken (`LabelledImages`)
+    boundaries: contours            # ROOT/contours/ID.png, 0 and 1: the truth of the boundary benchmark
+    description: any text
+
+No file is read that lies outside ROOT, not through a link either; ROOT itself may be a link.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from dmtl.data.base import LabelledImages, Sample, unknown_name
+from dmtl.data.folder.images import MAX_PIXELS, image_size, read_image, read_png_map
+from dmtl.data.folder.label_maps import READING_OPTIONS, read_label, stored_values
+from dmtl.data.folder.paths import find_files, inner_path, inside, plain_name, read_ids, read_text
+from dmtl.data.labels.matrix import LabelMatrix
+from dmtl.errors import DataError, DmtlError, one_line
+from dmtl.tasks import Task, make_task
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+MAX_DESCRIPTION = 100_000  # characters; PyYAML takes seconds for odd ones
+LABEL_SUFFIXES = (".png", ".npy")
+KEYS = ("name", "tasks", "labels", "evaluation", "boundaries", "description")
+EVALUATION = ("frame", "max_dist")
+
+
+class Folder(LabelledImages):
+    """The images of one split of a folder, with all tasks of `dataset.yaml` or those in `tasks`.
+
+    ids: only these of the split.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike,
+        split: str,
+        tasks: Iterable[str] | None = None,
+        ids: Iterable[str] | None = None,
+    ):
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise DataError(
+                f"{root}: no such folder, expected a data set with images/, splits/ and dataset.yaml"
+            )
+        description = read_description(self.root)
+        chosen = list(description["tasks"]) if tasks is None else list(tasks)
+        for task in chosen:
+            if task not in description["tasks"]:
+                raise DataError(
+                    f"{self.root / 'dataset.yaml'}: {unknown_name('task', task, description['tasks'])}"
+                )
+        self._options = {t: description["tasks"][t] for t in description["tasks"] if t in chosen}
+        made = {t: _make_task(t, options, self.root / "dataset.yaml") for t, options in self._options.items()}
+        listed = read_split(self.root, split)
+        super().__init__(description["name"], split, made, listed if ids is None else list(ids))
+        if unlisted := set(self.ids) - set(listed):
+            raise DataError(f"{self.root / 'splits' / split}.txt: no id {min(unlisted)!r}, expected it there")
+        self.evaluation = description.get("evaluation", {})
+
+        self._images = self._find("images", IMAGE_SUFFIXES)
+        missing = [i for i in self.ids if i not in self._images]
+        if missing:
+            raise DataError(
+                f"{self.root / 'splits' / split}.txt: {len(missing)} of {len(self.ids)} ids have no image, "
+                f"the first is {missing[0]!r}, expected images/{missing[0]}.jpg, .jpeg or .png"
+            )
+        self._files = {t: self._find(t, LABEL_SUFFIXES) for t in self.tasks}
+        self._boundary_folder = description.get("boundaries")
+        self._boundaries = {} if self._boundary_folder is None else self._find_boundaries()
+        table = description.get("labels")
+        where = f"{self.root / 'dataset.yaml'}: labels"
+        self._table = None if table is None else self._read_table(self._inside(inner_path(table, where)))
+
+    def available(self) -> LabelMatrix:
+        """Labels whose file exists and which the table of `dataset.yaml`, if there is one, does not hide."""
+        return self._available
+
+    def read(self, index: int, tasks: Iterable[str] | None = None) -> Sample:
+        sample = Sample(self.ids[index], read_image(self.image_file(index)))
+        for task in self.wanted(tasks):
+            if task in self._visible[sample.id]:
+                sample.labels[task] = self._read_label(task, index, sample.size)
+        return sample
+
+    def image_file(self, index: int) -> Path:
+        return self._inside("images", self._images[self.ids[index]])
+
+    def label_file(self, index: int, task: str) -> Path | None:
+        """Where the label is, hidden or not; None: the image has none."""
+        name = self._files[task].get(self.ids[index])
+        return None if name is None else self._inside(task, name)
+
+    def stored(self, index: int, task: str) -> np.ndarray | None:
+        path = self.label_file(index, task)
+        return None if path is None else stored_values(path)
+
+    def boundaries(self, index: int) -> Tensor | None:
+        if not self._boundaries:
+            return None
+        path = self._inside(self._boundary_folder, self._boundaries[self.ids[index]])
+        found, size = read_png_map(path), image_size(self.image_file(index))
+        if found.shape != size:
+            raise DataError(
+                f"{path}: pixels of shape {list(found.shape)}, expected {list(size)} as images/"
+                f"{self._images[self.ids[index]]}"
+            )
+        if found.max() > 1:
+            raise DataError(f"{path}: value {found.max()}, expected 0 and 1 (a boundary)")
+        return torch.from_numpy(found > 0)
+
+    def identity(self, task: str | None = None) -> list:
+        """With the place of the folder, and size and time of every file: an edited one is another."""
+        folder, files = ("images", self._images) if task is None else (task, self._files[task])
+        stamps = [_stamp(self.root / folder / files[id]) if id in files else None for id in self.ids]
+        return [*super().identity(task), str(self.root.resolve()), self._reading(task), stamps]
+
+    @cached_property
+    def _available(self) -> LabelMatrix:
+        exists = np.array([[i in self._files[t] for t in self.tasks] for i in self.ids], bool)
+        on_disk = LabelMatrix(self.ids, list(self.tasks), exists.reshape(len(self.ids), len(self.tasks)))
+        return on_disk if self._table is None else on_disk.intersect(self._table)
+
+    @cached_property
+    def _visible(self) -> dict[str, set[str]]:
+        return {i: set(self._available.tasks_of(i)) for i in self.ids}
+
+    def _read_table(self, path: Path) -> LabelMatrix | None:
+        """The label table for this split; None where it speaks of none of the split's images."""
+        table = LabelMatrix.read_csv(path)
+        if not set(table.ids) & set(self.ids):
+            return None
+        table = table.subset(self.ids, list(self.tasks))
+        for task in self.tasks:
+            claimed = [i for i, on in zip(self.ids, table.column(task)) if on and i not in self._files[task]]
+            if claimed:
+                raise DataError(
+                    f"{path}: promises {len(claimed)} labels of {task} that do not exist, the first is "
+                    f"{claimed[0]!r}, expected {task}/{claimed[0]}.png or .npy"
+                )
+        return table
+
+    def _read_label(self, task: str, index: int, size: tuple[int, int]) -> Tensor:
+        path = self.label_file(index, task)
+        label = read_label(path, self.tasks[task], **self._reading(task))
+        if label.shape[-2:] != size:
+            raise DataError(
+                f"{path}: label of {label.shape[-1]}x{label.shape[-2]} pixels, "
+                f"expected {size[1]}x{size[0]} as images/{self._images[self.ids[index]]}"
+            )
+        return label
+
+    def _reading(self, task: str | None) -> dict[str, float]:
+        """How the files of a task are read; nothing of None, the images."""
+        return {k: v for k, v in self._options.get(task, {}).items() if k in READING_OPTIONS}
+
+    def _inside(self, *parts: str) -> Path:
+        return inside(self.root, self.root.joinpath(*parts))
+
+    def _find(self, folder: str, suffixes: tuple[str, ...]) -> dict[str, str]:
+        return find_files(self._inside(folder), suffixes, self.ids)
+
+    def _find_boundaries(self) -> dict[str, str]:
+        """Files of all ids, or of none: half a truth would be scored beside another one."""
+        found = self._find(self._boundary_folder, (".png",))
+        missing = [id for id in self.ids if id not in found]
+        if found and missing:
+            raise DataError(
+                f"{self.root / self._boundary_folder}: {len(missing)} of the {len(self.ids)} images of "
+                f"{self.split} have no boundaries, the first is {missing[0]!r}, expected all or none"
+            )
+        return found
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML without references: nested ones unfold to any size."""
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("a reference with *, expected its value")
+        return super().compose_node(parent, index)
+
+
+def read_description(root: Path) -> dict:
+    """`dataset.yaml`, checked: {"name": str, "tasks": {name: options}}, and of `KEYS` those given."""
+    path = inside(root, root / "dataset.yaml")
+    text = read_text(path, "a description of the data set")
+    if len(text) > MAX_DESCRIPTION:
+        raise DataError(f"{path}: {len(text)} characters, expected at most {MAX_DESCRIPTION}")
+    try:
+        content = _Plain(text).get_single_data()
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
+        raise DataError(f"{path}: not readable YAML ({one_line(error)})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("tasks"), dict) or not content["tasks"]:
+        raise DataError(f"{path}: no tasks, expected `tasks:` with one entry per task, each with its `kind`")
+    for key in content:
+        if key not in KEYS:
+            raise DataError(f"{path}: {unknown_name('key', str(key), KEYS)}")
+    taken = {"images": "the images", "splits": "the splits"}
+    if "boundaries" in content:
+        folder = plain_name(content["boundaries"], f"{path}: boundaries")
+        if folder in taken:
+            raise DataError(
+                f"{path}: boundaries is {folder!r}, the folder of {taken[folder]}, expected another"
+            )
+        taken[folder] = "the boundaries"
+    for task, options in content["tasks"].items():
+        plain_name(task, f"{path}: name of a task")
+        if task in taken:
+            raise DataError(
+                f"{path}: a task cannot be called {task!r}, the folder of {taken[task]}, "
+                "expected another name"
+            )
+        if not isinstance(options, dict) or any(not isinstance(key, str) for key in options):
+            raise DataError(
+                f"{path}: task {task!r} is {options!r:.80}, expected a mapping such as {{kind: binary}}"
+            )
+    if not isinstance(content.get("labels", ""), str):
+        raise DataError(f"{path}: labels is {content['labels']!r:.80}, expected the name of a CSV file")
+    if "evaluation" in content:
+        _check_evaluation(content["evaluation"], path)
+    return {**content, "name": str(content.get("name", root.resolve().name))}
+
+
+def _check_evaluation(options: object, path: Path) -> None:
+    if not isinstance(options, dict):
+        raise DataError(
+            f"{path}: evaluation is {options!r:.80}, expected a mapping such as {{max_dist: 0.0075}}"
+        )
+    for key in options:
+        if key not in EVALUATION:
+            raise DataError(f"{path}: evaluation: {unknown_name('key', str(key), EVALUATION)}")
+    frame = options.get("frame", [1, 1])
+    sides = isinstance(frame, list) and all(type(side) is int and side > 0 for side in frame)
+    if not sides or len(frame) != 2 or frame[0] * frame[1] > MAX_PIXELS:
+        raise DataError(
+            f"{path}: evaluation: frame is {frame!r:.80}, expected [height, width] in pixels, "
+            f"at most {MAX_PIXELS / 1e6:.0f} million of them"
+        )
+    distance = options.get("max_dist", 0.5)
+    if type(distance) not in (int, float) or not 0 < distance < 1:
+        raise DataError(
+            f"{path}: evaluation: max_dist is {distance!r:.80}, expected a share of the image's diagonal "
+            "between 0 and 1"
+        )
+
+
+def read_split(root: Path, split: str) -> list[str]:
+    """The ids of `splits/<split>.txt`, in its order."""
+    known = sorted(p.stem for p in (root / "splits").glob("*.txt"))
+    if split not in known:
+        raise DataError(f"{root / 'splits'}: {unknown_name('split', split, known)}")
+    return read_ids(inside(root, root / "splits" / f"{split}.txt"))
+
+
+def _make_task(name: str, options: dict, path: Path) -> Task:
+    for key in READING_OPTIONS:
+        value = options.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
+            raise DataError(f"{path}: task {name!r}: {key} is {value!r:.80}, expected a number")
+    if options.get("scale", 1) <= 0:
+        raise DataError(f"{path}: task {name!r}: scale is {options['scale']}, expected a positive number")
+    try:
+        task = make_task(name, **{key: value for key, value in options.items() if key not in READING_OPTIONS})
+    except (DmtlError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{path}: {error}") from error
+    if task.kind in ("classes", "binary") and (
+        task.ignore not in range(256) or (task.kind == "binary" and task.ignore < 2)
+    ):
+        raise DataError(
+            f"{path}: task {name!r}: ignore is {task.ignore:g}, expected a pixel value up to 255 "
+            "that is no label, because these labels are stored in 8 bits"
+        )
+    if task.kind == "classes" and task.channels > 255:
+        raise DataError(
+            f"{path}: task {name!r}: {task.channels} classes, expected at most 255 (8-bit labels)"
+        )
+    return task
+
+
+def _stamp(path: Path) -> list[int]:
+    try:
+        status = path.stat()
+    except OSError:  # whoever reads the file says so
+        return []
+    return [status.st_size, status.st_mtime_ns]

@@ -1,0 +1,90 @@
+"""`manifest.jsonl`: size and SHA-256 of every file of a data set in the folder format, one line a sample.
+
+    {"id": "city/0001", "split": "train", "files": {"images/city/0001.png": [81234, "9f86d0..."], ...}}
+
+A line is appended when the files of its sample are all there, so a conversion that was interrupted knows
+where to go on. It is also the only thing that finds a damaged JPEG whose decoder does not complain.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from dmtl.data.folder.paths import inner_path, inside
+from dmtl.errors import DataError
+
+NAME = "manifest.jsonl"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The files of one sample: path below the data set -> (bytes, SHA-256 in hexadecimal)."""
+
+    id: str
+    split: str
+    files: dict[str, tuple[int, str]]
+
+    def line(self) -> str:
+        """Without a line break; equal entries give equal lines."""
+        files = {path: list(self.files[path]) for path in sorted(self.files)}
+        return json.dumps({"id": self.id, "split": self.split, "files": files}, separators=(",", ":"))
+
+    def complete(self, root: Path) -> bool:
+        """Whether all files are there with their sizes."""
+        return all(size_of(root, path) == size for path, (size, _) in self.files.items())
+
+
+def size_of(root: Path, path: str) -> int | None:
+    """Bytes of a file of the data set; None where there is none. DataError for a link out of it."""
+    try:
+        return os.stat(inside(root, root / path)).st_size
+    except OSError:
+        return None
+
+
+def digest_of(content: bytes) -> tuple[int, str]:
+    """(bytes, SHA-256) as an entry records them."""
+    return len(content), hashlib.sha256(content).hexdigest()
+
+
+def read_manifest(root: Path) -> list[Entry]:
+    """The entries of `root/manifest.jsonl`; none where there is no such file.
+
+    A last line without its end, which an interrupted writer leaves, is not counted. DataError that names the
+    line for any other that is no entry.
+    """
+    path = inside(root, root / NAME)
+    try:
+        *lines, _ = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}), expected a manifest") from error
+    return [_entry(line, f"{path}: line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def _entry(line: bytes, where: str) -> Entry:
+    try:
+        found = json.loads(line)
+        id, split, files = found["id"], found["split"], found["files"]
+        if not (
+            isinstance(id, str) and isinstance(split, str) and isinstance(files, dict) and len(found) == 3
+        ):
+            raise TypeError
+        for size, digest in files.values():
+            if type(size) is not int or size < 0 or re.fullmatch("[0-9a-f]{64}", digest) is None:
+                raise TypeError
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise DataError(
+            f'{where}: {line[:60]!r}, expected {{"id": ..., "split": ..., "files": '
+            "{path: [bytes, SHA-256]}}"
+        ) from None
+    inner_path(id, where)
+    return Entry(
+        id, split, {inner_path(path, where): (size, digest) for path, (size, digest) in files.items()}
+    )

@@ -1,0 +1,334 @@
+"""Writes any data set in the folder format, sample by sample, so that it can be interrupted and goes on."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import yaml
+from torch import Tensor
+
+from dmtl.data.base import LabelledImages
+from dmtl.data.benchmarks.base import Distribution
+from dmtl.data.folder import manifest
+from dmtl.data.folder.dataset import IMAGE_SUFFIXES, read_description
+from dmtl.data.folder.images import png_bytes
+from dmtl.data.folder.label_maps import label_file, stored_label
+from dmtl.data.folder.manifest import Entry
+from dmtl.data.folder.paths import inner_path, inside, plain_name, read_ids
+from dmtl.data.labels.matrix import LabelMatrix
+from dmtl.data.parallel import in_parallel
+from dmtl.errors import DataError
+from dmtl.runtime.files import is_temporary, write_bytes, write_text
+
+BOUNDARIES = "boundaries"
+_PATIENCE_S = 10  # for the lock: processes of a killed writer leave within 5 s
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What a call of `export_folder` left; as a path, the folder.
+
+    images: of the split, all of them; `written` by this call
+    labels: files by task; `size` in bytes is that of all files of the split
+    unknown: of the written samples, by task: pixels that mean nothing, and all
+    skipped: one message for each sample that could not be read
+    """
+
+    folder: Path
+    images: int
+    written: int
+    labels: dict[str, int]
+    size: int
+    unknown: dict[str, tuple[int, int]]
+    skipped: list[str]
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+
+def export_folder(
+    dataset: LabelledImages,
+    out: str | os.PathLike,
+    labels: LabelMatrix | None = None,
+    *,
+    skip_corrupt: int = 0,
+    workers: int = 0,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Exported:
+    """Writes `dataset` to the folder `out`; `Folder(out, dataset.split)` then reads the same values.
+
+    An image that is a JPEG or PNG file is copied byte for byte, others become PNG; class ids become PNG,
+    numbers .npy, and of a benchmark as distributed labels are stored exactly as `Distribution.stored` gives
+    them. `manifest.jsonl` records every file; the list of the split is written last.
+
+    The same call after an interruption, whatever it was, keeps the samples whose files are all there and
+    ends with the same folder, byte for byte. After a complete call it writes nothing. Another split may be
+    added; files that are not its own are never replaced.
+
+    Args:
+        labels: only what it shows is written; None: all labels.
+        skip_corrupt: samples that may be left out because they cannot be read; one more is an error.
+        workers: processes that read and write; 0: this one.
+        progress: wraps the loop over the samples that are written.
+
+    Errors: DataError for a damaged sample, for a folder that holds something else, was begun from another
+    source, or is being written by another process; OSError where it cannot be written (a full disk). After
+    any of them the call can be repeated.
+    """
+    writer = _Writer(dataset, Path(out), labels)
+    writer.root.mkdir(parents=True, exist_ok=True)
+    with _locked(writer.root):
+        others, mine = writer.recorded()
+        writer.describe()
+        done = {entry.id: entry for entry in mine if entry.complete(writer.root)}
+        writer.replaceable = {path for entry in mine if entry.id not in done for path in entry.files}
+        writer.verify(done)
+        _remove_leftovers(writer.root)
+        writer.record([*others, *done.values()])
+        todo = [index for index, id in enumerate(dataset.ids) if id not in done]
+        results = zip(progress(todo), in_parallel(writer, todo, workers))
+        try:
+            unknown, skipped = _collect(writer, results, done, skip_corrupt)
+        except OSError as error:
+            state = f"{len(done)} of {len(dataset)} samples are in {writer.root}, repeat to go on"
+            raise OSError(error.errno, f"{error.strerror or error}; {state}") from None
+        ordered = [done[id] for id in dataset.ids if id in done]
+        if not ordered:
+            raise DataError(f"{skipped[0]} (no sample of {dataset.split} can be read)")
+        writer.record([*others, *ordered])
+        _write_if_new(writer.listing, "".join(f"{entry.id}\n" for entry in ordered))
+    files = [(path, size) for entry in ordered for path, (size, _) in entry.files.items()]
+    folders = Counter(path.partition("/")[0] for path, _ in files)
+    return Exported(
+        folder=writer.root,
+        images=len(ordered),
+        written=len(todo) - len(skipped),
+        labels={task: folders[task] for task in dataset.tasks},
+        size=sum(size for _, size in files),
+        unknown={task: (unknown[task, "unknown"], unknown[task, "all"]) for task in dataset.tasks},
+        skipped=skipped,
+    )
+
+
+def _collect(
+    writer: _Writer, results: Iterable[tuple[int, object]], done: dict[str, Entry], skip_corrupt: int
+) -> tuple[Counter, list[str]]:
+    """Adds what is finished to the manifest and to `done`. Returns pixels by (task, "unknown" or "all"), and
+    a message for each sample that was skipped; raises what cannot be skipped."""
+    data, unknown, skipped = writer.dataset, Counter(), []
+    with open(writer.root / manifest.NAME, "ab", buffering=0) as record:
+        for index, result in results:
+            if isinstance(result, (DataError, OSError)):
+                raise result
+            if isinstance(result, _Corrupt):
+                skipped.append(result.message)
+                if len(skipped) > skip_corrupt:
+                    state = f"{len(done)} of {len(data)} samples of {data.split} are in {writer.root}"
+                    raise DataError(
+                        f"{result.message} (sample {data.ids[index]!r}; {state}; mend it or let some be "
+                        "skipped, and repeat to go on)"
+                    )
+                continue
+            done[result.entry.id] = result.entry
+            unknown.update(result.unknown)
+            line = result.entry.line().encode() + b"\n"
+            if record.write(line) != len(line):
+                raise OSError(errno.ENOSPC, f"cannot write {record.name}: {os.strerror(errno.ENOSPC)}")
+        os.fsync(record.fileno())
+    return unknown, skipped
+
+
+@dataclass(frozen=True)
+class _Done:
+    entry: Entry
+    unknown: dict[tuple[str, str], int]
+
+
+@dataclass(frozen=True)
+class _Corrupt:
+    message: str
+
+
+class _Writer:
+    """One split on its way into a folder; called with an index it writes the files of that sample."""
+
+    def __init__(self, dataset: LabelledImages, root: Path, labels: LabelMatrix | None):
+        self.dataset, self.root, self.labels = dataset, root, labels
+        split = plain_name(dataset.split, "export_folder: name of the split")
+        self.listing = root / "splits" / f"{split}.txt"
+        for id in dataset.ids:
+            inner_path(id, "export_folder: id")
+        self.replaceable: set[str] = set()
+
+    def __call__(self, index: int) -> _Done | _Corrupt | DataError | OSError:
+        try:
+            contents, labels = self.contents(index)
+        except DataError as error:
+            return _Corrupt(str(error))
+        except OSError as error:
+            return error
+        try:
+            for path, content in contents.items():
+                self._put(path, content)
+        except (DataError, OSError) as error:
+            return error
+        files = {path: manifest.digest_of(content) for path, content in contents.items()}
+        unknown = {}
+        for task, label in labels.items():
+            valid = self.dataset.tasks[task].valid(label)
+            unknown |= {(task, "unknown"): int((~valid).sum()), (task, "all"): valid.numel()}
+        return _Done(Entry(self.dataset.ids[index], self.dataset.split, files), unknown)
+
+    def contents(self, index: int) -> tuple[dict[str, bytes], dict[str, Tensor]]:
+        """The files of a sample, path -> content, and its labels by task; every pixel has been decoded."""
+        image, stored, labels = self._read(index)
+        id, source = self.dataset.ids[index], self.dataset.image_file(index)
+        if source is not None and source.suffix.lower() in IMAGE_SUFFIXES:
+            files = {f"images/{id}{source.suffix.lower()}": source.read_bytes()}
+        else:
+            files = {f"images/{id}.png": png_bytes(image.permute(1, 2, 0))}
+        for task, values in stored.items():
+            suffix, content = label_file(values)
+            files[f"{task}/{id}{suffix}"] = content
+        if self.has_boundaries:
+            found = self.dataset.boundaries(index)
+            if found is None:
+                raise DataError(f"{self.dataset.name}: {id!r} has no boundaries, expected them as of others")
+            files[f"{BOUNDARIES}/{id}.png"] = png_bytes(found.numpy().astype(np.uint8))
+        return files, labels
+
+    def _read(self, index: int) -> tuple[Tensor, dict[str, np.ndarray], dict[str, Tensor]]:
+        data, id = self.dataset, self.dataset.ids[index]
+        shown = None if self.labels is None else set(self.labels.tasks_of(id))
+        tasks = [task for task in data.tasks if shown is None or task in shown]
+        if not isinstance(data, Distribution):
+            sample = data.read(index, tasks)
+            stored = {task: stored_label(data.tasks[task], label) for task, label in sample.labels.items()}
+            return sample.image, stored, sample.labels
+        image, found = data.image(index), {task: data.stored(index, task) for task in tasks}
+        stored = {task: values for task, values in found.items() if values is not None}
+        labels = {task: data.decoded(index, task, v, tuple(image.shape[1:])) for task, v in stored.items()}
+        return image, stored, labels
+
+    @cached_property
+    def has_boundaries(self) -> bool:
+        """Whether the data set has boundaries of its own, as the first sample that can be read tells."""
+        for index in range(len(self.dataset)):
+            try:
+                return self.dataset.boundaries(index) is not None
+            except DataError:
+                continue
+        return False
+
+    def recorded(self) -> tuple[list[Entry], list[Entry]]:
+        """What the folder has of other splits and of this one. DataError where it cannot be the beginning of
+        what is to be written."""
+        entries = manifest.read_manifest(self.root)
+        mine = [entry for entry in entries if entry.split == self.dataset.split]
+        others = [entry for entry in entries if entry.split != self.dataset.split]
+        path, ids = self.root / manifest.NAME, set(self.dataset.ids)
+        if taken := next((entry for entry in others if entry.id in ids), None):
+            raise DataError(
+                f"{path}: {taken.id!r} exists already in {taken.split}, "
+                "expected ids that differ between splits"
+            )
+        if foreign := next((entry for entry in mine if entry.id not in ids), None):
+            raise DataError(
+                f"{path}: has {foreign.id!r} in {self.dataset.split}, which {self.dataset.name} has not, "
+                "expected to go on from the same source"
+            )
+        if self.listing.exists() and not set(read_ids(self.listing)) <= {entry.id for entry in mine}:
+            raise DataError(f"{self.listing}: exists already, expected a new split or an empty folder")
+        return others, mine
+
+    def describe(self) -> None:
+        """Writes dataset.yaml, or checks that the one that is there says the same."""
+        data, path = self.dataset, self.root / "dataset.yaml"
+        specs = {name: task.spec() for name, task in data.tasks.items()}
+        text = {
+            "name": data.name,
+            "tasks": {name: {k: v for k, v in spec.items() if k != "name"} for name, spec in specs.items()},
+            "evaluation": {k: list(v) if isinstance(v, tuple) else v for k, v in data.evaluation.items()},
+            "description": f"Converted from {data.format}." if isinstance(data, Distribution) else "",
+        }
+        text = {key: value for key, value in text.items() if value}
+        found = read_description(self.root) if path.exists() else text
+        if found["tasks"] != text["tasks"]:
+            raise DataError(f"{path}: declares other tasks, expected those of {data.name}")
+        for key in ("name", "evaluation", "description"):
+            if found.get(key) != text.get(key):
+                raise DataError(
+                    f"{path}: {key} is {found.get(key)!r:.80}, expected {text.get(key)!r:.80} "
+                    f"of the data set that is to be written here"
+                )
+        if self.has_boundaries:
+            if BOUNDARIES in text["tasks"]:
+                raise DataError(f"export_folder: a task is called {BOUNDARIES!r}, expected another name")
+            found = {**found, "boundaries": BOUNDARIES}
+        if not path.exists() or found != read_description(self.root):
+            write_text(path, yaml.safe_dump(found, sort_keys=False))
+
+    def verify(self, done: dict[str, Entry]) -> None:
+        """Makes the first and the last finished sample again: another source would give other files."""
+        indices = [index for index, id in enumerate(self.dataset.ids) if id in done]
+        for index in dict.fromkeys(indices[:1] + indices[-1:]):
+            entry = done[self.dataset.ids[index]]
+            contents = {path: manifest.digest_of(c) for path, c in self.contents(index)[0].items()}
+            if contents != entry.files:
+                raise DataError(
+                    f"{self.root}: files of {entry.id!r} are not those of {self.dataset.name} as given here, "
+                    "expected to go on from the same source"
+                )
+
+    def record(self, entries: Sequence[Entry]) -> None:
+        """Makes these the whole manifest, split by split."""
+        entries = sorted(entries, key=lambda entry: entry.split)
+        _write_if_new(self.root / manifest.NAME, "".join(f"{entry.line()}\n" for entry in entries))
+
+    def _put(self, path: str, content: bytes) -> None:
+        target = inside(self.root, self.root / path)
+        if not target.exists() or path in self.replaceable:
+            write_bytes(target, content)
+        elif target.read_bytes() != content:  # a writer that was killed leaves whole files: the same ones
+            raise DataError(f"{target}: exists already, expected a new split or an empty folder")
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    handle = os.open(root, os.O_RDONLY)
+    try:
+        for attempt in range(_PATIENCE_S * 10 + 1):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == _PATIENCE_S * 10:
+                    raise DataError(f"{root}: is being written, expected one process at a time") from None
+                time.sleep(0.1)
+        yield
+        fcntl.flock(handle, fcntl.LOCK_UN)
+    finally:
+        os.close(handle)
+
+
+def _remove_leftovers(root: Path) -> None:
+    """Temporary files of a writer that was killed."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            if name.startswith(".") and is_temporary(name):
+                os.unlink(os.path.join(folder, name))
+
+
+def _write_if_new(path: Path, text: str) -> None:
+    if not path.exists() or path.read_bytes() != text.encode():
+        write_text(path, text)

@@ -1,0 +1,1 @@
+"""From data sets to batches: transforms, order, the loader and its caches."""

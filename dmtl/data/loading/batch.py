@@ -1,0 +1,115 @@
+"""A batch of samples, and how one is made of what was read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from dmtl.data.base import LabelledImages, stack_images, stack_labels
+from dmtl.data.loading.transforms import PadTo
+from dmtl.errors import DataError
+
+
+@dataclass
+class Batch:
+    """B samples of one size: a whole step's, or one process's share of them.
+
+    ids         names of the images
+    index       int64 [B], their places in the data set (the `sample` of counter-based noise)
+    image       float32 [B, 3, H, W], ImageNet-normalised
+    labels      task -> [B, K, H, W]; all `ignore` where a sample has no label of the task
+    present     task -> bool [B], on the CPU always, so that choosing rows never waits for a device
+    valid_size  (h, w) of each image without its padding
+    valid_at    (top, left) of each image in its padding; default: (0, 0)
+    epoch, position   where this batch stands: number `position` of epoch `epoch`
+    total       images of the step over all processes, before any was left out; default: B
+    labelled    task -> labelled samples of the step over all processes, likewise; default: those here
+    skipped     what is wrong with each sample that was left out because it cannot be read
+    """
+
+    ids: list[str]
+    index: Tensor
+    image: Tensor
+    labels: dict[str, Tensor]
+    present: dict[str, Tensor]
+    valid_size: list[tuple[int, int]]
+    epoch: int = 0
+    position: int = 0
+    total: int = 0
+    labelled: dict[str, int] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    valid_at: list[tuple[int, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.total = self.total or len(self.ids)
+        self.valid_at = self.valid_at or [(0, 0)] * len(self.ids)
+        self.labelled = self.labelled or {name: int(on.sum()) for name, on in self.present.items()}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The batch with image, labels and index on `device`; `present` stays where it is."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory, for copies that overlap with computation."""
+        return self._each(Tensor.pin_memory)
+
+    def split(self, size: int) -> list[Batch]:
+        """The rows in order, at most `size` in each part, without a copy.
+
+        `total` and `labelled` stay those of the step; `skipped` goes with the first part.
+        """
+        if size < 1:
+            raise ValueError(f"Batch.split: size must be at least 1, got {size}")
+        parts = []
+        for start in range(0, len(self), size):
+            rows = slice(start, start + size)
+            part = self._each(lambda tensor: tensor[rows])
+            part.ids, part.valid_size = self.ids[rows], self.valid_size[rows]
+            part.valid_at = self.valid_at[rows]
+            part.present = {name: on[rows] for name, on in self.present.items()}
+            part.skipped = [] if start else self.skipped
+            parts.append(part)
+        return parts
+
+    def unpadded(self, row: int) -> tuple[slice, slice]:
+        """Where image number `row` lies in its padding: `map[row][..., *batch.unpadded(row)]`."""
+        return tuple(slice(at, at + n) for at, n in zip(self.valid_at[row], self.valid_size[row]))
+
+    def _each(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        labels = {name: move(label) for name, label in self.labels.items()}
+        return replace(self, image=move(self.image), labels=labels, index=move(self.index))
+
+
+class Collate:
+    """The batch of the samples that could be read (None: of none), and the errors of the others by index."""
+
+    def __init__(self, dataset: LabelledImages, tasks: list[str]):
+        self.tasks = {name: dataset.tasks[name] for name in tasks}
+
+    def __call__(self, items: list) -> tuple[Batch | None, list[tuple[int, DataError | OSError]]]:
+        errors = [(key[2], item) for key, item in items if isinstance(item, Exception)]
+        read = [(key, item) for key, item in items if not isinstance(item, Exception)]
+        if not read:
+            return None, errors
+        keys, samples = zip(*read)
+        pad = PadTo((max(s.size[0] for s in samples), max(s.size[1] for s in samples)))
+        samples = [pad(s, self.tasks) for s in samples]
+        labels, present = stack_labels(samples, self.tasks)
+        batch = Batch(
+            ids=[s.id for s in samples],
+            index=torch.tensor([key[2] for key in keys]),
+            image=stack_images(samples),
+            labels=labels,
+            present=present,
+            valid_size=[s.valid_size or s.size for s in samples],
+            epoch=keys[0][0],
+            position=keys[0][1],
+            valid_at=[s.valid_at for s in samples],
+        )
+        return batch, errors

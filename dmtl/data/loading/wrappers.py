@@ -1,0 +1,165 @@
+"""Data sets made from other data sets: smaller images, kept in memory or on disk, fewer of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from dmtl.data.base import LabelledImages, Sample
+from dmtl.data.labels.matrix import LabelMatrix
+from dmtl.data.loading.transforms import check_size, resize, resize_thin
+from dmtl.errors import DataError
+
+
+class Wrapper(LabelledImages):
+    """`dataset` as another one sees it: the same images and labels, read by a subclass in its own way."""
+
+    def __init__(self, dataset: LabelledImages):
+        super().__init__(dataset.name, dataset.split, dataset.tasks, dataset.ids)
+        self.dataset, self.evaluation = dataset, dataset.evaluation
+
+    def available(self) -> LabelMatrix:
+        return self._exists
+
+    def image_file(self, index: int) -> Path | None:
+        return self.dataset.image_file(index)
+
+    def stored(self, index: int, task: str) -> np.ndarray | None:
+        return self.dataset.stored(index, task)
+
+    def boundaries(self, index: int) -> Tensor | None:
+        return self.dataset.boundaries(index)
+
+    def identity(self, task: str | None = None) -> list:
+        return self.dataset.identity(task)
+
+    @cached_property
+    def _exists(self) -> LabelMatrix:
+        return self.dataset.available()
+
+
+class Resized(Wrapper):
+    """`dataset` at one size, (height, width). `Cached(Resized(dataset, size))` decodes each file once."""
+
+    def __init__(self, dataset: LabelledImages, size: tuple[int, int]):
+        super().__init__(dataset)
+        self.size = check_size("Resized", size)
+
+    def read(self, index: int, tasks: Iterable[str] | None = None) -> Sample:
+        return resize(self.dataset.read(index, tasks), self.size, self.tasks)
+
+    def image_file(self, index: int) -> None:
+        return None  # files hold the original size
+
+    def stored(self, index: int, task: str) -> None:
+        return None
+
+    def boundaries(self, index: int) -> Tensor | None:
+        found = self.dataset.boundaries(index)
+        return None if found is None else resize_thin(found[None], self.size)[0]
+
+    def identity(self, task: str | None = None) -> list:
+        return ["Resized", list(self.size), self.dataset.identity(task)]
+
+
+class Cached(Wrapper):
+    """Keeps what was read in memory (as uint8) until `limit_bytes` are used; the rest is read each time.
+
+    Only labels that were asked for are ever read or kept. A forked process shares what is kept so far, which
+    is why a loader with workers calls `warm` first; a pickled copy starts empty.
+    """
+
+    def __init__(self, dataset: LabelledImages, limit_bytes: int = 4 << 30):
+        super().__init__(dataset)
+        self.limit_bytes, self.used_bytes = limit_bytes, 0
+        self._kept: dict[int, Sample] = {}
+
+    def read(self, index: int, tasks: Iterable[str] | None = None) -> Sample:
+        tasks = self.wanted(tasks)
+        sample = self._complete(index, tasks)
+        self._keep(index, sample)
+        return replace(sample, labels={task: sample.labels[task] for task in tasks if task in sample.labels})
+
+    def warm(
+        self, labels: LabelMatrix | None = None, indices: Iterable[int] | None = None, threads: int = 1
+    ) -> Cached:
+        """Reads now what exists (with `labels`, only what they show) of `indices`, up to the limit.
+
+        A sample that cannot be read is left for the one who needs it, who then gets its DataError.
+        """
+        table = self._exists if labels is None else labels
+
+        def fetch(index: int) -> Sample | None:
+            try:
+                return self._complete(index, [t for t in table.tasks_of(self.ids[index]) if t in self.tasks])
+            except DataError:
+                return None
+
+        indices = list(range(len(self)) if indices is None else indices)
+        with ThreadPoolExecutor(threads) as pool:
+            fetched = pool.map(fetch, indices) if threads > 1 else (fetch(index) for index in indices)
+            with closing(fetched):  # what is not begun yet is then dropped, also when the user interrupts
+                for index, sample in zip(indices, fetched):
+                    if sample is not None and not self._keep(index, sample):
+                        break
+        return self
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_kept": {}, "used_bytes": 0}
+
+    def _complete(self, index: int, tasks: list[str]) -> Sample:
+        """The sample with at least the labels of `tasks` that exist; only what is not kept is read."""
+        kept = self._kept.get(index)
+        unread = [task for task in tasks if kept is None or task not in kept.labels]
+        if kept is not None and not set(unread) & set(self._exists.tasks_of(self.ids[index])):
+            return kept
+        fresh = self.dataset.read(index, unread)
+        return fresh if kept is None else replace(kept, labels={**kept.labels, **fresh.labels})
+
+    def _keep(self, index: int, sample: Sample) -> bool:
+        """Whether there was room for it."""
+        before = self._kept.get(index)
+        growth = _bytes(sample) - (0 if before is None else _bytes(before))
+        if self.used_bytes + growth > self.limit_bytes:
+            return False
+        self._kept[index] = sample
+        self.used_bytes += growth
+        return True
+
+
+class Subset(Wrapper):
+    """The images at `indices` of `dataset`, in that order."""
+
+    def __init__(self, dataset: LabelledImages, indices: Sequence[int]):
+        super().__init__(dataset)
+        self.indices = list(indices)
+        self.ids = [dataset.ids[i] for i in self.indices]
+
+    def read(self, index: int, tasks: Iterable[str] | None = None) -> Sample:
+        return self.dataset.read(self.indices[index], tasks)
+
+    def available(self) -> LabelMatrix:
+        return self.dataset.available().subset(ids=self.ids)
+
+    def image_file(self, index: int) -> Path | None:
+        return self.dataset.image_file(self.indices[index])
+
+    def stored(self, index: int, task: str) -> np.ndarray | None:
+        return self.dataset.stored(self.indices[index], task)
+
+    def boundaries(self, index: int) -> Tensor | None:
+        return self.dataset.boundaries(self.indices[index])
+
+    def identity(self, task: str | None = None) -> list:
+        return ["Subset", self.indices, self.dataset.identity(task)]
+
+
+def _bytes(sample: Sample) -> int:
+    return sum(t.numel() * t.element_size() for t in (sample.image, *sample.labels.values()))

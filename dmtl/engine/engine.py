@@ -1,0 +1,311 @@
+"""The engine: a trained model in its fastest form for predicting, on a CPU or a GPU.
+
+    engine = Engine(model)                       # or model.compile_for_inference()
+    out = engine.maps(image)                     # image [B, 3, H, W], ImageNet-normalised
+    out.maps["semseg"], out.maps["depth"]
+    engine(image).final["depth"]                 # logits, as model(image) gives them
+
+What depends on the parameters alone is prepared once (`dmtl.engine.network`); logits of the image's size never
+exist; a GPU replays one CUDA graph for each kind of call; large images go in tiles when memory would not
+suffice (`dmtl.engine.tiles`); several draws of the noise give a map of how sure the model is
+(`dmtl.engine.noise`). In fp32 an engine computes the function of the model it was made of.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import record_function
+
+from dmtl import ops
+from dmtl.diffusion import CounterNoise, NoiseSource
+from dmtl.engine.graphs import Graphs
+from dmtl.engine.memory import available_bytes, tile_side
+from dmtl.engine.network import LARGE, Network
+from dmtl.engine.noise import average
+from dmtl.engine.numerics import PRECISIONS, choose_form
+from dmtl.engine.tiles import FACTOR, tiled
+from dmtl.errors import ConfigError
+from dmtl.models import DiffusionMTL, MultiTaskBaseline
+from dmtl.models.diffusion_mtl import Maps, Prediction
+from dmtl.models.initial import PAD_MULTIPLE, pad_image, upsample
+from dmtl.nn.precision import tf32
+from dmtl.runtime.memory import Pool, return_freed
+
+AUTO_STEPS = 8  # most steps of steps="auto", where the model was not trained with more
+OVERLAP = 4  # neighbouring tiles share a quarter of a side
+
+
+class Engine:
+    """A model ready to predict fast.
+
+    Args:
+        model: `DiffusionMTL` or a baseline. It is copied and stays as it is, unless `inplace`.
+        device: default where the model is.
+        precision: "fp32", "tf32" (GPU), "bf16", "fp16" (GPU), or "auto": fp32 on a CPU and bf16 on a GPU.
+            On a CPU "bf16" keeps fp32 wherever that was measured to be faster: Winograd's convolution is.
+        steps: denoising steps; None: as trained; "auto": stop as soon as a step changes no task's logits by
+            more than `tolerance` (relative, in L2 over the batch), after at most max(8, as trained) steps.
+        eta: sampler, default as the model was configured.
+        tasks: names predicted by default, default all.
+        samples: draws of the noise that are averaged; from 2 on maps come with an uncertainty.
+        seed: of the noise.
+        tile: side of the tiles of larger images in pixels, a multiple of 32; 0: never; None: only when the
+            memory would not suffice.
+        tolerance: see steps.
+        inplace: take the model over instead of copying it; it cannot be used afterwards.
+
+    Errors: ConfigError names the option; TypeError where model is none of ours.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionMTL | MultiTaskBaseline,
+        device: str | torch.device | None = None,
+        *,
+        precision: str = "auto",
+        steps: int | str | None = None,
+        eta: float | None = None,
+        tasks: Iterable[str] | None = None,
+        samples: int = 1,
+        seed: int = 0,
+        tile: int | None = None,
+        tolerance: float = 1e-2,
+        inplace: bool = False,
+    ):
+        if not isinstance(model, (DiffusionMTL, MultiTaskBaseline)):
+            raise TypeError(f"Engine: model must be a DiffusionMTL or a baseline, got {type(model).__name__}")
+        self.device = next(model.parameters()).device if device is None else torch.device(device)
+        self.config, self.tasks = model.config, model.tasks
+        self.steps, self.eta, self.samples, self.tile, self.tolerance = steps, eta, samples, tile, tolerance
+        self.chosen = self._checked_tasks(tasks)
+        self.noise = CounterNoise(seed)
+        self._check_options(steps, samples)
+        if tile is not None and (tile < 0 or tile % PAD_MULTIPLE):
+            raise ConfigError(f"Engine: tile must be 0 or a multiple of {PAD_MULTIPLE}, got {tile}")
+        if precision != "auto" and precision not in PRECISIONS[self.device.type]:
+            known = ", ".join(("auto", *PRECISIONS[self.device.type]))
+            raise ConfigError(
+                f"Engine: precision must be one of {known} on a {self.device.type}, got {precision!r}"
+            )
+        self.precision = PRECISIONS[self.device.type][0] if precision == "auto" else precision
+        own = (model if inplace else copy.deepcopy(model)).to(self.device).float().eval()
+        with torch.inference_mode():
+            self.form = choose_form(own, self.device, self.precision)
+            self.network = Network(own, self.form)
+        return_freed()  # what was folded away
+        self._graphs = Graphs() if self.device.type == "cuda" else None
+        self._pool, self._last_kind = Pool(), None
+
+    @torch.inference_mode()
+    def maps(
+        self,
+        image: Tensor,
+        tasks: Iterable[str] | None = None,
+        *,
+        steps: int | str | None = None,
+        eta: float | None = None,
+        noise: NoiseSource | None = None,
+        samples: int | None = None,
+    ) -> Maps:
+        """Decoded maps of a batch.
+
+        Args:
+            image: float32 [B, 3, H, W] on the engine's device, ImageNet-normalised, any H and W.
+            tasks, steps, eta, samples: instead of the engine's own.
+            noise: default `CounterNoise(seed)`; another source than that gives one draw only.
+
+        Returns: maps, whether they are finite, uncertainties (where samples > 1), steps taken (0 in a model
+        without a chain). Raises TypeError and ValueError, naming the argument.
+        """
+        call = self._call(image, tasks, steps, eta, noise, self.samples if samples is None else samples)
+        padded = pad_image(image)
+        side = self._tile(padded, call)
+        if not call.wanted:
+            return Maps({}, {}, {}, 0)
+        with self._computing(padded, call):
+            if side is None:
+                return Maps(*self._run("maps", padded, call))
+            draws, steps = self._all_logits(padded, call, side)
+            return Maps(*self._decoded(draws, call), steps)
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        image: Tensor,
+        tasks: Iterable[str] | None = None,
+        *,
+        steps: int | str | None = None,
+        eta: float | None = None,
+        noise: NoiseSource | None = None,
+    ) -> Prediction:
+        """Logits at the image's size, final and initial, as `DiffusionMTL.forward` gives them (float32, no
+        trace), of one draw of the noise; arguments as in `maps`."""
+        call = replace(self._call(image, tasks, steps, eta, noise, 1), initial=True)
+        if not call.wanted:
+            return Prediction({}, {}, {})
+        padded = pad_image(image)
+        with self._computing(padded, call):
+            (initial, final), _ = self._all_logits(padded, call, self._tile(padded, call))
+        frame = padded.shape[-2:]
+        large = [
+            {t: upsample(x.float(), frame, call.size) for t, x in maps.items()} for maps in (final, initial)
+        ]
+        return Prediction(*large, {})
+
+    @contextmanager
+    def _computing(self, padded: Tensor, call: _Call) -> Iterator[None]:
+        """TF32 as the precision says; on a CPU large maps come from the engine's pool. It is emptied where
+        another kind of call follows, and for a large image: idle blocks would add to the encoder's peak, and
+        faulting them in again is a hundredth of the time there."""
+        kind = (padded.shape, len(call.wanted), len(call.noises))
+        if kind != self._last_kind or padded.numel() >= LARGE:
+            self._pool.release()
+        self._last_kind = kind
+        with tf32(self.precision == "tf32"), self._pool.in_use():
+            yield
+
+    def _call(self, image, tasks, steps, eta, noise, samples) -> _Call:
+        """The arguments, checked, with every default filled in."""
+        self._check_image(image)
+        steps = self.steps if steps is None else steps
+        self._check_options(steps, samples)
+        chain = self.network.mtdnet is not None
+        return _Call(
+            wanted=self.chosen if tasks is None else self._checked_tasks(tasks),
+            size=tuple(image.shape[-2:]),
+            steps=max(AUTO_STEPS, self.config.steps) if steps == "auto" else steps or self.config.steps,
+            eta=self.config.eta if (eta := self.eta if eta is None else eta) is None else eta,
+            tolerance=self.tolerance if steps == "auto" and chain else None,
+            noises=_draws(self.noise if noise is None else noise, samples if chain else 1),
+        )
+
+    def _all_logits(
+        self, padded: Tensor, call: _Call, side: int | None
+    ) -> tuple[list[dict[str, Tensor]], int]:
+        """`_logits` of the whole image, in tiles where a side is given."""
+        if side is None:
+            return self._run("logits", padded, call)
+        overlap = max(side // OVERLAP // PAD_MULTIPLE, 1) * PAD_MULTIPLE
+        return tiled(lambda tile: self._run("logits", tile, call), padded, side, overlap)
+
+    def _run(self, what: str, tile: Tensor, call: _Call) -> tuple:
+        """`_predicted_maps` or `_logits` of a padded image or tile: replayed where a graph can be."""
+        compute = self._predicted_maps if what == "maps" else self._logits
+        counted = all(type(noise) is CounterNoise for noise in call.noises)
+        if self._graphs is None or call.tolerance is not None or not counted:
+            return compute(tile, call)
+        batch = torch.arange(tile.shape[0], device=tile.device)
+        samples = [batch if noise.samples is None else noise.samples.to(tile.device) for noise in call.noises]
+        seeds = _seeds(tuple(noise.seed for noise in call.noises), tile.device)
+
+        def of_inputs(tile: Tensor, seeds: Tensor, *samples: Tensor) -> tuple:
+            noises = [CounterNoise(*pair) for pair in zip(seeds.unbind(), samples, strict=True)]
+            return compute(tile, replace(call, noises=noises))
+
+        key = (what, tuple(tile.shape), replace(call, noises=len(call.noises)))
+        return self._graphs(key, of_inputs, (tile, seeds, *samples))
+
+    def _predicted_maps(self, padded: Tensor, call: _Call) -> tuple[dict, dict, dict, int]:
+        draws, steps = self._logits(padded, call)
+        return *self._decoded(draws, call), steps
+
+    def _logits(self, padded: Tensor, call: _Call) -> tuple[list[dict[str, Tensor]], int]:
+        """For each draw task -> logits at 1/8 resolution, the initial ones before them if asked for; and the
+        steps taken."""
+        network = self.network
+        with record_function("dmtl: initial"):
+            features, logits = network.initial(padded, call.wanted)
+        initial = [{task: logits[task] for task in call.wanted}] if call.initial else []
+        if network.mtdnet is None:
+            return [*initial, logits], 0
+        plan = network.mtdnet.plan(call.steps, call.eta, self.device)
+        draws, steps = network.denoised(features, logits, call.wanted, plan, call.noises, call.tolerance)
+        return initial + draws, steps
+
+    def _decoded(self, draws: list[dict[str, Tensor]], call: _Call) -> tuple[dict, dict, dict]:
+        """Maps, whether they are finite, and (of several draws) how sure they are."""
+        maps, uncertain = {}, {}
+        with record_function("dmtl: decode"):
+            for name in call.wanted:
+                task, logits = self.tasks[name], [draw[name] for draw in draws]
+                if len(logits) > 1:
+                    maps[name], uncertain[name] = average(task, logits, call.size)
+                elif task.decoding is None:
+                    frame = [FACTOR * side for side in logits[0].shape[-2:]]
+                    maps[name] = task.decode(upsample(logits[0], frame, call.size))
+                else:
+                    maps[name] = ops.decode_map(logits[0], kind=task.decoding, size=call.size)
+            finite = {n: torch.stack([d[n].isfinite().all() for d in draws]).all() for n in call.wanted}
+        return maps, finite, uncertain
+
+    def _tile(self, padded: Tensor, call: _Call) -> int | None:
+        """Side of the tiles, None: the image as a whole."""
+        batch, height, width = padded.shape[0], *padded.shape[-2:]
+        side = self.tile
+        if side is None:
+            options = dict(itemsize=self.form.maps.itemsize, samples=len(call.noises))
+            wish = (self.config, len(call.wanted), batch, height, width)
+            return tile_side(*wish, available_bytes(self.device), **options)
+        return side if side and max(height, width) > side else None
+
+    def _checked_tasks(self, tasks: Iterable[str] | None) -> tuple[str, ...]:
+        names = tuple(dict.fromkeys(self.tasks if tasks is None else tasks))
+        for name in names:
+            if name not in self.tasks:
+                raise ConfigError(f"Engine: tasks must be among {', '.join(self.tasks)}, got {name!r}")
+        return names
+
+    @staticmethod
+    def _check_options(steps: int | str | None, samples: int) -> None:
+        number = isinstance(steps, int) and not isinstance(steps, bool) and steps >= 1
+        if not (steps is None or steps == "auto" or number):
+            raise ConfigError(f'Engine: steps must be a number from 1, "auto" or None, got {steps!r}')
+        if not isinstance(samples, int) or isinstance(samples, bool) or samples < 1:
+            raise ConfigError(f"Engine: samples must be a number from 1, got {samples!r}")
+
+    def _check_image(self, image: Tensor) -> None:
+        if not isinstance(image, Tensor) or image.dtype != torch.float32:
+            got = image.dtype if isinstance(image, Tensor) else type(image).__name__
+            raise TypeError(f"Engine: image must be a float32 tensor, got {got}")
+        if image.dim() != 4 or image.shape[1] != 3 or 0 in image.shape[2:]:
+            raise ValueError(
+                f"Engine: image must have shape [B, 3, H, W] with pixels, got {list(image.shape)}"
+            )
+        if image.device.type != self.device.type:
+            raise ValueError(f"Engine: image must be on {self.device}, got {image.device}")
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What one call of the engine asks for, every default filled in."""
+
+    wanted: tuple[str, ...]
+    size: tuple[int, int]
+    steps: int
+    eta: float
+    tolerance: float | None
+    noises: Any  # list[NoiseSource]; in the key of a graph their number
+    initial: bool = False
+
+
+@functools.lru_cache(maxsize=64)
+def _seeds(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """The seeds on the device, where they are copied once."""
+    return torch.tensor(values, device=device)
+
+
+def _draws(noise: NoiseSource, samples: int) -> list[NoiseSource]:
+    """Sources of several draws; the first one is the noise itself."""
+    if samples == 1:
+        return [noise]
+    if not isinstance(noise, CounterNoise):
+        raise ConfigError(f"Engine: samples must be 1 with noise from {type(noise).__name__}, got {samples}")
+    return [noise.another(number) for number in range(samples)]

@@ -1,0 +1,120 @@
+"""A model as one file that runs without this package: ONNX, or PyTorch's `.pt2` as machine code or as a
+graph."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dmtl.data.loading.transforms import normalise
+from dmtl.engine.export.description import description
+from dmtl.engine.export.formats import FORMATS
+from dmtl.engine.export.graph import INPUTS, RESULTS, Network, traced
+from dmtl.engine.export.parity import TOLERANCE, Expected, probe
+from dmtl.errors import ConfigError
+from dmtl.nn.precision import tf32
+from dmtl.runtime.devices import pick_device
+from dmtl.runtime.files import write_atomically
+from dmtl.tasks import chosen_tasks
+
+__all__ = ["FORMATS", "TOLERANCE", "Exported", "export_model"]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written and found right.
+
+    differences: task -> largest difference between the file's output and the model's, as
+    `dmtl.engine.export.parity` measures it, at most `TOLERANCE`. description: what the file says of itself.
+    """
+
+    path: Path
+    differences: dict[str, float]
+    description: dict[str, Any]
+
+
+def export_model(
+    model: Any,
+    path: str | os.PathLike,
+    *,
+    format: str = "onnx",
+    size: tuple[int, int] = (512, 512),
+    tasks: Sequence[str] | None = None,
+    steps: int | None = None,
+    eta: float | None = None,
+    seed: int = 0,
+    what: str = "maps",
+    input: str = "float32",
+    device: str | torch.device = "cpu",
+) -> Exported:
+    """Write `model` to `path`, run the file, and compare it with the model; it appears only if they agree.
+
+    Args:
+        model: `DiffusionMTL` or a baseline; left as it is, exported in float32 and eval mode.
+        format: "onnx" (extra `dmtl[onnx]`); "pt2", machine code for `device` (AOTInductor, needs a C++
+            compiler); "program", a graph of plain PyTorch operators (`torch.export`).
+        size: (H, W) of the images, in pixels; fixed in the file. The batch may have any size.
+        tasks: names of the outputs, default all.
+        steps, eta: sampler, default as the model was configured.
+        seed: of the chain's noise, stored in the file: for every image what `Predictor` uses.
+        what: "maps" (decoded) or "logits" [B, C, H, W] at the image's size.
+        input: "float32", ImageNet-normalised; or "uint8", RGB, normalised in the file.
+        device: that "pt2" and "program" are made for; an ONNX file names none.
+
+    Errors: ConfigError for arguments, missing packages or compilers, a file too large for its format;
+    ExportError when the file's outputs are not the model's; OSError, naming `path`, where it cannot be
+    written.
+
+    Example:
+        >>> export_model(dmtl.load_model("runs/demo/diffusion/model"), "model.onnx", size=(480, 640))
+    """
+    names = chosen_tasks("export", model.tasks, tasks)
+    path, size, device = _checked(path, format, size, steps, what, input, device)
+    model = copy.deepcopy(model).to(device, torch.float32).eval().requires_grad_(False)
+    options = dict(tasks=names, steps=steps, eta=eta)
+    pixels = probe(size).to(device)
+    images = pixels if input == "uint8" else normalise(pixels)
+    with torch.no_grad(), tf32(False):
+        expected = Expected(model, normalise(pixels), what, seed, options)
+        network = Network(model, seed, what, input, options).eval()
+        network(images[:1])  # stores the noise of this size
+        about = description(model, names, expected.outputs, size, steps, eta, seed, what, input)
+        found: dict[str, float] = {}
+
+        def write(temporary: str) -> None:
+            kind = FORMATS[format]
+            kind.save(traced(network, images[:2]), temporary, names, about)
+            found.update(expected.differences(path, kind.load(temporary), images))
+
+        write_atomically(path, write)
+    return Exported(path, found, about)
+
+
+def _checked(path, format, size, steps, what, input, device) -> tuple[Path, tuple[int, int], torch.device]:
+    """Whatever can be known to fail before any work is done."""
+    for name, value, known in (
+        ("format", format, FORMATS),
+        ("what", what, RESULTS),
+        ("input", input, INPUTS),
+    ):
+        if value not in known:
+            raise ConfigError(f"export: {name} must be one of {', '.join(known)}, got {value!r}")
+    size = tuple(size)
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise ConfigError(f"export: size must be two positive numbers of pixels, H and W, got {size}")
+    if steps is not None and steps < 1:
+        raise ConfigError(f"export: steps must be at least 1, got {steps}")
+    path, kind = Path(path), FORMATS[format]
+    if path.suffix != kind.suffix:
+        raise ConfigError(f"{path}: must end in {kind.suffix} for format {format}")
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder, expected a file to write")
+    device = pick_device("cpu" if format == "onnx" else device)
+    kind.check(device)
+    return path, size, device

@@ -1,0 +1,57 @@
+"""What an exported file says of itself: a JSON object, the same in every format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from dmtl import __version__
+from dmtl.data.loading.transforms import IMAGENET_MEAN, IMAGENET_STD
+from dmtl.tasks import Task
+
+_MEANING = {"classes": "class id", "binary": "probability", "unit_vector": "unit vector", "scalar": "value"}
+
+
+def description(
+    model: Any,
+    tasks: Sequence[str],
+    outputs: Mapping[str, Tensor],
+    size: tuple[int, int],
+    steps: int | None,
+    eta: float | None,
+    seed: int,
+    what: str,
+    input: str,
+) -> dict[str, Any]:
+    """Input, outputs and sampler. steps, eta and seed are None in a model without denoising."""
+    config = model.config
+    denoised = config.diffusion != "none"
+    mean, std = list(IMAGENET_MEAN), list(IMAGENET_STD)
+    image = {"name": "image", "dtype": input, "shape": ["batch", 3, *size], "channels": "RGB"}
+    if input == "float32":
+        image |= {"meaning": "(pixel / 255 - mean) / std", "mean": mean, "std": std}
+    else:
+        image |= {"meaning": "pixel, 0 to 255"}
+    return {
+        "format": "dmtl export 1",
+        "dmtl": __version__,
+        "diffusion": config.diffusion,
+        "steps": (model.mtdnet.schedule.steps if steps is None else steps) if denoised else None,
+        "eta": (config.eta if eta is None else eta) if denoised else None,
+        "seed": seed if denoised else None,
+        "input": image,
+        "outputs": {name: _output(model.tasks[name], outputs[name], what) for name in tasks},
+    }
+
+
+def _output(task: Task, value: Tensor, what: str) -> dict[str, Any]:
+    shape, dtype = ["batch", *value.shape[1:]], str(value.dtype).removeprefix("torch.")
+    about = {"kind": task.kind, "dtype": dtype, "shape": shape}
+    about["meaning"] = "logits" if what == "logits" else _MEANING.get(task.kind, "map")
+    if task.kind == "classes":
+        about["classes"] = list(task.classes)
+    if what == "maps" and task.unit == "m":
+        about["unit"] = "m"
+    return about

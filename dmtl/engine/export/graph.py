@@ -1,0 +1,81 @@
+"""The network of an exported file, and its graph: plain PyTorch operators alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from dmtl import ops
+from dmtl.data.loading.transforms import normalise
+from dmtl.diffusion import CounterNoise, Pairs
+from dmtl.diffusion.noise import Draws
+from dmtl.diffusion.pairs import joined
+
+RESULTS = ("maps", "logits")
+INPUTS = ("float32", "uint8")
+
+
+class SharedNoise(nn.Module):
+    """The noise that `CounterNoise` draws for sample 0, stored, and shared by all images of a batch.
+
+    Stored are the draws that a first call, outside of any tracing, asks for: they fit images of its size.
+    """
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.source = CounterNoise(seed, torch.zeros(1, dtype=torch.int64))
+
+    def draws(self, pairs: Pairs, x: Tensor) -> Draws:
+        """For each task one array [1, C, h, w], repeated for its rows."""
+
+        def draw(number: int) -> dict:
+            parts = [
+                self._stored(task, number, x).expand(count, -1, -1, -1)
+                for task, count in zip(pairs.tasks, pairs.counts, strict=True)
+            ]
+            return {"noise": joined(parts)}
+
+        return draw
+
+    def _stored(self, task: str, number: int, x: Tensor) -> Tensor:
+        name = f"{task}_{number}"
+        if not hasattr(self, name):
+            key = self.source.draws(Pairs((task,), (None,), (1,)), x)(number)
+            self.register_buffer(name, ops.normal(key["key_B3"], tuple(x.shape[1:]), step=key["step"]))
+        return getattr(self, name)
+
+
+class Network(nn.Module):
+    """Images -> {task: map or logits}, nothing else to say.
+
+    options: tasks, steps and eta of `model.maps` and `model.forward`.
+    """
+
+    def __init__(self, model: nn.Module, seed: int, what: str, input: str, options: Mapping[str, Any]):
+        super().__init__()
+        self.model, self.noise = model, SharedNoise(seed)
+        self.what, self.input, self.options = what, input, options
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """image: [B, 3, H, W], float32 or uint8 as `input` says."""
+        image = normalise(image) if self.input == "uint8" else image
+        return outputs(self.model, image, self.what, noise=self.noise, **self.options)
+
+
+def outputs(model: nn.Module, image: Tensor, what: str, **options: Any) -> dict[str, Tensor]:
+    """The model's maps, or its final logits at the image's size."""
+    found = model.maps(image, **options).maps if what == "maps" else model(image, **options).final
+    return {task: found[task] for task in options["tasks"]}
+
+
+def traced(network: Network, images: Tensor) -> ExportedProgram:
+    """The network's graph for batches of any size, every operator of ours replaced by its reference.
+
+    images: two at least, because a dimension of size 1 would become a constant.
+    """
+    with ops.references():
+        return torch.export.export(network, (images,), dynamic_shapes=({0: Dim("batch")},))

@@ -1,0 +1,94 @@
+"""Whether a file gives what the model gives: measured on images that neither has seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dmtl.diffusion import CounterNoise
+from dmtl.engine.export.graph import outputs
+from dmtl.errors import DataError, ExportError
+from dmtl.tasks import Task
+
+TOLERANCE = 1e-4
+IMAGES = 3
+
+Run = Callable[[Tensor], Mapping[str, Tensor]]
+"""A loaded file: images -> {task: output}, on the CPU."""
+
+
+def probe(size: tuple[int, int]) -> Tensor:
+    """uint8 [3, 3, H, W]: soft patches of colour with some grain on them, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(IMAGES, 3, size[0] // 32 + 2, size[1] // 32 + 2, generator=generator)
+    soft = F.interpolate(coarse, size, mode="bicubic", align_corners=True)
+    grain = torch.randn(IMAGES, 3, *size, generator=generator)
+    return (soft * 255 + 8 * grain).round().clamp(0, 255).to(torch.uint8)
+
+
+class Expected:
+    """What the model itself makes of some images, every image with the noise of sample 0.
+
+    images: float32, normalised, on the model's device. what, options: as `graph.outputs` takes them.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor, what: str, seed: int, options: Mapping[str, Any]):
+        self.model, self.images, self.what = model, images, what
+        self.options = {**options, "noise": CounterNoise(seed, torch.zeros(len(images), dtype=torch.int64))}
+        self.outputs = {t: x.cpu() for t, x in outputs(model, images, what, **self.options).items()}
+        for task, value in self.outputs.items():
+            if not value.isfinite().all():
+                raise DataError(f"{task}: the model's output is not finite")
+
+    def differences(self, path: Path, run: Run, images: Tensor) -> dict[str, float]:
+        """task -> largest difference, over all images as one batch and over the first one alone.
+
+        Raises ExportError, naming `path`, where one is above the tolerance.
+        """
+        found = {}
+        whole, single = run(images), run(images[:1])
+        for task, value in self.outputs.items():
+            found[task] = max(
+                self._difference(task, value, whole[task]), self._difference(task, value[:1], single[task])
+            )
+            if not found[task] <= TOLERANCE:
+                raise ExportError(
+                    f"{path}: not written, because its {task} differs from the model's by {found[task]:.2g}, "
+                    f"expected at most {TOLERANCE:g}"
+                )
+        return found
+
+    def _difference(self, task: str, expected: Tensor, got: Tensor) -> float:
+        if got.shape != expected.shape or got.dtype != expected.dtype:
+            return math.inf
+        kind = self.model.tasks[task]
+        if self.what == "maps" and kind.kind in ("classes", "unit_vector") and not torch.equal(got, expected):
+            return map_difference(kind, expected, got, self._logits()[task][: len(expected)])
+        return map_difference(None, expected, got)
+
+    def _logits(self) -> dict[str, Tensor]:
+        return {t: x.cpu() for t, x in outputs(self.model, self.images, "logits", **self.options).items()}
+
+
+def map_difference(task: Task | None, expected: Tensor, got: Tensor, logits: Tensor | None = None) -> float:
+    """Largest difference of two maps (task None: of any numbers); NaN where `got` is not finite.
+
+    Numbers: |got - expected|, relative where |expected| is above 1. Class ids: how far apart the logits
+    [B, C, H, W] of two different ids are. Unit vectors: times the length of the vector [B, 3, H, W] that was
+    normalised where that is below 1, because the direction of a short one means little.
+    """
+    if task is not None and task.kind == "classes":
+        if not ((got >= 0) & (got < logits.shape[1])).all():
+            return math.inf
+        gap = logits.gather(1, expected[:, None]) - logits.gather(1, got[:, None])
+        return gap.abs().max().item()
+    difference = (got - expected).abs()
+    if task is not None:
+        return (difference * logits.norm(dim=1, keepdim=True).clamp(max=1)).max().item()
+    return (difference / expected.abs().clamp(min=1)).max().item()

@@ -1,0 +1,143 @@
+"""How much memory a prediction takes, and how much there is."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dmtl.engine.noise import BAND
+from dmtl.models.config import ModelConfig
+from dmtl.models.initial import PAD_MULTIPLE
+from dmtl.nn.backbone import make_backbone
+from dmtl.nn.efficientnet import DepthwiseConv
+from dmtl.tasks import task_from_spec
+
+SHARE = 0.8  # of the available memory that a prediction may plan with
+SMALLEST_TILE = 256  # pixels; less would show the tasks too little of the scene
+_SIDE = 256  # pixels of the image for which an encoder's maps are counted
+_PATCHES, _WEIGHTS = 48 << 20, 28 << 20  # what a CPU's convolutions transform at a time, at most
+
+
+def peak_bytes(
+    config: ModelConfig,
+    wanted: int,
+    batch: int,
+    height: int,
+    width: int,
+    *,
+    itemsize: int = 4,
+    samples: int = 1,
+) -> int:
+    """Bytes that a prediction needs beside the parameters, to about a third (measured on a CPU).
+
+    Counted for each wanted task in maps [B, C, H/8, W/8]: its signal, its skip map and its tokens in the
+    cross blocks, which the engine keeps from call to call; its signal once more where another draw of the
+    noise needs it. Beside these the encoder's largest maps (`encoder_numbers`); what convolutions
+    transform; the decoded maps of this call and the one before; what draws are averaged in, band by band.
+    """
+    height, width = (-(-side // PAD_MULTIPLE) * PAD_MULTIPLE for side in (height, width))
+    pixels = batch * height * width
+    numbers, channels = encoder_numbers(config.backbone, config.backbone_width)
+    one = pixels // 64 * config.width * itemsize
+    maps = {"feature": 2 * wanted + 2, "prediction": wanted + 2, "none": 4}[config.diffusion]
+    tokens = 0 if config.diffusion == "none" else 8 * wanted * one // config.token_reduction**2
+    encoder = round(numbers * pixels) * itemsize
+    patches = 9 * pixels // 64 * (channels + config.width)  # 36 floats for 16 positions
+    workspace = min(patches, _PATCHES) + min(144 * config.width**2, _WEIGHTS)
+    peak = maps * one + tokens + encoder + workspace + 12 * wanted * pixels
+    if samples > 1 and config.diffusion != "none":
+        channels = max((task_from_spec(spec).channels for spec in config.tasks), default=1)
+        again = wanted * one if config.diffusion == "feature" else 0
+        peak += again + 8 * wanted * pixels + 8 * 4 * min(channels * pixels, BAND)
+    return peak
+
+
+@functools.cache
+def encoder_numbers(backbone: str, width: int) -> tuple[float, int]:
+    """Count what an encoder holds at a time, from a run without storage.
+
+    The largest of: input and output of one layer, with batch norms folded; its maps at 1/8 resolution and
+    their concatenation. On top of that what the engine keeps from call to call: the outputs of depthwise
+    convolutions, one of each size.
+
+    Args:
+        backbone: a name for `make_backbone`.
+        width: channels of the first ResNet stage.
+
+    Returns:
+        Numbers for each pixel of the image, and the channels of all maps together.
+    """
+    most, kept = 0, set()
+
+    def count(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        nonlocal most
+        read = sum(x.numel() for x in inputs if isinstance(x, Tensor) and x is not output)
+        most = max(most, read + (output.numel() if isinstance(output, Tensor) else 0))
+        if isinstance(module, DepthwiseConv):
+            kept.add(output.numel())
+
+    with torch.device("meta"), torch.no_grad():
+        encoder = make_backbone(backbone, width).eval()
+        for module in encoder.modules():
+            if not (list(module.children()) or isinstance(module, _BatchNorm)):
+                module.register_forward_hook(count)
+        encoder(torch.empty(1, 3, _SIDE, _SIDE))
+    channels = sum(encoder.channels)
+    return max(most / _SIDE**2, 2 * channels / 64) + sum(kept) / _SIDE**2, channels
+
+
+def tile_side(
+    config: ModelConfig,
+    wanted: int,
+    batch: int,
+    height: int,
+    width: int,
+    available: int | None,
+    **options,
+) -> int | None:
+    """Side of the square tiles that a prediction goes in where it does not fit into `SHARE` of the available
+    bytes; None where it goes as a whole, and where nobody knows what is available."""
+    if available is None or peak_bytes(config, wanted, batch, height, width, **options) <= SHARE * available:
+        return None
+    side = largest_tile(config, wanted, batch, int(SHARE * available), **options)
+    return side if max(height, width) > side else None
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Free memory of the device; of the machine (and its container) for "cpu"; None where nobody can tell."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    limits = [value for value in (_meminfo(), _cgroup()) if value is not None]
+    return min(limits) if limits else None
+
+
+def largest_tile(config: ModelConfig, wanted: int, batch: int, available: int, **options) -> int:
+    """The largest side of a square tile, a multiple of 32, whose prediction fits; at least 256."""
+    side = SMALLEST_TILE
+    while peak_bytes(config, wanted, batch, side + PAD_MULTIPLE, side + PAD_MULTIPLE, **options) <= available:
+        side += PAD_MULTIPLE
+    return side
+
+
+def _meminfo() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+    return found[0] if found else None
+
+
+def _cgroup() -> int | None:
+    try:
+        limit, used = (
+            Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current")
+        )
+        return None if limit == "max" else int(limit) - int(used)
+    except (OSError, ValueError):
+        return None

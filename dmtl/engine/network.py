@@ -1,0 +1,205 @@
+"""A model in its form for inference: everything that depends on the parameters alone is computed once.
+
+Batch norms are folded into the convolutions before them, the trunks' 1x1 into the 3x3 behind it (exact at the
+border), the condition's convolution and reduction into one patch product, each step's time embedding into the
+biases before it. Only the tasks asked for are denoised; the cross blocks take the tokens of all of them in
+one batch.
+
+Legend: B images, C channels of a map at 1/8 resolution, C_T logit channels of a task.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from dmtl.diffusion import NoiseSource, Pairs, Plan
+from dmtl.engine.numerics import Form
+from dmtl.models import DiffusionMTL, MultiTaskBaseline
+from dmtl.models.denoiser import Layers
+from dmtl.models.mtdnet import Run
+from dmtl.nn.folding import fold_batch_norms_
+from dmtl.nn.grouped_conv import GroupedConv
+from dmtl.runtime.memory import return_freed
+
+LARGE = 3 << 17  # elements of images whose encoding takes, and leaves behind, tens of megabytes
+
+
+class Network:
+    """The inference form of a model. Takes the model over: its batch norms are folded in place, and layers
+    that have another form are dropped from it."""
+
+    def __init__(self, model: DiffusionMTL | MultiTaskBaseline, form: Form):
+        self.form, self.tasks, self.config = form, model.tasks, model.config
+        initial = fold_batch_norms_(model.initial).requires_grad_(False)
+        self.backbone = initial.backbone.to(form.maps, memory_format=torch.channels_last)
+        self.embed = self._ready(GroupedConv.of([initial.embed]))
+        self.decoders = {task: self._decoder(blocks) for task, blocks in initial.decoders.items()}
+        self.heads = initial.heads  # float32, as the condition: rounding logits costs accuracy most
+        del initial.decoders, initial.embed
+        self.mtdnet = model.mtdnet.eval().requires_grad_(False) if isinstance(model, DiffusionMTL) else None
+        if self.mtdnet is not None:
+            self._prepare_mtdnet()
+
+    def _prepare_mtdnet(self) -> None:
+        net, form = self.mtdnet, self.form
+        denoiser = net.denoiser
+        self.layers = {task: self._task_layers(task) for task in self.tasks}
+        del denoiser.trunks, denoiser.pre_layers
+        self.condition, self.folded = net.condition, net.condition.folded()
+        first = denoiser.blocks[0]  # its norm and query are computed with the condition, in float32
+        self.first = first if form.tokens == torch.float32 else copy.deepcopy(first)
+        denoiser.blocks.to(form.tokens)
+        net.heads.to(form.maps)
+        self._merged: dict[tuple[str, ...], Layers] = {}
+
+    def _task_layers(self, task: str) -> Layers:
+        layers = self.mtdnet.denoiser.layers([task], fold=True)
+        return replace(
+            layers,
+            pre=[self._ready(group) for group in layers.pre],
+            trunks=[[self._ready(group) for group in trunk] for trunk in layers.trunks],
+            last=[self._ready(group) for group in layers.last],
+        )
+
+    def _ready(self, group: GroupedConv) -> GroupedConv:
+        """In the maps' dtype; on a GPU in the layout that its libraries want beside channels-last maps."""
+        on_gpu = group.weights[0].device.type == "cuda"
+        layout = torch.channels_last if on_gpu else torch.preserve_format
+        group = group.detached().to(self.form.maps, layout)
+        return group.pack() if self.form.pack else group
+
+    def _decoder(self, blocks: nn.Sequential) -> list[tuple[GroupedConv, GroupedConv]]:
+        pairs = [(GroupedConv.of([block.conv1]), GroupedConv.of([block.conv2])) for block in blocks]
+        return [(self._ready(first), self._ready(second)) for first, second in pairs]
+
+    def initial(self, image: Tensor, wanted: Sequence[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Padded image -> features of the wanted tasks, one tensor for each or one packed [R, C, h, w], and
+        logits [B, C_T, h, w] of all tasks (of the wanted ones in a model without MTDNet)."""
+        size = (image.shape[-2] // 8, image.shape[-1] // 8)
+        image = image.to(self.form.maps, memory_format=torch.channels_last)
+        maps = [
+            m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear", align_corners=False)
+            for m in self.backbone(image)
+        ]
+        joined = torch.cat(maps, dim=1)
+        del maps
+        if image.device.type == "cpu" and image.numel() >= LARGE:
+            return_freed()  # the encoder's blocks have other sizes than all that follow
+        shared = self.embed(joined, (image.shape[0],), relu=False)
+        del joined
+        tasks = list(self.tasks) if self.mtdnet is not None else list(wanted)
+        return self._apart(shared, tasks, wanted) if self.form.apart else self._packed(shared, tasks, wanted)
+
+    def _apart(self, shared, tasks, wanted) -> tuple[list[Tensor], dict[str, Tensor]]:
+        features, logits = {}, {}
+        for task in tasks:
+            feature = _decoded(shared, self.decoders[task], (shared.shape[0],))
+            logits[task] = self.heads[task](feature.float())
+            if task in wanted:
+                features[task] = feature
+        return [features[task] for task in wanted], logits
+
+    def _packed(self, shared, tasks, wanted) -> tuple[list[Tensor], dict[str, Tensor]]:
+        order = [*wanted, *(task for task in tasks if task not in wanted)]
+        pairs = Pairs.of(dict.fromkeys(order), shared.shape[0])
+        blocks = [
+            tuple(
+                GroupedConv.join(convs) for convs in zip(*(self.decoders[t][i] for t in order), strict=True)
+            )
+            for i in range(len(self.decoders[order[0]]))
+        ]
+        packed = _decoded(pairs.repeat(shared), blocks, pairs.counts)
+        split = pairs.split(packed)
+        return [packed[: len(wanted) * shared.shape[0]]], {t: self.heads[t](split[t].float()) for t in tasks}
+
+    def denoised(
+        self,
+        features: list[Tensor],
+        initial: dict[str, Tensor],
+        wanted: Sequence[str],
+        plan: Plan,
+        noises: Sequence[NoiseSource],
+        tolerance: float | None = None,
+    ) -> tuple[list[dict[str, Tensor]], int]:
+        """Final logits of the wanted tasks for each noise source, and the most steps that one took.
+
+        Args:
+            features: of the wanted tasks, as `initial` returns them; the list is emptied.
+            tolerance: stop as soon as a step changes no task's logits by more, relative in L2; None: never.
+        """
+        with record_function("dmtl: condition"):
+            seen = self.mtdnet.condition_input(initial)
+            tokens, query = self.condition.tokens(seen, self.folded, self.first)
+            pairs = Pairs.of(dict.fromkeys(wanted), tokens.shape[0])
+            tokens, query = (pairs.repeat(x.to(self.form.tokens)) for x in (tokens, query))
+        of_features = self.config.diffusion == "feature"
+        predictions = [initial[task] for task in wanted]  # anchors in float32, signals in the maps' dtype
+        anchors = dict(zip(wanted, predictions, strict=True)) if self.config.residual else None
+        layers = self._layers(tuple(wanted), plan)
+        signals = list(features) if of_features else [x.to(self.form.maps) for x in predictions]
+        features.clear()
+        draws, most = [], 0
+        with record_function("dmtl: chain"):
+            for number, noise in enumerate(noises, 1):
+                start = list(signals)
+                if number == len(noises):
+                    signals.clear()  # the last chain may free them
+                run = Run(pairs, tokens, query, layers, plan, noise, anchors)
+                logits, steps = self._walk(start, run, tolerance)
+                draws.append(logits)
+                most = max(most, steps)
+        return draws, most
+
+    def _walk(self, start: list[Tensor], run: Run, tolerance: float | None) -> tuple[dict[str, Tensor], int]:
+        """Final logits, and the steps taken."""
+        if tolerance is None:
+            [state] = self.mtdnet.chain(start, run, every=False)
+            return self.mtdnet.logits(state), len(run.plan.levels)
+        now: dict[str, Tensor] = {}
+        steps = 0
+        for steps, state in enumerate(self.mtdnet.chain(start, run, every=True), 1):
+            before, now = now, self.mtdnet.logits(state)
+            if before and _change(now, before) <= tolerance:
+                break
+        return now, steps
+
+    def _layers(self, wanted: tuple[str, ...], plan: Plan) -> Layers:
+        """The layers of these tasks with the embeddings of the plan's steps in their biases."""
+        if wanted not in self._merged:
+            self._merged[wanted] = _merged([self.layers[t] for t in wanted], self.form.apart, self.config)
+        layers = self._merged[wanted]
+        for level in plan.levels:
+            if level not in layers.timed:
+                layers.timed[level] = self.mtdnet.denoiser.timed(layers, level)
+        return layers
+
+
+def _decoded(x: Tensor, blocks: list[tuple[GroupedConv, GroupedConv]], counts: Sequence[int]) -> Tensor:
+    """Residual blocks with folded batch norms."""
+    for first, second in blocks:
+        y = second(first(x, counts, relu=True), counts, relu=False)
+        x = y.add_(x).relu_()
+    return x
+
+
+def _merged(single: list[Layers], apart: bool, config) -> Layers:
+    """The layers of several tasks from those of each: side by side, or joined into groups."""
+    pre, last = ([group for layers in single for group in getattr(layers, f)] for f in ("pre", "last"))
+    trunks = [trunk for layers in single for trunk in layers.trunks]
+    if not apart:
+        trunks = [[GroupedConv.join(groups) for groups in zip(*trunks, strict=True)]]
+        pre = [GroupedConv.join(pre)] if config.diffusion == "feature" else pre
+    return Layers(pre, None, trunks, last, single[0].blocks)
+
+
+def _change(now: dict[str, Tensor], before: dict[str, Tensor]) -> float:
+    """The largest relative change of a task's logits, in L2 over the batch."""
+    changes = [(now[t].float() - before[t].float()).norm() / now[t].float().norm() for t in now]
+    return float(torch.stack(changes).max())

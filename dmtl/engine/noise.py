@@ -1,0 +1,60 @@
+"""Several draws of the chain's noise averaged: one map and one uncertainty for each task.
+
+Draws are averaged in what `Task.values` makes of their logits (probabilities, unit vectors, values) at the
+image's size, a band of rows at a time, so that memory does not grow with classes times pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dmtl.engine.tiles import FACTOR
+from dmtl.tasks import Task
+
+BAND = 1 << 22  # elements of upsampled logits held at a time
+
+
+def average(task: Task, draws: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The map of the mean over draws, and the task's uncertainty, float32 [B, H, W].
+
+    Args:
+        draws: logits [B, C_T, h, w] of each draw.
+        size: H and W of the image, at most 8 h and 8 w (what lies beyond was padding).
+    """
+    maps, uncertain = [], []
+    for rows in _bands(draws[0], size):
+        mean, squares = None, None
+        for number, logits in enumerate(draws, 1):
+            values = task.values(_upsampled(logits, rows, size))
+            if mean is None:
+                mean, squares = values, torch.zeros_like(values[:, 0])
+                continue
+            change = values - mean  # Welford: no difference of large squares
+            mean = mean + change / number
+            squares += (change * (values - mean)).sum(1)
+        maps.append(task.from_values(mean))
+        uncertain.append(task.uncertainty(mean, squares / len(draws)))
+    return torch.cat(maps, -2), torch.cat(uncertain, -2)
+
+
+def _bands(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Rows [begin, end) of the 1/8 map that are upsampled together."""
+    h = -(-size[0] // FACTOR)
+    rows = max(1, BAND // max(1, logits[:, :, 0].numel() * FACTOR**2))
+    for begin in range(0, h, rows):
+        yield begin, min(begin + rows, h)
+
+
+def _upsampled(logits: Tensor, rows: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Rows of the bilinearly upsampled logits, as upsampling all of them gives: a row more on either side is
+    what interpolation looks at."""
+    begin, end = rows
+    above, below = min(begin, 1), min(logits.shape[-2] - end, 1)
+    part = logits[..., begin - above : end + below, :].float()
+    part = F.interpolate(part, scale_factor=FACTOR, mode="bilinear", align_corners=False)
+    height = min(FACTOR * end, size[0]) - FACTOR * begin
+    return part[..., FACTOR * above : FACTOR * above + height, : size[1]]

@@ -1,0 +1,251 @@
+"""Metrics of a model on a data set, by one process or by several.
+
+Every batch is summed on its own, and floating-point sums are added in the order of the batches: they come out
+in the same bits however many processes share the batches. Counts do in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice, zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dmtl.data.loading.loader import Batch
+from dmtl.diffusion import CounterNoise
+from dmtl.metrics import ErrorAuroc, Metric
+from dmtl.runtime.distributed import World, gathered
+from dmtl.tasks import Task
+
+Metrics = dict[str, dict[str, float]]
+Meter = Metric | ErrorAuroc
+_AUROC = "uncertainty_auroc"
+_Key = tuple[str, str]  # a task, and what of it is scored: "final", "initial", "boundaries" or _AUROC
+_State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Boundaries:
+    """Scores tasks called edge as boundaries too, maps without their padding.
+
+    metric  makes a metric of probabilities [B, H, W] and labels [B, 1, H, W], given the ignored label value
+    truth   place in the data set -> bool [H, W], or None: where the edge label is 1
+    ids     of these images only; None: of all that have an edge label
+    """
+
+    metric: Callable[[float], Metric]
+    truth: Callable[[int], Tensor | None]
+    ids: Collection[str] | None = None
+
+    @staticmethod
+    def concern(task: Task) -> bool:
+        """Whether the task's maps are boundaries."""
+        return task.name == "edge" and task.kind == "binary" and task.thin
+
+    def update(self, meter: Metric, batch: Batch, map_BHW: Tensor) -> None:
+        """Adds the images of a batch, those of equal size together."""
+        pairs: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+        for row, index in enumerate(batch.index.tolist()):
+            if batch.present["edge"][row] and (self.ids is None or batch.ids[row] in self.ids):
+                window = batch.unpadded(row)
+                truth = self.truth(index)
+                label = batch.labels["edge"][row][:, *window].cpu() if truth is None else truth[None].byte()
+                pairs.setdefault(batch.valid_size[row], []).append((map_BHW[row][window], label))
+        for equal in pairs.values():
+            maps, labels = (torch.stack(parts).cpu() for parts in zip(*equal, strict=True))
+            meter.update(maps, labels)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Any,
+    batches: Iterable[Batch],
+    *,
+    tasks: Iterable[str] | Mapping[str, Task] | None = None,
+    steps: int | str | None = None,
+    seed: int = 0,
+    initial: bool = False,
+    boundaries: Boundaries | None = None,
+    on_batch: Callable[[int], None] = lambda images: None,
+    on_maps: Callable[[Batch, Mapping[str, Tensor]], None] = lambda batch, maps: None,
+    world: World | None = None,
+) -> Metrics:
+    """{task: {metric: value}} over all batches, on the model's device.
+
+    Args:
+        model: a model, whose mode is restored; or a `dmtl.Engine`; or what has `tasks`, `device` and
+            `maps_of(batch, names)` -> decoded maps, such as `dmtl.evaluate.saved_maps.SavedMaps`. Of an engine
+            that averages several draws, tasks also get "uncertainty_auroc" (`dmtl.metrics.ErrorAuroc`).
+        tasks: default every task that model and batches share. As a mapping, the tasks as the data set has
+            them: these then say which label values count, the names of classes, and the figures.
+        steps: denoising steps, default as trained; an engine also takes "auto".
+        seed: of the chain's noise; an image's noise depends on its place in the data set, not on the batches.
+        initial: also score the initial predictions, as "initial/<task>" (of one draw).
+        boundaries: also score tasks called edge with this; their final maps only.
+        on_batch: called with the number of images done, in this process.
+        on_maps: called with every batch of this process and its final decoded maps.
+        world: the processes that share the batches. Each of them calls `evaluate` with an equal model and the
+            same batches, takes every `size`-th, and returns the figures of one process, to the bit.
+    """
+    names = None if tasks is None else list(tasks)
+    world = World() if world is None else world
+    labelled = {**model.tasks, **(tasks if isinstance(tasks, Mapping) else {})}
+    scores = _Scores(model, labelled, initial, boundaries, on_maps)
+    sums = _Sums(world)
+    with for_inference(model):
+        for batch in _share(batches, world):
+            batch = batch.to(model.device)
+            chosen = [t for t in (model.tasks if names is None else names) if t in batch.labels]
+            sums.add(scores(batch, chosen, dict(steps=steps, noise=CounterNoise(seed, batch.index))))
+            on_batch(len(batch.ids))
+    metrics: Metrics = {}
+    for (name, kind), meter in sums.meters(scores.meter).items():
+        if kind == _AUROC:
+            metrics[name][_AUROC] = meter.compute()
+        elif kind == "boundaries":
+            metrics[name] |= meter.compute()
+        else:
+            metrics[name if kind == "final" else f"initial/{name}"] = meter.compute()
+    return metrics
+
+
+def _share(batches: Iterable[Batch], world: World) -> Iterator[Batch]:
+    """Every `world.size`-th batch from number `world.rank` on; a loader reads no others."""
+    if world.size > 1 and hasattr(batches, "shard"):
+        return iter(batches.shard(world.rank, world.size))
+    return islice(batches, world.rank, None, world.size)
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """How batches become meters. `tasks` are those of the labels; the model's own decode its logits."""
+
+    model: Any
+    tasks: Mapping[str, Task]
+    initial: bool
+    boundaries: Boundaries | None
+    on_maps: Callable[[Batch, Mapping[str, Tensor]], None]
+
+    def meter(self, key: _Key) -> Meter:
+        """An empty one."""
+        task, kind = self.tasks[key[0]], key[1]
+        if kind == _AUROC:
+            return ErrorAuroc(task.graded)
+        return self.boundaries.metric(task.ignore) if kind == "boundaries" else task.new_metric()
+
+    def __call__(self, batch: Batch, names: list[str], options: dict) -> dict[_Key, Meter]:
+        """The meters of one batch."""
+        initial, uncertainty = {}, {}
+        if hasattr(self.model, "maps_of"):
+            maps = self.model.maps_of(batch, names)
+        elif self.initial:
+            out = self.model(batch.image, names, **options)
+            decode = {name: self.model.tasks[name].decode for name in names}
+            maps = {name: decode[name](out.final[name].float()) for name in names}
+            initial = {name: decode[name](out.initial[name].float()) for name in names}
+        else:
+            out = self.model.maps(batch.image, names, **options)
+            maps, uncertainty = out.maps, out.uncertainty
+        self.on_maps(batch, maps)
+        return self._scored(batch, {name: maps[name] for name in names}, initial, uncertainty)
+
+    def _scored(
+        self,
+        batch: Batch,
+        maps: Mapping[str, Tensor],
+        initial: Mapping[str, Tensor],
+        uncertainty: Mapping[str, Tensor],
+    ) -> dict[_Key, Meter]:
+        meters: dict[_Key, Meter] = {}
+
+        def new(*key: str) -> Any:
+            meters[key] = self.meter(key)
+            return meters[key]
+
+        for name, map in maps.items():
+            task, label = self.tasks[name], batch.labels[name]
+            new(name, "final").update(map, label)
+            if name in initial:
+                new(name, "initial").update(initial[name], label)
+            if name in uncertainty:
+                error, valid = task.error(map, label), task.valid(label)[:, 0]
+                new(name, _AUROC).update(uncertainty[name], error, valid)
+            if self.boundaries is not None and self.boundaries.concern(task):
+                self.boundaries.update(new(name, "boundaries"), batch, map)
+        return meters
+
+
+class _Sums:
+    """What this process's batches add up to. Counts are added as they come; floating-point sums (a few
+    numbers) and the pixels of ErrorAuroc are kept apart by batch until all processes' are at hand."""
+
+    def __init__(self, world: World):
+        self.world = world
+        self.counts: dict[_Key, _State] = {}
+        self.parts: list[dict[_Key, _State]] = []
+
+    def add(self, meters: Mapping[_Key, Meter]) -> None:
+        """The next batch."""
+        part: dict[_Key, _State] = {}
+        for key, meter in meters.items():
+            part[key] = state = meter.state()
+            counts = {name: state.pop(name) for name in list(state) if not state[name].is_floating_point()}
+            _add(self.counts, key, counts)
+        self.parts.append(part)
+
+    def meters(self, new: Callable[[_Key], Meter]) -> dict[_Key, Meter]:
+        """Meters (made by `new`) that hold all batches of all processes, in the order in which a batch first
+        had them."""
+        here = _on_cpu(self.counts), [_on_cpu(part) for part in self.parts]
+        everywhere = gathered(here) if self.world.size > 1 else [here]
+        counts: dict[_Key, _State] = {}
+        for theirs, _ in everywhere:
+            for key, state in theirs.items():
+                _add(counts, key, state)
+        meters: dict[_Key, Meter] = {}
+        for row in zip_longest(*(parts for _, parts in everywhere), fillvalue={}):  # batch by batch
+            for part in row:
+                for key, state in part.items():
+                    if key not in meters:
+                        meters[key] = new(key)
+                    else:
+                        counts[key] = {name: torch.zeros_like(value) for name, value in counts[key].items()}
+                    meters[key].merge({**counts[key], **state})
+        return meters
+
+
+def _add(sums: dict[_Key, _State], key: _Key, state: _State) -> None:
+    here = sums.get(key)
+    sums[key] = state if here is None else {name: here[name] + value for name, value in state.items()}
+
+
+def _on_cpu(states: Mapping[_Key, _State]) -> dict[_Key, _State]:
+    return {key: {name: value.cpu() for name, value in state.items()} for key, state in states.items()}
+
+
+@contextmanager
+def for_inference(model: Any):
+    """A module in eval mode, the mode of each of its parts restored afterwards; anything else as it is."""
+    modes = [(m, m.training) for m in model.modules()] if isinstance(model, nn.Module) else []
+    if modes:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def primary_metrics(metrics: Metrics, tasks: Mapping[str, Task]) -> dict[str, tuple[str, float, bool]]:
+    """task -> (name of the metric that enters Delta_MTL, its value, whether higher is better); of boundaries
+    that were scored as such it is odsF."""
+    primary = {}
+    for name, task in tasks.items():
+        if name in metrics:
+            metric = next((m for m in metrics[name] if m.startswith("odsF_")), task.primary)
+            primary[name] = (metric, metrics[name][metric], task.higher_is_better)
+    return primary

@@ -1,0 +1,243 @@
+"""Folders of maps to score: `dmtl eval --save-maps` writes them, `--from-maps` reads those of any program.
+
+    DIR/<task>/<id>.png or .npy    the map of image `id`, of its size; where there are both, the .npy counts
+    DIR/maps.json                  how to read the files; needed only for scalars in PNG
+
+| kind        | read                                                                             | written |
+| ----------- | -------------------------------------------------------------------------------- | ------- |
+| classes     | grey or palette PNG of 8 or 16 bits or .npy of integers [H, W]: class ids         | PNG     |
+| binary      | grey PNG, probability = value / 255 (16 bits: / 65535); or .npy of floats [H, W]  | PNG     |
+| unit_vector | .npy of floats [H, W, 3] or [3, H, W]; or RGB PNG, component = value / 127.5 - 1  | .npy    |
+| scalar      | .npy of numbers [H, W]; or grey PNG, value = offset + scale * pixel, see below    | .npy    |
+
+`scale` and `offset` of scalars in PNG stand in maps.json as `dmtl predict` gives them: under `tasks`, or for
+each image in its `reading`. What is written is read back to the bit, but for probabilities in 8 bits. These
+are rounded, and come back within 1/510; those of thin tasks are cut off as in the published files, and come
+back within 1/255: the boundary benchmark cuts off the same way, so its figures stay the same. As float32 .npy
+probabilities are exact.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmtl.data.folder.images import write_npy
+from dmtl.data.folder.label_maps import stored_values
+from dmtl.data.folder.paths import find_files, read_text
+from dmtl.data.loading.batch import Batch
+from dmtl.errors import DataError
+from dmtl.predict.maps import describe_format, encode_map
+from dmtl.predict.outputs import FORMAT, output_folder
+from dmtl.runtime.files import write_bytes, write_text
+from dmtl.tasks import Task
+
+_NPY = {
+    "binary": "float32 [H, W]; probability",
+    "unit_vector": "float32 [H, W, 3]; unit vector",
+    "scalar": "float32 [H, W]; value",
+}
+
+
+class MapWriter:
+    """Writes the maps of batches into `folder`, each without its padding.
+
+    Args:
+        folder: new, empty, or an earlier output.
+        tasks: whose maps will come.
+        about: what maps.json says of all of them.
+        floats: probabilities as .npy, not rounded to 8 bits.
+
+    Errors: DataError where the folder holds other things, OSError naming a file that cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        tasks: Mapping[str, Task],
+        about: Mapping[str, Any],
+        *,
+        floats: bool = False,
+    ):
+        self.folder, self.tasks, self.about = output_folder(folder), dict(tasks), dict(about)
+        kinds = {"unit_vector", "scalar", *(["binary"] if floats else [])}
+        self.arrays = {name for name, task in tasks.items() if task.kind in kinds}
+        self.images: list[dict] = []
+        self.write_index()  # first of all: tells whether the folder can be written, and that it is ours
+
+    def add(self, batch: Batch, maps: Mapping[str, Tensor]) -> None:
+        """The maps of a batch, task -> [B, H, W] or [B, 3, H, W]."""
+        for row, id in enumerate(batch.ids):
+            for name, map in maps.items():
+                self._write(name, id, map[row][..., *batch.unpadded(row)].cpu())
+            self.images.append({"name": id, "size": list(batch.valid_size[row])})
+
+    def write_index(self) -> None:
+        """maps.json, of what was added so far."""
+        tasks = {name: self._description(name) for name in self.tasks}
+        index = {"format": FORMAT, **self.about, "tasks": tasks, "images": self.images}
+        write_text(self.folder / "maps.json", json.dumps(index, indent=1) + "\n")
+
+    def _description(self, name: str) -> dict:
+        task = self.tasks[name]
+        if name in self.arrays:
+            return {"kind": task.kind, "npy": _NPY[task.kind]}
+        return describe_format(task) | ({"rounding": "down, as published"} if task.thin else {})
+
+    def _write(self, name: str, id: str, map: Tensor) -> None:
+        path, stale = (self.folder / name / f"{id}{suffix}" for suffix in self._suffixes(name))
+        if name in self.arrays:
+            write_npy(path, map.float().movedim(0, -1) if map.ndim == 3 else map.float())
+        else:
+            task = self.tasks[name]
+            write_bytes(path, encode_map(task, (map * 255).floor() / 255 if task.thin else map)[0])
+        stale.unlink(missing_ok=True)  # of an earlier output in the other format
+
+    def _suffixes(self, name: str) -> tuple[str, str]:
+        return (".npy", ".png") if name in self.arrays else (".png", ".npy")
+
+
+class SavedMaps:
+    """The maps in a folder in the place of a model (`dmtl.evaluate.evaluation`).
+
+    Args:
+        folder: see the module.
+        tasks: what the maps are.
+        needed: task -> ids of the images that must have a map; others may.
+
+    Errors: DataError that lists what is missing; when maps are read, one that names the file.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(
+        self, folder: str | os.PathLike, tasks: Mapping[str, Task], needed: Mapping[str, Iterable[str]]
+    ):
+        self.folder, self.tasks = Path(folder), dict(tasks)
+        if not self.folder.is_dir():
+            raise DataError(f"{folder}: no such folder, expected <task>/<id>.png or .npy in it")
+        needed = {name: list(needed[name]) for name in tasks}
+        self.files = {}
+        for name, ids in needed.items():
+            found = (find_files(self.folder / name, (suffix,), ids) for suffix in (".png", ".npy"))
+            self.files[name] = {id: self.folder / name / file for part in found for id, file in part.items()}
+        missing = [f"{name}/{id}" for name, ids in needed.items() for id in ids if id not in self.files[name]]
+        if missing:
+            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            raise DataError(
+                f"{folder}: {len(missing)} of {sum(map(len, needed.values()))} maps are missing: {shown}, "
+                "expected <task>/<id>.png or .npy"
+            )
+        self._readings = _Readings(self.folder / "maps.json")
+
+    def maps_of(self, batch: Batch, names: Iterable[str]) -> dict[str, Tensor]:
+        """Decoded maps in the frame of the batch; 0 in its padding and where an image has none."""
+        frame = tuple(batch.image.shape[-2:])
+        out = {}
+        for name in names:
+            task = self.tasks[name]
+            shape = (len(batch), 3, *frame) if task.kind == "unit_vector" else (len(batch), *frame)
+            out[name] = torch.zeros(shape, dtype=torch.int64 if task.kind == "classes" else torch.float32)
+            for row, id in enumerate(batch.ids):
+                if id in self.files[name]:
+                    reading = self._readings.of(name, id) if task.kind == "scalar" else None
+                    map = read_map(self.files[name][id], task, batch.valid_size[row], reading)
+                    out[name][row][..., *batch.unpadded(row)] = map
+        return out
+
+
+def read_map(
+    path: Path, task: Task, size: tuple[int, int], reading: tuple[float, float] | None = None
+) -> Tensor:
+    """A decoded map as `task.decode` gives it for one image: int64 or float32 [H, W], or float32 [3, H, W].
+
+    Args:
+        size: (H, W), the image's.
+        reading: (scale, offset) of a scalar's PNG.
+
+    Errors: DataError naming the file, for another size, for values that are no such map.
+    """
+    numbers = path.suffix.lower() == ".npy"
+    stored = _fitting(path, stored_values(path), size, 3 if task.kind == "unit_vector" else 1)
+    if task.kind == "classes":
+        return _ids(path, stored, task)
+    if task.kind == "binary":
+        value = _probabilities(path, stored, numbers)
+    elif numbers:
+        value = stored.astype(np.float32)
+    elif task.kind == "unit_vector":
+        value = stored.astype(np.float32) / np.float32(127.5) - 1
+    elif reading is None:
+        raise DataError(
+            f"{path}: whole numbers without a unit, expected a .npy of floats, or tasks.{task.name}.scale in "
+            "maps.json"
+        )
+    else:
+        value = (stored * reading[0] + reading[1]).astype(np.float32)
+    if not np.isfinite(value).all():
+        raise DataError(f"{path}: values that are not finite, expected a number at every pixel")
+    return torch.from_numpy(np.ascontiguousarray(value))
+
+
+def _fitting(path: Path, stored: np.ndarray, size: tuple[int, int], channels: int) -> np.ndarray:
+    """The values as [H, W] or [3, H, W]."""
+    layouts = {size: stored} if channels == 1 else {}
+    if stored.ndim == 3:
+        layouts |= {(*size, channels): np.moveaxis(stored, 2, 0), (channels, *size): stored}
+    if stored.shape not in layouts:
+        expected = [*size, *([channels] if channels > 1 else [])]
+        raise DataError(f"{path}: values of shape {list(stored.shape)}, expected {expected} as the image")
+    fitting = layouts[stored.shape]
+    return fitting[0] if channels == 1 and fitting.ndim == 3 else fitting
+
+
+def _ids(path: Path, stored: np.ndarray, task: Task) -> Tensor:
+    count = task.channels
+    if stored.dtype.kind not in "bui":
+        raise DataError(f"{path}: {stored.dtype} values, expected whole class ids from 0 to {count - 1}")
+    wrong = np.unique(stored[(stored < 0) | (stored >= count)])
+    if len(wrong):
+        shown = ", ".join(map(str, wrong[:8])) + (", ..." if len(wrong) > 8 else "")
+        raise DataError(f"{path}: value {shown}, expected class ids from 0 to {count - 1}")
+    return torch.from_numpy(stored.astype(np.int64))
+
+
+def _probabilities(path: Path, stored: np.ndarray, numbers: bool) -> np.ndarray:
+    if not numbers:
+        return stored.astype(np.float32) / np.float32(np.iinfo(stored.dtype).max)
+    if stored.dtype.kind not in "bf" or (stored < 0).any() or (stored > 1).any():
+        raise DataError(
+            f"{path}: {stored.dtype} values from {stored.min():g} to {stored.max():g}, "
+            "expected probabilities as floats from 0 to 1"
+        )
+    return stored.astype(np.float32)
+
+
+class _Readings:
+    """(scale, offset) of scalars in PNG, from maps.json where there is one."""
+
+    def __init__(self, path: Path):
+        self._path, self._tasks, self._images = path, {}, {}
+        if not path.is_file():
+            return
+        try:
+            index = json.loads(read_text(path, "JSON"))
+            self._tasks = dict(index.get("tasks", {}))
+            self._images = {image["name"]: image.get("reading", {}) for image in index.get("images", [])}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise DataError(f"{path}: not readable, expected what `dmtl predict` writes") from None
+
+    def of(self, task: str, id: str) -> tuple[float, float] | None:
+        """None where nothing is said."""
+        try:
+            reading = self._images.get(id, {}).get(task) or self._tasks.get(task, {})
+            return (float(reading["scale"]), float(reading.get("offset", 0))) if "scale" in reading else None
+        except (TypeError, ValueError, AttributeError):
+            raise DataError(f"{self._path}: how to read {task}/{id} is unclear, expected numbers") from None

@@ -1,0 +1,250 @@
+"""The folder that predictions go to: what is written for an image or a frame, and the account of it.
+
+`<name>` is the file's name without suffix, below a given folder the path there (see `find_inputs`); for the
+frames of a video the video's name, "/" and the frame's number in six digits.
+
+    OUT/<task>/<name>.png              the map in its natural format (see `dmtl.predict.maps`)
+    OUT/<task>/<name>.npy              unit vectors as float16 [3, H, W], with npy=True
+    OUT/uncertainty/<task>/<name>.png  where the draws of the noise differ, 16-bit grey, with samples > 1
+    OUT/pictures/<task>/<name>.png     the map in colours
+    OUT/overview/<name>.png            the image and all its pictures on one sheet
+    OUT/pictures/<task>/<video>.mp4    the same of a whole video, in its frame rate
+    OUT/overview/<video>.mp4
+    OUT/maps.json                      how to read the maps, the images done, and the failures
+
+Maps have the size of the upright image (EXIF orientation and a video's rotation applied).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from dmtl.errors import DataError
+from dmtl.predict.inputs import Failure, Input
+from dmtl.predict.maps import (
+    describe_format,
+    encode_map,
+    encode_npy,
+    encode_picture,
+    encode_scalar,
+    uncertainty_picture,
+)
+from dmtl.predict.pipeline import Waits
+from dmtl.predict.video import VideoWriter
+from dmtl.runtime.files import write_bytes, write_text
+from dmtl.tasks import Task
+from dmtl.tasks.sheet import sheet
+
+FORMAT = "dmtl maps 1"
+RESERVED = ("pictures", "overview", "uncertainty")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """An image ready to be computed: a file, or one frame of a video.
+
+    image   uint8 [3, H, W]
+    number  of the frame in its video, from 0; None for an image file
+    rate    frames per second that are taken of the video
+    expected  how many are taken of it, an estimate
+    """
+
+    item: Input
+    image: Tensor
+    number: int | None = None
+    rate: Fraction | None = None
+    expected: int = 1
+
+    @property
+    def name(self) -> str:
+        """What its outputs are called."""
+        return self.item.name if self.number is None else f"{self.item.name}/{self.number:06}"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.image.shape[-2], self.image.shape[-1]
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What the model says about one image, on the CPU.
+
+    maps         task -> [H, W], or [3, H, W] for unit vectors
+    finite       task -> bool scalar
+    uncertainty  task -> float32 [H, W]; empty for one draw
+    steps        denoising steps taken
+    """
+
+    maps: dict[str, Tensor]
+    finite: dict[str, Tensor | bool]
+    uncertainty: dict[str, Tensor]
+    steps: int | None
+
+    def check(self) -> None:
+        """DataError where the model's output is not finite."""
+        for name, finite in self.finite.items():
+            if not finite:
+                raise DataError(f"{name}: the model's output is not finite")
+
+
+@dataclass
+class Summary:
+    """What `predict_files` did.
+
+    `ok` is false when any input failed; the command line then exits with a non-zero status. `waits` says how
+    many of the `seconds` went by while nothing was computed because no image was there yet, or because the
+    images computed were not yet written.
+    """
+
+    out_dir: Path
+    written: list[str] = field(default_factory=list)  # names of the images and frames predicted
+    failures: list[Failure] = field(default_factory=list)
+    videos: list[dict] = field(default_factory=list)  # input, name, frames, frames_per_second
+    seconds: float = 0.0
+    waits: Waits = field(default_factory=Waits)
+
+    @property
+    def ok(self) -> bool:
+        return not self.failures
+
+    def __str__(self) -> str:
+        frames = sum(video["frames"] for video in self.videos)
+        counts = (
+            [_count(len(self.written) - frames, "image")] if len(self.written) > frames or not frames else []
+        )
+        if frames:
+            counts.append(f"{_count(frames, 'frame')} of {_count(len(self.videos), 'video')}")
+        lines = [f"{' and '.join(counts)} predicted into {self.out_dir}"]
+        if self.written and self.seconds > 0:
+            unit = "frames" if len(counts) == 1 and frames else "images"
+            lines[0] += f" ({len(self.written) / self.seconds:.2f} {unit}/s)"
+            reading, writing = (100 * w / self.seconds for w in (self.waits.reading, self.waits.writing))
+            shares = (reading, 100 - reading - writing, writing)
+            lines.append(
+                "time: {:.0f} % waiting for images to be read, {:.0f} % computing, "
+                "{:.0f} % waiting for maps to be written".format(*shares)
+            )
+        if self.failures:
+            lines.append(f"{len(self.failures)} failed:")
+            lines += [f"  {f.path}: {f.reason}" for f in self.failures]
+        return "\n".join(lines)
+
+
+class Outputs:
+    """Writes maps and pictures below `out_dir`.
+
+    `write` may be called by several threads; the methods for videos by one thread only, frames in order.
+    """
+
+    def __init__(self, out_dir: Path, tasks: dict[str, Task], *, pictures: bool, npy: bool):
+        self.out_dir, self.tasks, self.pictures, self.npy = out_dir, tasks, pictures, npy
+        self._videos: dict[Input, VideoWriter] = {}
+
+    def write(self, frame: Frame, maps: Maps) -> tuple[dict, dict[str, np.ndarray]]:
+        """Writes what belongs to one image. Returns its entry in maps.json and, for a frame of a video, the
+        pictures for `add_to_video`.
+
+        OSError, naming the file, where one cannot be written; DataError for maps that are not finite.
+        """
+        maps.check()
+        entry: dict[str, Any] = {"input": str(frame.item.path), "name": frame.name, "size": list(frame.size)}
+        if frame.number is not None:
+            entry["frame"] = frame.number
+        if maps.steps is not None:
+            entry["steps"] = maps.steps
+        for name, task in self.tasks.items():
+            png, reading = encode_map(task, maps.maps[name])
+            write_bytes(self.out_dir / name / f"{frame.name}.png", png)
+            if reading:
+                entry.setdefault("reading", {})[name] = reading
+            if self.npy and task.kind == "unit_vector":
+                write_bytes(self.out_dir / name / f"{frame.name}.npy", encode_npy(maps.maps[name]))
+        for name, values in maps.uncertainty.items():
+            png, reading = encode_scalar(values.numpy())
+            write_bytes(self.out_dir / "uncertainty" / name / f"{frame.name}.png", png)
+            entry.setdefault("uncertainty", {})[name] = reading
+        pictures = self._painted(frame, maps) if self.pictures else {}
+        if frame.number is None:
+            for name, picture in pictures.items():
+                write_bytes(self._picture_path(name, f"{frame.name}.png"), encode_picture(picture))
+        return entry, pictures
+
+    def add_to_video(self, frame: Frame, pictures: dict[str, np.ndarray]) -> None:
+        """The frame's pictures, if there are any, at the end of its video's."""
+        if pictures:
+            if frame.item not in self._videos:
+                paths = {name: self._picture_path(name, f"{frame.item.name}.mp4") for name in pictures}
+                self._videos[frame.item] = VideoWriter(paths, frame.rate)
+            self._videos[frame.item].add(pictures)
+
+    def end_video(self, item: Input) -> None:
+        """Finishes the video's files."""
+        if item in self._videos:
+            self._videos.pop(item).close()
+
+    def end_videos(self) -> None:
+        """Finishes what is under way when a run is stopped, as far as that goes."""
+        while self._videos:
+            _, writer = self._videos.popitem()
+            try:
+                writer.close()
+            except OSError:  # what stopped the run is the error to tell
+                continue
+
+    def write_index(self, summary: Summary, images: list[dict], options: dict[str, Any]) -> None:
+        """maps.json, whole or not at all."""
+        index = {
+            "format": FORMAT,
+            **options,
+            "tasks": {name: describe_format(task) for name, task in self.tasks.items()},
+            "images": images,
+            "videos": summary.videos,
+            "failures": [asdict(failure) for failure in summary.failures],
+        }
+        write_text(self.out_dir / "maps.json", json.dumps(index, indent=1) + "\n")
+
+    def _painted(self, frame: Frame, maps: Maps) -> dict[str, np.ndarray]:
+        """task -> uint8 [H, W, 3], and "overview"."""
+        pictures = {name: np.asarray(task.picture(maps.maps[name])) for name, task in self.tasks.items()}
+        shown = [("image", frame.image.permute(1, 2, 0).numpy())]
+        for name, picture in pictures.items():
+            shown.append((name, picture))
+            if name in maps.uncertainty:
+                unsure = uncertainty_picture(maps.uncertainty[name].numpy())
+                shown.append((f"{name}: uncertainty", unsure))
+        return {**pictures, "overview": sheet(shown)}
+
+    def _picture_path(self, name: str, file: str) -> Path:
+        return self.out_dir / ("overview" if name == "overview" else f"pictures/{name}") / file
+
+
+def output_folder(out_dir: str | os.PathLike) -> Path:
+    """Refuses a folder with foreign content: `--out` on a data set would overwrite its labels."""
+    path = Path(out_dir)
+    if path.exists() and not path.is_dir():
+        raise DataError(f"{path}: is a file, expected a folder for the maps")
+    if path.is_dir() and any(path.iterdir()) and not _is_ours(path / "maps.json"):
+        raise DataError(
+            f"{path}: holds other files, expected a new or empty folder, or an earlier output of predict"
+        )
+    return path
+
+
+def _is_ours(index: Path) -> bool:
+    try:
+        return json.loads(index.read_text(encoding="utf-8"))["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

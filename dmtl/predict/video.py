@@ -1,0 +1,233 @@
+"""Video files as frames, and frames as video files, through PyAV (`pip install 'dmtl[video]'`)."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmtl.errors import ConfigError, DataError, one_line
+from dmtl.runtime.files import write_atomically
+
+SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm")
+_DEFAULT_RATE = Fraction(25)
+_SHORT = 0.5  # seconds that may be missing at the end of a sound file, whose duration is often rounded
+
+
+def require_av() -> ModuleType:
+    """PyAV, or a ConfigError that says how to get it."""
+    try:
+        import av
+    except ImportError as error:
+        raise ConfigError(
+            f"video files need PyAV, which cannot be imported ({error}): pip install 'dmtl[video]'"
+        ) from None
+    return av
+
+
+class VideoReader:
+    """The frames of one video file, in order.
+
+    Args:
+        path: of the file.
+        every: take every n-th frame, beginning with the first.
+        frames: take at most so many.
+
+    Attributes, known once the first frame is there: `rate`, frames taken per second of the video, and
+    `expected`, how many frames there will be (an estimate, 1 where the file does not say).
+    """
+
+    def __init__(self, path: Path, every: int = 1, frames: int | None = None):
+        self.path, self.every, self.frames = path, every, frames
+        self.rate, self.expected = _DEFAULT_RATE, 1
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        """(number in the file, uint8 [3, H, W] upright); raises DataError, after the frames before, where the
+        file is no video, damaged or cut short."""
+        av = require_av()
+        try:
+            container = av.open(str(self.path))
+        except (av.FFmpegError, OSError) as error:
+            raise DataError(f"{self.path}: cannot be read ({one_line(error)}), expected a video") from None
+        with container:
+            if not container.streams.video:
+                raise DataError(f"{self.path}: no video in it, expected {', '.join(SUFFIXES)}")
+            stream = container.streams.video[0]
+            stream.thread_type = "SLICE"  # threads over frames lose the frames before an error, and the error
+            duration = _duration(container, stream)
+            rate = stream.average_rate or stream.guessed_rate or _DEFAULT_RATE
+            self.rate = rate / self.every
+            self.expected = self._expected(stream.frames or round((duration or 0) * rate))
+            yield from self._taken(av, container, stream, duration)
+
+    def _taken(
+        self, av: ModuleType, container, stream, duration: float | None
+    ) -> Iterator[tuple[int, Tensor]]:
+        end, taken = 0.0, 0
+        for number, frame in enumerate(_decoded(av, container, stream, self.path)):
+            if number % self.every == 0:
+                if taken == self.frames:
+                    return
+                yield number, _upright(frame)
+                taken += 1
+            if frame.time is not None:
+                last = float(frame.duration * stream.time_base) if frame.duration else 0.0
+                end = max(end, frame.time + last - (stream.start_time or 0) * float(stream.time_base))
+        if not taken:
+            raise DataError(f"{self.path}: damaged or truncated (no frame in it), expected a complete video")
+        if duration is not None and end + _SHORT < duration:
+            raise DataError(
+                f"{self.path}: damaged or truncated (ends after {end:.1f} of {duration:.1f} s), "
+                "expected a complete video"
+            )
+
+    def _expected(self, count: int) -> int:
+        count = max(1, -(-count // self.every))
+        return count if self.frames is None else min(count, self.frames)
+
+
+class VideoWriter:
+    """Several videos of the same frames, one for each picture: H.264 in MP4 (MPEG-4 where there is no H.264
+    encoder).
+
+    The files appear, whole, when `close` is called.
+
+    Args:
+        paths: caption of a picture -> file.
+        rate: frames per second.
+    """
+
+    def __init__(self, paths: dict[str, Path], rate: Fraction):
+        self.rate, self.frames = _encodable(rate), 0
+        self._files = {caption: _File(path, self.rate) for caption, path in paths.items()}
+
+    def add(self, pictures: dict[str, np.ndarray]) -> None:
+        """One frame: caption -> uint8 [H, W, 3]. OSError, naming the file, when it cannot be written."""
+        for caption, file in self._files.items():
+            file.add(pictures[caption])
+        self.frames += 1
+
+    def close(self) -> None:
+        """Finishes all files; OSError when one cannot be written, and then none is left half."""
+        try:
+            for file in self._files.values():
+                file.finish()
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Drops what is not finished."""
+        for file in self._files.values():
+            file.discard()
+
+
+class _File:
+    """One video under way in a temporary file beside its place."""
+
+    def __init__(self, path: Path, rate: Fraction):
+        self.path, self._rate = path, rate
+        self._part: str | None = None
+        self._container = self._stream = None
+
+    def add(self, picture_HW3: np.ndarray) -> None:
+        av = require_av()
+        # Encoders take even sides only.
+        margin = [(0, n % 2) for n in picture_HW3.shape[:2]]
+        picture_HW3 = np.pad(picture_HW3, [*margin, (0, 0)], mode="edge")
+        with self._errors(av):
+            if self._container is None:
+                self._open(av, *picture_HW3.shape[:2])
+            frame = av.VideoFrame.from_ndarray(picture_HW3, format="rgb24")
+            if (frame.width, frame.height) != (self._stream.width, self._stream.height):
+                frame = frame.reformat(self._stream.width, self._stream.height)
+            self._container.mux(self._stream.encode(frame))
+
+    def finish(self) -> None:
+        if self._container is None:
+            return
+        with self._errors(require_av()):
+            self._container.mux(self._stream.encode())
+            self._container.close()
+        self._container = None
+        write_atomically(self.path, lambda temporary: os.replace(self._part, temporary))
+        self._part = None
+
+    def discard(self) -> None:
+        if self._container is not None:
+            with suppress(require_av().FFmpegError, OSError):  # an earlier error is being told
+                self._container.close()
+            self._container = None
+        if self._part is not None and os.path.exists(self._part):
+            os.unlink(self._part)
+        self._part = None
+
+    def _open(self, av: ModuleType, height: int, width: int) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle, self._part = tempfile.mkstemp(
+            dir=self.path.parent, prefix=f".{self.path.name}.", suffix=self.path.suffix
+        )
+        os.close(handle)
+        codec, options = _encoder(av)
+        self._container = av.open(self._part, "w", options={"movflags": "+faststart"})
+        self._stream = self._container.add_stream(codec, rate=self._rate, options=options)
+        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+
+    @contextmanager
+    def _errors(self, av: ModuleType) -> Iterator[None]:
+        try:
+            yield
+        except (av.FFmpegError, OSError) as error:
+            number = getattr(error, "errno", None)
+            raise OSError(number, f"cannot write {self.path}: {one_line(error)}") from None
+
+
+def _decoded(av: ModuleType, container, stream, path: Path) -> Iterator:
+    """All frames that can be had; then DataError if there was damage."""
+    try:
+        for packet in container.demux(stream):
+            yield from packet.decode()
+        return
+    except av.FFmpegError as error:
+        damage = one_line(error)
+    with suppress(av.FFmpegError):  # what the decoder still holds
+        yield from stream.codec_context.decode(None)
+    raise DataError(f"{path}: damaged or truncated ({damage}), expected a complete video")
+
+
+def _upright(frame) -> Tensor:
+    """uint8 [3, H, W], turned as the file's display matrix says, to a quarter."""
+    pixels = frame.to_ndarray(format="rgb24")
+    pixels = np.rot90(pixels, round(frame.rotation / 90) % 4)
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def _duration(container, stream) -> float | None:
+    """Seconds of video that the file promises; None where only its sound may be so long."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    alone = len(container.streams) == 1
+    return container.duration / 1e6 if container.duration and alone else None
+
+
+def _encodable(rate: Fraction) -> Fraction:
+    """A rate that MPEG-4 can state: both parts below 2^16."""
+    rate = Fraction(rate).limit_denominator(1001)
+    return rate if 0 < rate.numerator < 2**16 else Fraction(max(1, min(round(rate), 1000)))
+
+
+def _encoder(av: ModuleType) -> tuple[str, dict[str, str]]:
+    for name, options in (("libx264", {"crf": "18", "preset": "veryfast"}), ("libopenh264", {"b": "8M"})):
+        try:
+            av.codec.Codec(name, "w")
+        except av.codec.codec.UnknownCodecError:
+            continue
+        return name, options
+    return "mpeg4", {"flags": "+qscale", "global_quality": "354"}  # 3 in units of 1 / 118

@@ -1,0 +1,1 @@
+"""What every room stands on: native modules, devices, memory, timing of calls, atomic files."""

@@ -1,0 +1,118 @@
+"""The processes of one run: who they are, how they meet, and what they tell one another."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dmtl.errors import ConfigError
+from dmtl.runtime.devices import pick_device
+from dmtl.runtime.rendezvous import environment, fresh_store
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a process waits for the others: longer than reading a data set for the first time. A dead process
+is noticed at once by torchrun; this is for one that hangs."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run. `device` is this process's own."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def main(self) -> bool:
+        """The one process that writes files and talks."""
+        return self.rank == 0
+
+
+def connect(device: str | torch.device = "auto") -> World:
+    """The processes that torchrun started, connected (gloo on a CPU; NCCL on GPUs, one each); without
+    torchrun, this process alone. A second call gives the same world.
+
+    Raises:
+        ConfigError: a device that does not work here, a single GPU ("cuda:1") for several processes, more
+            processes than GPUs, an incomplete environment, processes that cannot be reached.
+    """
+    size = environment("WORLD_SIZE", 1)
+    if size == 1:
+        return World(device=pick_device(device))
+    rank, local = environment("RANK"), environment("LOCAL_RANK")
+    picked = _own_device(device, local, size)
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if picked.type == "cuda" else "gloo"
+        where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        try:
+            store, rank, size = fresh_store(TIMEOUT)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+        except (RuntimeError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ConfigError(
+                f"process {rank} of {size} cannot join the others at {where} ({reason})"
+            ) from None
+        atexit.register(disconnect)
+    return World(rank, size, local, picked)
+
+
+def disconnect() -> None:
+    """Leaves the other processes; done by itself when Python ends."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _own_device(device: str | torch.device, local: int, size: int) -> torch.device:
+    picked = pick_device(device)
+    if picked.type != "cuda":
+        return picked
+    if torch.device("cuda" if device == "auto" else device).index is not None:
+        raise ConfigError(
+            f'device must be "auto", "cpu" or "cuda" with {size} processes, got {str(device)!r}'
+        )
+    if local >= torch.cuda.device_count():
+        raise ConfigError(
+            f"torchrun's --nproc-per-node must be at most {torch.cuda.device_count()}, the GPUs of this "
+            f"machine, got at least {local + 1}"
+        )
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
+
+
+def total(tensor: Tensor) -> Tensor:
+    """Adds the tensor over all processes, in place; returns it."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether `flag` is true in some process. Waits for the others, not for a GPU."""
+    if not dist.is_initialized():
+        return flag
+    vote = torch.tensor(int(flag))
+    dist.all_reduce(vote, dist.ReduceOp.MAX)
+    return bool(vote)
+
+
+def gathered(value: Any) -> list:
+    """What every process has, by rank: any object that can be pickled, the same kind in all. Waits for the
+    others."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def barrier() -> None:
+    """Waits until every process is here."""
+    any_rank(False)

@@ -1,0 +1,130 @@
+"""The fastest of several ways to compute the same thing, found by timing each once for every kind of call.
+
+What was found on a GPU is remembered in a file, choices.json in $DMTL_CACHE or else the user's cache folder,
+so that the next process need not measure. DMTL_CACHE="" remembers nothing; deleting the file forgets.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Hashable
+from pathlib import Path
+
+import torch
+
+import dmtl
+from dmtl.runtime.files import write_text
+
+ROUNDS = 5
+
+
+class Fastest:
+    """Remembers the winner of each kind of call: for the life of the process, and of a GPU's also on disk.
+
+    timer(call, device) -> seconds of one call, warmed up. name: of these choices in the file; None: never
+    there.
+    """
+
+    def __init__(
+        self,
+        timer: Callable[[Callable[[], object], torch.device], float] | None = None,
+        name: str | None = None,
+    ) -> None:
+        self._timer, self._name = timer or seconds, name
+        self.winners: dict[Hashable, str] = {}
+
+    def choose(self, kind: Hashable, ways: dict[str, Callable[[], object]], device: torch.device) -> str:
+        """Name of the fastest of `ways`, which are called to find out.
+
+        Nothing is measured, and the first name is the answer, where there is nothing to compare, while a CUDA
+        graph is captured, and under torch.use_deterministic_algorithms (two processes may measure
+        differently, and two ways may round differently).
+        """
+        first = next(iter(ways))
+        if len(ways) == 1 or torch.are_deterministic_algorithms_enabled():
+            return first
+        if kind not in self.winners:
+            stored = self._name is not None and device.type == "cuda"
+            winner = _stored(device, self._name, kind) if stored else None
+            if winner not in ways:
+                if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                    return first
+                times = {name: self._timer(call, device) for name, call in ways.items()}
+                winner = min(times, key=times.get)
+                if stored:
+                    _store(device, self._name, kind, winner)
+            self.winners[kind] = winner
+        return self.winners[kind]
+
+
+def cache_folder() -> Path | None:
+    """$DMTL_CACHE, or "dmtl" in the user's cache folder; None where nothing shall be kept."""
+    chosen = os.environ.get("DMTL_CACHE")
+    if chosen is not None:
+        return Path(chosen) if chosen else None
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "dmtl"
+    except RuntimeError:  # a user without a home
+        return None
+
+
+def _machine(device: torch.device) -> str:
+    """What a choice holds for: another GPU, torch or version of ours measures anew."""
+    return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, dmtl {dmtl.__version__}"
+
+
+def _choices() -> dict:
+    """The file's contents; empty where there is none, or none that can be read."""
+    folder = cache_folder()
+    try:
+        found = json.loads((folder / "choices.json").read_text(encoding="utf-8")) if folder else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _stored(device: torch.device, name: str, kind: Hashable) -> str | None:
+    try:
+        return _choices()[_machine(device)][name][repr(kind)]
+    except (KeyError, TypeError):
+        return None
+
+
+def _store(device: torch.device, name: str, kind: Hashable, winner: str) -> None:
+    """Adds a choice to the file; a folder that cannot be written only costs the next process its time."""
+    folder = cache_folder()
+    if folder is None:
+        return
+    choices = _choices()
+    choices.setdefault(_machine(device), {}).setdefault(name, {})[repr(kind)] = winner
+    try:
+        write_text(folder / "choices.json", json.dumps(choices, indent=1, sort_keys=True) + "\n")
+    except OSError:
+        pass
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Median time of one call after a warm-up (which also compiles);
+    on a GPU between events of its stream."""
+    call()
+    if device.type != "cuda":
+        return statistics.median(_clocked(call) for _ in range(ROUNDS))
+    with torch.cuda.device(device):
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(ROUNDS + 1)]
+        marks[0].record()
+        for mark in marks[1:]:
+            call()
+            mark.record()
+        marks[-1].synchronize()
+    return statistics.median(a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(marks))
+
+
+def _clocked(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started

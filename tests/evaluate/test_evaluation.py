@@ -1,0 +1,202 @@
+"""Metrics of a model on a data set."""
+
+import numpy as np
+import pytest
+import torch
+
+from dmtl.data import LabelMatrix, eval_transform, make_loader, open_dataset
+from dmtl.diffusion import CounterNoise
+from dmtl.engine.engine import Engine
+from dmtl.evaluate.evaluation import Boundaries, evaluate, primary_metrics
+from dmtl.metrics import Metric
+from dmtl.models import ModelConfig, build_model
+from dmtl.runtime.distributed import World
+from dmtl.tasks import make_task
+
+
+@pytest.fixture(scope="module")
+def dataset(images):
+    return open_dataset(images, "train")
+
+
+@pytest.fixture(scope="module")
+def model(dataset):
+    torch.manual_seed(0)
+    specs = [task.spec() for task in dataset.tasks.values()]
+    return build_model(
+        ModelConfig(
+            tasks=specs, width=16, heads=2, backbone_width=4, blocks=1, decoder_blocks=1, beta_end=0.2
+        )
+    )
+
+
+def batches(dataset, size: int, labels=None):
+    return make_loader(dataset, labels, eval_transform(), batch_size=size, shuffle=False)
+
+
+def test_metrics_do_not_depend_on_the_batches(model, dataset):
+    one, many = (evaluate(model, batches(dataset, size), initial=True) for size in (1, 8))
+    assert list(one) == ["semseg", "initial/semseg", "edge", "initial/edge", "heat", "initial/heat"]
+    for key in one:
+        assert one[key] == pytest.approx(many[key], rel=1e-3, abs=1e-3), key
+
+
+def test_metrics_are_those_of_the_decoded_maps(model, dataset):
+    out = evaluate(model, batches(dataset, 4))
+    metric = dataset.tasks["heat"].new_metric()
+    model.eval()
+    with torch.no_grad():
+        for batch in batches(dataset, 8):
+            logits = model(batch.image, noise=CounterNoise(0, batch.index)).final["heat"]
+            metric.update(dataset.tasks["heat"].decode(logits), batch.labels["heat"])
+    assert out["heat"] == pytest.approx(metric.compute(), rel=1e-3)
+
+
+def test_options(model, dataset):
+    done = []
+    model.train()
+    out = evaluate(model, batches(dataset, 3), tasks=["edge"], steps=1, on_batch=done.append)
+    assert list(out) == ["edge"] and done == [3, 3, 2] and model.training
+    assert out["edge"] != evaluate(model, batches(dataset, 3), tasks=["edge"], steps=1, seed=1)["edge"]
+    model.eval()
+    evaluate(model, batches(dataset, 8), tasks=["edge"])
+    assert not model.training
+
+
+def test_the_mode_is_restored_after_an_error(model):
+    model.train()
+    with pytest.raises(AttributeError):
+        evaluate(model, [None])
+    assert model.training
+
+
+def test_evaluation_does_not_move_the_statistics(model, dataset):
+    model.train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    evaluate(model, batches(dataset, 4))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_primary_metrics(model, dataset):
+    metrics = evaluate(model, batches(dataset, 4), initial=True)
+    primary = primary_metrics(metrics, model.tasks)
+    assert set(primary) == {"semseg", "edge", "heat"}
+    assert primary["semseg"] == ("mIoU", metrics["semseg"]["mIoU"], True)
+    assert primary["heat"][2] is False
+
+
+def test_shares_add_up_to_the_bit(model, dataset):
+    """Each of three processes reads every third batch, and only those."""
+    from dmtl.evaluate import evaluation as room
+
+    alone = evaluate(model, batches(dataset, 1), initial=True)
+    scores = room._Scores(model.eval(), model.tasks, True, None, lambda batch, maps: None)
+    states, seen = [], []
+    for rank in range(3):
+        sums = room._Sums(World())
+        for batch in room._share(batches(dataset, 1), World(rank, 3)):
+            seen.append(batch.position)
+            options = dict(noise=CounterNoise(0, batch.index))
+            with torch.inference_mode():
+                sums.add(scores(batch, list(model.tasks), options))
+        states.append((sums.counts, sums.parts))
+    assert seen == [0, 3, 6, 1, 4, 7, 2, 5]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "gathered", lambda value: states)
+        meters = room._Sums(World(0, 3)).meters(scores.meter)
+    for (name, kind), meter in meters.items():
+        assert repr(meter.compute()) == repr(alone[name if kind == "final" else f"initial/{name}"])
+
+
+class Hits(Metric):
+    """Stands for the boundary metric: the share of pixels above one half that lie on the truth."""
+
+    def __init__(self, ignore: float):
+        names = ("hits", "pixels", "images")
+        super().__init__({name: torch.zeros((), dtype=torch.int64) for name in names}, ignore=ignore)
+
+    def _accumulate(self, map_BHW, label_BKHW, valid_BHW) -> None:
+        hits = (map_BHW > 0.5) & (label_BKHW[:, 0] > 0.5) & valid_BHW
+        self._add(hits=hits.sum(), pixels=valid_BHW.sum(), images=torch.tensor(len(map_BHW)))
+
+    def compute(self) -> dict[str, float]:
+        hits, pixels, images = (self._sums[name].item() for name in ("hits", "pixels", "images"))
+        return {"odsF_raw": hits / max(pixels, 1), "images_raw": images}
+
+
+class Maps:
+    """Stands for a model: edge maps by id, laid into the frame of their batch."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, tasks, maps):
+        self.tasks, self.maps = tasks, maps
+
+    def maps_of(self, batch, names):
+        out = torch.full((len(batch), *batch.image.shape[-2:]), 0.9)  # scores high wherever it may not count
+        for row, id in enumerate(batch.ids):
+            out[row][batch.unpadded(row)] = self.maps[id]
+        return {"edge": out}
+
+
+@pytest.mark.parametrize("frame", [None, (41, 50)])
+def test_boundaries_of_the_image_without_its_padding(images, frame, monkeypatch):
+    """Apart truth where there is one, the edge label elsewhere; listed images with an edge label alone."""
+    data = open_dataset(images, "train", tasks=["edge"])
+    data.tasks = {"edge": make_task("edge")}
+    rng = np.random.default_rng(0)
+    maps = {id: torch.from_numpy(rng.random((32, 32), np.float32)) for id in data.ids}
+    truths = {2: torch.from_numpy(rng.random((32, 32)) < 0.5), 3: torch.zeros(32, 32, dtype=torch.bool)}
+    labels = LabelMatrix(data.ids, ["edge"], np.arange(8)[:, None] != 4)  # i4 has no edge label
+    loader = make_loader(data, labels, eval_transform(frame=frame), batch_size=3, shuffle=False)
+    scored = Boundaries(Hits, truths.get, ids=[f"i{n}" for n in range(1, 7)])
+    out = evaluate(Maps(data.tasks, maps), loader, tasks=data.tasks, boundaries=scored)["edge"]
+    hits = pixels = 0
+    for index in (1, 2, 3, 5, 6):
+        label = data.read(index).labels["edge"][0] if index not in truths else truths[index]
+        hits += int(((maps[f"i{index}"] > 0.5).numpy() & (label.numpy() > 0)).sum())
+        pixels += 32 * 32
+    assert out["odsF_raw"] == hits / pixels and out["images_raw"] == 5
+    assert primary_metrics({"edge": out}, data.tasks) == {"edge": ("odsF_raw", hits / pixels, True)}
+
+
+def test_boundaries_concern_thin_tasks_called_edge():
+    tasks = [make_task("edge"), make_task("sal"), make_task("cracks", "binary", thin=True)]
+    assert [Boundaries.concern(task) for task in tasks] == [True, False, False]
+
+
+def test_tasks_of_the_data_set_say_what_labels_mean(model, dataset):
+    """Their names of classes, and their ignored value."""
+    theirs = {"semseg": make_task("semseg", classes=["a", "b", "c"], ignore=77)}
+    batch = next(iter(batches(dataset, 8)))
+    batch.labels["semseg"][:, :, :20] = 77
+    out = evaluate(model, [batch], tasks=theirs)
+    assert list(out) == ["semseg"]
+    with torch.no_grad():
+        map = model.maps(batch.image, noise=CounterNoise(0, batch.index)).maps["semseg"][:, 20:]
+    right = (map == batch.labels["semseg"][:, 0, 20:]).double().mean().item()
+    assert out["semseg"]["pixel_acc"] == pytest.approx(100 * right, rel=1e-9)
+    assert [key for key in out["semseg"] if "/" in key] == ["IoU/a", "IoU/b", "IoU/c"]
+
+
+@pytest.mark.parametrize("initial", [False, True])
+def test_maps_are_handed_out(model, dataset, initial):
+    """All final maps of all images, as they are scored."""
+    seen = {}
+
+    def on_maps(batch, maps):
+        for row, id in enumerate(batch.ids):
+            seen[id] = maps["heat"][row]
+
+    out = evaluate(model, batches(dataset, 3), initial=initial, on_maps=on_maps)
+    maps = torch.stack([seen[id] for id in dataset.ids])
+    labels = torch.stack([dataset.read(index).labels["heat"][0] for index in range(8)])
+    error = (maps - labels).abs()[labels != 255].double().mean().item()
+    assert out["heat"]["abs_err"] == pytest.approx(error, rel=1e-5)
+
+
+def test_uncertainty_is_scored_over_all_batches(model, dataset):
+    engine = Engine(model, samples=2)
+    one, many = (evaluate(engine, batches(dataset, size), tasks=["edge", "heat"]) for size in (8, 3))
+    for task in ("edge", "heat"):
+        assert one[task]["uncertainty_auroc"] == pytest.approx(many[task]["uncertainty_auroc"], abs=1e-3)

@@ -1,0 +1,71 @@
+"""Which files are found, and what their outputs are called."""
+
+import os
+
+import pytest
+
+from dmtl.predict.inputs import find_inputs
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+
+
+def names(root, paths, out="out"):
+    inputs, failures = find_inputs([root / p for p in paths], root / out)
+    return [i.name for i in inputs], [(os.path.relpath(f.path, root), f.reason) for f in failures]
+
+
+def test_folder_is_searched_to_any_depth_and_mirrored(tmp_path):
+    touch(
+        tmp_path,
+        "in/b.PNG",
+        "in/a.jpg",
+        "in/deep/er/c.tiff",
+        "in/notes.txt",
+        "in/.hidden.png",
+        "in/.cache/d.png",
+    )
+    assert names(tmp_path, ["in"]) == (["a", "b", "deep/er/c"], [])
+
+
+def test_files_are_called_by_their_name_and_taken_once(tmp_path):
+    touch(tmp_path, "x/a.jpg", "y/b.weird")
+    assert names(tmp_path, ["x/a.jpg", "y/b.weird", "x/../x/a.jpg", "x"]) == (["a", "b"], [])
+
+
+def test_equal_names_in_different_folders_stay_apart(tmp_path):
+    touch(tmp_path, "x/a.jpg", "y/a.jpg", "y/b.jpg")
+    assert names(tmp_path, ["x", "y"])[0] == ["x/a", "y/a", "y/b"]
+    assert names(tmp_path, ["x/a.jpg", "y/a.jpg"])[0] == ["x/a", "y/a"]
+
+
+def test_files_that_differ_in_suffix_alone_keep_it(tmp_path):
+    touch(tmp_path, "a.jpg", "a.png", "b.png", "B.jpg")
+    assert sorted(names(tmp_path, ["."])[0]) == ["B.jpg", "a.jpg", "a.png", "b.png"]
+
+
+@pytest.mark.parametrize(
+    "files", [["a.jpg", "a.png", "a.jpg.png"], ["a.png", "a.tif", "a.png.tif", "A.PNG.bmp"]]
+)
+def test_no_two_outputs_share_a_name(tmp_path, files):
+    touch(tmp_path, *files)
+    found = names(tmp_path, ["."])[0]
+    assert len({n.lower() for n in found}) == len(files)
+
+
+def test_outputs_inside_the_input_folder_are_not_inputs(tmp_path):
+    touch(tmp_path, "a.jpg", "out/semseg/a.png")
+    assert names(tmp_path, ["."], "out")[0] == ["a"]
+
+
+def test_missing_and_empty(tmp_path):
+    (tmp_path / "empty").mkdir()
+    found, failures = names(tmp_path, ["empty", "nowhere.jpg"])
+    assert found == []
+    assert failures[0][0] == "empty" and failures[0][1].startswith(
+        "no images or videos, expected files that end in .jpg"
+    )
+    assert failures[1] == ("nowhere.jpg", "does not exist, expected an image, a video or a folder of them")
