@@ -24,7 +24,7 @@ RANKS = [
     {"dmtl.models", "dmtl.data"},
     {"dmtl.engine"},
     {"dmtl.predict"},
-    {"dmtl.evaluate"},
+    {"dmtl.evaluation"},
     {"dmtl.train"},
     {"dmtl.bench"},
     {"dmtl.report"},

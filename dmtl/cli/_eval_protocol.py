@@ -13,8 +13,8 @@ from dmtl.errors import CheckpointError, ConfigError, DataError
 if TYPE_CHECKING:
     from dmtl.cli.eval import Eval
     from dmtl.data import LabelledImages, Loader
-    from dmtl.evaluate.evaluation import Boundaries
-    from dmtl.evaluate.saved_maps import SavedMaps
+    from dmtl.evaluation.evaluate import Boundaries
+    from dmtl.evaluation.saved_maps import SavedMaps
     from dmtl.models import DiffusionMTL, MultiTaskBaseline
     from dmtl.tasks import Task
 
@@ -48,7 +48,7 @@ class Protocol:
 
     def primary(self, tasks: Mapping[str, Task]) -> dict[str, str]:
         """task -> its main figure by this protocol."""
-        from dmtl.evaluate.evaluation import Boundaries
+        from dmtl.evaluation.evaluate import Boundaries
 
         odsf = f"odsF_{self.boundaries}"
         scored = self.boundaries is not None
@@ -151,7 +151,7 @@ def loader_of(args: Eval, dataset: LabelledImages, names: list[str]) -> Loader:
 
 def protocol_of(args: Eval, loader: Loader) -> tuple[Protocol, Boundaries | None]:
     """The protocol, and how boundaries are scored by it."""
-    from dmtl.evaluate.evaluation import Boundaries
+    from dmtl.evaluation.evaluate import Boundaries
 
     dataset, rows, visible = loader.dataset, loader.order(0), loader.visible
     edge = next((t for t in visible.tasks if Boundaries.concern(dataset.tasks[t])), None)
@@ -177,7 +177,7 @@ def protocol_of(args: Eval, loader: Loader) -> tuple[Protocol, Boundaries | None
 
 def saved_maps(args: Eval, loader: Loader) -> SavedMaps:
     """The maps in the folder, one for every label that is scored."""
-    from dmtl.evaluate.saved_maps import SavedMaps
+    from dmtl.evaluation.saved_maps import SavedMaps
 
     dataset, rows, visible = loader.dataset, loader.order(0), loader.visible
     needed = {task: [dataset.ids[row] for row in rows[visible.column(task)[rows]]] for task in visible.tasks}

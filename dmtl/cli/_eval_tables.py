@@ -19,7 +19,7 @@ Primary = Mapping[str, tuple[str, float, bool]]  # task -> name, value, whether 
 
 def notes(tasks: Mapping[str, Task], boundaries: object | None) -> dict[str, dict[str, str]]:
     """task -> metric -> what it is, where its name does not say it."""
-    from dmtl.evaluate.evaluation import Boundaries
+    from dmtl.evaluation.evaluate import Boundaries
 
     found = {}
     for name, task in tasks.items():

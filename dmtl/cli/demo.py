@@ -131,7 +131,7 @@ def _bars(steps: int, out: Path) -> Iterator:
 
 def _compare(out: Path, model) -> None:
     """Print the metrics of both runs, and what denoising gained."""
-    from dmtl.evaluate.evaluation import primary_metrics
+    from dmtl.evaluation.evaluate import primary_metrics
     from dmtl.metrics import delta_mtl
 
     found = {

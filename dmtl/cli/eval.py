@@ -86,7 +86,7 @@ def main(arguments: list[str]) -> int:
     from dmtl.cli import _eval_protocol as protocols
     from dmtl.cli import _eval_tables as tables
     from dmtl.data import open_dataset
-    from dmtl.evaluate.evaluation import primary_metrics
+    from dmtl.evaluation.evaluate import primary_metrics
     from dmtl.runtime.distributed import connect
     from dmtl.runtime.files import write_text
 
@@ -139,8 +139,8 @@ def _scored(args: Eval, source, loader, several, tasks, boundaries, protocol, wo
     """Metrics and time for each number of steps; the maps are saved where they are asked for."""
     from rich.progress import track
 
-    from dmtl.evaluate.evaluation import evaluate
-    from dmtl.evaluate.saved_maps import MapWriter
+    from dmtl.evaluation.evaluate import evaluate
+    from dmtl.evaluation.saved_maps import MapWriter
     from dmtl.runtime.distributed import gathered
 
     options: dict[str, Any] = dict(tasks=tasks, seed=args.seed, boundaries=boundaries, world=world)

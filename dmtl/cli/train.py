@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
             return stopped.status
     if not trainer.world.main:
         return 0
-    from dmtl.evaluate.evaluation import primary_metrics
+    from dmtl.evaluation.evaluate import primary_metrics
 
     console.print(
         metric_table(

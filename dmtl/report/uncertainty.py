@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dmtl.data import LabelledImages, LabelMatrix, make_loader
 from dmtl.engine.engine import Engine
-from dmtl.evaluate.evaluation import evaluate
+from dmtl.evaluation.evaluate import evaluate
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.models.diffusion_mtl import Maps
 from dmtl.report.charts import number

@@ -18,7 +18,7 @@ import torch
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.data.loading.loader import Batch
 from dmtl.errors import CheckpointError, ConfigError, DmtlError
-from dmtl.evaluate.evaluation import Metrics, evaluate, primary_metrics
+from dmtl.evaluation.evaluate import Metrics, evaluate, primary_metrics
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, how_to_get, load_state, pretrained_source
 from dmtl.runtime.distributed import connect
 from dmtl.runtime.files import write_text

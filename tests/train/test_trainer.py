@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from dmtl.errors import CheckpointError, ConfigError, DataError
-from dmtl.evaluate.evaluation import evaluate
+from dmtl.evaluation.evaluate import evaluate
 from dmtl.metrics.delta import delta_mtl
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, load_model
 from dmtl.tasks import Scalar

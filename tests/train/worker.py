@@ -17,7 +17,7 @@ import torch
 from dmtl.data import eval_transform, make_loader, open_dataset
 from dmtl.data.loading.loader import Batch
 from dmtl.engine.engine import Engine
-from dmtl.evaluate.evaluation import Boundaries, Metrics, evaluate
+from dmtl.evaluation.evaluate import Boundaries, Metrics, evaluate
 from dmtl.metrics.boundary import Boundary
 from dmtl.models import ModelConfig, build_model
 from dmtl.runtime.distributed import World

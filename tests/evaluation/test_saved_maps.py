@@ -10,7 +10,7 @@ from PIL import Image
 
 from dmtl.data.loading.batch import Batch
 from dmtl.errors import DataError
-from dmtl.evaluate.saved_maps import MapWriter, SavedMaps, read_map
+from dmtl.evaluation.saved_maps import MapWriter, SavedMaps, read_map
 from tests.predict.conftest import TASKS
 
 SIZES = {"a": (5, 7), "sub/b": (6, 4)}

@@ -105,7 +105,7 @@ class MapWriter:
 
 
 class SavedMaps:
-    """The maps in a folder in the place of a model (`dmtl.evaluate.evaluation`).
+    """The maps in a folder in the place of a model (`dmtl.evaluation.evaluate`).
 
     Args:
         folder: see the module.

@@ -7,7 +7,7 @@ import torch
 from dmtl.data import LabelMatrix, eval_transform, make_loader, open_dataset
 from dmtl.diffusion import CounterNoise
 from dmtl.engine.engine import Engine
-from dmtl.evaluate.evaluation import Boundaries, evaluate, primary_metrics
+from dmtl.evaluation.evaluate import Boundaries, evaluate, primary_metrics
 from dmtl.metrics import Metric
 from dmtl.models import ModelConfig, build_model
 from dmtl.runtime.distributed import World
@@ -87,7 +87,7 @@ def test_primary_metrics(model, dataset):
 
 def test_shares_add_up_to_the_bit(model, dataset):
     """Each of three processes reads every third batch, and only those."""
-    from dmtl.evaluate import evaluation as room
+    from dmtl.evaluation import evaluate as room
 
     alone = evaluate(model, batches(dataset, 1), initial=True)
     scores = room._Scores(model.eval(), model.tasks, True, None, lambda batch, maps: None)
