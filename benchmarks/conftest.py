@@ -8,6 +8,7 @@ import torch
 
 from . import harness
 
+NO_WORK = harness.Work()
 torch.set_num_threads(int(os.environ.get("DMTL_BENCH_THREADS", torch.get_num_threads())))
 
 
@@ -24,7 +25,7 @@ def bench(benchmark, request):
     """Times one contender of an op on one call; see `harness`. Rates, the floor and its fraction go into the
     row's extra_info."""
 
-    def run(spec, contender, call, eager, work=harness.Work(), backward=False):
+    def run(spec, contender, call, eager, work=NO_WORK, backward=False):
         parameters = request.node.callspec.params
         dtype = harness.DTYPES[parameters["dtype"]]
         benchmark.group = f"{request.node.originalname} {parameters['size']} {parameters['dtype']}"

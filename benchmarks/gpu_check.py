@@ -118,8 +118,8 @@ def finished(command: list[str], limit_s: int) -> tuple[int, str]:
         return 124, out.decode(errors="replace") + f"\nstopped after {limit_s} s"
 
 
-# What of the operator benchmarks fits into the command's time: the published image and a training batch, compiled torch
-# on the first in bfloat16.
+# What of the operator benchmarks fits into the command's time: the published image and a training batch,
+# compiled torch on the first in bfloat16.
 SELECTED = "(published-1 or training-ragged) and not (compiled and (float32 or training-ragged))"
 COSTLY_FIRST = ("conv3x3", "cross_attention", "token_mlp")
 

@@ -1,5 +1,7 @@
-"""batch_norm with its clamp on layers of EfficientNet-Lite0 in a training step, next to the library's batch norm and clamp:
-NCHW as published, in channels-last, and compiled."""
+"""batch_norm with its clamp on layers of EfficientNet-Lite0 in a training step.
+
+Next to the library's batch norm and clamp: NCHW as published, in channels-last, and compiled.
+"""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def test_expert_keeps_the_faster(monkeypatch):
     model, image = small_model(), torch.randn(1, 3, 32, 32)
     for times, how in (((1.0, 2.0), "compiled max-autotune"), ((2.0, 1.0), "eager, channels_last; compiled")):
         clock = iter(times)
-        monkeypatch.setattr(module, "fastest_s", lambda *_: next(clock))  # noqa: B023
+        monkeypatch.setattr(module, "fastest_s", lambda *_: next(clock))
         assert Expert(model, image, precision="fp32").how.startswith(how)
 
 

@@ -139,8 +139,8 @@ def test_loss_weights_of_the_released_run_are_the_tasks_own():
 
 def test_the_recipe_is_written_down_once():
     assert differences(read_config(CONFIGS / "bases" / "recipe.toml"), recipe()) == set()
-    expected = {"out", "data.root", "data.tasks", "data.labels", "data.label_tasks", "data.size", "data.scale",
-                "data.train_count", "data.val_count"}  # fmt: skip
+    data = ("root", "tasks", "labels", "label_tasks", "size", "scale", "train_count", "val_count")
+    expected = {"out", *(f"data.{key}" for key in data)}
     for name in ("camvid-one-label", "nyud-one-label", "scenes-one-label"):
         assert differences(read_config(CONFIGS / f"{name}.toml"), recipe()) <= expected, name
     assert differences(read_config(CONFIGS / "claims" / "nyud.toml"), recipe()) <= expected | {

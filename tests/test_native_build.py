@@ -75,16 +75,14 @@ def test_sanitizers(tmp_path):
         pytest.skip("g++ has no address sanitizer here")
     (tmp_path / "tree").mkdir()
     mirror(tmp_path / "tree", build_core(tmp_path / "build", "-DDMTL_SANITIZE=ON"))
-    environment = (
-        os.environ
-        | {
-            "LD_PRELOAD": " ".join(runtimes),
-            "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",  # Python and torch leave much to the end of the process
-            "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "OMP_NUM_THREADS": "2",
-        }
-    )
+    environment = os.environ | {
+        "LD_PRELOAD": " ".join(runtimes),
+        # Python and torch leave much to the end of the process.
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "2",
+    }
     where = "from dmtl import native; print(native.core().__file__)"
     loaded = run([sys.executable, "-c", where], cwd=tmp_path / "tree", env=environment).stdout
     assert loaded.startswith(str(tmp_path / "tree")), loaded
@@ -103,7 +101,8 @@ def test_cuda_sources(tmp_path, source, arch):
     done = run(
         [
             NVCC, f"-arch={arch}", "-std=c++17", "-O3", "--fmad=false", "-I", ROOT / "csrc" / "include",
-            "-Xcompiler", "-Wall,-Wextra,-Werror,-fPIC", "-Xptxas", "-v", "-c", source, "-o", tmp_path / "kernels.o",
+            "-Xcompiler", "-Wall,-Wextra,-Werror,-fPIC", "-Xptxas", "-v", "-c", source,
+            "-o", tmp_path / "kernels.o",
         ]
     )  # fmt: skip
     report = done.stdout + done.stderr

@@ -64,7 +64,10 @@ def mib(size: float) -> str:
 
 @contextmanager
 def training_bars() -> Iterator[Callable[[str], Callable[[int, int, float], None]]]:
-    """Yield a function `label -> on_step(step, steps, loss)`, a bar each with the loss and the time to finish."""
+    """Yield a function `label -> on_step(step, steps, loss)`.
+
+    Each label gets a bar with the loss and the time to finish.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

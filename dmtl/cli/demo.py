@@ -31,8 +31,8 @@ class Demo:
     """Learn six tasks from rendered images with one label each, compare with the plain multi-task baseline,
     write a report.
 
-    Trains both models (at the same time, with one thread each, if the machine has several cores), predicts a few
-    images, and writes OUT/report.html.
+    Trains both models (at the same time, with one thread each, if the machine has several cores), predicts a
+    few images, and writes OUT/report.html.
     """
 
     out: str = "runs/demo"
@@ -140,8 +140,9 @@ def _compare(out: Path, model) -> None:
     }
     baseline, ours = found.values()
     console.print(metric_table("", found, primary_metrics(ours, model.tasks)))
+    delta = delta_mtl(ours, baseline, model.tasks)
     console.print(
-        f"Delta_MTL of DiffusionMTL against the MTL baseline: [bold]{delta_mtl(ours, baseline, model.tasks):+.2f} %[/bold] "
+        f"Delta_MTL of DiffusionMTL against the MTL baseline: [bold]{delta:+.2f} %[/bold] "
         "(one seed, equal steps)"
     )
 

@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> int:
 
 
 def defaults(kind: type, arguments: list[str]):
-    """Return an instance of `kind` with the values of the TOML file that comes first, or else of the recipe."""
+    """Return an instance of `kind` with the values of the TOML file that comes first, or of the recipe."""
     named = bool(arguments) and not arguments[0].startswith("-")
     config = read_config(arguments[0]) if named else recipe()
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(RunConfig)}

@@ -5,9 +5,9 @@
     out.maps["semseg"], out.maps["depth"]
     engine(image).final["depth"]                 # logits, as model(image) gives them
 
-What depends on the parameters alone is prepared once (`dmtl.engine.network`); logits of the image's size never
-exist; a GPU replays one CUDA graph for each kind of call; large images go in tiles when memory would not
-suffice (`dmtl.engine.tiles`); several draws of the noise give a map of how sure the model is
+What depends on the parameters alone is prepared once (`dmtl.engine.network`); logits of the image's size
+never exist; a GPU replays one CUDA graph for each kind of call; large images go in tiles when memory would
+not suffice (`dmtl.engine.tiles`); several draws of the noise give a map of how sure the model is
 (`dmtl.engine.noise`). In fp32 an engine computes the function of the model it was made of.
 """
 

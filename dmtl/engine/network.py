@@ -164,7 +164,8 @@ class Network:
             return self.mtdnet.logits(state), len(run.plan.levels)
         now: dict[str, Tensor] = {}
         steps = 0
-        for steps, state in enumerate(self.mtdnet.chain(start, run, every=True), 1):
+        for state in self.mtdnet.chain(start, run, every=True):
+            steps += 1
             before, now = now, self.mtdnet.logits(state)
             if before and _change(now, before) <= tolerance:
                 break

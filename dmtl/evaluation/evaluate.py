@@ -78,8 +78,9 @@ def evaluate(
 
     Args:
         model: a model, whose mode is restored; or a `dmtl.Engine`; or what has `tasks`, `device` and
-            `maps_of(batch, names)` -> decoded maps, such as `dmtl.evaluation.saved_maps.SavedMaps`. Of an engine
-            that averages several draws, tasks also get "uncertainty_auroc" (`dmtl.metrics.ErrorAuroc`).
+            `maps_of(batch, names)` -> decoded maps, such as `dmtl.evaluation.saved_maps.SavedMaps`. With an
+            engine that averages several draws, tasks also get "uncertainty_auroc"
+            (`dmtl.metrics.ErrorAuroc`).
         tasks: default every task that model and batches share. As a mapping, the tasks as the data set has
             them: these then say which label values count, the names of classes, and the figures.
         steps: denoising steps, default as trained; an engine also takes "auto".

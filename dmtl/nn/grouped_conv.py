@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ class GroupedConv:
     def join(cls, groups: Sequence[GroupedConv]) -> GroupedConv:
         """The tasks of several groups as one."""
         lists = [[getattr(group, f.name) for group in groups] for f in fields(cls)]
-        return cls(*(None if None in parts else sum(parts, []) for parts in lists))
+        return cls(*(None if None in parts else list(chain.from_iterable(parts)) for parts in lists))
 
     def shifted(self, shift_K: Tensor) -> GroupedConv:
         """With a vector added to every task's bias."""

@@ -9,8 +9,8 @@ Gradients, with g = grad where low < weight x_hat + bias < high, else 0:
 
     d_bias = sum g,    d_weight = sum g x_hat,    d_x = weight inv_std (g - d_bias / n - x_hat d_weight / n)
 
-Numerics: x float32, bfloat16 or float16; everything else and all arithmetic in float32, one rounding at the end; float64
-in the reference. Running statistics are the caller's business: mean and inv_std are returned.
+Numerics: x float32, bfloat16 or float16; everything else and all arithmetic in float32, one rounding at the
+end; float64 in the reference. Running statistics are the caller's business: mean and inv_std are returned.
 """
 
 from __future__ import annotations
@@ -97,14 +97,15 @@ def batch_norm(
     """Normalise every channel over the batch, scale and shift it, and clamp.
 
     Args:
-        x: [B, C, H, W] float32, bfloat16, float16 (or float64), any strides, with two pixels of a channel or more.
+        x: [B, C, H, W] float32, bfloat16, float16 (or float64), any strides, with two pixels of a channel or
+            more.
         weight, bias: [C] float32 or of x's dtype.
         eps: added to the variance.
         low, high: the clamp: 0 and infinity for ReLU, 0 and 6 for ReLU6.
 
     Returns:
-        The map [B, C, H, W] of x's dtype, channels_last; mean and 1 / sqrt(variance + eps), float32 [C] (float64 for
-        float64), without gradient.
+        The map [B, C, H, W] of x's dtype, channels_last; mean and 1 / sqrt(variance + eps), float32 [C]
+        (float64 for float64), without gradient.
         Differentiable once, in x, weight and bias.
 
     Raises:

@@ -1,16 +1,17 @@
 """Depthwise convolution: every channel with its own small filter, and zeros around the map.
 
-Legend: B images, C channels, H x W the map, k the filter's side (3 or 5), s the stride (1 or 2), p the padding on the
-left and top; h = ceil(H / s), w = ceil(W / s).
+Legend: B images, C channels, H x W the map, k the filter's side (3 or 5), s the stride (1 or 2), p the
+padding on the left and top; h = ceil(H / s), w = ceil(W / s).
 
     out[b, c, i, j] = sum over u, v < k of weight[c, 0, u, v] x[b, c, s i + u - p, s j + v - p]
 
-x is zero outside the map. Padding on the right and bottom is whatever the last filter position needs, so that p = k // 2
-at stride 1 is the usual symmetric padding, and p = (k - 2) // 2 at stride 2 is TensorFlow's "SAME" for even sizes.
-Gradients: d_x gathers weight times grad over the positions that read a pixel; d_weight sums grad times x over images and
-positions.
-Numerics: float32, bfloat16 and float16 in and out, arithmetic in float32, one rounding at the end; float64 in the
-reference.
+x is zero outside the map. Padding on the right and bottom is whatever the last filter position needs, so that
+p = k // 2 at stride 1 is the usual symmetric padding, and p = (k - 2) // 2 at stride 2 is TensorFlow's "SAME"
+for even sizes.
+Gradients: d_x gathers weight times grad over the positions that read a pixel; d_weight sums grad times x over
+images and positions.
+Numerics: float32, bfloat16 and float16 in and out, arithmetic in float32, one rounding at the end; float64 in
+the reference.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ from ._registry import Operator, OpSpec, add
 from ._rows import wide_dtype
 
 _SCHEMA = "(Tensor x, Tensor weight, int stride, int padding) -> Tensor"
-_BACKWARD_SCHEMA = "(Tensor grad, Tensor x, Tensor weight, int stride, int padding, bool need_x, bool need_weight) -> (Tensor, Tensor)"
+_BACKWARD_SCHEMA = (
+    "(Tensor grad, Tensor x, Tensor weight, int stride, int padding, bool need_x, bool need_weight)"
+    " -> (Tensor, Tensor)"
+)
 
 
 def _out_shape(x: Tensor, stride: int) -> tuple[int, ...]:
@@ -115,7 +119,8 @@ def depthwise_conv(x: Tensor, weight: Tensor, *, stride: int = 1, padding: int |
         x: [B, C, H, W] float32, bfloat16, float16 (or float64), any strides.
         weight: [C, 1, k, k] of x's dtype, k 3 or 5.
         stride: 1 or 2.
-        padding: zeros on the left and top, below k; default k // 2. On the right and bottom as many as needed.
+        padding: zeros on the left and top, below k; default k // 2. On the right and bottom as many as
+            needed.
 
     Returns:
         [B, C, ceil(H / stride), ceil(W / stride)], channels_last. Differentiable once, in x and weight.

@@ -6,6 +6,7 @@ so that the next process need not measure. DMTL_CACHE="" remembers nothing; dele
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -102,10 +103,8 @@ def _store(device: torch.device, name: str, kind: Hashable, winner: str) -> None
         return
     choices = _choices()
     choices.setdefault(_machine(device), {}).setdefault(name, {})[repr(kind)] = winner
-    try:
+    with contextlib.suppress(OSError):
         write_text(folder / "choices.json", json.dumps(choices, indent=1, sort_keys=True) + "\n")
-    except OSError:
-        pass
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:

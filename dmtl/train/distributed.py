@@ -1,8 +1,8 @@
 """One run on several processes: torchrun's environment, DDP or FSDP2, states that do not know how many.
 
-Every process reads its rows of the same global batch (`dmtl.data.loading.loader`) and divides its loss by the number
-of images of the whole step. Gradients of a wrapped module are therefore *sums* over the processes, and equal
-those of one process with the whole batch, to rounding.
+Every process reads its rows of the same global batch (`dmtl.data.loading.loader`) and divides its loss by the
+number of images of the whole step. Gradients of a wrapped module are therefore *sums* over the processes, and
+equal those of one process with the whole batch, to rounding.
 
 Processes have labels of different tasks, and the parameters of a task get a gradient only where it is
 labelled. Both DDP and FSDP2 want every process to reduce the same gradients: here every trainable parameter

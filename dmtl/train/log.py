@@ -28,7 +28,7 @@ class RunLog:
             return
         kept = [row for row in self.read(self.path) if row["step"] <= resume_step] if resume_step else []
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = open(self.path, "a", encoding="utf-8")
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
         self._writer = _summary_writer(directory / "tensorboard", resume_step) if tensorboard else None
 
     def write(self, event: str, step: int, **values) -> None:

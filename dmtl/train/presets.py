@@ -9,10 +9,11 @@ from dmtl.train.config import DataConfig, LogConfig, OptimConfig, RunConfig
 
 
 def recipe() -> RunConfig:
-    """Return what `dmtl train` starts from without a CONFIG: the settings that measured best on small real data sets.
+    """Return what `dmtl train` starts from without a CONFIG.
 
-    A small network on a pretrained encoder, which a CPU trains in minutes (`docs/results.md`); the published network is
-    in `configs/`. Without the encoder's weights (extra `dmtl[encoders]`) training starts from random ones.
+    These settings measured best on small real data sets: a small network on a pretrained encoder, which a CPU
+    trains in minutes (`docs/results.md`). The published network is in `configs/`. Without the encoder's
+    weights (extra `dmtl[encoders]`) training starts from random ones.
     """
     return RunConfig(
         data=DataConfig(size=(128, 160)),
@@ -24,7 +25,7 @@ def recipe() -> RunConfig:
 
 
 def demo_config() -> RunConfig:
-    """Return the recipe on rendered rooms with one label each: `configs/scenes-one-label.toml`, cut to a few minutes."""
+    """Return `configs/scenes-one-label.toml`, the recipe on rendered rooms, cut to a few minutes."""
     base = recipe()
     return dataclasses.replace(
         base,

@@ -105,7 +105,7 @@ def choose_labels(
 
 
 def _split_table(config: DataConfig, dataset: LabelledImages) -> LabelMatrix:
-    """Read a table of visible labels. The rows of one without names are the training images in their order."""
+    """Read a table of visible labels. Rows without names are the training images in their order."""
     table = read_split_table(config.labels, config.label_tasks)
     unnamed = table.ids == [f"train/{row}" for row in range(len(table.ids))]
     if unnamed and not set(dataset.ids) & set(table.ids):

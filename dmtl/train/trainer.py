@@ -110,8 +110,8 @@ class Trainer:
         name = config.model.backbone
         if weights and config.optim.backbone_weights == "auto" and pretrained_source(name) is None:
             self.say(
-                f"the encoder {name} starts from random weights, which costs much accuracy on small data sets; "
-                f"for its ImageNet weights: {how_to_get(name)} (optim.backbone_weights)"
+                f"the encoder {name} starts from random weights, which costs much accuracy on small data "
+                f"sets; for its ImageNet weights: {how_to_get(name)} (optim.backbone_weights)"
             )
         if device.type == "cuda":  # a CPU's library reorders weights itself, and its optimiser would copy
             self.model = self.model.to(memory_format=torch.channels_last)

@@ -18,8 +18,8 @@ def batch_norm(x, weight, bias, eps, low, high) -> tuple[Tensor, Tensor, Tensor]
     out, sizes = empty(x.shape, x.dtype, torch.channels_last), _sizes(x)
     mean, inv_std = (torch.empty(x.shape[1]) for _ in range(2))
     CPU.call(
-        "batch_norm", x, out=out, mean=mean, inv_std=inv_std, sums=_scratch(sizes), x=x, weight=_dense(weight),
-        bias=_dense(bias), eps=eps, low=low, high=high, **sizes,
+        "batch_norm", x, out=out, mean=mean, inv_std=inv_std, sums=_scratch(sizes), x=x,
+        weight=_dense(weight), bias=_dense(bias), eps=eps, low=low, high=high, **sizes,
     )  # fmt: skip
     return out, mean, inv_std
 
@@ -30,8 +30,9 @@ def batch_norm_backward(grad, x, weight, bias, mean, inv_std, low, high) -> tupl
     d_x, sizes = empty(x.shape, x.dtype, torch.channels_last), _sizes(x)
     d_weight, d_bias = (torch.empty(x.shape[1]) for _ in range(2))
     CPU.call(
-        "batch_norm_backward", x, d_x=d_x, d_weight=d_weight, d_bias=d_bias, sums=_scratch(sizes), grad=grad, x=x,
-        weight=_dense(weight), bias=_dense(bias), mean=_dense(mean), inv_std=_dense(inv_std), low=low, high=high, **sizes,
+        "batch_norm_backward", x, d_x=d_x, d_weight=d_weight, d_bias=d_bias, sums=_scratch(sizes), grad=grad,
+        x=x, weight=_dense(weight), bias=_dense(bias), mean=_dense(mean), inv_std=_dense(inv_std), low=low,
+        high=high, **sizes,
     )  # fmt: skip
     return d_x, d_weight.to(weight.dtype), d_bias.to(bias.dtype)
 

@@ -60,9 +60,8 @@ def cross_attention_backward(
         "d_norm_y_weight": vector, "d_norm_y_bias": vector, "d_q_weight": square,
         "d_kv_weight": [2 * width, width], "d_proj_weight": square, "d_proj_bias": vector, "d_q": x.shape,
     }  # fmt: skip
-    gradients |= dict.fromkeys(
-        ("d_x", "d_norm_x_weight", "d_norm_x_bias", "d_q_weight") if given else ("d_q",), [0]
-    )
+    unused = ("d_x", "d_norm_x_weight", "d_norm_x_bias", "d_q_weight") if given else ("d_q",)
+    gradients |= {name: [0] for name in unused}
     make = torch.empty if rows else torch.zeros
     gradients = {name: make(shape, dtype=x.dtype) for name, shape in gradients.items()}
     if rows:

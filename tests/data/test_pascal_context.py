@@ -146,7 +146,7 @@ def test_the_fixture_holds_what_the_distribution_does(written):
         open_distribution(written, "val"), PascalContext
     )
     parts_of_people, with_people = 0, 0
-    for number, id in enumerate(ids):
+    for id in ids:
         with Image.open(written / f"JPEGImages/{id}.jpg") as image:
             assert image.format == "JPEG" and (image.height, image.width) == SIZE
         label_map = scipy.io.loadmat(written / f"pascal-context/trainval/{id}.mat")["LabelMap"]

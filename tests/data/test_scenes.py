@@ -330,7 +330,7 @@ def test_rendering_is_fast_enough_to_train_from():
     data.read(0)
     ratios = []
     for start in (1, 11, 21):
-        images = computing_time(lambda: [data.read(index) for index in range(start, start + 9)])  # noqa: B023
+        images = computing_time(lambda: [data.read(index) for index in range(start, start + 9)])
         ratios.append(images / 9 / computing_time(lambda: [number * number for number in range(2_000_000)]))
     assert min(ratios) < 1
 

@@ -73,7 +73,7 @@ def check(model, maps: dict[str, torch.Tensor], pixels: torch.Tensor, **options)
 
 
 FORMS = {
-    "feature": dict(),
+    "feature": {},
     "prediction": dict(diffusion="prediction", residual=True, token_reduction=2),
     "residual": dict(residual=True, eta=0.0),
     "control": dict(without=["noise", "condition"]),

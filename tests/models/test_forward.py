@@ -83,7 +83,7 @@ def test_every_backend_gives_the_same_model(diffusion, backend):
 @pytest.mark.parametrize(
     "options",
     [
-        dict(),
+        {},
         dict(diffusion="prediction"),
         dict(residual=True),
         dict(diffusion="prediction", residual=True),

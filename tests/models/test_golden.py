@@ -42,8 +42,9 @@ def forced(backend: str):
     return use_backend(**dict.fromkeys(names, backend))
 
 
-# Automatic choice in the quick run; each backend by force in the long one. (Triton on a GPU: its interpreter takes
-# four minutes and more for a case of this width; `test_every_backend_gives_the_same_model` runs it on a narrow one.)
+# Automatic choice in the quick run; each backend by force in the long one. (Triton on a GPU: its interpreter
+# takes four minutes and more for a case of this width; `test_every_backend_gives_the_same_model` runs it on a
+# narrow one.)
 BACKENDS = [pytest.param(None, id="automatic")] + [
     pytest.param(name, marks=[pytest.mark.slow, pytest.mark.skipif(bool(_unfit(name)), reason=_unfit(name))])
     for name in ("reference", "cpu", "triton", "cuda")

@@ -26,10 +26,10 @@ def same(a, b):
 @pytest.mark.parametrize(
     ("options", "arguments"),
     [
-        (dict(), dict(noise=CounterNoise(3, torch.tensor([9, 2])))),
+        ({}, dict(noise=CounterNoise(3, torch.tensor([9, 2])))),
         (dict(diffusion="prediction", residual=True, token_reduction=2), dict(steps=3, eta=0.0, trace=True)),
         (dict(diffusion="none"), dict(tasks=("edge",))),
-        (dict(without=["noise", "condition"]), dict()),
+        (dict(without=["noise", "condition"]), {}),
     ],
 )
 def test_whole_graph(options, arguments):
@@ -49,7 +49,7 @@ def test_whole_graph_after_an_eager_call():
     same(model(image).final, expected)
 
 
-@pytest.mark.parametrize("options", [dict(), dict(diffusion="prediction"), dict(diffusion="none")])
+@pytest.mark.parametrize("options", [{}, dict(diffusion="prediction"), dict(diffusion="none")])
 def test_export(options):
     model, image = small_model(**options), torch.randn(2, 3, 64, 64)
     program = torch.export.export(model, (image,))

@@ -146,7 +146,8 @@ def markdown(rows: list[dict]) -> str:
     archs = sorted({row["arch"] for row in rows})
     names = " / ".join(f"sm_{arch}" for arch in archs)
     lines = [
-        f"| kernel | data | configuration | forms | registers, {names} | shared bytes | stack bytes | wgmma |",
+        f"| kernel | data | configuration | forms | registers, {names} | shared bytes | stack bytes "
+        "| wgmma |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for (kernel, dtype, config), forms in sorted(groups.items()):

@@ -1,4 +1,4 @@
-"""batch_norm beyond the generic tests: the library's batch norm, large means, bad arguments; and the module's view."""
+"""batch_norm beyond the generic tests: the library's batch norm, large means, bad arguments; the module."""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ def composed(
         query = F.layer_norm(x, (width,), norm_x_weight, norm_x_bias, eps) @ q_weight.T
     k, v = (F.layer_norm(y, (width,), norm_y_weight, norm_y_bias, eps) @ kv_weight.T).chunk(2, dim=-1)
     found = []
-    for q, k, v in zip(*(part.split(width // heads, dim=-1) for part in (query, k, v)), strict=True):
+    parts = (part.split(width // heads, dim=-1) for part in (query, k, v))
+    for q, k, v in zip(*parts, strict=True):
         scores = torch.einsum("rnd,rmd->rnm", q, k) / (width // heads) ** 0.5
         found.append(torch.einsum("rnm,rmd->rnd", scores.softmax(-1), v))
     return x + torch.cat(found, dim=-1) @ proj_weight.T + proj_bias

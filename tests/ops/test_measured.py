@@ -58,7 +58,7 @@ def test_nothing_is_measured_in_a_graph_or_when_deterministic(monkeypatch):
 
 
 def test_choices_of_a_gpu_are_remembered_on_disk(monkeypatch, tmp_path):
-    """By the next process on the same machine; not by another machine, name or kind, not from a broken file."""
+    """By the next process on this machine; not by another machine, name or kind; not from a broken file."""
     cuda = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(measure, "_machine", lambda device: "a GPU")

@@ -50,7 +50,7 @@ def test_last_step_is_the_identity(backend, layout):
     x0_hat, x_t = x0_hat.to(memory_format=layout), x_t.to(memory_format=layout)
     t_B = torch.zeros(3, dtype=torch.int64)
     with dmtl.ops.use_backend(backend):
-        for noise in (dict(), dict(key_B3=KEYS), dict(noise=torch.full_like(x0_hat, torch.inf))):
+        for noise in ({}, dict(key_B3=KEYS), dict(noise=torch.full_like(x0_hat, torch.inf))):
             assert torch.equal(dmtl.ops.posterior_step(x0_hat, x_t, t_B, **TABLES, **noise), x0_hat)
 
 

@@ -292,7 +292,7 @@ def test_the_summary_says_what_bounds(model, tmp_path, monkeypatch, stage):
     for pause in (0.04, 0.4, 4.0):
 
         def slow(*arguments, **options):
-            time.sleep(pause)  # noqa: B023
+            time.sleep(pause)
             return real(*arguments, **options)
 
         monkeypatch.setattr(where, name, slow)

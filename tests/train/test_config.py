@@ -154,7 +154,7 @@ def test_a_table_does_not_hide_a_wrong_value(tmp_path):
 
 
 def test_weights_of_tasks_that_are_left_out(config_for):
-    """A single-task run keeps the weights of the runs beside it; a name that no task has is still an error."""
+    """A single-task run keeps the weights of the runs next to it; a name that no task has is an error."""
     data = open_data(config_for(data=dict(tasks=["edge"])).data, {"edge": 3.5, "semseg": 2.0})
     assert {name: task.weight for name, task in data.tasks.items()} == {"edge": 3.5}
     with pytest.raises(

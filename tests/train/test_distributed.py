@@ -113,7 +113,7 @@ def test_a_checkpoint_of_two_processes_goes_on_with_one_and_three(images, tmp_pa
                 value,
                 rtol=0,
                 atol=2e-4,  # of 8e-3: AdamW makes steps of gradients that are rounding errors alone
-                msg=lambda text, key=key: f"{name}, {key}: {text}",
+                msg=lambda text, name=name, key=key: f"{name}, {key}: {text}",
             )
 
 

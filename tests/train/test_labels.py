@@ -1,4 +1,4 @@
-"""Which labels a run sees: splits among more tasks than it learns, published files, nothing that is hidden."""
+"""Which labels a run sees: splits among more tasks than it learns, published files, nothing hidden."""
 
 import itertools
 import shutil
@@ -57,8 +57,8 @@ def test_published_files(config_for, images, tmp_path):
     np.save(tmp_path / "l.npy", np.array({**lists, "other": ids}, dtype=object), allow_pickle=True)
     shown = LabelMatrix(ids, TASKS, expected.matrix | ~expected.matrix.any(1, keepdims=True))
     assert open_data(config_for(data=dict(labels=str(tmp_path / "l.npy"))).data).labels == expected
+    np.save(tmp_path / "l.npy", np.array({"semseg": ids, "edge": ids}, dtype=object), allow_pickle=True)
     with pytest.raises(DataError, match="l.npy: no column for task 'heat'"):
-        np.save(tmp_path / "l.npy", np.array({"semseg": ids, "edge": ids}, dtype=object), allow_pickle=True)
         open_data(config_for(data=dict(labels=str(tmp_path / "l.npy"))).data)
     by_image = {i: [int(on) for on in row] for i, row in zip(reversed(ids), shown.matrix[::-1])}
     torch.save(by_image, tmp_path / "l")
@@ -71,7 +71,7 @@ def test_published_files(config_for, images, tmp_path):
 
 
 def test_a_table_without_names_is_in_the_order_of_the_images(config_for, tmp_path):
-    """As MTPSL published them: a row for each training image, whatever its name, and no other number of rows."""
+    """As MTPSL published them: one row for each training image, whatever its name, and no other number."""
     rows = torch.tensor([[n % 2, n == 3, n % 3 == 0] for n in range(8)]).float()
     torch.save({"labels_weights": rows}, tmp_path / "l.pth")
     data = dict(labels=str(tmp_path / "l.pth"), label_tasks=TASKS)

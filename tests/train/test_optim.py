@@ -269,7 +269,7 @@ def test_shapes_are_those_of_torch(options, scheduler_of):
     assert ours == pytest.approx(torch_rates(scheduler_of, 50), rel=1e-6, abs=1e-12)
 
 
-@pytest.mark.parametrize("options", [dict(), dict(steps=1200, lr=3e-4), dict(warmup=0, power=0.5, steps=77)])
+@pytest.mark.parametrize("options", [{}, dict(steps=1200, lr=3e-4), dict(warmup=0, power=0.5, steps=77)])
 def test_default_is_the_rate_of_earlier_runs(options):
     """lr warm (1 - step / steps)^power in that order: to the last bit after the warm-up, and in the
     optimiser's float32 everywhere."""

@@ -495,7 +495,7 @@ def test_on_step_is_told_the_progress(config_for):
     )
 
 
-@pytest.mark.parametrize("options", [dict(), dict(ema=0.9), dict(precision="fp16")])
+@pytest.mark.parametrize("options", [{}, dict(ema=0.9), dict(precision="fp16")])
 def test_a_step_waits_for_nothing(config_for, monkeypatch, options):
     """No tensor is read by the host inside a step; on a GPU each such reading would wait for the device."""
     trainer = Trainer(config_for(optim=options))

@@ -43,7 +43,7 @@ RUNS = {  # of the model, of the optimiser
     "consistency": (dict(diffusion="none"), dict(consistency=2.0, optimizer="adam")),
 }
 EXECUTIONS = {
-    "ddp": dict(),
+    "ddp": {},
     "ddp, one image at a time": dict(micro_batch=1),
     "fsdp": dict(parallel="fsdp"),
     "fsdp, one image at a time": dict(parallel="fsdp", micro_batch=1),

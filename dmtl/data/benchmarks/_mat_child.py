@@ -1,4 +1,4 @@
-"""The process that parses MATLAB files for `dmtl.data.benchmarks.mat`; run by its path, it imports nothing of dmtl.
+"""The process that parses MATLAB files for `dmtl.data.benchmarks.mat`; it imports nothing of dmtl.
 
 It is started with a socket as its standard input and the limits as JSON, says {"ready": true} or {"fatal":
 why}, and then answers requests until the socket closes. A message is two lengths (`LENGTHS`), a text in JSON

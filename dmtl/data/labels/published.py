@@ -141,7 +141,7 @@ def _npy(data: bytes) -> tuple[Any, ReadStorage]:
     if np.lib.format.read_magic(file) != (1, 0):
         raise UnreadablePickle("an unknown version of .npy")
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    if shape != () or dtype != object:
+    if shape != () or dtype.kind != "O":
         raise UnreadablePickle(f"an array of {str(dtype)[:40]} of shape {list(shape)}")
     array, _ = load(file)
     if not isinstance(array, Array) or array.shape != () or len(array.items) != 1:

@@ -69,7 +69,7 @@ class Batch:
         parts = []
         for start in range(0, len(self), size):
             rows = slice(start, start + size)
-            part = self._each(lambda tensor: tensor[rows])
+            part = self._each(lambda tensor, rows=rows: tensor[rows])
             part.ids, part.valid_size = self.ids[rows], self.valid_size[rows]
             part.valid_at = self.valid_at[rows]
             part.present = {name: on[rows] for name, on in self.present.items()}
