@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dmtl.data.loading.loader import Batch
 from dmtl.errors import ConfigError
 from dmtl.models import DiffusionMTL
-from dmtl.runtime.distributed import World
+from dmtl.runtime.distributed import World, any_rank, gathered, total
 from dmtl.runtime.memory import return_freed
 from dmtl.train import distributed
 from dmtl.train.config import RunConfig
@@ -134,7 +134,7 @@ class Step:
         if self._taken:
             last = self._taken[-1]
             stacked = torch.stack([value.double() for value in last.values.values()])
-            distributed.total(stacked)
+            total(stacked)
             report.values = dict(zip(last.values, stacked.tolist(), strict=True))
             report.values |= {f"loss/{name}": float(norm) for name, norm in last.norms.items()}
         report.in_a_row = self.in_a_row
@@ -212,7 +212,7 @@ class Step:
         some labels asks for the map of every task) and all decoders."""
         if self.objective.consistency is None:
             return False
-        return distributed.any_rank(len(TaskPairs.of(batch.present)) > 0)
+        return any_rank(len(TaskPairs.of(batch.present)) > 0)
 
     def denoises(self, number: int) -> bool:
         """Whether MTDNet has joined by this step."""
@@ -244,7 +244,7 @@ class Step:
                 bad = bad | ~torch.isfinite(norm)
         if self.world.size == 1:
             return bad
-        return distributed.total(bad.float()) > 0
+        return total(bad.float()) > 0
 
     def _observe(self, losses: PairLosses, bad: Tensor) -> None:
         """The weighting leaves out what is not finite."""
@@ -281,7 +281,7 @@ class Step:
             if bad:
                 found[task] = bad
         spoiled = not math.isfinite(taken.values["loss"])  # by what belongs to no pair alone, if by none
-        everywhere = distributed.gathered((found, all_pairs, spoiled))
+        everywhere = gathered((found, all_pairs, spoiled))
         of_loss = any(found for found, _, _ in everywhere)
         merged: dict[str, list[str]] = {}
         for found, pairs, _ in everywhere:

@@ -20,7 +20,7 @@ from dmtl.data.loading.loader import Batch
 from dmtl.errors import CheckpointError, ConfigError, DmtlError
 from dmtl.evaluation.evaluate import Metrics, evaluate, primary_metrics
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, how_to_get, load_state, pretrained_source
-from dmtl.runtime.distributed import connect
+from dmtl.runtime.distributed import any_rank, barrier, connect, gathered, total
 from dmtl.runtime.files import write_text
 from dmtl.train import distributed
 from dmtl.train.best import Best, read_reference
@@ -220,7 +220,7 @@ class Trainer:
             self.ema.update(self.step)
         self.step += 1
         if self.step % self.steps_per_epoch == 0:
-            self.weighting.end_epoch(distributed.total)
+            self.weighting.end_epoch(total)
 
     def _between_steps(self, log: RunLog, stop: StopRequest) -> None:
         """Evaluation and checkpoint where they are due."""
@@ -243,7 +243,7 @@ class Trainer:
         """Whether to stop now. Processes have to agree; on GPUs they ask at the steps that are logged."""
         if self.world.size > 1:
             asked = self.device.type == "cpu" or self.step % self.config.log.every == 0
-            return asked and distributed.any_rank(stop.requested)
+            return asked and any_rank(stop.requested)
         return stop.requested
 
     @property
@@ -312,7 +312,7 @@ class Trainer:
 
     def _finish(self, metrics: Metrics) -> None:
         self._keep(self._plain(), self.out / "model", self.out / "metrics.json", metrics)
-        distributed.barrier()
+        barrier()
 
     def _keep(
         self, model: DiffusionMTL | MultiTaskBaseline, folder: Path, summary: Path, metrics: Metrics
@@ -337,7 +337,7 @@ class Trainer:
     def save(self, wait: bool = False) -> None:
         """A checkpoint from which the run goes on exactly, written in the background unless `wait`."""
         distributed.share_buffers(self.model, self.world)
-        self.weighting.merge(distributed.total)
+        self.weighting.merge(total)
 
         def whole(tensors: dict) -> dict | None:
             return distributed.full_tensors(tensors, keep=self.world.main)
@@ -346,7 +346,7 @@ class Trainer:
             "step": self.step,
             "seconds": [self.seconds, self.waited],
             "skipped": [self._skipped_steps, self._skipped_samples],
-            "corrupt": distributed.gathered(self.loader.corrupt),
+            "corrupt": gathered(self.loader.corrupt),
             "config": json.dumps(identity(self.config), sort_keys=True),
             "model": whole(self.model.state_dict()),
             "optimizer": whole(self.optimizer.state_dict()),

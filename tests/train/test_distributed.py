@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from dmtl.errors import ConfigError
+from dmtl.runtime import distributed as processes
 from dmtl.runtime.distributed import World
 from dmtl.train import distributed
 from dmtl.train.config import ExecutionConfig
@@ -154,7 +155,7 @@ def test_three_processes_evaluate_to_the_bit(images, tmp_path):
 
 def test_one_process_needs_nothing(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    world = distributed.connect("cpu")
+    world = processes.connect("cpu")
     assert world == World(0, 1) and world.main
     module = nn.Linear(2, 2)
     assert distributed.wrap(module, ExecutionConfig(parallel="fsdp", sync_bn=True), world) is module
@@ -164,9 +165,9 @@ def test_one_process_needs_nothing(monkeypatch):
     distributed.drop_absent(module)
     assert module.weight.grad is not None
     value = torch.ones(2)
-    assert distributed.total(value) is value and value.tolist() == [1, 1]
-    assert distributed.any_rank(True) and not distributed.any_rank(False)
-    assert distributed.gathered("here") == ["here"]
+    assert processes.total(value) is value and value.tolist() == [1, 1]
+    assert processes.any_rank(True) and not processes.any_rank(False)
+    assert processes.gathered("here") == ["here"]
     state = {"a": [torch.ones(1), (2, None)], "b": {"c": 1.5}}
     assert repr(distributed.full_tensors(state)) == repr(state)
     assert distributed.full_tensors(state, keep=False) is None
@@ -178,31 +179,31 @@ def two_processes(monkeypatch):
     values = dict(WORLD_SIZE="2", RANK="1", LOCAL_RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
     for name, value in values.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=1))
+    monkeypatch.setattr(processes, "TIMEOUT", timedelta(seconds=1))
     return monkeypatch
 
 
 def test_an_incomplete_environment(two_processes):
     two_processes.setenv("LOCAL_RANK", "first")
     with pytest.raises(ConfigError, match="LOCAL_RANK must be a number, as torchrun sets it, got 'first'"):
-        distributed.connect("cpu")
+        processes.connect("cpu")
     two_processes.delenv("RANK")
     with pytest.raises(ConfigError, match="RANK must be a number, as torchrun sets it, got None"):
-        distributed.connect("cpu")
+        processes.connect("cpu")
 
 
 def test_processes_that_cannot_be_reached(two_processes):
     with pytest.raises(ConfigError, match="process 1 of 2 cannot join the others at 127.0.0.1:1"):
-        distributed.connect("cpu")
+        processes.connect("cpu")
 
 
 def test_gpus_that_are_not_there(two_processes):
-    two_processes.setattr(distributed, "pick_device", lambda name: torch.device("cuda"))
+    two_processes.setattr(processes, "pick_device", lambda name: torch.device("cuda"))
     two_processes.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match='device must be "auto", "cpu" or "cuda" with 2 processes, got'):
-        distributed.connect("cuda:1")
+        processes.connect("cuda:1")
     with pytest.raises(ConfigError, match="--nproc-per-node must be at most 1, the GPUs of this machine"):
-        distributed.connect("cuda")
+        processes.connect("cuda")
 
 
 def test_batch_norms_are_synchronised_on_gpus_only():

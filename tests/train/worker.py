@@ -20,7 +20,7 @@ from dmtl.engine.engine import Engine
 from dmtl.evaluation.evaluate import Boundaries, Metrics, evaluate
 from dmtl.metrics.boundary import Boundary
 from dmtl.models import ModelConfig, build_model
-from dmtl.runtime.distributed import World
+from dmtl.runtime.distributed import World, connect
 from dmtl.tasks import make_task
 from dmtl.train import distributed
 from dmtl.train.config import DataConfig, ExecutionConfig, LogConfig, OptimConfig, RunConfig
@@ -199,7 +199,7 @@ def train(images: Path, out: Path, parallel: str, kill_after: int) -> dict:
 def main(job: str, out: Path, images: Path, *rest: str) -> None:
     faulthandler.dump_traceback_later(1800, exit=True)  # where it hangs, if it does
     torch.set_num_threads(1)
-    world = distributed.connect("cpu")
+    world = connect("cpu")
     if job == "steps":
         found = all_steps(images, out, world)
     elif job == "joined":
