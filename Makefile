@@ -23,15 +23,15 @@ test-all: $(VENV)/.installed-test   ## then the long ones: wide sweeps, every ke
 fuzz: $(VENV)/.installed-test       ## 20,000 damaged files against every reader (FUZZ="png mat" for some of them)
 	OMP_NUM_THREADS=1 $(RUN) -m tests.fuzz $(FUZZ)
 
-bench: $(VENV)/.installed           ## time the whole model beside the baselines; writes runs/bench/bench.html
-	$(RUN) -m dmtl bench --out runs/bench
+bench: $(VENV)/.installed           ## time the whole model next to two baselines; writes runs/bench/bench.html
+	$(RUN) -m benchmarks --out runs/bench
 
-benchmark: $(VENV)/.installed-test  ## time the operators beside PyTorch
+benchmark: $(VENV)/.installed-test  ## time the operators next to PyTorch
 	$(RUN) -m pytest benchmarks --benchmark-only
 
 gpu-check:                          ## on a CUDA machine: build, time and test everything; rows in benchmarks/results
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
-	$(PYTHON) benchmarks/gpu_check.py
+	$(PYTHON) -m benchmarks.gpu_check
 
 clean:
 	rm -rf $(VENV) build runs

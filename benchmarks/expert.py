@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmtl.bench.clock import seconds
 from dmtl.models import DiffusionMTL
 from dmtl.models.initial import pad_image
+from dmtl.runtime.measure import seconds
 
 from .plain import initial_network
 

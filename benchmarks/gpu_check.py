@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -24,8 +23,12 @@ from pathlib import Path
 
 import torch
 
+from . import training
+from .contenders import Case
+from .facts import facts
+from .training import TrainingCase, TrainingRace
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 PARTS = ("model", "tests", "benchmarks", "sanitizer")
 
 
@@ -35,20 +38,7 @@ class Rows:
     def __init__(self, path: Path, device: str):
         self.path, self.added = path, []
         path.parent.mkdir(parents=True, exist_ok=True)
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
-        ).stdout.strip()
-        name = (
-            torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-        )
-        self.common = {
-            "commit": commit,
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda,
-            "device": name,
-            "python": platform.python_version(),
-            "date": time.strftime("%Y-%m-%d"),
-        }
+        self.common = facts(torch.device(device))
 
     def add(self, name: str, **values) -> None:
         row = {"name": name, **values, **self.common}
@@ -148,11 +138,13 @@ def run_benchmarks(rows: Rows, limit_s: int, selected: str = SELECTED) -> None:
 
 
 def compare_inference(rows: Rows, device: str, limit_s: int) -> None:
-    """`dmtl bench`: the engine beside the published execution and the expert's, and the roofline; 512x512,
-    five tasks, S = 2, each checked against fp32 first. A time limit loses what comes last."""
+    """Run `python -m benchmarks`: contenders and roofline for 512x512, five tasks, S = 2.
+
+    Each contender is checked against fp32 first. A time limit loses what comes last.
+    """
     words = ["--batch", "1", "32", "8"] if device == "cuda" else ["--quick", "--size", "64", "64"]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "dmtl", "bench", "--device", device, "--out", folder, *words]
+        command = [sys.executable, "-m", "benchmarks", "--device", device, "--out", folder, *words]
         code, out = finished([*command, "--parts", "contenders", "roofline"], limit_s)
         if code:
             rows.add("inference", error=out[-2000:], rc=code)
@@ -165,12 +157,8 @@ def compare_inference(rows: Rows, device: str, limit_s: int) -> None:
 
 
 def time_training(rows: Rows, device: str, toy: bool) -> None:
-    """Training steps of all contenders, one label an image and random labels, and how well one label fills
-    the device; our step must never wait for it."""
-    from dmtl.bench import training
-    from dmtl.bench.contenders import Case
-    from dmtl.bench.training import TrainingCase, TrainingRace
-
+    """Training steps of all contenders, one label an image and random labels; our step must never wait for
+    the device."""
     small = {"width": 32, "backbone_width": 16, "blocks": 1, "decoder_blocks": 1} if toy else {}
     case = Case(size=(64, 64) if toy else (512, 512), device=device, options=small)
     wanted = [("published", "fp32"), ("expert", "bf16"), ("dmtl", "bf16")]
@@ -190,8 +178,6 @@ def time_training(rows: Rows, device: str, toy: bool) -> None:
             del race
             if device == "cuda":
                 torch.cuda.empty_cache()
-        name, precision = f"training occupancy {batch}", "fp32" if toy else "bf16"
-        rows.add(name, **training.occupancy(TrainingCase(case.but(batch=batch)), precision))
     for name, precision in () if toy else wanted:
         row = training.peak(TrainingCase(case.but(batch=6)), name, precision, modes=())
         rows.add(f"training memory {name} {precision}", **row)
@@ -199,9 +185,7 @@ def time_training(rows: Rows, device: str, toy: bool) -> None:
 
 def never_waits(rows: Rows, case, device: str) -> None:
     """A hidden host synchronisation inside our step is an error."""
-    from dmtl.bench.training import TrainingCase, ours
-
-    trainee, batch = ours(case, "bf16"), TrainingCase(case).batch()
+    trainee, batch = training.ours(case, "bf16"), TrainingCase(case).batch()
     trainee.step(batch)
     if device == "cuda":
         torch.cuda.set_sync_debug_mode("error")

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,8 +23,11 @@ import pytest
 import torch
 
 from dmtl import ops
-from dmtl.bench import clock
+from dmtl.nn import precision
 from dmtl.ops._registry import BACKENDS, OpSpec, reasons_against
+from dmtl.runtime.measure import seconds
+
+from . import clock
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -147,10 +149,11 @@ def times_s(call: Callable[[], object], rounds: int = ROUNDS) -> list[float]:
     for _ in range(3 if DEVICE == "cuda" else 1):
         call()
     if DEVICE == "cpu":
-        seconds = [_wall_s(call) for _ in range(3)]
-        while len(seconds) < rounds and sum(seconds) < MOST_SECONDS:
-            seconds.append(_wall_s(call))
-        return seconds
+        device = torch.device(DEVICE)
+        times = [seconds(call, device) for _ in range(3)]
+        while len(times) < rounds and sum(times) < MOST_SECONDS:
+            times.append(seconds(call, device))
+        return times
     flush = torch.empty(256 << 20, dtype=torch.int8, device=DEVICE)
     pairs = []
     for _ in range(3 * rounds):
@@ -164,12 +167,6 @@ def times_s(call: Callable[[], object], rounds: int = ROUNDS) -> list[float]:
     return [1e-3 * begin.elapsed_time(end) for begin, end in pairs]
 
 
-def _wall_s(call: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
-
-
 def copy_rate() -> float:
     """Bytes per second that a large copy reads and writes on this machine."""
     return clock.copy_rate(torch.device(DEVICE))
@@ -177,31 +174,31 @@ def copy_rate() -> float:
 
 def compute_rate(dtype: torch.dtype) -> float:
     """Operations per second of the library's best dense product here."""
-    precision = next(name for name, kind in clock.DTYPES.items() if kind == dtype)
-    return clock.compute_rate(precision, torch.device(DEVICE))
+    name = next(name for name, kind in precision.DTYPES.items() if kind == dtype)
+    return clock.compute_rate(name, torch.device(DEVICE))
 
 
-def figures(seconds: float, work: Work, dtype: torch.dtype) -> dict[str, float]:
+def figures(taken_s: float, work: Work, dtype: torch.dtype) -> dict[str, float]:
     """Rates, and the fraction of the ceiling that binds: the floor's time over the time taken."""
     found = {}
     floors = []
     if work.bytes:
-        found["gb_per_s"] = work.bytes / seconds / 1e9
+        found["gb_per_s"] = work.bytes / taken_s / 1e9
         floors.append(work.bytes / copy_rate())
     if work.flops:
-        found["gflop_per_s"] = work.flops / seconds / 1e9
+        found["gflop_per_s"] = work.flops / taken_s / 1e9
         floors.append(work.flops / compute_rate(dtype))
     if floors:
         found["floor_us"] = 1e6 * max(floors)
-        found["fraction_of_ceiling"] = max(floors) / seconds
+        found["fraction_of_ceiling"] = max(floors) / taken_s
     return found
 
 
-def quantiles_us(seconds: list[float]) -> dict[str, float]:
+def quantiles_us(times: list[float]) -> dict[str, float]:
     """Median, 20th and 80th percentile."""
-    cuts = statistics.quantiles(seconds, n=5, method="inclusive")
+    cuts = statistics.quantiles(times, n=5, method="inclusive")
     return {
-        "median_us": 1e6 * statistics.median(seconds),
+        "median_us": 1e6 * statistics.median(times),
         "p20_us": 1e6 * cuts[0],
         "p80_us": 1e6 * cuts[-1],
     }

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import pytest
 
-from dmtl.bench.contenders import Case
-from dmtl.bench.race import Race
-from dmtl.report.bench import contenders_table
-
+from .contenders import Case
 from .harness import DEVICE
+from .page import contenders_table
+from .race import Race
 
 BATCHES = (1, 8, 32) if DEVICE == "cuda" else (1, 4)
 ROUNDS = 9 if DEVICE == "cuda" else 3

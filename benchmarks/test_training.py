@@ -14,13 +14,13 @@ import os
 import pytest
 import torch
 
-from dmtl.bench import training
-from dmtl.bench.contenders import Case
-from dmtl.bench.facts import facts
-from dmtl.bench.training import OPTIM, TrainingCase, TrainingRace
 from dmtl.train.config import DataConfig, RunConfig
 
+from . import training
+from .contenders import Case
+from .facts import facts
 from .harness import DEVICE
+from .training import OPTIM, TrainingCase, TrainingRace
 
 GPU = DEVICE == "cuda"
 SIZE, BATCHES, ROUNDS = ((512, 512), (6, 24), 9) if GPU else ((256, 256), (4, 8), 3)
@@ -61,15 +61,6 @@ def test_peak_memory(benchmark, capsys, name, precision):
     with capsys.disabled():
         keep([row])
     assert row["peak_mib"] > 0
-
-
-def test_occupancy(benchmark, capsys):
-    """How well one label an image fills the machine."""
-    precision = "bf16" if GPU else "fp32"
-    row = benchmark.pedantic(lambda: training.occupancy(_case(BATCHES[0], "one"), precision), rounds=1)
-    with capsys.disabled():
-        keep([row])
-    assert row["pair_ms"] > 0
 
 
 @pytest.mark.parametrize("workers", [0, 2])

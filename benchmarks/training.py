@@ -1,42 +1,172 @@
-"""The baselines of the training step as contenders of `test_training.py` and `make gpu-check`."""
+"""Who is compared in training: our step, and those of the two baselines.
+
+A step is forward, loss, backward, clipping and the optimiser, on a batch that is at hand. Before anybody is
+timed, the loss and all gradients are compared with our fp32 step's, on the same noise.
+"""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+import dataclasses
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dmtl.bench.contenders import Case
-from dmtl.bench.training import OPTIM, Trainee, trained_model
 from dmtl.data import Batch
+from dmtl.diffusion import CounterNoise
 from dmtl.models import DiffusionMTL
-from dmtl.train.loss import labelled_rows, sample_scale
+from dmtl.nn.precision import tf32
+from dmtl.runtime.distributed import World
+from dmtl.runtime.measure import seconds
+from dmtl.train.config import ExecutionConfig, OptimConfig, RunConfig
+from dmtl.train.objective import Objective
+from dmtl.train.optim import optimizer_for
+from dmtl.train.step import Step
+from dmtl.train.weighting import make_weighting
 
-from .expert import DTYPES, denoised, fastest_s, reduced, tokens_of
-from .plain import initial_network
+from . import clock, contenders, memory
+from .contenders import Case
+from .expert_training import ExpertTraining
 from .published import PublishedTraining
 
+ALLOWED = {"fp32": (1e-2, 1e-4), "tf32": (0.1, 1e-3), "bf16": (0.5, 1e-2)}
+"""Precision -> relative distances of all gradients, and of the loss, from our fp32 step's. Gradients behind
+batch norms are small differences of large numbers: at 128x128 the published execution is 1.8e-3 from float64
+in fp32, ours 2.0e-3, and in bf16 the library's own composition is 0.1 to 0.35 off."""
+LABELS = ("one", "random", "all")
+OPTIM = OptimConfig(optimizer="adam", lr=2e-5, weight_decay=0.0, warmup=0)
+"""The published settings: Adam, gradients clipped at 10."""
 
-def published(case: Case, precision: str, **_) -> Trainee:
-    """Eager, NCHW, one labelled pair after another. (Its optimiser is the fused one, as everybody's.)"""
+
+@dataclass(frozen=True)
+class TrainingCase:
+    """One step. labels: "one" task of every image, taking turns; "random": at least one of every image, each
+    of the others with probability 1/2; "all"."""
+
+    case: Case
+    labels: str = "one"
+
+    def batch(self) -> Batch:
+        """Normal pixels and plausible labels on the case's device; the same every time."""
+        generator = torch.Generator().manual_seed(2)
+        case = self.case
+        tasks = {task.name: task for task in contenders.tasks_of(case)}
+        present = self.present(list(tasks), generator)
+        labels = {name: _label(task, case, generator).to(case.device) for name, task in tasks.items()}
+        return Batch(
+            ids=[str(i) for i in range(case.batch)],
+            index=torch.arange(case.batch, device=case.device),
+            image=case.image(),
+            labels=labels,
+            present=present,
+            valid_size=[tuple(case.size)] * case.batch,
+        )
+
+    def present(self, tasks: Sequence[str], generator: torch.Generator) -> dict[str, Tensor]:
+        """task -> bool [B]."""
+        first = torch.arange(self.case.batch) % len(tasks)
+        chance = {"one": 0.0, "random": 0.5, "all": 1.0}[self.labels]
+        return {
+            task: (first == i) | (torch.rand(self.case.batch, generator=generator) < chance)
+            for i, task in enumerate(tasks)
+        }
+
+    def described(self) -> dict:
+        """What is trained on, for a row."""
+        return {"size": list(self.case.size), "batch": self.case.batch, "labels": self.labels}
+
+
+def _label(task, case: Case, generator: torch.Generator) -> Tensor:
+    shape = (case.batch, task.label_channels, *case.size)
+    if task.kind == "classes":
+        return torch.randint(0, task.channels, shape, generator=generator).float()
+    if task.kind == "binary":
+        return (torch.rand(shape, generator=generator) < 0.1).float()
+    if task.kind == "unit_vector":
+        return nn.functional.normalize(torch.randn(shape, generator=generator), dim=1)
+    return 10 * torch.rand(shape, generator=generator)
+
+
+@dataclass
+class Trainee:
+    """A contender. loss(batch, noise): the scalar to differentiate, noise as `contenders.Noise` (the rows of
+    all images), None: drawn; ours draws its own. step(batch): a whole step."""
+
+    name: str
+    precision: str
+    model: nn.Module
+    loss: Callable[[Batch, contenders.Noise | None], Tensor]
+    step: Callable[[Batch], object]
+    how: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} {self.precision}"
+
+    def settings(self):
+        """What has to be set around its calls."""
+        return tf32(self.precision == "tf32")
+
+    def gradients(self, batch: Batch, noise: contenders.Noise | None) -> tuple[float, dict[str, Tensor]]:
+        """The loss, and every parameter's gradient; parameters that take no part have none."""
+        self.model.zero_grad(set_to_none=True)
+        loss = self.loss(batch, noise)
+        loss.backward()
+        found = {n: p.grad.detach().cpu() for n, p in self.model.named_parameters() if p.grad is not None}
+        self.model.zero_grad(set_to_none=True)
+        return float(loss.detach()), found
+
+
+def ours(case: Case, precision: str) -> Trainee:
+    """Build the package's own step as a contender."""
+    device = torch.device(case.device)
+    optim = dataclasses.replace(OPTIM, precision=precision.replace("tf32", "fp32"))
+    config = RunConfig(device=str(device), optim=optim, execution=ExecutionConfig())
+    model = trained_model(case)
+    if device.type == "cuda":
+        model = model.to(memory_format=torch.channels_last)
+    weighting = make_weighting(optim, model.tasks).to(device)
+    objective = Objective(model, weighting, optim)
+    optimizer = optimizer_for(optim, model, extra=weighting.parameters())
+    taken = Step(
+        objective, objective, optimizer, config, rate=lambda step: optim.lr, total_steps=1 << 30,
+        world=World(device=device),
+    )  # fmt: skip
+
+    def step(batch: Batch) -> None:
+        taken(batch, 0)
+        if taken.due:
+            taken.read()
+
+    def loss(batch: Batch, noise=None) -> Tensor:
+        return objective(batch, 0, True)[0]
+
+    return Trainee("dmtl", precision, model, loss, step, "Step")
+
+
+def published(case: Case, precision: str) -> Trainee:
+    """Build the published step: eager, NCHW, one labelled pair after another.
+
+    Its optimiser is the fused one, as everybody's.
+    """
     model = trained_model(case)
     loss = PublishedTraining(model).loss
     return Trainee("published", precision, model, loss, _step(model, loss), "eager, NCHW, pair by pair")
 
 
 def expert(case: Case, precision: str, modes: tuple[str, ...] = ("default",)) -> Trainee:
-    """What a good engineer does without kernels: channels_last, autocast, the pairs of a task in one batch
-    and all pairs in the blocks, torch.compile where that is faster."""
+    """Build what a good engineer does without kernels.
+
+    channels_last, autocast, the pairs of a task in one batch and all pairs in the blocks, torch.compile where
+    that is faster.
+    """
     model = trained_model(case).to(memory_format=torch.channels_last)
     made = ExpertTraining(model, precision, modes)
     step = _step(model, made.loss)
-    made.choose(case, step)
+    made.choose(TrainingCase(case).batch(), step)
     return Trainee("expert", precision, model, made.loss, step, made.how)
-
-
-TRAINING = {"published": published, "expert": expert}
 
 
 def _step(model: DiffusionMTL, loss: Callable[[Batch], Tensor]) -> Callable[[Batch], None]:
@@ -52,90 +182,151 @@ def _step(model: DiffusionMTL, loss: Callable[[Batch], Tensor]) -> Callable[[Bat
     return step
 
 
-class ExpertTraining:
-    """The expert's training loss of a `DiffusionMTL` for images whose sides are multiples of 32.
+def trained_model(case: Case) -> DiffusionMTL:
+    """The case's model on its device, in training mode."""
+    return case.build().to(case.device).train()
 
-    The network's part is compiled for the shapes and labels that it meets (a run would compile it for each
-    composition of a batch), losses are eager. `how` says what came of it.
+
+def noise_of(model: DiffusionMTL, batch: Batch) -> dict[str, Tensor]:
+    """The noise that our step 0 draws for every task of every image: {task: [draws, B, C, h, w]}."""
+    source = CounterNoise(OPTIM.seed << 32, batch.index)
+    draws = len(model.mtdnet.plan(None, None, batch.image.device).levels)
+    return contenders.drawn_noise(model, batch.image, draws, source)
+
+
+def difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Relative distance of all gradients in L2; inf where one is missing, or there without need."""
+    present = {name for name, grad in found.items() if grad.any()}
+    if present != {name for name, grad in expected.items() if grad.any()}:
+        return float("inf")
+    apart = sum(float((found[n].double() - expected[n].double()).square().sum()) for n in present)
+    return (apart / sum(float(expected[n].double().square().sum()) for n in present)) ** 0.5
+
+
+def names(device: torch.device) -> list[tuple[str, str]]:
+    """(contender, precision) of all who take part; bf16 on a CPU only where the processor has it."""
+    served = ["fp32", *(["bf16"] if "bf16" in contenders.served(device) else [])]
+    pairs = [(name, precision) for name in ("expert", "dmtl") for precision in served]
+    return [("published", "fp32"), *pairs]
+
+
+def make(case: Case, name: str, precision: str, modes: tuple[str, ...] = ("default",)) -> Trainee:
+    """Build the contender of this name, with its own model. modes: how the expert's code may be compiled."""
+    if name == "dmtl":
+        return ours(case, precision)
+    return published(case, precision) if name == "published" else expert(case, precision, modes)
+
+
+class TrainingRace:
+    """All contenders for one case, checked; every round times one step of each.
+
+    Args:
+        wanted: (contender, precision), default `names`.
+        options: for the baselines, such as `modes` of the expert's compiler.
     """
 
-    def __init__(self, model: DiffusionMTL, precision: str, modes: tuple[str, ...]):
-        self.model, self.dtype, self.modes = model, DTYPES[precision], modes
-        self.plan = model.mtdnet.plan(None, None, model.device)
-        self._network: Callable = self._logits
-        self.how = "eager, channels_last"
+    def __init__(self, case: TrainingCase, wanted: Sequence[tuple[str, str]] | None = None, **options):
+        self.case, self.device = case, torch.device(case.case.device)
+        self.batch = case.batch()
+        self.rows: list[dict] = []
+        self.contenders: dict[str, Trainee] = {}
+        reference = ours(case.case, "fp32")
+        with tf32(False):
+            noise = noise_of(reference.model, self.batch)
+            expected = reference.gradients(self.batch, None)
+        del reference
+        for name, precision in names(self.device) if wanted is None else wanted:
+            self._admit(name, precision, noise, expected, options)
+        self.times_s: dict[str, list[float]] = {title: [] for title in self.contenders}
+        self.rounds = 0
+        self._every(lambda call: call())  # the optimiser's state
 
-    def choose(self, case: Case, step: Callable[[Batch], None]) -> None:
-        """Compiles, if a mode works and its steps are faster than eager ones."""
-        from dmtl.bench.training import TrainingCase
+    def _admit(self, name: str, precision: str, noise, expected, options) -> None:
+        row = {"contender": name, "precision": precision}
+        self.rows.append(row)
+        try:
+            contender = make(self.case.case, name, precision, **options)
+            with contender.settings():
+                loss, gradients = contender.gradients(self.batch, noise)
+        except RuntimeError as error:  # out of memory, a compiler that gives up
+            row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            return
+        apart = difference(gradients, expected[1])
+        row |= {"how": contender.how, "difference": apart, "loss": loss, "reference_loss": expected[0]}
+        off, (allowed, allowed_off) = abs(loss / expected[0] - 1), ALLOWED[precision]
+        if apart <= allowed and off <= allowed_off:
+            self.contenders[contender.title] = contender
+        else:
+            row["error"] = (
+                f"gradients differ by {apart:.2e} ({allowed:g} are allowed), the loss by {off:.2e} "
+                f"({allowed_off:g})"
+            )
 
-        batch, reasons = TrainingCase(case).batch(), []
-        for mode in self.modes:
-            try:
-                self._network = torch.compile(self._logits, mode=mode, dynamic=False)
-                with warnings.catch_warnings(action="ignore"):
-                    step(batch)
-            except Exception as error:  # whatever the compiler meets is its row's answer, not ours
-                reasons.append(f"{mode} failed: {type(error).__name__}")
-                torch.compiler.reset()
-                continue
-            device = batch.image.device
-            compiled, took = self._network, fastest_s(lambda: step(batch), device)
-            self._network = self._logits
-            eager = fastest_s(lambda: step(batch), device)
-            if took <= eager:
-                self._network, self.how = compiled, f"compiled {mode}, channels_last"
-                return
-            reasons.append(f"compiled {mode}: {took / eager:.2f}x eager's time")
-            break
-        self._network = self._logits
-        self.how = "; ".join([self.how, *reasons])
+    def _every(self, measure: Callable) -> dict[str, float]:
+        titles = list(self.contenders)
+        shift = self.rounds % max(1, len(titles))
+        found = {}
+        for title in titles[shift:] + titles[:shift]:
+            contender = self.contenders[title]
+            with contender.settings():
+                found[title] = measure(lambda: contender.step(self.batch))  # noqa: B023
+            contender.model.zero_grad(set_to_none=True)  # the others need the memory
+        return found
 
-    def loss(self, batch: Batch, noise: dict[str, Tensor] | None = None) -> Tensor:
-        """The scalar to differentiate. noise: {task: [draws, B, C, h, w]}, default: drawn by randn_like."""
-        tasks, device = self.model.tasks, batch.image.device
-        rows = {task: r for task, r in labelled_rows(batch.present, device).items() if len(r)}
-        if noise is not None:
-            noise = {task: noise[task][:, r] for task, r in rows.items()}
-        with torch.autocast(device.type, self.dtype, enabled=self.dtype is not None):
-            image = batch.image.contiguous(memory_format=torch.channels_last)
-            final, first = self._network(image, rows, noise)
-        scale = sample_scale(batch.present) / len(batch)
-        total = image.new_zeros(())
-        for name, r in rows.items():
-            factor = scale[batch.present[name]].to(device, non_blocking=True)
-            label = batch.labels[name][r]
-            both = tasks[name].loss(final[name].float(), label)
-            both = both + 0.5 * tasks[name].loss(first[name].float(), label)
-            total = total + tasks[name].weight * (factor * both).sum()
-        return total
+    def round(self) -> None:
+        """Times a step of every contender; another one begins in every round."""
+        for title, taken in self._every(lambda call: seconds(call, self.device)).items():
+            self.times_s[title].append(taken)
+        self.rounds += 1
 
-    def _logits(self, image: Tensor, rows: dict[str, Tensor], noise) -> tuple[dict, dict]:
-        """Logits of the labelled pairs at the image's size, final and initial."""
-        net, of_features = self.model.mtdnet, self.model.config.diffusion == "feature"
-        features, initial = initial_network(self.model.initial, image)
-        condition = net.condition.conv(torch.cat([m.detach() for m in initial.values()], dim=1))
-        tokens = tokens_of(reduced(condition, net.condition.reduction))
-        tokens = torch.cat([tokens[r] for r in rows.values()])
-        start = {task: (features if of_features else initial)[task][r] for task, r in rows.items()}
-        plan, last = self.plan, len(self.plan.levels) - 1
-
-        def eps(task: str, draw: int) -> Tensor:
-            return torch.randn_like(start[task]) if noise is None else noise[task][draw]
-
-        x = {
-            t: plan.sqrt_abar[last] * s + plan.sqrt_one_minus_abar[last] * eps(t, 0) for t, s in start.items()
+    def result(self) -> list[dict]:
+        """One row for each contender: times, pairs per second, and how many times faster it is than each
+        baseline in each of its precisions ("times published fp32", ...)."""
+        pairs = int(sum(mask.sum() for mask in self.batch.present.values()))
+        against = {
+            title: clock.ratios(self.times_s, title)
+            for title, contender in self.contenders.items()
+            if contender.name != "dmtl" and self.times_s[title]
         }
-        for i in reversed(range(last + 1)):
-            clean = denoised(self.model, tokens, x, plan.levels[i])
-            if i > 0:
-                c1, c2, sigma = plan.coef1[i], plan.coef2[i], plan.sigma[i]
-                x = {t: c1 * clean[t] + c2 * x[t] + sigma * eps(t, last + 1 - i) for t in x}
-        final = {t: net.heads[t](m) for t, m in clean.items()} if of_features else clean
-        size = image.shape[-2:]
-        whole = {t: _upsampled(m, size) for t, m in final.items()}
-        return whole, {t: _upsampled(initial[t][r], size) for t, r in rows.items()}
+        rows = []
+        for row in self.rows:
+            title = f"{row['contender']} {row['precision']}"
+            row = {"part": "training", **self.case.described(), "pairs": pairs} | row
+            if times := self.times_s.get(title):
+                row |= clock.quantiles_ms(times) | {"rounds": len(times)}
+                row["pairs_per_s"] = pairs / statistics.median(times)
+                row |= {f"times {name}": ratio[title] for name, ratio in against.items()}
+            rows.append(row)
+        return rows
 
 
-def _upsampled(logits: Tensor, size: torch.Size) -> Tensor:
-    return torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
+def peak(case: TrainingCase, name: str, precision: str, **options) -> dict:
+    """A row with the peak memory of three steps in a process of their own."""
+    facts = {"part": "training memory", "contender": name, "precision": precision} | case.described()
+    work = {"case": dataclasses.asdict(case.case), "labels": case.labels, "name": name}
+    work |= {"precision": precision, "options": options}
+    return facts | memory.peak_of("benchmarks.training:measured", work)
+
+
+def measured(case: dict, labels: str, name: str, precision: str, options: dict) -> dict:
+    """Take three steps, of which the first makes the optimiser's state, and return this process's peak."""
+    training = TrainingCase(contenders.case_from(case), labels)
+    contender, batch = make(training.case, name, precision, **options), training.batch()
+    with contender.settings():
+        for _ in range(3):
+            contender.step(batch)
+    return memory.peak_so_far(torch.device(training.case.device))
+
+
+def loading(config: RunConfig, batches: int = 8) -> dict:
+    """The loader alone: images per second of `batches` batches after a first one; nothing is kept."""
+    from dmtl.train.setup import open_data, training_loader
+
+    data = dataclasses.replace(config.data, cache=False, cache_dir=None)
+    config = dataclasses.replace(config, data=data)
+    stream = training_loader(config, open_data(data)).stream()
+    next(stream)
+    taken = seconds(lambda: [next(stream) for _ in range(batches)], torch.device("cpu"))
+    images = batches * config.optim.batch_size
+    facts = {"part": "loading", "root": data.root, "size": list(data.size), "workers": data.workers}
+    return facts | {"batch": config.optim.batch_size, "images": images, "images_per_s": images / taken}

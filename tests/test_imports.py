@@ -26,7 +26,6 @@ RANKS = [
     {"dmtl.predict"},
     {"dmtl.evaluation"},
     {"dmtl.train"},
-    {"dmtl.bench"},
     {"dmtl.report"},
     {"dmtl.cli"},
     {"dmtl.__main__"},

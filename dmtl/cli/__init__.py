@@ -21,7 +21,6 @@ COMMANDS = {
     "export": "a model as one file that runs without dmtl: ONNX or .pt2",
     "convert": "read the published checkpoint, or write one",
     "data": "convert a benchmark, look at a data set, check it, choose labels",
-    "bench": "how fast this machine predicts, beside the baselines, and where the time goes",
     "info": "what was built, and which backend each operator takes here",
 }
 

@@ -9,13 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from dmtl.bench.work import count, flops
 from dmtl.cli._common import console, mib, say
 from dmtl.engine.memory import SHARE, available_bytes, peak_bytes, tile_side
 from dmtl.engine.numerics import PRECISIONS, choose_form
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.nn.resnet import DEPTHS
 from dmtl.report.charts import number
+from dmtl.train.work import count, flops
 
 STAGES = ("initial", "condition", "chain")  # decoding moves memory and computes next to nothing
 FREQUENCIES, PANEL = 36, 16  # of transformed 3x3 weights: numbers for 9 taps; channels out are filled up

@@ -5,10 +5,10 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
-from dmtl.bench.plan import forecast, measure, plan
 from dmtl.cli._common import console, mib, say
 from dmtl.report.charts import number
 from dmtl.train.config import RunConfig
+from dmtl.train.plan import forecast, measure, plan
 
 
 def dry_run(config: RunConfig) -> int:
@@ -22,7 +22,7 @@ def dry_run(config: RunConfig) -> int:
 
 
 def print_plan(config: RunConfig, facts: dict) -> None:
-    """Print what `dmtl.bench.plan.plan` gives."""
+    """Print what `dmtl.train.plan.plan` gives."""
     data, steps, files = facts["data"], facts["steps"], facts["files"]
     console.print(_label_table(data, steps))
     per_image = ", ".join(f"{n} with {k}" for k, n in data["labels"]["labels_per_image"].items())
@@ -52,7 +52,7 @@ def print_plan(config: RunConfig, facts: dict) -> None:
 
 
 def print_forecast(measured: dict, told: dict) -> None:
-    """Print what `dmtl.bench.plan.forecast` gives."""
+    """Print what `dmtl.train.plan.forecast` gives."""
     rows = _rows()
     memory = f"{mib(told['memory_bytes'])} resident"
     if told["cache_bytes"]:

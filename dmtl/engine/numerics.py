@@ -11,7 +11,7 @@ from torch import Tensor
 from dmtl import ops
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.nn.precision import DTYPES
-from dmtl.runtime.measure import Fastest, seconds
+from dmtl.runtime.measure import Fastest, warm_seconds
 
 PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("bf16", "fp16", "tf32", "fp32")}
 """Device -> what it may compute in, the default first."""
@@ -64,7 +64,7 @@ def _faster(
 
 def _least_seconds(call: Callable[[], object], device: torch.device) -> float:
     """Of several rounds, the first ones not counted: they fault memory in and wake the processor up."""
-    return min(seconds(call, device) for _ in range(3))
+    return min(warm_seconds(call, device) for _ in range(3))
 
 
 def _convolution(width: int, dtype: torch.dtype, pack: bool) -> Callable[[], Tensor]:

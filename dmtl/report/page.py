@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from pathlib import Path
+
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 
 
-def page(template: str, **values: object) -> str:
-    """The template of this name, filled in: strings are escaped, a name that has no value is an error."""
+def page(template: str, *, folder: Path | None = None, **values: object) -> str:
+    """Return a template filled in: strings are escaped, a name without a value is an error.
+
+    folder: where else templates are; they may include those of this package.
+    """
+    ours = PackageLoader("dmtl.report", ".")
     environment = Environment(
-        loader=PackageLoader("dmtl.report", "."),
+        loader=ours if folder is None else ChoiceLoader([FileSystemLoader(folder), ours]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

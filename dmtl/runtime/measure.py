@@ -35,7 +35,7 @@ class Fastest:
         timer: Callable[[Callable[[], object], torch.device], float] | None = None,
         name: str | None = None,
     ) -> None:
-        self._timer, self._name = timer or seconds, name
+        self._timer, self._name = timer or warm_seconds, name
         self.winners: dict[Hashable, str] = {}
 
     def choose(self, kind: Hashable, ways: dict[str, Callable[[], object]], device: torch.device) -> str:
@@ -107,14 +107,15 @@ def _store(device: torch.device, name: str, kind: Hashable, winner: str) -> None
         write_text(folder / "choices.json", json.dumps(choices, indent=1, sort_keys=True) + "\n")
 
 
-def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Median time of one call after a warm-up (which also compiles);
-    on a GPU between events of its stream."""
-    call()
+def seconds(call: Callable[[], object], device: torch.device, rounds: int = 1) -> float:
+    """Time `rounds` calls in a row and return the median in seconds, the device's work included.
+
+    On a GPU the times are those between events of its stream, else the wall clock's.
+    """
     if device.type != "cuda":
-        return statistics.median(_clocked(call) for _ in range(ROUNDS))
+        return statistics.median(_wall_seconds(call) for _ in range(rounds))
     with torch.cuda.device(device):
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(ROUNDS + 1)]
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(rounds + 1)]
         marks[0].record()
         for mark in marks[1:]:
             call()
@@ -123,7 +124,13 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
     return statistics.median(a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(marks))
 
 
-def _clocked(call: Callable[[], object]) -> float:
+def warm_seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Return the median time of several calls after a first one, which also compiles."""
+    call()
+    return seconds(call, device, ROUNDS)
+
+
+def _wall_seconds(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     call()
     return time.perf_counter() - started

@@ -9,13 +9,13 @@ import re
 import pytest
 import torch
 
-from dmtl.bench.work import count, flops
 from dmtl.cli import _model_info
 from dmtl.cli._model_info import model_facts
 from dmtl.engine.engine import Engine
 from dmtl.engine.memory import peak_bytes, tile_side
 from dmtl.models import load_model
 from dmtl.nn.grouped_conv import GroupedConv
+from dmtl.train.work import count, flops
 from tests.models.cases import small_model
 
 CPU = torch.device("cpu")

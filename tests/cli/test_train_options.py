@@ -73,7 +73,7 @@ MEASURED |= dict(
 
 def test_dry_run(dmtl, tmp_path, data, monkeypatch):
     """The plan of the run as it would be, and nothing on disk; what cannot run is one line, as without it.
-    The measured steps are tests/bench/test_plan.py's."""
+    The measured steps are tests/train/test_plan.py's."""
     monkeypatch.setattr("dmtl.cli._plan.measure", lambda config: MEASURED)
     words = (
         "train",

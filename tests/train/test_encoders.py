@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dmtl.bench.plan import plan
-from dmtl.bench.work import count, flops
 from dmtl.errors import CheckpointError, ConfigError
 from dmtl.models import build_model
 from dmtl.nn.backbone import make_backbone
 from dmtl.train.optim import frozen, optimizer_for
+from dmtl.train.plan import plan
 from dmtl.train.setup import model_for, open_data
 from dmtl.train.trainer import Trainer
+from dmtl.train.work import count, flops
 from tests.models.cases import small_config
 
 LITE = dict(backbone="efficientnet_lite0")

@@ -8,8 +8,8 @@ import dataclasses
 import pytest
 import torch
 
+from benchmarks.contenders import drawn_noise
 from benchmarks.published import PublishedTraining
-from dmtl.bench.contenders import drawn_noise
 from dmtl.data.loading.loader import Batch
 from dmtl.diffusion import CounterNoise
 from dmtl.errors import ConfigError

@@ -1,30 +1,16 @@
-"""Clocks and the machine's ceilings, measured the same way everywhere."""
+"""Statistics of times, and the machine's ceilings, measured the same way everywhere."""
 
 from __future__ import annotations
 
 import functools
 import statistics
-import time
 from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 
 from dmtl.nn.precision import DTYPES, tf32
-
-
-def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Time of one call, the device's work included: on a GPU between events, else by the wall's clock."""
-    if device.type != "cuda":
-        begin = time.perf_counter()
-        call()
-        return time.perf_counter() - begin
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    call()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3
+from dmtl.runtime.measure import seconds
 
 
 def fastest(call: Callable[[], object], device: torch.device, rounds: int = 9) -> float:

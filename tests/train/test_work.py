@@ -5,10 +5,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.published import Published
-from dmtl.bench.contenders import Case
-from dmtl.bench.work import STAGES, count, floor_s, flops
 from dmtl.models import ModelConfig
 from dmtl.tasks import make_task
+from dmtl.train.work import STAGES, count, flops
 from tests.models.cases import small_config, small_model
 
 PASCAL = [
@@ -70,22 +69,3 @@ def test_grows_as_it_should():
     baseline = count(small_config(diffusion="none"), (64, 64), tasks=["edge"])
     assert {part.stage for part in baseline} == {"initial", "decode"}
     assert not any("semseg" in part.layer for part in baseline)
-
-
-def test_floor():
-    parts = count(small_config(), (64, 64))
-    compute_bound = floor_s(parts, compute=1.0, copy=1e30)
-    assert compute_bound == pytest.approx(flops(parts))
-    assert floor_s(parts, compute=1e30, copy=1.0) == pytest.approx(sum(part.bytes for part in parts))
-    quarter = [part for part in parts if part.winograd]
-    assert floor_s(quarter, 1.0, 1e30, winograd=True) == pytest.approx(flops(quarter) / 4)
-    halved = sum(part.bytes for part in count(small_config(), (64, 64), itemsize=2))
-    assert halved < 0.7 * sum(part.bytes for part in parts)
-
-
-def test_case_is_the_published_network():
-    """Without options a case builds the published network; its seed makes two builds equal."""
-    case = Case(options={"width": 32, "backbone_width": 8})
-    first, second = case.build().state_dict(), case.build().state_dict()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert case.image().shape == (1, 3, 512, 512)

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu_check.py"
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = [sys.executable, "-m", "benchmarks.gpu_check"]
 
 
 def test_model_rows_at_toy_size(tmp_path):
     out = tmp_path / "rows.jsonl"
-    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--only", "model", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    command = [*COMMAND, "--device", "cpu", "--only", "model", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     wanted = {f"inference 1x64x64 {who} fp32" for who in ("published", "expert", "dmtl", "roofline all all")}
@@ -25,6 +26,6 @@ def test_model_rows_at_toy_size(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_without_a_gpu_it_says_so():
-    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, timeout=600)
+    done = subprocess.run(COMMAND, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2
     assert done.stderr.strip() == "gpu-check needs a CUDA device, and torch finds none here"

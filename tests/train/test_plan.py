@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
-from dmtl.bench import plan as planning
-from dmtl.bench.plan import forecast, measure, plan
-from dmtl.bench.work import count
 from dmtl.errors import ConfigError
 from dmtl.models import ModelConfig
+from dmtl.train import plan as planning
 from dmtl.train.checkpoint import read_checkpoint, state_bytes
 from dmtl.train.config import DataConfig, LogConfig, OptimConfig, RunConfig
 from dmtl.train.log import RunLog
 from dmtl.train.objective import Objective
+from dmtl.train.plan import forecast, measure, plan
 from dmtl.train.setup import model_for, open_data, training_loader
 from dmtl.train.toml import read_config, write_config
 from dmtl.train.trainer import Trainer
 from dmtl.train.weighting import make_weighting
+from dmtl.train.work import count
 from tests.cli.conftest import environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -190,17 +190,17 @@ def test_what_fails_in_the_measured_steps_is_told():
 
 # With the processor's time in place of the clock's: other work on the machine is no part of the forecast.
 OWN_TIME = """
-import json, sys, time
+import dataclasses, json, sys, time
 time.perf_counter = time.process_time
 import torch
 torch.set_num_threads(1)
-from dmtl.bench.plan import measured, peak_bytes
+from dmtl.train.plan import measured, peak_bytes
 from dmtl.train.toml import read_config
 from dmtl.train.trainer import Trainer
 
 config = read_config(sys.argv[1])
 """
-MEASURE = OWN_TIME + "print(json.dumps(measured(config)))"
+MEASURE = OWN_TIME + "print(json.dumps(measured(dataclasses.asdict(config))))"
 RUN = OWN_TIME + "Trainer(config).run()\nprint(peak_bytes())"
 
 

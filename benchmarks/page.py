@@ -1,6 +1,6 @@
-"""The page of `dmtl bench`, and the tables that it shares with the terminal, made of the command's rows.
+"""The page of `python -m benchmarks`, and the tables that it shares with the terminal.
 
-The rows are described in `dmtl.bench`: "part" is "contenders", "memory", "roofline" or "scaling".
+Both are made of the command's rows, whose "part" is "contenders" (`race`), "memory" or "roofline".
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
-from dmtl.report.charts import COLOURS, chart_svg, number
-from dmtl.report.data import Chart
+from dmtl.report.charts import COLOURS, number
 from dmtl.report.page import page
 from dmtl.runtime.files import write_text
 
@@ -22,7 +21,6 @@ Rows = Sequence[Mapping]
 WIDTH, LINE, NAME = 720, 26, 128  # of the bars' picture, in its units
 SIDE, LEFT, BOTTOM = (560, 300), 62, 40  # of the roofline's
 _INNER = {"dmtl::conv3x3": "- conv3x3", "library convolutions": "- the library's"}
-UNITS = {"tasks": "tasks", "steps": "steps", "pixels": "pixels", "batch": "images"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,6 @@ def tables(rows: Rows) -> list[Table]:
     found = [contenders_table(group) for group in _groups(rows, "contenders", "batch")]
     found += [memory_table(group) for group in _groups(rows, "memory", "batch")]
     found += [roofline_table(group) for group in _groups(rows, "roofline", "precision")]
-    found += [scaling_table(group) for group in _groups(rows, "scaling", "axis")]
     return found
 
 
@@ -109,27 +106,6 @@ def roofline_table(rows: Rows) -> Table:
     )
     strong = frozenset(i for i, row in enumerate(rows) if row["operator"] == "all")
     return Table(f"Roofline, {described(whole)}, {whole['precision']}", header, cells, note, strong)
-
-
-def scaling_table(rows: Rows) -> Table:
-    *points, last = rows
-    axis = last["axis"]
-    cells = [
-        [
-            number(row["at"]), number(row["flops"] / 1e9), milliseconds(row["ms"]),
-            milliseconds(row["fit_ms"]), f"{row['ms'] / row['fit_ms'] - 1:+.1%}", _mib(row.get("peak_mib")),
-        ]
-        for row in points
-    ]  # fmt: skip
-    note = (
-        f"Log-log slope of time over counted work {last['slope']:.2f} (expected 1); farthest from the line "
-        f"time = {milliseconds(last['constant_ms'])} + work / rate: {last['deviation']:.1%} (allowed 10 %)."
-    )
-    peaks = [row["peak_mib"] for row in points if row.get("peak_mib")]
-    if len(peaks) == 2:
-        note += f" Memory from the first to the last point: {peaks[1] / peaks[0] - 1:+.1%} (expected: flat)."
-    header = [UNITS[axis], "GFLOP", "time", "line", "off", "peak"]
-    return Table(f"Growth with {axis}, {last['precision']}", header, cells, note)
 
 
 def milliseconds(ms: float) -> str:
@@ -227,34 +203,18 @@ def _decades(x0: float, x1: float, y0: float, y1: float, px, py) -> Iterator[str
     yield f'<text {turned} text-anchor="middle">GFLOP/s</text>'
 
 
-def scaling_charts(rows: Rows) -> list[dict]:
-    """A line chart of each axis: times and the fitted line."""
-    found = []
-    for group in _groups(rows, "scaling", "axis"):
-        *points, last = group
-        xs = [row["at"] for row in points]
-        series = {
-            "time": (xs, [row["ms"] for row in points]),
-            "line": (xs, [row["fit_ms"] for row in points]),
-        }
-        chart = Chart(f"Time over {last['axis']}", UNITS[last["axis"]], "ms", series)
-        legend = [(name, f"s{i}") for i, name in enumerate(series)]
-        found.append({"title": chart.title, "svg": chart_svg(chart), "legend": legend})
-    return found
-
-
-def write_bench(path: str | os.PathLike, rows: Rows, facts: Mapping) -> Path:
-    """Writes the page, one HTML file that needs nothing else; OSError if it cannot be written."""
+def write_page(path: str | os.PathLike, rows: Rows, facts: Mapping) -> Path:
+    """Write the page, one HTML file that needs nothing else; OSError if it cannot be written."""
     bars = [(described(group[0]), bars_svg(group)) for group in _groups(rows, "contenders", "batch")]
     roofs = [
         (group[-1]["precision"], roofline_svg(group)) for group in _groups(rows, "roofline", "precision")
     ]
     text = page(
-        "bench.html.j2",
+        "page.html.j2",
+        folder=Path(__file__).parent,
         facts=[(label, str(value)) for label, value in facts.items() if value is not None],
         bars=[(title, svg) for title, svg in bars if svg],
         roofs=[(title, svg) for title, svg in roofs if svg],
-        charts=scaling_charts(rows),
         tables=tables(rows),
     )
     write_text(path, text)

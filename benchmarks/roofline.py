@@ -13,9 +13,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from dmtl.bench import clock, work
-from dmtl.bench.contenders import Case
 from dmtl.diffusion import CounterNoise
+from dmtl.runtime.measure import seconds
+from dmtl.train import work
+
+from . import clock
+from .contenders import Case
 
 RANGE = "dmtl: "
 _CONVOLVE = ("aten::conv2d", "aten::convolution", "aten::mkldnn_convolution", "aten::cudnn_convolution")
@@ -44,7 +47,11 @@ class Ceilings:
     copy: float
 
     def floor_s(self, parts: Iterable[work.Part], winograd: bool) -> float:
-        return sum(work.floor_s([p], self.compute[p.operator], self.copy, winograd) for p in parts)
+        """Seconds that the parts take at least: each the longer of its operations and its bytes."""
+        return sum(
+            max(work.flops([part], winograd) / self.compute[part.operator], part.bytes / self.copy)
+            for part in parts
+        )
 
 
 def roofline(case: Case, precision: str, calls: int = 5) -> list[dict]:
@@ -64,7 +71,7 @@ def roofline(case: Case, precision: str, calls: int = 5) -> list[dict]:
     image = case.image()
     for _ in range(3):
         engine.maps(image)
-    whole_s = min(clock.seconds(lambda: engine.maps(image), device) for _ in range(calls))
+    whole_s = min(seconds(lambda: engine.maps(image), device) for _ in range(calls))
     times = min((_profiled(engine, image, device) for _ in range(calls)), key=_in_stages)
     ceilings = _ceilings(engine.form, precision, device)
     itemsize = engine.form.maps.itemsize

@@ -37,7 +37,7 @@ def processor() -> str:
 
 
 def _commit() -> str | None:
-    root = Path(dmtl.__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
     try:

@@ -83,12 +83,6 @@ def flops(parts: Iterable[Part], winograd: bool = False) -> float:
     return sum(part.flops / (WINOGRAD if winograd and part.winograd else 1) for part in parts)
 
 
-def floor_s(parts: Iterable[Part], compute: float, copy: float, winograd: bool = False) -> float:
-    """Seconds that the parts take at least: each the longer of its operations at `compute` per second and its
-    bytes at `copy` per second."""
-    return sum(max(flops([part], winograd) / compute, part.bytes / copy) for part in parts)
-
-
 def _initial(config, channels, frame, batch, itemsize) -> Iterator[Part]:
     """The initial network built without storage; hooks see the shapes of its convolutions and products."""
     found: list[Part] = []

@@ -1,4 +1,4 @@
-"""Contenders, their race, memory, growth, the reading of a profile, at toy sizes: figures mean nothing."""
+"""Contenders, their race, memory, the reading of a profile, at toy sizes: the numbers mean nothing."""
 
 import json
 from types import SimpleNamespace
@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dmtl.bench import clock, contenders, memory, roofline, scaling, work
-from dmtl.bench.contenders import Case, Contender, difference, names, worst
-from dmtl.bench.race import Race
+from benchmarks import clock, contenders, memory, roofline
+from benchmarks.contenders import Case, Contender, difference, names, worst
+from benchmarks.race import Race
 from dmtl.models import ModelConfig
 from dmtl.tasks import make_task
+from dmtl.train import work
 from tests.models.cases import small_config, small_model
 
 TOY = Case(size=(64, 64), options={"width": 32, "backbone_width": 16, "blocks": 1, "decoder_blocks": 1})
@@ -64,7 +65,7 @@ def test_who_is_wrong_is_not_timed(monkeypatch):
     assert ours["median_ms"] > 0 and "times_expert" not in ours
 
 
-def test_names(monkeypatch):
+def test_names():
     config = ModelConfig(tasks=[make_task("edge").spec()])
     assert names(CPU, ["fp32"], config) == [("published", "fp32"), ("expert", "fp32"), ("dmtl", "fp32")]
     gpu = names(torch.device("cuda"), None, config)
@@ -74,8 +75,6 @@ def test_names(monkeypatch):
     assert {p for who, p in gpu if who == "dmtl"} == {"fp32", "tf32", "bf16", "fp16"}
     plain = small_config(diffusion="none")
     assert {who for who, _ in names(CPU, None, plain)} == {"dmtl"}
-    monkeypatch.setattr(contenders, "baselines", lambda: None)
-    assert {who for who, _ in names(CPU, None, config)} == {"dmtl"}
 
 
 def test_difference():
@@ -168,42 +167,26 @@ def test_fraction_by_the_algorithm_used():
     assert between["stage"] == "between" and between["ms"] == pytest.approx(1.0)
 
 
-def test_fit():
-    flops = [1e9, 2e9, 4e9, 8e9]
-    line = scaling.fit(flops, [0.5 + 1e-9 * x for x in flops])
-    assert (line.constant_s, line.per_flop_s) == (pytest.approx(0.5), pytest.approx(1e-9))
-    assert line.deviation < 1e-9 and line.slope < 1
-    proportional = scaling.fit(flops, [2e-9 * x for x in flops])
-    assert proportional.slope == pytest.approx(1.0) and abs(proportional.constant_s) < 1e-9
-    square = scaling.fit(flops, [1e-18 * x * x for x in flops])
-    assert square.slope == pytest.approx(2.0)
-    assert square.constant_s == 0.0 and square.deviation > 0.3  # no constant below zero
+def test_floor():
+    parts = work.count(small_config(), (64, 64))
+
+    def floor_s(parts, compute, copy, winograd=False):
+        return roofline.Ceilings(dict.fromkeys(work.OPERATORS, compute), copy).floor_s(parts, winograd)
+
+    assert floor_s(parts, compute=1.0, copy=1e30) == pytest.approx(work.flops(parts))
+    assert floor_s(parts, compute=1e30, copy=1.0) == pytest.approx(sum(part.bytes for part in parts))
+    quarter = [part for part in parts if part.winograd]
+    assert floor_s(quarter, 1.0, 1e30, winograd=True) == pytest.approx(work.flops(quarter) / 4)
+    halved = sum(part.bytes for part in work.count(small_config(), (64, 64), itemsize=2))
+    assert halved < 0.7 * sum(part.bytes for part in parts)
 
 
-@pytest.mark.parametrize("axis", scaling.AXES)
-def test_points(axis):
-    cases = scaling.points(axis, TOY)
-    works = []
-    for each in cases:
-        config = ModelConfig(tasks=each.build().config.tasks)
-        parts = work.count(config, each.size, each.batch, steps=each.steps, tasks=each.tasks)
-        works.append(work.flops(parts))
-    assert works == sorted(works) and len(set(works)) == len(works) >= 3
-    if axis == "tasks":
-        assert [len(case.tasks) for case in cases] == [1, 2, 3, 4, 5, 6]
-    if axis == "steps":
-        assert [case.steps for case in cases] == [1, 2, 4, 8]
-    if axis == "batch":
-        assert [c.batch for c in scaling.points(axis, TOY.but(device="cuda"))] == [1, 2, 4, 8, 16, 32]
-
-
-def test_scaling_rows(monkeypatch):
-    monkeypatch.setattr(memory, "peak", lambda case, *_: {"peak_mib": 100.0 + case.steps})
-    *rows, last = scaling.scaling("steps", TOY, "fp32", quick=True, rounds=1)
-    assert [row["at"] for row in rows] == [1, 2, 4]
-    assert [row.get("peak_mib") for row in rows] == [101.0, None, 104.0]
-    worst_off = max(abs(row["fit_ms"] / row["ms"] - 1) for row in rows)
-    assert last["at"] == "fit" and last["deviation"] == pytest.approx(worst_off)
+def test_case_is_the_published_network():
+    """Without options a case builds the published network; its seed makes two builds equal."""
+    case = Case(options={"width": 32, "backbone_width": 8})
+    first, second = case.build().state_dict(), case.build().state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert case.image().shape == (1, 3, 512, 512)
 
 
 def test_drawn_noise_is_the_models():

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from dmtl.bench import training
-from dmtl.bench.contenders import Case
-from dmtl.bench.training import Trainee, TrainingCase, TrainingRace, difference
+from benchmarks import training
+from benchmarks.contenders import Case
+from benchmarks.training import Trainee, TrainingCase, TrainingRace, difference
 from dmtl.train.config import DataConfig, OptimConfig, RunConfig
 
 TOY = Case(
@@ -69,11 +69,6 @@ def test_peak_memory_in_a_process_of_its_own():
     row = training.peak(TrainingCase(TOY), "dmtl", "fp32")
     assert row["part"] == "training memory" and row["peak_mib"] > 100
     assert "nowhere" in training.peak(TrainingCase(TOY.but(model="nowhere")), "dmtl", "fp32")["error"]
-
-
-def test_occupancy():
-    row = training.occupancy(TrainingCase(TOY), "fp32", rounds=1)
-    assert row["pairs"] == 4 and min(row["step_ms"], row["full_step_ms"], row["initial_ms"]) > 0
 
 
 def test_loading():

@@ -2,37 +2,34 @@
 
 `plan` counts what follows from the configuration: data, labels, parameters, work, steps, files. `measure`
 takes a few real steps, on the run's own first batches, in a process of its own (so that memory is that
-process's peak), and `forecast` puts both together. `python -m dmtl.bench.plan` is that process. Nothing is
-written.
+process's peak), and `forecast` puts both together. Nothing is written.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 
 import numpy as np
 import torch
 
-from dmtl.bench.clock import seconds
-from dmtl.bench.memory import last_words, run_module
-from dmtl.bench.work import Part, count
 from dmtl.data import LabelledImages
 from dmtl.data.loading.loader import Loader
 from dmtl.data.loading.wrappers import Cached, Subset
-from dmtl.errors import ConfigError, DmtlError
+from dmtl.errors import ConfigError
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, build_model
+from dmtl.runtime.measure import seconds
+from dmtl.runtime.process import ProcessError, call_in_process
 from dmtl.train.checkpoint import state_bytes
 from dmtl.train.config import RunConfig
 from dmtl.train.optim import frozen, total_steps
 from dmtl.train.setup import Data, open_data, training_loader
 from dmtl.train.toml import config_from_dict
 from dmtl.train.weighting import make_weighting
+from dmtl.train.work import Part, count
 
 LEAST_STEPS, MOST_STEPS, ENOUGH_S = 3, 20, 4.0  # measured: at least, at most, and no more once so long
 EVALUATED = 8  # images: a batch of the evaluation
@@ -219,25 +216,28 @@ def measure(config: RunConfig, threads: int | None = None) -> dict:
     Raises:
         ConfigError: the steps failed; the message is theirs.
     """
-    asked = {"config": dataclasses.asdict(config), "threads": threads or torch.get_num_threads()}
     try:
-        done = run_module("dmtl.bench.plan", asked, LIMIT_S, without=("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    except subprocess.TimeoutExpired:
-        raise ConfigError(f"{LEAST_STEPS} steps took longer than {LIMIT_S} s") from None
-    if done.returncode < 0:
-        raise ConfigError(
-            f"the measured steps were killed by signal {-done.returncode}, most likely for lack of memory; "
-            "lower optim.batch_size or data.size, or set execution.micro_batch"
+        return call_in_process(
+            "dmtl.train.plan:measured",
+            {"values": dataclasses.asdict(config)},
+            limit_s=LIMIT_S,
+            threads=threads,
+            without=("RANK", "WORLD_SIZE", "LOCAL_RANK"),
         )
-    if done.returncode:
-        raise ConfigError(last_words(done))
-    return json.loads(done.stdout.splitlines()[-1])
+    except ProcessError as error:
+        if error.signal is None:
+            raise ConfigError(f"the measured steps failed: {error}") from None
+        raise ConfigError(
+            f"the measured steps were killed by signal {error.signal}, most likely for lack of memory; "
+            "lower optim.batch_size or data.size, or set execution.micro_batch"
+        ) from None
 
 
-def measured(config: RunConfig) -> dict:
-    """What `measure` returns, measured here."""
+def measured(values: dict) -> dict:
+    """Measure in this process what `measure` returns. values: the run's configuration as a dictionary."""
     from dmtl.train.trainer import Trainer
 
+    config = config_from_dict(values)
     optim = dataclasses.replace(config.optim, mtdnet_start=0.0)
     kept = config.data.cache or config.data.cache_dir is not None
     alone = dataclasses.replace(config.data, cache=kept, cache_dir=None, workers=0)
@@ -300,18 +300,3 @@ def _first(dataset: LabelledImages, number: int) -> LabelledImages:
 def _held(dataset: LabelledImages) -> int:
     """Bytes of the samples in memory."""
     return dataset.used_bytes if isinstance(dataset, Cached) else 0
-
-
-def main() -> int:
-    asked = json.load(sys.stdin)
-    torch.set_num_threads(asked["threads"])
-    try:
-        print(json.dumps(measured(config_from_dict(asked["config"]))))
-    except DmtlError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 import torch
 
-from dmtl.bench import clock
-from dmtl.bench.contenders import Case, checked, names
+from dmtl.runtime.measure import seconds
+
+from . import clock
+from .contenders import Case, checked, names
 
 LEAST_ROUNDS = 3
 
@@ -53,7 +55,7 @@ class Race:
 
     def round(self) -> None:
         """Times every contender once."""
-        for title, taken in self._every(lambda call: clock.seconds(call, self.device)).items():
+        for title, taken in self._every(lambda call: seconds(call, self.device)).items():
             self.times_s[title].append(taken)
         self.rounds += 1
 

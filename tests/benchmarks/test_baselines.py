@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from benchmarks import expert as module
+from benchmarks.contenders import drawn_noise, worst
 from benchmarks.expert import Expert
 from benchmarks.plain import initial_network
 from benchmarks.published import Published
-from dmtl.bench.contenders import drawn_noise, worst
 from tests.models.cases import small_model
 from tests.ops.tools import Recorder
 

@@ -1,4 +1,4 @@
-"""Who is compared: the engine in each precision, and the baselines where the source checkout holds them.
+"""Who is compared in prediction: the engine in each precision, and the two baselines.
 
 A contender takes an image to decoded maps, all of them the same maps: each is compared with the model in
 fp32, on the same noise, before anybody times it.
@@ -7,24 +7,22 @@ fp32, on the same noise, before anybody times it.
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-import dmtl
-from dmtl.bench import clock
 from dmtl.diffusion import CounterNoise
 from dmtl.diffusion.pairs import Pairs
 from dmtl.models import DiffusionMTL, ModelConfig, build_model, load_model
 from dmtl.models.initial import pad_image
+from dmtl.nn.precision import tf32
 from dmtl.tasks import Task, make_task
+
+from .expert import MODES, Expert
+from .published import Published
 
 Noise = Mapping[str, Tensor]  # task -> [draws, B, C, h, w]
 
@@ -98,11 +96,11 @@ class Contender:
 
     def settings(self) -> AbstractContextManager:
         """What has to be set around its calls."""
-        return clock.tf32(self.precision == "tf32")
+        return tf32(self.precision == "tf32")
 
 
 def engine(model, image: Tensor, case: Case, precision: str, inplace: bool = False) -> Contender:
-    """The package itself."""
+    """Build the dmtl engine as a contender."""
     from dmtl.engine.engine import Engine
 
     ours = Engine(
@@ -111,17 +109,19 @@ def engine(model, image: Tensor, case: Case, precision: str, inplace: bool = Fal
     return Contender("dmtl", precision, lambda image, noise=None: ours.maps(image).maps, "Engine")
 
 
-def baselines(of: str = "inference") -> ModuleType | None:
-    """`benchmarks.inference` (or "training") of the checkout that this package runs from; None where there is
-    none (a wheel holds no benchmarks)."""
-    root = Path(dmtl.__file__).resolve().parents[1]
-    if not ((root / "benchmarks" / f"{of}.py").is_file() and (root / "csrc").is_dir()):
-        return None
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
-    module = importlib.import_module(f"benchmarks.{of}")
-    ours = Path(module.__file__).resolve().is_relative_to(root)  # "benchmarks" is a common name
-    return module if ours else None
+def published(model, image: Tensor, case: Case, precision: str) -> Contender:
+    """Build the published execution: eager, NCHW, one task after another."""
+
+    def run(image: Tensor, noise: Noise | None = None) -> dict[str, Tensor]:
+        return Published(model, noise, case.steps).maps(image, case.tasks)
+
+    return Contender("published", precision, run, "eager, NCHW, task by task")
+
+
+def expert(model, image: Tensor, case: Case, precision: str, modes: tuple[str, ...] = MODES) -> Contender:
+    """Build the expert's execution: everything switched on that torch offers."""
+    made = Expert(model, image, case.tasks, precision=precision, steps=case.steps, modes=modes)
+    return Contender("expert", precision, made.maps, made.how)
 
 
 def served(device: torch.device) -> list[str]:
@@ -138,11 +138,11 @@ def served(device: torch.device) -> list[str]:
 def names(device: torch.device, asked: Sequence[str] | None, config: ModelConfig) -> list[tuple[str, str]]:
     """(contender, precision) of all who take part: published in fp32 (and with TF32 on a GPU), the expert in
     what a GPU's expert would take (bf16) or in all that a CPU serves, the engine in all that the device
-    serves. asked: precisions instead. Baselines only for models that they compute, where their source is."""
+    serves. asked: precisions instead. Baselines only for models that they compute."""
     precisions = served(device) if asked is None else list(asked)
     ours = [("dmtl", precision) for precision in precisions]
     other = config.diffusion == "none" or config.residual or config.without or config.signal_scale != 1
-    if baselines() is None or other:
+    if other:
         return ours
     gpu = device.type == "cuda"
     experts = ["bf16"] if gpu and asked is None else precisions
@@ -150,11 +150,20 @@ def names(device: torch.device, asked: Sequence[str] | None, config: ModelConfig
     return [*(("published", p) for p in published), *(("expert", p) for p in experts), *ours]
 
 
-def make(name: str, model, image: Tensor, case: Case, precision: str, **options) -> Contender:
-    """The contender of this name for images like `image`; `model` is on the device and stays as it is."""
+def make(
+    name: str, model, image: Tensor, case: Case, precision: str, modes: tuple[str, ...] = MODES
+) -> Contender:
+    """Build the contender of this name for images like `image`.
+
+    Args:
+        model: on the device; it stays as it is.
+        modes: how the expert's code may be compiled.
+    """
     if name == "dmtl":
         return engine(model, image, case, precision)
-    return baselines().BASELINES[name](model, image, case, precision, **options)
+    if name == "published":
+        return published(model, image, case, precision)
+    return expert(model, image, case, precision, modes)
 
 
 def drawn_noise(
@@ -195,7 +204,7 @@ def checked(
 ) -> Iterator[tuple[Contender | None, dict]]:
     """Every wanted contender, made and compared with the fp32 model; with what is known of it. None instead
     of one that cannot be made or computes something else, and the reason as "error"."""
-    with torch.inference_mode(), clock.tf32(False):
+    with torch.inference_mode(), tf32(False):
         expected = model.maps(image, case.tasks, steps=case.steps).maps
         chain = isinstance(model, DiffusionMTL)
         draws = model.mtdnet.plan(case.steps, None, image.device).levels if chain else []

@@ -1,0 +1,85 @@
+"""Peak memory of one contender in a process of its own, where its parameters and its library count too."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from dmtl.runtime.process import ProcessError, call_in_process
+
+from .contenders import Case, case_from, engine, make
+
+LIMIT_S = 900
+
+
+def peak(case: Case, name: str, precision: str, threads: int | None = None, **options) -> dict:
+    """{"peak_mib", ...} of predictions after a warm-up, or {"error"}.
+
+    CPU: the process's largest resident set (Linux; None elsewhere). GPU: bytes allocated by torch, with the
+    pools of captured graphs as "reserved_mib".
+    """
+    asked = {"case": asdict(case), "name": name, "precision": precision, "options": options}
+    return peak_of("benchmarks.memory:measured", asked, threads)
+
+
+def peak_of(function: str, arguments: dict, threads: int | None = None) -> dict:
+    """Return what `function` ("module:name") measures in a process of its own, or {"error"}."""
+    try:
+        return call_in_process(function, arguments, limit_s=LIMIT_S, threads=threads)
+    except ProcessError as error:
+        return {"error": str(error)}
+
+
+def row(case: Case, name: str, precision: str, **options) -> dict:
+    """`peak` with what it is the peak of."""
+    facts = {"part": "memory", "contender": name, "precision": precision}
+    facts |= {"size": list(case.size), "batch": case.batch}
+    return facts | peak(case, name, precision, **options)
+
+
+def measured(case: dict, name: str, precision: str, options: dict) -> dict:
+    """Make the contender, warm it up, predict twice more and return the peak of these."""
+    case = case_from(case)
+    device = torch.device(case.device)
+    image = case.image()
+    model = case.build()
+    if name == "dmtl":
+        contender = engine(model, image, case, precision, inplace=True)
+    else:
+        contender = make(name, model.to(device), image, case, precision, **options)
+    del model
+    with torch.inference_mode(), contender.settings():
+        for watched in (False, True):
+            if watched:
+                forget_peak(device)
+            for _ in range(2):
+                contender.run(image)
+    return peak_so_far(device)
+
+
+def forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return
+    # Not Linux, or not allowed: the peak of the whole process then.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_so_far(device: torch.device) -> dict:
+    """Return the peak of this process as `peak` does."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        found = (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved())
+        return dict(zip(("peak_mib", "reserved_mib"), (x / 2**20 for x in found), strict=True))
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return {"peak_mib": None}
+    kib = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return {"peak_mib": kib / 2**10}
