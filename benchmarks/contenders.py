@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dmtl.diffusion import CounterNoise
 from dmtl.diffusion.pairs import Pairs
-from dmtl.models import DiffusionMTL, ModelConfig, build_model, load_model
+from dmtl.models import DiffusionMTL, ModelConfig, create_model, from_pretrained
 from dmtl.models.initial import pad_image
 from dmtl.nn.precision import tf32
 from dmtl.tasks import Task, make_task
@@ -52,10 +52,10 @@ class Case:
     def build(self) -> torch.nn.Module:
         """The model on the CPU, in eval mode."""
         if self.model is not None:
-            return load_model(self.model)
+            return from_pretrained(self.model)
         specs = [task.spec() for task in tasks_of(self)]
         torch.manual_seed(0)
-        return build_model(ModelConfig(tasks=specs, **self.options)).eval()
+        return create_model(ModelConfig(tasks=specs, **self.options)).eval()
 
     def image(self) -> Tensor:
         """Standard normal pixels [B, 3, H, W] on the device."""

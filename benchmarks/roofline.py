@@ -14,8 +14,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from dmtl.diffusion import CounterNoise
+from dmtl.models import work
 from dmtl.runtime.measure import seconds
-from dmtl.train import work
 
 from . import clock
 from .contenders import Case

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmtl.models import DiffusionMTL, MultiTaskBaseline, build_model
+from dmtl.models import DiffusionMTL, MultiTaskBaseline, create_model
 from dmtl.tasks import make_task
 from dmtl.train.claim import claim_of
 from dmtl.train.config import RunConfig
@@ -82,7 +82,7 @@ def test_config(path, tmp_path):
     write_config(config, tmp_path / "saved.toml")
     assert read_config(tmp_path / "saved.toml") == config
     with torch.device("meta"):
-        model = build_model(dataclasses.replace(config.model, tasks=[make_task("normals").spec()]))
+        model = create_model(dataclasses.replace(config.model, tasks=[make_task("normals").spec()]))
     assert isinstance(model, MultiTaskBaseline if config.model.diffusion == "none" else DiffusionMTL)
 
 
@@ -95,7 +95,7 @@ def test_tables_describe_models_that_can_be_built(name):
         model = dataclasses.replace(method.config.model, tasks=[make_task("normals").spec()])
         kind = MultiTaskBaseline if model.diffusion == "none" else DiffusionMTL
         with torch.device("meta"):
-            assert isinstance(build_model(model), kind)
+            assert isinstance(create_model(model), kind)
         expected = {"model.diffusion", "model.without", "model.steps", "optim.consistency"}
         assert differences(method.config, config) <= expected
 

@@ -125,4 +125,4 @@ def train_baseline(config: RunConfig) -> None:
     from dmtl.train.trainer import Trainer
 
     model = dataclasses.replace(config.model, diffusion="none")
-    Trainer(dataclasses.replace(config, out="runs/sweep/mtl-0", model=model)).run()
+    Trainer(dataclasses.replace(config, out="runs/sweep/mtl-0", model=model)).fit()

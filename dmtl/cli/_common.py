@@ -130,9 +130,3 @@ def final_and_initial(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, d
     final = {task: values for task, values in metrics.items() if not task.startswith("initial/")}
     initial = {task.removeprefix("initial/"): v for task, v in metrics.items() if task.startswith("initial/")}
     return {"final map": final, "initial map": initial} if initial else {"value": final}
-
-
-def model_folder(path: str) -> Path:
-    """A model folder: the path itself, or `model/` in a run's folder."""
-    folder = Path(path)
-    return folder / "model" if (folder / "model" / "config.json").is_file() else folder

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import model_folder, say
+from dmtl.cli._common import say
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,11 @@ class Convert:
 
 def main(arguments: list[str]) -> int:
     args = parse(Convert, arguments, "convert")
+    from dmtl.models import from_pretrained
     from dmtl.models.published import convert_official, convert_to_official
 
     if args.to_official:
-        convert_to_official(model_folder(args.source), args.target)
+        convert_to_official(from_pretrained(args.source), args.target)
     else:
         model = convert_official(args.source, args.target)
         count = sum(p.numel() for p in model.parameters())

@@ -49,7 +49,7 @@ class Demo:
 
 def main(arguments: list[str]) -> int:
     args = parse(Demo, arguments, "demo")
-    from dmtl.models import how_to_get, load_model, pretrained_source
+    from dmtl.models import from_pretrained, how_to_get, pretrained_source
     from dmtl.runtime.devices import pick_device
     from dmtl.train.presets import demo_config
     from dmtl.train.setup import open_data
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> int:
         return stopped.status
     if failed:
         raise ConfigError("; ".join(failed))
-    model = load_model(out / "diffusion" / "model").to(device)
+    model = from_pretrained(out / "diffusion").to(device)
     _compare(out, model)
     data = open_data(base.data, base.optim.task_weights)
     _predict_samples(model, device, data.val, out)
@@ -131,7 +131,7 @@ def _bars(steps: int, out: Path) -> Iterator:
 
 def _compare(out: Path, model) -> None:
     """Print the metrics of both runs, and what denoising gained."""
-    from dmtl.evaluation.evaluate import primary_metrics
+    from dmtl.evaluation.scoring import primary_metrics
     from dmtl.metrics import delta_mtl
 
     found = {

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import time
+import dataclasses
+import json
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
+from rich.table import Table
+from rich.text import Text
 
 from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import console, final_and_initial, metric_table
+from dmtl.cli._common import bar, console, final_and_initial, metric_table
 from dmtl.errors import ConfigError
-
-if TYPE_CHECKING:
-    import torch
-
-    from dmtl.runtime.distributed import World
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Eval:
     """
 
     model: Annotated[str | None, *positional("MODEL")] = None
-    """A run's folder, a folder with config.json and model.safetensors, or a published file (.pth.tar)."""
+    """A run's folder, a model folder, a published file (.pth.tar), or an id on the Hub (org/name)."""
     data: str = "scenes"
     """"scenes", a folder with dataset.yaml, or a benchmark as it is distributed."""
     split: str = "val"
@@ -83,127 +83,85 @@ class Eval:
 
 def main(arguments: list[str]) -> int:
     args = parse(Eval, arguments, "eval")
-    from dmtl.cli import _eval_protocol as protocols
-    from dmtl.cli import _eval_tables as tables
     from dmtl.data import open_dataset
-    from dmtl.evaluation.evaluate import primary_metrics
+    from dmtl.data.folder.paths import read_ids
+    from dmtl.evaluation.baseline import check_baseline, compare_with_baseline, read_baseline
+    from dmtl.evaluation.protocol import Evaluation, Protocol, shared_tasks
+    from dmtl.evaluation.saved_maps import SavedMaps, saved_tasks
+    from dmtl.evaluation.scoring import primary_metrics
     from dmtl.runtime.distributed import connect
     from dmtl.runtime.files import write_text
 
-    protocols.check_options(args)
+    _check_options(args)
     several = _steps(args.steps)
-    reference = tables.read_baseline(args.baseline) if args.baseline else None
+    given = {"frame": args.frame, "boundaries": args.boundaries, "max_dist": args.max_dist}
+    given = {key: value for key, value in given.items() if value is not None}
+    Protocol(**given)  # whatever cannot work fails before anything is loaded
+    reference = read_baseline(args.baseline) if args.baseline else None
     world = connect(args.device)
     engine = None if args.model is None else _engine(args, world.device)
     dataset = open_dataset(args.data, args.split, size=args.size, count=args.count)
-    names = protocols.shared_tasks(args, None if engine is None else engine.tasks, dataset.tasks)
-    loader = protocols.loader_of(args, dataset, names)
-    protocol, boundaries = protocols.protocol_of(args, loader)
-    source = protocols.saved_maps(args, loader) if engine is None else engine
-    tasks = {name: dataset.tasks[name] for name in names}
+    ours = saved_tasks(args.from_maps, dataset.tasks) if engine is None else engine.tasks
+    source = args.from_maps if engine is None else args.model
+    names = shared_tasks(ours, dataset.tasks, args.tasks, source=source, data=args.data)
+    base = Protocol.published(dataset, names) if args.published else Protocol()
+    if engine is None:
+        base = dataclasses.replace(base, frame=None)  # saved maps have no padding
+    listed, boundary_ids = (None if p is None else read_ids(p) for p in (args.ids, args.boundary_ids))
+    protocol = dataclasses.replace(base, boundary_ids=boundary_ids, **given)
+    options: dict[str, Any] = dict(ids=listed, batch_size=args.batch_size, data=args.data)
+    evaluation = Evaluation(dataset, names, protocol, **options)
     if reference is not None:
-        tables.check_baseline(reference, protocol.primary(tasks))
+        check_baseline(reference, evaluation.primary())
 
-    rows = _scored(args, source, loader, several, tasks, boundaries, protocol, world)
+    scored = SavedMaps(args.from_maps, evaluation.tasks, evaluation.needed) if engine is None else engine
+    rows = _score(args, evaluation, scored, several, world)
     if not world.main:
         return 0
     metrics = rows[0]["metrics"]
-    primary = primary_metrics(metrics, tasks)
-    compared = {} if reference is None else tables.against(metrics, primary, reference)
-    title = f"{args.model or args.from_maps} on {protocol}"
+    primary = primary_metrics(metrics, evaluation.tasks)
+    compared = {} if reference is None else compare_with_baseline(metrics, primary, reference)
+    title = f"{source} on {evaluation}"
     if len(rows) == 1:
-        meaning = tables.notes(tasks, boundaries)
-        console.print(metric_table(title, final_and_initial(metrics), primary, meaning))
+        console.print(metric_table(title, final_and_initial(metrics), primary, evaluation.notes()))
     else:
-        console.print(tables.steps_table(title, rows, primary))
+        console.print(_steps_table(title, rows, primary))
     if args.per_class:
-        for name in (name for name, task in tasks.items() if task.kind == "classes"):
-            console.print(tables.class_table(name, metrics[name]))
+        for name in (name for name, values in metrics.items() if any(m.startswith("IoU/") for m in values)):
+            console.print(_class_table(name, metrics[name]))
     if compared:
-        console.print(tables.baseline_table(primary, compared))
+        console.print(_baseline_table(primary, compared))
     if args.json:
-        write_text(args.json, tables.figures_file(rows, primary, protocol.to_json(), compared))
+        found = {"metrics": metrics, "primary": primary} if len(rows) == 1 else {"steps": rows}
+        found |= {"protocol": evaluation.description, **compared}
+        write_text(args.json, json.dumps(found, indent=2) + "\n")
     return 0
 
 
-def _engine(args: Eval, device: torch.device) -> Any:
-    from dmtl.cli._eval_protocol import trained_model
-    from dmtl.engine.engine import Engine
-
-    precision = "fp32" if args.published and args.precision == "auto" else args.precision
-    model = trained_model(args.model).to(device)
-    return Engine(model, precision=precision, samples=args.samples, inplace=True)
-
-
-def _scored(args: Eval, source, loader, several, tasks, boundaries, protocol, world: World) -> list[dict]:
-    """Metrics and time for each number of steps; the maps are saved where they are asked for."""
-    from rich.progress import track
-
-    from dmtl.evaluation.evaluate import evaluate
-    from dmtl.evaluation.saved_maps import MapWriter
-    from dmtl.runtime.distributed import gathered
-
-    options: dict[str, Any] = dict(tasks=tasks, seed=args.seed, boundaries=boundaries, world=world)
-    if args.from_maps is None:
-        one = args.samples == 1 and len(several) == 1
-        options["initial"] = one and source.config.diffusion != "none"
-    writer = None
-    if args.save_maps is not None:
-        about = {"model": args.model, **protocol.to_json()}
-        writer = MapWriter(args.save_maps, tasks, about, floats=args.float_maps)
-        options["on_maps"] = writer.add
-    rows = []
-    try:
-        for steps in several:
-            timed = Timed(source) if len(several) > 1 else source
-            batches = loader
-            if world.size == 1:
-                batches = track(loader, total=len(loader), description="scoring", console=console)
-            rows.append({"steps": steps, "metrics": evaluate(timed, batches, steps=steps, **options)})
-            if len(several) > 1:
-                rows[-1]["ms_per_image"] = 1e3 * timed.seconds / protocol.images
-                rows[-1] |= {"steps_taken": timed.taken / max(timed.calls, 1)} if steps == "auto" else {}
-    finally:  # also after Ctrl-C: what is there is described
-        if writer is not None:
-            writer.write_index()
-    if writer is not None and world.size > 1:
-        writer.images = [image for images in gathered(writer.images) for image in images]
-        if world.main:
-            writer.write_index()
-    return rows
-
-
-class Timed:
-    """An engine with a clock: seconds in its calls after the first one (which may compile and measure)."""
-
-    def __init__(self, engine):
-        self.engine, self.tasks, self.device = engine, engine.tasks, engine.device
-        self.seconds, self.calls, self.taken = 0.0, 0, 0
-
-    def maps(self, image, tasks, **options):
-        out = self._timed(self.engine.maps, image, tasks, options)
-        self.taken += out.steps
-        return out
-
-    def __call__(self, image, tasks, **options):
-        return self._timed(self.engine, image, tasks, options)
-
-    def _timed(self, call, image, tasks, options):
-        if not self.calls:
-            call(image, tasks, **options)
-        self._wait()
-        started = time.perf_counter()
-        out = call(image, tasks, **options)
-        self._wait()
-        self.seconds += time.perf_counter() - started
-        self.calls += 1
-        return out
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            import torch
-
-            torch.cuda.synchronize(self.device)
+def _check_options(args: Eval) -> None:
+    """Refuse options that contradict each other."""
+    if args.model is None and args.from_maps is None:
+        raise ConfigError("missing MODEL, or --from-maps in its place")
+    if args.model is not None and args.from_maps is not None:
+        raise ConfigError("pass either MODEL or --from-maps, not both")
+    if args.from_maps is not None:
+        given = {
+            "--frame": args.frame,
+            "--steps": args.steps,
+            "--samples": args.samples != 1,
+            "--save-maps": args.save_maps,
+        }
+        for option, value in given.items():
+            if value:
+                raise ConfigError(f"{option} needs a model, it cannot be used with --from-maps")
+    if args.save_maps is not None and len(args.steps or []) > 1:
+        raise ConfigError(f"--save-maps needs one number of --steps, got {len(args.steps)}")
+    if args.float_maps and args.save_maps is None:
+        raise ConfigError("--float-maps needs --save-maps")
+    if not (args.boundaries or args.published):
+        for option in ("max_dist", "boundary_ids"):
+            if getattr(args, option) is not None:
+                raise ConfigError(f"--{option.replace('_', '-')} needs --boundaries or --published")
 
 
 def _steps(words: list[str] | None) -> list[int | str | None]:
@@ -211,3 +169,74 @@ def _steps(words: list[str] | None) -> list[int | str | None]:
         if word != "auto" and not (word.isdigit() and int(word) > 0):
             raise ConfigError(f'steps must be numbers from 1 or "auto", got {word!r}')
     return [word if word == "auto" else int(word) for word in words or []] or [None]
+
+
+def _engine(args: Eval, device) -> Any:
+    from dmtl.engine import Engine
+    from dmtl.models import from_pretrained
+
+    precision = "fp32" if args.published and args.precision == "auto" else args.precision
+    model = from_pretrained(args.model).to(device)
+    return Engine(model, precision=precision, samples=args.samples, inplace=True)
+
+
+def _score(args: Eval, evaluation, source, several, world) -> list[dict]:
+    """Return a row of metrics for each number of steps; save the maps if asked to."""
+    from dmtl.evaluation.saved_maps import MapWriter
+    from dmtl.evaluation.steps import compare_steps
+
+    watch = bar("scoring") if world.size == 1 else (lambda loader: loader)
+    options: dict[str, Any] = dict(seed=args.seed, world=world)
+    if len(several) > 1:
+        return compare_steps(evaluation, source, several, watch, **options)
+    options["initial"] = args.from_maps is None and args.samples == 1 and source.config.diffusion != "none"
+    saving = nullcontext()
+    if args.save_maps is not None:
+        about = {"model": args.model, **evaluation.description}
+        saving = MapWriter(args.save_maps, evaluation.tasks, about, floats=args.float_maps, world=world)
+    with saving as writer:
+        if writer is not None:
+            options["on_maps"] = writer.add
+        metrics = evaluation.score(source, watch(evaluation.loader), steps=several[0], **options)
+    return [{"steps": several[0], "metrics": metrics}]
+
+
+def _class_table(name: str, metrics: Mapping[str, float]) -> Table:
+    """Intersection over union of every class of a task."""
+    table = Table(f"{name} class")
+    table.add_column("IoU %", justify="right")
+    for metric, value in metrics.items():
+        if metric.startswith("IoU/"):
+            table.add_row(Text(metric.removeprefix("IoU/")), f"{value:.2f}")
+    return table
+
+
+def _steps_table(title: str, rows: list[dict], primary: Mapping[str, tuple]) -> Table:
+    """Time and every task's main metric for each number of steps; Delta against the first row."""
+    from dmtl.metrics.delta import delta_mtl, judged
+
+    table = Table(title=Text(title), title_justify="left")
+    heads = (f"{t} {m} {'↑' if up else '↓'}" for t, (m, _, up) in primary.items())
+    for column in ("steps", "ms/image", *heads, "Delta %"):
+        table.add_column(column, justify="right")
+    tasks = judged(primary)
+    for row in rows:
+        steps = str(row["steps"] or "as trained")
+        steps = f"auto ({row['steps_taken']:.1f})" if row["steps"] == "auto" else steps
+        values = [f"{row['metrics'][t.name][t.primary]:.4g}" for t in tasks]
+        delta = f"{delta_mtl(row['metrics'], rows[0]['metrics'], tasks):+.2f}" if row is not rows[0] else ""
+        table.add_row(steps, f"{row['ms_per_image']:.1f}", *values, delta)
+    return table
+
+
+def _baseline_table(primary: Mapping[str, tuple], found: Mapping) -> Table:
+    """Every task's main metric, the baseline's, and Delta_MTL."""
+    title = f"Delta_MTL against the baseline: {found['delta_mtl']:+.2f} %"
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column("task")
+    for column in ("metric", "value", "baseline", "gain %"):
+        table.add_column(column, justify="right")
+    for task, (metric, base, gain) in found["baseline"].items():
+        _, value, up = primary[task]
+        table.add_row(task, f"{metric} {'↑' if up else '↓'}", f"{value:.4g}", f"{base:.4g}", f"{gain:+.2f}")
+    return table

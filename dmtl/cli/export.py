@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import model_folder, say
+from dmtl.cli._common import say
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Export:
 def main(arguments: list[str]) -> int:
     args = parse(Export, arguments, "export")
     from dmtl.engine.export import FORMATS, export_model
-    from dmtl.models import load_model
+    from dmtl.models import from_pretrained
 
     exported = export_model(
-        load_model(model_folder(args.model)),
+        from_pretrained(args.model),
         args.out or f"model{FORMATS[args.format].suffix}",
         format=args.format,
         size=args.size,

@@ -5,7 +5,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rich.markup import escape
+from rich.table import Table
+
 from dmtl.cli._arguments import parse
+from dmtl.cli._common import console, mib, say
 
 SIZES = (256, 512, 1024, 2048)  # pixels, of square images
 
@@ -36,14 +40,13 @@ def main(arguments: list[str]) -> int:
         return 0
     _require(args.size is None or min(args.size) >= 1, f"--size must be at least 1 1, got {args.size}")
     _require(args.batch is None or args.batch >= 1, f"--batch must be at least 1, got {args.batch}")
-    from dmtl.cli._common import model_folder
-    from dmtl.cli._model_info import model_facts, print_model
-    from dmtl.models import load_model
+    from dmtl.engine.describe import describe_model
+    from dmtl.models import from_pretrained
     from dmtl.runtime.devices import pick_device
 
-    model = load_model(model_folder(args.model))
+    model = from_pretrained(args.model)
     sizes = [args.size] if args.size else [(side, side) for side in SIZES]
-    print_model(args.model, model_facts(model, pick_device(args.device), sizes, args.batch or 1))
+    _print_model(args.model, describe_model(model, pick_device(args.device), sizes, args.batch or 1))
     return 0
 
 
@@ -52,3 +55,54 @@ def _require(condition: bool, message: str) -> None:
 
     if not condition:
         raise ConfigError(message)
+
+
+def _print_model(name: str, facts: dict) -> None:
+    """Print a description as tables."""
+    from dmtl.engine.memory import SHARE
+
+    head = Table(
+        title=f"{escape(name)}", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0)
+    )
+    tasks = ", ".join(f"{t['name']} ({t['kind']}, {_channels(t['channels'])})" for t in facts["tasks"])
+    head.add_row("tasks", escape(tasks))
+    head.add_row("mechanism", facts["mechanism"])
+    head.add_row("network", facts["network"])
+    parts = ", ".join(f"{part} {number / 1e6:.3g}" for part, number in facts["parameters"].items())
+    head.add_row("parameters", f"{sum(facts['parameters'].values()) / 1e6:.3g} M: {parts}")
+    transformed = facts["transformed_bytes"]
+    beside = f", and {mib(transformed)} of transformed weights" if transformed else ""
+    own = f"{mib(facts['parameter_bytes'])} of parameters{beside}"
+    head.add_row("engine", f"{own} ({facts['device']}, {facts['precision']})")
+    available = facts["available_bytes"]
+    told = "not known here" if available is None else f"{mib(available)}, planned with {SHARE:.0%} of it"
+    head.add_row("free memory", told)
+    console.print(head)
+    console.print(_size_table(facts))
+    say("GFLOP: two for a multiply-add. Peak memory: beside the engine's own, predicted to about a third.")
+    say("Tiles: what the engine does with an image here, unless `dmtl predict --tile` says otherwise.")
+
+
+def _size_table(facts: dict) -> Table:
+    from dmtl.engine.describe import STAGES
+    from dmtl.report.charts import number
+
+    batch = facts["batch"]
+    title = f"\nA prediction of all tasks, {batch} image{'' if batch == 1 else 's'} at once"
+    table = Table(title=title, title_justify="left")
+    table.add_column("size")
+    stages = [stage for stage in STAGES if any(row["flops"][stage] for row in facts["sizes"])]
+    for stage in (*stages, "all"):
+        table.add_column(f"{stage}\nGFLOP", justify="right")
+    table.add_column("peak memory", justify="right")
+    table.add_column("tiles", justify="right")
+    for row in facts["sizes"]:
+        work = [row["flops"][stage] for stage in stages]
+        tile = "whole" if row["tile"] is None else f"{row['tile']} px"
+        figures = (number(value / 1e9) for value in (*work, sum(work)))
+        table.add_row("{} x {}".format(*row["size"]), *figures, mib(row["peak_bytes"]), tile)
+    return table
+
+
+def _channels(number: int) -> str:
+    return f"{number} channel{'' if number == 1 else 's'}"

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import model_folder, say
+from dmtl.cli._common import say
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def main(arguments: list[str]) -> int:
 
     if not args.images:
         raise ConfigError("IMAGE must be at least one file or folder, got none")
-    predictor = Predictor.from_pretrained(
-        model_folder(args.model),
+    predictor = Predictor(
+        args.model,
         args.device,
         steps=args.steps,
         tasks=args.tasks,

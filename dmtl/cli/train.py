@@ -53,13 +53,13 @@ def main(arguments: list[str]) -> int:
         trainer.on_step = on_step
         trainer.on_step(trainer.step, trainer.steps, math.nan)
         try:
-            metrics = trainer.run()
+            metrics = trainer.fit()
         except RunStopped as stopped:
             print(f"dmtl train: {stopped}", file=sys.stderr)
             return stopped.status
     if not trainer.world.main:
         return 0
-    from dmtl.evaluation.evaluate import primary_metrics
+    from dmtl.evaluation.scoring import primary_metrics
 
     console.print(
         metric_table(

@@ -1,6 +1,6 @@
 """The engine: a trained model in its fastest form for predicting, on a CPU or a GPU.
 
-    engine = Engine(model)                       # or model.compile_for_inference()
+    engine = Engine(model)
     out = engine.maps(image)                     # image [B, 3, H, W], ImageNet-normalised
     out.maps["semseg"], out.maps["depth"]
     engine(image).final["depth"]                 # logits, as model(image) gives them
@@ -33,8 +33,7 @@ from dmtl.engine.noise import average
 from dmtl.engine.numerics import PRECISIONS, choose_form
 from dmtl.engine.tiles import FACTOR, tiled
 from dmtl.errors import ConfigError
-from dmtl.models import DiffusionMTL, MultiTaskBaseline
-from dmtl.models.diffusion_mtl import Maps, Prediction
+from dmtl.models import DiffusionMTL, Maps, MultiTaskBaseline, Prediction
 from dmtl.models.initial import PAD_MULTIPLE, pad_image, upsample
 from dmtl.nn.precision import tf32
 from dmtl.runtime.memory import Pool, return_freed

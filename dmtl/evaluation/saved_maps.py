@@ -36,6 +36,7 @@ from dmtl.data.loading.batch import Batch
 from dmtl.errors import DataError
 from dmtl.predict.maps import describe_format, encode_map
 from dmtl.predict.outputs import FORMAT, output_folder
+from dmtl.runtime.distributed import World, gathered
 from dmtl.runtime.files import write_bytes, write_text
 from dmtl.tasks import Task
 
@@ -47,15 +48,20 @@ _NPY = {
 
 
 class MapWriter:
-    """Writes the maps of batches into `folder`, each without its padding.
+    """Write the maps of batches into `folder`, each without its padding, inside a `with` statement.
+
+    maps.json is written at its end, also after an error or Ctrl-C.
 
     Args:
         folder: new, empty, or an earlier output.
         tasks: whose maps will come.
         about: what maps.json says of all of them.
         floats: probabilities as .npy, not rounded to 8 bits.
+        world: the processes that write into this folder; the first one lists the images of all.
 
-    Errors: DataError where the folder holds other things, OSError naming a file that cannot be written.
+    Raises:
+        DataError: the folder holds other things.
+        OSError: a file cannot be written; the message names it.
     """
 
     def __init__(
@@ -65,12 +71,23 @@ class MapWriter:
         about: Mapping[str, Any],
         *,
         floats: bool = False,
+        world: World | None = None,
     ):
+        self.world = World() if world is None else world
         self.folder, self.tasks, self.about = output_folder(folder), dict(tasks), dict(about)
         kinds = {"unit_vector", "scalar", *(["binary"] if floats else [])}
         self.arrays = {name for name, task in tasks.items() if task.kind in kinds}
         self.images: list[dict] = []
         self.write_index()  # first of all: tells whether the folder can be written, and that it is ours
+
+    def __enter__(self) -> MapWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self.world.size > 1:
+            self.images = [image for images in gathered(self.images) for image in images]
+        if kind is not None or self.world.main:
+            self.write_index()
 
     def add(self, batch: Batch, maps: Mapping[str, Tensor]) -> None:
         """The maps of a batch, task -> [B, H, W] or [B, 3, H, W]."""
@@ -105,7 +122,7 @@ class MapWriter:
 
 
 class SavedMaps:
-    """The maps in a folder in the place of a model (`dmtl.evaluation.evaluate`).
+    """The maps in a folder in the place of a model (`dmtl.evaluation.scoring.score`).
 
     Args:
         folder: see the module.
@@ -151,6 +168,17 @@ class SavedMaps:
                     map = read_map(self.files[name][id], task, batch.valid_size[row], reading)
                     out[name][row][..., *batch.unpadded(row)] = map
         return out
+
+
+def saved_tasks(folder: str | os.PathLike, tasks: Mapping[str, Task]) -> dict[str, Task]:
+    """Return those of `tasks` of which `folder` has maps.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise DataError(f"{folder}: no such folder, expected one with a folder of maps for each task")
+    return {name: task for name, task in tasks.items() if (Path(folder) / name).is_dir()}
 
 
 def read_map(

@@ -1,26 +1,24 @@
-"""Models: configuration, initial network, MTDNet, DiffusionMTL and its baselines, converter of the
-published checkpoint."""
+"""Models: configuration, initial network, MTDNet, DiffusionMTL and its baselines; how to create, load and
+convert them."""
 
 from dmtl.models.config import ModelConfig
-from dmtl.models.diffusion_mtl import (
-    DiffusionMTL,
-    MultiTaskBaseline,
-    Prediction,
-    build_model,
-    load_model,
-)
+from dmtl.models.create import create_model
+from dmtl.models.diffusion_mtl import DiffusionMTL, MultiTaskBaseline
 from dmtl.models.encoder_weights import how_to_get, load_backbone, load_pretrained, pretrained_source
+from dmtl.models.outputs import Maps, Prediction
+from dmtl.models.pretrained import from_pretrained
 from dmtl.models.weights import load_state
 
 __all__ = [
     "DiffusionMTL",
+    "Maps",
     "ModelConfig",
     "MultiTaskBaseline",
     "Prediction",
-    "build_model",
+    "create_model",
+    "from_pretrained",
     "how_to_get",
     "load_backbone",
-    "load_model",
     "load_pretrained",
     "load_state",
     "pretrained_source",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from dmtl.errors import ConfigError, nearest
+from dmtl.tasks import Task, task_from_spec
 
 DIFFUSIONS = ("feature", "prediction", "none")
 PARTS = ("noise", "condition")  # of the diffusion process, which a control may lack
@@ -20,7 +21,8 @@ class ModelConfig:
     `chain_init`."""
 
     tasks: list[dict] = field(default_factory=list)
-    """Task specifications (`Task.spec()`), in the order in which the condition concatenates their maps."""
+    """Task specifications (`Task.spec()`), in the order in which the condition concatenates their maps. Task
+    objects, names of known tasks, and a mapping of task objects (`data.tasks`) become specifications."""
     backbone: str = "resnet18"
     """"resnet18", "resnet34", "efficientnet_lite0" to "_lite2", or any timm model with `features_only` (extra
     `dmtl[timm]`)."""
@@ -74,10 +76,7 @@ class ModelConfig:
                 not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)
             ):
                 raise ConfigError(f"model.{f.name} must be of type {f.type}, got {value!r}")
-        if not isinstance(self.tasks, (list, tuple)) or not all(
-            isinstance(spec, Mapping) for spec in self.tasks
-        ):
-            raise ConfigError(f"model.tasks must be a list of task specifications, got {self.tasks!r:.200}")
+        object.__setattr__(self, "tasks", _specifications(self.tasks))
         if self.diffusion not in DIFFUSIONS:
             raise ConfigError(
                 f"model.diffusion must be one of {', '.join(DIFFUSIONS)}, got {self.diffusion!r}"
@@ -133,3 +132,13 @@ class ModelConfig:
                 hint = f"; did you mean {near!r}?" if near else ""
                 raise ConfigError(f"model.{key} is not a known key{hint} (known: {', '.join(known)})")
         return cls(**values)
+
+
+def _specifications(tasks: object) -> list:
+    """Tasks in any form as a list of specifications; specifications stay as they are."""
+    given = tasks.values() if isinstance(tasks, Mapping) else tasks
+    if isinstance(given, Iterable) and not isinstance(given, str):
+        given = list(given)
+        if all(isinstance(task, (Task, str, Mapping)) for task in given):
+            return [t if isinstance(t, Mapping) else task_from_spec(t).spec() for t in given]
+    raise ConfigError(f"model.tasks must be a list of task specifications, got {tasks!r:.200}")

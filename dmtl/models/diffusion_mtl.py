@@ -4,9 +4,8 @@ parts."""
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,50 +14,14 @@ from torch import Tensor, nn
 from dmtl import ops
 from dmtl.diffusion import CounterNoise, NoiseSource
 from dmtl.diffusion.pairs import taken
-from dmtl.errors import CheckpointError, ConfigError
+from dmtl.errors import ConfigError
 from dmtl.models.config import ModelConfig
 from dmtl.models.initial import InitialNetwork, pad_image, upsample
 from dmtl.models.mtdnet import MTDNet
-from dmtl.models.weights import load_state, read_weights, write_weights
+from dmtl.models.outputs import Maps, Prediction
+from dmtl.models.weights import write_weights
 from dmtl.nn.precision import cast
 from dmtl.tasks import Task, task_from_spec
-
-if TYPE_CHECKING:
-    from dmtl.engine.engine import Engine
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Logits at the image's size [H, W], or at 1/8 of the padded image's where they were asked for so.
-
-    final: task -> [n, C_T, H, W]; n = B, or the task's labelled rows where `labelled` was given.
-    initial: the same rows and tasks as predicted by the initial network.
-    trace: task -> list of [n, C_T, H, W] after every denoising step, the noisiest first; empty unless asked
-    for.
-    """
-
-    final: dict[str, Tensor]
-    initial: dict[str, Tensor]
-    trace: dict[str, list[Tensor]]
-
-
-torch.export.register_dataclass(Prediction, serialized_type_name="dmtl.models.Prediction")
-
-
-@dataclass(frozen=True)
-class Maps:
-    """Decoded maps at the image's size.
-
-    maps: task -> what `task.decode` returns, [B, H, W] or [B, 3, H, W]. finite: task -> bool scalar on the
-    device, whether all that the map was read off is finite (class ids alone would not show it).
-    uncertainty: task -> float32 [B, H, W], where several draws of the noise were averaged (`dmtl.engine`).
-    steps: denoising steps taken, where an engine tells.
-    """
-
-    maps: dict[str, Tensor]
-    finite: dict[str, Tensor]
-    uncertainty: dict[str, Tensor] = field(default_factory=dict)
-    steps: int | None = None
 
 
 class _End(NamedTuple):
@@ -164,27 +127,23 @@ class _DenseModel(nn.Module):
         """For each task what its final logits at 1/8 resolution are read off."""
         raise NotImplementedError(f"{type(self).__name__}._ends")
 
-    def compile_for_inference(self, **options) -> Engine:
-        """`dmtl.Engine` of this model: the fastest way to its maps; options as there."""
-        from dmtl.engine.engine import Engine
-
-        return Engine(self, **options)
-
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes `config.json` and `model.safetensors` into `directory`, each atomically."""
+        """Write `config.json` and `model.safetensors` into `directory`, each atomically."""
         write_weights(directory, self.config.to_dict(), self.state_dict())
 
-    @classmethod
-    def from_pretrained(cls, directory: str | Path) -> _DenseModel:
-        """Reads what `save_pretrained` wrote. Raises CheckpointError where files are missing, damaged or
-        foreign."""
-        model = load_model(directory)
-        if cls is not _DenseModel and not isinstance(model, cls):
-            raise ConfigError(
-                f"{directory}: holds a {type(model).__name__} (diffusion = {model.config.diffusion!r}), "
-                f"expected a {cls.__name__}"
-            )
-        return model
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the model to the Hugging Face Hub (extra `dmtl[hub]`) and return the address of the commit.
+
+        Args:
+            repo_id: "org/name"; the repository is created if it does not exist.
+            options: those of `huggingface_hub.ModelHubMixin.push_to_hub`, such as private, token, branch.
+
+        Raises:
+            ConfigError: huggingface_hub is not installed.
+        """
+        from dmtl.models.hub import upload
+
+        return upload(self, repo_id, **options)
 
     def _check_image(self, image: Tensor) -> None:
         if not isinstance(image, Tensor) or not image.is_floating_point():
@@ -218,7 +177,7 @@ class DiffusionMTL(_DenseModel):
     """Initial network + MTDNet (CVPR 2024, arXiv 2403.15389).
 
     Example:
-        >>> model = DiffusionMTL.from_pretrained("runs/demo/diffusion/model")
+        >>> model = dmtl.from_pretrained("runs/demo/diffusion")
         >>> maps = model(image).final                     # image [B, 3, H, W], ImageNet-normalised float
     """
 
@@ -328,19 +287,3 @@ def _labelled_rows(model: _DenseModel, labelled: Mapping[str, Tensor]) -> dict[s
                 f"{type(model).__name__}: labelled[{task!r}] must be an int64 tensor of rows, got {got}"
             )
     return {task: labelled[task] for task in model.tasks if task in labelled and len(labelled[task])}
-
-
-def build_model(config: ModelConfig) -> DiffusionMTL | MultiTaskBaseline:
-    """The model that a configuration describes, freshly initialised."""
-    return MultiTaskBaseline(config) if config.diffusion == "none" else DiffusionMTL(config)
-
-
-def load_model(directory: str | Path) -> DiffusionMTL | MultiTaskBaseline:
-    """Reads `config.json` and `model.safetensors`; returns the model in eval mode on the CPU."""
-    config, state = read_weights(directory)
-    try:
-        model = build_model(ModelConfig.from_dict(config))
-    except ConfigError as error:
-        raise CheckpointError(f"{Path(directory) / 'config.json'}: {error}") from None
-    load_state(model, state, str(directory))
-    return model.eval()

@@ -69,7 +69,7 @@ def load_pretrained(backbone: nn.Module, name: str) -> None:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"the ImageNet weights of {name} could not be loaded by {source} ({reason:.200}); "
-            'pass a file as optim.backbone_weights, or "" to start from random weights'
+            "pass a file with them, or start from random weights"
         ) from None
     _load(backbone, state, f"{name} from {source}")
 

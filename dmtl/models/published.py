@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dmtl.errors import CheckpointError, ConfigError
 from dmtl.models.config import ModelConfig
-from dmtl.models.diffusion_mtl import DiffusionMTL, load_model
+from dmtl.models.diffusion_mtl import DiffusionMTL
 from dmtl.models.mtdnet import schedule_of
 from dmtl.models.weights import check_state, read_state, write_torch
 from dmtl.nn.resnet import DEPTHS
@@ -48,13 +48,16 @@ def convert_official(source: str | Path, directory: str | Path) -> DiffusionMTL:
     return model
 
 
-def convert_to_official(directory: str | Path, target: str | Path) -> None:
-    """Writes a model folder as a file in the published format (empty optimiser and scheduler states)."""
-    model = load_model(directory)
+def convert_to_official(model: DiffusionMTL, target: str | Path) -> None:
+    """Write a model as a file in the published format (with empty optimiser and scheduler states).
+
+    Raises:
+        ConfigError: the published format cannot hold such a model.
+    """
     config = model.config
     if config.diffusion != "feature" or config.residual or config.token_reduction != 4 or config.without:
         raise ConfigError(
-            f"{directory}: only Feature Diffusion with tokens at 1/32 and without residual output has a "
+            "only Feature Diffusion with tokens at 1/32 and without residual output has a "
             f"published form, got diffusion = {config.diffusion!r}, "
             f"token_reduction = {config.token_reduction}, residual = {config.residual}, "
             f"without = {list(config.without)}"

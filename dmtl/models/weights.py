@@ -42,11 +42,6 @@ def write_weights(directory: str | Path, config: Mapping, state: Mapping[str, Te
 def read_weights(directory: str | Path) -> tuple[dict, dict[str, Tensor]]:
     """(configuration, tensors) from a folder written by `write_weights`."""
     directory = Path(directory)
-    if directory.is_file():
-        raise CheckpointError(
-            f"{directory}: is a file, expected a folder with {CONFIG} and {WEIGHTS} "
-            "(`dmtl convert` makes one of a published checkpoint)"
-        )
     for name in (CONFIG, WEIGHTS):
         if not (directory / name).is_file():
             raise CheckpointError(

@@ -75,7 +75,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Maps:
+class ImageMaps:
     """What the model says about one image, on the CPU.
 
     maps         task -> [H, W], or [3, H, W] for unit vectors
@@ -149,7 +149,7 @@ class Outputs:
         self.out_dir, self.tasks, self.pictures, self.npy = out_dir, tasks, pictures, npy
         self._videos: dict[Input, VideoWriter] = {}
 
-    def write(self, frame: Frame, maps: Maps) -> tuple[dict, dict[str, np.ndarray]]:
+    def write(self, frame: Frame, maps: ImageMaps) -> tuple[dict, dict[str, np.ndarray]]:
         """Writes what belongs to one image. Returns its entry in maps.json and, for a frame of a video, the
         pictures for `add_to_video`.
 
@@ -212,7 +212,7 @@ class Outputs:
         }
         write_text(self.out_dir / "maps.json", json.dumps(index, indent=1) + "\n")
 
-    def _painted(self, frame: Frame, maps: Maps) -> dict[str, np.ndarray]:
+    def _painted(self, frame: Frame, maps: ImageMaps) -> dict[str, np.ndarray]:
         """task -> uint8 [H, W, 3], and "overview"."""
         pictures = {name: np.asarray(task.picture(maps.maps[name])) for name, task in self.tasks.items()}
         shown = [("image", frame.image.permute(1, 2, 0).numpy())]

@@ -15,27 +15,24 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from dmtl.errors import ConfigError, DataError
+from dmtl.predict.compute import BatchPredictor, PredictedBatch
 from dmtl.predict.images import read_image
 from dmtl.predict.inputs import Failure, Input
-from dmtl.predict.outputs import Frame, Maps, Outputs, Summary
+from dmtl.predict.outputs import Frame, ImageMaps, Outputs, Summary
 from dmtl.predict.pipeline import WriteBehind, batched, read_ahead
 from dmtl.predict.progress import Bar
 from dmtl.predict.video import VideoReader
-
-if TYPE_CHECKING:
-    from dmtl.predict.predictor import Computed, Predictor
 
 MOST_PIXELS = 16_000_000  # computed and not yet written: some 30 bytes each in maps and pictures
 
 
 @dataclass(frozen=True)
 class VideoEnd:
-    """Behind the last frame of a video, and what was wrong with the rest of it."""
+    """Follows the last frame of a video; says what was wrong with the rest of it."""
 
     item: Input
     frames: int
@@ -52,7 +49,7 @@ class Clip:
         self._prepare, self._frames, self._count = prepare, iter(self.video), 0
 
     def next(self) -> Frame | VideoEnd | None:
-        """The next frame; behind the last one the end, and nothing behind that."""
+        """Return the next frame, then a `VideoEnd`, then None."""
         if self.ended:
             return None
         failure = None
@@ -78,7 +75,7 @@ class Stream:
 
     def __init__(
         self,
-        predictor: Predictor,
+        predict: BatchPredictor,
         outputs: Outputs,
         summary: Summary,
         images: list[dict],
@@ -87,17 +84,12 @@ class Stream:
         every: int,
         frames: int | None,
     ):
-        self.predictor, self.outputs, self.summary, self.images, self.bar = (
-            predictor,
-            outputs,
-            summary,
-            images,
-            bar,
-        )
+        self.predict, self.outputs, self.summary = predict, outputs, summary
+        self.images, self.bar = images, bar
         self.every, self.frames = every, frames
         cores = os.cpu_count() or 1
         self.reading, self.writing = min(4, cores), min(16, cores)  # threads
-        self._on_gpu = predictor.device.type == "cuda"
+        self._on_gpu = predict.device.type == "cuda"
         self._behind = WriteBehind(self._collect, self.writing + 2, MOST_PIXELS, summary.waits)
 
     def run(self, inputs: Sequence[Input]) -> None:
@@ -123,14 +115,13 @@ class Stream:
                 self._encoder.submit(self.outputs.end_videos).result()
 
     def _stages(self, inputs: Sequence[Input]) -> None:
-        batch = self.predictor.batch_size or self.predictor.batch_limit(1, 1)
-        depth = 2 * batch + self.reading
+        depth = 2 * self.predict.limit(1, 1) + self.reading
         lag = 1 if self._on_gpu else 0  # batches that the GPU may still be at when the next one is launched
-        launched: deque[tuple[list, Computed | None]] = deque()
+        launched: deque[tuple[list, PredictedBatch | None]] = deque()
         with closing(read_ahead(self._calls(inputs), depth, self.summary.waits)) as results:
-            for group in batched(results, _size, lambda size: self.predictor.batch_limit(*size)):
+            for group in batched(results, _size, lambda size: self.predict.limit(*size)):
                 images = [frame.image for frame in group if isinstance(frame, Frame)]
-                launched.append((group, self.predictor.compute(images) if images else None))
+                launched.append((group, self.predict(images) if images else None))
                 while len(launched) > lag:
                     self._hand_over(*launched.popleft())
         while launched:
@@ -157,7 +148,9 @@ class Stream:
     def _prepared(self, image: Tensor) -> Tensor:
         return image.pin_memory() if self._on_gpu else image
 
-    def _hand_over(self, group: list[Frame | VideoEnd | Failure | None], computed: Computed | None) -> None:
+    def _hand_over(
+        self, group: list[Frame | VideoEnd | Failure | None], computed: PredictedBatch | None
+    ) -> None:
         """To the writing threads."""
         if computed is None:
             (other,) = group
@@ -168,7 +161,7 @@ class Stream:
             return
         computed.wait()
         if len(group) > 1 and not computed.finite:  # which of them?
-            computed = self.predictor.compute_singly([frame.image for frame in group])
+            computed = self.predict.singly([frame.image for frame in group])
             computed.wait()
         for frame, maps in zip(group, computed.maps, strict=True):
             pixels = frame.size[0] * frame.size[1]
@@ -182,7 +175,7 @@ class Stream:
         self._behind.room(0)
         self._behind.add(job)
 
-    def _write(self, frame: Frame, maps: Maps | DataError) -> tuple[Frame, dict, dict] | Failure:
+    def _write(self, frame: Frame, maps: ImageMaps | DataError) -> tuple[Frame, dict, dict] | Failure:
         try:
             if isinstance(maps, DataError):
                 raise maps

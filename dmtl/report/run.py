@@ -11,7 +11,7 @@ import torch
 
 from dmtl.data import LabelledImages
 from dmtl.errors import DmtlError
-from dmtl.models import load_model
+from dmtl.models import from_pretrained
 from dmtl.report.curves import curves
 from dmtl.report.data import ReportData, SamplePictures, value_of
 from dmtl.report.facts import data_name, differences, facts
@@ -115,9 +115,7 @@ def report_data(
 def _add_pictures(
     data: ReportData, methods, train_set, val_set, pictures, train_pictures, steps, samples, device
 ) -> None:
-    models = {
-        name: load_model(runs[0].path / "model").to(device) for name, runs in list(methods.items())[::-1]
-    }
+    models = {name: from_pretrained(runs[0].path).to(device) for name, runs in list(methods.items())[::-1]}
     method, [run, *_] = list(methods.items())[-1]
     for name, model in models.items():
         count = sum(p.numel() for p in model.parameters())

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmtl.errors import DataError
+from dmtl.evaluation.baseline import EVAL
 from dmtl.report.methods import seed_of
 from dmtl.report.published_figures import BENCHMARKS, SETTINGS, Benchmark
 from dmtl.report.runs import Metrics, Run, figures_of, read_json
 
 METHODS = ("STL", "MTL", "MTPSL", "Prediction", "Feature")  # in the order of the paper's tables
-EVAL, TRAINING = "eval.json", "metrics.json"
+TRAINING = "metrics.json"
 
 
 @dataclass(frozen=True)

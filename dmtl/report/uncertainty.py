@@ -10,9 +10,8 @@ from torch import Tensor
 
 from dmtl.data import LabelledImages, LabelMatrix, make_loader
 from dmtl.engine.engine import Engine
-from dmtl.evaluation.evaluate import evaluate
-from dmtl.models import DiffusionMTL, MultiTaskBaseline
-from dmtl.models.diffusion_mtl import Maps
+from dmtl.evaluation.scoring import score
+from dmtl.models import DiffusionMTL, Maps, MultiTaskBaseline
 from dmtl.report.charts import number
 from dmtl.report.data import Cell, Uncertainty, UncertaintyRow
 from dmtl.tasks import Task
@@ -49,7 +48,7 @@ def error_auroc(
     shown[chosen] = exist.subset(dataset.ids, names).matrix[chosen]
     labels = LabelMatrix(dataset.ids, names, shown)
     loader = make_loader(dataset, labels, batch_size=BATCH, shuffle=False, only_labelled=True)
-    metrics = evaluate(engine, loader, tasks=names, steps=steps)
+    metrics = score(engine, loader, tasks=names, steps=steps)
     rows = [_row(engine.tasks[name], metrics[name]["uncertainty_auroc"]) for name in names]
     return Uncertainty(method, engine.samples, int(shown.any(1).sum()), rows)
 

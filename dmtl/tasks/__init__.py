@@ -38,6 +38,7 @@ __all__ = [
     "Task",
     "UnitVector",
     "chosen_tasks",
+    "list_tasks",
     "make_task",
     "pooled_loss",
     "task_from_spec",
@@ -96,11 +97,25 @@ def make_task(name: str, kind: str | None = None, **options: Any) -> Task:
     return task_class(name=name, **options)
 
 
-def task_from_spec(spec: Mapping[str, Any]) -> Task:
-    """The task that `spec` describes: `Task.spec()`, or an entry of `dataset.yaml` with its name added.
+def list_tasks() -> list[str]:
+    """Return the names of the known tasks. Any other name makes a custom task, with a `kind`."""
+    return list(KNOWN)
 
-    Errors: `ConfigError`, as `make_task`.
+
+def task_from_spec(spec: Mapping[str, Any] | Task | str) -> Task:
+    """Return the task that `spec` describes.
+
+    Args:
+        spec: `Task.spec()`, or an entry of `dataset.yaml` with its name added; a known task's name; or a
+            task, which is returned as it is.
+
+    Raises:
+        ConfigError: as `make_task`.
     """
+    if isinstance(spec, Task):
+        return spec
+    if isinstance(spec, str):
+        return make_task(spec)
     named = isinstance(spec, Mapping) and isinstance(spec.get("name"), str)
     if not named or not all(isinstance(key, str) for key in spec):
         raise ConfigError(f"task_from_spec: spec must be a mapping with a name, got {spec!r:.80}")

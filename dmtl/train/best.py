@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
-from dmtl.errors import ConfigError
 from dmtl.metrics import delta_mtl
 from dmtl.tasks import Task
 
@@ -58,25 +55,3 @@ class Best:
             value = metrics.get(name, {}).get(task.primary, math.nan)
             if name not in self.reference and math.isfinite(value) and value != 0:
                 self.reference[name] = value
-
-
-def read_reference(
-    path: str | Path | None, option: str = "log.baseline"
-) -> dict[str, dict[str, float]] | None:
-    """Metrics by task from a run's folder or its metrics.json; None for None. `option` begins messages.
-
-    Raises:
-        ConfigError: nothing there, or no metrics in it.
-    """
-    if path is None:
-        return None
-    file = Path(path) / "metrics.json" if Path(path).is_dir() else Path(path)
-    try:
-        metrics = json.loads(file.read_text(encoding="utf-8"))["metrics"]
-        return {task: {name: float(v) for name, v in values.items()} for task, values in metrics.items()}
-    except OSError as error:
-        raise ConfigError(
-            f"{option} must be a finished run or its metrics.json: {file}: {error.strerror}"
-        ) from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError(f"{option}: {file}: holds no metrics of a run") from None

@@ -13,7 +13,7 @@ from torch import Tensor
 from dmtl.data import LabelledImages, Sample
 from dmtl.data.loading.transforms import normalise
 from dmtl.diffusion import CounterNoise
-from dmtl.evaluation.evaluate import for_inference
+from dmtl.evaluation.scoring import for_inference
 from dmtl.tasks import Task
 from dmtl.tasks.sheet import sheet
 

@@ -20,7 +20,8 @@ from dmtl.data import LabelledImages
 from dmtl.data.loading.loader import Loader
 from dmtl.data.loading.wrappers import Cached, Subset
 from dmtl.errors import ConfigError
-from dmtl.models import DiffusionMTL, MultiTaskBaseline, build_model
+from dmtl.models import DiffusionMTL, MultiTaskBaseline, create_model
+from dmtl.models.work import Part, count
 from dmtl.runtime.measure import seconds
 from dmtl.runtime.process import ProcessError, call_in_process
 from dmtl.train.checkpoint import state_bytes
@@ -29,7 +30,6 @@ from dmtl.train.optim import frozen, total_steps
 from dmtl.train.setup import Data, open_data, training_loader
 from dmtl.train.toml import config_from_dict
 from dmtl.train.weighting import make_weighting
-from dmtl.train.work import Part, count
 
 LEAST_STEPS, MOST_STEPS, ENOUGH_S = 3, 20, 4.0  # measured: at least, at most, and no more once so long
 EVALUATED = 8  # images: a batch of the evaluation
@@ -179,7 +179,7 @@ def _model(config: RunConfig, data: Data) -> DiffusionMTL | MultiTaskBaseline:
     """The run's model without storage, frozen where the run's is."""
     with torch.device("meta"):
         specs = [task.spec() for task in data.tasks.values()]
-        model = build_model(dataclasses.replace(config.model, tasks=specs))
+        model = create_model(dataclasses.replace(config.model, tasks=specs))
     frozen(config.optim, model)
     return model
 

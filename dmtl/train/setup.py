@@ -27,7 +27,7 @@ from dmtl.models import (
     DiffusionMTL,
     ModelConfig,
     MultiTaskBaseline,
-    build_model,
+    create_model,
     load_backbone,
     load_pretrained,
     pretrained_source,
@@ -192,7 +192,7 @@ def model_for(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.optim.seed)
-        model = build_model(model_config)
+        model = create_model(model_config)
     if weights:
         _load_encoder(model.initial.backbone, config)
     return model

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import tomllib
 import types
 import typing
@@ -28,7 +29,7 @@ from dmtl.train.config import RunConfig
 METHODS = "methods"
 
 
-def read_config(path: str | Path) -> RunConfig:
+def read_config(path: str | os.PathLike) -> RunConfig:
     """A TOML file, with what it extends -> RunConfig. Raises ConfigError naming the file (and the files that
     led there), the key and, for a typo, the nearest key."""
     values = _resolved((Path(path),))
@@ -37,6 +38,13 @@ def read_config(path: str | Path) -> RunConfig:
         return config_from_dict(values)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def as_config(config: RunConfig | Mapping | str | os.PathLike) -> RunConfig:
+    """Return a run's configuration, given as itself, as the path of a TOML file, or as nested tables."""
+    if isinstance(config, RunConfig):
+        return config
+    return config_from_dict(config) if isinstance(config, Mapping) else read_config(config)
 
 
 def read_methods(path: str | Path) -> object:

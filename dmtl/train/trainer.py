@@ -8,22 +8,25 @@ the same bits as one that was not.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.data.loading.loader import Batch
 from dmtl.errors import CheckpointError, ConfigError, DmtlError
-from dmtl.evaluation.evaluate import Metrics, evaluate, primary_metrics
+from dmtl.evaluation.baseline import read_reference
+from dmtl.evaluation.scoring import Metrics, primary_metrics, score
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, how_to_get, load_state, pretrained_source
 from dmtl.runtime.distributed import any_rank, barrier, connect, gathered, total
 from dmtl.runtime.files import write_text
 from dmtl.train import distributed
-from dmtl.train.best import Best, read_reference
+from dmtl.train.best import Best
 from dmtl.train.checkpoint import Checkpoints
 from dmtl.train.config import RunConfig
 from dmtl.train.ema import MovingAverage
@@ -35,7 +38,7 @@ from dmtl.train.profiling import Profile
 from dmtl.train.setup import Data, evaluation_loader, model_for, open_data, training_loader
 from dmtl.train.signals import StopRequest
 from dmtl.train.step import Report, Step
-from dmtl.train.toml import write_config
+from dmtl.train.toml import as_config, write_config
 from dmtl.train.weighting import make_weighting
 
 
@@ -51,9 +54,10 @@ class RunStopped(DmtlError):
 
 
 class Trainer:
-    """One run: `Trainer(config).run()` trains to the end and leaves models, metrics and log in `config.out`.
+    """One run: `Trainer(config).fit()` trains to the end and leaves models, metrics and log in `config.out`.
 
     Args:
+        config: a `RunConfig`, the path of a TOML file, or nested tables as such a file holds them.
         data: what `open_data` gives for this configuration, to share it between runs; default: opened here.
         resume: go on from the run's last whole checkpoint; without one the run starts at the beginning.
         on_step: called after every step with (step, steps, last logged loss); for progress bars.
@@ -69,7 +73,7 @@ class Trainer:
 
     def __init__(
         self,
-        config: RunConfig,
+        config: RunConfig | Mapping[str, Any] | str | os.PathLike,
         *,
         data: Data | None = None,
         resume: bool = False,
@@ -77,6 +81,7 @@ class Trainer:
         say: Callable[[str], object] = lambda text: None,
         profile: bool = False,
     ):
+        config = as_config(config)
         self.config, self.on_step, self.profile = config, on_step, profile
         self.out = Path(config.out)
         traces = [*self.out.glob("log.jsonl"), *self.out.glob("checkpoints/step-*.pt")]
@@ -147,8 +152,8 @@ class Trainer:
 
     # the loop
 
-    def run(self) -> Metrics:
-        """Trains, evaluates, saves; returns the final metrics of the validation split.
+    def fit(self) -> Metrics:
+        """Train, evaluate, save; return the final metrics of the validation split.
 
         Raises:
             RunStopped: asked to stop by a signal, or too many steps in a row were skipped; the state is saved
@@ -291,7 +296,7 @@ class Trainer:
         return self._scored(self._plain())
 
     def _scored(self, model: DiffusionMTL | MultiTaskBaseline) -> Metrics:
-        return evaluate(
+        return score(
             model,
             evaluation_loader(self.data, workers=self.config.data.workers),
             initial=isinstance(self.model, DiffusionMTL),

@@ -9,9 +9,8 @@ import torch
 from benchmarks import clock, contenders, memory, roofline
 from benchmarks.contenders import Case, Contender, difference, names, worst
 from benchmarks.race import Race
-from dmtl.models import ModelConfig
+from dmtl.models import ModelConfig, work
 from dmtl.tasks import make_task
-from dmtl.train import work
 from tests.models.cases import small_config, small_model
 
 TOY = Case(size=(64, 64), options={"width": 32, "backbone_width": 16, "blocks": 1, "decoder_blocks": 1})

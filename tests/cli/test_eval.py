@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from dmtl.diffusion import CounterNoise
-from dmtl.models import ModelConfig, build_model, load_model
+from dmtl.models import ModelConfig, create_model, from_pretrained
 from dmtl.models.published import TASK_ORDER, official_state
 from dmtl.tasks import make_task
 from tests.cli.conftest import environment
@@ -62,7 +62,7 @@ def published_file(path, seed=0):
     torch.manual_seed(seed)
     specs = [make_task(task).spec() for task in TASK_ORDER]
     small = dict(width=16, backbone_width=4, blocks=1, mlp_ratio=2, decoder_blocks=1)
-    model = build_model(ModelConfig(tasks=specs, **small))
+    model = create_model(ModelConfig(tasks=specs, **small))
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-5, weight_decay=1e-6)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: (1 - epoch / 100) ** 0.9)
     for parameter in model.parameters():
@@ -101,7 +101,7 @@ def test_frame(score, dmtl, tmp_path, pascal, official):
     """Beside images padded by NumPy, the network called by hand, and the metrics' definitions."""
     assert dmtl("convert", official, "model").status == 0
     found, out = score("model", "--data", pascal, "--frame", *FRAME, "--precision", "fp32", "--batch-size", 3)
-    model = load_model(tmp_path / "model").eval()
+    model = from_pretrained(tmp_path / "model").eval()
     maps, labels = {}, {}
     for index, (id, (height, width)) in enumerate(SIZES.items()):
         top, left = (FRAME[0] - height) // 2, (FRAME[1] - width) // 2

@@ -9,13 +9,13 @@ import re
 import pytest
 import torch
 
-from dmtl.cli import _model_info
-from dmtl.cli._model_info import model_facts
+from dmtl.engine import describe
+from dmtl.engine.describe import describe_model
 from dmtl.engine.engine import Engine
 from dmtl.engine.memory import peak_bytes, tile_side
-from dmtl.models import load_model
+from dmtl.models import from_pretrained
+from dmtl.models.work import count, flops
 from dmtl.nn.grouped_conv import GroupedConv
-from dmtl.train.work import count, flops
 from tests.models.cases import small_model
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ def test_one_size(dmtl, trained):
     for words in ("semseg (classes, 3 channels)", "height (scalar, 1 channel)", "normals (unit_vector",
                   "2 steps of denoising features", "3 images at once", "whole"):  # fmt: skip
         assert words in " ".join(out.split()), words
-    config = load_model(trained / "model").config
+    config = from_pretrained(trained / "model").config
     row = next(line for line in out.splitlines() if "40 x 50" in line)
     stages = [
         [p for p in count(config, (40, 50), 3) if p.stage == s] for s in ("initial", "condition", "chain")
@@ -48,7 +48,7 @@ def test_default_sizes_of_a_baseline(dmtl, baseline):
 def test_parameters_and_what_the_engine_keeps(diffusion):
     """The parts make up the whole; transformed weights are as large as the engine's own."""
     model = small_model(diffusion=diffusion)
-    facts = json.loads(json.dumps(model_facts(model, CPU, [(64, 64)], 1)))
+    facts = json.loads(json.dumps(describe_model(model, CPU, [(64, 64)], 1)))
     whole = sum(p.numel() for p in model.parameters())
     assert sum(facts["parameters"].values()) == whole and facts["parameter_bytes"] == 4 * whole
     network = Engine(model, precision="fp32").network
@@ -74,14 +74,14 @@ def groups(value) -> list[GroupedConv]:
 
 
 def test_tiles_where_memory_is_short(dmtl, trained, monkeypatch):
-    config = load_model(trained / "model").config
+    config = from_pretrained(trained / "model").config
     available = peak_bytes(config, 4, 1, 1024, 1024)
-    monkeypatch.setattr(_model_info, "available_bytes", lambda device: available)
+    monkeypatch.setattr(describe, "available_bytes", lambda device: available)
     out = dmtl("info", "--model", trained).out
     goes = {side: re.search(rf"{side} x {side}.*?(whole|\d+ px)", out)[1] for side in (512, 1024, 2048)}
     side = tile_side(config, 4, 1, 1024, 1024, available)
     assert goes == {512: "whole", 1024: f"{side} px", 2048: f"{side} px"}
-    monkeypatch.setattr(_model_info, "available_bytes", lambda device: None)
+    monkeypatch.setattr(describe, "available_bytes", lambda device: None)
     out = dmtl("info", "--model", trained, "--size", 1024, 1024).out
     assert "not known here" in out and "whole" in out
 
@@ -91,7 +91,7 @@ def test_tiles_where_memory_is_short(dmtl, trained, monkeypatch):
     [
         (["--size", 64, 64], "add --model MODEL"),
         (["--batch", 2], "add --model MODEL"),
-        (["--model", "nowhere"], "nowhere/config.json: no such file"),
+        (["--model", "nowhere"], "nowhere: no such file or folder"),
         (["--model", "nowhere", "--size", 0, 64], "--size must be at least 1 1, got (0, 64)"),
         (["--model", "nowhere", "--batch", 0], "--batch must be at least 1, got 0"),
     ],

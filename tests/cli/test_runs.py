@@ -318,16 +318,16 @@ def last_step(rows) -> int:
 
 def test_convert_there_and_back(dmtl, tmp_path):
     """A Feature-Diffusion model through the published format, bit for bit."""
-    from dmtl.models import ModelConfig, build_model, load_model
+    from dmtl.models import ModelConfig, create_model, from_pretrained
     from dmtl.tasks import make_task
 
     tasks = [make_task("semseg", classes=3).spec(), make_task("normals").spec()]
-    build_model(ModelConfig(tasks=tasks, backbone_width=8, width=16)).save_pretrained(tmp_path / "ours")
+    create_model(ModelConfig(tasks=tasks, backbone_width=8, width=16)).save_pretrained(tmp_path / "ours")
     assert dmtl("convert", "ours", "official.pth.tar", "--to-official").status == 0
     status, out, _ = dmtl("convert", "official.pth.tar", "back")
     assert status == 0
     assert "S = 2" in out and "semseg (3), normals (3)" in out
-    ours, back = (load_model(tmp_path / name).state_dict() for name in ("ours", "back"))
+    ours, back = (from_pretrained(tmp_path / name).state_dict() for name in ("ours", "back"))
     assert ours.keys() == back.keys()
     assert all(torch.equal(ours[key], back[key]) for key in ours)
 

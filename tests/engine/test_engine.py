@@ -259,14 +259,9 @@ def test_bad_arguments():
         engine.maps(torch.zeros(3, 32, 32))
 
 
-def test_one_call_from_the_model():
-    engine = small_model().compile_for_inference(tasks=["edge"], steps=1)
-    assert list(engine.maps(torch.randn(1, 3, 40, 40)).maps) == ["edge"]
-
-
 def test_the_documented_example(monkeypatch):
     text = (Path(__file__).resolve().parents[2] / "docs" / "inference.md").read_text()
-    monkeypatch.setattr(dmtl, "load_model", lambda folder: small_model())
+    monkeypatch.setattr(dmtl, "from_pretrained", lambda folder: small_model())
     names = {"image": torch.randn(1, 3, 40, 50)}
     exec(text.split("```python\n")[1].split("```")[0], names)
     assert names["out"].maps["semseg"].shape == (1, 40, 50) and bool(names["out"].finite["semseg"])

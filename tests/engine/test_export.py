@@ -60,7 +60,7 @@ def check(model, maps: dict[str, torch.Tensor], pixels: torch.Tensor, **options)
     assert list(maps) == list(predictor.tasks)
     steps, noise = options.get("steps"), CounterNoise(options.get("seed", 0))
     for row, image in enumerate(pixels):
-        expected = predictor.predict(image)
+        expected = predictor(image)
         for task, value in expected.items():
             assert maps[task].dtype == value.dtype and maps[task].shape[1:] == value.shape
             if task == "semseg":

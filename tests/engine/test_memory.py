@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from dmtl.engine.engine import Engine
 from dmtl.engine.memory import peak_bytes
-from dmtl.models import ModelConfig, build_model
+from dmtl.models import ModelConfig, create_model
 
 def resident(name):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -31,7 +31,7 @@ def resident(name):
 torch.set_num_threads(1)
 config, batch, side, samples = json.loads(sys.argv[1])
 config = ModelConfig(**config)
-engine = Engine(build_model(config), precision="fp32", samples=samples, tile=0, inplace=True)
+engine = Engine(create_model(config), precision="fp32", samples=samples, tile=0, inplace=True)
 engine.maps(torch.zeros(1, 3, 64, 64))  # libraries and threads start
 image = torch.zeros(batch, 3, side, side)
 before = resident("VmRSS")

@@ -7,9 +7,10 @@ import torch
 from dmtl.data import LabelMatrix, eval_transform, make_loader, open_dataset
 from dmtl.diffusion import CounterNoise
 from dmtl.engine.engine import Engine
-from dmtl.evaluation.evaluate import Boundaries, evaluate, primary_metrics
+from dmtl.evaluation import scoring
+from dmtl.evaluation.scoring import Boundaries, primary_metrics, score
 from dmtl.metrics import Metric
-from dmtl.models import ModelConfig, build_model
+from dmtl.models import ModelConfig, create_model
 from dmtl.runtime.distributed import World
 from dmtl.tasks import make_task
 
@@ -23,7 +24,7 @@ def dataset(images):
 def model(dataset):
     torch.manual_seed(0)
     specs = [task.spec() for task in dataset.tasks.values()]
-    return build_model(
+    return create_model(
         ModelConfig(
             tasks=specs, width=16, heads=2, backbone_width=4, blocks=1, decoder_blocks=1, beta_end=0.2
         )
@@ -35,14 +36,14 @@ def batches(dataset, size: int, labels=None):
 
 
 def test_metrics_do_not_depend_on_the_batches(model, dataset):
-    one, many = (evaluate(model, batches(dataset, size), initial=True) for size in (1, 8))
+    one, many = (score(model, batches(dataset, size), initial=True) for size in (1, 8))
     assert list(one) == ["semseg", "initial/semseg", "edge", "initial/edge", "heat", "initial/heat"]
     for key in one:
         assert one[key] == pytest.approx(many[key], rel=1e-3, abs=1e-3), key
 
 
 def test_metrics_are_those_of_the_decoded_maps(model, dataset):
-    out = evaluate(model, batches(dataset, 4))
+    out = score(model, batches(dataset, 4))
     metric = dataset.tasks["heat"].new_metric()
     model.eval()
     with torch.no_grad():
@@ -55,30 +56,30 @@ def test_metrics_are_those_of_the_decoded_maps(model, dataset):
 def test_options(model, dataset):
     done = []
     model.train()
-    out = evaluate(model, batches(dataset, 3), tasks=["edge"], steps=1, on_batch=done.append)
+    out = score(model, batches(dataset, 3), tasks=["edge"], steps=1, on_batch=done.append)
     assert list(out) == ["edge"] and done == [3, 3, 2] and model.training
-    assert out["edge"] != evaluate(model, batches(dataset, 3), tasks=["edge"], steps=1, seed=1)["edge"]
+    assert out["edge"] != score(model, batches(dataset, 3), tasks=["edge"], steps=1, seed=1)["edge"]
     model.eval()
-    evaluate(model, batches(dataset, 8), tasks=["edge"])
+    score(model, batches(dataset, 8), tasks=["edge"])
     assert not model.training
 
 
 def test_the_mode_is_restored_after_an_error(model):
     model.train()
     with pytest.raises(AttributeError):
-        evaluate(model, [None])
+        score(model, [None])
     assert model.training
 
 
 def test_evaluation_does_not_move_the_statistics(model, dataset):
     model.train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    evaluate(model, batches(dataset, 4))
+    score(model, batches(dataset, 4))
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_primary_metrics(model, dataset):
-    metrics = evaluate(model, batches(dataset, 4), initial=True)
+    metrics = score(model, batches(dataset, 4), initial=True)
     primary = primary_metrics(metrics, model.tasks)
     assert set(primary) == {"semseg", "edge", "heat"}
     assert primary["semseg"] == ("mIoU", metrics["semseg"]["mIoU"], True)
@@ -87,14 +88,12 @@ def test_primary_metrics(model, dataset):
 
 def test_shares_add_up_to_the_bit(model, dataset):
     """Each of three processes reads every third batch, and only those."""
-    from dmtl.evaluation import evaluate as room
-
-    alone = evaluate(model, batches(dataset, 1), initial=True)
-    scores = room._Scores(model.eval(), model.tasks, True, None, lambda batch, maps: None)
+    alone = score(model, batches(dataset, 1), initial=True)
+    scores = scoring._Scores(model.eval(), model.tasks, True, None, lambda batch, maps: None)
     states, seen = [], []
     for rank in range(3):
-        sums = room._Sums(World())
-        for batch in room._share(batches(dataset, 1), World(rank, 3)):
+        sums = scoring._Sums(World())
+        for batch in scoring._share(batches(dataset, 1), World(rank, 3)):
             seen.append(batch.position)
             options = dict(noise=CounterNoise(0, batch.index))
             with torch.inference_mode():
@@ -102,8 +101,8 @@ def test_shares_add_up_to_the_bit(model, dataset):
         states.append((sums.counts, sums.parts))
     assert seen == [0, 3, 6, 1, 4, 7, 2, 5]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(room, "gathered", lambda value: states)
-        meters = room._Sums(World(0, 3)).meters(scores.meter)
+        patch.setattr(scoring, "gathered", lambda value: states)
+        meters = scoring._Sums(World(0, 3)).meters(scores.meter)
     for (name, kind), meter in meters.items():
         assert repr(meter.compute()) == repr(alone[name if kind == "final" else f"initial/{name}"])
 
@@ -124,7 +123,7 @@ class Hits(Metric):
         return {"odsF_raw": hits / max(pixels, 1), "images_raw": images}
 
 
-class Maps:
+class EdgeMaps:
     """Stands for a model: edge maps by id, laid into the frame of their batch."""
 
     device = torch.device("cpu")
@@ -150,7 +149,7 @@ def test_boundaries_of_the_image_without_its_padding(images, frame, monkeypatch)
     labels = LabelMatrix(data.ids, ["edge"], np.arange(8)[:, None] != 4)  # i4 has no edge label
     loader = make_loader(data, labels, eval_transform(frame=frame), batch_size=3, shuffle=False)
     scored = Boundaries(Hits, truths.get, ids=[f"i{n}" for n in range(1, 7)])
-    out = evaluate(Maps(data.tasks, maps), loader, tasks=data.tasks, boundaries=scored)["edge"]
+    out = score(EdgeMaps(data.tasks, maps), loader, tasks=data.tasks, boundaries=scored)["edge"]
     hits = pixels = 0
     for index in (1, 2, 3, 5, 6):
         label = data.read(index).labels["edge"][0] if index not in truths else truths[index]
@@ -170,7 +169,7 @@ def test_tasks_of_the_data_set_say_what_labels_mean(model, dataset):
     theirs = {"semseg": make_task("semseg", classes=["a", "b", "c"], ignore=77)}
     batch = next(iter(batches(dataset, 8)))
     batch.labels["semseg"][:, :, :20] = 77
-    out = evaluate(model, [batch], tasks=theirs)
+    out = score(model, [batch], tasks=theirs)
     assert list(out) == ["semseg"]
     with torch.no_grad():
         map = model.maps(batch.image, noise=CounterNoise(0, batch.index)).maps["semseg"][:, 20:]
@@ -188,7 +187,7 @@ def test_maps_are_handed_out(model, dataset, initial):
         for row, id in enumerate(batch.ids):
             seen[id] = maps["heat"][row]
 
-    out = evaluate(model, batches(dataset, 3), initial=initial, on_maps=on_maps)
+    out = score(model, batches(dataset, 3), initial=initial, on_maps=on_maps)
     maps = torch.stack([seen[id] for id in dataset.ids])
     labels = torch.stack([dataset.read(index).labels["heat"][0] for index in range(8)])
     error = (maps - labels).abs()[labels != 255].double().mean().item()
@@ -197,6 +196,6 @@ def test_maps_are_handed_out(model, dataset, initial):
 
 def test_uncertainty_is_scored_over_all_batches(model, dataset):
     engine = Engine(model, samples=2)
-    one, many = (evaluate(engine, batches(dataset, size), tasks=["edge", "heat"]) for size in (8, 3))
+    one, many = (score(engine, batches(dataset, size), tasks=["edge", "heat"]) for size in (8, 3))
     for task in ("edge", "heat"):
         assert one[task]["uncertainty_auroc"] == pytest.approx(many[task]["uncertainty_auroc"], abs=1e-3)

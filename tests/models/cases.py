@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dmtl.models import DiffusionMTL, ModelConfig, MultiTaskBaseline, build_model
+from dmtl.models import DiffusionMTL, ModelConfig, MultiTaskBaseline, create_model
 from dmtl.tasks import make_task
 
 TASKS = {
@@ -23,7 +23,7 @@ def small_config(tasks=tuple(TASKS), **options) -> ModelConfig:
 
 def small_model(seed: int = 0, **options) -> DiffusionMTL | MultiTaskBaseline:
     """In eval mode, every parameter and statistic random, so that nothing hides behind a zero or a one."""
-    model = build_model(small_config(**options)).eval()
+    model = create_model(small_config(**options)).eval()
     g = torch.Generator().manual_seed(seed)
     for name, value in model.state_dict().items():
         if not value.is_floating_point():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dmtl.errors import ConfigError
-from dmtl.models import DiffusionMTL, ModelConfig, MultiTaskBaseline, build_model
+from dmtl.models import DiffusionMTL, ModelConfig, MultiTaskBaseline, create_model
 from dmtl.tasks import make_task
 from tests.models.cases import TASKS, small_config
 
@@ -60,7 +60,8 @@ def test_unknown_key_that_is_near_nothing():
         (dict(signal_scale=0.0), "signal_scale must be positive and finite, got 0"),
         (dict(signal_scale=float("inf")), "signal_scale must be positive and finite, got inf"),
         (dict(tasks="semseg"), "tasks must be a list of task specifications, got 'semseg'"),
-        (dict(tasks=["semseg"]), "tasks must be a list of task specifications"),
+        (dict(tasks=[3]), r"tasks must be a list of task specifications, got \[3\]"),
+        (dict(tasks=None), "tasks must be a list of task specifications, got None"),
         (dict(token_reduction=3), "token_reduction must be 1, 2 or 4, got 3"),
         (dict(chain_init="zero"), "chain_init must be .*, got 'zero'"),
         (dict(without=["nose"]), r"without must be a list of noise, condition, got \['nose'\]"),
@@ -79,9 +80,9 @@ def test_a_configuration_does_not_change():
         ModelConfig().width = 3
 
 
-def test_build_model_chooses_the_class():
-    assert isinstance(build_model(small_config()), DiffusionMTL)
-    assert isinstance(build_model(small_config(diffusion="none")), MultiTaskBaseline)
+def test_create_model_chooses_the_class():
+    assert isinstance(create_model(small_config()), DiffusionMTL)
+    assert isinstance(create_model(small_config(diffusion="none")), MultiTaskBaseline)
     with pytest.raises(ConfigError, match="model.diffusion must be .* for DiffusionMTL"):
         DiffusionMTL(small_config(diffusion="none"))
     with pytest.raises(ConfigError, match="model.diffusion must be .* for MultiTaskBaseline"):
@@ -90,9 +91,9 @@ def test_build_model_chooses_the_class():
 
 def test_tasks_are_needed_and_distinct():
     with pytest.raises(ConfigError, match="model.tasks must name at least one task"):
-        build_model(ModelConfig())
+        create_model(ModelConfig())
     with pytest.raises(ConfigError, match="model.tasks must be distinct, got 'edge' twice"):
-        build_model(ModelConfig(tasks=SPECS * 2, width=8, backbone_width=4))
+        create_model(ModelConfig(tasks=SPECS * 2, width=8, backbone_width=4))
 
 
 def test_defaults_are_the_published_network(golden_dir):
@@ -100,7 +101,7 @@ def test_defaults_are_the_published_network(golden_dir):
     published = json.loads((golden_dir / "official_state_dict.json").read_text())
     tasks = [make_task(t).spec() for t in ("semseg", "human_parts", "sal", "normals", "edge")]
     with torch.device("meta"):
-        model = build_model(ModelConfig(tasks=tasks))
+        model = create_model(ModelConfig(tasks=tasks))
     shapes = sorted(tuple(v.shape) for v in model.state_dict().values())
     assert shapes == sorted(
         tuple(v) for k, v in published.items() if not (k.startswith("diffusion_model.") and k.count(".") == 1)

@@ -5,7 +5,7 @@ import torch
 
 from dmtl.diffusion import CounterNoise
 from dmtl.engine.engine import Engine
-from dmtl.models import build_model, load_model
+from dmtl.models import create_model, from_pretrained
 from dmtl.models.published import convert_to_official
 from tests.models.cases import TASKS, small_config, small_model
 
@@ -44,7 +44,7 @@ def test_other_tasks_matter_unless_there_is_no_condition(diffusion, without):
 
 
 def test_parameters_are_those_of_the_whole_method():
-    whole, control = (build_model(small_config(without=w)) for w in ([], ["noise", "condition"]))
+    whole, control = (create_model(small_config(without=w)) for w in ([], ["noise", "condition"]))
     assert [(n, v.shape) for n, v in whole.state_dict().items()] == [
         (n, v.shape) for n, v in control.state_dict().items()
     ]
@@ -78,11 +78,11 @@ def test_noise_samples_of_a_model_without_noise_agree():
 def test_files(tmp_path):
     model = small_model(without=["condition"])
     model.save_pretrained(tmp_path / "model")
-    loaded = load_model(tmp_path / "model")
+    loaded = from_pretrained(tmp_path / "model")
     assert loaded.config.without == ["condition"]
     image = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         assert equal(loaded(image).final, model(image).final)
     with pytest.raises(ValueError, match=r"has a published form, .* without = \['condition'\]"):
-        convert_to_official(tmp_path / "model", tmp_path / "official.pth")
+        convert_to_official(model, tmp_path / "official.pth")
     assert list(TASKS) == list(loaded.tasks)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from dmtl.diffusion import Pairs
-from dmtl.models import build_model
+from dmtl.models import create_model
 from tests.models.cases import TASKS, small_config, small_model
 
 
@@ -83,7 +83,7 @@ def test_identity_start_hands_the_image_on(diffusion):
 
     def contrast(chain_init: str) -> float:
         torch.manual_seed(0)
-        model = build_model(small_config(diffusion=diffusion, chain_init=chain_init)).eval()
+        model = create_model(small_config(diffusion=diffusion, chain_init=chain_init)).eval()
         with torch.no_grad():
             out = model(image, ["semseg"])
         return float(
@@ -94,7 +94,7 @@ def test_identity_start_hands_the_image_on(diffusion):
 
 
 def test_initialisation_is_part_of_the_configuration_not_of_the_weights():
-    a, b = (build_model(small_config(chain_init=kind)) for kind in ("identity", "default"))
+    a, b = (create_model(small_config(chain_init=kind)) for kind in ("identity", "default"))
     assert list(a.state_dict()) == list(b.state_dict())
     centre = a.mtdnet.denoiser.pre_layers["edge"].weight[:, :, 1, 1].diagonal()
     assert (centre - 1).abs().mean() < 0.1 and not a.mtdnet.denoiser.pre_layers["edge"].bias.any()

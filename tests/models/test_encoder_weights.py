@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dmtl.errors import CheckpointError, ConfigError
-from dmtl.models import ModelConfig, build_model, load_backbone, load_model
+from dmtl.models import ModelConfig, create_model, from_pretrained, load_backbone
 from dmtl.models.encoder_weights import load_pretrained, pretrained_source
 from dmtl.nn.backbone import make_backbone
 from dmtl.nn.efficientnet import LITE
@@ -300,7 +300,7 @@ def test_a_failing_download_is_one_error(monkeypatch):
     torchvision_of(monkeypatch, error=OSError("<urlopen error no network>\nsecond line"))
     message = (
         "the ImageNet weights of resnet18 could not be loaded by torchvision (<urlopen error no network>); "
-        'pass a file as optim.backbone_weights, or "" to start from random weights'
+        "pass a file with them, or start from random weights"
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         load_pretrained(make_backbone("resnet18", 64), "resnet18")
@@ -322,6 +322,6 @@ def test_a_failing_download_of_timm_is_one_error(monkeypatch):
 
 def test_a_saved_model_needs_no_source(nothing_installed, tmp_path):
     torch.manual_seed(0)
-    model = build_model(ModelConfig(tasks=[make_task("edge").spec()], backbone=LITE0, width=16, blocks=1))
+    model = create_model(ModelConfig(tasks=[make_task("edge").spec()], backbone=LITE0, width=16, blocks=1))
     model.save_pretrained(tmp_path)
-    assert_loaded(load_model(tmp_path), model.state_dict())
+    assert_loaded(from_pretrained(tmp_path), model.state_dict())

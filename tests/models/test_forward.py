@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from dmtl import ops
 from dmtl.diffusion import ArrayNoise, CounterNoise
-from dmtl.models import DiffusionMTL, MultiTaskBaseline, build_model
+from dmtl.models import DiffusionMTL, MultiTaskBaseline, create_model
 from dmtl.ops._registry import REGISTRY
 from tests.models.cases import TASKS, small_config, small_model
 from tests.ops.tools import backend_params, serves
@@ -208,7 +208,7 @@ def test_one_step_equals_a_model_of_one_level(models):
 
 @pytest.mark.parametrize("diffusion", MECHANISMS)
 def test_residual_starts_at_the_initial_prediction(diffusion):
-    model = build_model(small_config(diffusion=diffusion, residual=True)).eval()
+    model = create_model(small_config(diffusion=diffusion, residual=True)).eval()
     out = model(torch.randn(2, 3, 64, 64), trace=True)
     for task in TASKS:
         for maps in (out.final[task], *out.trace[task]):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dmtl.errors import ConfigError
-from dmtl.models import ModelConfig, build_model
+from dmtl.models import ModelConfig, create_model
 from dmtl.nn.backbone import make_backbone
 from dmtl.nn.resnet import ResNet
 from dmtl.tasks import make_task
@@ -100,5 +100,5 @@ def test_unknown_timm_model_names_near_ones(timm):
 
 def test_whole_model_on_a_timm_backbone(timm):
     config = ModelConfig(tasks=[make_task("edge").spec()], backbone="swin", width=16, blocks=1)
-    out = build_model(config).eval()(torch.randn(1, 3, 40, 72))
+    out = create_model(config).eval()(torch.randn(1, 3, 40, 72))
     assert out.final["edge"].shape == (1, 1, 40, 72)

@@ -31,6 +31,7 @@ class BrightnessModel(nn.Module):
     def __init__(self):
         super().__init__()
         self.tasks = TASKS
+        self.device = torch.device("cpu")
         self.calls = []
 
     def maps(self, image, tasks=None, *, steps=None, eta=None, noise=None):

@@ -29,7 +29,7 @@ def opened(path):
 
 
 def test_predict_decodes_at_the_size_of_the_image(model):
-    maps = Predictor(model, steps=3).predict(torch.zeros(3, 11, 17, dtype=torch.uint8))
+    maps = Predictor(model, steps=3)(torch.zeros(3, 11, 17, dtype=torch.uint8))
     assert {name: tuple(m.shape) for name, m in maps.items()} == {
         "semseg": (11, 17),
         "sal": (11, 17),
@@ -44,26 +44,30 @@ def test_predict_decodes_at_the_size_of_the_image(model):
     assert (maps["semseg"] == 0).all() and maps["semseg"].dtype == torch.int64
 
 
-def test_tensor_pillow_and_path_agree(model, tmp_path):
+def test_tensor_array_pillow_and_path_agree(model, tmp_path):
     path = save(tmp_path / "a.png")
     predictor = Predictor(model, tasks=["depth"])
-    from_path, from_pillow = predictor.predict(path)["depth"], predictor.predict(Image.open(path))["depth"]
-    pixels = torch.from_numpy(np.asarray(Image.open(path)).copy()).permute(2, 0, 1)
-    assert torch.equal(from_path, from_pillow) and torch.equal(from_path, predictor.predict(pixels)["depth"])
+    from_path, from_pillow = predictor(path)["depth"], predictor(Image.open(path))["depth"]
+    array = np.asarray(Image.open(path))
+    pixels = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    assert torch.equal(from_path, predictor(array)["depth"])
+    assert torch.equal(from_path, from_pillow) and torch.equal(from_path, predictor(pixels)["depth"])
 
 
 @pytest.mark.parametrize(
     ("image", "error", "text"),
     [
-        (torch.zeros(3, 4, 4), TypeError, "uint8 tensor .3, H, W., got torch.float32"),
-        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), ValueError, r"got \[1, 3, 4, 4\]"),
-        (torch.zeros(3, 0, 4, dtype=torch.uint8), ValueError, "with pixels"),
-        (np.zeros((4, 4, 3), np.uint8), TypeError, "got ndarray"),
+        (torch.zeros(3, 4, 4), TypeError, r"uint8 tensor \[3, H, W\], got torch.float32 \[3, 4, 4\]"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), ValueError, r"got torch.uint8 \[1, 3, 4, 4\]"),
+        (torch.zeros(3, 0, 4, dtype=torch.uint8), ValueError, r"got torch.uint8 \[3, 0, 4\]"),
+        (np.zeros((4, 4, 3)), TypeError, r"got float64 \[4, 4, 3\]"),
+        (np.zeros((3, 4, 4), np.uint8), ValueError, r"got uint8 \[3, 4, 4\]"),
+        ([[0]], TypeError, "uint8 array .H, W, 3. .*got list"),
     ],
 )
 def test_wrong_images(model, image, error, text):
     with pytest.raises(error, match=text):
-        Predictor(model).predict(image)
+        Predictor(model)(image)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +90,7 @@ def test_wrong_options(model, options, text):
 def test_every_format_reads_back(model, tmp_path):
     path, out = save(tmp_path / "in" / "a.png"), tmp_path / "out"
     predictor = Predictor(model)
-    maps = predictor.predict(path)
+    maps = predictor(path)
     summary = predictor.predict_files([path], out, npy=True)
     assert summary.ok and summary.written == ["a"] and "1 image predicted" in str(summary)
     index = json.loads((out / "maps.json").read_text())
@@ -287,18 +291,18 @@ def test_progress_is_silent_off_a_terminal_and_shown_on_request(model, tmp_path,
 
 @pytest.mark.parametrize("diffusion", ["feature", "prediction", "none"])
 def test_a_real_model_from_its_folder(tmp_path, diffusion, model):
-    from dmtl.models import ModelConfig, build_model
+    from dmtl.models import ModelConfig, create_model
 
     specs = [model.tasks[name].spec() for name in ("semseg", "normals", "depth")]
     config = ModelConfig(
         tasks=specs, width=8, backbone_width=4, heads=2, blocks=1, decoder_blocks=1, diffusion=diffusion
     )
-    build_model(config).save_pretrained(tmp_path / "model")
-    predictor = Predictor.from_pretrained(tmp_path / "model", steps=2)
+    create_model(config).save_pretrained(tmp_path / "model")
+    predictor = Predictor(tmp_path / "model", steps=2)
     paths = [save(tmp_path / "in" / "a.png", 33, 47), save(tmp_path / "in" / "b.png", 64, 32)]
     assert predictor.predict_files([paths[0].parent], tmp_path / "out").written == ["a", "b"]
     assert opened(tmp_path / "out" / "normals" / "a.png").size == (47, 33)
-    alone = Predictor.from_pretrained(tmp_path / "model", steps=2)
+    alone = Predictor(tmp_path / "model", steps=2)
     assert alone.predict_files([paths[1]], tmp_path / "alone").ok  # the maps of b do not depend on a
     for task in ("semseg", "normals", "depth"):
         files = [tmp_path / out / task / "b.png" for out in ("out", "alone")]

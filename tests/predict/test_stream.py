@@ -53,11 +53,11 @@ def test_entries_keep_the_order_of_the_inputs(model, tmp_path, monkeypatch):
 
 
 def test_batches_of_equal_size_give_the_maps_of_single_images(model, tmp_path):
-    from dmtl.models import ModelConfig, build_model
+    from dmtl.models import ModelConfig, create_model
 
     specs = [model.tasks[name].spec() for name in ("semseg", "normals", "depth")]
     torch.manual_seed(0)
-    net = build_model(
+    net = create_model(
         ModelConfig(tasks=specs, width=8, backbone_width=4, heads=2, blocks=1, decoder_blocks=1)
     )
     for i, size in enumerate([(32, 40)] * 5 + [(40, 32)] + [(32, 40)] * 2):
@@ -118,7 +118,7 @@ def test_uncertainty_is_written_and_shown(model, tmp_path):
     assert not (tmp_path / "sure" / "uncertainty").exists()
     (entry,) = index(tmp_path)["images"]
     predictor = Predictor(model, tasks=["depth"], samples=4)
-    expected = (predictor.predict(path)["depth"] - 3).abs().numpy()
+    expected = (predictor(path)["depth"] - 3).abs().numpy()
     for task in ("semseg", "depth"):
         reading = entry["uncertainty"][task]
         stored = np.asarray(opened(tmp_path / "out" / "uncertainty" / task / "a.png"))
@@ -153,7 +153,7 @@ def test_a_video(model, tmp_path):
     assert found["videos"] == [video]
     assert [entry.get("frame") for entry in found["images"]] == [None, 0, 2, 4, 6, 8, 10, None]
     for number, image in VideoReader(tmp_path / "in" / "clip.mp4", every=2):
-        maps = predictor.predict(image)
+        maps = predictor(image)
         stored = np.asarray(opened(tmp_path / "out" / "semseg" / "clip" / f"{number:06}.png"))
         assert np.array_equal(stored, maps["semseg"].numpy())
     for place in ("pictures/semseg", "pictures/depth", "overview"):

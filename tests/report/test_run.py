@@ -12,7 +12,7 @@ import torch
 
 from dmtl.data import LabelledImages, LabelMatrix, Sample
 from dmtl.errors import DataError
-from dmtl.models import ModelConfig, build_model
+from dmtl.models import ModelConfig, create_model
 from dmtl.report import report_from_runs
 from dmtl.report.facts import duration
 from dmtl.report.run import report_data
@@ -72,7 +72,7 @@ def write_run(path, miou, rmse, diffusion="none", seed=0, initial=None, labels_s
     config = ModelConfig(
         tasks=specs, width=8, backbone_width=4, heads=2, blocks=1, decoder_blocks=1, diffusion=diffusion
     )
-    build_model(config).save_pretrained(path / "model")
+    create_model(config).save_pretrained(path / "model")
     return path
 
 
@@ -201,7 +201,7 @@ def test_a_metric_without_value_gives_no_delta_and_says_why(tmp_path):
 
 def test_hidden_and_missing_labels_are_marked(tmp_path):
     labels = LabelMatrix(IDS, list(TASKS), np.array([[True, False, False]] * 6))
-    model = build_model(
+    model = create_model(
         ModelConfig(
             tasks=[t.spec() for t in TASKS.values()],
             width=8,
@@ -228,7 +228,7 @@ def test_hidden_and_missing_labels_are_marked(tmp_path):
 
 
 def test_pictures_do_not_depend_on_who_else_is_shown():
-    model = build_model(
+    model = create_model(
         ModelConfig(
             tasks=[t.spec() for t in TASKS.values()],
             width=8,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dmtl.models import ModelConfig, build_model
+from dmtl.models import ModelConfig, create_model
 from dmtl.report import report_from_runs
 from dmtl.report.samples import sample_pictures
 from dmtl.report.uncertainty import averaging, error_auroc, uncertainty_cells
@@ -96,7 +96,7 @@ def test_pictures_of_uncertainty_and_error(task, map, label, error, unit):
 def small_model(diffusion="feature"):
     specs = [task.spec() for task in TASKS.values()]
     small = dict(width=8, backbone_width=4, heads=2, blocks=1, decoder_blocks=1)
-    return build_model(ModelConfig(tasks=specs, diffusion=diffusion, **small))
+    return create_model(ModelConfig(tasks=specs, diffusion=diffusion, **small))
 
 
 def test_only_a_chain_has_draws():

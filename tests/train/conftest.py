@@ -38,7 +38,11 @@ def refuse_readings(monkeypatch) -> None:
 @pytest.fixture(scope="session")
 def images(tmp_path_factory) -> Path:
     """Eight training and two validation images of 32x32, every label on disk."""
-    root = tmp_path_factory.mktemp("images")
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+def write_images(root: Path) -> Path:
+    """Write the data set of `images`."""
     for number in range(10):
         rng = np.random.default_rng(number)
         value = np.clip(np.linspace(0, 255, 32)[None, :, None] + rng.normal(0, 20, (32, 32, 3)), 0, 255)
@@ -49,7 +53,7 @@ def images(tmp_path_factory) -> Path:
             "heat": (value[..., 1] * 10).astype(np.uint16),
         }
         for folder, pixels in files.items():
-            (root / folder).mkdir(exist_ok=True)
+            (root / folder).mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(root / folder / f"i{number}.png")
     (root / "splits").mkdir()
     (root / "splits" / "train.txt").write_text("".join(f"i{n}\n" for n in range(8)))

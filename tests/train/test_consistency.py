@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmtl.errors import CheckpointError, ConfigError
-from dmtl.models import load_model
+from dmtl.models import from_pretrained
 from dmtl.tasks import make_task
 from dmtl.train.config import OptimConfig
 from dmtl.train.consistency import Consistency, cosine_distance, label_map, predicted_map
@@ -377,12 +377,12 @@ def test_a_run(config_for):
     config = run_for(
         config_for, optim=dict(steps=20, batch_size=8, warmup=0, clip=1.0), log=dict(eval_every=20)
     )
-    Trainer(config).run()
+    Trainer(config).fit()
     rows = [row for row in log_of(config.out) if row["event"] == "train"]
     for name in ("consistency", "consistency_regulariser"):
         first, last = (sum(row[name] for row in part) for part in (rows[:4], rows[-4:]))
         assert 0 < last < first
-    model = load_model(Path(config.out) / "model")
+    model = from_pretrained(Path(config.out) / "model")
     plain = Trainer(config_for("plain", model=NONE)).model
     assert model.state_dict().keys() == plain.state_dict().keys()
 
@@ -395,17 +395,17 @@ def test_resume_is_exact(config_for):
     optim = dict(precision="bf16", weighting="dwa")
     whole, stopped = (run_for(config_for, name, optim=optim) for name in ("whole", "stopped"))
     straight = Trainer(whole)
-    straight.run()
+    straight.fit()
 
     def stop(done, steps, loss):
         if done == 5:
             raise Stopped
 
     with pytest.raises(Stopped):
-        Trainer(stopped, on_step=stop).run()
+        Trainer(stopped, on_step=stop).fit()
     resumed = Trainer(stopped, resume=True)
     assert resumed.step == 4
-    resumed.run()
+    resumed.fit()
     assert log_of(stopped.out) == log_of(whole.out)
     for ours, theirs in ((resumed.model, straight.model), (resumed.consistency, straight.consistency)):
         assert same(parameters(ours), parameters(theirs))
@@ -418,7 +418,7 @@ def test_resume_is_exact(config_for):
 def test_half_precision_follows_single(config_for, precision):
     runs = [run_for(config_for, p, optim=dict(precision=p)) for p in ("fp32", precision)]
     for config in runs:
-        Trainer(config).run()
+        Trainer(config).fit()
     single, half = ([r for r in log_of(c.out) if r["event"] == "train"] for c in runs)
     for name in ("loss", "consistency", "consistency_regulariser"):
         assert half[0][name] == pytest.approx(single[0][name], rel=0.05) and half[0][name] != single[0][name]
@@ -456,7 +456,7 @@ def test_other_executions_follow(config_for, execution):
         run_for(config_for, optim=optim, execution=execution),
     ]
     for config in configs:
-        Trainer(config, profile=True).run()
+        Trainer(config, profile=True).fit()
     plain, other = ([r for r in log_of(c.out) if r["event"] == "train"] for c in configs)
     for name in ("loss", "consistency", "consistency_regulariser"):
         assert other[0][name] == pytest.approx(plain[0][name], rel=1e-4)

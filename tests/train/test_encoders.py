@@ -9,13 +9,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmtl.errors import CheckpointError, ConfigError
-from dmtl.models import build_model
+from dmtl.models import create_model
+from dmtl.models.work import count, flops
 from dmtl.nn.backbone import make_backbone
 from dmtl.train.optim import frozen, optimizer_for
 from dmtl.train.plan import plan
 from dmtl.train.setup import model_for, open_data
 from dmtl.train.trainer import Trainer
-from dmtl.train.work import count, flops
 from tests.models.cases import small_config
 
 LITE = dict(backbone="efficientnet_lite0")
@@ -82,7 +82,7 @@ def test_a_resumed_run_needs_no_weights(config_for, tmp_path):
     config = config_for(optim=dict(backbone_weights=str(tmp_path / "w.pth"), steps=2))
     straight = Trainer(config)
     assert torch.equal(straight.model.initial.backbone.conv1.weight, encoder.conv1.weight)
-    straight.run()
+    straight.fit()
     (tmp_path / "w.pth").unlink()
     assert same(Trainer(config, resume=True).model, straight.model)
     shutil.rmtree(tmp_path / "run" / "checkpoints")
@@ -93,7 +93,7 @@ def test_a_resumed_run_needs_no_weights(config_for, tmp_path):
 def test_layer_decay_follows_the_stages(config_for):
     """The stem and seven stages of `blocks`; each 0.5 times as fast as its successor."""
     config = config_for(optim=dict(backbone_lr=0.4, layer_decay=0.5)).optim
-    groups = optimizer_for(config, build_model(small_config(**LITE))).param_groups
+    groups = optimizer_for(config, create_model(small_config(**LITE))).param_groups
     factors = {group["name"].removeprefix("initial.backbone."): group["factor"] for group in groups}
     expected = {f"blocks.{i}": 0.4 * 0.5 ** (6 - i) for i in range(7)} | {"stem": 0.4 * 0.5**7}
     assert {name: factors[name] for name in expected} == pytest.approx(expected)
@@ -101,7 +101,7 @@ def test_layer_decay_follows_the_stages(config_for):
 
 
 def test_freezing_a_stage(config_for):
-    model = build_model(small_config(**LITE))
+    model = create_model(small_config(**LITE))
     names = frozen(config_for(optim=dict(freeze=["initial.backbone.blocks.0"])).optim, model)
     assert names and all(name.startswith("initial.backbone.blocks.0.") for name in names)
     held = [name for name, p in model.named_parameters() if not p.requires_grad]
@@ -117,7 +117,7 @@ def test_a_run(config_for, diffusion):
     )
     trainer = Trainer(config)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    assert all(metrics for metrics in trainer.run().values())
+    assert all(metrics for metrics in trainer.fit().values())
     after = trainer.model.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     encoder = [name for name in before if name.startswith("initial.backbone.")]

@@ -86,7 +86,7 @@ def test_a_run_goes_on_with_its_own_labels_only(config_for, tmp_path):
     table = LabelMatrix.full([f"i{n}" for n in range(8)], TASKS)
     table.write_csv(tmp_path / "l.csv")
     config = config_for(data=dict(labels=str(tmp_path / "l.csv")))
-    Trainer(config).run()
+    Trainer(config).fit()
     Trainer(config, resume=True)
     changed = table.matrix.copy()
     changed[3, 1] = False
@@ -133,6 +133,6 @@ def test_a_run_with_hidden_labels_poisoned(config_for, poisoned):
     runs = [Trainer(config_for(name, data=dict(labels=str(table), **data)))
             for name, data in (("whole", {}), ("poisoned", {"root": str(root)}))]  # fmt: skip
     for run in runs:
-        run.run()
+        run.fit()
     first, second = (run.model.state_dict() for run in runs)
     assert all(torch.equal(first[key], second[key]) for key in first)

@@ -8,7 +8,7 @@ import torch
 
 from dmtl.data.loading.transforms import normalise
 from dmtl.diffusion import CounterNoise
-from dmtl.models import ModelConfig, build_model
+from dmtl.models import ModelConfig, create_model
 from dmtl.tasks.sheet import GAP, LINE, sheet
 from dmtl.train.pictures import UNKNOWN, colour_scale, evenly, validation_pictures
 from dmtl.train.setup import model_for, open_data
@@ -86,7 +86,7 @@ def test_images_are_evenly_spread_and_no_more_than_there_are():
 
 
 def test_a_model_without_a_common_task_gives_nothing(setup):
-    model = build_model(
+    model = create_model(
         ModelConfig(
             tasks=[{"name": "depth"}], width=16, backbone_width=4, heads=2, blocks=1, decoder_blocks=1
         )
@@ -109,7 +109,7 @@ def test_tensorboard_gets_them_at_every_evaluation(config_for):
     from dmtl.train.trainer import Trainer
 
     config = config_for(log={"tensorboard": True, "pictures": 1})
-    Trainer(config).run()
+    Trainer(config).fit()
     events = EventAccumulator(f"{config.out}/tensorboard", size_guidance={"images": 0})
     events.Reload()
     assert events.Tags()["images"] == ["validation/i8"]

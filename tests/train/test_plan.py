@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dmtl.errors import ConfigError
 from dmtl.models import ModelConfig
+from dmtl.models.work import count
 from dmtl.train import plan as planning
 from dmtl.train.checkpoint import read_checkpoint, state_bytes
 from dmtl.train.config import DataConfig, LogConfig, OptimConfig, RunConfig
@@ -24,7 +25,6 @@ from dmtl.train.setup import model_for, open_data, training_loader
 from dmtl.train.toml import read_config, write_config
 from dmtl.train.trainer import Trainer
 from dmtl.train.weighting import make_weighting
-from dmtl.train.work import count
 from tests.cli.conftest import environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,7 +132,7 @@ def test_files(tmp_path, weighting, ema):
     """The bytes of the tensors that a real run stores, but for the state of the random generator."""
     config = run_config(tmp_path / "run", optim={"weighting": weighting, "ema": ema, "steps": 2})
     files = plan(config)["files"]
-    Trainer(config).run()
+    Trainer(config).fit()
     [file] = (tmp_path / "run" / "checkpoints").glob("step-*.pt")
     state = read_checkpoint(file)
     state.pop("rng")
@@ -201,7 +201,7 @@ from dmtl.train.trainer import Trainer
 config = read_config(sys.argv[1])
 """
 MEASURE = OWN_TIME + "print(json.dumps(measured(dataclasses.asdict(config))))"
-RUN = OWN_TIME + "Trainer(config).run()\nprint(peak_bytes())"
+RUN = OWN_TIME + "Trainer(config).fit()\nprint(peak_bytes())"
 
 
 @pytest.mark.slow

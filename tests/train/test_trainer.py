@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from dmtl.errors import CheckpointError, ConfigError, DataError
-from dmtl.evaluation.evaluate import evaluate
+from dmtl.evaluation.scoring import score
 from dmtl.metrics.delta import delta_mtl
-from dmtl.models import DiffusionMTL, MultiTaskBaseline, load_model
+from dmtl.models import DiffusionMTL, MultiTaskBaseline, from_pretrained
 from dmtl.tasks import Scalar
 from dmtl.train import checkpoint
 from dmtl.train.log import RunLog
@@ -57,7 +57,7 @@ def finished(images, tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return config, Trainer(config).run()
+        return config, Trainer(config).fit()
     finally:
         torch.set_num_threads(threads)
 
@@ -94,7 +94,7 @@ def test_what_a_run_writes(finished):
     assert summary["step"] == 6 and summary["metrics"] == metrics == rows[-1]["metrics"]
     assert set(metrics) == {*TASKS, *(f"initial/{task}" for task in TASKS)}
     assert summary["primary"]["semseg"] == ["mIoU", metrics["semseg"]["mIoU"], True]
-    model = load_model(out / "model")
+    model = from_pretrained(out / "model")
     assert (
         isinstance(model, DiffusionMTL)
         and list(model.tasks) == TASKS
@@ -110,7 +110,7 @@ def test_training_learns(config_for):
         )
     )
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-    trainer.run()
+    trainer.fit()
     losses = [row["loss"] for row in log_of(trainer.out) if row["event"] == "train"]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     assert [n for n, p in trainer.model.named_parameters() if torch.equal(p, before[n])] == []
@@ -120,16 +120,16 @@ def test_two_runs_are_equal_to_the_last_bit(finished, config_for):
     config, metrics = finished
     again = config_for("again", optim=dict(deterministic=True))
     torch.manual_seed(999)  # nothing depends on the global generator
-    assert Trainer(again).run() == metrics
+    assert Trainer(again).fit() == metrics
     assert weights(again.out) == weights(config.out) and log_of(again.out) == log_of(config.out)
     other = config_for("other", optim=dict(seed=4))
-    Trainer(other).run()
+    Trainer(other).fit()
     assert weights(other.out) != weights(config.out)
 
 
 def test_loader_workers_change_nothing(finished, config_for):
     config = config_for("workers", data=dict(workers=2, cache=False))
-    Trainer(config).run()
+    Trainer(config).fit()
     assert weights(config.out) == weights(finished[0].out)
 
 
@@ -138,11 +138,11 @@ def test_resumed_run_equals_the_uninterrupted_one(finished, config_for, step):
     """Stopped after any step: before the first checkpoint, at one, past one, at the end."""
     config = config_for("stopped")
     with pytest.raises(Stopped):
-        Trainer(config, on_step=stop_at(step)).run()
+        Trainer(config, on_step=stop_at(step)).fit()
     torch.manual_seed(step)
     resumed = Trainer(config, resume=True)
     assert resumed.step == (step - 1) // 2 * 2  # the callback comes before the checkpoint
-    assert resumed.run() == finished[1]
+    assert resumed.fit() == finished[1]
     assert weights(config.out) == weights(finished[0].out) and log_of(config.out) == log_of(finished[0].out)
 
 
@@ -156,10 +156,10 @@ def test_resumed_run_equals_the_uninterrupted_one(finished, config_for, step):
 )
 def test_resume_with_every_kind_of_state(config_for, options):
     whole, stopped = (config_for(name, optim=options) for name in ("whole", "stopped"))
-    Trainer(whole).run()
+    Trainer(whole).fit()
     with pytest.raises(Stopped):
-        Trainer(stopped, on_step=stop_at(5)).run()
-    Trainer(stopped, resume=True).run()
+        Trainer(stopped, on_step=stop_at(5)).fit()
+    Trainer(stopped, resume=True).fit()
     assert weights(stopped.out) == weights(whole.out)
 
 
@@ -180,7 +180,7 @@ def kill(source, target):
         os.kill(os.getpid(), signal.SIGKILL)
     replace(source, target)
 os.replace = kill
-Trainer(read_config({str(Path(config.out).parent / "killed.toml")!r})).run()
+Trainer(read_config({str(Path(config.out).parent / "killed.toml")!r})).fit()
 """
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True
@@ -188,14 +188,14 @@ Trainer(read_config({str(Path(config.out).parent / "killed.toml")!r})).run()
     assert done.returncode == -signal.SIGKILL, done.stderr
     resumed = Trainer(config, resume=True)
     assert resumed.step == 2
-    resumed.run()
+    resumed.fit()
     assert weights(config.out) == weights(finished[0].out) and log_of(config.out) == log_of(finished[0].out)
 
 
 def test_resuming_a_finished_run_changes_nothing(finished):
     config, metrics = finished
     before, rows = weights(config.out), log_of(config.out)
-    assert Trainer(config, resume=True).run() == metrics
+    assert Trainer(config, resume=True).fit() == metrics
     assert weights(config.out) == before and log_of(config.out) == rows
 
 
@@ -234,13 +234,13 @@ def test_resume_past_a_torn_checkpoint(finished, config_for):
     """The newest is torn: the one before is used, it is said, and the end is the same."""
     config = config_for()
     with pytest.raises(Stopped):
-        Trainer(config, on_step=stop_at(5)).run()
+        Trainer(config, on_step=stop_at(5)).fit()
     newest = max((Path(config.out) / "checkpoints").glob("*.pt"))
     newest.write_bytes(newest.read_bytes()[:-1000])
     said = []
     resumed = Trainer(config, resume=True, say=said.append)
     assert resumed.step == 2 and len(said) == 1 and f"{newest}: damaged" in said[0] and "step 2" in said[0]
-    resumed.run()
+    resumed.fit()
     assert weights(config.out) == weights(finished[0].out) and log_of(config.out) == log_of(finished[0].out)
 
 
@@ -255,7 +255,7 @@ def test_full_disk_at_a_checkpoint_keeps_the_one_before(config_for, monkeypatch)
 
     monkeypatch.setattr(checkpoint, "_write_file", full)
     with pytest.raises(OSError, match="cannot write .*00000004.pt: No space left .*00000002.pt .step 2."):
-        Trainer(config).run()
+        Trainer(config).fit()
     assert Trainer(config, resume=True).step == 2
     assert os.listdir(Path(config.out) / "checkpoints") == ["step-00000002.pt"]
 
@@ -266,14 +266,14 @@ def test_only_the_last_checkpoints_stay(finished, config_for):
         "step-00000006.pt",
     ]
     config = config_for("one", log=dict(keep=1))
-    Trainer(config).run()
+    Trainer(config).fit()
     assert os.listdir(Path(config.out) / "checkpoints") == ["step-00000006.pt"]
 
 
 def test_the_best_evaluation_is_kept(config_for):
     """Delta_MTL is told against the first evaluation; the weights of the best one stay in `best`."""
     config = config_for(log=dict(eval_every=1))
-    Trainer(config).run()
+    Trainer(config).fit()
     rows = [row for row in log_of(config.out) if row["event"] == "eval"]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and rows[0]["delta"] == 0
     best = max(rows, key=lambda row: row["delta"])
@@ -281,15 +281,15 @@ def test_the_best_evaluation_is_kept(config_for):
     assert kept["step"] == best["step"] and kept["metrics"] == best["metrics"]
     assert kept["best"] == {"step": best["step"], "delta": best["delta"]}
     data = evaluation_loader(open_data(config.data))
-    again = evaluate(load_model(Path(config.out) / "best"), data, initial=True)
+    again = score(from_pretrained(Path(config.out) / "best"), data, initial=True)
     for task, values in best["metrics"].items():  # the file's layout, and so rounding, is another
         assert again[task] == pytest.approx(values, rel=1e-5)
 
 
 def test_a_baseline_run_is_the_reference(finished, config_for):
     config = config_for("told", optim=dict(seed=4), log=dict(baseline=finished[0].out))
-    metrics = Trainer(config).run()
-    tasks = load_model(Path(config.out) / "model").tasks
+    metrics = Trainer(config).fit()
+    tasks = from_pretrained(Path(config.out) / "model").tasks
     delta = [row["delta"] for row in log_of(config.out) if row["event"] == "eval"][-1]
     assert delta == pytest.approx(delta_mtl(metrics, finished[1], tasks))
     with pytest.raises(ConfigError, match="log.baseline must be a finished run .*nowhere: No such file"):
@@ -301,13 +301,13 @@ def test_patience_ends_a_run_early(config_for):
     config = config_for(optim=dict(steps=50, lr=0.0), model=dict(eta=0.0), log=dict(eval_every=2, patience=3))
     trainer = Trainer(config)
     trainer.model.apply(lambda m: m.requires_grad_(False) if isinstance(m, torch.nn.BatchNorm2d) else None)
-    trainer.run()
+    trainer.fit()
     evaluated = [row["step"] for row in log_of(config.out) if row["event"] == "eval"]
     best = json.loads((trainer.out / "metrics.json").read_text())["best"]["step"]
     assert trainer.step == evaluated[-1] < 50 and evaluated.index(best) == len(evaluated) - 4
     before = weights(config.out)
     again = Trainer(config, resume=True)
-    again.run()
+    again.fit()
     assert again.step == trainer.step and weights(config.out) == before
 
 
@@ -319,7 +319,7 @@ def test_a_label_that_spoils_every_step_stops_the_run(config_for, monkeypatch):
     trainer = Trainer(config, say=said.append)
     before = {name: p.clone() for name, p in trainer.model.state_dict().items()}
     with pytest.raises(RunStopped, match="3 steps in a row .*execution.max_bad_steps.* step 3 is saved"):
-        trainer.run()
+        trainer.fit()
     rows = log_of(config.out)
     assert [(r["step"], r["reason"]) for r in rows if r["event"] == "skipped"] == [
         (1, "loss"),
@@ -332,7 +332,7 @@ def test_a_label_that_spoils_every_step_stops_the_run(config_for, monkeypatch):
     monkeypatch.undo()
     resumed = Trainer(config, resume=True)
     assert resumed.step == 3
-    resumed.run()
+    resumed.fit()
     assert json.loads((resumed.out / "metrics.json").read_text())["skipped_steps"] == 3
 
 
@@ -346,15 +346,15 @@ def test_an_unreadable_image_by_policy(config_for, images, tmp_path):
 
     damage("i3")
     with pytest.raises(DataError, match="i3.png"):
-        Trainer(config_for("raise", data=dict(root=str(root)))).run()
+        Trainer(config_for("raise", data=dict(root=str(root)))).fit()
     config, said = config_for("skip", data=dict(root=str(root), skip_corrupt=1)), []
     with pytest.raises(Stopped):
-        Trainer(config, say=said.append, on_step=stop_at(5)).run()
+        Trainer(config, say=said.append, on_step=stop_at(5)).fit()
     rows = [row for row in log_of(config.out) if row["event"] == "corrupt"]
     assert rows and all(str(root / "images" / "i3.png") in row["message"] for row in rows)
     assert len(said) == len(rows) and "left out a sample" in said[0]
     assert all(math.isfinite(row["loss"]) for row in log_of(config.out) if row["event"] == "train")
-    Trainer(config, resume=True).run()
+    Trainer(config, resume=True).fit()
     assert json.loads((Path(config.out) / "metrics.json").read_text())["skipped_samples"] == len(
         [row for row in log_of(config.out) if row["event"] == "corrupt"]
     )
@@ -362,7 +362,7 @@ def test_an_unreadable_image_by_policy(config_for, images, tmp_path):
         damage(name)
     other = config_for("two", data=dict(root=str(root), skip_corrupt=4))
     with pytest.raises(DataError, match="expected at most data.skip_corrupt = 4"):
-        Trainer(other).run()
+        Trainer(other).fit()
 
 
 def test_a_signal_saves_and_stops(finished, config_for):
@@ -373,17 +373,17 @@ def test_a_signal_saves_and_stops(finished, config_for):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(RunStopped, match="stopped by SIGTERM after step 3 of 6; the state is saved"):
-        Trainer(config, on_step=on_step).run()
+        Trainer(config, on_step=on_step).fit()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     resumed = Trainer(config, resume=True)
     assert resumed.step == 3
-    resumed.run()
+    resumed.fit()
     assert weights(config.out) == weights(finished[0].out) and log_of(config.out) == log_of(finished[0].out)
 
 
 def test_profile(config_for):
     config, said = config_for(optim=dict(steps=7)), []
-    Trainer(config, profile=True, say=said.append).run()
+    Trainer(config, profile=True, say=said.append).fit()
     table = (Path(config.out) / "profile" / "table.txt").read_text()
     assert "Steps 4 to 6" in table and said[-1].startswith("profile: ")
     for stage in ("dmtl: forward", "dmtl: loss", "dmtl: backward", "dmtl: optimizer"):
@@ -396,7 +396,7 @@ def test_epochs_and_learning_rates_of_epochs(config_for):
     """Eight images in batches of four: two steps an epoch; published: the rate falls once per epoch."""
     config = config_for(optim=dict(epochs=3, steps=999, warmup=0, schedule_every="epoch", power=0.9))
     trainer = Trainer(config)
-    trainer.run()
+    trainer.fit()
     rates = [row["lr"] for row in log_of(config.out) if row["event"] == "train"]
     assert trainer.steps == 6 and rates == pytest.approx(
         [1e-3 * (1 - e / 3) ** 0.9 for e in (0, 0, 1, 1, 2, 2)]
@@ -407,10 +407,10 @@ def test_epochs_and_learning_rates_of_epochs(config_for):
 def test_weightings_resume_exactly(config_for, weighting):
     options = dict(weighting=weighting, batch_size=2, steps=12, lr=1e-2)
     whole, stopped = (config_for(name, optim=options) for name in ("whole", "stopped"))
-    Trainer(whole).run()
+    Trainer(whole).fit()
     with pytest.raises(Stopped):
-        Trainer(stopped, on_step=stop_at(11)).run()
-    Trainer(stopped, resume=True).run()
+        Trainer(stopped, on_step=stop_at(11)).fit()
+    Trainer(stopped, resume=True).fit()
     assert weights(stopped.out) == weights(whole.out) and log_of(stopped.out) == log_of(whole.out)
 
 
@@ -425,8 +425,8 @@ def test_weightings_resume_exactly(config_for, weighting):
 )
 def test_mechanisms_and_baselines(config_for, options):
     config = config_for(optim=dict(steps=2), **options)
-    metrics = Trainer(config).run()
-    model = load_model(Path(config.out) / "model")
+    metrics = Trainer(config).fit()
+    model = from_pretrained(Path(config.out) / "model")
     baseline = config.model.diffusion == "none"
     assert isinstance(model, MultiTaskBaseline if baseline else DiffusionMTL)
     tasks = config.data.tasks or TASKS
@@ -440,7 +440,7 @@ def test_half_precision_follows_single(finished, config_for, precision, toleranc
     """fp16 may skip its first steps, while the scale of its gradients comes down to what it can hold."""
     config = config_for(optim=dict(precision=precision))
     trainer = Trainer(config)
-    trainer.run()
+    trainer.fit()
     ours, theirs = (
         [r["loss"] for r in log_of(c.out) if r["event"] == "train"] for c in (config, finished[0])
     )
@@ -469,7 +469,7 @@ def test_late_mtdnet(config_for):
     trainer.on_step = lambda *_: moved.append(
         any(not torch.equal(p, start[name]) for name, p in trainer.model.mtdnet.named_parameters())
     )
-    trainer.run()
+    trainer.fit()
     assert moved == [False, False, True, True]
     rows = [row for row in log_of(trainer.out) if row["event"] == "train"]
     assert [any(key.startswith("loss/initial/") for key in row) for row in rows] == [False, False, True, True]
@@ -479,7 +479,7 @@ def test_tensorboard(config_for):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = config_for(optim=dict(steps=2), log=dict(tensorboard=True))
-    Trainer(config).run()
+    Trainer(config).fit()
     events = EventAccumulator(str(Path(config.out) / "tensorboard"))
     events.Reload()
     logged = [row["loss"] for row in log_of(config.out) if row["event"] == "train"]
@@ -489,7 +489,7 @@ def test_tensorboard(config_for):
 
 def test_on_step_is_told_the_progress(config_for):
     calls = []
-    Trainer(config_for(optim=dict(steps=3)), on_step=lambda *call: calls.append(call)).run()
+    Trainer(config_for(optim=dict(steps=3)), on_step=lambda *call: calls.append(call)).fit()
     assert [call[:2] for call in calls] == [(1, 3), (2, 3), (3, 3)] and all(
         math.isfinite(call[2]) for call in calls
     )
@@ -516,7 +516,7 @@ def test_compiled_initial_network(finished, config_for):
     names; a task without a label in a batch stays without a gradient."""
     config = config_for(execution=dict(compile=True), optim=dict(ema=0.9))
     trainer = Trainer(config)
-    trainer.run()
+    trainer.fit()
     batch = next(trainer.loader.stream(0))
     batch.present["edge"][:] = False
     batch.labelled["edge"] = 0
@@ -527,4 +527,4 @@ def test_compiled_initial_network(finished, config_for):
         [r["loss"] for r in log_of(c.out) if r["event"] == "train"] for c in (config, finished[0])
     )
     assert ours == pytest.approx(theirs, rel=1e-2) and ours[0] == pytest.approx(theirs[0], rel=1e-5)
-    assert load_model(Path(config.out) / "model").tasks.keys() == set(TASKS)
+    assert from_pretrained(Path(config.out) / "model").tasks.keys() == set(TASKS)

@@ -17,9 +17,9 @@ import torch
 from dmtl.data import eval_transform, make_loader, open_dataset
 from dmtl.data.loading.loader import Batch
 from dmtl.engine.engine import Engine
-from dmtl.evaluation.evaluate import Boundaries, Metrics, evaluate
+from dmtl.evaluation.scoring import Boundaries, Metrics, score
 from dmtl.metrics.boundary import Boundary
-from dmtl.models import ModelConfig, build_model
+from dmtl.models import ModelConfig, create_model
 from dmtl.runtime.distributed import World, connect
 from dmtl.tasks import make_task
 from dmtl.train import distributed
@@ -153,17 +153,17 @@ def all_evaluations(images: Path, out: Path, world: World) -> dict[str, Metrics]
     torch.manual_seed(0)
     config = config_for(images, out).model
     specs = [task.spec() for task in data.tasks.values()]
-    model = build_model(dataclasses.replace(config, tasks=specs, beta_end=0.2))
+    model = create_model(dataclasses.replace(config, tasks=specs, beta_end=0.2))
 
     def loader(size: int):
         return make_loader(data, None, eval_transform(), batch_size=size, shuffle=False)
 
     return {
-        "model": evaluate(model, loader(1), initial=True, world=world),
-        "engine": evaluate(Engine(model, samples=2), loader(2), world=world),
-        "one batch": evaluate(model, loader(8), world=world),
-        "a list": evaluate(model, list(loader(3)), tasks=["heat", "edge"], world=world),
-        "boundaries": evaluate(
+        "model": score(model, loader(1), initial=True, world=world),
+        "engine": score(Engine(model, samples=2), loader(2), world=world),
+        "one batch": score(model, loader(8), world=world),
+        "a list": score(model, list(loader(3)), tasks=["heat", "edge"], world=world),
+        "boundaries": score(
             model,
             loader(1),
             tasks={"edge": make_task("edge")},
@@ -192,7 +192,7 @@ def train(images: Path, out: Path, parallel: str, kill_after: int) -> dict:
 
     trainer = Trainer(config, resume=True, on_step=on_step)
     start = trainer.step
-    metrics = trainer.run()
+    metrics = trainer.fit()
     return {"start": start, "metrics": metrics, "weights": distributed.full_copy(trainer.result).state_dict()}
 
 

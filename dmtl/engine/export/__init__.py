@@ -15,7 +15,7 @@ import torch
 from dmtl.data.loading.transforms import normalise
 from dmtl.engine.export.description import description
 from dmtl.engine.export.formats import FORMATS
-from dmtl.engine.export.graph import INPUTS, RESULTS, Network, traced
+from dmtl.engine.export.graph import INPUTS, RESULTS, ExportNetwork, traced
 from dmtl.engine.export.parity import TOLERANCE, Expected, probe
 from dmtl.errors import ConfigError
 from dmtl.nn.precision import tf32
@@ -23,11 +23,11 @@ from dmtl.runtime.devices import pick_device
 from dmtl.runtime.files import write_atomically
 from dmtl.tasks import chosen_tasks
 
-__all__ = ["FORMATS", "TOLERANCE", "Exported", "export_model"]
+__all__ = ["FORMATS", "TOLERANCE", "ExportedModel", "export_model"]
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedModel:
     """A file that was written and found right.
 
     differences: task -> largest difference between the file's output and the model's, as
@@ -52,7 +52,7 @@ def export_model(
     what: str = "maps",
     input: str = "float32",
     device: str | torch.device = "cpu",
-) -> Exported:
+) -> ExportedModel:
     """Write `model` to `path`, run the file, and compare it with the model; it appears only if they agree.
 
     Args:
@@ -72,7 +72,7 @@ def export_model(
     written.
 
     Example:
-        >>> export_model(dmtl.load_model("runs/demo/diffusion/model"), "model.onnx", size=(480, 640))
+        >>> export_model(dmtl.from_pretrained("runs/demo/diffusion"), "model.onnx", size=(480, 640))
     """
     names = chosen_tasks("export", model.tasks, tasks)
     path, size, device = _checked(path, format, size, steps, what, input, device)
@@ -82,7 +82,7 @@ def export_model(
     images = pixels if input == "uint8" else normalise(pixels)
     with torch.no_grad(), tf32(False):
         expected = Expected(model, normalise(pixels), what, seed, options)
-        network = Network(model, seed, what, input, options).eval()
+        network = ExportNetwork(model, seed, what, input, options).eval()
         network(images[:1])  # stores the noise of this size
         about = description(model, names, expected.outputs, size, steps, eta, seed, what, input)
         found: dict[str, float] = {}
@@ -93,7 +93,7 @@ def export_model(
             found.update(expected.differences(path, kind.load(temporary), images))
 
         write_atomically(path, write)
-    return Exported(path, found, about)
+    return ExportedModel(path, found, about)
 
 
 def _checked(path, format, size, steps, what, input, device) -> tuple[Path, tuple[int, int], torch.device]:

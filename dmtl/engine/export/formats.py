@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from dmtl.engine.export.parity import Run
+from dmtl.engine.export.parity import LoadedModel
 from dmtl.errors import ConfigError
 
 ENTRY = "dmtl"  # of the metadata, under which the description stands
@@ -63,7 +63,7 @@ class Onnx:
         model.save(path, external_data=False)
 
     @staticmethod
-    def load(path: str) -> Run:
+    def load(path: str) -> LoadedModel:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -116,7 +116,7 @@ class Pt2:
         Path(path).write_bytes(package.getbuffer())
 
     @staticmethod
-    def load(path: str) -> Run:
+    def load(path: str) -> LoadedModel:
         return _on_cpu(torch._inductor.aoti_load_package(path))
 
 
@@ -136,14 +136,14 @@ class Program:
         Path(path).write_bytes(content.getbuffer())
 
     @staticmethod
-    def load(path: str) -> Run:
+    def load(path: str) -> LoadedModel:
         return _on_cpu(torch.export.load(path).module())
 
 
 FORMATS = {"onnx": Onnx, "pt2": Pt2, "program": Program}
 
 
-def _on_cpu(network: Any) -> Run:
+def _on_cpu(network: Any) -> LoadedModel:
     return lambda images: {task: value.cpu() for task, value in network(images).items()}
 
 

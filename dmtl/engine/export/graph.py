@@ -49,7 +49,7 @@ class SharedNoise(nn.Module):
         return getattr(self, name)
 
 
-class Network(nn.Module):
+class ExportNetwork(nn.Module):
     """Images -> {task: map or logits}, nothing else to say.
 
     options: tasks, steps and eta of `model.maps` and `model.forward`.
@@ -72,7 +72,7 @@ def outputs(model: nn.Module, image: Tensor, what: str, **options: Any) -> dict[
     return {task: found[task] for task in options["tasks"]}
 
 
-def traced(network: Network, images: Tensor) -> ExportedProgram:
+def traced(network: ExportNetwork, images: Tensor) -> ExportedProgram:
     """The network's graph for batches of any size, every operator of ours replaced by its reference.
 
     images: two at least, because a dimension of size 1 would become a constant.

@@ -19,7 +19,7 @@ from dmtl.tasks import Task
 TOLERANCE = 1e-4
 IMAGES = 3
 
-Run = Callable[[Tensor], Mapping[str, Tensor]]
+LoadedModel = Callable[[Tensor], Mapping[str, Tensor]]
 """A loaded file: images -> {task: output}, on the CPU."""
 
 
@@ -46,7 +46,7 @@ class Expected:
             if not value.isfinite().all():
                 raise DataError(f"{task}: the model's output is not finite")
 
-    def differences(self, path: Path, run: Run, images: Tensor) -> dict[str, float]:
+    def differences(self, path: Path, run: LoadedModel, images: Tensor) -> dict[str, float]:
         """task -> largest difference, over all images as one batch and over the first one alone.
 
         Raises ExportError, naming `path`, where one is above the tolerance.

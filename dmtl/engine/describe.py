@@ -5,30 +5,38 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from rich.markup import escape
-from rich.table import Table
 from torch import nn
 
-from dmtl.cli._common import console, mib, say
-from dmtl.engine.memory import SHARE, available_bytes, peak_bytes, tile_side
+from dmtl.engine.memory import available_bytes, peak_bytes, tile_side
 from dmtl.engine.numerics import PRECISIONS, choose_form
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
+from dmtl.models.work import count, flops
 from dmtl.nn.resnet import DEPTHS
-from dmtl.report.charts import number
-from dmtl.train.work import count, flops
 
 STAGES = ("initial", "condition", "chain")  # decoding moves memory and computes next to nothing
 FREQUENCIES, PANEL = 36, 16  # of transformed 3x3 weights: numbers for 9 taps; channels out are filled up
 
 
-def model_facts(
+def describe_model(
     model: DiffusionMTL | MultiTaskBaseline,
     device: torch.device,
     sizes: Iterable[tuple[int, int]],
-    batch: int,
+    batch: int = 1,
 ) -> dict:
-    """Everything that `print_model` shows, JSON-able. Bytes and operations are those of the engine's defaults
-    on the device: its precision, all tasks, steps as trained, one draw of the noise."""
+    """Describe a model, its work and its memory.
+
+    Bytes and operations are those of the engine's defaults on the device: its precision, all tasks, steps as
+    trained, one noise sample.
+
+    Args:
+        model: as created or loaded.
+        device: where it will predict.
+        sizes: (height, width) of images, in pixels.
+        batch: images at once.
+
+    Returns:
+        JSON-able: tasks, mechanism, network, parameters, bytes, and a row for each size.
+    """
     config, tasks = model.config, list(model.tasks.values())
     precision = PRECISIONS[device.type][0]
     form = choose_form(model, device, precision)
@@ -100,49 +108,3 @@ def _transformed(model: nn.Module) -> int:
         if module.kernel_size == (3, 3) and "condition" not in name:
             total += FREQUENCIES * module.in_channels * -(-module.out_channels // PANEL) * PANEL
     return total
-
-
-def print_model(name: str, facts: dict) -> None:
-    """Print `model_facts` as tables."""
-    head = Table(
-        title=f"{escape(name)}", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0)
-    )
-    tasks = ", ".join(f"{t['name']} ({t['kind']}, {_channels(t['channels'])})" for t in facts["tasks"])
-    head.add_row("tasks", escape(tasks))
-    head.add_row("mechanism", facts["mechanism"])
-    head.add_row("network", facts["network"])
-    parts = ", ".join(f"{part} {number / 1e6:.3g}" for part, number in facts["parameters"].items())
-    head.add_row("parameters", f"{sum(facts['parameters'].values()) / 1e6:.3g} M: {parts}")
-    transformed = facts["transformed_bytes"]
-    beside = f", and {mib(transformed)} of transformed weights" if transformed else ""
-    own = f"{mib(facts['parameter_bytes'])} of parameters{beside}"
-    head.add_row("engine", f"{own} ({facts['device']}, {facts['precision']})")
-    available = facts["available_bytes"]
-    told = "not known here" if available is None else f"{mib(available)}, planned with {SHARE:.0%} of it"
-    head.add_row("free memory", told)
-    console.print(head)
-    console.print(_size_table(facts))
-    say("GFLOP: two for a multiply-add. Peak memory: beside the engine's own, predicted to about a third.")
-    say("Tiles: what the engine does with an image here, unless `dmtl predict --tile` says otherwise.")
-
-
-def _size_table(facts: dict) -> Table:
-    batch = facts["batch"]
-    title = f"\nA prediction of all tasks, {batch} image{'' if batch == 1 else 's'} at once"
-    table = Table(title=title, title_justify="left")
-    table.add_column("size")
-    stages = [stage for stage in STAGES if any(row["flops"][stage] for row in facts["sizes"])]
-    for stage in (*stages, "all"):
-        table.add_column(f"{stage}\nGFLOP", justify="right")
-    table.add_column("peak memory", justify="right")
-    table.add_column("tiles", justify="right")
-    for row in facts["sizes"]:
-        work = [row["flops"][stage] for stage in stages]
-        tile = "whole" if row["tile"] is None else f"{row['tile']} px"
-        figures = (number(value / 1e9) for value in (*work, sum(work)))
-        table.add_row("{} x {}".format(*row["size"]), *figures, mib(row["peak_bytes"]), tile)
-    return table
-
-
-def _channels(number: int) -> str:
-    return f"{number} channel{'' if number == 1 else 's'}"

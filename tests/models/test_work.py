@@ -6,8 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.published import Published
 from dmtl.models import ModelConfig
+from dmtl.models.work import STAGES, count, flops
 from dmtl.tasks import make_task
-from dmtl.train.work import STAGES, count, flops
 from tests.models.cases import small_config, small_model
 
 PASCAL = [

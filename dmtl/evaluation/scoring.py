@@ -61,7 +61,7 @@ class Boundaries:
 
 
 @torch.inference_mode()
-def evaluate(
+def score(
     model: Any,
     batches: Iterable[Batch],
     *,
@@ -89,7 +89,7 @@ def evaluate(
         boundaries: also score tasks called edge with this; their final maps only.
         on_batch: called with the number of images done, in this process.
         on_maps: called with every batch of this process and its final decoded maps.
-        world: the processes that share the batches. Each of them calls `evaluate` with an equal model and the
+        world: the processes that share the batches. Each of them calls `score` with an equal model and the
             same batches, takes every `size`-th, and returns the figures of one process, to the bit.
     """
     names = None if tasks is None else list(tasks)

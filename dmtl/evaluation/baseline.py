@@ -1,0 +1,88 @@
+"""Metrics of a baseline, and Delta_MTL against it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from dmtl.errors import ConfigError
+from dmtl.metrics.delta import delta_mtl, judged
+
+EVAL = "eval.json"
+"""The file in a run's folder with the metrics of a separate evaluation."""
+
+TaskMetrics = Mapping[str, Mapping[str, float]]
+Primary = Mapping[str, tuple[str, float, bool]]
+"""Task -> the name of its main metric, its value, whether higher is better."""
+
+
+def read_reference(
+    path: str | Path | None, option: str = "log.baseline"
+) -> dict[str, dict[str, float]] | None:
+    """Read metrics by task from a run's folder or its metrics.json; return None for None.
+
+    Args:
+        option: where the path comes from, for messages.
+
+    Raises:
+        ConfigError: nothing is there, or it holds no metrics.
+    """
+    if path is None:
+        return None
+    file = Path(path) / "metrics.json" if Path(path).is_dir() else Path(path)
+    try:
+        metrics = json.loads(file.read_text(encoding="utf-8"))["metrics"]
+        return {task: {name: float(v) for name, v in values.items()} for task, values in metrics.items()}
+    except OSError as error:
+        raise ConfigError(
+            f"{option} must be a finished run or its metrics.json: {file}: {error.strerror}"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError(f"{option}: {file}: holds no metrics of a run") from None
+
+
+def read_baseline(paths: Iterable[str | Path]) -> dict[str, Mapping[str, float]]:
+    """Read metrics by task of stored runs: RUN/eval.json, else RUN/metrics.json, or such a file.
+
+    Several single-task runs are combined.
+
+    Raises:
+        ConfigError: a run has no metrics, or two runs have the same task.
+    """
+    reference: dict[str, Mapping[str, float]] = {}
+    for path in paths:
+        scored = Path(path) / EVAL
+        for task, values in read_reference(scored if scored.is_file() else path, "baseline").items():
+            if task in reference and not task.startswith("initial/"):
+                raise ConfigError(f"baseline: {path} has {task}, as one before it has; expected it once")
+            reference[task] = values
+    return reference
+
+
+def check_baseline(reference: TaskMetrics, wanted: Mapping[str, str]) -> None:
+    """Raise ConfigError unless the baseline has these metrics, task -> name; call it before scoring."""
+    for task, metric in wanted.items():
+        if not math.isfinite(reference.get(task, {}).get(metric, math.nan)):
+            raise ConfigError(
+                f"baseline has no {metric} of {task}; evaluate its runs by the same protocol first, each "
+                f"into its {EVAL}"
+            )
+
+
+def compare_with_baseline(
+    metrics: TaskMetrics, primary: Primary, reference: TaskMetrics
+) -> dict[str, object]:
+    """Return {"delta_mtl": percent, "baseline": {task: [metric, value, gain in percent]}}.
+
+    Raises:
+        ConfigError: a value is not a number, or the baseline's is 0.
+    """
+    tasks = judged(primary)
+    try:
+        gains = {task.name: delta_mtl(metrics, reference, [task]) for task in tasks}
+    except ValueError as error:
+        raise ConfigError(f"baseline: {error}") from None
+    compared = {t.name: [t.primary, reference[t.name][t.primary], gains[t.name]] for t in tasks}
+    return {"delta_mtl": delta_mtl(metrics, reference, tasks), "baseline": compared}

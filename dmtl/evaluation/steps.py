@@ -1,0 +1,69 @@
+"""Metrics and time of an engine for several numbers of denoising steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmtl.data import Batch, Loader
+from dmtl.engine.engine import Engine
+from dmtl.evaluation.protocol import Evaluation
+from dmtl.models import Maps
+
+
+def compare_steps(
+    evaluation: Evaluation,
+    engine: Engine,
+    several: Sequence[int | str | None],
+    watch: Callable[[Loader], Iterable[Batch]] = lambda loader: loader,
+    **options: Any,
+) -> list[dict]:
+    """Score an engine with each number of steps.
+
+    Args:
+        several: as `steps` of `Engine.maps`.
+        watch: wraps the batches of each pass, for a progress bar.
+        options: of `Evaluation.score`.
+
+    Returns:
+        For each of them "steps", "metrics", "ms_per_image", and for "auto" also "steps_taken" on average.
+    """
+    rows = []
+    for steps in several:
+        timed = TimedEngine(engine)
+        metrics = evaluation.score(timed, watch(evaluation.loader), steps=steps, **options)
+        row = {"steps": steps, "metrics": metrics}
+        row["ms_per_image"] = 1e3 * timed.seconds / evaluation.description["images"]
+        if steps == "auto":
+            row["steps_taken"] = timed.taken / max(timed.calls, 1)
+        rows.append(row)
+    return rows
+
+
+class TimedEngine:
+    """An engine with a clock, without the first call, which may compile and measure."""
+
+    def __init__(self, engine: Engine):
+        self.engine, self.tasks, self.device = engine, engine.tasks, engine.device
+        self.seconds, self.calls, self.taken = 0.0, 0, 0
+
+    def maps(self, image: Tensor, tasks: Iterable[str], **options: Any) -> Maps:
+        """`Engine.maps`; its time and steps are added up."""
+        if not self.calls:
+            self.engine.maps(image, tasks, **options)
+        self._wait()
+        started = time.perf_counter()
+        out = self.engine.maps(image, tasks, **options)
+        self._wait()
+        self.seconds += time.perf_counter() - started
+        self.calls += 1
+        self.taken += out.steps
+        return out
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

@@ -1,0 +1,45 @@
+"""What a model returns: logits, or decoded maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Logits at the image's size [H, W], or at 1/8 of the padded image's size with `upsampled=False`.
+
+    Attributes:
+        final: task -> [n, C_T, H, W]; n is B, or the number of labelled rows if `labelled` was given.
+        initial: the same rows and tasks as the initial network predicts them.
+        trace: task -> list of [n, C_T, H, W] after every denoising step, the noisiest first; empty unless
+            asked for.
+    """
+
+    final: dict[str, Tensor]
+    initial: dict[str, Tensor]
+    trace: dict[str, list[Tensor]]
+
+
+torch.export.register_dataclass(Prediction, serialized_type_name="dmtl.models.Prediction")
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Decoded maps at the image's size.
+
+    Attributes:
+        maps: task -> what `task.decode` returns, [B, H, W] or [B, 3, H, W].
+        finite: task -> bool scalar on the device, whether all that the map was read off is finite (class ids
+            alone would not show it).
+        uncertainty: task -> float32 [B, H, W], if several noise samples were averaged (`dmtl.Engine`).
+        steps: denoising steps taken, if an engine counts them.
+    """
+
+    maps: dict[str, Tensor]
+    finite: dict[str, Tensor]
+    uncertainty: dict[str, Tensor] = field(default_factory=dict)
+    steps: int | None = None

@@ -1,0 +1,55 @@
+"""Load a trained model, wherever it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from dmtl.errors import CheckpointError, ConfigError
+from dmtl.models.config import ModelConfig
+from dmtl.models.create import create_model
+from dmtl.models.diffusion_mtl import DiffusionMTL, MultiTaskBaseline
+from dmtl.models.hub import download, is_hub_id
+from dmtl.models.published import model_from_official
+from dmtl.models.weights import CONFIG, load_state, read_state, read_weights
+
+
+def from_pretrained(source: str | os.PathLike, **options: Any) -> DiffusionMTL | MultiTaskBaseline:
+    """Load a trained model.
+
+    Args:
+        source: one of
+
+            - the folder of a run: the model that `model/` in it holds,
+            - a folder that `save_pretrained` wrote: config.json and model.safetensors,
+            - a file in the published format (.pth.tar), which is converted in memory,
+            - an id "org/name" on the Hugging Face Hub (extra `dmtl[hub]`), if no such path exists.
+        options: for the Hub, those of `huggingface_hub.snapshot_download`: revision, token, cache_dir.
+
+    Returns:
+        The model, on the CPU and in eval mode.
+
+    Raises:
+        CheckpointError: the model is missing, damaged or foreign. The message names the file.
+    """
+    path = Path(source)
+    if path.is_file():
+        return model_from_official(read_state(path), str(path))
+    if path.is_dir():
+        return _from_folder(path / "model" if (path / "model" / CONFIG).is_file() else path)
+    if is_hub_id(source):
+        return _from_folder(download(str(source), **options))
+    raise CheckpointError(
+        f"{source}: no such file or folder, expected a run, a model folder, a published file, or org/name"
+    )
+
+
+def _from_folder(folder: Path) -> DiffusionMTL | MultiTaskBaseline:
+    config, state = read_weights(folder)
+    try:
+        model = create_model(ModelConfig.from_dict(config))
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from None
+    load_state(model, state, str(folder))
+    return model.eval()

@@ -1,0 +1,126 @@
+"""Batches of images through the engine, with a fallback if memory does not suffice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dmtl.data.loading.transforms import normalise
+from dmtl.diffusion import CounterNoise
+from dmtl.engine.engine import Engine
+from dmtl.errors import DataError
+from dmtl.predict.outputs import ImageMaps
+
+GPU_BATCH = 8
+_GPU_BATCH_PIXELS = 8 * 512 * 512  # in a batch whose size nobody chose
+
+
+@dataclass
+class PredictedBatch:
+    """Maps of a batch on their way to the CPU, one for each image, or the error that an image had."""
+
+    maps: list[ImageMaps | DataError]
+    copied: torch.cuda.Event | None = None
+
+    def wait(self) -> None:
+        """Wait until the maps may be read."""
+        if self.copied is not None:
+            self.copied.synchronize()
+
+    @property
+    def finite(self) -> bool:
+        """Whether all maps are finite; call `wait` first."""
+        return all(bool(f) for m in self.maps if isinstance(m, ImageMaps) for f in m.finite.values())
+
+
+class BatchPredictor:
+    """Predict maps of images of one size together.
+
+    Args:
+        engine: a `dmtl.Engine`; its default tasks are predicted.
+        device: that of the engine.
+        seed: of the noise, which is the same for every image.
+        batch_size: images that go together at most; None: 1 on a CPU, up to 8 on a GPU.
+    """
+
+    def __init__(
+        self, engine: Engine, device: torch.device, tasks: list[str], seed: int, batch_size: int | None
+    ):
+        self.engine, self.device, self.tasks, self.seed, self.batch_size = (
+            engine,
+            device,
+            tasks,
+            seed,
+            batch_size,
+        )
+
+    def limit(self, height: int, width: int) -> int:
+        """Return how many images of this size go together at most."""
+        if self.batch_size is not None:
+            return self.batch_size
+        if self.device.type != "cuda" or self.engine.steps == "auto":
+            return 1
+        return max(1, min(GPU_BATCH, _GPU_BATCH_PIXELS // (height * width)))
+
+    def __call__(self, images: Sequence[Tensor]) -> PredictedBatch:
+        """Predict uint8 images [3, H, W] of one size.
+
+        If memory does not suffice for all together they are predicted one by one, and an image too large for
+        it gets a DataError instead of maps. On a GPU this returns before the maps are there.
+        """
+        height, width = images[0].shape[-2:]
+        try:
+            with _memory_errors(height, width):
+                return self._together(images)
+        except DataError as error:
+            if len(images) == 1:
+                return PredictedBatch([error])
+        return self.singly(images)
+
+    def singly(self, images: Sequence[Tensor]) -> PredictedBatch:
+        """Predict each image alone."""
+        parts = [self([image]) for image in images]
+        copies = [part.copied for part in parts if part.copied is not None]
+        return PredictedBatch([part.maps[0] for part in parts], copies[-1] if copies else None)
+
+    @torch.inference_mode()
+    def _together(self, images: Sequence[Tensor]) -> PredictedBatch:
+        batch = torch.stack([image.to(self.device, non_blocking=True) for image in images])
+        noise = CounterNoise(self.seed, torch.zeros(len(images), dtype=torch.int64, device=self.device))
+        out = self.engine.maps(normalise(batch), self.tasks, noise=noise)
+        maps, finite, uncertainty = (
+            {name: torch.as_tensor(value).to("cpu", non_blocking=True) for name, value in part.items()}
+            for part in (out.maps, out.finite, out.uncertainty)
+        )
+        copied = None
+        if self.device.type == "cuda":
+            copied = torch.cuda.Event()
+            copied.record(torch.cuda.current_stream(self.device))
+        steps = out.steps if self.engine.steps == "auto" else None
+        rows = [
+            ImageMaps(
+                {t: m[i] for t, m in maps.items()}, finite, {t: u[i] for t, u in uncertainty.items()}, steps
+            )
+            for i in range(len(images))
+        ]
+        return PredictedBatch(rows, copied)
+
+
+@contextmanager
+def _memory_errors(height: int, width: int) -> Iterator[None]:
+    """An image too large for the memory is that image's failure, not the run's."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if (
+            isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            or "allocate memory" in text
+            or "out of memory" in text
+        ):
+            raise DataError(f"not enough memory for {width}x{height} pixels") from error
+        raise
