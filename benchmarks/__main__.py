@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dmtl.errors import ConfigError, DmtlError
-from dmtl.models import load_model
+from dmtl.models import from_pretrained
 from dmtl.nn.precision import DTYPES
 from dmtl.runtime.devices import pick_device
 
@@ -99,9 +99,7 @@ def _case(args: argparse.Namespace) -> Case:
     size = args.size or ((128, 128) if args.quick and args.model is None else (512, 512))
     case = Case(size=tuple(size), steps=args.steps, device=str(device))
     if args.model is not None:
-        folder = Path(args.model)
-        folder = folder / "model" if (folder / "model").is_dir() else folder
-        case = case.but(model=str(folder), all_tasks=tuple(load_model(folder).tasks))
+        case = case.but(model=args.model, all_tasks=tuple(from_pretrained(args.model).tasks))
     elif args.quick:
         case = case.but(options=SMALL)
     for task in args.tasks or ():

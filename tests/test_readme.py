@@ -31,8 +31,19 @@ def commands(section: str = "") -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if line.startswith("dmtl ")]
 
 
-def test_python_example(tmp_path, monkeypatch, one_thread):
-    [example] = blocks("python")
+def test_python_in_a_few_lines(tmp_path, monkeypatch, one_thread):
+    """Train, load, predict, evaluate."""
+    example, _ = blocks("python", "Python")
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)).save("street.jpg")
+    names: dict = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["maps"]["semseg"].shape == names["maps"]["depth"].shape == (40, 48)
+    assert "odsF_seism" in names["metrics"]["edge"] and names["metrics"]["depth"]["rmse"] > 0
+
+
+def test_python_training_loop(tmp_path, monkeypatch, one_thread):
+    _, example = blocks("python", "Python")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(compile(example, "README.md", "exec"), names)

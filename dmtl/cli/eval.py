@@ -127,8 +127,9 @@ def main(arguments: list[str]) -> int:
     else:
         console.print(_steps_table(title, rows, primary))
     if args.per_class:
-        for name in (name for name, values in metrics.items() if any(m.startswith("IoU/") for m in values)):
-            console.print(_class_table(name, metrics[name]))
+        for name in evaluation.tasks:
+            if any(metric.startswith("IoU/") for metric in metrics[name]):
+                console.print(_class_table(name, metrics[name]))
     if compared:
         console.print(_baseline_table(primary, compared))
     if args.json:

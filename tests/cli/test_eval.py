@@ -268,8 +268,8 @@ def test_listed_images(score, dmtl, tmp_path, pascal, official):
     same(apart["metrics"], figures(listed["metrics"]), dict(rel=1e-12))
     (tmp_path / "list.txt").write_text("d\n2008_000002\n")
     status, _, err = dmtl("eval", official, *options, "--ids", "list.txt")
-    told = "1 of 2 ids are unknown, the first is '2008_000002', expected images of tiny-pascal, split 'val'"
-    assert (status, err) == (2, f"dmtl eval: list.txt: {told}\n")
+    told = "1 of 2 are unknown, the first is '2008_000002', expected images of tiny-pascal, split 'val'"
+    assert (status, err) == (2, f"dmtl eval: ids: {told}\n")
 
 
 def test_listed_boundaries(score, tmp_path, pascal, official):
@@ -318,22 +318,22 @@ def test_tables(score, tmp_path, pascal, official):
     [
         (
             ["m", "--from-maps", "x"],
-            "--from-maps stands in the place of MODEL, expected one of them, got both",
+            "pass either MODEL or --from-maps, not both",
         ),
-        (["--from-maps", "x", "--frame", 8, 8], "--frame concerns a model's prediction, expected none with"),
-        (["--from-maps", "x", "--samples", 2], "--samples concerns a model's prediction"),
+        (["--from-maps", "x", "--frame", 8, 8], "--frame needs a model, it cannot be used with"),
+        (["--from-maps", "x", "--samples", 2], "--samples needs a model"),
         (["m", "--save-maps", "x", "--steps", 1, 2], "--save-maps needs one number of --steps, got 2"),
         (["m", "--float-maps"], "--float-maps needs --save-maps"),
         (["m", "--max-dist", 0.1], "--max-dist needs --boundaries or --published"),
         (["m", "--boundary-ids", "x"], "--boundary-ids needs --boundaries or --published"),
-        (["m", "--boundaries", "raw", "--max-dist", 2], "--max-dist must be between 0 and 1"),
+        (["m", "--boundaries", "raw", "--max-dist", 2], "max_dist must be between 0 and 1"),
         (["m", "--boundaries", "bsds"], "'--boundaries', expected one of raw, seism (dmtl eval --help"),
         (["nowhere.pth.tar"], "nowhere.pth.tar: no such file or folder"),
         (
             ["--from-maps", "nowhere"],
             "nowhere: no such folder, expected one with a folder of maps for each task",
         ),
-        (["m", "--baseline", "nowhere"], "--baseline must be a finished run or its metrics.json: nowhere"),
+        (["m", "--baseline", "nowhere"], "baseline must be a finished run or its metrics.json: nowhere"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
 )
@@ -345,10 +345,10 @@ def test_options_that_cannot_work(dmtl, words, message):
 @pytest.mark.parametrize(
     ("stored", "words", "message"),
     [
-        ([{"sal": {"maxF": 1}}], ["sal", "edge"], "--baseline has no pixelF of edge, expected runs that"),
+        ([{"sal": {"maxF": 1}}], ["sal", "edge"], "baseline has no pixelF of edge; evaluate its runs"),
         ([{"sal": {"maxF": 1}}, {"sal": {"maxF": 2}}], ["sal"], "1.json has sal, as one before it has"),
         ([{"sal": {"maxF": 1}}, {"edge": {"pixelF": 3}}], ["sal", "edge", "--published"], "no odsF_seism of"),
-        ([{"sal": {"maxF": 0}}], ["sal"], "--baseline: delta_mtl: reference must not be 0 at sal maxF"),
+        ([{"sal": {"maxF": 0}}], ["sal"], "baseline: delta_mtl: reference must not be 0 at sal maxF"),
     ],
 )
 def test_baselines_that_cannot_be_compared(dmtl, tmp_path, pascal, official, stored, words, message):
@@ -361,7 +361,7 @@ def test_baselines_that_cannot_be_compared(dmtl, tmp_path, pascal, official, sto
 
 def test_boundaries_need_a_task_called_edge(dmtl, pascal, official):
     words = ["eval", official, "--data", pascal, "--tasks", "sal"]
-    message = "--boundaries needs a task called edge among those scored, got sal"
+    message = "boundaries need a task called edge among those scored, got sal"
     assert dmtl(*words, "--boundaries", "raw")[0::2] == (2, f"dmtl eval: {message}\n")
     assert dmtl(*words, "--published").status == 0
 
