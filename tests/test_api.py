@@ -113,6 +113,7 @@ def test_evaluate_a_model_an_engine_or_a_path(run, data, protocol, tmp_path):
     assert ("odsF_seism" in metrics["edge"]) == (protocol == "published")
     for other in (run, str(run / "model"), dmtl.Engine(model, precision="fp32")):
         assert repr(dmtl.evaluate(other, data, protocol=protocol)) == repr(metrics)
+    assert repr(dmtl.evaluate(run, data.root, protocol=protocol)) == repr(metrics)
     words = [
         "eval",
         str(run),

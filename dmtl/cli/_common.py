@@ -1,4 +1,4 @@
-"""What several commands share: progress, tables, model folders."""
+"""What several commands share: progress, tables."""
 
 from __future__ import annotations
 

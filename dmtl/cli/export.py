@@ -18,7 +18,7 @@ class Export:
     """
 
     model: Annotated[str, *positional("MODEL")]
-    """A run's folder, or a folder with config.json and model.safetensors."""
+    """A run's folder, a model folder, a published file, or an id on the Hub (org/name)."""
     format: Literal["onnx", "pt2", "program"] = "onnx"
     """onnx: for onnxruntime and others; pt2: machine code, run by PyTorch (AOTInductor); program: a graph of
     plain PyTorch operators (torch.export)."""

@@ -20,7 +20,8 @@ class Info:
     what a model is, its work and its memory."""
 
     model: str | None = None
-    """A run's folder, or a folder with config.json and model.safetensors: print this model instead."""
+    """A run's folder, a model folder, a published file, or an id on the Hub (org/name): print this model
+    instead."""
     size: tuple[int, int] | None = None
     """Height and width of the model's images; default: squares of 256, 512, 1024 and 2048 pixels."""
     batch: int | None = None

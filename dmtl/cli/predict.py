@@ -22,7 +22,7 @@ class Predict:
     """
 
     model: Annotated[str, *positional("MODEL")]
-    """A run's folder, or a folder with config.json and model.safetensors."""
+    """A run's folder, a model folder, a published file, or an id on the Hub (org/name)."""
     images: Annotated[list[str], *positional("IMAGE ...")]
     """Image files, video files and folders."""
     out: str = "predictions"

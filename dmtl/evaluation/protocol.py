@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dmtl.data import Batch, LabelledImages, LabelMatrix, Loader, eval_transform, make_loader
+from dmtl.data import Batch, LabelledImages, LabelMatrix, Loader, eval_transform, make_loader, open_dataset
 from dmtl.engine.engine import Engine
 from dmtl.errors import ConfigError, DataError, nearest
 from dmtl.evaluation.scoring import Boundaries, Metrics, score
@@ -64,7 +64,7 @@ class Protocol:
 
 def evaluate(
     model: DiffusionMTL | MultiTaskBaseline | Engine | str | os.PathLike,
-    data: LabelledImages,
+    data: LabelledImages | str | os.PathLike,
     *,
     protocol: str | Protocol = "default",
     tasks: Iterable[str] | None = None,
@@ -80,7 +80,7 @@ def evaluate(
     Args:
         model: a model; an `Engine` (for its device, precision, averaged noise samples); or whatever
             `from_pretrained` loads.
-        data: a split of a data set, as `open_dataset` returns it.
+        data: a split of a data set, as `open_dataset` returns it; or what it opens, for the split "val".
         protocol: "default": every image at its own size; "published": frame, boundaries and tolerance as in
             the published results, in fp32; or a `Protocol`.
         tasks: names of the tasks to score, default all that model and data share.
@@ -111,6 +111,8 @@ def evaluate(
     engine = from_pretrained(model) if loaded else model
     if isinstance(engine, (DiffusionMTL, MultiTaskBaseline)):
         engine = Engine(engine, precision="fp32" if protocol == "published" else "auto", inplace=loaded)
+    if isinstance(data, (str, os.PathLike)):
+        data = open_dataset(data, "val")
     names = shared_tasks(engine.tasks, data.tasks, tasks)
     if isinstance(protocol, str):
         protocol = Protocol.published(data, names) if protocol == "published" else Protocol()
@@ -176,14 +178,13 @@ class Evaluation:
                 f"boundaries need a task called edge among those scored, got {', '.join(self.needed)}"
             )
         max_dist = protocol.max_dist or dataset.evaluation.get("max_dist", MAX_DIST)
-        labelled = set().union(*(self.needed[name] for name in thin))
-        if protocol.boundary_ids is not None:
-            labelled &= set(protocol.boundary_ids)
+        ids = None if protocol.boundary_ids is None else set(protocol.boundary_ids)
+        labelled = {id for name in thin for id in self.needed[name] if ids is None or id in ids}
         self.description |= {"max_dist": max_dist, "boundary_images": len(labelled)}
         return Boundaries(
             lambda ignore: Boundary(protocol=protocol.boundaries, max_dist=max_dist, ignore=ignore),
             dataset.boundaries,
-            protocol.boundary_ids,
+            ids,
         )
 
     def __str__(self) -> str:
@@ -278,8 +279,8 @@ def _loader(
 ) -> Loader:
     listed = None
     if ids is not None:
-        labels = dataset.available()
-        shown = np.array([id in set(ids) for id in labels.ids])
+        labels, chosen = dataset.available(), set(ids)
+        shown = np.array([id in chosen for id in labels.ids])
         listed = LabelMatrix(labels.ids, labels.tasks, labels.matrix & shown[:, None])
     return make_loader(
         dataset,

@@ -1,4 +1,4 @@
-"""Folders of maps to score: `dmtl eval --save-maps` writes them, `--from-maps` reads those of any program.
+"""Folders of maps to score: `MapWriter` writes them, `SavedMaps` reads those of any program.
 
     DIR/<task>/<id>.png or .npy    the map of image `id`, of its size; where there are both, the .npy counts
     DIR/maps.json                  how to read the files; needed only for scalars in PNG

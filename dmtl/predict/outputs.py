@@ -228,7 +228,7 @@ class Outputs:
 
 
 def output_folder(out_dir: str | os.PathLike) -> Path:
-    """Refuses a folder with foreign content: `--out` on a data set would overwrite its labels."""
+    """Refuse a folder with foreign content: predictions in a data set would overwrite its labels."""
     path = Path(out_dir)
     if path.exists() and not path.is_dir():
         raise DataError(f"{path}: is a file, expected a folder for the maps")
