@@ -24,7 +24,7 @@ import torch
 
 from dmtl import ops
 from dmtl.nn import precision
-from dmtl.ops._registry import BACKENDS, OpSpec, reasons_against
+from dmtl.ops.registry import BACKENDS, OpSpec, reasons_against
 from dmtl.runtime.measure import seconds
 
 from . import clock

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from dmtl import ops
-from dmtl.ops._registry import BACKENDS
 from dmtl.ops.conv3x3 import SPEC
+from dmtl.ops.registry import BACKENDS
 
 from .harness import DEVICE, DTYPES, SIZES, Size, Work, contenders
 

@@ -9,7 +9,7 @@ from importlib import metadata
 import torch
 
 import dmtl
-from dmtl.ops import _registry
+from dmtl.ops import registry
 from dmtl.runtime import native
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -40,13 +40,13 @@ def _ops(devices: list[str]) -> list[dict]:
     A tensor of no elements stands for the call: support depends on device and dtype only.
     """
     rows = []
-    for spec in _registry.REGISTRY.values():
+    for spec in registry.REGISTRY.values():
         for device in devices:
             for dtype in DTYPES:
                 probe = [torch.empty(0, dtype=dtype, device=device)]
-                wish = _registry.requested(spec.name)
-                names = _registry.candidates(spec, device)
-                against = {name: _registry.reasons_against(spec, name, probe) for name in _registry.BACKENDS}
+                wish = registry.requested(spec.name)
+                names = registry.candidates(spec, device)
+                against = {name: registry.reasons_against(spec, name, probe) for name in registry.BACKENDS}
                 taken = next((name for name in names if not against[name]), None)
                 rows.append(
                     {
@@ -124,11 +124,11 @@ def _backend_table(device: str, rows: list[dict]):
 
     title = f"\nBackends of each op for {device} tensors (green: taken)"
     table = Table(title=title, title_justify="left")
-    for column in ("op", *_registry.BACKENDS):
+    for column in ("op", *registry.BACKENDS):
         table.add_column(column)
     for op in dict.fromkeys(row["op"] for row in rows):
         mine = [row for row in rows if row["op"] == op]
-        cells = [[_cell(row, backend) for row in mine] for backend in _registry.BACKENDS]
+        cells = [[_cell(row, backend) for row in mine] for backend in registry.BACKENDS]
         asked = next((f" [yellow](by {row['asked_by']})[/]" for row in mine if row["asked_by"]), "")
         table.add_row(op + asked, *(" ".join(filter(None, cell)) or "[dim]-[/]" for cell in cells))
     return table
@@ -147,7 +147,7 @@ def _cell(row: dict, backend: str) -> str:
 def _absences(rows: list[dict]) -> dict[str, str]:
     """Backends that serve no op here, and why: the reason that most ops give."""
     found = {}
-    for backend in _registry.BACKENDS:
+    for backend in registry.BACKENDS:
         reasons = [row["why_not"][backend][-1] for row in rows if backend in row["why_not"]]
         if len(reasons) == len(rows):
             found[backend] = max(set(reasons), key=reasons.count)

@@ -108,7 +108,7 @@ def test_named_options_and_files_exist():
         assert target in targets
     for path in re.findall(r"configs/[\w-]+\.toml", README):
         read_config(ROOT / path)
-    setup = (ROOT / "setup.py").read_text() + (ROOT / "dmtl" / "ops" / "_registry.py").read_text()
+    setup = (ROOT / "setup.py").read_text() + (ROOT / "dmtl" / "ops" / "registry.py").read_text()
     for variable in set(re.findall(r"`(DMTL_[A-Z]+(?:_ARCHS)?)`", README)):
         assert variable in setup
     for document in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):

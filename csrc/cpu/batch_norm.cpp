@@ -7,7 +7,6 @@
 #include "dmtl/storage.h"
 
 #include <cmath>
-#include <type_traits>
 
 namespace dmtl::DMTL_ISA {
 namespace {
@@ -181,13 +180,8 @@ void backward(const BatchNormBackwardParams& p, int threads) {
     });
 }
 
-void batch_norm(const BatchNormParams& p, DType dtype, int threads) {
-    with_storage(dtype, [&](auto* storage) { forward<std::remove_pointer_t<decltype(storage)>>(p, threads); });
-}
-
-void batch_norm_backward(const BatchNormBackwardParams& p, DType dtype, int threads) {
-    with_storage(dtype, [&](auto* storage) { backward<std::remove_pointer_t<decltype(storage)>>(p, threads); });
-}
+DMTL_STORAGE_KERNEL(batch_norm, BatchNormParams, forward)
+DMTL_STORAGE_KERNEL(batch_norm_backward, BatchNormBackwardParams, backward)
 
 }  // namespace
 

@@ -3,8 +3,6 @@
 #include "dmtl/condition_tokens.h"
 #include "dmtl/tokens.h"
 
-#include <type_traits>
-
 namespace dmtl::DMTL_ISA {
 namespace {
 
@@ -171,13 +169,8 @@ void backward(const Params& p, int threads) {
 
 }  // namespace
 
-static void condition_tokens(const Params& params, DType dtype, int threads) {
-    with_storage(dtype, [&](auto* storage) { forward<std::remove_pointer_t<decltype(storage)>>(params, threads); });
-}
-
-static void condition_tokens_backward(const Params& params, DType dtype, int threads) {
-    with_storage(dtype, [&](auto* storage) { backward<std::remove_pointer_t<decltype(storage)>>(params, threads); });
-}
+DMTL_STORAGE_KERNEL(condition_tokens, Params, forward)
+DMTL_STORAGE_KERNEL(condition_tokens_backward, Params, backward)
 
 DMTL_KERNELS(condition_tokens, cpu_kernel<Params, &condition_tokens>("condition_tokens", kConditionTokensFields),
              cpu_kernel<Params, &condition_tokens_backward>("condition_tokens_backward", kConditionTokensFields))

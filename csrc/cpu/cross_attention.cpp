@@ -184,15 +184,8 @@ void cross_attention_backward(const CrossAttentionBackwardParams& p, int threads
     to.round();
 }
 
-void forward(const CrossAttentionParams& p, DType dtype, int threads) {
-    with_storage(dtype, [&](auto* storage) { cross_attention<std::remove_pointer_t<decltype(storage)>>(p, threads); });
-}
-
-void backward(const CrossAttentionBackwardParams& p, DType dtype, int threads) {
-    with_storage(dtype, [&](auto* storage) { cross_attention_backward<std::remove_pointer_t<decltype(storage)>>(p, threads); });
-}
-
 using Forward = CrossAttentionParams;
+DMTL_STORAGE_KERNEL(forward, Forward, cross_attention)
 constexpr Field kForward[] = {
     DMTL_FIELD(Forward, out),         DMTL_FIELD(Forward, q),           DMTL_FIELD(Forward, kv),
     DMTL_FIELD(Forward, a),           DMTL_FIELD(Forward, lse),         DMTL_FIELD(Forward, x),
@@ -204,6 +197,7 @@ constexpr Field kForward[] = {
     DMTL_FIELD(Forward, eps)};
 
 using Backward = CrossAttentionBackwardParams;
+DMTL_STORAGE_KERNEL(backward, Backward, cross_attention_backward)
 constexpr Field kBackward[] = {
     DMTL_FIELD(Backward, d_x),           DMTL_FIELD(Backward, d_y),           DMTL_FIELD(Backward, d_norm_x_weight),
     DMTL_FIELD(Backward, d_norm_x_bias), DMTL_FIELD(Backward, d_norm_y_weight), DMTL_FIELD(Backward, d_norm_y_bias),

@@ -6,53 +6,43 @@
 #include "dmtl/parallel.h"
 #include "dmtl/storage.h"
 
-#include <type_traits>
-
 namespace dmtl::DMTL_ISA {
 namespace {
 
 constexpr int64_t kSerialBelow = 16384;  // elements that are not worth a second thread
 constexpr int kRun = 64;                 // channels at a time: their sums stay in registers
 
+// Sizes: images, channels and the taps' side k; x has height x width pixels, out has out_height x out_width.
+#define DMTL_DEPTHWISE_SIZES int64_t images, channels, height, width, out_height, out_width, k, stride, padding
+
+// The convolution, or its data gradient: then x is the incoming gradient and out is that of the input.
 struct DepthwiseConvParams {
     void* out;
     const void* x;
     const float* taps;
-    int64_t images, channels, height, width, out_height, out_width, k, stride, padding;
-};
-
-struct DepthwiseConvDataParams {
-    void* d_x;
-    const void* grad;
-    const float* taps;
-    int64_t images, channels, height, width, out_height, out_width, k, stride, padding;
+    DMTL_DEPTHWISE_SIZES;
 };
 
 struct DepthwiseConvWeightParams {
     float* d_taps;
     const void* x;
     const void* grad;
-    int64_t images, channels, height, width, out_height, out_width, k, stride, padding;
+    DMTL_DEPTHWISE_SIZES;
 };
 
-#define DMTL_DEPTHWISE_SIZES(Params)                                                                        \
+#define DMTL_DEPTHWISE_FIELDS(Params)                                                                       \
     DMTL_FIELD(Params, images), DMTL_FIELD(Params, channels), DMTL_FIELD(Params, height),                   \
         DMTL_FIELD(Params, width), DMTL_FIELD(Params, out_height), DMTL_FIELD(Params, out_width),           \
         DMTL_FIELD(Params, k), DMTL_FIELD(Params, stride), DMTL_FIELD(Params, padding)
 
 constexpr Field kDepthwiseConvFields[] = {
     DMTL_FIELD(DepthwiseConvParams, out), DMTL_FIELD(DepthwiseConvParams, x), DMTL_FIELD(DepthwiseConvParams, taps),
-    DMTL_DEPTHWISE_SIZES(DepthwiseConvParams),
-};
-
-constexpr Field kDepthwiseConvDataFields[] = {
-    DMTL_FIELD(DepthwiseConvDataParams, d_x), DMTL_FIELD(DepthwiseConvDataParams, grad),
-    DMTL_FIELD(DepthwiseConvDataParams, taps), DMTL_DEPTHWISE_SIZES(DepthwiseConvDataParams),
+    DMTL_DEPTHWISE_FIELDS(DepthwiseConvParams),
 };
 
 constexpr Field kDepthwiseConvWeightFields[] = {
     DMTL_FIELD(DepthwiseConvWeightParams, d_taps), DMTL_FIELD(DepthwiseConvWeightParams, x),
-    DMTL_FIELD(DepthwiseConvWeightParams, grad), DMTL_DEPTHWISE_SIZES(DepthwiseConvWeightParams),
+    DMTL_FIELD(DepthwiseConvWeightParams, grad), DMTL_DEPTHWISE_FIELDS(DepthwiseConvWeightParams),
 };
 
 // The output positions [first, last) along one axis that read inside the map with tap u.
@@ -84,9 +74,24 @@ void write(T* out, const float* sum, int64_t count) {
     for (int64_t c = 0; c < count; ++c) store(out + c, sum[c]);
 }
 
+// Where a tap reads along one axis for the pixel at `position` of the output: forward ...
+struct Forward {
+    static int64_t source(int64_t position, int64_t tap, int64_t stride, int64_t padding) {
+        return position * stride + tap - padding;
+    }
+};
+
+// ... and backward, where a pixel gathers from the positions that read it. Negative: from none with this tap.
+struct DataGradient {
+    static int64_t source(int64_t position, int64_t tap, int64_t stride, int64_t padding) {
+        const int64_t scaled = position + padding - tap;
+        return scaled % stride == 0 ? scaled / stride : -1;
+    }
+};
+
 // An item is one row of one image's output.
-template <class T>
-void forward(const DepthwiseConvParams& p, int threads) {
+template <class T, class Direction>
+void gather(const DepthwiseConvParams& p, int threads) {
     const int64_t C = p.channels, size = p.images * p.out_height * p.out_width * C;
     if (size == 0) return;
     if (size < kSerialBelow) threads = 1;
@@ -99,12 +104,12 @@ void forward(const DepthwiseConvParams& p, int threads) {
             for (int64_t j = 0; j < p.out_width; ++j) {
                 float sum[kRun] = {};
                 for (int64_t u = 0; u < p.k; ++u) {
-                    const int64_t y = i * p.stride + u - p.padding;
-                    if (y < 0 || y >= p.height) continue;
+                    const int64_t row = Direction::source(i, u, p.stride, p.padding);
+                    if (row < 0 || row >= p.height) continue;
                     for (int64_t v = 0; v < p.k; ++v) {
-                        const int64_t column = j * p.stride + v - p.padding;
+                        const int64_t column = Direction::source(j, v, p.stride, p.padding);
                         if (column < 0 || column >= p.width) continue;
-                        add_product(sum, p.taps + (u * p.k + v) * C + c, x + (y * p.width + column) * C + c, count);
+                        add_product(sum, p.taps + (u * p.k + v) * C + c, x + (row * p.width + column) * C + c, count);
                     }
                 }
                 write(out + j * C + c, sum, count);
@@ -113,33 +118,14 @@ void forward(const DepthwiseConvParams& p, int threads) {
     });
 }
 
-// An item is one row of one image's d_x: every pixel gathers from the positions that read it.
 template <class T>
-void data_gradient(const DepthwiseConvDataParams& p, int threads) {
-    const int64_t C = p.channels, size = p.images * p.height * p.width * C;
-    if (size == 0) return;
-    if (size < kSerialBelow) threads = 1;
-    parallel_for(p.images * p.height, threads, [&](int64_t item) {
-        const int64_t y = item % p.height;
-        const T* grad = static_cast<const T*>(p.grad) + item / p.height * p.out_height * p.out_width * C;
-        T* d_x = static_cast<T*>(p.d_x) + item * p.width * C;
-        for (int64_t c = 0; c < C; c += kRun) {
-            const int64_t count = C - c < kRun ? C - c : kRun;
-            for (int64_t column = 0; column < p.width; ++column) {
-                float sum[kRun] = {};
-                for (int64_t u = 0; u < p.k; ++u) {
-                    const int64_t top = y + p.padding - u, i = top / p.stride;
-                    if (top < 0 || top % p.stride != 0 || i >= p.out_height) continue;
-                    for (int64_t v = 0; v < p.k; ++v) {
-                        const int64_t left = column + p.padding - v, j = left / p.stride;
-                        if (left < 0 || left % p.stride != 0 || j >= p.out_width) continue;
-                        add_product(sum, p.taps + (u * p.k + v) * C + c, grad + (i * p.out_width + j) * C + c, count);
-                    }
-                }
-                write(d_x + column * C + c, sum, count);
-            }
-        }
-    });
+void forward(const DepthwiseConvParams& p, int threads) {
+    gather<T, Forward>(p, threads);
+}
+
+template <class T>
+void data_gradient(const DepthwiseConvParams& p, int threads) {
+    gather<T, DataGradient>(p, threads);
 }
 
 // Sum over one row of positions of grad times x, for one tap.
@@ -188,22 +174,14 @@ void weight_gradient(const DepthwiseConvWeightParams& p, int threads) {
     });
 }
 
-void depthwise_conv(const DepthwiseConvParams& p, DType dtype, int threads) {
-    with_storage(dtype, [&](auto* storage) { forward<std::remove_pointer_t<decltype(storage)>>(p, threads); });
-}
-
-void depthwise_conv_data(const DepthwiseConvDataParams& p, DType dtype, int threads) {
-    with_storage(dtype, [&](auto* storage) { data_gradient<std::remove_pointer_t<decltype(storage)>>(p, threads); });
-}
-
-void depthwise_conv_weight(const DepthwiseConvWeightParams& p, DType dtype, int threads) {
-    with_storage(dtype, [&](auto* storage) { weight_gradient<std::remove_pointer_t<decltype(storage)>>(p, threads); });
-}
+DMTL_STORAGE_KERNEL(depthwise_conv, DepthwiseConvParams, forward)
+DMTL_STORAGE_KERNEL(depthwise_conv_data, DepthwiseConvParams, data_gradient)
+DMTL_STORAGE_KERNEL(depthwise_conv_weight, DepthwiseConvWeightParams, weight_gradient)
 
 }  // namespace
 
 DMTL_KERNELS(depthwise_conv, cpu_kernel<DepthwiseConvParams, &depthwise_conv>("depthwise_conv", kDepthwiseConvFields),
-             cpu_kernel<DepthwiseConvDataParams, &depthwise_conv_data>("depthwise_conv_data", kDepthwiseConvDataFields),
+             cpu_kernel<DepthwiseConvParams, &depthwise_conv_data>("depthwise_conv_data", kDepthwiseConvFields),
              cpu_kernel<DepthwiseConvWeightParams, &depthwise_conv_weight>("depthwise_conv_weight", kDepthwiseConvWeightFields))
 
 }  // namespace dmtl::DMTL_ISA

@@ -144,15 +144,8 @@ void token_mlp_backward(const TokenMlpBackwardParams& p, int threads) {
     to.round();
 }
 
-void forward(const TokenMlpParams& p, DType dtype, int threads) {
-    with_storage(dtype, [&](auto* storage) { token_mlp<std::remove_pointer_t<decltype(storage)>>(p, threads); });
-}
-
-void backward(const TokenMlpBackwardParams& p, DType dtype, int threads) {
-    with_storage(dtype, [&](auto* storage) { token_mlp_backward<std::remove_pointer_t<decltype(storage)>>(p, threads); });
-}
-
 using Forward = TokenMlpParams;
+DMTL_STORAGE_KERNEL(forward, Forward, token_mlp)
 constexpr Field kForward[] = {
     DMTL_FIELD(Forward, out),        DMTL_FIELD(Forward, h),        DMTL_FIELD(Forward, x),
     DMTL_FIELD(Forward, norm_weight), DMTL_FIELD(Forward, norm_bias), DMTL_FIELD(Forward, fc1_weight),
@@ -161,6 +154,7 @@ constexpr Field kForward[] = {
     DMTL_FIELD(Forward, eps)};
 
 using Backward = TokenMlpBackwardParams;
+DMTL_STORAGE_KERNEL(backward, Backward, token_mlp_backward)
 constexpr Field kBackward[] = {
     DMTL_FIELD(Backward, d_x),          DMTL_FIELD(Backward, d_norm_weight), DMTL_FIELD(Backward, d_norm_bias),
     DMTL_FIELD(Backward, d_fc1_weight), DMTL_FIELD(Backward, d_fc1_bias),    DMTL_FIELD(Backward, d_fc2_weight),

@@ -1,11 +1,9 @@
-"""Device code by backend. In a checkout the backends lie in `<repository>/kernels`, which this module adds to
-its path."""
+"""Device code by backend, and what the backends' adapters share.
+
+An installed package holds the backends in this folder. In a checkout they are in `kernels` at its top level.
+"""
 
 from pathlib import Path
 
-_root = Path(__file__).resolve().parents[2]
-# Only beside dmtl's own sources: an installed package must not pick up somebody else's folder called
-# `kernels`.
-if (_root / "kernels").is_dir() and (_root / "csrc").is_dir() and (_root / "pyproject.toml").is_file():
-    __path__.append(str(_root / "kernels"))
-del _root, Path
+if not Path(__file__).with_name("cpu").is_dir():
+    __path__.append(str(Path(__file__).resolve().parents[2] / "kernels"))

@@ -1,8 +1,6 @@
 """The fused operators of dmtl: one module each, which is its specification (formula, reference, gradients,
 checks)."""
 
-from ._references import references
-from ._registry import use_backend
 from .batch_norm import batch_norm
 from .condition_tokens import condition_tokens, fold_reduction
 from .conv3x3 import conv3x3, fold_1x1, pack_conv3x3
@@ -13,6 +11,8 @@ from .map_loss import map_loss
 from .noisy_tokens import noisy_tokens
 from .posterior_step import posterior_step, posterior_step_
 from .q_sample import normal, q_sample
+from .references import references
+from .registry import use_backend
 from .token_mlp import token_mlp
 from .upsample_add import upsample_add
 

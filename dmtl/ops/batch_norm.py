@@ -1,4 +1,4 @@
-"""Batch norm of a training step, and the clamp behind it (ReLU, ReLU6 or none), in one pass over the map.
+"""Batch norm of a training step, and the clamp after it (ReLU, ReLU6 or none), in one pass over the map.
 
 Ioffe and Szegedy, ICML 2015, arXiv 1502.03167. Legend: B images, C channels, n = B H W pixels of a channel.
 
@@ -19,14 +19,16 @@ import math
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from . import _checks, _grid
-from ._registry import Operator, OpSpec, add
-from ._rows import wide_dtype
+from . import checks
+from .autograd import recorded
+from .grid import empty_map
+from .registry import Operator, OpSpec, add
+from .rows import wide_dtype
 
 _SCHEMA = (
-    "(Tensor x, Tensor weight, Tensor bias, float eps, float low, float high) -> (Tensor, Tensor, Tensor)"
+    "(Tensor x, Tensor weight, Tensor bias, float eps, float low, float high) "
+    "-> (Tensor out, Tensor mean, Tensor inv_std)"
 )
 _BACKWARD_SCHEMA = (
     "(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor inv_std, float low, float high)"
@@ -44,7 +46,7 @@ def _reference(x, weight, bias, eps, low, high) -> tuple[Tensor, Tensor, Tensor]
     inv_std = (variance + eps).rsqrt()
     x_hat = (wide - _each(mean, x)) * _each(inv_std, x)
     out = (x_hat * _each(weight, x) + _each(bias, x)).clamp(low, high)
-    return _grid.empty_map(x).copy_(out), mean, inv_std
+    return empty_map(x).copy_(out), mean, inv_std
 
 
 def _reference_backward(grad, x, weight, bias, mean, inv_std, low, high) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,35 +56,16 @@ def _reference_backward(grad, x, weight, bias, mean, inv_std, low, high) -> tupl
     g = grad.to(wide) * ((out > low) & (out < high))
     d_bias, d_weight, n = g.sum((0, 2, 3)), (g * x_hat).sum((0, 2, 3)), x[:, 0].numel()
     d_x = (g - _each(d_bias, x) / n - x_hat * _each(d_weight, x) / n) * _each(weight, x) * _each(inv_std, x)
-    return _grid.empty_map(x).copy_(d_x), d_weight.to(weight.dtype), d_bias.to(weight.dtype)
+    return empty_map(x).copy_(d_x), d_weight.to(weight.dtype), d_bias.to(weight.dtype)
 
 
 def _fake(x, weight, bias, eps, low, high) -> tuple[Tensor, Tensor, Tensor]:
     statistics = (x.new_empty(x.shape[1], dtype=wide_dtype(x.dtype)) for _ in range(2))
-    return _grid.empty_map(x), *statistics
+    return empty_map(x), *statistics
 
 
 def _fake_backward(grad, x, weight, bias, mean, inv_std, low, high) -> tuple[Tensor, Tensor, Tensor]:
-    return _grid.empty_map(x), torch.empty_like(weight), torch.empty_like(weight)
-
-
-class _BatchNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, bias, eps, low, high):
-        out, mean, inv_std = torch.ops.dmtl.batch_norm(x, weight, bias, eps, low, high)
-        ctx.save_for_backward(x, weight, bias, mean, inv_std)
-        ctx.range = (low, high)
-        ctx.mark_non_differentiable(mean, inv_std)
-        return out, mean, inv_std
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad, *_):
-        d_x, d_weight, d_bias = torch.ops.dmtl.batch_norm_backward(grad, *ctx.saved_tensors, *ctx.range)
-        needs = ctx.needs_input_grad[:3]
-        return *(d if need else None for d, need in zip((d_x, d_weight, d_bias), needs, strict=True)), *[
-            None
-        ] * 3
+    return empty_map(x), torch.empty_like(weight), torch.empty_like(weight)
 
 
 def batch_norm(
@@ -97,16 +80,15 @@ def batch_norm(
     """Normalise every channel over the batch, scale and shift it, and clamp.
 
     Args:
-        x: [B, C, H, W] float32, bfloat16, float16 (or float64), any strides, with two pixels of a channel or
-            more.
+        x: [B, C, H, W] float32, bfloat16, float16 (or float64), any strides, with at least two pixels of a
+            channel.
         weight, bias: [C] float32 or of x's dtype.
         eps: added to the variance.
         low, high: the clamp: 0 and infinity for ReLU, 0 and 6 for ReLU6.
 
     Returns:
         The map [B, C, H, W] of x's dtype, channels_last; mean and 1 / sqrt(variance + eps), float32 [C]
-        (float64 for float64), without gradient.
-        Differentiable once, in x, weight and bias.
+        (float64 for float64), without gradient. Differentiable once, in x, weight and bias.
 
     Raises:
         TypeError: types or dtypes.
@@ -114,22 +96,20 @@ def batch_norm(
         NotImplementedError: a backend asked for by name cannot serve the call.
     """
     op = "batch_norm"
-    _checks.data(op, "x", x)
+    checks.data(op, "x", x)
     if x.dim() != 4:
-        _checks.fail(op, "x", "of shape [B, C, H, W]", list(x.shape))
+        checks.fail(op, "x", "of shape [B, C, H, W]", list(x.shape))
     if x.numel() <= x.shape[1]:
-        _checks.fail(op, "x", "of two pixels of each channel or more", list(x.shape))
+        checks.fail(op, "x", "of two pixels of each channel or more", list(x.shape))
     for name, value in (("weight", weight), ("bias", bias)):
-        _checks.tensor(op, name, value)
+        checks.tensor(op, name, value)
         if value.dtype not in (x.dtype, wide_dtype(x.dtype)):
-            contract = f"{_checks.dtype_name(wide_dtype(x.dtype))} or of x's dtype"
-            _checks.fail(op, name, contract, _checks.dtype_name(value.dtype), TypeError)
+            contract = f"{checks.dtype_name(wide_dtype(x.dtype))} or of x's dtype"
+            checks.fail(op, name, contract, checks.dtype_name(value.dtype), TypeError)
         if tuple(value.shape) != (x.shape[1],):
-            _checks.fail(op, name, f"of shape [{x.shape[1]}]", list(value.shape))
-        _checks.on_device(op, name, value, x.device)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad):
-        return _BatchNorm.apply(x, weight, bias, eps, low, high)
-    return torch.ops.dmtl.batch_norm(x, weight, bias, eps, low, high)
+            checks.fail(op, name, f"of shape [{x.shape[1]}]", list(value.shape))
+        checks.on_device(op, name, value, x.device)
+    return _call(x, weight, bias, eps, low, high)
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
@@ -161,3 +141,4 @@ SPEC = add(
         samples=_samples,
     )
 )
+_call = recorded(SPEC)

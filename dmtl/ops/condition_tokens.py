@@ -1,4 +1,4 @@
-"""The condition's tokens: all tasks' initial maps -> tokens, and the first block's query    (DiffusionMTL)
+"""The condition's tokens: all tasks' initial maps -> tokens, and the first block's query (DiffusionMTL).
 
 Published: concatenate the maps, a 3x3 convolution to C channels, bilinear reduction by r, flatten. The
 reduction (align_corners=False) is the mean of the 2x2 centre of every r x r block, so both steps are one
@@ -7,11 +7,17 @@ padding 1; r = 1: the 3x3 itself. Nothing is concatenated and the map that the r
 computed.
 
 Legend: B samples, K maps of C_k channels (C_t = sum C_k) and h x w pixels, r = reduction,
-N = (h/r)(w/r) tokens, C width, D query width, p the patch of C_t k k values that a token is made of.
+N = (h / r) (w / r) tokens, C width, D query width, p the patch of C_t k k values that a token is made of.
+
     tokens = p weight^T + bias
-    query  = n query_weight^T,  n = LayerNorm(tokens) = xhat norm_weight + norm_bias
-Gradients: d_n = d_query query_weight, d_tokens' = d_tokens + rstd (g - mean(g) - xhat mean(g xhat)) with
-g = d_n norm_weight; the maps' by the transposed convolution of d_tokens', the rest are products.
+    query  = n query_weight^T,    n = LayerNorm(tokens) = xhat norm_weight + norm_bias
+
+Gradients, with d_n = d_query query_weight and g = d_n norm_weight:
+
+    d_tokens' = d_tokens + rstd (g - mean(g) - xhat mean(g xhat))
+
+The maps' gradients are the transposed convolution of d_tokens', the others are products.
+
 Numerics: arithmetic in float32, one rounding of the tokens; the query is computed from the rounded tokens.
 """
 
@@ -22,41 +28,75 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from dmtl._outputs import GEOMETRY, empty_condition_gradients, empty_condition_outputs
-
-from . import _checks
-from ._registry import Operator, OpSpec, add
-from ._rows import wide_dtype
-from ._tokens import epsilon, norm_backward, normalised, shaped
+from . import checks
+from .autograd import recorded
+from .grid import check_reduction
+from .registry import Operator, OpSpec, add
+from .rows import wide_dtype
+from .tokens import epsilon, norm_backward, normalised, shaped
 
 _SCHEMA = (
     "(Tensor[] maps, Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, "
-    "Tensor? query_weight, int reduction, float eps) -> (Tensor, Tensor)"
+    "Tensor? query_weight, int reduction, float eps) -> (Tensor tokens, Tensor query)"
 )
 _BACKWARD_SCHEMA = (
-    "(Tensor d_tokens, Tensor? d_query, Tensor[] maps, Tensor weight, Tensor tokens, Tensor? norm_weight, "
-    "Tensor? norm_bias, Tensor? query_weight, int reduction, float eps, bool[] needed) -> Tensor[]"
+    "(Tensor grad_tokens, Tensor grad_query, Tensor[] maps, Tensor weight, Tensor tokens, "
+    "Tensor? norm_weight, Tensor? norm_bias, Tensor? query_weight, int reduction, float eps, bool[] needed) "
+    "-> Tensor[]"
 )
+
+GEOMETRY = {4: (4, 0), 2: (4, 1), 1: (3, 1)}
+"""Reduction (which is the stride) -> kernel size and padding of the folded convolution."""
 
 
 def fold_reduction(weight: Tensor, reduction: int) -> Tensor:
-    """The 3x3 convolution and the bilinear reduction behind it as one convolution.
+    """Return the 3x3 convolution and the bilinear reduction after it as the weight of one convolution.
 
-    weight: [C, C_t, 3, 3]. reduction: 1, 2 or 4. Returns [C, C_t, k, k], k = 4 (3 where reduction is 1), for
-    a convolution of stride `reduction`; differentiable. Raises TypeError, ValueError.
+    Args:
+        weight: [C, C_t, 3, 3].
+        reduction: 1, 2 or 4.
+
+    Returns:
+        [C, C_t, k, k], k = 4 (3 if reduction is 1), for a convolution of stride `reduction`; differentiable.
+
+    Raises:
+        TypeError: types.
+        ValueError: shapes or reduction.
     """
     op = "fold_reduction"
-    _check_reduction(op, reduction)
-    _checks.tensor(op, "weight", weight)
+    check_reduction(op, reduction)
+    checks.tensor(op, "weight", weight)
     if weight.dim() != 4 or weight.shape[2:] != (3, 3):
-        _checks.fail(op, "weight", "of shape [C, C_t, 3, 3]", list(weight.shape))
+        checks.fail(op, "weight", "of shape [C, C_t, 3, 3]", list(weight.shape))
     if reduction == 1:
         return weight
     # The mean over the centre's four pixels: the 3x3 taps, shifted to each of them.
     shifts = ((0, 1, 0, 1), (1, 0, 0, 1), (0, 1, 1, 0), (1, 0, 1, 0))
     return sum(F.pad(weight, shift) for shift in shifts) / 4
+
+
+def empty_outputs(maps, weight, query_weight, reduction) -> tuple[Tensor, Tensor]:
+    """Allocate tokens and query (empty without query_weight)."""
+    samples, _, h, w = maps[0].shape
+    count = (h // reduction) * (w // reduction)
+    tokens = torch.empty((samples, count, weight.shape[0]), dtype=weight.dtype, device=weight.device)
+    return tokens, weight.new_empty(0 if query_weight is None else (samples, count, query_weight.shape[0]))
+
+
+def empty_gradients(maps, weight, norm_weight, norm_bias, query_weight, needed) -> list[Tensor]:
+    """Allocate gradients of the maps (channels_last), weight, bias, norm_weight, norm_bias and query_weight,
+    empty where not needed."""
+    shapes = [
+        None if x is None else x.shape
+        for x in (weight, weight[:, 0, 0, 0], norm_weight, norm_bias, query_weight)
+    ]
+    kind = dict(dtype=weight.dtype, device=weight.device)
+    layouts = [(m.shape, torch.channels_last) for m in maps] + [(s, torch.contiguous_format) for s in shapes]
+    return [
+        torch.empty(shape if need else 0, **kind, memory_format=layout if need else torch.contiguous_format)
+        for (shape, layout), need in zip(layouts, needed, strict=True)
+    ]
 
 
 def _reference(
@@ -66,7 +106,7 @@ def _reference(
     bias = None if bias is None else bias.to(wide)
     x = torch.cat([m.to(wide) for m in maps], 1)
     grid = F.conv2d(x, weight.to(wide), bias, stride=reduction, padding=GEOMETRY[reduction][1])
-    tokens, query = empty_condition_outputs(maps, weight, query_weight, reduction)
+    tokens, query = empty_outputs(maps, weight, query_weight, reduction)
     tokens.copy_(grid.flatten(2).transpose(1, 2))
     if query_weight is not None:
         n = normalised(tokens.to(wide), *_norm(norm_weight, norm_bias, weight), eps)
@@ -89,7 +129,7 @@ def _reference_backward(
     wide = wide_dtype(weight.dtype)
     d_tokens = d_tokens.to(wide)
     d_norm_weight = d_norm_bias = d_query_weight = None
-    if d_query is not None:
+    if query_weight is not None:
         d_query = d_query.to(wide)
         through, d_norm_weight, d_norm_bias, n = norm_backward(
             d_query @ query_weight.to(wide), tokens.to(wide), *_norm(norm_weight, norm_bias, weight), eps
@@ -108,41 +148,18 @@ def _reference_backward(
     d_maps = d_x.split([m.shape[1] for m in maps], 1) if need_maps else [None] * len(maps)
     d_bias = d_tokens.sum((0, 1)) if need_bias else None
     found = [*d_maps, d_weight, d_bias, d_norm_weight, d_norm_bias, d_query_weight]
-    outs = empty_condition_gradients(maps, weight, norm_weight, norm_bias, query_weight, needed)
+    outs = empty_gradients(maps, weight, norm_weight, norm_bias, query_weight, needed)
     return [out.copy_(d) if need else out for out, d, need in zip(outs, found, needed, strict=True)]
 
 
 def _fake(maps, weight, bias, norm_weight, norm_bias, query_weight, reduction, eps) -> tuple[Tensor, Tensor]:
-    return empty_condition_outputs(maps, weight, query_weight, reduction)
+    return empty_outputs(maps, weight, query_weight, reduction)
 
 
 def _fake_backward(
     d_tokens, d_query, maps, weight, tokens, norm_weight, norm_bias, query_weight, reduction, eps, needed
 ) -> list[Tensor]:
-    return empty_condition_gradients(maps, weight, norm_weight, norm_bias, query_weight, needed)
-
-
-class _ConditionTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, reduction, eps, weight, bias, norm_weight, norm_bias, query_weight, *maps):
-        tokens, query = torch.ops.dmtl.condition_tokens(
-            maps, weight, bias, norm_weight, norm_bias, query_weight, reduction, eps
-        )
-        ctx.save_for_backward(tokens, weight, norm_weight, norm_bias, query_weight, *maps)
-        ctx.reduction, ctx.eps = reduction, eps
-        return tokens, query
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, d_tokens, d_query):
-        tokens, weight, norm_weight, norm_bias, query_weight, *maps = ctx.saved_tensors
-        needed = [*ctx.needs_input_grad[7:], *ctx.needs_input_grad[2:7]]
-        grads = torch.ops.dmtl.condition_tokens_backward(
-            d_tokens, None if query_weight is None else d_query, maps, weight, tokens, norm_weight, norm_bias,
-            query_weight, ctx.reduction, ctx.eps, needed,
-        )  # fmt: skip
-        grads = [grad if need else None for grad, need in zip(grads, needed, strict=True)]
-        return None, None, *grads[len(maps) :], *grads[: len(maps)]
+    return empty_gradients(maps, weight, norm_weight, norm_bias, query_weight, needed)
 
 
 def condition_tokens(
@@ -156,56 +173,54 @@ def condition_tokens(
     query_weight: Tensor | None = None,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor | None]:
-    """Tokens of all tasks' maps, and the first cross block's query of them.
+    """Compute the tokens of all tasks' maps, and the first cross block's query of them.
 
-    maps: K tensors [B, C_k, h, w] float32, bfloat16, float16 (or float64), any strides; h and w multiples of
-    reduction (1, 2 or 4). weight: [C, sum C_k, k, k] as `fold_reduction` makes it; bias: [C].
-    query_weight: [D, C], norm_weight and norm_bias: [C], of the LayerNorm before it. All of one dtype.
+    Args:
+        maps: K tensors [B, C_k, h, w] float32, bfloat16, float16 (or float64), any strides; h and w multiples
+            of reduction. All other tensors are of their dtype.
+        weight: [C, sum C_k, k, k] as `fold_reduction` makes it.
+        bias: [C].
+        reduction: 1, 2 or 4.
+        norm_weight, norm_bias: [C], of the LayerNorm before the query.
+        query_weight: [D, C].
+        eps: of the LayerNorm.
 
-    Returns (tokens [B, N, C], query [B, N, D]), contiguous, tokens in the order of the rows of the grid; the
-    query is None without query_weight. Differentiable once, in every tensor.
-    Raises TypeError (types, dtypes), ValueError (shapes, devices), NotImplementedError (a backend asked for
-    by name cannot serve the call).
+    Returns:
+        (tokens [B, N, C], query [B, N, D]), contiguous, tokens in the order of the rows of the grid. The
+        query is None without query_weight. Differentiable once, in every tensor.
+
+    Raises:
+        TypeError: types or dtypes.
+        ValueError: shapes or devices.
+        NotImplementedError: a backend asked for by name cannot serve the call.
     """
     _check(maps, weight, bias, norm_weight, norm_bias, query_weight, reduction, eps)
-    parameters = (weight, bias, norm_weight, norm_bias, query_weight)
-    tracked = any(x is not None and x.requires_grad for x in (*maps, *parameters))
-    if torch.is_grad_enabled() and tracked:
-        tokens, query = _ConditionTokens.apply(reduction, eps, *parameters, *maps)
-    else:
-        tokens, query = torch.ops.dmtl.condition_tokens(list(maps), *parameters, reduction, eps)
+    tokens, query = _call(list(maps), weight, bias, norm_weight, norm_bias, query_weight, reduction, eps)
     return tokens, None if query_weight is None else query
-
-
-def _check_reduction(op: str, reduction: object) -> None:
-    if not isinstance(reduction, int) or isinstance(reduction, bool):
-        _checks.fail(op, "reduction", "an int", type(reduction).__name__, TypeError)
-    if reduction not in GEOMETRY:
-        _checks.fail(op, "reduction", "1, 2 or 4", reduction)
 
 
 def _check(maps, weight, bias, norm_weight, norm_bias, query_weight, reduction, eps) -> None:
     op = "condition_tokens"
-    _check_reduction(op, reduction)
+    check_reduction(op, reduction)
     if not isinstance(maps, (list, tuple)):
-        _checks.fail(op, "maps", "a list of tensors", type(maps).__name__, TypeError)
+        checks.fail(op, "maps", "a list of tensors", type(maps).__name__, TypeError)
     if not maps:
-        _checks.fail(op, "maps", "at least one tensor", "none")
+        checks.fail(op, "maps", "at least one tensor", "none")
     first = maps[0]
     for i, x in enumerate(maps):
-        _checks.data(op, f"maps[{i}]", x)
+        checks.data(op, f"maps[{i}]", x)
         if x.dim() != 4 or 0 in x.shape[1:]:
-            _checks.fail(op, f"maps[{i}]", "of shape [B, C_k, h, w] with C_k, h, w >= 1", list(x.shape))
+            checks.fail(op, f"maps[{i}]", "of shape [B, C_k, h, w] with C_k, h, w >= 1", list(x.shape))
         b, _, h, w = first.shape
         shaped(op, f"maps[{i}]", x, first, "maps[0]", B=b, C_k=x.shape[1], h=h, w=w)
     for name, size in zip("hw", first.shape[2:], strict=True):
         if size % reduction:
-            _checks.fail(op, f"maps' {name}", f"a multiple of reduction {reduction}", size)
+            checks.fail(op, f"maps' {name}", f"a multiple of reduction {reduction}", size)
     if query_weight is None and not (norm_weight is None and norm_bias is None):
-        _checks.fail(op, "norm_weight and norm_bias", "None without query_weight", "a tensor")
+        checks.fail(op, "norm_weight and norm_bias", "None without query_weight", "a tensor")
     epsilon(op, eps)
     k, channels = GEOMETRY[reduction][0], sum(x.shape[1] for x in maps)
-    _checks.tensor(op, "weight", weight)
+    checks.tensor(op, "weight", weight)
     shaped(
         op,
         "weight",
@@ -222,7 +237,7 @@ def _check(maps, weight, bias, norm_weight, norm_bias, query_weight, reduction, 
         if x is not None:
             shaped(op, name, x, first, "maps[0]", C=width)
     if query_weight is not None:
-        _checks.tensor(op, "query_weight", query_weight)
+        checks.tensor(op, "query_weight", query_weight)
         rows = query_weight.shape[0] if query_weight.dim() else 1
         shaped(op, "query_weight", query_weight, first, "maps[0]", D=rows, C=width)
 
@@ -276,3 +291,4 @@ SPEC = add(
         samples=_samples,
     )
 )
+_call = recorded(SPEC)

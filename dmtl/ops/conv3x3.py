@@ -1,18 +1,23 @@
-"""3x3 convolution + bias + ReLU, grouped by task       (DiffusionMTL,
-sec. 3.3: the denoiser's pre and head layers)
+"""3x3 convolution + bias + ReLU, grouped by task (the denoiser's pre and head layers).
 
 Legend: R rows ((sample, task) pairs, sorted by task), counts[t] rows of task t (sum R, zeros allowed), C
 channels in, K channels out, h x w pixels; x [R, C, h, w], weights[t] [K, C, 3, 3], biases[t] [K],
 tap_biases[t] [K, 3, 3].
+
     y[r, k, i, j] = biases[k] + sum over (a, b) with (i + a - 1, j + b - 1) inside the image of
                     tap_biases[k, a, b] + sum_c weights[k, c, a, b] x[r, c, i + a - 1, j + b - 1]
-    out = max(y, 0) if relu else y, with the weights of the row's task; zero padding of 1.
+    out = max(y, 0) if relu else y, with the weights of the row's task; zero padding of 1
+
 A tap bias is what a constant added to the unpadded input adds through a tap: with it a 1x1 convolution in
 front folds into the 3x3 one exactly, borders included (`fold_1x1`).
+
 Gradients, with g = grad where out > 0 (everywhere without relu):
-    d x = g convolved with the weights, flipped, in and out exchanged; d weights = correlation of g and x;
-    d biases[k] = sum of g[:, k]; d tap_biases[k, a, b] = sum of g[:, k]
-    over the pixels whose tap (a, b) is inside.
+
+    d x = g convolved with the weights, flipped, in and out exchanged
+    d weights = correlation of g and x
+    d biases[k] = sum of g[:, k]
+    d tap_biases[k, a, b] = sum of g[:, k] over the pixels whose tap (a, b) is inside
+
 Numerics: float32, bfloat16, float16, one dtype for all, products summed in float32 (as the library does);
 float64 in the reference. Maps in and out are stored channels-last; other strides are copied.
 """
@@ -24,24 +29,21 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from . import _checks, _registry
-from ._registry import Operator, OpSpec, add
+from . import checks, registry
+from .autograd import recorded
+from .grid import empty_map
+from .registry import Operator, OpSpec, add
+from .rows import wide_dtype
 
 _SCHEMA = (
     "(Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] tap_biases, Tensor[] packed, SymInt[] counts, "
-    "bool relu) -> Tensor"
+    "bool relu) -> (Tensor out)"
 )
 _BACKWARD_SCHEMA = (
     "(Tensor grad, Tensor x, Tensor[] weights, Tensor? out, SymInt[] counts, bool relu, bool need_x, "
-    "bool need_weights, bool need_biases, bool need_taps) -> (Tensor, Tensor[], Tensor[], Tensor[])"
+    "bool need_weights, bool need_biases, bool need_tap_biases) -> (Tensor, Tensor[], Tensor[], Tensor[])"
 )
-
-
-def _empty_map(x: Tensor, channels: int) -> Tensor:
-    shape = (x.shape[0], channels, *x.shape[2:])
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def _tasks(counts: Sequence[int]) -> list[tuple[int, slice]]:
@@ -65,15 +67,15 @@ def _reference(x, weights, biases, tap_biases, packed, counts, relu) -> Tensor:
             taps = tap_biases[task]
             y = y + torch.einsum("kab,ai,bj->kij", taps, _inside(h, taps), _inside(w, taps))
         parts.append(torch.relu(y) if relu else y)
-    out = _empty_map(x, weights[0].shape[0])
+    out = _fake(x, weights, biases, tap_biases, packed, counts, relu)
     return torch.cat(parts, out=out) if parts else out
 
 
 def _reference_backward(
     grad, x, weights, out, counts, relu, need_x, need_weights, need_biases, need_taps
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    (h, w), wide = x.shape[2:], torch.float64 if x.dtype == torch.float64 else torch.float32
-    d_x = _empty_map(x, x.shape[1]) if need_x else x.new_empty(0)
+    (h, w), wide = x.shape[2:], wide_dtype(x.dtype)
+    d_x = empty_map(x) if need_x else x.new_empty(0)
     d_weights = [torch.zeros_like(weight) for weight in weights] if need_weights else []
     d_biases = [weight.new_zeros(weight.shape[0]) for weight in weights] if need_biases else []
     d_taps = [weight.new_zeros(weight.shape[0], 3, 3) for weight in weights] if need_taps else []
@@ -100,14 +102,14 @@ def _reference_backward(
 
 
 def _fake(x, weights, biases, tap_biases, packed, counts, relu) -> Tensor:
-    return _empty_map(x, weights[0].shape[0])
+    return empty_map(x, (x.shape[0], weights[0].shape[0], *x.shape[2:]))
 
 
 def _fake_backward(
     grad, x, weights, out, counts, relu, need_x, need_weights, need_biases, need_taps
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
     return (
-        _empty_map(x, x.shape[1]) if need_x else x.new_empty(0),
+        empty_map(x) if need_x else x.new_empty(0),
         [torch.empty_like(weight) for weight in weights] if need_weights else [],
         [weight.new_empty(weight.shape[0]) for weight in weights] if need_biases else [],
         [weight.new_empty(weight.shape[0], 3, 3) for weight in weights] if need_taps else [],
@@ -124,42 +126,6 @@ def _kind_backward(grad, x, weights, out, counts, relu, *needs) -> tuple:
     return (*_kind(x, weights, [], [], [], counts, relu), *needs)
 
 
-class _Conv3x3(torch.autograd.Function):
-    """The lists travel flat: weights, then biases, tap biases and packed weights where there are any."""
-
-    @staticmethod
-    def forward(ctx, x, counts, relu, has_biases, has_taps, has_packed, *flat):
-        tasks = len(counts)
-        lists, rest = [list(flat[:tasks])], list(flat[tasks:])
-        for present in (has_biases, has_taps, has_packed):
-            lists.append(rest[:tasks] if present else [])
-            rest = rest[tasks:] if present else rest
-        out = torch.ops.dmtl.conv3x3(x, *lists, counts, relu)
-        ctx.save_for_backward(x, out if relu else None, *lists[0])
-        ctx.counts, ctx.relu, ctx.present = counts, relu, (has_biases, has_taps)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        x, out, *weights = ctx.saved_tensors
-        tasks, (has_biases, has_taps) = len(weights), ctx.present
-        needs = ctx.needs_input_grad
-        wanted = [any(needs[6 + tasks * i : 6 + tasks * (i + 1)]) for i in range(1 + has_biases + has_taps)]
-        need_weights = wanted.pop(0)
-        need_biases = has_biases and wanted.pop(0)
-        need_taps = has_taps and wanted.pop(0)
-        d_x, *lists = torch.ops.dmtl.conv3x3_backward(
-            grad, x, weights, out, ctx.counts, ctx.relu, needs[0], need_weights, need_biases, need_taps
-        )
-        given = [True, has_biases, has_taps]
-        flat = [
-            d for values, there in zip(lists, given, strict=True) if there for d in values or [None] * tasks
-        ]
-        flat += [None] * (len(needs) - 6 - len(flat))
-        return d_x if needs[0] else None, None, None, None, None, None, *flat
-
-
 def conv3x3(
     x: Tensor,
     weights: Sequence[Tensor],
@@ -170,40 +136,45 @@ def conv3x3(
     tap_biases: Sequence[Tensor] | None = None,
     packed: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """3x3 convolution of every row with its task's weights, zero padding 1, then bias and ReLU.
+    """Convolve every row with its task's weights, 3x3 and zero padding 1, then add bias and apply ReLU.
 
-    x: [R, C, h, w] float32, bfloat16, float16 (or float64), any strides, rows sorted by task; counts: rows of
-    each of the T tasks, ints, sum R. weights: T tensors [K, C, 3, 3]; biases: T of [K] or None; tap_biases: T
-    of [K, 3, 3] or None (see `fold_1x1`); packed: T results of `pack_conv3x3` on these weights, or None: then
-    a backend that transforms weights does it in every call. All of x's dtype and device (packed is the
-    backend's own).
+    Args:
+        x: [R, C, h, w] float32, bfloat16, float16 (or float64), any strides, rows sorted by task. All other
+            tensors but `packed` are of its dtype and device.
+        weights: T tensors [K, C, 3, 3].
+        biases: T of [K], or None.
+        counts: rows of each of the T tasks, ints, sum R.
+        relu: whether to apply ReLU.
+        tap_biases: T of [K, 3, 3], or None (see `fold_1x1`).
+        packed: T results of `pack_conv3x3` on these weights, or None: then a backend that transforms weights
+            does it in every call.
 
-    Returns [R, K, h, w], channels-last. Differentiable once, in x, weights, biases and tap_biases.
-    Raises TypeError (types, dtypes), ValueError (shapes, devices, counts), NotImplementedError (a backend
-    asked for by name cannot serve the call).
+    Returns:
+        [R, K, h, w], channels-last. Differentiable once, in x, weights, biases and tap_biases.
+
+    Raises:
+        TypeError: types or dtypes.
+        ValueError: shapes, devices or counts.
+        NotImplementedError: a backend asked for by name cannot serve the call.
     """
     counts = _check(x, weights, biases, counts, tap_biases, packed)
-    lists = [list(weights), list(biases or []), list(tap_biases or []), list(packed or [])]
-    flat = [value for values in lists for value in values]
-    if torch.is_grad_enabled() and (x.requires_grad or any(value.requires_grad for value in flat)):
-        present = [bool(values) for values in lists[1:]]
-        return _Conv3x3.apply(x, counts, bool(relu), *present, *flat)
-    return torch.ops.dmtl.conv3x3(x, *lists, counts, bool(relu))
+    lists = (list(weights), list(biases or []), list(tap_biases or []), list(packed or []))
+    return _call(x, *lists, counts, bool(relu))
 
 
 def _check(x, weights, biases, counts, tap_biases, packed) -> list[int]:
     op = "conv3x3"
-    _checks.data(op, "x", x)
+    checks.data(op, "x", x)
     if x.dim() != 4 or 0 in x.shape[1:]:
-        _checks.fail(op, "x", "of shape [R, C, h, w] with C, h, w > 0", list(x.shape))
+        checks.fail(op, "x", "of shape [R, C, h, w] with C, h, w > 0", list(x.shape))
     for name, values in (("weights", weights), ("counts", counts)):
         if not isinstance(values, (list, tuple)):
-            _checks.fail(op, name, "a list", type(values).__name__, TypeError)
+            checks.fail(op, name, "a list", type(values).__name__, TypeError)
     if not weights:
-        _checks.fail(op, "weights", "of at least one task", "an empty list")
-    tasks, first = len(weights), _checks.tensor(op, "weights[0]", weights[0])
+        checks.fail(op, "weights", "of at least one task", "an empty list")
+    tasks, first = len(weights), checks.tensor(op, "weights[0]", weights[0])
     if first.dim() != 4 or first.shape[0] == 0:
-        _checks.fail(op, "weights[0]", f"of shape [K, {x.shape[1]}, 3, 3]", list(first.shape))
+        checks.fail(op, "weights[0]", f"of shape [K, {x.shape[1]}, 3, 3]", list(first.shape))
     K = first.shape[0]
     for name, values, shape in (
         ("weights", weights, (K, x.shape[1], 3, 3)),
@@ -214,9 +185,9 @@ def _check(x, weights, biases, counts, tap_biases, packed) -> list[int]:
         _check_list(op, name, values, tasks, shape, x)
     for count in counts:
         if not isinstance(count, (int, torch.SymInt)) or isinstance(count, bool):
-            _checks.fail(op, "counts", "a list of ints", type(count).__name__, TypeError)
+            checks.fail(op, "counts", "a list of ints", type(count).__name__, TypeError)
     if len(counts) != tasks or any(count < 0 for count in counts) or sum(counts) != x.shape[0]:
-        _checks.fail(op, "counts", f"{tasks} numbers of rows with sum {x.shape[0]}", list(counts))
+        checks.fail(op, "counts", f"{tasks} numbers of rows with sum {x.shape[0]}", list(counts))
     return list(counts)
 
 
@@ -225,25 +196,24 @@ def _check_list(op: str, name: str, values, tasks: int, shape: tuple[int, ...] |
     if values is None:
         return
     if not isinstance(values, (list, tuple)):
-        _checks.fail(op, name, "a list", type(values).__name__, TypeError)
+        checks.fail(op, name, "a list", type(values).__name__, TypeError)
     if len(values) != tasks:
-        _checks.fail(op, name, f"of {tasks} tasks", len(values))
+        checks.fail(op, name, f"of {tasks} tasks", len(values))
     for task, value in enumerate(values):
         argument = f"{name}[{task}]"
-        _checks.tensor(op, argument, value)
-        _checks.on_device(op, argument, value, x.device)
+        checks.tensor(op, argument, value)
+        checks.on_device(op, argument, value, x.device)
         if shape is None:
             continue
         if value.dtype != x.dtype:
-            dtypes = (_checks.dtype_name(x.dtype), _checks.dtype_name(value.dtype))
-            _checks.fail(op, argument, f"of x's dtype {dtypes[0]}", dtypes[1], TypeError)
+            dtypes = (checks.dtype_name(x.dtype), checks.dtype_name(value.dtype))
+            checks.fail(op, argument, f"of x's dtype {dtypes[0]}", dtypes[1], TypeError)
         if value.shape != shape:
-            _checks.fail(op, argument, f"of shape {list(shape)}", list(value.shape))
+            checks.fail(op, argument, f"of shape {list(shape)}", list(value.shape))
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
-    """Arguments for tests and benchmarks: with and without bias, tap
-    biases and ReLU; absent tasks; no rows."""
+    """Arguments for tests and benchmarks: with and without bias, tap biases, ReLU; absent tasks; no rows."""
     generator = torch.Generator().manual_seed(len(size))
 
     def case(counts, C, K, h, w, *, relu=False, biases=True, taps=False) -> dict:
@@ -291,23 +261,33 @@ SPEC = add(
         tolerance={torch.float32: 5e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3},
     )
 )
+_call = recorded(SPEC, keep=lambda values: values if values["relu"] else values | {"out": None})
 
 
 def pack_conv3x3(weight: Tensor) -> Tensor:
-    """The weight [K, C, 3, 3] as the backend that would serve `conv3x3` now wants it (what it is, only that
-    backend knows; a backend that gets a foreign one uses the weight itself). Without gradient; pack again
-    when it changes."""
-    return _registry.packed(SPEC, weight.detach())
+    """Return the weight [K, C, 3, 3] as the backend that would serve `conv3x3` now wants it.
+
+    What it is, only that backend knows; another backend that gets it uses the weight itself. Without
+    gradient; pack again when the weight changes.
+    """
+    return registry.packed(SPEC, weight.detach())
 
 
 def fold_1x1(
     weight3: Tensor, bias3: Tensor | None, weight1: Tensor, bias1: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """conv3x3(conv1x1(x)) as one conv3x3: (weight, bias, tap_bias), differentiable.
+    """Fold conv3x3(conv1x1(x)) into one conv3x3.
 
-    weight3: [K, M, 3, 3], bias3: [K] or None; weight1: [M, C, 1, 1] or [M, C], bias1: [M] or None (then there
-    is no tap_bias). The padding of the 3x3 convolution is zeros, which bias1 does not reach: hence a bias per
-    tap.
+    The padding of the 3x3 convolution is zeros, which bias1 does not reach: hence a bias per tap.
+
+    Args:
+        weight3: [K, M, 3, 3].
+        bias3: [K] or None.
+        weight1: [M, C, 1, 1] or [M, C].
+        bias1: [M] or None.
+
+    Returns:
+        (weight, bias, tap_bias), differentiable; tap_bias is None without bias1.
     """
     weight = torch.einsum("kmab,mc->kcab", weight3, weight1.flatten(1))
     tap_bias = None if bias1 is None else torch.einsum("kmab,m->kab", weight3, bias1)

@@ -1,17 +1,22 @@
-"""Cross-attention, all of it: out = x + proj(attention(x, y))          (DiffusionMTL, arXiv 2403.15389)
+"""Cross-attention with its norms, projections and residual (DiffusionMTL, arXiv 2403.15389).
 
 Legend: R rows, N tokens that ask, M tokens that answer, C channels, h heads of d = C / h channels each.
+
     q = LayerNorm_x(x) q_weight^T                       [R, N, C]    (or given: `query`)
     k, v = LayerNorm_y(y) kv_weight^T                   [R, M, C] each, kv_weight = [K; V] stacked
     P = softmax(q k^T / sqrt(d)) over M, for each head  [R, h, N, M]
     a = P v, heads side by side                         [R, N, C]
     out = x + a proj_weight^T + proj_bias               [R, N, C]
+
 Gradients, with e = grad out and da = e proj_weight (per head from dP on):
+
     d_proj_weight = e^T a, d_proj_bias = sum e
     dv = P^T da;  dP = da v^T;  dS = P (dP - sum(da a));  dq = dS k / sqrt(d);  dk = dS^T q / sqrt(d)
     d_q_weight = dq^T LayerNorm_x(x);  d_x = e + LayerNorm_x'(dq q_weight);  likewise for y with [dk, dv]
+
 With `query` given, dq is its gradient, d_x = e, and norm_x and q_weight have none.
 Saved for the backward pass: x, y, q, [k, v], a and the log-sum-exp of the scores; P is computed again.
+
 Numerics: operands of the products, q, k, v and a have x's dtype; sums, scores and all between the products
 are float32 (float64 for float64), and so is the log-sum-exp.
 """
@@ -23,10 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import _checks
-from ._registry import Operator, OpSpec, add
-from ._rows import wide_dtype
-from ._tokens import epsilon, norm_backward, normalised, shaped, summed, wide
+from . import checks
+from .registry import Operator, OpSpec, add
+from .rows import wide_dtype
+from .tokens import epsilon, norm_backward, normalised, shaped, summed, wide
 
 # norm_x and q_weight are None where the query is given.
 _INPUTS = (
@@ -182,9 +187,9 @@ class _CrossAttention(torch.autograd.Function):
 def _check(x, y, weights: dict[str, Tensor | None], heads, eps, query) -> None:
     op = "cross_attention"
     for name, value in (("x", x), ("y", y)):
-        _checks.data(op, name, value)
+        checks.data(op, name, value)
         if value.dim() != 3 or 0 in value.shape[1:]:
-            _checks.fail(op, name, "of shape [R, tokens, C] with at least one token", list(value.shape))
+            checks.fail(op, name, "of shape [R, tokens, C] with at least one token", list(value.shape))
     rows, tokens, width = x.shape
     shaped(op, "y", y, x, "x", R=rows, M=y.shape[1], C=width)
     for name, value in weights.items():
@@ -197,9 +202,9 @@ def _check(x, y, weights: dict[str, Tensor | None], heads, eps, query) -> None:
         else:
             shaped(op, name, value, x, "x", **{"C": width, "C ": width})
     if not isinstance(heads, int) or isinstance(heads, bool):
-        _checks.fail(op, "heads", "an int", type(heads).__name__, TypeError)
+        checks.fail(op, "heads", "an int", type(heads).__name__, TypeError)
     if heads < 1 or width % heads:
-        _checks.fail(op, "heads", f"a divisor of C = {width}", heads)
+        checks.fail(op, "heads", f"a divisor of C = {width}", heads)
     if query is not None:
         shaped(op, "query", query, x, "x", R=rows, N=tokens, C=width)
     epsilon(op, eps)
@@ -221,16 +226,27 @@ def cross_attention(
     eps: float = 1e-5,
     query: Tensor | None = None,
 ) -> Tensor:
-    """x + proj(attention of LayerNorm(x) to LayerNorm(y)), multi-headed.
+    """Compute x + proj(attention of LayerNorm(x) to LayerNorm(y)), multi-headed.
 
-    x: [R, N, C] float32, bfloat16, float16 (or float64), any strides; y: [R, M, C]; N, M >= 1. norm_*,
-    proj_bias: [C]; q_weight, proj_weight: [C, C]; kv_weight: [2C, C], the keys' rows first. heads divides C.
-    query: [R, N, C], LayerNorm_x(x) q_weight^T where somebody has it already; norm_x_* and q_weight are then
-    not read (and may be None). All tensors are of x's dtype and device.
+    Args:
+        x: [R, N, C] float32, bfloat16, float16 (or float64), any strides, N >= 1. All other tensors are of
+            its dtype and device.
+        y: [R, M, C], M >= 1.
+        norm_x_weight, norm_x_bias, norm_y_weight, norm_y_bias, proj_bias: [C].
+        q_weight, proj_weight: [C, C].
+        kv_weight: [2C, C], the keys' rows first.
+        heads: divides C.
+        eps: of the LayerNorms.
+        query: [R, N, C], LayerNorm_x(x) q_weight^T if the caller has it already; norm_x_* and q_weight are
+            then not read (and may be None).
 
-    Returns [R, N, C] of x's dtype, contiguous. Differentiable once, in all tensors.
-    Raises TypeError (types, dtypes), ValueError (shapes, devices, heads), NotImplementedError (a backend
-    asked for by name cannot serve the call).
+    Returns:
+        [R, N, C] of x's dtype, contiguous. Differentiable once, in all tensors.
+
+    Raises:
+        TypeError: types or dtypes.
+        ValueError: shapes, devices or heads.
+        NotImplementedError: a backend asked for by name cannot serve the call.
     """
     weights = dict(
         norm_x_weight=norm_x_weight, norm_x_bias=norm_x_bias, norm_y_weight=norm_y_weight,

@@ -1,17 +1,20 @@
-"""A task's map from its feature: 1x1 head, bilinear upsampling, decoding   (the end of DiffusionMTL's
-network)
+"""A task's map from its feature: 1x1 head, bilinear upsampling, decoding (the end of DiffusionMTL's network).
 
 Legend: n rows, C channels, h x w the 1/8 map, C_T channels of the task, f = factor, H x W the image.
+
     l = weight x + bias at h x w;  u = bilinear(l, f) cropped to H x W (align_corners=False)
+
     argmax   int64   [n,H,W]    the first channel with the largest u (NaN counts as largest)
     softmax  float32 [n,H,W]    softmax probability of channel 1 of two: sigmoid(u_1 - u_0)
     sigmoid  float32 [n,H,W]    1 / (1 + exp(-u))
     value    float32 [n,H,W]    u;   exp: exp(u)
     unit     float32 [n,3,H,W]  u / max(|u|, 1e-4)
-The head commutes with the upsampling, and logits at the image's size are never stored.
-Numerics: logits and everything behind them in float32 (float64 in the reference, whose maps are then
+
+The head commutes with the upsampling, and logits at the image's size are never stored. Not differentiable.
+
+Numerics: logits and everything after them in float32 (float64 in the reference, whose maps are then
 float64). Interpolated values carry rounding of a few ulp, so argmax may differ between backends where the two
-largest logits are that close. Not differentiable.
+largest logits are that close.
 """
 
 from __future__ import annotations
@@ -20,20 +23,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmtl._outputs import empty_map
-
-from . import _checks
-from ._registry import Operator, OpSpec, add
-from ._rows import wide_dtype
+from . import checks
+from .registry import Operator, OpSpec, add
+from .rows import wide_dtype
 
 CHANNELS = {"argmax": None, "softmax": 2, "sigmoid": 1, "value": 1, "exp": 1, "unit": 3}
-"""Kind -> channels that it decodes (None: any number)."""
+"""Kind -> channels that it decodes (None: any number), in the order of DecodeKind in decode_map.h."""
 
-SHORTEST = 1e-4  # vectors shorter than this are not scaled up to length 1
+SHORTEST = 1e-4
+"""Vectors shorter than this are not scaled up to length 1, which bounds the gradient of normalising."""
 
 _SCHEMA = (
     "(Tensor x, Tensor? weight, Tensor? bias, str kind, SymInt height, SymInt width, SymInt factor) -> Tensor"
 )
+
+
+def empty_output(x: Tensor, kind: str, height: int, width: int) -> Tensor:
+    """Allocate the map of a kind."""
+    if kind == "argmax":
+        return x.new_empty((x.shape[0], height, width), dtype=torch.int64)
+    shape = (x.shape[0], 3, height, width) if kind == "unit" else (x.shape[0], height, width)
+    return x.new_empty(shape, dtype=wide_dtype(x.dtype))
 
 
 def _reference(x, weight, bias, kind, height, width, factor) -> Tensor:
@@ -44,7 +54,7 @@ def _reference(x, weight, bias, kind, height, width, factor) -> Tensor:
         logits = F.conv2d(logits, weight.to(wide)[:, :, None, None], bias)
     if factor > 1 and logits.numel():
         logits = F.interpolate(logits, scale_factor=factor, mode="bilinear", align_corners=False)
-    out = empty_map(x, kind, height, width)
+    out = empty_output(x, kind, height, width)
     return out.copy_(_decoded(logits[..., :height, :width], kind)) if out.numel() else out
 
 
@@ -60,7 +70,7 @@ def _decoded(u: Tensor, kind: str) -> Tensor:
 
 
 def _fake(x, weight, bias, kind, height, width, factor) -> Tensor:
-    return empty_map(x, kind, height, width)
+    return empty_output(x, kind, height, width)
 
 
 def decode_map(
@@ -74,16 +84,24 @@ def decode_map(
 ) -> Tensor:
     """Decode a task's feature (or logits) into its map at the image's size.
 
-    x: [n, C, h, w] float32, bfloat16, float16 (or float64), any strides: the feature, or the logits where
-    weight is None. weight: [C_T, C], bias: [C_T], of x's dtype. kind: "argmax", "softmax" (C_T = 2),
-    "sigmoid", "value", "exp" (C_T = 1) or "unit" (C_T = 3). size: (H, W) of the map, at most
-    (factor h, factor w): the upsampled map is cropped at the right and at the bottom. factor: whole number of
-    map pixels to each of x's, at least 1.
+    Args:
+        x: [n, C, h, w] float32, bfloat16, float16 (or float64), any strides: the feature, or the logits if
+            weight is None.
+        weight: [C_T, C] of x's dtype.
+        bias: [C_T] of x's dtype.
+        kind: "argmax", "softmax" (C_T = 2), "sigmoid", "value", "exp" (C_T = 1) or "unit" (C_T = 3).
+        size: (H, W) of the map, at most (factor h, factor w): the upsampled map is cropped at the right and
+            at the bottom.
+        factor: whole number of map pixels to each of x's, at least 1.
 
-    Returns a contiguous map: int64 [n, H, W] for "argmax", float32 [n, 3, H, W] for "unit", otherwise float32
-    [n, H, W]. Not differentiable.
-    Raises TypeError (types, dtypes), ValueError (shapes, devices), NotImplementedError (a backend asked for
-    by name cannot serve the call).
+    Returns:
+        A contiguous map: int64 [n, H, W] for "argmax", float32 [n, 3, H, W] for "unit", otherwise float32
+        [n, H, W]. Not differentiable.
+
+    Raises:
+        TypeError: types or dtypes.
+        ValueError: shapes or devices.
+        NotImplementedError: a backend asked for by name cannot serve the call.
     """
     height, width = _check(x, weight, bias, kind, size, factor)
     x, weight, bias = (None if t is None else t.detach() for t in (x, weight, bias))
@@ -92,41 +110,41 @@ def decode_map(
 
 def _check(x, weight, bias, kind, size, factor) -> tuple[int, int]:
     op = "decode_map"
-    _checks.data(op, "x", x)
+    checks.data(op, "x", x)
     if x.dim() != 4 or 0 in x.shape[1:]:
-        _checks.fail(op, "x", "of shape [n, C, h, w] with C, h, w >= 1", list(x.shape))
+        checks.fail(op, "x", "of shape [n, C, h, w] with C, h, w >= 1", list(x.shape))
     channels = x.shape[1]
     if weight is not None:
-        _checks.tensor(op, "weight", weight)
+        checks.tensor(op, "weight", weight)
         if weight.dim() != 2 or weight.shape[0] == 0 or weight.shape[1] != channels:
-            _checks.fail(op, "weight", f"of shape [C_T, {channels}]", list(weight.shape))
+            checks.fail(op, "weight", f"of shape [C_T, {channels}]", list(weight.shape))
         channels = weight.shape[0]
     if bias is not None:
-        _checks.tensor(op, "bias", bias)
+        checks.tensor(op, "bias", bias)
         if weight is None:
-            _checks.fail(op, "bias", "None without a weight", "a tensor")
+            checks.fail(op, "bias", "None without a weight", "a tensor")
         if bias.shape != (channels,):
-            _checks.fail(op, "bias", f"of shape [{channels}]", list(bias.shape))
+            checks.fail(op, "bias", f"of shape [{channels}]", list(bias.shape))
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None:
             if parameter.dtype != x.dtype:
-                got = _checks.dtype_name(parameter.dtype)
-                _checks.fail(op, name, f"of x's dtype {_checks.dtype_name(x.dtype)}", got, TypeError)
-            _checks.on_device(op, name, parameter, x.device)
+                got = checks.dtype_name(parameter.dtype)
+                checks.fail(op, name, f"of x's dtype {checks.dtype_name(x.dtype)}", got, TypeError)
+            checks.on_device(op, name, parameter, x.device)
     if kind not in CHANNELS:
-        _checks.fail(op, "kind", f"one of {', '.join(CHANNELS)}", kind)
+        checks.fail(op, "kind", f"one of {', '.join(CHANNELS)}", kind)
     if CHANNELS[kind] not in (None, channels):
-        _checks.fail(op, "kind", f"one that decodes {channels} channels", f"{kind} ({CHANNELS[kind]})")
+        checks.fail(op, "kind", f"one that decodes {channels} channels", f"{kind} ({CHANNELS[kind]})")
     if not isinstance(factor, int) or isinstance(factor, bool):
-        _checks.fail(op, "factor", "an int", type(factor).__name__, TypeError)
+        checks.fail(op, "factor", "an int", type(factor).__name__, TypeError)
     if factor < 1:
-        _checks.fail(op, "factor", "at least 1", factor)
+        checks.fail(op, "factor", "at least 1", factor)
     if not isinstance(size, (tuple, list)) or len(size) != 2:
-        _checks.fail(op, "size", "a pair (H, W)", size, TypeError)
+        checks.fail(op, "size", "a pair (H, W)", size, TypeError)
     height, width = size
     most = (factor * x.shape[2], factor * x.shape[3])
     if not (1 <= height <= most[0] and 1 <= width <= most[1]):
-        _checks.fail(op, "size", f"between (1, 1) and {most}", tuple(size))
+        checks.fail(op, "size", f"between (1, 1) and {most}", tuple(size))
     return height, width
 
 

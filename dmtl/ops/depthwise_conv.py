@@ -8,8 +8,10 @@ padding on the left and top; h = ceil(H / s), w = ceil(W / s).
 x is zero outside the map. Padding on the right and bottom is whatever the last filter position needs, so that
 p = k // 2 at stride 1 is the usual symmetric padding, and p = (k - 2) // 2 at stride 2 is TensorFlow's "SAME"
 for even sizes.
+
 Gradients: d_x gathers weight times grad over the positions that read a pixel; d_weight sums grad times x over
 images and positions.
+
 Numerics: float32, bfloat16 and float16 in and out, arithmetic in float32, one rounding at the end; float64 in
 the reference.
 """
@@ -19,32 +21,33 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from . import _checks, _grid
-from ._registry import Operator, OpSpec, add
-from ._rows import wide_dtype
+from . import checks
+from .autograd import recorded
+from .grid import empty_map
+from .registry import Operator, OpSpec, add
+from .rows import wide_dtype
 
 _SCHEMA = "(Tensor x, Tensor weight, int stride, int padding) -> Tensor"
 _BACKWARD_SCHEMA = (
-    "(Tensor grad, Tensor x, Tensor weight, int stride, int padding, bool need_x, bool need_weight)"
-    " -> (Tensor, Tensor)"
+    "(Tensor grad, Tensor x, Tensor weight, int stride, int padding, bool need_x, bool need_weight) "
+    "-> (Tensor, Tensor)"
 )
 
 
-def _out_shape(x: Tensor, stride: int) -> tuple[int, ...]:
+def out_shape(x: Tensor, stride: int) -> tuple[int, ...]:
     return *x.shape[:2], -(-x.shape[2] // stride), -(-x.shape[3] // stride)
 
 
 def _pads(x: Tensor, k: int, stride: int, padding: int) -> tuple[int, int, int, int]:
     """Left, right, top, bottom; negative where the last pixels are not read."""
-    h, w = _out_shape(x, stride)[2:]
+    h, w = out_shape(x, stride)[2:]
     right, bottom = ((n - 1) * stride + k - padding - side for n, side in ((w, x.shape[3]), (h, x.shape[2])))
     return padding, right, padding, bottom
 
 
 def _reference(x, weight, stride, padding) -> Tensor:
-    out = _grid.empty_map(x, _out_shape(x, stride))
+    out = empty_map(x, out_shape(x, stride))
     if out.numel() == 0:
         return out
     wide = wide_dtype(x.dtype)
@@ -57,24 +60,15 @@ def _reference_backward(grad, x, weight, stride, padding, need_x, need_weight) -
     pads = _pads(x, k, stride, padding)
     d_x, d_weight = x.new_empty(0), x.new_empty(0)
     if need_x:
-        d_x = _grid.empty_map(x)
+        d_x = empty_map(x)
     if need_weight:
         d_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format)
     if x.numel() == 0:
         return d_x, d_weight
     padded, grad, wide_weight = F.pad(x.to(wide), pads), grad.to(wide), weight.to(wide)
+    mask = [need_x, need_weight, False]
     d_padded, d_taps, _ = torch.ops.aten.convolution_backward(
-        grad,
-        padded,
-        wide_weight,
-        None,
-        [stride] * 2,
-        [0, 0],
-        [1, 1],
-        False,
-        [0, 0],
-        C,
-        [need_x, need_weight, False],
+        grad, padded, wide_weight, None, [stride] * 2, [0, 0], [1, 1], False, [0, 0], C, mask
     )
     if need_x:
         d_x.copy_(F.pad(d_padded, [-side for side in pads]))
@@ -84,32 +78,15 @@ def _reference_backward(grad, x, weight, stride, padding, need_x, need_weight) -
 
 
 def _fake(x, weight, stride, padding) -> Tensor:
-    return _grid.empty_map(x, _out_shape(x, stride))
+    return empty_map(x, out_shape(x, stride))
 
 
 def _fake_backward(grad, x, weight, stride, padding, need_x, need_weight) -> tuple[Tensor, Tensor]:
-    d_x = _grid.empty_map(x) if need_x else x.new_empty(0)
+    d_x = empty_map(x) if need_x else x.new_empty(0)
     d_weight = (
         torch.empty_like(weight, memory_format=torch.contiguous_format) if need_weight else x.new_empty(0)
     )
     return d_x, d_weight
-
-
-class _DepthwiseConv(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, stride, padding):
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
-        return torch.ops.dmtl.depthwise_conv(x, weight, stride, padding)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        needs = ctx.needs_input_grad[:2]
-        gradients = torch.ops.dmtl.depthwise_conv_backward(
-            grad, *ctx.saved_tensors, ctx.stride, ctx.padding, *needs
-        )
-        return *(d if need else None for d, need in zip(gradients, needs, strict=True)), None, None
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, *, stride: int = 1, padding: int | None = None) -> Tensor:
@@ -131,25 +108,23 @@ def depthwise_conv(x: Tensor, weight: Tensor, *, stride: int = 1, padding: int |
         NotImplementedError: a backend asked for by name cannot serve the call.
     """
     op = "depthwise_conv"
-    _checks.data(op, "x", x)
-    _checks.tensor(op, "weight", weight)
+    checks.data(op, "x", x)
+    checks.tensor(op, "weight", weight)
     if x.dim() != 4:
-        _checks.fail(op, "x", "of shape [B, C, H, W]", list(x.shape))
+        checks.fail(op, "x", "of shape [B, C, H, W]", list(x.shape))
     if weight.dtype != x.dtype:
-        contract = f"of x's dtype {_checks.dtype_name(x.dtype)}"
-        _checks.fail(op, "weight", contract, _checks.dtype_name(weight.dtype), TypeError)
+        contract = f"of x's dtype {checks.dtype_name(x.dtype)}"
+        checks.fail(op, "weight", contract, checks.dtype_name(weight.dtype), TypeError)
     k = weight.shape[-1] if weight.dim() == 4 else 0
     if k not in (3, 5) or tuple(weight.shape) != (x.shape[1], 1, k, k):
-        _checks.fail(op, "weight", f"of shape [{x.shape[1]}, 1, k, k] with k 3 or 5", list(weight.shape))
+        checks.fail(op, "weight", f"of shape [{x.shape[1]}, 1, k, k] with k 3 or 5", list(weight.shape))
     if stride not in (1, 2):
-        _checks.fail(op, "stride", "1 or 2", stride)
+        checks.fail(op, "stride", "1 or 2", stride)
     padding = k // 2 if padding is None else padding
     if not 0 <= padding < k:
-        _checks.fail(op, "padding", f"from 0 to {k - 1}", padding)
-    _checks.on_device(op, "weight", weight, x.device)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return _DepthwiseConv.apply(x, weight, stride, padding)
-    return torch.ops.dmtl.depthwise_conv(x, weight, stride, padding)
+        checks.fail(op, "padding", f"from 0 to {k - 1}", padding)
+    checks.on_device(op, "weight", weight, x.device)
+    return _call(x, weight, stride, padding)
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
@@ -184,3 +159,4 @@ SPEC = add(
         samples=_samples,
     )
 )
+_call = recorded(SPEC)

@@ -1,19 +1,25 @@
 """A task's loss from its logits at 1/8 resolution: bilinear upsampling, cropping, loss of each pixel, mean
-(the end of training DiffusionMTL; `decode_map` is the end of its inference)
+(the end of training DiffusionMTL; `decode_map` is the end of its inference).
 
 Legend: n rows, C channels, h x w the 1/8 map, K label channels, H x W the label's frame.
+
     z = bilinear(logits, 8) cropped to H x W (align_corners=False);  y the label
     valid = every channel of y finite and not `ignore`, and what the kind asks of it
-    loss[n] = mean over the row's valid pixels of (0 where there is none)
+    loss[n] = mean over the row's valid pixels of (0 if there is none)
       cross_entropy  log sum_c exp z_c - z_y       y in [0, C) (fractions are cut off)
       logistic       w+ softplus(-m) where y > 1/2, otherwise w- softplus(m);
                      m = z_0 (C = 1) or z_1 - z_0 (C = 2);  w+ = positive_weight, w- = negative_weight,
                      `balanced`: times the row's share of negative and of positive pixels
       unit           sum_c |u_c - y_c|,  u = z / max(|z|, 1e-4);  y not zero      (C = K = 3)
       absolute       |z - y|, or |z - log y| (`log`);  `positive`: y > 0          (C = 1)
-Gradients: with g = grad[n] / (number of valid pixels) d(loss of the pixel)/dz, which is exactly 0 at pixels
-that are not valid, d_logits = U_h^T g U_w, U the matrices of the interpolation. The backward computes z once
-more: nothing of the frame's size is kept but the label.
+
+Gradients, with U the matrices of the interpolation:
+
+    g = grad[n] / (number of valid pixels) d(loss of the pixel)/dz, exactly 0 at pixels that are not valid
+    d_logits = U_h^T g U_w
+
+The backward computes z once more: nothing of the frame's size is kept but the label.
+
 Numerics: everything in float32 (float64 in the reference, for float64 logits), sums in one fixed order;
 d_logits is rounded once to the logits' dtype. A logit that is not finite counts as NaN, so that a row is NaN
 if a valid pixel is interpolated from it.
@@ -27,29 +33,29 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from dmtl._outputs import empty_losses
-
-from . import _checks, _grid
-from ._registry import Operator, OpSpec, add
-from ._rows import wide_dtype
+from . import checks
+from .autograd import recorded
 from .decode_map import SHORTEST
+from .grid import interpolation
+from .registry import Operator, OpSpec, add
+from .rows import wide_dtype
 
 FACTOR = 8
 KINDS: dict[str, tuple[tuple[int, ...] | None, int]] = {
     "cross_entropy": (None, 1), "logistic": ((1, 2), 1), "unit": ((3,), 3), "absolute": ((1,), 1),
 }  # fmt: skip
-"""Kind -> numbers of logit channels that it takes (None: any), label channels."""
+"""Kind -> numbers of logit channels that it takes (None: any), label channels. In the order of LossKind in
+map_loss.h."""
 
 _OPTIONS = "str kind, float ignore, float positive_weight, float negative_weight, "
 _OPTIONS += "bool balanced, bool log, bool positive"
-_SCHEMA = f"(Tensor logits, Tensor label, {_OPTIONS}) -> (Tensor, Tensor)"
+_SCHEMA = f"(Tensor logits, Tensor label, {_OPTIONS}) -> (Tensor loss, Tensor counts)"
 _BACKWARD_SCHEMA = f"(Tensor grad, Tensor logits, Tensor label, Tensor counts, {_OPTIONS}) -> Tensor"
 
 
 class Options(NamedTuple):
-    """The operators' arguments behind the tensors."""
+    """The operators' arguments after the tensors."""
 
     kind: str
     ignore: float
@@ -58,6 +64,14 @@ class Options(NamedTuple):
     balanced: bool
     log: bool
     positive: bool
+
+
+def empty_losses(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Allocate losses [n], in the arithmetic dtype, and counts [n, 2] int32 of the valid pixels and of those
+    above one half."""
+    rows = logits.shape[0]
+    loss = logits.new_empty(rows, dtype=wide_dtype(logits.dtype))
+    return loss, logits.new_empty((rows, 2), dtype=torch.int32)
 
 
 def _upsampled(logits: Tensor, label: Tensor) -> Tensor:
@@ -148,7 +162,7 @@ def _reference_backward(grad, logits, label, counts, *options) -> Tensor:
     per_pixel = (grad / counts[:, 0].clamp(min=1)).reshape(-1, 1, 1, 1)
     g = torch.where(valid, per_pixel * g, 0.0)
     along_y, along_x = (
-        _grid.interpolation(FACTOR * size, FACTOR, g.dtype, g.device)[:cropped]
+        interpolation(FACTOR * size, FACTOR, g.dtype, g.device)[:cropped]
         for size, cropped in zip(logits.shape[2:], label.shape[2:], strict=True)
     )
     return torch.empty_like(logits).copy_(torch.einsum("ncyx,yi,xj->ncij", g, along_y, along_x))
@@ -160,21 +174,6 @@ def _fake(logits, label, *options) -> tuple[Tensor, Tensor]:
 
 def _fake_backward(grad, logits, label, counts, *options) -> Tensor:
     return torch.empty_like(logits)
-
-
-class _MapLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, logits, label, *options):
-        loss, counts = torch.ops.dmtl.map_loss(logits, label, *options)
-        ctx.save_for_backward(logits, label, counts)
-        ctx.options = options
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        d_logits = torch.ops.dmtl.map_loss_backward(grad, *ctx.saved_tensors, *ctx.options)
-        return d_logits, None, *[None for _ in ctx.options]
 
 
 def map_loss(
@@ -189,61 +188,65 @@ def map_loss(
     log: bool = False,
     positive: bool = False,
 ) -> Tensor:
-    """Loss of each row from its logits at 1/8 of the label's resolution, without logits of the label's size.
+    """Compute each row's loss from logits at 1/8 of the label's resolution, without ones of the label's size.
 
-    logits: [n, C, h, w] float32, bfloat16, float16 (or float64), any strides. label: [n, K, H, W], any real
-    dtype, H <= 8 h and W <= 8 w: the upsampled logits are cropped at the right and at the bottom. kind:
-    "cross_entropy" (K = 1), "logistic" (C = 1 or 2, K = 1), "unit" (C = K = 3) or "absolute" (C = K = 1).
-    ignore: label value without meaning; labels that are not finite have none either. positive_weight,
-    negative_weight, balanced: of "logistic". log, positive: of "absolute" (with `log` labels of 0 or less
-    have no meaning, as with `positive`).
+    Args:
+        logits: [n, C, h, w] float32, bfloat16, float16 (or float64), any strides.
+        label: [n, K, H, W], any real dtype, H <= 8 h and W <= 8 w: the upsampled logits are cropped at the
+            right and at the bottom.
+        kind: "cross_entropy" (K = 1), "logistic" (C = 1 or 2, K = 1), "unit" (C = K = 3) or "absolute"
+            (C = K = 1).
+        ignore: label value without meaning; labels that are not finite have none either.
+        positive_weight, negative_weight, balanced: of "logistic".
+        log, positive: of "absolute"; with either, labels of 0 or less have no meaning.
 
-    Returns [n] float32 (float64 for float64 logits). Differentiable once, in the logits.
-    Raises TypeError (types, dtypes), ValueError (shapes, values, devices), NotImplementedError (a backend
-    asked for by name cannot serve the call).
+    Returns:
+        [n] float32 (float64 for float64 logits). Differentiable once, in the logits.
+
+    Raises:
+        TypeError: types or dtypes.
+        ValueError: shapes, values or devices.
+        NotImplementedError: a backend asked for by name cannot serve the call.
     """
     options = Options(kind, ignore, positive_weight, negative_weight, balanced, log, positive)
     _check(logits, label, options)
     options = options._replace(ignore=float(ignore), positive=positive or log)
     options = options._replace(positive_weight=float(positive_weight), negative_weight=float(negative_weight))
-    label = label.detach()
-    if torch.is_grad_enabled() and logits.requires_grad:
-        return _MapLoss.apply(logits, label, *options)
-    return torch.ops.dmtl.map_loss(logits.detach(), label, *options)[0]
+    return _call(logits, label.detach(), *options)[0]
 
 
 def _check(logits, label, o: Options) -> None:
     op = "map_loss"
-    _checks.data(op, "logits", logits)
+    checks.data(op, "logits", logits)
     if logits.dim() != 4 or 0 in logits.shape[1:]:
-        _checks.fail(op, "logits", "of shape [n, C, h, w] with C, h, w >= 1", list(logits.shape))
-    _checks.tensor(op, "label", label)
+        checks.fail(op, "logits", "of shape [n, C, h, w] with C, h, w >= 1", list(logits.shape))
+    checks.tensor(op, "label", label)
     if label.is_complex():
-        _checks.fail(op, "label", "real", _checks.dtype_name(label.dtype), TypeError)
+        checks.fail(op, "label", "real", checks.dtype_name(label.dtype), TypeError)
     if o.kind not in KINDS:
-        _checks.fail(op, "kind", f"one of {', '.join(KINDS)}", o.kind)
+        checks.fail(op, "kind", f"one of {', '.join(KINDS)}", o.kind)
     channels, label_channels = KINDS[o.kind]
     if channels is not None and logits.shape[1] not in channels:
         wanted = f"of {' or '.join(map(str, channels))} channels for kind {o.kind}"
-        _checks.fail(op, "logits", wanted, logits.shape[1])
+        checks.fail(op, "logits", wanted, logits.shape[1])
     n, most = logits.shape[0], (FACTOR * logits.shape[2], FACTOR * logits.shape[3])
     fits = label.dim() == 4 and label.shape[0] == n and label.shape[1] == label_channels
     if not fits or not (1 <= label.shape[2] <= most[0] and 1 <= label.shape[3] <= most[1]):
         contract = f"of shape [{n}, {label_channels}, H, W] with 1 <= H <= {most[0]}, 1 <= W <= {most[1]}"
-        _checks.fail(op, "label", contract, list(label.shape))
-    _checks.on_device(op, "label", label, logits.device)
+        checks.fail(op, "label", contract, list(label.shape))
+    checks.on_device(op, "label", label, logits.device)
     for name in ("ignore", "positive_weight", "negative_weight"):
         value = getattr(o, name)
         if not isinstance(value, (int, float)) or isinstance(value, bool):
-            _checks.fail(op, name, "a number", type(value).__name__, TypeError)
+            checks.fail(op, name, "a number", type(value).__name__, TypeError)
         if not math.isfinite(value) or (name != "ignore" and value < 0):
-            _checks.fail(op, name, "finite" if name == "ignore" else "finite and at least 0", value)
+            checks.fail(op, name, "finite" if name == "ignore" else "finite and at least 0", value)
     for name, kind in (("balanced", "logistic"), ("log", "absolute"), ("positive", "absolute")):
         value = getattr(o, name)
         if not isinstance(value, bool):
-            _checks.fail(op, name, "a bool", type(value).__name__, TypeError)
+            checks.fail(op, name, "a bool", type(value).__name__, TypeError)
         if value and o.kind != kind:
-            _checks.fail(op, name, f"False for kind {o.kind}", value)
+            checks.fail(op, name, f"False for kind {o.kind}", value)
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
@@ -300,3 +303,4 @@ SPEC = add(
         samples=_samples,
     )
 )
+_call = recorded(SPEC)

@@ -2,12 +2,18 @@
 (DiffusionMTL, MTDNet).
 
 Legend: R rows, C channels, h x w the map, r the reduction (1, 2 or 4), N = (h / r) (w / r) tokens.
+
     skip[c, y, x] = x[c, y, x] + bias[c]
     tokens[i, j, c] = mean of skip over the 2x2 centre of the r x r block (i, j)     (r = 1: the pixel itself)
+
 which is bilinear interpolation by 1 / r (align_corners=False). Without a bias skip is x itself, and only the
 centres are read: a quarter of the map at r = 4.
-Gradients: d_x = grad_skip + grad_tokens / 4 on the centres, d_bias = sum of d_x over the pixels (and over the
-rows where they share one bias).
+
+Gradients:
+
+    d_x = grad_skip + grad_tokens / 4 on the centres
+    d_bias = sum of d_x over the pixels (and over the rows if they share one bias)
+
 Numerics: float32, bfloat16 and float16 in and out, arithmetic in float32, one rounding at the end; float64 in
 the reference. Tokens are made from the unrounded skip.
 """
@@ -18,9 +24,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import _checks, _grid
-from ._registry import Operator, OpSpec, add
-from ._rows import wide_dtype
+from . import checks
+from .grid import (
+    channels_last,
+    check_map,
+    check_reduction,
+    empty_map,
+    empty_tokens,
+    sample_maps,
+    tokens_as_map,
+)
+from .registry import Operator, OpSpec, add
+from .rows import wide_dtype
 
 _SCHEMA = "(Tensor x, Tensor? bias, int reduction) -> (Tensor, Tensor)"
 _BACKWARD_SCHEMA = "(Tensor grad_skip, Tensor grad_tokens, int bias_dim, int reduction) -> (Tensor, Tensor)"
@@ -38,10 +53,10 @@ def _reference(x, bias, reduction) -> tuple[Tensor, Tensor]:
     skip = x.new_empty(0)
     if bias is not None:
         wide = wide + bias.to(wide.dtype).reshape(-1, x.shape[1], 1, 1)
-        skip = _grid.empty_map(x).copy_(wide)
+        skip = empty_map(x).copy_(wide)
     centres = _centres(wide, reduction)
     tokens = sum(centres) / len(centres)
-    return skip, x.new_empty(_grid.tokens_shape(x, reduction)).copy_(tokens.flatten(2).transpose(1, 2))
+    return skip, empty_tokens(x, reduction).copy_(tokens.flatten(2).transpose(1, 2))
 
 
 def _reference_backward(grad_skip, grad_tokens, bias_dim, reduction) -> tuple[Tensor, Tensor]:
@@ -49,22 +64,22 @@ def _reference_backward(grad_skip, grad_tokens, bias_dim, reduction) -> tuple[Te
     centres = _centres(d_x, reduction)
     h, w = d_x.shape[2] // reduction, d_x.shape[3] // reduction
     for centre in centres:
-        centre += _grid.tokens_as_map(grad_tokens.to(d_x.dtype), h, w) / len(centres)
+        centre += tokens_as_map(grad_tokens.to(d_x.dtype), h, w) / len(centres)
     d_bias = d_x.sum((2, 3) if bias_dim == 2 else (0, 2, 3)) if bias_dim else d_x.new_empty(0)
-    return _grid.empty_map(grad_skip).copy_(d_x), d_bias.to(grad_skip.dtype)
+    return empty_map(grad_skip).copy_(d_x), d_bias.to(grad_skip.dtype)
 
 
 def _fake(x, bias, reduction) -> tuple[Tensor, Tensor]:
-    skip = x.new_empty(0) if bias is None else _grid.empty_map(x)
-    return skip, x.new_empty(_grid.tokens_shape(x, reduction))
+    skip = x.new_empty(0) if bias is None else empty_map(x)
+    return skip, empty_tokens(x, reduction)
 
 
 def _fake_backward(grad_skip, grad_tokens, bias_dim, reduction) -> tuple[Tensor, Tensor]:
-    return _grid.empty_map(grad_skip), grad_skip.new_empty(bias_shape(grad_skip, bias_dim))
+    return empty_map(grad_skip), grad_skip.new_empty(bias_shape(grad_skip, bias_dim))
 
 
 def bias_shape(x: Tensor, bias_dim: int) -> tuple[int, ...]:
-    """Shape of a bias of 1 or 2 dimensions; [0] for no bias."""
+    """Return the shape of a bias of 1 or 2 dimensions; (0,) for no bias."""
     return {0: (0,), 1: (x.shape[1],), 2: (x.shape[0], x.shape[1])}[bias_dim]
 
 
@@ -86,23 +101,29 @@ class _NoisyTokens(torch.autograd.Function):
 
 
 def noisy_tokens(x: Tensor, bias: Tensor | None = None, *, reduction: int) -> tuple[Tensor, Tensor]:
-    """The skip map x + bias and its tokens, one pass over x.
+    """Compute the skip map x + bias and its tokens, in one pass over x.
 
-    x: [R, C, h, w] float32, bfloat16, float16 (or float64), any strides; h and w multiples of reduction,
-    which is 1, 2 or 4. bias: [C] or [R, C] of x's dtype, or None.
+    Args:
+        x: [R, C, h, w] float32, bfloat16, float16 (or float64), any strides; h and w multiples of reduction.
+        bias: [C] or [R, C] of x's dtype, or None.
+        reduction: 1, 2 or 4.
 
-    Returns (skip [R, C, h, w] channels_last, tokens [R, N, C] contiguous). Without a bias skip is x itself,
-    or its channels_last copy if it has other strides. Differentiable once, in x and bias.
-    Raises TypeError (types, dtypes), ValueError (shapes, devices), NotImplementedError (a backend asked for
-    by name cannot serve the call).
+    Returns:
+        (skip [R, C, h, w] channels_last, tokens [R, N, C] contiguous). Without a bias skip is x itself, or
+        its channels_last copy if it has other strides. Differentiable once, in x and bias.
+
+    Raises:
+        TypeError: types or dtypes.
+        ValueError: shapes or devices.
+        NotImplementedError: a backend asked for by name cannot serve the call.
     """
     op = "noisy_tokens"
-    _grid.check_reduction(op, reduction)
-    _grid.check_map(op, "x", x, reduction)
+    check_reduction(op, reduction)
+    check_map(op, "x", x, reduction)
     if bias is not None:
         _check_bias(op, bias, x)
     else:
-        x = _grid.channels_last(x)
+        x = channels_last(x)
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return _NoisyTokens.apply(x, bias, reduction)
     skip, tokens = torch.ops.dmtl.noisy_tokens(x, bias, reduction)
@@ -111,19 +132,19 @@ def noisy_tokens(x: Tensor, bias: Tensor | None = None, *, reduction: int) -> tu
 
 def _check_bias(op: str, bias: object, x: Tensor) -> None:
     R, C = x.shape[:2]
-    _checks.tensor(op, "bias", bias)
+    checks.tensor(op, "bias", bias)
     if bias.dtype != x.dtype:
-        contract = f"of x's dtype {_checks.dtype_name(x.dtype)}"
-        _checks.fail(op, "bias", contract, _checks.dtype_name(bias.dtype), TypeError)
+        contract = f"of x's dtype {checks.dtype_name(x.dtype)}"
+        checks.fail(op, "bias", contract, checks.dtype_name(bias.dtype), TypeError)
     if bias.shape != ((C,) if bias.dim() == 1 else (R, C)):
-        _checks.fail(op, "bias", f"of shape [{C}] or [{R}, {C}]", list(bias.shape))
-    _checks.on_device(op, "bias", bias, x.device)
+        checks.fail(op, "bias", f"of shape [{C}] or [{R}, {C}]", list(bias.shape))
+    checks.on_device(op, "bias", bias, x.device)
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
     """Arguments for tests and benchmarks: without a bias, with one for all rows, with one for each."""
     cases = []
-    for index, (x, reduction) in enumerate(_grid.sample_maps(size, dtype, device)):
+    for index, (x, reduction) in enumerate(sample_maps(size, dtype, device)):
         bias = torch.linspace(-1, 1, x.shape[0] * x.shape[1], device=device).to(dtype).reshape(x.shape[:2])
         shared = torch.linspace(1, -1, x.shape[1], device=device).to(dtype)
         kinds = (shared, bias, None)

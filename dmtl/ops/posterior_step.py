@@ -1,15 +1,19 @@
-"""One reverse step: x_{t-1} = c1 x0_hat + c2 x_t + sigma eps      (DiffusionMTL, eq. 5; Ho et al. 2020, eqs.
-6-7)
+"""One reverse step (DiffusionMTL, eq. 5; Ho et al. 2020, eqs. 6-7).
 
 Legend: B rows (samples), S steps of the schedule; x [B, ...] of any further shape and memory layout.
-    c1 = coef1_S[t_B], c2 = coef2_S[t_B], s = sigma_S[t_B], one triple per row
+
     x_{t-1} = c1 x0_hat + c2 x_t + s eps
+    c1 = coef1_S[t_B],  c2 = coef2_S[t_B],  s = sigma_S[t_B], one triple per row
+
 The tables decide what the step is: the ancestral posterior (c1, c2 its mean, s its standard deviation), or a
 deterministic one (s = 0). The last step is (1, 0, 0), the identity on x0_hat. A row with s = 0 gets no noise
-at all.
-`posterior_step_` does the same into x_t's memory, where nothing is recorded for a backward pass: two maps
-pass through memory instead of three, and no fresh one is paged in.
-Gradients: d x0_hat = c1 grad, d x_t = c2 grad, d eps = s grad.
+at all. `posterior_step_` does the same into x_t's memory, if nothing is recorded for a backward pass: two
+maps pass through memory instead of three, and no fresh one is paged in.
+
+Gradients:
+
+    d x0_hat = c1 grad,    d x_t = c2 grad,    d eps = s grad
+
 Numerics: as in q_sample (float32 arithmetic, one rounding at the end).
 """
 
@@ -17,11 +21,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from . import _checks
-from ._registry import Operator, OpSpec, add
-from ._rows import drawn_noise, per_row, sample_rows, scaled, stored_like, wide_dtype
+from . import checks
+from .autograd import recorded
+from .registry import Operator, OpSpec, add
+from .rows import drawn_noise, per_row, sample_rows, scaled, stored_like, wide_dtype
 
 _SCHEMA = (
     "(Tensor x0_hat, Tensor x_t, Tensor t_B, Tensor coef1_S, Tensor coef2_S, Tensor sigma_S, "
@@ -32,7 +36,7 @@ _INPLACE_SCHEMA = (
     "Tensor? noise, Tensor? key_B3, int step) -> ()"
 )
 _BACKWARD_SCHEMA = (
-    "(Tensor grad_prev, Tensor t_B, Tensor coef1_S, Tensor coef2_S, Tensor sigma_S, "
+    "(Tensor grad, Tensor t_B, Tensor coef1_S, Tensor coef2_S, Tensor sigma_S, "
     "bool need_x0_hat, bool need_x_t, bool need_noise) -> (Tensor, Tensor, Tensor)"
 )
 
@@ -51,11 +55,11 @@ def _reference_inplace(x_t, x0_hat, *rest) -> None:
     x_t.copy_(_reference(x0_hat, x_t, *rest))
 
 
-def _reference_backward(grad_prev, t_B, coef1_S, coef2_S, sigma_S, need_x0_hat, need_x_t, need_noise):
+def _reference_backward(grad, t_B, coef1_S, coef2_S, sigma_S, need_x0_hat, need_x_t, need_noise):
     return (
-        scaled(grad_prev, t_B, coef1_S, need_x0_hat),
-        scaled(grad_prev, t_B, coef2_S, need_x_t),
-        scaled(grad_prev, t_B, sigma_S, need_noise),
+        scaled(grad, t_B, coef1_S, need_x0_hat),
+        scaled(grad, t_B, coef2_S, need_x_t),
+        scaled(grad, t_B, sigma_S, need_noise),
     )
 
 
@@ -67,32 +71,17 @@ def _fake_inplace(*args) -> None:
     return None
 
 
-def _fake_backward(grad_prev, t_B, coef1_S, coef2_S, sigma_S, need_x0_hat, need_x_t, need_noise):
+def _fake_backward(grad, t_B, coef1_S, coef2_S, sigma_S, need_x0_hat, need_x_t, need_noise):
     needs = (need_x0_hat, need_x_t, need_noise)
-    return tuple(torch.empty_like(grad_prev) if need else grad_prev.new_empty(0) for need in needs)
+    return tuple(torch.empty_like(grad) if need else grad.new_empty(0) for need in needs)
 
 
 def _check_values(x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step) -> None:
-    _checks.check_values("posterior_step", t_B, coef1_S.shape[0], key_B3)
+    checks.check_values("posterior_step", t_B, coef1_S.shape[0], key_B3)
 
 
 def _check_values_inplace(x_t, x0_hat, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step) -> None:
-    _checks.check_values("posterior_step_", t_B, coef1_S.shape[0], key_B3)
-
-
-class _PosteriorStep(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step):
-        ctx.save_for_backward(t_B, coef1_S, coef2_S, sigma_S)
-        return torch.ops.dmtl.posterior_step(x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_prev):
-        needs = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[6]
-        grads = torch.ops.dmtl.posterior_step_backward(grad_prev, *ctx.saved_tensors, *needs)
-        d_x0_hat, d_x_t, d_noise = (grad if need else None for grad, need in zip(grads, needs, strict=True))
-        return d_x0_hat, d_x_t, None, None, None, None, d_noise, None, None
+    checks.check_values("posterior_step_", t_B, coef1_S.shape[0], key_B3)
 
 
 def posterior_step(
@@ -107,28 +96,31 @@ def posterior_step(
     key_B3: Tensor | None = None,
     step: int = 0,
 ) -> Tensor:
-    """From the predicted clean map and x_t to x_{t-1}, every row at its own time.
+    """Compute x_{t-1} from the predicted clean map and x_t, every row at its own time.
 
-    x0_hat, x_t: [B, ...], one shape and dtype: float32, bfloat16, float16 (or float64), any strides. t_B:
-    int64 [B], indices into the tables. coef1_S, coef2_S, sigma_S: float32 [S]. noise: like x0_hat; or key_B3:
-    int64 [B, 3] rows (seed, task, sample), from which the noise is drawn together with `step` (0 <= step <
-    65536). Neither: no noise is added.
+    Args:
+        x0_hat, x_t: [B, ...], one shape and dtype: float32, bfloat16, float16 (or float64), any strides.
+        t_B: int64 [B], indices into the tables.
+        coef1_S, coef2_S, sigma_S: float32 [S].
+        noise: like x0_hat. Without noise and key_B3 none is added.
+        key_B3: int64 [B, 3], rows (seed, task, sample) from which the noise is drawn together with `step`.
+        step: 0 <= step < 65536.
 
-    Returns x_{t-1} like x0_hat (shape, dtype, layout). Differentiable once, in x0_hat, x_t and noise.
-    Raises TypeError (types, dtypes), ValueError (shapes, devices; on the CPU also t or key values out of
-    range), NotImplementedError (a backend asked for by name cannot serve the call).
+    Returns:
+        x_{t-1} like x0_hat (shape, dtype, layout). Differentiable once, in x0_hat, x_t and noise.
+
+    Raises:
+        TypeError: types or dtypes.
+        ValueError: shapes or devices; on the CPU also t or key values out of range.
+        NotImplementedError: a backend asked for by name cannot serve the call.
     """
     op = "posterior_step"
-    _checks.data(op, "x0_hat", x0_hat)
-    _checks.like(op, "x_t", x_t, x0_hat, "x0_hat")
-    _checks.rows(op, "t_B", t_B, x0_hat)
-    _checks.tables(op, x0_hat, coef1_S=coef1_S, coef2_S=coef2_S, sigma_S=sigma_S)
-    _checks.noise_source(op, x0_hat, "x0_hat", noise, key_B3, step, needed=False)
-    args = (x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step)
-    tracked = x0_hat.requires_grad or x_t.requires_grad or (noise is not None and noise.requires_grad)
-    if torch.is_grad_enabled() and tracked:
-        return _PosteriorStep.apply(*args)
-    return torch.ops.dmtl.posterior_step(*args)
+    checks.data(op, "x0_hat", x0_hat)
+    checks.like(op, "x_t", x_t, x0_hat, "x0_hat")
+    checks.rows(op, "t_B", t_B, x0_hat)
+    checks.tables(op, x0_hat, coef1_S=coef1_S, coef2_S=coef2_S, sigma_S=sigma_S)
+    checks.noise_source(op, x0_hat, "x0_hat", noise, key_B3, step, needed=False)
+    return _call(x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step)
 
 
 def posterior_step_(
@@ -143,20 +135,20 @@ def posterior_step_(
     key_B3: Tensor | None = None,
     step: int = 0,
 ) -> Tensor:
-    """`posterior_step` in place: x_t becomes x_{t-1}, to the same bits, and is returned.
+    """Compute `posterior_step` in place: x_t becomes x_{t-1}, to the same bits, and is returned.
 
-    Arguments as there; x0_hat and noise share no memory with x_t. Not differentiable: raises ValueError where
-    a gradient would have to be recorded, and the errors of `posterior_step`.
+    Arguments and errors are those of `posterior_step`; x0_hat and noise share no memory with x_t. Not
+    differentiable: raises ValueError if a gradient would have to be recorded.
     """
     op = "posterior_step_"
-    _checks.data(op, "x_t", x_t)
-    _checks.like(op, "x0_hat", x0_hat, x_t, "x_t")
-    _checks.rows(op, "t_B", t_B, x_t)
-    _checks.tables(op, x_t, coef1_S=coef1_S, coef2_S=coef2_S, sigma_S=sigma_S)
-    _checks.noise_source(op, x_t, "x_t", noise, key_B3, step, needed=False)
+    checks.data(op, "x_t", x_t)
+    checks.like(op, "x0_hat", x0_hat, x_t, "x_t")
+    checks.rows(op, "t_B", t_B, x_t)
+    checks.tables(op, x_t, coef1_S=coef1_S, coef2_S=coef2_S, sigma_S=sigma_S)
+    checks.noise_source(op, x_t, "x_t", noise, key_B3, step, needed=False)
     for name, x in (("x_t", x_t), ("x0_hat", x0_hat), ("noise", noise)):
         if torch.is_grad_enabled() and x is not None and x.requires_grad:
-            _checks.fail(op, name, "without a gradient to record", "one that requires a gradient")
+            checks.fail(op, name, "without a gradient to record", "one that requires a gradient")
     torch.ops.dmtl.posterior_step_(x_t, x0_hat, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step)
     return x_t
 
@@ -188,3 +180,4 @@ SPEC = add(
         ),
     )
 )
+_call = recorded(SPEC)

@@ -1,11 +1,15 @@
-"""Noising: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps        (DiffusionMTL, eq. 2; Ho et al. 2020, eq. 4)
+"""Noising (DiffusionMTL, eq. 2; Ho et al. 2020, eq. 4).
 
 Legend: B rows (samples), S steps of the schedule; x [B, ...] of any further shape and memory layout.
-    a = sqrt_abar_S[t_B], b = sqrt_one_minus_abar_S[t_B], one pair per row
-    x_t = a x_0 + b eps
-Gradients: d x_0 = a grad, d eps = b grad.
+
+    x_t = a x_0 + b eps,    a = sqrt_abar_S[t_B],  b = sqrt_one_minus_abar_S[t_B], one pair per row
+
+Gradients:
+
+    d x_0 = a grad,    d eps = b grad
+
 Numerics: float32, bfloat16 and float16 in and out (the output has x_0's dtype), arithmetic in float32, one
-rounding at the end; float64 in the reference. eps is given, or drawn inside the kernel as `_philox` defines
+rounding at the end; float64 in the reference. eps is given, or drawn inside the kernel as `philox` defines
 it (float32 normals).
 """
 
@@ -13,18 +17,18 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from . import _checks
-from ._registry import Operator, OpSpec, add
-from ._rows import drawn_noise, per_row, sample_rows, scaled, stored_like
+from . import checks
+from .autograd import recorded
+from .registry import Operator, OpSpec, add
+from .rows import drawn_noise, per_row, sample_rows, scaled, stored_like
 
 _SCHEMA = (
     "(Tensor x0, Tensor t_B, Tensor sqrt_abar_S, Tensor sqrt_one_minus_abar_S, "
     "Tensor? noise, Tensor? key_B3, int step) -> Tensor"
 )
 _BACKWARD_SCHEMA = (
-    "(Tensor grad_xt, Tensor t_B, Tensor sqrt_abar_S, Tensor sqrt_one_minus_abar_S, "
+    "(Tensor grad, Tensor t_B, Tensor sqrt_abar_S, Tensor sqrt_one_minus_abar_S, "
     "bool need_x0, bool need_noise) -> (Tensor, Tensor)"
 )
 
@@ -37,9 +41,9 @@ def _reference(x0, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, noise, key_B3, step)
 
 
 def _reference_backward(
-    grad_xt, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, need_x0, need_noise
+    grad, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, need_x0, need_noise
 ) -> tuple[Tensor, Tensor]:
-    return scaled(grad_xt, t_B, sqrt_abar_S, need_x0), scaled(grad_xt, t_B, sqrt_one_minus_abar_S, need_noise)
+    return scaled(grad, t_B, sqrt_abar_S, need_x0), scaled(grad, t_B, sqrt_one_minus_abar_S, need_noise)
 
 
 def _fake(x0, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, noise, key_B3, step) -> Tensor:
@@ -47,29 +51,13 @@ def _fake(x0, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, noise, key_B3, step) -> T
 
 
 def _fake_backward(
-    grad_xt, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, need_x0, need_noise
+    grad, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, need_x0, need_noise
 ) -> tuple[Tensor, Tensor]:
-    return tuple(
-        torch.empty_like(grad_xt) if need else grad_xt.new_empty(0) for need in (need_x0, need_noise)
-    )
+    return tuple(torch.empty_like(grad) if need else grad.new_empty(0) for need in (need_x0, need_noise))
 
 
 def _check_values(x0, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, noise, key_B3, step) -> None:
-    _checks.check_values("q_sample", t_B, sqrt_abar_S.shape[0], key_B3)
-
-
-class _QSample(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x0, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, noise, key_B3, step):
-        ctx.save_for_backward(t_B, sqrt_abar_S, sqrt_one_minus_abar_S)
-        return torch.ops.dmtl.q_sample(x0, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, noise, key_B3, step)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_xt):
-        need_x0, need_noise = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
-        d_x0, d_noise = torch.ops.dmtl.q_sample_backward(grad_xt, *ctx.saved_tensors, need_x0, need_noise)
-        return d_x0 if need_x0 else None, None, None, None, d_noise if need_noise else None, None, None
+    checks.check_values("q_sample", t_B, sqrt_abar_S.shape[0], key_B3)
 
 
 def q_sample(
@@ -84,25 +72,28 @@ def q_sample(
 ) -> Tensor:
     """Noise every row of x0 to its own time.
 
-    x0: [B, ...] float32, bfloat16, float16 (or float64), any strides. t_B: int64 [B], indices into the
-    tables.
-    sqrt_abar_S, sqrt_one_minus_abar_S: float32 [S]. noise: like x0; or key_B3: int64 [B, 3] rows (seed, task,
-    sample) from which the noise is drawn together with `step` (0 <= step < 65536). Exactly one of noise and
-    key_B3.
+    Args:
+        x0: [B, ...] float32, bfloat16, float16 (or float64), any strides.
+        t_B: int64 [B], indices into the tables.
+        sqrt_abar_S, sqrt_one_minus_abar_S: float32 [S].
+        noise: like x0; give either noise or key_B3.
+        key_B3: int64 [B, 3], rows (seed, task, sample) from which the noise is drawn together with `step`.
+        step: 0 <= step < 65536.
 
-    Returns x_t like x0 (shape, dtype, layout). Differentiable once, in x0 and noise.
-    Raises TypeError (types, dtypes), ValueError (shapes, devices; on the CPU also t or key values out of
-    range), NotImplementedError (a backend asked for by name cannot serve the call).
+    Returns:
+        x_t like x0 (shape, dtype, layout). Differentiable once, in x0 and noise.
+
+    Raises:
+        TypeError: types or dtypes.
+        ValueError: shapes or devices; on the CPU also t or key values out of range.
+        NotImplementedError: a backend asked for by name cannot serve the call.
     """
     op = "q_sample"
-    _checks.data(op, "x0", x0)
-    _checks.rows(op, "t_B", t_B, x0)
-    _checks.tables(op, x0, sqrt_abar_S=sqrt_abar_S, sqrt_one_minus_abar_S=sqrt_one_minus_abar_S)
-    _checks.noise_source(op, x0, "x0", noise, key_B3, step, needed=True)
-    args = (x0, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, noise, key_B3, step)
-    if torch.is_grad_enabled() and (x0.requires_grad or (noise is not None and noise.requires_grad)):
-        return _QSample.apply(*args)
-    return torch.ops.dmtl.q_sample(*args)
+    checks.data(op, "x0", x0)
+    checks.rows(op, "t_B", t_B, x0)
+    checks.tables(op, x0, sqrt_abar_S=sqrt_abar_S, sqrt_one_minus_abar_S=sqrt_one_minus_abar_S)
+    checks.noise_source(op, x0, "x0", noise, key_B3, step, needed=True)
+    return _call(x0, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, noise, key_B3, step)
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
@@ -126,13 +117,13 @@ SPEC = add(
         samples=_samples,
     )
 )
+_call = recorded(SPEC)
 
 
 def normal(
     key_B3: Tensor, shape: tuple[int, ...], step: int = 0, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """The noise itself: standard normals [B, *shape] of the given dtype, on key_B3's device, as `_philox`
-    defines them."""
+    """Return the noise itself: standard normals [B, *shape] on key_B3's device, as `philox` defines them."""
     zero = torch.zeros((), dtype=dtype, device=key_B3.device).expand(key_B3.shape[0], *shape).contiguous()
     one = torch.ones(1, device=key_B3.device)
     t_B = torch.zeros(key_B3.shape[0], dtype=torch.int64, device=key_B3.device)

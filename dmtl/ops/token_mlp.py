@@ -1,13 +1,18 @@
-"""The denoiser's MLP on tokens: out = x + fc2(GELU(fc1(LayerNorm(x))))       (DiffusionMTL, arXiv 2403.15389)
+"""The denoiser's MLP on tokens (DiffusionMTL, arXiv 2403.15389).
 
 Legend: x [..., C] tokens, H hidden channels.
+
     n = LayerNorm(x) = (x - mean) / sqrt(var + eps) norm_weight + norm_bias          [..., C]
     h = n fc1_weight^T + fc1_bias,  g = GELU(h) = h Phi(h)                           [..., H]
     out = x + g fc2_weight^T + fc2_bias                                              [..., C]
+
 Gradients, with d = grad out:
-    d_fc2_weight = d^T g, d_fc2_bias = sum d;  d_h = (d fc2_weight) (Phi(h) + h phi(h))
-    d_fc1_weight = d_h^T n, d_fc1_bias = sum d_h;  d_x = d + LayerNorm'(d_h fc1_weight)
+
+    d_fc2_weight = d^T g,    d_fc2_bias = sum d,    d_h = (d fc2_weight) (Phi(h) + h phi(h))
+    d_fc1_weight = d_h^T n,  d_fc1_bias = sum d_h,  d_x = d + LayerNorm'(d_h fc1_weight)
+
 Saved for the backward pass: x and h; the rest is computed again.
+
 Numerics: operands of the products and h have x's dtype; sums and all between the products are float32
 (float64 for float64).
 """
@@ -17,15 +22,15 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from . import _checks
-from ._registry import Operator, OpSpec, add
-from ._tokens import epsilon, norm_backward, normalised, shaped, summed
+from . import checks
+from .autograd import recorded
+from .registry import Operator, OpSpec, add
+from .tokens import epsilon, norm_backward, normalised, shaped, summed
 
 _WEIGHTS = "Tensor norm_weight, Tensor norm_bias, Tensor fc1_weight, Tensor fc1_bias, Tensor fc2_weight"
 # save: whether h is wanted for a backward pass; otherwise it comes back empty.
-_SCHEMA = f"(Tensor x, {_WEIGHTS}, Tensor fc2_bias, float eps, bool save) -> (Tensor, Tensor)"
+_SCHEMA = f"(Tensor x, {_WEIGHTS}, Tensor fc2_bias, float eps, bool save) -> (Tensor out, Tensor h)"
 _BACKWARD_SCHEMA = (
     f"(Tensor grad, Tensor x, {_WEIGHTS}, Tensor h, float eps) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
@@ -68,22 +73,6 @@ def _kind_backward(grad, *forward) -> tuple:
     return _kind(*forward)
 
 
-class _TokenMlp(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, eps):
-        weights = (norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight)
-        out, h = torch.ops.dmtl.token_mlp(x, *weights, fc2_bias, eps, True)
-        ctx.save_for_backward(x, *weights, h)
-        ctx.eps = eps
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        found = torch.ops.dmtl.token_mlp_backward(grad, *ctx.saved_tensors, ctx.eps)
-        return *found, None
-
-
 def token_mlp(
     x: Tensor,
     norm_weight: Tensor,
@@ -95,24 +84,33 @@ def token_mlp(
     *,
     eps: float = 1e-5,
 ) -> Tensor:
-    """x + fc2(GELU(fc1(LayerNorm(x)))), GELU with the error function.
+    """Compute x + fc2(GELU(fc1(LayerNorm(x)))), GELU with the error function.
 
-    x: [..., C] float32, bfloat16, float16 (or float64), any strides. norm_weight, norm_bias, fc2_bias: [C];
-    fc1_weight: [H, C]; fc1_bias: [H]; fc2_weight: [C, H]; all of x's dtype.
+    Args:
+        x: [..., C] float32, bfloat16, float16 (or float64), any strides. All other tensors are of its dtype.
+        norm_weight, norm_bias, fc2_bias: [C].
+        fc1_weight: [H, C].
+        fc1_bias: [H].
+        fc2_weight: [C, H].
+        eps: of the LayerNorm.
 
-    Returns the shape and dtype of x, contiguous. Differentiable once, in all tensors.
-    Raises TypeError (types, dtypes), ValueError (shapes, devices), NotImplementedError (a backend asked for
-    by name cannot serve the call).
+    Returns:
+        The shape and dtype of x, contiguous. Differentiable once, in all tensors.
+
+    Raises:
+        TypeError: types or dtypes.
+        ValueError: shapes or devices.
+        NotImplementedError: a backend asked for by name cannot serve the call.
     """
     op = "token_mlp"
-    _checks.data(op, "x", x)
+    checks.data(op, "x", x)
     width = x.shape[-1]
     if width < 1:
-        _checks.fail(op, "x", "of shape [..., C] with C >= 1", list(x.shape))
-    _checks.tensor(op, "fc1_weight", fc1_weight)
+        checks.fail(op, "x", "of shape [..., C] with C >= 1", list(x.shape))
+    checks.tensor(op, "fc1_weight", fc1_weight)
     hidden = fc1_weight.shape[0] if fc1_weight.dim() else 0
     if hidden < 1:
-        _checks.fail(op, "fc1_weight", "of shape [H, C] with H >= 1", list(fc1_weight.shape))
+        checks.fail(op, "fc1_weight", "of shape [H, C] with H >= 1", list(fc1_weight.shape))
     shaped(op, "norm_weight", norm_weight, x, "x", C=width)
     shaped(op, "norm_bias", norm_bias, x, "x", C=width)
     shaped(op, "fc1_weight", fc1_weight, x, "x", H=hidden, C=width)
@@ -120,10 +118,7 @@ def token_mlp(
     shaped(op, "fc2_weight", fc2_weight, x, "x", C=width, H=hidden)
     shaped(op, "fc2_bias", fc2_bias, x, "x", C=width)
     epsilon(op, eps)
-    args = (x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in args):
-        return _TokenMlp.apply(*args, eps)
-    return torch.ops.dmtl.token_mlp(*args, eps, False)[0]
+    return _call(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, eps)
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
@@ -171,3 +166,4 @@ SPEC = add(
         samples=_samples,
     )
 )  # fmt: skip
+_call = recorded(SPEC)

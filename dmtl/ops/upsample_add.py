@@ -1,10 +1,16 @@
 """Tokens back on the map: bilinear upsampling of the token grid plus the skip map (DiffusionMTL, MTDNet).
 
 Legend: R rows, C channels, h x w the map, r the reduction (1, 2 or 4), N = (h / r) (w / r) tokens.
+
     out[c, y, x] = skip[c, y, x] + sum over tokens (i, j) of U_h[y, i] U_w[x, j] tokens[i, j, c]
+
 U are the matrices of bilinear interpolation by r (align_corners=False, clamped at the ends: two tokens for
 each pixel and axis).
-Gradients: d_tokens = U_h^T grad U_w, d_skip = grad itself.
+
+Gradients:
+
+    d_tokens = U_h^T grad U_w,    d_skip = grad itself
+
 Numerics: float32, bfloat16 and float16 in and out, arithmetic in float32, one rounding at the end; float64 in
 the reference.
 """
@@ -16,9 +22,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import _checks, _grid
-from ._registry import Operator, OpSpec, add
-from ._rows import wide_dtype
+from . import checks
+from .grid import (
+    check_map,
+    check_reduction,
+    empty_map,
+    empty_tokens,
+    interpolation,
+    sample_maps,
+    tokens_as_map,
+    tokens_shape,
+)
+from .registry import Operator, OpSpec, add
+from .rows import wide_dtype
 
 _SCHEMA = "(Tensor tokens, Tensor skip, int reduction) -> Tensor"
 _BACKWARD_SCHEMA = "(Tensor grad, int reduction) -> Tensor"
@@ -27,28 +43,26 @@ _BACKWARD_SCHEMA = "(Tensor grad, int reduction) -> Tensor"
 def _reference(tokens, skip, reduction) -> Tensor:
     h, w = skip.shape[2:]
     wide = wide_dtype(skip.dtype)
-    grid = _grid.tokens_as_map(tokens.to(wide), h // reduction, w // reduction)
+    grid = tokens_as_map(tokens.to(wide), h // reduction, w // reduction)
     if reduction > 1 and grid.numel() > 0:
         grid = F.interpolate(grid, scale_factor=reduction, mode="bilinear", align_corners=False)
-    out = _grid.empty_map(skip)
+    out = empty_map(skip)
     return out if out.numel() == 0 else out.copy_(skip.to(wide) + grid)
 
 
 def _reference_backward(grad, reduction) -> Tensor:
     wide = grad.to(wide_dtype(grad.dtype))
-    along_y, along_x = (
-        _grid.interpolation(size, reduction, wide.dtype, wide.device) for size in grad.shape[2:]
-    )
+    along_y, along_x = (interpolation(size, reduction, wide.dtype, wide.device) for size in grad.shape[2:])
     d_tokens = torch.einsum("rcyx,yi,xj->rijc", wide, along_y, along_x)
-    return grad.new_empty(_grid.tokens_shape(grad, reduction)).copy_(d_tokens.flatten(1, 2))
+    return empty_tokens(grad, reduction).copy_(d_tokens.flatten(1, 2))
 
 
 def _fake(tokens, skip, reduction) -> Tensor:
-    return _grid.empty_map(skip)
+    return empty_map(skip)
 
 
 def _fake_backward(grad, reduction) -> Tensor:
-    return grad.new_empty(_grid.tokens_shape(grad, reduction))
+    return empty_tokens(grad, reduction)
 
 
 class _UpsampleAdd(torch.autograd.Function):
@@ -66,26 +80,33 @@ class _UpsampleAdd(torch.autograd.Function):
 
 
 def upsample_add(tokens: Tensor, skip: Tensor, *, reduction: int) -> Tensor:
-    """skip plus the tokens, interpolated from their grid to the map.
+    """Add the tokens, interpolated from their grid to the map, to skip.
 
-    skip: [R, C, h, w] float32, bfloat16, float16 (or float64), any strides; h and w multiples of reduction,
-    which is 1, 2 or 4. tokens: [R, N, C] of skip's dtype, any strides.
+    Args:
+        tokens: [R, N, C] of skip's dtype, any strides.
+        skip: [R, C, h, w] float32, bfloat16, float16 (or float64), any strides; h and w multiples of
+            reduction.
+        reduction: 1, 2 or 4.
 
-    Returns the sum [R, C, h, w], channels_last. Differentiable once, in tokens and skip.
-    Raises TypeError (types, dtypes), ValueError (shapes, devices), NotImplementedError (a backend asked for
-    by name cannot serve the call).
+    Returns:
+        The sum [R, C, h, w], channels_last. Differentiable once, in tokens and skip.
+
+    Raises:
+        TypeError: types or dtypes.
+        ValueError: shapes or devices.
+        NotImplementedError: a backend asked for by name cannot serve the call.
     """
     op = "upsample_add"
-    _grid.check_reduction(op, reduction)
-    _checks.data(op, "tokens", tokens)
-    _grid.check_map(op, "skip", skip, reduction)
+    check_reduction(op, reduction)
+    checks.data(op, "tokens", tokens)
+    check_map(op, "skip", skip, reduction)
     if tokens.dtype != skip.dtype:
-        contract = f"of skip's dtype {_checks.dtype_name(skip.dtype)}"
-        _checks.fail(op, "tokens", contract, _checks.dtype_name(tokens.dtype), TypeError)
-    expected = _grid.tokens_shape(skip, reduction)
+        contract = f"of skip's dtype {checks.dtype_name(skip.dtype)}"
+        checks.fail(op, "tokens", contract, checks.dtype_name(tokens.dtype), TypeError)
+    expected = tokens_shape(skip, reduction)
     if tuple(tokens.shape) != expected:
-        _checks.fail(op, "tokens", f"of shape [R, N, C] = {list(expected)}", list(tokens.shape))
-    _checks.on_device(op, "tokens", tokens, skip.device)
+        checks.fail(op, "tokens", f"of shape [R, N, C] = {list(expected)}", list(tokens.shape))
+    checks.on_device(op, "tokens", tokens, skip.device)
     if torch.is_grad_enabled() and (tokens.requires_grad or skip.requires_grad):
         return _UpsampleAdd.apply(tokens, skip, reduction)
     return torch.ops.dmtl.upsample_add(tokens, skip, reduction)
@@ -94,8 +115,8 @@ def upsample_add(tokens: Tensor, skip: Tensor, *, reduction: int) -> Tensor:
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
     """Arguments for tests and benchmarks."""
     cases = []
-    for index, (skip, reduction) in enumerate(_grid.sample_maps(size, dtype, device)):
-        R, N, C = _grid.tokens_shape(skip, reduction)
+    for index, (skip, reduction) in enumerate(sample_maps(size, dtype, device)):
+        R, N, C = tokens_shape(skip, reduction)
         generator = torch.Generator().manual_seed(index)
         tokens = torch.randn(R, C, N, generator=generator).to(device, dtype).transpose(1, 2)
         cases.append(

@@ -59,10 +59,15 @@ class Pool:
 
 
 def empty(
-    shape: Sequence[int], dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    device: torch.device | None = None,
 ) -> Tensor:
-    """torch.empty on the CPU; from the pool in use, where there is one and the tensor is large. With
+    """torch.empty, on the CPU if no device is given; there a large tensor comes from the pool in use. With
     channels_last the shape is [B, C, H, W]."""
+    if device is not None and device.type != "cpu":
+        return torch.empty(tuple(shape), dtype=dtype, memory_format=memory_format, device=device)
     pool = getattr(_local, "pool", None)
     size = dtype.itemsize
     for length in shape:

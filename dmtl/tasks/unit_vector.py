@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from dmtl.metrics import Angular, angle_deg, normalise
+from dmtl.ops.decode_map import SHORTEST
 from dmtl.tasks.base import Array, Range, Task, as_array
 from dmtl.tasks.palette import GREY, vector_colours
-
-# Shorter logit vectors are not scaled up to length 1, which bounds the gradient of normalising.
-_SHORTEST = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +37,7 @@ class UnitVector(Task):
         return super().valid(label_BKHW) & (label_BKHW != 0).any(-3, keepdim=True)
 
     def _pixel_loss(self, logits_BCHW: Tensor, label_BKHW: Tensor, valid_B1HW: Tensor) -> Tensor:
-        return (normalise(logits_BCHW, _SHORTEST) - label_BKHW).abs().sum(1, keepdim=True)
+        return (normalise(logits_BCHW, SHORTEST) - label_BKHW).abs().sum(1, keepdim=True)
 
     def _loss_kind(self) -> dict[str, Any]:
         return {"kind": "unit"}
@@ -51,13 +49,13 @@ class UnitVector(Task):
     def decode(self, logits_BCHW: Tensor) -> Tensor:
         """Unit vectors, float32 [B,3,H,W] (shorter only where the logits themselves vanish)."""
         self._check_logits("decode", logits_BCHW)
-        return normalise(logits_BCHW.float(), _SHORTEST)
+        return normalise(logits_BCHW.float(), SHORTEST)
 
     def values(self, logits_BCHW: Tensor) -> Tensor:
         return self.decode(logits_BCHW)
 
     def from_values(self, mean_BDHW: Tensor) -> Tensor:
-        return normalise(mean_BDHW, _SHORTEST)
+        return normalise(mean_BDHW, SHORTEST)
 
     def uncertainty(self, mean_BDHW: Tensor, variance_BHW: Tensor) -> Tensor:
         """Angular spread of the draws in degrees, 0 .. 90: asin sqrt(1 - R^2) with R the length of the mean

@@ -43,15 +43,14 @@ from dmtl.errors import ConfigError
 from dmtl.metrics import normalise
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.nn.conv3x3 import Conv3x3
+from dmtl.ops.decode_map import SHORTEST
 from dmtl.tasks import Binary, Classes, Scalar, Task, UnitVector
 from dmtl.train.config import OptimConfig
 
 _BLOCK = 8
 """Side of the square of pixels that one position of a map stands for."""
-_SHORTEST = 1e-4
-"""Shorter vectors are not scaled up to length 1, which bounds the gradient."""
 _SMALLEST = 1e-3
-"""Scalar maps with a smaller largest magnitude are not scaled up to 1, for the same reason."""
+"""Scalar maps with a smaller largest magnitude are not scaled up to 1, which bounds the gradient."""
 _LAYERS = 2
 """Conditioned layers of the mapping network."""
 
@@ -180,8 +179,8 @@ class Consistency(nn.Module):
                 maps[name] = maps[name].index_copy(0, places, label)
                 known[-1].index_copy_(0, places, valid)
         image, source, target = sent(pairs.image), sent(pairs.source), sent(pairs.target)
-        joint = [normalise(m.float(), _SHORTEST) for m in self.mapping(maps, image, source, target)]
-        feature = normalise(feature_BChw.detach()[images].float(), _SHORTEST).index_select(0, image)
+        joint = [normalise(m.float(), SHORTEST) for m in self.mapping(maps, image, source, target)]
+        feature = normalise(feature_BChw.detach()[images].float(), SHORTEST).index_select(0, image)
         valid = torch.cat(known).index_select(0, target * len(images) + image)
         return {
             "consistency": cosine_distance(*joint, valid),
@@ -221,7 +220,7 @@ def label_map(task: Task, label_BKHW: Tensor, size: tuple[int, int]) -> tuple[Te
     count = valid.sum(-1)
     mean = total / count.clamp(min=1)
     if isinstance(task, UnitVector):
-        mean = normalise(mean, _SHORTEST)
+        mean = normalise(mean, SHORTEST)
     elif isinstance(task, Scalar):
         mean = _scaled(mean)
     return mean, count > 0

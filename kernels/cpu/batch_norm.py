@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmtl.kernels._native import CPU
+from dmtl.kernels.native import CPU
 from dmtl.runtime.memory import empty
 
 SUPPORT = CPU.support()
 
-_PART = 1 << 14  # elements of which one item makes a sum of its own; fixed, so that sums depend on no thread
+# Elements of which one item makes a separate sum; fixed, so that sums do not depend on the number of threads.
+_PART = 1 << 14
 
 
 def batch_norm(x, weight, bias, eps, low, high) -> tuple[Tensor, Tensor, Tensor]:

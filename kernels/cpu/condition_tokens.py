@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from dmtl.kernels import _condition_tokens as shared
-from dmtl.kernels._native import CPU
+from dmtl.kernels import condition_tokens as shared
+from dmtl.kernels.native import CPU
 
 SUPPORT = CPU.support(shapes=shared.shapes, backward_shapes=shared.backward_shapes)
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmtl.kernels._conv3x3 import library_convolution, library_gradients
-from dmtl.kernels._native import CPU
+from dmtl.kernels.conv3x3 import library_convolution, library_gradients
+from dmtl.kernels.native import CPU
 from dmtl.runtime.memory import empty, empty_like
 
 _MOST_TASKS = 64  # kMostTasks of conv3x3_cpu.h

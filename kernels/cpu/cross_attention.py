@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmtl.kernels._native import CPU
-from dmtl.kernels._tokens import dense, why_not_bf16, why_not_sizes
+from dmtl.kernels.native import CPU
+from dmtl.kernels.tokens import dense, why_not_bf16, why_not_sizes
 from dmtl.runtime.memory import empty
 
 

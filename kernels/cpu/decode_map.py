@@ -1,11 +1,9 @@
-"""decode_map by the C++ kernel in csrc/cpu/decode_map.cpp."""
-
-from __future__ import annotations
+"""decode_map by the C++ kernels in csrc/cpu/decode_map.cpp."""
 
 from functools import partial
 
-from dmtl.kernels import _decode_map as shared
-from dmtl.kernels._native import CPU
+from dmtl.kernels import decode_map as shared
+from dmtl.kernels.native import CPU
 
 SUPPORT = CPU.support()
 

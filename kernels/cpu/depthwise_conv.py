@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmtl.kernels._native import CPU
+from dmtl.kernels.native import CPU
+from dmtl.ops.depthwise_conv import out_shape
 from dmtl.runtime.memory import empty
 
 SUPPORT = CPU.support()
@@ -13,8 +14,7 @@ SUPPORT = CPU.support()
 
 def depthwise_conv(x, weight, stride, padding) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
-    B, C, H, W = x.shape
-    out = empty((B, C, -(-H // stride), -(-W // stride)), x.dtype, torch.channels_last)
+    out = empty(out_shape(x, stride), x.dtype, torch.channels_last)
     _call("depthwise_conv", x, out, stride, padding, out=out, x=x, taps=_taps(weight), k=weight.shape[-1])
     return out
 
@@ -26,7 +26,7 @@ def depthwise_conv_backward(grad, x, weight, stride, padding, need_x, need_weigh
     d_x = empty(x.shape, x.dtype, torch.channels_last) if need_x else x.new_empty(0)
     d_weight = x.new_empty(0)
     if need_x:
-        _call("depthwise_conv_data", x, grad, stride, padding, d_x=d_x, grad=grad, taps=_taps(weight), k=k)
+        _call("depthwise_conv_data", grad, d_x, stride, padding, out=d_x, x=grad, taps=_taps(weight), k=k)
     if need_weight:
         d_taps = torch.empty((k * k, C))
         _call("depthwise_conv_weight", x, grad, stride, padding, d_taps=d_taps, x=x, grad=grad, k=k)
@@ -39,11 +39,11 @@ def _taps(weight: Tensor) -> Tensor:
     return weight.flatten(1).t().float().contiguous()
 
 
-def _call(name: str, full: Tensor, reduced: Tensor, stride: int, padding: int, **fields) -> None:
-    """full: a map of the input's size. reduced: one of the output's size."""
-    B, C, H, W = full.shape
-    h, w = reduced.shape[2:]
+def _call(name: str, x: Tensor, out: Tensor, stride: int, padding: int, **fields) -> None:
+    """Call a kernel that reads maps like x and writes (or reads, too) maps like `out`."""
+    B, C, H, W = x.shape
+    h, w = out.shape[2:]
     CPU.call(
-        name, full, images=B, channels=C, height=H, width=W, out_height=h, out_width=w, stride=stride,
+        name, x, images=B, channels=C, height=H, width=W, out_height=h, out_width=w, stride=stride,
         padding=padding, **fields,
     )  # fmt: skip

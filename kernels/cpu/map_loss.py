@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmtl._outputs import empty_losses
-from dmtl.kernels._map_loss import KINDS, readable
-from dmtl.kernels._native import CPU
+from dmtl.kernels.map_loss import readable
+from dmtl.kernels.native import CPU
+from dmtl.ops.map_loss import KINDS, empty_losses
 
 SUPPORT = CPU.support()
 
@@ -52,6 +52,6 @@ def _call(kernel: str, logits: Tensor, label: Tensor, options: tuple, **given: T
         logits=logits, label=label, label_bytes=label.element_size(), **strides,
         **{f"d_{name}": stride for name, stride in zip(strides, d_stride, strict=True)},
         rows=rows, channels=channels, h=h, w=w, height=height, width=width, ignore=ignore,
-        positive_weight=positive_weight, negative_weight=negative_weight, kind=KINDS.index(kind),
+        positive_weight=positive_weight, negative_weight=negative_weight, kind=list(KINDS).index(kind),
         balanced=balanced, log=log, positive=positive,
     )  # fmt: skip

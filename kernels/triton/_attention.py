@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dmtl.kernels.triton._launch import POINTERS, compilation
+
 # Tiles by element size and by head size, the largest that spill nothing: float32 has no tensor cores, and
 # d_k and d_v of wide heads need the registers of eight warps.
 HALF = {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
@@ -50,18 +52,25 @@ def _put(ptr, value, row, there_row, stride, d, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
+def _head(n, m, heads, d):
+    """(number of the program's row and head, stride of a token, where it begins in [R, N, h d] and in kv)."""
+    pair = tl.program_id(1).to(tl.int64)
+    r, head = pair // heads, pair % heads
+    width = heads * d
+    return pair, width, r * n * width + head * d, r * m * 2 * width + head * d
+
+
+@triton.jit
 def _attention_fwd_kernel(
     a_ptr, lse_ptr, q_ptr, kv_ptr, n, m, heads, d, scale,
     KEEP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """a and, where KEEP, lse of BLOCK_M tokens of one head."""
-    pair = tl.program_id(1).to(tl.int64)
-    r, head = pair // heads, pair % heads
-    width = heads * d
+    pair, width, from_x, from_y = _head(n, m, heads, d)
     asks = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     asking = asks < n
-    q = _tile(q_ptr + r * n * width + head * d, asks, asking, width, d, BLOCK_D)
-    k_ptr = kv_ptr + r * m * 2 * width + head * d
+    q = _tile(q_ptr + from_x, asks, asking, width, d, BLOCK_D)
+    k_ptr = kv_ptr + from_y
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     a = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
@@ -78,7 +87,7 @@ def _attention_fwd_kernel(
         total = total * shrink + tl.sum(p, 1)
         a = tl.dot(p.to(v.dtype), v, a * shrink[:, None], input_precision="ieee")
         top = higher
-    _put(a_ptr + r * n * width + head * d, a / total[:, None], asks, asking, width, d, BLOCK_D)
+    _put(a_ptr + from_x, a / total[:, None], asks, asking, width, d, BLOCK_D)
     if KEEP:
         tl.store(lse_ptr + pair * n + asks, top + tl.log(total), mask=asking)
 
@@ -89,19 +98,16 @@ def _attention_dq_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """d_q and delta = sum(d_a a) of BLOCK_M tokens of one head."""
-    pair = tl.program_id(1).to(tl.int64)
-    r, head = pair // heads, pair % heads
-    width = heads * d
+    pair, width, from_x, from_y = _head(n, m, heads, d)
     asks = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     asking = asks < n
-    at = r * n * width + head * d
-    q = _tile(q_ptr + at, asks, asking, width, d, BLOCK_D)
-    d_a = _tile(d_a_ptr + at, asks, asking, width, d, BLOCK_D)
-    a = _tile(a_ptr + at, asks, asking, width, d, BLOCK_D)
+    q = _tile(q_ptr + from_x, asks, asking, width, d, BLOCK_D)
+    d_a = _tile(d_a_ptr + from_x, asks, asking, width, d, BLOCK_D)
+    a = _tile(a_ptr + from_x, asks, asking, width, d, BLOCK_D)
     delta = tl.sum(d_a.to(tl.float32) * a.to(tl.float32), 1)
     tl.store(delta_ptr + pair * n + asks, delta, mask=asking)
     lse = tl.load(lse_ptr + pair * n + asks, mask=asking, other=float("inf"))
-    k_ptr = kv_ptr + r * m * 2 * width + head * d
+    k_ptr = kv_ptr + from_y
     d_q = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for start in range(0, m, BLOCK_N):
         answers = start + tl.arange(0, BLOCK_N)
@@ -113,7 +119,7 @@ def _attention_dq_kernel(
         d_p = tl.dot(d_a, tl.trans(v), input_precision="ieee")
         d_score = p * (d_p - delta[:, None]) * scale
         d_q = tl.dot(d_score.to(k.dtype), k, d_q, input_precision="ieee")
-    _put(d_q_ptr + at, d_q, asks, asking, width, d, BLOCK_D)
+    _put(d_q_ptr + from_x, d_q, asks, asking, width, d, BLOCK_D)
 
 
 @triton.jit
@@ -122,16 +128,13 @@ def _attention_dkv_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """d_k and d_v of BLOCK_N answering tokens of one head."""
-    pair = tl.program_id(1).to(tl.int64)
-    r, head = pair // heads, pair % heads
-    width = heads * d
+    pair, width, from_x, from_y = _head(n, m, heads, d)
     answers = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     answering = answers < m
-    at = r * m * 2 * width + head * d
-    k = _tile(kv_ptr + at, answers, answering, 2 * width, d, BLOCK_D)
-    v = _tile(kv_ptr + at + width, answers, answering, 2 * width, d, BLOCK_D)
-    q_ptr += r * n * width + head * d
-    d_a_ptr += r * n * width + head * d
+    k = _tile(kv_ptr + from_y, answers, answering, 2 * width, d, BLOCK_D)
+    v = _tile(kv_ptr + from_y + width, answers, answering, 2 * width, d, BLOCK_D)
+    q_ptr += from_x
+    d_a_ptr += from_x
     d_k = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     d_v = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     for start in range(0, n, BLOCK_M):
@@ -146,8 +149,8 @@ def _attention_dkv_kernel(
         d_p = tl.dot(v, tl.trans(d_a), input_precision="ieee")
         d_score = p * (d_p - delta[None, :]) * scale
         d_k = tl.dot(d_score.to(q.dtype), q, d_k, input_precision="ieee")
-    _put(d_kv_ptr + at, d_k, answers, answering, 2 * width, d, BLOCK_D)
-    _put(d_kv_ptr + at + width, d_v, answers, answering, 2 * width, d, BLOCK_D)
+    _put(d_kv_ptr + from_y, d_k, answers, answering, 2 * width, d, BLOCK_D)
+    _put(d_kv_ptr + from_y + width, d_v, answers, answering, 2 * width, d, BLOCK_D)
 
 
 def block_d(d: int) -> int:
@@ -191,30 +194,20 @@ def attention_backward(
     return d_q, d_kv
 
 
-def _form(kernel, dtype: str, chosen: dict, constants: dict) -> tuple:
-    """(kernel, signature, constants, options)."""
-    constants = constants | {name: value for name, value in chosen.items() if name.startswith("BLOCK")}
-    options = {name: value for name, value in chosen.items() if not name.startswith("BLOCK")}
-    kinds = {"scale": "fp32", "lse_ptr": "*fp32", "delta_ptr": "*fp32", "d": "i32:16"}
-    signature = {
-        name: kinds.get(name, f"*{dtype}" if name.endswith("_ptr") else "i32")
-        for name in kernel.arg_names
-        if name not in constants
-    }
-    return kernel, signature, constants, options
+_KINDS = {"scale": "fp32", "lse_ptr": "*fp32", "delta_ptr": "*fp32", "d": "i32:16"}
 
 
 def compilations() -> list[tuple]:
-    """Every form of every kernel for heads of 64 and 128 channels, as the test that compiles them wants
-    it."""
+    """Every form of every kernel for heads of 64 and 128 channels (`_launch.compilation`)."""
     found = []
-    for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16"), (torch.float16, "fp16")):
+    for dtype, pointer in POINTERS.items():
         for d in (64, 128):
             short, for_q, for_kv = configs(dtype, d, 256)
             long = configs(dtype, d, 4096)[0]
             for chosen in [short] if long is short else [short, long]:
                 keep, drop = {"KEEP": True, "BLOCK_D": d}, {"KEEP": False, "BLOCK_D": d, "lse_ptr": None}
-                found += [_form(_attention_fwd_kernel, name, chosen, form) for form in (keep, drop)]
-            found.append(_form(_attention_dq_kernel, name, for_q, {"BLOCK_D": d}))
-            found.append(_form(_attention_dkv_kernel, name, for_kv, {"BLOCK_D": d}))
+                for form in (keep, drop):
+                    found.append(compilation(_attention_fwd_kernel, chosen, form, _KINDS, pointer))
+            for kernel, chosen in ((_attention_dq_kernel, for_q), (_attention_dkv_kernel, for_kv)):
+                found.append(compilation(kernel, chosen, {"BLOCK_D": d}, _KINDS, pointer))
     return found

@@ -5,18 +5,16 @@ from __future__ import annotations
 
 import torch
 import triton
-from dmtl.kernels.triton._noise import INTERPRETED
-from dmtl.kernels.triton._noising import SUPPORT
 
-__all__ = ["CONFIGS", "INTERPRETED", "REDUCTIONS", "SUPPORT", "compilation", "config_for", "options", "tiles"]
+from dmtl.kernels.triton import _launch
+from dmtl.kernels.triton._launch import INTERPRETED, POINTERS, support
 
-REDUCTIONS = (1, 2, 4)
+SUPPORT = support()
 # A thread moves 16 bytes at a time: 512 neighbouring bytes of a
 # pixel and more, or many pixels of a narrow map.
 WIDE = {"TOKENS": 4, "CHANNELS": 256, "num_warps": 4}
 NARROW = {"TOKENS": 8, "CHANNELS": 64, "num_warps": 4}
 CONFIGS = [WIDE, NARROW]
-_POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
 
 def config_for(channels: int) -> dict[str, int]:
@@ -36,14 +34,8 @@ def options(config: dict[str, int]) -> dict[str, int]:
 
 
 def compilation(kernel, dtype: torch.dtype, config: dict[str, int], constants: dict, pointers: dict) -> tuple:
-    """(kernel, signature, constants, options) of one form of a kernel: `pointers` names its pointers that are
-    not to `dtype` (None: absent), the others are sizes unless their name ends in _ptr."""
-    constants = constants | {name: config[name] for name in ("TOKENS", "CHANNELS")}
-    constants |= {name: None for name, kind in pointers.items() if kind is None}
+    """Return one form of a kernel (`_launch.compilation`); `pointers` names its pointers that are not to
+    `dtype` (None: absent)."""
+    constants = constants | {name: None for name, kind in pointers.items() if kind is None}
     sizes = {"channels": "i32:16", "bias_stride": "i32:16"} if config is WIDE else {}
-    signature = {
-        name: pointers.get(name, _POINTERS[dtype]) if name.endswith("_ptr") else sizes.get(name, "i32")
-        for name in kernel.arg_names
-        if name not in constants
-    }
-    return kernel, signature, constants, options(config)
+    return _launch.compilation(kernel, config, constants, sizes | pointers, POINTERS[dtype])

@@ -11,26 +11,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from dmtl.kernels.triton._noise import INTERPRETED
 from torch import Tensor
 
-from dmtl.runtime.support import Support
-
-NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-
-
-def _missing() -> list[str]:
-    if INTERPRETED or torch.cuda.is_available():
-        return []
-    return ["torch sees no CUDA device (and TRITON_INTERPRET=1 is not set)"]
-
-
-def support(shapes) -> Support:
-    """What the ops on tokens support here. (The interpreter's products of bfloat16 are wrong.)"""
-    dtypes = (torch.float32, torch.float16) if INTERPRETED else tuple(NAMES)
-    devices = ("cpu",) if INTERPRETED else ("cuda",)
-    return Support(devices, dtypes, _missing, shapes, lambda grad, *forward: shapes(*forward))
-
+from dmtl.kernels.triton._launch import POINTERS, compilation
 
 # Tiles for 16-bit products: small ones where large ones would leave processors idle; TALL where GELU's
 # derivative needs the registers. float32 has no tensor cores.
@@ -150,22 +133,12 @@ def _norm_pair_kernel(
     q_tiles = tl.cdiv(q_n, BLOCK_N) * tl.cdiv(x_rows, BLOCK_M)
     tile = tl.program_id(0)
     if tile < q_tiles:
-        out_ptr, a_ptr, weight_ptr, scale_ptr, shift_ptr = (
-            q_ptr,
-            x_ptr,
-            q_weight_ptr,
-            x_weight_ptr,
-            x_bias_ptr,
-        )
+        out_ptr, a_ptr, weight_ptr = q_ptr, x_ptr, q_weight_ptr
+        scale_ptr, shift_ptr = x_weight_ptr, x_bias_ptr
         rows, n = x_rows, q_n
     else:
-        out_ptr, a_ptr, weight_ptr, scale_ptr, shift_ptr = (
-            kv_ptr,
-            y_ptr,
-            kv_weight_ptr,
-            y_weight_ptr,
-            y_bias_ptr,
-        )
+        out_ptr, a_ptr, weight_ptr = kv_ptr, y_ptr, kv_weight_ptr
+        scale_ptr, shift_ptr = y_weight_ptr, y_bias_ptr
         rows, n = y_rows, kv_n
         tile -= q_tiles
     tiles = tl.cdiv(n, BLOCK_N)
@@ -173,22 +146,9 @@ def _norm_pair_kernel(
     column = (tile % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = row < rows
     value = _product(
-        a_ptr,
-        weight_ptr,
-        scale_ptr,
-        shift_ptr,
-        row,
-        inside,
-        column,
-        n,
-        k,
-        eps,
-        True,
-        False,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_K,
-    )
+        a_ptr, weight_ptr, scale_ptr, shift_ptr, row, inside, column, n, k, eps,
+        True, False, BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
     at = out_ptr + row[:, None] * n + column[None, :]
     tl.store(at, value.to(out_ptr.dtype.element_ty), mask=inside[:, None] & (column < n)[None, :])
 
@@ -208,22 +168,9 @@ def norm_pair(
     )
     with torch.cuda.device_of(x):
         _norm_pair_kernel[(sum(tiles),)](
-            q,
-            kv,
-            x,
-            y,
-            *norm_x,
-            *norm_y,
-            q_weight,
-            kv_weight,
-            x.shape[0],
-            y.shape[0],
-            q_n,
-            kv_n,
-            k,
-            eps,
+            q, kv, x, y, *norm_x, *norm_y, q_weight, kv_weight, x.shape[0], y.shape[0], q_n, kv_n, k, eps,
             **chosen,
-        )
+        )  # fmt: skip
     return q, kv
 
 
@@ -335,36 +282,26 @@ _FORMS = [
 _DERIVATIVE_FORM = (("aux_ptr", "h_ptr"), ("TRANSPOSED", "AUX", "DERIVATIVE"))
 
 
-def _form(kernel, dtype: str, chosen: dict, constants: dict) -> tuple:
-    """(kernel, signature, constants, options)."""
-    constants = constants | {name: value for name, value in chosen.items() if name.startswith("BLOCK")}
-    options = {name: value for name, value in chosen.items() if not name.startswith("BLOCK")}
-    kinds = {"eps": "fp32", "partial_ptr": "*fp32"} | dict.fromkeys(
-        ("n", "k", "q_n", "kv_n", "width"), "i32:16"
-    )
-    signature = {
-        name: kinds.get(name, f"*{dtype}" if name.endswith("_ptr") else "i32")
-        for name in kernel.arg_names
-        if name not in constants
-    }
-    return kernel, signature, constants, options
+_KINDS = {"eps": "fp32", "partial_ptr": "*fp32"} | dict.fromkeys(("n", "k", "q_n", "kv_n", "width"), "i32:16")
 
 
-def _linear_form(dtype: str, chosen: dict, pointers: tuple[str, ...], flags: tuple[str, ...]) -> tuple:
+def _linear_form(pointer: str, chosen: dict, pointers: tuple[str, ...], flags: tuple[str, ...]) -> tuple:
     constants = {name: None for name in _OPTIONAL if name not in pointers}
-    return _form(_linear_kernel, dtype, chosen, constants | {name: name in flags for name in _FLAGS})
+    constants |= {name: name in flags for name in _FLAGS}
+    return compilation(_linear_kernel, chosen, constants, _KINDS, pointer)
 
 
 def compilations() -> list[tuple]:
-    """Every form of every kernel, as the test that compiles them wants it."""
+    """Every form of every kernel (`_launch.compilation`)."""
     found = []
-    for dtype in NAMES.values():
-        plain, derivative = ((SINGLE,), (SINGLE,)) if dtype == "fp32" else ((SMALL, LARGE), (SMALL, TALL))
+    for pointer in POINTERS.values():
+        plain, derivative = ((SINGLE,), (SINGLE,)) if pointer == "*fp32" else ((SMALL, LARGE), (SMALL, TALL))
         for chosen in plain:
-            found.append(_form(_norm_pair_kernel, dtype, chosen, {}))
-            found += [_linear_form(dtype, chosen, *form) for form in _FORMS]
-        found += [_linear_form(dtype, chosen, *_DERIVATIVE_FORM) for chosen in derivative]
+            found.append(compilation(_norm_pair_kernel, chosen, {}, _KINDS, pointer))
+            found += [_linear_form(pointer, chosen, *form) for form in _FORMS]
+        found += [_linear_form(pointer, chosen, *_DERIVATIVE_FORM) for chosen in derivative]
         for width in (64, 512, 1024, 2048):
             for residual in ({"RESIDUAL": True}, {"RESIDUAL": False, "residual_ptr": None}):
-                found.append(_form(_norm_backward_kernel, dtype, norm_config(width), residual))
+                config = norm_config(width)
+                found.append(compilation(_norm_backward_kernel, config, residual, _KINDS, pointer))
     return found

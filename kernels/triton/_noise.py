@@ -1,13 +1,11 @@
-"""Triton device functions for the noise that dmtl/ops/_philox.py defines; the arithmetic of
+"""Triton device functions for the noise that dmtl/ops/philox.py defines; the arithmetic of
 csrc/include/dmtl/philox.h."""
-
-import os
 
 import triton
 import triton.language as tl
 
-# Triton decides when a kernel is decorated, that is when this module is imported.
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+from dmtl.kernels.triton._launch import INTERPRETED
+
 _EMULATE_FMA = tl.constexpr(INTERPRETED)
 
 

@@ -6,27 +6,14 @@ import itertools
 import torch
 import triton
 import triton.language as tl
-from dmtl.kernels.triton._noise import INTERPRETED, draw
 from torch import Tensor
 
-from dmtl.kernels._native import DTYPES
-from dmtl.kernels._noising import NoisingCall, ScalingCall, finish
-from dmtl.runtime.support import Support
+from dmtl.kernels.noising import NoisingCall, NoisingOps, ScalingCall
+from dmtl.kernels.triton._launch import INTERPRETED, POINTERS, compilation, support
+from dmtl.kernels.triton._noise import draw
 
 BLOCK = 4096 if INTERPRETED else 256  # the interpreter pays for every program
-
-
-def _missing() -> list[str]:
-    if INTERPRETED or torch.cuda.is_available():
-        return []
-    return ["torch sees no CUDA device (and TRITON_INTERPRET=1 is not set)"]
-
-
-SUPPORT = Support(
-    devices=("cpu",) if INTERPRETED else ("cuda",),
-    dtypes=tuple(DTYPES),
-    available=_missing,
-)
+SUPPORT = support()
 
 
 @triton.jit(do_not_specialize=["step"])  # one compilation for all steps
@@ -74,66 +61,52 @@ def _scaling_kernel(out_ptr, grad_ptr, t_ptr, table_ptr, count, table_size, SIZE
     tl.store(out_ptr + row * count + element, (scale * grad).to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def noising(*args, out: Tensor | None = None) -> Tensor:
-    """The kernel on the arguments of a `NoisingCall`, into `out` or a fresh tensor with the strides of
-    empty_like(x)."""
-    if args[0].numel() == 0:
-        return torch.empty_like(args[0]) if out is None else out
-    call = NoisingCall(*args)
-    out, target, last = call.dense(out)
-    x, y, noise = call.x, call.y, call.noise
-    count = x[0].numel()
-    grid = (triton.cdiv(count, 4 * BLOCK), x.shape[0])
-    with torch.cuda.device_of(x):
-        _noising_fwd_kernel[grid](
-            target, x, y, noise, call.key_B3, call.t_B, call.coef_x, call.coef_y, call.coef_noise,
-            count, x.shape[1] if last else 0, call.coef_x.shape[0], call.step, target.stride(0), x.stride(0),
-            0 if y is None else y.stride(0), 0 if noise is None else noise.stride(0),
-            HAS_Y=y is not None, GIVEN=noise is not None, DRAWN=call.key_B3 is not None,
-            CHANNELS_LAST=last, BLOCK=BLOCK,
-        )  # fmt: skip
-    return out if target is out else out.copy_(target)
+class TritonNoising(NoisingOps):
+    """The noising ops by these kernels."""
 
+    def launch_noising(self, op: str, call: NoisingCall, target: Tensor, channels_last: bool) -> None:
+        x, y, noise = call.x, call.y, call.noise
+        count = x[0].numel()
+        grid = (triton.cdiv(count, 4 * BLOCK), x.shape[0])
+        with torch.cuda.device_of(x):
+            _noising_fwd_kernel[grid](
+                target, x, y, noise, call.key_B3, call.t_B, call.coef_x, call.coef_y, call.coef_noise,
+                count, x.shape[1] if channels_last else 0, call.coef_x.shape[0], call.step, target.stride(0),
+                x.stride(0), 0 if y is None else y.stride(0), 0 if noise is None else noise.stride(0),
+                HAS_Y=y is not None, GIVEN=noise is not None, DRAWN=call.key_B3 is not None,
+                CHANNELS_LAST=channels_last, BLOCK=BLOCK,
+            )  # fmt: skip
 
-def scaling(*args) -> tuple[Tensor, ...]:
-    """The kernel on the arguments of a `ScalingCall`, once for each needed table."""
-    call = ScalingCall(*args)
-    outs, targets = call.dense()
-    grad = call.grad
-    if grad.numel() == 0:
-        return tuple(outs)
-    count = grad[0].numel()
-    with torch.cuda.device_of(grad):
-        for target, table, need in zip(targets, call.tables, call.needed, strict=True):
-            if need:
-                grid = (triton.cdiv(count, 1024), grad.shape[0])
-                _scaling_kernel[grid](target, grad, call.t_B, table, count, table.shape[0], SIZE=1024)
-    return finish(outs, targets)
+    def launch_scaling(self, op: str, call: ScalingCall, targets: list[Tensor]) -> None:
+        grad, count = call.grad, call.grad[0].numel()
+        with torch.cuda.device_of(grad):
+            for target, table, need in zip(targets, call.tables, call.needed, strict=True):
+                if need:
+                    grid = (triton.cdiv(count, 1024), grad.shape[0])
+                    _scaling_kernel[grid](target, grad, call.t_B, table, count, table.shape[0], SIZE=1024)
 
 
 def compilations() -> list[tuple]:
-    """Every form of the kernels that a call may compile: (kernel, signature, constants, options)."""
-    pointers = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+    """Every form of the kernels that a call may compile (`_launch.compilation`)."""
     flags = (False, True)
     found = []
-    for dtype, last, has_y, source in itertools.product(pointers, flags, flags, ("GIVEN", "DRAWN", None)):
+    for pointer, last, has_y, source in itertools.product(
+        POINTERS.values(), flags, flags, ("GIVEN", "DRAWN", None)
+    ):
         if has_y or source:
-            found.append(_noising_form(pointers[dtype], last, has_y, source))
-    for pointer in pointers.values():
-        signature = {"out_ptr": pointer, "grad_ptr": pointer, "t_ptr": "*i64", "table_ptr": "*fp32"}
-        signature |= {"count": "i32:16", "table_size": "i32"}
-        found.append((_scaling_kernel, signature, {"SIZE": 1024}, {}))
+            found.append(_noising_form(pointer, last, has_y, source))
+    for pointer in POINTERS.values():
+        kinds = {"t_ptr": "*i64", "table_ptr": "*fp32", "count": "i32:16"}
+        found.append(compilation(_scaling_kernel, {"SIZE": 1024}, {}, kinds, pointer))
     return found
 
 
 def _noising_form(pointer: str, last: bool, has_y: bool, source: str | None) -> tuple:
-    kernel = _noising_fwd_kernel
-    signature = {name: "i64" if name.startswith("stride") else "i32" for name in kernel.arg_names}
-    signature |= dict.fromkeys(("coef_x_ptr", "coef_y_ptr", "coef_noise_ptr"), "*fp32")
-    signature |= dict.fromkeys(("out_ptr", "x_ptr", "y_ptr", "noise_ptr"), pointer)
-    signature |= {"key_ptr": "*i64", "t_ptr": "*i64", "count": "i32:16"}
+    kinds = {name: "i64" for name in _noising_fwd_kernel.arg_names if name.startswith("stride")}
+    kinds |= dict.fromkeys(("coef_x_ptr", "coef_y_ptr", "coef_noise_ptr"), "*fp32")
+    kinds |= {"key_ptr": "*i64", "t_ptr": "*i64", "count": "i32:16"}
     constants = {"HAS_Y": has_y, "GIVEN": source == "GIVEN", "DRAWN": source == "DRAWN"}
-    constants |= {"CHANNELS_LAST": last, "BLOCK": 256}
+    constants |= {"CHANNELS_LAST": last}
     absent = {
         "noise_ptr": source != "GIVEN",
         "key_ptr": source != "DRAWN",
@@ -141,4 +114,4 @@ def _noising_form(pointer: str, last: bool, has_y: bool, source: str | None) -> 
         "coef_y_ptr": not has_y,
     }
     constants |= {name: None for name, gone in absent.items() if gone}
-    return kernel, signature, constants, {}
+    return compilation(_noising_fwd_kernel, {"BLOCK": 256}, constants, kinds, pointer)

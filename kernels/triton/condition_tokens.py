@@ -11,18 +11,17 @@ a launch: two launches, about 5 us.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import triton
 import triton.language as tl
-from dmtl.kernels.triton import _linear
-from dmtl.kernels.triton._linear import NAMES, linear, norm_backward, support
 from torch import Tensor
 
-from dmtl._outputs import GEOMETRY, empty_condition_outputs
 from dmtl.kernels import _condition_tokens as shared
-from dmtl.kernels._tokens import why_not_sizes
+from dmtl.kernels.tokens import why_not_sizes
+from dmtl.kernels.triton import _linear
+from dmtl.kernels.triton._launch import POINTERS, compilation, support
+from dmtl.kernels.triton._linear import linear, norm_backward
+from dmtl.ops.condition_tokens import GEOMETRY, empty_outputs
 
 # Few tokens: narrow tiles give more programs. float32 has no tensor cores.
 HALF = {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3}
@@ -36,7 +35,7 @@ def _shapes(maps, weight, bias, norm_weight, norm_bias, query_weight, *_) -> lis
     return shared.shapes(maps) + why_not_sizes(**widths)
 
 
-SUPPORT = replace(support(_shapes), backward_shapes=shared.backward_shapes)
+SUPPORT = support(_shapes, shared.backward_shapes, products=True)
 
 
 @triton.jit
@@ -170,7 +169,7 @@ def _grid(maps: list[Tensor], weight: Tensor, reduction: int) -> dict:
 def condition_tokens(
     maps, weight, bias, norm_weight, norm_bias, query_weight, reduction, eps
 ) -> tuple[Tensor, Tensor]:
-    tokens, query = empty_condition_outputs(maps, weight, query_weight, reduction)
+    tokens, query = empty_outputs(maps, weight, query_weight, reduction)
     if not tokens.numel():
         return tokens, query
     flat = tokens.view(-1, tokens.shape[-1])
@@ -221,29 +220,16 @@ def condition_tokens_backward(*args) -> list[Tensor]:
 
 
 def compilations() -> list[tuple]:
-    """Every form of the kernels, for five maps."""
+    """Every form of the kernels, for five maps (`_launch.compilation`)."""
     found = []
-    for dtype in NAMES.values():
+    for pointer in POINTERS.values():
+        kinds = dict.fromkeys(("map_ptrs", "d_map_ptrs"), (pointer,) * 5)
+        kinds |= dict.fromkeys(("channels", "firsts"), ("i32",) * 5) | {"strides": ("i32",) * 20}
         for reduction, (side, padding) in GEOMETRY.items():
             constants = dict(MAPS=5, REDUCTION=reduction, SIDE=side, PADDING=padding)
-            chosen = SINGLE if dtype == "fp32" else HALF
+            chosen = SINGLE if pointer == "*fp32" else HALF
             for bias in ({"BIAS": True}, {"BIAS": False, "bias_ptr": None}):
-                found.append(_form(_product_kernel, dtype, constants | bias, chosen))
-            found += [_form(kernel, dtype, constants, PATCHES) for kernel in (_take_kernel, _put_kernel)]
+                found.append(compilation(_product_kernel, chosen, constants | bias, kinds, pointer))
+            for kernel in (_take_kernel, _put_kernel):
+                found.append(compilation(kernel, PATCHES, constants, kinds, pointer))
     return found
-
-
-def _form(kernel, dtype: str, constants: dict, config: dict) -> tuple:
-    constants = constants | {name: value for name, value in config.items() if name.startswith("BLOCK")}
-    maps, signature = constants["MAPS"], {}
-    for name in kernel.arg_names:
-        if name.endswith("_ptr"):
-            signature[name] = f"*{dtype}"
-        elif name.endswith("_ptrs"):
-            signature[name] = (f"*{dtype}",) * maps
-        elif name in ("channels", "firsts", "strides"):
-            signature[name] = ("i32",) * (4 * maps if name == "strides" else maps)
-        elif name not in constants:
-            signature[name] = "i32"
-    signature = {name: kind for name, kind in signature.items() if name not in constants}
-    return kernel, signature, constants, {name: config[name] for name in ("num_warps", "num_stages")}

@@ -25,20 +25,14 @@ from functools import partial
 import torch
 import triton
 import triton.language as tl
-from dmtl.kernels.triton._noise import INTERPRETED
 from torch import Tensor
 
-from dmtl.kernels._conv3x3 import library_gradients
+from dmtl.kernels.conv3x3 import library_gradients
+from dmtl.kernels.triton._launch import INTERPRETED, POINTERS, compilation, support
+from dmtl.ops.grid import empty_map
 from dmtl.runtime.measure import Fastest
-from dmtl.runtime.support import Support
 
 _MAX_TASKS = 16  # more take further launches
-
-
-def _missing() -> list[str]:
-    if INTERPRETED or torch.cuda.is_available():
-        return []
-    return ["torch sees no CUDA device (and TRITON_INTERPRET=1 is not set)"]
 
 
 def _odd_channels(weights: list[Tensor]) -> list[str]:
@@ -46,13 +40,10 @@ def _odd_channels(weights: list[Tensor]) -> list[str]:
     return [f"{C} and {K} channels are not multiples of 8"] if K % 8 or C % 8 else []
 
 
-# The interpreter multiplies bfloat16 wrongly.
-SUPPORT = Support(
-    devices=("cpu",) if INTERPRETED else ("cuda",),
-    dtypes=(torch.float32, torch.float16) if INTERPRETED else (torch.float32, torch.bfloat16, torch.float16),
-    available=_missing,
-    shapes=lambda x, weights, *rest: _odd_channels(weights),
-    backward_shapes=lambda grad, x, weights, *rest: _odd_channels(weights),
+SUPPORT = support(
+    lambda x, weights, *rest: _odd_channels(weights),
+    lambda grad, x, weights, *rest: _odd_channels(weights),
+    products=True,
 )
 
 
@@ -188,24 +179,14 @@ def _convolve(x, weights, biases, taps, counts, relu=False, backward=False) -> T
     """The kernel on channels-last maps, at most _MAX_TASKS tasks in a launch."""
     channels = weights[0].shape[1 if backward else 0]
     x = x.contiguous(memory_format=torch.channels_last)
-    shape = (x.shape[0], channels, *x.shape[2:])
-    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    out = empty_map(x, (x.shape[0], channels, *x.shape[2:]))
     begin = 0
     for first in range(0, len(counts), _MAX_TASKS):
         some = slice(first, first + _MAX_TASKS)
         rows = slice(begin, begin + sum(counts[some]))
         if rows.stop > begin:
-            launch = partial(
-                _launch,
-                out[rows],
-                x[rows],
-                weights[some],
-                biases[some],
-                taps[some],
-                counts[some],
-                relu,
-                backward,
-            )
+            per_task = weights[some], biases[some], taps[some], counts[some]
+            launch = partial(_launch, out[rows], x[rows], *per_task, relu, backward)
             launch(_choose_config(launch, out[rows], x, backward))
         begin = rows.stop
     return out
@@ -240,13 +221,13 @@ def conv3x3_backward(grad, x, weights, out, counts, relu, need_x, need_weights, 
 
 
 def compilations() -> list[tuple]:
-    """Every form of the kernel that a call may compile: (kernel, signature, constants, options)."""
+    """Every form of the kernel that a call may compile, for five tasks (`_launch.compilation`)."""
     flags = [False, True]
     forms = [(*form, False) for form in itertools.product(flags, flags, flags)] + [
         (False, False, False, True)
     ]
     return [
-        _compilation(dtype, config, *form, even)
+        _form(dtype, config, *form, even)
         for dtype, configs in CONFIGS.items()
         for config in configs
         for form in forms
@@ -254,14 +235,8 @@ def compilations() -> list[tuple]:
     ]
 
 
-def _compilation(dtype, config, bias, taps, relu, backward, even, tasks: int = 5) -> tuple:
-    constants = dict(TASKS=tasks, BIAS=bias, TAPS=taps, RELU=relu, BACKWARD=backward, EVEN=even)
-    constants |= {name: value for name, value in config.items() if name.startswith("BLOCK")}
-    pointer = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}[dtype]
-    signature = dict(out_ptr=pointer, x_ptr=pointer)
-    signature |= dict.fromkeys(("height", "width", "groups_in", "groups_out"), "i32")
-    signature |= dict.fromkeys(("weight_ptrs", "bias_ptrs", "tap_ptrs"), (pointer,) * tasks)
-    signature["counts"] = ("i32",) * tasks
+def _form(dtype, config, bias, taps, relu, backward, even) -> tuple:
+    constants = dict(TASKS=5, BIAS=bias, TAPS=taps, RELU=relu, BACKWARD=backward, EVEN=even)
     constants |= {name: None for name, given in (("bias_ptrs", bias), ("tap_ptrs", taps)) if not given}
-    options = {name: config[name] for name in ("num_warps", "num_stages")}
-    return _conv3x3_kernel, signature, constants, options
+    kinds = dict.fromkeys(("weight_ptrs", "bias_ptrs", "tap_ptrs"), (POINTERS[dtype],) * 5)
+    return compilation(_conv3x3_kernel, config, constants, kinds | {"counts": ("i32",) * 5}, POINTERS[dtype])

@@ -12,12 +12,13 @@ Floor at 5 x 256 tokens, C = 512: 3.4 GFLOP, 4.3 us at 780 TFLOP/s; at this size
 from __future__ import annotations
 
 import torch
-from dmtl.kernels.triton import _attention, _linear
-from dmtl.kernels.triton._attention import attention, attention_backward
-from dmtl.kernels.triton._linear import linear, norm_backward, norm_pair, support
 from torch import Tensor
 
-from dmtl.kernels._tokens import why_not_sizes
+from dmtl.kernels.tokens import why_not_sizes
+from dmtl.kernels.triton import _attention, _linear
+from dmtl.kernels.triton._attention import attention, attention_backward
+from dmtl.kernels.triton._launch import support
+from dmtl.kernels.triton._linear import linear, norm_backward, norm_pair
 
 _MAX_HEAD = 128
 
@@ -29,7 +30,7 @@ def _shapes(x, *rest) -> list[str]:
     return why_not_sizes(C=width) + (too_wide or why_not_sizes(head=d))
 
 
-SUPPORT = support(_shapes)
+SUPPORT = support(_shapes, lambda grad, *forward: _shapes(*forward), products=True)
 CONFIGS = [*_linear.CONFIGS, *_attention.CONFIGS]
 
 

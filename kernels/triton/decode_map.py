@@ -11,13 +11,12 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from dmtl.kernels.triton._linear import NAMES, support
 from torch import Tensor
 
-from dmtl._outputs import empty_map
-from dmtl.kernels._decode_map import KINDS, SHORTEST
+from dmtl.kernels.triton._launch import POINTERS, compilation, support
+from dmtl.ops.decode_map import CHANNELS, SHORTEST, empty_output
 
-SUPPORT = support(lambda *_: [])
+SUPPORT = support(products=True)
 HALF = {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}
 SINGLE = {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 16, "num_warps": 4, "num_stages": 3}
 MAP = {"BLOCK": 256, "num_warps": 4, "num_stages": 1}
@@ -113,7 +112,7 @@ def _map_kernel(
 
 
 def decode_map(x, weight, bias, kind, height, width, factor) -> Tensor:
-    out = empty_map(x, kind, height, width)
+    out = empty_output(x, kind, height, width)
     if not out.numel():
         return out
     with torch.cuda.device_of(x):
@@ -144,20 +143,14 @@ def _logits(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def compilations() -> list[tuple]:
-    """Every form of the kernels, of the upsampling by 8 (and one other)."""
+    """Every form of the kernels, of the upsampling by 8 and one other (`_launch.compilation`)."""
     found = []
-    for dtype in NAMES.values():
+    for pointer in POINTERS.values():
         for bias in ({"BIAS": True}, {"BIAS": False, "bias_ptr": None}):
             kinds = dict(logits_ptr="*fp32", channels="i32:16")
-            kinds |= dict.fromkeys(("x_ptr", "weight_ptr", "bias_ptr"), f"*{dtype}")
-            found.append(_form(_head_kernel, kinds, bias, SINGLE if dtype == "fp32" else HALF))
-        for kind in KINDS:
-            kinds = dict(out_ptr="*i64" if kind == "argmax" else "*fp32", logits_ptr=f"*{dtype}")
-            found += [_form(_map_kernel, kinds, dict(KIND=kind, FACTOR=f), MAP) for f in (8, 3)]
+            chosen = SINGLE if pointer == "*fp32" else HALF
+            found.append(compilation(_head_kernel, chosen, bias, kinds, pointer))
+        for kind in CHANNELS:
+            kinds = dict(out_ptr="*i64" if kind == "argmax" else "*fp32", logits_ptr=pointer)
+            found += [compilation(_map_kernel, MAP, dict(KIND=kind, FACTOR=f), kinds) for f in (8, 3)]
     return found
-
-
-def _form(kernel, kinds: dict[str, str], constants: dict, config: dict) -> tuple:
-    constants = constants | {name: value for name, value in config.items() if name.startswith("BLOCK")}
-    signature = {n: kinds.get(n, "i32") for n in kernel.arg_names if n not in constants}
-    return kernel, signature, constants, {name: config[name] for name in ("num_warps", "num_stages")}

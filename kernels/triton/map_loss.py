@@ -13,14 +13,12 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from dmtl.kernels.triton._noise import INTERPRETED
 from torch import Tensor
 
-from dmtl._outputs import empty_losses
-from dmtl.kernels._decode_map import SHORTEST
-from dmtl.kernels._map_loss import readable
-from dmtl.kernels._native import DTYPES
-from dmtl.runtime.support import Support
+from dmtl.kernels.map_loss import readable
+from dmtl.kernels.triton._launch import INTERPRETED, POINTERS, compilation, support
+from dmtl.ops.decode_map import SHORTEST
+from dmtl.ops.map_loss import empty_losses
 
 MOST_CHANNELS = 64  # more are left to the reference
 TILE = 256  # entries of a program's tile of cells x channels
@@ -28,13 +26,6 @@ GATHER = {"BLOCK": 512, "num_warps": 4}
 FINISH = {"BLOCK": 128, "num_warps": 4}
 _SHORTEST_SQUARE = tl.constexpr(SHORTEST**2)
 _LARGEST = tl.constexpr(3.4028234663852886e38)
-_NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-
-
-def _missing() -> list[str]:
-    if INTERPRETED or torch.cuda.is_available():
-        return []
-    return ["torch sees no CUDA device (and TRITON_INTERPRET=1 is not set)"]
 
 
 def _too_many(logits, label, *options) -> list[str]:
@@ -42,13 +33,7 @@ def _too_many(logits, label, *options) -> list[str]:
     return [f"{channels} channels are more than {MOST_CHANNELS}"] if channels > MOST_CHANNELS else []
 
 
-SUPPORT = Support(
-    devices=("cpu",) if INTERPRETED else ("cuda",),
-    dtypes=tuple(DTYPES),
-    available=_missing,
-    shapes=_too_many,
-    backward_shapes=lambda grad, logits, *others: _too_many(logits, *others),
-)
+SUPPORT = support(_too_many, lambda grad, logits, *others: _too_many(logits, *others))
 
 
 @triton.jit
@@ -339,14 +324,19 @@ def map_loss_backward(grad, logits, label, counts, *options) -> Tensor:
 _WIDTHS = {"cross_entropy": (2, 3, 16, 32, 64), "logistic": (1, 2), "unit": (3,), "absolute": (1,)}
 
 
+_KINDS = dict.fromkeys(("ignore", "lowest", "positive_weight", "negative_weight", "balanced"), "fp32")
+_KINDS |= dict.fromkeys(("loss_ptr", "sums_ptr", "parts_ptr", "grad_ptr"), "*fp32")
+_KINDS |= {"tallies_ptr": "*i32", "counts_ptr": "*i32"}
+
+
 def compilations() -> list[tuple]:
-    """Every form of the kernels."""
-    found = [_form(_finish_kernel, dict(loss_ptr="*fp32", sums_ptr="*fp32"), {}, FINISH)]
-    for dtype in _NAMES.values():
-        found.append(_form(_gather_kernel, dict(d_ptr=dtype, parts_ptr="*fp32"), {}, GATHER))
+    """Every form of the kernels (`_launch.compilation`)."""
+    found = [compilation(_finish_kernel, FINISH, {}, _KINDS)]
+    for pointer in POINTERS.values():
+        found.append(compilation(_gather_kernel, GATHER, {}, _KINDS | {"d_ptr": pointer}))
         for kind, widths in _WIDTHS.items():
             for label in ("*u8", "*fp32") if kind in ("cross_entropy", "logistic") else ("*fp32",):
-                kinds = dict(logits_ptr=dtype, label_ptr=label)
+                kinds = _KINDS | {"logits_ptr": pointer, "label_ptr": label}
                 for log in (False, True) if kind == "absolute" else (False,):
                     constants = dict(KIND=kind, LOG=log)
                     found += [f for width in widths for f in _cells_forms(kinds, constants, _config(width))]
@@ -356,19 +346,7 @@ def compilations() -> list[tuple]:
 def _cells_forms(kinds: dict[str, str], constants: dict, config: dict) -> list[tuple]:
     """Forward and backward."""
     forward, backward = ("sums_ptr", "tallies_ptr"), ("parts_ptr", "grad_ptr", "counts_ptr")
-    floats = dict.fromkeys(("sums_ptr", "parts_ptr", "grad_ptr"), "*fp32")
     return [
-        _form(_cells_kernel, kinds | floats, constants | dict(GRAD=grad) | dict.fromkeys(absent), config)
+        compilation(_cells_kernel, config, constants | {"GRAD": grad} | dict.fromkeys(absent), kinds)
         for grad, absent in ((False, backward), (True, forward))
     ]
-
-
-_FLOATS = ("ignore", "lowest", "positive_weight", "negative_weight", "balanced")
-
-
-def _form(kernel, kinds: dict[str, str], constants: dict, config: dict) -> tuple:
-    options = {name: config[name] for name in ("num_warps", "num_stages") if name in config}
-    constants = constants | {name: value for name, value in config.items() if name not in options}
-    default = {"tallies_ptr": "*i32", "counts_ptr": "*i32"} | dict.fromkeys(_FLOATS, "fp32")
-    signature = {n: (default | kinds).get(n, "i32") for n in kernel.arg_names if n not in constants}
-    return kernel, signature, constants, options

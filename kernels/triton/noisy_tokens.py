@@ -10,10 +10,12 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from dmtl.kernels.triton._grid import CONFIGS, REDUCTIONS, SUPPORT, compilation, config_for, options, tiles
 from torch import Tensor
 
-from dmtl.kernels._grid import channels_last, dense, empty_map, empty_tokens
+from dmtl.kernels.grid import channels_last, dense
+from dmtl.kernels.triton._grid import CONFIGS, SUPPORT, compilation, config_for, options, tiles
+from dmtl.ops.grid import REDUCTIONS, empty_map, empty_tokens
+from dmtl.ops.noisy_tokens import bias_shape
 
 __all__ = ["CONFIGS", "SUPPORT", "compilations", "noisy_tokens", "noisy_tokens_backward"]
 
@@ -126,7 +128,7 @@ def noisy_tokens(x, bias, reduction) -> tuple[Tensor, Tensor]:
 def noisy_tokens_backward(grad_skip, grad_tokens, bias_dim, reduction) -> tuple[Tensor, Tensor]:
     grad_skip, grad_tokens = channels_last(grad_skip), dense(grad_tokens)
     R, N, C = grad_tokens.shape
-    d_x, d_bias = empty_map(grad_skip), grad_skip.new_zeros({0: (0,), 1: (C,), 2: (R, C)}[bias_dim])
+    d_x, d_bias = empty_map(grad_skip), grad_skip.new_zeros(bias_shape(grad_skip, bias_dim))
     if d_x.numel() == 0:
         return d_x, d_bias
     config = config_for(C)

@@ -11,18 +11,19 @@ Floor at 5 x 256 tokens, C = 512, H = 2048: 5.4 GFLOP, 7 us at 780 TFLOP/s; two 
 from __future__ import annotations
 
 import torch
-from dmtl.kernels.triton import _linear
-from dmtl.kernels.triton._linear import gelu_backward, linear, norm_backward, support
 from torch import Tensor
 
-from dmtl.kernels._tokens import why_not_sizes
+from dmtl.kernels.tokens import why_not_sizes
+from dmtl.kernels.triton import _linear
+from dmtl.kernels.triton._launch import support
+from dmtl.kernels.triton._linear import gelu_backward, linear, norm_backward
 
 
 def _shapes(x, norm_weight, norm_bias, fc1_weight, *rest) -> list[str]:
     return why_not_sizes(C=x.shape[-1], H=fc1_weight.shape[0])
 
 
-SUPPORT = support(_shapes)
+SUPPORT = support(_shapes, lambda grad, *forward: _shapes(*forward), products=True)
 CONFIGS = _linear.CONFIGS
 
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from dmtl.kernels.triton._grid import CONFIGS, REDUCTIONS, SUPPORT, compilation, config_for, tiles
 from torch import Tensor
 
-from dmtl.kernels._grid import channels_last, dense, empty_map, empty_tokens
+from dmtl.kernels.grid import channels_last, dense
+from dmtl.kernels.triton._grid import CONFIGS, SUPPORT, compilation, config_for, tiles
+from dmtl.ops.grid import REDUCTIONS, empty_map, empty_tokens
 
 __all__ = ["CONFIGS", "SUPPORT", "compilations", "upsample_add", "upsample_add_backward"]
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from dmtl import ops
 from dmtl.diffusion import ArrayNoise, CounterNoise
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, create_model
-from dmtl.ops._registry import REGISTRY
+from dmtl.ops.registry import REGISTRY
 from tests.models.cases import TASKS, small_config, small_model
 from tests.ops.tools import backend_params, serves
 

@@ -11,7 +11,7 @@ import torch
 from dmtl.diffusion import ArrayNoise, Schedule
 from dmtl.models.published import model_from_official, published_name
 from dmtl.ops import use_backend
-from dmtl.ops._registry import REGISTRY
+from dmtl.ops.registry import REGISTRY
 from dmtl.train.loss import labelled_rows, partial_label_loss
 from tests import golden
 from tests.ops.tools import missing, serves

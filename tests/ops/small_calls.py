@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from dmtl.ops._registry import REGISTRY
+from dmtl.ops.registry import REGISTRY
 
 from .tools import DEVICE, run, serves
 

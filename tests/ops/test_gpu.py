@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dmtl.ops
-from dmtl.ops._registry import REGISTRY
+from dmtl.ops.registry import REGISTRY
 
 from .tools import DTYPES, leaves_of, outputs, serves, to_dtype
 

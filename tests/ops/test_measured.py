@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import dmtl
-from dmtl.ops import _registry
+from dmtl.ops import registry
 from dmtl.runtime import measure
 from dmtl.runtime.measure import Fastest
 
@@ -109,14 +109,14 @@ def test_conv3x3_takes_the_faster_backend(monkeypatch, faster):
         seen.append(call)
         return 0.0 if ("reference" in call.func.__name__) == (faster == "reference") else 1.0
 
-    monkeypatch.setattr(_registry, "MEASURED", ("cpu",))
-    monkeypatch.setattr(_registry, "AUTOMATIC", {"cpu": ("triton", "reference")})
-    monkeypatch.setattr(_registry, "_fastest", Fastest(timer))
+    monkeypatch.setattr(registry, "MEASURED", ("cpu",))
+    monkeypatch.setattr(registry, "AUTOMATIC", {"cpu": ("triton", "reference")})
+    monkeypatch.setattr(registry, "_fastest", Fastest(timer))
     monkeypatch.delenv("DMTL_BACKEND", raising=False)
     x, weight = torch.randn(3, 8, 4, 5, requires_grad=True), torch.randn(8, 8, 3, 3)
     for counts in ([3, 0], [0, 3], [3, 0]):  # one kind
         dmtl.ops.conv3x3(x, [weight] * 2, None, counts).sum().backward()
-    assert len(seen) == 4 and set(_registry._fastest.winners.values()) == {faster}
+    assert len(seen) == 4 and set(registry._fastest.winners.values()) == {faster}
     dmtl.ops.conv3x3(x.detach(), [weight] * 2, None, [1, 2])  # two tasks: another kind
     assert len(seen) == 6
     with dmtl.use_backend("reference"):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import dmtl.ops
-from dmtl.ops import _philox
+from dmtl.ops import philox
 
 from .tools import DEVICE, backend_params
 
@@ -51,7 +51,7 @@ def plain_philox(counter: tuple, key: tuple) -> tuple:
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
 def test_known_answers(counter, key, expected):
-    words = _philox.philox4x32(tuple(map(torch.tensor, counter)), tuple(map(torch.tensor, key)))
+    words = philox.philox4x32(tuple(map(torch.tensor, counter)), tuple(map(torch.tensor, key)))
     assert tuple(int(word) for word in words) == expected == plain_philox(counter, key)
 
 
@@ -65,15 +65,15 @@ def test_known_answers(counter, key, expected):
 @settings(max_examples=100)
 def test_counter_layout(seed, task, sample, step, element):
     """The documented layout, on Python integers."""
-    words = _philox.words(torch.tensor([[seed, task, sample]]), 41, step)
+    words = philox.words(torch.tensor([[seed, task, sample]]), 41, step)
     counter = (element // 4, sample & MAX, task, step | (sample >> 32) << 16)
     assert int(words[0, element]) == plain_philox(counter, (seed & MAX, (seed >> 32) & MAX))[element % 4]
 
 
 def test_normals_follow_the_definition():
     """Box-Muller in double precision, written out for single elements."""
-    words = _philox.words(KEYS, 64, 9).tolist()
-    normals = _philox.normal(KEYS, (64,), 9)
+    words = philox.words(KEYS, 64, 9).tolist()
+    normals = philox.normal(KEYS, (64,), 9)
     for row, row_words in enumerate(words):
         for pair in range(32):
             w0, w1 = row_words[2 * pair], row_words[2 * pair + 1]
@@ -88,7 +88,7 @@ def test_normals_follow_the_definition():
 def test_backends_draw_the_same_noise(backend):
     """Within 2 ulp of the reference everywhere: one wrong bit of one word would be far off."""
     count = 1 << 14
-    expected = _philox.normal(KEYS, (count,), 4)
+    expected = philox.normal(KEYS, (count,), 4)
     with dmtl.ops.use_backend(backend):
         assert ulp_distance(dmtl.ops.normal(KEYS, (count,), 4), expected) <= 2
 
@@ -102,7 +102,7 @@ def test_triton_words_are_bit_equal(backend):
         out = torch.empty(4096, dtype=torch.int64, device=DEVICE)
         c3 = 11 | (sample >> 32) << 16
         write_words[(1,)](out, seed & MAX, (seed >> 32) & MAX, sample & MAX, task, c3, BLOCK=1024)
-        assert torch.equal(out, _philox.words(torch.tensor([[seed, task, sample]]), 4096, 11)[0].to(DEVICE))
+        assert torch.equal(out, philox.words(torch.tensor([[seed, task, sample]]), 4096, 11)[0].to(DEVICE))
 
 
 @pytest.mark.parametrize("backend", backend_params("cpu"))
@@ -112,7 +112,7 @@ def test_native_words_are_bit_equal(backend):
 
     for seed, task, sample in KEYS.tolist():
         words = native.core().philox_words([seed, task, sample], 11, 4096)
-        assert words == _philox.words(torch.tensor([[seed, task, sample]]), 4096, 11)[0].tolist()
+        assert words == philox.words(torch.tensor([[seed, task, sample]]), 4096, 11)[0].tolist()
 
 
 @pytest.mark.parametrize("backend", backend_params("reference", "cpu"))
@@ -143,7 +143,7 @@ def test_every_part_of_the_key_matters():
         ("sample", [5, 6, 8], 0),
         ("sample, high word", [5, 6, 7 + 2**32], 0),
     ]:
-        draws[name] = _philox.words(torch.tensor([key]), 4096, step)[0]
+        draws[name] = philox.words(torch.tensor([key]), 4096, step)[0]
     names = list(draws)
     for i, first in enumerate(names):
         for second in names[:i]:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import dmtl.ops
-from dmtl.ops import _philox
+from dmtl.ops import philox
 
 # Neighbouring values, values that differ in one high bit, and the ends of the ranges.
 SEEDS = (0, 1, 2**32, -1)
@@ -45,7 +45,7 @@ def normals() -> torch.Tensor:
 @pytest.fixture(scope="module")
 def words() -> torch.Tensor:
     """uint32 words as int64 [256 streams, PER_STREAM]."""
-    return every_stream(lambda keys, step: _philox.words(keys, PER_STREAM, step))
+    return every_stream(lambda keys, step: philox.words(keys, PER_STREAM, step))
 
 
 # The variance of the sample mean of z**k is (E z**2k - (E z**k)**2) / n.
@@ -142,10 +142,10 @@ def test_streams_share_no_words(words):
 
 STREAM = st.tuples(
     st.integers(-(2**63), 2**63 - 1),
-    st.integers(0, _philox.MAX_TASK - 1),
-    st.integers(0, _philox.MAX_SAMPLE - 1),
-    st.integers(0, _philox.MAX_STEP - 1),
-    st.integers(0, _philox.MAX_ELEMENTS // 4 - 1),
+    st.integers(0, philox.MAX_TASK - 1),
+    st.integers(0, philox.MAX_SAMPLE - 1),
+    st.integers(0, philox.MAX_STEP - 1),
+    st.integers(0, philox.MAX_ELEMENTS // 4 - 1),
 )
 
 
@@ -160,11 +160,11 @@ def inputs_of(stream) -> tuple[int, ...]:
         )
         return original(counter, key, rounds)
 
-    original, _philox.philox4x32 = _philox.philox4x32, philox
+    original, philox.philox4x32 = philox.philox4x32, philox
     try:
-        _philox.words(torch.tensor([[seed, task, sample]]), 4, step)
+        philox.words(torch.tensor([[seed, task, sample]]), 4, step)
     finally:
-        _philox.philox4x32 = original
+        philox.philox4x32 = original
     return (block, *caught)
 
 

@@ -11,30 +11,30 @@ import torch
 import dmtl
 import dmtl.ops
 from dmtl.info import info, print_info
-from dmtl.ops import _registry
+from dmtl.ops import registry
 
 from .tools import missing
 
-SPEC = _registry.REGISTRY["q_sample"]
+SPEC = registry.REGISTRY["q_sample"]
 PROBE = [torch.empty(0)]
 needs_core = pytest.mark.skipif(bool(missing("cpu")), reason=missing("cpu"))
 
 
 def test_order_of_overrides(monkeypatch):
     monkeypatch.delenv("DMTL_BACKEND", raising=False)
-    assert _registry.requested("q_sample") is None
+    assert registry.requested("q_sample") is None
     monkeypatch.setenv("DMTL_BACKEND", "cpu")
-    assert _registry.requested("q_sample") == ("cpu", "DMTL_BACKEND")
+    assert registry.requested("q_sample") == ("cpu", "DMTL_BACKEND")
     monkeypatch.setenv("DMTL_BACKEND_Q_SAMPLE", "triton")
-    assert _registry.requested("q_sample") == ("triton", "DMTL_BACKEND_Q_SAMPLE")
-    assert _registry.requested("posterior_step") == ("cpu", "DMTL_BACKEND")
+    assert registry.requested("q_sample") == ("triton", "DMTL_BACKEND_Q_SAMPLE")
+    assert registry.requested("posterior_step") == ("cpu", "DMTL_BACKEND")
     with dmtl.use_backend("cuda"):
-        assert _registry.requested("q_sample") == ("cuda", "dmtl.use_backend")
+        assert registry.requested("q_sample") == ("cuda", "dmtl.use_backend")
         with dmtl.use_backend(q_sample="reference"):
-            assert _registry.choose(SPEC, PROBE) == "reference"
-            assert _registry.requested("posterior_step") == ("cuda", "dmtl.use_backend")
-        assert _registry.requested("q_sample") == ("cuda", "dmtl.use_backend")
-    assert _registry.requested("q_sample") == ("triton", "DMTL_BACKEND_Q_SAMPLE")
+            assert registry.choose(SPEC, PROBE) == "reference"
+            assert registry.requested("posterior_step") == ("cuda", "dmtl.use_backend")
+        assert registry.requested("q_sample") == ("cuda", "dmtl.use_backend")
+    assert registry.requested("q_sample") == ("triton", "DMTL_BACKEND_Q_SAMPLE")
 
 
 def test_unknown_names(monkeypatch):
@@ -54,17 +54,17 @@ def test_unknown_names(monkeypatch):
     with pytest.raises(
         ValueError, match="DMTL_BACKEND must be one of cuda, triton, cpu, reference, got fast"
     ):
-        _registry.choose(SPEC, PROBE)
+        registry.choose(SPEC, PROBE)
 
 
 @needs_core
 def test_float64_falls_back_silently(monkeypatch):
     """No kernel takes float64: that is no fault of this machine, so nobody is told."""
     monkeypatch.delenv("DMTL_BACKEND", raising=False)
-    assert _registry.choose(SPEC, PROBE) == "cpu"
+    assert registry.choose(SPEC, PROBE) == "cpu"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert _registry.choose(SPEC, [torch.empty(0, dtype=torch.float64)]) == "reference"
+        assert registry.choose(SPEC, [torch.empty(0, dtype=torch.float64)]) == "reference"
 
 
 def test_missing_core_is_announced_once(monkeypatch):
@@ -75,7 +75,7 @@ def test_missing_core_is_announced_once(monkeypatch):
     monkeypatch.setattr(
         adapter, "SUPPORT", adapter.SUPPORT.__class__(("cpu",), (torch.float32,), available=lambda: [reason])
     )
-    monkeypatch.setattr(_registry, "_announced", set())
+    monkeypatch.setattr(registry, "_announced", set())
     key_B3 = torch.tensor([[1, 2, 3]])
     with pytest.warns(
         RuntimeWarning,
@@ -93,7 +93,7 @@ def test_info(capsys, monkeypatch):
     monkeypatch.delenv("DMTL_BACKEND", raising=False)
     facts = json.loads(json.dumps(info()))
     rows = [row for row in facts["ops"] if row["device"] == "cpu"]
-    assert {row["op"] for row in rows} == set(_registry.REGISTRY)
+    assert {row["op"] for row in rows} == set(registry.REGISTRY)
     built = facts["native"]["_core"]["built"]
     for row in rows:
         served = built and not row["why_not"].get("cpu")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dmtl.ops
-from dmtl.ops._registry import BACKENDS, REGISTRY, OpSpec, reasons_against
+from dmtl.ops.registry import BACKENDS, REGISTRY, OpSpec, reasons_against
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FOR_CPUS = ("batch_norm", "depthwise_conv")

@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+
 from dmtl.kernels.triton._noise import _philox
 
 

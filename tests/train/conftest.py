@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from dmtl.models import ModelConfig
-from dmtl.ops import _checks
+from dmtl.ops import checks
 from dmtl.train.config import DataConfig, ExecutionConfig, LogConfig, OptimConfig, RunConfig
 
 TASKS = {
@@ -23,7 +23,7 @@ TASKS = {
 
 def refuse_readings(monkeypatch) -> None:
     """Makes every reading of a tensor by the host an error; on a GPU each would wait for the device."""
-    monkeypatch.setattr(_checks, "check_values", lambda *_: None)  # reads CPU tensors alone
+    monkeypatch.setattr(checks, "check_values", lambda *_: None)  # reads CPU tensors alone
 
     def refuse(name):
         def reading(self, *_):

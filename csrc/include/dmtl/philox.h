@@ -1,4 +1,4 @@
-// The noise of dmtl for one block of four elements. Layout and definition: the docstring of dmtl/ops/_philox.py.
+// The noise of dmtl for one block of four elements. Layout and definition: the docstring of dmtl/ops/philox.py.
 // The same operations in the same order on CPU (scalar, AVX2, AVX-512) and CUDA.
 #pragma once
 

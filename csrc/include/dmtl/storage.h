@@ -4,6 +4,8 @@
 #include "dmtl/params.h"
 #include "dmtl/scalar.h"
 
+#include <type_traits>
+
 namespace dmtl {
 namespace {
 
@@ -19,3 +21,10 @@ auto with_storage(DType dtype, const Body& body) {
 
 }  // namespace
 }  // namespace dmtl
+
+// Defines the kernel `name`, which runs body<T>(params, threads) for the storage type T that dtype names.
+#define DMTL_STORAGE_KERNEL(name, Params, body)                                                           \
+    static void name(const Params& params, ::dmtl::DType dtype, int threads) {                            \
+        ::dmtl::with_storage(                                                                             \
+            dtype, [&](auto* type) { body<std::remove_pointer_t<decltype(type)>>(params, threads); });    \
+    }

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch.overrides import TorchFunctionMode
 
-from ._registry import REGISTRY
+from .registry import REGISTRY
 
 
 class references(TorchFunctionMode):

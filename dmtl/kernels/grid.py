@@ -3,26 +3,20 @@ contiguous tokens; everything else goes through a copy in that order."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from dmtl.kernels._native import Native
+from dmtl.kernels.native import Native
+from dmtl.ops.grid import empty_tokens
+from dmtl.ops.noisy_tokens import bias_shape
 from dmtl.runtime.memory import empty
 
 
-def empty_map(like: Tensor) -> Tensor:
-    """A fresh channels-last map of the same shape."""
-    if like.device.type == "cpu":
-        return empty(like.shape, like.dtype, torch.channels_last)
-    return torch.empty(
-        tuple(like.shape), dtype=like.dtype, device=like.device, memory_format=torch.channels_last
-    )
-
-
-def empty_tokens(x: Tensor, reduction: int) -> Tensor:
-    """Fresh tokens [R, N, C] for a map [R, C, h, w]."""
-    R, C, h, w = x.shape
-    return torch.empty((R, (h // reduction) * (w // reduction), C), dtype=x.dtype, device=x.device)
+def _empty_map(like: Tensor) -> Tensor:
+    """Allocate a channels-last map of the same shape, from the pool in use."""
+    return empty(like.shape, like.dtype, torch.channels_last, like.device)
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -53,7 +47,7 @@ def sizes(x: Tensor, reduction: int) -> dict[str, int]:
 def noisy_tokens(native: Native, x: Tensor, bias: Tensor | None, reduction: int) -> tuple[Tensor, Tensor]:
     x = channels_last(x)
     bias = None if bias is None else dense(bias)
-    skip, tokens = None if bias is None else empty_map(x), empty_tokens(x, reduction)
+    skip, tokens = None if bias is None else _empty_map(x), empty_tokens(x, reduction)
     native.call(
         "noisy_tokens", x,
         skip=skip, tokens=tokens, x=x, bias=bias,
@@ -64,18 +58,20 @@ def noisy_tokens(native: Native, x: Tensor, bias: Tensor | None, reduction: int)
 
 def noisy_tokens_backward(
     native: Native,
+    part_of: Callable[[Tensor, int], int],
     grad_skip: Tensor,
     grad_tokens: Tensor,
     bias_dim: int,
     reduction: int,
-    tokens_per_part: int,
 ) -> tuple[Tensor, Tensor]:
-    """tokens_per_part: how many tokens (with their pixels) the kernel adds up in a partial sum of d_bias."""
+    """part_of(grad_skip, reduction) says how many tokens (with their pixels) the kernel adds up in a partial
+    sum of d_bias."""
     grad_skip, grad_tokens = channels_last(grad_skip), dense(grad_tokens)
     R, N, C = grad_tokens.shape
+    tokens_per_part = part_of(grad_skip, reduction)
     parts = -(-N // max(tokens_per_part, 1))
-    d_x = empty_map(grad_skip)
-    d_bias = grad_skip.new_empty({0: (0,), 1: (C,), 2: (R, C)}[bias_dim])
+    d_x = _empty_map(grad_skip)
+    d_bias = grad_skip.new_empty(bias_shape(grad_skip, bias_dim))
     scratch = torch.empty((R, parts, C) if bias_dim else 0, dtype=torch.float32, device=grad_skip.device)
     native.call(
         "noisy_tokens_backward", grad_skip,
@@ -87,7 +83,7 @@ def noisy_tokens_backward(
 
 
 def upsample_add(native: Native, tokens: Tensor, skip: Tensor, reduction: int) -> Tensor:
-    out, skip = empty_map(skip), channels_last(skip)
+    out, skip = _empty_map(skip), channels_last(skip)
     native.call(
         "upsample_add", skip,
         out=out, tokens=dense(tokens), skip=skip, **sizes(skip, reduction),

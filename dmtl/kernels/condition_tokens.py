@@ -11,8 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dmtl._outputs import GEOMETRY, empty_condition_gradients, empty_condition_outputs
-from dmtl.kernels._native import Native
+from dmtl.kernels.native import Native
+from dmtl.ops.condition_tokens import GEOMETRY, empty_gradients, empty_outputs
+from dmtl.ops.tokens import norm_backward
 
 MOST_MAPS = 16
 
@@ -40,7 +41,7 @@ def geometry(maps: list[Tensor], weight: Tensor, reduction: int) -> dict:
 
 
 _UNUSED = dict.fromkeys(
-    (
+    [
         "weight",
         "bias",
         "norm_weight",
@@ -57,7 +58,7 @@ _UNUSED = dict.fromkeys(
         "d_norm_weight",
         "d_norm_bias",
         "d_query_weight",
-    )
+    ]
 ) | dict(query_width=0, width=0, eps=0.0, d_maps=[])
 
 
@@ -80,18 +81,15 @@ def forward(
     native: Native, maps, weight, bias, norm_weight, norm_bias, query_weight, reduction, eps
 ) -> tuple[Tensor, Tensor]:
     """The native kernel `condition_tokens`."""
-    tokens, query = empty_condition_outputs(maps, weight, query_weight, reduction)
+    tokens, query = empty_outputs(maps, weight, query_weight, reduction)
     if tokens.numel():
         weight, bias, query_weight = map(dense, (weight, bias, query_weight))
         fields = _UNUSED | geometry(maps, weight, reduction)
         fields |= dict(weight=weight, bias=bias, width=weight.shape[0], tokens=tokens)
         if query_weight is not None:
-            norm = dict(
-                zip(
-                    ("norm_weight", "norm_bias"), norm_parameters(norm_weight, norm_bias, weight), strict=True
-                )
-            )
-            fields |= _query_fields(tokens, query_weight, eps) | norm | dict(query=query)
+            norm_weight, norm_bias = norm_parameters(norm_weight, norm_bias, weight)
+            fields |= _query_fields(tokens, query_weight, eps)
+            fields |= dict(norm_weight=norm_weight, norm_bias=norm_bias, query=query)
         native.call("condition_tokens", weight, **fields)
     return tokens, query
 
@@ -106,7 +104,7 @@ def native_backward(
     eps, needed,
 ) -> list[Tensor]:  # fmt: skip
     """The native kernel `condition_tokens_backward`."""
-    outs = empty_condition_gradients(maps, weight, norm_weight, norm_bias, query_weight, needed)
+    outs = empty_gradients(maps, weight, norm_weight, norm_bias, query_weight, needed)
     if not tokens.numel():
         return [out.zero_() for out in outs]
     targets = [out if need else None for out, need in zip(outs, needed, strict=True)]
@@ -114,7 +112,7 @@ def native_backward(
     weight, tokens = weight.contiguous(), tokens.contiguous()
     fields = _UNUSED | geometry(maps, weight, reduction)
     fields |= dict(weight=weight, width=weight.shape[0], tokens=tokens, d_tokens=d_tokens.contiguous())
-    if d_query is not None:
+    if query_weight is not None:
         norm_weight, norm_bias = norm_parameters(norm_weight, norm_bias, weight)
         d_query, query_weight = d_query.contiguous(), query_weight.contiguous()
         fields |= _query_fields(tokens, query_weight, eps)
@@ -146,11 +144,8 @@ def library_norm_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(d_x + residual, d_weight, d_bias, LayerNorm(x)) for grad and x [rows, C]."""
-    n, mean, rstd = torch.native_layer_norm(x, x.shape[1:], weight, bias, eps)
-    d_x, d_weight, d_bias = torch.ops.aten.native_layer_norm_backward(
-        grad, x, x.shape[1:], mean, rstd, weight, bias, (True, True, True)
-    )
-    return d_x + residual, d_weight, d_bias, n
+    d_x, *rest = norm_backward(grad, x, weight, bias, eps)
+    return d_x + residual, *rest
 
 
 def library_backward(
@@ -162,14 +157,14 @@ def library_backward(
     take(maps, weight, reduction) -> patches [B N, C_t k k]; put(d_patches, d_maps, maps, weight, reduction)
     writes those of d_maps that are not None; norm_backward as `library_norm_backward`.
     """
-    outs = empty_condition_gradients(maps, weight, norm_weight, norm_bias, query_weight, needed)
+    outs = empty_gradients(maps, weight, norm_weight, norm_bias, query_weight, needed)
     if not tokens.numel():
         return [out.zero_() for out in outs]
     count, width = len(maps), weight.shape[0]
     need_weight, need_bias, _, _, need_query_weight = needed[count:]
     d_weight = d_bias = d_norm_weight = d_norm_bias = d_query_weight = None
     d_tokens = d_tokens.reshape(-1, width).contiguous()
-    if d_query is not None:
+    if query_weight is not None:
         # What the tokens' gradient is made of stays in float32 until it has been added up.
         d_query = d_query.reshape(-1, d_query.shape[-1])
         d_n, norm = (d_query @ query_weight).float(), norm_parameters(norm_weight, norm_bias, weight)

@@ -5,15 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmtl._outputs import empty_map
-from dmtl.kernels._native import Native
-
-KINDS = ("argmax", "softmax", "sigmoid", "value", "exp", "unit")  # in the order of DecodeKind in decode_map.h
-SHORTEST = 1e-4  # vectors shorter than this are not scaled up to length 1
+from dmtl.kernels.native import Native
+from dmtl.ops.decode_map import CHANNELS, empty_output
 
 
 def decode_map(native: Native, x, weight, bias, kind, height, width, factor) -> Tensor:
-    out = empty_map(x, kind, height, width)
+    out = empty_output(x, kind, height, width)
     if not out.numel():
         return out
     weight, bias = (None if p is None else p.contiguous() for p in (weight, bias))
@@ -23,6 +20,6 @@ def decode_map(native: Native, x, weight, bias, kind, height, width, factor) -> 
         "decode_map", x, out=out, logits=x.new_empty((rows, classes, h, w), dtype=torch.float32), x=x,
         weight=weight, bias=bias, stride_n=stride_n, stride_c=stride_c, stride_y=stride_y, stride_x=stride_x,
         rows=rows, channels=channels, classes=classes, h=h, w=w, height=height, width=width, factor=factor,
-        kind=KINDS.index(kind),
+        kind=list(CHANNELS).index(kind),
     )  # fmt: skip
     return out

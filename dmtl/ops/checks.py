@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _philox
+from . import philox
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -90,8 +90,8 @@ def noise_source(
         fail(op, "noise", "given, or else key_B3", "neither")
     if not isinstance(step, int) or isinstance(step, bool):
         fail(op, "step", "an int", type(step).__name__, TypeError)
-    if not 0 <= step < _philox.MAX_STEP:
-        fail(op, "step", f"in [0, {_philox.MAX_STEP})", step)
+    if not 0 <= step < philox.MAX_STEP:
+        fail(op, "step", f"in [0, {philox.MAX_STEP})", step)
     if noise is not None:
         like(op, "noise", noise, model, model_name)
     if key is not None:
@@ -110,7 +110,7 @@ def check_values(op: str, t_B: Tensor, size: int, key_B3: Tensor | None = None) 
             fail(op, "t_B", f"in [0, {size})", value)
     if key_B3 is not None:
         for _, task, sample in key_B3.tolist():
-            if not 0 <= task < _philox.MAX_TASK:
+            if not 0 <= task < philox.MAX_TASK:
                 fail(op, "key_B3[:, 1] (task)", "in [0, 2**32)", task)
-            if not 0 <= sample < _philox.MAX_SAMPLE:
+            if not 0 <= sample < philox.MAX_SAMPLE:
                 fail(op, "key_B3[:, 2] (sample)", "in [0, 2**48)", sample)

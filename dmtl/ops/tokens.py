@@ -6,28 +6,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _checks
-from ._rows import wide_dtype
+from . import checks
+from .rows import wide_dtype
 
 
 def shaped(op: str, argument: str, value: object, model: Tensor, model_name: str, **sizes: int) -> None:
     """A tensor of model's dtype and device, of exactly the named sizes (in their order)."""
-    _checks.tensor(op, argument, value)
+    checks.tensor(op, argument, value)
     if value.dtype != model.dtype:
-        contract = f"of {model_name}'s dtype {_checks.dtype_name(model.dtype)}"
-        _checks.fail(op, argument, contract, _checks.dtype_name(value.dtype), TypeError)
+        contract = f"of {model_name}'s dtype {checks.dtype_name(model.dtype)}"
+        checks.fail(op, argument, contract, checks.dtype_name(value.dtype), TypeError)
     if tuple(value.shape) != tuple(sizes.values()):
         contract = f"of shape [{', '.join(sizes)}] = {list(sizes.values())}"
-        _checks.fail(op, argument, contract, list(value.shape))
-    _checks.on_device(op, argument, value, model.device)
+        checks.fail(op, argument, contract, list(value.shape))
+    checks.on_device(op, argument, value, model.device)
 
 
 def epsilon(op: str, eps: object) -> None:
     """A positive float."""
     if not isinstance(eps, float):
-        _checks.fail(op, "eps", "a float", type(eps).__name__, TypeError)
+        checks.fail(op, "eps", "a float", type(eps).__name__, TypeError)
     if not eps > 0:
-        _checks.fail(op, "eps", "positive", eps)
+        checks.fail(op, "eps", "positive", eps)
 
 
 def wide(x: Tensor) -> Tensor:

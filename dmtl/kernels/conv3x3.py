@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmtl.ops.grid import empty_map
+
 
 def library_convolution(
     x: Tensor,
@@ -18,9 +20,7 @@ def library_convolution(
 ) -> Tensor:
     """The forward's convolution, x [R, C, h, w] -> [R, K, h, w], or with `flipped` the data gradient's, back
     from K to C channels. biases: one for each task, or none."""
-    R, _, h, w = x.shape
-    shape = (R, weights[0].shape[1 if flipped else 0], h, w)
-    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    out = empty_map(x, (x.shape[0], weights[0].shape[1 if flipped else 0], *x.shape[2:]))
     convolve = F.conv_transpose2d if flipped else F.conv2d
     end = 0
     for task, count in enumerate(counts):
@@ -65,9 +65,10 @@ def library_gradients(
 
 def _weight_gradient(g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     ones, mask = [1, 1], [False, True, False]
-    return torch.ops.aten.convolution_backward(g, x, weight, None, ones, ones, ones, False, [0, 0], 1, mask)[
-        1
-    ]
+    _, d_weight, _ = torch.ops.aten.convolution_backward(
+        g, x, weight, None, ones, ones, ones, False, [0, 0], 1, mask
+    )
+    return d_weight
 
 
 def _tap_sums(total: Tensor) -> Tensor:

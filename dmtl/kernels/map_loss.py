@@ -7,8 +7,6 @@ import ctypes
 import torch
 from torch import Tensor
 
-KINDS = ("cross_entropy", "logistic", "unit", "absolute")  # in the order of LossKind in map_loss.h
-
 
 def readable(label: Tensor, ignore: float) -> tuple[Tensor, float]:
     """(the label, dense uint8 or float32; `ignore` as it compares with it)."""

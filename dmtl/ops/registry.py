@@ -2,7 +2,7 @@
 
 An op module declares an `OpSpec`; `add` registers its operators with torch. The backend is chosen inside the
 operator, below the dispatcher: graphs, exports and checkpoints never name one. This is the only module that
-reaches `dmtl.kernels`.
+reaches `dmtl.kernels`, which it loads by name: kernels import the specifications that they implement.
 
 Choice, strongest first: `use_backend(op="name")`, `use_backend("name")`, `DMTL_BACKEND_<OP>`, `DMTL_BACKEND`,
 automatic (the first of `AUTOMATIC` that can; of the operators that say so, the fastest of those that can). An
@@ -28,7 +28,7 @@ from dmtl.errors import BackendError, ConfigError
 from dmtl.runtime.measure import Fastest
 from dmtl.runtime.support import Support, why_not
 
-from . import _library
+from . import library
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 # What automatic choice tries for tensors of a device type. (Triton's interpreter serves CPU tensors, for
@@ -92,7 +92,7 @@ def add(spec: OpSpec) -> OpSpec:
     """Register the spec and its operators with torch."""
     REGISTRY[spec.name] = spec
     for operator in filter(None, (spec.forward, spec.backward, *spec.variants)):
-        _library.register(operator.name, operator.schema, partial(_run, spec, operator), operator.fake)
+        library.register(operator.name, operator.schema, partial(_run, spec, operator), operator.fake)
     return spec
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _philox
+from . import philox
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -25,7 +25,7 @@ def drawn_noise(like: Tensor, noise: Tensor | None, key_B3: Tensor | None, step:
     if noise is not None:
         return noise.to(wide_dtype(like.dtype))
     if key_B3 is not None:
-        return _philox.normal(key_B3, tuple(like.shape[1:]), step).to(wide_dtype(like.dtype))
+        return philox.normal(key_B3, tuple(like.shape[1:]), step).to(wide_dtype(like.dtype))
     return None
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _checks
+from . import checks
 
 REDUCTIONS = (1, 2, 4)
 
@@ -18,19 +18,19 @@ REDUCTIONS = (1, 2, 4)
 def check_reduction(op: str, reduction: object) -> None:
     """1, 2 or 4."""
     if not isinstance(reduction, int) or isinstance(reduction, bool):
-        _checks.fail(op, "reduction", "an int", type(reduction).__name__, TypeError)
+        checks.fail(op, "reduction", "an int", type(reduction).__name__, TypeError)
     if reduction not in REDUCTIONS:
-        _checks.fail(op, "reduction", "1, 2 or 4", reduction)
+        checks.fail(op, "reduction", "1, 2 or 4", reduction)
 
 
 def check_map(op: str, argument: str, x: object, reduction: int) -> None:
     """A floating map [R, C, h, w] whose sides are multiples of the reduction."""
-    _checks.data(op, argument, x)
+    checks.data(op, argument, x)
     if x.dim() != 4:
-        _checks.fail(op, argument, "of shape [R, C, h, w]", list(x.shape))
+        checks.fail(op, argument, "of shape [R, C, h, w]", list(x.shape))
     if x.shape[2] % reduction or x.shape[3] % reduction:
         contract = f"of a height and width that are multiples of the reduction {reduction}"
-        _checks.fail(op, argument, contract, list(x.shape))
+        checks.fail(op, argument, contract, list(x.shape))
 
 
 def tokens_shape(x: Tensor, reduction: int) -> tuple[int, int, int]:
@@ -39,8 +39,13 @@ def tokens_shape(x: Tensor, reduction: int) -> tuple[int, int, int]:
     return R, (h // reduction) * (w // reduction), C
 
 
+def empty_tokens(x: Tensor, reduction: int) -> Tensor:
+    """Allocate the tokens [R, N, C] of a map [R, C, h, w]."""
+    return torch.empty(tokens_shape(x, reduction), dtype=x.dtype, device=x.device)
+
+
 def empty_map(like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
-    """A fresh channels-last map of `like`'s dtype and device, and of its shape unless another is given."""
+    """Allocate a channels-last map of `like`'s dtype and device, and of its shape unless another is given."""
     shape = tuple(like.shape) if shape is None else shape
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
