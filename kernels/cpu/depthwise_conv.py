@@ -39,7 +39,7 @@ def _taps(weight: Tensor) -> Tensor:
     return weight.flatten(1).t().float().contiguous()
 
 
-def _call(name: str, x: Tensor, out: Tensor, stride: int, padding: int, **fields) -> None:
+def _call(name: str, x: Tensor, out: Tensor, stride: int, padding: int, /, **fields) -> None:
     """Call a kernel that reads maps like x and writes (or reads, too) maps like `out`."""
     B, C, H, W = x.shape
     h, w = out.shape[2:]
