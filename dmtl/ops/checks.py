@@ -30,6 +30,12 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def integer(op: str, argument: str, value: object) -> None:
+    """An int, and not a bool."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        fail(op, argument, "an int", type(value).__name__, TypeError)
+
+
 def data(op: str, argument: str, x: object) -> None:
     """A floating tensor [B, ...]."""
     tensor(op, argument, x)
@@ -42,13 +48,16 @@ def data(op: str, argument: str, x: object) -> None:
 def like(op: str, argument: str, x: object, model: Tensor, model_name: str) -> None:
     """Same shape, dtype and device as `model`."""
     tensor(op, argument, x)
-    if x.dtype != model.dtype:
-        fail(
-            op, argument, f"of {model_name}'s dtype {dtype_name(model.dtype)}", dtype_name(x.dtype), TypeError
-        )
+    same_dtype(op, argument, x, model, model_name)
     if x.shape != model.shape:
         fail(op, argument, f"of {model_name}'s shape {list(model.shape)}", list(x.shape))
     on_device(op, argument, x, model.device)
+
+
+def same_dtype(op: str, argument: str, x: Tensor, model: Tensor, model_name: str) -> None:
+    if x.dtype != model.dtype:
+        contract = f"of {model_name}'s dtype {dtype_name(model.dtype)}"
+        fail(op, argument, contract, dtype_name(x.dtype), TypeError)
 
 
 def on_device(op: str, argument: str, x: Tensor, device: torch.device) -> None:
@@ -82,14 +91,12 @@ def tables(op: str, model: Tensor, **named: object) -> None:
 def noise_source(
     op: str, model: Tensor, model_name: str, noise: object, key: object, step: object, needed: bool
 ) -> None:
-    """At most one of `noise` and `key_B3` (exactly one where `needed`), and a step that the counter can
-    hold."""
+    """At most one of `noise` and `key_B3` (exactly one if `needed`), and a step that the counter can hold."""
     if noise is not None and key is not None:
         fail(op, "noise", "None when key_B3 is given", "both")
     if needed and noise is None and key is None:
         fail(op, "noise", "given, or else key_B3", "neither")
-    if not isinstance(step, int) or isinstance(step, bool):
-        fail(op, "step", "an int", type(step).__name__, TypeError)
+    integer(op, "step", step)
     if not 0 <= step < philox.MAX_STEP:
         fail(op, "step", f"in [0, {philox.MAX_STEP})", step)
     if noise is not None:

@@ -34,6 +34,7 @@ from .autograd import recorded
 from .grid import check_reduction
 from .registry import Operator, OpSpec, add
 from .rows import wide_dtype
+from .samples import draws
 from .tokens import epsilon, norm_backward, normalised, shaped
 
 _SCHEMA = (
@@ -221,18 +222,8 @@ def _check(maps, weight, bias, norm_weight, norm_bias, query_weight, reduction, 
     epsilon(op, eps)
     k, channels = GEOMETRY[reduction][0], sum(x.shape[1] for x in maps)
     checks.tensor(op, "weight", weight)
-    shaped(
-        op,
-        "weight",
-        weight,
-        first,
-        "maps[0]",
-        C=weight.shape[0] if weight.dim() else 1,
-        C_t=channels,
-        k=k,
-        k_=k,
-    )
-    width = weight.shape[0]
+    width = weight.shape[0] if weight.dim() else 1
+    shaped(op, "weight", weight, first, "maps[0]", C=width, C_t=channels, k=k, k_=k)
     for name, x in (("bias", bias), ("norm_weight", norm_weight), ("norm_bias", norm_bias)):
         if x is not None:
             shaped(op, name, x, first, "maps[0]", C=width)
@@ -244,20 +235,17 @@ def _check(maps, weight, bias, norm_weight, norm_bias, query_weight, reduction, 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
     """Arguments for tests and benchmarks: all reductions, with and without query, several layouts."""
-    generator = torch.Generator().manual_seed(len(size))
-
-    def random(*shape: int, scale: float = 1.0) -> Tensor:
-        return (scale * torch.randn(shape, generator=generator)).to(device, dtype)
+    draw = draws(len(size), dtype, device)
 
     def case(
         samples: int, channels: Sequence[int], h: int, w: int, width: int, query: int, reduction: int
     ) -> dict:
         k, total = GEOMETRY[reduction][0], sum(channels)
-        out = dict(weight=random(width, total, k, k, scale=(total * k * k) ** -0.5), bias=random(width))
-        out |= dict(maps=[random(samples, c, h, w) for c in channels], reduction=reduction)
+        out = dict(weight=draw(width, total, k, k, scale=(total * k * k) ** -0.5), bias=draw(width))
+        out |= dict(maps=[draw(samples, c, h, w) for c in channels], reduction=reduction)
         if query:
-            out |= dict(norm_weight=random(width), norm_bias=random(width))
-            out |= dict(query_weight=random(query, width, scale=width**-0.5))
+            out |= dict(norm_weight=draw(width), norm_bias=draw(width))
+            out |= dict(query_weight=draw(query, width, scale=width**-0.5))
         return out
 
     if size == "large":
@@ -276,8 +264,8 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
         case(2, (3, 17), 8, 4, 72, 40, 4) | dict(norm_bias=None),
     ]
     cases[0]["maps"][0] = cases[0]["maps"][0].to(memory_format=torch.channels_last)
-    cases[1]["maps"] = [random(6, c + 2, 6, 20)[::2, 1:-1, :, ::2] for c in (2, 7)]
-    cases[2]["maps"][1] = random(7, 5, 4, 1).permute(3, 2, 1, 0)[:, :1]
+    cases[1]["maps"] = [draw(6, c + 2, 6, 20)[::2, 1:-1, :, ::2] for c in (2, 7)]
+    cases[2]["maps"][1] = draw(7, 5, 4, 1).permute(3, 2, 1, 0)[:, :1]
     return cases
 
 

@@ -35,6 +35,7 @@ from .autograd import recorded
 from .grid import empty_map
 from .registry import Operator, OpSpec, add
 from .rows import wide_dtype
+from .samples import draws
 
 _SCHEMA = (
     "(Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] tap_biases, Tensor[] packed, SymInt[] counts, "
@@ -205,21 +206,16 @@ def _check_list(op: str, name: str, values, tasks: int, shape: tuple[int, ...] |
         checks.on_device(op, argument, value, x.device)
         if shape is None:
             continue
-        if value.dtype != x.dtype:
-            dtypes = (checks.dtype_name(x.dtype), checks.dtype_name(value.dtype))
-            checks.fail(op, argument, f"of x's dtype {dtypes[0]}", dtypes[1], TypeError)
+        checks.same_dtype(op, argument, value, x, "x")
         if value.shape != shape:
             checks.fail(op, argument, f"of shape {list(shape)}", list(value.shape))
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
     """Arguments for tests and benchmarks: with and without bias, tap biases, ReLU; absent tasks; no rows."""
-    generator = torch.Generator().manual_seed(len(size))
+    draw = draws(len(size), dtype, device)
 
     def case(counts, C, K, h, w, *, relu=False, biases=True, taps=False) -> dict:
-        def draw(*shape: int, scale: float = 1.0) -> Tensor:
-            return (scale * torch.randn(shape, generator=generator)).to(device, dtype)
-
         x = draw(sum(counts), C, h, w).contiguous(memory_format=torch.channels_last)
         return dict(
             x=x,
@@ -239,8 +235,7 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
             case((0, 0), 8, 8, 2, 2, relu=True, taps=True),
         ]
     sliced = case((3, 2), 16, 8, 7, 5, biases=False)
-    wide = torch.randn(5, 32, 7, 10, generator=generator).to(device, dtype)
-    sliced["x"] = wide[:, ::2, :, ::2]
+    sliced["x"] = draw(5, 32, 7, 10)[:, ::2, :, ::2]
     dense = case((2,), 8, 40, 6, 9, biases=False, taps=True)
     dense["x"] = dense["x"].contiguous()
     return [case((2, 0, 3), 24, 16, 9, 13, relu=True, taps=True), sliced, dense]

@@ -31,6 +31,7 @@ from torch.autograd.function import once_differentiable
 from . import checks
 from .registry import Operator, OpSpec, add
 from .rows import wide_dtype
+from .samples import draws
 from .tokens import epsilon, norm_backward, normalised, shaped, summed, wide
 
 # norm_x and q_weight are None where the query is given.
@@ -201,8 +202,7 @@ def _check(x, y, weights: dict[str, Tensor | None], heads, eps, query) -> None:
             shaped(op, name, value, x, "x", **{"2C": 2 * width, "C": width})
         else:
             shaped(op, name, value, x, "x", **{"C": width, "C ": width})
-    if not isinstance(heads, int) or isinstance(heads, bool):
-        checks.fail(op, "heads", "an int", type(heads).__name__, TypeError)
+    checks.integer(op, "heads", heads)
     if heads < 1 or width % heads:
         checks.fail(op, "heads", f"a divisor of C = {width}", heads)
     if query is not None:
@@ -264,10 +264,7 @@ def cross_attention(
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
     """Arguments for tests and benchmarks: one token, N unlike M, given query, slices, no rows."""
-    generator = torch.Generator().manual_seed(len(size))
-
-    def draw(*shape: int, scale: float = 1.0) -> Tensor:
-        return (scale * torch.randn(shape, generator=generator)).to(device, dtype)
+    draw = draws(len(size), dtype, device)
 
     def case(x: Tensor, y: Tensor, heads: int, given: bool = False) -> dict:
         width = x.shape[-1]
@@ -282,11 +279,8 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
                 proj_bias=draw(width, scale=0.2),
                 heads=heads,
             )
-            | (
-                dict(query=draw(*x.shape), norm_x_weight=None, norm_x_bias=None, q_weight=None)
-                if given
-                else {}
-            )
+            | (dict.fromkeys(("norm_x_weight", "norm_x_bias", "q_weight")) if given else {})
+            | (dict(query=draw(*x.shape)) if given else {})
         )
 
     if size == "large":

@@ -26,6 +26,7 @@ from torch import Tensor
 from . import checks
 from .registry import Operator, OpSpec, add
 from .rows import wide_dtype
+from .samples import draws
 
 CHANNELS = {"argmax": None, "softmax": 2, "sigmoid": 1, "value": 1, "exp": 1, "unit": 3}
 """Kind -> channels that it decodes (None: any number), in the order of DecodeKind in decode_map.h."""
@@ -127,16 +128,13 @@ def _check(x, weight, bias, kind, size, factor) -> tuple[int, int]:
             checks.fail(op, "bias", f"of shape [{channels}]", list(bias.shape))
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None:
-            if parameter.dtype != x.dtype:
-                got = checks.dtype_name(parameter.dtype)
-                checks.fail(op, name, f"of x's dtype {checks.dtype_name(x.dtype)}", got, TypeError)
+            checks.same_dtype(op, name, parameter, x, "x")
             checks.on_device(op, name, parameter, x.device)
     if kind not in CHANNELS:
         checks.fail(op, "kind", f"one of {', '.join(CHANNELS)}", kind)
     if CHANNELS[kind] not in (None, channels):
         checks.fail(op, "kind", f"one that decodes {channels} channels", f"{kind} ({CHANNELS[kind]})")
-    if not isinstance(factor, int) or isinstance(factor, bool):
-        checks.fail(op, "factor", "an int", type(factor).__name__, TypeError)
+    checks.integer(op, "factor", factor)
     if factor < 1:
         checks.fail(op, "factor", "at least 1", factor)
     if not isinstance(size, (tuple, list)) or len(size) != 2:
@@ -150,15 +148,12 @@ def _check(x, weight, bias, kind, size, factor) -> tuple[int, int]:
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
     """Arguments for tests and benchmarks: every kind, with and without head, several factors and layouts."""
-    generator = torch.Generator().manual_seed(len(size))
-
-    def random(*shape: int, scale: float = 1.0) -> Tensor:
-        return (scale * torch.randn(shape, generator=generator)).to(device, dtype)
+    draw = draws(len(size), dtype, device)
 
     def case(kind: str, rows: int, c: int, h: int, w: int, classes: int = 0, factor: int = 8) -> dict:
-        x = random(rows, c, h, w).contiguous(memory_format=torch.channels_last)
+        x = draw(rows, c, h, w).contiguous(memory_format=torch.channels_last)
         out = dict(x=x, kind=kind, factor=factor, size=(factor * h - factor // 2, factor * w - factor // 3))
-        return out | (dict(weight=random(classes, c, scale=c**-0.5), bias=random(classes)) if classes else {})
+        return out | (dict(weight=draw(classes, c, scale=c**-0.5), bias=draw(classes)) if classes else {})
 
     if size == "large":
         return [case("argmax", 8, 512, 64, 64, 21)]
@@ -171,8 +166,8 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
         case("argmax", 2, 40, 5, 7, 13), case("softmax", 1, 24, 3, 17, 2), case("sigmoid", 2, 16, 4, 4, 1, 3),
         case("unit", 2, 24, 6, 5, 3, 4), case("value", 3, 8, 2, 19, 1, 2), case("exp", 1, 1, 5, 3, factor=5),
     ]  # fmt: skip
-    cases[2]["x"] = random(4, 18, 4, 8)[::2, 1:-1, :, ::2]
-    cases[4]["x"] = random(3, 8, 2, 19)
+    cases[2]["x"] = draw(4, 18, 4, 8)[::2, 1:-1, :, ::2]
+    cases[4]["x"] = draw(3, 8, 2, 19)
     return cases
 
 

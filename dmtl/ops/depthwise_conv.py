@@ -27,6 +27,7 @@ from .autograd import recorded
 from .grid import empty_map
 from .registry import Operator, OpSpec, add
 from .rows import wide_dtype
+from .samples import draws
 
 _SCHEMA = "(Tensor x, Tensor weight, int stride, int padding) -> Tensor"
 _BACKWARD_SCHEMA = (
@@ -112,9 +113,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, *, stride: int = 1, padding: int |
     checks.tensor(op, "weight", weight)
     if x.dim() != 4:
         checks.fail(op, "x", "of shape [B, C, H, W]", list(x.shape))
-    if weight.dtype != x.dtype:
-        contract = f"of x's dtype {checks.dtype_name(x.dtype)}"
-        checks.fail(op, "weight", contract, checks.dtype_name(weight.dtype), TypeError)
+    checks.same_dtype(op, "weight", weight, x, "x")
     k = weight.shape[-1] if weight.dim() == 4 else 0
     if k not in (3, 5) or tuple(weight.shape) != (x.shape[1], 1, k, k):
         checks.fail(op, "weight", f"of shape [{x.shape[1]}, 1, k, k] with k 3 or 5", list(weight.shape))
@@ -141,9 +140,8 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
     }[size]
     cases = []
     for index, (B, C, H, W, k, stride, padding) in enumerate(shapes):
-        generator = torch.Generator().manual_seed(index)
-        x = torch.randn(B, C, H, W, generator=generator).to(device, dtype)
-        weight = torch.randn(C, 1, k, k, generator=generator).to(device, dtype)
+        draw = draws(index, dtype, device)
+        x, weight = draw(B, C, H, W), draw(C, 1, k, k)
         x = x if index % 3 == 1 else x.contiguous(memory_format=torch.channels_last)
         cases.append(dict(x=x, weight=weight, stride=stride, padding=padding))
     return cases

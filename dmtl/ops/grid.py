@@ -17,8 +17,7 @@ REDUCTIONS = (1, 2, 4)
 
 def check_reduction(op: str, reduction: object) -> None:
     """1, 2 or 4."""
-    if not isinstance(reduction, int) or isinstance(reduction, bool):
-        checks.fail(op, "reduction", "an int", type(reduction).__name__, TypeError)
+    checks.integer(op, "reduction", reduction)
     if reduction not in REDUCTIONS:
         checks.fail(op, "reduction", "1, 2 or 4", reduction)
 
@@ -70,30 +69,3 @@ def interpolation(size: int, reduction: int, dtype: torch.dtype, device: torch.d
     token = torch.arange(grid, device=device)
     at_low, at_high = (token == (low + step).clamp(max=grid - 1).unsqueeze(1) for step in (0, 1))
     return at_low.to(dtype) * (1 - way) + at_high.to(dtype) * way
-
-
-def sample_maps(size: str, dtype: torch.dtype, device: str) -> list[tuple[Tensor, int]]:
-    """(x, reduction) for tests and benchmarks: dense, channels-last, sliced, permuted and empty maps."""
-    generator = torch.Generator().manual_seed(len(size))
-
-    def drawn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device, dtype)
-
-    if size == "large":
-        return [(channels_last(drawn(5, 512, 64, 64)), 4)]
-    if size == "tiny":
-        return [
-            (drawn(1, 8, 4, 4), 4),
-            (drawn(0, 8, 4, 8), 4),
-            (drawn(2, 8, 0, 4), 2),
-            (drawn(1, 8, 1, 1), 1),
-        ]
-    return [
-        (channels_last(drawn(3, 24, 12, 20)), 4),
-        (drawn(2, 40, 8, 4), 4),
-        (channels_last(drawn(2, 8, 6, 10)), 2),
-        (channels_last(drawn(2, 16, 5, 7)), 1),
-        (channels_last(drawn(5, 24, 9, 16))[1::2, 8:, 1:, ::2], 4),
-        (drawn(12, 8, 16, 3).transpose(0, 3), 4),
-        (channels_last(drawn(1, 520, 4, 8)), 4),
-    ]

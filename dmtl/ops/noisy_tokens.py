@@ -31,11 +31,11 @@ from .grid import (
     check_reduction,
     empty_map,
     empty_tokens,
-    sample_maps,
     tokens_as_map,
 )
 from .registry import Operator, OpSpec, add
 from .rows import wide_dtype
+from .samples import sample_maps
 
 _SCHEMA = "(Tensor x, Tensor? bias, int reduction) -> (Tensor, Tensor)"
 _BACKWARD_SCHEMA = "(Tensor grad_skip, Tensor grad_tokens, int bias_dim, int reduction) -> (Tensor, Tensor)"
@@ -133,9 +133,7 @@ def noisy_tokens(x: Tensor, bias: Tensor | None = None, *, reduction: int) -> tu
 def _check_bias(op: str, bias: object, x: Tensor) -> None:
     R, C = x.shape[:2]
     checks.tensor(op, "bias", bias)
-    if bias.dtype != x.dtype:
-        contract = f"of x's dtype {checks.dtype_name(x.dtype)}"
-        checks.fail(op, "bias", contract, checks.dtype_name(bias.dtype), TypeError)
+    checks.same_dtype(op, "bias", bias, x, "x")
     if bias.shape != ((C,) if bias.dim() == 1 else (R, C)):
         checks.fail(op, "bias", f"of shape [{C}] or [{R}, {C}]", list(bias.shape))
     checks.on_device(op, "bias", bias, x.device)

@@ -25,7 +25,8 @@ from torch import Tensor
 from . import checks
 from .autograd import recorded
 from .registry import Operator, OpSpec, add
-from .rows import drawn_noise, per_row, sample_rows, scaled, stored_like, wide_dtype
+from .rows import drawn_noise, per_row, scaled, stored_like, wide_dtype
+from .samples import sample_rows
 
 _SCHEMA = (
     "(Tensor x0_hat, Tensor x_t, Tensor t_B, Tensor coef1_S, Tensor coef2_S, Tensor sigma_S, "

@@ -21,7 +21,8 @@ from torch import Tensor
 from . import checks
 from .autograd import recorded
 from .registry import Operator, OpSpec, add
-from .rows import drawn_noise, per_row, sample_rows, scaled, stored_like
+from .rows import drawn_noise, per_row, scaled, stored_like
+from .samples import sample_rows
 
 _SCHEMA = (
     "(Tensor x0, Tensor t_B, Tensor sqrt_abar_S, Tensor sqrt_one_minus_abar_S, "

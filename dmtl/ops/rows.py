@@ -39,30 +39,3 @@ def scaled(grad: Tensor, t_B: Tensor, table_S: Tensor, needed: bool) -> Tensor:
     if not needed:
         return grad.new_empty(0)
     return stored_like(per_row(table_S, t_B, grad) * grad.to(wide_dtype(grad.dtype)), grad)
-
-
-def sample_rows(size: str, dtype: torch.dtype, device: str) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(x, t_B, key_B3) for tests and benchmarks, with t_B in [0, 7): dense, channels-last, sliced and empty
-    inputs."""
-    generator = torch.Generator().manual_seed(len(size))
-
-    def rows(*shape: int) -> tuple[Tensor, Tensor, Tensor]:
-        x = torch.randn(shape, generator=generator).to(device, dtype)
-        t_B = torch.randint(0, 7, shape[:1], generator=generator).to(device)
-        key_B3 = torch.randint(0, 2**31, (shape[0], 3), generator=generator).to(device)
-        return x, t_B, key_B3
-
-    if size == "large":
-        return [rows(8, 512, 64, 64)]
-    if size == "tiny":
-        return [rows(1, 1), rows(0, 3, 2, 2), rows(2, 0, 4), rows(3)]
-    x, t_B, key_B3 = rows(3, 5, 7, 11)
-    y, t2_B, key2_B3 = rows(4, 19, 6, 10)
-    return [
-        (x, t_B, key_B3),
-        (x.to(memory_format=torch.channels_last), t_B, key_B3),
-        (y.to(memory_format=torch.channels_last), t2_B, key2_B3),
-        (y[::2, :, 1:, ::3], t2_B[::2], key2_B3[::2]),
-        (y.transpose(1, 3), t2_B, key2_B3),
-        rows(2, 257, 13),
-    ]

@@ -26,6 +26,7 @@ from torch import Tensor
 from . import checks
 from .autograd import recorded
 from .registry import Operator, OpSpec, add
+from .samples import draws
 from .tokens import epsilon, norm_backward, normalised, shaped, summed
 
 _WEIGHTS = "Tensor norm_weight, Tensor norm_bias, Tensor fc1_weight, Tensor fc1_bias, Tensor fc2_weight"
@@ -123,10 +124,7 @@ def token_mlp(
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
     """Arguments for tests and benchmarks: single tokens, sizes that are no multiple of a tile, slices."""
-    generator = torch.Generator().manual_seed(len(size))
-
-    def draw(*shape: int, scale: float = 1.0) -> Tensor:
-        return (scale * torch.randn(shape, generator=generator)).to(device, dtype)
+    draw = draws(len(size), dtype, device)
 
     def case(x: Tensor, hidden: int) -> dict:
         width = x.shape[-1]

@@ -13,9 +13,7 @@ from .rows import wide_dtype
 def shaped(op: str, argument: str, value: object, model: Tensor, model_name: str, **sizes: int) -> None:
     """A tensor of model's dtype and device, of exactly the named sizes (in their order)."""
     checks.tensor(op, argument, value)
-    if value.dtype != model.dtype:
-        contract = f"of {model_name}'s dtype {checks.dtype_name(model.dtype)}"
-        checks.fail(op, argument, contract, checks.dtype_name(value.dtype), TypeError)
+    checks.same_dtype(op, argument, value, model, model_name)
     if tuple(value.shape) != tuple(sizes.values()):
         contract = f"of shape [{', '.join(sizes)}] = {list(sizes.values())}"
         checks.fail(op, argument, contract, list(value.shape))

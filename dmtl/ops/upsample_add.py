@@ -29,12 +29,12 @@ from .grid import (
     empty_map,
     empty_tokens,
     interpolation,
-    sample_maps,
     tokens_as_map,
     tokens_shape,
 )
 from .registry import Operator, OpSpec, add
 from .rows import wide_dtype
+from .samples import draws, sample_maps
 
 _SCHEMA = "(Tensor tokens, Tensor skip, int reduction) -> Tensor"
 _BACKWARD_SCHEMA = "(Tensor grad, int reduction) -> Tensor"
@@ -100,9 +100,7 @@ def upsample_add(tokens: Tensor, skip: Tensor, *, reduction: int) -> Tensor:
     check_reduction(op, reduction)
     checks.data(op, "tokens", tokens)
     check_map(op, "skip", skip, reduction)
-    if tokens.dtype != skip.dtype:
-        contract = f"of skip's dtype {checks.dtype_name(skip.dtype)}"
-        checks.fail(op, "tokens", contract, checks.dtype_name(tokens.dtype), TypeError)
+    checks.same_dtype(op, "tokens", tokens, skip, "skip")
     expected = tokens_shape(skip, reduction)
     if tuple(tokens.shape) != expected:
         checks.fail(op, "tokens", f"of shape [R, N, C] = {list(expected)}", list(tokens.shape))
@@ -117,8 +115,7 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
     cases = []
     for index, (skip, reduction) in enumerate(sample_maps(size, dtype, device)):
         R, N, C = tokens_shape(skip, reduction)
-        generator = torch.Generator().manual_seed(index)
-        tokens = torch.randn(R, C, N, generator=generator).to(device, dtype).transpose(1, 2)
+        tokens = draws(index, dtype, device)(R, C, N).transpose(1, 2)
         cases.append(
             dict(tokens=tokens if index % 3 == 1 else tokens.contiguous(), skip=skip, reduction=reduction)
         )

@@ -1,5 +1,5 @@
 """cross_attention and its backward by the C++ kernels in csrc/cpu/cross_attention.cpp. Their arithmetic is
-float32 for all storage types; what is left to the library: see `_tokens`."""
+float32 for all storage types; what is left to the library: see `dmtl.kernels.tokens`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dmtl.kernels.native import CPU
 from dmtl.kernels.tokens import dense, why_not_bf16, why_not_sizes
+from dmtl.ops.cross_attention import SPEC
 from dmtl.runtime.memory import empty
 
 
@@ -49,27 +50,20 @@ def cross_attention(
     return out, q, kv, a, lse
 
 
-def cross_attention_backward(
-    grad, x, y, norm_x_weight, norm_x_bias, norm_y_weight, norm_y_bias, q_weight, kv_weight, proj_weight,
-    q, kv, a, lse, heads, eps,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    (rows, _, width), given = x.shape, q_weight is None
-    square, vector = [width, width], [width]
-    gradients = {
-        "d_x": x.shape, "d_y": y.shape, "d_norm_x_weight": vector, "d_norm_x_bias": vector,
-        "d_norm_y_weight": vector, "d_norm_y_bias": vector, "d_q_weight": square,
-        "d_kv_weight": [2 * width, width], "d_proj_weight": square, "d_proj_bias": vector, "d_q": x.shape,
-    }  # fmt: skip
-    unused = ("d_x", "d_norm_x_weight", "d_norm_x_bias", "d_q_weight") if given else ("d_q",)
-    gradients |= {name: [0] for name in unused}
-    make = torch.empty if rows else torch.zeros
-    gradients = {name: make(shape, dtype=x.dtype) for name, shape in gradients.items()}
-    if rows:
-        tensors = dense(
-            grad=grad, x=x, y=y, norm_x_weight=norm_x_weight, norm_x_bias=norm_x_bias,
-            norm_y_weight=norm_y_weight, norm_y_bias=norm_y_bias, q_weight=q_weight, kv_weight=kv_weight,
-            proj_weight=proj_weight, q=q, kv=kv, a=a, lse=lse,
-        )  # fmt: skip
-        targets = {name: value if value.numel() else None for name, value in gradients.items()}
-        CPU.call("cross_attention_backward", x, **targets, **tensors, **_sizes(x, y, heads, eps))
-    return tuple(gradients.values())
+def cross_attention_backward(*args) -> tuple[Tensor, ...]:
+    (
+        grad, x, y, norm_x_weight, norm_x_bias, norm_y_weight, norm_y_bias, q_weight, kv_weight, proj_weight,
+        q, kv, a, lse, heads, eps,
+    ) = args  # fmt: skip
+    gradients = SPEC.backward.fake(*args)
+    if not len(x):
+        return tuple(gradient.zero_() for gradient in gradients)
+    tensors = dense(
+        grad=grad, x=x, y=y, norm_x_weight=norm_x_weight, norm_x_bias=norm_x_bias,
+        norm_y_weight=norm_y_weight, norm_y_bias=norm_y_bias, q_weight=q_weight, kv_weight=kv_weight,
+        proj_weight=proj_weight, q=q, kv=kv, a=a, lse=lse,
+    )  # fmt: skip
+    names = [f"d_{name}" for name in (*SPEC.differentiable[:-1], "q")]
+    tensors |= {name: value if value.numel() else None for name, value in zip(names, gradients, strict=True)}
+    CPU.call("cross_attention_backward", x, **tensors, **_sizes(x, y, heads, eps))
+    return gradients

@@ -1,13 +1,13 @@
 """token_mlp and its backward by the C++ kernels in csrc/cpu/token_mlp.cpp. Their arithmetic is float32 for
-all storage types; what is left to the library: see `_tokens`."""
+all storage types; what is left to the library: see `dmtl.kernels.tokens`."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from dmtl.kernels.native import CPU
 from dmtl.kernels.tokens import dense, why_not_bf16, why_not_sizes
+from dmtl.ops.token_mlp import SPEC
 from dmtl.runtime.memory import empty
 
 
@@ -32,26 +32,21 @@ def token_mlp(
             x=x, norm_weight=norm_weight, norm_bias=norm_bias, fc1_weight=fc1_weight, fc1_bias=fc1_bias,
             fc2_weight=fc2_weight, fc2_bias=fc2_bias,
         )  # fmt: skip
-        sizes = {"rows": x.numel() // width, "width": width, "hidden": hidden, "eps": eps}
+        sizes = dict(rows=x.numel() // width, width=width, hidden=hidden, eps=eps)
         CPU.call("token_mlp", x, out=out, h=h if save else None, **tensors, **sizes)
     return out, h
 
 
-def token_mlp_backward(
-    grad, x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, h, eps
-) -> tuple[Tensor, ...]:
+def token_mlp_backward(*args) -> tuple[Tensor, ...]:
+    grad, x, norm_weight, norm_bias, fc1_weight, _, fc2_weight, h, eps = args
+    gradients = SPEC.backward.fake(*args)
+    if not x.numel():
+        return tuple(gradient.zero_() for gradient in gradients)
+    tensors = dense(
+        grad=grad, x=x, norm_weight=norm_weight, norm_bias=norm_bias, fc1_weight=fc1_weight,
+        fc2_weight=fc2_weight, h=h,
+    )  # fmt: skip
+    tensors |= {f"d_{name}": value for name, value in zip(SPEC.differentiable, gradients, strict=True)}
     hidden, width = fc1_weight.shape
-    make = torch.empty if x.numel() else torch.zeros
-    gradients = {
-        "d_x": x.shape, "d_norm_weight": [width], "d_norm_bias": [width], "d_fc1_weight": [hidden, width],
-        "d_fc1_bias": [hidden], "d_fc2_weight": [width, hidden], "d_fc2_bias": [width],
-    }  # fmt: skip
-    gradients = {name: make(shape, dtype=x.dtype) for name, shape in gradients.items()}
-    if x.numel():
-        tensors = dense(
-            grad=grad, x=x, norm_weight=norm_weight, norm_bias=norm_bias, fc1_weight=fc1_weight,
-            fc2_weight=fc2_weight, h=h,
-        )  # fmt: skip
-        sizes = {"rows": x.numel() // width, "width": width, "hidden": hidden, "eps": eps}
-        CPU.call("token_mlp_backward", x, **gradients, **tensors, **sizes)
-    return tuple(gradients.values())
+    CPU.call("token_mlp_backward", x, **tensors, rows=x.numel() // width, width=width, hidden=hidden, eps=eps)
+    return gradients

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmtl.kernels import _condition_tokens as shared
+from dmtl.kernels import condition_tokens as shared
 from dmtl.kernels.tokens import why_not_sizes
 from dmtl.kernels.triton import _linear
 from dmtl.kernels.triton._launch import POINTERS, compilation, support

@@ -19,6 +19,7 @@ from dmtl.kernels.triton import _attention, _linear
 from dmtl.kernels.triton._attention import attention, attention_backward
 from dmtl.kernels.triton._launch import support
 from dmtl.kernels.triton._linear import linear, norm_backward, norm_pair
+from dmtl.ops.cross_attention import SPEC
 
 _MAX_HEAD = 128
 
@@ -68,16 +69,13 @@ def cross_attention(
     return out, q if query is None else x.new_empty(0), kv, a, lse
 
 
-def cross_attention_backward(
-    grad, x, y, norm_x_weight, norm_x_bias, norm_y_weight, norm_y_bias, q_weight, kv_weight, proj_weight,
-    q, kv, a, lse, heads, eps,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    given = q_weight is None
+def cross_attention_backward(*args) -> tuple[Tensor, ...]:
+    (
+        grad, x, y, norm_x_weight, norm_x_bias, norm_y_weight, norm_y_bias, q_weight, kv_weight, proj_weight,
+        q, kv, a, lse, heads, eps,
+    ) = args  # fmt: skip
     if x.numel() == 0:
-        inputs = (norm_x_weight, norm_x_bias, norm_y_weight, norm_y_bias, q_weight, kv_weight, proj_weight)
-        zeros = [x.new_empty(0) if value is None else torch.zeros_like(value) for value in inputs]
-        d_x, d_q = (x.new_empty(0), x.new_empty(q.shape)) if given else (x.new_empty(x.shape), x.new_empty(0))
-        return d_x, y.new_empty(y.shape), *zeros, torch.zeros_like(norm_y_weight), d_q
+        return tuple(gradient.zero_() for gradient in SPEC.backward.fake(*args))
     flat_grad, flat_a = _flat(grad), _flat(a)
     d_a = (flat_grad @ proj_weight).reshape(x.shape)
     d_q, d_kv = attention_backward(
@@ -85,7 +83,7 @@ def cross_attention_backward(
     )
     d_proj = flat_grad.T @ flat_a, flat_grad.sum(0)
     d_y, *d_norm_y, d_kv_weight = _normed(d_kv, y, norm_y_weight, norm_y_bias, kv_weight, eps, None)
-    if given:
+    if q_weight is None:
         d_x, d_norm_x, d_q_weight = x.new_empty(0), (x.new_empty(0), x.new_empty(0)), x.new_empty(0)
     else:
         d_x, *d_norm_x, d_q_weight = _normed(d_q, x, norm_x_weight, norm_x_bias, q_weight, eps, flat_grad)

@@ -10,13 +10,13 @@ Floor at 5 x 256 tokens, C = 512, H = 2048: 5.4 GFLOP, 7 us at 780 TFLOP/s; two 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from dmtl.kernels.tokens import why_not_sizes
 from dmtl.kernels.triton import _linear
 from dmtl.kernels.triton._launch import support
 from dmtl.kernels.triton._linear import gelu_backward, linear, norm_backward
+from dmtl.ops.token_mlp import SPEC
 
 
 def _shapes(x, norm_weight, norm_bias, fc1_weight, *rest) -> list[str]:
@@ -40,12 +40,10 @@ def token_mlp(
     return out.reshape(shape), h.reshape(hidden) if save else x.new_empty(0)
 
 
-def token_mlp_backward(
-    grad, x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, h, eps
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    weights = (norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight)
+def token_mlp_backward(*args) -> tuple[Tensor, ...]:
+    grad, x, norm_weight, norm_bias, fc1_weight, _, fc2_weight, h, eps = args
     if x.numel() == 0:
-        return x.new_empty(x.shape), *(torch.zeros_like(w) for w in (*weights, norm_weight))
+        return tuple(gradient.zero_() for gradient in SPEC.backward.fake(*args))
     shape = x.shape
     x, grad = (value.reshape(-1, shape[-1]).contiguous() for value in (x, grad))
     d_h, g = gelu_backward(grad, fc2_weight.contiguous(), h.reshape(-1, h.shape[-1]).contiguous())

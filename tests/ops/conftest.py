@@ -7,11 +7,12 @@ import torch
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fresh floating tensors are full of NaN, so that an element that nobody writes is seen."""
-    for name in ("empty", "empty_like", "empty_strided"):
-        original = getattr(torch, name)
+    makers = [(torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (torch.Tensor, "new_empty")]
+    for owner, name in makers:
+        original = getattr(owner, name)
 
         def poison(*args, _original=original, **kwargs):
             out = _original(*args, **kwargs)
             return out.fill_(float("nan")) if out.is_floating_point() else out
 
-        monkeypatch.setattr(torch, name, poison)
+        monkeypatch.setattr(owner, name, poison)

@@ -101,6 +101,18 @@ def test_gradcheck(spec):
             assert torch.autograd.gradcheck(call, list(leaves.values()), fast_mode=size != "tiny")
 
 
+@pytest.mark.parametrize("spec", SPECS)
+def test_second_derivative_is_refused(spec):
+    if spec.backward is None:
+        pytest.skip("has no gradients")
+    sample = to_dtype(spec.samples("odd", torch.float32, DEVICE)[0], spec.differentiable, torch.float32)
+    leaves = list(leaves_of(spec, sample).values())
+    loss = sum(out.square().sum() for out in outputs(spec.function(**sample)) if out.requires_grad)
+    first = torch.autograd.grad(loss, leaves, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        sum(gradient.sum() for gradient in first).backward()
+
+
 def _operator_calls(spec, size: str) -> list:
     """Calls of the op's torch operators, forward and backward, one for each distinct set of argument kinds
     and dimensions."""
