@@ -29,9 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmtl.data.folder.images import write_npy
 from dmtl.data.folder.label_maps import stored_values
 from dmtl.data.folder.paths import find_files, read_text
+from dmtl.data.images import write_npy
 from dmtl.data.loading.batch import Batch
 from dmtl.errors import DataError
 from dmtl.predict.maps import describe_format, encode_map

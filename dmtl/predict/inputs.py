@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from dmtl.predict import images, video
+from dmtl.data.images import IMAGE_SUFFIXES
+from dmtl.predict import video
 
-SUFFIXES = images.SUFFIXES + video.SUFFIXES
+SUFFIXES = IMAGE_SUFFIXES + video.SUFFIXES
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dmtl.data.images import read_image, to_rgb
 from dmtl.engine.engine import Engine
 from dmtl.errors import ConfigError, DataError
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, from_pretrained
 from dmtl.predict.compute import BatchPredictor
-from dmtl.predict.images import read_image, to_rgb
 from dmtl.predict.inputs import find_inputs
 from dmtl.predict.maps import describe_uncertainty
 from dmtl.predict.outputs import RESERVED, Outputs, Summary, output_folder

@@ -18,9 +18,9 @@ from functools import partial
 
 from torch import Tensor
 
+from dmtl.data.images import read_image
 from dmtl.errors import ConfigError, DataError
 from dmtl.predict.compute import BatchPredictor, PredictedBatch
-from dmtl.predict.images import read_image
 from dmtl.predict.inputs import Failure, Input
 from dmtl.predict.outputs import Frame, ImageMaps, Outputs, Summary
 from dmtl.predict.pipeline import WriteBehind, batched, read_ahead

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dmtl.data.folder import images
+from dmtl.data import images
 from dmtl.data.folder.dataset import Folder
 from dmtl.data.folder.paths import inner_path
 from dmtl.errors import DataError
@@ -46,12 +46,16 @@ def npy(array: np.ndarray) -> bytes:
 GREY = np.zeros((HEIGHT, WIDTH), np.uint8)
 BAD_FILES = [
     ("images/a.png", encoded(arrays(0)["images"])[:900], "damaged or truncated"),
-    ("images/a.png", b"no image at all", "not an image, expected JPEG or PNG"),
-    ("images/a.png", encoded(arrays(0)["images"], "BMP"), "not an image, expected JPEG or PNG"),
+    ("images/a.png", b"no image at all", "not an image, expected an image (JPEG, PNG, "),
+    ("images/a.png", encoded(arrays(0)["images"], "GIF"), "not an image, expected an image (JPEG, PNG, "),
     ("images/a.png", b"", "not an image"),
     ("images/a.png", png_header(9000, 9000), "too large (9000x9000), expected at most 64 million pixels"),
     ("images/a.png", png_header(60000, 60000), "too large"),
-    ("images/a.png", encoded(arrays(0)["depth"]), "expected an 8-bit image"),
+    (
+        "images/a.png",
+        encoded(GREY.astype(np.float32), "TIFF"),
+        "pixels of mode F, expected grey, RGB or CMYK",
+    ),
     ("semseg/a.png", encoded(GREY[:-1]), "label of 32x23 pixels, expected 32x24 as images/a.png"),
     ("semseg/a.png", encoded(GREY + 7), "value 7 in 768 pixels, expected 0 to 2, or 255 (ignore)"),
     ("semseg/a.png", encoded(arrays(0)["images"]), "expected one value per pixel"),
@@ -253,7 +257,7 @@ def test_more_pixels_than_bytes_can_hold(tmp_path):
     size = struct.pack(">II", 15, 4_000_000)
     header = b"IHDR" + size + whole[24:29]
     (tmp_path / "x.png").write_bytes(whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:])
-    for read in (images.read_image, images.read_png_map, images.image_size):
+    for read in (images.read_image, images.read_label_image, images.image_size):
         with pytest.raises(DataError, match=f"x.png: 15x4000000 pixels in {len(whole)} bytes"):
             read(tmp_path / "x.png")
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from dmtl.data.benchmarks.base import Distribution
-from dmtl.data.folder.images import read_image, read_npy, read_png_map
+from dmtl.data.images import read_image, read_label_image, read_npy
 from dmtl.tasks import make_task
 
 HEIGHT, WIDTH = 18, 26
@@ -44,10 +44,10 @@ class Tiny(Distribution):
         if task == "depth":
             path = self._path(index, task, ".npy")
             return read_npy(path) if path.exists() else None
-        return read_png_map(self._path(index, task, ".png"))
+        return read_label_image(self._path(index, task, ".png"))
 
     def boundaries(self, index):
-        return torch.from_numpy(read_png_map(self._path(index, "lines", ".png")) > 0)
+        return torch.from_numpy(read_label_image(self._path(index, "lines", ".png")) > 0)
 
 
 def write_tiny(root: Path, train: int = 9, val: int = 3, seed: int = 0) -> Path:

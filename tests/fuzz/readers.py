@@ -21,10 +21,10 @@ from dmtl.data.benchmarks.detect import distribution
 from dmtl.data.benchmarks.fixtures import write_fixture
 from dmtl.data.benchmarks.mat import read_mat
 from dmtl.data.folder.dataset import Folder
-from dmtl.data.folder.images import read_image, read_npy, read_png_map
 from dmtl.data.folder.label_maps import read_label
 from dmtl.data.folder.manifest import digest_of, read_manifest
 from dmtl.data.folder.paths import read_ids
+from dmtl.data.images import read_image, read_label_image, read_npy
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.data.labels.published import read_split_table
 from dmtl.tasks import make_task
@@ -94,6 +94,22 @@ def pngs(*modes: str) -> dict[str, bytes]:
     }
 
 
+def other_images() -> dict[str, bytes]:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    return {
+        "plain.webp": image("RGB", "WEBP", exif=turned),
+        "alpha.webp": image("RGBA", "WEBP", lossless=True),
+        "plain.tif": image("RGB", "TIFF", exif=turned),
+        "cmyk.tif": image("CMYK", "TIFF", compression="tiff_lzw"),
+        "strips.tif": image("L", "TIFF", compression="tiff_adobe_deflate"),
+        "plain.bmp": image("RGB", "BMP"),
+        "palette.bmp": image("P", "BMP"),
+        "plain.ppm": image("RGB", "PPM"),
+        "grey.pgm": image("L", "PPM"),
+    }
+
+
 def label_pngs() -> dict[str, bytes]:
     return pngs("RGB", "L", "P", "1") | {"deep.png": deep_grey()}
 
@@ -122,10 +138,14 @@ def arrays() -> dict[str, bytes]:
 def label_files() -> dict[str, bytes]:
     vectors = PIXELS.astype(np.float32) - 127
     vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
-    stream = io.BytesIO()
-    Image.fromarray(IDS).save(stream, "PNG")
+    ids, strips, numbers = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    Image.fromarray(IDS).save(ids, "PNG")
+    Image.fromarray(IDS).save(strips, "TIFF", compression="tiff_lzw")
+    Image.fromarray(PIXELS[:, :, 0] / np.float32(100)).save(numbers, "TIFF")
     return {
-        "semseg.png": stream.getvalue(),
+        "semseg.png": ids.getvalue(),
+        "semseg.tif": strips.getvalue(),
+        "depth.tif": numbers.getvalue(),
         "edge.npy": npy(IDS > 1),
         "normals.png": image("RGB"),
         "normals.npy": npy(vectors),
@@ -302,8 +322,9 @@ VECTORS = 2 << 30  # of 64 million pixels they are 768 MB, and twice that while 
 
 READERS = {
     "png": Reader(files(lambda: pngs("RGB", "L", "P", "1", "RGBA", "LA")), read_image, png),
-    "png-map": Reader(files(label_pngs), read_png_map, png),
-    "jpeg": Reader(files(jpegs), partial(read_image, upright=True)),
+    "png-map": Reader(files(label_pngs), read_label_image, png),
+    "jpeg": Reader(files(jpegs), read_image),
+    "other-image": Reader(files(other_images), read_image),
     "npy": Reader(files(arrays), read_npy),
     "label": Reader(files(label_files), label, png, memory=VECTORS),
     "mat": Reader(files(mats), lambda path: read_mat(path, ["anno" if "parts" in path.name else "LabelMap"])),

@@ -50,7 +50,6 @@ def run(args: Check) -> int:
 
     problems: list[Problem] = []
     seen: dict[bytes | str, str] = {}
-    files: dict[str, tuple[int, str]] = {}
     images = 0
     for split in args.splits:
         try:
@@ -62,18 +61,21 @@ def run(args: Check) -> int:
             continue
         images += len(dataset)
         progress = bar(f"{dataset.name} {split}")
-        problems += check_dataset(dataset, seen=seen, files=files, workers=args.workers, progress=progress)
+        problems += check_dataset(dataset, seen=seen, workers=args.workers, progress=progress)
     if is_folder(args.data):
         progress = bar(f"{args.data} files")
-        problems = check_files(args.data, known=files, workers=args.workers, progress=progress) + problems
+        problems = check_files(args.data, workers=args.workers, progress=progress) + problems
     problems = list({(p.where, p.what): p for p in problems}.values())  # met by both
     if args.json is not None:
         write_json(args, images, problems)
-    if not problems:
-        say(f"{args.data}: {images} images in {', '.join(args.splits)}, nothing wrong")
-        return 0
-    tell(args.data, problems, args.lines)
-    return 1
+    if problems:
+        tell(args.data, problems, args.lines)
+    faults = sum(problem.is_fault for problem in problems)
+    if faults:
+        say(f"\n{args.data}: {faults} problem{'s' * (faults > 1)}")
+        return 1
+    say(f"{args.data}: {images} images in {', '.join(args.splits)}, nothing wrong")
+    return 0
 
 
 def is_folder(data: str) -> bool:
@@ -112,7 +114,6 @@ def tell(data: str, problems: Sequence[Problem], lines: int) -> None:
             say(f"  {problem}")
         if len(found) > lines:
             say(f"  and {len(found) - lines} more (--lines {len(found)} or --json FILE shows them)")
-    say(f"\n{data}: {len(problems)} problem{'s' * (len(problems) > 1)}")
 
 
 def _place(data: str, problem: Problem) -> str:

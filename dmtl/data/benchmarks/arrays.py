@@ -20,8 +20,8 @@ import numpy as np
 from torch import Tensor
 
 from dmtl.data.benchmarks.base import Distribution, unit_image
-from dmtl.data.folder.images import read_npy
 from dmtl.data.folder.paths import inside
+from dmtl.data.images import read_npy
 from dmtl.errors import DataError
 
 

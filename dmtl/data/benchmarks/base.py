@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from dmtl.data.base import LabelledImages, Sample
-from dmtl.data.folder.images import read_image
 from dmtl.data.folder.label_maps import decode_label
+from dmtl.data.images import read_image
 from dmtl.errors import DataError
 from dmtl.tasks import Task
 
@@ -61,7 +61,8 @@ class Distribution(LabelledImages):
         path = self.image_file(index)
         if path is None:
             raise NotImplementedError(f"{type(self).__name__}.image")
-        return read_image(path)
+        # published labels are drawn on the pixels as they are stored
+        return read_image(path, upright=False)
 
     def stored(self, index: int, task: str) -> np.ndarray | None:
         """The label as the folder format stores it: uint8 [H, W] of ids, uint8 [H, W, 3] of coded vectors,

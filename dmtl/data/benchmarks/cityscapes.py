@@ -11,8 +11,8 @@ import numpy as np
 
 from dmtl.data.benchmarks.arrays import Arrays, class_ids
 from dmtl.data.benchmarks.base import Distribution
-from dmtl.data.folder.images import read_png_map
 from dmtl.data.folder.paths import inner_path, inside
+from dmtl.data.images import read_label_image
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.errors import DataError
 from dmtl.tasks import Task, make_task
@@ -122,7 +122,7 @@ class CityscapesRaw(Distribution):
         if self.split == "test":
             return None
         path = self._file(*self.places[task], index)
-        array = read_png_map(path)
+        array = read_label_image(path)
         return _train_ids(array, path) if task == "semseg" else _disparity(array, path)
 
     def _ids(self, split: str) -> list[str]:

@@ -19,7 +19,7 @@ FORMATS: dict[str, tuple[str, str]] = {
     "cityscapes-19": ("cityscapes", "Cityscapes19"),
     "cityscapes-raw": ("cityscapes", "CityscapesRaw"),
 }
-"""Format -> module of `dmtl.data` and class, which are loaded when they are needed."""
+"""Format -> module of this package and class, which are loaded when they are needed."""
 
 
 def distribution(format: str) -> type[Distribution]:
@@ -27,7 +27,7 @@ def distribution(format: str) -> type[Distribution]:
     if format not in FORMATS:
         raise DataError(f"open_distribution: {unknown_name('format', format, FORMATS)}")
     module, name = FORMATS[format]
-    return getattr(importlib.import_module(f"dmtl.data.{module}"), name)
+    return getattr(importlib.import_module(f"{__package__}.{module}"), name)
 
 
 def recognised(root: str | os.PathLike) -> list[str]:

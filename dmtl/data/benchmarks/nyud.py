@@ -12,9 +12,9 @@ from torch import Tensor
 
 from dmtl.data.benchmarks.arrays import Arrays, numbers, vectors
 from dmtl.data.benchmarks.base import Distribution
-from dmtl.data.folder.images import image_size
 from dmtl.data.folder.label_maps import stored_values
 from dmtl.data.folder.paths import find_files, inside, read_ids
+from dmtl.data.images import image_size
 from dmtl.errors import DataError
 from dmtl.metrics.morphology import outline
 from dmtl.tasks import Task, make_task
@@ -84,7 +84,7 @@ class Nyud40(Distribution):
             for task in self.tasks
         }
         frame = self.evaluation["frame"]
-        if any(side > most for side, most in zip(image_size(self.image_file(0)), frame)):
+        if any(side > most for side, most in zip(image_size(self.image_file(0), upright=False), frame)):
             self.evaluation = {
                 "max_dist": self.evaluation["max_dist"]
             }  # 480x640: no published frame holds it

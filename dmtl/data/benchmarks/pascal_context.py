@@ -26,9 +26,9 @@ from torch import Tensor
 from dmtl.data.benchmarks.base import Distribution
 from dmtl.data.benchmarks.mat import read_mat
 from dmtl.data.benchmarks.pascal_classes import CONTEXT_CLASSES, HUMAN_PARTS, PERSON, WITH_NORMALS
-from dmtl.data.folder.images import image_size, read_png_map
 from dmtl.data.folder.label_maps import decode_label
 from dmtl.data.folder.paths import inside, read_ids
+from dmtl.data.images import image_size, read_label_image
 from dmtl.errors import DataError
 from dmtl.metrics.morphology import outline, thin
 from dmtl.tasks import Task, make_task
@@ -67,7 +67,7 @@ class PascalContext(Distribution):
         return self._file("JPEGImages", index, ".jpg")
 
     def stored(self, index: int, task: str) -> np.ndarray:
-        size = image_size(self.image_file(index))
+        size = image_size(self.image_file(index), upright=False)
         if task == "normals":
             return self._normals(index, size)
         if task == "human_parts":
@@ -86,7 +86,7 @@ class PascalContext(Distribution):
         """bool [H, W]: the outline of LabelMap, as seg2bmap draws it; None without the task edge."""
         if "edge" not in self.tasks:
             return None
-        labels = nearest(self._label_map(index), image_size(self.image_file(index)))
+        labels = nearest(self._label_map(index), image_size(self.image_file(index), upright=False))
         return torch.from_numpy(outline(labels))
 
     def _ids(self, split: str) -> list[str]:
@@ -114,7 +114,7 @@ class PascalContext(Distribution):
     def _normals(self, index: int, size: tuple[int, int]) -> np.ndarray:
         """uint8 [H, W, 3]; float32 where they had to be resized."""
         path, labels = self._file("normals_distill", index, ".png"), self._label_map(index)
-        codes = read_png_map(path)
+        codes = read_label_image(path)
         if codes.shape != (*labels.shape, 3):
             raise DataError(
                 f"{path}: {codes.dtype} values of shape {list(codes.shape)}, expected an RGB picture of "
@@ -153,7 +153,7 @@ def nearest(map_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _grey(path: Path) -> np.ndarray:
     """uint8 [H, W]."""
-    pixels = read_png_map(path)
+    pixels = read_label_image(path)
     if pixels.ndim != 2 or pixels.dtype != np.uint8:
         raise DataError(
             f"{path}: {pixels.dtype} values of shape {list(pixels.shape)}, expected 8 bits per pixel, grey "

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from dmtl.data.base import LabelledImages, Sample
 from dmtl.data.folder.label_maps import lengths
-from dmtl.data.folder.read_once import read_once
+from dmtl.data.images import has_transparency, orientation_of
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.data.parallel import in_parallel
 from dmtl.errors import DataError
@@ -29,6 +30,7 @@ KINDS = {
     "unlisted": "files of no split",
     "manifest": "files that are not as the manifest says",
     "link": "links out of the data set",
+    "shown": "images that are shown otherwise than stored (no fault)",
 }
 _DECODED = np.arange(256, dtype=np.uint8) * np.float32(2 / 255) - 1
 _UNKNOWN_GREY = np.isin(np.arange(256), (0, 127, 128, 255))
@@ -46,6 +48,11 @@ class Problem:
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"
 
+    @property
+    def is_fault(self) -> bool:
+        """False for what is legal, but good to know."""
+        return self.kind != "shown"
+
     @classmethod
     def of(cls, error: DataError, kind: str = "file", where: str = "") -> Problem:
         """What an error says; `where` for one that begins with no place of its own."""
@@ -57,21 +64,18 @@ def check_dataset(
     dataset: LabelledImages,
     *,
     seen: dict[bytes | str, str] | None = None,
-    files: dict[str, tuple[int, str]] | None = None,
     workers: int = 0,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[Problem]:
-    """Reads everything and lists what is wrong; an empty list means that all is well.
+    """Reads everything and lists what is wrong; all is well if no problem `is_fault`.
 
     Damaged files, labels of another size, values out of range, vectors that are not unit vectors (in the
     label, and in its file before reading makes them so), tasks without any label or any positive, images and
-    ids that are there twice. Images and labels are opened and decoded once, and nothing of a sample is kept
-    but its id and digests.
+    ids that are there twice. Also lists images with an orientation tag or transparency, which are read as
+    viewers show them. Nothing of a sample is kept but its id and digest.
 
     Args:
         seen: what is known of other splits, filled for the next call: content and ids of images -> where.
-        files: filled with the bytes and the SHA-256 of the image and label files that were read, by path:
-            `check_files` need not read them again.
         workers: processes that read; 0: this one.
         progress: wraps the loop.
     """
@@ -82,8 +86,6 @@ def check_dataset(
     for index, found in zip(progress(indices), in_parallel(_Reader(dataset), indices, workers)):
         id, here = dataset.ids[index], f"{dataset.split}: {dataset.ids[index]}"
         problems += found.problems
-        if files is not None:
-            files |= found.files
         count.update(found.facts)
         if id in seen:
             problems.append(Problem("split", id, f"is in {seen[id]} and {dataset.split}, expected one split"))
@@ -105,13 +107,11 @@ def check_dataset(
 
 @dataclass
 class _Found:
-    """Of one sample: problems, the hash of its pixels, ("labelled" | "useful" | "positive", task), and of its
-    files (bytes, SHA-256)."""
+    """Of one sample: problems, the hash of its pixels, ("labelled" | "useful" | "positive", task)."""
 
     problems: list[Problem]
     digest: bytes | None = None
     facts: list[tuple[str, str]] = field(default_factory=list)
-    files: dict[str, tuple[int, str]] = field(default_factory=dict)
 
 
 class _Reader:
@@ -119,12 +119,6 @@ class _Reader:
         self.dataset = dataset
 
     def __call__(self, index: int) -> _Found:
-        with read_once() as files:
-            found = self._found(index)
-            found.files = files
-        return found
-
-    def _found(self, index: int) -> _Found:
         data = self.dataset
         sample, problems = _read(data, index, list(data.tasks))
         found = _Found(problems)
@@ -139,12 +133,26 @@ class _Reader:
             if task.kind == "unit_vector" and (wrong := wrong_lengths(data.stored(index, name))):
                 problems.append(Problem("vector", where, wrong))
             found.facts += [(fact, name) for fact in facts]
+        problems += _shown_otherwise(data.image_file(index))
         try:
             data.boundaries(index)
         except DataError as error:
             problems.append(Problem.of(error, where=sample.id))
         found.digest = blake2b(sample.image.contiguous().numpy(), digest_size=16).digest()
         return found
+
+
+def _shown_otherwise(path: Path | None) -> list[Problem]:
+    """Why an image file looks different from its stored pixels."""
+    if path is None:
+        return []
+    problems = []
+    if (tag := orientation_of(path)) > 1:
+        what = f"orientation tag {tag} turns it, labels are expected to fit the turned image"
+        problems.append(Problem("shown", str(path), what))
+    if has_transparency(path):
+        problems.append(Problem("shown", str(path), "has transparency, which is shown on white"))
+    return problems
 
 
 def wrong_lengths(stored: np.ndarray | None) -> str | None:

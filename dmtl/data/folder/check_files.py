@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dmtl.data.folder import manifest
 from dmtl.data.folder.check import Problem
-from dmtl.data.folder.dataset import IMAGE_SUFFIXES, LABEL_SUFFIXES, Folder, read_description, read_split
+from dmtl.data.folder.dataset import Folder, read_description, read_split
 from dmtl.data.folder.manifest import Entry
 from dmtl.data.folder.paths import find_files, inside, read_ids
+from dmtl.data.images import IMAGE_SUFFIXES, LABEL_SUFFIXES
 from dmtl.data.parallel import in_parallel
 from dmtl.errors import DataError
 
@@ -19,7 +19,6 @@ from dmtl.errors import DataError
 def check_files(
     root: str | os.PathLike,
     *,
-    known: dict[str, tuple[int, str]] | None = None,
     workers: int = 0,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[Problem]:
@@ -27,9 +26,7 @@ def check_files(
     missing, changed or unknown by `manifest.jsonl`, where there is one.
 
     Args:
-        known: bytes and SHA-256 of files below `root`, by path (`check_dataset` fills it): they are not read
-            again.
-        workers: processes that read the other files for their SHA-256; 0: this one.
+        workers: processes that read the files for their SHA-256; 0: this one.
         progress: wraps the loop over what the manifest names.
     """
     root = Path(root)
@@ -48,7 +45,11 @@ def check_files(
             problems.append(Problem.of(error, "split"))
             continue
         problems += [
-            Problem("split", str(path), f"id {id!r} has no image, expected images/{id}.jpg, .jpeg or .png")
+            Problem(
+                "split",
+                str(path),
+                f"id {id!r} has no image, expected images/{id}{IMAGE_SUFFIXES[0]} or the like",
+            )
             for id in ids
             if id not in images
         ]
@@ -57,7 +58,7 @@ def check_files(
         for path in sorted(files)
         if _id(path) not in listed
     ]
-    return problems + _recorded(root, files, listed, _Comparison(root, known or {}), workers, progress)
+    return problems + _recorded(root, files, listed, _Comparison(root), workers, progress)
 
 
 def readable_part(root: str | os.PathLike, split: str) -> Folder:
@@ -104,8 +105,8 @@ def _recorded(
 class _Comparison:
     """The files of an entry against what it says."""
 
-    def __init__(self, root: Path, known: dict[str, tuple[int, str]]):
-        self.root, self.known = root, known
+    def __init__(self, root: Path):
+        self.root = root
 
     def __call__(self, entry: Entry) -> list[Problem]:
         problems = []
@@ -122,19 +123,13 @@ class _Comparison:
                 return "is missing, expected it as converted"
             if found != size:
                 return f"has {found} bytes, expected {size} as converted"
-            if self._digest(self.root / name) != digest:
+            if manifest.digest_of((self.root / name).read_bytes())[1] != digest:
                 return "has another SHA-256, expected the bytes that were converted"
         except DataError:
             return None  # a link out of the data set, which is a problem of its own
         except OSError as error:
             return f"cannot be read ({error.strerror}), expected it as converted"
         return None
-
-    def _digest(self, path: Path) -> str:
-        if str(path) in self.known:
-            return self.known[str(path)][1]
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(root: Path, folder: str) -> Iterator[str]:

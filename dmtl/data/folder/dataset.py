@@ -2,8 +2,8 @@
 
     ROOT/dataset.yaml          name, tasks and other keys (below)
     ROOT/splits/train.txt      one id per line; an id may name a subfolder (`city/0001`)
-    ROOT/images/ID.jpg         or .jpeg, .png
-    ROOT/<task>/ID.png         or .npy; a missing file means: this image has no label of this task
+    ROOT/images/ID.jpg         or .jpeg, .png, .webp, .bmp, .tif, .tiff, .ppm, .pgm
+    ROOT/<task>/ID.png         or .tif, .tiff, .npy; a missing file means: no label of this task
 
     tasks:
       semseg: {kind: classes, classes: [sky, road, car]}     # uint8 class ids, 255 = ignore
@@ -14,6 +14,9 @@
 Any name may stand under `tasks`; a name that `dmtl.tasks` does not know gets the default loss of its
 kind. Further keys (`ignore`, `weight`, ...) go to `dmtl.tasks.make_task`. `unknown: -1` marks one value
 of a .npy scalar as unknown; non-finite values always are, and so is 0 in a distance or its inverse.
+
+Images and labels are turned by their orientation tags: labels are drawn on images as viewers show them
+(`dmtl.data.images`). A TIFF may hold codes, as a PNG does, or floating-point numbers, as .npy does.
 
     labels: labels.csv                                  # hides the labels that the table does not show
     evaluation: {frame: [512, 512], max_dist: 0.0075}   # how published figures are taken (`LabelledImages`)
@@ -36,16 +39,22 @@ import yaml
 from torch import Tensor
 
 from dmtl.data.base import LabelledImages, Sample, unknown_name
-from dmtl.data.folder.images import MAX_PIXELS, image_size, read_image, read_png_map
 from dmtl.data.folder.label_maps import READING_OPTIONS, read_label, stored_values
 from dmtl.data.folder.paths import find_files, inner_path, inside, plain_name, read_ids, read_text
+from dmtl.data.images import (
+    IMAGE_SUFFIXES,
+    LABEL_SUFFIXES,
+    MAX_PIXELS,
+    image_size,
+    orientation_of,
+    read_image,
+    read_label_image,
+)
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.errors import DataError, DmtlError, one_line
 from dmtl.tasks import Task, make_task
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MAX_DESCRIPTION = 100_000  # characters; PyYAML takes seconds for odd ones
-LABEL_SUFFIXES = (".png", ".npy")
 KEYS = ("name", "tasks", "labels", "evaluation", "boundaries", "description")
 EVALUATION = ("frame", "max_dist")
 
@@ -88,7 +97,8 @@ class Folder(LabelledImages):
         if missing:
             raise DataError(
                 f"{self.root / 'splits' / split}.txt: {len(missing)} of {len(self.ids)} ids have no image, "
-                f"the first is {missing[0]!r}, expected images/{missing[0]}.jpg, .jpeg or .png"
+                f"the first is {missing[0]!r}, expected images/{missing[0]}.jpg or "
+                f"one of {', '.join(IMAGE_SUFFIXES[1:])}"
             )
         self._files = {t: self._find(t, LABEL_SUFFIXES) for t in self.tasks}
         self._boundary_folder = description.get("boundaries")
@@ -124,11 +134,11 @@ class Folder(LabelledImages):
         if not self._boundaries:
             return None
         path = self._inside(self._boundary_folder, self._boundaries[self.ids[index]])
-        found, size = read_png_map(path), image_size(self.image_file(index))
+        found, size = read_label_image(path), image_size(self.image_file(index))
         if found.shape != size:
             raise DataError(
                 f"{path}: pixels of shape {list(found.shape)}, expected {list(size)} as images/"
-                f"{self._images[self.ids[index]]}"
+                f"{self._images[self.ids[index]]}" + self._turned(index, found.shape, size)
             )
         if found.max() > 1:
             raise DataError(f"{path}: value {found.max()}, expected 0 and 1 (a boundary)")
@@ -161,7 +171,8 @@ class Folder(LabelledImages):
             if claimed:
                 raise DataError(
                     f"{path}: promises {len(claimed)} labels of {task} that do not exist, the first is "
-                    f"{claimed[0]!r}, expected {task}/{claimed[0]}.png or .npy"
+                    f"{claimed[0]!r}, expected {task}/{claimed[0]}.png or "
+                    f"one of {', '.join(LABEL_SUFFIXES[1:])}"
                 )
         return table
 
@@ -172,8 +183,18 @@ class Folder(LabelledImages):
             raise DataError(
                 f"{path}: label of {label.shape[-1]}x{label.shape[-2]} pixels, "
                 f"expected {size[1]}x{size[0]} as images/{self._images[self.ids[index]]}"
+                + self._turned(index, label.shape[-2:], size)
             )
         return label
+
+    def _turned(self, index: int, found: tuple[int, ...], size: tuple[int, int]) -> str:
+        """What to do about a label of the size that an image has before its orientation tag turns it."""
+        if tuple(found) != size[::-1] or (tag := orientation_of(self.image_file(index))) < 5:
+            return ""
+        return (
+            f" is shown: its orientation tag {tag} turns the stored {size[0]}x{size[1]} pixels. Draw the "
+            "label on the image as shown, or remove the tag from the image"
+        )
 
     def _reading(self, task: str | None) -> dict[str, float]:
         """How the files of a task are read; nothing of None, the images."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmtl.data.folder.images import npy_bytes, png_bytes, read_npy, read_png_map
+from dmtl.data.images import npy_bytes, png_bytes, read_label_image, read_npy
 from dmtl.errors import DataError
 from dmtl.tasks import Task
 
@@ -32,13 +32,14 @@ def read_label(path: Path, task: Task, *, scale: float | None = None, unknown: f
     `scale` is the value of one step of a PNG of scalars; `unknown` marks one value of a .npy of scalars.
     Raises DataError naming the file when it is damaged or its values are not what the task allows.
     """
-    numbers = path.suffix.lower() == ".npy"
-    return decode_label(stored_values(path), task, path, numbers=numbers, scale=scale, unknown=unknown)
+    stored = stored_values(path)
+    numbers = path.suffix.lower() == ".npy" or stored.dtype.kind == "f"
+    return decode_label(stored, task, path, numbers=numbers, scale=scale, unknown=unknown)
 
 
 def stored_values(path: Path) -> np.ndarray:
-    """What a .npy or PNG file of a label holds."""
-    return read_npy(path) if path.suffix.lower() == ".npy" else read_png_map(path)
+    """Return what a .npy, PNG or TIFF file of a label holds."""
+    return read_npy(path) if path.suffix.lower() == ".npy" else read_label_image(path)
 
 
 def decode_label(

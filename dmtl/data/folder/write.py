@@ -20,11 +20,11 @@ from torch import Tensor
 from dmtl.data.base import LabelledImages
 from dmtl.data.benchmarks.base import Distribution
 from dmtl.data.folder import manifest
-from dmtl.data.folder.dataset import IMAGE_SUFFIXES, read_description
-from dmtl.data.folder.images import png_bytes
+from dmtl.data.folder.dataset import read_description
 from dmtl.data.folder.label_maps import label_file, stored_label
 from dmtl.data.folder.manifest import Entry
 from dmtl.data.folder.paths import inner_path, inside, plain_name, read_ids
+from dmtl.data.images import IMAGE_SUFFIXES, orientation_of, png_bytes
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.data.parallel import in_parallel
 from dmtl.errors import DataError
@@ -193,7 +193,7 @@ class _Writer:
         """The files of a sample, path -> content, and its labels by task; every pixel has been decoded."""
         image, stored, labels = self._read(index)
         id, source = self.dataset.ids[index], self.dataset.image_file(index)
-        if source is not None and source.suffix.lower() in IMAGE_SUFFIXES:
+        if source is not None and self._can_copy(source):
             files = {f"images/{id}{source.suffix.lower()}": source.read_bytes()}
         else:
             files = {f"images/{id}.png": png_bytes(image.permute(1, 2, 0))}
@@ -206,6 +206,13 @@ class _Writer:
                 raise DataError(f"{self.dataset.name}: {id!r} has no boundaries, expected them as of others")
             files[f"{BOUNDARIES}/{id}.png"] = png_bytes(found.numpy().astype(np.uint8))
         return files, labels
+
+    def _can_copy(self, source: Path) -> bool:
+        """Whether the copy of an image file is read as this data set reads the original."""
+        if source.suffix.lower() not in IMAGE_SUFFIXES:
+            return False
+        # a benchmark's labels fit the stored pixels, and a folder's images are turned by their tags
+        return not isinstance(self.dataset, Distribution) or orientation_of(source) == 1
 
     def _read(self, index: int) -> tuple[Tensor, dict[str, np.ndarray], dict[str, Tensor]]:
         data, id = self.dataset, self.dataset.ids[index]

@@ -5,21 +5,27 @@
     np.save of an object {task: [id, ...]}
     CSV                                             id,<task>,<task>,... (`LabelMatrix.read_csv`)
 
-torch's present (zip) and former format are read. Nothing is unpickled the usual way, so no file can run code.
+torch's present (zip) and former format are read. Unpickling calls nothing but the functions in `_ALLOWED` and
+what `torch.load(weights_only=True)` allows, so no file can run code.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import pickle
+import pickletools
+import re
+import warnings
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from dmtl.data.benchmarks.pickles import MAX_OPERATIONS, Array, Storage, Tensor, UnreadablePickle, load
 from dmtl.data.folder.paths import inner_path, plain_name
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.errors import DataError
@@ -30,12 +36,15 @@ LIST_COLUMNS = {5: ("semseg", "human_parts", "sal", "normals", "edge")}
 """What the numbers of an image's list are: PASCAL-Context's five tasks."""
 MAX_BYTES = 16 << 20
 MAX_TASKS = 64
+MAX_ENTRIES = 4_000_000
 _ZIP, _NPY = b"PK\x03\x04", b"\x93NUMPY"
 _FORMER = (
     b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."  # torch's number and version 1001, pickled
 )
 
-ReadStorage = Callable[[Storage], bytes]
+
+class _NotATable(ValueError):
+    """The file holds something else. The message says what, in one line."""
 
 
 def read_split_table(
@@ -62,13 +71,13 @@ def read_split_table(
     if len(data) > MAX_BYTES:
         raise DataError(f"{path}: too large, expected a table of at most {MAX_BYTES >> 20} MiB")
     try:
-        return _table(path, *reader(data), tasks, ids)
+        return _table(path, reader(data), tasks, ids)
     except DataError:
         raise
-    except UnreadablePickle as error:
-        raise _not_a_table(path, error) from error
-    except Exception as error:  # zipfile and NumPy let many exception types through on damaged files
-        raise _not_a_table(path, f"damaged: {type(error).__name__}") from error
+    except Exception as error:  # torch, NumPy and pickle let many exception types through on damaged files
+        raise DataError(
+            f"{path}: {_reason(error)}, expected a table of labels: CSV or a published split file"
+        ) from error
 
 
 def _start(path: Path) -> bytes:
@@ -83,107 +92,130 @@ def _start(path: Path) -> bytes:
         ) from error
 
 
-def _not_a_table(path: Path, why: object) -> DataError:
-    return DataError(f"{path}: {why}, expected a table of labels: CSV or a published split file")
+def _reason(error: Exception) -> str:
+    if isinstance(error, _NotATable):
+        return str(error)
+    refused = re.search(r"GLOBAL (\S{1,80}) was not an allowed", str(error))
+    return _not_allowed(refused[1]) if refused else f"damaged ({type(error).__name__})"
 
 
-# containers: bytes -> the pickled value, and how to get the bytes of a tensor
+def _not_allowed(name: str) -> str:
+    return f"refers to {name!r}, which is not allowed"
 
 
-def _zip(data: bytes) -> tuple[Any, ReadStorage]:
+# containers: bytes -> the pickled value
+
+
+def _zip(data: bytes) -> Any:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        names = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
-        if len(names) != 1:
-            raise UnreadablePickle("a zip file without data.pkl")
-        folder = names[0].removesuffix("data.pkl")
-        if folder + "byteorder" in archive.namelist() and _member(archive, folder + "byteorder") != b"little":
-            raise UnreadablePickle("numbers that are not little-endian")
-        value, _ = load(io.BytesIO(_member(archive, names[0])))
-
-    def read(storage: Storage) -> bytes:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return _member(archive, f"{folder}data/{storage.key}")
-
-    return value, read
+        if sum(member.file_size for member in archive.infolist()) > MAX_BYTES:
+            raise _NotATable("a zip file that grows")
+    return _torch(data)
 
 
-def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    info = archive.getinfo(name)
-    if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-        raise UnreadablePickle("a compressed zip file")  # torch never compresses, and this cannot grow
-    return archive.read(info)
+def _torch(data: bytes) -> Any:
+    names = [(function, name) for name, function in _ALLOWED.items()]
+    with warnings.catch_warnings(), torch.serialization.safe_globals(names):
+        warnings.simplefilter("ignore")  # of damaged files, about versions of pickle
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
-def _former(data: bytes) -> tuple[Any, ReadStorage]:
-    file = io.BytesIO(data)
-    file.seek(len(_FORMER))
-    system, _ = load(file)
-    if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise UnreadablePickle("numbers that are not little-endian")
-    value, storages = load(file)
-    keys, _ = load(file)
-    start = file.tell()
-
-    def read(wanted: Storage) -> bytes:
-        at = start
-        for key in keys:  # each: its count as 8 bytes, then its numbers
-            size = storages[key].count * storages[key].dtype.itemsize
-            if storages[key] == wanted:
-                return data[at + 8 : at + 8 + size]
-            at += 8 + size
-        raise UnreadablePickle("a tensor without numbers")
-
-    return value, read
-
-
-def _npy(data: bytes) -> tuple[Any, ReadStorage]:
+def _npy(data: bytes) -> Any:
     file = io.BytesIO(data)
     if np.lib.format.read_magic(file) != (1, 0):
-        raise UnreadablePickle("an unknown version of .npy")
+        raise _NotATable("an unknown version of .npy")
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     if shape != () or dtype.kind != "O":
-        raise UnreadablePickle(f"an array of {str(dtype)[:40]} of shape {list(shape)}")
-    array, _ = load(file)
-    if not isinstance(array, Array) or array.shape != () or len(array.items) != 1:
-        raise UnreadablePickle("an array whose contents are not one object")
+        raise _NotATable(f"an array of {str(dtype)[:40]} of shape {list(shape)}")
+    start = file.tell()
+    for operation, argument, _ in pickletools.genops(file):  # also refuses lengths beyond the file's end
+        if "PUT" in operation.name and argument > len(data):
+            raise _NotATable("damaged")  # pickle would make room for as many objects
+    file.seek(start)
+    array = _Unpickler(file).load()
+    if type(array) is not _Array or array.shape != () or len(array.items) != 1:
+        raise _NotATable("an array whose contents are not one object")
+    return array.items[0]
 
-    def read(storage: Storage) -> bytes:
-        raise UnreadablePickle("a tensor in a .npy file")
 
-    return array.items[0], read
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}".replace("numpy._core.", "numpy.core.")
+        if full not in _ALLOWED:
+            raise _NotATable(_not_allowed(full[:80]))
+        return _ALLOWED[full]
 
 
-_READERS = {_ZIP: _zip, _FORMER: _former, _NPY: _npy}
+class _DType:
+    """NumPy's type of an object, a text or a number, as a pickle describes it."""
+
+    def __init__(self, code: str, *flags: bool):
+        if not re.fullmatch(r"[OUbiuf]\d{1,5}", code):
+            raise ValueError(code)
+        self.code, self.order = code, "<"
+
+    def __setstate__(self, state: tuple) -> None:
+        if state[1] not in ("<", ">", "|", "="):
+            raise ValueError(state[1])
+        self.order = state[1]
+
+
+class _Array:
+    """NumPy's array of objects, as a pickle describes it: only what the file holds is allocated."""
+
+    def __init__(self, *arguments: Any):
+        self.shape, self.items = (0,), []
+
+    def __setstate__(self, state: tuple) -> None:
+        _, self.shape, _, _, self.items = state
+
+
+def _scalar(dtype: _DType, data: bytes) -> str | int | float | bool:
+    return np.frombuffer(data, dtype.order + dtype.code).reshape(()).item()
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    return text.encode("latin1")
+
+
+_ALLOWED = {
+    "_codecs.encode": _encode,
+    "numpy.dtype": _DType,
+    "numpy.ndarray": _Array,
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy.core.multiarray._reconstruct": _Array,
+}
+_READERS = {_ZIP: _zip, _FORMER: _torch, _NPY: _npy}
 
 
 # contents: the value -> the table
 
 
-def _table(
-    path: Path, value: Any, read: ReadStorage, tasks: list[str] | None, ids: list[str] | None
-) -> LabelMatrix:
+def _table(path: Path, value: Any, tasks: list[str] | None, ids: list[str] | None) -> LabelMatrix:
     if type(value) is not dict or not value:
-        raise UnreadablePickle(f"holds {type(value).__name__} without entries by name")
+        raise _NotATable(f"holds {type(value).__name__} without entries by name")
     tensor = value.get("labels_weights")
     if type(tensor) is Tensor and len(value) == 1:
-        return _from_tensor(path, tensor.array(read(tensor.storage)), tasks, ids)
+        if tensor.numel() > MAX_ENTRIES:  # a view can repeat what it shows
+            raise _NotATable(f"a tensor of {tensor.numel()} numbers")
+        return _from_tensor(path, tensor.numpy(), tasks, ids)
     if not all(type(entries) in (list, tuple) for entries in value.values()):
-        raise UnreadablePickle("holds neither labels_weights nor lists")
-    if sum(map(len, value.values())) > MAX_OPERATIONS:  # a list can be there many times
-        raise UnreadablePickle(f"lists of more than {MAX_OPERATIONS} entries")
+        raise _NotATable("holds neither labels_weights nor lists")
+    if sum(map(len, value.values())) > MAX_ENTRIES:  # a list can be there many times
+        raise _NotATable(f"lists of more than {MAX_ENTRIES} entries")
     kinds = {type(entry) for entries in value.values() for entry in entries}
     if kinds == {str}:
         return _from_tasks(path, value).subset(ids, tasks)
     if kinds and kinds <= {int, float, bool}:
         return _from_images(path, value, tasks, ids)
-    raise UnreadablePickle("lists that hold neither ids nor 0 and 1 alone")
+    raise _NotATable("lists that hold neither ids nor 0 and 1 alone")
 
 
 def _from_tensor(
     path: Path, table: np.ndarray, tasks: list[str] | None, ids: list[str] | None
 ) -> LabelMatrix:
     if table.ndim != 2 or 0 in table.shape:
-        raise UnreadablePickle(f"labels_weights of shape {list(table.shape)}")
+        raise _NotATable(f"labels_weights of shape {list(table.shape)}")
     ids = [f"train/{row}" for row in range(len(table))] if ids is None else ids
     if len(ids) != len(table):
         raise DataError(f"{path}: {len(table)} rows, expected {len(ids)}, one for each image")
@@ -197,7 +229,7 @@ def _from_images(
 ) -> LabelMatrix:
     lengths = sorted({len(row) for row in value.values()})
     if len(lengths) > 1:
-        raise UnreadablePickle(f"lists of {lengths[0]} and of {lengths[-1]} numbers")
+        raise _NotATable(f"lists of {lengths[0]} and of {lengths[-1]} numbers")
     columns = _columns(path, lengths[0], LIST_COLUMNS, tasks)
     matrix = _zeros_and_ones(np.array(list(value.values())))
     return LabelMatrix(_checked_ids(path, value), columns, matrix, str(path)).subset(ids)
@@ -207,13 +239,13 @@ def _from_tasks(path: Path, value: dict[str, list[str]]) -> LabelMatrix:
     tasks = [plain_name(task, f"{path}: name of a task") for task in value]
     ids = sorted({id for listed in value.values() for id in listed})
     if len(tasks) > MAX_TASKS:
-        raise UnreadablePickle(f"{len(tasks)} tasks")
+        raise _NotATable(f"{len(tasks)} tasks")
     row = {id: number for number, id in enumerate(_checked_ids(path, ids))}
     matrix = np.zeros((len(ids), len(tasks)), bool)
     for column, listed in enumerate(value.values()):
         rows = [row[id] for id in listed]
         if len(set(rows)) != len(rows):
-            raise UnreadablePickle(f"an id twice under {tasks[column]!r}")
+            raise _NotATable(f"an id twice under {tasks[column]!r}")
         matrix[rows, column] = True
     return LabelMatrix(ids, tasks, matrix, str(path))
 
@@ -237,7 +269,7 @@ def _columns(
 
 def _zeros_and_ones(table: np.ndarray) -> np.ndarray:
     if not ((table == 0) | (table == 1)).all():
-        raise UnreadablePickle("numbers that are neither 0 nor 1")
+        raise _NotATable("numbers that are neither 0 nor 1")
     return table == 1
 
 
