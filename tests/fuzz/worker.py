@@ -38,7 +38,7 @@ class Canary:
         if not self.listening:
             return
         writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
-        if writes and not str(arguments[0]).endswith(".pyc"):
+        if writes and not str(arguments[0]).endswith(".pyc") and not isinstance(arguments[0], int):  # a pipe
             self.heard.append(f"{event} {arguments[0]} {arguments[1]}")
         elif event in FORBIDDEN and "_mat_child.py" not in str(arguments):
             self.heard.append(f"{event} {arguments!r:.200}")

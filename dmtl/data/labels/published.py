@@ -95,7 +95,7 @@ def _start(path: Path) -> bytes:
 def _reason(error: Exception) -> str:
     if isinstance(error, _NotATable):
         return str(error)
-    refused = re.search(r"GLOBAL (\S{1,80}) was not an allowed", str(error))
+    refused = re.search(r"GLOBAL (\S{1,80})", str(error))
     return _not_allowed(refused[1]) if refused else f"damaged ({type(error).__name__})"
 
 
@@ -140,7 +140,7 @@ def _npy(data: bytes) -> Any:
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        full = f"{module}.{name}".replace("numpy._core.", "numpy.core.")
+        full = f"{module}.{name}"
         if full not in _ALLOWED:
             raise _NotATable(_not_allowed(full[:80]))
         return _ALLOWED[full]
@@ -182,8 +182,11 @@ _ALLOWED = {
     "_codecs.encode": _encode,
     "numpy.dtype": _DType,
     "numpy.ndarray": _Array,
+    # the older and the present name of one module
     "numpy.core.multiarray.scalar": _scalar,
+    "numpy._core.multiarray.scalar": _scalar,
     "numpy.core.multiarray._reconstruct": _Array,
+    "numpy._core.multiarray._reconstruct": _Array,
 }
 _READERS = {_ZIP: _zip, _FORMER: _torch, _NPY: _npy}
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import copy
 import multiprocessing
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,40 +27,90 @@ from dmtl.data.loading.wrappers import Cached
 from dmtl.errors import DataError
 
 
+@dataclass(kw_only=True)
+class LoaderOptions:
+    """How a `Loader` makes batches.
+
+    Args:
+        batch_size: images of a batch, over all processes.
+        seed: of the order and of the augmentations.
+        shuffle: a new order for each epoch (training); False keeps that of the data set (evaluation).
+        drop_last: leave out an incomplete last batch; by default when shuffling.
+        only_labelled: leave out images without any visible label; by default when shuffling.
+        balance: every batch holds a visible label of every task; images of tasks with few labels then come
+            more than once in an epoch, others not at all. Needs `shuffle` and `drop_last`.
+        skip_corrupt: samples that cannot be read (DataError) and may be left out, each reported in
+            `Batch.skipped`; one more raises its error.
+        workers: processes that read and transform, two batches ahead each; 0 does it here.
+        pin: page-locked memory, for a GPU.
+        epoch, start: `iter(loader)` gives the batches of this epoch from this position on.
+        rank, world: this process reads its part of every batch, number `rank` of `world` (needs `drop_last`
+            if there are several). For evaluation see `Loader.shard`.
+    """
+
+    batch_size: int = 8
+    seed: int = 0
+    shuffle: bool = True
+    drop_last: bool | None = None
+    only_labelled: bool | None = None
+    balance: bool = False
+    skip_corrupt: int = 0
+    workers: int = 0
+    pin: bool = False
+    epoch: int = 0
+    start: int = 0
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "skip_corrupt", "workers", "seed", "epoch", "start", "rank", "world"):
+            value, least = getattr(self, name), int(name in ("batch_size", "world"))
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"make_loader: {name} must be an integer of at least {least}, got {value!r}")
+        for name in ("drop_last", "only_labelled"):
+            if getattr(self, name) is None:
+                setattr(self, name, self.shuffle)
+        if self.rank >= self.world:
+            raise ValueError(f"make_loader: rank must be in 0..{self.world - 1}, got {self.rank}")
+        if self.batch_size < self.world:
+            raise ValueError(
+                f"make_loader: batch_size must be at least the number of processes, {self.world}, "
+                f"got {self.batch_size}"
+            )
+        if self.world > 1 and not self.drop_last:
+            raise ValueError(f"make_loader: drop_last must be True if world > 1, got world {self.world}")
+        if self.balance and not (self.shuffle and self.drop_last):
+            raise ValueError("make_loader: balance needs shuffle and drop_last")
+
+
 class Loader:
     """Iterates batches; made by `make_loader`.
 
-    `iter(loader)` gives the epoch `epoch` from `start` on, `loader.stream(step)` goes on for ever.
-    `loader.corrupt` tells what was wrong with the samples left out so far, by index in the data set.
+    `iter(loader)` gives the epoch `epoch` from `start` on, `loader.stream(step)` continues for ever.
+    `loader.corrupt` says what was wrong with the samples left out so far, by index in the data set.
     """
 
     def __init__(
-        self,
-        dataset: LabelledImages,
-        visible: LabelMatrix,
-        rows: np.ndarray,
-        transform: Transform,
-        *,
-        batch_size: int,
-        seed: int,
-        shuffle: bool,
-        drop_last: bool,
-        balance: Balanced | None,
-        skip_corrupt: int,
-        workers: int,
-        pin: bool,
-        epoch: int,
-        start: int,
-        rank: int,
-        world: int,
+        self, dataset: LabelledImages, visible: LabelMatrix, transform: Transform, options: LoaderOptions
     ):
-        self.dataset, self.visible, self.transform = dataset, visible, transform
-        self.batch_size, self.seed, self.shuffle, self.drop_last = batch_size, seed, shuffle, drop_last
-        self.workers, self.pin, self.epoch, self.start = workers, pin, epoch, start
-        self.rank, self.world, self.skip_corrupt = rank, world, skip_corrupt
+        self.dataset, self.visible, self.transform, self.options = dataset, visible, transform, options
+        self.batch_size = options.batch_size
         self.corrupt: dict[int, str] = {}
-        self._rows, self._balance, self._shard = rows, balance, (0, 1)
+        self._shard = (0, 1)
         self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        labelled = visible.matrix.any(1)
+        self._rows = np.flatnonzero(labelled) if options.only_labelled else np.arange(len(dataset))
+        if len(self._rows) == 0:
+            raise DataError(
+                f"{dataset.name}: split {dataset.split!r} has no image with a visible label of "
+                f"{', '.join(visible.tasks) or 'any task'}"
+            )
+        if options.drop_last and len(self._rows) < self.batch_size:
+            raise DataError(
+                f"{dataset.name}: split {dataset.split!r} has {len(self._rows)} labelled images, "
+                f"expected at least batch_size = {self.batch_size}"
+            )
+        self._balance = _balanced(dataset, visible, self._rows, self.batch_size) if options.balance else None
 
     def __len__(self) -> int:
         """Batches that a whole epoch gives here."""
@@ -68,10 +120,12 @@ class Loader:
     @property
     def _steps(self) -> int:
         full, rest = divmod(len(self._rows), self.batch_size)
-        return full + bool(rest and not self.drop_last)
+        return full + bool(rest and not self.options.drop_last)
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._run((self.epoch, position) for position in range(self.start, self._steps))
+        return self._run(
+            (self.options.epoch, position) for position in range(self.options.start, self._steps)
+        )
 
     def stream(self, step: int = 0) -> Iterator[Batch]:
         """Endless batches from global number `step` on, epoch after epoch, without a pause between them."""
@@ -94,9 +148,9 @@ class Loader:
 
     def order(self, epoch: int) -> np.ndarray:
         """The data set's indices in the order of `epoch`, over all processes."""
-        if not self.shuffle:
+        if not self.options.shuffle:
             return self._rows
-        rng = np.random.default_rng([self.seed, epoch])
+        rng = np.random.default_rng([self.options.seed, epoch])
         if self._balance is None:
             return rng.permutation(self._rows)
         return self._rows[self._balance.order(rng, self._steps)]
@@ -116,11 +170,11 @@ class Loader:
             return
         self._share_cache()
         loader = DataLoader(
-            _Prepared(self.dataset, self.visible, self.transform, self.seed),
+            _Prepared(self.dataset, self.visible, self.transform, self.options.seed),
             batch_sampler=_Places(self, (place for place in places if place[1] % world == rank)),
             collate_fn=Collate(self.dataset, self.visible.tasks),
-            num_workers=self.workers,
-            pin_memory=self.pin,
+            num_workers=self.options.workers,
+            pin_memory=self.options.pin,
             generator=torch.Generator().manual_seed(0),  # else DataLoader draws from torch's global generator
         )
         for batch, errors in loader:
@@ -139,22 +193,26 @@ class Loader:
 
         Otherwise each would read everything for a copy of its own, and lose it when an evaluation ends.
         """
-        if self.workers and isinstance(self.dataset, Cached) and multiprocessing.get_start_method() == "fork":
+        if (
+            self.options.workers
+            and isinstance(self.dataset, Cached)
+            and multiprocessing.get_start_method() == "fork"
+        ):
             rank, world = self._shard
             ours = np.arange(len(self._rows)) // self.batch_size % world == rank
-            rows = self._rows if self.shuffle else self._rows[ours]
-            self.dataset.warm(self.visible, rows.tolist(), threads=self.workers)
+            rows = self._rows if self.options.shuffle else self._rows[ours]
+            self.dataset.warm(self.visible, rows.tolist(), threads=self.options.workers)
 
     def _judge(self, errors: list[tuple[int, DataError | OSError]]) -> None:
         """Raises what may not be skipped: any OSError, and the first sample beyond `skip_corrupt`."""
         for index, error in errors:
-            if not isinstance(error, DataError) or self.skip_corrupt == 0:
+            if not isinstance(error, DataError) or self.options.skip_corrupt == 0:
                 raise error
             self.corrupt[index] = str(error)
-            if len(self.corrupt) > self.skip_corrupt:
+            if len(self.corrupt) > self.options.skip_corrupt:
                 raise DataError(
                     f"{error} (unreadable sample number {len(self.corrupt)}, "
-                    f"expected at most data.skip_corrupt = {self.skip_corrupt})"
+                    f"expected at most data.skip_corrupt = {self.options.skip_corrupt})"
                 ) from error
 
 
@@ -163,106 +221,28 @@ def make_loader(
     labels: LabelMatrix | None = None,
     transform: Transform | None = None,
     *,
-    batch_size: int = 8,
-    seed: int = 0,
-    shuffle: bool = True,
-    drop_last: bool | None = None,
-    only_labelled: bool | None = None,
-    balance: bool = False,
     tasks: Sequence[str] | None = None,
-    skip_corrupt: int = 0,
-    workers: int = 0,
-    pin: bool = False,
-    epoch: int = 0,
-    start: int = 0,
-    rank: int = 0,
-    world: int = 1,
+    **options: Any,
 ) -> Loader:
-    """Batches of `dataset`, with the labels that `labels` shows and that exist (None: all that exist).
+    """Make batches of `dataset`, with the labels that `labels` shows and that exist (None: all that exist).
 
     Args:
         labels: matched with the data set by id and task name; what it hides is never read.
         transform: e.g. `train_transform(size)`; None normalises only. Different sizes in a batch are padded.
-        batch_size: images of a batch, over all processes.
-        shuffle: a new order for each epoch (training); False keeps that of the data set (evaluation).
-        drop_last: leave out an incomplete last batch; by default when shuffling.
-        only_labelled: leave out images without any visible label; by default when shuffling.
-        balance: every batch holds a visible label of every task; images of tasks with few labels then come
-            more than once in an epoch, others not at all. Needs `shuffle` and `drop_last`.
         tasks: the tasks whose labels are wanted; by default those of `labels` that the data set has, or all.
-        skip_corrupt: samples that cannot be read (DataError) and may be left out, each told in
-            `Batch.skipped`; one more raises its error.
-        workers: processes that read and transform, two batches ahead each; 0 does it here.
-        pin: page-locked memory, for a GPU.
-        epoch, start: `iter(loader)` gives the batches of this epoch from this position on.
-        rank, world: this process reads its part of every batch, number `rank` of `world` (needs `drop_last`
-            where there are several). For evaluation see `Loader.shard`.
+        options: as in `LoaderOptions`.
 
-    Errors: DataError for a task that the data set lacks, an image without a row in `labels`, nothing left, a
-    batch too small to be balanced.
+    Raises:
+        DataError: a task that the data set lacks, an image without a row in `labels`, nothing left, a batch
+            too small to be balanced.
     """
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("skip_corrupt", skip_corrupt, 0),
-        ("workers", workers, 0),
-        ("seed", seed, 0),
-        ("epoch", epoch, 0),
-        ("start", start, 0),
-        ("rank", rank, 0),
-        ("world", world, 1),
-    ):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"make_loader: {name} must be an integer of at least {least}, got {value!r}")
-    drop_last = shuffle if drop_last is None else drop_last
-    if rank >= world:
-        raise ValueError(f"make_loader: rank must be in 0..{world - 1}, got {rank}")
-    if batch_size < world:
-        raise ValueError(
-            f"make_loader: batch_size must be at least the number of processes, {world}, got {batch_size}"
-        )
-    if world > 1 and not drop_last:
-        raise ValueError(f"make_loader: world needs drop_last, got world {world} without")
-    if balance and not (shuffle and drop_last):
-        raise ValueError("make_loader: balance needs shuffle and drop_last")
+    chosen = LoaderOptions(**options)
     if tasks is None and labels is not None:
         tasks = [task for task in dataset.tasks if task in labels.tasks]
     visible = dataset.available().subset(tasks=dataset.wanted(tasks))
     if labels is not None:
         visible = visible.intersect(labels)
-    keep = (
-        visible.matrix.any(1)
-        if (shuffle if only_labelled is None else only_labelled)
-        else np.ones(len(dataset), bool)
-    )
-    rows = np.flatnonzero(keep)
-    if len(rows) == 0:
-        raise DataError(
-            f"{dataset.name}: split {dataset.split!r} has no image with a visible label of "
-            f"{', '.join(visible.tasks) or 'any task'}"
-        )
-    if drop_last and len(rows) < batch_size:
-        raise DataError(
-            f"{dataset.name}: split {dataset.split!r} has {len(rows)} labelled images, "
-            f"expected at least batch_size = {batch_size}"
-        )
-    return Loader(
-        dataset,
-        visible,
-        rows,
-        transform or eval_transform(),
-        batch_size=batch_size,
-        seed=seed,
-        shuffle=shuffle,
-        drop_last=drop_last,
-        balance=_balanced(dataset, visible, rows, batch_size) if balance else None,
-        skip_corrupt=skip_corrupt,
-        workers=workers,
-        pin=pin,
-        epoch=epoch,
-        start=start,
-        rank=rank,
-        world=world,
-    )
+    return Loader(dataset, visible, transform or eval_transform(), chosen)
 
 
 def _balanced(dataset: LabelledImages, visible: LabelMatrix, rows: np.ndarray, batch_size: int) -> Balanced:
@@ -296,7 +276,7 @@ class _Places:
         loader = self.loader
         for epoch, position in self.places:
             index, times = (
-                np.array_split(part, loader.world)[loader.rank].tolist()
+                np.array_split(part, loader.options.world)[loader.options.rank].tolist()
                 for part in loader.chosen(epoch, position)
             )
             yield [(epoch, position, i, n) for i, n in zip(index, times)]
