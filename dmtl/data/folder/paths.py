@@ -43,57 +43,26 @@ def inside(root: str | os.PathLike, path: str | os.PathLike) -> Path:
     links followed; `root` itself may be a link, and the file need not exist.
 
     DataError for a path that is elsewhere, climbs with `..` or leaves through a link, and for what is neither
-    a file nor a folder (opening a pipe would wait for ever). Cheap enough to be called for every file: where
-    a folder leads is looked up once.
+    a file nor a folder (opening a pipe would wait for ever).
     """
     path = Path(path)
     try:
-        inner = path.relative_to(root)
-        if ".." in inner.parts:
+        if ".." in path.relative_to(root).parts:
             raise ValueError
-        real = base = _real_root(os.path.join(os.getcwd(), root))
-        if inner.parts:
-            real = os.path.join(_folder_inside(base, os.path.join(os.getcwd(), path.parent)), inner.name)
-        mode = _mode(real)
-        if stat.S_ISLNK(mode):
-            real = _checked(base, os.path.realpath(real))
-            mode = _mode(real)
+        base, real = _real_root(os.path.abspath(root)), os.path.realpath(path)
+        mode = os.lstat(real).st_mode if os.path.lexists(real) else 0
     except ValueError:  # not below `root`, or not a name that a file can have
         raise DataError(f"{str(path)!r}: not inside the data set, expected a path below {root}") from None
-    except _Outside as outside:
-        raise DataError(f"{path}: a link to {outside}, expected links to stay inside the data set") from None
+    if real != base and not real.startswith(base.rstrip(os.sep) + os.sep):
+        raise DataError(f"{path}: a link to {real}, expected links to stay inside the data set")
     if mode and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise DataError(f"{path}: neither a file nor a folder, expected a file of the data set")
     return path
 
 
-class _Outside(Exception):
-    """Where a link leads."""
-
-
 @lru_cache(maxsize=64)
 def _real_root(root: str) -> str:
     return os.path.realpath(root)
-
-
-@lru_cache(maxsize=4096)
-def _folder_inside(base: str, folder: str) -> str:
-    """Where `folder` really is. What leads out is not remembered: it may be mended."""
-    return _checked(base, os.path.realpath(folder))
-
-
-def _checked(base: str, real: str) -> str:
-    if real != base and not real.startswith(base.rstrip(os.sep) + os.sep):
-        raise _Outside(real)
-    return real
-
-
-def _mode(path: str) -> int:
-    """What is there, links not followed; 0 for nothing."""
-    try:
-        return os.lstat(path).st_mode
-    except OSError:
-        return 0
 
 
 def read_text(path: str | os.PathLike, what: str) -> str:
