@@ -50,7 +50,8 @@ class Task:
     primary: ClassVar[str]  # the figure of `new_metric()` that enters Delta_MTL
     higher_is_better: ClassVar[bool]
     graded: ClassVar[bool] = False  # errors are amounts (`error`), not right or wrong
-    thin: ClassVar[bool] = False  # positives are a pixel or two wide and must survive when labels shrink
+    # Positives are a pixel or two wide: they survive when labels shrink, and can be scored as boundaries.
+    thin: ClassVar[bool] = False
 
     def __post_init__(self):
         """Checks the options; subclasses extend it."""

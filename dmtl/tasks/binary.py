@@ -19,10 +19,16 @@ from dmtl.tasks.palette import EMBER, GREY, apply_scale
 class Binary(Task):
     """What binary tasks share: a sigmoid logit, a map of probabilities, labels 0 and 1 (above 0.5 is 1)."""
 
+    thin: bool = False  # see Task.thin
+
     kind = "binary"
     primary = "pixelF"
     higher_is_better = True
     scale: ClassVar[np.ndarray] = EMBER  # colours of probabilities 0 .. 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._require(isinstance(self.thin, bool), "thin", "true or false", self.thin)
 
     @property
     def channels(self) -> int:
@@ -60,12 +66,10 @@ class Mask(Binary):
     """A custom binary task: binary cross-entropy, positives multiplied by `pos_weight` as in PyTorch."""
 
     pos_weight: float = 1.0
-    thin: bool = False  # see Task.thin
 
     def __post_init__(self):
         super().__post_init__()
         self._number("pos_weight", low=0.0)
-        self._require(isinstance(self.thin, bool), "thin", "true or false", self.thin)
 
     def _pixel_loss(self, logits_BCHW: Tensor, label_BKHW: Tensor, valid_B1HW: Tensor) -> Tensor:
         return weighted_bce(logits_BCHW, label_BKHW > 0.5, self.pos_weight, 1.0)

@@ -18,6 +18,7 @@ of a .npy scalar as unknown; non-finite values always are, and so is 0 in a dist
     labels: labels.csv                                  # hides the labels that the table does not show
     evaluation: {frame: [512, 512], max_dist: 0.0075}   # how published figures are taken (`LabelledImages`)
     boundaries: contours            # ROOT/contours/ID.png, 0 and 1: the truth of the boundary benchmark
+                                    # for the first task that is thin (edge, or binary with `thin: true`)
     description: any text
 
 No file is read that lies outside ROOT, not through a link either; ROOT itself may be a link.
@@ -76,7 +77,8 @@ class Folder(LabelledImages):
                     f"{self.root / 'dataset.yaml'}: {unknown_name('task', task, description['tasks'])}"
                 )
         self._options = {t: description["tasks"][t] for t in description["tasks"] if t in chosen}
-        made = {t: _make_task(t, options, self.root / "dataset.yaml") for t, options in self._options.items()}
+        path = self.root / "dataset.yaml"
+        made = {t: _make_task(t, options, path) for t, options in self._options.items()}
         listed = read_split(self.root, split)
         super().__init__(description["name"], split, made, listed if ids is None else list(ids))
         if unlisted := set(self.ids) - set(listed):
@@ -93,6 +95,9 @@ class Folder(LabelledImages):
         self._files = {t: self._find(t, LABEL_SUFFIXES) for t in self.tasks}
         self._boundary_folder = description.get("boundaries")
         self._boundaries = {} if self._boundary_folder is None else self._find_boundaries()
+        if self._boundaries:
+            tasks = (_make_task(t, options, path) for t, options in description["tasks"].items())
+            self.boundary_task = next((task.name for task in tasks if task.thin), None)
         table = description.get("labels")
         where = f"{self.root / 'dataset.yaml'}: labels"
         self._table = None if table is None else self._read_table(self._inside(inner_path(table, where)))
