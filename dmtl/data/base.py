@@ -126,8 +126,7 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
 
 def ignored_label(task: Task, height: int, width: int) -> Tensor:
     """A label [K, H, W] of which no pixel counts."""
-    dtype = torch.uint8 if task.kind in ("classes", "binary") else torch.float32
-    return torch.full((task.label_channels, height, width), task.ignore, dtype=dtype)
+    return torch.full((task.label_channels, height, width), task.ignore, dtype=task.label_dtype)
 
 
 def stack_images(samples: Sequence[Sample]) -> Tensor:

@@ -294,17 +294,14 @@ def _make_task(name: str, options: dict, path: Path) -> Task:
         task = make_task(name, **{key: value for key, value in options.items() if key not in READING_OPTIONS})
     except (DmtlError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: {error}") from error
-    if task.kind in ("classes", "binary") and (
-        task.ignore not in range(256) or (task.kind == "binary" and task.ignore < 2)
-    ):
+    count = len(task.label_names)
+    if count and task.ignore not in range(count, 256):
         raise DataError(
             f"{path}: task {name!r}: ignore is {task.ignore:g}, expected a pixel value up to 255 "
             "that is no label, because these labels are stored in 8 bits"
         )
-    if task.kind == "classes" and task.channels > 255:
-        raise DataError(
-            f"{path}: task {name!r}: {task.channels} classes, expected at most 255 (8-bit labels)"
-        )
+    if count > 255:
+        raise DataError(f"{path}: task {name!r}: {count} classes, expected at most 255 (8-bit labels)")
     return task
 
 
