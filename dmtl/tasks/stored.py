@@ -82,7 +82,7 @@ class Stored:
         return None
 
     def stored_problem(self, stored: np.ndarray) -> str | None:
-        """Say what is wrong with a file's values although `label_from_stored` takes them; None if nothing is."""
+        """Say what is wrong with a file's values that `label_from_stored` takes anyway, or None."""
         return None
 
     def map_from_stored(
@@ -111,7 +111,7 @@ class Stored:
         return (stored * reading[0] + reading[1]).astype(np.float32)
 
     def map_to_pixels(self, map: np.ndarray) -> Pixels:
-        """Convert a prediction ([H, W], or [K, H, W] for vectors) to pixels, as exactly as they can hold it."""
+        """Convert a prediction ([H, W], or [K, H, W] for vectors) to pixels, as exactly as they allow."""
         return linear_pixels(map)
 
     def map_format(self) -> dict[str, Any]:
