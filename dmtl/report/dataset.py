@@ -16,7 +16,6 @@ from dmtl.errors import DataError
 from dmtl.report.data import Cell, ReportData, SamplePictures, SampleRow
 from dmtl.report.html import figure, label_section, sample_sections
 from dmtl.report.page import page
-from dmtl.report.samples import legends
 from dmtl.runtime.files import write_text
 from dmtl.tasks import Task
 from dmtl.tasks.palette import vector_colours
@@ -175,9 +174,10 @@ def _classes(found: TaskStatistics) -> list[dict]:
 def _legends(tasks: Mapping[str, Task]) -> list[tuple[str, list]]:
     """As in the report, but that a label is no probability."""
     found = []
-    for name, keys in legends(tasks).items():
-        words = tasks[name].label_names or [word for word, _ in keys]
-        found.append((name, [(word, rgb) for word, (_, rgb) in zip(words, keys, strict=True)]))
+    for name, task in tasks.items():
+        if keys := task.legend():
+            words = task.label_names or [word for word, _ in keys]
+            found.append((name, [(word, rgb) for word, (_, rgb) in zip(words, keys, strict=True)]))
     return found
 
 

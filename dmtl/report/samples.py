@@ -70,11 +70,6 @@ def sample_pictures(
     return result
 
 
-def legends(tasks: Mapping[str, Task]) -> dict[str, list[tuple[str, tuple[int, int, int]]]]:
-    """What the colours of each task's pictures mean."""
-    return {name: legend for name, task in tasks.items() if (legend := task.legend())}
-
-
 def _tasks(models: Mapping[str, torch.nn.Module], dataset: LabelledImages) -> dict[str, Task]:
     return {n: t for model in models.values() for n, t in model.tasks.items() if n in dataset.tasks}
 
