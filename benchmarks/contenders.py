@@ -185,7 +185,7 @@ def drawn_noise(
 def difference(task: Task, found: Tensor, expected: Tensor) -> float:
     """How far a map lies from the expected one: the share of pixels of another class, or the relative
     distance in L2."""
-    if task.kind == "classes":
+    if not task.map_dtype.is_floating_point:
         return float((found != expected).float().mean())
     found, expected = found.detach().float(), expected.detach().float()
     return float((found - expected).norm() / expected.norm())

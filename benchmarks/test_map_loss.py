@@ -22,7 +22,7 @@ def arguments(task, size: Size, dtype: torch.dtype, tracked: bool) -> dict:
     n, height, width = size.images, 8 * size.height, 8 * size.width
     logits = 2 * torch.randn(n, task.channels, size.height, size.width, device=DEVICE)
     shape = (n, task.label_channels, height, width)
-    if task.kind in ("classes", "binary"):
+    if task.label_names:
         label = torch.randint(0, max(2, task.channels), shape, dtype=torch.uint8, device=DEVICE)
     else:
         label = F.normalize(torch.randn(shape, device=DEVICE), dim=1)

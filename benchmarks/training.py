@@ -80,11 +80,9 @@ class TrainingCase:
 
 def _label(task, case: Case, generator: torch.Generator) -> Tensor:
     shape = (case.batch, task.label_channels, *case.size)
-    if task.kind == "classes":
-        return torch.randint(0, task.channels, shape, generator=generator).float()
-    if task.kind == "binary":
-        return (torch.rand(shape, generator=generator) < 0.1).float()
-    if task.kind == "unit_vector":
+    if task.label_names:
+        return torch.randint(0, len(task.label_names), shape, generator=generator).float()
+    if task.unit_length:
         return nn.functional.normalize(torch.randn(shape, generator=generator), dim=1)
     return 10 * torch.rand(shape, generator=generator)
 

@@ -94,6 +94,54 @@ def test_no_import_circles():
     assert not left, f"these modules import one another: {left}"
 
 
+def decides_by_kind(node: ast.AST, words: set[str], classes: set[str]) -> bool:
+    """Whether code looks at a task's kind, name or class to do one thing or another."""
+    if isinstance(node, ast.Compare):
+        parts = [node.left, *node.comparators]
+        constants = {inner.value for p in parts for inner in ast.walk(p) if isinstance(inner, ast.Constant)}
+        return bool(words & constants) and any(
+            getattr(part, "attr", "") in ("kind", "name") for part in parts
+        )
+    if isinstance(node, ast.Dict):
+        return sum(isinstance(key, ast.Constant) and key.value in words for key in node.keys) > 1
+    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
+        names = {getattr(inner, "id", getattr(inner, "attr", "")) for inner in ast.walk(node.args[1])}
+        return bool(classes & names)
+    return False
+
+
+def test_only_tasks_decide_by_their_kind():
+    """A new kind of task is one file in dmtl/tasks: other rooms call its methods (`dmtl.tasks.base.Task`)."""
+    import dmtl.tasks as tasks
+
+    kinds = (*tasks.KINDS.values(), *tasks.KNOWN.values())
+    classes = {base.__name__ for kind in kinds for base in kind.__mro__} - {"Task", "object"}
+    for name, path in sources():
+        if room_of(name) == "dmtl.tasks":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            words = set(tasks.KINDS) if isinstance(node, ast.Dict) else {*tasks.KINDS, *tasks.KNOWN}
+            assert not decides_by_kind(node, words, classes), (
+                f"{path.relative_to(ROOT)}:{node.lineno} decides by the kind of a task: "
+                f"{ast.unparse(node)[:80]}; make it a method or an attribute of Task that its kinds override"
+            )
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "task.kind == 'classes'",
+        "task.kind in ('scalar', 'binary')",
+        "task.name == 'edge'",
+        "isinstance(task, (int, Scalar))",
+        "{'classes': 1, 'binary': 2}[task.kind]",
+    ],
+)
+def test_decisions_by_kind_are_recognised(code):
+    words = {"classes", "binary", "scalar", "edge"}
+    assert any(decides_by_kind(node, words, {"Scalar"}) for node in ast.walk(ast.parse(code)))
+
+
 def test_only_the_registry_reaches_kernels():
     for name, path in sources():
         text = path.read_text()

@@ -47,7 +47,7 @@ class Eval:
     frame: tuple[int, int] | None = None
     """Height and width to which images are padded on all sides; default: each at its own size."""
     boundaries: Literal["seism", "raw"] | None = None
-    """Also score the task called edge by odsF, oisF and AP: "seism" (as published) or "raw" (without
+    """Also score thin tasks, such as edge, by odsF, oisF and AP: "seism" (as published) or "raw" (without
     non-maximum suppression)."""
     max_dist: float | None = None
     """How far boundaries may be apart, as a share of the image's diagonal; default: as the data set says,

@@ -62,6 +62,7 @@ class LabelledImages:
 
     def __init__(self, name: str, split: str, tasks: dict[str, Task], ids: list[str]):
         self.name, self.split, self.tasks, self.ids = name, split, tasks, ids
+        self.boundary_task = next((name for name, task in tasks.items() if task.thin), None)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -91,8 +92,10 @@ class LabelledImages:
         return None
 
     def boundaries(self, index: int) -> Tensor | None:
-        """bool [H, W]: where the boundary benchmark sees boundaries, for a data set that says so apart from
-        its edge labels; None: where the edge label is 1."""
+        """Return where the boundary benchmark sees boundaries of `boundary_task`, bool [H, W].
+
+        None: the data set does not say so separately, and boundaries are where the task's label is 1.
+        """
         return None
 
     def identity(self, task: str | None = None) -> list:
@@ -123,8 +126,7 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
 
 def ignored_label(task: Task, height: int, width: int) -> Tensor:
     """A label [K, H, W] of which no pixel counts."""
-    dtype = torch.uint8 if task.kind in ("classes", "binary") else torch.float32
-    return torch.full((task.label_channels, height, width), task.ignore, dtype=dtype)
+    return torch.full((task.label_channels, height, width), task.ignore, dtype=task.label_dtype)
 
 
 def stack_images(samples: Sequence[Sample]) -> Tensor:

@@ -58,7 +58,7 @@ class Protocol:
         The frame and the tolerance of boundaries are those that `dataset.evaluation` names.
         """
         frame = dataset.evaluation.get("frame")
-        thin = any(Boundaries.concern(dataset.tasks[task]) for task in tasks)
+        thin = any(dataset.tasks[task].thin for task in tasks)
         return cls(None if frame is None else tuple(frame), "seism" if thin else None)
 
 
@@ -172,18 +172,23 @@ class Evaluation:
             self.boundaries = self._boundaries(dataset, protocol)
 
     def _boundaries(self, dataset: LabelledImages, protocol: Protocol) -> Boundaries:
-        thin = [name for name in self.needed if Boundaries.concern(self.tasks[name])]
+        thin = [name for name in self.needed if self.tasks[name].thin]
         if not thin:
             raise ConfigError(
-                f"boundaries need a task called edge among those scored, got {', '.join(self.needed)}"
+                "boundaries need a binary task with `thin: true`, such as edge, among those scored, "
+                f"got {', '.join(self.needed)}"
             )
         max_dist = protocol.max_dist or dataset.evaluation.get("max_dist", MAX_DIST)
         ids = None if protocol.boundary_ids is None else set(protocol.boundary_ids)
         labelled = {id for name in thin for id in self.needed[name] if ids is None or id in ids}
         self.description |= {"max_dist": max_dist, "boundary_images": len(labelled)}
+
+        def truth(index: int, task: str) -> Tensor | None:
+            return dataset.boundaries(index) if task == dataset.boundary_task else None
+
         return Boundaries(
             lambda ignore: Boundary(protocol=protocol.boundaries, max_dist=max_dist, ignore=ignore),
-            dataset.boundaries,
+            truth,
             ids,
         )
 
@@ -202,7 +207,7 @@ class Evaluation:
         """Return the main metric of every task."""
         odsf = f"odsF_{self.description['boundaries']}"
         return {
-            name: odsf if self.boundaries is not None and Boundaries.concern(task) else task.primary
+            name: odsf if self.boundaries is not None and task.thin else task.primary
             for name, task in self.tasks.items()
         }
 
@@ -211,7 +216,7 @@ class Evaluation:
         found = {}
         for name, task in self.tasks.items():
             found[name] = dict(task.new_metric().notes)
-            if self.boundaries is not None and Boundaries.concern(task):
+            if self.boundaries is not None and task.thin:
                 found[name] |= self.boundaries.metric(task.ignore).notes
         return found
 

@@ -34,17 +34,11 @@ from dmtl.data.folder.paths import find_files, read_text
 from dmtl.data.images import write_npy
 from dmtl.data.loading.batch import Batch
 from dmtl.errors import DataError
-from dmtl.predict.maps import describe_format, encode_map
+from dmtl.predict.maps import encode_map
 from dmtl.predict.outputs import FORMAT, output_folder
 from dmtl.runtime.distributed import World, gathered
 from dmtl.runtime.files import write_bytes, write_text
 from dmtl.tasks import Task
-
-_NPY = {
-    "binary": "float32 [H, W]; probability",
-    "unit_vector": "float32 [H, W, 3]; unit vector",
-    "scalar": "float32 [H, W]; value",
-}
 
 
 class MapWriter:
@@ -75,8 +69,8 @@ class MapWriter:
     ):
         self.world = World() if world is None else world
         self.folder, self.tasks, self.about = output_folder(folder), dict(tasks), dict(about)
-        kinds = {"unit_vector", "scalar", *(["binary"] if floats else [])}
-        self.arrays = {name for name, task in tasks.items() if task.kind in kinds}
+        numbers = (name for name, task in tasks.items() if task.map_dtype.is_floating_point)
+        self.arrays = {name for name in numbers if floats or not tasks[name].label_names}
         self.images: list[dict] = []
         self.write_index()  # first of all: tells whether the folder can be written, and that it is ours
 
@@ -90,7 +84,7 @@ class MapWriter:
             self.write_index()
 
     def add(self, batch: Batch, maps: Mapping[str, Tensor]) -> None:
-        """The maps of a batch, task -> [B, H, W] or [B, 3, H, W]."""
+        """The maps of a batch, task -> [B, H, W] or [B, K, H, W]."""
         for row, id in enumerate(batch.ids):
             for name, map in maps.items():
                 self._write(name, id, map[row][..., *batch.unpadded(row)].cpu())
@@ -105,8 +99,9 @@ class MapWriter:
     def _description(self, name: str) -> dict:
         task = self.tasks[name]
         if name in self.arrays:
-            return {"kind": task.kind, "npy": _NPY[task.kind]}
-        return describe_format(task) | ({"rounding": "down, as published"} if task.thin else {})
+            sides = "[H, W]" if task.label_channels == 1 else f"[H, W, {task.label_channels}]"
+            return {"kind": task.kind, "npy": f"float32 {sides}; {task.words.map}"}
+        return task.map_format() | ({"rounding": "down, as published"} if task.thin else {})
 
     def _write(self, name: str, id: str, map: Tensor) -> None:
         path, stale = (self.folder / name / f"{id}{suffix}" for suffix in self._suffixes(name))
@@ -160,11 +155,11 @@ class SavedMaps:
         out = {}
         for name in names:
             task = self.tasks[name]
-            shape = (len(batch), 3, *frame) if task.kind == "unit_vector" else (len(batch), *frame)
-            out[name] = torch.zeros(shape, dtype=torch.int64 if task.kind == "classes" else torch.float32)
+            sides = frame if task.label_channels == 1 else (task.label_channels, *frame)
+            out[name] = torch.zeros(len(batch), *sides, dtype=task.map_dtype)
             for row, id in enumerate(batch.ids):
                 if id in self.files[name]:
-                    reading = self._readings.of(name, id) if task.kind == "scalar" else None
+                    reading = self._readings.of(name, id)
                     map = read_map(self.files[name][id], task, batch.valid_size[row], reading)
                     out[name][row][..., *batch.unpadded(row)] = map
         return out
@@ -184,7 +179,7 @@ def saved_tasks(folder: str | os.PathLike, tasks: Mapping[str, Task]) -> dict[st
 def read_map(
     path: Path, task: Task, size: tuple[int, int], reading: tuple[float, float] | None = None
 ) -> Tensor:
-    """A decoded map as `task.decode` gives it for one image: int64 or float32 [H, W], or float32 [3, H, W].
+    """A decoded map as `task.decode` gives it for one image: int64 or float32 [H, W], or float32 [K, H, W].
 
     Args:
         size: (H, W), the image's.
@@ -193,29 +188,18 @@ def read_map(
     Errors: DataError naming the file, for another size, for values that are no such map.
     """
     numbers = path.suffix.lower() == ".npy"
-    stored = _fitting(path, stored_values(path), size, 3 if task.kind == "unit_vector" else 1)
-    if task.kind == "classes":
-        return _ids(path, stored, task)
-    if task.kind == "binary":
-        value = _probabilities(path, stored, numbers)
-    elif numbers:
-        value = stored.astype(np.float32)
-    elif task.kind == "unit_vector":
-        value = stored.astype(np.float32) / np.float32(127.5) - 1
-    elif reading is None:
-        raise DataError(
-            f"{path}: whole numbers without a unit, expected a .npy of floats, or tasks.{task.name}.scale in "
-            "maps.json"
-        )
-    else:
-        value = (stored * reading[0] + reading[1]).astype(np.float32)
+    stored = _fitting(path, stored_values(path), size, task.label_channels)
+    try:
+        value = task.map_from_stored(stored, numbers=numbers, reading=reading)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     if not np.isfinite(value).all():
         raise DataError(f"{path}: values that are not finite, expected a number at every pixel")
     return torch.from_numpy(np.ascontiguousarray(value))
 
 
 def _fitting(path: Path, stored: np.ndarray, size: tuple[int, int], channels: int) -> np.ndarray:
-    """The values as [H, W] or [3, H, W]."""
+    """The values as [H, W] or [K, H, W]."""
     layouts = {size: stored} if channels == 1 else {}
     if stored.ndim == 3:
         layouts |= {(*size, channels): np.moveaxis(stored, 2, 0), (channels, *size): stored}
@@ -224,28 +208,6 @@ def _fitting(path: Path, stored: np.ndarray, size: tuple[int, int], channels: in
         raise DataError(f"{path}: values of shape {list(stored.shape)}, expected {expected} as the image")
     fitting = layouts[stored.shape]
     return fitting[0] if channels == 1 and fitting.ndim == 3 else fitting
-
-
-def _ids(path: Path, stored: np.ndarray, task: Task) -> Tensor:
-    count = task.channels
-    if stored.dtype.kind not in "bui":
-        raise DataError(f"{path}: {stored.dtype} values, expected whole class ids from 0 to {count - 1}")
-    wrong = np.unique(stored[(stored < 0) | (stored >= count)])
-    if len(wrong):
-        shown = ", ".join(map(str, wrong[:8])) + (", ..." if len(wrong) > 8 else "")
-        raise DataError(f"{path}: value {shown}, expected class ids from 0 to {count - 1}")
-    return torch.from_numpy(stored.astype(np.int64))
-
-
-def _probabilities(path: Path, stored: np.ndarray, numbers: bool) -> np.ndarray:
-    if not numbers:
-        return stored.astype(np.float32) / np.float32(np.iinfo(stored.dtype).max)
-    if stored.dtype.kind not in "bf" or (stored < 0).any() or (stored > 1).any():
-        raise DataError(
-            f"{path}: {stored.dtype} values from {stored.min():g} to {stored.max():g}, "
-            "expected probabilities as floats from 0 to 1"
-        )
-    return stored.astype(np.float32)
 
 
 class _Readings:

@@ -30,30 +30,25 @@ _State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Boundaries:
-    """Scores tasks called edge as boundaries too, maps without their padding.
+    """Score thin tasks (`Task.thin`) as boundaries too, on predictions without their padding.
 
     metric  makes a metric of probabilities [B, H, W] and labels [B, 1, H, W], given the ignored label value
-    truth   place in the data set -> bool [H, W], or None: where the edge label is 1
-    ids     of these images only; None: of all that have an edge label
+    truth   place in the data set, task -> bool [H, W], or None: where the task's label is 1
+    ids     of these images only; None: of all that have a label of the task
     """
 
     metric: Callable[[float], Metric]
-    truth: Callable[[int], Tensor | None]
+    truth: Callable[[int, str], Tensor | None]
     ids: Collection[str] | None = None
 
-    @staticmethod
-    def concern(task: Task) -> bool:
-        """Whether the task's maps are boundaries."""
-        return task.name == "edge" and task.kind == "binary" and task.thin
-
-    def update(self, meter: Metric, batch: Batch, map_BHW: Tensor) -> None:
-        """Adds the images of a batch, those of equal size together."""
+    def update(self, meter: Metric, batch: Batch, task: str, map_BHW: Tensor) -> None:
+        """Add one task's predictions for the images of a batch, images of equal size together."""
         pairs: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         for row, index in enumerate(batch.index.tolist()):
-            if batch.present["edge"][row] and (self.ids is None or batch.ids[row] in self.ids):
+            if batch.present[task][row] and (self.ids is None or batch.ids[row] in self.ids):
                 window = batch.unpadded(row)
-                truth = self.truth(index)
-                label = batch.labels["edge"][row][:, *window].cpu() if truth is None else truth[None].byte()
+                truth = self.truth(index, task)
+                label = batch.labels[task][row][:, *window].cpu() if truth is None else truth[None].byte()
                 pairs.setdefault(batch.valid_size[row], []).append((map_BHW[row][window], label))
         for equal in pairs.values():
             maps, labels = (torch.stack(parts).cpu() for parts in zip(*equal, strict=True))
@@ -86,7 +81,7 @@ def score(
         steps: denoising steps, default as trained; an engine also takes "auto".
         seed: of the chain's noise; an image's noise depends on its place in the data set, not on the batches.
         initial: also score the initial predictions, as "initial/<task>" (of one draw).
-        boundaries: also score tasks called edge with this; their final maps only.
+        boundaries: also score thin tasks with this; their final predictions only.
         on_batch: called with the number of images done, in this process.
         on_maps: called with every batch of this process and its final decoded maps.
         world: the processes that share the batches. Each of them calls `score` with an equal model and the
@@ -175,8 +170,8 @@ class _Scores:
             if name in uncertainty:
                 error, valid = task.error(map, label), task.valid(label)[:, 0]
                 new(name, _AUROC).update(uncertainty[name], error, valid)
-            if self.boundaries is not None and self.boundaries.concern(task):
-                self.boundaries.update(new(name, "boundaries"), batch, map)
+            if self.boundaries is not None and task.thin:
+                self.boundaries.update(new(name, "boundaries"), batch, name, map)
         return meters
 
 

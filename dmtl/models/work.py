@@ -191,6 +191,6 @@ def _decode(config, channels, wanted, size, frame, batch, itemsize) -> Iterator[
     pixels, small = batch * size[0] * size[1], batch * frame[0] * frame[1] // 64
     for task in map(task_from_spec, config.tasks):
         if task.name in wanted:
-            written = 8 if task.kind == "classes" else 12 if task.kind == "unit_vector" else 4
+            written = task.map_dtype.itemsize * task.label_channels
             moved = itemsize * small * channels[task.name] + written * pixels
             yield Part("decode", "everything else", f"decode.{task.name}", 0.0, moved)

@@ -1,4 +1,4 @@
-"""Decoded maps as files: the natural format of each kind, with nothing lost that the format can hold.
+"""Predictions as PNG and .npy files, in the natural format of each kind (`Task.map_to_pixels`).
 
 classes      8-bit palette PNG; the pixel value is the class id, the palette makes it a picture
              (16-bit grey above 256 classes)
@@ -21,64 +21,22 @@ from torch import Tensor
 
 from dmtl.tasks import Task
 from dmtl.tasks.palette import EMBER, apply_scale
-
-_NUMBERS = "16-bit grey; value = offset + scale * pixel, with offset and scale of each image"
-
-
-def describe_format(task: Task) -> dict:
-    """How to read the files of this task, for maps.json."""
-    if task.kind == "classes":
-        bits = "8-bit palette" if task.channels <= 256 else "16-bit grey"
-        return {"kind": task.kind, "png": f"{bits}; pixel value = class id", "classes": list(task.classes)}
-    if task.kind == "binary":
-        return {
-            "kind": task.kind,
-            "png": "8-bit grey; probability = value / 255",
-            "scale": 1 / 255,
-            "offset": 0.0,
-        }
-    if task.unit == "m":
-        text = "16-bit grey, millimetres; metres = value / 1000, at most 65.535"
-        return {"kind": task.kind, "png": text, "unit": "m", "scale": 0.001, "offset": 0.0}
-    if task.kind == "scalar":
-        return {"kind": task.kind, "png": _NUMBERS}
-    return {
-        "kind": task.kind,
-        "png": "8-bit RGB; component = value / 127.5 - 1",
-        "scale": 1 / 127.5,
-        "offset": -1.0,
-    }
+from dmtl.tasks.stored import LINEAR, Pixels, linear_pixels
 
 
 def encode_map(task: Task, map: Tensor) -> tuple[bytes, dict]:
-    """A decoded map ([H, W], or [3, H, W] for vectors) as PNG, and how to read this one.
+    """A decoded map ([H, W], or [K, H, W] for vectors) as PNG, and how to read this one.
 
     The second part is {"offset": ..., "scale": ...} for scalars and empty for all others, whose files are
-    all read alike (`describe_format`).
+    all read alike (`Task.map_format`).
     """
-    value = map.detach().cpu().numpy()
-    if task.kind == "classes":
-        if task.channels > 256:
-            return _png(Image.fromarray(value.astype(np.uint16))), {}
-        return _png(_with_palette(value.astype(np.uint8), task)), {}
-    if task.kind == "binary":
-        return _png(Image.fromarray(_rounded(value * 255.0, 255).astype(np.uint8))), {}
-    if task.unit == "m":
-        return _png(Image.fromarray(_rounded(value * 1000.0, 65535).astype(np.uint16))), {}
-    if task.kind == "scalar":
-        return encode_scalar(value)
-    rgb_HW3 = np.moveaxis(_rounded((value + 1.0) * 127.5, 255).astype(np.uint8), 0, -1)
-    return _png(Image.fromarray(np.ascontiguousarray(rgb_HW3))), {}
+    return _encode(task.map_to_pixels(map.detach().cpu().numpy()))
 
 
 def encode_scalar(value_HW: np.ndarray) -> tuple[bytes, dict]:
     """Numbers as 16-bit grey PNG, and the {"offset": ..., "scale": ...} that reads them; both are in the PNG
     too."""
-    low, high = float(value_HW.min()), float(value_HW.max())
-    scale = (high - low) / 65535 or 1.0
-    stored = _rounded((value_HW.astype(np.float64) - low) / scale, 65535).astype(np.uint16)
-    reading = {"offset": low, "scale": scale}
-    return _png(Image.fromarray(stored), reading), reading
+    return _encode(linear_pixels(value_HW))
 
 
 def uncertainty_picture(value_HW: np.ndarray) -> np.ndarray:
@@ -88,11 +46,7 @@ def uncertainty_picture(value_HW: np.ndarray) -> np.ndarray:
 
 def describe_uncertainty(task: Task) -> dict:
     """How to read the files of this task's uncertainty, for maps.json."""
-    meaning = {
-        "unit_vector": "angular spread of the draws in degrees",
-        "scalar": "variance of the draws in the value's unit squared",
-    }
-    return {"means": meaning.get(task.kind, "entropy of the averaged probabilities in nats"), "png": _NUMBERS}
+    return {"means": f"{task.words.uncertainty} in {task.uncertainty_unit}", "png": LINEAR}
 
 
 def encode_npy(map: Tensor) -> bytes:
@@ -107,15 +61,11 @@ def encode_picture(rgb: np.ndarray) -> bytes:
     return _png(Image.fromarray(np.ascontiguousarray(rgb)), level=1)
 
 
-def _with_palette(ids_HW: np.ndarray, task: Task) -> Image.Image:
-    height, width = ids_HW.shape
-    image = Image.frombytes("P", (width, height), ids_HW.tobytes())
-    image.putpalette(task.picture(np.arange(task.channels)[None])[0].tobytes())
-    return image
-
-
-def _rounded(value: np.ndarray, top: int) -> np.ndarray:
-    return np.rint(np.clip(value, 0, top))
+def _encode(pixels: Pixels) -> tuple[bytes, dict]:
+    image = Image.fromarray(np.ascontiguousarray(pixels.values))
+    if pixels.palette is not None:
+        image.putpalette(pixels.palette.tobytes())
+    return _png(image, pixels.reading), pixels.reading
 
 
 def _png(image: Image.Image, reading: dict | None = None, level: int = 4) -> bytes:

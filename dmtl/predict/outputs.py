@@ -30,7 +30,6 @@ from torch import Tensor
 from dmtl.errors import DataError
 from dmtl.predict.inputs import Failure, Input
 from dmtl.predict.maps import (
-    describe_format,
     encode_map,
     encode_npy,
     encode_picture,
@@ -78,7 +77,7 @@ class Frame:
 class ImageMaps:
     """What the model says about one image, on the CPU.
 
-    maps         task -> [H, W], or [3, H, W] for unit vectors
+    maps         task -> [H, W], or [K, H, W] for vectors
     finite       task -> bool scalar
     uncertainty  task -> float32 [H, W]; empty for one draw
     steps        denoising steps taken
@@ -166,7 +165,7 @@ class Outputs:
             write_bytes(self.out_dir / name / f"{frame.name}.png", png)
             if reading:
                 entry.setdefault("reading", {})[name] = reading
-            if self.npy and task.kind == "unit_vector":
+            if self.npy and task.label_channels > 1:
                 write_bytes(self.out_dir / name / f"{frame.name}.npy", encode_npy(maps.maps[name]))
         for name, values in maps.uncertainty.items():
             png, reading = encode_scalar(values.numpy())
@@ -205,7 +204,7 @@ class Outputs:
         index = {
             "format": FORMAT,
             **options,
-            "tasks": {name: describe_format(task) for name, task in self.tasks.items()},
+            "tasks": {name: task.map_format() for name, task in self.tasks.items()},
             "images": images,
             "videos": summary.videos,
             "failures": [asdict(failure) for failure in summary.failures],

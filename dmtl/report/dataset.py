@@ -16,7 +16,6 @@ from dmtl.errors import DataError
 from dmtl.report.data import Cell, ReportData, SamplePictures, SampleRow
 from dmtl.report.html import figure, label_section, sample_sections
 from dmtl.report.page import page
-from dmtl.report.samples import legends
 from dmtl.runtime.files import write_text
 from dmtl.tasks import Task
 from dmtl.tasks.palette import vector_colours
@@ -25,8 +24,6 @@ from dmtl.train.pictures import evenly
 MEASURED = 200  # images that the statistics are taken over
 _BINS = 48  # of a histogram
 _CELLS = 25  # of the disc of directions, along its diameter
-ANSWERS = ("no", "yes")  # of a binary task
-_KINDS = {"classes": "classes", "binary": "yes or no", "unit_vector": "directions", "scalar": "numbers"}
 
 
 def dataset_report(
@@ -126,7 +123,7 @@ def _panel(found: TaskStatistics) -> dict:
     task = found.task
     panel = {
         "name": task.name,
-        "kind": _KINDS[task.kind],
+        "kind": task.words.kind,
         "labels": found.labels,
         "unknown": f"{100 * found.unknown / max(found.pixels, 1):.1f}",
         "classes": [],
@@ -136,10 +133,10 @@ def _panel(found: TaskStatistics) -> dict:
     }
     if not found.known:
         return panel
-    if task.kind in ("classes", "binary"):
+    if task.label_names:
         panel["classes"] = _classes(found)
-        panel["absent"] = [n for n, count in zip(_names(task), found.counts, strict=True) if not count]
-    elif task.kind == "scalar":
+        panel["absent"] = [n for n, count in zip(task.label_names, found.counts, strict=True) if not count]
+    elif task.label_channels == 1:
         low, middle, high = map(float, np.percentile(found.values, [1, 50, 99]))
         panel["svg"] = _histogram(found, low, high)
         panel["text"] = (
@@ -148,19 +145,19 @@ def _panel(found: TaskStatistics) -> dict:
         )
     else:
         mean = found.values.mean(0)
-        panel["svg"] = _disc(found.values)
-        panel["text"] = (
-            "Seen from the front, x to the right and y downwards: colour is direction, strength is how often "
-            f"it occurs. Mean vector ({', '.join(figure(float(x), 2) for x in mean)})."
-        )
+        panel["text"] = f"Mean vector ({', '.join(figure(float(x), 2) for x in mean)})."
+        if task.unit_length:
+            panel["svg"] = _disc(found.values)
+            panel["text"] = (
+                "Seen from the front, x to the right and y downwards: colour is direction, strength is how "
+                f"often it occurs. {panel['text']}"
+            )
     return panel
 
 
 def _classes(found: TaskStatistics) -> list[dict]:
     """Shares of classes, the largest first."""
-    task, names = found.task, _names(found.task)
-    ids = np.arange(task.channels) if task.kind == "classes" else np.array([0.0, 1.0])
-    colours = task.picture(ids[None])[0]
+    names, colours = found.task.label_names, [rgb for _, rgb in found.task.legend()]
     return [
         {
             "name": names[i],
@@ -174,19 +171,14 @@ def _classes(found: TaskStatistics) -> list[dict]:
     ]
 
 
-def _names(task: Task) -> Sequence[str]:
-    return task.classes if task.kind == "classes" else ANSWERS
-
-
 def _legends(tasks: Mapping[str, Task]) -> list[tuple[str, list]]:
     """As in the report, but that a label is no probability."""
-    return [
-        (
-            name,
-            [(word, rgb) for word, (_, rgb) in zip(ANSWERS, keys)] if tasks[name].kind == "binary" else keys,
-        )
-        for name, keys in legends(tasks).items()
-    ]
+    found = []
+    for name, task in tasks.items():
+        if keys := task.legend():
+            words = task.label_names or [word for word, _ in keys]
+            found.append((name, [(word, rgb) for word, (_, rgb) in zip(words, keys, strict=True)]))
+    return found
 
 
 def _short(value: float) -> str:

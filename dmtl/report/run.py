@@ -18,7 +18,7 @@ from dmtl.report.facts import data_name, differences, facts
 from dmtl.report.figures import delta_of, metric_rows
 from dmtl.report.html import write_report
 from dmtl.report.runs import Run, read_runs, require_same_tasks
-from dmtl.report.samples import legends, sample_pictures
+from dmtl.report.samples import sample_pictures
 from dmtl.report.uncertainty import averaging, error_auroc
 from dmtl.train.pictures import evenly
 from dmtl.train.setup import open_data
@@ -126,7 +126,7 @@ def _add_pictures(
     engine = averaging(models[method], samples)
     if engine is not None:
         data.uncertainty = error_auroc(engine, val_set, method, steps)
-    data.legends = legends({n: t for model in models.values() for n, t in model.tasks.items()})
+    data.legends = {n: t.legend() for model in models.values() for n, t in model.tasks.items()}
     shown: list[SamplePictures] = sample_pictures(
         models, val_set, evenly(len(val_set), pictures), steps=steps, engine=engine
     )

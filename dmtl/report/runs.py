@@ -119,11 +119,7 @@ def unit_of(metric: str, task: Task | None) -> str:
     """Unit for people, as far as it is known."""
     if metric.startswith(PERCENT):
         return "%"
-    if task is not None and task.kind == "unit_vector":
-        return "°"
-    if metric in ("rmse", "abs_err") and getattr(task, "distance", False):
-        return "m"
-    return ""
+    return "" if task is None else task.metric_unit(metric)
 
 
 def _last_evaluation(path: Path, log: Sequence[dict]) -> dict:

@@ -70,24 +70,6 @@ def sample_pictures(
     return result
 
 
-def legends(tasks: Mapping[str, Task]) -> dict[str, list[tuple[str, tuple[int, int, int]]]]:
-    """What the colours of each task's pictures mean."""
-    result = {}
-    for name, task in tasks.items():
-        if task.kind == "classes":
-            names, colours = task.classes, task.picture(np.arange(task.channels)[None])[0]
-        elif task.kind == "binary":
-            names, colours = ("probability 0", "1"), task.picture(np.array([[0.0, 1.0]]))[0]
-        elif task.kind == "scalar":
-            names = ("near", "far") if getattr(task, "distance", False) else ("low", "high")
-            names = ("far", "near") if getattr(task, "inverse", False) else names
-            colours = task.picture(np.array([[0.0, 1.0]]), (0.0, 1.0))[0]
-        else:
-            continue
-        result[name] = [(n, tuple(int(v) for v in c)) for n, c in zip(names, colours, strict=True)]
-    return result
-
-
 def _tasks(models: Mapping[str, torch.nn.Module], dataset: LabelledImages) -> dict[str, Task]:
     return {n: t for model in models.values() for n, t in model.tasks.items() if n in dataset.tasks}
 

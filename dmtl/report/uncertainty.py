@@ -56,32 +56,21 @@ def error_auroc(
 def uncertainty_cells(task: Task, averaged: Maps, label_KHW: Tensor | None, draws: int) -> list[Cell]:
     """Where the draws of one image ([1, ...] maps) are unsure; with a label, where their mean is wrong."""
     unsure_HW = averaged.uncertainty[task.name][0].cpu().numpy()
-    cells = [_heat(f"uncertainty ({draws} draws)", unsure_HW, _units(task)[0])]
+    cells = [_heat(f"uncertainty ({draws} draws)", unsure_HW, task.uncertainty_unit)]
     if label_KHW is not None:
         error_HW = task.error(averaged.maps[task.name].cpu(), label_KHW[None])[0]
         error_HW = torch.where(task.valid(label_KHW)[0], error_HW, math.nan).numpy()
-        cells.append(_heat("error", error_HW, _units(task)[1]) if task.graded else _mistakes(error_HW))
+        cells.append(_heat("error", error_HW, task.error_unit) if task.graded else _mistakes(error_HW))
     return cells
 
 
 def _row(task: Task, auroc: float) -> UncertaintyRow:
-    measure = {"unit_vector": "angular spread of the draws", "scalar": "variance of the draws"}
-    wrong = {"classes": "another class than labelled", "binary": "on the other side of one half"}
     return UncertaintyRow(
         task.name,
         auroc,
-        f"{measure.get(task.kind, 'entropy of the mean probabilities')}, {_units(task)[0]}",
-        "error above the median of all pixels" if task.graded else wrong.get(task.kind, "not as labelled"),
+        f"{task.words.uncertainty}, {task.uncertainty_unit}",
+        task.words.mistake,
     )
-
-
-def _units(task: Task) -> tuple[str, str]:
-    """Of the task's uncertainty and of its errors."""
-    if task.kind == "unit_vector":
-        return "degrees", "degrees"
-    if task.kind != "scalar":
-        return "nats", ""
-    return ("m²", "m") if getattr(task, "distance", False) else ("label units squared", "label units")
 
 
 def _heat(caption: str, value_HW: np.ndarray, unit: str) -> Cell:

@@ -92,8 +92,6 @@ def make_task(name: str, kind: str | None = None, **options: Any) -> Task:
                 f"task {name!r}: option must be one of {', '.join(allowed)}, got {option!r:.80}"
                 f"{_nearest(option, allowed)}"
             )
-    if task_class is Classes and "classes" not in options:
-        raise ConfigError(f"task {name!r}: classes must be a list of at least two names, got none")
     return task_class(name=name, **options)
 
 

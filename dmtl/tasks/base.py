@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -19,9 +20,11 @@ from dmtl import ops
 from dmtl.errors import ConfigError
 from dmtl.metrics import Metric, known_pixels
 from dmtl.metrics.base import describe
+from dmtl.tasks.stored import Stored
 
 Array = Tensor | np.ndarray
 Range = tuple[float, float] | None  # (low, high)
+Legend = list[tuple[str, tuple[int, int, int]]]  # what a colour means, and its red, green, blue
 
 # The class that defines the first of these defines the loss, and says in `_loss_kind` what
 # `dmtl.ops.map_loss` calls it, if it has a name for it.
@@ -29,9 +32,25 @@ _LOSS = {"channels", "valid", "_pixel_loss", "loss", "_loss_kind"}
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
+@dataclass(frozen=True)
+class Words:
+    """How reports and maps.json speak of a kind.
+
+    kind         of labels
+    map          what a number of a decoded prediction is
+    uncertainty  what `Task.uncertainty` measures
+    mistake      what counts as an error of a pixel when errors are compared with uncertainty
+    """
+
+    kind: str = "numbers"
+    map: str = "value"
+    uncertainty: str = "variance of the draws"
+    mistake: str = "error above the median of all pixels"
+
+
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """One kind of map that the network predicts: its channels, loss, decoding, metric and picture.
+class Task(Stored):
+    """One kind of map that the network predicts: its channels, loss, decoding, metric, picture and files.
 
     A task is immutable and holds no tensor, so one object serves model, data and training, on any device.
     The fields below (and those that subclasses add) are its options: `spec()` writes them down and
@@ -45,12 +64,15 @@ class Task:
     weight: float = 1.0  # w_t, factor of this task's loss
     ignore: float = 255.0  # label value without meaning; labels that are not finite have none either
 
-    kind: ClassVar[str]
-    label_channels: ClassVar[int] = 1
+    words: ClassVar[Words] = Words()
     primary: ClassVar[str]  # the figure of `new_metric()` that enters Delta_MTL
     higher_is_better: ClassVar[bool]
     graded: ClassVar[bool] = False  # errors are amounts (`error`), not right or wrong
-    thin: ClassVar[bool] = False  # positives are a pixel or two wide and must survive when labels shrink
+    # Positives are a pixel or two wide: they survive when labels shrink, and can be scored as boundaries.
+    thin: ClassVar[bool] = False
+    unit_length: ClassVar[bool] = False  # labels and predictions are vectors of length 1
+    label_names: ClassVar[tuple[str, ...]] = ()  # what labels 0, 1, ... mean; none if labels are numbers
+    required_label: ClassVar[int | None] = None  # a data set without this label anywhere teaches nothing
 
     def __post_init__(self):
         """Checks the options; subclasses extend it."""
@@ -72,8 +94,27 @@ class Task:
         raise NotImplementedError(f"{type(self).__name__}.channels")
 
     @property
+    def value_channels(self) -> int:
+        """Number of channels D of `values`."""
+        return self.label_channels
+
+    @property
     def unit(self) -> str:
         """Unit of decoded values: "m" for distances in metres, else empty."""
+        return ""
+
+    @property
+    def error_unit(self) -> str:
+        """Unit of `error`."""
+        return self.unit or "label units"
+
+    @property
+    def uncertainty_unit(self) -> str:
+        """Unit of `uncertainty`."""
+        return f"{self.unit}²" if self.unit else "label units squared"
+
+    def metric_unit(self, metric: str) -> str:
+        """Unit of one of the numbers that `new_metric()` computes, other than percent; mostly empty."""
         return ""
 
     def loss(self, logits_BCHW: Tensor, label_BKHW: Tensor) -> Tensor:
@@ -137,6 +178,17 @@ class Task:
         probabilities."""
         return self.decode(logits_BCHW)[:, None]
 
+    def mean_values(self, label_BKhwN: Tensor, valid_B1hwN: Tensor) -> Tensor:
+        """Average labels over their last axis, in the terms in which `values` gives predictions.
+
+        Args:
+            label_BKhwN: any real dtype, 0 where not valid.
+            valid_B1hwN: floating point, 1 for pixels with a label, else 0.
+
+        Returns: float32 [B,D,h,w], the mean over valid pixels; 0 if there are none.
+        """
+        return label_BKhwN.float().sum(-1) / valid_B1hwN.sum(-1).clamp(min=1)
+
     def from_values(self, mean_BDHW: Tensor) -> Tensor:
         """The map, as `decode` gives it, of values averaged over draws."""
         return mean_BDHW[:, 0]
@@ -150,6 +202,17 @@ class Task:
         """How wrong a decoded map is at each pixel, float32 [B,H,W]: 0 or 1, or (`graded`) an amount. Means
         nothing where the label does not."""
         raise NotImplementedError(f"{type(self).__name__}.error")
+
+    def map_difference(self, expected: Tensor, got: Tensor, logits: Callable[[], Tensor]) -> float:
+        """How far two decoded predictions of equal shape are apart, as far as their logits justify it.
+
+        Args:
+            expected, got: as `decode` gives them.
+            logits: computes the logits [B,C,H,W] of `expected`, for kinds in which they matter.
+
+        Returns: by default `relative_difference`; see the kind.
+        """
+        return relative_difference(expected, got)
 
     def valid(self, label_BKHW: Tensor) -> Tensor:
         """Pixels whose label means something, bool [..., 1, H, W]."""
@@ -169,6 +232,10 @@ class Task:
     def label_picture(self, label_KHW: Array, value_range: Range = None) -> np.ndarray:
         """uint8 [H,W,3] of one label in the colours of `picture`; ignored pixels are mid-grey."""
         raise NotImplementedError(f"{type(self).__name__}.label_picture")
+
+    def legend(self) -> Legend:
+        """What the colours of `picture` mean; empty where that cannot be said in a few words."""
+        return []
 
     def value_range(self, label_KHW: Array) -> Range:
         """Ends of the colour scale that suit this label, for `picture`; None where colours are fixed."""
@@ -254,6 +321,11 @@ def pooled_loss(task: Task, logits_BCHW: Tensor, label_BKHW: Tensor) -> Tensor:
         return x_BCHW.transpose(0, 1).reshape(1, c, b * h, w)
 
     return task.loss(lay_out(logits_BCHW), lay_out(label_BKHW))[0]
+
+
+def relative_difference(expected: Tensor, got: Tensor) -> float:
+    """Largest |got - expected|, relative where |expected| is above 1; NaN where `got` is not finite."""
+    return ((got - expected).abs() / expected.abs().clamp(min=1)).max().item()
 
 
 def as_array(x: Array, function: str, argument: str, dims: int) -> np.ndarray:

@@ -10,19 +10,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmtl.errors import DataError
 from dmtl.metrics import PixelF
-from dmtl.tasks.base import Array, Range, Task, as_array
-from dmtl.tasks.palette import EMBER, GREY, apply_scale
+from dmtl.tasks.base import Array, Legend, Range, Words, as_array
+from dmtl.tasks.ids import Ids
+from dmtl.tasks.palette import EMBER, GREY, apply_scale, swatches
+from dmtl.tasks.stored import Pixels, rounded
 
 
 @dataclass(frozen=True, kw_only=True)
-class Binary(Task):
+class Binary(Ids):
     """What binary tasks share: a sigmoid logit, a map of probabilities, labels 0 and 1 (above 0.5 is 1)."""
 
+    thin: bool = False  # see Task.thin
+
     kind = "binary"
+    words = Words(
+        "yes or no", "probability", "entropy of the averaged probabilities", "on the other side of one half"
+    )
+    label_names = ("no", "yes")
+    required_label = 1
     primary = "pixelF"
     higher_is_better = True
     scale: ClassVar[np.ndarray] = EMBER  # colours of probabilities 0 .. 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._require(isinstance(self.thin, bool), "thin", "true or false", self.thin)
 
     @property
     def channels(self) -> int:
@@ -36,6 +50,10 @@ class Binary(Task):
         """Probability of the positive class, float32 [B,H,W]."""
         self._check_logits("decode", logits_BCHW)
         return logits_BCHW[:, 0].float().sigmoid()
+
+    def mean_values(self, label_BKhwN: Tensor, valid_B1hwN: Tensor) -> Tensor:
+        """Share of positives."""
+        return super().mean_values(label_BKhwN > 0.5, valid_B1hwN)
 
     def uncertainty(self, mean_BDHW: Tensor, variance_BHW: Tensor) -> Tensor:
         """Entropy of the averaged probability, in nats: 0 .. log 2."""
@@ -54,18 +72,37 @@ class Binary(Task):
         colours = apply_scale(self.scale, (label > 0.5).astype(np.float32))
         return np.where(known[..., None], colours, GREY)
 
+    def legend(self) -> Legend:
+        return swatches(("probability 0", "1"), self.picture(np.array([[0.0, 1.0]]))[0])
+
+    def map_from_stored(self, stored: np.ndarray, *, numbers: bool, **_: Any) -> np.ndarray:
+        if not numbers:
+            return stored.astype(np.float32) / np.float32(np.iinfo(stored.dtype).max)
+        if stored.dtype.kind not in "bf" or (stored < 0).any() or (stored > 1).any():
+            raise DataError(
+                f"{stored.dtype} values from {stored.min():g} to {stored.max():g}, "
+                "expected probabilities as floats from 0 to 1"
+            )
+        return stored.astype(np.float32)
+
+    def map_to_pixels(self, map: np.ndarray) -> Pixels:
+        """8 bits: the probability times 255."""
+        return Pixels(rounded(map * 255.0, np.uint8))
+
+    def map_format(self) -> dict[str, Any]:
+        text = "8-bit grey; probability = value / 255"
+        return {"kind": self.kind, "png": text, "scale": 1 / 255, "offset": 0.0}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mask(Binary):
     """A custom binary task: binary cross-entropy, positives multiplied by `pos_weight` as in PyTorch."""
 
     pos_weight: float = 1.0
-    thin: bool = False  # see Task.thin
 
     def __post_init__(self):
         super().__post_init__()
         self._number("pos_weight", low=0.0)
-        self._require(isinstance(self.thin, bool), "thin", "true or false", self.thin)
 
     def _pixel_loss(self, logits_BCHW: Tensor, label_BKHW: Tensor, valid_B1HW: Tensor) -> Tensor:
         return weighted_bce(logits_BCHW, label_BKHW > 0.5, self.pos_weight, 1.0)

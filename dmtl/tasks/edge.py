@@ -22,8 +22,8 @@ class Edge(Binary):
     name: str = "edge"
     weight: float = 50.0
     balance: float = 0.95
+    thin: bool = True
 
-    thin = True
     scale = INK
 
     def __post_init__(self):

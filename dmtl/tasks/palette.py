@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Iterable
 from functools import lru_cache
 
 import numpy as np
@@ -73,6 +74,11 @@ def vector_colours(vector_3HW: np.ndarray) -> np.ndarray:
     finite = np.isfinite(vector_HW3).all(-1, keepdims=True)
     colour = np.rint(np.clip(np.where(finite, vector_HW3, 0) * 0.5 + 0.5, 0, 1) * 255).astype(np.uint8)
     return np.where(finite, colour, GREY)
+
+
+def swatches(names: Iterable[str], colours_N3: np.ndarray) -> list[tuple[str, tuple[int, int, int]]]:
+    """Names with their colours, as entries of a legend."""
+    return [(name, tuple(int(v) for v in colour)) for name, colour in zip(names, colours_N3, strict=True)]
 
 
 @lru_cache(maxsize=64)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from dmtl import metrics
-from dmtl.tasks.base import Array, Range, Task, as_array
-from dmtl.tasks.palette import GREY, SPECTRUM, apply_scale
+from dmtl.tasks.base import Array, Legend, Range, Task, as_array
+from dmtl.tasks.palette import GREY, SPECTRUM, apply_scale, swatches
+from dmtl.tasks.stored import Pixels, rounded
 
 _SCORES = ("rmse", "abs_err")
 
@@ -56,6 +57,9 @@ class Scalar(Task):
     @property
     def unit(self) -> str:
         return "m" if self.distance else ""
+
+    def metric_unit(self, metric: str) -> str:
+        return self.unit if metric in _SCORES else ""
 
     @property
     def channels(self) -> int:
@@ -111,6 +115,20 @@ class Scalar(Task):
     def label_picture(self, label_KHW: Array, value_range: Range = None) -> np.ndarray:
         value, known = self._label(label_KHW, "label_picture")
         return self._paint(value, known, value_range)
+
+    def legend(self) -> Legend:
+        names = ("near", "far") if self.distance else ("far", "near") if self.inverse else ("low", "high")
+        return swatches(names, self.picture(np.array([[0.0, 1.0]]), (0.0, 1.0))[0])
+
+    def map_to_pixels(self, map: np.ndarray) -> Pixels:
+        """Distances in millimetres, up to 65.535 m; other numbers as 16 bits hold those of an image best."""
+        return Pixels(rounded(map * 1000.0, np.uint16)) if self.distance else super().map_to_pixels(map)
+
+    def map_format(self) -> dict[str, Any]:
+        if not self.distance:
+            return super().map_format()
+        text = "16-bit grey, millimetres; metres = value / 1000, at most 65.535"
+        return {"kind": self.kind, "png": text, "unit": self.unit, "scale": 0.001, "offset": 0.0}
 
     def value_range(self, label_KHW: Array) -> tuple[float, float]:
         return self._range(*self._label(label_KHW, "value_range"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dmtl.errors import DataError
 from dmtl.metrics import Angular, angle_deg, normalise
 from dmtl.ops.decode_map import SHORTEST
-from dmtl.tasks.base import Array, Range, Task, as_array
+from dmtl.tasks.base import Array, Range, Task, Words, as_array
 from dmtl.tasks.palette import GREY, vector_colours
+from dmtl.tasks.stored import Pixels, rounded
+
+# Rounding to 8 bits cannot take a unit vector further than this: black, grey and white mean "no label".
+_ROUNDED_LENGTH = (0.5, 1.5)
+_DECODED = np.arange(256, dtype=np.uint8) * np.float32(2 / 255) - 1
+_UNKNOWN_GREY = np.isin(np.arange(256), (0, 127, 128, 255))
+_TOLERANCE = {"f": 1e-3, "u": 0.01}  # of lengths: numbers; three codes rounded to 8 bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +34,9 @@ class UnitVector(Task):
 
     kind = "unit_vector"
     label_channels = 3
+    unit_length = True
+    words = Words("directions", "unit vector", "angular spread of the draws")
+    error_unit = uncertainty_unit = "degrees"
     primary = "mean"
     higher_is_better = False
     graded = True
@@ -32,6 +44,9 @@ class UnitVector(Task):
     @property
     def channels(self) -> int:
         return 3
+
+    def metric_unit(self, metric: str) -> str:
+        return "°"
 
     def valid(self, label_BKHW: Tensor) -> Tensor:
         return super().valid(label_BKHW) & (label_BKHW != 0).any(-3, keepdim=True)
@@ -54,6 +69,10 @@ class UnitVector(Task):
     def values(self, logits_BCHW: Tensor) -> Tensor:
         return self.decode(logits_BCHW)
 
+    def mean_values(self, label_BKhwN: Tensor, valid_B1hwN: Tensor) -> Tensor:
+        """The mean direction."""
+        return normalise(super().mean_values(label_BKhwN, valid_B1hwN), SHORTEST)
+
     def from_values(self, mean_BDHW: Tensor) -> Tensor:
         return normalise(mean_BDHW, SHORTEST)
 
@@ -66,6 +85,14 @@ class UnitVector(Task):
     def error(self, map: Tensor, label_BKHW: Tensor) -> Tensor:
         """Angle in degrees."""
         return angle_deg(map.float(), label_BKHW.float())
+
+    def map_difference(self, expected: Tensor, got: Tensor, logits: Callable[[], Tensor]) -> float:
+        """Largest difference times the length of the vector that was normalised, where that is below 1: the
+        direction of a short one means little."""
+        if torch.equal(expected, got):
+            return 0.0
+        length_B1HW = logits().norm(dim=1, keepdim=True).clamp(max=1)
+        return ((got - expected).abs() * length_B1HW).max().item()
 
     def new_metric(self, **options: Any) -> Angular:
         """`dmtl.metrics.Angular`: mean, median, rms angle in degrees; percent within 11.25, 22.5, 30."""
@@ -83,3 +110,72 @@ class UnitVector(Task):
         mirrored_KHW = super().flip(label_KHW)
         x_1HW = torch.where(self.valid(mirrored_KHW), -mirrored_KHW[:1], mirrored_KHW[:1])
         return torch.cat([x_1HW, mirrored_KHW[1:]])
+
+    def label_from_stored(self, stored: np.ndarray, *, numbers: bool, **_: float | None) -> Tensor:
+        """Unit vectors; codes n mean 2 n / 255 - 1. What is far from length 1 has no label."""
+        if stored.ndim != 3 or stored.shape[2] != 3 or (numbers and stored.dtype.kind != "f"):
+            raise DataError(
+                f"{stored.dtype} values of shape {list(stored.shape)}, "
+                "expected an RGB PNG or a .npy of floats [H, W, 3]"
+            )
+        vector = stored.transpose(2, 0, 1).astype(np.float32, order="C")
+        if not numbers:
+            vector *= 2 / 255
+            vector -= 1
+        length = _lengths(*vector)
+        known = (length > _ROUNDED_LENGTH[0]) & (length < _ROUNDED_LENGTH[1])  # False for NaN
+        with np.errstate(divide="ignore", invalid="ignore"):
+            vector /= length
+        vector[:, ~known] = self.ignore
+        return torch.from_numpy(vector)
+
+    def label_to_stored(self, label_KHW: Tensor) -> np.ndarray:
+        """float32 [H, W, 3], zeros where there is no label."""
+        return torch.where(self.valid(label_KHW), label_KHW, 0.0).permute(1, 2, 0).numpy()
+
+    def label_problem(self, label_KHW: Tensor) -> str | None:
+        length = _lengths(*label_KHW.numpy())[self.valid(label_KHW)[0].numpy()]
+        if len(length) and np.abs(length - 1).max() > 1e-3:
+            return f"vectors of length {length.min():.4f} to {length.max():.4f}, expected 1 within 0.001"
+        return None
+
+    def stored_problem(self, stored: np.ndarray) -> str | None:
+        """Other lengths than 1, which `label_from_stored` makes 1.
+
+        Zeros and what is not finite have no label, in codes (uint8) also black, mid-grey and white.
+        """
+        tolerance = _TOLERANCE[stored.dtype.kind]
+        x, y, z = stored.transpose(2, 0, 1)
+        if stored.dtype.kind == "u":
+            known = (x != y) | (x != z) | ~_UNKNOWN_GREY[x]
+            x, y, z = (_DECODED[code] for code in (x, y, z))
+        else:
+            x, y, z = (values.astype(np.float32) for values in (x, y, z))
+            known = np.isfinite(x) & np.isfinite(y) & np.isfinite(z) & ((x != 0) | (y != 0) | (z != 0))
+        length = _lengths(x, y, z)[known]
+        wrong = np.abs(length - 1) > tolerance
+        if not wrong.any():
+            return None
+        worst = length[np.abs(length - 1).argmax()]
+        return (
+            f"{wrong.mean():.2%} of its {len(length)} vectors have another length, the worst {worst:.4f}, "
+            f"expected 1 within {tolerance:g}"
+        )
+
+    def map_from_stored(self, stored: np.ndarray, *, numbers: bool, **_: Any) -> np.ndarray:
+        value = stored.astype(np.float32)
+        return value if numbers else value / np.float32(127.5) - 1
+
+    def map_to_pixels(self, map: np.ndarray) -> Pixels:
+        """x, y, z from -1 to 1 as 8-bit red, green, blue."""
+        return Pixels(np.moveaxis(rounded((map + 1.0) * 127.5, np.uint8), 0, -1))
+
+    def map_format(self) -> dict[str, Any]:
+        text = "8-bit RGB; component = value / 127.5 - 1"
+        return {"kind": self.kind, "png": text, "scale": 1 / 127.5, "offset": -1.0}
+
+
+def _lengths(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Of vectors, from arrays of their components; without a warning where they are not finite."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.sqrt(x * x + y * y + z * z)

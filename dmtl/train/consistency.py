@@ -44,7 +44,7 @@ from dmtl.metrics import normalise
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.nn.conv3x3 import Conv3x3
 from dmtl.ops.decode_map import SHORTEST
-from dmtl.tasks import Binary, Classes, Scalar, Task, UnitVector
+from dmtl.tasks import Task
 from dmtl.train.config import OptimConfig
 
 _BLOCK = 8
@@ -138,10 +138,7 @@ class Consistency(nn.Module):
     def __init__(self, tasks: Mapping[str, Task], hidden: int, width: int):
         super().__init__()
         self.tasks = dict(tasks)
-        channels = {
-            name: task.channels if isinstance(task, Classes) else task.label_channels
-            for name, task in tasks.items()
-        }
+        channels = {name: task.value_channels for name, task in tasks.items()}
         self.mapping = MappingNetwork(channels, hidden, width)
 
     def forward(
@@ -197,8 +194,7 @@ def cosine_distance(x_PChw: Tensor, y_PChw: Tensor, valid_P1hw: Tensor) -> Tenso
 def predicted_map(task: Task, logits_BChw: Tensor) -> Tensor:
     """Logits as the mapping network takes them, float32: probabilities, unit vectors, values divided by the
     largest magnitude of each map."""
-    values = task.values(logits_BChw)
-    return _scaled(values) if isinstance(task, Scalar) else values
+    return _comparable(task, task.values(logits_BChw))
 
 
 def label_map(task: Task, label_BKHW: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -212,18 +208,7 @@ def label_map(task: Task, label_BKHW: Tensor, size: tuple[int, int]) -> tuple[Te
     valid = task.valid(label_BKHW)
     label = torch.where(valid, label_BKHW, 0)
     valid, label = (_blocks(F.pad(x, pad), size) for x in (valid.float(), label))
-    if isinstance(task, Classes):
-        empty = valid.new_zeros(len(label), *size, task.channels)
-        total = empty.scatter_add_(3, label[:, 0].long(), valid[:, 0]).movedim(3, 1)
-    else:
-        total = ((label > 0.5) if isinstance(task, Binary) else label).float().sum(-1)
-    count = valid.sum(-1)
-    mean = total / count.clamp(min=1)
-    if isinstance(task, UnitVector):
-        mean = normalise(mean, SHORTEST)
-    elif isinstance(task, Scalar):
-        mean = _scaled(mean)
-    return mean, count > 0
+    return _comparable(task, task.mean_values(label, valid)), valid.sum(-1) > 0
 
 
 def _blocks(x_BKHW: Tensor, size: tuple[int, int]) -> Tensor:
@@ -232,7 +217,10 @@ def _blocks(x_BKHW: Tensor, size: tuple[int, int]) -> Tensor:
     return cut.transpose(3, 4).flatten(4)
 
 
-def _scaled(x_BKhw: Tensor) -> Tensor:
+def _comparable(task: Task, x_BKhw: Tensor) -> Tensor:
+    """Numbers divided by the largest magnitude of each map; probabilities and unit vectors as they are."""
+    if task.label_names or task.unit_length:
+        return x_BKhw
     return x_BKhw / x_BKhw.abs().amax((1, 2, 3), keepdim=True).clamp(min=_SMALLEST)
 
 

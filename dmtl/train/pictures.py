@@ -77,8 +77,6 @@ def predicted(
 def colour_scale(task: Task, label_KHW: Tensor | None, map_HW: Tensor) -> tuple[float, float] | None:
     """One colour scale for all pictures of a task and an image, or else a step could look like a change that
     it is not: the label's, or the decoded map's where there is none. None where colours are fixed."""
-    if task.kind != "scalar":
-        return None
     return task.value_range(map_HW[None] if label_KHW is None else label_KHW)
 
 

@@ -237,6 +237,29 @@ def test_boundaries_that_the_data_set_tells_apart(score, tmp_path, pascal):
     assert found["metrics"]["edge"]["odsF_raw"] == 100 and found["metrics"]["edge"]["pixelF"] < 50
 
 
+def test_a_thin_task_of_any_name_is_scored_as_boundaries(score, tmp_path, pascal):
+    """A custom task gets odsF by the published protocol, next to edge and with its own labels."""
+    shutil.copytree(pascal, tmp_path / "data")
+    shutil.copytree(tmp_path / "data" / "edge", tmp_path / "data" / "cracks")
+    described = yaml.safe_load((pascal / "dataset.yaml").read_text())
+    described["tasks"]["cracks"] = {"kind": "binary", "thin": True}
+    (tmp_path / "data" / "dataset.yaml").write_text(yaml.safe_dump(described, sort_keys=False))
+    for name, side in (("edge", 0), ("cracks", 1)):
+        (tmp_path / "theirs" / name).mkdir(parents=True)
+        for id in SIZES:
+            line = np.asarray(Image.open(pascal / "edge" / f"{id}.png"))
+            shown = 255 * (line if side else np.roll(line, (9, 9), (0, 1)))
+            Image.fromarray(shown).save(tmp_path / "theirs" / name / f"{id}.png")
+    found, out = score("--from-maps", "theirs", "--data", "data", "--published")
+    figures = found["metrics"]
+    assert figures["cracks"]["odsF_seism"] > 95 > figures["edge"]["odsF_seism"]
+    assert {task: metric for task, (metric, _, _) in found["primary"].items()} == {
+        "edge": "odsF_seism",
+        "cracks": "odsF_seism",
+    }
+    assert found["protocol"]["boundary_images"] == len(SIZES) and "boundaries: seism" in " ".join(out.split())
+
+
 def test_maps_that_cannot_be_scored(dmtl, tmp_path, pascal):
     words = ("eval", "--from-maps", "maps", "--data", pascal)
     (tmp_path / "maps").mkdir()
@@ -359,9 +382,9 @@ def test_baselines_that_cannot_be_compared(dmtl, tmp_path, pascal, official, sto
     assert status == 2 and message in err and err.count("\n") == 1
 
 
-def test_boundaries_need_a_task_called_edge(dmtl, pascal, official):
+def test_boundaries_need_a_thin_task(dmtl, pascal, official):
     words = ["eval", official, "--data", pascal, "--tasks", "sal"]
-    message = "boundaries need a task called edge among those scored, got sal"
+    message = "boundaries need a binary task with `thin: true`, such as edge, among those scored, got sal"
     assert dmtl(*words, "--boundaries", "raw")[0::2] == (2, f"dmtl eval: {message}\n")
     assert dmtl(*words, "--published").status == 0
 

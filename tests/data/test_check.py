@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from dmtl.data import open_dataset
-from dmtl.data.folder.check import Problem, check_dataset, picture_row, summary, what_is_wrong, wrong_lengths
+from dmtl.data.folder.check import Problem, check_dataset, picture_row, summary, what_is_wrong
 from dmtl.data.folder.dataset import Folder
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.tasks import make_task
@@ -105,10 +105,11 @@ def test_lengths_of_odd_numbers():
     """What is not finite, and zeros, are unknown; what is too long to be squared is not."""
     numbers = np.zeros((HEIGHT, WIDTH, 3), np.float64)
     numbers[0, :4] = [(np.nan, 0, 1), (np.inf, 0, 0), (1e30, 0, 0), (0, -1, 0)]
-    assert wrong_lengths(numbers) == (
+    normals = make_task("normals")
+    assert normals.stored_problem(numbers) == (
         "50.00% of its 2 vectors have another length, the worst inf, expected 1 within 0.001"
     )
-    assert wrong_lengths(numbers[1:]) is None and wrong_lengths(None) is None
+    assert normals.stored_problem(numbers[1:]) is None
 
 
 def test_boundaries_are_read_too(folder):

@@ -4,7 +4,9 @@ import torch
 from PIL import Image
 
 from dmtl.data.folder.dataset import Folder
+from dmtl.data.folder.write import export_folder
 from dmtl.data.loading.disk_cache import DiskCached
+from dmtl.data.loading.transforms import resize_nearest, resize_thin
 from dmtl.data.loading.wrappers import Cached, Resized, Subset
 from dmtl.errors import DataError
 from tests.data.conftest import HEIGHT, TASKS, WIDTH, arrays, describe
@@ -167,6 +169,31 @@ def test_a_description_that_cannot_be_is_refused(folder, changes, message):
     describe(folder, **changes)
     with pytest.raises(DataError, match=f"^{folder}/dataset.yaml: .*{message}"):
         Folder(folder, "train")
+
+
+def test_thin_tasks_go_there_and_back(folder, tmp_path):
+    """`thin` is an option of any binary task, and says how its labels shrink."""
+    describe(folder, tasks={**TASKS, "edge": {"kind": "binary", "thin": False}})
+    data = Folder(folder, "train")
+    assert data.tasks["cracks"].thin and not data.tasks["edge"].thin and not data.tasks["semseg"].thin
+    export_folder(data, tmp_path / "copy")
+    assert Folder(tmp_path / "copy", "train").tasks == data.tasks
+    small, label = Resized(data, (6, 8)).read(2).labels, torch.from_numpy(arrays(2)["cracks"])[None]
+    assert torch.equal(small["cracks"], resize_thin(label, (6, 8)))
+    label = torch.from_numpy(arrays(2)["edge"])[None]
+    assert torch.equal(small["edge"], resize_nearest(label, (6, 8)))
+
+
+def test_boundaries_belong_to_the_first_thin_task(folder):
+    describe(folder, boundaries="contours")
+    for id in ("a", "b", "c/d"):
+        path = folder / "contours" / f"{id}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(arrays(0)["edge"]).save(path)
+    for tasks in (None, ["edge"]):  # whatever is read of them
+        assert Subset(Folder(folder, "train", tasks), [0]).boundary_task == "cracks"
+    describe(folder, boundaries="contours", tasks={**TASKS, "cracks": {"kind": "binary"}})
+    assert Folder(folder, "train").boundary_task == "edge"
 
 
 def test_boundaries_that_are_none_are_refused(folder):

@@ -174,8 +174,9 @@ def test_resize_takes_nearest_labels_and_keeps_values(data):
 
 
 @pytest.mark.parametrize("size", [(20, 20), (13, 17), (31, 39), (7, 40)])
-def test_thin_lines_survive_shrinking_and_stay_thin(size):
-    thin, plain = make_task("edge"), make_task("mask", kind="binary")
+@pytest.mark.parametrize("name", ["edge", "cracks"])
+def test_thin_lines_survive_shrinking_and_stay_thin(name, size):
+    thin, plain = (make_task(name, kind="binary", thin=thin) for thin in (True, False))
     label = torch.zeros(1, 40, 40, dtype=torch.uint8)
     label[0, torch.arange(40), torch.arange(40)] = 1  # a diagonal
     label[0, 30] = 1

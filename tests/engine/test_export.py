@@ -19,10 +19,11 @@ from dmtl.data.loading.transforms import normalise
 from dmtl.diffusion import CounterNoise
 from dmtl.engine.export import export_model, formats, graph, parity
 from dmtl.engine.export.description import description
-from dmtl.engine.export.parity import map_difference, probe
+from dmtl.engine.export.parity import probe
 from dmtl.errors import ConfigError, DataError, ExportError
 from dmtl.predict import Predictor
 from dmtl.tasks import make_task
+from dmtl.tasks.base import relative_difference
 from tests.models.cases import TASKS, small_model
 
 DOCS = Path(__file__).parents[2] / "docs" / "export.md"
@@ -252,21 +253,21 @@ def test_differences_of_class_ids():
     task, ids = make_task("semseg", classes=3), torch.tensor([[[0, 2]]])
     logits = one_hot(ids, 3).permute(0, 3, 1, 2).float()
     logits[0, 1, 0, 1] = 1 - 2e-5
-    assert map_difference(task, ids, ids, logits) == 0
-    assert map_difference(task, ids, torch.tensor([[[0, 1]]]), logits) == pytest.approx(2e-5, rel=0.01)
-    assert map_difference(task, ids, torch.tensor([[[1, 2]]]), logits) == 1
-    assert map_difference(task, ids, torch.tensor([[[0, 3]]]), logits) == math.inf
+    assert task.map_difference(ids, ids, lambda: logits) == 0
+    assert task.map_difference(ids, torch.tensor([[[0, 1]]]), lambda: logits) == pytest.approx(2e-5, rel=0.01)
+    assert task.map_difference(ids, torch.tensor([[[1, 2]]]), lambda: logits) == 1
+    assert task.map_difference(ids, torch.tensor([[[0, 3]]]), lambda: logits) == math.inf
 
 
 def test_differences_of_numbers():
     value = torch.tensor([0.5, 200.0])
-    assert map_difference(None, value, value + 0.01) == pytest.approx(0.01, rel=1e-3)
-    assert map_difference(None, value, torch.tensor([0.5, 202.0])) == pytest.approx(0.01, rel=1e-3)
-    assert math.isnan(map_difference(None, value, torch.tensor([0.5, math.nan])))
+    assert relative_difference(value, value + 0.01) == pytest.approx(0.01, rel=1e-3)
+    assert relative_difference(value, torch.tensor([0.5, 202.0])) == pytest.approx(0.01, rel=1e-3)
+    assert math.isnan(relative_difference(value, torch.tensor([0.5, math.nan])))
     vector, turned = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1), torch.tensor([0.0, 1, 0]).view(1, 3, 1, 1)
     normals = make_task("normals")
-    assert map_difference(normals, vector, turned, vector * 7) == 1
-    assert map_difference(normals, vector, turned, vector * 1e-3) == pytest.approx(1e-3)
+    assert normals.map_difference(vector, turned, lambda: vector * 7) == 1
+    assert normals.map_difference(vector, turned, lambda: vector * 1e-3) == pytest.approx(1e-3)
 
 
 def test_wrong_shapes_and_types_are_found(monkeypatch):

@@ -1,5 +1,7 @@
 """Metrics of a model on a data set."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -148,7 +150,7 @@ def test_boundaries_of_the_image_without_its_padding(images, frame, monkeypatch)
     truths = {2: torch.from_numpy(rng.random((32, 32)) < 0.5), 3: torch.zeros(32, 32, dtype=torch.bool)}
     labels = LabelMatrix(data.ids, ["edge"], np.arange(8)[:, None] != 4)  # i4 has no edge label
     loader = make_loader(data, labels, eval_transform(frame=frame), batch_size=3, shuffle=False)
-    scored = Boundaries(Hits, truths.get, ids=[f"i{n}" for n in range(1, 7)])
+    scored = Boundaries(Hits, lambda index, task: truths.get(index), ids=[f"i{n}" for n in range(1, 7)])
     out = score(EdgeMaps(data.tasks, maps), loader, tasks=data.tasks, boundaries=scored)["edge"]
     hits = pixels = 0
     for index in (1, 2, 3, 5, 6):
@@ -159,9 +161,30 @@ def test_boundaries_of_the_image_without_its_padding(images, frame, monkeypatch)
     assert primary_metrics({"edge": out}, data.tasks) == {"edge": ("odsF_raw", hits / pixels, True)}
 
 
-def test_boundaries_concern_thin_tasks_called_edge():
-    tasks = [make_task("edge"), make_task("sal"), make_task("cracks", "binary", thin=True)]
-    assert [Boundaries.concern(task) for task in tasks] == [True, False, False]
+def test_every_thin_task_is_scored_as_boundaries(images):
+    """By capability, not by name; each with its own truth, and no other task."""
+    data = open_dataset(images, "train", tasks=["edge"])
+    tasks = {
+        "edge": make_task("edge"),
+        "cracks": make_task("cracks", "binary", thin=True),
+        "mask": make_task("mask", "binary"),
+    }
+    truth = torch.zeros(32, 32, dtype=torch.bool)
+    scored = Boundaries(Hits, lambda index, task: truth if task == "cracks" else None)
+    map_BHW = torch.ones(len(data), 32, 32)
+    model = SimpleNamespace(tasks=tasks, device=torch.device("cpu"))
+    model.maps_of = lambda batch, names: dict.fromkeys(names, map_BHW[: len(batch)])
+
+    def batches():
+        data.tasks = {"edge": tasks["edge"]}
+        for batch in make_loader(data, None, eval_transform(), batch_size=3, shuffle=False):
+            for name in ("cracks", "mask"):
+                batch.labels[name], batch.present[name] = batch.labels["edge"], batch.present["edge"]
+            yield batch
+
+    out = score(model, batches(), tasks=tasks, boundaries=scored)
+    assert out["cracks"]["odsF_raw"] == 0 < out["edge"]["odsF_raw"] and "odsF_raw" not in out["mask"]
+    assert [name for name, _, _ in primary_metrics(out, tasks).values()] == ["odsF_raw", "odsF_raw", "pixelF"]
 
 
 def test_tasks_of_the_data_set_say_what_labels_mean(model, dataset):

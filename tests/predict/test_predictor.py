@@ -140,12 +140,12 @@ def test_depth_saturates_and_a_constant_map_has_a_scale(model):
 
 
 def test_more_than_256_classes_need_16_bits():
-    from dmtl.predict.maps import describe_format, encode_map
+    from dmtl.predict.maps import encode_map
     from dmtl.tasks import make_task
 
     task = make_task("things", "classes", classes=300, ignore=1000)
     png, _ = encode_map(task, torch.tensor([[0, 299]]))
-    assert np.asarray(opened_bytes(png)).tolist() == [[0, 299]] and "16-bit" in describe_format(task)["png"]
+    assert np.asarray(opened_bytes(png)).tolist() == [[0, 299]] and "16-bit" in task.map_format()["png"]
 
 
 def opened_bytes(png):

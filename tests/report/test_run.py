@@ -17,7 +17,7 @@ from dmtl.report import report_from_runs
 from dmtl.report.facts import duration
 from dmtl.report.run import report_data
 from dmtl.report.runs import read_run, read_runs
-from dmtl.report.samples import HIDDEN, legends, sample_pictures
+from dmtl.report.samples import HIDDEN, sample_pictures
 from dmtl.tasks import make_task
 
 TASKS = {
@@ -244,17 +244,6 @@ def test_pictures_do_not_depend_on_who_else_is_shown():
         for r, s in zip(alone[0].rows, among[1].rows)
         for a, b in zip(r.cells, s.cells)
     )
-
-
-def test_legends_show_the_colours_of_the_pictures():
-    colours = legends(TASKS)
-    assert [name for name, _ in colours["semseg"]] == ["sky", "road"] and [
-        n for n, _ in colours["depth"]
-    ] == ["near", "far"]
-    inverse = {"depth": make_task("depth", distance=False, inverse=True)}
-    far, near = legends(inverse)["depth"]
-    assert (far[0], near[0]) == ("far", "near") and (near[1], far[1]) == tuple(c for _, c in colours["depth"])
-    assert tuple(TASKS["semseg"].picture(np.array([[1]]))[0, 0]) == colours["semseg"][1][1]
 
 
 def test_durations():

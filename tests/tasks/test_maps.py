@@ -163,3 +163,15 @@ def test_palette_knows_familiar_things():
 def test_edge_is_thin():
     assert TASKS["edge"].thin and not TASKS["sal"].thin
     assert make_task("crack", "binary", thin=True).thin
+
+
+def test_legends_show_the_colours_of_the_pictures():
+    sky, road = make_task("semseg", classes=["sky", "road"]).legend()
+    assert (sky[0], road[0]) == ("sky", "road")
+    assert tuple(make_task("semseg", classes=["sky", "road"]).picture(np.array([[1]]))[0, 0]) == road[1]
+    near, far = TASKS["depth"].legend()
+    assert (near[0], far[0]) == ("near", "far")
+    inverse = make_task("depth", distance=False, inverse=True).legend()
+    assert inverse == [("far", far[1]), ("near", near[1])]
+    assert [word for word, _ in TASKS["sal"].legend()] == ["probability 0", "1"]
+    assert TASKS["normals"].legend() == []

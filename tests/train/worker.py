@@ -167,7 +167,10 @@ def all_evaluations(images: Path, out: Path, world: World) -> dict[str, Metrics]
             model,
             loader(1),
             tasks={"edge": make_task("edge")},
-            boundaries=Boundaries(lambda ignore: Boundary("raw", 0.05, ignore=ignore), data.boundaries),
+            boundaries=Boundaries(
+                lambda ignore: Boundary("raw", 0.05, ignore=ignore),
+                lambda index, task: data.boundaries(index),
+            ),
             world=world,
         ),
     }

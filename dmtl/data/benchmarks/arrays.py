@@ -57,9 +57,9 @@ class Arrays(Distribution):
     def decode(self, array: np.ndarray, task: str, path: Path) -> np.ndarray:
         """The array of a label as the folder format stores it."""
         made = self.tasks[task]
-        if made.kind == "classes":
+        if made.label_names:
             return class_ids(array, made.channels, path)
-        return vectors(array, path) if made.kind == "unit_vector" else numbers(array, path)
+        return vectors(array, path) if made.unit_length else numbers(array, path)
 
     def _ids(self, split: str) -> list[str]:
         folder = self.root / split / "image"

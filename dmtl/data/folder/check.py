@@ -9,11 +9,9 @@ from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from dmtl.data.base import LabelledImages, Sample
-from dmtl.data.folder.label_maps import lengths
 from dmtl.data.images import has_transparency, orientation_of
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.data.parallel import in_parallel
@@ -32,9 +30,6 @@ KINDS = {
     "link": "links out of the data set",
     "shown": "images that are shown otherwise than stored (no fault)",
 }
-_DECODED = np.arange(256, dtype=np.uint8) * np.float32(2 / 255) - 1
-_UNKNOWN_GREY = np.isin(np.arange(256), (0, 127, 128, 255))
-_TOLERANCE = {"f": 1e-3, "u": 0.01}  # of lengths: numbers; three codes rounded to 8 bits
 
 
 @dataclass(frozen=True)
@@ -99,15 +94,15 @@ def check_dataset(
             problems.append(Problem("label", name, "no readable label at all, expected at least one"))
         elif not count["useful", name]:
             problems.append(Problem("label", name, f"every pixel of its {labels} labels is ignored"))
-        elif task.kind == "binary" and not count["positive", name]:
-            message = "no pixel is 1 in any label, expected 0 and 1 (255 means ignore)"
+        elif task.required_label is not None and not count["required", name]:
+            message = f"no pixel is {task.required_label} in any label, expected 0 and 1 (255 means ignore)"
             problems.append(Problem("label", name, message))
     return problems
 
 
 @dataclass
 class _Found:
-    """Of one sample: problems, the hash of its pixels, ("labelled" | "useful" | "positive", task)."""
+    """Of one sample: problems, the hash of its pixels, ("labelled" | "useful" | "required", task)."""
 
     problems: list[Problem]
     digest: bytes | None = None
@@ -130,7 +125,8 @@ class _Reader:
             if wrong:
                 problems.append(Problem("value", where, wrong))
                 continue
-            if task.kind == "unit_vector" and (wrong := wrong_lengths(data.stored(index, name))):
+            stored = None if task.label_names else data.stored(index, name)  # ids are stored as they are
+            if stored is not None and (wrong := task.stored_problem(stored)):
                 problems.append(Problem("vector", where, wrong))
             found.facts += [(fact, name) for fact in facts]
         problems += _shown_otherwise(data.image_file(index))
@@ -155,32 +151,6 @@ def _shown_otherwise(path: Path | None) -> list[Problem]:
     return problems
 
 
-def wrong_lengths(stored: np.ndarray | None) -> str | None:
-    """What is wrong with the lengths of a file's vectors [H, W, 3], which reading makes 1; None: nothing.
-
-    Unknown are zeros and what is not finite, in codes (uint8) also black, mid-grey and white.
-    """
-    if stored is None:
-        return None
-    tolerance = _TOLERANCE[stored.dtype.kind]
-    x, y, z = stored.transpose(2, 0, 1)
-    if stored.dtype.kind == "u":
-        known = (x != y) | (x != z) | ~_UNKNOWN_GREY[x]
-        x, y, z = (_DECODED[code] for code in (x, y, z))
-    else:
-        x, y, z = (values.astype(np.float32) for values in (x, y, z))
-        known = np.isfinite(x) & np.isfinite(y) & np.isfinite(z) & ((x != 0) | (y != 0) | (z != 0))
-    length = lengths(x, y, z)[known]
-    wrong = np.abs(length - 1) > tolerance
-    if not wrong.any():
-        return None
-    worst = length[np.abs(length - 1).argmax()]
-    return (
-        f"{wrong.mean():.2%} of its {len(length)} vectors have another length, the worst {worst:.4f}, "
-        f"expected 1 within {tolerance:g}"
-    )
-
-
 def what_is_wrong(label: Tensor, task: Task, image_size: tuple[int, int]) -> str | None:
     """Why `label` is not a label of `task` for an image of (height, width); None when it is one."""
     return _examined(label, task, image_size)[0]
@@ -189,25 +159,15 @@ def what_is_wrong(label: Tensor, task: Task, image_size: tuple[int, int]) -> str
 def _examined(label: Tensor, task: Task, image_size: tuple[int, int]) -> tuple[str | None, list[str]]:
     """What is wrong with a label; if nothing, the facts about it."""
     shape = (task.label_channels, *image_size)
-    dtype = torch.uint8 if task.kind in ("classes", "binary") else torch.float32
-    if tuple(label.shape) != shape or label.dtype != dtype:
-        return f"{label.dtype} {list(label.shape)}, expected {dtype} {list(shape)}", []
-    if dtype == torch.uint8:  # which values there are says all, and counting them is quick
-        label = torch.from_numpy(np.flatnonzero(np.bincount(label.numpy().ravel())).astype(np.uint8))
-        count = task.channels if task.kind == "classes" else 2
-        if len(wrong := label[(label >= count) & (label != task.ignore)]):
-            return f"value {int(wrong.max())}, expected 0 to {count - 1}, or {task.ignore:g} (ignore)", []
-        label = label[None, None]
-    valid = task.valid(label)
-    if task.kind == "unit_vector":
-        length = lengths(*label.numpy())[valid[0].numpy()]
-        if len(length) and np.abs(length - 1).max() > 1e-3:
-            return f"vectors of length {length.min():.4f} to {length.max():.4f}, expected 1 within 0.001", []
+    if tuple(label.shape) != shape or label.dtype != task.label_dtype:
+        return f"{label.dtype} {list(label.shape)}, expected {task.label_dtype} {list(shape)}", []
+    if wrong := task.label_problem(label):
+        return wrong, []
     facts = ["labelled"]
-    if valid.any():
+    if task.valid(label).any():
         facts.append("useful")
-    if task.kind == "binary" and (label == 1).any():
-        facts.append("positive")
+    if task.required_label is not None and (label == task.required_label).any():
+        facts.append("required")
     return None, facts
 
 

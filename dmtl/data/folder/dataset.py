@@ -21,6 +21,7 @@ Images and labels are turned by their orientation tags: labels are drawn on imag
     labels: labels.csv                                  # hides the labels that the table does not show
     evaluation: {frame: [512, 512], max_dist: 0.0075}   # how published figures are taken (`LabelledImages`)
     boundaries: contours            # ROOT/contours/ID.png, 0 and 1: the truth of the boundary benchmark
+                                    # for the first task that is thin (edge, or binary with `thin: true`)
     description: any text
 
 No file is read that lies outside ROOT, not through a link either; ROOT itself may be a link.
@@ -85,7 +86,8 @@ class Folder(LabelledImages):
                     f"{self.root / 'dataset.yaml'}: {unknown_name('task', task, description['tasks'])}"
                 )
         self._options = {t: description["tasks"][t] for t in description["tasks"] if t in chosen}
-        made = {t: _make_task(t, options, self.root / "dataset.yaml") for t, options in self._options.items()}
+        path = self.root / "dataset.yaml"
+        made = {t: _make_task(t, options, path) for t, options in self._options.items()}
         listed = read_split(self.root, split)
         super().__init__(description["name"], split, made, listed if ids is None else list(ids))
         if unlisted := set(self.ids) - set(listed):
@@ -103,6 +105,9 @@ class Folder(LabelledImages):
         self._files = {t: self._find(t, LABEL_SUFFIXES) for t in self.tasks}
         self._boundary_folder = description.get("boundaries")
         self._boundaries = {} if self._boundary_folder is None else self._find_boundaries()
+        if self._boundaries:
+            tasks = (_make_task(t, options, path) for t, options in description["tasks"].items())
+            self.boundary_task = next((task.name for task in tasks if task.thin), None)
         table = description.get("labels")
         where = f"{self.root / 'dataset.yaml'}: labels"
         self._table = None if table is None else self._read_table(self._inside(inner_path(table, where)))
@@ -310,17 +315,14 @@ def _make_task(name: str, options: dict, path: Path) -> Task:
         task = make_task(name, **{key: value for key, value in options.items() if key not in READING_OPTIONS})
     except (DmtlError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: {error}") from error
-    if task.kind in ("classes", "binary") and (
-        task.ignore not in range(256) or (task.kind == "binary" and task.ignore < 2)
-    ):
+    count = len(task.label_names)
+    if count and task.ignore not in range(count, 256):
         raise DataError(
             f"{path}: task {name!r}: ignore is {task.ignore:g}, expected a pixel value up to 255 "
             "that is no label, because these labels are stored in 8 bits"
         )
-    if task.kind == "classes" and task.channels > 255:
-        raise DataError(
-            f"{path}: task {name!r}: {task.channels} classes, expected at most 255 (8-bit labels)"
-        )
+    if count > 255:
+        raise DataError(f"{path}: task {name!r}: {count} classes, expected at most 255 (8-bit labels)")
     return task
 
 

@@ -25,8 +25,8 @@ class TaskStatistics:
     labels      how many; `pixels` theirs, `unknown` those without meaning
     counts      int64 [n]: pixels by class, or of 0 and 1
     present     int64 [n]: labels with such a pixel
-    values      float32 [m] drawn from a scalar's known pixels, [m, 3] from vectors
-    low, high   least and greatest known value of a scalar; NaN without one
+    values      float32 [m] drawn from known pixels of numbers, [m, K] of vectors
+    low, high   least and greatest known number; NaN for vectors, and without one
     """
 
     task: Task
@@ -98,16 +98,14 @@ def _of_label(task: Task, label_KHW: Tensor) -> TaskStatistics:
     known_HW = task.valid(label_KHW)[0]
     known_NK = label_KHW[:, known_HW].T
     result = TaskStatistics(task, 1, known_HW.numel(), int((~known_HW).sum()))
-    if task.kind in ("classes", "binary"):
-        size = task.channels if task.kind == "classes" else 2
+    if size := len(task.label_names):
         result.counts = torch.bincount(known_NK[:, 0].long(), minlength=size)[:size].numpy()
         result.present = (result.counts > 0).astype(np.int64)
         return result
     drawn = known_NK[:: max(1, len(known_NK) // DRAWN)][:DRAWN].numpy()
-    if task.kind == "unit_vector":
-        result.values = drawn
-    elif len(known_NK):
-        result.values, result.low, result.high = drawn[:, 0], float(known_NK.min()), float(known_NK.max())
+    result.values = drawn[:, 0] if task.label_channels == 1 else drawn
+    if task.label_channels == 1 and len(known_NK):
+        result.low, result.high = float(known_NK.min()), float(known_NK.max())
     return result
 
 

@@ -21,7 +21,7 @@ from dmtl.data.base import LabelledImages
 from dmtl.data.benchmarks.base import Distribution
 from dmtl.data.folder import manifest
 from dmtl.data.folder.dataset import read_description
-from dmtl.data.folder.label_maps import label_file, stored_label
+from dmtl.data.folder.label_maps import label_file
 from dmtl.data.folder.manifest import Entry
 from dmtl.data.folder.paths import inner_path, inside, plain_name, read_ids
 from dmtl.data.images import IMAGE_SUFFIXES, orientation_of, png_bytes
@@ -220,7 +220,7 @@ class _Writer:
         tasks = [task for task in data.tasks if shown is None or task in shown]
         if not isinstance(data, Distribution):
             sample = data.read(index, tasks)
-            stored = {task: stored_label(data.tasks[task], label) for task, label in sample.labels.items()}
+            stored = {task: data.tasks[task].label_to_stored(label) for task, label in sample.labels.items()}
             return sample.image, stored, sample.labels
         image, found = data.image(index), {task: data.stored(index, task) for task in tasks}
         stored = {task: values for task, values in found.items() if values is not None}

@@ -24,6 +24,7 @@ class Wrapper(LabelledImages):
     def __init__(self, dataset: LabelledImages):
         super().__init__(dataset.name, dataset.split, dataset.tasks, dataset.ids)
         self.dataset, self.evaluation = dataset, dataset.evaluation
+        self.boundary_task = dataset.boundary_task
 
     def available(self) -> LabelMatrix:
         return self._exists

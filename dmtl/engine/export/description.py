@@ -11,8 +11,6 @@ from dmtl import __version__
 from dmtl.data.loading.transforms import IMAGENET_MEAN, IMAGENET_STD
 from dmtl.tasks import Task
 
-_MEANING = {"classes": "class id", "binary": "probability", "unit_vector": "unit vector", "scalar": "value"}
-
 
 def description(
     model: Any,
@@ -49,9 +47,9 @@ def description(
 def _output(task: Task, value: Tensor, what: str) -> dict[str, Any]:
     shape, dtype = ["batch", *value.shape[1:]], str(value.dtype).removeprefix("torch.")
     about = {"kind": task.kind, "dtype": dtype, "shape": shape}
-    about["meaning"] = "logits" if what == "logits" else _MEANING.get(task.kind, "map")
-    if task.kind == "classes":
-        about["classes"] = list(task.classes)
-    if what == "maps" and task.unit == "m":
-        about["unit"] = "m"
+    about["meaning"] = "logits" if what == "logits" else task.words.map
+    if not task.map_dtype.is_floating_point:
+        about["classes"] = list(task.label_names)
+    if what == "maps" and task.unit:
+        about["unit"] = task.unit
     return about

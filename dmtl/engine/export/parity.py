@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dmtl.diffusion import CounterNoise
 from dmtl.engine.export.graph import outputs
 from dmtl.errors import DataError, ExportError
-from dmtl.tasks import Task
+from dmtl.tasks.base import relative_difference
 
 TOLERANCE = 1e-4
 IMAGES = 3
@@ -67,28 +67,11 @@ class Expected:
     def _difference(self, task: str, expected: Tensor, got: Tensor) -> float:
         if got.shape != expected.shape or got.dtype != expected.dtype:
             return math.inf
-        kind = self.model.tasks[task]
-        if self.what == "maps" and kind.kind in ("classes", "unit_vector") and not torch.equal(got, expected):
-            return map_difference(kind, expected, got, self._logits()[task][: len(expected)])
-        return map_difference(None, expected, got)
+        if self.what == "logits":
+            return relative_difference(expected, got)
+        return self.model.tasks[task].map_difference(
+            expected, got, lambda: self._logits()[task][: len(expected)]
+        )
 
     def _logits(self) -> dict[str, Tensor]:
         return {t: x.cpu() for t, x in outputs(self.model, self.images, "logits", **self.options).items()}
-
-
-def map_difference(task: Task | None, expected: Tensor, got: Tensor, logits: Tensor | None = None) -> float:
-    """Largest difference of two maps (task None: of any numbers); NaN where `got` is not finite.
-
-    Numbers: |got - expected|, relative where |expected| is above 1. Class ids: how far apart the logits
-    [B, C, H, W] of two different ids are. Unit vectors: times the length of the vector [B, 3, H, W] that was
-    normalised where that is below 1, because the direction of a short one means little.
-    """
-    if task is not None and task.kind == "classes":
-        if not ((got >= 0) & (got < logits.shape[1])).all():
-            return math.inf
-        gap = logits.gather(1, expected[:, None]) - logits.gather(1, got[:, None])
-        return gap.abs().max().item()
-    difference = (got - expected).abs()
-    if task is not None:
-        return (difference * logits.norm(dim=1, keepdim=True).clamp(max=1)).max().item()
-    return (difference / expected.abs().clamp(min=1)).max().item()

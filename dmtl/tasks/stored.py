@@ -1,0 +1,148 @@
+"""How labels and predictions of a task are laid out in files: arrays to arrays; other rooms own the files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmtl.errors import DataError
+
+LINEAR = "16-bit grey; value = offset + scale * pixel, with offset and scale of each image"
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A prediction as the pixels of a PNG.
+
+    values   uint8 or uint16 [H, W], or uint8 [H, W, 3]
+    palette  colours of the values of an 8-bit image, uint8 [n, 3]
+    reading  {"offset": ..., "scale": ...} that reads this one; empty if all files of the task are read alike
+    """
+
+    values: np.ndarray
+    palette: np.ndarray | None = None
+    reading: dict[str, float] = field(default_factory=dict)
+
+
+class Stored:
+    """The files of labels and predictions. The defaults are those of numbers, K of them for each pixel."""
+
+    kind: ClassVar[str]
+    label_channels: ClassVar[int] = 1
+    label_dtype: ClassVar[torch.dtype] = torch.float32
+    map_dtype: ClassVar[torch.dtype] = torch.float32  # of decoded predictions
+
+    def label_from_stored(
+        self, stored: np.ndarray, *, numbers: bool, scale: float | None = None, unknown: float | None = None
+    ) -> Tensor:
+        """Convert what the file of a label holds to the label.
+
+        Args:
+            stored: [H, W] or [H, W, K].
+            numbers: True for the values themselves, as .npy holds them; False for 8- or 16-bit codes, as PNG.
+            scale: value of one step of a code of a number.
+            unknown: a number that means "no label".
+
+        Returns:
+            [K, H, W] of `label_dtype`; `ignore` where there is no label.
+
+        Raises:
+            DataError: the values cannot be a label of this task. The message says what was expected.
+        """
+        stored_KHW = self._channels_first(stored)
+        if numbers:
+            with np.errstate(over="ignore"):
+                value = stored_KHW.astype(np.float32)
+            known = np.isfinite(value)
+            if unknown is not None:
+                known &= stored_KHW != unknown
+        elif scale is None:
+            raise DataError(
+                f"whole numbers without a unit, expected `scale:` (units per step) for task {self.name!r} in "
+                "dataset.yaml, or a .npy of floats"
+            )
+        else:
+            value, known = stored_KHW.astype(np.float32) * np.float32(scale), stored_KHW > 0
+        return torch.from_numpy(np.where(known.all(0), value, np.float32(self.ignore)))
+
+    def label_to_stored(self, label_KHW: Tensor) -> np.ndarray:
+        """Convert a label to the values of a file that `label_from_stored` reads as this label.
+
+        Returns: uint8 [H, W] of ids, float32 [H, W] or [H, W, K] of numbers (NaN where there is no label).
+        """
+        label_KHW = torch.where(self.valid(label_KHW), label_KHW, torch.nan)
+        return (label_KHW[0] if self.label_channels == 1 else label_KHW.permute(1, 2, 0)).numpy()
+
+    def label_problem(self, label_KHW: Tensor) -> str | None:
+        """Say what is wrong with the values of a label of the right shape and dtype; None if nothing is."""
+        return None
+
+    def stored_problem(self, stored: np.ndarray) -> str | None:
+        """Say what is wrong with a file's values that `label_from_stored` takes anyway, or None."""
+        return None
+
+    def map_from_stored(
+        self, stored: np.ndarray, *, numbers: bool, reading: tuple[float, float] | None = None
+    ) -> np.ndarray:
+        """Convert what the file of a prediction holds to the prediction.
+
+        Args:
+            stored: [H, W], or [K, H, W] for vectors.
+            numbers: as in `label_from_stored`.
+            reading: (scale, offset) of a code.
+
+        Returns:
+            As `Task.decode` of one image: int64 or float32 [H, W], or float32 [K, H, W].
+
+        Raises:
+            DataError: the values cannot be a prediction of this task.
+        """
+        if numbers:
+            return stored.astype(np.float32)
+        if reading is None:
+            raise DataError(
+                f"whole numbers without a unit, expected a .npy of floats, or tasks.{self.name}.scale in "
+                "maps.json"
+            )
+        return (stored * reading[0] + reading[1]).astype(np.float32)
+
+    def map_to_pixels(self, map: np.ndarray) -> Pixels:
+        """Convert a prediction ([H, W], or [K, H, W] for vectors) to pixels, as exactly as they allow."""
+        return linear_pixels(map)
+
+    def map_format(self) -> dict[str, Any]:
+        """Describe how to read the pixels of predictions, for maps.json."""
+        return {"kind": self.kind, "png": LINEAR}
+
+    def _channels_first(self, stored: np.ndarray) -> np.ndarray:
+        """[H, W] or [H, W, K] as [K, H, W]."""
+        stored_HWK = stored[:, :, None] if stored.ndim == 2 else stored
+        if stored_HWK.ndim != 3 or stored_HWK.shape[2] != self.label_channels:
+            expected = "one value per pixel, grey or palette"
+            if self.label_channels > 1:
+                expected = f"[H, W, {self.label_channels}]"
+            raise DataError(f"{stored.dtype} values of shape {list(stored.shape)}, expected {expected}")
+        return np.moveaxis(stored_HWK, 2, 0)
+
+
+def linear_pixels(value_HW: np.ndarray) -> Pixels:
+    """Spread numbers over 16 bits, the smallest to the largest of this image."""
+    low, high = float(value_HW.min()), float(value_HW.max())
+    scale = (high - low) / 65535 or 1.0
+    stored = rounded((value_HW.astype(np.float64) - low) / scale, np.uint16)
+    return Pixels(stored, reading={"offset": low, "scale": scale})
+
+
+def rounded(value: np.ndarray, dtype: type) -> np.ndarray:
+    """Round to the nearest whole number that an unsigned dtype can hold."""
+    return np.rint(np.clip(value, 0, np.iinfo(dtype).max)).astype(dtype)
+
+
+def listed(values: np.ndarray) -> str:
+    """The different values, at most eight of them, for messages."""
+    values = np.unique(values)
+    return ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
