@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Rooms from the ground up. An import goes down, or stays inside its own room.
 RANKS = [
     {"dmtl", "dmtl.errors"},
-    {"dmtl.runtime", "dmtl._outputs"},
+    {"dmtl.registry", "dmtl.runtime", "dmtl._outputs"},
     {"dmtl.kernels"},
     {"dmtl.kernels.cpu", "dmtl.kernels.cuda", "dmtl.kernels.triton"},
     {"dmtl.ops"},

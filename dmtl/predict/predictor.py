@@ -57,7 +57,7 @@ class Predictor:
     Args:
         model: `DiffusionMTL` or a baseline; an `Engine` is made of it.
         device: anything `torch.device` takes, or "auto".
-        steps, eta: sampler of this prediction; default as the model was configured. steps may be "auto": as
+        steps, eta, sampler: of the chain, as in `DiffusionMTL.forward`; default as the model was configured. steps may be "auto": as
             many as it takes until the maps no longer change.
         tasks: names of the maps wanted, default all.
         seed: of the chain's noise. Every image gets the same noise, so its maps do not depend on what else is
@@ -83,6 +83,7 @@ class Predictor:
         *,
         steps: int | str | None = None,
         eta: float | None = None,
+        sampler: str | None = None,
         tasks: Sequence[str] | None = None,
         seed: int = 0,
         precision: str = "auto",
@@ -100,8 +101,9 @@ class Predictor:
             )
         self.tasks = {name: model.tasks[name] for name in chosen_tasks("Predictor", model.tasks, tasks)}
         self.device = pick_device(device)
-        self.steps, self.eta, self.seed, self.samples, self.batch_size = steps, eta, seed, samples, batch_size
-        options = {"steps": steps, "eta": eta, "samples": samples, "tile": tile, "inplace": inplace}
+        self.steps, self.chain = steps, {"steps": steps, "eta": eta, "sampler": sampler}
+        self.seed, self.samples, self.batch_size = seed, samples, batch_size
+        options = self.chain | {"samples": samples, "tile": tile, "inplace": inplace}
         self.engine = Engine(model, self.device, precision=precision, tasks=list(self.tasks), **options)
 
     @classmethod
@@ -167,7 +169,7 @@ class Predictor:
             require_av()
         outputs = Outputs(summary.out_dir, self.tasks, pictures=pictures, npy=npy)
         images: list[dict] = []
-        options = {"steps": self.steps, "eta": self.eta, "seed": self.seed}
+        options = {**self.chain, "seed": self.seed}
         options |= {"samples": self.samples, "precision": self.engine.precision}
         if self.samples > 1:
             options["uncertainty"] = {name: describe_uncertainty(task) for name, task in self.tasks.items()}

@@ -150,7 +150,11 @@ def test_description(form):
         maps = model.maps(torch.zeros(1, 3, 33, 47)).maps
     about = description(model, ["heat", "semseg", "edge"], maps, (33, 47), 1, None, 7, "maps", "float32")
     assert json.loads(json.dumps(about)) == about
-    sampler = dict(steps=1, eta=1.0, seed=7) if form == "feature" else dict(steps=None, eta=None, seed=None)
+    sampler = (
+        dict(steps=1, sampler="ancestral", eta=None, seed=7)
+        if form == "feature"
+        else dict(steps=None, sampler=None, eta=None, seed=None)
+    )
     assert {key: about[key] for key in sampler} == sampler
     assert about["input"]["shape"] == ["batch", 3, 33, 47] and about["input"]["std"] == [0.229, 0.224, 0.225]
     assert {t: (o["meaning"], o["dtype"]) for t, o in about["outputs"].items()} == dict(
@@ -273,7 +277,7 @@ def test_wrong_shapes_and_types_are_found(monkeypatch):
     model, pixels = tiny(diffusion="none", tasks=("semseg",)), probe((32, 32))
     with torch.no_grad():
         images = torch.stack([normalise(image) for image in pixels])
-        expected = parity.Expected(model, images, "maps", 0, dict(tasks=["semseg"], steps=None, eta=None))
+        expected = parity.Expected(model, images, "maps", 0, dict(tasks=["semseg"], steps=None, eta=None, sampler=None))
         right = expected.outputs["semseg"]
         assert expected.differences(Path("x"), lambda x: {"semseg": right[: len(x)]}, images) == {"semseg": 0}
         for wrong in (right.int(), right[:, :16], torch.zeros_like(right)):
