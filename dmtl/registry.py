@@ -7,8 +7,8 @@
 
     SAMPLERS.get("ddim")          # ConfigError for an unknown name, with the nearest known one
 
-`docs/extending.md` shows how to add a name to each of them. An unknown name is looked for in installed packages, too:
-their entry points of the group "dmtl" are imported, once.
+`docs/extending.md` shows how to add a name to each of them. Before a name is refused, installed packages may
+add it: their entry points of the group "dmtl" are imported, once.
 """
 
 from __future__ import annotations

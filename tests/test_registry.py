@@ -12,7 +12,12 @@ from dmtl.registry import Registry
 def test_register_and_get():
     colours = Registry("colour", {"late": "tests.test_registry:LATE"})
     assert colours.register("red")(1) == 1 and colours.get("red") == 1
-    assert colours.names() == ["late", "red"] and "red" in colours and "green" not in colours and None not in colours
+    assert (
+        colours.names() == ["late", "red"]
+        and "red" in colours
+        and "green" not in colours
+        and None not in colours
+    )
     with pytest.raises(ConfigError, match="colour 'red' is registered already"):
         colours.register("red")(2)
     assert colours.get("late") is LATE
@@ -34,7 +39,9 @@ def test_names_of_an_installed_package(tmp_path, monkeypatch):
     """Its entry point is imported when a name is not known otherwise."""
     colours = Registry("colour")
     monkeypatch.setattr(registry, "COLOURS", colours, raising=False)
-    (tmp_path / "paint_for_dmtl.py").write_text("from dmtl import registry\nregistry.COLOURS.register('blue')(3)\n")
+    (tmp_path / "paint_for_dmtl.py").write_text(
+        "from dmtl import registry\nregistry.COLOURS.register('blue')(3)\n"
+    )
     info = tmp_path / "paint-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: paint\nVersion: 1.0\n")

@@ -16,9 +16,14 @@ from dmtl.registry import Registry
 if TYPE_CHECKING:
     from dmtl.data.base import LabelledImages
 
-DATASETS: Registry[Callable[..., LabelledImages]] = Registry("data set", {"scenes": "dmtl.data.scenes:Scenes"})
-"""By the names that `open_dataset` takes beside paths: (split, tasks=names or None) -> the data set. One with an
-attribute `to_order` makes images of any number and size: (split, tasks=, count=, size=, seed=), each if given."""
+DATASETS: Registry[Callable[..., LabelledImages]] = Registry(
+    "data set", {"scenes": "dmtl.data.scenes:Scenes"}
+)
+"""By the names that `open_dataset` takes next to paths: (split, tasks=names or None) -> the data set.
+
+One with an attribute `to_order` makes images of any number and size: it also gets `seed`, and `count` and
+`size` if they are not None.
+"""
 
 _HOME = {
     "LabelledImages": "base",
@@ -60,7 +65,7 @@ def open_dataset(
     seed: int = 0,
     format: str | None = None,
 ) -> LabelledImages:
-    """A data set: `"scenes"` (rendered, needs no files) or another registered name, the path of a folder with a
+    """Open `"scenes"` (rendered, needs no files) or another registered name, the path of a folder with a
     `dataset.yaml`, or that of a benchmark as its authors distribute it.
 
     Args:
@@ -79,7 +84,9 @@ def open_dataset(
         return DATASETS.get(name)(split, seed=seed, tasks=tasks, **options)
     from dmtl.data.loading.wrappers import Resized, Subset
 
-    dataset = DATASETS.get(name)(split, tasks=tasks) if name in DATASETS else _on_disk(name, split, tasks, format)
+    dataset = (
+        DATASETS.get(name)(split, tasks=tasks) if name in DATASETS else _on_disk(name, split, tasks, format)
+    )
     if count is not None:
         if count < 1:
             raise DataError(f"open_dataset: count must be at least 1, got {count}")
@@ -93,9 +100,7 @@ def made_to_order(name_or_path: str | os.PathLike) -> bool:
     return name in DATASETS and getattr(DATASETS.get(name), "to_order", False)
 
 
-def _on_disk(
-    path: str, split: str, tasks: Iterable[str] | None, format: str | None
-) -> LabelledImages:
+def _on_disk(path: str, split: str, tasks: Iterable[str] | None, format: str | None) -> LabelledImages:
     """A folder with a `dataset.yaml`, or a benchmark as distributed."""
     folder = "a folder with images/, splits/ and dataset.yaml"
     if not os.path.isdir(path):

@@ -1,5 +1,4 @@
-"""The diffusion chain: schedule (fp64 tables), samplers, noise (counter-based source), chain (the unrolled reverse
-process)."""
+"""The diffusion chain: schedule (fp64 tables), samplers, counter-based noise, and the unrolled chain."""
 
 from dmtl.diffusion.chain import noising, reverse_chain
 from dmtl.diffusion.noise import ArrayNoise, CounterNoise, NoiseSource

@@ -1,20 +1,22 @@
 """Samplers: from the noise levels of a chain to the coefficients of its steps.
 
-Symbols as in `dmtl.diffusion.schedule`, x0_hat the denoiser's estimate at x_t. A step from level t to the next
-lower level s is
+Symbols as in `dmtl.diffusion.schedule`; x0_hat is the denoiser's estimate at x_t. A step from level t to the
+next lower level s is
 
     x_s = coef1 D + coef2 x_t + sigma eps,      D = mix[0] x0_hat + mix[1] (x0_hat one step before) + ...
 
-so that one fused operator (`dmtl.ops.posterior_step`) makes the steps of every sampler, on every device, in an
-engine and in an exported file. A sampler is a function that gives each step its coefficients; it is called once
-for a chain. Below the lowest level abar = 1: the last step returns its x0_hat.
+so that one fused operator (`dmtl.ops.posterior_step`) makes the steps of every sampler, on every device, in
+an engine and in an exported file. A sampler is a function that gives each step its coefficients; it is called
+once for a chain. Below the lowest level abar = 1: the last step returns its x0_hat.
 
     ddim        sigma = eta sqrt((1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s))
-                coef2 = sqrt(1 - abar_s - sigma^2) / sqrt(1 - abar_t),  coef1 = sqrt(abar_s) - coef2 sqrt(abar_t)
+                coef2 = sqrt(1 - abar_s - sigma^2) / sqrt(1 - abar_t)
+                coef1 = sqrt(abar_s) - coef2 sqrt(abar_t)
                 (arXiv 2010.02502, eq. 12)
     ancestral   ddim with eta = 1, the posterior of DDPM (arXiv 2006.11239, eqs. 6-7)
-    dpmpp_2m    ddim with eta = 0, but D = x0_hat + h_s / (2 h_t) (x0_hat - x0_hat one step before) with
-                h_s = lambda_s - lambda_t of this step, h_t of the step before, lambda = log(sqrt(abar) / sqrt(1 - abar))
+    dpmpp_2m    ddim with eta = 0, but D = x0_hat + h / (2 h') (x0_hat - x0_hat one step before)
+                h = lambda_s - lambda_t of this step, h' of the step before
+                lambda = log(sqrt(abar) / sqrt(1 - abar))
                 (DPM-Solver++ 2M, arXiv 2211.01095, algorithm 2). Its first step is ddim's.
 
 ddim with eta = 0 solves the probability-flow ODE to first order, dpmpp_2m to second order.
@@ -45,8 +47,10 @@ class Coefficients(NamedTuple):
 
 
 Sampler = Callable[[Sequence[float]], list[Coefficients]]
-"""abar at the K levels, the cleanest first -> the coefficients of the step down from each level. The chain visits
-the last level first. Plain floats, which `torch.compile` folds into the graph."""
+"""abar at the K levels, the cleanest first -> the coefficients of the step down from each level.
+
+The chain visits the last level first. All are plain floats, which `torch.compile` folds into the graph.
+"""
 
 SAMPLERS: Registry[Sampler] = Registry("sampler")
 

@@ -94,7 +94,7 @@ class Schedule:
         coef1, coef2, sigma, mix = zip(*sampler(abar), strict=True)
         if len(mix) != steps or any(not 1 <= len(weights) <= steps - i for i, weights in enumerate(mix)):
             raise ValueError(
-                f"plan: the sampler must give {steps} steps, each with weights of estimates made by then, got {mix}"
+                f"plan: the sampler must give {steps} steps, with weights of estimates there are, got {mix}"
             )
         noisy = [math.sqrt(level) for level in abar], [math.sqrt(1 - level) for level in abar]
         tables = [torch.tensor(table, dtype=torch.float32) for table in (*noisy, coef1, coef2, sigma)]

@@ -129,7 +129,9 @@ class Engine:
         Returns: maps, whether they are finite, uncertainties (where samples > 1), steps taken (0 in a model
         without a chain). Raises TypeError and ValueError, naming the argument.
         """
-        call = self._call(image, tasks, steps, eta, sampler, noise, self.samples if samples is None else samples)
+        call = self._call(
+            image, tasks, steps, eta, sampler, noise, self.samples if samples is None else samples
+        )
         padded = pad_image(image)
         side = self._tile(padded, call)
         if not call.wanted:

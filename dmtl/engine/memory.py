@@ -37,7 +37,8 @@ def peak_bytes(
 
     Counted for each wanted task in maps [B, C, H/8, W/8]: its signal, its skip map and its tokens in the
     cross blocks, which the engine keeps from call to call; its signal once more where another draw of the
-    noise needs it, and for each earlier estimate that the sampler keeps (`history`). Beside these the encoder's largest maps (`encoder_numbers`); what convolutions
+    noise needs it, and for each earlier estimate that the sampler keeps (`history`). Beside these the
+    encoder's largest maps (`encoder_numbers`); what convolutions
     transform; the decoded maps of this call and the one before; what draws are averaged in, band by band.
     """
     height, width = (-(-side // PAD_MULTIPLE) * PAD_MULTIPLE for side in (height, width))

@@ -130,7 +130,7 @@ class ModelConfig:
             raise ConfigError(f"model.signal_scale must be positive and finite, got {self.signal_scale}")
 
     def sampler_for(self, sampler: str | None = None, eta: float | None = None) -> tuple[str, float | None]:
-        """Return name and eta of the sampler that a call asks for: the configured one, unless it names another."""
+        """Return name and eta of the sampler that a call asks for; the configured one if it names none."""
         if sampler is None:
             sampler, eta = self.sampler, self.eta if eta is None else eta
         return sampler or ("ancestral" if eta is None else "ddim"), eta

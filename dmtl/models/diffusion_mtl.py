@@ -311,7 +311,7 @@ class MultiTaskBaseline(_DenseModel):
         trace: bool = False,
         upsampled: bool = True,
     ) -> Prediction:
-        """As `DiffusionMTL.forward`; steps, eta, sampler and noise have no meaning here and the trace is empty."""
+        """As `DiffusionMTL.forward`; steps, eta, sampler and noise mean nothing here, the trace is empty."""
         return self.initial_prediction(image, tasks, labelled=labelled, upsampled=upsampled)
 
     def _ends(self, padded, rows, steps, eta, sampler, noise) -> dict[str, _End]:

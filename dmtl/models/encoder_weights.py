@@ -33,7 +33,7 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
 def pretrained_source(name: str) -> str | None:
     """Return where `load_pretrained` finds an encoder's ImageNet weights on this machine, None if nowhere.
 
-    A source that downloads counts if its package is installed. There is none for encoders registered by others.
+    A source that downloads counts if its package is installed. There is none for encoders of others.
     """
     if name in LITE:
         return _wheel(name) if find_spec(_wheel(name)) else None

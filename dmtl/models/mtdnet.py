@@ -61,9 +61,7 @@ class MTDNet(nn.Module):
                 self._plans[key] = self._new_plan(*key[:3], device)
         return self._plans[key]
 
-    def _new_plan(
-        self, steps: int | None, sampler: str, eta: float | None, device: torch.device
-    ) -> Plan:
+    def _new_plan(self, steps: int | None, sampler: str, eta: float | None, device: torch.device) -> Plan:
         plan = self.schedule.plan(steps, make_sampler(sampler, eta)).to(device)
         if "noise" not in self.config.without:
             return plan

@@ -102,7 +102,8 @@ def _timm(name: str):
         import timm
     except ImportError as error:
         raise ConfigError(
-            f"backbone must be one of {', '.join(BACKBONES.names())}, or a timm model once timm is installed: "
+            f"backbone must be one of {', '.join(BACKBONES.names())}, "
+            "or a timm model once timm is installed: "
             f"pip install 'dmtl[timm]' -c constraints.txt; got {name!r} ({error})"
         ) from None
     except RuntimeError as error:  # torchvision's compiled operators do not match this torch

@@ -57,7 +57,8 @@ class Predictor:
     Args:
         model: `DiffusionMTL` or a baseline; an `Engine` is made of it.
         device: anything `torch.device` takes, or "auto".
-        steps, eta, sampler: of the chain, as in `DiffusionMTL.forward`; default as the model was configured. steps may be "auto": as
+        steps, eta, sampler: of the chain, as in `DiffusionMTL.forward`; default as the model
+            was configured. steps may be "auto": as
             many as it takes until the maps no longer change.
         tasks: names of the maps wanted, default all.
         seed: of the chain's noise. Every image gets the same noise, so its maps do not depend on what else is

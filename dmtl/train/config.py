@@ -28,7 +28,7 @@ class DataConfig:
     """What is learned from."""
 
     root: str = "scenes"
-    """"scenes" (rendered while training, nothing on disk), a folder with `dataset.yaml`, or a registered name."""
+    """"scenes" (rendered while training), a registered name, or a folder with `dataset.yaml`."""
     tasks: list[str] | None = None
     """Tasks to learn; default: all that the data set has."""
     labels: str = "one-label"
@@ -137,14 +137,14 @@ class OptimConfig:
     task_weights: dict[str, float] = field(default_factory=dict)
     """Loss weights by task; default: each task's own."""
     weighting: str = "fixed"
-    """What multiplies those weights: nothing ("fixed"), learned uncertainties ("uncertainty"; Kendall et al., CVPR
-    2018), dynamic weight averaging over epochs ("dwa"; Liu et al., CVPR 2019), or a registered weighting."""
+    """What multiplies those weights: nothing ("fixed"), learned uncertainties ("uncertainty"; Kendall et al.,
+    CVPR 2018), averages over epochs ("dwa"; Liu et al., CVPR 2019), or a registered weighting."""
     dwa_temperature: float = 2.0
     """Temperature of "dwa"; larger means more equal weights."""
     objectives: dict[str, float] = field(default_factory=dict)
-    """Extra losses and their weights: "mtpsl", the cross-task consistency between the labels of an image and its
-    predictions of the other tasks (Li, Liu and Bilen, CVPR 2022; published 1 and 2), for `model.diffusion = "none"`;
-    or registered ones. Weight 0: none."""
+    """Extra losses and their weights: "mtpsl", the cross-task consistency between the labels of an image and
+    its predictions of the other tasks (Li, Liu and Bilen, CVPR 2022; published 1 and 2), for
+    `model.diffusion = "none"`; or registered ones. Weight 0: none."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Autocast precision; losses and optimiser stay in fp32."""
     seed: int = 0

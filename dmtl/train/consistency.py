@@ -158,10 +158,10 @@ class Consistency(Objective):
         return len(self._pairs(batch)) > 0
 
     def forward(self, seen: Seen) -> dict[str, Tensor]:
-        """Return "consistency", D(m_s, m_t), and "consistency_regulariser", D(m_s, f) + D(m_t, f), of every pair.
+        """Return "consistency", D(m_s, m_t), and "consistency_regulariser", D(m_s, f) + D(m_t, f).
 
-        float32 [P] each, in the order of `TaskPairs`; empty if there is no pair. Labels may have any values in
-        rows without one; their size is at most 8 h and 8 w. Nothing here waits for the device.
+        Each is float32 [P], pairs in the order of `TaskPairs`; without a pair the result is empty. Labels may
+        have any values in rows without one; their size is at most 8 h and 8 w. Nothing waits for the device.
         """
         present, labels, logits = seen.batch.present, seen.batch.labels, seen.logits
         feature_BChw = seen.feature

@@ -24,7 +24,7 @@ from dmtl.train.weighting import Weighting
 @dataclass(frozen=True)
 class PairLosses:
     """Unweighted losses of the labelled (sample, task) pairs: task -> float32 [n], the rows in the order of
-    the batch. initial is empty for a baseline. added: by part what the run's objectives return, float32 [n]."""
+    the batch. initial is empty for a baseline. added: what the run's objectives return."""
 
     final: dict[str, Tensor]
     initial: dict[str, Tensor]

@@ -1,7 +1,7 @@
 """Objectives: extra losses of a run, by the names of `optim.objectives`.
 
-The trainer knows objectives in general: it shares, optimises, clips, saves and restores their parameters with the
-model's, and leaves them behind when the run is over.
+The trainer knows objectives in general: it shares, optimises, clips, saves and restores their parameters with
+the model's, and leaves them behind when the run is over.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Seen:
     """What an objective sees of a step, or of a micro-batch of it.
 
     prediction: logits of the labelled (image, task) pairs at 1/8 resolution, rows in the order of the batch.
-    feature [B, C, h, w]: what all decoders read. logits: task -> [B, C_T, h, w], for every task and image. Both
-    are there for an objective that asks for them (`Objective.dense`), all with gradient.
+    feature [B, C, h, w]: what all decoders read. logits: task -> [B, C_T, h, w], for every task and image.
+    Both are None unless an objective of the run asks for them (`Objective.dense`). All have a gradient.
     """
 
     batch: Batch
@@ -53,14 +53,14 @@ class Objective(nn.Module):
         super().__init__()
 
     def reaches(self, batch: Batch) -> bool:
-        """Return whether the objective adds anything to the loss of this batch; nothing here waits for the device.
+        """Return whether the objective adds anything to the loss of a batch, without waiting for the device.
 
-        Its parameters, and what it reads, then get a gradient.
+        Only then its parameters, and what it reads, get a gradient.
         """
         return True
 
     def forward(self, seen: Seen) -> dict[str, Tensor]:
-        """Return for each of `parts` float32 [n], to be summed over the step and divided by its images; or {}."""
+        """Return float32 [n] for each of `parts`, or {}; the sum over the step is divided by its images."""
         raise NotImplementedError(f"{type(self).__name__}.forward")
 
 

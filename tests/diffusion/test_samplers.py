@@ -1,6 +1,7 @@
 """Samplers against their ODE, against one another on a model, and what a chain keeps for them."""
 
 import gc
+import itertools
 import math
 import weakref
 
@@ -42,7 +43,7 @@ def estimate(x, log_abar: float):
 
 
 def solution() -> np.ndarray:
-    """x at the lowest level by Runge-Kutta, d(x / alpha) = eps d(sigma / alpha) (DDIM, eq. 14) over log abar."""
+    """x at the lowest level by Runge-Kutta: d(x / alpha) = eps d(sigma / alpha) (DDIM, eq. 14)."""
 
     def slope(log_abar, x):
         alpha, sigma = math.exp(log_abar / 2), math.sqrt(1 - math.exp(log_abar))
@@ -74,7 +75,7 @@ def test_order_of_convergence(name, order):
     """Twice the steps, a half or a quarter of the error: a scheme of another order fails."""
     exact = solution()
     errors = [np.linalg.norm(walked(name, steps) - exact) for steps in (33, 65, 129)]
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in itertools.pairwise(errors):
         assert 2**order * 0.9 < coarse / fine < 2**order * 1.1
     assert errors[-1] < {1: 2e-2, 2: 5e-4}[order]
 
@@ -109,7 +110,9 @@ def test_ancestral_is_ddim_with_all_its_noise():
 def test_what_cannot_be():
     with pytest.raises(ConfigError, match=r"model.sampler must be one of ancestral.*did you mean 'ddim'"):
         make_sampler("ddin", where="model.")
-    with pytest.raises(ConfigError, match=r'eta is an option of the sampler "ddim" alone, got 1.0 with "dpmpp_2m"'):
+    with pytest.raises(
+        ConfigError, match=r'eta is an option of the sampler "ddim" alone, got 1.0 with "dpmpp_2m"'
+    ):
         make_sampler("dpmpp_2m", 1.0)
     for eta in (-0.1, 1.1, math.nan):
         with pytest.raises(ConfigError, match=r"eta must be in \[0, 1\]"):
@@ -171,7 +174,7 @@ def test_memory_does_not_grow_with_the_steps(name, kept):
 
 
 def test_on_a_model():
-    """With many steps both solvers of the ODE give the same maps; with few the second order is nearer to them."""
+    """With many steps both solvers give the same maps; with few the second order is nearer to them."""
     model = small_model(steps=8, beta_start=0.01, beta_end=0.3, signal_scale=0.5)
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
 

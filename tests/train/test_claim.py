@@ -29,7 +29,8 @@ def test_methods_change_what_the_file_says(tmp_path):
         "[methods.mtpsl]\nlike = 'mtl'\noptim = {objectives = {mtpsl = 2.0}, task_weights = {edge = 3}}"
     )
     (tmp_path / "table.toml").write_text(
-        "extends = 'base.toml'\n[optim]\nsteps = 7\n[methods.mtpsl]\noptim = {objectives = {mtpsl = 1}}\n[methods.own]"
+        "extends = 'base.toml'\n[optim]\nsteps = 7\n[methods.mtpsl]\n"
+        "optim = {objectives = {mtpsl = 1}}\n[methods.own]"
     )
     config = read_config(tmp_path / "table.toml")
     claim = claim_of(config, read_methods(tmp_path / "table.toml"))

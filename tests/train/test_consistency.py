@@ -250,7 +250,9 @@ def test_the_gradient_reaches_unlabelled_tasks_and_the_mapping():
                 name for name in named if not name.endswith(("running_mean", "running_var", "tracked"))
             }
             assert trained <= reached
-    mapping = {name for name, _ in with_it.objective.named_parameters() if name.startswith("objectives.mtpsl.")}
+    mapping = {
+        name for name, _ in with_it.objective.named_parameters() if name.startswith("objectives.mtpsl.")
+    }
     assert len(mapping) == 4 * len(NAMES) + 4 + 1 + 2 and mapping <= reached
     groups = {group["name"]: len(group["params"]) for group in with_it.optimizer.param_groups}
     assert "objectives" not in groups  # step_for optimises the model alone
@@ -339,7 +341,9 @@ def test_a_consistency_that_is_not_finite_skips_the_step():
     step, batch = training(), one_label()
     before = parameters(step.batch_loss)
     step.batch_loss.objectives.mtpsl.mapping.output.bias.data[0] = torch.nan
-    before |= {"objectives.mtpsl.mapping.output.bias": step.batch_loss.objectives.mtpsl.mapping.output.bias.clone()}
+    before |= {
+        "objectives.mtpsl.mapping.output.bias": step.batch_loss.objectives.mtpsl.mapping.output.bias.clone()
+    }
     step(batch, 0)
     report = step.read()
     assert same(before, parameters(step.batch_loss)) and report.in_a_row == 1
@@ -373,7 +377,9 @@ def test_values_of_its_options():
     for weight in (-1.0, math.nan, math.inf):
         with pytest.raises(ConfigError, match="optim.objectives.mtpsl must be at least 0 and finite"):
             OptimConfig(objectives={"mtpsl": weight})
-    with pytest.raises(ConfigError, match="optim.objectives must be one of mtpsl, got 'mtspl'; did you mean 'mtpsl'"):
+    with pytest.raises(
+        ConfigError, match="optim.objectives must be one of mtpsl, got 'mtspl'; did you mean 'mtpsl'"
+    ):
         OptimConfig(objectives={"mtspl": 1.0})
 
 

@@ -15,10 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from dmtl.errors import ConfigError
 from dmtl.models import ModelConfig
 from dmtl.train import plan as planning
+from dmtl.train.batch_loss import BatchLoss
 from dmtl.train.checkpoint import read_checkpoint, state_bytes
 from dmtl.train.config import DataConfig, LogConfig, OptimConfig, RunConfig
 from dmtl.train.log import RunLog
-from dmtl.train.batch_loss import BatchLoss
 from dmtl.train.plan import forecast, measure, plan
 from dmtl.train.setup import model_for, open_data, training_loader
 from dmtl.train.toml import read_config, write_config

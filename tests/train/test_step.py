@@ -14,8 +14,8 @@ from dmtl.data.loading.loader import Batch
 from dmtl.diffusion import CounterNoise
 from dmtl.errors import ConfigError
 from dmtl.runtime.distributed import World
-from dmtl.train.config import ExecutionConfig, OptimConfig, RunConfig
 from dmtl.train.batch_loss import BatchLoss
+from dmtl.train.config import ExecutionConfig, OptimConfig, RunConfig
 from dmtl.train.optim import optimizer_for
 from dmtl.train.step import Step
 from dmtl.train.weighting import make_weighting

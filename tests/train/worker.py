@@ -23,9 +23,9 @@ from dmtl.models import ModelConfig, build_model
 from dmtl.runtime.distributed import World, connect
 from dmtl.tasks import make_task
 from dmtl.train import distributed
+from dmtl.train.batch_loss import BatchLoss
 from dmtl.train.config import DataConfig, ExecutionConfig, LogConfig, OptimConfig, RunConfig
 from dmtl.train.ema import MovingAverage
-from dmtl.train.batch_loss import BatchLoss
 from dmtl.train.optim import frozen, optimizer_for, set_train
 from dmtl.train.setup import model_for, open_data, training_loader
 from dmtl.train.step import Step
@@ -110,7 +110,8 @@ def twenty_steps(config: RunConfig, world: World) -> dict[str, dict]:
     batch_loss = BatchLoss(model, weighting, config.optim)
     module = distributed.wrap(batch_loss, config.execution, world)
     ema = MovingAverage(model, config.optim.ema) if config.optim.ema else None
-    optimizer = optimizer_for(config.optim, model, extra=weighting.parameters(), objectives=batch_loss.objectives.parameters()
+    optimizer = optimizer_for(
+        config.optim, model, extra=weighting.parameters(), objectives=batch_loss.objectives.parameters()
     )
     for group in optimizer.param_groups:
         group["eps"] = 1e-6  # AdamW makes full steps of gradients that are rounding errors alone, else

@@ -24,7 +24,7 @@ def description(
     what: str,
     input: str,
 ) -> dict[str, Any]:
-    """Return what goes in, what comes out, and the chain: steps, sampler, eta, seed, all None in a model without one.
+    """Return what goes in, what comes out, and the chain: steps, sampler, eta, seed (None if there is none).
 
     Args:
         options: steps, sampler and eta as the export was asked for them; None is the model's own.
