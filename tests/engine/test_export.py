@@ -152,7 +152,8 @@ def test_description(form):
     model = tiny(tasks=("semseg", "edge", "heat"), **FORMS[form])
     with torch.no_grad():
         maps = model.maps(torch.zeros(1, 3, 33, 47)).maps
-    about = description(model, ["heat", "semseg", "edge"], maps, (33, 47), 1, None, 7, "maps", "float32")
+    asked = dict(steps=1, sampler=None, eta=None)
+    about = description(model, ["heat", "semseg", "edge"], maps, (33, 47), asked, 7, "maps", "float32")
     assert json.loads(json.dumps(about)) == about
     sampler = (
         dict(steps=1, sampler="ancestral", eta=None, seed=7)

@@ -245,13 +245,13 @@ def test_the_gradient_reaches_unlabelled_tasks_and_the_mapping():
         for part in ("decoders", "heads"):
             prefix = f"model.initial.{part}.{task}."
             assert not any(name.startswith(prefix) for name in gradients(without))
-            named = {name for name in with_it.objective.state_dict() if name.startswith(prefix)}
+            named = {name for name in with_it.batch_loss.state_dict() if name.startswith(prefix)}
             trained = {
                 name for name in named if not name.endswith(("running_mean", "running_var", "tracked"))
             }
             assert trained <= reached
     mapping = {
-        name for name, _ in with_it.objective.named_parameters() if name.startswith("objectives.mtpsl.")
+        name for name, _ in with_it.batch_loss.named_parameters() if name.startswith("objectives.mtpsl.")
     }
     assert len(mapping) == 4 * len(NAMES) + 4 + 1 + 2 and mapping <= reached
     groups = {group["name"]: len(group["params"]) for group in with_it.optimizer.param_groups}
