@@ -207,7 +207,7 @@ def checked(
     with torch.inference_mode(), tf32(False):
         expected = model.maps(image, case.tasks, steps=case.steps).maps
         chain = isinstance(model, DiffusionMTL)
-        draws = model.mtdnet.plan(case.steps, None, image.device).levels if chain else []
+        draws = model.mtdnet.plan(image.device, case.steps).levels if chain else []
         noise = drawn_noise(model, image, len(draws)) if chain else {}
     for name, precision in wanted:
         row = {"contender": name, "precision": precision}

@@ -55,7 +55,7 @@ class Expert:
             raise ValueError(f"Expert: precision must be one of {', '.join(DTYPES)}, got {precision!r}")
         self.model = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
         self.tasks = list(self.model.tasks if tasks is None else tasks)
-        self.plan = self.model.mtdnet.plan(steps, None, image.device)
+        self.plan = self.model.mtdnet.plan(image.device, steps)
         self.dtype = DTYPES[precision]
         self.noise = [self._buffers(image) for _ in self.plan.levels]
         self._function: Callable = self._forward

@@ -25,7 +25,7 @@ class ExpertTraining:
 
     def __init__(self, model: DiffusionMTL, precision: str, modes: tuple[str, ...]):
         self.model, self.dtype, self.modes = model, DTYPES[precision], modes
-        self.plan = model.mtdnet.plan(None, None, model.device)
+        self.plan = model.mtdnet.plan(model.device)
         self._network: Callable = self._logits
         self.how = "eager, channels_last"
 

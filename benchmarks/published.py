@@ -55,7 +55,7 @@ class Published:
 
     def _denoised(self, task: str, start: Tensor, condition: Tensor) -> Tensor:
         net = self.model.mtdnet
-        plan = net.plan(self.steps, None, start.device)
+        plan = net.plan(start.device, self.steps)
         last = len(plan.levels) - 1
         x = plan.sqrt_abar[last] * start + plan.sqrt_one_minus_abar[last] * self._eps(task, 0, start)
         for i in reversed(range(len(plan.levels))):

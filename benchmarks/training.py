@@ -20,8 +20,8 @@ from dmtl.models import DiffusionMTL
 from dmtl.nn.precision import tf32
 from dmtl.runtime.distributed import World
 from dmtl.runtime.measure import seconds
+from dmtl.train.batch_loss import BatchLoss
 from dmtl.train.config import ExecutionConfig, OptimConfig, RunConfig
-from dmtl.train.objective import Objective
 from dmtl.train.optim import optimizer_for
 from dmtl.train.step import Step
 from dmtl.train.weighting import make_weighting
@@ -126,10 +126,10 @@ def ours(case: Case, precision: str) -> Trainee:
     if device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)
     weighting = make_weighting(optim, model.tasks).to(device)
-    objective = Objective(model, weighting, optim)
+    batch_loss = BatchLoss(model, weighting, optim)
     optimizer = optimizer_for(optim, model, extra=weighting.parameters())
     taken = Step(
-        objective, objective, optimizer, config, rate=lambda step: optim.lr, total_steps=1 << 30,
+        batch_loss, batch_loss, optimizer, config, rate=lambda step: optim.lr, total_steps=1 << 30,
         world=World(device=device),
     )  # fmt: skip
 
@@ -139,7 +139,7 @@ def ours(case: Case, precision: str) -> Trainee:
             taken.read()
 
     def loss(batch: Batch, noise=None) -> Tensor:
-        return objective(batch, 0, True)[0]
+        return batch_loss(batch, 0, True)[0]
 
     return Trainee("dmtl", precision, model, loss, step, "Step")
 
@@ -188,7 +188,7 @@ def trained_model(case: Case) -> DiffusionMTL:
 def noise_of(model: DiffusionMTL, batch: Batch) -> dict[str, Tensor]:
     """The noise that our step 0 draws for every task of every image: {task: [draws, B, C, h, w]}."""
     source = CounterNoise(OPTIM.seed << 32, batch.index)
-    draws = len(model.mtdnet.plan(None, None, batch.image.device).levels)
+    draws = len(model.mtdnet.plan(batch.image.device).levels)
     return contenders.drawn_noise(model, batch.image, draws, source)
 
 

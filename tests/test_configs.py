@@ -32,7 +32,8 @@ PUBLISHED = {  # of the released run, "section.key"
     "model.backbone": "resnet18", "model.backbone_width": 64, "model.width": 512, "model.decoder_blocks": 2,
     "model.blocks": 4, "model.heads": 4, "model.mlp_ratio": 4, "model.token_reduction": 4,
     "model.steps": 2, "model.beta_start": 1e-3, "model.beta_end": 1e-2, "model.betas": None,
-    "model.signal_scale": 1, "model.eta": 1, "model.chain_init": "default", "model.residual": False,
+    "model.signal_scale": 1, "model.sampler": "ancestral", "model.chain_init": "default",
+    "model.residual": False,
     "model.detach_signal": False, "model.detach_condition": True,
     "optim.backbone_weights": "resnet18.pth", "optim.optimizer": "adam", "optim.lr": 2e-5,
     "optim.backbone_lr": 1, "optim.layer_decay": 1, "optim.mtdnet_lr": 1, "optim.mtdnet_start": 0,
@@ -96,7 +97,7 @@ def test_tables_describe_models_that_can_be_built(name):
         kind = MultiTaskBaseline if model.diffusion == "none" else DiffusionMTL
         with torch.device("meta"):
             assert isinstance(create_model(model), kind)
-        expected = {"model.diffusion", "model.without", "model.steps", "optim.consistency"}
+        expected = {"model.diffusion", "model.without", "model.steps", "optim.objectives"}
         assert differences(method.config, config) <= expected
 
 
@@ -107,7 +108,7 @@ def test_published_values(run):
     for key, value in (PUBLISHED | BY_DATA.get(data, {})).items():
         assert get(config, key) == value, key
     assert (config.data.root, config.model.diffusion) == (data, METHODS[method])
-    assert config.optim.consistency == (CONSISTENCY[data] if method == "mtpsl" else 0)
+    assert config.optim.objectives == ({"mtpsl": CONSISTENCY[data]} if method == "mtpsl" else {})
     assert config.out.startswith(f"runs/{'-'.join(run)}")
 
 
@@ -120,7 +121,7 @@ def test_a_run_differs_from_its_base_as_its_name_says(run):
     if METHODS[method] != base.model.diffusion:
         expected.add("model.diffusion")
     if method == "mtpsl":
-        expected.add("optim.consistency")
+        expected.add("optim.objectives")
     assert config.data.labels == labels
     expected |= {"data.labels"} if labels != base.data.labels else set()
     if method == "stl":

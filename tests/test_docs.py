@@ -1,4 +1,4 @@
-"""The guide for a new operator is followed to the letter: its files are written, built and tested."""
+"""The guides are followed to the letter: what they write is written, what they run is run."""
 
 import re
 import shutil
@@ -8,8 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from dmtl import tasks
+from dmtl.data import DATASETS
+from dmtl.diffusion import SAMPLERS
+from dmtl.nn.backbone import BACKBONES
+from dmtl.train.objective import OBJECTIVES
+from dmtl.train.weighting import WEIGHTINGS
+
 ROOT = Path(__file__).resolve().parents[1]
 FILES = re.compile(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(r"(?:<!-- file: (\S+) -->\n)?```(?:python|yaml)\n(.*?)```", re.DOTALL)
 LINE = re.compile(r"one line in `(\S+)`: `(.+?)`")
 
 
@@ -50,3 +58,23 @@ def test_adding_an_operator(tmp_path):
         "-k",
         "row_scale",
     )
+
+
+def test_extending(tmp_path, monkeypatch):
+    """Every block in order, in one namespace; what it registers is forgotten afterwards."""
+    registries = (BACKBONES, DATASETS, OBJECTIVES, SAMPLERS, WEIGHTINGS)
+    for registry in registries:
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    monkeypatch.setattr(tasks, "KNOWN", tasks.KNOWN | {})
+    monkeypatch.chdir(tmp_path)
+    blocks = BLOCK.findall((ROOT / "docs" / "extending.md").read_text())
+    assert len(blocks) == 9
+    namespace = {"__name__": "extending"}
+    for file, text in blocks:
+        if file:
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+            Path(file).write_text(text)
+        else:
+            exec(text, namespace)
+    for registry, name in zip(registries, ("strided", "discs", "smooth", "calming", "inverse"), strict=True):
+        assert name in registry

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Rooms from the ground up. An import goes down, or stays inside its own room.
 RANKS = [
     {"dmtl", "dmtl.errors"},
-    {"dmtl.runtime"},
+    {"dmtl.registry", "dmtl.runtime"},
     {"dmtl.ops"},
     # Kernels import the specifications that they implement. Only the registry loads kernels, by name.
     {"dmtl.kernels"},

@@ -67,6 +67,8 @@ class Eval:
     steps: list[str] | None = None
     """Denoising steps, or "auto" (until a step changes little); default: as trained. Several: a table of
     metrics and time for each."""
+    sampler: str | None = None
+    """How the chain steps: "ancestral", "ddim", "dpmpp_2m" or a registered one; default: as trained."""
     samples: int = 1
     """Draws of the noise that are averaged; from 2 on with the AUROC of errors by uncertainty."""
     precision: str = "auto"
@@ -178,7 +180,7 @@ def _engine(args: Eval, device) -> Any:
 
     precision = "fp32" if args.published and args.precision == "auto" else args.precision
     model = from_pretrained(args.model).to(device)
-    return Engine(model, precision=precision, samples=args.samples, inplace=True)
+    return Engine(model, precision=precision, sampler=args.sampler, samples=args.samples, inplace=True)
 
 
 def _score(args: Eval, evaluation, source, several, world) -> list[dict]:

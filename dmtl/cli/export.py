@@ -30,6 +30,8 @@ class Export:
     """Tasks to predict; default: all."""
     steps: int | None = None
     """Denoising steps; default: as trained."""
+    sampler: str | None = None
+    """How the chain steps: "ancestral", "ddim", "dpmpp_2m" or a registered one; default: as trained."""
     seed: int = 0
     """Seed of the chain's noise, which is stored in the file."""
     what: Literal["maps", "logits"] = "maps"
@@ -52,6 +54,7 @@ def main(arguments: list[str]) -> int:
         size=args.size,
         tasks=args.tasks,
         steps=args.steps,
+        sampler=args.sampler,
         seed=args.seed,
         what=args.what,
         input=args.input,

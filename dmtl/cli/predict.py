@@ -31,6 +31,8 @@ class Predict:
     """Tasks to predict; default: all."""
     steps: int | Literal["auto"] | None = None
     """Denoising steps, or "auto": until the maps no longer change; default: as trained."""
+    sampler: str | None = None
+    """How the chain steps: "ancestral", "ddim", "dpmpp_2m" or a registered one; default: as trained."""
     samples: int = 1
     """Draws of the noise to average; from 2 on OUT/uncertainty says where they differ."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
@@ -64,6 +66,7 @@ def main(arguments: list[str]) -> int:
         args.model,
         args.device,
         steps=args.steps,
+        sampler=args.sampler,
         tasks=args.tasks,
         seed=args.seed,
         samples=args.samples,

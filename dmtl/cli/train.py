@@ -87,5 +87,6 @@ def run_config(args: RunConfig, arguments: list[str]) -> RunConfig:
     config = RunConfig(**{f.name: getattr(args, f.name) for f in dataclasses.fields(RunConfig)})
     if args.config is None:
         return config
-    weights = read_config(args.config).optim.task_weights | config.optim.task_weights  # as `extends` merges
-    return dataclasses.replace(config, optim=dataclasses.replace(config.optim, task_weights=weights))
+    base, optim = read_config(args.config).optim, config.optim
+    merged = {key: getattr(base, key) | getattr(optim, key) for key in ("task_weights", "objectives")}
+    return dataclasses.replace(config, optim=dataclasses.replace(optim, **merged))  # as `extends` merges

@@ -7,13 +7,23 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from dmtl.errors import DataError
+from dmtl.errors import DataError, nearest
+from dmtl.registry import Registry
 
 if TYPE_CHECKING:
     from dmtl.data.base import LabelledImages
+
+DATASETS: Registry[Callable[..., LabelledImages]] = Registry(
+    "data set", {"scenes": "dmtl.data.scenes:Scenes"}
+)
+"""By the names that `open_dataset` takes next to paths: (split, tasks=names or None) -> the data set.
+
+One with an attribute `to_order` makes images of any number and size: it also gets `seed`, and `count` and
+`size` if they are not None.
+"""
 
 _HOME = {
     "LabelledImages": "base",
@@ -36,7 +46,7 @@ _HOME = {
     "export_folder": "folder.write",
     "open_distribution": "benchmarks.detect",
 }
-__all__ = ["open_dataset", *_HOME]
+__all__ = ["DATASETS", "made_to_order", "open_dataset", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
@@ -55,8 +65,8 @@ def open_dataset(
     seed: int = 0,
     format: str | None = None,
 ) -> LabelledImages:
-    """A data set: `"scenes"` (rendered, needs no files), the path of a folder with a `dataset.yaml`, or that
-    of a benchmark as its authors distribute it.
+    """Open `"scenes"` (rendered, needs no files) or another registered name, the path of a folder with a
+    `dataset.yaml`, or that of a benchmark as its authors distribute it.
 
     Args:
         split: "train", "val", ... as the data set has them.
@@ -69,28 +79,42 @@ def open_dataset(
     Errors: DataError that lists what is known.
     """
     name = os.fspath(name_or_path)
-    if name == "scenes":
-        from dmtl.data.scenes import Scenes
-
+    if made_to_order(name):
         options = {key: value for key, value in (("count", count), ("size", size)) if value is not None}
-        return Scenes(split, seed=seed, tasks=tasks, **options)
-    folder = "a folder with images/, splits/ and dataset.yaml"
-    if not os.path.isdir(name):
-        raise DataError(f"{name}: no such data set, expected 'scenes' or {folder}")
-    from dmtl.data.benchmarks.detect import FORMATS, detect, holds, open_distribution
-    from dmtl.data.folder.dataset import Folder
+        return DATASETS.get(name)(split, seed=seed, tasks=tasks, **options)
     from dmtl.data.loading.wrappers import Resized, Subset
 
-    dataset: LabelledImages
-    if format is None and os.path.exists(os.path.join(name, "dataset.yaml")):
-        dataset = Folder(name, split, tasks)
-    else:
-        format = detect(name) if format is None else format
-        if format is None:
-            raise DataError(f"{name}: {holds(name)}, expected {folder}, or one of {', '.join(FORMATS)}")
-        dataset = open_distribution(name, split, tasks, format)
+    dataset = (
+        DATASETS.get(name)(split, tasks=tasks) if name in DATASETS else _on_disk(name, split, tasks, format)
+    )
     if count is not None:
         if count < 1:
             raise DataError(f"open_dataset: count must be at least 1, got {count}")
         dataset = Subset(dataset, range(min(count, len(dataset))))
     return dataset if size is None else Resized(dataset, size)
+
+
+def made_to_order(name_or_path: str | os.PathLike) -> bool:
+    """Return whether a data set makes images of any number and size, as `"scenes"` does."""
+    name = os.fspath(name_or_path)
+    return name in DATASETS and getattr(DATASETS.get(name), "to_order", False)
+
+
+def _on_disk(path: str, split: str, tasks: Iterable[str] | None, format: str | None) -> LabelledImages:
+    """A folder with a `dataset.yaml`, or a benchmark as distributed."""
+    folder = "a folder with images/, splits/ and dataset.yaml"
+    if not os.path.isdir(path):
+        near = nearest(path, DATASETS.names())
+        hint = f" (did you mean {near!r}?)" if near else ""
+        raise DataError(
+            f"{path}: no such data set{hint}, expected {' or '.join(map(repr, DATASETS.names()))} or {folder}"
+        )
+    from dmtl.data.benchmarks.detect import FORMATS, detect, holds, open_distribution
+    from dmtl.data.folder.dataset import Folder
+
+    if format is None and os.path.exists(os.path.join(path, "dataset.yaml")):
+        return Folder(path, split, tasks)
+    format = detect(path) if format is None else format
+    if format is None:
+        raise DataError(f"{path}: {holds(path)}, expected {folder}, or one of {', '.join(FORMATS)}")
+    return open_distribution(path, split, tasks, format)

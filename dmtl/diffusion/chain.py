@@ -47,17 +47,33 @@ def reverse_chain(
         to_signal: maps an estimate into the chain's space (signal scaling) before the posterior step.
         every: False: yield the last estimate alone; no other is then in memory while it is made.
     """
+    history: list[list[Tensor]] = [[] for _ in x]  # for each signal its earlier estimates, the newest first
     for i in reversed(range(len(plan.levels))):
         estimates = denoise(x, plan.levels[i])
         if every or i == 0:
             yield estimates
         if i > 0:
             number = len(plan.levels) - i
-            x = [
-                _step(to_signal(x0_hat).to(x_t.dtype), x_t, plan, i, **draw(number))
-                for x0_hat, x_t, draw in zip(estimates, x, draws, strict=True)
+            known = [
+                [to_signal(x0_hat).to(x_t.dtype), *earlier]
+                for x0_hat, x_t, earlier in zip(estimates, x, history, strict=True)
             ]
-            del estimates
+            x = [
+                _step(_mixed(estimate, plan.mix[i]), x_t, plan, i, **draw(number))
+                for estimate, x_t, draw in zip(known, x, draws, strict=True)
+            ]
+            history = [estimate[: plan.history] for estimate in known]
+            del estimates, known
+
+
+def _mixed(estimates: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The weighted sum of the newest estimates; the newest one itself where it is alone."""
+    if len(weights) == 1:
+        return estimates[0]
+    total = weights[0] * estimates[0]
+    for weight, estimate in zip(weights[1:], estimates[1:], strict=False):
+        total = torch.add(total, estimate, alpha=weight)
+    return total
 
 
 def _step(x0_hat: Tensor, x_t: Tensor, plan: Plan, i: int, **noise: Tensor | int) -> Tensor:

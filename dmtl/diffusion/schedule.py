@@ -1,25 +1,19 @@
-"""Noise schedule and the coefficients of every sampler step, computed in float64.
+"""Noise schedule: the levels of a chain and the tables of its steps, computed in float64.
 
 Symbols as in DDPM (arXiv 2006.11239): beta_t, abar_t = prod_{s<=t} (1 - beta_s). The published schedule is
-linear in sqrt(beta). A step from level t to a lower level s (abar_s > abar_t) with the x0
-parameterisation is
-
-    x_s = coef1 x0_hat + coef2 x_t + sigma eps                                              (DDIM, arXiv
-    2010.02502, eq. 12) sigma = eta sqrt((1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s)),   d = sqrt(1 -
-    abar_s - sigma^2) coef2 = d / sqrt(1 - abar_t),   coef1 = sqrt(abar_s) - coef2 sqrt(abar_t)
-
-eta = 1 is the ancestral (published) sampler, eta = 0 the deterministic one. Below the last level abar = 1,
-so that coef1 = 1 and coef2 = sigma = 0: the last step returns x0_hat.
+linear in sqrt(beta). `dmtl.diffusion.samplers` says what a step is made of.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from dmtl.diffusion.samplers import Sampler, ancestral
 
 
 @dataclass(frozen=True)
@@ -29,6 +23,7 @@ class Plan:
     levels: K step numbers for the time embedding (fractional where the chain has more steps than it was
     trained with).
     sqrt_abar, sqrt_one_minus_abar, coef1, coef2, sigma: float32 tensors [K].
+    mix: for each step the weights of the newest estimates, see `dmtl.diffusion.samplers`.
     """
 
     levels: tuple[float, ...]
@@ -37,10 +32,17 @@ class Plan:
     coef1: Tensor
     coef2: Tensor
     sigma: Tensor
+    mix: tuple[tuple[float, ...], ...]
+
+    @property
+    def history(self) -> int:
+        """How many earlier estimates a step reads at most."""
+        return max(len(weights) for weights in self.mix) - 1
 
     def to(self, device: torch.device) -> Plan:
         """The same plan with its tables on `device`."""
-        return Plan(self.levels, *(getattr(self, f.name).to(device) for f in fields(self)[1:]))
+        tables = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tables)
 
 
 class Schedule:
@@ -74,7 +76,7 @@ class Schedule:
         """S, the number of levels the chain was defined with."""
         return len(self.betas)
 
-    def plan(self, steps: int | None = None, eta: float = 1.0) -> Plan:
+    def plan(self, steps: int | None = None, sampler: Sampler = ancestral) -> Plan:
         """Coefficients for a chain of `steps` steps (default S) that starts at the noisiest level.
 
         Fewer steps than S visit equally spaced levels (rounded); more than S visit fractional ones, where
@@ -84,23 +86,19 @@ class Schedule:
         steps = self.steps if steps is None else steps
         if steps < 1:
             raise ValueError(f"plan: steps must be at least 1, got {steps}")
-        if not 0.0 <= eta <= 1.0:
-            raise ValueError(f"plan: eta must be in [0, 1], got {eta}")
         top = self.steps - 1
         levels = [top * i / (steps - 1) for i in range(steps)] if steps > 1 else [float(top)]
         if steps <= self.steps:
             levels = [float(round(level)) for level in levels]
-        rows, below = [], 1.0
-        for level in levels:  # plain floats, which torch.compile folds into the graph
-            abar = self._abar_at(level)
-            sigma = eta * math.sqrt((1 - below) / (1 - abar) * (1 - abar / below))
-            coef2 = math.sqrt(max(1 - below - sigma**2, 0.0)) / math.sqrt(1 - abar)
-            coef1 = math.sqrt(below) - coef2 * math.sqrt(abar)
-            rows.append((math.sqrt(abar), math.sqrt(1 - abar), coef1, coef2, sigma))
-            below = abar
-        return Plan(
-            tuple(levels), *(torch.tensor(table, dtype=torch.float32) for table in zip(*rows, strict=True))
-        )
+        abar = [self._abar_at(level) for level in levels]
+        coef1, coef2, sigma, mix = zip(*sampler(abar), strict=True)
+        if len(mix) != steps or any(not 1 <= len(weights) <= steps - i for i, weights in enumerate(mix)):
+            raise ValueError(
+                f"plan: the sampler must give {steps} steps, with weights of estimates there are, got {mix}"
+            )
+        noisy = [math.sqrt(level) for level in abar], [math.sqrt(1 - level) for level in abar]
+        tables = [torch.tensor(table, dtype=torch.float32) for table in (*noisy, coef1, coef2, sigma)]
+        return Plan(tuple(levels), *tables, mix)
 
     def _abar_at(self, level: float) -> float:
         """abar at a level that may be fractional; log abar is linear in between."""

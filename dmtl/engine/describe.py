@@ -71,7 +71,9 @@ def _mechanism(config) -> str:
     steps = len(config.betas or range(config.steps))
     extra = ", as a correction of the initial map" if config.residual else ""
     extra += f", without {' and '.join(config.without)}" if config.without else ""
-    return f"{steps} step{'' if steps == 1 else 's'} of denoising {signal}{extra}, eta {config.eta:g}"
+    sampler, eta = config.sampler_for()
+    extra += f", sampler {sampler}" + ("" if eta is None else f" with eta {eta:g}")
+    return f"{steps} step{'' if steps == 1 else 's'} of denoising {signal}{extra}"
 
 
 def _network(config) -> str:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from dmtl import ops
-from dmtl.diffusion import CounterNoise, NoiseSource
+from dmtl.diffusion import CounterNoise, NoiseSource, Plan, make_sampler
 from dmtl.engine.graphs import Graphs
 from dmtl.engine.memory import available_bytes, tile_side
 from dmtl.engine.network import LARGE, Network
@@ -52,7 +52,7 @@ class Engine:
             On a CPU "bf16" keeps fp32 wherever that was measured to be faster: Winograd's convolution is.
         steps: denoising steps; None: as trained; "auto": stop as soon as a step changes no task's logits by
             more than `tolerance` (relative, in L2 over the batch), after at most max(8, as trained) steps.
-        eta: sampler, default as the model was configured.
+        eta, sampler: as in `DiffusionMTL.forward`; default as the model was configured.
         tasks: names predicted by default, default all.
         samples: draws of the noise that are averaged; from 2 on maps come with an uncertainty.
         seed: of the noise.
@@ -72,6 +72,7 @@ class Engine:
         precision: str = "auto",
         steps: int | str | None = None,
         eta: float | None = None,
+        sampler: str | None = None,
         tasks: Iterable[str] | None = None,
         samples: int = 1,
         seed: int = 0,
@@ -83,7 +84,9 @@ class Engine:
             raise TypeError(f"Engine: model must be a DiffusionMTL or a baseline, got {type(model).__name__}")
         self.device = next(model.parameters()).device if device is None else torch.device(device)
         self.config, self.tasks = model.config, model.tasks
-        self.steps, self.eta, self.samples, self.tile, self.tolerance = steps, eta, samples, tile, tolerance
+        self.steps, self.samples, self.tile, self.tolerance = steps, samples, tile, tolerance
+        self.sampler = self.config.sampler_for(sampler, eta)
+        make_sampler(*self.sampler)  # ConfigError now
         self.chosen = self._checked_tasks(tasks)
         self.noise = CounterNoise(seed)
         self._check_options(steps, samples)
@@ -111,6 +114,7 @@ class Engine:
         *,
         steps: int | str | None = None,
         eta: float | None = None,
+        sampler: str | None = None,
         noise: NoiseSource | None = None,
         samples: int | None = None,
     ) -> Maps:
@@ -118,13 +122,15 @@ class Engine:
 
         Args:
             image: float32 [B, 3, H, W] on the engine's device, ImageNet-normalised, any H and W.
-            tasks, steps, eta, samples: instead of the engine's own.
+            tasks, steps, eta, sampler, samples: instead of the engine's own.
             noise: default `CounterNoise(seed)`; another source than that gives one draw only.
 
         Returns: maps, whether they are finite, uncertainties (where samples > 1), steps taken (0 in a model
         without a chain). Raises TypeError and ValueError, naming the argument.
         """
-        call = self._call(image, tasks, steps, eta, noise, self.samples if samples is None else samples)
+        call = self._call(
+            image, tasks, steps, eta, sampler, noise, self.samples if samples is None else samples
+        )
         padded = pad_image(image)
         side = self._tile(padded, call)
         if not call.wanted:
@@ -143,11 +149,12 @@ class Engine:
         *,
         steps: int | str | None = None,
         eta: float | None = None,
+        sampler: str | None = None,
         noise: NoiseSource | None = None,
     ) -> Prediction:
         """Logits at the image's size, final and initial, as `DiffusionMTL.forward` gives them (float32, no
         trace), of one draw of the noise; arguments as in `maps`."""
-        call = replace(self._call(image, tasks, steps, eta, noise, 1), initial=True)
+        call = replace(self._call(image, tasks, steps, eta, sampler, noise, 1), initial=True)
         if not call.wanted:
             return Prediction({}, {}, {})
         padded = pad_image(image)
@@ -171,7 +178,7 @@ class Engine:
         with tf32(self.precision == "tf32"), self._pool.in_use():
             yield
 
-    def _call(self, image, tasks, steps, eta, noise, samples) -> _Call:
+    def _call(self, image, tasks, steps, eta, sampler, noise, samples) -> _Call:
         """The arguments, checked, with every default filled in."""
         self._check_image(image)
         steps = self.steps if steps is None else steps
@@ -181,7 +188,7 @@ class Engine:
             wanted=self.chosen if tasks is None else self._checked_tasks(tasks),
             size=tuple(image.shape[-2:]),
             steps=max(AUTO_STEPS, self.config.steps) if steps == "auto" else steps or self.config.steps,
-            eta=self.config.eta if (eta := self.eta if eta is None else eta) is None else eta,
+            sampler=self.sampler if eta is sampler is None else self.config.sampler_for(sampler, eta),
             tolerance=self.tolerance if steps == "auto" and chain else None,
             noises=_draws(self.noise if noise is None else noise, samples if chain else 1),
         )
@@ -225,9 +232,13 @@ class Engine:
         initial = [{task: logits[task] for task in call.wanted}] if call.initial else []
         if network.mtdnet is None:
             return [*initial, logits], 0
-        plan = network.mtdnet.plan(call.steps, call.eta, self.device)
+        plan = self._plan(call)
         draws, steps = network.denoised(features, logits, call.wanted, plan, call.noises, call.tolerance)
         return initial + draws, steps
+
+    def _plan(self, call: _Call) -> Plan:
+        sampler, eta = call.sampler
+        return self.network.mtdnet.plan(self.device, call.steps, eta, sampler)
 
     def _decoded(self, draws: list[dict[str, Tensor]], call: _Call) -> tuple[dict, dict, dict]:
         """Maps, whether they are finite, and (of several draws) how sure they are."""
@@ -251,6 +262,7 @@ class Engine:
         side = self.tile
         if side is None:
             options = dict(itemsize=self.form.maps.itemsize, samples=len(call.noises))
+            options["history"] = self._plan(call).history if self.network.mtdnet is not None else 0
             wish = (self.config, len(call.wanted), batch, height, width)
             return tile_side(*wish, available_bytes(self.device), **options)
         return side if side and max(height, width) > side else None
@@ -289,7 +301,7 @@ class _Call:
     wanted: tuple[str, ...]
     size: tuple[int, int]
     steps: int
-    eta: float
+    sampler: tuple[str, float | None]  # name and eta
     tolerance: float | None
     noises: Any  # list[NoiseSource]; in the key of a graph their number
     initial: bool = False

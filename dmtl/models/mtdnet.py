@@ -8,13 +8,13 @@ feature. Prediction Diffusion noises the preliminary logits and denoises them in
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dmtl.diffusion import NoiseSource, Pairs, Plan, Schedule, noising, reverse_chain
+from dmtl.diffusion import NoiseSource, Pairs, Plan, Schedule, make_sampler, noising, reverse_chain
 from dmtl.models.config import ModelConfig
 from dmtl.models.denoiser import Condition, Denoiser, Layers
 from dmtl.models.initialisation import start_as_identity, start_without_correction
@@ -45,23 +45,28 @@ class MTDNet(nn.Module):
         """Whether training keeps no activations of the denoiser and computes them again for the gradient."""
         self._plans: dict[tuple, Plan] = {}
 
-    def plan(self, steps: int | None, eta: float | None, device: torch.device) -> Plan:
-        """The chain's coefficients on `device`, computed once."""
-        eta = self.config.eta if eta is None else eta
+    def plan(
+        self,
+        device: torch.device,
+        steps: int | None = None,
+        eta: float | None = None,
+        sampler: str | None = None,
+    ) -> Plan:
+        """The chain's coefficients on `device`, computed once; arguments as in `DiffusionMTL.forward`."""
+        key = (steps, *self.config.sampler_for(sampler, eta), str(device))
         if torch.compiler.is_compiling():  # constants of the graph
-            return self._plans.get((steps, eta, str(device))) or self._new_plan(steps, eta, device)
-        key = (steps, eta, str(device))
+            return self._plans.get(key) or self._new_plan(*key[:3], device)
         if key not in self._plans:
             with torch.inference_mode(False):  # training may use what an evaluation computed first
-                self._plans[key] = self._new_plan(steps, eta, device)
+                self._plans[key] = self._new_plan(*key[:3], device)
         return self._plans[key]
 
-    def _new_plan(self, steps: int | None, eta: float, device: torch.device) -> Plan:
-        plan = self.schedule.plan(steps, eta).to(device)
+    def _new_plan(self, steps: int | None, sampler: str, eta: float | None, device: torch.device) -> Plan:
+        plan = self.schedule.plan(steps, make_sampler(sampler, eta)).to(device)
         if "noise" not in self.config.without:
             return plan
         none = torch.zeros_like(plan.sigma)
-        return Plan(plan.levels, plan.sqrt_abar, none, plan.coef1, plan.coef2, none)
+        return replace(plan, sqrt_one_minus_abar=none, sigma=none)
 
     def condition_input(self, initial: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return what the condition is computed from: the initial logits, or zeros in a model without it."""

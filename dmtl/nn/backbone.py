@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,15 @@ from dmtl.errors import ConfigError
 from dmtl.nn.efficientnet import LITE, EfficientNetLite
 from dmtl.nn.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from dmtl.nn.resnet import DEPTHS, ResNet
+from dmtl.registry import Registry
 
-OWN = (*DEPTHS, *LITE)
-"""Encoders that need no further package."""
+BACKBONES: Registry[Callable[[int], nn.Module]] = Registry("backbone")
+"""By the names of `model.backbone`: width of the first ResNet stage -> encoder. Other names are timm's."""
+
+for _name, _depths in DEPTHS.items():
+    BACKBONES.register(_name)(partial(ResNet, _depths))
+for _name in LITE:
+    BACKBONES.register(_name)(lambda width, name=_name: EfficientNetLite(name))
 
 
 def list_backbones(*, timm: bool = False) -> list[str]:
@@ -27,7 +34,7 @@ def list_backbones(*, timm: bool = False) -> list[str]:
     Raises:
         ConfigError: timm is asked for and cannot be imported.
     """
-    return [*OWN, *(_timm("timm").list_models() if timm else ())]
+    return [*BACKBONES.names(), *(_timm("timm").list_models() if timm else ())]
 
 
 def make_backbone(name: str, width: int = 64) -> nn.Module:
@@ -40,11 +47,7 @@ def make_backbone(name: str, width: int = 64) -> nn.Module:
     Raises:
         ConfigError: nothing has that name, or timm is needed and cannot be imported.
     """
-    if name in DEPTHS:
-        return ResNet(DEPTHS[name], width)
-    if name in LITE:
-        return EfficientNetLite(name)
-    return TimmBackbone(name)
+    return BACKBONES.get(name)(width) if name in BACKBONES else TimmBackbone(name)
 
 
 class TimmBackbone(nn.Module):
@@ -60,11 +63,11 @@ class TimmBackbone(nn.Module):
             self.net = _create(timm, name)
         except (RuntimeError, ValueError, AttributeError) as error:
             near = (
-                ", ".join(difflib.get_close_matches(name, [*OWN, *timm.list_models()], 5))
+                ", ".join(difflib.get_close_matches(name, [*BACKBONES.names(), *timm.list_models()], 5))
                 or "see timm.list_models()"
             )
             raise ConfigError(
-                f"backbone must be one of {', '.join(OWN)} or a timm model with features_only, "
+                f"backbone must be one of {', '.join(BACKBONES.names())} or a timm model with features_only, "
                 f"got {name!r} ({error}); near: {near}"
             ) from None
         self.name = name
@@ -99,7 +102,8 @@ def _timm(name: str):
         import timm
     except ImportError as error:
         raise ConfigError(
-            f"backbone must be one of {', '.join(OWN)}, or a timm model once timm is installed: "
+            f"backbone must be one of {', '.join(BACKBONES.names())}, "
+            "or a timm model once timm is installed: "
             f"pip install 'dmtl[timm]' -c constraints.txt; got {name!r} ({error})"
         ) from None
     except RuntimeError as error:  # torchvision's compiled operators do not match this torch

@@ -35,7 +35,8 @@ class Predictor:
         model: a model, of which an `Engine` is made, or whatever `dmtl.from_pretrained` loads: the folder of
             a run or model, a published file, an id on the Hub.
         device: anything `torch.device` accepts, or "auto"; default: where the model is (loaded: on the CPU).
-        steps, eta: sampler of this prediction; default as the model was configured. steps may be "auto": as
+        steps, eta, sampler: of the chain, as in `DiffusionMTL.forward`; default as the model was
+            configured. steps may be "auto": as
             many as it takes until the maps no longer change.
         tasks: names of the tasks to predict, default all.
         seed: of the chain's noise. Every image gets the same noise, so its maps do not depend on what else is
@@ -64,6 +65,7 @@ class Predictor:
         *,
         steps: int | str | None = None,
         eta: float | None = None,
+        sampler: str | None = None,
         tasks: Sequence[str] | None = None,
         seed: int = 0,
         precision: str = "auto",
@@ -83,8 +85,9 @@ class Predictor:
             model, inplace = from_pretrained(model), True
         self.tasks = {name: model.tasks[name] for name in chosen_tasks("Predictor", model.tasks, tasks)}
         self.device = pick_device(model.device if device is None else device)
-        self.steps, self.eta, self.seed, self.samples = steps, eta, seed, samples
-        options = {"steps": steps, "eta": eta, "samples": samples, "tile": tile, "inplace": inplace}
+        self.steps, self.chain = steps, {"steps": steps, "eta": eta, "sampler": sampler}
+        self.seed, self.samples = seed, samples
+        options = self.chain | {"samples": samples, "tile": tile, "inplace": inplace}
         names = list(self.tasks)
         self.engine = Engine(model, self.device, precision=precision, tasks=names, **options)
         self._batches = BatchPredictor(self.engine, self.device, names, seed, batch_size)
@@ -149,7 +152,7 @@ class Predictor:
             require_av()
         outputs = Outputs(summary.out_dir, self.tasks, pictures=pictures, npy=npy)
         images: list[dict] = []
-        options = {"steps": self.steps, "eta": self.eta, "seed": self.seed}
+        options = {**self.chain, "seed": self.seed}
         options |= {"samples": self.samples, "precision": self.engine.precision}
         if self.samples > 1:
             options["uncertainty"] = {name: describe_uncertainty(task) for name, task in self.tasks.items()}

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dmtl.data import made_to_order
 from dmtl.errors import DataError
 from dmtl.report.runs import NoEvaluation, Run, read_run
 from dmtl.train.claim import FILE as CLAIM
@@ -98,7 +99,7 @@ def settings_of(run: Run) -> Settings:
         _flatten(key, {**default, **value} if isinstance(default, Mapping) else value, values)
     values = {key: value for key, value in values.items() if not _apart(key)}
     values.pop("model.tasks", None)  # the data's
-    if values["data.root"] != "scenes":  # a folder has as many images as it has
+    if not made_to_order(str(values["data.root"])):  # a folder has as many images as it has
         del values["data.train_count"], values["data.val_count"]
     if _has_time_of_another(run):
         values |= {"optim.steps": EQUAL_TIME, "optim.warmup": EQUAL_TIME}

@@ -71,7 +71,8 @@ def method_of(run: Run, several: bool) -> str:
     diffusion = str(run.setting("model", "diffusion", "none"))
     if diffusion != "none":
         return diffusion.capitalize()
-    if run.setting("optim", "consistency", 0.0):
+    # older runs have the weight under a name of its own
+    if run.setting("optim", "objectives", {}).get("mtpsl") or run.setting("optim", "consistency"):
         return "MTPSL"
     return "STL" if several and len(run.primary) == 1 else "MTL"
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dmtl.data import open_dataset
+from dmtl.data import made_to_order, open_dataset
 from dmtl.errors import ConfigError, nearest
 from dmtl.train.config import RunConfig
 from dmtl.train.jobs import Job, finished
@@ -193,7 +193,7 @@ def _method(name: str, config: RunConfig, tables: Mapping[str, Mapping]) -> Meth
 def _tasks(config: RunConfig) -> tuple[str, ...]:
     if config.data.tasks is not None:
         return tuple(config.data.tasks)
-    rendered = config.data.root == "scenes"
+    rendered = made_to_order(config.data.root)
     return tuple(open_dataset(config.data.root, "train", count=1 if rendered else None).tasks)
 
 

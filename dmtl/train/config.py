@@ -11,6 +11,8 @@ from typing import Literal
 
 from dmtl.errors import ConfigError
 from dmtl.models import ModelConfig
+from dmtl.train.objective import check_objectives
+from dmtl.train.weighting import WEIGHTINGS
 
 
 def _at_least(config, section: str, least: float, *names: str) -> None:
@@ -26,7 +28,7 @@ class DataConfig:
     """What is learned from."""
 
     root: str = "scenes"
-    """"scenes" (rendered while training, nothing on disk) or a folder with `dataset.yaml`."""
+    """"scenes" (rendered while training), a registered name, or a folder with `dataset.yaml`."""
     tasks: list[str] | None = None
     """Tasks to learn; default: all that the data set has."""
     labels: str = "one-label"
@@ -134,18 +136,15 @@ class OptimConfig:
     """Weight of the initial network's losses beside the final ones."""
     task_weights: dict[str, float] = field(default_factory=dict)
     """Loss weights by task; default: each task's own."""
-    weighting: Literal["fixed", "uncertainty", "dwa"] = "fixed"
-    """What multiplies those weights: nothing, learned uncertainties (Kendall et al., CVPR 2018), or dynamic
-    weight averaging over epochs (Liu et al., CVPR 2019)."""
+    weighting: str = "fixed"
+    """What multiplies those weights: nothing ("fixed"), learned uncertainties ("uncertainty"; Kendall et al.,
+    CVPR 2018), averages over epochs ("dwa"; Liu et al., CVPR 2019), or a registered weighting."""
     dwa_temperature: float = 2.0
     """Temperature of "dwa"; larger means more equal weights."""
-    consistency: float = 0.0
-    """Weight of cross-task consistency (MTPSL; Li, Liu and Bilen, CVPR 2022) between the labels of an image
-    and its predictions of the other tasks, for `model.diffusion = "none"`; published 1 and 2. 0: none."""
-    consistency_regulariser: float = 0.5
-    """Weight, within the consistency, of keeping its maps near the image's feature."""
-    consistency_width: int = 64
-    """Channels of its mapping network, which training alone needs."""
+    objectives: dict[str, float] = field(default_factory=dict)
+    """Extra losses and their weights: "mtpsl", the cross-task consistency between the labels of an image and
+    its predictions of the other tasks (Li, Liu and Bilen, CVPR 2022; published 1 and 2), for
+    `model.diffusion = "none"`; or registered ones. Weight 0: none."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Autocast precision; losses and optimiser stay in fp32."""
     seed: int = 0
@@ -154,7 +153,7 @@ class OptimConfig:
     """Refuse operations that could differ between two runs on the same device."""
 
     def __post_init__(self):
-        _at_least(self, "optim", 1, "steps", "batch_size", "consistency_width")
+        _at_least(self, "optim", 1, "steps", "batch_size")
         _at_least(
             self,
             "optim",
@@ -172,8 +171,6 @@ class OptimConfig:
             "final_lr",
             "warmup",
             "initial_weight",
-            "consistency",
-            "consistency_regulariser",
             "seed",
         )
         if not 0 <= self.mtdnet_start < 1:
@@ -184,6 +181,8 @@ class OptimConfig:
             raise ConfigError(f"optim.dwa_temperature must be above 0 and finite, got {self.dwa_temperature}")
         if self.ema >= 1:
             raise ConfigError(f"optim.ema must be below 1, got {self.ema}")
+        WEIGHTINGS.get(self.weighting, "optim.weighting")
+        check_objectives(self.objectives)
         for task, weight in self.task_weights.items():
             if not 0 <= weight < math.inf:
                 raise ConfigError(f"optim.task_weights.{task} must be at least 0 and finite, got {weight}")

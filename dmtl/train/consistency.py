@@ -39,13 +39,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmtl.data.loading.loader import Batch
 from dmtl.errors import ConfigError
 from dmtl.metrics import normalise
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.nn.conv3x3 import Conv3x3
 from dmtl.ops.decode_map import SHORTEST
 from dmtl.tasks import Task
-from dmtl.train.config import OptimConfig
+from dmtl.train.objective import Objective, Seen
 
 _BLOCK = 8
 """Side of the square of pixels that one position of a map stands for."""
@@ -126,38 +127,41 @@ class MappingNetwork(nn.Module):
         return self.output(x).chunk(2)
 
 
-class Consistency(nn.Module):
+class Consistency(Objective):
     """The loss of all pairs of a batch, the mapping network inside; see the top of the module.
 
     Args:
-        tasks: of the model.
         hidden: channels of the mapping network.
-        width: channels of the image's feature.
     """
 
-    def __init__(self, tasks: Mapping[str, Task], hidden: int, width: int):
-        super().__init__()
+    parts = {"consistency": 1.0, "consistency_regulariser": 0.5}
+    dense = True
+
+    def __init__(self, model: DiffusionMTL | MultiTaskBaseline, hidden: int = 64):
+        super().__init__(model)
+        tasks = model.tasks
+        if len(tasks) < 2:
+            raise ConfigError(f"optim.objectives.mtpsl needs at least two tasks, got {', '.join(tasks)}")
         self.tasks = dict(tasks)
         channels = {name: task.value_channels for name, task in tasks.items()}
-        self.mapping = MappingNetwork(channels, hidden, width)
+        self.mapping = MappingNetwork(channels, hidden, model.config.width)
 
-    def forward(
-        self,
-        feature_BChw: Tensor,
-        logits: Mapping[str, Tensor],
-        labels: Mapping[str, Tensor],
-        present: Mapping[str, Tensor],
-    ) -> dict[str, Tensor]:
-        """ "consistency": D(m_s, m_t), and "consistency_regulariser": D(m_s, f) + D(m_t, f), of every pair,
-        float32 [P] in the order of `TaskPairs`; empty where there is no pair.
+    def _pairs(self, batch: Batch) -> TaskPairs:
+        return TaskPairs.of({name: batch.present[name] for name in self.tasks})
 
-        Args:
-            feature_BChw: f, at 1/8 resolution.
-            logits: task -> [B, C, h, w], for all tasks, with gradient.
-            labels: task -> [B, K, H, W], whatever stands in rows without a label; H <= 8 h, W <= 8 w.
-            present: task -> bool [B] on the CPU; nothing here waits for the device.
+    def reaches(self, batch: Batch) -> bool:
+        """Return whether the batch has a pair: an image with some labels asks for the map of every task."""
+        return len(self._pairs(batch)) > 0
+
+    def forward(self, seen: Seen) -> dict[str, Tensor]:
+        """Return "consistency", D(m_s, m_t), and "consistency_regulariser", D(m_s, f) + D(m_t, f).
+
+        Each is float32 [P], pairs in the order of `TaskPairs`; without a pair the result is empty. Labels may
+        have any values in rows without one; their size is at most 8 h and 8 w. Nothing waits for the device.
         """
-        pairs = TaskPairs.of({name: present[name] for name in self.tasks})
+        present, labels, logits = seen.batch.present, seen.batch.labels, seen.logits
+        feature_BChw = seen.feature
+        pairs = self._pairs(seen.batch)
         if not len(pairs):
             return {}
 
@@ -222,22 +226,3 @@ def _comparable(task: Task, x_BKhw: Tensor) -> Tensor:
     if task.label_names or task.unit_length:
         return x_BKhw
     return x_BKhw / x_BKhw.abs().amax((1, 2, 3), keepdim=True).clamp(min=_SMALLEST)
-
-
-def make_consistency(config: OptimConfig, model: DiffusionMTL | MultiTaskBaseline) -> Consistency | None:
-    """What `config.consistency` asks for, on the model's device; None: nothing. Its weights depend on
-    `config.seed` alone.
-
-    Raises:
-        ConfigError: a model with diffusion, or with one task.
-    """
-    if not config.consistency:
-        return None
-    if model.config.diffusion != "none":
-        raise ConfigError(f'optim.consistency needs model.diffusion = "none", got {model.config.diffusion!r}')
-    if len(model.tasks) < 2:
-        raise ConfigError(f"optim.consistency needs at least two tasks, got {', '.join(model.tasks)}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        consistency = Consistency(model.tasks, config.consistency_width, model.config.width)
-    return consistency.to(model.device)

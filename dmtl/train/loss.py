@@ -24,11 +24,11 @@ from dmtl.train.weighting import Weighting
 @dataclass(frozen=True)
 class PairLosses:
     """Unweighted losses of the labelled (sample, task) pairs: task -> float32 [n], the rows in the order of
-    the batch. initial is empty for a baseline. consistency: what `train.consistency.Consistency` returns."""
+    the batch. initial is empty for a baseline. added: what the run's objectives return."""
 
     final: dict[str, Tensor]
     initial: dict[str, Tensor]
-    consistency: dict[str, Tensor] = field(default_factory=dict)
+    added: dict[str, Tensor] = field(default_factory=dict)
 
     def parts(self, images: int) -> dict[str, Tensor]:
         """ "<task>" and "initial/<task>": sum over the labelled samples, over `images`; without a graph."""

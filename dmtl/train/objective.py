@@ -1,95 +1,98 @@
-"""A batch's loss as one module: what processes share, and what a step differentiates."""
+"""Objectives: extra losses of a run, by the names of `optim.objectives`.
+
+The trainer knows objectives in general: it shares, optimises, clips, saves and restores their parameters with
+the model's, and leaves them behind when the run is over.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-from contextlib import nullcontext
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from dmtl.data.loading.loader import Batch
-from dmtl.diffusion import CounterNoise
-from dmtl.models import DiffusionMTL, MultiTaskBaseline, Prediction
-from dmtl.models.initial import pad_image
-from dmtl.train.config import OptimConfig
-from dmtl.train.consistency import make_consistency
-from dmtl.train.loss import PairLosses, labelled_rows, pair_losses, weighted_sum
-from dmtl.train.weighting import Weighting
+from dmtl.errors import ConfigError
+from dmtl.registry import Registry
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+if TYPE_CHECKING:
+    from dmtl.data.loading.loader import Batch
+    from dmtl.models import DiffusionMTL, MultiTaskBaseline, Prediction
+    from dmtl.train.config import OptimConfig
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an objective sees of a step, or of a micro-batch of it.
+
+    prediction: logits of the labelled (image, task) pairs at 1/8 resolution, rows in the order of the batch.
+    feature [B, C, h, w]: what all decoders read. logits: task -> [B, C_T, h, w], for every task and image.
+    Both are None unless an objective of the run asks for them (`Objective.dense`). All have a gradient.
+    """
+
+    batch: Batch
+    prediction: Prediction
+    feature: Tensor | None = None
+    logits: dict[str, Tensor] | None = None
 
 
 class Objective(nn.Module):
-    """(batch, step) -> the loss of the labelled pairs, over the images of the whole step.
+    """An extra loss, which may have parameters; made by `Objective(model)` on the CPU, its weights random.
 
-    The initial network sees the whole batch, the denoiser the labelled (sample, task) pairs alone, all tasks
-    in one call per denoising step. Noise follows from (seed, step, sample), so that it does not depend on how
-    a batch is divided.
-
-    `consistency` (None where the configuration asks for none) adds what the labels of an image say about its
-    other tasks. Its weights are trained with the model's, and are no part of the model.
+    parts: names of its losses, as they are logged, with the weight of each within the objective.
+    dense: whether it needs `Seen.feature` and `Seen.logits`, which the plain baseline alone has
+    (`model.diffusion = "none"`).
     """
 
-    def __init__(self, model: DiffusionMTL | MultiTaskBaseline, weighting: Weighting, config: OptimConfig):
+    parts: Mapping[str, float] = {}
+    dense: bool = False
+
+    def __init__(self, model: DiffusionMTL | MultiTaskBaseline):
         super().__init__()
-        self.model, self.weighting, self.config = model, weighting, config
-        self.consistency = make_consistency(config, model)
 
-    def forward(self, batch: Batch, step: int, denoises: bool) -> tuple[Tensor, PairLosses]:
-        """The scalar to differentiate (0 where no pair is labelled) and the pairs' losses, detached.
+    def reaches(self, batch: Batch) -> bool:
+        """Return whether the objective adds anything to the loss of a batch, without waiting for the device.
 
-        Args:
-            batch: on the model's device, whole or a part of the step's images.
-            step: the step's number, from 0.
-            denoises: False: the initial network alone, its predictions judged as final ones.
+        Only then its parameters, and what it reads, get a gradient.
         """
-        device = batch.image.device
-        precision = AUTOCAST.get(self.config.precision)
-        with torch.autocast(device.type, precision) if precision else nullcontext():
-            with torch.profiler.record_function("dmtl: forward"):
-                image = batch.image.contiguous(memory_format=torch.channels_last)
-                rows = labelled_rows(batch.present, device)
-                if self.consistency is not None:
-                    feature = self.model.initial.encode(pad_image(image))
-                    _, logits = self.model.initial.decode(feature)
-                    known = {task: logits[task][r] for task, r in rows.items() if len(r)}
-                    prediction = Prediction(known, known, {})
-                elif denoises:
-                    noise = CounterNoise((self.config.seed << 32) + step, batch.index)
-                    prediction = self.model(image, labelled=rows, noise=noise, upsampled=False)
-                else:
-                    prediction = self.model.initial_prediction(image, labelled=rows, upsampled=False)
-            with torch.profiler.record_function("dmtl: loss"):
-                total, losses = self._judged(prediction, batch, denoises)
-                if self.consistency is not None:
-                    added = self.consistency(feature, logits, batch.labels, batch.present)
-                    losses = dataclasses.replace(losses, consistency=added)
-                    total = total + self._weighted(added, batch.total)
-                return total, losses.detached()
+        return True
 
-    def _judged(self, prediction, batch: Batch, denoises: bool) -> tuple[Tensor, PairLosses]:
-        tasks = self.model.tasks
-        losses = pair_losses(prediction, batch.labels, batch.present, tasks, final=denoises, upsampled=False)
-        total = weighted_sum(
-            losses,
-            batch.present,
-            tasks,
-            initial_weight=self.config.initial_weight,
-            images=batch.total,
-            weighting=self.weighting,
-        )
-        if total is None:
-            total = batch.image.new_zeros(())
-        return total, losses
+    def forward(self, seen: Seen) -> dict[str, Tensor]:
+        """Return float32 [n] for each of `parts`, or {}; the sum over the step is divided by its images."""
+        raise NotImplementedError(f"{type(self).__name__}.forward")
 
-    def _weighted(self, consistency: dict[str, Tensor], images: int) -> Tensor | float:
-        """What the pairs of tasks add to the loss, over the images of the whole step."""
-        if not consistency:
-            return 0.0
-        config = self.config
-        each = (
-            consistency["consistency"]
-            + config.consistency_regulariser * consistency["consistency_regulariser"]
-        )
-        return config.consistency / images * each.sum()
+
+OBJECTIVES: Registry[Callable[..., Objective]] = Registry(
+    "objective", {"mtpsl": "dmtl.train.consistency:Consistency"}
+)
+
+
+def check_objectives(weights: Mapping[str, float]) -> None:
+    """Raise ConfigError for an unknown name in `optim.objectives` or a weight that cannot work."""
+    for name, weight in weights.items():
+        OBJECTIVES.get(name, "optim.objectives")
+        if not 0 <= weight < math.inf:
+            raise ConfigError(f"optim.objectives.{name} must be at least 0 and finite, got {weight}")
+
+
+def make_objectives(config: OptimConfig, model: DiffusionMTL | MultiTaskBaseline) -> nn.ModuleDict:
+    """Return what `config.objectives` asks for, by name, on the model's device.
+
+    Random weights depend on `config.seed` alone. An objective of weight 0 is left out.
+
+    Raises:
+        ConfigError: the model does not have what an objective needs.
+    """
+    made = nn.ModuleDict()
+    for name, weight in config.objectives.items():
+        if weight:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed)
+                made[name] = OBJECTIVES.get(name)(model)
+            if made[name].dense and model.config.diffusion != "none":
+                raise ConfigError(
+                    f'optim.objectives.{name} needs model.diffusion = "none", got {model.config.diffusion!r}'
+                )
+    return made.to(model.device)

@@ -23,18 +23,18 @@ def optimizer_for(
     config: OptimConfig,
     model: nn.Module,
     extra: Iterable[nn.Parameter] = (),
-    consistency: Iterable[nn.Parameter] = (),
+    objectives: Iterable[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """Adam or AdamW over what is trained, one fused kernel for each group.
 
     A group has a `name` and a `factor` on the schedule's learning rate: "initial" 1 (in front of it groups
     for the encoder where its factors differ from 1), "mtdnet" `config.mtdnet_lr`, "weighting" 1,
-    "consistency" 1. What `config.freeze` names is frozen here (`frozen`) and is in no group.
+    "objectives" 1. What `config.freeze` names is frozen here (`frozen`) and is in no group.
 
     Args:
         model: network with parameters `initial.*` and, with diffusion, `mtdnet.*`.
         extra: parameters of the loss weighting; a group of their own, without weight decay.
-        consistency: parameters of cross-task consistency; a group of their own.
+        objectives: parameters of extra losses; a group of their own.
 
     Raises:
         ConfigError: `config.freeze` names nothing, or leaves nothing to train.
@@ -55,8 +55,8 @@ def optimizer_for(
         raise ConfigError(f"optim.freeze must leave something to train, got {config.freeze}")
     if extra := list(extra):
         groups["weighting"] = {"params": extra, "factor": 1.0, "name": "weighting", "weight_decay": 0.0}
-    if consistency := list(consistency):
-        groups["consistency"] = {"params": consistency, "factor": 1.0, "name": "consistency"}
+    if objectives := list(objectives):
+        groups["objectives"] = {"params": objectives, "factor": 1.0, "name": "objectives"}
     cls = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return cls(list(groups.values()), lr=config.lr, weight_decay=config.weight_decay, fused=True)
 

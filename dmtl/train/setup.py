@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 from dmtl.data import (
+    DATASETS,
     Cached,
     DiskCached,
     LabelledImages,
     LabelMatrix,
     eval_transform,
+    made_to_order,
     make_loader,
     open_dataset,
     train_transform,
@@ -54,7 +56,7 @@ def open_data(config: DataConfig, task_weights: dict[str, float] | None = None) 
     """Opens the data set and decides which labels are visible."""
     _refuse_distribution(config.root)
     size = tuple(config.size)
-    rendered = config.root == "scenes"
+    rendered = made_to_order(config.root)
     train, val = (
         open_dataset(
             config.root,
@@ -121,7 +123,7 @@ def _deciding(config: DataConfig, train: LabelledImages) -> LabelledImages:
     left_out = [task for task in train.tasks if task not in among]
     if left_out:
         raise ConfigError(f"data.label_tasks must include data.tasks, got no {', '.join(left_out)}")
-    count = config.train_count if config.root == "scenes" else None
+    count = config.train_count if made_to_order(config.root) else None
     return open_dataset(config.root, train.split, tasks=config.label_tasks, count=count)
 
 
@@ -216,7 +218,7 @@ def _load_encoder(backbone: nn.Module, config: RunConfig) -> None:
 def _refuse_distribution(root: str) -> None:
     """ConfigError for a benchmark as distributed: its labels would be computed anew in every epoch."""
     folder = Path(root)
-    if root == "scenes" or not folder.is_dir() or (folder / "dataset.yaml").exists():
+    if root in DATASETS or not folder.is_dir() or (folder / "dataset.yaml").exists():
         return
     if formats := recognised(folder):
         raise ConfigError(

@@ -21,10 +21,9 @@ from dmtl.models import DiffusionMTL
 from dmtl.runtime.distributed import World, any_rank, gathered, total
 from dmtl.runtime.memory import return_freed
 from dmtl.train import distributed
+from dmtl.train.batch_loss import BatchLoss
 from dmtl.train.config import RunConfig
-from dmtl.train.consistency import TaskPairs
 from dmtl.train.loss import PairLosses
-from dmtl.train.objective import Objective
 
 _LARGE = 64 << 20
 """Bytes of parameters from which a step on a CPU gives freed memory back: the peak falls by 4 % at the
@@ -34,7 +33,7 @@ published width."""
 @dataclass(frozen=True)
 class Skipped:
     """A step that changed nothing. pairs: task -> names of the samples whose loss is not finite; where all
-    are (the gradient is not, or the consistency), every pair of the step."""
+    are (the gradient is not, or an extra loss), every pair of the step."""
 
     step: int
     reason: str
@@ -68,8 +67,8 @@ class Step:
     """Takes steps: `step(batch, number)`.
 
     Args:
-        objective: its model in training mode.
-        module: the objective as processes share it (`distributed.wrap`), or itself.
+        batch_loss: its model in training mode.
+        module: the batch loss as processes share it (`distributed.wrap`), or itself.
         optimizer: fused; its groups' "factor" scales the learning rate.
         rate: number of the step -> learning rate.
         say: told in one line what a user should know.
@@ -77,7 +76,7 @@ class Step:
 
     def __init__(
         self,
-        objective: Objective,
+        batch_loss: BatchLoss,
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
         config: RunConfig,
@@ -87,15 +86,15 @@ class Step:
         world: World,
         say: Callable[[str], object] = lambda text: None,
     ):
-        self.objective, self.module, self.optimizer, self.config = objective, module, optimizer, config
+        self.batch_loss, self.module, self.optimizer, self.config = batch_loss, module, optimizer, config
         self.rate, self.total_steps, self.world, self.say = rate, total_steps, world, say
         self.device = world.device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.optim.precision == "fp16")
         self.micro_batch, self.halved = config.execution.micro_batch, False
         self.in_a_row = 0
         self._taken: list[_Taken] = []
-        self._statistics = _Statistics(objective.model)
-        size = sum(p.numel() * p.element_size() for p in objective.parameters())
+        self._statistics = _Statistics(batch_loss.model)
+        size = sum(p.numel() * p.element_size() for p in batch_loss.parameters())
         # holes that the forward's maps left are of no use to gradients; a small model's cost nothing
         self._returns_memory = self.device.type == "cpu" and size > _LARGE
 
@@ -192,7 +191,7 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         parts = batch.split(self.micro_batch) if self.micro_batch else [batch]
         denoises = self.denoises(number)
-        distributed.expect(self.module, (*_labelled(batch), denoises, self._has_pairs(batch)))
+        distributed.expect(self.module, (*_labelled(batch), denoises, *self._reached(batch)))
         losses, total = [], None
         for i, part in enumerate(parts):
             with distributed.last_micro_batch(self.module, i == len(parts) - 1):
@@ -207,17 +206,15 @@ class Step:
         distributed.drop_absent(self.module, complete=not batch.skipped)
         return PairLosses.joined(losses), total
 
-    def _has_pairs(self, batch: Batch) -> bool:
-        """Whether cross-task consistency reaches anything in the step: then its whole network (an image with
-        some labels asks for the map of every task) and all decoders."""
-        if self.objective.consistency is None:
-            return False
-        return any_rank(len(TaskPairs.of(batch.present)) > 0)
+    def _reached(self, batch: Batch) -> tuple[bool, ...]:
+        """For each objective whether it adds to the loss of the step in any process."""
+        objectives = self.batch_loss.objectives.values()
+        return tuple(any_rank(objective.reaches(batch)) for objective in objectives)
 
     def denoises(self, number: int) -> bool:
         """Whether MTDNet has joined by this step."""
         optim = self.config.optim
-        return isinstance(self.objective.model, DiffusionMTL) and (
+        return isinstance(self.batch_loss.model, DiffusionMTL) and (
             number >= optim.mtdnet_start * self.total_steps
         )
 
@@ -226,11 +223,11 @@ class Step:
     def _clip(self) -> dict[str, Tensor]:
         """Norms of the gradients, clipped where the configuration says so; over everything (published), or
         for each of the two networks when no gradient runs between them."""
-        model = self.objective.model
+        model = self.batch_loss.model
         apart = isinstance(model, DiffusionMTL) and (
             model.config.detach_signal and model.config.detach_condition
         )
-        clipped = {"grad_norm": self.objective}
+        clipped = {"grad_norm": self.batch_loss}
         if apart:
             clipped = {"grad_norm": model.initial, "grad_norm/mtdnet": model.mtdnet}
         most = self.config.optim.clip or math.inf
@@ -249,7 +246,7 @@ class Step:
     def _observe(self, losses: PairLosses, bad: Tensor) -> None:
         """The weighting leaves out what is not finite."""
         sums = {task: torch.where(bad, torch.nan, loss.sum()) for task, loss in losses.final.items()}
-        self.objective.weighting.observe(sums, {task: loss.numel() for task, loss in losses.final.items()})
+        self.batch_loss.weighting.observe(sums, {task: loss.numel() for task, loss in losses.final.items()})
 
     def _remember(
         self,
@@ -266,10 +263,8 @@ class Step:
         for kind in ("", "initial/") if self.denoises(number) else ("",):
             for name in (kind + task for task in _labelled(batch)):
                 values[f"loss/{name}"] = parts.get(name, zero)
-        if self.objective.consistency is not None:
-            for name in ("consistency", "consistency_regulariser"):
-                pairs = losses.consistency.get(name)
-                values[name] = zero if pairs is None else pairs.sum() / batch.total
+        for part in (p for objective in self.batch_loss.objectives.values() for p in objective.parts):
+            values[part] = losses.added[part].sum() / batch.total if part in losses.added else zero
         self._taken.append(_Taken(number, batch.ids, batch.present, each, values, norms, bad))
 
     def _described(self, taken: _Taken) -> Skipped:

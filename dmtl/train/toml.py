@@ -6,7 +6,8 @@
     lr = 1e-4
 
 A file's values win over those of what it extends, a later file of a list over an earlier one. Tables are
-merged key by key, `optim.task_weights` included; everything else, lists too, is replaced.
+merged key by key, `optim.task_weights` and `optim.objectives` included; everything else, lists too, is
+replaced.
 
 A section `[methods]` is what `dmtl claim` compares (`dmtl.train.claim`); it is no part of a run.
 """

@@ -26,13 +26,13 @@ from dmtl.models import DiffusionMTL, MultiTaskBaseline, how_to_get, load_state,
 from dmtl.runtime.distributed import any_rank, barrier, connect, gathered, total
 from dmtl.runtime.files import write_text
 from dmtl.train import distributed
+from dmtl.train.batch_loss import BatchLoss
 from dmtl.train.best import Best
 from dmtl.train.checkpoint import Checkpoints
 from dmtl.train.config import RunConfig
 from dmtl.train.ema import MovingAverage
 from dmtl.train.identity import identity, what_changed
 from dmtl.train.log import RunLog
-from dmtl.train.objective import Objective
 from dmtl.train.optim import frozen, optimizer_for, schedule, set_train, total_steps
 from dmtl.train.profiling import Profile
 from dmtl.train.setup import Data, evaluation_loader, model_for, open_data, training_loader
@@ -106,7 +106,7 @@ class Trainer:
             self._restore(state)
 
     def _build(self, weights: bool) -> None:
-        """Model, moving average, the objective as processes share it, optimiser, the step.
+        """Model, moving average, the batch loss as processes share it, optimiser, the step.
 
         weights: load the encoder's weights that the configuration asks for; a checkpoint makes them needless.
         """
@@ -128,19 +128,19 @@ class Trainer:
             for part in (self.model.initial.backbone, *self.model.initial.decoders.values()):
                 part.compile()
         self.weighting = make_weighting(config.optim, self.model.tasks).to(device)
-        objective = Objective(self.model, self.weighting, config.optim)
-        self.consistency = objective.consistency
-        module = distributed.wrap(objective, config.execution, self.world)
+        batch_loss = BatchLoss(self.model, self.weighting, config.optim)
+        self.objectives = batch_loss.objectives
+        module = distributed.wrap(batch_loss, config.execution, self.world)
         self.ema = MovingAverage(self.model, config.optim.ema) if config.optim.ema else None
         self.optimizer = optimizer_for(
             config.optim,
             self.model,
             extra=self.weighting.parameters(),
-            consistency=() if self.consistency is None else self.consistency.parameters(),
+            objectives=self.objectives.parameters(),
         )
         factor = schedule(config.optim, self.steps_per_epoch)
         self._step = Step(
-            objective,
+            batch_loss,
             module,
             self.optimizer,
             config,
@@ -356,7 +356,7 @@ class Trainer:
             "model": whole(self.model.state_dict()),
             "optimizer": whole(self.optimizer.state_dict()),
             "weighting": whole(self.weighting.state_dict()),
-            "consistency": None if self.consistency is None else whole(self.consistency.state_dict()),
+            "objectives": whole(self.objectives.state_dict()),
             "ema": None if self.ema is None else whole(self.ema.average.state_dict()),
             "steps": self._step.state_dict(),
             "best": self.best.state_dict(),
@@ -376,7 +376,7 @@ class Trainer:
         for module, name in (
             (self.model, "model"),
             (self.weighting, "weighting"),
-            (self.consistency, "consistency"),
+            (self.objectives, "objectives"),
             (None if self.ema is None else self.ema.average, "ema"),
         ):
             if module is not None:

@@ -7,12 +7,15 @@ lack tasks, so nothing here relies on all of them being there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from dmtl.errors import ConfigError
-from dmtl.train.config import OptimConfig
+from dmtl.registry import Registry
+
+if TYPE_CHECKING:
+    from dmtl.train.config import OptimConfig
 
 
 class Weighting(nn.Module):
@@ -117,12 +120,14 @@ class DynamicAverage(Weighting):
         self.sums.zero_()
 
 
+WEIGHTINGS: Registry[Callable[[Iterable[str], OptimConfig], Weighting]] = Registry("weighting")
+"""By the names of `optim.weighting`: (tasks, configuration) -> the weighting."""
+
+WEIGHTINGS.register("fixed")(lambda tasks, config: Weighting())
+WEIGHTINGS.register("uncertainty")(lambda tasks, config: Uncertainty(tasks))
+WEIGHTINGS.register("dwa")(lambda tasks, config: DynamicAverage(tasks, config.dwa_temperature))
+
+
 def make_weighting(config: OptimConfig, tasks: Iterable[str]) -> Weighting:
     """The weighting that `config.weighting` asks for, over these tasks."""
-    if config.weighting == "fixed":
-        return Weighting()
-    if config.weighting == "uncertainty":
-        return Uncertainty(tasks)
-    if config.weighting == "dwa":
-        return DynamicAverage(tasks, config.dwa_temperature)
-    raise ConfigError(f'optim.weighting must be "fixed", "uncertainty" or "dwa", got {config.weighting!r}')
+    return WEIGHTINGS.get(config.weighting, "optim.weighting")(tasks, config)

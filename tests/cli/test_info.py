@@ -59,7 +59,7 @@ def test_parameters_and_what_the_engine_keeps(diffusion):
 def test_a_control_says_what_it_lacks(dmtl, tmp_path):
     small_model(without=["noise", "condition"]).save_pretrained(tmp_path)
     out = " ".join(dmtl("info", "--model", tmp_path, "--size", 32, 32).out.split())
-    assert "2 steps of denoising features, without noise and condition, eta 1" in out
+    assert "2 steps of denoising features, without noise and condition, sampler ancestral" in out
 
 
 def groups(value) -> list[GroupedConv]:

@@ -41,6 +41,10 @@ def test_task_weights():
 def test_options_win_over_the_file_and_its_base(file):
     config = config_of(file, "--optim.task-weights", "edge", 3, "depth", 1)
     assert config.optim.task_weights == {"edge": 3, "sal": 5, "depth": 1}
+    base = file.parent / "base.toml"
+    base.write_text(base.read_text() + "objectives = {mtpsl = 2}\nweighting = 'dwa'\n")
+    assert config_of(file, "--optim.lr", 1).optim.objectives == {"mtpsl": 2}
+    assert config_of(file, "--optim.objectives", "mtpsl", 0).optim.objectives == {"mtpsl": 0}
     assert (config.optim.lr, config.optim.freeze) == (0.5, ["mtdnet"])
     assert config_of(file, "--optim.freeze").optim.freeze == []
     assert config_of(file).optim.task_weights == {"edge": 50, "sal": 5}

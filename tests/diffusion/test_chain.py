@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dmtl.diffusion import ArrayNoise, CounterNoise, Pairs, Schedule, noising, reverse_chain
+from dmtl.diffusion import ArrayNoise, CounterNoise, Pairs, Schedule, make_sampler, noising, reverse_chain
 
 SIGNAL = {
     "a": torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0)),
@@ -16,7 +16,7 @@ PAIRS = Pairs.of({"a": None, "b": torch.tensor([0, 2])}, 3)
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_walk(steps, scale):
     arrays = {"a": torch.randn(steps, 3, 2, 4, 4), "b": torch.randn(steps, 3, 5, 4, 4)}
-    plan = Schedule.from_range(3, 1e-2, 0.3).plan(steps, eta=0.7)
+    plan = Schedule.from_range(3, 1e-2, 0.3).plan(steps, make_sampler("ddim", 0.7))
     noise, visited = ArrayNoise(arrays), []
 
     def denoise(x, level):
@@ -59,7 +59,7 @@ def test_gradient_flows_through_the_whole_chain():
 
 def test_without_gradients_the_steps_are_made_in_place():
     """The same estimates to the bit, and every x_t in the memory of the first."""
-    plan = Schedule.from_range(3, 1e-2, 0.3).plan(eta=1.0)
+    plan = Schedule.from_range(3, 1e-2, 0.3).plan()
     draws = [CounterNoise(0).draws(Pairs.of({"a": None}, 3), SIGNAL["a"])]
 
     def walk():

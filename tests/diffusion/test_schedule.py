@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dmtl.diffusion import Schedule
+from dmtl.diffusion import Schedule, make_sampler
 
 RANGES = [(1, 1e-3, 1e-2), (2, 1e-3, 1e-2), (3, 1e-4, 2e-2), (10, 1e-3, 0.3), (50, 8.5e-4, 1.2e-2)]
 
@@ -31,7 +31,7 @@ def test_every_step_is_ddims(steps, eta):
     """x_s = sqrt(abar_s) x0 + sqrt(1 - abar_s - sigma^2) eps_hat +
     sigma z, eps_hat from x_t (DDIM eq. 12)."""
     schedule = Schedule.from_range(7, 1e-3, 0.2)
-    plan = schedule.plan(steps, eta)
+    plan = schedule.plan(steps, make_sampler("ddim", eta))
     x0, x_t, z = 0.7, -1.3, 0.4
     log_abar = np.log(np.cumprod(1 - schedule.betas))
     abar = np.exp(np.interp(plan.levels, range(7), log_abar))
@@ -101,6 +101,6 @@ def test_senseless_plan():
     schedule.plan(2)
     with pytest.raises(ValueError, match="plan: steps must be at least 1, got 0"):
         schedule.plan(0)
-    for eta in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match="plan: eta must be in"):
-            schedule.plan(2, eta)
+    for wrong in ([(1.0, 0.0, 0.0, (1.0,))], [(1.0, 0.0, 0.0, (1.0,)), (1.0, 0.0, 0.0, (2.0, -1.0))]):
+        with pytest.raises(ValueError, match="plan: the sampler must give 2 steps"):
+            schedule.plan(2, lambda abar, steps=wrong: steps)

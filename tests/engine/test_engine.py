@@ -196,10 +196,10 @@ def test_replayed_graphs(options):
         noise = CounterNoise(seed - 1, torch.tensor([seed, 4]))
         assert_close(engine.maps(image, noise=noise).maps, plain.maps(image, noise=noise).maps, 1e-6)
     assert capture.captures == 1
-    kinds = [dict(steps=4), dict(tasks=["edge"]), dict(eta=0.0)]
+    kinds = [dict(steps=4), dict(tasks=["edge"]), dict(eta=0.0), dict(sampler="dpmpp_2m", steps=4)]
     for kind in kinds:
         assert_close(engine.maps(images[0], **kind).maps, plain.maps(images[0], **kind).maps, 1e-6)
-    assert capture.captures == 4 and len(engine._graphs) == 2
+    assert capture.captures == 5 and len(engine._graphs) == 2
     out, expected = (e.maps(images[1], samples=2) for e in (engine, plain))
     assert_close(out.maps, expected.maps, 1e-6)
     assert list(out.uncertainty) == list(expected.uncertainty)

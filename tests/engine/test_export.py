@@ -59,14 +59,15 @@ def check(model, maps: dict[str, torch.Tensor], pixels: torch.Tensor, **options)
     """Every image's maps are the predictor's; class ids may differ where two logits tie."""
     predictor = Predictor(copy.deepcopy(model), **options)
     assert list(maps) == list(predictor.tasks)
-    steps, noise = options.get("steps"), CounterNoise(options.get("seed", 0))
+    chain = {name: options.get(name) for name in ("steps", "sampler")}
+    noise = CounterNoise(options.get("seed", 0))
     for row, image in enumerate(pixels):
         expected = predictor(image)
         for task, value in expected.items():
             assert maps[task].dtype == value.dtype and maps[task].shape[1:] == value.shape
             if task == "semseg":
                 with torch.no_grad():
-                    logits = model(normalise(image)[None], steps=steps, noise=noise).final[task]
+                    logits = model(normalise(image)[None], noise=noise, **chain).final[task]
                 gaps = (logits.amax(1) - logits.gather(1, maps[task][row][None, None])[:, 0])[0]
                 assert gaps.max() < 1e-4 and (maps[task][row] == value).float().mean() > 0.99
             else:
@@ -80,7 +81,10 @@ FORMS = {
     "control": dict(without=["noise", "condition"]),
     "baseline": dict(diffusion="none"),
 }
-SAMPLERS = {"feature": dict(steps=1, seed=5), "prediction": dict(steps=3, seed=2**63)}
+SAMPLERS = {
+    "feature": dict(steps=4, seed=5, sampler="dpmpp_2m"),
+    "prediction": dict(steps=3, seed=2**63),
+}
 QUICK = ("feature", "baseline")
 
 
@@ -149,9 +153,14 @@ def test_description(form):
     model = tiny(tasks=("semseg", "edge", "heat"), **FORMS[form])
     with torch.no_grad():
         maps = model.maps(torch.zeros(1, 3, 33, 47)).maps
-    about = description(model, ["heat", "semseg", "edge"], maps, (33, 47), 1, None, 7, "maps", "float32")
+    asked = dict(steps=1, sampler=None, eta=None)
+    about = description(model, ["heat", "semseg", "edge"], maps, (33, 47), asked, 7, "maps", "float32")
     assert json.loads(json.dumps(about)) == about
-    sampler = dict(steps=1, eta=1.0, seed=7) if form == "feature" else dict(steps=None, eta=None, seed=None)
+    sampler = (
+        dict(steps=1, sampler="ancestral", eta=None, seed=7)
+        if form == "feature"
+        else dict(steps=None, sampler=None, eta=None, seed=None)
+    )
     assert {key: about[key] for key in sampler} == sampler
     assert about["input"]["shape"] == ["batch", 3, 33, 47] and about["input"]["std"] == [0.229, 0.224, 0.225]
     assert {t: (o["meaning"], o["dtype"]) for t, o in about["outputs"].items()} == dict(
@@ -274,7 +283,9 @@ def test_wrong_shapes_and_types_are_found(monkeypatch):
     model, pixels = tiny(diffusion="none", tasks=("semseg",)), probe((32, 32))
     with torch.no_grad():
         images = torch.stack([normalise(image) for image in pixels])
-        expected = parity.Expected(model, images, "maps", 0, dict(tasks=["semseg"], steps=None, eta=None))
+        expected = parity.Expected(
+            model, images, "maps", 0, dict(tasks=["semseg"], steps=None, eta=None, sampler=None)
+        )
         right = expected.outputs["semseg"]
         assert expected.differences(Path("x"), lambda x: {"semseg": right[: len(x)]}, images) == {"semseg": 0}
         for wrong in (right.int(), right[:, :16], torch.zeros_like(right)):

@@ -49,7 +49,15 @@ def test_unknown_key_that_is_near_nothing():
         (dict(steps=True), "steps must be of type int, got True"),
         (dict(residual="no"), "residual must be of type bool, got 'no'"),
         (dict(backbone=18), "backbone must be of type str, got 18"),
-        (dict(eta=None), "eta must be of type float, got None"),
+        (dict(eta="1"), r"eta must be of type float \| None, got '1'"),
+        (
+            dict(sampler="dpmpp2m"),
+            "sampler must be one of ancestral, ddim, dpmpp_2m, .*did you mean 'dpmpp_2m'",
+        ),
+        (
+            dict(sampler="dpmpp_2m", eta=0.0),
+            'eta is an option of the sampler "ddim" alone, got 0.0 with "dpmpp_2m"',
+        ),
         (dict(beta_start=0.1, beta_end=0.01), "beta_start and model.beta_end must satisfy"),
         (dict(beta_end=1.0), "beta_start and model.beta_end must satisfy"),
         (dict(beta_start=float("nan")), "beta_start and model.beta_end must satisfy"),

@@ -30,6 +30,7 @@ def same(a, b):
         (dict(diffusion="prediction", residual=True, token_reduction=2), dict(steps=3, eta=0.0, trace=True)),
         (dict(diffusion="none"), dict(tasks=("edge",))),
         (dict(without=["noise", "condition"]), {}),
+        (dict(sampler="dpmpp_2m"), dict(steps=4)),
     ],
 )
 def test_whole_graph(options, arguments):

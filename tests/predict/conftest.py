@@ -34,7 +34,7 @@ class BrightnessModel(nn.Module):
         self.device = torch.device("cpu")
         self.calls = []
 
-    def maps(self, image, tasks=None, *, steps=None, eta=None, noise=None):
+    def maps(self, image, tasks=None, *, steps=None, eta=None, sampler=None, noise=None):
         self.calls.append((tuple(image.shape), tuple(tasks), steps))
         light = image.mean(1, keepdim=True)  # normalised: about -2 .. 2.6
         logits = {
@@ -52,10 +52,10 @@ class BrightnessModel(nn.Module):
 class FakeEngine:
     """The interface of `Engine` around a BrightnessModel; the second draw of the noise is as the first."""
 
-    def __init__(self, model, device, *, precision, steps, eta, tasks, samples, tile, inplace):
+    def __init__(self, model, device, *, precision, steps, eta, sampler, tasks, samples, tile, inplace):
         self.model, self.steps, self.samples = model, steps, samples
         self.precision = "fp32" if precision == "auto" else precision
-        self.options = {"eta": eta, "tasks": tasks, "tile": tile, "inplace": inplace}
+        self.options = {"eta": eta, "sampler": sampler, "tasks": tasks, "tile": tile, "inplace": inplace}
 
     def maps(self, image, tasks, *, noise):
         self.noise = noise

@@ -34,7 +34,7 @@ CLASSES = {"semseg": 13, "human_parts": 7}
 
 def write_run(
     path, figures, diffusion="none", seed=0, root="nyud13", labels="one-label", classes=13, primaries=NYUD,
-    more=None, consistency=0.0, optim="", table=None,
+    more=None, mtpsl=0.0, optim="", table=None,
 ):  # fmt: skip
     """A run folder with one figure a task, as `dmtl train` leaves it; `more`: {task: {metric: figure}};
     `table`: {task: ids} of labels.csv, default: image i has task i mod T."""
@@ -46,7 +46,7 @@ def write_run(
     (path / "metrics.json").write_text(json.dumps({"step": 9, "metrics": metrics, "primary": primary}))
     (path / "config.toml").write_text(
         f'[data]\nroot = "{root}"\nlabels = "{labels}"\n[model]\ndiffusion = "{diffusion}"\n'
-        f"[optim]\nseed = {seed}\n{optim}" + (f"consistency = {consistency}\n" if consistency else "")
+        f"[optim]\nseed = {seed}\n{optim}" + (f"objectives = {{mtpsl = {mtpsl}}}\n" if mtpsl else "")
     )
     counts = CLASSES | {"semseg": classes}
     specs = [
@@ -160,7 +160,7 @@ def test_methods_from_the_configuration(tmp_path):
     figures = nyud(40.0, 0.5, 25.0)
     stl_runs(tmp_path, figures)
     write_run(tmp_path / "m", figures)
-    write_run(tmp_path / "x", figures, consistency=1.0)
+    write_run(tmp_path / "x", figures, mtpsl=1.0)
     write_run(tmp_path / "p", figures, "prediction")
     write_run(tmp_path / "f", figures, "feature")
     [table] = tables([tmp_path])

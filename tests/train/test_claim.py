@@ -26,10 +26,11 @@ def finish(folder, seconds: float, config: RunConfig | None = None, steps: int =
 def test_methods_change_what_the_file_says(tmp_path):
     (tmp_path / "base.toml").write_text(
         "[optim]\nlr = 0.5\n[methods.mtl]\nlabel = 'MTL'\nmodel = {diffusion = 'none'}\n"
-        "[methods.mtpsl]\nlike = 'mtl'\noptim = {consistency = 2.0, task_weights = {edge = 3}}"
+        "[methods.mtpsl]\nlike = 'mtl'\noptim = {objectives = {mtpsl = 2.0}, task_weights = {edge = 3}}"
     )
     (tmp_path / "table.toml").write_text(
-        "extends = 'base.toml'\n[optim]\nsteps = 7\n[methods.mtpsl]\noptim = {consistency = 1}\n[methods.own]"
+        "extends = 'base.toml'\n[optim]\nsteps = 7\n[methods.mtpsl]\n"
+        "optim = {objectives = {mtpsl = 1}}\n[methods.own]"
     )
     config = read_config(tmp_path / "table.toml")
     claim = claim_of(config, read_methods(tmp_path / "table.toml"))
@@ -37,7 +38,7 @@ def test_methods_change_what_the_file_says(tmp_path):
     mtl, mtpsl, own = claim.methods.values()
     assert (mtl.label, mtpsl.label, own.config) == ("MTL", "mtpsl", config)
     assert mtpsl.config.model == mtl.config.model and mtl.config.model.diffusion == "none"
-    assert mtpsl.config.optim.consistency == 1.0 and mtl.config.optim.consistency == 0.0
+    assert mtpsl.config.optim.objectives == {"mtpsl": 1.0} and mtl.config.optim.objectives == {}
     assert mtpsl.config.optim.task_weights == {"edge": 3.0}
     assert (mtpsl.config.optim.lr, mtpsl.config.optim.steps) == (0.5, 7)
     assert read_methods(tmp_path / "base.toml").keys() == {"mtl", "mtpsl"}

@@ -19,6 +19,7 @@ from dmtl.tasks import make_task
 from dmtl.train.config import OptimConfig
 from dmtl.train.consistency import Consistency, cosine_distance, label_map, predicted_map
 from dmtl.train.log import RunLog
+from dmtl.train.objective import Seen
 from dmtl.train.trainer import Trainer
 from tests.models.cases import TASKS, small_model
 from tests.tasks.cases import label_of
@@ -122,7 +123,7 @@ def case(number: int, hidden: int = 16, width: int = 12):
     """Random everything: the loss, its arguments, and a label size that 8 does not divide."""
     generator = torch.Generator().manual_seed(number)
     torch.manual_seed(number)
-    consistency = Consistency(TASKS, hidden, width)
+    consistency = Consistency(small_model(width=width, heads=2, **NONE), hidden)
     with torch.no_grad():
         for p in consistency.parameters():
             p.add_(0.2 * torch.randn(p.shape, generator=generator))
@@ -133,13 +134,18 @@ def case(number: int, hidden: int = 16, width: int = 12):
     return consistency, feature, logits, labels, batch_of(number).present
 
 
+def losses(consistency, feature, logits, labels, present) -> dict[str, Tensor]:
+    batch = dataclasses.replace(batch_of(0), labels=labels, present=present)
+    return consistency(Seen(batch, None, feature, logits))
+
+
 @pytest.mark.parametrize("number", range(6))
 def test_the_loss_pair_by_pair(number):
     consistency, feature, logits, labels, present = case(number)
     for label in labels.values():  # a position, and for one image all, without a known pixel
         label[:, :, :8, 8:16] = 255
         label[0] = 255
-    found = consistency(feature, logits, labels, present)
+    found = losses(consistency, feature, logits, labels, present)
     expected = plain_consistency(consistency, feature, logits, labels, present, 16)
     assert len(expected) > 2
     for name, values in zip(("consistency", "consistency_regulariser"), zip(*expected, strict=True)):
@@ -213,7 +219,7 @@ def test_scalars_of_any_unit():
 
 
 def gradients(step) -> set[str]:
-    return {name for name, p in step.objective.named_parameters() if p.grad is not None and p.grad.any()}
+    return {name for name, p in step.batch_loss.named_parameters() if p.grad is not None and p.grad.any()}
 
 
 def one_label() -> tuple:
@@ -227,11 +233,11 @@ def one_label() -> tuple:
 
 def training(optim: dict = {}, **execution):
     torch.manual_seed(0)
-    return step_for(small_model(**NONE).train(), optim=dict(consistency=1.0) | optim, **execution)
+    return step_for(small_model(**NONE).train(), optim=dict(objectives={"mtpsl": 1.0}) | optim, **execution)
 
 
 def test_the_gradient_reaches_unlabelled_tasks_and_the_mapping():
-    without, with_it = training(dict(consistency=0.0)), training()
+    without, with_it = training(dict(objectives={})), training()
     for step in (without, with_it):
         step(one_label(), 0)
     reached = gradients(with_it)
@@ -239,15 +245,17 @@ def test_the_gradient_reaches_unlabelled_tasks_and_the_mapping():
         for part in ("decoders", "heads"):
             prefix = f"model.initial.{part}.{task}."
             assert not any(name.startswith(prefix) for name in gradients(without))
-            named = {name for name in with_it.objective.state_dict() if name.startswith(prefix)}
+            named = {name for name in with_it.batch_loss.state_dict() if name.startswith(prefix)}
             trained = {
                 name for name in named if not name.endswith(("running_mean", "running_var", "tracked"))
             }
             assert trained <= reached
-    mapping = {name for name, _ in with_it.objective.named_parameters() if name.startswith("consistency.")}
+    mapping = {
+        name for name, _ in with_it.batch_loss.named_parameters() if name.startswith("objectives.mtpsl.")
+    }
     assert len(mapping) == 4 * len(NAMES) + 4 + 1 + 2 and mapping <= reached
     groups = {group["name"]: len(group["params"]) for group in with_it.optimizer.param_groups}
-    assert "consistency" not in groups  # step_for optimises the model alone
+    assert "objectives" not in groups  # step_for optimises the model alone
 
 
 def test_nothing_flows_through_labels_or_the_feature():
@@ -256,7 +264,7 @@ def test_nothing_flows_through_labels_or_the_feature():
     for name in NAMES:
         logits[name].requires_grad_()
     labels["heat"] = labels["heat"].float().requires_grad_()
-    found = consistency(feature, logits, labels, present)
+    found = losses(consistency, feature, logits, labels, present)
     sum(values.sum() for values in found.values()).backward()
     assert feature.grad is None
     for name in NAMES:
@@ -272,14 +280,14 @@ def test_ignored_pixels_do_not_matter():
     for name, label in labels.items():
         label[:, :, 5:20, 3:30] = 255
         label[~present[name]] = 255
-    expected = consistency(feature, logits, labels, present)
+    expected = losses(consistency, feature, logits, labels, present)
     for name, label in labels.items():
         invalid = ~TASKS[name].valid(label).expand_as(label)
         other = torch.where(torch.rand(label.shape, generator=generator) < 0.5, torch.nan, 255.0)
         labels[name] = torch.where(invalid, other, label)
         absent = torch.full_like(label[~present[name]].float(), 7.0)
         labels[name][~present[name]] = absent
-    found = consistency(feature, logits, labels, present)
+    found = losses(consistency, feature, logits, labels, present)
     for name, values in expected.items():
         assert torch.equal(found[name], values) and values.isfinite().all() and values.any()
 
@@ -293,25 +301,25 @@ def test_no_pair_no_loss(labels):
     batch = dataclasses.replace(batch, present=present, labelled={n: int(on.sum()) for n in NAMES})
     states, values = [], []
     for weight in (0.0, 2.0):
-        step = training(dict(consistency=weight))
+        step = training(dict(objectives={"mtpsl": weight}))
         step(batch, 0)
-        states.append(parameters(step.objective.model))
+        states.append(parameters(step.batch_loss.model))
         values.append(step.read().values)
     assert same(*states) and values[0]["loss"] == values[1]["loss"]
     assert values[1]["consistency"] == values[1]["consistency_regulariser"] == 0
-    assert all(p.grad is None for p in step.objective.consistency.parameters())
+    assert all(p.grad is None for p in step.batch_loss.objectives.parameters())
 
 
 def test_it_enters_the_loss_with_its_weights():
     values = []
-    for weight, regulariser in ((0.0, 0.0), (1.0, 0.0), (3.0, 0.25)):
-        step = training(dict(consistency=weight, consistency_regulariser=regulariser))
+    for weight in (0.0, 1.0, 3.0):
+        step = training(dict(objectives={"mtpsl": weight}))
         step(one_label(), 0)
         values.append(step.read().values)
     base, one, three = (v["loss"] for v in values)
     d, r = (values[1][name] for name in ("consistency", "consistency_regulariser"))
-    assert one - base == pytest.approx(d, rel=1e-4) and 0 < d < 6 and 0 < r < 12
-    assert three - base == pytest.approx(3 * (d + 0.25 * r), rel=1e-4)
+    assert one - base == pytest.approx(d + 0.5 * r, rel=1e-4) and 0 < d < 6 and 0 < r < 12
+    assert three - base == pytest.approx(3 * (d + 0.5 * r), rel=1e-4)
     assert "consistency" not in values[0] and values[2]["consistency"] == pytest.approx(d)
 
 
@@ -320,9 +328,9 @@ def test_micro_batches_add_up(micro_batch):
     results = []
     for size in (0, micro_batch):
         step = training(dict(freeze_bn=True), micro_batch=size)
-        step.objective.model.eval()
+        step.batch_loss.model.eval()
         step(batch_of(2), 0)
-        results.append((step.read().values, {n: p.grad for n, p in step.objective.named_parameters()}))
+        results.append((step.read().values, {n: p.grad for n, p in step.batch_loss.named_parameters()}))
     (whole, expected), (divided, found) = results
     assert divided == pytest.approx(whole, rel=1e-4)
     for name, grad in expected.items():
@@ -331,12 +339,14 @@ def test_micro_batches_add_up(micro_batch):
 
 def test_a_consistency_that_is_not_finite_skips_the_step():
     step, batch = training(), one_label()
-    before = parameters(step.objective)
-    step.objective.consistency.mapping.output.bias.data[0] = torch.nan
-    before |= {"consistency.mapping.output.bias": step.objective.consistency.mapping.output.bias.clone()}
+    before = parameters(step.batch_loss)
+    step.batch_loss.objectives.mtpsl.mapping.output.bias.data[0] = torch.nan
+    before |= {
+        "objectives.mtpsl.mapping.output.bias": step.batch_loss.objectives.mtpsl.mapping.output.bias.clone()
+    }
     step(batch, 0)
     report = step.read()
-    assert same(before, parameters(step.objective)) and report.in_a_row == 1
+    assert same(before, parameters(step.batch_loss)) and report.in_a_row == 1
     assert [(s.reason, sorted(s.pairs)) for s in report.skipped] == [("loss", ["heat", "semseg"])]
 
 
@@ -348,28 +358,29 @@ def log_of(out) -> list[dict]:
 
 
 def run_for(config_for, name="run", *, optim={}, **options):
-    return config_for(name, model=NONE, optim=dict(consistency=1.0, ema=0.9) | optim, **options)
+    return config_for(name, model=NONE, optim=dict(objectives={"mtpsl": 1.0}, ema=0.9) | optim, **options)
 
 
 @pytest.mark.parametrize(
-    ("optim", "model", "told"),
+    ("model", "tasks", "told"),
     [
-        (dict(consistency=1.0), {}, 'optim.consistency needs model.diffusion = "none", got .feature.'),
-        (dict(consistency=1.0), dict(NONE, one=True), "optim.consistency needs at least two tasks, got heat"),
+        ({}, None, 'optim.objectives.mtpsl needs model.diffusion = "none", got .feature.'),
+        (NONE, ["heat"], "optim.objectives.mtpsl needs at least two tasks, got heat"),
     ],
 )
-def test_where_it_cannot_be(config_for, optim, model, told):
-    data = dict(tasks=["heat"]) if model.pop("one", False) else {}
+def test_where_it_cannot_be(config_for, model, tasks, told):
     with pytest.raises(ConfigError, match=told):
-        Trainer(config_for(optim=optim, model=model, data=data))
+        Trainer(config_for(optim=dict(objectives={"mtpsl": 1.0}), model=model, data=dict(tasks=tasks)))
 
 
 def test_values_of_its_options():
-    for options in (dict(consistency=-1.0), dict(consistency=math.nan), dict(consistency_regulariser=-0.1)):
-        with pytest.raises(ConfigError, match=f"optim.{next(iter(options))} must be at least 0"):
-            OptimConfig(**options)
-    with pytest.raises(ConfigError, match="optim.consistency_width must be at least 1"):
-        OptimConfig(consistency_width=0)
+    for weight in (-1.0, math.nan, math.inf):
+        with pytest.raises(ConfigError, match="optim.objectives.mtpsl must be at least 0 and finite"):
+            OptimConfig(objectives={"mtpsl": weight})
+    with pytest.raises(
+        ConfigError, match="optim.objectives must be one of mtpsl, got 'mtspl'; did you mean 'mtpsl'"
+    ):
+        OptimConfig(objectives={"mtspl": 1.0})
 
 
 def test_a_run(config_for):
@@ -407,10 +418,10 @@ def test_resume_is_exact(config_for):
     assert resumed.step == 4
     resumed.fit()
     assert log_of(stopped.out) == log_of(whole.out)
-    for ours, theirs in ((resumed.model, straight.model), (resumed.consistency, straight.consistency)):
+    for ours, theirs in ((resumed.model, straight.model), (resumed.objectives, straight.objectives)):
         assert same(parameters(ours), parameters(theirs))
-    other = dataclasses.replace(stopped, optim=dataclasses.replace(stopped.optim, consistency=2.0))
-    with pytest.raises(CheckpointError, match="optim.consistency was 1.0, now 2.0"):
+    other = dataclasses.replace(stopped, optim=dataclasses.replace(stopped.optim, objectives={"mtpsl": 2.0}))
+    with pytest.raises(CheckpointError, match="optim.objectives was {'mtpsl': 1.0}, now {'mtpsl': 2.0}"):
         Trainer(other, resume=True)
 
 

@@ -53,7 +53,7 @@ def check_steps(images: Path, out: Path, processes: int, job: str, runs: list[st
     ranks = results(processes, job, out, images)
     for run, execution in ranks[0]:
         one = alone[run, "alone"]
-        for kind in ("weights", "weighting", "consistency", "ema", "moments"):
+        for kind in ("weights", "weighting", "objectives", "ema", "moments"):
             assert one[kind].keys() == ranks[0][run, execution][kind].keys()
             for name, value in one[kind].items():
                 found = [rank[run, execution][kind][name] for rank in ranks]
@@ -65,12 +65,12 @@ def check_steps(images: Path, out: Path, processes: int, job: str, runs: list[st
                         found[0], value, rtol=0, atol=1e-5, msg=f"{run}, {execution}, {kind}: {name}"
                     )
         counts = {float(value) for name, value in one["moments"].items() if name.endswith("/step")}
-        kinds = 1 if run == "consistency" else 2  # that reaches all, but in steps without a pair
+        kinds = 1 if run == "mtpsl" else 2  # that reaches all, but in steps without a pair
         assert len(counts) > kinds and max(counts) == worker.STEPS  # tasks were absent everywhere, some steps
 
 
 def test_twenty_steps_of_two_processes_equal_one(images, tmp_path):
-    check_steps(images, tmp_path, 2, "joined", ["joined", "consistency"])
+    check_steps(images, tmp_path, 2, "joined", ["joined", "mtpsl"])
 
 
 @pytest.mark.slow

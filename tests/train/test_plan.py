@@ -16,10 +16,10 @@ from dmtl.errors import ConfigError
 from dmtl.models import ModelConfig
 from dmtl.models.work import count
 from dmtl.train import plan as planning
+from dmtl.train.batch_loss import BatchLoss
 from dmtl.train.checkpoint import read_checkpoint, state_bytes
 from dmtl.train.config import DataConfig, LogConfig, OptimConfig, RunConfig
 from dmtl.train.log import RunLog
-from dmtl.train.objective import Objective
 from dmtl.train.plan import forecast, measure, plan
 from dmtl.train.setup import model_for, open_data, training_loader
 from dmtl.train.toml import read_config, write_config
@@ -93,9 +93,9 @@ def test_operations_of_the_baseline_are_torchs():
     data = open_data(config.data)
     model = model_for(config, data.tasks)
     batch = next(iter(training_loader(config, data)))
-    objective = Objective(model, make_weighting(config.optim, model.tasks), config.optim)
+    batch_loss = BatchLoss(model, make_weighting(config.optim, model.tasks), config.optim)
     with FlopCounterMode(display=False) as forward:
-        loss, _ = objective(batch, 0, False)
+        loss, _ = batch_loss(batch, 0, False)
     with FlopCounterMode(display=False) as backward:
         loss.backward()
     flops = plan(config)["flops"]

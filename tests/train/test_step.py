@@ -14,8 +14,8 @@ from dmtl.data.loading.loader import Batch
 from dmtl.diffusion import CounterNoise
 from dmtl.errors import ConfigError
 from dmtl.runtime.distributed import World
+from dmtl.train.batch_loss import BatchLoss
 from dmtl.train.config import ExecutionConfig, OptimConfig, RunConfig
-from dmtl.train.objective import Objective
 from dmtl.train.optim import optimizer_for
 from dmtl.train.step import Step
 from dmtl.train.weighting import make_weighting
@@ -59,11 +59,11 @@ def step_for(model, say=lambda text: None, optim: dict = {}, **execution) -> Ste
     options = dict(optimizer="adam", clip=0.0, weight_decay=0.0, seed=5) | optim
     config = RunConfig(optim=OptimConfig(**options), execution=ExecutionConfig(**execution))
     weighting = make_weighting(config.optim, model.tasks)
-    objective = Objective(model, weighting, config.optim)
+    batch_loss = BatchLoss(model, weighting, config.optim)
     optimizer = optimizer_for(config.optim, model, extra=weighting.parameters())
     return Step(
-        objective,
-        objective,
+        batch_loss,
+        batch_loss,
         optimizer,
         config,
         rate=lambda step: 1e-3,
@@ -167,7 +167,7 @@ def test_recomputing_keeps_less():
             with torch.autograd.graph.saved_tensors_hooks(
                 lambda t: seen.setdefault(t.untyped_storage().data_ptr(), t) is None or t, lambda t: t
             ):
-                loss, _ = step_for(model).objective(batch_of(0), 0, True)
+                loss, _ = step_for(model).batch_loss(batch_of(0), 0, True)
             kept[recompute, steps] = sum(t.untyped_storage().nbytes() for t in seen.values())
             del loss
     growth = {recompute: kept[recompute, 4] - kept[recompute, 1] for recompute in (False, True)}
@@ -217,10 +217,10 @@ def test_skipped_steps_leave_no_trace_in_the_weighting():
     model, batch = model_for(), batch_of(0)
     step = step_for(model, optim=dict(weighting="dwa"))
     step(batch, 0)
-    state = parameters(step.objective.weighting)
+    state = parameters(step.batch_loss.weighting)
     batch.labels["heat"] = torch.full_like(batch.labels["heat"], 3e38)
     step(batch, 1)
-    assert same(state, parameters(step.objective.weighting))
+    assert same(state, parameters(step.batch_loss.weighting))
     assert len(step.read().skipped) == 1
 
 
@@ -298,5 +298,5 @@ def test_weighting_enters_the_loss(weighting):
     assert values[0] == pytest.approx(values[1], rel=1e-6)
     if weighting == "uncertainty":
         present = batch_of(2).present
-        moved = {t: bool(p != 0) for t, p in step.objective.weighting.log_variance.items()}
+        moved = {t: bool(p != 0) for t, p in step.batch_loss.weighting.log_variance.items()}
         assert moved == {task: bool(mask.any()) for task, mask in present.items()}

@@ -23,9 +23,9 @@ from dmtl.models import ModelConfig, create_model
 from dmtl.runtime.distributed import World, connect
 from dmtl.tasks import make_task
 from dmtl.train import distributed
+from dmtl.train.batch_loss import BatchLoss
 from dmtl.train.config import DataConfig, ExecutionConfig, LogConfig, OptimConfig, RunConfig
 from dmtl.train.ema import MovingAverage
-from dmtl.train.objective import Objective
 from dmtl.train.optim import frozen, optimizer_for, set_train
 from dmtl.train.setup import model_for, open_data, training_loader
 from dmtl.train.step import Step
@@ -40,7 +40,7 @@ RUNS = {  # of the model, of the optimiser
         dict(weighting="uncertainty", mtdnet_start=0.3, optimizer="adam", clip=0.5, ema=0.9),
     ),
     "prediction": (dict(diffusion="prediction"), dict(freeze=["initial.backbone"])),
-    "consistency": (dict(diffusion="none"), dict(consistency=2.0, optimizer="adam")),
+    "mtpsl": (dict(diffusion="none"), dict(objectives={"mtpsl": 2.0}, optimizer="adam")),
 }
 EXECUTIONS = {
     "ddp": {},
@@ -107,14 +107,15 @@ def twenty_steps(config: RunConfig, world: World) -> dict[str, dict]:
     frozen(config.optim, model)
     set_train(model, config.optim)
     weighting = make_weighting(config.optim, model.tasks)
-    objective = Objective(model, weighting, config.optim)
-    module = distributed.wrap(objective, config.execution, world)
+    batch_loss = BatchLoss(model, weighting, config.optim)
+    module = distributed.wrap(batch_loss, config.execution, world)
     ema = MovingAverage(model, config.optim.ema) if config.optim.ema else None
-    mapping = () if objective.consistency is None else objective.consistency.parameters()
-    optimizer = optimizer_for(config.optim, model, extra=weighting.parameters(), consistency=mapping)
+    optimizer = optimizer_for(
+        config.optim, model, extra=weighting.parameters(), objectives=batch_loss.objectives.parameters()
+    )
     for group in optimizer.param_groups:
         group["eps"] = 1e-6  # AdamW makes full steps of gradients that are rounding errors alone, else
-    step = Step(objective, module, optimizer, config, rate=lambda n: 1e-3, total_steps=STEPS, world=world)
+    step = Step(batch_loss, module, optimizer, config, rate=lambda n: 1e-3, total_steps=STEPS, world=world)
     batches = training_loader(config, data).stream()
     for number in range(STEPS):
         step(share(uneven(next(batches), number), world), number)
@@ -123,7 +124,7 @@ def twenty_steps(config: RunConfig, world: World) -> dict[str, dict]:
     state = {
         "weights": model.state_dict(),
         "weighting": weighting.state_dict(),
-        "consistency": {} if objective.consistency is None else objective.consistency.state_dict(),
+        "objectives": batch_loss.objectives.state_dict(),
         "ema": {} if ema is None else ema.average.state_dict(),
         "moments": {
             f"{place}/{name}": value
@@ -207,7 +208,7 @@ def main(job: str, out: Path, images: Path, *rest: str) -> None:
         found = all_steps(images, out, world)
     elif job == "joined":
         found = all_steps(
-            images, out, world, runs=["joined", "consistency"], executions=["ddp, one image at a time"]
+            images, out, world, runs=["joined", "mtpsl"], executions=["ddp, one image at a time"]
         )
     elif job == "evaluate":
         found = all_evaluations(images, out, world)

@@ -51,6 +51,8 @@ class Scenes(LabelledImages):
     Errors: `DataError` that names the argument.
     """
 
+    to_order = True
+
     def __init__(
         self,
         split: str,

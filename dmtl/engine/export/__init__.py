@@ -48,6 +48,7 @@ def export_model(
     tasks: Sequence[str] | None = None,
     steps: int | None = None,
     eta: float | None = None,
+    sampler: str | None = None,
     seed: int = 0,
     what: str = "maps",
     input: str = "float32",
@@ -61,7 +62,7 @@ def export_model(
             compiler); "program", a graph of plain PyTorch operators (`torch.export`).
         size: (H, W) of the images, in pixels; fixed in the file. The batch may have any size.
         tasks: names of the outputs, default all.
-        steps, eta: sampler, default as the model was configured.
+        steps, eta, sampler: of the chain, default as the model was configured.
         seed: of the chain's noise, stored in the file: for every image what `Predictor` uses.
         what: "maps" (decoded) or "logits" [B, C, H, W] at the image's size.
         input: "float32", ImageNet-normalised; or "uint8", RGB, normalised in the file.
@@ -77,14 +78,14 @@ def export_model(
     names = chosen_tasks("export", model.tasks, tasks)
     path, size, device = _checked(path, format, size, steps, what, input, device)
     model = copy.deepcopy(model).to(device, torch.float32).eval().requires_grad_(False)
-    options = dict(tasks=names, steps=steps, eta=eta)
+    options = dict(tasks=names, steps=steps, eta=eta, sampler=sampler)
     pixels = probe(size).to(device)
     images = pixels if input == "uint8" else normalise(pixels)
     with torch.no_grad(), tf32(False):
         expected = Expected(model, normalise(pixels), what, seed, options)
         network = ExportNetwork(model, seed, what, input, options).eval()
         network(images[:1])  # stores the noise of this size
-        about = description(model, names, expected.outputs, size, steps, eta, seed, what, input)
+        about = description(model, names, expected.outputs, size, options, seed, what, input)
         found: dict[str, float] = {}
 
         def write(temporary: str) -> None:

@@ -17,14 +17,18 @@ def description(
     tasks: Sequence[str],
     outputs: Mapping[str, Tensor],
     size: tuple[int, int],
-    steps: int | None,
-    eta: float | None,
+    options: Mapping[str, Any],
     seed: int,
     what: str,
     input: str,
 ) -> dict[str, Any]:
-    """Input, outputs and sampler. steps, eta and seed are None in a model without denoising."""
+    """Return what goes in, what comes out, and the chain: steps, sampler, eta, seed (None if there is none).
+
+    Args:
+        options: steps, sampler and eta as the export was asked for them; None is the model's own.
+    """
     config = model.config
+    sampler, eta = config.sampler_for(options["sampler"], options["eta"])
     denoised = config.diffusion != "none"
     mean, std = list(IMAGENET_MEAN), list(IMAGENET_STD)
     image = {"name": "image", "dtype": input, "shape": ["batch", 3, *size], "channels": "RGB"}
@@ -36,8 +40,9 @@ def description(
         "format": "dmtl export 1",
         "dmtl": __version__,
         "diffusion": config.diffusion,
-        "steps": (model.mtdnet.schedule.steps if steps is None else steps) if denoised else None,
-        "eta": (config.eta if eta is None else eta) if denoised else None,
+        "steps": (options["steps"] or model.mtdnet.schedule.steps) if denoised else None,
+        "sampler": sampler if denoised else None,
+        "eta": eta if denoised else None,
         "seed": seed if denoised else None,
         "input": image,
         "outputs": {name: _output(model.tasks[name], outputs[name], what) for name in tasks},

@@ -52,7 +52,7 @@ class SharedNoise(nn.Module):
 class ExportNetwork(nn.Module):
     """Images -> {task: map or logits}, nothing else to say.
 
-    options: tasks, steps and eta of `model.maps` and `model.forward`.
+    options: tasks, steps, eta and sampler of `model.maps` and `model.forward`.
     """
 
     def __init__(self, model: nn.Module, seed: int, what: str, input: str, options: Mapping[str, Any]):

@@ -1,0 +1,93 @@
+"""A batch's loss as one module: what processes share, and what a step differentiates."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from dmtl.data.loading.loader import Batch
+from dmtl.diffusion import CounterNoise
+from dmtl.models import DiffusionMTL, MultiTaskBaseline, Prediction
+from dmtl.models.initial import pad_image
+from dmtl.train.config import OptimConfig
+from dmtl.train.loss import PairLosses, labelled_rows, pair_losses, weighted_sum
+from dmtl.train.objective import Seen, make_objectives
+from dmtl.train.weighting import Weighting
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class BatchLoss(nn.Module):
+    """(batch, step) -> the loss of the labelled pairs, over the images of the whole step.
+
+    The initial network sees the whole batch, the denoiser the labelled (sample, task) pairs alone, all tasks
+    in one call per denoising step. Noise follows from (seed, step, sample), so that it does not depend on how
+    a batch is divided.
+
+    `objectives` add their losses. Their weights are trained with the model's, and are not part of the model.
+    """
+
+    def __init__(self, model: DiffusionMTL | MultiTaskBaseline, weighting: Weighting, config: OptimConfig):
+        super().__init__()
+        self.model, self.weighting, self.config = model, weighting, config
+        self.objectives = make_objectives(config, model)
+        self.dense = any(objective.dense for objective in self.objectives.values())
+
+    def forward(self, batch: Batch, step: int, denoises: bool) -> tuple[Tensor, PairLosses]:
+        """The scalar to differentiate (0 where no pair is labelled) and the pairs' losses, detached.
+
+        Args:
+            batch: on the model's device, whole or a part of the step's images.
+            step: the step's number, from 0.
+            denoises: False: the initial network alone, its predictions judged as final ones.
+        """
+        device = batch.image.device
+        precision = AUTOCAST.get(self.config.precision)
+        with torch.autocast(device.type, precision) if precision else nullcontext():
+            with torch.profiler.record_function("dmtl: forward"):
+                image = batch.image.contiguous(memory_format=torch.channels_last)
+                rows = labelled_rows(batch.present, device)
+                feature = logits = None
+                if self.dense:
+                    feature = self.model.initial.encode(pad_image(image))
+                    _, logits = self.model.initial.decode(feature)
+                    known = {task: logits[task][r] for task, r in rows.items() if len(r)}
+                    prediction = Prediction(known, known, {})
+                elif denoises:
+                    noise = CounterNoise((self.config.seed << 32) + step, batch.index)
+                    prediction = self.model(image, labelled=rows, noise=noise, upsampled=False)
+                else:
+                    prediction = self.model.initial_prediction(image, labelled=rows, upsampled=False)
+            with torch.profiler.record_function("dmtl: loss"):
+                total, losses = self._judged(prediction, batch, denoises)
+                added, total = self._added(Seen(batch, prediction, feature, logits), total)
+                losses = dataclasses.replace(losses, added=added)
+                return total, losses.detached()
+
+    def _judged(self, prediction, batch: Batch, denoises: bool) -> tuple[Tensor, PairLosses]:
+        tasks = self.model.tasks
+        losses = pair_losses(prediction, batch.labels, batch.present, tasks, final=denoises, upsampled=False)
+        total = weighted_sum(
+            losses,
+            batch.present,
+            tasks,
+            initial_weight=self.config.initial_weight,
+            images=batch.total,
+            weighting=self.weighting,
+        )
+        if total is None:
+            total = batch.image.new_zeros(())
+        return total, losses
+
+    def _added(self, seen: Seen, total: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The parts of all objectives [n], and the total with them, over the images of the whole step."""
+        added = {}
+        for name, objective in self.objectives.items():
+            weight = self.config.objectives[name] / seen.batch.total
+            for part, values in objective(seen).items():
+                added[part] = values.reshape(-1)
+                total = total + weight * objective.parts[part] * values.sum()
+        return added, total
