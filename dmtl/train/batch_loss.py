@@ -33,7 +33,7 @@ class BatchLoss(nn.Module):
     def __init__(self, model: DiffusionMTL | MultiTaskBaseline, weighting: Weighting, config: OptimConfig):
         super().__init__()
         self.model, self.weighting, self.config = model, weighting, config
-        self.objectives = make_objectives(config, model)
+        self.objectives = make_objectives(config.objectives, config.seed, model)
         self.dense = any(objective.dense for objective in self.objectives.values())
 
     def forward(self, batch: Batch, step: int, denoises: bool) -> tuple[Tensor, PairLosses]:

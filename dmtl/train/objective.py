@@ -20,7 +20,6 @@ from dmtl.registry import Registry
 if TYPE_CHECKING:
     from dmtl.data.loading.loader import Batch
     from dmtl.models import DiffusionMTL, MultiTaskBaseline, Prediction
-    from dmtl.train.config import OptimConfig
 
 
 @dataclass(frozen=True)
@@ -77,19 +76,21 @@ def check_objectives(weights: Mapping[str, float]) -> None:
             raise ConfigError(f"optim.objectives.{name} must be at least 0 and finite, got {weight}")
 
 
-def make_objectives(config: OptimConfig, model: DiffusionMTL | MultiTaskBaseline) -> nn.ModuleDict:
-    """Return what `config.objectives` asks for, by name, on the model's device.
+def make_objectives(
+    weights: Mapping[str, float], seed: int, model: DiffusionMTL | MultiTaskBaseline
+) -> nn.ModuleDict:
+    """Return the objectives of `optim.objectives` by name, on the model's device.
 
-    Random weights depend on `config.seed` alone. An objective of weight 0 is left out.
+    Random weights depend on `seed` alone. An objective of weight 0 is left out.
 
     Raises:
         ConfigError: the model does not have what an objective needs.
     """
     made = nn.ModuleDict()
-    for name, weight in config.objectives.items():
+    for name, weight in weights.items():
         if weight:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(config.seed)
+                torch.manual_seed(seed)
                 made[name] = OBJECTIVES.get(name)(model)
             if made[name].dense and model.config.diffusion != "none":
                 raise ConfigError(

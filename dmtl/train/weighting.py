@@ -7,15 +7,19 @@ lack tasks, so nothing here relies on all of them being there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from dmtl.registry import Registry
 
-if TYPE_CHECKING:
-    from dmtl.train.config import OptimConfig
+
+class Options(Protocol):
+    """The keys of `optim` that weightings read."""
+
+    weighting: str
+    dwa_temperature: float
 
 
 class Weighting(nn.Module):
@@ -120,7 +124,7 @@ class DynamicAverage(Weighting):
         self.sums.zero_()
 
 
-WEIGHTINGS: Registry[Callable[[Iterable[str], OptimConfig], Weighting]] = Registry("weighting")
+WEIGHTINGS: Registry[Callable[[Iterable[str], Options], Weighting]] = Registry("weighting")
 """By the names of `optim.weighting`: (tasks, configuration) -> the weighting."""
 
 WEIGHTINGS.register("fixed")(lambda tasks, config: Weighting())
@@ -128,6 +132,6 @@ WEIGHTINGS.register("uncertainty")(lambda tasks, config: Uncertainty(tasks))
 WEIGHTINGS.register("dwa")(lambda tasks, config: DynamicAverage(tasks, config.dwa_temperature))
 
 
-def make_weighting(config: OptimConfig, tasks: Iterable[str]) -> Weighting:
+def make_weighting(config: Options, tasks: Iterable[str]) -> Weighting:
     """The weighting that `config.weighting` asks for, over these tasks."""
     return WEIGHTINGS.get(config.weighting, "optim.weighting")(tasks, config)
