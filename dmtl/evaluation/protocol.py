@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -220,23 +220,15 @@ class Evaluation:
                 found[name] |= self.boundaries.metric(task.ignore).notes
         return found
 
-    def score(
-        self,
-        source: Any,
-        batches: Iterable[Batch] | None = None,
-        *,
-        on_maps: Callable[[Batch, Mapping[str, Tensor]], None] = lambda batch, maps: None,
-        **options: Any,
-    ) -> Metrics:
-        """Score an engine, a model, or saved maps; arguments as in `dmtl.evaluation.scoring.score`.
+    def score(self, source: Any, batches: Iterable[Batch] | None = None, **options: Any) -> Metrics:
+        """Score an engine, a model, or saved maps.
 
         Args:
+            source, options: as in `dmtl.evaluation.scoring.score`.
             batches: those of `loader`, the default, if they are watched on their way.
         """
         batches = self.loader if batches is None else batches
-        return score(
-            source, batches, tasks=self.tasks, boundaries=self.boundaries, on_maps=on_maps, **options
-        )
+        return score(source, batches, tasks=self.tasks, boundaries=self.boundaries, **options)
 
 
 def shared_tasks(
