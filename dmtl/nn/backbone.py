@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +58,9 @@ class TimmBackbone(nn.Module):
     Images come in with ImageNet's mean and spread and are converted to those of the encoder's own weights.
     """
 
+    input_scale: Tensor
+    input_shift: Tensor
+
     def __init__(self, name: str):
         super().__init__()
         timm = _timm(name)
@@ -97,7 +102,7 @@ class TimmBackbone(nn.Module):
         return {key if key.startswith("net.") else f"net.{key}": value for key, value in state.items()}
 
 
-def _timm(name: str):
+def _timm(name: str) -> ModuleType:
     try:
         import timm
     except ImportError as error:
@@ -114,7 +119,7 @@ def _timm(name: str):
     return timm
 
 
-def _create(timm, name: str, pretrained: bool = False) -> nn.Module:
+def _create(timm: ModuleType, name: str, pretrained: bool = False) -> Any:
     """Create the network; transformers are asked to take images of any size, each family in its own words."""
     common = dict(features_only=True, pretrained=pretrained)
     for option in ({"dynamic_img_size": True}, {"strict_img_size": False}):
