@@ -21,10 +21,15 @@ from dmtl.registry import Registry
 BACKBONES: Registry[Callable[[int], nn.Module]] = Registry("backbone")
 """By the names of `model.backbone`: width of the first ResNet stage -> encoder. Other names are timm's."""
 
+
+def _lite(name: str, width: int) -> EfficientNetLite:
+    return EfficientNetLite(name)
+
+
 for _name, _depths in DEPTHS.items():
     BACKBONES.register(_name)(partial(ResNet, _depths))
 for _name in LITE:
-    BACKBONES.register(_name)(lambda width, name=_name: EfficientNetLite(name))
+    BACKBONES.register(_name)(partial(_lite, _name))
 
 
 def list_backbones(*, timm: bool = False) -> list[str]:
