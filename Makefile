@@ -1,18 +1,26 @@
 # The two commands of the README: `make demo` and `make test`. Both make .venv and install what they need.
 #
-#   PYTHON=...   interpreter for .venv (3.11 or newer)        VENV=...   another place for it
+#   PYTHON=...        interpreter for .venv (3.11 or newer)        VENV=...   another place for it
+#   CONSTRAINTS=...   versions to install instead of those that were tested together
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+CONSTRAINTS ?= constraints.txt
 PIP := $(RUN) -m pip --disable-pip-version-check
-SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+INSTALL := $(PIP) install --quiet --constraint $(CONSTRAINTS) --editable
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(CONSTRAINTS) $(shell find csrc kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: demo test test-all fuzz bench benchmark gpu-check clean
+.PHONY: demo lint test test-all fuzz bench benchmark gpu-check clean
 
 demo: $(VENV)/.installed            ## train on rendered scenes, write runs/demo/report.html
 	$(RUN) -m dmtl demo --out runs/demo --overwrite
+
+lint: $(VENV)/.installed-lint       ## style, format and types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 test: $(VENV)/.installed-test       ## run the tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto
@@ -41,9 +49,13 @@ $(RUN):
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(SOURCES) | $(RUN)
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[encoders]'
+	$(INSTALL) '.[encoders]'
 	touch $@
 
 $(VENV)/.installed-test: $(SOURCES) | $(RUN)
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
+	$(INSTALL) '.[test]'
 	touch $(VENV)/.installed $@
+
+$(VENV)/.installed-lint: pyproject.toml | $(RUN)
+	$(INSTALL) '.[lint]'
+	touch $@

@@ -1,17 +1,21 @@
-"""Builds the native modules with CMake, when a compiler is there. Metadata is in pyproject.toml.
+"""Build the native modules with CMake, if there is a compiler. Metadata is in pyproject.toml.
 
-    DMTL_NATIVE=auto|1|0        dmtl._core (C++): build if possible, insist, or leave out
-    DMTL_CUDA=AUTO|ON|OFF       dmtl._core_cuda: build if nvcc is there, insist, or leave out
+    DMTL_NATIVE=auto|1|0        dmtl._core (C++): build if possible, fail without, or leave out
+    DMTL_CUDA=AUTO|ON|OFF       dmtl._core_cuda: build if nvcc is there, fail without, or leave out
     DMTL_CUDA_ARCHS=80;90a      CUDA architectures
 
 One Extension per shared library, because an editable install drops undeclared ones. Without the native
 modules every op still works through its torch reference.
+
+Everything is built in build/<platform>-<python>, whoever asks, so that a second installation compiles only
+what has changed.
 """
 
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -19,6 +23,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
+BUILD = ROOT / "build" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
 BACKENDS = ("cpu", "cuda", "triton")
 
 
@@ -49,6 +54,26 @@ def find_ninja() -> str | None:
     return shutil.which("ninja") or (str(beside_python) if beside_python.is_file() else None)
 
 
+def pybind11_config() -> Path:
+    """Return the folder of pybind11's CMake files, copied to a place that stays.
+
+    pip installs build requirements into a folder with another name every time. The headers' path is part of
+    the compiler's command line, so a new one would compile the bindings again.
+    """
+    import pybind11
+
+    package, config = Path(pybind11.__file__).parent, Path(pybind11.get_cmake_dir())
+    if not config.is_relative_to(package):
+        return config
+    kept = BUILD / f"pybind11-{pybind11.__version__}"
+    if not kept.is_dir():
+        partial = BUILD / "pybind11.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(package, partial)
+        partial.rename(kept)
+    return kept / config.relative_to(package)
+
+
 def extensions() -> list[Extension]:
     if NATIVE == "0":
         if CUDA == "on":
@@ -65,7 +90,7 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         target = ext.name.rpartition(".")[2]
-        build_dir = Path(self.build_temp).resolve() / target
+        build_dir = BUILD / target
         build_dir.mkdir(parents=True, exist_ok=True)
         try:
             self._cmake(target, build_dir)
@@ -85,20 +110,17 @@ class CMakeBuild(build_ext):
         ]
         destination = Path(self.get_ext_fullpath(ext.name)).resolve()
         destination.parent.mkdir(parents=True, exist_ok=True)
-        destination.unlink(
-            missing_ok=True
-        )  # a running process may have the old one mapped: never write into it
+        # A running process may have the old one mapped: never write into it.
+        destination.unlink(missing_ok=True)
         shutil.copyfile(library, destination)
 
     def _cmake(self, target: str, build_dir: Path) -> None:
-        import pybind11
-
         cmake = [sys.executable, "-m", "cmake"] if _has_module("cmake") else ["cmake"]
         configure = [
             *cmake, "-S", str(ROOT), "-B", str(build_dir),
             "-DCMAKE_BUILD_TYPE=Release",
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-Dpybind11_DIR={pybind11_config()}",
             f"-DDMTL_WITH_CUDA={'ON' if target == '_core_cuda' else 'OFF'}",
         ]  # fmt: skip
         if ninja := find_ninja():
@@ -107,7 +129,10 @@ class CMakeBuild(build_ext):
             configure.append(f"-DDMTL_CUDA_ARCHS={CUDA_ARCHS}")
             if nvcc := find_nvcc():
                 configure.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
-        subprocess.run(configure, check=True)
+        configured_before = (build_dir / "CMakeCache.txt").is_file()
+        if subprocess.run(configure, check=not configured_before).returncode:
+            # The folder was configured for another place or another generator.
+            subprocess.run([*configure, "--fresh"], check=True)
         subprocess.run(
             [*cmake, "--build", str(build_dir), "--target", target, "--config", "Release", "--parallel"],
             check=True,

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import platform
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 import torch
 
 import dmtl
 from dmtl.ops import registry
 from dmtl.runtime import native
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PACKAGES = ("torch", "numpy", "safetensors", "pillow", "triton", "timm", "tensorboard")
@@ -117,7 +121,7 @@ def print_info() -> None:
             console.print(f"  [dim]{backend}: {escape(reason)}[/]", soft_wrap=True)
 
 
-def _backend_table(device: str, rows: list[dict]):
+def _backend_table(device: str, rows: list[dict]) -> Table:
     """op x backend, the dtypes in the cells: green where automatic or asked-for choice takes that backend,
     plain where it could serve, "-" where it cannot."""
     from rich.table import Table

@@ -4,6 +4,7 @@ exercised."""
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -68,6 +69,28 @@ def test_build_switches(environment, expected):
 def test_bad_build_switches():
     assert "DMTL_NATIVE must be one of auto, 1, 0, got yes" in setup_listing(DMTL_NATIVE="yes").stderr
     assert "DMTL_CUDA=ON needs the native build" in setup_listing(DMTL_NATIVE="0", DMTL_CUDA="ON").stderr
+
+
+def test_headers_stay_where_they_are(monkeypatch, tmp_path):
+    """pip builds in another folder every time: the path of pybind11's headers must not be part of it."""
+    pybind11 = pytest.importorskip("pybind11")
+    monkeypatch.setattr("setuptools.setup", lambda **options: None)
+    spec = importlib.util.spec_from_file_location("dmtl_setup", ROOT / "setup.py")
+    setup = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(setup)
+    monkeypatch.setattr(setup, "BUILD", tmp_path / "build")
+    found = []
+    for name in ("one", "two"):
+        package = tmp_path / name / "pybind11"
+        shutil.copytree(Path(pybind11.__file__).parent, package)
+        monkeypatch.setattr(pybind11, "__file__", str(package / "__init__.py"))
+        monkeypatch.setattr(
+            pybind11, "get_cmake_dir", lambda package=package: package / "share/cmake/pybind11"
+        )
+        config = setup.pybind11_config()
+        found.append((config, (config / "pybind11Config.cmake").stat().st_mtime_ns))
+    assert found[0] == found[1] and found[0][0].is_relative_to(tmp_path / "build")
+    assert (config.parents[2] / "include" / "pybind11" / "pybind11.h").is_file()
 
 
 def test_metadata():

@@ -42,8 +42,8 @@ def reverse_chain(
 
     Args:
         denoise: (x_t, level) -> estimates of the clean signals (x0 parameterisation), in memory of their own.
-        x: the noised signals, from `noising`; used up: where no gradient
-        is recorded, the steps are made in them.
+        x: the noised signals, from `noising`; used up: if no gradient is recorded, the steps are made in
+            them.
         to_signal: maps an estimate into the chain's space (signal scaling) before the posterior step.
         every: False: yield the last estimate alone; no other is then in memory while it is made.
     """

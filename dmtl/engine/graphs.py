@@ -21,7 +21,7 @@ class CudaCapture:
     another one is replayed."""
 
     def __init__(self) -> None:
-        self._pool = None
+        self._pool: Any = None
 
     def __call__(self, compute: Compute, inputs: Sequence[Tensor]) -> tuple[Callable[[], None], Any]:
         with torch.cuda.device(inputs[0].device):

@@ -22,10 +22,13 @@ from torch.profiler import record_function
 from dmtl.diffusion import NoiseSource, Pairs, Plan
 from dmtl.engine.numerics import Form
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
-from dmtl.models.denoiser import Layers
-from dmtl.models.mtdnet import Run
+from dmtl.models.config import ModelConfig
+from dmtl.models.denoiser import Denoiser, Layers
+from dmtl.models.mtdnet import MTDNet, Run
+from dmtl.nn.cross_block import CrossBlock
 from dmtl.nn.folding import fold_batch_norms_
 from dmtl.nn.grouped_conv import GroupedConv
+from dmtl.nn.resnet import BasicBlock
 from dmtl.runtime.memory import return_freed
 
 LARGE = 3 << 17  # elements of images whose encoding takes, and leaves behind, tens of megabytes
@@ -38,29 +41,31 @@ class Network:
     def __init__(self, model: DiffusionMTL | MultiTaskBaseline, form: Form):
         self.form, self.tasks, self.config = form, model.tasks, model.config
         initial = fold_batch_norms_(model.initial).requires_grad_(False)
-        self.backbone = initial.backbone.to(form.maps, memory_format=torch.channels_last)
+        backbone = initial.backbone.to(form.maps)
+        # torch's stubs do not know this call.
+        self.backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.embed = self._ready(GroupedConv.of([initial.embed]))
-        self.decoders = {task: self._decoder(blocks) for task, blocks in initial.decoders.items()}
+        self.decoders = {task: self._decoder(initial.decoders[task]) for task in self.tasks}
         self.heads = initial.heads  # float32, as the condition: rounding logits costs accuracy most
         del initial.decoders, initial.embed
         self.mtdnet = model.mtdnet.eval().requires_grad_(False) if isinstance(model, DiffusionMTL) else None
         if self.mtdnet is not None:
-            self._prepare_mtdnet()
+            self._prepare(self.mtdnet)
 
-    def _prepare_mtdnet(self) -> None:
-        net, form = self.mtdnet, self.form
-        denoiser = net.denoiser
-        self.layers = {task: self._task_layers(task) for task in self.tasks}
+    def _prepare(self, net: MTDNet) -> None:
+        denoiser, form = net.denoiser, self.form
+        self.layers = {task: self._task_layers(denoiser, task) for task in self.tasks}
         del denoiser.trunks, denoiser.pre_layers
         self.condition, self.folded = net.condition, net.condition.folded()
         first = denoiser.blocks[0]  # its norm and query are computed with the condition, in float32
+        assert isinstance(first, CrossBlock)
         self.first = first if form.tokens == torch.float32 else copy.deepcopy(first)
         denoiser.blocks.to(form.tokens)
         net.heads.to(form.maps)
         self._merged: dict[tuple[str, ...], Layers] = {}
 
-    def _task_layers(self, task: str) -> Layers:
-        layers = self.mtdnet.denoiser.layers([task], fold=True)
+    def _task_layers(self, denoiser: Denoiser, task: str) -> Layers:
+        layers = denoiser.layers([task], fold=True)
         return replace(
             layers,
             pre=[self._ready(group) for group in layers.pre],
@@ -75,7 +80,8 @@ class Network:
         group = group.detached().to(self.form.maps, layout)
         return group.pack() if self.form.pack else group
 
-    def _decoder(self, blocks: nn.Sequential) -> list[tuple[GroupedConv, GroupedConv]]:
+    def _decoder(self, decoder: nn.Module) -> list[tuple[GroupedConv, GroupedConv]]:
+        blocks = [block for block in decoder.children() if isinstance(block, BasicBlock)]
         pairs = [(GroupedConv.of([block.conv1]), GroupedConv.of([block.conv2])) for block in blocks]
         return [(self._ready(first), self._ready(second)) for first, second in pairs]
 
@@ -97,7 +103,9 @@ class Network:
         tasks = list(self.tasks) if self.mtdnet is not None else list(wanted)
         return self._apart(shared, tasks, wanted) if self.form.apart else self._packed(shared, tasks, wanted)
 
-    def _apart(self, shared, tasks, wanted) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def _apart(
+        self, shared: Tensor, tasks: Sequence[str], wanted: Sequence[str]
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
         features, logits = {}, {}
         for task in tasks:
             feature = _decoded(shared, self.decoders[task], (shared.shape[0],))
@@ -106,14 +114,15 @@ class Network:
                 features[task] = feature
         return [features[task] for task in wanted], logits
 
-    def _packed(self, shared, tasks, wanted) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def _packed(
+        self, shared: Tensor, tasks: Sequence[str], wanted: Sequence[str]
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
         order = [*wanted, *(task for task in tasks if task not in wanted)]
         pairs = Pairs.of(dict.fromkeys(order), shared.shape[0])
+        decoders = [self.decoders[task] for task in order]
         blocks = [
-            tuple(
-                GroupedConv.join(convs) for convs in zip(*(self.decoders[t][i] for t in order), strict=True)
-            )
-            for i in range(len(self.decoders[order[0]]))
+            (GroupedConv.join([first for first, _ in each]), GroupedConv.join([second for _, second in each]))
+            for each in zip(*decoders, strict=True)
         ]
         packed = _decoded(pairs.repeat(shared), blocks, pairs.counts)
         split = pairs.split(packed)
@@ -134,15 +143,18 @@ class Network:
             features: of the wanted tasks, as `initial` returns them; the list is emptied.
             tolerance: stop as soon as a step changes no task's logits by more, relative in L2; None: never.
         """
+        net = self.mtdnet
+        assert net is not None
         with record_function("dmtl: condition"):
-            seen = self.mtdnet.condition_input(initial)
+            seen = net.condition_input(initial)
             tokens, query = self.condition.tokens(seen, self.folded, self.first)
             pairs = Pairs.of(dict.fromkeys(wanted), tokens.shape[0])
+            assert query is not None
             tokens, query = (pairs.repeat(x.to(self.form.tokens)) for x in (tokens, query))
         of_features = self.config.diffusion == "feature"
         predictions = [initial[task] for task in wanted]  # anchors in float32, signals in the maps' dtype
         anchors = dict(zip(wanted, predictions, strict=True)) if self.config.residual else None
-        layers = self._layers(tuple(wanted), plan)
+        layers = self._layers(net.denoiser, tuple(wanted), plan)
         signals = list(features) if of_features else [x.to(self.form.maps) for x in predictions]
         features.clear()
         draws, most = [], 0
@@ -152,33 +164,19 @@ class Network:
                 if number == len(noises):
                     signals.clear()  # the last chain may free them
                 run = Run(pairs, tokens, query, layers, plan, noise, anchors)
-                logits, steps = self._walk(start, run, tolerance)
+                logits, steps = _walk(net, start, run, tolerance)
                 draws.append(logits)
                 most = max(most, steps)
         return draws, most
 
-    def _walk(self, start: list[Tensor], run: Run, tolerance: float | None) -> tuple[dict[str, Tensor], int]:
-        """Final logits, and the steps taken."""
-        if tolerance is None:
-            [state] = self.mtdnet.chain(start, run, every=False)
-            return self.mtdnet.logits(state), len(run.plan.levels)
-        now: dict[str, Tensor] = {}
-        steps = 0
-        for state in self.mtdnet.chain(start, run, every=True):
-            steps += 1
-            before, now = now, self.mtdnet.logits(state)
-            if before and _change(now, before) <= tolerance:
-                break
-        return now, steps
-
-    def _layers(self, wanted: tuple[str, ...], plan: Plan) -> Layers:
+    def _layers(self, denoiser: Denoiser, wanted: tuple[str, ...], plan: Plan) -> Layers:
         """The layers of these tasks with the embeddings of the plan's steps in their biases."""
         if wanted not in self._merged:
             self._merged[wanted] = _merged([self.layers[t] for t in wanted], self.form.apart, self.config)
         layers = self._merged[wanted]
         for level in plan.levels:
             if level not in layers.timed:
-                layers.timed[level] = self.mtdnet.denoiser.timed(layers, level)
+                layers.timed[level] = denoiser.timed(layers, level)
         return layers
 
 
@@ -190,7 +188,24 @@ def _decoded(x: Tensor, blocks: list[tuple[GroupedConv, GroupedConv]], counts: S
     return x
 
 
-def _merged(single: list[Layers], apart: bool, config) -> Layers:
+def _walk(
+    net: MTDNet, start: list[Tensor], run: Run, tolerance: float | None
+) -> tuple[dict[str, Tensor], int]:
+    """Final logits, and the steps taken."""
+    if tolerance is None:
+        [state] = net.chain(start, run, every=False)
+        return net.logits(state), len(run.plan.levels)
+    now: dict[str, Tensor] = {}
+    steps = 0
+    for state in net.chain(start, run, every=True):
+        steps += 1
+        before, now = now, net.logits(state)
+        if before and _change(now, before) <= tolerance:
+            break
+    return now, steps
+
+
+def _merged(single: list[Layers], apart: bool, config: ModelConfig) -> Layers:
     """The layers of several tasks from those of each: side by side, or joined into groups."""
     pre, last = ([group for layers in single for group in getattr(layers, f)] for f in ("pre", "last"))
     trunks = [trunk for layers in single for trunk in layers.trunks]

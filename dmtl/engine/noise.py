@@ -27,12 +27,10 @@ def average(task: Task, draws: Sequence[Tensor], size: tuple[int, int]) -> tuple
     """
     maps, uncertain = [], []
     for rows in _bands(draws[0], size):
-        mean, squares = None, None
-        for number, logits in enumerate(draws, 1):
+        mean = task.values(_upsampled(draws[0], rows, size))
+        squares = torch.zeros_like(mean[:, 0])
+        for number, logits in enumerate(draws[1:], 2):
             values = task.values(_upsampled(logits, rows, size))
-            if mean is None:
-                mean, squares = values, torch.zeros_like(values[:, 0])
-                continue
             change = values - mean  # Welford: no difference of large squares
             mean = mean + change / number
             squares += (change * (values - mean)).sum(1)

@@ -57,6 +57,7 @@ class Native:
         raw = {name: _raw(value) for name, value in fields.items()}
         guard = torch.cuda.device_of(like) if self.device == "cuda" else nullcontext()
         module = self.module()
+        assert module is not None, "support() is asked first"
         try:
             with guard:
                 module.call(kernel, DTYPES[like.dtype], self.context(like), raw)

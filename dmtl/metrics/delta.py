@@ -13,9 +13,14 @@ from typing import NamedTuple, Protocol
 class HasPrimary(Protocol):
     """What a task must tell."""
 
-    name: str
-    primary: str
-    higher_is_better: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def primary(self) -> str: ...
+
+    @property
+    def higher_is_better(self) -> bool: ...
 
 
 class Judged(NamedTuple):

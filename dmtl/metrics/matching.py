@@ -56,10 +56,10 @@ def match_pixels(
         pairs, cost, _ = _assign(a_HW, b_HW, reach, spare_HW)
         return pairs, cost / HUNDREDTHS
     marked = np.where(spare_HW, 2 * a_HW, a_HW).astype(np.uint8)  # 2: a spare pixel
-    masks = [np.ascontiguousarray(mask) for mask in (marked, b_HW)]
+    arrays = [np.ascontiguousarray(mask) for mask in (marked, b_HW)]
     result = np.zeros(2, np.int64)
     h, w = a_HW.shape
-    addresses = [mask.ctypes.data for mask in masks]
+    addresses = [mask.ctypes.data for mask in arrays]
     core.call("match_pixels", 0, 1, dict(result=result.ctypes.data, mask=addresses, h=h, w=w, reach=reach))
     return int(result[0]), int(result[1]) / HUNDREDTHS
 

@@ -77,7 +77,7 @@ def _smooth(x_HW: np.ndarray) -> np.ndarray:
     width = TRIANGLE + 1
     for _ in range(2):
         count = len(x_HW) - TRIANGLE
-        x_HW = sum(x_HW[i : i + count] for i in range(width))
+        x_HW = sum((x_HW[i : i + count] for i in range(width)), np.zeros((), x_HW.dtype))
     return x_HW / width**2
 
 

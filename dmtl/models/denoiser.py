@@ -33,7 +33,7 @@ class Condition(nn.Module):
         self.conv = nn.Conv2d(channels, width, 3, padding=1)
         self.reduction = reduction
 
-    def forward(self, initial: Mapping[str, Tensor], block: CrossBlock) -> tuple[Tensor, Tensor]:
+    def forward(self, initial: Mapping[str, Tensor], block: CrossBlock) -> tuple[Tensor, Tensor | None]:
         """{task: [B, C_T, h, w]} -> tokens [B, N, C], and the first cross block's query for them, which is
         the same for all tasks and steps."""
         return self.tokens(initial, self.folded(), block)
@@ -44,7 +44,7 @@ class Condition(nn.Module):
 
     def tokens(
         self, initial: Mapping[str, Tensor], folded: Tensor, block: CrossBlock
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """`forward` with the folded weight at hand."""
         norm = block.norm1
         return ops.condition_tokens(
@@ -103,9 +103,9 @@ class Denoiser(nn.Module):
     ) -> Layers:
         """The layers of these tasks. For inference: fold the 1x1 into the 3x3 behind it, pack the weights as
         their backend wants them, and (folded) keep the tasks' rows apart instead of in one packed tensor."""
-        pre = [self.pre_layers[task] for task in tasks]
-        trunks = [self.trunks[task] for task in tasks]
-        point, first, second, third = ([trunk[i] for trunk in trunks] for i in (0, 1, 3, 5))
+        pre = [_conv(self.pre_layers[task]) for task in tasks]
+        trunks = [list(self.trunks[task].children()) for task in tasks]
+        point, first, second, third = ([_conv(trunk[i]) for trunk in trunks] for i in (0, 1, 3, 5))
         single = [slice(i, i + 1) for i in range(len(tasks))]
         rows = single if apart else [slice(None)]
         ready = GroupedConv.pack if pack else (lambda group: group)
@@ -119,12 +119,12 @@ class Denoiser(nn.Module):
             None if fold else point,
             [[ready(group) for group in trunk(g)] for g in rows],
             [] if self.features else [ready(GroupedConv.of(third[g])) for g in single],
-            self.blocks,
+            [block for block in self.blocks if isinstance(block, CrossBlock)],
         )
 
     def timed(self, layers: Layers, level: float) -> list[GroupedConv]:
         """The first layers with this step's time embedding in their biases."""
-        device = self.time_embedding.mlp[0].weight.device
+        device = self.time_embedding.weight.device
         time_C = self.time_embedding(torch.full((1,), level, device=device))[0]
         return [group.shifted(time_C) for group in layers.pre]
 
@@ -145,10 +145,10 @@ class Denoiser(nn.Module):
         counts = each if len(pre) > 1 else [pairs.counts]
         skips = [group(x, n, relu=False) for group, x, n in zip(pre, noisy, counts, strict=True)]
         skips = skips if apart else [joined(skips)]
-        skips, y = map(
-            list, zip(*(ops.noisy_tokens(s, reduction=self.reduction) for s in skips), strict=True)
-        )
-        x, y = tokens_RNC, joined(y).to(tokens_RNC.dtype)
+        pairs_of = [ops.noisy_tokens(skip, reduction=self.reduction) for skip in skips]
+        skips = [skip for skip, _ in pairs_of]
+        x, y = tokens_RNC, joined([tokens for _, tokens in pairs_of]).to(tokens_RNC.dtype)
+        del pairs_of
         for block in layers.blocks:
             x, y = block(x, y, query_RNC)
             query_RNC = None
@@ -175,6 +175,11 @@ class Denoiser(nn.Module):
         for group in trunk:
             x = group(x, counts, relu=True)
         return x
+
+
+def _conv(layer: nn.Module) -> nn.Conv2d:
+    assert isinstance(layer, nn.Conv2d)
+    return layer
 
 
 def _trunk(width: int, channels: int, rectified: bool) -> nn.Sequential:

@@ -102,7 +102,9 @@ def _published_state(backbone: nn.Module, name: str, source: str) -> Mapping[str
 
 
 def _file_in_wheel(package: str) -> Path:
-    folder = Path(next(iter(find_spec(package).submodule_search_locations))) / "models"
+    spec = find_spec(package)
+    assert spec is not None and spec.submodule_search_locations, "pretrained_source has found it"
+    folder = Path(spec.submodule_search_locations[0]) / "models"
     files = sorted(folder.glob("*.pth"))
     if len(files) != 1:
         raise ConfigError(
@@ -113,7 +115,7 @@ def _file_in_wheel(package: str) -> Path:
 
 
 def _load(backbone: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    state = backbone.adapt_weights(state)
+    state = dict(backbone.adapt_weights(state))
     expected = backbone.state_dict()
     if not any(key.endswith("num_batches_tracked") for key in state):  # older than torch 0.4
         state |= {key: value for key, value in expected.items() if key.endswith("num_batches_tracked")}

@@ -9,39 +9,54 @@ corrections grow from small values.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
+
+from dmtl.nn.cross_block import CrossBlock
+
+if TYPE_CHECKING:
+    from dmtl.models.mtdnet import MTDNet
 
 SMALL = 0.1
 """Factor on everything that is added to the identity."""
 
 
 @torch.no_grad()
-def start_as_identity(mtdnet: nn.Module) -> None:
+def start_as_identity(mtdnet: MTDNet) -> None:
     """Convolutions become identity + 0.1 He-normal noise (He-normal where channel counts differ); branches
     start small."""
     denoiser = mtdnet.denoiser
     for group in (denoiser.pre_layers, denoiser.trunks):
         for conv in (m for m in group.modules() if isinstance(m, nn.Conv2d)):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-            nn.init.zeros_(conv.bias)
+            _clear_bias(conv)
             if conv.in_channels == conv.out_channels:
                 centre = conv.kernel_size[0] // 2
                 conv.weight.mul_(SMALL)
                 conv.weight[:, :, centre, centre] += torch.eye(conv.in_channels)
-    branches = [denoiser.time_embedding.mlp[-1], mtdnet.condition.conv]
+    branches: list[nn.Module] = [denoiser.time_embedding.mlp[-1], mtdnet.condition.conv]
     for block in denoiser.blocks:
+        assert isinstance(block, CrossBlock)
         branches += [block.attn.proj, block.mlp.fc2, block.mlp_kv.fc2]
     for layer in branches:
+        assert isinstance(layer, (nn.Linear, nn.Conv2d))
         layer.weight.mul_(SMALL)
-        nn.init.zeros_(layer.bias)
+        _clear_bias(layer)
 
 
 @torch.no_grad()
-def start_without_correction(mtdnet: nn.Module) -> None:
+def start_without_correction(mtdnet: MTDNet) -> None:
     """The last layer of every task gives zero, so that a residual model starts exactly at its initial
     predictions."""
-    last = list(mtdnet.heads.values()) or [trunk[-1] for trunk in mtdnet.denoiser.trunks.values()]
-    for layer in last:
+    trunks = [trunk for trunk in mtdnet.denoiser.trunks.values() if isinstance(trunk, nn.Sequential)]
+    for layer in list(mtdnet.heads.values()) or [trunk[-1] for trunk in trunks]:
+        assert isinstance(layer, nn.Conv2d)
         nn.init.zeros_(layer.weight)
+        _clear_bias(layer)
+
+
+def _clear_bias(layer: nn.Linear | nn.Conv2d) -> None:
+    if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -194,5 +195,5 @@ def _worth_folding(start: list[Tensor], plan: Plan, pairs: Pairs, width: int) ->
 def schedule_of(config: ModelConfig) -> Schedule:
     """The noise schedule a configuration asks for."""
     if config.betas is not None:
-        return Schedule(config.betas)
+        return Schedule(np.asarray(config.betas))
     return Schedule.from_range(config.steps, config.beta_start, config.beta_end)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,8 @@ def convert_to_official(model: DiffusionMTL, target: str | Path) -> None:
         ConfigError: the published format cannot hold such a model.
     """
     config = model.config
-    if config.diffusion != "feature" or config.residual or config.token_reduction != 4 or config.without:
+    unusual = config.diffusion != "feature" or config.residual
+    if not isinstance(model, DiffusionMTL) or unusual or config.token_reduction != 4 or config.without:
         raise ConfigError(
             "only Feature Diffusion with tokens at 1/32 and without residual output has a "
             f"published form, got diffusion = {config.diffusion!r}, "
@@ -130,13 +132,9 @@ def _schedule(betas: Tensor, buffers: Mapping[str, Tensor], source: str) -> dict
     values = betas.double().flatten().tolist()
     if not values or not all(0 < value < 1 for value in values):
         raise CheckpointError(f"{source}: {_SCHEDULE}betas must be numbers between 0 and 1, got {values[:8]}")
-    for digits in (
-        4,
-        6,
-        7,
-        8,
-        9,
-    ):  # float32 holds the betas; the shortest decimal that gives them back is what was meant
+    candidate: dict[str, Any]
+    # float32 holds the betas; the shortest decimal that gives them back is what was meant.
+    for digits in (4, 6, 7, 8, 9):
         start, end = (float(f"{v:.{digits}g}") for v in (values[0], values[-1]))
         if 0 < start <= end < 1:
             candidate = dict(steps=len(values), beta_start=start, beta_end=end)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dmtl.models import ModelConfig
 from dmtl.models.initial import PAD_MULTIPLE, InitialNetwork
@@ -61,7 +61,8 @@ def count(
         published: layer by layer as published, else folded.
         itemsize: bytes of a number in maps, tokens and parameters.
     """
-    frame = tuple(math.ceil(side / PAD_MULTIPLE) * PAD_MULTIPLE for side in size)
+    height, width = (math.ceil(side / PAD_MULTIPLE) * PAD_MULTIPLE for side in size)
+    frame = (height, width)
     channels = {task.name: task.channels for task in map(task_from_spec, config.tasks)}
     wanted = list(channels if tasks is None else tasks)
     if config.diffusion == "none":  # nobody needs the other tasks' maps
@@ -83,7 +84,9 @@ def flops(parts: Iterable[Part], winograd: bool = False) -> float:
     return sum(part.flops / (WINOGRAD if winograd and part.winograd else 1) for part in parts)
 
 
-def _initial(config, channels, frame, batch, itemsize) -> Iterator[Part]:
+def _initial(
+    config: ModelConfig, channels: dict[str, int], frame: tuple[int, int], batch: int, itemsize: int
+) -> Iterator[Part]:
     """The initial network built without storage; hooks see the shapes of its convolutions and products."""
     found: list[Part] = []
     with torch.device("meta"):
@@ -98,12 +101,12 @@ def _initial(config, channels, frame, batch, itemsize) -> Iterator[Part]:
 
 
 def _seen(found: list[Part], name: str, itemsize: int) -> Callable:
-    def hook(module, inputs, output) -> None:
+    def hook(module: nn.Conv2d | nn.Linear, inputs: tuple[Tensor], output: Tensor) -> None:
         [x], weight = inputs, module.weight
-        conv = isinstance(module, nn.Conv2d)
         products = output.numel() * weight[0].numel()  # each result is a sum over one filter
-        winograd = conv and module.kernel_size == (3, 3) and not name.startswith("backbone")
-        operator = "convolutions" if conv else "everything else"
+        square = isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)
+        winograd = square and not name.startswith("backbone")
+        operator = "convolutions" if isinstance(module, nn.Conv2d) else "everything else"
         moved = itemsize * (x.numel() + weight.numel() + output.numel())
         found.append(Part("initial", operator, name, 2 * products, moved, winograd))
 
@@ -186,7 +189,15 @@ class _Chain:
         return Part("chain", "everything else", layer, 0.0, self.itemsize * numbers)
 
 
-def _decode(config, channels, wanted, size, frame, batch, itemsize) -> Iterator[Part]:
+def _decode(
+    config: ModelConfig,
+    channels: dict[str, int],
+    wanted: list[str],
+    size: tuple[int, int],
+    frame: tuple[int, int],
+    batch: int,
+    itemsize: int,
+) -> Iterator[Part]:
     """Logits read, maps written once."""
     pixels, small = batch * size[0] * size[1], batch * frame[0] * frame[1] // 64
     for task in map(task_from_spec, config.tasks):

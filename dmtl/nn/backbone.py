@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +21,15 @@ from dmtl.registry import Registry
 BACKBONES: Registry[Callable[[int], nn.Module]] = Registry("backbone")
 """By the names of `model.backbone`: width of the first ResNet stage -> encoder. Other names are timm's."""
 
+
+def _lite(name: str, width: int) -> EfficientNetLite:
+    return EfficientNetLite(name)
+
+
 for _name, _depths in DEPTHS.items():
     BACKBONES.register(_name)(partial(ResNet, _depths))
 for _name in LITE:
-    BACKBONES.register(_name)(lambda width, name=_name: EfficientNetLite(name))
+    BACKBONES.register(_name)(partial(_lite, _name))
 
 
 def list_backbones(*, timm: bool = False) -> list[str]:
@@ -55,6 +62,9 @@ class TimmBackbone(nn.Module):
 
     Images come in with ImageNet's mean and spread and are converted to those of the encoder's own weights.
     """
+
+    input_scale: Tensor
+    input_shift: Tensor
 
     def __init__(self, name: str):
         super().__init__()
@@ -97,7 +107,7 @@ class TimmBackbone(nn.Module):
         return {key if key.startswith("net.") else f"net.{key}": value for key, value in state.items()}
 
 
-def _timm(name: str):
+def _timm(name: str) -> ModuleType:
     try:
         import timm
     except ImportError as error:
@@ -114,7 +124,7 @@ def _timm(name: str):
     return timm
 
 
-def _create(timm, name: str, pretrained: bool = False) -> nn.Module:
+def _create(timm: ModuleType, name: str, pretrained: bool = False) -> Any:
     """Create the network; transformers are asked to take images of any size, each family in its own words."""
     common = dict(features_only=True, pretrained=pretrained)
     for option in ({"dynamic_img_size": True}, {"strict_img_size": False}):

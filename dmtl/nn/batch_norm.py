@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +23,8 @@ def norm_act(norm: nn.Module, x: Tensor, high: float | None = math.inf) -> Tenso
         high: infinity for ReLU, 6 for ReLU6, None for no activation.
     """
     if _by_operator(norm, x):
-        low = -math.inf if high is None else 0.0
-        options = dict(eps=norm.eps, low=low, high=math.inf if high is None else high)
-        out, mean, inv_std = ops.batch_norm(x, norm.weight, norm.bias, **options)
+        low, top = (-math.inf, math.inf) if high is None else (0.0, high)
+        out, mean, inv_std = ops.batch_norm(x, norm.weight, norm.bias, eps=norm.eps, low=low, high=top)
         _update(norm, mean, inv_std, x.numel() // x.shape[1])
         return out
     x = norm(x)
@@ -33,7 +33,7 @@ def norm_act(norm: nn.Module, x: Tensor, high: float | None = math.inf) -> Tenso
     return x.relu_() if high == math.inf else nn.functional.relu6(x, inplace=True)
 
 
-def _by_operator(norm: nn.Module, x: Tensor) -> bool:
+def _by_operator(norm: nn.Module, x: Tensor) -> TypeGuard[nn.BatchNorm2d]:
     if type(norm) is not nn.BatchNorm2d or not norm.training or torch.compiler.is_compiling():
         return False
     usual = norm.affine and norm.track_running_stats and norm.momentum is not None
@@ -51,6 +51,9 @@ def _by_operator(norm: nn.Module, x: Tensor) -> bool:
 def _update(norm: nn.BatchNorm2d, mean: Tensor, inv_std: Tensor, pixels: int) -> None:
     """Move the running statistics as `nn.BatchNorm2d` does: the variance without bias."""
     variance = (inv_std.double() ** -2 - norm.eps) * (pixels / (pixels - 1))
-    norm.running_mean.lerp_(mean, norm.momentum)
-    norm.running_var.lerp_(variance.float(), norm.momentum)
-    norm.num_batches_tracked.add_(1)
+    running_mean, running_var, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    assert running_mean is not None and running_var is not None and count is not None
+    assert norm.momentum is not None
+    running_mean.lerp_(mean, norm.momentum)
+    running_var.lerp_(variance.float(), norm.momentum)
+    count.add_(1)

@@ -50,8 +50,8 @@ class CrossBlock(nn.Module):
         """Both streams, updated. query: attn.q(norm1(x)) where the caller has it already."""
         y_RMC = _token_mlp(y_RMC, self.norm2_kv, self.mlp_kv)
         norm, norm_kv, attn = self.norm1, self.norm_kv, self.attn
-        layers = (norm.weight, norm.bias, norm_kv.weight, norm_kv.bias)
-        layers += (attn.q.weight, attn.kv.weight, attn.proj.weight, attn.proj.bias)
+        layers: list[Tensor] = [norm.weight, norm.bias, norm_kv.weight, norm_kv.bias]
+        layers += [attn.q.weight, attn.kv.weight, attn.proj.weight, attn.proj.bias]
         x_RNC = ops.cross_attention(
             cast(x_RNC), y_RMC, *cast_all(layers), heads=attn.heads, eps=norm.eps, query=cast(query_RNC)
         )

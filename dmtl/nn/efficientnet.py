@@ -124,6 +124,9 @@ class EfficientNetLite(nn.Module):
         name: a key of `LITE`.
     """
 
+    input_scale: Tensor
+    input_shift: Tensor
+
     def __init__(self, name: str):
         super().__init__()
         width, depth = LITE[name]
@@ -135,7 +138,7 @@ class EfficientNetLite(nn.Module):
             channels = _round_channels(channels * width)
             if 0 < i < last:  # the first and the last stage are not deepened
                 blocks = math.ceil(blocks * depth)
-            stage = []
+            stage: list[nn.Module] = []
             for j in range(blocks):
                 if expansion == 1:
                     stage.append(SeparableBlock(in_channels, channels, kernel))
@@ -177,7 +180,9 @@ class EfficientNetLite(nn.Module):
         Returns:
             The same tensors under this module's names. Unknown names stay as they are.
         """
-        where = [f"blocks.{i}.{j}" for i, stage in enumerate(self.blocks) for j in range(len(stage))]
+        where = [
+            f"blocks.{i}.{j}" for i, stage in enumerate(self.blocks) for j, _ in enumerate(stage.children())
+        ]
         renamed = {}
         for key, value in state.items():
             match = re.fullmatch(r"_blocks\.(\d+)\._(\w+)\.(\w+)", key)

@@ -27,5 +27,12 @@ class TimeEmbedding(nn.Module):
         self.frequencies = frequencies
         self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
 
+    @property
+    def weight(self) -> Tensor:
+        """The first layer's weight, whose dtype and device are the module's."""
+        first = self.mlp[0]
+        assert isinstance(first, nn.Linear)
+        return first.weight
+
     def forward(self, t_B: Tensor) -> Tensor:
-        return self.mlp(sinusoidal_embedding(t_B, self.frequencies).to(self.mlp[0].weight.dtype))
+        return self.mlp(sinusoidal_embedding(t_B, self.frequencies).to(self.weight.dtype))

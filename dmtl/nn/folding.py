@@ -9,6 +9,7 @@ and a second run proves that the folded network is the same function.
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,10 @@ _SIDE = 64  # pixels of the image that shows the data flow
 _TOLERANCE = 100  # roundings by which a folded network may differ, relative, in L2
 
 Modules = dict[nn.Module, nn.Module]
+M = TypeVar("M", bound=nn.Module)
 
 
-def fold_batch_norms_(module: nn.Module) -> nn.Module:
+def fold_batch_norms_(module: M) -> M:
     """Fold every batch norm that reads one convolution's output into that convolution, in place.
 
     A norm that also activates (timm's `BatchNormAct2d`) leaves its activation behind. A fold that would
@@ -66,6 +68,7 @@ def _pairs(module: nn.Module, image: Tensor) -> tuple[list[tuple[nn.Conv2d, _Bat
             readers.setdefault(writers[id(inputs[0])], []).append(part)
 
     def wrote(part: nn.Module, inputs: tuple, output: Tensor) -> None:
+        assert isinstance(part, nn.Conv2d)
         writers[id(output)] = part
         alive.append(output)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
@@ -26,7 +26,8 @@ class GroupedConv:
     @classmethod
     def of(cls, layers: Sequence[nn.Conv2d]) -> GroupedConv:
         """One 3x3 layer for each task, ready for training."""
-        return cls(cast_all([layer.weight for layer in layers]), cast_all([layer.bias for layer in layers]))
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        return cls(cast_all([layer.weight for layer in layers]), cast_all(biases))
 
     @classmethod
     def after_1x1(cls, pointwise: Sequence[nn.Conv2d], layers: Sequence[nn.Conv2d]) -> GroupedConv:
@@ -46,8 +47,14 @@ class GroupedConv:
     @classmethod
     def join(cls, groups: Sequence[GroupedConv]) -> GroupedConv:
         """The tasks of several groups as one."""
-        lists = [[getattr(group, f.name) for group in groups] for f in fields(cls)]
-        return cls(*(None if None in parts else list(chain.from_iterable(parts)) for parts in lists))
+        taps = [group.tap_biases for group in groups if group.tap_biases is not None]
+        packed = [group.packed for group in groups if group.packed is not None]
+        return cls(
+            [weight for group in groups for weight in group.weights],
+            [bias for group in groups for bias in group.biases],
+            list(chain.from_iterable(taps)) if len(taps) == len(groups) else None,
+            list(chain.from_iterable(packed)) if len(packed) == len(groups) else None,
+        )
 
     def shifted(self, shift_K: Tensor) -> GroupedConv:
         """With a vector added to every task's bias."""
@@ -55,8 +62,12 @@ class GroupedConv:
 
     def detached(self) -> GroupedConv:
         """Without a graph; the same memory."""
-        lists = ([x.detach() for x in values] if values else None for values in vars(self).values())
-        return GroupedConv(*lists)
+
+        def alone(tensors: list[Tensor] | None) -> list[Tensor] | None:
+            return None if tensors is None else [x.detach() for x in tensors]
+
+        weights, biases = ([x.detach() for x in xs] for xs in (self.weights, self.biases))
+        return GroupedConv(weights, biases, alone(self.tap_biases), alone(self.packed))
 
     def to(self, dtype: torch.dtype, memory_format: torch.memory_format) -> GroupedConv:
         """With all parameters in this dtype and the weights in this layout, not packed."""
@@ -66,5 +77,12 @@ class GroupedConv:
 
     def __call__(self, x: Tensor, counts: Sequence[int], *, relu: bool) -> Tensor:
         """x [R, C, h, w] with counts[t] rows of task t -> [R, K, h, w]."""
-        options = dict(relu=relu, tap_biases=self.tap_biases, packed=self.packed)
-        return ops.conv3x3(cast(x), self.weights, self.biases, list(counts), **options)
+        return ops.conv3x3(
+            cast(x),
+            self.weights,
+            self.biases,
+            list(counts),
+            relu=relu,
+            tap_biases=self.tap_biases,
+            packed=self.packed,
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -17,15 +18,21 @@ DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, 
 def tf32(allowed: bool) -> Iterator[None]:
     """Context in which torch's products and convolutions of float32 may use TF32, or may not; without effect
     on a CPU."""
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [switch.allow_tf32 for switch in switches]
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
     try:
-        for switch in switches:
-            switch.allow_tf32 = allowed
+        products.allow_tf32 = convolutions.allow_tf32 = allowed
         yield
     finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.allow_tf32 = value
+        products.allow_tf32, convolutions.allow_tf32 = before
+
+
+@overload
+def cast(x: Tensor) -> Tensor: ...
+
+
+@overload
+def cast(x: None) -> None: ...
 
 
 def cast(x: Tensor | None) -> Tensor | None:

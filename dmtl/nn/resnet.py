@@ -48,6 +48,11 @@ class ResNet(nn.Module):
         as many.
     """
 
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+
     def __init__(self, depths: tuple[int, int, int, int], width: int = 64):
         super().__init__()
         self.channels = [width * 2**i for i in range(4)]

@@ -217,8 +217,7 @@ def _implementation(spec: OpSpec, operator: Operator, backend: str) -> Callable:
 
 
 def _measured(spec: OpSpec, operator: Operator, data: Sequence[Tensor], args: Sequence) -> str:
-    """The fastest of the backends that can serve this call; the
-    library's own where nothing may be measured."""
+    """The fastest of the backends that can serve this call; the library's own if nothing may be measured."""
     device = data[0].device
     able = [
         name
@@ -230,8 +229,7 @@ def _measured(spec: OpSpec, operator: Operator, data: Sequence[Tensor], args: Se
 
 
 def packed(spec: OpSpec, weight: Tensor) -> Tensor:
-    """The weight as the backend that would serve the op for it wants
-    it (`pack` of its module), or as it is."""
+    """The weight as the backend that would serve the op wants it (`pack` of its module), or as it is."""
     backend = choose(spec, [weight])
     pack = None if backend == "reference" else getattr(_module(spec.name, backend), "pack", None)
     return weight if pack is None else pack(weight)

@@ -12,7 +12,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 
 import torch
@@ -38,7 +38,7 @@ class Fastest:
         self._timer, self._name = timer or warm_seconds, name
         self.winners: dict[Hashable, str] = {}
 
-    def choose(self, kind: Hashable, ways: dict[str, Callable[[], object]], device: torch.device) -> str:
+    def choose(self, kind: Hashable, ways: Mapping[str, Callable[[], object]], device: torch.device) -> str:
         """Name of the fastest of `ways`, which are called to find out.
 
         Nothing is measured, and the first name is the answer, where there is nothing to compare, while a CUDA
@@ -49,15 +49,15 @@ class Fastest:
         if len(ways) == 1 or torch.are_deterministic_algorithms_enabled():
             return first
         if kind not in self.winners:
-            stored = self._name is not None and device.type == "cuda"
-            winner = _stored(device, self._name, kind) if stored else None
-            if winner not in ways:
+            name = self._name if device.type == "cuda" else None
+            winner = None if name is None else _stored(device, name, kind)
+            if winner is None or winner not in ways:
                 if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                     return first
-                times = {name: self._timer(call, device) for name, call in ways.items()}
-                winner = min(times, key=times.get)
-                if stored:
-                    _store(device, self._name, kind, winner)
+                times = {way: self._timer(call, device) for way, call in ways.items()}
+                winner = min(times, key=lambda way: times[way])
+                if name is not None:
+                    _store(device, name, kind, winner)
             self.winners[kind] = winner
         return self.winners[kind]
 

@@ -19,7 +19,7 @@ class Best:
 
     def __init__(self, tasks: Mapping[str, Task], reference: Mapping[str, Mapping[str, float]] | None = None):
         self.tasks = dict(tasks)
-        self.reference = {}
+        self.reference: dict[str, float] = {}
         self.step: int | None = None
         self.delta, self.since = -math.inf, 0
         self._learn(reference or {})

@@ -17,7 +17,7 @@ import struct
 from collections.abc import Callable, Mapping
 from concurrent import futures
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -141,10 +141,11 @@ class Checkpoints:
     def _last_good(self) -> str:
         if self._good is None:
             return "there is no checkpoint before it"
-        return f"the last good checkpoint is {self._good} (step {int(_NAME.fullmatch(self._good.name)[1])})"
+        [step] = _NAME.findall(self._good.name)
+        return f"the last good checkpoint is {self._good} (step {int(step)})"
 
 
-def snapshot(state: object, name: str = "state") -> object:
+def snapshot(state: Any, name: str = "state") -> Any:
     """A copy of nested dictionaries, lists and tuples; its tensors lie in CPU memory of their own.
 
     Tensors of a GPU come through pinned memory, all of them with one synchronisation. Mappings become plain
@@ -199,7 +200,7 @@ class _Digesting:
         self.file, self.digest, self.length = file, hashlib.sha256(), 0
         self.error: OSError | None = None
 
-    def write(self, data) -> int:
+    def write(self, data: bytes) -> int:
         view = memoryview(data).cast("B")
         if self.error is None:
             try:
@@ -218,7 +219,8 @@ def _write_file(path: str, state: dict) -> None:
     with open(path, "wb") as file:
         file.write(bytes(_HEADER))
         content = _Digesting(file)
-        torch.save(state, content)
+        # torch asks for `write` and `flush` alone.
+        torch.save(state, content)  # type: ignore[arg-type]
         if content.error is not None:
             raise content.error
         front = _FRONT.pack(MAGIC, FORMAT, content.length)

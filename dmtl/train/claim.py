@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,6 +61,11 @@ class Method:
     time_of: str | None = None
     tasks: tuple[str, ...] | None = None
 
+    @property
+    def sources(self) -> list[str]:
+        """The methods whose runs tell how many steps fit into the time."""
+        return [name for name in (self.like, self.time_of) if self.time_of and name is not None]
+
     def folders(self, out: str | Path, seed: int) -> dict[str | None, Path]:
         """Return the folder of every run of a seed, by its task (None: all tasks)."""
         folder = Path(out) / f"seed{seed}" / self.name
@@ -80,10 +85,10 @@ class Claim:
         Raises:
             ConfigError: a name is unknown.
         """
-        needed = set()
+        needed: set[str] = set()
         for name in names:
             method = self.methods[_known("--methods", name, self.methods)]
-            needed |= {name, method.like, method.time_of} if method.time_of else {name}
+            needed |= {name, *method.sources}
         return needed
 
     def jobs(self, out: str | Path, seeds: Iterable[int], wanted: Iterable[str]) -> list[Job]:
@@ -92,9 +97,7 @@ class Claim:
         for seed in seeds:
             folders = {name: method.folders(out, seed) for name, method in self.methods.items()}
             for name, method in self.methods.items():
-                needs: list[Path] = []
-                if method.time_of is not None:
-                    needs = [p for other in (method.like, method.time_of) for p in folders[other].values()]
+                needs = [path for other in method.sources for path in folders[other].values()]
                 for task, folder in folders[name].items():
                     label = f"seed {seed}: {name}" + (f", {task}" if task else "")
                     config = partial(self._config, method, seed, task, folder, needs)
@@ -102,7 +105,9 @@ class Claim:
                         found.append(Job(label, folder, tuple(needs), config))
         return found
 
-    def _config(self, method: Method, seed: int, task: str | None, folder: Path, needs) -> RunConfig:
+    def _config(
+        self, method: Method, seed: int, task: str | None, folder: Path, needs: Sequence[Path]
+    ) -> RunConfig:
         """The configuration of one run; `needs` are finished."""
         config = method.config
         data = config.data if task is None else dataclasses.replace(config.data, tasks=[task])

@@ -24,7 +24,7 @@ def what_changed(stored: Mapping[str, Mapping], config: RunConfig) -> str:
     """
     defaults = identity(RunConfig())
     for section, values in identity(config).items():
-        before = defaults[section] | stored.get(section, {})
+        before = {**defaults[section], **stored.get(section, {})}
         for key, value in values.items():
             if before[key] != value:
                 return f"{section}.{key} was {before[key]!r}, now {value!r}"

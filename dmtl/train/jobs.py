@@ -70,7 +70,8 @@ def run_jobs(
         ConfigError: a finished run has another configuration.
         RunStopped: SIGTERM or Ctrl-C.
     """
-    waiting, running, failed = list(jobs), {}, []
+    waiting, failed = list(jobs), []
+    running: dict[subprocess.Popen, Job] = {}
     total, env = len(waiting), dict(os.environ)
     if processes > 1:
         env.setdefault("OMP_NUM_THREADS", "1")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from dmtl.errors import ConfigError
 from dmtl.runtime.files import write_text
@@ -31,7 +33,7 @@ class RunLog:
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
         self._writer = _summary_writer(directory / "tensorboard", resume_step) if tensorboard else None
 
-    def write(self, event: str, step: int, **values) -> None:
+    def write(self, event: str, step: int, **values: Any) -> None:
         """One row; numbers below `values` also become TensorBoard scalars."""
         if self._file is not None:
             self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
@@ -67,7 +69,7 @@ class RunLog:
         return rows
 
 
-def _flat(values: dict, prefix: str = ""):
+def _flat(values: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}/")
@@ -75,7 +77,7 @@ def _flat(values: dict, prefix: str = ""):
             yield f"{prefix}{key}", value
 
 
-def _summary_writer(directory: Path, purge_step: int):
+def _summary_writer(directory: Path, purge_step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

@@ -113,7 +113,8 @@ def frozen(config: OptimConfig, model: nn.Module) -> list[str]:
         below = [name for name in names if f"{name}.".startswith(f"{entry.rstrip('.')}.")]
         if not below:
             modules = {name.rsplit(".", end)[0] for name in names for end in range(name.count(".") + 1)}
-            near = nearest(entry, sorted(modules, key=len))
+            by_length = sorted(modules, key=len)
+            near = nearest(entry, by_length)
             hint = f"; did you mean {near!r}?" if near else ""
             raise ConfigError(
                 f"optim.freeze must name parts of the model (such as {names[0].rpartition('.')[0]!r}), "

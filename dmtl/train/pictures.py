@@ -34,7 +34,7 @@ def validation_pictures(
     Returns: "validation/<image id>" -> uint8 [H, W, 3].
     """
     names = [n for n in model.tasks if n in data.tasks and (tasks is None or n in tasks)]
-    sheets = {}
+    sheets: dict[str, np.ndarray] = {}
     if not names:
         return sheets
     with for_inference(model), torch.inference_mode():
@@ -54,7 +54,7 @@ def _sheet(
     """A row a task: label and maps; the image stands before the first. kinds: caption -> logits by task."""
     image = np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy())
     unknown = np.full_like(image, UNKNOWN)
-    pictures = []
+    pictures: list[tuple[str, np.ndarray | None]] = []
     for name, task in tasks.items():
         label = sample.labels.get(name)
         maps = {kind: task.decode(logits[name].float())[0].cpu() for kind, logits in kinds.items()}

@@ -147,9 +147,11 @@ def work(config: RunConfig, model: DiffusionMTL | MultiTaskBaseline, pairs: dict
     neither. Recomputing the chain counts as backward.
     """
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
-    images, size = config.optim.batch_size, tuple(config.data.size)
+    images, (height, width) = config.optim.batch_size, config.data.size
+    size = (height, width)
     whole = count(model.config, size, published=True)
-    rows = [(part, images) for part in whole if part.stage in ("initial", "condition")]
+    shared = [part for part in whole if part.stage in ("initial", "condition")]
+    rows: list[tuple[Part, float]] = [(part, images) for part in shared]
     if isinstance(model, DiffusionMTL):
         for task, number in pairs.items():
             chain = count(model.config, size, published=True, tasks=[task])
@@ -292,9 +294,10 @@ def _timed_batches(loader: Loader, number: int) -> tuple[float, list]:
 
 def _first(dataset: LabelledImages, number: int) -> LabelledImages:
     """The first images; kept in memory where those of `dataset` are."""
-    cached = isinstance(dataset, Cached)
-    subset = Subset(dataset.dataset if cached else dataset, range(min(number, len(dataset))))
-    return Cached(subset) if cached else subset
+    images = range(min(number, len(dataset)))
+    if isinstance(dataset, Cached):
+        return Cached(Subset(dataset.dataset, images))
+    return Subset(dataset, images)
 
 
 def _held(dataset: LabelledImages) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
@@ -43,7 +44,7 @@ class Profile:
         if not self._written:
             self.say(f"no profile: a run of at least {WARM_UP + RECORDED} steps is needed")
 
-    def _write(self, profiler) -> None:
+    def _write(self, profiler: profile) -> None:
         self._written = True
         self.folder.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(self.folder / "trace.json.gz"))
@@ -55,15 +56,15 @@ class Profile:
         self.say(f"profile: {self.folder / 'table.txt'} and trace.json.gz")
 
 
-def _table(profiler) -> str:
+def _table(profiler: profile) -> str:
     """The stages, then the operators that took longest themselves."""
     rows = profiler.key_averages()
     on_device = any(row.self_device_time_total for row in rows)
 
-    def total(row) -> float:
+    def total(row: Any) -> float:
         return row.device_time_total if on_device else row.cpu_time_total
 
-    def own(row) -> float:
+    def own(row: Any) -> float:
         return row.self_device_time_total if on_device else row.self_cpu_time_total
 
     stages = [row for row in rows if row.key.startswith("dmtl: ")]

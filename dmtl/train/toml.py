@@ -22,7 +22,7 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dmtl.errors import ConfigError, nearest
 from dmtl.train.config import RunConfig
@@ -78,11 +78,10 @@ def write_config(config: RunConfig, path: str | Path) -> None:
 def to_toml(config: RunConfig) -> str:
     """TOML text: plain keys first, then one table per section. What is None is left out; TOML has no such
     value."""
-    lines, tables = [], []
-    for key, value in dataclasses.asdict(config).items():
-        (tables if isinstance(value, dict) else lines).append((key, value))
-    text = [_assignment(k, v) for k, v in lines if v is not None]
-    for name, table in tables:
+    values = dataclasses.asdict(config)
+    tables = {key: values.pop(key) for key, value in list(values.items()) if isinstance(value, dict)}
+    text = [_assignment(k, v) for k, v in values.items() if v is not None]
+    for name, table in tables.items():
         text += ["", f"[{name}]"] + [_assignment(k, v) for k, v in table.items() if v is not None]
     return "\n".join(text) + "\n"
 
@@ -122,11 +121,11 @@ def _merge(below: Mapping, above: Mapping) -> dict:
     return merged
 
 
-def _assignment(key: str, value) -> str:
+def _assignment(key: str, value: object) -> str:
     return f"{key} = {_toml(value)}"
 
 
-def _toml(value) -> str:
+def _toml(value: object) -> str:
     if isinstance(value, dict):
         inside = (f"{json.dumps(str(k))} = {_toml(v)}" for k, v in value.items() if v is not None)
         return "{" + ", ".join(inside) + "}"
@@ -139,7 +138,7 @@ def _toml(value) -> str:
     return json.dumps(value) if isinstance(value, bool) else repr(value)
 
 
-def _build(cls: type, arguments: Mapping):
+def _build(cls: type, arguments: Mapping) -> Any:
     """An instance of a configuration class; its nested sections from their own arguments."""
     kinds = typing.get_type_hints(cls)
     return cls(
@@ -163,9 +162,9 @@ def _typed(cls: type, values: Mapping, prefix: str) -> dict:
     return arguments
 
 
-def _convert(kind, value, key: str):
+def _convert(kind: Any, value: Any, key: str) -> Any:
     """`value` as `kind`, or ConfigError; integers pass for floats, nothing else is converted silently."""
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _typed(kind, value, key + ".")
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -67,14 +68,15 @@ class Scenes(LabelledImages):
         seed = _integer("seed", seed, 0, 2**63 - 1)
         if not isinstance(size, Iterable) or isinstance(size, str) or len(tuple(size)) != 2:
             raise DataError(f"Scenes: size must be (height, width), got {size!r}")
-        size = tuple(_integer("size", side, 8, 8192) for side in size)
+        height, width = (_integer("size", side, 8, 8192) for side in size)
         names = list(dict.fromkeys(LABELS if tasks is None else tasks))
         for name in names:
             if name not in LABELS:
                 raise DataError(f"Scenes: {unknown_name('task', name, LABELS)}")
-        made = {name: make_task(name, **({"classes": CLASSES} if name == "semseg" else {})) for name in names}
+        options: dict[str, dict] = {"semseg": {"classes": CLASSES}}
+        made = {name: make_task(name, **options.get(name, {})) for name in names}
         super().__init__("scenes", split, made, [f"{split}-{index:06d}" for index in range(count)])
-        self.size, self.seed = size, seed
+        self.size, self.seed = (height, width), seed
 
     def read(self, index: int, tasks: Iterable[str] | None = None) -> Sample:
         """Renders image `index` with the labels of `tasks` (None: all of the data set)."""
@@ -88,9 +90,9 @@ class Scenes(LabelledImages):
         return [*super().identity(task), self.seed, list(self.size)]
 
 
-def _integer(name: str, value: object, low: int, high: int) -> int:
+def _integer(name: str, value: Any, low: int, high: int) -> int:
     try:
-        number = operator.index(value)
+        number: int | None = operator.index(value)
     except TypeError:
         number = None
     if number is None or isinstance(value, bool) or not low <= number <= high:

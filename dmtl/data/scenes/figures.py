@@ -7,6 +7,7 @@ Proportions follow the artist's canon of seven and a half heads.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .draw import Draw
@@ -54,6 +55,12 @@ def _swap(draw: Draw, a: float, b: float) -> tuple[float, float]:
     return (a, b) if draw.chance(0.5) else (b, a)
 
 
+def _each(angles: Iterable[float]) -> tuple[float, float]:
+    """Both sides' values."""
+    left, right = angles
+    return left, right
+
+
 def standing_pose(draw: Draw) -> Pose:
     """A random upright pose: legs first, then arms."""
     pose = Pose(
@@ -97,14 +104,14 @@ def _pose_arms(draw: Draw, pose: Pose, arms: str) -> None:
     low = (pose.arm_spread[0], pose.arm_pitch[0], pose.elbow[0])
     if arms == "wave":
         pose.arm_spread = _swap(draw, draw(1.6, 2.5), low[0])
-        pose.elbow = tuple(draw(0.4, 1.1) if s > 1 else e for s, e in zip(pose.arm_spread, pose.elbow))
-        pose.elbow_in = tuple(0.9 if s > 1 else 0.0 for s in pose.arm_spread)
+        pose.elbow = _each(draw(0.4, 1.1) if s > 1 else e for s, e in zip(pose.arm_spread, pose.elbow))
+        pose.elbow_in = _each(0.9 if s > 1 else 0.0 for s in pose.arm_spread)
     elif arms == "hips":
         pose.arm_spread, pose.arm_pitch = (0.75, 0.75), (-0.25, -0.25)
         pose.elbow, pose.elbow_in = (0.5, 0.5), (1.5, 1.5)
     elif arms == "reach":
         pose.arm_pitch = _swap(draw, draw(1.1, 1.8), low[1])
-        pose.elbow = tuple(draw(0.0, 0.3) if p > 1 else e for p, e in zip(pose.arm_pitch, pose.elbow))
+        pose.elbow = _each(draw(0.0, 0.3) if p > 1 else e for p, e in zip(pose.arm_pitch, pose.elbow))
     elif arms == "raise":
         spread = draw(2.3, 2.9)
         pose.arm_spread, pose.elbow = (spread, spread), (0.1, 0.1)

@@ -154,7 +154,8 @@ def plant(builder: Builder, instance: int, draw: Draw, at, height: float) -> Non
     hue = draw.pick(
         ((0.13, 0.3, 0.08), (0.2, 0.36, 0.1), (0.08, 0.22, 0.12), (0.35, 0.33, 0.1), (0.36, 0.12, 0.13))
     )
-    leaf = Material("clouds", (hue, tuple(0.45 * c for c in hue)), 0.04, gloss=0.08, grain=0.25)
+    dark = (0.45 * hue[0], 0.45 * hue[1], 0.45 * hue[2])
+    leaf = Material("clouds", (hue, dark), 0.04, gloss=0.08, grain=0.25)
     count = draw.integer(7, 10)
     crown = height - pot_height
     if draw.chance(0.5):

@@ -60,17 +60,14 @@ class Solids:
     instance: np.ndarray  # int [K]
     part: np.ndarray  # uint8 [K], human part or 0
     material: list  # [K]
-    blocker: (
-        np.ndarray
-    )  # float32 [K], radius of the ball that stands for the solid in ambient occlusion; 0: none
+    # float32 [K], radius of the ball that stands for the solid in ambient occlusion; 0: none
+    blocker: np.ndarray
 
     def subset(self, keep_K: np.ndarray) -> Solids:
         """The solids where `keep_K` (bool) holds, in the same order."""
-        columns = [getattr(self, f.name) for f in fields(self)]
-        keep = [
-            c[keep_K] if isinstance(c, np.ndarray) else [m for m, k in zip(c, keep_K) if k] for c in columns
-        ]
-        return Solids(*keep)
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        material = [m for m, keep in zip(columns.pop("material"), keep_K) if keep]
+        return Solids(**{name: column[keep_K] for name, column in columns.items()}, material=material)
 
 
 class Builder:
@@ -96,9 +93,9 @@ class Builder:
 
     def finish(self) -> Solids:
         rows = sorted(self.rows, key=lambda row: row[0])
-        shape, origin, axes, half, instance, material, part, extra, blocks = zip(*rows)
-        shape = np.array(shape)
-        origin, axes, half, extra = (np.array(x, np.float32) for x in (origin, axes, half, extra))
+        shapes, *vectors, instance, material, part, extras, blocks = zip(*rows)
+        shape = np.array(shapes)
+        origin, axes, half, extra = (np.array(x, np.float32) for x in (*vectors, extras))
         limb, drum = shape == LIMB, shape == DRUM
         centre = origin + np.where(limb, extra[:, 0] / 2, 0)[:, None] * axes[:, 1]
         widest = half.max(axis=1)

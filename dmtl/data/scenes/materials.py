@@ -13,13 +13,15 @@ def colour(
 ) -> Colour:
     """A random colour, linear light, of the given HSV ranges (as displayed)."""
     rgb = colorsys.hsv_to_rgb(draw(), draw(*saturation), draw(*value))
-    return tuple(c**2.2 for c in rgb)
+    red, green, blue = (c**2.2 for c in rgb)
+    return red, green, blue
 
 
 def related(draw: Draw, base: Colour, contrast: float = 0.5) -> Colour:
     """A colour lighter or darker than `base` by about the factor 1 +- contrast, and of a nearby hue."""
     factor = 1 + contrast if draw() < 0.5 else 1 / (1 + contrast)
-    return tuple(min(0.95, c * factor * draw(0.88, 1.12)) for c in base)
+    red, green, blue = (min(0.95, c * factor * draw(0.88, 1.12)) for c in base)
+    return red, green, blue
 
 
 def wood(draw: Draw) -> tuple[Colour, Colour]:

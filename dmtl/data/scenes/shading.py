@@ -79,7 +79,7 @@ def _coordinates(shape: int, p, n, half, extra):
 
 
 def shade(
-    scene: Scene, seen: Surface, depth_N: np.ndarray, pixel: float, outline_HW: np.ndarray
+    scene: Scene, seen: Surface, depth_N: np.ndarray, pixel: np.float32, outline_HW: np.ndarray
 ) -> np.ndarray:
     """float32 [3,N] linear light that reaches the camera; `pixel` is the side of a pixel at one metre.
 
@@ -131,11 +131,10 @@ def _lit(
     far = 1 - np.float32(0.006) / distance[pixels]
     blocked = np.full(len(pixels), -1)
     cast(solids, lamp.position, ray[:, pixels], far, blocked)
-    clear = np.zeros(outline_HW.shape, np.float32)
-    clear.ravel()[pixels[blocked < 0]] = 1
-    clear = np.where(
-        outline_HW, clear, _blur(clear[None])[0]
-    ).ravel()  # a lamp is no point: a narrow penumbra
+    clear_HW = np.zeros(outline_HW.shape, np.float32)
+    clear_HW.ravel()[pixels[blocked < 0]] = 1
+    # A lamp is not a point: a narrow penumbra.
+    clear = np.where(outline_HW, clear_HW, _blur(clear_HW[None])[0]).ravel()
     fade = 4.5 / (distance**2 + 1) if lamp.opening is None else np.float32(1)
     half = ray_unit + seen.view_3N
     aligned = -(seen.normal_3N * half).sum(axis=0) / np.sqrt((half * half).sum(axis=0) + np.float32(1e-9))

@@ -66,7 +66,7 @@ def pulse(x: np.ndarray, width: np.ndarray, share: float = 0.5) -> np.ndarray:
     return (integral(x + width / 2) - integral(x - width / 2)) / width
 
 
-def step(x: np.ndarray, width: np.ndarray) -> np.ndarray:
+def step(x: np.ndarray, width: np.ndarray | float) -> np.ndarray:
     """0 below, 1 above zero, averaged over the footprint."""
     return np.clip(x / np.maximum(width, np.float32(1e-4)) + np.float32(0.5), 0, 1)
 
