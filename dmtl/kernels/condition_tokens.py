@@ -19,17 +19,17 @@ MOST_MAPS = 16
 
 
 def shapes(maps, *_) -> list[str]:
-    """Reasons against a call's shapes."""
+    """Return reasons against a call's shapes."""
     return [f"{len(maps)} maps are more than {MOST_MAPS}"] if len(maps) > MOST_MAPS else []
 
 
 def backward_shapes(d_tokens, d_query, maps, *_) -> list[str]:
-    """Reasons against a backward call's shapes."""
+    """Return reasons against a backward call's shapes."""
     return shapes(maps)
 
 
 def geometry(maps: list[Tensor], weight: Tensor, reduction: int) -> dict:
-    """The fields that say where the maps lie and which patches are taken of them."""
+    """Return the fields that say where the maps lie and which patches are taken of them."""
     samples, _, h, w = maps[0].shape
     first = [sum(m.shape[1] for m in maps[:i]) for i in range(len(maps))]
     strides = zip("bcyx", zip(*(m.stride() for m in maps), strict=True), strict=True)
@@ -69,7 +69,7 @@ def dense(x: Tensor | None) -> Tensor | None:
 def norm_parameters(
     norm_weight: Tensor | None, norm_bias: Tensor | None, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """LayerNorm's parameters, one and zero where they are missing."""
+    """Return LayerNorm's parameters, ones and zeros for missing ones."""
     width = weight.shape[0]
     return (
         weight.new_ones(width) if norm_weight is None else norm_weight.contiguous(),
@@ -80,7 +80,7 @@ def norm_parameters(
 def forward(
     native: Native, maps, weight, bias, norm_weight, norm_bias, query_weight, reduction, eps
 ) -> tuple[Tensor, Tensor]:
-    """The native kernel `condition_tokens`."""
+    """Run the native kernel `condition_tokens`."""
     tokens, query = empty_outputs(maps, weight, query_weight, reduction)
     if tokens.numel():
         weight, bias, query_weight = map(dense, (weight, bias, query_weight))
@@ -103,7 +103,7 @@ def native_backward(
     native: Native, d_tokens, d_query, maps, weight, tokens, norm_weight, norm_bias, query_weight, reduction,
     eps, needed,
 ) -> list[Tensor]:  # fmt: skip
-    """The native kernel `condition_tokens_backward`."""
+    """Run the native kernel `condition_tokens_backward`."""
     outs = empty_gradients(maps, weight, norm_weight, norm_bias, query_weight, needed)
     if not tokens.numel():
         return [out.zero_() for out in outs]
@@ -124,7 +124,7 @@ def native_backward(
 
 
 def take(native: Native, maps: list[Tensor], weight: Tensor, reduction: int) -> Tensor:
-    """The patches [B N, C_t k k], by the native kernel `condition_tokens_take`."""
+    """Return the patches [B N, C_t k k], by the native kernel `condition_tokens_take`."""
     where = geometry(maps, weight, reduction)
     patches = weight.new_empty(where["samples"] * where["grid_h"] * where["grid_w"], weight[0].numel())
     native.call("condition_tokens_take", weight, **(_UNUSED | where | dict(patches=patches)))
@@ -134,7 +134,7 @@ def take(native: Native, maps: list[Tensor], weight: Tensor, reduction: int) -> 
 def put(
     native: Native, d_patches: Tensor, d_maps: list[Tensor | None], maps, weight: Tensor, reduction: int
 ) -> None:
-    """The gradients of the maps, those that d_maps has a place for, by the native kernel
+    """Write the gradients of the maps that d_maps has a place for, by the native kernel
     `condition_tokens_put`."""
     fields = _UNUSED | geometry(maps, weight, reduction) | dict(patches=d_patches, d_maps=d_maps)
     native.call("condition_tokens_put", weight, **fields)
@@ -143,7 +143,7 @@ def put(
 def library_norm_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(d_x + residual, d_weight, d_bias, LayerNorm(x)) for grad and x [rows, C]."""
+    """Return (d_x + residual, d_weight, d_bias, LayerNorm(x)) for grad and x [rows, C]."""
     d_x, *rest = norm_backward(grad, x, weight, bias, eps)
     return d_x + residual, *rest
 
@@ -152,7 +152,7 @@ def library_backward(
     take: Callable, put: Callable, norm_backward: Callable, d_tokens, d_query, maps, weight, tokens,
     norm_weight, norm_bias, query_weight, reduction, eps, needed,
 ) -> list[Tensor]:  # fmt: skip
-    """The backward pass with the library's products.
+    """Compute the backward pass with the library's products.
 
     take(maps, weight, reduction) -> patches [B N, C_t k k]; put(d_patches, d_maps, maps, weight, reduction)
     writes those of d_maps that are not None; norm_backward as `library_norm_backward`.

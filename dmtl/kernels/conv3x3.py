@@ -18,8 +18,8 @@ def library_convolution(
     relu: bool = False,
     flipped: bool = False,
 ) -> Tensor:
-    """The forward's convolution, x [R, C, h, w] -> [R, K, h, w], or with `flipped` the data gradient's, back
-    from K to C channels. biases: one for each task, or none."""
+    """Compute the forward's convolution, x [R, C, h, w] -> [R, K, h, w], or with `flipped` the data
+    gradient's, back from K to C channels. biases: one for each task, or none."""
     out = empty_map(x, (x.shape[0], weights[0].shape[1 if flipped else 0], *x.shape[2:]))
     convolve = F.conv_transpose2d if flipped else F.conv2d
     end = 0
@@ -40,7 +40,7 @@ def library_gradients(
     need_biases: bool,
     need_taps: bool,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Gradients of weights, biases and tap biases, each a list for all tasks (empty where not needed).
+    """Compute the gradients of weights, biases and tap biases, each a list over all tasks (or empty).
 
     g: [R, K, h, w], the incoming gradient behind the ReLU; x: [R, C, h, w]; rows sorted by task.
     """
@@ -72,7 +72,7 @@ def _weight_gradient(g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _tap_sums(total: Tensor) -> Tensor:
-    """[K, h, w] -> [K, 3, 3]: sums over the pixels whose tap (a, b) is inside the image.
+    """Return sums [K, 3, 3] of [K, h, w] over the pixels whose tap (a, b) is inside the image.
 
     A tap of the first row of weights misses the image in its first row of pixels, and so on round the border.
     """

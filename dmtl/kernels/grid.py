@@ -20,12 +20,12 @@ def _empty_map(like: Tensor) -> Tensor:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """The map, or its copy, in that order and on a 16-byte boundary."""
+    """Return the map, or a copy, in that order and on a 16-byte boundary."""
     return _aligned(x.contiguous(memory_format=torch.channels_last))
 
 
 def dense(x: Tensor) -> Tensor:
-    """The tokens or bias, or a copy, contiguous and on a 16-byte boundary."""
+    """Return the tokens or bias, or a copy, contiguous and on a 16-byte boundary."""
     return _aligned(x.contiguous())
 
 
@@ -34,12 +34,12 @@ def _aligned(x: Tensor) -> Tensor:
 
 
 def why_not_channels(channels: int) -> list[str]:
-    """Reason of kernels that move 16 bytes at a time."""
+    """Return the reason of kernels that move 16 bytes at a time."""
     return [f"{channels} channels are no multiple of 8"] if channels % 8 else []
 
 
 def sizes(x: Tensor, reduction: int) -> dict[str, int]:
-    """The fields that every parameter struct of these kernels has."""
+    """Return the fields that every parameter struct of these kernels has."""
     R, C, h, w = x.shape
     return dict(rows=R, height=h, width=w, channels=C, reduction=reduction)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def readable(label: Tensor, ignore: float) -> tuple[Tensor, float]:
-    """(the label, dense uint8 or float32; `ignore` as it compares with it)."""
+    """Return (the label, dense uint8 or float32; `ignore` as it compares with it)."""
     if label.dtype == torch.float32:
         ignore = ctypes.c_float(ignore).value
     elif label.is_floating_point():

@@ -19,7 +19,7 @@ Value = Tensor | None | int | float | bool | Sequence[Tensor] | Sequence[int]
 
 
 def _raw(value: Value):
-    """A tensor as its address, a sequence entry by entry, everything else as it is."""
+    """Return a tensor as its address, a sequence entry by entry, everything else as it is."""
     if isinstance(value, Tensor):
         return value.data_ptr()
     if isinstance(value, (list, tuple)):
@@ -44,7 +44,7 @@ class Native:
         shapes: Callable[..., list[str]] | None = None,
         backward_shapes: Callable[..., list[str]] | None = None,
     ) -> Support:
-        """What an op supports here: by default every storage type the kernels know, and every shape.
+        """Return what an op supports here: by default every storage type the kernels know, and every shape.
 
         available: further reasons why this op is missing on this machine.
         """

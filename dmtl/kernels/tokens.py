@@ -13,7 +13,7 @@ times as fast with ours; token_mlp on 5 x 256 tokens of 512 channels takes 13.5 
 
 
 def why_not_bf16(x: Tensor) -> list[str]:
-    """The reason to leave bfloat16 of many channels to the library on this processor."""
+    """Return the reason to leave bfloat16 of many channels to the library on this processor."""
     if x.dtype != torch.bfloat16 or x.shape[-1] <= WIDEST_BF16 or not torch.cpu._is_avx512_bf16_supported():
         return []
     return [
@@ -22,10 +22,10 @@ def why_not_bf16(x: Tensor) -> list[str]:
 
 
 def why_not_sizes(**sizes: int) -> list[str]:
-    """Reasons against sizes that are no multiples of 8."""
+    """Return reasons against sizes that are not multiples of 8."""
     return [f"{name} of {size} channels is no multiple of 8" for name, size in sizes.items() if size % 8]
 
 
 def dense(**tensors: Tensor | None) -> dict[str, Tensor | None]:
-    """The tensors by name, contiguous."""
+    """Return the tensors by name, contiguous."""
     return {name: None if x is None else x.contiguous() for name, x in tensors.items()}

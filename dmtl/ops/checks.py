@@ -16,7 +16,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def fail(op: str, argument: str, contract: str, actual: object, error: type[Exception] = ValueError) -> None:
-    """Raise `error` in the wording of the house."""
+    """Raise `error` with the wording that all checks share."""
     raise error(f"{op}: {argument} must be {contract}, got {actual}")
 
 
@@ -31,13 +31,13 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def integer(op: str, argument: str, value: object) -> None:
-    """An int, and not a bool."""
+    """Require an int, and not a bool."""
     if not isinstance(value, int) or isinstance(value, bool):
         fail(op, argument, "an int", type(value).__name__, TypeError)
 
 
 def data(op: str, argument: str, x: object) -> None:
-    """A floating tensor [B, ...]."""
+    """Require a floating tensor [B, ...]."""
     tensor(op, argument, x)
     if x.dtype not in FLOATS:
         fail(op, argument, "float32, bfloat16, float16 or float64", dtype_name(x.dtype), TypeError)
@@ -46,7 +46,7 @@ def data(op: str, argument: str, x: object) -> None:
 
 
 def like(op: str, argument: str, x: object, model: Tensor, model_name: str) -> None:
-    """Same shape, dtype and device as `model`."""
+    """Require the shape, dtype and device of `model`."""
     tensor(op, argument, x)
     same_dtype(op, argument, x, model, model_name)
     if x.shape != model.shape:
@@ -66,7 +66,7 @@ def on_device(op: str, argument: str, x: Tensor, device: torch.device) -> None:
 
 
 def rows(op: str, argument: str, t: object, model: Tensor) -> None:
-    """int64 [B], one entry for each row of `model`."""
+    """Require int64 [B], one entry for each row of `model`."""
     tensor(op, argument, t)
     if t.dtype != torch.int64:
         fail(op, argument, "int64", dtype_name(t.dtype), TypeError)
@@ -76,7 +76,7 @@ def rows(op: str, argument: str, t: object, model: Tensor) -> None:
 
 
 def tables(op: str, model: Tensor, **named: object) -> None:
-    """float32 [S] schedule tables, all of one length."""
+    """Require float32 [S] schedule tables, all of one length."""
     size = None
     for argument, table in named.items():
         tensor(op, argument, table)
@@ -91,7 +91,7 @@ def tables(op: str, model: Tensor, **named: object) -> None:
 def noise_source(
     op: str, model: Tensor, model_name: str, noise: object, key: object, step: object, needed: bool
 ) -> None:
-    """At most one of `noise` and `key_B3` (exactly one if `needed`), and a step that the counter can hold."""
+    """Require at most one of `noise` and `key_B3` (one if `needed`), and a step that the counter holds."""
     if noise is not None and key is not None:
         fail(op, "noise", "None when key_B3 is given", "both")
     if needed and noise is None and key is None:
@@ -111,7 +111,7 @@ def noise_source(
 
 
 def check_values(op: str, t_B: Tensor, size: int, key_B3: Tensor | None = None) -> None:
-    """t in [0, size); task and sample of every key inside what the Philox counter holds. CPU tensors only."""
+    """Require t in [0, size), and keys that the Philox counter can hold. CPU tensors only."""
     for value in t_B.tolist():
         if not 0 <= value < size:
             fail(op, "t_B", f"in [0, {size})", value)

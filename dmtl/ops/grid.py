@@ -16,14 +16,14 @@ REDUCTIONS = (1, 2, 4)
 
 
 def check_reduction(op: str, reduction: object) -> None:
-    """1, 2 or 4."""
+    """Require 1, 2 or 4."""
     checks.integer(op, "reduction", reduction)
     if reduction not in REDUCTIONS:
         checks.fail(op, "reduction", "1, 2 or 4", reduction)
 
 
 def check_map(op: str, argument: str, x: object, reduction: int) -> None:
-    """A floating map [R, C, h, w] whose sides are multiples of the reduction."""
+    """Require a floating map [R, C, h, w] whose sides are multiples of the reduction."""
     checks.data(op, argument, x)
     if x.dim() != 4:
         checks.fail(op, argument, "of shape [R, C, h, w]", list(x.shape))
@@ -33,7 +33,7 @@ def check_map(op: str, argument: str, x: object, reduction: int) -> None:
 
 
 def tokens_shape(x: Tensor, reduction: int) -> tuple[int, int, int]:
-    """[R, N, C] of a map [R, C, h, w]."""
+    """Return the shape [R, N, C] of the tokens of a map [R, C, h, w]."""
     R, C, h, w = x.shape
     return R, (h // reduction) * (w // reduction), C
 
@@ -50,18 +50,18 @@ def empty_map(like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """The map itself where its memory order is pixels x channels, else a copy in that order."""
+    """Return the map itself if its memory order is pixels x channels, else a copy in that order."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
 def tokens_as_map(tokens: Tensor, height: int, width: int) -> Tensor:
-    """View of tokens [R, N, C] as the map [R, C, height, width] that they are a grid of."""
+    """View tokens [R, N, C] as the map [R, C, height, width] that they are a grid of."""
     return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
 def interpolation(size: int, reduction: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[size, size / reduction]: bilinear interpolation along one axis (align_corners=False), clamped at the
-    ends."""
+    """Return bilinear interpolation along one axis (align_corners=False), clamped at the ends, as a matrix
+    [size, size / reduction]."""
     grid = size // reduction
     position = ((torch.arange(size, dtype=dtype, device=device) + 0.5) / reduction - 0.5).clamp(min=0)
     low = position.floor()

@@ -12,8 +12,11 @@ _LIBRARY = torch.library.Library("dmtl", "DEF")
 
 
 def register(name: str, schema: str, implementation: Callable, fake: Callable) -> Callable:
-    """Register `dmtl::<name>`; returns the operator. The implementation serves every device, below autograd.
-    An operator that writes an argument writes its first, `Tensor(a!)`."""
+    """Register `dmtl::<name>` and return the operator.
+
+    The implementation serves every device, below autograd. An operator that writes an argument writes its
+    first, `Tensor(a!)`.
+    """
     _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
     if schema.startswith("(Tensor(a!)"):
@@ -25,8 +28,7 @@ def register(name: str, schema: str, implementation: Callable, fake: Callable) -
 def _announced_write(
     name: str, keyset: torch._C.DispatchKeySet, written: torch.Tensor, *args: object
 ) -> object:
-    """Tells autograd that the first argument changes, so that a
-    backward pass which saved it refuses to run."""
+    """Tell autograd that the first argument changes, so that a backward pass that saved it fails."""
     torch.autograd.graph.increment_version(written)
     with torch._C._AutoDispatchBelowADInplaceOrView():
         operator = getattr(torch.ops.dmtl, name).default

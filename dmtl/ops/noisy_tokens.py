@@ -24,15 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import checks
-from .grid import (
-    channels_last,
-    check_map,
-    check_reduction,
-    empty_map,
-    empty_tokens,
-    tokens_as_map,
-)
+from . import checks, grid
 from .registry import Operator, OpSpec, add
 from .rows import wide_dtype
 from .samples import sample_maps
@@ -53,10 +45,10 @@ def _reference(x, bias, reduction) -> tuple[Tensor, Tensor]:
     skip = x.new_empty(0)
     if bias is not None:
         wide = wide + bias.to(wide.dtype).reshape(-1, x.shape[1], 1, 1)
-        skip = empty_map(x).copy_(wide)
+        skip = grid.empty_map(x).copy_(wide)
     centres = _centres(wide, reduction)
     tokens = sum(centres) / len(centres)
-    return skip, empty_tokens(x, reduction).copy_(tokens.flatten(2).transpose(1, 2))
+    return skip, grid.empty_tokens(x, reduction).copy_(tokens.flatten(2).transpose(1, 2))
 
 
 def _reference_backward(grad_skip, grad_tokens, bias_dim, reduction) -> tuple[Tensor, Tensor]:
@@ -64,18 +56,18 @@ def _reference_backward(grad_skip, grad_tokens, bias_dim, reduction) -> tuple[Te
     centres = _centres(d_x, reduction)
     h, w = d_x.shape[2] // reduction, d_x.shape[3] // reduction
     for centre in centres:
-        centre += tokens_as_map(grad_tokens.to(d_x.dtype), h, w) / len(centres)
+        centre += grid.tokens_as_map(grad_tokens.to(d_x.dtype), h, w) / len(centres)
     d_bias = d_x.sum((2, 3) if bias_dim == 2 else (0, 2, 3)) if bias_dim else d_x.new_empty(0)
-    return empty_map(grad_skip).copy_(d_x), d_bias.to(grad_skip.dtype)
+    return grid.empty_map(grad_skip).copy_(d_x), d_bias.to(grad_skip.dtype)
 
 
 def _fake(x, bias, reduction) -> tuple[Tensor, Tensor]:
-    skip = x.new_empty(0) if bias is None else empty_map(x)
-    return skip, empty_tokens(x, reduction)
+    skip = x.new_empty(0) if bias is None else grid.empty_map(x)
+    return skip, grid.empty_tokens(x, reduction)
 
 
 def _fake_backward(grad_skip, grad_tokens, bias_dim, reduction) -> tuple[Tensor, Tensor]:
-    return empty_map(grad_skip), grad_skip.new_empty(bias_shape(grad_skip, bias_dim))
+    return grid.empty_map(grad_skip), grad_skip.new_empty(bias_shape(grad_skip, bias_dim))
 
 
 def bias_shape(x: Tensor, bias_dim: int) -> tuple[int, ...]:
@@ -118,12 +110,12 @@ def noisy_tokens(x: Tensor, bias: Tensor | None = None, *, reduction: int) -> tu
         NotImplementedError: a backend asked for by name cannot serve the call.
     """
     op = "noisy_tokens"
-    check_reduction(op, reduction)
-    check_map(op, "x", x, reduction)
+    grid.check_reduction(op, reduction)
+    grid.check_map(op, "x", x, reduction)
     if bias is not None:
         _check_bias(op, bias, x)
     else:
-        x = channels_last(x)
+        x = grid.channels_last(x)
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return _NoisyTokens.apply(x, bias, reduction)
     skip, tokens = torch.ops.dmtl.noisy_tokens(x, bias, reduction)

@@ -44,7 +44,7 @@ Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def philox4x32(counter: Words, key: tuple[Tensor, Tensor], rounds: int = 10) -> Words:
-    """Philox4x32 on int64 tensors that hold 32-bit words; broadcasts. Returns four tensors of words."""
+    """Compute Philox4x32 on int64 tensors that hold 32-bit words, broadcast; return four tensors of words."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(rounds):
@@ -61,7 +61,7 @@ def philox4x32(counter: Words, key: tuple[Tensor, Tensor], rounds: int = 10) -> 
 
 
 def words(key_B3: Tensor, count: int, step: int = 0) -> Tensor:
-    """Philox words behind the first `count` elements of every row: int64 [B, count], values in [0, 2**32)."""
+    """Return the words of the first `count` elements of every row: int64 [B, count], values in [0, 2**32)."""
     seed, task, sample = (column.unsqueeze(1) for column in key_B3.unbind(1))
     block = torch.arange((count + 3) // 4, dtype=torch.int64, device=key_B3.device).unsqueeze(0)
     counter = (block, sample & MASK32, task & MASK32, step | ((sample >> 32) & 0xFFFF) << 16)
@@ -70,7 +70,7 @@ def words(key_B3: Tensor, count: int, step: int = 0) -> Tensor:
 
 
 def box_muller(words_BN: Tensor) -> Tensor:
-    """Normals, float32 [B, N], from int64 words [B, N] with N divisible by four (module docstring)."""
+    """Return normals, float32 [B, N], from int64 words [B, N] with N divisible by four (module docstring)."""
     even, odd = words_BN[:, 0::2], words_BN[:, 1::2]
     u = even.to(torch.float32) * 2.0**-32 + 2.0**-33
     r = (-2.0 * u.double().log()).sqrt()
@@ -86,7 +86,7 @@ def box_muller(words_BN: Tensor) -> Tensor:
 
 
 def normal(key_B3: Tensor, shape: tuple[int, ...], step: int = 0) -> Tensor:
-    """Reference noise, float32 [B, *shape], contiguous."""
+    """Return the reference noise, float32 [B, *shape], contiguous."""
     count = math.prod(shape)
     padded = (count + 3) // 4 * 4
     return box_muller(words(key_B3, padded, step))[:, :count].reshape(key_B3.shape[0], *shape)

@@ -98,7 +98,7 @@ def add(spec: OpSpec) -> OpSpec:
 
 @cache
 def _module(op: str, backend: str) -> ModuleType | str:
-    """The backend's module for this op, or the reason why there is none."""
+    """Import the backend's module for this op, or return the reason why there is none."""
     name = f"dmtl.kernels.{backend}.{op}"
     try:
         return importlib.import_module(name)
@@ -117,7 +117,7 @@ def reasons_against(
     operator: Operator | None = None,
     args: Sequence = (),
 ) -> list[str]:
-    """Why `backend` cannot serve a call of the op with these data tensors; empty when it can.
+    """Return why `backend` cannot serve a call of the op with these data tensors; empty when it can.
 
     operator, args: the call itself, where the shapes of its arguments count too.
     """
@@ -130,7 +130,7 @@ def reasons_against(
 
 
 def requested(op: str) -> tuple[str, str] | None:
-    """(backend, who asked for it), or None when the choice is automatic."""
+    """Return (backend, who asked for it), or None if the choice is automatic."""
     for scope in (op, "*"):
         for override in reversed(_overrides):
             if scope in override:
@@ -144,7 +144,7 @@ def requested(op: str) -> tuple[str, str] | None:
 
 
 def candidates(spec: OpSpec, device_type: str) -> tuple[str, ...]:
-    """Backends to try for a call, best first."""
+    """Return the backends to try for a call, best first."""
     wish = requested(spec.name)
     return (wish[0],) if wish else AUTOMATIC.get(device_type, ("reference",))
 
@@ -152,8 +152,11 @@ def candidates(spec: OpSpec, device_type: str) -> tuple[str, ...]:
 def choose(
     spec: OpSpec, tensors: Sequence[Tensor], operator: Operator | None = None, args: Sequence = ()
 ) -> str:
-    """Name of the backend that serves this call. Raises NotImplementedError, with all reasons, when none
-    does."""
+    """Return the name of the backend that serves this call.
+
+    Raises:
+        NotImplementedError: none does; the message has all reasons.
+    """
     passed_over = []
     for backend in candidates(spec, tensors[0].device.type):
         if not reasons_against(spec, backend, tensors, operator, args):
@@ -192,7 +195,7 @@ def _announce(spec: OpSpec, backend: str, passed_over: list[str]) -> None:
 
 
 def _floating(args: Sequence) -> list[Tensor]:
-    """The floating tensors among an operator's arguments, lists included."""
+    """Return the floating tensors among an operator's arguments, lists included."""
     flat = [x for arg in args for x in (arg if isinstance(arg, (list, tuple)) else (arg,))]
     return [x for x in flat if isinstance(x, Tensor) and x.is_floating_point()]
 
@@ -217,7 +220,7 @@ def _implementation(spec: OpSpec, operator: Operator, backend: str) -> Callable:
 
 
 def _measured(spec: OpSpec, operator: Operator, data: Sequence[Tensor], args: Sequence) -> str:
-    """The fastest of the backends that can serve this call; the library's own if nothing may be measured."""
+    """Return the fastest backend that can serve this call, or the library's if nothing may be measured."""
     device = data[0].device
     able = [
         name
@@ -229,7 +232,7 @@ def _measured(spec: OpSpec, operator: Operator, data: Sequence[Tensor], args: Se
 
 
 def packed(spec: OpSpec, weight: Tensor) -> Tensor:
-    """The weight as the backend that would serve the op wants it (`pack` of its module), or as it is."""
+    """Return the weight as the backend that would serve the op wants it (`pack` of its module), or as it is."""
     backend = choose(spec, [weight])
     pack = None if backend == "reference" else getattr(_module(spec.name, backend), "pack", None)
     return weight if pack is None else pack(weight)

@@ -1,5 +1,5 @@
 """What the two noising ops share: per-row coefficients, the noise of a call, outputs in the layout of an
-input, test inputs."""
+input."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from . import philox
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """dtype of the arithmetic: float32, or float64 for float64 data."""
+    """Return the dtype of the arithmetic: float32, or float64 for float64 data."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def per_row(table_S: Tensor, t_B: Tensor, like: Tensor) -> Tensor:
-    """table[t] as [B, 1, ...], ready to multiply `like` in its arithmetic dtype."""
+    """Return table[t] as [B, 1, ...], ready to multiply `like` in its arithmetic dtype."""
     return table_S[t_B].to(wide_dtype(like.dtype)).reshape(-1, *([1] * (like.dim() - 1)))
 
 
 def drawn_noise(like: Tensor, noise: Tensor | None, key_B3: Tensor | None, step: int) -> Tensor | None:
-    """The call's noise in the arithmetic dtype: as given, or drawn from the key; None when there is
-    neither."""
+    """Return the call's noise in the arithmetic dtype: as given, or drawn from the key; None without both."""
     if noise is not None:
         return noise.to(wide_dtype(like.dtype))
     if key_B3 is not None:
@@ -30,12 +29,12 @@ def drawn_noise(like: Tensor, noise: Tensor | None, key_B3: Tensor | None, step:
 
 
 def stored_like(value: Tensor, like: Tensor) -> Tensor:
-    """`value` rounded to `like`'s dtype, in a fresh tensor with the strides that empty_like gives."""
+    """Round `value` to `like`'s dtype, in a fresh tensor with the strides that empty_like gives."""
     return torch.empty_like(like).copy_(value)
 
 
 def scaled(grad: Tensor, t_B: Tensor, table_S: Tensor, needed: bool) -> Tensor:
-    """table[t] * grad, or an empty tensor where nobody needs it."""
+    """Return table[t] * grad, or an empty tensor if it is not needed."""
     if not needed:
         return grad.new_empty(0)
     return stored_like(per_row(table_S, t_B, grad) * grad.to(wide_dtype(grad.dtype)), grad)

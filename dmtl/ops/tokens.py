@@ -11,7 +11,7 @@ from .rows import wide_dtype
 
 
 def shaped(op: str, argument: str, value: object, model: Tensor, model_name: str, **sizes: int) -> None:
-    """A tensor of model's dtype and device, of exactly the named sizes (in their order)."""
+    """Require a tensor of model's dtype and device, of exactly the named sizes (in their order)."""
     checks.tensor(op, argument, value)
     checks.same_dtype(op, argument, value, model, model_name)
     if tuple(value.shape) != tuple(sizes.values()):
@@ -21,7 +21,7 @@ def shaped(op: str, argument: str, value: object, model: Tensor, model_name: str
 
 
 def epsilon(op: str, eps: object) -> None:
-    """A positive float."""
+    """Require a positive float."""
     if not isinstance(eps, float):
         checks.fail(op, "eps", "a float", type(eps).__name__, TypeError)
     if not eps > 0:
@@ -29,12 +29,12 @@ def epsilon(op: str, eps: object) -> None:
 
 
 def wide(x: Tensor) -> Tensor:
-    """x in the dtype of the arithmetic."""
+    """Return x in the dtype of the arithmetic."""
     return x.to(wide_dtype(x.dtype))
 
 
 def normalised(x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> Tensor:
-    """LayerNorm over the last dimension."""
+    """Apply LayerNorm over the last dimension."""
     return F.layer_norm(x, weight_C.shape, weight_C, bias_C, eps)
 
 
@@ -46,8 +46,12 @@ def summed(x: Tensor) -> Tensor:
 def norm_backward(
     grad: Tensor, x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(d_x, d_weight, d_bias, LayerNorm(x)) for grad, x [rows, C]. With z = (x - mean) / std and
-    g = grad weight: d_x = (g - mean(g) - z mean(g z)) / std, d_weight = sum grad z, d_bias = sum grad."""
+    """Return (d_x, d_weight, d_bias, LayerNorm(x)) for grad, x [rows, C].
+
+    With z = (x - mean) / std and g = grad weight:
+
+        d_x = (g - mean(g) - z mean(g z)) / std,    d_weight = sum grad z,    d_bias = sum grad
+    """
     shape = list(weight_C.shape)
     n, mean, rstd = torch.native_layer_norm(x, shape, weight_C, bias_C, eps)
     wanted = [True, True, True]

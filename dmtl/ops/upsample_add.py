@@ -22,16 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import checks
-from .grid import (
-    check_map,
-    check_reduction,
-    empty_map,
-    empty_tokens,
-    interpolation,
-    tokens_as_map,
-    tokens_shape,
-)
+from . import checks, grid
 from .registry import Operator, OpSpec, add
 from .rows import wide_dtype
 from .samples import draws, sample_maps
@@ -43,26 +34,28 @@ _BACKWARD_SCHEMA = "(Tensor grad, int reduction) -> Tensor"
 def _reference(tokens, skip, reduction) -> Tensor:
     h, w = skip.shape[2:]
     wide = wide_dtype(skip.dtype)
-    grid = tokens_as_map(tokens.to(wide), h // reduction, w // reduction)
-    if reduction > 1 and grid.numel() > 0:
-        grid = F.interpolate(grid, scale_factor=reduction, mode="bilinear", align_corners=False)
-    out = empty_map(skip)
-    return out if out.numel() == 0 else out.copy_(skip.to(wide) + grid)
+    upsampled = grid.tokens_as_map(tokens.to(wide), h // reduction, w // reduction)
+    if reduction > 1 and upsampled.numel() > 0:
+        upsampled = F.interpolate(upsampled, scale_factor=reduction, mode="bilinear", align_corners=False)
+    out = grid.empty_map(skip)
+    return out if out.numel() == 0 else out.copy_(skip.to(wide) + upsampled)
 
 
 def _reference_backward(grad, reduction) -> Tensor:
     wide = grad.to(wide_dtype(grad.dtype))
-    along_y, along_x = (interpolation(size, reduction, wide.dtype, wide.device) for size in grad.shape[2:])
+    along_y, along_x = (
+        grid.interpolation(size, reduction, wide.dtype, wide.device) for size in grad.shape[2:]
+    )
     d_tokens = torch.einsum("rcyx,yi,xj->rijc", wide, along_y, along_x)
-    return empty_tokens(grad, reduction).copy_(d_tokens.flatten(1, 2))
+    return grid.empty_tokens(grad, reduction).copy_(d_tokens.flatten(1, 2))
 
 
 def _fake(tokens, skip, reduction) -> Tensor:
-    return empty_map(skip)
+    return grid.empty_map(skip)
 
 
 def _fake_backward(grad, reduction) -> Tensor:
-    return empty_tokens(grad, reduction)
+    return grid.empty_tokens(grad, reduction)
 
 
 class _UpsampleAdd(torch.autograd.Function):
@@ -97,11 +90,11 @@ def upsample_add(tokens: Tensor, skip: Tensor, *, reduction: int) -> Tensor:
         NotImplementedError: a backend asked for by name cannot serve the call.
     """
     op = "upsample_add"
-    check_reduction(op, reduction)
+    grid.check_reduction(op, reduction)
     checks.data(op, "tokens", tokens)
-    check_map(op, "skip", skip, reduction)
+    grid.check_map(op, "skip", skip, reduction)
     checks.same_dtype(op, "tokens", tokens, skip, "skip")
-    expected = tokens_shape(skip, reduction)
+    expected = grid.tokens_shape(skip, reduction)
     if tuple(tokens.shape) != expected:
         checks.fail(op, "tokens", f"of shape [R, N, C] = {list(expected)}", list(tokens.shape))
     checks.on_device(op, "tokens", tokens, skip.device)
@@ -114,7 +107,7 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
     """Arguments for tests and benchmarks."""
     cases = []
     for index, (skip, reduction) in enumerate(sample_maps(size, dtype, device)):
-        R, N, C = tokens_shape(skip, reduction)
+        R, N, C = grid.tokens_shape(skip, reduction)
         tokens = draws(index, dtype, device)(R, C, N).transpose(1, 2)
         cases.append(
             dict(tokens=tokens if index % 3 == 1 else tokens.contiguous(), skip=skip, reduction=reduction)
