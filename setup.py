@@ -151,7 +151,6 @@ setup(
         *(f"dmtl.kernels.{backend}" for backend in BACKENDS),
     ],
     # The device code lives beside the package in the checkout and inside it once installed.
-    package_data={"dmtl.report": ["*.j2"]},
     package_dir={f"dmtl.kernels.{backend}": f"kernels/{backend}" for backend in BACKENDS},
     ext_modules=extensions(),
     cmdclass={"build_ext": CMakeBuild},

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
-from dmtl.report.charts import COLOURS, number
-from dmtl.report.page import page
+from dmtl.report.html.charts import COLOURS
+from dmtl.report.html.template import page
 from dmtl.runtime.files import write_text
+from dmtl.text import number
 
 Rows = Sequence[Mapping]
 WIDTH, LINE, NAME = 720, 26, 128  # of the bars' picture, in its units

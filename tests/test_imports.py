@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Rooms from the ground up. An import goes down, or stays inside its own room.
 RANKS = [
-    {"dmtl", "dmtl.errors"},
-    {"dmtl.registry", "dmtl.runtime"},
+    {"dmtl", "dmtl.errors", "dmtl.text"},
+    {"dmtl.registry", "dmtl.runtime", "dmtl.fields"},
     {"dmtl.ops"},
     # Kernels import the specifications that they implement. Only the registry loads kernels, by name.
     {"dmtl.kernels"},

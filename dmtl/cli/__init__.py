@@ -15,9 +15,7 @@ COMMANDS = {
     "eval": "metrics of a trained model on a data set",
     "predict": "maps and pictures for images, videos and folders",
     "claim": "train the methods of a table over several seeds, and compare them with a baseline",
-    "report": "write the report page of finished runs",
-    "compare": "runs side by side: metrics over seeds, Delta_MTL, curves",
-    "table": "the paper's tables from runs, beside the published figures",
+    "report": "one run, several compared, or the paper's tables: on the terminal, as a page, as files",
     "export": "a model as one file that runs without dmtl: ONNX or .pt2",
     "convert": "read the published checkpoint, or write one",
     "data": "convert a benchmark, look at a data set, check it, choose labels",
@@ -63,9 +61,10 @@ def _run(arguments: list[str]) -> int:
         hint = f"; did you mean {near!r}?" if near else ""
         print(f"dmtl: unknown command {command!r}{hint} (commands: {', '.join(COMMANDS)})", file=sys.stderr)
         return 2
-    status = import_module(f"dmtl.cli.{command}").main(rest) or 0
-    sys.stdout.flush()
-    return status
+    try:
+        return import_module(f"dmtl.cli.{command}").main(rest) or 0
+    finally:  # of the help, too, which ends the process
+        sys.stdout.flush()
 
 
 def _told(error: OSError) -> str:

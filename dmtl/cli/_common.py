@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -20,7 +19,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from dmtl.errors import ConfigError
+if TYPE_CHECKING:
+    from dmtl.report.runs.comparison import Delta
+    from dmtl.report.runs.methods import Method
 
 console = Console()
 
@@ -28,12 +29,6 @@ console = Console()
 def say(text: object) -> None:
     """One line as it is: not wrapped, not coloured, and brackets in a path are no markup."""
     console.print(str(text), soft_wrap=True, highlight=False, markup=False)
-
-
-def require_page(out: str | None) -> None:
-    """ConfigError for the name of a page that says it is something else; before anything is computed."""
-    if out is not None and Path(out).suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(f"--out must end in .html, got {out!r}")
 
 
 def write_files(content: object, *outputs: tuple[str | None, Callable[[str, Any], object]]) -> None:
@@ -44,89 +39,111 @@ def write_files(content: object, *outputs: tuple[str | None, Callable[[str, Any]
             say(f"wrote {path}")
 
 
-def bar(label: str) -> Callable[[Sequence], Iterable]:
-    """A progress bar around a loop over a sequence."""
-
-    def track(items: Sequence) -> Iterable:
-        if not items:
-            return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
-            yield from progress.track(items, description=label)
-
-    return track
-
-
-def mib(size: float) -> str:
-    """Bytes for people."""
-    return f"{size / 2**20:,.0f} MiB"
-
-
 @contextmanager
-def training_bars() -> Iterator[Callable[[str], Callable[[int, int, float], None]]]:
-    """Yield a function `label -> on_step(step, steps, loss)`.
+def bars(stderr: bool = False) -> Iterator[Callable[[str], Callable[..., None]]]:
+    """Yield a function that adds a progress bar, `label -> update(done, total, note="")`.
 
-    Each label gets a bar with the loss and the time to finish.
+    Args:
+        stderr: draw there, only if it is a terminal, and wipe the bars in the end.
     """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}"),
+        TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    where = Console(stderr=True) if stderr else console
+    hidden = stderr and not where.is_terminal
+    with Progress(*columns, console=where, disable=hidden, transient=stderr) as progress:
 
-        def new_bar(label: str) -> Callable[[int, int, float], None]:
-            bar = progress.add_task(label, total=None, loss="-")
+        def new_bar(label: str) -> Callable[..., None]:
+            bar = progress.add_task(label, total=None, note="")
 
-            def on_step(step: int, steps: int, loss: float) -> None:
-                text = "-" if math.isnan(loss) else f"{loss:.3g}"
-                progress.update(bar, completed=step, total=steps, loss=text)
+            def update(done: int, total: int, note: str = "") -> None:
+                progress.update(bar, completed=done, total=total, note=note)
 
-            return on_step
+            return update
 
         yield new_bar
 
 
+def bar(label: str) -> Callable[[Sequence], Iterable]:
+    """Return a function that draws a progress bar around a loop over a sequence."""
+
+    def track(items: Sequence) -> Iterable:
+        if not len(items):
+            return
+        with bars() as new_bar:
+            update = new_bar(label)
+            for done, item in enumerate(items):
+                update(done, len(items))
+                yield item
+            update(len(items), len(items))
+
+    return track
+
+
 @contextmanager
-def training_progress(label: str) -> Iterator[Callable[[int, int, float], None]]:
-    """Yield the `on_step` of a single bar."""
-    with training_bars() as new_bar:
-        yield new_bar(label)
+def training_bars() -> Iterator[Callable[[str], Callable[[int, int, float], None]]]:
+    """Yield a function `label -> on_step(step, steps, loss)` that adds a bar."""
+    with bars() as new_bar:
+
+        def new_run(label: str) -> Callable[[int, int, float], None]:
+            update = new_bar(label)
+            return lambda step, steps, loss: update(
+                step, steps, f"loss {'-' if loss != loss else f'{loss:.3g}'}"
+            )
+
+        yield new_run
 
 
 def metric_table(
-    title: str,
-    methods: Mapping[str, Mapping[str, Mapping[str, float]]],
-    directions: Mapping[str, tuple],
+    methods: Mapping[str, Method],
+    title: str = "",
     notes: Mapping[str, Mapping[str, str]] | None = None,
+    deltas: Mapping[str, Delta] | None = None,
 ) -> Table:
-    """All metrics of several methods, {method: {task: {metric: value}}}, but for those per class; with
-    `notes`, {task: {metric: words}}, also what they mean."""
-    table = Table(title=Text(title), title_justify="left")
+    """Return a table of all metrics but those per class, with a column for each method.
+
+    Args:
+        notes: what metrics mean, {task: {metric: words}}.
+        deltas: Delta_MTL by method, for the last row.
+    """
+    from dmtl.report.runs.comparison import metric_rows
+    from dmtl.report.runs.values import text_of
+
+    table = Table(title=Text(title) if title else None, title_justify="left")
     table.add_column("task")
     table.add_column("metric", no_wrap=True)
-    for method in methods:
-        table.add_column(method, justify="right")
+    for label in methods:
+        table.add_column(Text(label), justify="right")
     if notes is not None:
         table.add_column("meaning")
-    first = next(iter(methods.values()))
-    for task in first:
-        for metric in (m for m in first[task] if "/" not in m):
-            primary = task in directions and directions[task][0] == metric
-            mark = (" ↑" if directions[task][2] else " ↓") if primary else ""
-            values = (methods[m].get(task, {}).get(metric) for m in methods)
-            row = ["" if value is None else f"{value:.4g}" for value in values]
-            row += [] if notes is None else [notes.get(task, {}).get(metric, "")]
-            table.add_row(task, metric + mark, *row, style="bold" if primary else None)
+    previous = None
+    for row in metric_rows(methods):
+        if previous not in (None, row.task):
+            table.add_section()
+        mark = (" ↑" if row.higher_is_better else " ↓") if row.primary else ""
+        cells = [text_of(row.values[label]) if label in row.values else "" for label in methods]
+        cells += [] if notes is None else [notes.get(row.task, {}).get(row.metric, "")]
+        task = Text("" if previous == row.task else row.task)
+        table.add_row(task, Text(row.metric + mark), *cells, style="bold" if row.primary else None)
+        previous = row.task
+    if deltas:
+        table.add_section()
+        cells = [text_of(deltas[label].value, 2, sign=True) if label in deltas else "" for label in methods]
+        table.add_row("Delta_MTL", "% ↑", *cells, style="bold")
     return table
 
 
-def final_and_initial(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, dict]:
-    """One run's metrics as columns of `metric_table`: final maps, and initial ones if scored."""
-    final = {task: values for task, values in metrics.items() if not task.startswith("initial/")}
-    initial = {task.removeprefix("initial/"): v for task, v in metrics.items() if task.startswith("initial/")}
-    return {"final map": final, "initial map": initial} if initial else {"value": final}
+def final_and_initial(metrics: Mapping[str, Mapping[str, float]], primary: Mapping) -> dict[str, Method]:
+    """Return one run's metrics as columns of `metric_table`: final maps, and initial ones if scored."""
+    from dmtl.report.runs.methods import Method
+    from dmtl.report.runs.run import Run
+
+    method = Method("final map", [Run(Path(), metrics, primary)])
+    initial = method.initial()
+    return {"value": method} if initial is None else {"final map": method, "initial map": initial}

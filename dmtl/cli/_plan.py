@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
-from dmtl.cli._common import console, mib, say
-from dmtl.report.charts import number
+from dmtl.cli._common import console, say
+from dmtl.text import duration, mebibytes, number
 from dmtl.train.config import RunConfig
 from dmtl.train.plan import forecast, measure, plan
 
@@ -46,28 +46,29 @@ def print_plan(config: RunConfig, facts: dict) -> None:
         "GFLOP of a step", f"{_giga(work['forward'])} forward ({stages}), {_giga(work['backward'])} backward"
     )
     kept = f"{files['kept']} checkpoint{'' if files['kept'] == 1 else 's'}"
-    each = f"{mib(files['checkpoint'])} each; models of {mib(files['model'])}"
-    head.add_row("on disk", f"{kept} of {each}; {mib(files['disk'])} at most")
+    each = f"{mebibytes(files['checkpoint'])} each; models of {mebibytes(files['model'])}"
+    head.add_row("on disk", f"{kept} of {each}; {mebibytes(files['disk'])} at most")
     console.print(head)
 
 
 def print_forecast(measured: dict, told: dict) -> None:
     """Print what `dmtl.train.plan.forecast` gives."""
     rows = _rows()
-    memory = f"{mib(told['memory_bytes'])} resident"
+    memory = f"{mebibytes(told['memory_bytes'])} resident"
     if told["cache_bytes"]:
-        memory += f", {mib(told['cache_bytes'])} of it samples (data.cache)"
+        memory += f", {mebibytes(told['cache_bytes'])} of it samples (data.cache)"
     if told["device_bytes"]:
-        memory += f"; {mib(told['device_bytes'])} on {measured['device']}"
+        memory += f"; {mebibytes(told['device_bytes'])} on {measured['device']}"
     rows.add_row("memory", memory)
-    load = f"{_ms(told['load_first_s'])} to load a batch"
+    load = f"{duration(told['load_first_s'])} to load a batch"
     if told["load_s"] != told["load_first_s"]:
-        load += f" at first, {_ms(told['load_s'])} later"
+        load += f" at first, {duration(told['load_s'])} later"
     if told["start_s"]:
-        rows.add_row("at the start", f"{_duration(told['start_s'])} to read all samples (data.cache)")
-    rows.add_row("a step", f"{_ms(told['step_s'])} on average: {_ms(told['compute_s'])} to compute, {load}")
-    rows.add_row("evaluations", f"{_duration(told['evaluation_s'])} in all")
-    rows.add_row("the whole run", _duration(3600 * told["hours"]))
+        rows.add_row("at the start", f"{duration(told['start_s'])} to read all samples (data.cache)")
+    step, compute = duration(told["step_s"]), duration(told["compute_s"])
+    rows.add_row("a step", f"{step} on average: {compute} to compute, {load}")
+    rows.add_row("evaluations", f"{duration(told['evaluation_s'])} in all")
+    rows.add_row("the whole run", duration(3600 * told["hours"]))
     console.print(rows)
     n, cores = len(measured["step_s"]), measured["cores"]
     say(f"Measured on {n} steps of one process on {measured['device']} ({cores} CPU cores).")
@@ -107,14 +108,3 @@ def _mega(n: int) -> str:
 
 def _giga(operations: float) -> str:
     return number(float(f"{operations / 1e9:.4g}"))
-
-
-def _ms(seconds: float) -> str:
-    return f"{number(float(f'{1e3 * seconds:.3g}'))} ms"
-
-
-def _duration(seconds: float) -> str:
-    """Seconds, minutes or hours, whichever gives a short number."""
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -20,7 +20,7 @@ from dmtl.train.config import RunConfig
 from dmtl.train.toml import read_methods
 
 if TYPE_CHECKING:
-    from dmtl.report.claim import Results
+    from dmtl.report.runs.claim import Results
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
         claim = claim_of(config, read_methods(args.config) if args.config else None)
     except ConfigError as error:
         raise ConfigError(f"{args.config}: {error}" if args.config else str(error)) from None
-    from dmtl.report.claim import results_of, write_json, write_markdown
+    from dmtl.report.runs.claim import results_of, write_json, write_markdown
     from dmtl.train.jobs import run_jobs
     from dmtl.train.setup import open_data
     from dmtl.train.trainer import RunStopped
@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> int:
 
 def print_table(results: Results) -> None:
     """Print the metrics of every method, and below them how Delta_MTL and time come about."""
-    from dmtl.report.claim import table
+    from dmtl.report.runs.claim import table
 
     head, rows = table(results)
     middle = head.index("Delta_MTL, %") + 1

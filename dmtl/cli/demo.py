@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import sys
@@ -22,7 +21,7 @@ from dmtl.errors import ConfigError
 if TYPE_CHECKING:
     from dmtl.train.config import RunConfig
 
-RUNS = {"mtl": ("MTL baseline", "none"), "diffusion": ("DiffusionMTL", None)}
+RUNS = {"mtl": ("MTL", "none"), "diffusion": ("DiffusionMTL", None)}
 """Folder -> the run's name, and the model's form of diffusion where it is not the recipe's."""
 
 
@@ -70,15 +69,18 @@ def main(arguments: list[str]) -> int:
         return stopped.status
     if failed:
         raise ConfigError("; ".join(failed))
+    from dmtl.report.html.report import write_page
+    from dmtl.report.runs.comparison import compare
+
+    labels = [label for label, _ in RUNS.values()]
+    comparison = compare([out / "diffusion"], [out / "mtl"], labels)
+    console.print(metric_table(comparison.methods, deltas=comparison.deltas))
+    say("Delta_MTL: the mean gain over the baseline (one seed, equal steps)")
     model = from_pretrained(out / "diffusion").to(device)
-    _compare(out, model)
     data = open_data(base.data, base.optim.task_weights)
     _predict_samples(model, device, data.val, out)
-    from dmtl.report.run import report_from_runs
-
-    runs = (out / "diffusion", out / "mtl")
-    page = report_from_runs(*runs, out / "report.html", train_set=data.train, val_set=data.val, device=device)
-    say(f"report: {page}")
+    sets = {"train_set": data.train, "val_set": data.val}
+    say(f"report: {write_page(out / 'report.html', comparison, **sets, device=device)}")
     return 0
 
 
@@ -127,24 +129,6 @@ def _bars(steps: int, out: Path) -> Iterator:
 
         yield look
         look()
-
-
-def _compare(out: Path, model) -> None:
-    """Print the metrics of both runs, and what denoising gained."""
-    from dmtl.evaluation.scoring import primary_metrics
-    from dmtl.metrics import delta_mtl
-
-    found = {
-        label: json.loads((out / name / "metrics.json").read_text(encoding="utf-8"))["metrics"]
-        for name, (label, _) in RUNS.items()
-    }
-    baseline, ours = found.values()
-    console.print(metric_table("", found, primary_metrics(ours, model.tasks)))
-    delta = delta_mtl(ours, baseline, model.tasks)
-    console.print(
-        f"Delta_MTL of DiffusionMTL against the MTL baseline: [bold]{delta:+.2f} %[/bold] "
-        "(one seed, equal steps)"
-    )
 
 
 def _predict_samples(model, device, val, out: Path, count: int = 4) -> None:

@@ -125,7 +125,8 @@ def main(arguments: list[str]) -> int:
     compared = {} if reference is None else compare_with_baseline(metrics, primary, reference)
     title = f"{source} on {evaluation}"
     if len(rows) == 1:
-        console.print(metric_table(title, final_and_initial(metrics), primary, evaluation.notes()))
+        columns = final_and_initial(metrics, primary)
+        console.print(metric_table(columns, title, evaluation.notes()))
     else:
         console.print(_steps_table(title, rows, primary))
     if args.per_class:

@@ -9,7 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from dmtl.cli._arguments import parse
-from dmtl.cli._common import console, mib, say
+from dmtl.cli._common import console, say
+from dmtl.text import mebibytes, number, plural
 
 SIZES = (256, 512, 1024, 2048)  # pixels, of square images
 
@@ -72,11 +73,13 @@ def _print_model(name: str, facts: dict) -> None:
     parts = ", ".join(f"{part} {number / 1e6:.3g}" for part, number in facts["parameters"].items())
     head.add_row("parameters", f"{sum(facts['parameters'].values()) / 1e6:.3g} M: {parts}")
     transformed = facts["transformed_bytes"]
-    beside = f", and {mib(transformed)} of transformed weights" if transformed else ""
-    own = f"{mib(facts['parameter_bytes'])} of parameters{beside}"
+    beside = f", and {mebibytes(transformed)} of transformed weights" if transformed else ""
+    own = f"{mebibytes(facts['parameter_bytes'])} of parameters{beside}"
     head.add_row("engine", f"{own} ({facts['device']}, {facts['precision']})")
     available = facts["available_bytes"]
-    told = "not known here" if available is None else f"{mib(available)}, planned with {SHARE:.0%} of it"
+    told = (
+        "not known here" if available is None else f"{mebibytes(available)}, planned with {SHARE:.0%} of it"
+    )
     head.add_row("free memory", told)
     console.print(head)
     console.print(_size_table(facts))
@@ -86,10 +89,9 @@ def _print_model(name: str, facts: dict) -> None:
 
 def _size_table(facts: dict) -> Table:
     from dmtl.engine.describe import STAGES
-    from dmtl.report.charts import number
 
     batch = facts["batch"]
-    title = f"\nA prediction of all tasks, {batch} image{'' if batch == 1 else 's'} at once"
+    title = f"\nA prediction of all tasks, {plural(batch, 'image')} at once"
     table = Table(title=title, title_justify="left")
     table.add_column("size")
     stages = [stage for stage in STAGES if any(row["flops"][stage] for row in facts["sizes"])]
@@ -101,9 +103,9 @@ def _size_table(facts: dict) -> Table:
         work = [row["flops"][stage] for stage in stages]
         tile = "whole" if row["tile"] is None else f"{row['tile']} px"
         figures = (number(value / 1e9) for value in (*work, sum(work)))
-        table.add_row("{} x {}".format(*row["size"]), *figures, mib(row["peak_bytes"]), tile)
+        table.add_row("{} x {}".format(*row["size"]), *figures, mebibytes(row["peak_bytes"]), tile)
     return table
 
 
-def _channels(number: int) -> str:
-    return f"{number} channel{'' if number == 1 else 's'}"
+def _channels(count: int) -> str:
+    return plural(count, "channel")

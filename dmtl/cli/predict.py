@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import say
+from dmtl.cli._common import bars, say
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def main(arguments: list[str]) -> int:
         batch_size=args.batch_size,
         tile=args.tile,
     )
-    summary = predictor.predict_files(
-        args.images, args.out, pictures=args.pictures, npy=args.npy, every=args.every, frames=args.frames
-    )
+    options = {"pictures": args.pictures, "npy": args.npy, "every": args.every, "frames": args.frames}
+    with bars(stderr=True) as new_bar:
+        summary = predictor.predict_files(args.images, args.out, **options, progress=new_bar("predicting"))
     say(summary)
     return 0 if summary.ok else 1

@@ -1,43 +1,199 @@
-"""`dmtl report`: one page from finished runs."""
+"""`dmtl report`: finished runs compared, on the terminal and as a page; the paper's tables."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import require_page, say
+from dmtl.cli._common import console, metric_table, say, write_files
+from dmtl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dmtl.report.paper.table import PaperTable
+    from dmtl.report.paper.write import Cell
+    from dmtl.report.runs.comparison import Comparison
+
+COLUMNS = 3  # methods next to the baseline in one table; more get a table each
+WIDTH = 100  # columns of the terminal that every table of the paper fits
+NARROW = 5  # columns from which on a spread is below its result
+ONLY_PAPER = ("benchmark", "exact", "latex")
+ONLY_RUNS = ("pictures", "samples")
 
 
 @dataclass(frozen=True)
 class Report:
-    """Write a self-contained HTML page: labels, metrics beside the baseline, curves, all steps' pictures."""
+    """Show one run or compare several: metrics over seeds, Delta_MTL against a baseline, steps and time; with
+    --out also as a page with labels, curves and pictures of every denoising step.
 
-    runs: Annotated[list[str], *positional("RUN ...")]
-    """Finished DiffusionMTL runs: one, or one for each seed."""
-    baseline: list[str] | None = None
-    """The baseline's runs, as many and in the same order."""
-    out: str = "report.html"
-    """The page to write."""
-    pictures: int = 4
-    """Validation images shown."""
-    samples: int = 8
-    """Draws of the noise by which the page says how sure the model is, and whether it is unsure where it is
-    wrong; 0: none of that."""
+    Runs that differ in their seed alone are one method, named by what differs from the others. An unfinished
+    run counts as of its last evaluation.
+
+    With --paper: the paper's tables, one for each benchmark and label setting, next to the published results;
+    without RUN the published results alone. A run's results are then those of RUN/eval.json (dmtl eval RUN
+    --json RUN/eval.json) if it is there, and single-task runs, one for each task and seed, are one row, STL.
+    """
+
+    runs: Annotated[list[str], *positional("[RUN ...]")] = field(default_factory=list)
+    """Run folders, or folders of runs (all below them are read)."""
+    baseline: list[str] = field(default_factory=list)
+    """Runs that Delta_MTL is taken against, or a method by the name it has here. Default: the first RUN's
+    method, of a folder of several the first without diffusion; with --paper STL among RUN, else MTL."""
+    paper: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print the paper's tables."""
+    benchmark: str | None = None
+    """With --paper: only this benchmark ("pascal-context", "nyud-13", "nyud-40", "cityscapes-7",
+    "cityscapes-raw", "cityscapes-19"), which all runs are taken to be of. Default: as their tasks, class
+    counts and names of images say."""
+    exact: tyro.conf.FlagCreatePairsOff[bool] = False
+    """With --paper: saliency by its exact maxF instead of the paper's variant, which published results are
+    of."""
+    out: str | None = None
+    """Also write an HTML page."""
+    csv: str | None = None
+    """Also write all results as CSV."""
+    json: str | None = None
+    """Also write all results as JSON."""
+    latex: str | None = None
+    """With --paper: also write the tables as LaTeX (booktabs)."""
+    pictures: int | None = None
+    """Validation images on the page; default: 4, or none for more than two methods."""
+    samples: int | None = None
+    """Noise samples by which the page says how sure the last method is, and whether it is unsure where it is
+    wrong; 0: none of that; default: 8."""
 
 
 def main(arguments: list[str]) -> int:
     args = parse(Report, arguments, "report")
-    from dmtl.errors import ConfigError
-    from dmtl.report.run import report_from_runs
+    if args.out is not None and Path(args.out).suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--out must end in .html, got {args.out!r}")
+    for option in ONLY_RUNS if args.paper else ONLY_PAPER:
+        if getattr(args, option):
+            raise ConfigError(f"--{option} cannot be used {'with' if args.paper else 'without'} --paper")
+    return _paper(args) if args.paper else _compare(args)
 
-    require_page(args.out)
+
+def _compare(args: Report) -> int:
+    from dmtl.report.html.report import write_page
+    from dmtl.report.runs.comparison import compare
+    from dmtl.report.runs.write import write_csv, write_json
+
     if not args.runs:
-        raise ConfigError("RUN must be at least one folder of a finished run, got none")
-    if args.baseline is not None and len(args.baseline) != len(args.runs):
-        raise ConfigError(
-            f"--baseline must name as many runs as RUN ({len(args.runs)}), got {len(args.baseline)}"
-        )
-    path = report_from_runs(args.runs, args.baseline, args.out, pictures=args.pictures, samples=args.samples)
-    say(f"wrote {path}")
+        raise ConfigError("RUN must name at least one run, got none")
+    comparison = compare(args.runs, args.baseline)
+    for label, method in comparison.methods.items():
+        baseline = " (baseline)" if comparison.deltas and method is comparison.baseline else ""
+        say(f"{label}  {method.name}{baseline}")
+    console.print(methods_table(comparison))
+    baseline, *others = comparison.methods
+    for begin in range(0, max(len(others), 1), COLUMNS):
+        shown = [baseline, *others[begin : begin + COLUMNS]]
+        methods = {label: comparison.methods[label] for label in shown}
+        console.print(metric_table(methods, deltas=comparison.deltas))
+    for remark in comparison.remarks:
+        say(remark)
+    if comparison.warning:
+        console.print(Text(comparison.warning, style="bold red"), soft_wrap=True)
+    options = {"pictures": args.pictures, "samples": 8 if args.samples is None else args.samples}
+    write_files(
+        comparison,
+        (args.out, lambda path, content: write_page(path, content, **options)),
+        (args.csv, write_csv),
+        (args.json, write_json),
+    )
     return 0
+
+
+def methods_table(comparison: Comparison) -> Table:
+    """One row a method: its label, Delta_MTL and what it was taken over, seeds, steps, time."""
+    from dmtl.report.runs.values import text_of
+
+    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("", "Delta_MTL", "over", "seeds", "steps", "training"):
+        right = name in ("Delta_MTL", "steps", "training")
+        shown.add_column(name, justify="right" if right else "left", no_wrap=name == "Delta_MTL")
+    for row in comparison.summary():
+        delta = comparison.deltas.get(row["label"])
+        text = "" if delta is None else f"{text_of(delta.value, 2, sign=True)} %"
+        shown.add_row(row["label"], text, row["basis"], row["seeds"], row["steps"], row["time"])
+    return shown
+
+
+def _paper(args: Report) -> int:
+    from dmtl.report.paper.build import published_tables, tables
+    from dmtl.report.paper.write import write_csv, write_json, write_latex, write_page
+
+    if args.baseline and not args.runs:
+        raise ConfigError("--baseline needs RUN, got none")
+    if args.runs:
+        found = tables(args.runs, args.baseline, args.benchmark, args.exact)
+    else:
+        found = published_tables(args.benchmark)
+        if not found:
+            raise ConfigError(f"--benchmark {args.benchmark} has no published results, expected RUN")
+    for table in found:
+        _print_paper(table)
+    outputs = (args.out, write_page), (args.csv, write_csv), (args.json, write_json)
+    write_files(found, *outputs, (args.latex, write_latex))
+    return 0
+
+
+def _print_paper(table: PaperTable) -> None:
+    """Print a table, its sources and what is to be said about it."""
+    console.print(Text(table.heading, style="bold"))
+    # If the terminal is too narrow its lines break; fitted to it, the table would lose columns.
+    Console(file=console.file, width=max(console.width, WIDTH)).print(paper_table(table))
+    for number, source in enumerate(table.sources, start=1):
+        _print_note(f"[{number}]", source)
+    for remark in table.remarks:
+        _print_note(*(("*", remark[2:]) if remark.startswith("* ") else ("-", remark)))
+    console.print()
+
+
+def paper_table(table: PaperTable) -> Table:
+    """One row a row; methods are named once, measured rows are below their published ones."""
+    from dmtl.report.paper.write import LOST, lines
+
+    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    shown.add_column("method", min_width=10)
+    if table.measured:
+        shown.add_column("seeds", justify="right")
+    shown.add_column("from", no_wrap=True)
+    for column in table.columns:
+        head = f"{column.task}\n{column.label} {'↑' if column.higher_is_better else '↓'}"
+        shown.add_column(Text(head), justify="right", no_wrap=True)
+    shown.add_column("Δ MTL\n% ↑", justify="right", no_wrap=True)
+    below = len(table.columns) > NARROW
+    for line in lines(table):
+        row = line.row
+        about = [Text(line.name), Text(line.origin)]
+        if table.measured:
+            about.insert(1, Text("" if row.published else str(len(row.by_seed))))
+        cells = [_cell(cell, below) for cell in (*line.cells, line.delta)]
+        if row.lost:
+            cells = [Text(LOST)] * len(cells)
+        elif line.reference:
+            cells[-1] = Text("ref.", style="dim")
+        shown.add_row(*about, *cells, style="dim" if row.published and table.measured else "")
+    return shown
+
+
+def _cell(cell: Cell, below: bool) -> Text:
+    text = Text(cell.mean or "-", style="bold" if cell.best else "")
+    if cell.spread:
+        text.append("\n±" if below else "±", "not bold dim").append(cell.spread, "not bold dim")
+    return text
+
+
+def _print_note(label: str, text: str) -> None:
+    """A remark, wrapped next to its label."""
+    indent = " " * (len(label) + 1)
+    say(textwrap.fill(f"{label} {text}", console.width, subsequent_indent=indent, break_on_hyphens=False))

@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import console, final_and_initial, metric_table, say, training_progress
+from dmtl.cli._common import console, final_and_initial, metric_table, say, training_bars
 from dmtl.errors import ConfigError
 from dmtl.train.config import RunConfig
 from dmtl.train.presets import recipe
@@ -49,8 +49,9 @@ def main(arguments: list[str]) -> int:
     trainer = Trainer(config, resume=args.resume, say=say, profile=args.profile)
     if trainer.step:
         trainer.say(f"resumed at step {trainer.step}")
-    with training_progress(config.out) if trainer.world.main else nullcontext(trainer.on_step) as on_step:
-        trainer.on_step = on_step
+    with training_bars() if trainer.world.main else nullcontext() as new_bar:
+        if new_bar is not None:
+            trainer.on_step = new_bar(config.out)
         trainer.on_step(trainer.step, trainer.steps, math.nan)
         try:
             metrics = trainer.fit()
@@ -61,13 +62,8 @@ def main(arguments: list[str]) -> int:
         return 0
     from dmtl.evaluation.scoring import primary_metrics
 
-    console.print(
-        metric_table(
-            f"{config.out}: {trainer.step} steps",
-            final_and_initial(metrics),
-            primary_metrics(metrics, trainer.model.tasks),
-        )
-    )
+    methods = final_and_initial(metrics, primary_metrics(metrics, trainer.model.tasks))
+    console.print(metric_table(methods, f"{config.out}: {trainer.step} steps"))
     say(f"model: {trainer.out / 'model'}")
     return 0
 

@@ -6,21 +6,12 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from dmtl.diffusion.samplers import make_sampler
-from dmtl.errors import ConfigError, nearest
+from dmtl.errors import ConfigError
+from dmtl.fields import check_fields, require_known
 from dmtl.tasks import Task, task_from_spec
-
-DIFFUSIONS = ("feature", "prediction", "none")
-PARTS = ("noise", "condition")  # of the diffusion process, which a control may lack
-_TYPES = {
-    "int": int,
-    "float": (int, float),
-    "bool": bool,
-    "str": str,
-    "float | None": (int, float, type(None)),
-    "str | None": (str, type(None)),
-}
 
 
 @dataclass(frozen=True)
@@ -40,7 +31,7 @@ class ModelConfig:
     """Channels C of every map at 1/8 resolution and of every token."""
     decoder_blocks: int = 2
     """Residual blocks in each preliminary decoder."""
-    diffusion: str = "feature"
+    diffusion: Literal["feature", "prediction", "none"] = "feature"
     """What is noised and denoised: "feature", "prediction", or "none" (the plain multi-task baseline)."""
     steps: int = 2
     """S, the denoising steps."""
@@ -63,9 +54,9 @@ class ModelConfig:
     """Cross blocks, shared by all tasks."""
     mlp_ratio: int = 4
     """Hidden width of the blocks' MLPs, in units of C."""
-    token_reduction: int = 4
+    token_reduction: Literal[1, 2, 4] = 4
     """Side of the square of 1/8-map positions that share a token: 4 as published; 2 or 1 for small images."""
-    chain_init: str = "identity"
+    chain_init: Literal["identity", "default"] = "identity"
     """How MTDNet starts: "identity" passes its signal on nearly unchanged; "default", published, loses most
     of it."""
     detach_signal: bool = False
@@ -75,27 +66,14 @@ class ModelConfig:
     """True: the final map is the initial map plus a correction that starts at zero. False: as published."""
     detach_condition: bool = True
     """True: the condition sends no gradient into the initial predictions (published)."""
-    without: list[str] = field(default_factory=list)
+    without: list[Literal["noise", "condition"]] = field(default_factory=list)
     """Controls that tell what helps. "noise": nothing is added to the signal at any step. "condition": the
     denoiser sees zeros instead of the initial predictions. Parameters and operations stay the same; with
     both, MTDNet is only more layers."""
 
     def __post_init__(self):
-        for f in dataclasses.fields(self):
-            value, kind = getattr(self, f.name), _TYPES.get(f.type)
-            if kind is not None and (
-                not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)
-            ):
-                raise ConfigError(f"model.{f.name} must be of type {f.type}, got {value!r}")
         object.__setattr__(self, "tasks", _specifications(self.tasks))
-        if self.diffusion not in DIFFUSIONS:
-            raise ConfigError(
-                f"model.diffusion must be one of {', '.join(DIFFUSIONS)}, got {self.diffusion!r}"
-            )
-        if self.token_reduction not in (1, 2, 4):
-            raise ConfigError(f"model.token_reduction must be 1, 2 or 4, got {self.token_reduction}")
-        if self.chain_init not in ("identity", "default"):
-            raise ConfigError(f'model.chain_init must be "identity" or "default", got {self.chain_init!r}')
+        check_fields(self, "model.")
         for name in ("backbone_width", "width", "decoder_blocks", "steps", "heads", "blocks", "mlp_ratio"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name} must be at least 1, got {getattr(self, name)}")
@@ -108,17 +86,10 @@ class ModelConfig:
                 "model.beta_start and model.beta_end must satisfy 0 < beta_start <= beta_end < 1, "
                 f"got {self.beta_start} and {self.beta_end}"
             )
-        if self.betas is not None:
-            numbers = isinstance(self.betas, (list, tuple)) and all(
-                isinstance(beta, float) for beta in self.betas
+        if self.betas is not None and not (self.betas and all(0 < beta < 1 for beta in self.betas)):
+            raise ConfigError(
+                f"model.betas must be a list of numbers between 0 and 1, got {self.betas!r:.200}"
             )
-            if not numbers or not self.betas or not all(0 < beta < 1 for beta in self.betas):
-                raise ConfigError(
-                    f"model.betas must be a list of numbers between 0 and 1, got {self.betas!r:.200}"
-                )
-        if not isinstance(self.without, (list, tuple)) or not all(part in PARTS for part in self.without):
-            known = ", ".join(PARTS)
-            raise ConfigError(f"model.without must be a list of {known}, got {self.without!r:.200}")
         if self.without and self.diffusion == "none":
             raise ConfigError(
                 'model.without must be empty if model.diffusion is "none", which has neither noise nor '
@@ -140,13 +111,13 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping) -> ModelConfig:
-        """Raises ConfigError on an unknown key, naming the nearest known one."""
-        known = [f.name for f in dataclasses.fields(cls)]
+        """Return the configuration of a dictionary.
+
+        Raises:
+            ConfigError: a key is unknown, or a value is wrong.
+        """
         for key in values:
-            if key not in known:
-                near = nearest(key, known)
-                hint = f"; did you mean {near!r}?" if near else ""
-                raise ConfigError(f"model.{key} is not a known key{hint} (known: {', '.join(known)})")
+            require_known(key, (f.name for f in dataclasses.fields(cls)), "model.")
         return cls(**values)
 
 

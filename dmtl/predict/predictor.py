@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from dmtl.predict.compute import BatchPredictor
 from dmtl.predict.inputs import find_inputs
 from dmtl.predict.maps import describe_uncertainty
 from dmtl.predict.outputs import RESERVED, Outputs, Summary, output_folder
-from dmtl.predict.progress import progress_bar
+from dmtl.predict.progress import Progress
 from dmtl.predict.stream import Stream
 from dmtl.predict.video import require_av
 from dmtl.runtime.devices import pick_device
@@ -124,7 +124,7 @@ class Predictor:
         npy: bool = False,
         every: int = 1,
         frames: int | None = None,
-        progress: bool | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Summary:
         """Predict every image and every video among `paths` (files and folders) into `out_dir`.
 
@@ -138,7 +138,7 @@ class Predictor:
             npy: also write unit vectors as .npy.
             every: of a video, take every n-th frame.
             frames: of a video, take at most so many.
-            progress: show a progress bar on stderr; default only where stderr is a terminal.
+            progress: called with the number of images (and frames) that are done and of all, after each.
 
         Errors: OSError, naming the path, when an output cannot be written (no permission, full disk), because
             no other could be either; DataError when `out_dir` holds other things; ConfigError when a task is
@@ -159,8 +159,8 @@ class Predictor:
         outputs.write_index(summary, images, options)  # first of all: tells whether the folder can be written
         start = time.perf_counter()
         try:
-            with progress_bar(len(inputs), progress) as bar:
-                Stream(self._batches, outputs, summary, images, bar, every=every, frames=frames).run(inputs)
+            count = Progress(len(inputs), progress)
+            Stream(self._batches, outputs, summary, images, count, every=every, frames=frames).run(inputs)
         finally:  # also after Ctrl-C: what is there is described
             summary.seconds = time.perf_counter() - start
             outputs.write_index(summary, images, options)

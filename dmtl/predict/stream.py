@@ -24,7 +24,7 @@ from dmtl.predict.compute import BatchPredictor, PredictedBatch
 from dmtl.predict.inputs import Failure, Input
 from dmtl.predict.outputs import Frame, ImageMaps, Outputs, Summary
 from dmtl.predict.pipeline import WriteBehind, batched, read_ahead
-from dmtl.predict.progress import Bar
+from dmtl.predict.progress import Progress
 from dmtl.predict.video import VideoReader
 
 MOST_PIXELS = 16_000_000  # computed and not yet written: some 30 bytes each in maps and pictures
@@ -79,13 +79,13 @@ class Stream:
         outputs: Outputs,
         summary: Summary,
         images: list[dict],
-        bar: Bar,
+        progress: Progress,
         *,
         every: int,
         frames: int | None,
     ):
         self.predict, self.outputs, self.summary = predict, outputs, summary
-        self.images, self.bar = images, bar
+        self.images, self.progress = images, progress
         self.every, self.frames = every, frames
         cores = os.cpu_count() or 1
         self.reading, self.writing = min(4, cores), min(16, cores)  # threads
@@ -204,17 +204,17 @@ class Stream:
                 self.summary.videos.append({**facts, "frames_per_second": result.rate})
             if result.failure is not None:
                 self.summary.failures.append(result.failure)
-            self.bar.finish(item.name, frames)
+            self.progress.finish(item.name, frames)
         elif isinstance(result, Failure):
             self.summary.failures.append(result)
-            self.bar.advance()
+            self.progress.advance()
         else:
             frame, entry, _ = result
             self.images.append(entry)
             self.summary.written.append(frame.name)
             if frame.number is not None:
-                self.bar.expect(frame.item.name, frame.expected)
-            self.bar.advance()
+                self.progress.expect(frame.item.name, frame.expected)
+            self.progress.advance()
 
 
 def _give_way() -> None:

@@ -29,11 +29,11 @@ from pathlib import Path
 
 from dmtl.data import made_to_order, open_dataset
 from dmtl.errors import ConfigError, nearest
+from dmtl.fields import convert_fields
 from dmtl.train.config import RunConfig
 from dmtl.train.jobs import Job, finished
 from dmtl.train.toml import override
 
-KINDS = {"label": str, "like": str, "time_of": str, "single_task": bool}
 SECTIONS = ("data", "model", "optim", "execution", "log")
 DEFAULT = {
     "diffusion": {},
@@ -42,6 +42,21 @@ DEFAULT = {
 }
 FILE = "claim.json"
 """Results of a table, in its folder."""
+
+
+@dataclass
+class _Section:
+    """The keys that a section [methods.NAME] may have."""
+
+    label: str
+    like: str
+    time_of: str
+    single_task: bool
+    data: dict
+    model: dict
+    optim: dict
+    execution: dict
+    log: dict
 
 
 @dataclass(frozen=True)
@@ -87,7 +102,7 @@ class Claim:
         """
         needed: set[str] = set()
         for name in names:
-            method = self.methods[_known("--methods", name, self.methods)]
+            method = self.methods[_known("methods", name, self.methods)]
             needed |= {name, *method.sources}
         return needed
 
@@ -155,17 +170,7 @@ def claim_of(config: RunConfig, section: object = None) -> Claim:
 def _check(name: str, values: object, tables: Mapping[str, Mapping]) -> None:
     if not re.fullmatch(r"[\w-]+", name):
         raise ConfigError(f"methods.{name!r} must be letters, digits, - and _: it becomes a folder's name")
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"methods.{name} must be a table, got {values!r:.200}")
-    for key, value in values.items():
-        if key not in (*KINDS, *SECTIONS):
-            near = nearest(key, [*KINDS, *SECTIONS])
-            hint = f"; did you mean {near!r}?" if near else ""
-            raise ConfigError(
-                f"methods.{name}.{key} is not a known key{hint} (known: {', '.join([*KINDS, *SECTIONS])})"
-            )
-        if key in KINDS and not isinstance(value, KINDS[key]):
-            raise ConfigError(f"methods.{name}.{key} must be of type {KINDS[key].__name__}, got {value!r}")
+    convert_fields(_Section, values, f"methods.{name}.")
     for key in ("like", "time_of"):
         if key in values:
             other = _known(f"methods.{name}.{key}", values[key], tables)

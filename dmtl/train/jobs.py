@@ -114,7 +114,7 @@ def _settled(job: Job) -> bool:
     if changed := what_changed(identity(read_config(job.out / "config.toml")), job.config()):
         raise ConfigError(
             f"{job.out}: was trained with another configuration ({changed}); "
-            "delete it or choose another --out"
+            "delete it or choose another folder"
         )
     return True
 

@@ -18,13 +18,12 @@ import dataclasses
 import json
 import os
 import tomllib
-import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
 
-from dmtl.errors import ConfigError, nearest
+from dmtl.errors import ConfigError
+from dmtl.fields import convert_fields
 from dmtl.train.config import RunConfig
 
 METHODS = "methods"
@@ -59,13 +58,13 @@ def override(config: RunConfig, values: Mapping, prefix: str) -> RunConfig:
     Raises:
         ConfigError: a key is unknown or a value cannot work; `prefix` is where the values come from.
     """
-    typed = _typed(RunConfig, values, prefix)
+    typed = convert_fields(RunConfig, values, prefix)
     return _build(RunConfig, _merge(dataclasses.asdict(config), typed))
 
 
 def config_from_dict(values: Mapping) -> RunConfig:
     """Nested tables -> RunConfig, types checked."""
-    return _build(RunConfig, _typed(RunConfig, values, ""))
+    return _build(RunConfig, convert_fields(RunConfig, values, ""))
 
 
 def write_config(config: RunConfig, path: str | Path) -> None:
@@ -103,7 +102,8 @@ def _resolved(chain: tuple[Path, ...]) -> dict:
         raise ConfigError(f"{told}: extends must be the name of a file or a list of names, got {bases!r}")
     try:
         # here, where the file with a wrong key is known
-        _typed(RunConfig, {key: value for key, value in values.items() if key != METHODS}, "")
+        own = {key: value for key, value in values.items() if key != METHODS}
+        convert_fields(RunConfig, own, "", also=("extends", METHODS))
     except ConfigError as error:
         raise ConfigError(f"{told}: {error}") from None
     merged: dict = {}
@@ -138,59 +138,9 @@ def _toml(value: object) -> str:
     return json.dumps(value) if isinstance(value, bool) else repr(value)
 
 
-def _build(cls: type, arguments: Mapping) -> Any:
+def _build(cls: type, arguments: Mapping) -> typing.Any:
     """An instance of a configuration class; its nested sections from their own arguments."""
     kinds = typing.get_type_hints(cls)
     return cls(
         **{k: _build(kinds[k], v) if dataclasses.is_dataclass(kinds[k]) else v for k, v in arguments.items()}
     )
-
-
-def _typed(cls: type, values: Mapping, prefix: str) -> dict:
-    """`values` with every key known to `cls` and every value of its type; sections as dictionaries."""
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{prefix.rstrip('.')} must be a table, got {type(values).__name__}")
-    kinds = typing.get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(cls)]
-    arguments = {}
-    for key, value in values.items():
-        if key not in known:
-            near = nearest(key, known if prefix else [*known, "extends", METHODS])
-            hint = f"; did you mean {prefix + near!r}?" if near else ""
-            raise ConfigError(f"{prefix}{key} is not a known key{hint} (known here: {', '.join(known)})")
-        arguments[key] = _convert(kinds[key], value, prefix + key)
-    return arguments
-
-
-def _convert(kind: Any, value: Any, key: str) -> Any:
-    """`value` as `kind`, or ConfigError; integers pass for floats, nothing else is converted silently."""
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return _typed(kind, value, key + ".")
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, key)
-    if origin is Literal:
-        if value in arguments:
-            return value
-        raise ConfigError(f"{key} must be one of {', '.join(map(str, arguments))}, got {value!r}")
-    if origin is tuple:
-        if isinstance(value, (list, tuple)) and len(value) == len(arguments):
-            return tuple(_convert(a, v, key) for a, v in zip(arguments, value, strict=True))
-        raise ConfigError(f"{key} must be a list of {len(arguments)} values, got {value!r}")
-    if origin is list:
-        if isinstance(value, list):
-            return [_convert(arguments[0], v, key) for v in value]
-        raise ConfigError(f"{key} must be a list, got {value!r}")
-    if kind is dict or origin is dict:
-        if isinstance(value, dict):
-            return (
-                {k: _convert(arguments[1], v, f"{key}.{k}") for k, v in value.items()} if arguments else value
-            )
-        raise ConfigError(f"{key} must be a table, got {value!r}")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        return value
-    raise ConfigError(f"{key} must be of type {kind.__name__}, got {value!r}")

@@ -86,7 +86,7 @@ class Trainer:
         self.out = Path(config.out)
         traces = [*self.out.glob("log.jsonl"), *self.out.glob("checkpoints/step-*.pt")]
         if traces and not resume:
-            raise ConfigError(f"{self.out} already holds a run; choose another out, or --resume")
+            raise ConfigError(f"{self.out} already holds a run; choose another out, or resume it")
         self.world = connect(config.device)
         self.device = self.world.device
         self.say = say if self.world.main else lambda text: None
@@ -240,7 +240,7 @@ class Trainer:
             self.save(wait=True)
             raise RunStopped(
                 f"stopped by {stop.name} after step {self.step} of {self.steps}; the state is saved, "
-                "--resume goes on",
+                "resume continues",
                 128 + (stop.number or signal.SIGTERM),
             )
 

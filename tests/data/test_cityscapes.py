@@ -92,7 +92,7 @@ def test_tasks_and_how_they_are_scored(written):
 
 def test_label_holds_7_classes_unless_the_reader_is_told_otherwise(written):
     root = written["cityscapes-19-label"]
-    with pytest.raises(DataError, match=r"label/0\.npy: value .* class ids 0 to 6, .*--format cityscapes-19"):
+    with pytest.raises(DataError, match=r"label/0\.npy: value .* class ids 0 to 6, .*format cityscapes-19"):
         Cityscapes7(root, "val").read(0)
     assert Cityscapes7(root, "val").read(0, ["depth"]).labels.keys() == {"depth"}
     assert_as_rendered(Cityscapes19(root, "val"), "cityscapes-19", "val", 0)

@@ -279,14 +279,13 @@ def test_task_called_like_an_output_folder(tmp_path, model, monkeypatch, name):
         Predictor(model).predict_files([], tmp_path / "out")
 
 
-def test_progress_is_silent_off_a_terminal_and_shown_on_request(model, tmp_path, capfd):
-    path = save(tmp_path / "a.png")
-    predictor = Predictor(model, tasks=["sal"])
-    predictor.predict_files([path], tmp_path / "out")
-    assert capfd.readouterr() == ("", "")
-    predictor.predict_files([path], tmp_path / "out", progress=True)
-    captured = capfd.readouterr()
-    assert captured.out == "" and "predicting" in captured.err
+def test_progress_is_reported_and_nothing_is_printed(model, tmp_path, capfd):
+    paths = [save(tmp_path / "in" / f"{name}.png") for name in "ab"]
+    seen = []
+    Predictor(model, tasks=["sal"]).predict_files(
+        paths, tmp_path / "out", progress=lambda *at: seen.append(at)
+    )
+    assert seen == [(1, 2), (2, 2)] and capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("diffusion", ["feature", "prediction", "none"])

@@ -74,7 +74,7 @@ def test_from_distribution_to_table(dmtl, tmp_path, format):
     if "edge" in converted.tasks:
         assert 0 <= scored["metrics"]["edge"]["odsF_seism"] <= 100
         assert scored["primary"]["edge"][0] == "odsF_seism"
-    table = run("table", "runs", "--json", "table.json")
+    table = run("report", "--paper", "runs", "--json", "table.json")
     for method in ("STL", "MTL", "Feature"):
         assert method in table
     assert (tmp_path / "table.json").is_file()

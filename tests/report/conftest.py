@@ -5,7 +5,7 @@ import pytest
 
 from dmtl.data import LabelMatrix
 from dmtl.report import Cell, Chart, MetricRow, ReportData, SamplePictures, SampleRow
-from dmtl.report.data import Uncertainty, UncertaintyRow
+from dmtl.report.html.content import Uncertainty, UncertaintyRow
 
 
 def noise(height=24, width=32):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmtl.report import Chart
-from dmtl.report.charts import MAX_POINTS, chart_svg, log_ticks, nice_ticks, number
+from dmtl.report.html.charts import MAX_POINTS, chart_svg, log_ticks, nice_ticks
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(2, 8))
@@ -32,17 +32,6 @@ def test_nice_ticks_of_familiar_ranges():
 def test_log_ticks_cover(low, high):
     ticks = log_ticks(low, high)
     assert ticks[0] <= low * 1.01 and ticks[-1] >= high * 0.99 and ticks == sorted(ticks)
-
-
-def test_numbers_for_people():
-    assert [number(v) for v in (0, 1000, 12345.678, 0.05, 37.84, -2.5)] == [
-        "0",
-        "1,000",
-        "12,346",
-        "0.05",
-        "37.84",
-        "-2.5",
-    ]
 
 
 def test_line_goes_through_its_points_and_says_them_on_hover():

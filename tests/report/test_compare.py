@@ -10,13 +10,14 @@ import pytest
 
 from dmtl.data import LabelMatrix
 from dmtl.errors import ConfigError, DataError
-from dmtl.report import compare_out
-from dmtl.report.compare import compare, summary
-from dmtl.report.methods import names_of
-from dmtl.report.runs import LOWER_IS_BETTER, read_run
+from dmtl.report.html.report import write_page
+from dmtl.report.runs.comparison import compare, metric_rows
+from dmtl.report.runs.methods import names_of
+from dmtl.report.runs.run import LOWER_IS_BETTER, read_run
+from dmtl.report.runs.write import write_csv, write_json
 from dmtl.tasks import KINDS, KNOWN, make_task
 
-from .test_run import IDS, TASKS, write_run
+from .test_report import IDS, TASKS, write_run
 
 
 def sweep(root):
@@ -40,37 +41,38 @@ def test_delta_is_taken_over_pairs_of_the_same_seed(tmp_path):
         "model.diffusion=none",
         "model.diffusion=feature",
     ]
-    assert comparison.methods["B"].seeds == [0, 1, 2] and comparison.baseline.runs[0].path == base[0]
-    gain = comparison.gains["B"]
+    assert comparison.methods["Feature"].seeds == [0, 1, 2] and comparison.baseline.runs[0].path == base[0]
+    gain = comparison.deltas["Feature"]
     pairs = [(10 + 10 + 0) / 3, (0 + 10 + 0) / 3]  # seed 2 has no partner
     assert gain.paired and gain.seeds == [0, 1] and gain.each == pytest.approx(pairs)
     assert gain.value == pytest.approx((statistics.fmean(pairs), statistics.stdev(pairs)))
-    rows = {(row.task, row.metric): row for row in comparison.rows()}
-    assert rows["semseg", "mIoU"].values["A"] == pytest.approx((42.5, statistics.stdev([40, 45])))
-    assert rows["semseg", "mIoU"].values["B"] == pytest.approx((45.0, 1.0))
-    assert list(comparison.rows()[0].values) == ["A", "B"] and comparison.warning == ""
-    assert [row["basis"] for row in summary(comparison)] == ["baseline", "paired by seed: 0, 1"]
+    rows = {(row.task, row.metric): row for row in metric_rows(comparison.methods)}
+    assert rows["semseg", "mIoU"].values["MTL"] == pytest.approx((42.5, statistics.stdev([40, 45])))
+    assert rows["semseg", "mIoU"].values["Feature"] == pytest.approx((45.0, 1.0))
+    assert list(metric_rows(comparison.methods)[0].values) == ["MTL", "Feature"] and comparison.warning == ""
+    assert [row["basis"] for row in comparison.summary()] == ["baseline", "paired by seed: 0, 1"]
 
 
 def test_without_a_common_seed_runs_stand_against_the_mean(tmp_path):
     base = [write_run(tmp_path / f"m{i}", 40.0 + 5 * i, 1.0, "none", i) for i in range(2)]
     ours = write_run(tmp_path / "d", 51.0, 1.0, "feature", 7)
-    gain = compare([*base, ours]).gains["B"]
+    comparison = compare([*base, ours])
+    gain = comparison.deltas["Feature"]
     assert not gain.paired and gain.value == pytest.approx(100 * (51 / 42.5 - 1) / 3)
-    assert gain.basis == "not paired: 7 against A's mean"
+    assert comparison.basis("Feature") == "not paired: 7 against MTL's mean"
 
 
 def test_baseline_by_folder_by_name_and_by_default(tmp_path):
     base, ours = sweep(tmp_path / "runs")
     by_default = compare([tmp_path / "runs"])  # of a folder the first without diffusion
-    assert by_default.baseline.name == "model.diffusion=none" and len(by_default.runs["B"]) == 3
+    assert by_default.baseline.name == "model.diffusion=none" and len(by_default.methods["Feature"].runs) == 3
     assert compare([*ours, *base]).baseline.name == "model.diffusion=feature"  # of runs the first
-    assert compare([*ours, *base], "model.diffusion=none").baseline.name == "model.diffusion=none"
-    assert compare([*ours, *base], str(base[1])).baseline.name == "model.diffusion=none"
-    beside = compare(ours, str(base[0]))  # not among the runs
-    assert len(beside.runs["A"]) == 1 and beside.gains["B"].seeds == [0]
+    assert compare([*ours, *base], ["model.diffusion=none"]).baseline.name == "model.diffusion=none"
+    assert compare([*ours, *base], [base[1]]).baseline.name == "model.diffusion=none"
+    beside = compare(ours, [base[0]])  # not among the runs
+    assert len(beside.methods["MTL"].runs) == 1 and beside.deltas["Feature"].seeds == [0]
     with pytest.raises(ConfigError, match="got 'model.diffusion=nnoe' .did you mean 'model.diffusion=none'"):
-        compare([*ours, *base], "model.diffusion=nnoe")
+        compare([*ours, *base], ["model.diffusion=nnoe"])
 
 
 def test_how_and_where_a_run_was_computed_makes_no_method(tmp_path):
@@ -116,7 +118,7 @@ def test_equal_time_runs_of_a_claim_are_one_method_whatever_their_steps(tmp_path
         "model.diffusion=feature, optim.steps=20",
         "model.diffusion=none, optim.steps=equal time",
     ]
-    assert summary(comparison)[2]["steps"] == "33 to 35"
+    assert comparison.summary()[2]["steps"] == "33 to 35"
 
 
 def test_an_unfinished_run_counts_as_of_its_last_evaluation(tmp_path):
@@ -127,12 +129,14 @@ def test_an_unfinished_run_counts_as_of_its_last_evaluation(tmp_path):
     open_run = read_run(ours, unfinished=True)
     assert not open_run.finished and open_run.primary == whole.primary and open_run.metrics == whole.metrics
     comparison = compare([base, ours])
-    assert comparison.gains["B"].value == pytest.approx(20 / 3)
+    assert comparison.deltas["Feature"].value == pytest.approx(20 / 3)
     assert comparison.remarks[0].endswith("d counts as of its last evaluation, at step 20 of 900.")
-    assert summary(comparison)[1]["steps"] == "20 (1 unfinished)"
+    assert comparison.summary()[1]["steps"] == "20 (1 unfinished)"
     (ours / "log.jsonl").write_text("")
     left = compare([base, ours])
-    assert list(left.methods) == ["A"] and re.search("Left out: .*d: has no evaluation yet", left.remarks[0])
+    assert list(left.methods) == ["MTL"] and re.search(
+        "Left out: .*d: has no evaluation yet", left.remarks[0]
+    )
     with pytest.raises(DataError, match=f"{ours}: has no run with an evaluation"):
         compare([ours])
 
@@ -174,18 +178,18 @@ def test_other_labels_and_other_tasks_are_told(tmp_path):
     del found["metrics"]["edge"], found["primary"]["edge"]
     (base / "metrics.json").write_text(json.dumps(found))
     comparison = compare([base, ours])
-    assert "d has other tasks than" in comparison.warning and math.isnan(comparison.gains["B"].value)
-    assert any("No Delta_MTL of B" in r and "edge pixelF" in r for r in comparison.remarks)
-    assert {row.task for row in comparison.rows()} == {"semseg", "depth", "edge"}
+    assert "d has other tasks than" in comparison.warning and math.isnan(comparison.deltas["Feature"].value)
+    assert any("No Delta_MTL of Feature" in r and "edge pixelF" in r for r in comparison.remarks)
+    assert {row.task for row in metric_rows(comparison.methods)} == {"semseg", "depth", "edge"}
 
 
 def test_folders_that_are_no_runs_are_named(tmp_path):
     run = write_run(tmp_path / "m", 40.0, 1.0)
     (tmp_path / "empty").mkdir()
-    for path, text in ((tmp_path / "none", "is no folder"), (tmp_path / "empty", "has no run in it")):
+    for path, text in ((tmp_path / "none", "is not a folder"), (tmp_path / "empty", "has no run in it")):
         with pytest.raises(DataError, match=f"{path}: {text}"):
             compare([run, path])
-    with pytest.raises(ConfigError, match="RUN must name at least one run"):
+    with pytest.raises(ConfigError, match="paths must name at least one run"):
         compare([])
     (run / "config.toml").write_text("data = 3\n")
     with pytest.raises(DataError, match="config.toml: data is 3, expected"):
@@ -201,7 +205,9 @@ def test_folders_that_are_no_runs_are_named(tmp_path):
 def test_a_seed_that_comes_twice_is_told(tmp_path):
     runs = [write_run(tmp_path / f"m{i}", 40.0 + i, 1.0, seed=4) for i in range(2)]
     comparison = compare([*runs, runs[0]])
-    assert len(comparison.runs["A"]) == 2 and comparison.remarks == ["m0 has several runs with seed 4."]
+    assert len(comparison.methods["MTL"].runs) == 2
+    assert comparison.remarks == [f"m0 has several runs with seed 4: {runs[1]} does not count."]
+    assert metric_rows(comparison.methods)[0].values["MTL"] == 40.0
 
 
 def test_a_figure_that_is_not_finite_is_none_whatever_the_other_seeds_say(tmp_path):
@@ -212,10 +218,10 @@ def test_a_figure_that_is_not_finite_is_none_whatever_the_other_seeds_say(tmp_pa
     log = (ours[1] / "log.jsonl").read_text()
     (ours[1] / "log.jsonl").write_text(log.replace('"rmse": 0.9', '"rmse": NaN'))
     comparison = compare([*base, *ours])
-    [rmse] = [row for row in comparison.rows() if row.metric == "rmse"]
-    assert math.isnan(rmse.values["B"]) and rmse.values["A"] == (1.0, 0.0)
-    assert any("No Delta_MTL of B: " in r and "depth rmse, got nan" in r for r in comparison.remarks)
-    compare_out.write_page(tmp_path / "c.html", comparison)
+    [rmse] = [row for row in metric_rows(comparison.methods) if row.metric == "rmse"]
+    assert math.isnan(rmse.values["Feature"]) and rmse.values["MTL"] == (1.0, 0.0)
+    assert any("No Delta_MTL of Feature: " in r and "depth rmse, got nan" in r for r in comparison.remarks)
+    write_page(tmp_path / "c.html", comparison)
     assert "n/a" in (tmp_path / "c.html").read_text()
 
 
@@ -228,8 +234,8 @@ def test_columns_are_in_the_order_of_the_letters(tmp_path):
     del summary["metrics"]["semseg"], summary["primary"]["semseg"]
     (runs[1] / "metrics.json").write_text(json.dumps(summary))
     comparison = compare(runs)
-    assert list(comparison.rows()[0].values) == ["A", "C"]
-    compare_out.write_page(tmp_path / "c.html", comparison)
+    assert list(metric_rows(comparison.methods)[0].values) == ["A", "C"]
+    write_page(tmp_path / "c.html", comparison)
     heads = re.findall(r'<th scope="col" class="num">(\w)</th>', (tmp_path / "c.html").read_text())
     assert heads == ["A", "B", "C"]
 
@@ -239,9 +245,9 @@ def test_files(tmp_path):
     rewrite(ours[0], '"feature"', '"<b>"')
     comparison = compare([*base, *ours])
     for suffix, write in (
-        ("html", compare_out.write_page),
-        ("csv", compare_out.write_csv),
-        ("json", compare_out.write_json),
+        ("html", write_page),
+        ("csv", write_csv),
+        ("json", write_json),
     ):
         write(tmp_path / f"c.{suffix}", comparison)
     page = (tmp_path / "c.html").read_text()
@@ -259,6 +265,6 @@ def test_files(tmp_path):
     ]
     found = json.loads((tmp_path / "c.json").read_text())
     assert found["baseline"] == "model.diffusion=none" and len(found["methods"]) == 3
-    assert found["methods"][2]["delta"]["each"] == comparison.gains["C"].each
+    assert found["methods"][2]["delta"]["each"] == comparison.deltas["Feature"].each
     assert found["methods"][0]["runs"][1]["seed"] == 1 and "delta" not in found["methods"][0]
     assert found["methods"][0]["metrics"]["depth"]["rmse"] == {"mean": 1.0, "spread": 0.0}

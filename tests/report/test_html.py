@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from dmtl.report import Cell, Chart, MetricRow, ReportData, SampleRow, write_report
-from dmtl.report.data import Uncertainty, UncertaintyRow
-from dmtl.report.html import figure, render
+from dmtl.report.html.content import Uncertainty, UncertaintyRow
+from dmtl.report.html.sections import render
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
@@ -231,17 +231,6 @@ def test_no_half_page_when_the_disk_is_full(data, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="report.html: No space left on device"):
         write_report(path, data)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["report.html"]
-
-
-def test_figures():
-    assert [figure(v) for v in (0, 12.3456, -0.00123, 1234.5, float("nan"))] == [
-        "0.0",
-        "12.35",
-        "−0.0012",
-        "1234",
-        "n/a",
-    ]
-    assert figure(2.0, 1, sign=True) == "+2.0"
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ import torch
 
 from dmtl.models import ModelConfig, create_model
 from dmtl.report import report_from_runs
-from dmtl.report.samples import sample_pictures
-from dmtl.report.uncertainty import averaging, error_auroc, uncertainty_cells
+from dmtl.report.html.predictions import sample_pictures
+from dmtl.report.html.uncertainty import averaging, error_auroc, uncertainty_cells
 from dmtl.tasks import make_task
 from dmtl.tasks.palette import EMBER, GREY
 from dmtl.train.pictures import evenly
 
-from .test_run import TASKS, Toy, write_run
+from .test_report import TASKS, Toy, write_run
 
 
 class Oracle:
@@ -49,11 +49,11 @@ def test_auroc_of_known_errors(sign, auroc):
 
 
 def test_fewer_images_where_they_are_large(monkeypatch):
-    monkeypatch.setattr("dmtl.report.uncertainty.FEWEST", 2)
-    monkeypatch.setattr("dmtl.report.uncertainty.PIXELS", 4 * 32 * 40)
+    monkeypatch.setattr("dmtl.report.html.uncertainty.FEWEST", 2)
+    monkeypatch.setattr("dmtl.report.html.uncertainty.PIXELS", 4 * 32 * 40)
     engine = Oracle(1)
     assert error_auroc(engine, Toy(), "a").images == 4 and engine.seen == evenly(6, 4)
-    monkeypatch.setattr("dmtl.report.uncertainty.PIXELS", 1)
+    monkeypatch.setattr("dmtl.report.html.uncertainty.PIXELS", 1)
     assert error_auroc(Oracle(1), Toy(), "a").images == 2
 
 

@@ -52,7 +52,10 @@ def test_methods_change_what_the_file_says(tmp_path):
         (3, "methods must be a table, got 3"),
         ({"mtl": 3}, "methods.mtl must be a table, got 3"),
         ({"a/b": {}}, "methods.'a/b' must be letters"),
-        ({"mtl": {"modle": {}}}, "mtl.modle is not a known key; did you mean 'model'. .known: label, like"),
+        (
+            {"mtl": {"modle": {}}},
+            "mtl.modle is not a known key; did you mean 'methods.mtl.model'. .known here: label",
+        ),
         ({"mtl": {"model": {"stepz": 1}}}, "methods.mtl.model.stepz is not a known key; did you mean"),
         ({"mtl": {"optim": {"lr": "x"}}}, "methods.mtl.optim.lr must be of type float, got 'x'"),
         ({"mtl": {"model": {"width": 7}}}, "methods.mtl: model.width must be a multiple"),

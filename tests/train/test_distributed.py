@@ -235,4 +235,4 @@ def test_the_command_line_under_torchrun(images, tmp_path):
     printed = torchrun(2, "-m", "dmtl", "train", tmp_path / "run.toml")
     assert printed.count("model:") == 1 and (tmp_path / "run" / "metrics.json").exists()
     again = torchrun(2, "-m", "dmtl", "train", tmp_path / "run.toml", fails=True)
-    assert "already holds a run; choose another out, or --resume" in again and "[rank1]" not in again
+    assert "already holds a run; choose another out, or resume it" in again and "[rank1]" not in again

@@ -230,7 +230,7 @@ def test_sigterm(new_run, expected, hold):
     step = read_checkpoint(run.checkpoints()[0])["step"]
     assert 10 <= step < STEPS
     said = run.printed.read_text()
-    assert f"stopped by SIGTERM after step {step} of {STEPS}; the state is saved, --resume goes on" in said
+    assert f"stopped by SIGTERM after step {step} of {STEPS}; the state is saved, resume continues" in said
     assert "Traceback" not in said
     assert f"resumed at step {step}" in run.finish("--resume")
     assert run.result() == expected

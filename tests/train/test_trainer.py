@@ -200,7 +200,7 @@ def test_resuming_a_finished_run_changes_nothing(finished):
 
 
 def test_a_run_is_not_overwritten(finished):
-    with pytest.raises(ConfigError, match="already holds a run; choose another out, or --resume"):
+    with pytest.raises(ConfigError, match="already holds a run; choose another out, or resume it"):
         Trainer(finished[0])
     log = Path(finished[0].out) / "log.jsonl"
     log.rename(log.with_suffix(".kept"))

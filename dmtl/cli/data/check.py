@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dmtl.cli._arguments import Source
 from dmtl.cli._common import bar, console, say
-from dmtl.cli.data._source import Source
 
 if TYPE_CHECKING:
     from dmtl.data.base import LabelledImages

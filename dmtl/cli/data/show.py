@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from dmtl.cli._arguments import Source
 from dmtl.cli._common import bar, console, say
-from dmtl.cli.data._source import Source
 
 if TYPE_CHECKING:
     from dmtl.data.base import LabelledImages
@@ -55,7 +55,7 @@ def run(args: Show) -> int:
         write_sheet(dataset, args.count, args.out)
         say(f"wrote {args.out} (image, {', '.join(dataset.tasks)})")
         return 0
-    from dmtl.report.dataset import dataset_report
+    from dmtl.report.html.dataset import dataset_report
 
     options = {"count": args.count, "measured": args.measured, "workers": args.workers}
     dataset_report(dataset, args.out, **options, progress=bar("reading"))

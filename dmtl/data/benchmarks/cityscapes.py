@@ -67,7 +67,7 @@ class Cityscapes7(CityscapesArrays):
     def decode(self, array: np.ndarray, task: str, path: Path) -> np.ndarray:
         if task != "semseg":
             return super().decode(array, task, path)
-        return class_ids(array, 7, path, " (--format cityscapes-19 reads 19 classes)")
+        return class_ids(array, 7, path, " (format cityscapes-19 reads 19 classes)")
 
 
 class Cityscapes19(CityscapesArrays):

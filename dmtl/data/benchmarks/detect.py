@@ -42,7 +42,7 @@ def detect(root: str | os.PathLike) -> str | None:
     """
     found = recognised(root)
     if len(found) > 1:
-        raise DataError(f"{root}: holds {' and '.join(found)}, expected one of them as --format")
+        raise DataError(f"{root}: holds {' and '.join(found)}, expected one of them as format")
     return found[0] if found else None
 
 

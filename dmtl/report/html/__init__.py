@@ -1,0 +1,1 @@
+"""Pages that need no second file: their content as plain data, their parts, their templates."""

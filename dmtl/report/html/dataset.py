@@ -1,0 +1,228 @@
+"""The page of a data set: samples with all their labels, what the labels hold, which image has which."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from markupsafe import Markup
+
+from dmtl.data import LabelledImages
+from dmtl.data.folder.statistics import Statistics, TaskStatistics, measure
+from dmtl.errors import DataError
+from dmtl.report.html.content import Cell, ReportData, SamplePictures, SampleRow
+from dmtl.report.html.sections import label_section, sample_sections
+from dmtl.report.html.template import page
+from dmtl.runtime.files import write_text
+from dmtl.tasks import Task
+from dmtl.tasks.palette import vector_colours
+from dmtl.text import fixed, number, percent
+from dmtl.train.pictures import evenly
+
+MEASURED = 200  # images that the statistics are taken over
+_BINS = 48  # of a histogram
+_CELLS = 25  # of the disc of directions, along its diameter
+
+
+def dataset_report(
+    dataset: LabelledImages,
+    out_path: str | os.PathLike,
+    *,
+    count: int = 8,
+    measured: int | None = MEASURED,
+    workers: int = 0,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Path:
+    """Writes one HTML file, which needs nothing else, to `out_path` and returns that path.
+
+    Args:
+        count: samples shown, evenly spread over the split.
+        measured: images that the statistics are taken over, evenly spread; None: all.
+        workers: processes that read for them; 0: this one.
+        progress: wraps the loop over them.
+
+    A sample that cannot be read is named on the page. Errors: OSError when the page cannot be written.
+    """
+    indices = evenly(len(dataset), len(dataset) if measured is None else measured)
+    statistics = measure(dataset, indices, workers=workers, progress=progress)
+    samples, errors = _samples(dataset, evenly(len(dataset), count))
+    data = ReportData(
+        title=f"{dataset.name}, {dataset.split}",
+        facts=_facts(dataset, statistics),
+        label_matrix=dataset.available(),
+        samples=samples,
+        notes=[f"Cannot be read: {error}" for error in dict.fromkeys([*errors, *statistics.errors])],
+    )
+    text = page(
+        "dataset.html.j2",
+        data=data,
+        facts=[(str(label), str(value)) for label, value in data.facts],
+        labels=label_section(data.label_matrix),
+        samples=sample_sections(data.samples),
+        legends=_legends(dataset.tasks),
+        panels=[_panel(task) for task in statistics.tasks.values()],
+        measured=f"{statistics.images:,} of {len(dataset):,}",
+    )
+    path = Path(out_path)
+    write_text(path, text)
+    return path
+
+
+def _facts(dataset: LabelledImages, statistics: Statistics) -> list[tuple[str, str]]:
+    per_image = dataset.available().statistics()["labels_per_image"]
+    labels = sum(int(number) * count for number, count in per_image.items())
+    sizes = sorted(statistics.sizes)
+    frame, max_dist = dataset.evaluation.get("frame"), dataset.evaluation.get("max_dist")
+    facts = [
+        ("Images", f"{len(dataset):,}"),
+        ("Tasks", len(dataset.tasks)),
+        ("Labels", f"{labels:,}"),
+        ("Height × width", _sizes(sizes)),
+        ("Scored in a frame of", frame and f"{frame[0]} × {frame[1]}"),
+        ("Boundaries match within", max_dist and f"{max_dist:g} of the diagonal"),
+    ]
+    return [(label, value) for label, value in facts if value]
+
+
+def _sizes(sizes: Sequence[tuple[int, int]]) -> str:
+    if not sizes:
+        return ""
+    if len(sizes) == 1:
+        return f"{sizes[0][0]} × {sizes[0][1]}"
+    (low_h, high_h), (low_w, high_w) = ((min(side), max(side)) for side in zip(*sizes))
+    return f"{low_h}–{high_h} × {low_w}–{high_w}"
+
+
+def _samples(dataset: LabelledImages, indices: Sequence[int]) -> tuple[list[SamplePictures], list[str]]:
+    """Pictures of images with their labels, and messages of those that cannot be read."""
+    shown, errors = [], []
+    for index in indices:
+        try:
+            sample = dataset.read(index)
+        except DataError as error:
+            errors.append(str(error))
+            continue
+        cells = []
+        for name, task in dataset.tasks.items():
+            label = sample.labels.get(name)
+            if label is None:
+                cells.append(Cell(name, None))
+                continue
+            reach = task.value_range(label)
+            scale = "" if reach is None else f"{number(reach[0], 3)} to {number(reach[1], 3)}"
+            cells.append(Cell(name, task.label_picture(label, reach), scale=scale))
+        image = np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy())
+        shown.append(SamplePictures(sample.id, image, [SampleRow("labels", cells)]))
+    return shown, errors
+
+
+def _panel(found: TaskStatistics) -> dict:
+    """What the page says of one task."""
+    task = found.task
+    panel = {
+        "name": task.name,
+        "kind": task.words.kind,
+        "labels": found.labels,
+        "unknown": f"{100 * found.unknown / max(found.pixels, 1):.1f}",
+        "classes": [],
+        "absent": [],
+        "svg": None,
+        "text": "",
+    }
+    if not found.known:
+        return panel
+    if task.label_names:
+        panel["classes"] = _classes(found)
+        panel["absent"] = [n for n, count in zip(task.label_names, found.counts, strict=True) if not count]
+    elif task.label_channels == 1:
+        low, middle, high = map(float, np.percentile(found.values, [1, 50, 99]))
+        panel["svg"] = _histogram(found, low, high)
+        panel["text"] = (
+            f"Median {number(middle, 3)}; 98 % lie between {number(low, 3)} and {number(high, 3)}; "
+            f"least {number(found.low, 3)}, greatest {number(found.high, 3)}."
+        )
+    else:
+        mean = found.values.mean(0)
+        panel["text"] = f"Mean vector ({', '.join(fixed(float(x), 2) for x in mean)})."
+        if task.unit_length:
+            panel["svg"] = _disc(found.values)
+            panel["text"] = (
+                "Seen from the front, x to the right and y downwards: colour is direction, strength is how "
+                f"often it occurs. {panel['text']}"
+            )
+    return panel
+
+
+def _classes(found: TaskStatistics) -> list[dict]:
+    """Shares of classes, the largest first."""
+    names, colours = found.task.label_names, [rgb for _, rgb in found.task.legend()]
+    return [
+        {
+            "name": names[i],
+            "rgb": _rgb(colours[i]),
+            "share": percent(found.counts[i] / found.known),
+            "width": round(100 * found.counts[i] / found.counts.max(), 2),
+            "images": int(found.present[i]),
+        }
+        for i in np.argsort(-found.counts, kind="stable")
+        if found.counts[i]
+    ]
+
+
+def _legends(tasks: Mapping[str, Task]) -> list[tuple[str, list]]:
+    """As in the report, but that a label is no probability."""
+    found = []
+    for name, task in tasks.items():
+        if keys := task.legend():
+            words = task.label_names or [word for word, _ in keys]
+            found.append((name, [(word, rgb) for word, (_, rgb) in zip(words, keys, strict=True)]))
+    return found
+
+
+def _histogram(found: TaskStatistics, low: float, high: float) -> Markup:
+    """Bars of a scalar's values from `low` to `high`, in the colours that its pictures would have."""
+    high = max(high, low + 1e-6)
+    counts, edges = np.histogram(found.values, _BINS, (low, high))
+    centres = ((edges[:-1] + edges[1:]) / 2).astype(np.float32)
+    colours = found.task.picture(centres[None], (low, high))[0]
+    width, height = 400 / _BINS, 96
+    bars = "".join(
+        f'<rect x="{i * width:.2f}" y="{height * (1 - n / counts.max()):.2f}" width="{width - 0.6:.2f}" '
+        f'height="{height * n / counts.max():.2f}" fill="{_rgb(colour)}"/>'
+        for i, (n, colour) in enumerate(zip(counts, colours, strict=True))
+        if n
+    )
+    marks = ((0, "start", low), (200, "middle", (low + high) / 2), (400, "end", high))
+    texts = "".join(f'<text x="{x}" y="112" text-anchor="{a}">{number(v, 3)}</text>' for x, a, v in marks)
+    axis = f'<path class="axis" d="M0 {height + 0.5}H400" fill="none"/>'
+    label = f"Histogram of {found.task.name}"
+    return Markup(
+        f'<svg class="chart" viewBox="0 0 400 116" role="img" aria-label="{label}">{bars}{axis}{texts}</svg>'
+    )
+
+
+def _disc(values_N3: np.ndarray) -> Markup:
+    """Directions by x and y, as one looks along the third axis; the stronger, the more often."""
+    edges = np.linspace(-1, 1, _CELLS + 1)
+    counts, _, _ = np.histogram2d(values_N3[:, 1], values_N3[:, 0], (edges, edges))
+    share = np.log1p(counts) / np.log1p(counts.max())
+    y, x = np.meshgrid(*2 * ((edges[:-1] + edges[1:]) / 2,), indexing="ij")
+    rest = 1 - x**2 - y**2
+    z = np.sqrt(np.maximum(rest, 0)) * (-1 if values_N3[:, 2].mean() < 0 else 1)
+    colours = vector_colours(np.stack([x, y, z]))
+    size = 160 / _CELLS
+    cells = "".join(
+        f'<rect x="{j * size:.2f}" y="{i * size:.2f}" width="{size:.2f}" height="{size:.2f}" '
+        f'fill="{_rgb(colours[i, j])}" fill-opacity="{0.1 + 0.9 * share[i, j]:.2f}"/>'
+        for i, j in zip(*np.nonzero((rest > -0.08) | (counts > 0)))
+    )
+    return Markup(
+        '<svg class="disc" viewBox="-4 -4 168 168" role="img" aria-label="How often each direction occurs">'
+        f'{cells}<circle class="axis" cx="80" cy="80" r="80" fill="none"/></svg>'
+    )
+
+
+def _rgb(colour: np.ndarray) -> str:
+    return "rgb({},{},{})".format(*(int(v) for v in colour))

@@ -1,0 +1,95 @@
+"""Pictures of what models predict:
+
+label, initial map, every denoising step, final map, side by side for each task; where a model is unsure and
+where it is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmtl.data import LabelledImages, LabelMatrix
+from dmtl.engine.engine import Engine
+from dmtl.report.html.content import Cell, SamplePictures, SampleRow
+from dmtl.report.html.uncertainty import uncertainty_cells
+from dmtl.tasks import Task
+from dmtl.train.pictures import colour_scale, predicted
+
+HIDDEN = "not labelled in training"
+
+
+@torch.inference_mode()
+def sample_pictures(
+    models: Mapping[str, torch.nn.Module],
+    dataset: LabelledImages,
+    indices: Sequence[int],
+    *,
+    labels: LabelMatrix | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    engine: Engine | None = None,
+) -> list[SamplePictures]:
+    """Pictures of the images at `indices`, by every model.
+
+    Args:
+        models: name -> model. A model with a denoising chain shows its initial map, its steps and its final
+            map; another one its map alone.
+        labels: what training saw of this split; labels that it did not see are shown and marked. None for a
+            split that was not trained on.
+        seed: of the chain's noise, drawn for an image's place in the data set as the evaluation does.
+        engine: of one of the models, averaging several draws: adds their uncertainty and their mean's error.
+    """
+    result = []
+    for index in indices:
+        sample = dataset.read(index)
+        shared, options = (sample.image, index), {"steps": steps, "seed": seed}
+        predictions = {
+            name: predicted(model.eval(), model.device, *shared, **options, trace=True)
+            for name, model in models.items()
+        }
+        averaged = None if engine is None else predicted(engine.maps, engine.device, *shared, **options)
+        chains = sum(bool(p.trace) for p in predictions.values())
+        rows = []
+        for task in _tasks(models, dataset).values():
+            label = sample.labels.get(task.name)
+            finals = [p.final[task.name] for p in predictions.values() if task.name in p.final]
+            scale = colour_scale(task, label, task.decode(finals[-1])[0])
+            cells = [_label_cell(task, label, scale, labels, sample.id)]
+            for name, prediction in predictions.items():
+                if task.name in prediction.final:
+                    cells += _cells(task, name, prediction, scale, chains)
+            if averaged is not None and task.name in averaged.uncertainty:
+                cells += uncertainty_cells(task, averaged, label, engine.samples)
+            rows.append(SampleRow(task.name, cells))
+        image = sample.image.permute(1, 2, 0).numpy()
+        result.append(SamplePictures(sample.id, np.ascontiguousarray(image), rows))
+    return result
+
+
+def _tasks(models: Mapping[str, torch.nn.Module], dataset: LabelledImages) -> dict[str, Task]:
+    return {n: t for model in models.values() for n, t in model.tasks.items() if n in dataset.tasks}
+
+
+def _label_cell(task: Task, label: Tensor | None, scale, labels: LabelMatrix | None, id: str) -> Cell:
+    if label is None:
+        return Cell("label", None)
+    hidden = labels is not None and task.name not in labels.tasks_of(id)
+    return Cell("label", task.label_picture(label, scale), HIDDEN if hidden else "")
+
+
+def _cells(task: Task, name: str, prediction, scale, chains: int) -> list[Cell]:
+    def paint(caption: str, logits: Tensor) -> Cell:
+        return Cell(caption, task.picture(task.decode(logits.float())[0].cpu(), scale))
+
+    trace = prediction.trace.get(task.name, [])
+    if not trace:
+        return [paint(name, prediction.final[task.name])]
+    # The last step of the chain is the final map: it is shown once.
+    prefix = "" if chains == 1 else f"{name}: "
+    steps = [paint(f"{prefix}step {k}", logits) for k, logits in enumerate(trace[:-1], 1)]
+    final = paint(f"{prefix}step {len(trace)}, final", prediction.final[task.name])
+    return [paint(f"{prefix}initial map", prediction.initial[task.name]), *steps, final]

@@ -1,0 +1,23 @@
+"""Fill in the templates of this folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
+
+
+def page(template: str, *, folder: Path | None = None, **values: object) -> str:
+    """Return a template filled in: strings are escaped, a name without a value is an error.
+
+    folder: where else templates are; they may include those of this package.
+    """
+    ours = PackageLoader("dmtl.report.html")
+    environment = Environment(
+        loader=ours if folder is None else ChoiceLoader([FileSystemLoader(folder), ours]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values)

@@ -1,0 +1,85 @@
+"""Whether a model is unsure where it is wrong: several draws of the chain's noise beside the labels."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmtl.data import LabelledImages, LabelMatrix, make_loader
+from dmtl.engine.engine import Engine
+from dmtl.evaluation.scoring import score
+from dmtl.models import DiffusionMTL, Maps, MultiTaskBaseline
+from dmtl.report.html.content import Cell, Uncertainty, UncertaintyRow
+from dmtl.tasks import Task
+from dmtl.tasks.palette import EMBER, apply_scale
+from dmtl.text import number
+from dmtl.train.pictures import evenly
+
+IMAGES = 48  # scored at most,
+PIXELS = 4_000_000  # and no more than hold so many pixels,
+FEWEST = 8  # but so many in any case
+BATCH = 4
+BRIGHTEST = 99  # percentile of a map at the bright end of its colours
+
+
+def averaging(model: DiffusionMTL | MultiTaskBaseline, samples: int) -> Engine | None:
+    """An engine that averages `samples` draws of the model's noise; None where there is nothing to do."""
+    if samples < 2 or not isinstance(model, DiffusionMTL):
+        return None
+    return Engine(model, samples=samples)
+
+
+def error_auroc(
+    engine: Engine, dataset: LabelledImages, method: str, steps: int | None = None
+) -> Uncertainty | None:
+    """The AUROC of error by uncertainty of every task, over images evenly spread over the data set: 48 at
+    most, fewer where they are large. None where no task of the model has a label. Raises DataError for a
+    damaged file."""
+    exist = dataset.available()
+    names = [task for task in engine.tasks if task in exist.tasks and exist.column(task).any()]
+    if not names:
+        return None
+    height, width = dataset.read(0, []).size
+    chosen = evenly(len(dataset), min(IMAGES, max(FEWEST, PIXELS // (height * width))))
+    shown = np.zeros((len(dataset), len(names)), bool)
+    shown[chosen] = exist.subset(dataset.ids, names).matrix[chosen]
+    labels = LabelMatrix(dataset.ids, names, shown)
+    loader = make_loader(dataset, labels, batch_size=BATCH, shuffle=False, only_labelled=True)
+    metrics = score(engine, loader, tasks=names, steps=steps)
+    rows = [_row(engine.tasks[name], metrics[name]["uncertainty_auroc"]) for name in names]
+    return Uncertainty(method, engine.samples, int(shown.any(1).sum()), rows)
+
+
+def uncertainty_cells(task: Task, averaged: Maps, label_KHW: Tensor | None, draws: int) -> list[Cell]:
+    """Where the draws of one image ([1, ...] maps) are unsure; with a label, where their mean is wrong."""
+    unsure_HW = averaged.uncertainty[task.name][0].cpu().numpy()
+    cells = [_heat(f"uncertainty ({draws} draws)", unsure_HW, task.uncertainty_unit)]
+    if label_KHW is not None:
+        error_HW = task.error(averaged.maps[task.name].cpu(), label_KHW[None])[0]
+        error_HW = torch.where(task.valid(label_KHW)[0], error_HW, math.nan).numpy()
+        cells.append(_heat("error", error_HW, task.error_unit) if task.graded else _mistakes(error_HW))
+    return cells
+
+
+def _row(task: Task, auroc: float) -> UncertaintyRow:
+    return UncertaintyRow(
+        task.name,
+        auroc,
+        f"{task.words.uncertainty}, {task.uncertainty_unit}",
+        task.words.mistake,
+    )
+
+
+def _heat(caption: str, value_HW: np.ndarray, unit: str) -> Cell:
+    """Dark for 0, bright for the 99th percentile of this map; what is not finite is grey."""
+    known = value_HW[np.isfinite(value_HW)]
+    top = max(float(np.percentile(known, BRIGHTEST)) if known.size else 0.0, 1e-12)
+    reach = number(top, 2)
+    return Cell(caption, apply_scale(EMBER, value_HW / top), scale=f"0 to {reach} {unit}")
+
+
+def _mistakes(error_HW: np.ndarray) -> Cell:
+    return Cell("error", apply_scale(EMBER, error_HW), scale="bright: wrong")

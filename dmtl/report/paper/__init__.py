@@ -1,0 +1,1 @@
+"""The published results, and runs in tables next to them."""

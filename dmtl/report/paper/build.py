@@ -1,0 +1,188 @@
+"""The paper's tables from runs: one for each benchmark and label setting, next to the published results.
+
+    [table] = tables(["runs/stl", "runs/feature-0", "runs/feature-1"])      # runs, or folders of runs
+    row = next(row for row in table.rows if row.method == "Feature" and not row.published)
+    row.values["semseg"], row.delta.value       # over seeds: mean and sample standard deviation
+
+A run's benchmark follows from the tasks, class counts and names of images of its data set, its setting from
+its labels, its row from its configuration: single-task runs (one for each task and seed) are one row, STL,
+and so are runs that differ in their seed alone. Results are those of RUN/eval.json (`dmtl eval --json`) if it
+is there, else of RUN/metrics.json.
+
+Delta_MTL is taken against STL, without it against MTL, over the tasks that both rows have results of.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dmtl.errors import ConfigError, nearest
+from dmtl.report.paper.published import (
+    BENCHMARKS,
+    EXACT_SAL,
+    SETTINGS,
+    Benchmark,
+    Column,
+    Published,
+    published,
+    published_delta,
+)
+from dmtl.report.paper.remarks import remarks_on
+from dmtl.report.paper.sorting import place, sort_runs, tasks_of
+from dmtl.report.paper.table import PaperTable, Row
+from dmtl.report.runs.comparison import Delta, delta_between
+from dmtl.report.runs.methods import KINDS, Method, kind_of, names_of, settings_of
+from dmtl.report.runs.run import LOWER_IS_BETTER, PERCENT, Run, find_runs, read_all, with_evaluation
+
+OWN = ("data.tasks", "optim.task_weights")  # in which single-task runs of one row differ
+ODSF = "odsF_seism"
+LABELS = {"mean": "mErr", "abs_err": "absErr", "rmse": "RMSE", ODSF: "odsF"}
+
+
+def published_tables(benchmark: str | None = None) -> list[PaperTable]:
+    """Return the published results alone, of all benchmarks or of one.
+
+    Raises:
+        ConfigError: the benchmark is unknown.
+    """
+    wanted = [_benchmark(benchmark)] if benchmark else BENCHMARKS.values()
+    keys = [(known, setting) for known in wanted for setting in SETTINGS if published(known.name, setting)]
+    return [_table(known, known.title, setting, known.columns, []) for known, setting in keys]
+
+
+def tables(
+    paths: Sequence[str | os.PathLike],
+    baseline: Sequence[str | os.PathLike] = (),
+    benchmark: str | None = None,
+    exact: bool = False,
+) -> list[PaperTable]:
+    """Read runs and put them into tables.
+
+    Args:
+        paths: run folders, or folders of runs. Unfinished runs count as of their last evaluation.
+        baseline: runs that Delta_MTL is taken against, stored single-task runs say; they are rows too.
+        benchmark: all runs are of this one, whatever their tasks.
+        exact: saliency by its exact maxF, not by the paper's variant.
+
+    Raises:
+        DataError: a folder is not a run, or a file is damaged.
+        ConfigError: the benchmark is unknown, or the baseline has no other run's data and labels.
+    """
+    forced = _benchmark(benchmark) if benchmark else None
+    theirs = [run for path in baseline for run in find_runs(path)]
+    runs, remarks = read_all([*(run for path in paths for run in find_runs(path)), *theirs])
+    result = []
+    named = {Path(os.path.normpath(path)) for path in theirs}
+    for (name, setting), own in sort_runs([with_evaluation(run) for run in runs], forced).items():
+        known = BENCHMARKS.get(name)
+        columns = _columns(known, own, exact)
+        title = known.title if known else name
+        result.append(_table(known, title, setting, columns, _rows(own, columns), named))
+    if named and not any(_holds(table.reference, named) and len(table.measured) > 1 for table in result):
+        raise ConfigError(
+            f"baseline must share data and labels with the other runs, got {', '.join(map(str, baseline))}"
+        )
+    result[0].remarks[:0] = remarks
+    return result
+
+
+def _rows(runs: Sequence[Run], columns: Sequence[Column]) -> list[Row]:
+    """Runs of one method and configuration are a row; single-task runs also if configurations differ but no
+    task comes in two of them."""
+    several = len(tasks_of(runs)) > 1
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        kind, settings = kind_of(run, several), settings_of(run)
+        for key in OWN if kind == "STL" else ():
+            settings.pop(key, None)
+        key = (kind, json.dumps(settings, sort_keys=True))
+        if kind == "STL" and key not in groups:
+            task = set(run.primary)
+            apart = [k for k, own in groups.items() if k[0] == "STL" and not task & tasks_of(own).keys()]
+            key = apart[0] if apart else key
+        groups.setdefault(key, []).append(run)
+    rows = []
+    for kind in KINDS:
+        own = {key: runs for key, runs in groups.items() if key[0] == kind}
+        settings = [json.loads(text) for _, text in own]
+        details = names_of(settings)[0] if len(own) > 1 else [""]
+        rows += [_row(kind, *pair, columns) for pair in zip(details, own.values(), strict=False)]
+    return rows
+
+
+def _row(kind: str, detail: str, runs: Sequence[Run], columns: Sequence[Column]) -> Row:
+    row = Row(kind, detail, Method(kind, runs))
+    row.measured.name = row.name
+    row.by_seed = {
+        seed: {c.task: own[c.task][c.metric] for c in columns if c.metric in own.get(c.task, {})}
+        for seed, own in row.measured.by_seed.items()
+    }
+    return row
+
+
+def _table(
+    benchmark: Benchmark | None,
+    title: str,
+    setting: str,
+    columns: Sequence[Column],
+    rows: list[Row],
+    named: Collection[Path] = (),
+) -> PaperTable:
+    """The table of these measured rows, with the published ones among them."""
+    reference = next((row for row in rows if _holds(row, named)), None)
+    if reference is None:
+        reference = next((row for kind in ("STL", "MTL") for row in rows if row.method == kind), None)
+    judged = [column.judged for column in columns]
+    for row in (row for row in rows if reference and row is not reference):
+        ours, theirs = row.measured.by_seed, reference.measured.by_seed
+        delta = delta_between(ours, theirs, judged, partial=True)
+        row.delta = delta if delta.each else None
+    printed = published(benchmark.name, setting) if benchmark else []
+    rows = [*rows, *(_printed(row, columns) for row in printed)]
+    table = PaperTable(title, setting, benchmark, columns, sorted(rows, key=_order), reference)
+    table.remarks = remarks_on(table)
+    return table
+
+
+def _printed(printed: Published, columns: Sequence[Column]) -> Row:
+    """A published row; it has nothing in a column of another metric, and then no Delta."""
+    own = [column.task for column in columns if column in BENCHMARKS[printed.benchmark].columns]
+    delta = published_delta(printed) if len(own) == len(columns) else None
+    figures = {task: value for task, value in printed.figures.items() if task in own}
+    shown = replace(printed, figures=figures)
+    return Row(printed.method, printed=shown, delta=None if delta is None else Delta([delta], tasks=own))
+
+
+def _order(row: Row) -> tuple:
+    apart = bool(row.printed and row.printed.network)
+    return apart, place(row.method.partition(",")[0], KINDS), not row.published
+
+
+def _columns(known: Benchmark | None, runs: Sequence[Run], exact: bool) -> list[Column]:
+    """A benchmark's, or of any other data set each task's main metric; odsF if one run has it."""
+    if known:
+        return [EXACT_SAL if exact and column.task == "sal" else column for column in known.columns]
+    columns = []
+    for task in tasks_of(runs):
+        found = [run.primary[task][0] for run in runs if task in run.primary]
+        metric = ODSF if ODSF in found else found[0]
+        percent = metric.startswith(PERCENT) or metric in ("mean", "median")
+        label = LABELS.get(metric, metric)
+        columns.append(Column(task, metric, label, metric not in LOWER_IS_BETTER, 2 if percent else 4))
+    return columns
+
+
+def _benchmark(name: str) -> Benchmark:
+    if name not in BENCHMARKS:
+        near = nearest(name, BENCHMARKS)
+        hint = f" (did you mean {near!r}?)" if near else ""
+        raise ConfigError(f"benchmark must be one of {', '.join(BENCHMARKS)}, got {name!r}{hint}")
+    return BENCHMARKS[name]
+
+
+def _holds(row: Row | None, paths: Collection[Path]) -> bool:
+    return row is not None and any(run.path in paths for run in row.runs)

@@ -1,0 +1,169 @@
+"""The paper's tables: the columns of each benchmark, and the figures that were published for it.
+
+    published("pascal-context", "one-label")[0].figures["semseg"]      # 50.34
+
+The figures stand in published.toml, each row with its source. Nothing is filled in: what was not
+recovered has no figures, and what is not verified says why (`doubt`).
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+
+from dmtl.metrics.delta import Judged, delta_mtl
+
+SETTINGS = {"one-label": "one label per image", "random-labels": "random labels", "full": "all labels"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure of a table: the metric `metric` of a task, called `label`, to `digits` after the point."""
+
+    task: str
+    metric: str
+    label: str
+    higher_is_better: bool
+    digits: int = 2
+
+    @property
+    def judged(self) -> Judged:
+        return Judged(self.task, self.metric, self.higher_is_better)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What makes a table of the paper. `classes` by task tell the benchmark from others with its tasks, `ids`
+    (a regular expression) from a release of the same classes in other units; `images` and `frame` say on what
+    its published figures were scored (0, None: not known)."""
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    classes: Mapping[str, int]
+    images: int = 0
+    frame: tuple[int, int] | None = None
+    notes: tuple[str, ...] = ()
+    ids: str = ""
+
+    @property
+    def tasks(self) -> list[str]:
+        return [column.task for column in self.columns]
+
+    def recognises(self, tasks: Mapping[str, int], id: str = "") -> bool:
+        """Whether a data set with these tasks, {name: classes (1 where it has none)}, is this one. `id`: the
+        name of one of its images, "" where none is known."""
+        counts = set(tasks) == set(self.tasks) and all(tasks[t] == n for t, n in self.classes.items())
+        return counts and (not self.ids or re.fullmatch(self.ids, id) is not None)
+
+
+_SEMSEG = Column("semseg", "mIoU", "mIoU", True)
+_PARTS = Column("human_parts", "mIoU", "mIoU", True)
+_SAL = Column("sal", "maxF_paper", "maxF", True)
+EXACT_SAL = Column("sal", "maxF", "exact maxF", True)
+_NORMALS = Column("normals", "mean", "mErr", False)
+_EDGE = Column("edge", "odsF_seism", "odsF", True)
+_ABS_ERR = Column("depth", "abs_err", "absErr", False, 4)
+_RMSE = Column("depth", "rmse", "RMSE", False, 4)
+
+BENCHMARKS = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark(
+            "pascal-context",
+            "PASCAL-Context",
+            (_SEMSEG, _PARTS, _SAL, _NORMALS, _EDGE),
+            {"semseg": 21, "human_parts": 7},
+            5105,
+            (512, 512),
+            (
+                "Published odsF covers the 2,498 validation images of the tool's list test_new.",
+                "Published maxF is the paper's variant (a second sigmoid), here maxF_paper.",
+            ),
+        ),
+        Benchmark("nyud-13", "NYUD-v2, 13 classes", (_SEMSEG, _ABS_ERR, _NORMALS), {"semseg": 13}, 654),
+        Benchmark("nyud-40", "NYUD-v2, 40 classes", (_SEMSEG, _RMSE, _NORMALS, _EDGE), {"semseg": 40}, 654),
+        Benchmark(
+            "cityscapes-7",
+            "Cityscapes, 7 classes",
+            (_SEMSEG, _ABS_ERR),
+            {"semseg": 7},
+            500,
+            None,
+            ("Whether the paper's own table counts 7 or 19 classes is not known.",),
+        ),
+        Benchmark(  # before the arrays, which have its classes and other units of depth
+            "cityscapes-raw",
+            "Cityscapes, 19 classes, raw release",
+            (_SEMSEG, _ABS_ERR),
+            {"semseg": 19},
+            500,
+            None,
+            ("Depth is disparity in pixels, not the inverse depth of the published arrays.",),
+            r"(.+/)?[a-z-]+_\d{6}_\d{6}",
+        ),
+        Benchmark("cityscapes-19", "Cityscapes, 19 classes", (_SEMSEG, _ABS_ERR), {"semseg": 19}, 500),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published row. `figures` by task, {} where it was not recovered; `doubt`: why it is not verified;
+    `network`: which other network it is of; `delta`: Delta_MTL as printed, `delta_doubt`: why not certain."""
+
+    benchmark: str
+    setting: str
+    method: str
+    source: str
+    figures: Mapping[str, float] = field(default_factory=dict)
+    doubt: str = ""
+    network: str = ""
+    delta: float | None = None
+    delta_doubt: str = ""
+
+    @property
+    def reference(self) -> str:
+        """The source, with a dagger and the reason if it is not verified."""
+        return self.source + (f" (†: {self.doubt})" if self.doubt else "")
+
+
+@cache
+def every_row() -> tuple[Published, ...]:
+    """All published rows, in the order of their file."""
+    found = tomllib.loads(files("dmtl.report.paper").joinpath("published.toml").read_text("utf-8"))
+    rows = []
+    for row in found["row"]:
+        benchmark, setting = row.pop("table")
+        source = found["sources"][row.pop("source")]
+        rows.append(
+            Published(benchmark, setting, source=source["text"], doubt=source.get("doubt", ""), **row)
+        )
+    return tuple(rows)
+
+
+def published(benchmark: str, setting: str) -> list[Published]:
+    """The published rows of one table; [] where there is none."""
+    return [row for row in every_row() if (row.benchmark, row.setting) == (benchmark, setting)]
+
+
+def published_delta(row: Published) -> float | None:
+    """Return Delta_MTL in percent, from the published results against the published single-task networks of
+    the same table and network. None if either was not recovered, and for those networks themselves."""
+    reference = next(
+        (
+            other
+            for other in published(row.benchmark, row.setting)
+            if other.method == "STL" and other.figures and other.network == row.network and not other.doubt
+        ),
+        None,
+    )
+    if reference is None or row is reference or not row.figures:
+        return None
+    columns = BENCHMARKS[row.benchmark].columns
+    ours, theirs = ({c.task: {c.metric: each.figures[c.task]} for c in columns} for each in (row, reference))
+    return delta_mtl(ours, theirs, [column.judged for column in columns])

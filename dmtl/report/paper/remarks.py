@@ -1,0 +1,194 @@
+"""What is to be said about a table of results: what its Delta_MTL is against, and what keeps its rows from
+being compared, with each other or with the published ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from dmtl.evaluation.baseline import EVAL
+from dmtl.report.paper.published import Benchmark
+from dmtl.report.paper.table import PaperTable, Row
+from dmtl.report.runs.run import TRAINING, Run
+from dmtl.report.runs.values import mean_of, text_of
+from dmtl.text import fixed
+from dmtl.train.setup import GENERATED
+
+OF_BOUNDARIES = ("boundaries", "max_dist", "boundary_images")  # None where no boundaries were scored
+PROTOCOL = {  # keys of a protocol, in words
+    "data": "the data",
+    "split": "the split",
+    "images": "the number of images",
+    "frame": "the frame",
+    "boundaries": "the boundaries' protocol",
+    "max_dist": "max_dist",
+    "boundary_images": "the number of images with boundaries",
+    "size": "the size",
+}
+
+
+def remarks_on(table: PaperTable) -> list[str]:
+    """All remarks, what matters most first."""
+    measured = table.measured
+    runs = [(row, run) for row in measured for run in row.runs]
+    remarks = [*_basis(table), *_printed(table)]
+    if measured:
+        remarks += [*_files(measured), *_differences(runs), *_labels(runs), *_beside_published(table)]
+        remarks += _not_scored(table)
+    remarks += [remark for row in measured for remark in row.measured.repeated()]
+    return remarks + (list(table.benchmark.notes) if table.benchmark else [])
+
+
+def _basis(table: PaperTable) -> list[str]:
+    """What Delta_MTL of the measured rows was taken against and over."""
+    if not table.measured:
+        return []
+    if table.reference is None:
+        return ["No Delta_MTL of measured rows: no run of STL or MTL with these data and labels."]
+    others = [row for row in table.measured if row is not table.reference]
+    found = [row for row in others if row.delta]
+    remarks = []
+    if others and table.reference.method != "STL":
+        remarks.append(
+            f"Delta_MTL of measured rows is against {table.reference.name}: there are no STL runs here."
+        )
+    for row in found:
+        if not row.delta.paired:
+            remarks.append(
+                f"Delta_MTL of {row.name} is not paired by seed: against the mean of {table.reference.name}."
+            )
+    for missing in dict.fromkeys(tuple(_missing(table, row)) for row in found):
+        names = ", ".join(row.name for row in found if tuple(_missing(table, row)) == missing)
+        if missing:
+            over = f"{len(table.columns) - len(missing)} of {len(table.columns)} tasks"
+            remarks.append(f"* Delta_MTL of {names} is over {over}: without {', '.join(missing)}.")
+    return remarks + [
+        f"{row.name}: Delta_MTL {text_of(row.delta.value, 2, sign=True)} here, "
+        f"{text_of(printed.delta.value, 2, sign=True)} published."
+        for row in found
+        for printed in table.rows
+        if printed.published
+        and (printed.method, printed.certain, table.reference.method) == (row.method, True, "STL")
+        and printed.delta
+        and not _missing(table, row)
+    ]
+
+
+def _missing(table: PaperTable, row: Row) -> list[str]:
+    return [column.task for column in table.columns if row.delta and column.task not in row.delta.tasks]
+
+
+def _printed(table: PaperTable) -> list[str]:
+    """Delta_MTL of published rows: computed here, beside what is printed."""
+    found = [row for row in table.rows if row.published and row.certain and row.delta]
+    if not found:
+        return []
+    text = "Delta_MTL of published rows is computed here, against the published STL"
+    told: dict[str, list[str]] = {}
+    for row in (row for row in found if row.printed.delta is not None):
+        same = abs(mean_of(row.delta.value) - row.printed.delta) < 0.0051
+        what = "the same as printed" if same else f"not as printed, {fixed(row.printed.delta, 2, sign=True)}"
+        doubt = f" (†: {row.printed.delta_doubt})" if row.printed.delta_doubt else ""
+        told.setdefault(what + doubt, []).append(row.name)
+    return [
+        "; ".join([text, *(f"of {' and '.join(names)} it is {what}" for what, names in told.items())]) + "."
+    ]
+
+
+def _files(measured: Iterable[Row]) -> list[str]:
+    by_file = {file: [row.name for row in measured if file in row.files] for file in (EVAL, TRAINING)}
+    named = [f"of {', '.join(names)} from {file}" for file, names in by_file.items() if names]
+    text = f"Figures {'; '.join(named)}."
+    return [text if len(named) == 1 else f"Scored differently: {text[0].lower()}{text[1:]}"]
+
+
+def _differences(runs: Iterable[tuple[Row, Run]]) -> list[str]:
+    """Keys of the protocol in which rows were scored differently (figures of one file each)."""
+    runs, found = list(runs), []
+    for file in (EVAL, TRAINING):
+        for key, words in PROTOCOL.items():
+            values: dict[str, str] = {}
+            for row, run in runs:
+                value = run.protocol.get(key)
+                if run.file != file or key not in run.protocol:
+                    continue
+                if value is not None or key not in OF_BOUNDARIES:
+                    values.setdefault(_text(value), row.name)
+            if len(values) > 1:
+                each = ", ".join(f"{value} ({name})" for value, name in values.items())
+                found.append(f"Scored differently: {words} is {each}.")
+    for row, run in runs:
+        data, root = run.protocol.get("data"), run.setting("data", "root")
+        if data and root and Path(str(data)).name != Path(str(root)).name:
+            found.append(f"{row.name} learned from {root} and was scored on {data}.")
+    return list(dict.fromkeys(found))
+
+
+def _labels(runs: Iterable[tuple[Row, Run]]) -> list[str]:
+    """Rows that learned a task from other images than the first row that has it."""
+    first: dict[str, tuple[str, set[str]]] = {}
+    found = []
+    for row, run in runs:
+        labels = run.labels
+        for task in labels.tasks if labels else ():
+            ids = {id for id, on in zip(labels.ids, labels.column(task), strict=True) if on}
+            name, theirs = first.setdefault(task, (row.name, ids))
+            if ids != theirs:
+                found.append(f"{row.name} learned {task} from other images than {name}.")
+    return list(dict.fromkeys(found))
+
+
+def _beside_published(table: PaperTable) -> list[str]:
+    """What keeps measured figures from standing beside published ones."""
+    benchmark = table.benchmark
+    if benchmark is None or not any(row.published and row.values for row in table.rows):
+        return []
+    told: dict[str, list[str]] = {}
+    for row in table.measured:
+        for what in (what for run in row.runs for what in _apart(run, benchmark)):
+            told.setdefault(what, []).append(row.name)
+    return [f"{_rows(table, names)} {what}." for what, names in told.items()]
+
+
+def _apart(run: Run, benchmark: Benchmark) -> Iterator[str]:
+    """In what a run differs from published ones, as the rest of a sentence about its row."""
+    images, frame = run.protocol.get("images"), run.protocol.get("frame")
+    if images is not None and benchmark.images and images != benchmark.images:
+        yield f"were scored on {images:,} images, published figures on {benchmark.images:,}"
+    as_published = frame and run.file != TRAINING and tuple(frame) == benchmark.frame
+    if benchmark.frame and not as_published:
+        size = " × ".join(map(str, benchmark.frame))
+        yield f"were scored in {'another' if frame else 'no'} frame, published figures in one of {size}"
+    if run.setting("data", "labels") in GENERATED:
+        yield "learned from labels drawn anew, published rows from the published choice"
+
+
+def _rows(table: PaperTable, names: Iterable[str]) -> str:
+    """Which measured rows, as the subject of a remark."""
+    names = list(dict.fromkeys(names))
+    every = len(names) == len(table.measured)
+    return "Measured rows" if every else f"Rows {', '.join(names)}" if names[1:] else f"Runs of {names[0]}"
+
+
+def _not_scored(table: PaperTable) -> list[str]:
+    """Boundaries that were not scored."""
+    for column in table.columns:
+        rows = [
+            row.name
+            for row in table.measured
+            if column.metric.startswith("odsF")
+            and column.task not in row.values
+            and any(column.task in run.primary for run in row.runs)
+        ]
+        if rows:
+            return [
+                f"No odsF of {', '.join(rows)}: "
+                "`dmtl eval RUN --boundaries seism --json RUN/eval.json` scores it."
+            ]
+    return []
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "none"
+    return " × ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -1,0 +1,290 @@
+"""Compare runs: metrics of every method over its seeds, and Delta_MTL against one of them.
+
+    comparison = compare(["runs/a0", "runs/a1", "runs/b0", "runs/b1"])
+    comparison.methods["Feature"].name             # "model.diffusion=feature"
+    comparison.deltas["Feature"].value             # mean and sample standard deviation over pairs of runs
+
+Names say what differs and may be long, so methods have labels: what they are in the paper ("MTL", "Feature")
+if that tells them apart, else letters.
+
+Delta_MTL is taken seed by seed, against the baseline's result of the same seed. If a method and the baseline
+share no seed, each of its seeds is set against the mean of the baseline's.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dmtl.errors import ConfigError, DataError, nearest
+from dmtl.metrics.delta import Judged, delta_mtl
+from dmtl.report.runs.methods import Method, kind_of, methods_of
+from dmtl.report.runs.run import LOWER_IS_BETTER, Metrics, Run, find_runs, read_all, unit_of
+from dmtl.report.runs.values import Value, mean_of, value_of
+from dmtl.text import duration
+
+# What two runs must share for their metrics to mean the same.
+SAME = ("root", "tasks", "size", "resize", "train_count", "val_count", "labels", "label_seed")
+
+BySeed = Mapping[int, Metrics]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Delta_MTL in percent.
+
+    Attributes:
+        each: one value for each of `seeds`.
+        tasks: the tasks it is a mean over.
+        paired: each value is against the reference's result of the same seed.
+        why: the reason why there is no value.
+    """
+
+    each: Sequence[float] = ()
+    seeds: Sequence[int] = ()
+    tasks: Sequence[str] = ()
+    paired: bool = False
+    why: str = ""
+
+    @property
+    def value(self) -> Value:
+        return value_of(self.each) if self.each else math.nan
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One metric of one task, for every method.
+
+    `primary` says that the metric enters Delta_MTL; `unit` ("%", "m", "deg") may be empty.
+    """
+
+    task: str
+    metric: str
+    unit: str
+    higher_is_better: bool
+    values: Mapping[str, Value]
+    primary: bool = True
+
+
+@dataclass
+class Comparison:
+    """Methods by label, the baseline first, and Delta_MTL of all others.
+
+    Attributes:
+        warning: what makes them not comparable, "" if nothing does.
+    """
+
+    methods: dict[str, Method]
+    deltas: dict[str, Delta]
+    warning: str = ""
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def baseline(self) -> Method:
+        return next(iter(self.methods.values()))
+
+    def with_initial(self) -> dict[str, Method]:
+        """Return the methods, each followed by its initial maps if it has some."""
+        found = {}
+        for label, method in self.methods.items():
+            found[label] = method
+            if (initial := method.initial()) is not None:
+                found[f"{label}, initial map"] = initial
+        return found
+
+    def reference(self, seed: int) -> Metrics:
+        """Return what a run of this seed is measured against."""
+        return self.baseline.by_seed.get(seed) or _mean(self.baseline.by_seed, self.baseline.judged)
+
+    def basis(self, label: str) -> str:
+        """Say what the Delta_MTL of a method was taken over."""
+        if label not in self.deltas:
+            return "baseline" if self.deltas else ""
+        delta, baseline = self.deltas[label], next(iter(self.methods))
+        seeds = ", ".join(map(str, delta.seeds))
+        if not delta.each:
+            return ""
+        return f"paired by seed: {seeds}" if delta.paired else f"not paired: {seeds} against {baseline}'s mean"
+
+    def summary(self) -> list[dict[str, str]]:
+        """Return a row of text for each method: label, name, basis, seeds, steps, mean training time."""
+        rows = []
+        for label, method in self.methods.items():
+            times = [run.seconds for run in method.runs if run.seconds]
+            unfinished = sum(not run.finished for run in method.runs)
+            rows.append(
+                {
+                    "label": label,
+                    "name": method.name,
+                    "basis": self.basis(label),
+                    "seeds": ", ".join(map(str, method.seeds)),
+                    "steps": method.steps() + (f" ({unfinished} unfinished)" if unfinished else ""),
+                    "time": duration(statistics.fmean(times)) if times else "n/a",
+                }
+            )
+        return rows
+
+
+def compare(
+    paths: Sequence[str | os.PathLike],
+    baseline: Sequence[str | os.PathLike] = (),
+    labels: Sequence[str] = (),
+) -> Comparison:
+    """Read runs and compare them.
+
+    Args:
+        paths: run folders, or folders of runs (a claim's, say).
+        baseline: run folders, folders of runs, or the name of a method; default: the first path. Of several
+            methods in it the first without diffusion, if it has one.
+        labels: what to call the methods, the baseline first.
+
+    Raises:
+        DataError: a folder is not a run, or a file is damaged.
+        ConfigError: no path, an unknown baseline, or another number of methods than of labels.
+    """
+    if not paths:
+        raise ConfigError("compare: paths must name at least one run, got none")
+    name = str(baseline[0]) if len(baseline) == 1 and not Path(baseline[0]).is_dir() else None
+    first = [run for path in (paths[:1] if name or not baseline else baseline) for run in find_runs(path)]
+    runs, remarks = read_all([*first, *(run for path in paths for run in find_runs(path))])
+    methods, more = methods_of(runs)
+    base = _named(methods, name) if name else _baseline(methods, first)
+    methods.sort(key=lambda method: method is not base)
+    if not labels:
+        several = len({task for run in runs for task in run.primary}) > 1
+        labels = [kind_of(method.runs[0], several) for method in methods]
+        if len(set(labels)) < len(labels):
+            labels = [chr(ord("A") + i) if i < 26 else f"M{i + 1}" for i in range(len(methods))]
+    elif len(labels) != len(methods):
+        names = "; ".join(method.name for method in methods)
+        raise ConfigError(f"compare: labels must be one a method, got {len(labels)} for {names}")
+    result = comparison_of(dict(zip(labels, methods, strict=True)))
+    result.remarks = [*remarks, *result.remarks, *more]
+    return result
+
+
+def comparison_of(methods: Mapping[str, Method]) -> Comparison:
+    """Compare methods by label with the first one."""
+    (first, base), *others = methods.items()
+    deltas = {label: delta_between(own.by_seed, base.by_seed, own.judged) for label, own in others}
+    remarks = [
+        f"No Delta_MTL of {', '.join(label for label in deltas if deltas[label].why == why)}: {why}."
+        for why in dict.fromkeys(delta.why for delta in deltas.values() if delta.why)
+    ]
+    plain = base.runs[0].setting("model", "diffusion") == "none"
+    chains = [x for x, own in others if own.runs[0].setting("model", "diffusion", "none") != "none"]
+    if plain and chains:
+        remarks.append(
+            f"The training loss of {', '.join(chains)} counts initial and final maps, that of {first} has one "
+            "map a task: compare the metrics, not the losses."
+        )
+    return Comparison(dict(methods), deltas, _not_comparable(list(methods.values())), remarks)
+
+
+def delta_between(ours: BySeed, theirs: BySeed, judged: Sequence[Judged], partial: bool = False) -> Delta:
+    """Return Delta_MTL of one method's metrics by seed against those of another.
+
+    Args:
+        judged: the metrics that it is the mean over.
+        partial: leave out those that are missing or not finite in one of both; else there is no Delta then.
+    """
+    mine, reference = _mean(ours, judged), _mean(theirs, judged)
+    shared, why = [], ""
+    for each in judged:
+        try:
+            delta_mtl(mine, reference, [each])
+            shared.append(each)
+        except ValueError as error:
+            why = why or str(error).removeprefix("delta_mtl: ")
+    if not shared or (why and not partial):
+        return Delta(why=why or "no metric of both")
+    tasks = [each.name for each in shared]
+    whole = {seed: metrics for seed, metrics in ours.items() if _has(metrics, shared)}
+    pairs = [seed for seed in whole if seed in theirs and _has(theirs[seed], shared, divisor=True)]
+    if pairs:
+        return Delta([delta_mtl(whole[s], theirs[s], shared) for s in pairs], pairs, tasks, True)
+    if whole:
+        return Delta([delta_mtl(own, reference, shared) for own in whole.values()], list(whole), tasks)
+    return Delta([delta_mtl(mine, reference, shared)], list(ours), tasks)
+
+
+def metric_rows(methods: Mapping[str, Method]) -> list[MetricRow]:
+    """Return the main metric of each task first, then its others, without the IoU of every class. A method
+    that lacks a metric in one of its seeds has no value there."""
+    known: dict[str, Run] = {}
+    for run in (run for method in methods.values() for run in method.runs):
+        for task in run.primary:
+            known.setdefault(task, run)
+    rows = []
+    for task, first in known.items():
+        primary, _, higher = first.primary[task]
+        others = [m for m in first.metrics.get(task, {}) if m != primary and not m.startswith("IoU/")]
+        for metric in [primary, *others]:
+            found = {label: method.value(task, metric) for label, method in methods.items()}
+            values = {label: value for label, value in found.items() if value is not None}
+            unit = unit_of(metric, first.tasks.get(task))
+            better = higher if metric == primary else metric not in LOWER_IS_BETTER
+            rows.append(MetricRow(task, metric, unit, better, values, metric == primary))
+    return rows
+
+
+def _mean(by_seed: BySeed, judged: Iterable[Judged]) -> Metrics:
+    """The mean of every judged metric over the seeds that have it."""
+    result = {}
+    for task, metric, _ in judged:
+        found = [m[task][metric] for m in by_seed.values() if metric in m.get(task, {})]
+        if found:
+            result[task] = {metric: mean_of(value_of(found))}
+    return result
+
+
+def _has(metrics: Metrics, judged: Iterable[Judged], divisor: bool = False) -> bool:
+    found = [metrics.get(task, {}).get(metric) for task, metric, _ in judged]
+    return None not in found and (all(found) or not divisor)
+
+
+def _not_comparable(methods: Sequence[Method]) -> str:
+    """What differs in data, size, labels or tasks between methods, in one line; "" if nothing does."""
+    found = []
+    for key in SAME:
+        values: dict[str, Path] = {}
+        for method in methods:
+            if (name := f"data.{key}") in method.settings:
+                values.setdefault(str(method.settings[name]), method.runs[0].path)
+        if len(values) > 1:
+            each = ", ".join(f"{value} in {path}" for value, path in values.items())
+            found.append(f"data.{key} is {each}")
+    first, *others = (run for method in methods for run in method.runs)
+    main = {task: metric for task, (metric, *_) in first.primary.items()}
+    for other in others:
+        theirs = {task: metric for task, (metric, *_) in other.primary.items()}
+        if theirs != main:
+            what = "tasks" if theirs.keys() != main.keys() else "main metrics"
+            found.append(f"{other.path} has other {what} than {first.path}")
+            break
+    labelled = [run for run in (first, *others) if run.labels is not None]
+    if other := next((run for run in labelled if not labelled[0].labels.agrees(run.labels)), None):
+        found.append(f"{other.path} learned from other labels than {labelled[0].path}")
+    return f"Not comparable: {'; '.join(found)}." if found else ""
+
+
+def _named(methods: Sequence[Method], wanted: str) -> Method:
+    names = [method.name for method in methods]
+    if wanted in names:
+        return methods[names.index(wanted)]
+    near = nearest(wanted, names)
+    hint = f" (did you mean {near!r}?)" if near else ""
+    raise ConfigError(f"baseline must be a run or one of {'; '.join(names)}, got {wanted!r}{hint}")
+
+
+def _baseline(methods: Sequence[Method], folders: Sequence[Path]) -> Method:
+    paths = {Path(os.path.normpath(path)) for path in folders}
+    own = [method for method in methods if any(run.path in paths for run in method.runs)]
+    if not own:
+        raise DataError(f"{folders[0]}: has no run with an evaluation, expected the baseline's")
+    plain = [method for method in own if method.settings.get("model.diffusion") == "none"]
+    return plain[0] if len(own) > 1 and plain else own[0]

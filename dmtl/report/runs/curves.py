@@ -1,0 +1,105 @@
+"""Curves of runs' logs, by method: the training loss, Delta_MTL, the main metric of every task; their mean
+over runs and the spread around it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from dmtl.metrics.delta import delta_mtl
+from dmtl.report.runs.comparison import Comparison
+from dmtl.report.runs.methods import Method
+from dmtl.report.runs.run import INITIAL, Metrics, Run, unit_of
+
+Curve = dict[int, float]  # step -> value
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A line chart. `series` maps a name to (x values, y values); points that are not finite are left out.
+    `bands` maps names of series to what lies around their line: (x values, lower and upper y values)."""
+
+    title: str
+    x_label: str
+    y_label: str
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    log_y: bool = False
+    bands: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]] = field(
+        default_factory=dict
+    )
+
+
+def curves(comparison: Comparison, initial: bool) -> list[Chart]:
+    """Return the training loss, Delta_MTL if something is compared, and every task's main metric.
+
+    Args:
+        initial: with the metrics of initial maps.
+    """
+    methods = comparison.methods
+    note = ", mean of runs" if any(len(method.runs) > 1 for method in methods.values()) else ""
+    losses = {label: [_smooth(_losses(run)) for run in own.runs] for label, own in methods.items()}
+    charts = [_chart(f"Training loss, smoothed{note}", "loss", losses, log_y=True)]
+    if comparison.deltas:
+        deltas = {x: [_evaluations(r, _delta(comparison, own, r)) for r in own.runs] for x, own in methods.items()}
+        charts.append(_chart(f"Delta_MTL ↑{note}", "%", deltas))
+    first = comparison.baseline.runs[0]
+    for task, (metric, _, higher) in first.primary.items():
+        series = {}
+        for label, own in methods.items():
+            series[label] = [_evaluations(run, _metric(task, metric)) for run in own.runs]
+            before = [_evaluations(run, _metric(INITIAL + task, metric)) for run in own.runs]
+            if initial and any(before):
+                series[f"{label}, initial map"] = before
+        unit, arrow = unit_of(metric, first.tasks.get(task)), "↑" if higher else "↓"
+        label = f"{metric} ({unit})" if unit else metric
+        charts.append(_chart(f"{task} {arrow}{note}", label, series))
+    return charts
+
+
+def _delta(comparison: Comparison, method: Method, run: Run) -> Callable[[Metrics], float | None]:
+    def of(metrics: Metrics) -> float | None:
+        try:
+            return delta_mtl(metrics, comparison.reference(run.seed), method.judged)
+        except ValueError:
+            return None
+
+    return of
+
+
+def _chart(title: str, y_label: str, series: Mapping[str, Sequence[Curve]], log_y: bool = False) -> Chart:
+    """Mean over runs at the steps that all of them have, and one standard deviation to either side. A method
+    without such steps keeps its place, and with it every method its colour in all charts."""
+    lines, bands = {}, {}
+    for name, found in series.items():
+        steps = sorted(set.intersection(*map(set, found)))
+        means = [statistics.fmean(curve[step] for curve in found) for step in steps]
+        lines[name] = (steps, means)
+        if len(found) > 1:
+            spread = [statistics.stdev(curve[step] for curve in found) for step in steps]
+            pairs = list(zip(means, spread, strict=True))
+            bands[name] = (steps, [m - s for m, s in pairs], [m + s for m, s in pairs])
+    return Chart(title, "step", y_label, lines, log_y=log_y, bands=bands)
+
+
+def _losses(run: Run) -> Curve:
+    return _finite({row["step"]: row.get("loss") for row in run.rows("train")})
+
+
+def _metric(task: str, metric: str) -> Callable[[Metrics], float | None]:
+    return lambda metrics: metrics.get(task, {}).get(metric)
+
+
+def _evaluations(run: Run, pick: Callable[[Metrics], float | None]) -> Curve:
+    return _finite({row["step"]: pick(row.get("metrics", {})) for row in run.rows("eval")})
+
+
+def _finite(found: Mapping[int, float | None]) -> Curve:
+    return {step: value for step, value in found.items() if value is not None and math.isfinite(value)}
+
+
+def _smooth(curve: Curve) -> Curve:
+    """Centred running mean over a twentieth of the curve: one-label batches differ widely in their loss."""
+    ys, half = list(curve.values()), len(curve) // 40
+    return {x: statistics.fmean(ys[max(0, i - half) : i + half + 1]) for i, x in enumerate(curve)}

@@ -1,0 +1,215 @@
+"""Read a run: configuration, labels, log, metrics.
+
+Only `metrics.json` must be there, or an evaluation in the log of an unfinished run; all else may be missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dmtl.data import LabelMatrix
+from dmtl.errors import DataError
+from dmtl.evaluation.baseline import EVAL
+from dmtl.tasks import Task, task_from_spec
+from dmtl.train.log import RunLog
+
+# Metrics that fall as maps get better; every other one rises.
+LOWER_IS_BETTER = {"loss", "bce", "mean", "median", "rmse", "abs_err", "log_rmse", "abs_rel", "sq_rel"}
+Metrics = Mapping[str, Mapping[str, float]]  # {task: {metric: value}}
+INITIAL = "initial/"  # before a task: metrics of the initial map of the same network
+PERCENT = ("mIoU", "pixel_acc", "maxF", "pixelF", "odsF", "oisF", "AP", "within_")
+TRAINING = "metrics.json"
+SHOWN = ("config.toml", TRAINING, "log.jsonl")
+
+
+class NoEvaluation(DataError):
+    """A run that has not come to its first evaluation."""
+
+
+@dataclass
+class Run:
+    """A run.
+
+    Attributes:
+        metrics: {task: {metric: value}}; of an unfinished run those of its last evaluation, at `step`.
+        primary: {task: (main metric, its value, whether higher is better)}.
+        seconds: training time so far.
+        file: where the metrics are from.
+        protocol: how they were scored, as far as the file says.
+    """
+
+    path: Path
+    metrics: dict[str, dict[str, float]]
+    primary: dict[str, tuple[str, float, bool]]
+    step: int | None = None
+    seconds: float | None = None
+    config: dict = field(default_factory=dict)
+    labels: LabelMatrix | None = None
+    log: list[dict] = field(default_factory=list)
+    tasks: dict[str, Task] = field(default_factory=dict)
+    finished: bool = True
+    file: str = TRAINING
+    protocol: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        return self.setting("optim", "seed", 0)
+
+    @property
+    def planned_steps(self) -> int | None:
+        """Steps that its configuration asks for; None if that counts epochs instead."""
+        steps = None if self.setting("optim", "epochs") else self.setting("optim", "steps")
+        return steps if isinstance(steps, int) else None
+
+    def rows(self, event: str) -> list[dict]:
+        """Return the rows of the log with this event."""
+        return [row for row in self.log if row.get("event") == event]
+
+    def setting(self, section: str, key: str, default: object = None) -> object:
+        """Return a value of the run's configuration."""
+        return self.config.get(section, {}).get(key, default)
+
+
+def read_run(path: str | os.PathLike, unfinished: bool = False) -> Run:
+    """Read the run in the folder `path`.
+
+    Args:
+        unfinished: read a run without `metrics.json` too, up to its last evaluation.
+
+    Raises:
+        DataError: the folder holds no (finished) run, or a file is damaged.
+    """
+    path = Path(path)
+    log = RunLog.read(path / "log.jsonl")
+    finished = not unfinished or (path / TRAINING).is_file()
+    summary = _read_json(path / TRAINING) if finished else _last_evaluation(path, log)
+    metrics, primary = _metrics_in(summary, path / TRAINING, "dmtl train")
+    seconds = summary.get("seconds") or max((row.get("seconds", 0.0) for row in log), default=None)
+    run = Run(path, metrics, primary, summary.get("step"), seconds, log=log, finished=finished)
+    if (path / "config.toml").is_file():
+        run.config = _read_toml(path / "config.toml")
+    if (path / "labels.csv").is_file():
+        run.labels = LabelMatrix.read_csv(path / "labels.csv")
+    if (path / "model" / "config.json").is_file():
+        specs = _read_json(path / "model" / "config.json").get("tasks", [])
+        run.tasks = {task.name: task for task in map(task_from_spec, specs)}
+    return run
+
+
+def with_evaluation(run: Run) -> Run:
+    """Return the run with the metrics of its eval.json, if it has one (`dmtl eval --json`).
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    file = run.path / EVAL
+    if not file.is_file():
+        size = run.setting("data", "size") if run.setting("data", "resize", True) else None
+        return dataclasses.replace(run, protocol={"size": size})
+    found = _read_json(file)
+    metrics, primary = _metrics_in(found, file, "dmtl eval --json")
+    protocol = found.get("protocol", {})
+    if not isinstance(protocol, Mapping):
+        raise DataError(f"{file}: protocol is {protocol!r}, expected an object")
+    primary = run.primary | primary
+    return dataclasses.replace(run, metrics=metrics, primary=primary, file=EVAL, protocol=protocol)
+
+
+def find_runs(path: str | os.PathLike) -> list[Path]:
+    """Return the run folder itself, or every run below a folder, sorted; DataError if there is none."""
+    path = Path(path)
+    if not path.is_dir():
+        raise DataError(f"{path}: is not a folder, expected a run or a folder of runs")
+    if any((path / name).is_file() for name in SHOWN):
+        if not (path / "config.toml").is_file():
+            raise DataError(f"{path}: has no config.toml, expected the folder of a run")
+        return [path]
+    found = sorted(file.parent for file in path.rglob("config.toml"))
+    if not found:
+        raise DataError(f"{path}: has no run in it, expected config.toml there or in folders below")
+    return found
+
+
+def read_all(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """Read runs, unfinished ones up to their last evaluation, each folder once.
+
+    Returns:
+        The runs, and remarks on those that are unfinished or, without any evaluation, left out.
+
+    Raises:
+        DataError: no run has an evaluation.
+    """
+    runs, remarks = [], []
+    paths = list(dict.fromkeys(Path(os.path.normpath(path)) for path in paths))
+    for path in paths:
+        try:
+            runs.append(read_run(path, unfinished=True))
+        except NoEvaluation as error:
+            remarks.append(f"Left out: {error}")
+            continue
+        if not runs[-1].finished:
+            total = f" of {runs[-1].planned_steps:,}" if runs[-1].planned_steps else ""
+            at = f"at step {runs[-1].step:,}{total}"
+            remarks.append(f"Unfinished: {path} counts as of its last evaluation, {at}.")
+    if not runs:
+        raise DataError(f"{paths[0]}: has no run with an evaluation, expected at least one")
+    return runs, remarks
+
+
+def unit_of(metric: str, task: Task | None) -> str:
+    """Return the unit for people, as far as it is known."""
+    if metric.startswith(PERCENT):
+        return "%"
+    return "" if task is None else task.metric_unit(metric)
+
+
+def _metrics_in(summary: Mapping, file: Path, writer: str) -> tuple[dict, dict]:
+    """`metrics` and `primary`, as in `Run`, of what the command `writer` wrote into `file`."""
+    try:
+        metrics = {str(t): {str(k): float(v) for k, v in m.items()} for t, m in summary["metrics"].items()}
+        primary = {str(t): (str(n), float(v), bool(h)) for t, (n, v, h) in summary["primary"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f'{file}: not as `{writer}` writes it ({error!r}), expected "metrics" and "primary" by task'
+        ) from error
+    return metrics, primary
+
+
+def _last_evaluation(path: Path, log: Sequence[dict]) -> dict:
+    """What `metrics.json` would say had the run ended with its last evaluation. The log names no main
+    metrics: a task's is its first."""
+    rows = [row for row in log if row.get("event") == "eval" and row.get("metrics")]
+    if not rows:
+        raise NoEvaluation(f"{path}: has no evaluation yet, expected metrics.json or one in log.jsonl")
+    primary = {}
+    for task, metrics in rows[-1]["metrics"].items():
+        if not task.startswith(INITIAL):
+            name = next(iter(metrics))
+            primary[task] = (name, metrics[name], name not in LOWER_IS_BETTER)
+    return {**rows[-1], "primary": primary}
+
+
+def _read_json(path: Path) -> dict:
+    """The JSON object in a file of a run."""
+    if not path.is_file():
+        raise DataError(f"{path}: is missing, expected the folder of a finished run")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def _read_toml(path: Path) -> dict:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not valid TOML ({error})") from None

@@ -1,0 +1,59 @@
+"""A comparison of runs as CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+
+from dmtl.report.runs.comparison import Comparison, metric_rows
+from dmtl.report.runs.values import mean_of, numbers_of, spread_of
+from dmtl.runtime.files import write_text
+
+COLUMNS = ("method", "task", "metric", "unit", "better", "main", "mean", "spread", "runs")
+
+
+def write_csv(path: str | os.PathLike, comparison: Comparison) -> None:
+    """Write one row for each method and metric, Delta_MTL among them (in percent, no task). `spread` is a
+    sample standard deviation, empty for a single run."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in metric_rows(comparison.methods):
+        better = "higher" if row.higher_is_better else "lower"
+        for label, value in row.values.items():
+            method = comparison.methods[label]
+            about = (method.name, row.task, row.metric, row.unit, better, int(row.primary))
+            writer.writerow([*about, mean_of(value), spread_of(value), len(method.runs)])
+    for label, delta in comparison.deltas.items():
+        name, value = comparison.methods[label].name, delta.value
+        about = (name, "", "Delta_MTL", "%", "higher", "")
+        writer.writerow([*about, mean_of(value), spread_of(value), len(delta.each)])
+    write_text(path, stream.getvalue())
+
+
+def write_json(path: str | os.PathLike, comparison: Comparison) -> None:
+    """Write methods with settings, runs, means, spreads, and Delta_MTL with what it was taken over."""
+    rows, methods = metric_rows(comparison.methods), []
+    for label, method in comparison.methods.items():
+        metrics: dict[str, dict] = {}
+        for row in (row for row in rows if label in row.values):
+            metrics.setdefault(row.task, {})[row.metric] = numbers_of(row.values[label])
+        about = {"label": label, "name": method.name, "settings": method.settings, "metrics": metrics}
+        if label in comparison.deltas:
+            delta = comparison.deltas[label]
+            basis = {"each": delta.each, "seeds": delta.seeds, "paired": delta.paired, "why": delta.why}
+            about["delta"] = numbers_of(delta.value) | basis
+        keys = ("seed", "finished", "step", "seconds", "metrics")
+        about["runs"] = [
+            {"path": str(run.path)} | {key: getattr(run, key) for key in keys} for run in method.runs
+        ]
+        methods.append(about)
+    whole = {
+        "baseline": comparison.baseline.name,
+        "warning": comparison.warning,
+        "remarks": comparison.remarks,
+        "methods": methods,
+    }
+    write_text(path, json.dumps(whole, indent=2) + "\n")
