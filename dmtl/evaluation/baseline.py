@@ -54,7 +54,8 @@ def read_baseline(paths: Iterable[str | Path]) -> dict[str, Mapping[str, float]]
     reference: dict[str, Mapping[str, float]] = {}
     for path in paths:
         scored = Path(path) / EVAL
-        for task, values in read_reference(scored if scored.is_file() else path, "baseline").items():
+        found = read_reference(scored if scored.is_file() else path, "baseline") or {}
+        for task, values in found.items():
             if task in reference and not task.startswith("initial/"):
                 raise ConfigError(f"baseline: {path} has {task}, as one before it has; expected it once")
             reference[task] = values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -40,11 +40,11 @@ class Protocol:
     """
 
     frame: tuple[int, int] | None = None
-    boundaries: str | None = None
+    boundaries: Literal["seism", "raw"] | None = None
     max_dist: float | None = None
     boundary_ids: Collection[str] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.boundaries not in (None, *SUPPRESSIONS):
             known = ", ".join(SUPPRESSIONS)
             raise ConfigError(f"boundaries must be one of {known} or None, got {self.boundaries!r}")
@@ -107,17 +107,22 @@ def evaluate(
         raise ConfigError(
             f"evaluate: protocol must be {' or '.join(PROTOCOLS)} or a Protocol, got {protocol!r}{hint}"
         )
-    loaded = isinstance(model, (str, os.PathLike))
-    engine = from_pretrained(model) if loaded else model
-    if isinstance(engine, (DiffusionMTL, MultiTaskBaseline)):
-        engine = Engine(engine, precision="fp32" if protocol == "published" else "auto", inplace=loaded)
     if isinstance(data, (str, os.PathLike)):
         data = open_dataset(data, "val")
+    engine = _engine(model, "fp32" if protocol == "published" else "auto")
     names = shared_tasks(engine.tasks, data.tasks, tasks)
     if isinstance(protocol, str):
         protocol = Protocol.published(data, names) if protocol == "published" else Protocol()
     evaluation = Evaluation(data, names, protocol, ids=ids, batch_size=batch_size)
     return evaluation.score(engine, steps=steps, seed=seed, initial=initial, world=world)
+
+
+def _engine(model: DiffusionMTL | MultiTaskBaseline | Engine | str | os.PathLike, precision: str) -> Engine:
+    if isinstance(model, (str, os.PathLike)):
+        return Engine(from_pretrained(model), precision=precision, inplace=True)
+    if isinstance(model, (DiffusionMTL, MultiTaskBaseline)):
+        return Engine(model, precision=precision)
+    return model
 
 
 class Evaluation:
@@ -169,9 +174,11 @@ class Evaluation:
         """What metrics depend on besides the model, JSON-able."""
         self.boundaries = None
         if protocol.boundaries is not None:
-            self.boundaries = self._boundaries(dataset, protocol)
+            self.boundaries = self._boundaries(dataset, protocol, protocol.boundaries)
 
-    def _boundaries(self, dataset: LabelledImages, protocol: Protocol) -> Boundaries:
+    def _boundaries(
+        self, dataset: LabelledImages, protocol: Protocol, kind: Literal["seism", "raw"]
+    ) -> Boundaries:
         thin = [name for name in self.needed if self.tasks[name].thin]
         if not thin:
             raise ConfigError(
@@ -187,7 +194,7 @@ class Evaluation:
             return dataset.boundaries(index) if task == dataset.boundary_task else None
 
         return Boundaries(
-            lambda ignore: Boundary(protocol=protocol.boundaries, max_dist=max_dist, ignore=ignore),
+            lambda ignore: Boundary(protocol=kind, max_dist=max_dist, ignore=ignore),
             truth,
             ids,
         )
@@ -291,8 +298,9 @@ def _loader(
 
 
 def _check_ids(argument: str, ids: Collection[str] | None, dataset: LabelledImages) -> None:
-    if unknown := sorted(set(ids or ()) - set(dataset.ids)):
+    given = set(ids or ())
+    if unknown := sorted(given - set(dataset.ids)):
         raise DataError(
-            f"{argument}: {len(unknown)} of {len(set(ids))} are unknown, the first is {unknown[0]!r}, "
+            f"{argument}: {len(unknown)} of {len(given)} are unknown, the first is {unknown[0]!r}, "
             f"expected images of {dataset.name}, split {dataset.split!r}"
         )

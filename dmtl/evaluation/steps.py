@@ -36,8 +36,8 @@ def compare_steps(
     for steps in several:
         timed = TimedEngine(engine)
         metrics = evaluation.score(timed, watch(evaluation.loader), steps=steps, **options)
-        row = {"steps": steps, "metrics": metrics}
-        row["ms_per_image"] = 1e3 * timed.seconds / evaluation.description["images"]
+        milliseconds = 1e3 * timed.seconds / evaluation.description["images"]
+        row: dict[str, Any] = {"steps": steps, "metrics": metrics, "ms_per_image": milliseconds}
         if steps == "auto":
             row["steps_taken"] = timed.taken / max(timed.calls, 1)
         rows.append(row)
@@ -61,7 +61,7 @@ class TimedEngine:
         self._wait()
         self.seconds += time.perf_counter() - started
         self.calls += 1
-        self.taken += out.steps
+        self.taken += out.steps or 0
         return out
 
     def _wait(self) -> None:

@@ -13,7 +13,10 @@ from dmtl.models.diffusion_mtl import DiffusionMTL, MultiTaskBaseline
 from dmtl.models.encoder_weights import load_backbone, load_pretrained
 from dmtl.tasks import Task
 
-MODELS = {"diffusionmtl": DiffusionMTL, "mtl": MultiTaskBaseline}
+MODELS: dict[str, type[DiffusionMTL] | type[MultiTaskBaseline]] = {
+    "diffusionmtl": DiffusionMTL,
+    "mtl": MultiTaskBaseline,
+}
 
 
 def create_model(

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-
-from torch import nn
 
 from dmtl.errors import CheckpointError, ConfigError, one_line
 from dmtl.models.weights import CONFIG, WEIGHTS
@@ -38,12 +35,12 @@ def download(repo_id: str, **options: Any) -> Path:
         raise CheckpointError(f"{repo_id}: no such file or folder here{reason}") from error
 
 
-def upload(model: nn.Module, repo_id: str, **options: Any) -> str:
+def upload(model: Any, repo_id: str, **options: Any) -> str:
     """Upload a model with a model card; see `DiffusionMTL.push_to_hub`."""
-    hub = _huggingface_hub()
+    mixin: Any = _huggingface_hub().ModelHubMixin
 
     class HubModel(
-        hub.ModelHubMixin,
+        mixin,
         library_name="dmtl",
         pipeline_tag="image-segmentation",
         tags=["dense-prediction", "multi-task-learning", *model.tasks],
@@ -57,7 +54,7 @@ def upload(model: nn.Module, repo_id: str, **options: Any) -> str:
     return str(HubModel().push_to_hub(repo_id, **options))
 
 
-def _huggingface_hub() -> ModuleType:
+def _huggingface_hub() -> Any:
     try:
         import huggingface_hub
     except ImportError as error:

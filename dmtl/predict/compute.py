@@ -101,7 +101,7 @@ class BatchPredictor:
             copied = torch.cuda.Event()
             copied.record(torch.cuda.current_stream(self.device))
         steps = out.steps if self.engine.steps == "auto" else None
-        rows = [
+        rows: list[ImageMaps | DataError] = [
             ImageMaps(
                 {t: m[i] for t, m in maps.items()}, finite, {t: u[i] for t, u in uncertainty.items()}, steps
             )

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -84,7 +85,7 @@ class ImageMaps:
     """
 
     maps: dict[str, Tensor]
-    finite: dict[str, Tensor | bool]
+    finite: Mapping[str, Tensor | bool]
     uncertainty: dict[str, Tensor]
     steps: int | None
 

@@ -68,7 +68,7 @@ def test_wrong_words(dmtl, baseline, tmp_path, options, words):
 
 
 def test_missing_model(dmtl):
-    refused(dmtl("export", "nowhere"), "nowhere", "config.json")
+    refused(dmtl("export", "nowhere"), "nowhere: no such file or folder")
     refused(dmtl("export"), "missing MODEL")
 
 
