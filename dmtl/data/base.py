@@ -81,8 +81,8 @@ class LabelledImages:
         return LabelMatrix.full(self.ids, list(self.tasks))
 
     def image_file(self, index: int) -> Path | None:
-        """The file that `read` reads the image from, which a copy of the data set can take over; None: there is
-        none, or `read` changes its pixels."""
+        """The file that `read` reads the image from, which a copy of the data set can take over; None: there
+        is none, or `read` changes its pixels."""
         return None
 
     def stored(self, index: int, task: str) -> np.ndarray | None:
