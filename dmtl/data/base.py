@@ -82,8 +82,8 @@ class LabelledImages:
         return LabelMatrix.full(self.ids, list(self.tasks))
 
     def image_file(self, index: int) -> Path | None:
-        """The JPEG or PNG that holds the image exactly as `read` gives it, which a copy of the data set can
-        take over; None: there is none."""
+        """The file that `read` reads the image from, which a copy of the data set can take over; None: there
+        is none, or `read` changes its pixels."""
         return None
 
     def stored(self, index: int, task: str) -> np.ndarray | None:

@@ -67,7 +67,7 @@ def export_folder(
 ) -> Exported:
     """Writes `dataset` to the folder `out`; `Folder(out, dataset.split)` then reads the same values.
 
-    An image that is a JPEG or PNG file is copied byte for byte, others become PNG; class ids become PNG,
+    An image file that a folder may hold is copied byte for byte, others become PNG; class ids become PNG,
     numbers .npy, and of a benchmark as distributed labels are stored exactly as `Distribution.stored` gives
     them. `manifest.jsonl` records every file; the list of the split is written last.
 
