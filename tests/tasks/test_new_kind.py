@@ -165,7 +165,7 @@ def test_trained_evaluated_predicted_and_reported(folder, tmp_path):
     """A run with cross-task consistency, whose model is then loaded again."""
     runs = {}
     for name, model in (("ours", {"diffusion": "feature", "steps": 1}), ("mtl", {"diffusion": "none"})):
-        optim = dict(steps=2, consistency=1.0 if name == "mtl" else 0.0)
+        optim = dict(steps=2, objectives={"mtpsl": 1.0} if name == "mtl" else {})
         config = small_run(folder, tmp_path / name, model=model, optim=optim, log=dict(eval_every=2))
         runs[name] = Trainer(config).fit()
         assert runs[name]["drift"]["epe"] > 0
