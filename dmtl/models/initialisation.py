@@ -9,25 +9,20 @@ corrections grow from small values.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
+from dmtl.models.denoiser import Condition, Denoiser
 from dmtl.nn.cross_block import CrossBlock
-
-if TYPE_CHECKING:
-    from dmtl.models.mtdnet import MTDNet
 
 SMALL = 0.1
 """Factor on everything that is added to the identity."""
 
 
 @torch.no_grad()
-def start_as_identity(mtdnet: MTDNet) -> None:
+def start_as_identity(condition: Condition, denoiser: Denoiser) -> None:
     """Convolutions become identity + 0.1 He-normal noise (He-normal where channel counts differ); branches
     start small."""
-    denoiser = mtdnet.denoiser
     for group in (denoiser.pre_layers, denoiser.trunks):
         for conv in (m for m in group.modules() if isinstance(m, nn.Conv2d)):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
@@ -36,7 +31,7 @@ def start_as_identity(mtdnet: MTDNet) -> None:
                 centre = conv.kernel_size[0] // 2
                 conv.weight.mul_(SMALL)
                 conv.weight[:, :, centre, centre] += torch.eye(conv.in_channels)
-    branches: list[nn.Module] = [denoiser.time_embedding.mlp[-1], mtdnet.condition.conv]
+    branches: list[nn.Module] = [denoiser.time_embedding.mlp[-1], condition.conv]
     for block in denoiser.blocks:
         assert isinstance(block, CrossBlock)
         branches += [block.attn.proj, block.mlp.fc2, block.mlp_kv.fc2]
@@ -47,11 +42,11 @@ def start_as_identity(mtdnet: MTDNet) -> None:
 
 
 @torch.no_grad()
-def start_without_correction(mtdnet: MTDNet) -> None:
+def start_without_correction(denoiser: Denoiser, heads: nn.ModuleDict) -> None:
     """The last layer of every task gives zero, so that a residual model starts exactly at its initial
     predictions."""
-    trunks = [trunk for trunk in mtdnet.denoiser.trunks.values() if isinstance(trunk, nn.Sequential)]
-    for layer in list(mtdnet.heads.values()) or [trunk[-1] for trunk in trunks]:
+    trunks = [trunk for trunk in denoiser.trunks.values() if isinstance(trunk, nn.Sequential)]
+    for layer in list(heads.values()) or [trunk[-1] for trunk in trunks]:
         assert isinstance(layer, nn.Conv2d)
         nn.init.zeros_(layer.weight)
         _clear_bias(layer)

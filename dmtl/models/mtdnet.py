@@ -39,9 +39,9 @@ class MTDNet(nn.Module):
             {t: nn.Conv2d(config.width, c, 1) for t, c in channels.items()} if features else {}
         )
         if config.chain_init == "identity":
-            start_as_identity(self)
+            start_as_identity(self.condition, self.denoiser)
         if config.residual:
-            start_without_correction(self)
+            start_without_correction(self.denoiser, self.heads)
         self.recompute = False
         """Whether training keeps no activations of the denoiser and computes them again for the gradient."""
         self._plans: dict[tuple, Plan] = {}
