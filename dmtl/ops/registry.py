@@ -232,7 +232,7 @@ def _measured(spec: OpSpec, operator: Operator, data: Sequence[Tensor], args: Se
 
 
 def packed(spec: OpSpec, weight: Tensor) -> Tensor:
-    """Return the weight as the backend that would serve the op wants it (`pack` of its module), or as it is."""
+    """Return the weight as the backend that would serve the op wants it (`pack` of its module)."""
     backend = choose(spec, [weight])
     pack = None if backend == "reference" else getattr(_module(spec.name, backend), "pack", None)
     return weight if pack is None else pack(weight)
