@@ -1,0 +1,48 @@
+"""A metric over several runs: its mean and its sample standard deviation."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from dmtl.text import decimals, fixed
+
+Value = float | tuple[float, float]
+"""The result of one run, or mean and standard deviation over several."""
+
+
+def value_of(values: Sequence[float]) -> Value:
+    """Return mean and sample standard deviation; the number itself if it is the only one; NaN if one of them
+    is not finite."""
+    if not all(map(math.isfinite, values)):
+        return math.nan
+    return values[0] if len(values) == 1 else (statistics.fmean(values), statistics.stdev(values))
+
+
+def mean_of(value: Value) -> float:
+    """Return the result of the only run, or the mean."""
+    return float(value[0] if isinstance(value, (tuple, list)) else value)
+
+
+def spread_of(value: Value) -> float | None:
+    """Return the standard deviation, or None for one run."""
+    return float(value[1]) if isinstance(value, (tuple, list)) else None
+
+
+def texts_of(value: Value, digits: int | None = None, sign: bool = False) -> tuple[str, str]:
+    """Return mean and spread as text with equally many digits; the spread of one run is ""."""
+    mean, spread = mean_of(value), spread_of(value)
+    digits = decimals(mean) if digits is None else digits
+    return fixed(mean, digits, sign), "" if spread is None else fixed(spread, digits)
+
+
+def text_of(value: Value, digits: int | None = None, sign: bool = False) -> str:
+    """Return "3.64 ± 0.12", of one run "3.64"."""
+    return " ± ".join(text for text in texts_of(value, digits, sign) if text)
+
+
+def numbers_of(value: Value) -> dict[str, float | None]:
+    """Return mean and spread for a JSON file, which has no NaN: None."""
+    mean = mean_of(value)
+    return {"mean": mean if math.isfinite(mean) else None, "spread": spread_of(value)}
