@@ -26,6 +26,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dmtl.data import made_to_order, open_dataset
 from dmtl.errors import ConfigError, nearest
@@ -167,7 +168,7 @@ def claim_of(config: RunConfig, section: object = None) -> Claim:
     return Claim(methods, _known("methods.baseline", baseline or "mtl", methods))
 
 
-def _check(name: str, values: object, tables: Mapping[str, Mapping]) -> None:
+def _check(name: str, values: Any, tables: Mapping[str, Mapping]) -> None:
     if not re.fullmatch(r"[\w-]+", name):
         raise ConfigError(f"methods.{name!r} must be letters, digits, - and _: it becomes a folder's name")
     convert_fields(_Section, values, f"methods.{name}.")

@@ -18,8 +18,11 @@ from dmtl.registry import Registry
 class Options(Protocol):
     """The keys of `optim` that weightings read."""
 
-    weighting: str
-    dwa_temperature: float
+    @property
+    def weighting(self) -> str: ...
+
+    @property
+    def dwa_temperature(self) -> float: ...
 
 
 class Weighting(nn.Module):

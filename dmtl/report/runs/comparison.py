@@ -108,7 +108,9 @@ class Comparison:
         seeds = ", ".join(map(str, delta.seeds))
         if not delta.each:
             return ""
-        return f"paired by seed: {seeds}" if delta.paired else f"not paired: {seeds} against {baseline}'s mean"
+        return (
+            f"paired by seed: {seeds}" if delta.paired else f"not paired: {seeds} against {baseline}'s mean"
+        )
 
     def summary(self) -> list[dict[str, str]]:
         """Return a row of text for each method: label, name, basis, seeds, steps, mean training time."""
@@ -179,8 +181,8 @@ def comparison_of(methods: Mapping[str, Method]) -> Comparison:
     chains = [x for x, own in others if own.runs[0].setting("model", "diffusion", "none") != "none"]
     if plain and chains:
         remarks.append(
-            f"The training loss of {', '.join(chains)} counts initial and final maps, that of {first} has one "
-            "map a task: compare the metrics, not the losses."
+            f"The training loss of {', '.join(chains)} counts initial and final maps, that of {first} has "
+            "one map a task: compare the metrics, not the losses."
         )
     return Comparison(dict(methods), deltas, _not_comparable(list(methods.values())), remarks)
 

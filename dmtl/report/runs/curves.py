@@ -42,7 +42,9 @@ def curves(comparison: Comparison, initial: bool) -> list[Chart]:
     losses = {label: [_smooth(_losses(run)) for run in own.runs] for label, own in methods.items()}
     charts = [_chart(f"Training loss, smoothed{note}", "loss", losses, log_y=True)]
     if comparison.deltas:
-        deltas = {x: [_evaluations(r, _delta(comparison, own, r)) for r in own.runs] for x, own in methods.items()}
+        deltas = {
+            x: [_evaluations(r, _delta(comparison, own, r)) for r in own.runs] for x, own in methods.items()
+        }
         charts.append(_chart(f"Delta_MTL ↑{note}", "%", deltas))
     first = comparison.baseline.runs[0]
     for task, (metric, _, higher) in first.primary.items():

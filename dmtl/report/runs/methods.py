@@ -84,7 +84,9 @@ class Method:
         for run in self.runs:
             key = (run.seed, tuple(run.primary))
             if key in seen:
-                remarks.append(f"{self.name} has several runs with seed {run.seed}: {run.path} does not count.")
+                remarks.append(
+                    f"{self.name} has several runs with seed {run.seed}: {run.path} does not count."
+                )
             seen.add(key)
         return remarks
 
@@ -141,8 +143,11 @@ def settings_of(run: Run) -> Settings:
 
 
 def names_of(settings: Sequence[Settings]) -> tuple[list[str], list[str]]:
-    """Return a name for each, "model.diffusion=none, optim.lr=0.001": the keys that differ, of those that differ
-    together the first; and a remark on every other one of them."""
+    """Return a name for each, "model.diffusion=none, optim.lr=0.001", and remarks.
+
+    A name has the keys that differ; of those that differ together it has the first, and the others get a
+    remark.
+    """
     keys = list(dict.fromkeys(key for values in settings for key in values))
     shown: dict[tuple, str] = {}
     remarks = []
