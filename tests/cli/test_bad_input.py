@@ -124,7 +124,10 @@ def test_training_on_damaged_data(dmtl, tmp_path, folder, damage, words):
         (["--optim.task-weights", "semsag", "2"], ["optim.task_weights.semsag", "semseg"]),
         (["--optim.batch-size", "64"], ["batch_size = 64"]),
         (["--model.backbone", "resnet19"], ["backbone", "resnet19"]),
-        (["--model.diffusion", "features"], ["model.diffusion must be one of", "features"]),
+        (
+            ["--model.diffusion", "features"],
+            ["invalid choice 'features' for argument '--model.diffusion'", "features"],
+        ),
         (["--data.scale", "2", "1"], ["data.scale must be"]),
     ],
     ids=lambda value: " ".join(value[:2]) if str(value[0]).startswith("--") else "",
