@@ -18,8 +18,7 @@ from dmtl.cli._common import console, metric_table, say, write_files
 from dmtl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dmtl.report.paper.table import PaperTable
-    from dmtl.report.paper.write import Cell
+    from dmtl.report.paper.table import Cell, PaperTable
     from dmtl.report.runs.comparison import Comparison
 
 COLUMNS = 3  # methods next to the baseline in one table; more get a table each
@@ -160,8 +159,6 @@ def _print_paper(table: PaperTable) -> None:
 
 def paper_table(table: PaperTable) -> Table:
     """One row a row; methods are named once, measured rows are below their published ones."""
-    from dmtl.report.paper.write import LOST, lines
-
     shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     shown.add_column("method", min_width=10)
     if table.measured:
@@ -171,17 +168,11 @@ def paper_table(table: PaperTable) -> Table:
         head = f"{column.task}\n{column.label} {'↑' if column.higher_is_better else '↓'}"
         shown.add_column(Text(head), justify="right", no_wrap=True)
     shown.add_column("Δ MTL\n% ↑", justify="right", no_wrap=True)
-    below = len(table.columns) > NARROW
-    for line in lines(table):
-        row = line.row
-        about = [Text(line.name), Text(line.origin)]
+    for row in table.rows:
+        about = [Text(row.label), Text(table.origin(row))]
         if table.measured:
-            about.insert(1, Text("" if row.published else str(len(row.by_seed))))
-        cells = [_cell(cell, below) for cell in (*line.cells, line.delta)]
-        if row.lost:
-            cells = [Text(LOST)] * len(cells)
-        elif line.reference:
-            cells[-1] = Text("ref.", style="dim")
+            about.insert(1, Text("" if row.published else str(len(row.seeds))))
+        cells = [_cell(cell, below=len(table.columns) > NARROW) for cell in table.cells(row)]
         shown.add_row(*about, *cells, style="dim" if row.published and table.measured else "")
     return shown
 

@@ -46,3 +46,11 @@ def numbers_of(value: Value) -> dict[str, float | None]:
     """Return mean and spread for a JSON file, which has no NaN: None."""
     mean = mean_of(value)
     return {"mean": mean if math.isfinite(mean) else None, "spread": spread_of(value)}
+
+
+def tone_of(value: Value) -> str:
+    """Return how a Delta_MTL is coloured: "good", "bad", or "even" if it is within its spread of zero."""
+    mean = mean_of(value)
+    if not math.isfinite(mean) or abs(mean) <= (spread_of(value) or 0.0) or round(mean, 2) == 0:
+        return "even"
+    return "good" if mean > 0 else "bad"
