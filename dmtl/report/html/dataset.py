@@ -12,8 +12,8 @@ from markupsafe import Markup
 from dmtl.data import LabelledImages
 from dmtl.data.folder.statistics import Statistics, TaskStatistics, measure
 from dmtl.errors import DataError
-from dmtl.report.html.content import Cell, ReportData, SamplePictures, SampleRow
-from dmtl.report.html.sections import label_section, sample_sections
+from dmtl.report.html.content import Cell, SamplePictures
+from dmtl.report.html.images import label_section
 from dmtl.report.html.template import page
 from dmtl.runtime.files import write_text
 from dmtl.tasks import Task
@@ -48,22 +48,16 @@ def dataset_report(
     indices = evenly(len(dataset), len(dataset) if measured is None else measured)
     statistics = measure(dataset, indices, workers=workers, progress=progress)
     samples, errors = _samples(dataset, evenly(len(dataset), count))
-    data = ReportData(
-        title=f"{dataset.name}, {dataset.split}",
-        facts=_facts(dataset, statistics),
-        label_matrix=dataset.available(),
-        samples=samples,
-        notes=[f"Cannot be read: {error}" for error in dict.fromkeys([*errors, *statistics.errors])],
-    )
     text = page(
         "dataset.html.j2",
-        data=data,
-        facts=[(str(label), str(value)) for label, value in data.facts],
-        labels=label_section(data.label_matrix),
-        samples=sample_sections(data.samples),
+        title=f"{dataset.name}, {dataset.split}",
+        facts=_facts(dataset, statistics),
+        labels=label_section(dataset.available()),
+        samples=samples,
         legends=_legends(dataset.tasks),
         panels=[_panel(task) for task in statistics.tasks.values()],
         measured=f"{statistics.images:,} of {len(dataset):,}",
+        notes=[f"Cannot be read: {error}" for error in dict.fromkeys([*errors, *statistics.errors])],
     )
     path = Path(out_path)
     write_text(path, text)
@@ -114,7 +108,7 @@ def _samples(dataset: LabelledImages, indices: Sequence[int]) -> tuple[list[Samp
             scale = "" if reach is None else f"{number(reach[0], 3)} to {number(reach[1], 3)}"
             cells.append(Cell(name, task.label_picture(label, reach), scale=scale))
         image = np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy())
-        shown.append(SamplePictures(sample.id, image, [SampleRow("labels", cells)]))
+        shown.append(SamplePictures(sample.id, image, {"labels": cells}))
     return shown, errors
 
 

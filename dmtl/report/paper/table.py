@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -12,7 +11,7 @@ from dmtl.report.paper.published import SETTINGS, Benchmark, Column, Published
 from dmtl.report.runs.comparison import Delta
 from dmtl.report.runs.methods import Method
 from dmtl.report.runs.run import TRAINING, Run
-from dmtl.report.runs.values import Value, mean_of, texts_of, tone_of
+from dmtl.report.runs.values import Value, best_of, texts_of, tone_of
 
 SHORT = {EVAL: "eval", TRAINING: "train"}
 LOST, REFERENCE = "n.r.", "ref."  # instead of results that were not recovered, of the reference's Delta_MTL
@@ -110,12 +109,8 @@ class PaperTable:
         """Return the rows with the best result among the measured or the published ones that are certain;
         none if there is nothing to compare."""
         rows = [row for row in self.rows if row.published == among_published and row.certain]
-        found = [(mean_of(row.values[column.task]), row) for row in rows if column.task in row.values]
-        found = [(value, row) for value, row in found if math.isfinite(value)]
-        if len({value for value, _ in found}) < 2:
-            return []
-        top = (max if column.higher_is_better else min)(value for value, _ in found)
-        return [row for value, row in found if value == top]
+        values = {row: row.values[column.task] for row in rows if column.task in row.values}
+        return best_of(values, column.higher_is_better)
 
     def origin(self, row: Row) -> str:
         """Return where results are from: "[1]" is the first of `sources`, "eval" is eval.json, "train"

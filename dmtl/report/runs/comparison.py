@@ -24,7 +24,7 @@ from dmtl.errors import ConfigError, DataError, nearest
 from dmtl.metrics.delta import Judged, delta_mtl
 from dmtl.report.runs.methods import Method, kind_of, methods_of
 from dmtl.report.runs.run import LOWER_IS_BETTER, Metrics, Run, find_runs, read_all, unit_of
-from dmtl.report.runs.values import Value, mean_of, value_of
+from dmtl.report.runs.values import Value, best_of, mean_of, value_of
 from dmtl.text import duration
 
 # What two runs must share for their metrics to mean the same.
@@ -68,6 +68,18 @@ class MetricRow:
     higher_is_better: bool
     values: Mapping[str, Value]
     primary: bool = True
+
+    @property
+    def best(self) -> list[str]:
+        """Methods that share the best mean; none if there is nothing to compare."""
+        return best_of(self.values, self.higher_is_better)
+
+    def gain(self, method: str, reference: str) -> float:
+        """Return the improvement over `reference` in percent of it, positive for better; NaN if unknown."""
+        ours, theirs = (mean_of(self.values.get(name, math.nan)) for name in (method, reference))
+        if theirs == 0 or not math.isfinite(ours - theirs):
+            return math.nan
+        return (100.0 if self.higher_is_better else -100.0) * (ours - theirs) / theirs
 
 
 @dataclass
