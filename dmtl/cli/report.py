@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import console, metric_table, say, write_files
+from dmtl.cli._common import console, metric_table, say, table_of, write_files
 from dmtl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -115,10 +115,10 @@ def methods_table(comparison: Comparison) -> Table:
     """One row a method: its label, Delta_MTL and what it was taken over, seeds, steps, time."""
     from dmtl.report.runs.values import text_of
 
-    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("", "Delta_MTL", "over", "seeds", "steps", "training"):
-        right = name in ("Delta_MTL", "steps", "training")
-        shown.add_column(name, justify="right" if right else "left", no_wrap=name == "Delta_MTL")
+    names = ("", "Delta_MTL", "over", "seeds", "steps", "training")
+    shown = table_of(names, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown.columns[1].no_wrap = True
+    shown.columns[2].justify = shown.columns[3].justify = "left"
     for row in comparison.summary():
         delta = comparison.deltas.get(row["label"])
         text = "" if delta is None else f"{text_of(delta.value, 2, sign=True)} %"

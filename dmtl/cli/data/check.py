@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmtl.cli._arguments import Source
-from dmtl.cli._common import bar, console, say
+from dmtl.cli._common import bar, console, say, table_of
 
 if TYPE_CHECKING:
     from dmtl.data.base import LabelledImages
@@ -95,18 +95,17 @@ def open_split(args: Check, split: str) -> LabelledImages:
 
 def tell(data: str, problems: Sequence[Problem], lines: int) -> None:
     """A table of what is wrong and where, then the problems of each kind, at most `lines` of them."""
-    from rich.table import Table
-
     from dmtl.data.folder.check import KINDS
 
-    table = Table("what is wrong", "count", "where")
-    table.columns[1].justify = "right"
     groups = {kind: [p for p in problems if p.kind == kind] for kind in KINDS}
     groups = {kind: found for kind, found in groups.items() if found}
+    rows = []
     for kind, found in groups.items():
         places = Counter(_place(data, problem) for problem in found).most_common()
         shown = [f"{place} {count}" if len(places) > 1 else place for place, count in places[:5]]
-        table.add_row(KINDS[kind], str(len(found)), ", ".join([*shown, "..."] if len(places) > 5 else shown))
+        rows.append((KINDS[kind], str(len(found)), ", ".join([*shown, "..."] if len(places) > 5 else shown)))
+    table = table_of(("what is wrong", "count", "where"), rows)
+    table.columns[2].justify = "left"
     console.print(table)
     for kind, found in groups.items():
         say(f"\n{KINDS[kind]}:")

@@ -45,6 +45,7 @@ def sample_pictures(
         engine: of one of the models, averaging several draws: adds their uncertainty and their mean's error.
         note: of every image.
     """
+    tasks = {n: t for model in models.values() for n, t in model.tasks.items() if n in dataset.tasks}
     result = []
     for index in indices:
         sample = dataset.read(index)
@@ -56,7 +57,7 @@ def sample_pictures(
         averaged = None if engine is None else predicted(engine.maps, engine.device, *shared, **options)
         chains = sum(bool(p.trace) for p in predictions.values())
         rows = {}
-        for task in _tasks(models, dataset).values():
+        for task in tasks.values():
             label = sample.labels.get(task.name)
             finals = [p.final[task.name] for p in predictions.values() if task.name in p.final]
             scale = colour_scale(task, label, task.decode(finals[-1])[0])
@@ -70,10 +71,6 @@ def sample_pictures(
         image = sample.image.permute(1, 2, 0).numpy()
         result.append(SamplePictures(sample.id, np.ascontiguousarray(image), rows, note))
     return result
-
-
-def _tasks(models: Mapping[str, torch.nn.Module], dataset: LabelledImages) -> dict[str, Task]:
-    return {n: t for model in models.values() for n, t in model.tasks.items() if n in dataset.tasks}
 
 
 def _label_cell(task: Task, label: Tensor | None, scale, labels: LabelMatrix | None, id: str) -> Cell:

@@ -8,9 +8,9 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, S
 
 from dmtl.report.html.images import picture
 from dmtl.report.runs.values import texts_of, tone_of
-from dmtl.text import fixed
+from dmtl.text import fixed, percent
 
-FUNCTIONS = {"picture": picture, "texts_of": texts_of, "tone_of": tone_of, "fixed": fixed}
+FUNCTIONS = {"picture": picture, "texts_of": texts_of, "tone_of": tone_of, "fixed": fixed, "percent": percent}
 
 
 def page(template: str, *, folder: Path | None = None, **values: object) -> str:

@@ -64,7 +64,8 @@ def uncertainty_cells(task: Task, averaged: Maps, label_KHW: Tensor | None, draw
     if label_KHW is not None:
         error_HW = task.error(averaged.maps[task.name].cpu(), label_KHW[None])[0]
         error_HW = torch.where(task.valid(label_KHW)[0], error_HW, math.nan).numpy()
-        cells.append(_heat("error", error_HW, task.error_unit) if task.graded else _mistakes(error_HW))
+        wrong = Cell("error", apply_scale(EMBER, error_HW), scale="bright: wrong")
+        cells.append(_heat("error", error_HW, task.error_unit) if task.graded else wrong)
     return cells
 
 
@@ -74,7 +75,3 @@ def _heat(caption: str, value_HW: np.ndarray, unit: str) -> Cell:
     top = max(float(np.percentile(known, BRIGHTEST)) if known.size else 0.0, 1e-12)
     reach = number(top, 2)
     return Cell(caption, apply_scale(EMBER, value_HW / top), scale=f"0 to {reach} {unit}")
-
-
-def _mistakes(error_HW: np.ndarray) -> Cell:
-    return Cell("error", apply_scale(EMBER, error_HW), scale="bright: wrong")

@@ -133,7 +133,7 @@ def settings_of(run: Run) -> Settings:
             file = run.path / "config.toml"
             raise DataError(f"{file}: {key} is {value!r}, expected what `dmtl train` writes")
         _flatten(key, {**default, **value} if isinstance(default, Mapping) else value, values)
-    values = {key: value for key, value in values.items() if not _apart(key)}
+    values = {key: value for key, value in values.items() if not {key, key.partition(".")[0]} & set(APART)}
     values.pop("model.tasks", None)  # the data's
     if not made_to_order(str(values["data.root"])):  # a folder has as many images as it has
         del values["data.train_count"], values["data.val_count"]
@@ -183,10 +183,6 @@ def _flatten(key: str, value: object, into: Settings) -> None:
             _flatten(f"{key}.{name}", inner, into)
     else:
         into[key] = value
-
-
-def _apart(key: str) -> bool:
-    return key in APART or key.partition(".")[0] in APART
 
 
 def _text(value: object) -> str:
