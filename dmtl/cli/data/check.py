@@ -47,6 +47,7 @@ def run(args: Check) -> int:
     from dmtl.data.folder.check import Problem, check_dataset
     from dmtl.data.folder.check_files import check_files
     from dmtl.errors import DataError
+    from dmtl.runtime.files import write_text
 
     problems: list[Problem] = []
     seen: dict[bytes | str, str] = {}
@@ -67,7 +68,9 @@ def run(args: Check) -> int:
         problems = check_files(args.data, workers=args.workers, progress=progress) + problems
     problems = list({(p.where, p.what): p for p in problems}.values())  # met by both
     if args.json is not None:
-        write_json(args, images, problems)
+        found = [dataclasses.asdict(problem) for problem in problems]
+        content = {"data": args.data, "splits": args.splits, "images": images, "problems": found}
+        write_text(args.json, json.dumps(content, indent=1) + "\n")
     if problems:
         tell(args.data, problems, args.lines)
     faults = sum(problem.is_fault for problem in problems)
@@ -122,11 +125,3 @@ def _place(data: str, problem: Problem) -> str:
     except (ValueError, IndexError):
         task = problem.where.rpartition(" (")[2].removesuffix(")")
         return task if task != problem.where or problem.kind == "label" else "images"
-
-
-def write_json(args: Check, images: int, problems: Sequence[Problem]) -> None:
-    from dmtl.runtime.files import write_text
-
-    found = [dataclasses.asdict(problem) for problem in problems]
-    content = {"data": args.data, "splits": args.splits, "images": images, "problems": found}
-    write_text(args.json, json.dumps(content, indent=1) + "\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,6 @@ from dmtl.report.runs.comparison import Comparison, metric_rows
 from dmtl.report.runs.curves import curves
 from dmtl.report.runs.methods import Method
 from dmtl.report.runs.run import Run
-from dmtl.text import duration
 from dmtl.train.pictures import evenly
 from dmtl.train.setup import open_data
 from dmtl.train.toml import config_from_dict
@@ -127,9 +125,7 @@ def _facts(methods: Mapping[str, Method]) -> list[tuple[str, object]]:
         ("Diffusion", diffusion and diffusion != "none" and f"{diffusion}, {chain} steps"),
         ("Seeds", ", ".join(map(str, method.seeds)) if run.config else None),
     ]
-    for label, own in methods.items():
-        times = [run.seconds for run in own.runs if run.seconds]
-        result.append((f"Time, {label}", times and duration(statistics.fmean(times))))
+    result += [(f"Time, {label}", own.time()) for label, own in methods.items()]
     return [(label, value) for label, value in result if value]
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import os
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,6 @@ from dmtl.metrics.delta import Judged, delta_mtl
 from dmtl.report.runs.methods import Method, kind_of, methods_of
 from dmtl.report.runs.run import LOWER_IS_BETTER, Metrics, Run, find_runs, read_all, unit_of
 from dmtl.report.runs.values import Value, best_of, mean_of, value_of
-from dmtl.text import duration
 
 # What two runs must share for their metrics to mean the same.
 SAME = ("root", "tasks", "size", "resize", "train_count", "val_count", "labels", "label_seed")
@@ -114,21 +112,17 @@ class Comparison:
 
     def basis(self, label: str) -> str:
         """Say what the Delta_MTL of a method was taken over."""
-        if label not in self.deltas:
+        if (delta := self.deltas.get(label)) is None:
             return "baseline" if self.deltas else ""
-        delta, baseline = self.deltas[label], next(iter(self.methods))
         seeds = ", ".join(map(str, delta.seeds))
-        if not delta.each:
-            return ""
-        return (
-            f"paired by seed: {seeds}" if delta.paired else f"not paired: {seeds} against {baseline}'s mean"
-        )
+        if delta.paired:
+            return f"paired by seed: {seeds}"
+        return f"not paired: {seeds} against {next(iter(self.methods))}'s mean" if delta.each else ""
 
     def summary(self) -> list[dict[str, str]]:
         """Return a row of text for each method: label, name, basis, seeds, steps, mean training time."""
         rows = []
         for label, method in self.methods.items():
-            times = [run.seconds for run in method.runs if run.seconds]
             unfinished = sum(not run.finished for run in method.runs)
             rows.append(
                 {
@@ -137,7 +131,7 @@ class Comparison:
                     "basis": self.basis(label),
                     "seeds": ", ".join(map(str, method.seeds)),
                     "steps": method.steps() + (f" ({unfinished} unfinished)" if unfinished else ""),
-                    "time": duration(statistics.fmean(times)) if times else "n/a",
+                    "time": method.time() or "n/a",
                 }
             )
         return rows
