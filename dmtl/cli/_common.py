@@ -100,6 +100,25 @@ def training_bars() -> Iterator[Callable[[str], Callable[[int, int, float], None
         yield new_run
 
 
+def table_of(
+    columns: Iterable[str], rows: Iterable[Iterable[str]] = (), title: str = "", left: int = 1, **style: Any
+) -> Table:
+    """Return a table of text as it is; the first `left` columns are aligned left, the others right."""
+    table = Table(title=Text(title) if title else None, title_justify="left", **style)
+    for place, name in enumerate(columns):
+        table.add_column(Text(name), justify="left" if place < left else "right")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def facts_of(rows: Iterable[tuple[str, str]], title: str = "", width: int | None = None) -> Table:
+    """Return a table of names, in a column of at least `width`, and what there is to say about them."""
+    table = table_of(("", ""), rows, title, 2, show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.columns[0].min_width = width
+    return table
+
+
 def metric_table(
     methods: Mapping[str, Method],
     title: str = "",
@@ -115,11 +134,8 @@ def metric_table(
     from dmtl.report.runs.comparison import metric_rows
     from dmtl.report.runs.values import text_of
 
-    table = Table(title=Text(title) if title else None, title_justify="left")
-    table.add_column("task")
-    table.add_column("metric", no_wrap=True)
-    for label in methods:
-        table.add_column(Text(label), justify="right")
+    table = table_of(["task", "metric", *methods], title=title, left=2)
+    table.columns[1].no_wrap = True
     if notes is not None:
         table.add_column("meaning")
     previous = None

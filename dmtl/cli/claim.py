@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
 
 from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import console, say, write_files
+from dmtl.cli._common import console, say, table_of, write_files
 from dmtl.cli.train import defaults, run_config
 from dmtl.errors import ConfigError
 from dmtl.train.claim import FILE, claim_of
@@ -94,13 +92,8 @@ def print_table(results: Results) -> None:
 
     head, rows = table(results)
     middle = head.index("Delta_MTL, %") + 1
-    for columns, shown in (
-        ([*range(middle)], rows),
-        ([0, *range(middle, len(head))], [row for row in rows if row[-1]]),
-    ):
-        printed = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for column in columns:
-            printed.add_column(Text(head[column]), justify="right" if column else "left")
-        for row in shown:
-            printed.add_row(*(Text(row[column]) for column in columns))
-        console.print(printed)
+    later = [0, *range(middle, len(head))]
+    for columns, shown in ((range(middle), rows), (later, [row for row in rows if row[-1]])):
+        names = [head[column] for column in columns]
+        cells = ([row[column] for column in columns] for row in shown)
+        console.print(table_of(names, cells, box=SIMPLE_HEAD, padding=(0, 1, 0, 0)))

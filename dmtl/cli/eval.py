@@ -11,10 +11,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from rich.table import Table
-from rich.text import Text
 
 from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import bar, console, final_and_initial, metric_table
+from dmtl.cli._common import bar, console, final_and_initial, metric_table, table_of
 from dmtl.errors import ConfigError
 
 
@@ -131,8 +130,11 @@ def main(arguments: list[str]) -> int:
         console.print(_steps_table(title, rows, primary))
     if args.per_class:
         for name in evaluation.tasks:
-            if any(metric.startswith("IoU/") for metric in metrics[name]):
-                console.print(_class_table(name, metrics[name]))
+            each = [
+                (m.removeprefix("IoU/"), f"{v:.2f}") for m, v in metrics[name].items() if m.startswith("IoU/")
+            ]
+            if each:
+                console.print(table_of((f"{name} class", "IoU %"), each))
     if compared:
         console.print(_baseline_table(primary, compared))
     if args.json:
@@ -149,15 +151,9 @@ def _check_options(args: Eval) -> None:
     if args.model is not None and args.from_maps is not None:
         raise ConfigError("pass either MODEL or --from-maps, not both")
     if args.from_maps is not None:
-        given = {
-            "--frame": args.frame,
-            "--steps": args.steps,
-            "--samples": args.samples != 1,
-            "--save-maps": args.save_maps,
-        }
-        for option, value in given.items():
-            if value:
-                raise ConfigError(f"{option} needs a model, it cannot be used with --from-maps")
+        given = {"frame": args.frame, "steps": args.steps, "samples": args.samples != 1}
+        for option in (option for option, value in (given | {"save-maps": args.save_maps}).items() if value):
+            raise ConfigError(f"--{option} needs a model, it cannot be used with --from-maps")
     if args.save_maps is not None and len(args.steps or []) > 1:
         raise ConfigError(f"--save-maps needs one number of --steps, got {len(args.steps)}")
     if args.float_maps and args.save_maps is None:
@@ -205,24 +201,12 @@ def _score(args: Eval, evaluation, source, several, world) -> list[dict]:
     return [{"steps": several[0], "metrics": metrics}]
 
 
-def _class_table(name: str, metrics: Mapping[str, float]) -> Table:
-    """Intersection over union of every class of a task."""
-    table = Table(f"{name} class")
-    table.add_column("IoU %", justify="right")
-    for metric, value in metrics.items():
-        if metric.startswith("IoU/"):
-            table.add_row(Text(metric.removeprefix("IoU/")), f"{value:.2f}")
-    return table
-
-
 def _steps_table(title: str, rows: list[dict], primary: Mapping[str, tuple]) -> Table:
     """Time and every task's main metric for each number of steps; Delta against the first row."""
     from dmtl.metrics.delta import delta_mtl, judged
 
-    table = Table(title=Text(title), title_justify="left")
     heads = (f"{t} {m} {'↑' if up else '↓'}" for t, (m, _, up) in primary.items())
-    for column in ("steps", "ms/image", *heads, "Delta %"):
-        table.add_column(column, justify="right")
+    table = table_of(("steps", "ms/image", *heads, "Delta %"), title=title, left=0)
     tasks = judged(primary)
     for row in rows:
         steps = str(row["steps"] or "as trained")
@@ -236,11 +220,8 @@ def _steps_table(title: str, rows: list[dict], primary: Mapping[str, tuple]) -> 
 def _baseline_table(primary: Mapping[str, tuple], found: Mapping) -> Table:
     """Every task's main metric, the baseline's, and Delta_MTL."""
     title = f"Delta_MTL against the baseline: {found['delta_mtl']:+.2f} %"
-    table = Table(title=Text(title), title_justify="left")
-    table.add_column("task")
-    for column in ("metric", "value", "baseline", "gain %"):
-        table.add_column(column, justify="right")
+    rows = []
     for task, (metric, base, gain) in found["baseline"].items():
         _, value, up = primary[task]
-        table.add_row(task, f"{metric} {'↑' if up else '↓'}", f"{value:.4g}", f"{base:.4g}", f"{gain:+.2f}")
-    return table
+        rows.append((task, f"{metric} {'↑' if up else '↓'}", f"{value:.4g}", f"{base:.4g}", f"{gain:+.2f}"))
+    return table_of(("task", "metric", "value", "baseline", "gain %"), rows, title)

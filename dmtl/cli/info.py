@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rich.markup import escape
 from rich.table import Table
 
 from dmtl.cli._arguments import parse
-from dmtl.cli._common import console, say
+from dmtl.cli._common import console, facts_of, say, table_of
+from dmtl.errors import ConfigError
 from dmtl.text import mebibytes, number, plural
 
 SIZES = (256, 512, 1024, 2048)  # pixels, of square images
@@ -53,8 +53,6 @@ def main(arguments: list[str]) -> int:
 
 
 def _require(condition: bool, message: str) -> None:
-    from dmtl.errors import ConfigError
-
     if not condition:
         raise ConfigError(message)
 
@@ -63,25 +61,23 @@ def _print_model(name: str, facts: dict) -> None:
     """Print a description as tables."""
     from dmtl.engine.memory import SHARE
 
-    head = Table(
-        title=f"{escape(name)}", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0)
-    )
-    tasks = ", ".join(f"{t['name']} ({t['kind']}, {_channels(t['channels'])})" for t in facts["tasks"])
-    head.add_row("tasks", escape(tasks))
-    head.add_row("mechanism", facts["mechanism"])
-    head.add_row("network", facts["network"])
+    tasks = (f"{t['name']} ({t['kind']}, {plural(t['channels'], 'channel')})" for t in facts["tasks"])
     parts = ", ".join(f"{part} {number / 1e6:.3g}" for part, number in facts["parameters"].items())
-    head.add_row("parameters", f"{sum(facts['parameters'].values()) / 1e6:.3g} M: {parts}")
-    transformed = facts["transformed_bytes"]
-    beside = f", and {mebibytes(transformed)} of transformed weights" if transformed else ""
-    own = f"{mebibytes(facts['parameter_bytes'])} of parameters{beside}"
-    head.add_row("engine", f"{own} ({facts['device']}, {facts['precision']})")
-    available = facts["available_bytes"]
-    told = (
-        "not known here" if available is None else f"{mebibytes(available)}, planned with {SHARE:.0%} of it"
-    )
-    head.add_row("free memory", told)
-    console.print(head)
+    transformed, available = facts["transformed_bytes"], facts["available_bytes"]
+    engine = f"{mebibytes(facts['parameter_bytes'])} of parameters"
+    engine += f", and {mebibytes(transformed)} of transformed weights" if transformed else ""
+    free = "not known here"
+    if available is not None:
+        free = f"{mebibytes(available)}, planned with {SHARE:.0%} of it"
+    rows = [
+        ("tasks", ", ".join(tasks)),
+        ("mechanism", facts["mechanism"]),
+        ("network", facts["network"]),
+        ("parameters", f"{sum(facts['parameters'].values()) / 1e6:.3g} M: {parts}"),
+        ("engine", f"{engine} ({facts['device']}, {facts['precision']})"),
+        ("free memory", free),
+    ]
+    console.print(facts_of(rows, name))
     console.print(_size_table(facts))
     say("GFLOP: two for a multiply-add. Peak memory: beside the engine's own, predicted to about a third.")
     say("Tiles: what the engine does with an image here, unless `dmtl predict --tile` says otherwise.")
@@ -90,22 +86,13 @@ def _print_model(name: str, facts: dict) -> None:
 def _size_table(facts: dict) -> Table:
     from dmtl.engine.describe import STAGES
 
-    batch = facts["batch"]
-    title = f"\nA prediction of all tasks, {plural(batch, 'image')} at once"
-    table = Table(title=title, title_justify="left")
-    table.add_column("size")
     stages = [stage for stage in STAGES if any(row["flops"][stage] for row in facts["sizes"])]
-    for stage in (*stages, "all"):
-        table.add_column(f"{stage}\nGFLOP", justify="right")
-    table.add_column("peak memory", justify="right")
-    table.add_column("tiles", justify="right")
+    rows = []
     for row in facts["sizes"]:
         work = [row["flops"][stage] for stage in stages]
         tile = "whole" if row["tile"] is None else f"{row['tile']} px"
         figures = (number(value / 1e9) for value in (*work, sum(work)))
-        table.add_row("{} x {}".format(*row["size"]), *figures, mebibytes(row["peak_bytes"]), tile)
-    return table
-
-
-def _channels(count: int) -> str:
-    return plural(count, "channel")
+        rows.append(("{} x {}".format(*row["size"]), *figures, mebibytes(row["peak_bytes"]), tile))
+    columns = ("size", *(f"{stage}\nGFLOP" for stage in (*stages, "all")), "peak memory", "tiles")
+    title = f"\nA prediction of all tasks, {plural(facts['batch'], 'image')} at once"
+    return table_of(columns, rows, title)

@@ -14,12 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import console, metric_table, say, write_files
+from dmtl.cli._common import console, metric_table, say, table_of, write_files
 from dmtl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dmtl.report.paper.table import PaperTable
-    from dmtl.report.paper.write import Cell
+    from dmtl.report.paper.table import Cell, PaperTable
     from dmtl.report.runs.comparison import Comparison
 
 COLUMNS = 3  # methods next to the baseline in one table; more get a table each
@@ -116,10 +115,10 @@ def methods_table(comparison: Comparison) -> Table:
     """One row a method: its label, Delta_MTL and what it was taken over, seeds, steps, time."""
     from dmtl.report.runs.values import text_of
 
-    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("", "Delta_MTL", "over", "seeds", "steps", "training"):
-        right = name in ("Delta_MTL", "steps", "training")
-        shown.add_column(name, justify="right" if right else "left", no_wrap=name == "Delta_MTL")
+    names = ("", "Delta_MTL", "over", "seeds", "steps", "training")
+    shown = table_of(names, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown.columns[1].no_wrap = True
+    shown.columns[2].justify = shown.columns[3].justify = "left"
     for row in comparison.summary():
         delta = comparison.deltas.get(row["label"])
         text = "" if delta is None else f"{text_of(delta.value, 2, sign=True)} %"
@@ -160,8 +159,6 @@ def _print_paper(table: PaperTable) -> None:
 
 def paper_table(table: PaperTable) -> Table:
     """One row a row; methods are named once, measured rows are below their published ones."""
-    from dmtl.report.paper.write import LOST, lines
-
     shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     shown.add_column("method", min_width=10)
     if table.measured:
@@ -171,17 +168,11 @@ def paper_table(table: PaperTable) -> Table:
         head = f"{column.task}\n{column.label} {'↑' if column.higher_is_better else '↓'}"
         shown.add_column(Text(head), justify="right", no_wrap=True)
     shown.add_column("Δ MTL\n% ↑", justify="right", no_wrap=True)
-    below = len(table.columns) > NARROW
-    for line in lines(table):
-        row = line.row
-        about = [Text(line.name), Text(line.origin)]
+    for row in table.rows:
+        about = [Text(row.label), Text(table.origin(row))]
         if table.measured:
-            about.insert(1, Text("" if row.published else str(len(row.by_seed))))
-        cells = [_cell(cell, below) for cell in (*line.cells, line.delta)]
-        if row.lost:
-            cells = [Text(LOST)] * len(cells)
-        elif line.reference:
-            cells[-1] = Text("ref.", style="dim")
+            about.insert(1, Text("" if row.published else str(len(row.seeds))))
+        cells = [_cell(cell, below=len(table.columns) > NARROW) for cell in table.cells(row)]
         shown.add_row(*about, *cells, style="dim" if row.published and table.measured else "")
     return shown
 

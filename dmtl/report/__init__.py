@@ -1,12 +1,12 @@
 """Read finished runs, compare them, and show them as pages and tables.
 
-`report_from_runs` writes a page about runs, `write_report` one about any `ReportData`; `dmtl.report.paper`
-sets runs next to the published results.
+`compare` reads runs, `write_page` writes a page about them, `write_report` one about any `ReportData`;
+`dmtl.report.paper` sets runs next to the published results.
 """
 
-from dmtl.report.html.content import Cell, Chart, MetricRow, ReportData, SamplePictures, SampleRow
-from dmtl.report.html.report import report_from_runs
-from dmtl.report.html.sections import write_report
+from dmtl.report.html.content import Cell, Chart, MetricRow, ReportData, SamplePictures, write_report
+from dmtl.report.html.report import write_page
+from dmtl.report.runs.comparison import compare
 
 __all__ = [
     "Cell",
@@ -14,7 +14,7 @@ __all__ = [
     "MetricRow",
     "ReportData",
     "SamplePictures",
-    "SampleRow",
-    "report_from_runs",
+    "compare",
+    "write_page",
     "write_report",
 ]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dmtl.data import LabelMatrix
-from dmtl.report import Cell, Chart, MetricRow, ReportData, SamplePictures, SampleRow
+from dmtl.report import Cell, Chart, MetricRow, ReportData, SamplePictures
 from dmtl.report.html.content import Uncertainty, UncertaintyRow
 
 
@@ -19,12 +19,11 @@ def data() -> ReportData:
     cells = [
         Cell("label", noise(), "not labelled in training"),
         Cell("initial map", noise()),
-        ("step 1, final", noise()),
+        Cell("step 1, final", noise()),
         Cell("uncertainty (8 draws)", noise(), scale="0 to 1.1 nats"),
     ]
     return ReportData(
         title="A report",
-        subtitle="of a test",
         facts=[("Steps", 1000), ("Data", "scenes")],
         label_matrix=LabelMatrix.one_label(ids, ["semseg", "depth"], seed=0),
         metrics=[
@@ -63,7 +62,7 @@ def data() -> ReportData:
             SamplePictures(
                 "image3",
                 noise(40, 30),
-                [SampleRow("semseg", cells), SampleRow("depth", [Cell("label", None)])],
+                {"semseg": cells, "depth": [Cell("label", None)]},
             )
         ],
         legends={"semseg": [("sky", (10, 20, 30))]},

@@ -13,7 +13,7 @@ import torch
 from dmtl.data import LabelledImages, LabelMatrix, Sample
 from dmtl.errors import DataError
 from dmtl.models import ModelConfig, create_model
-from dmtl.report import report_from_runs
+from dmtl.report import compare, write_page
 from dmtl.report.html.predictions import HIDDEN, sample_pictures
 from dmtl.report.html.report import report_data
 from dmtl.report.runs.comparison import comparison_of
@@ -89,8 +89,8 @@ def test_delta_is_taken_pair_by_pair(tmp_path):
     data = data_of(MTL=base, DiffusionMTL=ours)
     pairs = [(10 + 10 + 0) / 3, (0 + 10 + 0) / 3]
     assert data.delta["DiffusionMTL"] == pytest.approx((statistics.fmean(pairs), statistics.stdev(pairs)))
-    assert data.runs == 2 and data.methods() == ["MTL", "DiffusionMTL", "DiffusionMTL, initial map"]
-    assert data.compared() == ["DiffusionMTL"]
+    assert data.runs == 2 and data.methods == ["MTL", "DiffusionMTL", "DiffusionMTL, initial map"]
+    assert data.compared == ["DiffusionMTL"]
     rows = {(r.task, r.metric): r for r in data.metrics}
     assert ("semseg", "IoU/sky") not in rows
     assert rows["semseg", "mIoU"].values["MTL"] == pytest.approx((42.5, statistics.stdev([40, 45])))
@@ -136,8 +136,9 @@ def test_unfair_comparisons_are_said_aloud(tmp_path):
 
 def test_page_from_runs_has_pictures_of_every_step(tmp_path):
     ours, base = write_run(tmp_path / "d", 44.0, 0.9, "feature"), write_run(tmp_path / "m", 40.0, 1.0)
-    out = report_from_runs(
-        ours, base, tmp_path / "r.html", train_set=Toy(), val_set=Toy("val"), pictures=2, train_pictures=2
+    comparison = compare([ours], [base], ["MTL", "DiffusionMTL"])
+    out = write_page(
+        tmp_path / "r.html", comparison, train_set=Toy(), val_set=Toy("val"), pictures=2, train_pictures=2
     )
     text = out.read_text()
     # 4 images with 3 tasks: the input; label, initial map, step 1, step 2, MTL; less labels that do not
@@ -153,17 +154,16 @@ def test_only_configuration_and_metrics_must_be_there(tmp_path):
     for path in paths:
         for file in ("labels.csv", "log.jsonl", "model/config.json"):
             (path / file).unlink()
-    text = report_from_runs(*paths, tmp_path / "r.html").read_text()
+    text = write_page(tmp_path / "r.html", compare(paths)).read_text()
     assert (
         "mIoU" in text and "No pictures: " in text and "<img" not in text and "What was labelled" not in text
     )
 
 
 def test_one_run_alone(tmp_path):
-    text = report_from_runs(
-        write_run(tmp_path / "d", 44.0, 0.9, "feature"),
-        None,
+    text = write_page(
         tmp_path / "r.html",
+        compare([write_run(tmp_path / "d", 44.0, 0.9, "feature")], labels=["DiffusionMTL"]),
         train_set=Toy(),
         val_set=Toy(),
         pictures=1,
@@ -225,18 +225,18 @@ def test_hidden_and_missing_labels_are_marked(tmp_path):
         )
     )
     seen = sample_pictures({"DiffusionMTL": model}, Toy(), [1, 2], labels=labels, steps=3)
-    cells = {(s.id, row.task): row.cells for s in seen for row in s.rows}
+    cells = {(s.id, task): row for s in seen for task, row in s.rows.items()}
     assert cells["image1", "semseg"][0].note == "" and cells["image1", "edge"][0].note == HIDDEN
     assert cells["image1", "depth"][0].rgb is None and cells["image2", "depth"][0].note == HIDDEN
     captions = ["label", "initial map", "step 1", "step 2", "step 3, final"]
     assert all([c.caption for c in row] == captions for row in cells.values())
     unseen = sample_pictures({"DiffusionMTL": model}, Toy(), [2], steps=3)[0]
-    assert all(row.cells[0].note == "" for row in unseen.rows)
+    assert all(row[0].note == "" for row in unseen.rows.values())
     again = sample_pictures({"DiffusionMTL": model}, Toy(), [2], steps=3)[0]
     assert all(
         np.array_equal(a.rgb, b.rgb)
-        for r, s in zip(unseen.rows, again.rows)
-        for a, b in zip(r.cells, s.cells)
+        for r, s in zip(unseen.rows.values(), again.rows.values())
+        for a, b in zip(r, s)
     )
 
 
@@ -254,6 +254,6 @@ def test_pictures_do_not_depend_on_who_else_is_shown():
     alone, among = sample_pictures({"A": model}, Toy(), [4]), sample_pictures({"A": model}, Toy(), [0, 4])
     assert all(
         np.array_equal(a.rgb, b.rgb)
-        for r, s in zip(alone[0].rows, among[1].rows)
-        for a, b in zip(r.cells, s.cells)
+        for r, s in zip(alone[0].rows.values(), among[1].rows.values())
+        for a, b in zip(r, s)
     )

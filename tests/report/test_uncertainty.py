@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dmtl.models import ModelConfig, create_model
-from dmtl.report import report_from_runs
+from dmtl.report import compare, write_page
 from dmtl.report.html.predictions import sample_pictures
 from dmtl.report.html.uncertainty import averaging, error_auroc, uncertainty_cells
 from dmtl.tasks import make_task
@@ -110,17 +110,17 @@ def test_pictures_of_the_engines_own_draws():
     model = small_model().eval()
     engine = averaging(model, 4)
     alone, among = (sample_pictures({"A": model}, Toy(), i, engine=engine) for i in ([4], [0, 4]))
-    for one, other in zip(alone[0].rows, among[1].rows, strict=True):
-        assert [cell.caption for cell in one.cells][-2:] == ["uncertainty (4 draws)", "error"]
-        assert all(np.array_equal(a.rgb, b.rgb) for a, b in zip(one.cells, other.cells, strict=True))
+    for one, other in zip(alone[0].rows.values(), among[1].rows.values(), strict=True):
+        assert [cell.caption for cell in one][-2:] == ["uncertainty (4 draws)", "error"]
+        assert all(np.array_equal(a.rgb, b.rgb) for a, b in zip(one, other, strict=True))
     without = sample_pictures({"A": model}, Toy(), [4])
-    assert [len(row.cells) for row in alone[0].rows] == [len(row.cells) + 2 for row in without[0].rows]
+    assert [len(row) for row in alone[0].rows.values()] == [len(row) + 2 for row in without[0].rows.values()]
 
 
 @pytest.mark.parametrize(("diffusion", "samples"), [("feature", 0), ("feature", 1), ("none", 8)])
 def test_page_without_draws(tmp_path, diffusion, samples):
     run = write_run(tmp_path / "d", 44.0, 0.9, diffusion)
     options = dict(train_set=Toy(), val_set=Toy("val"), pictures=1, train_pictures=0, samples=samples)
-    text = report_from_runs(run, None, tmp_path / "r.html", **options).read_text()
+    text = write_page(tmp_path / "r.html", compare([run]), **options).read_text()
     assert "validation image" in text and "No pictures" not in text
     assert "AUROC" not in text and "draws" not in text

@@ -18,8 +18,8 @@ from dmtl.data.loading.batch import Batch
 from dmtl.evaluation.saved_maps import MapWriter, SavedMaps
 from dmtl.metrics import Metric
 from dmtl.predict import Predictor
-from dmtl.report import report_from_runs
-from dmtl.report.dataset import dataset_report
+from dmtl.report import compare, write_page
+from dmtl.report.html.dataset import dataset_report
 from dmtl.tasks import KINDS, Task, make_task, task_from_spec
 from dmtl.tasks.base import Words, as_array
 from dmtl.tasks.stored import Pixels, rounded
@@ -178,7 +178,7 @@ def test_trained_evaluated_predicted_and_reported(folder, tmp_path):
     assert index["tasks"]["drift"]["kind"] == "motion" and index["uncertainty"]["drift"]["means"].endswith(
         "in px²"
     )
-    page = report_from_runs(
-        tmp_path / "ours", tmp_path / "mtl", tmp_path / "report.html", pictures=1, train_pictures=1, samples=2
-    ).read_text()
+    comparison = compare([tmp_path / "ours"], [tmp_path / "mtl"])
+    options = dict(pictures=1, train_pictures=1, samples=2)
+    page = write_page(tmp_path / "report.html", comparison, **options).read_text()
     assert "drift" in page and "px²" in page

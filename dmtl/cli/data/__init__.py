@@ -1,20 +1,20 @@
 """`dmtl data`: look at a data set, check it, choose labels, convert, export.
 
-A subcommand is a module here with a dataclass of options and `run(options) -> exit status`.
+A subcommand is a dataclass of options and a function `run(options) -> exit status`.
 """
 
 from __future__ import annotations
 
 from dmtl.cli._arguments import parse_subcommand
-from dmtl.cli.data import check, convert, export, fixture, labels, show
+from dmtl.cli.data import check, folders, labels, show
 
 SUBCOMMANDS = {
     "check": (check.Check, check.run),
     "show": (show.Show, show.run),
     "labels": (labels.Labels, labels.run),
-    "convert": (convert.Convert, convert.run),
-    "export": (export.Export, export.run),
-    "fixture": (fixture.Fixture, fixture.run),
+    "convert": (folders.Convert, folders.convert),
+    "export": (folders.Export, folders.export),
+    "fixture": (folders.Fixture, folders.fixture),
 }
 
 

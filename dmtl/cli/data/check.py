@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmtl.cli._arguments import Source
-from dmtl.cli._common import bar, console, say
+from dmtl.cli._common import bar, console, say, table_of
 
 if TYPE_CHECKING:
     from dmtl.data.base import LabelledImages
@@ -47,6 +47,7 @@ def run(args: Check) -> int:
     from dmtl.data.folder.check import Problem, check_dataset
     from dmtl.data.folder.check_files import check_files
     from dmtl.errors import DataError
+    from dmtl.runtime.files import write_text
 
     problems: list[Problem] = []
     seen: dict[bytes | str, str] = {}
@@ -67,7 +68,9 @@ def run(args: Check) -> int:
         problems = check_files(args.data, workers=args.workers, progress=progress) + problems
     problems = list({(p.where, p.what): p for p in problems}.values())  # met by both
     if args.json is not None:
-        write_json(args, images, problems)
+        found = [dataclasses.asdict(problem) for problem in problems]
+        content = {"data": args.data, "splits": args.splits, "images": images, "problems": found}
+        write_text(args.json, json.dumps(content, indent=1) + "\n")
     if problems:
         tell(args.data, problems, args.lines)
     faults = sum(problem.is_fault for problem in problems)
@@ -95,18 +98,17 @@ def open_split(args: Check, split: str) -> LabelledImages:
 
 def tell(data: str, problems: Sequence[Problem], lines: int) -> None:
     """A table of what is wrong and where, then the problems of each kind, at most `lines` of them."""
-    from rich.table import Table
-
     from dmtl.data.folder.check import KINDS
 
-    table = Table("what is wrong", "count", "where")
-    table.columns[1].justify = "right"
     groups = {kind: [p for p in problems if p.kind == kind] for kind in KINDS}
     groups = {kind: found for kind, found in groups.items() if found}
+    rows = []
     for kind, found in groups.items():
         places = Counter(_place(data, problem) for problem in found).most_common()
         shown = [f"{place} {count}" if len(places) > 1 else place for place, count in places[:5]]
-        table.add_row(KINDS[kind], str(len(found)), ", ".join([*shown, "..."] if len(places) > 5 else shown))
+        rows.append((KINDS[kind], str(len(found)), ", ".join([*shown, "..."] if len(places) > 5 else shown)))
+    table = table_of(("what is wrong", "count", "where"), rows)
+    table.columns[2].justify = "left"
     console.print(table)
     for kind, found in groups.items():
         say(f"\n{KINDS[kind]}:")
@@ -123,11 +125,3 @@ def _place(data: str, problem: Problem) -> str:
     except (ValueError, IndexError):
         task = problem.where.rpartition(" (")[2].removesuffix(")")
         return task if task != problem.where or problem.kind == "label" else "images"
-
-
-def write_json(args: Check, images: int, problems: Sequence[Problem]) -> None:
-    from dmtl.runtime.files import write_text
-
-    found = [dataclasses.asdict(problem) for problem in problems]
-    content = {"data": args.data, "splits": args.splits, "images": images, "problems": found}
-    write_text(args.json, json.dumps(content, indent=1) + "\n")

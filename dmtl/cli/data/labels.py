@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.box import SIMPLE
-from rich.table import Table
 
 from dmtl.cli._arguments import positional
-from dmtl.cli._common import console, say
+from dmtl.cli._common import console, say, table_of
 from dmtl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -120,17 +119,17 @@ def _show(labels: LabelMatrix) -> None:
     """Labels of each task, images that have two tasks' labels, and images by their number of labels."""
     facts, pairs = labels.statistics(), labels.pairs()
     say(f"{facts['labels']} labels for {facts['images']} images")
-    table = Table("task", "labels", "share", box=SIMPLE, collapse_padding=True, pad_edge=False)
-    table.title = "On the right: images with both labels"
-    table.columns[0].no_wrap = True
-    for task in labels.tasks:
-        table.add_column(task, overflow="fold")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    rows = []
     for row, task in enumerate(labels.tasks):
         share = pairs[row, row] / max(1, facts["images"])
         both = ["" if column == row else str(pairs[row, column]) for column in range(len(labels.tasks))]
-        table.add_row(task, str(pairs[row, row]), f"{share:.0%}", *both)
+        rows.append((task, str(pairs[row, row]), f"{share:.0%}", *both))
+    style = {"box": SIMPLE, "collapse_padding": True, "pad_edge": False}
+    table = table_of(("task", "labels", "share", *labels.tasks), rows, **style)
+    table.title, table.title_justify = "On the right: images with both labels", "center"
+    table.columns[0].no_wrap = True
+    for column in table.columns[3:]:
+        column.overflow = "fold"
     console.print(table)
     counts = (f"{images} with {number}" for number, images in facts["labels_per_image"].items())
     say(f"Images by their number of labels: {', '.join(counts)}")

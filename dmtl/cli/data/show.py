@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
 from dmtl.cli._arguments import Source
-from dmtl.cli._common import bar, console, say
+from dmtl.cli._common import bar, console, say, table_of
 
 if TYPE_CHECKING:
     from dmtl.data.base import LabelledImages
@@ -47,10 +45,8 @@ def run(args: Show) -> int:
     dataset = open_dataset(args.data, args.split, format=args.format)
     facts = summary(dataset)
     say(f"{facts['name']} {facts['split']}: {facts['images']} images")
-    table = Table("task", "kind", "labels")
-    for name, task in facts["tasks"].items():
-        table.add_row(name, task["kind"], str(task["exist"]))
-    console.print(table)
+    rows = ((name, task["kind"], str(task["exist"])) for name, task in facts["tasks"].items())
+    console.print(table_of(("task", "kind", "labels"), rows, left=3))
     if kind == ".png":
         write_sheet(dataset, args.count, args.out)
         say(f"wrote {args.out} (image, {', '.join(dataset.tasks)})")

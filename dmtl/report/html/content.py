@@ -1,4 +1,4 @@
-"""What a report says, as plain data: no file, no model and no HTML is known here.
+"""What a report says, as plain data, and the page that shows it.
 
 A *method* is one way of training that is compared ("MTL", "DiffusionMTL"); its name is the key in every
 mapping below. The first method is the reference that the others are measured against.
@@ -6,27 +6,30 @@ mapping below. The first method is the reference that the others are measured ag
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from dmtl.data import LabelMatrix
+from dmtl.report.html.charts import COLOURS, chart_svg
+from dmtl.report.html.images import label_section
+from dmtl.report.html.template import page
 from dmtl.report.runs.comparison import MetricRow
 from dmtl.report.runs.curves import Chart
-from dmtl.report.runs.values import Value
+from dmtl.report.runs.values import Value, mean_of, spread_of, tone_of
+from dmtl.runtime.files import write_text
+from dmtl.text import plural
 
-
-class Labels(Protocol):
-    """Which image has which label; `dmtl.data.LabelMatrix` is one."""
-
-    ids: Sequence[str]  # N image ids
-    tasks: Sequence[str]  # T task names
-    matrix: np.ndarray  # bool [N, T]
+MOST_PANELS = 2  # methods with a headline; more are a table alone
 
 
 class Cell(NamedTuple):
-    """One picture: uint8 [H, W, 3], or None for "there is none". Shown below it, if given: a note that asks
+    """One picture: uint8 [H, W, 3], or None if there is none. Shown below it, if given: a note that asks
     for attention, and what its colours reach from and to."""
 
     caption: str
@@ -35,26 +38,22 @@ class Cell(NamedTuple):
     scale: str = ""
 
 
-@dataclass(frozen=True)
-class SampleRow:
-    """The pictures of one task, in reading order: label, initial prediction, denoising steps, final."""
-
-    task: str
-    cells: Sequence[Cell | tuple]
-
-
 @dataclass
 class SamplePictures:
-    """All pictures of one image; `image` is uint8 [H, W, 3]."""
+    """All pictures of one image, uint8 [H, W, 3]: by task label, initial prediction, denoising steps,
+    final."""
 
     id: str
     image: np.ndarray
-    rows: Sequence[SampleRow]
+    rows: Mapping[str, Sequence[Cell]]
     note: str = ""
 
+    @property
+    def captions(self) -> list[str]:
+        return list(dict.fromkeys(cell.caption for cells in self.rows.values() for cell in cells))
 
-@dataclass(frozen=True)
-class UncertaintyRow:
+
+class UncertaintyRow(NamedTuple):
     """One task: the probability that a wrong pixel is more uncertain than a right one, what its uncertainty
     is ("entropy, nats"), and which pixels are wrong."""
 
@@ -74,6 +73,14 @@ class Uncertainty:
     images: int
     rows: Sequence[UncertaintyRow]
 
+    @property
+    def verdict(self) -> str:
+        above, clearly = (sum(row.auroc > least for row in self.rows) for least in (0.5, 0.7))
+        tasks = plural(len(self.rows), "task")
+        return f"Uncertainty is higher where the prediction is wrong on {above} of {tasks}" + (
+            f", clearly so (above 0.7) on {clearly}." if above else "."
+        )
+
 
 @dataclass
 class ReportData:
@@ -89,11 +96,10 @@ class ReportData:
     """
 
     title: str
-    subtitle: str = ""
     warning: str = ""
     facts: Sequence[tuple[str, object]] = ()
     summary: Sequence[Mapping[str, str]] = ()
-    label_matrix: Labels | None = None
+    label_matrix: LabelMatrix | None = None
     metrics: Sequence[MetricRow] = ()
     order: Sequence[str] = ()
     delta: Mapping[str, Value] = field(default_factory=dict)
@@ -104,11 +110,54 @@ class ReportData:
     legends: Mapping[str, Sequence[tuple[str, tuple[int, int, int]]]] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
-    def compared(self) -> list[str]:
-        """Methods that are set against the reference: those with a Delta."""
-        return [name for name in self.methods()[1:] if name in self.delta]
-
+    @property
     def methods(self) -> list[str]:
         """Names of the methods in their `order`, then as the metric rows mention them; the first is the
         reference."""
         return list(dict.fromkeys([*self.order, *(name for row in self.metrics for name in row.values)]))
+
+    @property
+    def compared(self) -> list[str]:
+        """Methods that are set against the reference: those with a Delta."""
+        return [name for name in self.methods[1:] if name in self.delta]
+
+    def verdict(self, method: str) -> str:
+        """Return one sentence on the Delta_MTL of a method that claims no more than the spread allows."""
+        value, reference = self.delta[method], self.methods[0]
+        if not math.isfinite(mean_of(value)):
+            return "No figure: at least one metric has no finite value."
+        tone = tone_of(value)
+        word = {"good": "ahead of", "bad": "behind", "even": "level with"}[tone]
+        if spread_of(value) is None or self.runs < 2:
+            result = f"In this run {method} is {word} {reference}."
+            return f"{result} It is one run of each: how much the seed matters is not known."
+        over = f"over {self.runs} runs of each"
+        if tone == "even":
+            return f"No clear difference: the mean {over} lies within one standard deviation of zero."
+        return f"{method} is {word} {reference} by more than one standard deviation, {over}."
+
+    def gains(self, method: str) -> list[tuple[MetricRow, float]]:
+        """Return the relative gain on each metric that enters Delta_MTL, if it has one."""
+        found = ((row, row.gain(method, self.methods[0])) for row in self.metrics if row.primary)
+        return [(row, gain) for row, gain in found if math.isfinite(gain)]
+
+
+def write_report(path: str | os.PathLike, data: ReportData) -> Path:
+    """Write `data` to the HTML file `path` (folders are made), which needs no network, script or second file.
+
+    The file appears whole or not at all; OSError if it cannot be written.
+    """
+    write_text(path, render(data))
+    return Path(path)
+
+
+def render(data: ReportData) -> str:
+    """Return the page as text. Every string of `data` is escaped."""
+    return page(
+        "report.html.j2",
+        data=data,
+        panels=data.compared if len(data.compared) <= MOST_PANELS else [],
+        charts=[(chart, svg) for chart in data.curves if (svg := chart_svg(chart))],
+        colours=COLOURS,
+        labels=label_section(data.label_matrix),
+    )

@@ -12,13 +12,13 @@ from markupsafe import Markup
 from dmtl.data import LabelledImages
 from dmtl.data.folder.statistics import Statistics, TaskStatistics, measure
 from dmtl.errors import DataError
-from dmtl.report.html.content import Cell, ReportData, SamplePictures, SampleRow
-from dmtl.report.html.sections import label_section, sample_sections
+from dmtl.report.html.content import Cell, SamplePictures
+from dmtl.report.html.images import label_section
 from dmtl.report.html.template import page
 from dmtl.runtime.files import write_text
 from dmtl.tasks import Task
 from dmtl.tasks.palette import vector_colours
-from dmtl.text import fixed, number, percent
+from dmtl.text import fixed, number
 from dmtl.train.pictures import evenly
 
 MEASURED = 200  # images that the statistics are taken over
@@ -48,22 +48,16 @@ def dataset_report(
     indices = evenly(len(dataset), len(dataset) if measured is None else measured)
     statistics = measure(dataset, indices, workers=workers, progress=progress)
     samples, errors = _samples(dataset, evenly(len(dataset), count))
-    data = ReportData(
-        title=f"{dataset.name}, {dataset.split}",
-        facts=_facts(dataset, statistics),
-        label_matrix=dataset.available(),
-        samples=samples,
-        notes=[f"Cannot be read: {error}" for error in dict.fromkeys([*errors, *statistics.errors])],
-    )
     text = page(
         "dataset.html.j2",
-        data=data,
-        facts=[(str(label), str(value)) for label, value in data.facts],
-        labels=label_section(data.label_matrix),
-        samples=sample_sections(data.samples),
+        title=f"{dataset.name}, {dataset.split}",
+        facts=_facts(dataset, statistics),
+        labels=label_section(dataset.available()),
+        samples=samples,
         legends=_legends(dataset.tasks),
         panels=[_panel(task) for task in statistics.tasks.values()],
         measured=f"{statistics.images:,} of {len(dataset):,}",
+        notes=[f"Cannot be read: {error}" for error in dict.fromkeys([*errors, *statistics.errors])],
     )
     path = Path(out_path)
     write_text(path, text)
@@ -114,61 +108,36 @@ def _samples(dataset: LabelledImages, indices: Sequence[int]) -> tuple[list[Samp
             scale = "" if reach is None else f"{number(reach[0], 3)} to {number(reach[1], 3)}"
             cells.append(Cell(name, task.label_picture(label, reach), scale=scale))
         image = np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy())
-        shown.append(SamplePictures(sample.id, image, [SampleRow("labels", cells)]))
+        shown.append(SamplePictures(sample.id, image, {"labels": cells}))
     return shown, errors
 
 
 def _panel(found: TaskStatistics) -> dict:
-    """What the page says of one task."""
-    task = found.task
-    panel = {
-        "name": task.name,
-        "kind": task.words.kind,
-        "labels": found.labels,
-        "unknown": f"{100 * found.unknown / max(found.pixels, 1):.1f}",
-        "classes": [],
-        "absent": [],
-        "svg": None,
-        "text": "",
-    }
-    if not found.known:
-        return panel
-    if task.label_names:
-        panel["classes"] = _classes(found)
-        panel["absent"] = [n for n, count in zip(task.label_names, found.counts, strict=True) if not count]
-    elif task.label_channels == 1:
+    """What the page says of one task: shares of classes, the largest first, or a picture of its values."""
+    task, svg, text = found.task, None, ""
+    names = task.label_names if found.known else ()
+    classes = []
+    if names:
+        shown = [i for i in np.argsort(-found.counts, kind="stable") if found.counts[i]]
+        colours = [_rgb(rgb) for _, rgb in task.legend()]
+        classes = [(names[i], colours[i], found.counts[i], int(found.present[i])) for i in shown]
+    elif found.known and task.label_channels == 1:
         low, middle, high = map(float, np.percentile(found.values, [1, 50, 99]))
-        panel["svg"] = _histogram(found, low, high)
-        panel["text"] = (
+        svg = _histogram(found, low, high)
+        text = (
             f"Median {number(middle, 3)}; 98 % lie between {number(low, 3)} and {number(high, 3)}; "
             f"least {number(found.low, 3)}, greatest {number(found.high, 3)}."
         )
-    else:
-        mean = found.values.mean(0)
-        panel["text"] = f"Mean vector ({', '.join(fixed(float(x), 2) for x in mean)})."
+    elif found.known:
+        text = f"Mean vector ({', '.join(fixed(float(x), 2) for x in found.values.mean(0))})."
         if task.unit_length:
-            panel["svg"] = _disc(found.values)
-            panel["text"] = (
+            svg = _disc(found.values)
+            text = (
                 "Seen from the front, x to the right and y downwards: colour is direction, strength is how "
-                f"often it occurs. {panel['text']}"
+                f"often it occurs. {text}"
             )
-    return panel
-
-
-def _classes(found: TaskStatistics) -> list[dict]:
-    """Shares of classes, the largest first."""
-    names, colours = found.task.label_names, [rgb for _, rgb in found.task.legend()]
-    return [
-        {
-            "name": names[i],
-            "rgb": _rgb(colours[i]),
-            "share": percent(found.counts[i] / found.known),
-            "width": round(100 * found.counts[i] / found.counts.max(), 2),
-            "images": int(found.present[i]),
-        }
-        for i in np.argsort(-found.counts, kind="stable")
-        if found.counts[i]
-    ]
+    absent = [name for name, count in zip(names, found.counts, strict=True) if not count] if names else []
+    return {"found": found, "classes": classes, "absent": absent, "svg": svg, "text": text}
 
 
 def _legends(tasks: Mapping[str, Task]) -> list[tuple[str, list]]:

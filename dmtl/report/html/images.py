@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup, escape
 from PIL import Image
 
-from dmtl.report.html.content import Labels
+from dmtl.data import LabelMatrix
+from dmtl.text import plural
 
 MAX_SIDE = 320  # pixels; larger pictures are reduced, so that the page stays small
 MIN_SIDE = 96  # pixels; smaller pictures are magnified in blocks, not smoothed
 MAX_COLUMNS = 400  # images drawn in the label strip
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A data URI, its size in pixels, and whether it is so small that it is best shown as blocks."""
 
     uri: str
@@ -29,14 +29,8 @@ class Picture:
 
 def picture(rgb: np.ndarray) -> Picture:
     """uint8 [H, W, 3] to an embedded PNG. ValueError for any other array."""
-    if (
-        not isinstance(rgb, np.ndarray)
-        or rgb.dtype != np.uint8
-        or rgb.ndim != 3
-        or rgb.shape[2] != 3
-        or not rgb.size
-    ):
-        got = f"{rgb.dtype} {list(rgb.shape)}" if isinstance(rgb, np.ndarray) else type(rgb).__name__
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.size:
+        got = f"{rgb.dtype} {list(rgb.shape)}"
         raise ValueError(f"picture: rgb must be a uint8 array [H, W, 3], got {got}")
     image = Image.fromarray(np.ascontiguousarray(rgb))
     if max(image.size) > MAX_SIDE:
@@ -49,31 +43,26 @@ def picture(rgb: np.ndarray) -> Picture:
     return Picture(uri, image.width, image.height, max(image.size) < MIN_SIDE)
 
 
-def label_strips(labels: Labels) -> list[dict]:
-    """One row a task: name, number and share of labelled images, and an SVG strip with a bar for each.
+def label_section(labels: LabelMatrix | None) -> dict | None:
+    """Return the counts of labels, and for each task an SVG strip with a bar for every labelled image.
 
     Only the first 400 images are drawn; the counts are of all.
     """
-    matrix = np.asarray(labels.matrix, dtype=bool)
-    if matrix.shape != (len(labels.ids), len(labels.tasks)):
-        raise ValueError(
-            f"label_strips: matrix must be bool [{len(labels.ids)}, {len(labels.tasks)}] (ids, tasks), "
-            f"got {list(matrix.shape)}"
-        )
-    shown = matrix[:MAX_COLUMNS]
-    rows = []
-    for column, task in enumerate(labels.tasks):
-        count = int(matrix[:, column].sum())
-        share = count / max(len(matrix), 1)
-        rows.append(
-            {
-                "task": task,
-                "count": count,
-                "share": share,
-                "svg": _strip(shown[:, column], task, column, count),
-            }
-        )
-    return rows
+    if labels is None or not len(labels.ids):
+        return None
+    facts = labels.statistics()
+    each = [(n, images) for n, images in facts["labels_per_image"].items() if images]
+    return {
+        "rows": [
+            (task, count, _strip(labels.column(task)[:MAX_COLUMNS], task, column, count))
+            for column, (task, count) in enumerate(facts["per_task"].items())
+        ],
+        "images": facts["images"],
+        "shown": min(facts["images"], MAX_COLUMNS),
+        "total": facts["labels"],
+        "share": 100 * facts["labels"] / labels.matrix.size,
+        "split": ", ".join(f"{images} with {plural(int(n), 'label')}" for n, images in each),
+    }
 
 
 def _strip(labelled: np.ndarray, task: str, column: int, count: int) -> Markup:

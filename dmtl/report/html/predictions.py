@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dmtl.data import LabelledImages, LabelMatrix
 from dmtl.engine.engine import Engine
-from dmtl.report.html.content import Cell, SamplePictures, SampleRow
+from dmtl.report.html.content import Cell, SamplePictures
 from dmtl.report.html.uncertainty import uncertainty_cells
 from dmtl.tasks import Task
 from dmtl.train.pictures import colour_scale, predicted
@@ -32,6 +32,7 @@ def sample_pictures(
     steps: int | None = None,
     seed: int = 0,
     engine: Engine | None = None,
+    note: str = "",
 ) -> list[SamplePictures]:
     """Pictures of the images at `indices`, by every model.
 
@@ -42,7 +43,9 @@ def sample_pictures(
             split that was not trained on.
         seed: of the chain's noise, drawn for an image's place in the data set as the evaluation does.
         engine: of one of the models, averaging several draws: adds their uncertainty and their mean's error.
+        note: of every image.
     """
+    tasks = {n: t for model in models.values() for n, t in model.tasks.items() if n in dataset.tasks}
     result = []
     for index in indices:
         sample = dataset.read(index)
@@ -53,8 +56,8 @@ def sample_pictures(
         }
         averaged = None if engine is None else predicted(engine.maps, engine.device, *shared, **options)
         chains = sum(bool(p.trace) for p in predictions.values())
-        rows = []
-        for task in _tasks(models, dataset).values():
+        rows = {}
+        for task in tasks.values():
             label = sample.labels.get(task.name)
             finals = [p.final[task.name] for p in predictions.values() if task.name in p.final]
             scale = colour_scale(task, label, task.decode(finals[-1])[0])
@@ -64,14 +67,10 @@ def sample_pictures(
                     cells += _cells(task, name, prediction, scale, chains)
             if averaged is not None and task.name in averaged.uncertainty:
                 cells += uncertainty_cells(task, averaged, label, engine.samples)
-            rows.append(SampleRow(task.name, cells))
+            rows[task.name] = cells
         image = sample.image.permute(1, 2, 0).numpy()
-        result.append(SamplePictures(sample.id, np.ascontiguousarray(image), rows))
+        result.append(SamplePictures(sample.id, np.ascontiguousarray(image), rows, note))
     return result
-
-
-def _tasks(models: Mapping[str, torch.nn.Module], dataset: LabelledImages) -> dict[str, Task]:
-    return {n: t for model in models.values() for n, t in model.tasks.items() if n in dataset.tasks}
 
 
 def _label_cell(task: Task, label: Tensor | None, scale, labels: LabelMatrix | None, id: str) -> Cell:

@@ -6,6 +6,12 @@ from pathlib import Path
 
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 
+from dmtl.report.html.images import picture
+from dmtl.report.runs.values import texts_of, tone_of
+from dmtl.text import fixed, percent
+
+FUNCTIONS = {"picture": picture, "texts_of": texts_of, "tone_of": tone_of, "fixed": fixed, "percent": percent}
+
 
 def page(template: str, *, folder: Path | None = None, **values: object) -> str:
     """Return a template filled in: strings are escaped, a name without a value is an error.
@@ -20,4 +26,5 @@ def page(template: str, *, folder: Path | None = None, **values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals |= FUNCTIONS
     return environment.get_template(template).render(**values)

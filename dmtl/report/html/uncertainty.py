@@ -49,7 +49,11 @@ def error_auroc(
     labels = LabelMatrix(dataset.ids, names, shown)
     loader = make_loader(dataset, labels, batch_size=BATCH, shuffle=False, only_labelled=True)
     metrics = score(engine, loader, tasks=names, steps=steps)
-    rows = [_row(engine.tasks[name], metrics[name]["uncertainty_auroc"]) for name in names]
+    rows = []
+    for task in (engine.tasks[name] for name in names):
+        measure = f"{task.words.uncertainty}, {task.uncertainty_unit}"
+        auroc = metrics[task.name]["uncertainty_auroc"]
+        rows.append(UncertaintyRow(task.name, auroc, measure, task.words.mistake))
     return Uncertainty(method, engine.samples, int(shown.any(1).sum()), rows)
 
 
@@ -60,17 +64,9 @@ def uncertainty_cells(task: Task, averaged: Maps, label_KHW: Tensor | None, draw
     if label_KHW is not None:
         error_HW = task.error(averaged.maps[task.name].cpu(), label_KHW[None])[0]
         error_HW = torch.where(task.valid(label_KHW)[0], error_HW, math.nan).numpy()
-        cells.append(_heat("error", error_HW, task.error_unit) if task.graded else _mistakes(error_HW))
+        wrong = Cell("error", apply_scale(EMBER, error_HW), scale="bright: wrong")
+        cells.append(_heat("error", error_HW, task.error_unit) if task.graded else wrong)
     return cells
-
-
-def _row(task: Task, auroc: float) -> UncertaintyRow:
-    return UncertaintyRow(
-        task.name,
-        auroc,
-        f"{task.words.uncertainty}, {task.uncertainty_unit}",
-        task.words.mistake,
-    )
 
 
 def _heat(caption: str, value_HW: np.ndarray, unit: str) -> Cell:
@@ -79,7 +75,3 @@ def _heat(caption: str, value_HW: np.ndarray, unit: str) -> Cell:
     top = max(float(np.percentile(known, BRIGHTEST)) if known.size else 0.0, 1e-12)
     reach = number(top, 2)
     return Cell(caption, apply_scale(EMBER, value_HW / top), scale=f"0 to {reach} {unit}")
-
-
-def _mistakes(error_HW: np.ndarray) -> Cell:
-    return Cell("error", apply_scale(EMBER, error_HW), scale="bright: wrong")

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from dmtl.errors import ConfigError, nearest
@@ -32,11 +31,11 @@ from dmtl.report.paper.published import (
     published_delta,
 )
 from dmtl.report.paper.remarks import remarks_on
-from dmtl.report.paper.sorting import place, sort_runs, tasks_of
 from dmtl.report.paper.table import PaperTable, Row
 from dmtl.report.runs.comparison import Delta, delta_between
 from dmtl.report.runs.methods import KINDS, Method, kind_of, names_of, settings_of
 from dmtl.report.runs.run import LOWER_IS_BETTER, PERCENT, Run, find_runs, read_all, with_evaluation
+from dmtl.report.runs.values import value_of
 
 OWN = ("data.tasks", "optim.task_weights")  # in which single-task runs of one row differ
 ODSF = "odsF_seism"
@@ -75,9 +74,9 @@ def tables(
     forced = _benchmark(benchmark) if benchmark else None
     theirs = [run for path in baseline for run in find_runs(path)]
     runs, remarks = read_all([*(run for path in paths for run in find_runs(path)), *theirs])
-    result = []
     named = {Path(os.path.normpath(path)) for path in theirs}
-    for (name, setting), own in sort_runs([with_evaluation(run) for run in runs], forced).items():
+    result = []
+    for (name, setting), own in _sorted([with_evaluation(run) for run in runs], forced).items():
         known = BENCHMARKS.get(name)
         columns = _columns(known, own, exact)
         title = known.title if known else name
@@ -90,10 +89,67 @@ def tables(
     return result
 
 
+def _sorted(runs: Sequence[Run], forced: Benchmark | None) -> dict[tuple[str, str], list[Run]]:
+    """Runs by (benchmark or name of their data, label setting), in the order of the paper."""
+    by_root: dict[str, list[Run]] = {}
+    for run in runs:
+        root = os.path.normpath(str(run.setting("data", "root", "unknown data")))
+        by_root.setdefault(root, []).append(run)
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for root, own in by_root.items():
+        tasks = _tasks_of(own)
+        id = next((id for run in own if run.labels is not None for id in run.labels.ids), "")
+        known = forced or next((each for each in BENCHMARKS.values() if each.recognises(tasks, id)), None)
+        for run in own:
+            key = (known.name if known else Path(root).name, _setting_of(run, own))
+            groups.setdefault(key, []).append(run)
+    order = sorted(groups, key=lambda key: (_place(key[0], BENCHMARKS), _place(key[1], SETTINGS)))
+    return {key: groups[key] for key in order}
+
+
+def _place(name: str, order: Iterable[str]) -> tuple[int, str]:
+    """A key to sort by: names in this order, unknown ones by letter after them."""
+    order = list(order)
+    return (order.index(name), "") if name in order else (len(order), name)
+
+
+def _tasks_of(runs: Iterable[Run]) -> dict[str, int]:
+    """All tasks of some runs, with their number of classes (1 if a task has none)."""
+    found: dict[str, int] = {}
+    for run in sorted(runs, key=lambda run: -len(run.primary)):
+        for task in run.primary:
+            classes = getattr(run.tasks.get(task), "classes", None)
+            if classes is None:
+                classes = [metric for metric in run.metrics.get(task, {}) if metric.startswith("IoU/")]
+            found[task] = max(found.get(task, 1), len(classes))
+    return found
+
+
+def _setting_of(run: Run, others: Iterable[Run]) -> str:
+    """The label setting: what the configuration says, or counted from the labels that the run and the
+    `others` with the same label table saw together (a single-task run sees one column)."""
+    asked = run.setting("data", "labels", "unknown labels")
+    if asked in SETTINGS:
+        return str(asked)
+    alike = [other for other in others if other.setting("data", "labels") == asked]
+    seen: dict[str, set[str]] = {}
+    tasks: set[str] = set()
+    for labels in (other.labels for other in alike if other.labels is not None):
+        tasks.update(labels.tasks)
+        for id in labels.ids:
+            seen.setdefault(id, set()).update(labels.tasks_of(id))
+    if len(tasks) < 2:
+        return f"labels of {Path(str(asked)).name}"
+    counts = {len(labels) for labels in seen.values()}
+    if counts == {len(tasks)}:
+        return "full"
+    return "one-label" if counts <= {0, 1} else "random-labels"
+
+
 def _rows(runs: Sequence[Run], columns: Sequence[Column]) -> list[Row]:
     """Runs of one method and configuration are a row; single-task runs also if configurations differ but no
     task comes in two of them."""
-    several = len(tasks_of(runs)) > 1
+    several = len(_tasks_of(runs)) > 1
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         kind, settings = kind_of(run, several), settings_of(run)
@@ -102,26 +158,20 @@ def _rows(runs: Sequence[Run], columns: Sequence[Column]) -> list[Row]:
         key = (kind, json.dumps(settings, sort_keys=True))
         if kind == "STL" and key not in groups:
             task = set(run.primary)
-            apart = [k for k, own in groups.items() if k[0] == "STL" and not task & tasks_of(own).keys()]
+            apart = [k for k, own in groups.items() if k[0] == "STL" and not task & _tasks_of(own).keys()]
             key = apart[0] if apart else key
         groups.setdefault(key, []).append(run)
     rows = []
     for kind in KINDS:
-        own = {key: runs for key, runs in groups.items() if key[0] == kind}
-        settings = [json.loads(text) for _, text in own]
-        details = names_of(settings)[0] if len(own) > 1 else [""]
-        rows += [_row(kind, *pair, columns) for pair in zip(details, own.values(), strict=False)]
+        settings = [json.loads(key[1]) for key in groups if key[0] == kind]
+        details = names_of(settings)[0] if len(settings) > 1 else [""]
+        for detail, key in zip(details, (key for key in groups if key[0] == kind), strict=False):
+            method = Method(kind, groups[key])
+            found = {column.task: method.values(column.task, column.metric) for column in columns}
+            row = Row(kind, {task: value_of(each) for task, each in found.items() if each}, detail, method)
+            method.name = row.name
+            rows.append(row)
     return rows
-
-
-def _row(kind: str, detail: str, runs: Sequence[Run], columns: Sequence[Column]) -> Row:
-    row = Row(kind, detail, Method(kind, runs))
-    row.measured.name = row.name
-    row.by_seed = {
-        seed: {c.task: own[c.task][c.metric] for c in columns if c.metric in own.get(c.task, {})}
-        for seed, own in row.measured.by_seed.items()
-    }
-    return row
 
 
 def _table(
@@ -153,13 +203,14 @@ def _printed(printed: Published, columns: Sequence[Column]) -> Row:
     own = [column.task for column in columns if column in BENCHMARKS[printed.benchmark].columns]
     delta = published_delta(printed) if len(own) == len(columns) else None
     figures = {task: value for task, value in printed.figures.items() if task in own}
-    shown = replace(printed, figures=figures)
-    return Row(printed.method, printed=shown, delta=None if delta is None else Delta([delta], tasks=own))
+    return Row(
+        printed.method, figures, printed=printed, delta=None if delta is None else Delta([delta], tasks=own)
+    )
 
 
 def _order(row: Row) -> tuple:
     apart = bool(row.printed and row.printed.network)
-    return apart, place(row.method.partition(",")[0], KINDS), not row.published
+    return apart, _place(row.method.partition(",")[0], KINDS), not row.published
 
 
 def _columns(known: Benchmark | None, runs: Sequence[Run], exact: bool) -> list[Column]:
@@ -167,7 +218,7 @@ def _columns(known: Benchmark | None, runs: Sequence[Run], exact: bool) -> list[
     if known:
         return [EXACT_SAL if exact and column.task == "sal" else column for column in known.columns]
     columns = []
-    for task in tasks_of(runs):
+    for task in _tasks_of(runs):
         found = [run.primary[task][0] for run in runs if task in run.primary]
         metric = ODSF if ODSF in found else found[0]
         percent = metric.startswith(PERCENT) or metric in ("mean", "median")

@@ -33,7 +33,7 @@ def remarks_on(table: PaperTable) -> list[str]:
     runs = [(row, run) for row in measured for run in row.runs]
     remarks = [*_basis(table), *_printed(table)]
     if measured:
-        remarks += [*_files(measured), *_differences(runs), *_labels(runs), *_beside_published(table)]
+        remarks += [*_files(measured), *_differences(runs), *_labels(runs), *_next_to_published(table)]
         remarks += _not_scored(table)
     remarks += [remark for row in measured for remark in row.measured.repeated()]
     return remarks + (list(table.benchmark.notes) if table.benchmark else [])
@@ -43,39 +43,34 @@ def _basis(table: PaperTable) -> list[str]:
     """What Delta_MTL of the measured rows was taken against and over."""
     if not table.measured:
         return []
-    if table.reference is None:
+    reference = table.reference
+    if reference is None:
         return ["No Delta_MTL of measured rows: no run of STL or MTL with these data and labels."]
-    others = [row for row in table.measured if row is not table.reference]
-    found = [row for row in others if row.delta]
+    found = [row for row in table.measured if row.delta]
     remarks = []
-    if others and table.reference.method != "STL":
-        remarks.append(
-            f"Delta_MTL of measured rows is against {table.reference.name}: there are no STL runs here."
-        )
-    for row in found:
-        if not row.delta.paired:
-            remarks.append(
-                f"Delta_MTL of {row.name} is not paired by seed: against the mean of {table.reference.name}."
-            )
-    for missing in dict.fromkeys(tuple(_missing(table, row)) for row in found):
-        names = ", ".join(row.name for row in found if tuple(_missing(table, row)) == missing)
+    if len(table.measured) > 1 and reference.method != "STL":
+        remarks.append(f"Delta_MTL of measured rows is against {reference.name}: there are no STL runs here.")
+    remarks += [
+        f"Delta_MTL of {row.name} is not paired by seed: against the mean of {reference.name}."
+        for row in found
+        if not row.delta.paired
+    ]
+    for missing in dict.fromkeys(_missing(table, row) for row in found):
+        names = ", ".join(row.name for row in found if _missing(table, row) == missing)
         if missing:
             over = f"{len(table.columns) - len(missing)} of {len(table.columns)} tasks"
             remarks.append(f"* Delta_MTL of {names} is over {over}: without {', '.join(missing)}.")
+    printed = {row.method: row.delta for row in table.rows if row.published and row.certain and row.delta}
     return remarks + [
         f"{row.name}: Delta_MTL {text_of(row.delta.value, 2, sign=True)} here, "
-        f"{text_of(printed.delta.value, 2, sign=True)} published."
+        f"{text_of(printed[row.method].value, 2, sign=True)} published."
         for row in found
-        for printed in table.rows
-        if printed.published
-        and (printed.method, printed.certain, table.reference.method) == (row.method, True, "STL")
-        and printed.delta
-        and not _missing(table, row)
+        if reference.method == "STL" and row.method in printed and not _missing(table, row)
     ]
 
 
-def _missing(table: PaperTable, row: Row) -> list[str]:
-    return [column.task for column in table.columns if row.delta and column.task not in row.delta.tasks]
+def _missing(table: PaperTable, row: Row) -> tuple[str, ...]:
+    return tuple(column.task for column in table.columns if column.task not in row.delta.tasks)
 
 
 def _printed(table: PaperTable) -> list[str]:
@@ -128,9 +123,8 @@ def _labels(runs: Iterable[tuple[Row, Run]]) -> list[str]:
     """Rows that learned a task from other images than the first row that has it."""
     first: dict[str, tuple[str, set[str]]] = {}
     found = []
-    for row, run in runs:
-        labels = run.labels
-        for task in labels.tasks if labels else ():
+    for row, labels in ((row, run.labels) for row, run in runs if run.labels):
+        for task in labels.tasks:
             ids = {id for id, on in zip(labels.ids, labels.column(task), strict=True) if on}
             name, theirs = first.setdefault(task, (row.name, ids))
             if ids != theirs:
@@ -138,16 +132,19 @@ def _labels(runs: Iterable[tuple[Row, Run]]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _beside_published(table: PaperTable) -> list[str]:
-    """What keeps measured figures from standing beside published ones."""
-    benchmark = table.benchmark
-    if benchmark is None or not any(row.published and row.values for row in table.rows):
+def _next_to_published(table: PaperTable) -> list[str]:
+    """What keeps measured results from being compared with published ones."""
+    if table.benchmark is None or not any(row.published and row.values for row in table.rows):
         return []
-    told: dict[str, list[str]] = {}
+    reports: dict[str, list[str]] = {}
     for row in table.measured:
-        for what in (what for run in row.runs for what in _apart(run, benchmark)):
-            told.setdefault(what, []).append(row.name)
-    return [f"{_rows(table, names)} {what}." for what, names in told.items()]
+        for what in dict.fromkeys(what for run in row.runs for what in _apart(run, table.benchmark)):
+            reports.setdefault(what, []).append(row.name)
+    found = []
+    for what, names in reports.items():
+        rows = f"Rows {', '.join(names)}" if names[1:] else f"Runs of {names[0]}"
+        found.append(f"{'Measured rows' if len(names) == len(table.measured) else rows} {what}.")
+    return found
 
 
 def _apart(run: Run, benchmark: Benchmark) -> Iterator[str]:
@@ -157,35 +154,19 @@ def _apart(run: Run, benchmark: Benchmark) -> Iterator[str]:
         yield f"were scored on {images:,} images, published figures on {benchmark.images:,}"
     as_published = frame and run.file != TRAINING and tuple(frame) == benchmark.frame
     if benchmark.frame and not as_published:
-        size = " × ".join(map(str, benchmark.frame))
-        yield f"were scored in {'another' if frame else 'no'} frame, published figures in one of {size}"
+        where = "another" if frame else "no"
+        yield f"were scored in {where} frame, published figures in one of {_text(benchmark.frame)}"
     if run.setting("data", "labels") in GENERATED:
         yield "learned from labels drawn anew, published rows from the published choice"
 
 
-def _rows(table: PaperTable, names: Iterable[str]) -> str:
-    """Which measured rows, as the subject of a remark."""
-    names = list(dict.fromkeys(names))
-    every = len(names) == len(table.measured)
-    return "Measured rows" if every else f"Rows {', '.join(names)}" if names[1:] else f"Runs of {names[0]}"
-
-
 def _not_scored(table: PaperTable) -> list[str]:
     """Boundaries that were not scored."""
-    for column in table.columns:
-        rows = [
-            row.name
-            for row in table.measured
-            if column.metric.startswith("odsF")
-            and column.task not in row.values
-            and any(column.task in run.primary for run in row.runs)
-        ]
-        if rows:
-            return [
-                f"No odsF of {', '.join(rows)}: "
-                "`dmtl eval RUN --boundaries seism --json RUN/eval.json` scores it."
-            ]
-    return []
+    tasks = {c.task for c in table.columns if c.metric.startswith("odsF")}
+    rows = [row for row in table.measured if any(tasks & run.primary.keys() for run in row.runs)]
+    names = ", ".join(row.name for row in rows if not tasks & row.values.keys())
+    how = "`dmtl eval RUN --boundaries seism --json RUN/eval.json` scores it"
+    return [f"No odsF of {names}: {how}."] if names else []
 
 
 def _text(value: object) -> str:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from typing import NamedTuple
 
+from dmtl.evaluation.baseline import EVAL
 from dmtl.report.paper.published import SETTINGS, Benchmark, Column, Published
 from dmtl.report.runs.comparison import Delta
 from dmtl.report.runs.methods import Method
-from dmtl.report.runs.run import Run
-from dmtl.report.runs.values import Value, mean_of, value_of
+from dmtl.report.runs.run import TRAINING, Run
+from dmtl.report.runs.values import Value, best_of, texts_of, tone_of
+
+SHORT = {EVAL: "eval", TRAINING: "train"}
+LOST, REFERENCE = "n.r.", "ref."  # instead of results that were not recovered, of the reference's Delta_MTL
+DAGGER = "\N{DAGGER}"
+
+
+class Cell(NamedTuple):
+    """A result and its spread ("" for one seed) as text; both "" if there is none."""
+
+    mean: str = ""
+    spread: str = ""
+    best: bool = False
+    tone: str = ""
 
 
 @dataclass(eq=False)
@@ -20,16 +33,16 @@ class Row:
 
     Attributes:
         method: what it is in the paper, "STL" or "Feature".
+        values: results by task, over seeds; a task without any is missing.
         detail: tells measured rows of one method apart.
         measured: the runs of a measured row.
-        by_seed: its results, {seed: {task: value}}.
         printed: what was published; None for a measured row.
     """
 
     method: str
+    values: Mapping[str, Value]
     detail: str = ""
     measured: Method | None = None
-    by_seed: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     printed: Published | None = None
     delta: Delta | None = None
 
@@ -43,26 +56,22 @@ class Row:
         return self.method + (f" ({detail})" if detail else "")
 
     @property
+    def label(self) -> str:
+        """The name, with a dagger if the row is not verified."""
+        return self.name + (DAGGER if self.printed and self.printed.doubt else "")
+
+    @property
     def certain(self) -> bool:
         """Whether it may enter statements: measured, or verified and of the paper's network."""
         return self.printed is None or not (self.printed.doubt or self.printed.network)
 
     @property
-    def lost(self) -> bool:
-        """Whether it was published and not recovered."""
-        return self.published and not self.values
-
-    @cached_property
-    def values(self) -> dict[str, Value]:
-        """Results by task, over seeds; a task without any is missing."""
-        if self.printed is not None:
-            return dict(self.printed.figures)
-        tasks = dict.fromkeys(task for results in self.by_seed.values() for task in results)
-        return {t: value_of([r[t] for r in self.by_seed.values() if t in r]) for t in tasks}
-
-    @property
     def runs(self) -> Sequence[Run]:
         return self.measured.runs if self.measured else ()
+
+    @property
+    def seeds(self) -> list[int]:
+        return self.measured.seeds if self.measured else []
 
     @property
     def files(self) -> list[str]:
@@ -100,9 +109,31 @@ class PaperTable:
         """Return the rows with the best result among the measured or the published ones that are certain;
         none if there is nothing to compare."""
         rows = [row for row in self.rows if row.published == among_published and row.certain]
-        found = [(mean_of(row.values[column.task]), row) for row in rows if column.task in row.values]
-        found = [(value, row) for value, row in found if math.isfinite(value)]
-        if len({value for value, _ in found}) < 2:
-            return []
-        top = (max if column.higher_is_better else min)(value for value, _ in found)
-        return [row for value, row in found if value == top]
+        values = {row: row.values[column.task] for row in rows if column.task in row.values}
+        return best_of(values, column.higher_is_better)
+
+    def origin(self, row: Row) -> str:
+        """Return where results are from: "[1]" is the first of `sources`, "eval" is eval.json, "train"
+        metrics.json."""
+        if row.printed:
+            return f"[{self.sources.index(row.printed.reference) + 1}]"
+        return "+".join(SHORT[file] for file in row.files)
+
+    def cells(self, row: Row) -> list[Cell]:
+        """Return a row as text, published results as printed: a cell for each column, the last one for
+        Delta_MTL, with a star if that is not over all tasks."""
+        if not row.measured and not row.values:
+            return [Cell(LOST)] * (len(self.columns) + 1)
+        cells = []
+        for column in self.columns:
+            if (value := row.values.get(column.task)) is None:
+                cells.append(Cell())
+                continue
+            printed = len(str(value).partition(".")[2]) if row.published else 0
+            texts = texts_of(value, max(column.digits, printed))
+            cells.append(Cell(*texts, best=row in self.best(column, row.published)))
+        if row.delta is None:
+            return [*cells, Cell(REFERENCE if row is self.reference else "")]
+        mean, spread = texts_of(row.delta.value, 2, sign=True)
+        star = "*" if len(row.delta.tasks) < len(self.columns) else ""
+        return [*cells, Cell(mean + star, spread, tone=tone_of(row.delta.value) if row.certain else "")]

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import os
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +23,7 @@ from dmtl.errors import ConfigError, DataError, nearest
 from dmtl.metrics.delta import Judged, delta_mtl
 from dmtl.report.runs.methods import Method, kind_of, methods_of
 from dmtl.report.runs.run import LOWER_IS_BETTER, Metrics, Run, find_runs, read_all, unit_of
-from dmtl.report.runs.values import Value, mean_of, value_of
-from dmtl.text import duration
+from dmtl.report.runs.values import Value, best_of, mean_of, value_of
 
 # What two runs must share for their metrics to mean the same.
 SAME = ("root", "tasks", "size", "resize", "train_count", "val_count", "labels", "label_seed")
@@ -69,6 +67,18 @@ class MetricRow:
     values: Mapping[str, Value]
     primary: bool = True
 
+    @property
+    def best(self) -> list[str]:
+        """Methods that share the best mean; none if there is nothing to compare."""
+        return best_of(self.values, self.higher_is_better)
+
+    def gain(self, method: str, reference: str) -> float:
+        """Return the improvement over `reference` in percent of it, positive for better; NaN if unknown."""
+        ours, theirs = (mean_of(self.values.get(name, math.nan)) for name in (method, reference))
+        if theirs == 0 or not math.isfinite(ours - theirs):
+            return math.nan
+        return (100.0 if self.higher_is_better else -100.0) * (ours - theirs) / theirs
+
 
 @dataclass
 class Comparison:
@@ -102,21 +112,17 @@ class Comparison:
 
     def basis(self, label: str) -> str:
         """Say what the Delta_MTL of a method was taken over."""
-        if label not in self.deltas:
+        if (delta := self.deltas.get(label)) is None:
             return "baseline" if self.deltas else ""
-        delta, baseline = self.deltas[label], next(iter(self.methods))
         seeds = ", ".join(map(str, delta.seeds))
-        if not delta.each:
-            return ""
-        return (
-            f"paired by seed: {seeds}" if delta.paired else f"not paired: {seeds} against {baseline}'s mean"
-        )
+        if delta.paired:
+            return f"paired by seed: {seeds}"
+        return f"not paired: {seeds} against {next(iter(self.methods))}'s mean" if delta.each else ""
 
     def summary(self) -> list[dict[str, str]]:
         """Return a row of text for each method: label, name, basis, seeds, steps, mean training time."""
         rows = []
         for label, method in self.methods.items():
-            times = [run.seconds for run in method.runs if run.seconds]
             unfinished = sum(not run.finished for run in method.runs)
             rows.append(
                 {
@@ -125,7 +131,7 @@ class Comparison:
                     "basis": self.basis(label),
                     "seeds": ", ".join(map(str, method.seeds)),
                     "steps": method.steps() + (f" ({unfinished} unfinished)" if unfinished else ""),
-                    "time": duration(statistics.fmean(times)) if times else "n/a",
+                    "time": method.time() or "n/a",
                 }
             )
         return rows

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from dmtl.metrics.delta import delta_mtl
 from dmtl.report.runs.comparison import Comparison
 from dmtl.report.runs.methods import Method
-from dmtl.report.runs.run import INITIAL, Metrics, Run, unit_of
+from dmtl.report.runs.run import INITIAL, Run, unit_of
 
 Curve = dict[int, float]  # step -> value
 
@@ -42,16 +43,14 @@ def curves(comparison: Comparison, initial: bool) -> list[Chart]:
     losses = {label: [_smooth(_losses(run)) for run in own.runs] for label, own in methods.items()}
     charts = [_chart(f"Training loss, smoothed{note}", "loss", losses, log_y=True)]
     if comparison.deltas:
-        deltas = {
-            x: [_evaluations(r, _delta(comparison, own, r)) for r in own.runs] for x, own in methods.items()
-        }
+        deltas = {label: [_delta(comparison, own, run) for run in own.runs] for label, own in methods.items()}
         charts.append(_chart(f"Delta_MTL ↑{note}", "%", deltas))
     first = comparison.baseline.runs[0]
     for task, (metric, _, higher) in first.primary.items():
         series = {}
         for label, own in methods.items():
-            series[label] = [_evaluations(run, _metric(task, metric)) for run in own.runs]
-            before = [_evaluations(run, _metric(INITIAL + task, metric)) for run in own.runs]
+            series[label] = [_metric(run, task, metric) for run in own.runs]
+            before = [_metric(run, INITIAL + task, metric) for run in own.runs]
             if initial and any(before):
                 series[f"{label}, initial map"] = before
         unit, arrow = unit_of(metric, first.tasks.get(task)), "↑" if higher else "↓"
@@ -60,14 +59,13 @@ def curves(comparison: Comparison, initial: bool) -> list[Chart]:
     return charts
 
 
-def _delta(comparison: Comparison, method: Method, run: Run) -> Callable[[Metrics], float | None]:
-    def of(metrics: Metrics) -> float | None:
-        try:
-            return delta_mtl(metrics, comparison.reference(run.seed), method.judged)
-        except ValueError:
-            return None
-
-    return of
+def _delta(comparison: Comparison, method: Method, run: Run) -> Curve:
+    found = {}
+    for row in run.rows("eval"):
+        with suppress(ValueError):  # of an evaluation that lacks a metric
+            reference = comparison.reference(run.seed)
+            found[row["step"]] = delta_mtl(row.get("metrics", {}), reference, method.judged)
+    return found
 
 
 def _chart(title: str, y_label: str, series: Mapping[str, Sequence[Curve]], log_y: bool = False) -> Chart:
@@ -89,12 +87,9 @@ def _losses(run: Run) -> Curve:
     return _finite({row["step"]: row.get("loss") for row in run.rows("train")})
 
 
-def _metric(task: str, metric: str) -> Callable[[Metrics], float | None]:
-    return lambda metrics: metrics.get(task, {}).get(metric)
-
-
-def _evaluations(run: Run, pick: Callable[[Metrics], float | None]) -> Curve:
-    return _finite({row["step"]: pick(row.get("metrics", {})) for row in run.rows("eval")})
+def _metric(run: Run, task: str, metric: str) -> Curve:
+    rows = run.rows("eval")
+    return _finite({row["step"]: row.get("metrics", {}).get(task, {}).get(metric) for row in rows})
 
 
 def _finite(found: Mapping[int, float | None]) -> Curve:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,7 @@ from dmtl.errors import DataError
 from dmtl.metrics.delta import Judged, judged
 from dmtl.report.runs.run import INITIAL, Metrics, Run
 from dmtl.report.runs.values import Value, value_of
+from dmtl.text import duration
 from dmtl.train.claim import FILE as CLAIM
 from dmtl.train.config import RunConfig
 
@@ -51,10 +53,6 @@ class Method:
         """The main metric of every task."""
         return judged({task: about for run in self.runs for task, about in run.primary.items()})
 
-    @property
-    def finished(self) -> bool:
-        return all(run.finished for run in self.runs)
-
     def values(self, task: str, metric: str) -> list[float]:
         """Return a metric of every seed that has it."""
         found = (metrics.get(task, {}).get(metric) for metrics in self.by_seed.values())
@@ -69,6 +67,11 @@ class Method:
         """Return the number of steps of its runs, "2,000" or "1,900 to 2,000"."""
         steps = sorted({run.step for run in self.runs if run.step is not None})
         return " to ".join(f"{step:,}" for step in dict.fromkeys((steps[0], steps[-1]))) if steps else "n/a"
+
+    def time(self) -> str:
+        """Return the mean training time of its runs, "" if it is not known."""
+        times = [run.seconds for run in self.runs if run.seconds]
+        return duration(statistics.fmean(times)) if times else ""
 
     def initial(self) -> Method | None:
         """Return the same runs with the metrics of their initial maps; None if they have none."""
@@ -133,7 +136,7 @@ def settings_of(run: Run) -> Settings:
             file = run.path / "config.toml"
             raise DataError(f"{file}: {key} is {value!r}, expected what `dmtl train` writes")
         _flatten(key, {**default, **value} if isinstance(default, Mapping) else value, values)
-    values = {key: value for key, value in values.items() if not _apart(key)}
+    values = {key: value for key, value in values.items() if not {key, key.partition(".")[0]} & set(APART)}
     values.pop("model.tasks", None)  # the data's
     if not made_to_order(str(values["data.root"])):  # a folder has as many images as it has
         del values["data.train_count"], values["data.val_count"]
@@ -183,10 +186,6 @@ def _flatten(key: str, value: object, into: Settings) -> None:
             _flatten(f"{key}.{name}", inner, into)
     else:
         into[key] = value
-
-
-def _apart(key: str) -> bool:
-    return key in APART or key.partition(".")[0] in APART
 
 
 def _text(value: object) -> str:

@@ -88,16 +88,16 @@ def read_run(path: str | os.PathLike, unfinished: bool = False) -> Run:
     path = Path(path)
     log = RunLog.read(path / "log.jsonl")
     finished = not unfinished or (path / TRAINING).is_file()
-    summary = _read_json(path / TRAINING) if finished else _last_evaluation(path, log)
+    summary = _read(path / TRAINING) if finished else _last_evaluation(path, log)
     metrics, primary = _metrics_in(summary, path / TRAINING, "dmtl train")
     seconds = summary.get("seconds") or max((row.get("seconds", 0.0) for row in log), default=None)
     run = Run(path, metrics, primary, summary.get("step"), seconds, log=log, finished=finished)
     if (path / "config.toml").is_file():
-        run.config = _read_toml(path / "config.toml")
+        run.config = _read(path / "config.toml")
     if (path / "labels.csv").is_file():
         run.labels = LabelMatrix.read_csv(path / "labels.csv")
     if (path / "model" / "config.json").is_file():
-        specs = _read_json(path / "model" / "config.json").get("tasks", [])
+        specs = _read(path / "model" / "config.json").get("tasks", [])
         run.tasks = {task.name: task for task in map(task_from_spec, specs)}
     return run
 
@@ -112,7 +112,7 @@ def with_evaluation(run: Run) -> Run:
     if not file.is_file():
         size = run.setting("data", "size") if run.setting("data", "resize", True) else None
         return dataclasses.replace(run, protocol={"size": size})
-    found = _read_json(file)
+    found = _read(file)
     metrics, primary = _metrics_in(found, file, "dmtl eval --json")
     protocol = found.get("protocol", {})
     if not isinstance(protocol, Mapping):
@@ -195,21 +195,15 @@ def _last_evaluation(path: Path, log: Sequence[dict]) -> dict:
     return {**rows[-1], "primary": primary}
 
 
-def _read_json(path: Path) -> dict:
-    """The JSON object in a file of a run."""
+def _read(path: Path) -> dict:
+    """The object in a JSON or TOML file of a run."""
     if not path.is_file():
         raise DataError(f"{path}: is missing, expected the folder of a finished run")
+    kind = path.suffix[1:].upper()
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = (tomllib if kind == "TOML" else json).loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error})") from None
+        raise DataError(f"{path}: not valid {kind} ({error})") from None
     if not isinstance(value, dict):
         raise DataError(f"{path}: holds a {type(value).__name__}, expected a JSON object")
     return value
-
-
-def _read_toml(path: Path) -> dict:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not valid TOML ({error})") from None

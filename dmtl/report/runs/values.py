@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from dmtl.text import decimals, fixed
 
+Name = TypeVar("Name")
 Value = float | tuple[float, float]
 """The result of one run, or mean and standard deviation over several."""
 
@@ -46,3 +48,21 @@ def numbers_of(value: Value) -> dict[str, float | None]:
     """Return mean and spread for a JSON file, which has no NaN: None."""
     mean = mean_of(value)
     return {"mean": mean if math.isfinite(mean) else None, "spread": spread_of(value)}
+
+
+def tone_of(value: Value) -> str:
+    """Return how a Delta_MTL is coloured: "good", "bad", or "even" if it is within its spread of zero."""
+    mean = mean_of(value)
+    if not math.isfinite(mean) or abs(mean) <= (spread_of(value) or 0.0) or round(mean, 2) == 0:
+        return "even"
+    return "good" if mean > 0 else "bad"
+
+
+def best_of(values: Mapping[Name, Value], higher_is_better: bool) -> list[Name]:
+    """Return the names that share the best mean; [] if there is nothing to compare, or all are equal."""
+    means = {name: mean_of(value) for name, value in values.items()}
+    means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
+    if len(set(means.values())) < 2:
+        return []
+    top = (max if higher_is_better else min)(means.values())
+    return [name for name, mean in means.items() if mean == top]

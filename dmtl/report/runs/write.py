@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+from collections.abc import Iterable, Sequence
 
 from dmtl.report.runs.comparison import Comparison, metric_rows
 from dmtl.report.runs.values import mean_of, numbers_of, spread_of
@@ -17,19 +18,23 @@ COLUMNS = ("method", "task", "metric", "unit", "better", "main", "mean", "spread
 def write_csv(path: str | os.PathLike, comparison: Comparison) -> None:
     """Write one row for each method and metric, Delta_MTL among them (in percent, no task). `spread` is a
     sample standard deviation, empty for a single run."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    lines = []
     for row in metric_rows(comparison.methods):
         better = "higher" if row.higher_is_better else "lower"
         for label, value in row.values.items():
             method = comparison.methods[label]
             about = (method.name, row.task, row.metric, row.unit, better, int(row.primary))
-            writer.writerow([*about, mean_of(value), spread_of(value), len(method.runs)])
+            lines.append((*about, mean_of(value), spread_of(value), len(method.runs)))
     for label, delta in comparison.deltas.items():
-        name, value = comparison.methods[label].name, delta.value
-        about = (name, "", "Delta_MTL", "%", "higher", "")
-        writer.writerow([*about, mean_of(value), spread_of(value), len(delta.each)])
+        about = (comparison.methods[label].name, "", "Delta_MTL", "%", "higher", "")
+        lines.append((*about, mean_of(delta.value), spread_of(delta.value), len(delta.each)))
+    write_table(path, COLUMNS, lines)
+
+
+def write_table(path: str | os.PathLike, columns: Sequence[str], lines: Iterable[Sequence]) -> None:
+    """Write a CSV file, whole or not at all."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([columns, *lines])
     write_text(path, stream.getvalue())
 
 

@@ -1,0 +1,135 @@
+"""`dmtl data convert`, `export` and `fixture`: data sets written as folders."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from dmtl.cli._arguments import positional
+from dmtl.cli._common import bar, console, say, table_of
+
+if TYPE_CHECKING:
+    from dmtl.data.folder.write import Exported
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Write a benchmark, as its authors distribute it, as a folder to train on.
+
+    Images are copied byte for byte, labels keep their values. It may be interrupted at any point: the same
+    command goes on where it stopped.
+    """
+
+    source: Annotated[str, *positional("SOURCE")]
+    """Folder of the benchmark."""
+    out: Annotated[str, *positional("OUT")]
+    """Folder to write, or to go on with."""
+    format: str | None = None
+    """"pascal-context", "nyud-13", "nyud-40", "cityscapes-7", "cityscapes-19" or "cityscapes-raw"; default:
+    what SOURCE looks like."""
+    splits: list[str] = dataclasses.field(default_factory=lambda: ["train", "val"])
+    """Splits to write."""
+    skip_corrupt: int = 0
+    """Samples of a split that may be left out because they cannot be read."""
+    workers: int = 0
+    """Processes that read and write; 0: one, this."""
+
+
+def convert(args: Convert) -> int:
+    from dmtl.data.benchmarks.detect import open_distribution
+    from dmtl.data.folder.write import export_folder
+
+    made = {}
+    for split in args.splits:
+        dataset = open_distribution(args.source, split, format=args.format)
+        if not made:
+            say(f"{args.source}: {dataset.format}, tasks {', '.join(dataset.tasks)}")
+        options = {"skip_corrupt": args.skip_corrupt, "workers": args.workers}
+        made[split] = export_folder(dataset, args.out, **options, progress=bar(f"{dataset.format} {split}"))
+    _summarise(made)
+    return 0
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a data set as a folder: images, one folder per task, splits, dataset.yaml, manifest.jsonl.
+
+    It may be interrupted at any point: the same command goes on where it stopped.
+    """
+
+    data: Annotated[str, *positional("DATA")]
+    """"scenes" or a folder with dataset.yaml."""
+    out: Annotated[str, *positional("OUT")]
+    """Folder to write, or to go on with."""
+    split: str = "train"
+    """Which split."""
+    count: int | None = None
+    """At most so many images."""
+    size: tuple[int, int] | None = None
+    """Height and width; default: as they are (scenes: 128 128)."""
+    skip_corrupt: int = 0
+    """Samples that may be left out because they cannot be read."""
+    workers: int = 0
+    """Processes that read and write; 0: one, this."""
+
+
+def export(args: Export) -> int:
+    from dmtl.data import export_folder, open_dataset
+
+    dataset = open_dataset(args.data, args.split, size=args.size, count=args.count)
+    options = {"skip_corrupt": args.skip_corrupt, "workers": args.workers}
+    progress = bar(f"{dataset.name} {args.split}")
+    _summarise({args.split: export_folder(dataset, args.out, **options, progress=progress)})
+    return 0
+
+
+@dataclass(frozen=True)
+class Fixture:
+    """Write a tiny data set in the exact format in which a benchmark is distributed.
+
+    Its pictures are rendered scenes and its labels are theirs. It shows where files belong and what is in
+    them, and lets every command run without the data: `dmtl data fixture nyud-13 tiny`, then
+    `dmtl data convert tiny folder`.
+    """
+
+    name: Annotated[str, *positional("NAME")]
+    """pascal-context, nyud-13, nyud-40, nyud-40-mt (older variant), cityscapes-7, cityscapes-19 (either with
+    "-label" for the other name of its label folder), cityscapes-raw."""
+    folder: Annotated[str, *positional("DIR")]
+    """A new or an empty folder."""
+    train: int = 6
+    """Training images."""
+    val: int = 4
+    """Validation images."""
+    size: tuple[int, int] | None = None
+    """Height and width; default: those of the benchmark (a quarter of them for cityscapes-raw)."""
+    seed: int = 0
+    """Seed of the scenes."""
+
+
+def fixture(args: Fixture) -> int:
+    from dmtl.data.benchmarks.fixtures import write_fixture
+
+    root = write_fixture(args.name, args.folder, args.train, args.val, args.size, args.seed)
+    say(f"wrote {root} ({args.name}: {args.train} training and {args.val} validation images)")
+    return 0
+
+
+def _summarise(splits: Mapping[str, Exported]) -> None:
+    """Print images, megabytes, labels and the share of their pixels without meaning, by split."""
+    columns: dict[str, list[str]] = {"task": list(next(iter(splits.values())).labels)}
+    for split, made in splits.items():
+        columns[split] = [str(made.labels[task]) for task in columns["task"]]
+        for message in made.skipped:
+            say(f"skipped: {message}")
+        facts = f"{made.images} images, {made.written} of them written now, {made.size / 1e6:.1f} MB"
+        if made.written:
+            shares = (made.unknown[task] for task in columns["task"])
+            columns[f"no meaning, {split}"] = [f"{part / all:.1%}" if all else "" for part, all in shares]
+        else:
+            facts = f"all {made.images} images are there ({made.size / 1e6:.1f} MB), nothing to do"
+        say(f"{made.folder} {split}: {facts}")
+    names = (name.partition(",")[0] for name in columns)
+    console.print(table_of(names, zip(*columns.values(), strict=True)))
