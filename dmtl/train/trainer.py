@@ -171,12 +171,11 @@ class Trainer:
                     self._between_steps(log, stop)
             if not self._final:
                 self._final = self._evaluated(log)
-            self.checkpoints.wait()
         finally:
             if profile is not None:
                 profile.close()
             log.close()
-            self.checkpoints.close()
+            self.checkpoints.wait()
         self._finish(self._final)
         return self._final
 
