@@ -42,9 +42,8 @@ def print_plan(config: RunConfig, facts: dict) -> None:
         head.add_row(f"  {name}", ", ".join(told) or "none")
     work = facts["flops"]
     stages = ", ".join(f"{s} {_giga(work[s])}" for s in ("initial", "condition", "chain") if work[s])
-    head.add_row(
-        "GFLOP of a step", f"{_giga(work['forward'])} forward ({stages}), {_giga(work['backward'])} backward"
-    )
+    forward = f"{_giga(sum(work.values()))} forward ({stages})"
+    head.add_row("GFLOP of a step", f"{forward}; backward twice as much, less if parts are frozen")
     kept = f"{files['kept']} checkpoint{'' if files['kept'] == 1 else 's'}"
     each = f"{mebibytes(files['checkpoint'])} each; models of {mebibytes(files['model'])}"
     head.add_row("on disk", f"{kept} of {each}; {mebibytes(files['disk'])} at most")
@@ -73,7 +72,6 @@ def print_forecast(measured: dict, told: dict) -> None:
     n, cores = len(measured["step_s"]), measured["cores"]
     say(f"Measured on {n} steps of one process on {measured['device']} ({cores} CPU cores).")
     say("GFLOP: two for a multiply-add, convolutions and products alone, MTDNet for the labelled pairs.")
-    say("Backward counts twice the forward, less where parts are frozen.")
 
 
 def _label_table(data: dict, steps: dict) -> Table:

@@ -99,8 +99,8 @@ class Denoiser(nn.Module):
         )
 
     def layers(self, tasks: Sequence[str], *, fold: bool = False, pack: bool = False) -> Layers:
-        """The layers of these tasks, their rows in one packed tensor. For inference: fold the 1x1 into the 3x3
-        behind it, pack the weights as their backend wants them."""
+        """The layers of these tasks, their rows in one packed tensor. For inference: fold the 1x1 into the
+        3x3 after it, pack the weights as their backend wants them."""
         pre = [_conv(self.pre_layers[task]) for task in tasks]
         trunks = [list(self.trunks[task].children()) for task in tasks]
         point, first, second, third = ([_conv(trunk[i]) for trunk in trunks] for i in (0, 1, 3, 5))

@@ -1,7 +1,7 @@
-"""Training checkpoints: everything that decides what the next step computes, in numbered files with a digest.
+"""Training checkpoints: all that decides what the next step computes, in numbered files with a digest.
 
-A file is what `torch.save` writes, followed by the SHA-256 of it. Nothing is unpickled before the digest fits,
-and then only tensors and plain containers.
+A file is what `torch.save` writes, followed by its SHA-256. Nothing is unpickled before the digest fits, and
+then only tensors and plain containers.
 """
 
 from __future__ import annotations

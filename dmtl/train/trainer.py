@@ -269,10 +269,10 @@ class Trainer:
             log.write("skipped", skipped.step + 1, reason=skipped.reason, pairs=skipped.pairs)
             where = "; ".join(f"{task}: {', '.join(names)}" for task, names in skipped.pairs.items())
             self.say(f"step {skipped.step + 1} skipped: {skipped.reason} not finite ({where})")
-        if report.in_a_row >= self.config.execution.max_bad_steps:
+        if self._step.in_a_row >= self.config.execution.max_bad_steps:
             self.save(wait=True)
             raise RunStopped(
-                f"{report.in_a_row} steps in a row had a loss or gradient that is not finite "
+                f"{self._step.in_a_row} steps in a row had a loss or gradient that is not finite "
                 f"(execution.max_bad_steps); the state after step {self.step} is saved, "
                 f"{log.path} names tasks and samples"
             )
