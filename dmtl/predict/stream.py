@@ -39,36 +39,6 @@ class VideoEnd:
     failure: Failure | None
 
 
-class Clip:
-    """A video being read, frame by frame, by one thread."""
-
-    def __init__(self, item: Input, every: int, frames: int | None, prepare: Callable[[Tensor], Tensor]):
-        self.item, self.ended = item, False
-        self.video = VideoReader(item.path, every, frames)
-        self._prepare, self._frames, self._count = prepare, iter(self.video), 0
-
-    def next(self) -> Frame | VideoEnd | None:
-        """Return the next frame, then a `VideoEnd`, then None."""
-        if self.ended:
-            return None
-        failure = None
-        try:
-            number, image = next(self._frames)
-            self._count += 1
-            return Frame(self.item, self._prepare(image), number, self.video.rate, self.video.expected)
-        except StopIteration:
-            pass
-        except (DataError, ConfigError) as error:  # ConfigError: no PyAV
-            failure = _failure(self.item, error)
-        self.ended = True
-        return VideoEnd(self.item, self._count, float(self.video.rate), failure)
-
-    def close(self) -> None:
-        """Lets go of the file."""
-        self.ended = True
-        self._frames.close()
-
-
 class Stream:
     """One run over many files. Results go into `summary` and `images` (entries of maps.json) as they come."""
 
@@ -135,12 +105,24 @@ class Stream:
             if not item.is_video:
                 yield self._readers, partial(self._read, item)
                 continue
-            clip = Clip(item, self.every, self.frames, self._prepared)
+            clip = self._clip(item)
             try:
-                while not clip.ended:
-                    yield self._decoder, clip.next
+                while clip.gi_frame is not None:  # what is asked for after its end is None
+                    yield self._decoder, partial(next, clip, None)
             finally:
                 self._decoder.submit(clip.close)
+
+    def _clip(self, item: Input) -> Generator[Frame | VideoEnd]:
+        """The frames of a video, then a `VideoEnd`; run by one thread."""
+        video = VideoReader(item.path, self.every, self.frames)
+        count, failure = 0, None
+        try:
+            for number, image in video:
+                count += 1
+                yield Frame(item, self._prepared(image), number, video.rate, video.expected)
+        except (DataError, ConfigError) as error:  # ConfigError: no PyAV
+            failure = _failure(item, error)
+        yield VideoEnd(item, count, float(video.rate), failure)
 
     def _read(self, item: Input) -> Frame | Failure:
         try:
