@@ -42,7 +42,8 @@ def print_plan(config: RunConfig, facts: dict) -> None:
         rows.append((f"  {name}", ", ".join(told) or "none"))
     work = facts["flops"]
     stages = ", ".join(f"{s} {_giga(work[s])}" for s in ("initial", "condition", "chain") if work[s])
-    flops = f"{_giga(work['forward'])} forward ({stages}), {_giga(work['backward'])} backward"
+    forward = f"{_giga(sum(work.values()))} forward ({stages})"
+    flops = f"{forward}; backward twice as much, less if parts are frozen"
     kept = plural(files["kept"], "checkpoint")
     each = f"{mebibytes(files['checkpoint'])} each; models of {mebibytes(files['model'])}"
     disk = f"{kept} of {each}; {mebibytes(files['disk'])} at most"
@@ -70,7 +71,6 @@ def print_forecast(measured: dict, told: dict) -> None:
     n, cores = len(measured["step_s"]), measured["cores"]
     say(f"Measured on {n} steps of one process on {measured['device']} ({cores} CPU cores).")
     say("GFLOP: two for a multiply-add, convolutions and products alone, MTDNet for the labelled pairs.")
-    say("Backward counts twice the forward, less where parts are frozen.")
 
 
 def _label_table(data: dict, steps: dict) -> Table:

@@ -10,7 +10,7 @@ from torch import nn
 from dmtl.engine.memory import available_bytes, peak_bytes, tile_side
 from dmtl.engine.numerics import PRECISIONS, choose_form
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
-from dmtl.models.work import count, flops
+from dmtl.models.work import count, flops, parameters
 from dmtl.nn.resnet import DEPTHS
 
 STAGES = ("initial", "condition", "chain")  # decoding moves memory and computes next to nothing
@@ -53,7 +53,7 @@ def describe_model(
         "tasks": [{"name": t.name, "kind": t.kind, "channels": t.channels} for t in tasks],
         "mechanism": _mechanism(config),
         "network": _network(config),
-        "parameters": _parameters(model),
+        "parameters": {part: sum(n.values()) for part, n in parameters(model).items()},
         "parameter_bytes": sum(p.numel() for p in model.parameters()) * form.maps.itemsize,
         "transformed_bytes": _transformed(model) * form.maps.itemsize if form.pack else 0,
         "device": str(device),
@@ -83,21 +83,6 @@ def _network(config) -> str:
         return text
     side = 8 * config.token_reduction
     return f"{text}, {config.blocks} cross blocks of {config.heads} heads, a token for {side}x{side} pixels"
-
-
-def _parameters(model: DiffusionMTL | MultiTaskBaseline) -> dict[str, int]:
-    """Part -> parameters."""
-    initial = model.initial
-    parts = {
-        "encoder": [initial.backbone],
-        "initial decoders": [initial.embed, initial.decoders, initial.heads],
-    }
-    if isinstance(model, DiffusionMTL):
-        net, denoiser = model.mtdnet, model.mtdnet.denoiser
-        parts["condition"] = [net.condition]
-        parts["cross blocks"] = [denoiser.blocks, denoiser.time_embedding]
-        parts["denoising decoders"] = [denoiser.pre_layers, denoiser.trunks, net.heads]
-    return {name: sum(p.numel() for m in modules for p in m.parameters()) for name, modules in parts.items()}
 
 
 def _transformed(model: nn.Module) -> int:

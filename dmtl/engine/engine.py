@@ -24,17 +24,16 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from dmtl import ops
 from dmtl.diffusion import CounterNoise, NoiseSource, Plan, make_sampler
 from dmtl.engine.graphs import Graphs
 from dmtl.engine.memory import available_bytes, tile_side
 from dmtl.engine.network import LARGE, Network
 from dmtl.engine.noise import average
 from dmtl.engine.numerics import PRECISIONS, choose_form
-from dmtl.engine.tiles import FACTOR, tiled
+from dmtl.engine.tiles import tiled
 from dmtl.errors import ConfigError
 from dmtl.models import DiffusionMTL, Maps, MultiTaskBaseline, Prediction
-from dmtl.models.initial import PAD_MULTIPLE, pad_image, upsample
+from dmtl.models.initial import PAD_MULTIPLE, decode, pad_image, upsample
 from dmtl.nn.precision import tf32
 from dmtl.runtime.memory import Pool, return_freed
 
@@ -248,11 +247,8 @@ class Engine:
                 task, logits = self.tasks[name], [draw[name] for draw in draws]
                 if len(logits) > 1:
                     maps[name], uncertain[name] = average(task, logits, call.size)
-                elif task.decoding is None:
-                    frame = [FACTOR * side for side in logits[0].shape[-2:]]
-                    maps[name] = task.decode(upsample(logits[0], frame, call.size))
                 else:
-                    maps[name] = ops.decode_map(logits[0], kind=task.decoding, size=call.size)
+                    maps[name] = decode(task, logits[0], call.size)
             finite = {n: torch.stack([d[n].isfinite().all() for d in draws]).all() for n in call.wanted}
         return maps, finite, uncertain
 

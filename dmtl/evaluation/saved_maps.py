@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,7 @@ class SavedMaps:
                 f"{folder}: {len(missing)} of {sum(map(len, needed.values()))} maps are missing: {shown}, "
                 "expected <task>/<id>.png or .npy"
             )
-        self._readings = _Readings(self.folder / "maps.json")
+        self._reading = _readings(self.folder / "maps.json")
 
     def maps_of(self, batch: Batch, names: Iterable[str]) -> dict[str, Tensor]:
         """Decoded maps in the frame of the batch; 0 in its padding and where an image has none."""
@@ -159,7 +159,7 @@ class SavedMaps:
             out[name] = torch.zeros(len(batch), *sides, dtype=task.map_dtype)
             for row, id in enumerate(batch.ids):
                 if id in self.files[name]:
-                    reading = self._readings.of(name, id)
+                    reading = self._reading(name, id)
                     map = read_map(self.files[name][id], task, batch.valid_size[row], reading)
                     out[name][row][..., *batch.unpadded(row)] = map
         return out
@@ -210,24 +210,22 @@ def _fitting(path: Path, stored: np.ndarray, size: tuple[int, int], channels: in
     return fitting[0] if channels == 1 and fitting.ndim == 3 else fitting
 
 
-class _Readings:
-    """(scale, offset) of scalars in PNG, from maps.json where there is one."""
-
-    def __init__(self, path: Path):
-        self._path, self._tasks, self._images = path, {}, {}
-        if not path.is_file():
-            return
+def _readings(path: Path) -> Callable[[str, str], tuple[float, float] | None]:
+    """(task, id) -> (scale, offset) of a scalar's PNG, from maps.json; None if it does not say."""
+    tasks, images = {}, {}
+    if path.is_file():
         try:
             index = json.loads(read_text(path, "JSON"))
-            self._tasks = dict(index.get("tasks", {}))
-            self._images = {image["name"]: image.get("reading", {}) for image in index.get("images", [])}
+            tasks = dict(index.get("tasks", {}))
+            images = {image["name"]: image.get("reading", {}) for image in index.get("images", [])}
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise DataError(f"{path}: not readable, expected what `dmtl predict` writes") from None
 
-    def of(self, task: str, id: str) -> tuple[float, float] | None:
-        """None where nothing is said."""
+    def reading(task: str, id: str) -> tuple[float, float] | None:
         try:
-            reading = self._images.get(id, {}).get(task) or self._tasks.get(task, {})
-            return (float(reading["scale"]), float(reading.get("offset", 0))) if "scale" in reading else None
+            found = images.get(id, {}).get(task) or tasks.get(task, {})
+            return (float(found["scale"]), float(found.get("offset", 0))) if "scale" in found else None
         except (TypeError, ValueError, AttributeError):
-            raise DataError(f"{self._path}: how to read {task}/{id} is unclear, expected numbers") from None
+            raise DataError(f"{path}: how to read {task}/{id} is unclear, expected numbers") from None
+
+    return reading

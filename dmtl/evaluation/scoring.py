@@ -147,23 +147,14 @@ class _Scores:
             out = self.model.maps(batch.image, names, **options)
             maps, uncertainty = out.maps, out.uncertainty
         self.on_maps(batch, maps)
-        return self._scored(batch, {name: maps[name] for name in names}, initial, uncertainty)
-
-    def _scored(
-        self,
-        batch: Batch,
-        maps: Mapping[str, Tensor],
-        initial: Mapping[str, Tensor],
-        uncertainty: Mapping[str, Tensor],
-    ) -> dict[_Key, Meter]:
         meters: dict[_Key, Meter] = {}
 
         def new(*key: str) -> Any:
             meters[key] = self.meter(key)
             return meters[key]
 
-        for name, map in maps.items():
-            task, label = self.tasks[name], batch.labels[name]
+        for name in names:
+            task, label, map = self.tasks[name], batch.labels[name], maps[name]
             new(name, "final").update(map, label)
             if name in initial:
                 new(name, "initial").update(initial[name], label)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dmtl.data import Batch, Loader
 from dmtl.engine.engine import Engine
 from dmtl.evaluation.protocol import Evaluation
 from dmtl.models import Maps
+from dmtl.runtime.measure import seconds
 
 
 def compare_steps(
@@ -55,15 +54,8 @@ class TimedEngine:
         """`Engine.maps`; its time and steps are added up."""
         if not self.calls:
             self.engine.maps(image, tasks, **options)
-        self._wait()
-        started = time.perf_counter()
-        out = self.engine.maps(image, tasks, **options)
-        self._wait()
-        self.seconds += time.perf_counter() - started
+        found: list[Maps] = []
+        self.seconds += seconds(lambda: found.append(self.engine.maps(image, tasks, **options)), self.device)
         self.calls += 1
-        self.taken += out.steps or 0
-        return out
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        self.taken += found[0].steps or 0
+        return found[0]

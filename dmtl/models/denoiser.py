@@ -98,27 +98,23 @@ class Denoiser(nn.Module):
             {t: _trunk(width, c, rectified=self.features) for t, c in signals.items()}
         )
 
-    def layers(
-        self, tasks: Sequence[str], *, fold: bool = False, pack: bool = False, apart: bool = False
-    ) -> Layers:
-        """The layers of these tasks. For inference: fold the 1x1 into the 3x3 behind it, pack the weights as
-        their backend wants them, and (folded) keep the tasks' rows apart instead of in one packed tensor."""
+    def layers(self, tasks: Sequence[str], *, fold: bool = False, pack: bool = False) -> Layers:
+        """The layers of these tasks, their rows in one packed tensor. For inference: fold the 1x1 into the
+        3x3 after it, pack the weights as their backend wants them."""
         pre = [_conv(self.pre_layers[task]) for task in tasks]
         trunks = [list(self.trunks[task].children()) for task in tasks]
         point, first, second, third = ([_conv(trunk[i]) for trunk in trunks] for i in (0, 1, 3, 5))
-        single = [slice(i, i + 1) for i in range(len(tasks))]
-        rows = single if apart else [slice(None)]
-        ready = GroupedConv.pack if pack else (lambda group: group)
 
-        def trunk(g: slice) -> list[GroupedConv]:
-            start = GroupedConv.after_1x1(point[g], first[g]) if fold else GroupedConv.of(first[g])
-            return [start, GroupedConv.of(second[g])] + ([GroupedConv.of(third[g])] if self.features else [])
+        def group(convs: list[nn.Conv2d], points: Sequence[nn.Conv2d] = ()) -> GroupedConv:
+            made = GroupedConv.after_1x1(points, convs) if points else GroupedConv.of(convs)
+            return made.pack() if pack else made
 
+        trunk = [group(first, point if fold else ()), group(second)]
         return Layers(
-            [ready(GroupedConv.of(pre[g])) for g in (rows if self.features else single)],
+            [group(pre)] if self.features else [group([conv]) for conv in pre],
             None if fold else point,
-            [[ready(group) for group in trunk(g)] for g in rows],
-            [] if self.features else [ready(GroupedConv.of(third[g])) for g in single],
+            [[*trunk, group(third)] if self.features else trunk],
+            [] if self.features else [group([conv]) for conv in third],
             [block for block in self.blocks if isinstance(block, CrossBlock)],
         )
 

@@ -5,40 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmtl import ops
 from dmtl.diffusion import CounterNoise, NoiseSource
 from dmtl.diffusion.pairs import taken
 from dmtl.errors import ConfigError
 from dmtl.models.config import ModelConfig
-from dmtl.models.initial import InitialNetwork, pad_image, upsample
+from dmtl.models.initial import InitialNetwork, decode, pad_image, upsample
 from dmtl.models.mtdnet import MTDNet
 from dmtl.models.outputs import Maps, Prediction
 from dmtl.models.weights import write_weights
-from dmtl.nn.precision import cast
 from dmtl.tasks import Task, task_from_spec
-
-
-class _End(NamedTuple):
-    """Logits at 1/8 resolution; or a feature [B, C, h, w] and the 1x1 head that reads them off it."""
-
-    signal: Tensor
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-
-
-def _finite(end: _End) -> Tensor:
-    parts = [end.signal, *(p for p in (end.weight, end.bias) if p is not None)]
-    return torch.stack([torch.isfinite(part).all() for part in parts]).all()
-
-
-def _end(feature: Tensor, head: nn.Conv2d) -> _End:
-    return _End(feature, head.weight, head.bias)
 
 
 class _DenseModel(nn.Module):
@@ -101,33 +81,11 @@ class _DenseModel(nn.Module):
     ) -> Maps:
         """What `task.decode` makes of the final logits, without ever holding logits of the image's size;
         arguments as in `DiffusionMTL.forward`."""
-        self._check_image(image)
-        padded = pad_image(image)
-        rows = dict.fromkeys(self._chosen(tasks))
-        ends = self._ends(padded, rows, steps, eta, sampler, noise) if rows else {}
-        decoded = {task: self._decoded(task, end, padded, image) for task, end in ends.items()}
-        finite = {task: _finite(end) for task, end in ends.items()}
-        return Maps(decoded, finite)
-
-    def _decoded(self, name: str, end: _End, padded: Tensor, image: Tensor) -> Tensor:
-        task, size = self.tasks[name], tuple(image.shape[-2:])
-        if task.decoding is None:
-            logits = end.signal if end.weight is None else F.conv2d(end.signal, end.weight, end.bias)
-            return task.decode(upsample(logits, padded.shape[-2:], size))
-        weight = None if end.weight is None else cast(end.weight).flatten(1)
-        return ops.decode_map(cast(end.signal), weight, cast(end.bias), kind=task.decoding, size=size)
-
-    def _ends(
-        self,
-        padded: Tensor,
-        rows: dict[str, None],
-        steps: int | None,
-        eta: float | None,
-        sampler: str | None,
-        noise: NoiseSource | None,
-    ) -> dict[str, _End]:
-        """For each task what its final logits at 1/8 resolution are read off."""
-        raise NotImplementedError(f"{type(self).__name__}._ends")
+        options = dict(steps=steps, eta=eta, sampler=sampler, noise=noise)
+        logits = self(image, tasks, upsampled=False, **options).final
+        size = tuple(image.shape[-2:])
+        decoded = {name: decode(self.tasks[name], x, size) for name, x in logits.items()}
+        return Maps(decoded, {name: x.isfinite().all() for name, x in logits.items()})
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into `directory`, each atomically."""
@@ -237,14 +195,6 @@ class DiffusionMTL(_DenseModel):
         traced = {task: [sized(state[task]) for state in logits] for task in rows} if trace else {}
         return Prediction(final, initial_maps, traced)
 
-    def _ends(self, padded, rows, steps, eta, sampler, noise) -> dict[str, _End]:
-        features, initial = self.initial(padded)
-        plan = self.mtdnet.plan(padded.device, steps, eta, sampler)
-        [last] = self.mtdnet(features, initial, rows, plan, CounterNoise(0) if noise is None else noise)
-        if self.config.diffusion == "feature" and not self.config.residual:
-            return {task: _end(x, self.mtdnet.heads[task]) for task, x in last.by_task().items()}
-        return {task: _End(x) for task, x in self.mtdnet.logits(last).items()}
-
 
 class MultiTaskBaseline(_DenseModel):
     """The initial network alone: plain multi-task learning (MTL), or single-task learning (STL) with one
@@ -272,10 +222,6 @@ class MultiTaskBaseline(_DenseModel):
     ) -> Prediction:
         """As `DiffusionMTL.forward`; steps, eta, sampler and noise mean nothing here, the trace is empty."""
         return self.initial_prediction(image, tasks, labelled=labelled, upsampled=upsampled)
-
-    def _ends(self, padded, rows, steps, eta, sampler, noise) -> dict[str, _End]:
-        features, _ = self.initial(padded)
-        return {task: _end(features[task], self.initial.heads[task]) for task in rows}
 
 
 def _sizer(padded: Tensor, image: Tensor, upsampled: bool) -> Callable[[Tensor], Tensor]:

@@ -9,10 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmtl import ops
 from dmtl.models.config import ModelConfig
 from dmtl.nn.backbone import make_backbone
 from dmtl.nn.conv3x3 import Conv3x3
+from dmtl.nn.precision import cast
 from dmtl.nn.resnet import BasicBlock
+from dmtl.tasks import Task
 
 PAD_MULTIPLE = 32
 """The denoiser halves the 1/8 map twice more, so the padded image is a multiple of 32 in both directions."""
@@ -80,3 +83,11 @@ def upsample(logits: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> 
     """Logits at 1/8 resolution -> the padded frame by bilinear interpolation -> the image's frame."""
     logits = F.interpolate(logits, padded, mode="bilinear", align_corners=False)
     return logits if tuple(padded) == tuple(size) else logits[..., : size[0], : size[1]]
+
+
+def decode(task: Task, logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits at 1/8 resolution -> the task's map of the image's size, without large logits if the task has a
+    kernel for that."""
+    if task.decoding is not None:
+        return ops.decode_map(cast(logits), kind=task.decoding, size=size)
+    return task.decode(upsample(logits, (8 * logits.shape[-2], 8 * logits.shape[-1]), size))

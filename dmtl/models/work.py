@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dmtl.models import ModelConfig
+from dmtl.models import DiffusionMTL, ModelConfig, MultiTaskBaseline
 from dmtl.models.initial import PAD_MULTIPLE, InitialNetwork
 from dmtl.tasks import task_from_spec
 
@@ -82,6 +82,22 @@ def count(
 def flops(parts: Iterable[Part], winograd: bool = False) -> float:
     """Operations of these parts; winograd: with a quarter of the products where that algorithm applies."""
     return sum(part.flops / (WINOGRAD if winograd and part.winograd else 1) for part in parts)
+
+
+def parameters(model: DiffusionMTL | MultiTaskBaseline) -> dict[str, dict[str, int]]:
+    """Part -> numbers that are trained, and that are frozen."""
+    parts = {"encoder": ["initial.backbone"], "initial decoders": ["initial"]}
+    if isinstance(model, DiffusionMTL):
+        parts |= {
+            "condition": ["mtdnet.condition"],
+            "cross blocks": ["mtdnet.denoiser.blocks", "mtdnet.denoiser.time_embedding"],
+            "denoising decoders": ["mtdnet"],
+        }
+    counted = {part: {"trained": 0, "frozen": 0} for part in parts}
+    for name, parameter in model.named_parameters():
+        part = next(p for p, starts in parts.items() if any(name.startswith(s + ".") for s in starts))
+        counted[part]["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
+    return counted
 
 
 def _initial(

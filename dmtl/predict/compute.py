@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ from dmtl.diffusion import CounterNoise
 from dmtl.engine.engine import Engine
 from dmtl.errors import DataError
 from dmtl.predict.outputs import ImageMaps
+from dmtl.runtime.memory import is_out_of_memory
 
 GPU_BATCH = 8
 _GPU_BATCH_PIXELS = 8 * 512 * 512  # in a batch whose size nobody chose
@@ -50,13 +50,8 @@ class BatchPredictor:
     def __init__(
         self, engine: Engine, device: torch.device, tasks: list[str], seed: int, batch_size: int | None
     ):
-        self.engine, self.device, self.tasks, self.seed, self.batch_size = (
-            engine,
-            device,
-            tasks,
-            seed,
-            batch_size,
-        )
+        self.engine, self.device, self.tasks = engine, device, tasks
+        self.seed, self.batch_size = seed, batch_size
 
     def limit(self, height: int, width: int) -> int:
         """Return how many images of this size go together at most."""
@@ -72,14 +67,15 @@ class BatchPredictor:
         If memory does not suffice for all together they are predicted one by one, and an image too large for
         it gets a DataError instead of maps. On a GPU this returns before the maps are there.
         """
-        height, width = images[0].shape[-2:]
         try:
-            with _memory_errors(height, width):
-                return self._together(images)
-        except DataError as error:
-            if len(images) == 1:
-                return PredictedBatch([error])
-        return self.singly(images)
+            return self._together(images)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if len(images) > 1:
+            return self.singly(images)
+        height, width = images[0].shape[-2:]
+        return PredictedBatch([DataError(f"not enough memory for {width}x{height} pixels")])
 
     def singly(self, images: Sequence[Tensor]) -> PredictedBatch:
         """Predict each image alone."""
@@ -108,19 +104,3 @@ class BatchPredictor:
             for i in range(len(images))
         ]
         return PredictedBatch(rows, copied)
-
-
-@contextmanager
-def _memory_errors(height: int, width: int) -> Iterator[None]:
-    """An image too large for the memory is that image's failure, not the run's."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        if (
-            isinstance(error, (MemoryError, torch.OutOfMemoryError))
-            or "allocate memory" in text
-            or "out of memory" in text
-        ):
-            raise DataError(f"not enough memory for {width}x{height} pixels") from error
-        raise

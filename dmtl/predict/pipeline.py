@@ -80,7 +80,7 @@ class WriteBehind:
     """Jobs of writing threads, collected in the order in which they were added.
 
     Args:
-        collect: gets each job's result, in the thread that calls `room` and `drain`.
+        collect: gets each job's result, in the caller's thread.
         depth: jobs under way at most.
         budget: total weight of the jobs under way at most; one job alone may weigh more.
     """
@@ -90,12 +90,12 @@ class WriteBehind:
         self._jobs: deque[tuple[Future, int]] = deque()
         self._weight = 0
 
-    def room(self, weight: int) -> None:
-        """Waits until a job of this weight may be added; collects what is done. Raises what a job raised."""
+    def room(self, weight: int = 0) -> None:
+        """Wait until a job of this weight may be added; collect what is done. Raises what a job raised."""
         while self._jobs and (
             self._jobs[0][0].done() or len(self._jobs) >= self._depth or self._weight + weight > self._budget
         ):
-            self._collect(self._first())
+            self._collect_first()
 
     def add(self, job: Future, weight: int = 0) -> None:
         """Call `room` first."""
@@ -103,23 +103,20 @@ class WriteBehind:
         self._weight += weight
 
     def drain(self) -> None:
-        """Waits for all jobs. Raises what a job raised."""
-        while self._jobs:
-            self._collect(self._first())
-
-    def salvage(self) -> None:
-        """Waits for all jobs after an error elsewhere, and collects those that succeed."""
+        """Wait for all jobs and collect those that succeed; then raise the first error."""
+        errors = []
         while self._jobs:
             try:
-                result = self._first()
-            except Exception:  # the error that ended the run is the one to tell
-                continue
-            self._collect(result)
+                self._collect_first()
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
-    def _first(self) -> Any:
+    def _collect_first(self) -> None:
         job, weight = self._jobs[0]
         with self._waits.during("writing"):
             job.exception()  # waits; an interruption leaves the job where it is
         self._jobs.popleft()
         self._weight -= weight
-        return job.result()
+        self._collect(job.result())

@@ -21,7 +21,6 @@ from dmtl.predict.compute import BatchPredictor
 from dmtl.predict.inputs import find_inputs
 from dmtl.predict.maps import describe_uncertainty
 from dmtl.predict.outputs import RESERVED, Outputs, Summary, output_folder
-from dmtl.predict.progress import Progress
 from dmtl.predict.stream import Stream
 from dmtl.predict.video import require_av
 from dmtl.runtime.devices import pick_device
@@ -159,8 +158,7 @@ class Predictor:
         outputs.write_index(summary, images, options)  # first of all: tells whether the folder can be written
         start = time.perf_counter()
         try:
-            count = Progress(len(inputs), progress)
-            Stream(self._batches, outputs, summary, images, count, every=every, frames=frames).run(inputs)
+            Stream(self._batches, outputs, summary, images, progress, every=every, frames=frames).run(inputs)
         finally:  # also after Ctrl-C: what is there is described
             summary.seconds = time.perf_counter() - start
             outputs.write_index(summary, images, options)

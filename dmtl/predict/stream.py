@@ -24,7 +24,6 @@ from dmtl.predict.compute import BatchPredictor, PredictedBatch
 from dmtl.predict.inputs import Failure, Input
 from dmtl.predict.outputs import Frame, ImageMaps, Outputs, Summary
 from dmtl.predict.pipeline import WriteBehind, batched, read_ahead
-from dmtl.predict.progress import Progress
 from dmtl.predict.video import VideoReader
 
 MOST_PIXELS = 16_000_000  # computed and not yet written: some 30 bytes each in maps and pictures
@@ -40,36 +39,6 @@ class VideoEnd:
     failure: Failure | None
 
 
-class Clip:
-    """A video being read, frame by frame, by one thread."""
-
-    def __init__(self, item: Input, every: int, frames: int | None, prepare: Callable[[Tensor], Tensor]):
-        self.item, self.ended = item, False
-        self.video = VideoReader(item.path, every, frames)
-        self._prepare, self._frames, self._count = prepare, iter(self.video), 0
-
-    def next(self) -> Frame | VideoEnd | None:
-        """Return the next frame, then a `VideoEnd`, then None."""
-        if self.ended:
-            return None
-        failure = None
-        try:
-            number, image = next(self._frames)
-            self._count += 1
-            return Frame(self.item, self._prepare(image), number, self.video.rate, self.video.expected)
-        except StopIteration:
-            pass
-        except (DataError, ConfigError) as error:  # ConfigError: no PyAV
-            failure = _failure(self.item, error)
-        self.ended = True
-        return VideoEnd(self.item, self._count, float(self.video.rate), failure)
-
-    def close(self) -> None:
-        """Lets go of the file."""
-        self.ended = True
-        self._frames.close()
-
-
 class Stream:
     """One run over many files. Results go into `summary` and `images` (entries of maps.json) as they come."""
 
@@ -79,14 +48,16 @@ class Stream:
         outputs: Outputs,
         summary: Summary,
         images: list[dict],
-        progress: Progress,
+        report: Callable[[int, int], None] | None,
         *,
         every: int,
         frames: int | None,
     ):
         self.predict, self.outputs, self.summary = predict, outputs, summary
-        self.images, self.progress = images, progress
+        self.images, self.report = images, report
         self.every, self.frames = every, frames
+        self._done = self._total = 0
+        self._frames_of: dict[Input, int] = {}  # of videos, as far as known; before, one counts as one
         cores = os.cpu_count() or 1
         self.reading, self.writing = min(4, cores), min(16, cores)  # threads
         self._on_gpu = predict.device.type == "cuda"
@@ -107,12 +78,14 @@ class Stream:
                 ThreadPoolExecutor(1, "dmtl-encode", _give_way),
             )
             self._readers, self._decoder, self._writers, self._encoder = map(stack.enter_context, pools)
+            self._total = len(inputs)
             try:
                 self._stages(inputs)
-                self._behind.drain()
             finally:
-                self._behind.salvage()
-                self._encoder.submit(self.outputs.end_videos).result()
+                try:
+                    self._behind.drain()
+                finally:
+                    self._encoder.submit(self.outputs.end_videos).result()
 
     def _stages(self, inputs: Sequence[Input]) -> None:
         depth = 2 * self.predict.limit(1, 1) + self.reading
@@ -132,12 +105,24 @@ class Stream:
             if not item.is_video:
                 yield self._readers, partial(self._read, item)
                 continue
-            clip = Clip(item, self.every, self.frames, self._prepared)
+            clip = self._clip(item)
             try:
-                while not clip.ended:
-                    yield self._decoder, clip.next
+                while clip.gi_frame is not None:  # what is asked for after its end is None
+                    yield self._decoder, partial(next, clip, None)
             finally:
                 self._decoder.submit(clip.close)
+
+    def _clip(self, item: Input) -> Generator[Frame | VideoEnd]:
+        """The frames of a video, then a `VideoEnd`; run by one thread."""
+        video = VideoReader(item.path, self.every, self.frames)
+        count, failure = 0, None
+        try:
+            for number, image in video:
+                count += 1
+                yield Frame(item, self._prepared(image), number, video.rate, video.expected)
+        except (DataError, ConfigError) as error:  # ConfigError: no PyAV
+            failure = _failure(item, error)
+        yield VideoEnd(item, count, float(video.rate), failure)
 
     def _read(self, item: Input) -> Frame | Failure:
         try:
@@ -154,10 +139,9 @@ class Stream:
         """To the writing threads."""
         if computed is None:
             (other,) = group
-            if isinstance(other, VideoEnd):
-                self._add(self._encoder.submit(self._end_video, other))
-            elif other is not None:
-                self._add(_done(other))
+            if other is not None:
+                self._behind.room()
+                self._behind.add(self._encoder.submit(self._end, other))
             return
         computed.wait()
         if len(group) > 1 and not computed.finite:  # which of them?
@@ -170,10 +154,6 @@ class Stream:
             if frame.number is not None:
                 job = self._encoder.submit(self._write_to_video, frame, job)
             self._behind.add(job, pixels)
-
-    def _add(self, job: Future) -> None:
-        self._behind.room(0)
-        self._behind.add(job)
 
     def _write(self, frame: Frame, maps: ImageMaps | DataError) -> tuple[Frame, dict, dict] | Failure:
         try:
@@ -191,9 +171,10 @@ class Stream:
         self.outputs.add_to_video(frame, pictures)
         return frame, entry, {}
 
-    def _end_video(self, end: VideoEnd) -> VideoEnd:
-        self.outputs.end_video(end.item)
-        return end
+    def _end(self, other: VideoEnd | Failure) -> VideoEnd | Failure:
+        if isinstance(other, VideoEnd):
+            self.outputs.end_video(other.item)
+        return other
 
     def _collect(self, result: tuple[Frame, dict, dict] | Failure | VideoEnd) -> None:
         """In the order of the inputs."""
@@ -204,17 +185,23 @@ class Stream:
                 self.summary.videos.append({**facts, "frames_per_second": result.rate})
             if result.failure is not None:
                 self.summary.failures.append(result.failure)
-            self.progress.finish(item.name, frames)
+            self._expect(item, frames)
         elif isinstance(result, Failure):
             self.summary.failures.append(result)
-            self.progress.advance()
+            self._done += 1
         else:
             frame, entry, _ = result
             self.images.append(entry)
             self.summary.written.append(frame.name)
-            if frame.number is not None:
-                self.progress.expect(frame.item.name, frame.expected)
-            self.progress.advance()
+            if frame.number is not None and frame.item not in self._frames_of:
+                self._expect(frame.item, frame.expected)
+            self._done += 1
+        if self.report is not None:
+            self.report(self._done, self._total)
+
+    def _expect(self, video: Input, frames: int) -> None:
+        self._total += frames - self._frames_of.get(video, 1)
+        self._frames_of[video] = frames
 
 
 def _give_way() -> None:
@@ -233,9 +220,3 @@ def _size(result: object) -> tuple[int, int] | None:
 def _failure(item: Input, error: Exception, number: int | None = None) -> Failure:
     reason = str(error).removeprefix(f"{item.path}: ")
     return Failure(str(item.path), reason if number is None else f"frame {number}: {reason}")
-
-
-def _done(result: object) -> Future:
-    future: Future = Future()
-    future.set_result(result)
-    return future

@@ -10,7 +10,7 @@ takes part everywhere, without a zero being added anywhere, and a parameter that
 is left without one, as in one process, where the optimiser then skips it (no decay, no moments).
 
     world = connect(config.device)
-    run = wrap(objective, config.execution, world, world.device)      # objective(...) -> (loss, ...) or loss
+    run = wrap(objective, config.execution, world)      # objective(...) -> (loss, ...) or loss
     for step ...:
         expect(run, (labelled tasks of the step, ...))
         for i, part in enumerate(parts):
@@ -46,9 +46,7 @@ def share_buffers(model: nn.Module, world: World) -> None:
             dist.broadcast(buffer, src=0)
 
 
-def wrap(
-    module: nn.Module, execution: ExecutionConfig, world: World, device: torch.device | None = None
-) -> nn.Module:
+def wrap(module: nn.Module, execution: ExecutionConfig, world: World) -> nn.Module:
     """The module whose forward and backward span all processes; itself for one process.
 
     Its forward must return the loss, or a tuple that begins with it: this process's share of a sum over all.
@@ -66,14 +64,13 @@ def wrap(
     """
     if world.size == 1:
         return module
-    device = world.device if device is None else device
     if execution.sync_bn:
-        if device.type != "cuda":
-            raise ConfigError(f"execution.sync_bn must be false on {device.type}: it needs GPUs")
+        if world.device.type != "cuda":
+            raise ConfigError(f"execution.sync_bn must be false on {world.device.type}: it needs GPUs")
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # in place, with the same parameters
     share = _Share(module, world.size)
     if execution.parallel == "fsdp":
-        return _sharded_module(share, device)
+        return _sharded_module(share, world.device)
     # 1x1 convolutions have two layouts at once, and their gradients the other one
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     known = inspect.signature(DistributedDataParallel).parameters  # torch 2.13 renamed it

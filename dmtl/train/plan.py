@@ -21,7 +21,7 @@ from dmtl.data.loading.loader import Loader
 from dmtl.data.loading.wrappers import Cached, Subset
 from dmtl.errors import ConfigError
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, create_model
-from dmtl.models.work import Part, count
+from dmtl.models.work import count, flops, parameters
 from dmtl.runtime.measure import seconds
 from dmtl.runtime.process import ProcessError, call_in_process
 from dmtl.train.checkpoint import state_bytes
@@ -123,58 +123,19 @@ def pairs_of_steps(loader: Loader) -> np.ndarray:
     return np.add.reduceat(loader.visible.matrix[order].astype(int), np.arange(0, len(order), size))
 
 
-def parameters(model: DiffusionMTL | MultiTaskBaseline) -> dict[str, dict[str, int]]:
-    """Part -> numbers that are trained, and that are frozen."""
-    parts = {"encoder": ["initial.backbone"], "initial decoders": ["initial"]}
-    if isinstance(model, DiffusionMTL):
-        parts |= {
-            "condition": ["mtdnet.condition"],
-            "cross blocks": ["mtdnet.denoiser.blocks", "mtdnet.denoiser.time_embedding"],
-            "denoising decoders": ["mtdnet"],
-        }
-    counted = {part: {"trained": 0, "frozen": 0} for part in parts}
-    for name, parameter in model.named_parameters():
-        part = next(p for p, starts in parts.items() if any(name.startswith(s + ".") for s in starts))
-        counted[part]["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
-    return counted
-
-
 def work(config: RunConfig, model: DiffusionMTL | MultiTaskBaseline, pairs: dict[str, float]) -> dict:
-    """Floating-point operations of an average step, two for a multiply-add; convolutions and products alone.
-
-    Forward layer by layer, MTDNet for the labelled pairs. Backward: as much again for the gradient of each
-    layer's input, and once more for that of its weights where they are trained; a frozen encoder needs
-    neither. Recomputing the chain counts as backward.
-    """
-    trained = [name for name, p in model.named_parameters() if p.requires_grad]
-    images, (height, width) = config.optim.batch_size, config.data.size
-    size = (height, width)
-    whole = count(model.config, size, published=True)
-    shared = [part for part in whole if part.stage in ("initial", "condition")]
-    rows: list[tuple[Part, float]] = [(part, images) for part in shared]
+    """Floating-point operations of an average step's forward pass by stage, two for a multiply-add;
+    convolutions and products alone, MTDNet for the labelled pairs."""
+    images, size = config.optim.batch_size, tuple(config.data.size)
+    forward = dict.fromkeys(("initial", "condition", "chain"), 0.0)
+    for part in count(model.config, size, published=True):
+        if part.stage in ("initial", "condition"):
+            forward[part.stage] += images * part.flops
     if isinstance(model, DiffusionMTL):
         for task, number in pairs.items():
-            chain = count(model.config, size, published=True, tasks=[task])
-            rows += [(part, number) for part in chain if part.stage == "chain"]
-    forward = dict.fromkeys(("initial", "condition", "chain"), 0.0)
-    backward = 0.0
-    for part, number in rows:
-        forward[part.stage] += number * part.flops
-        times = 2 if any(name.startswith(_module(part)) for name in trained) else 1
-        if times == 1 and part.layer.startswith("backbone"):
-            times = 0
-        times += config.execution.recompute and part.stage == "chain"
-        backward += times * number * part.flops
-    return forward | {"forward": sum(forward.values()), "backward": backward}
-
-
-def _module(part: Part) -> str:
-    """The beginning of the names of a counted layer's parameters."""
-    if part.stage == "initial":
-        return f"initial.{part.layer}."
-    if part.stage == "condition":
-        return "mtdnet.condition"
-    return f"mtdnet.{'' if part.layer.startswith('heads') else 'denoiser.'}{part.layer}."
+            parts = count(model.config, size, published=True, tasks=[task])
+            forward["chain"] += number * flops(part for part in parts if part.stage == "chain")
+    return forward
 
 
 def _model(config: RunConfig, data: Data) -> DiffusionMTL | MultiTaskBaseline:

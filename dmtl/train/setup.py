@@ -159,17 +159,9 @@ def training_loader(config: RunConfig, data: Data, pin: bool = False, world: Wor
     )
 
 
-def evaluation_loader(data: Data, batch_size: int = 8, workers: int = 0, skip_corrupt: int = 0) -> Loader:
-    """The validation split with all its labels, in order; `Loader.corrupt` tells what was left out."""
-    return make_loader(
-        data.val,
-        None,
-        eval_transform(),
-        batch_size=batch_size,
-        shuffle=False,
-        workers=workers,
-        skip_corrupt=skip_corrupt,
-    )
+def evaluation_loader(data: Data, workers: int = 0) -> Loader:
+    """The validation split with all its labels, in order."""
+    return make_loader(data.val, None, eval_transform(), batch_size=8, shuffle=False, workers=workers)
 
 
 def model_for(

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from dmtl.data.loading.loader import Batch
-from dmtl.errors import ConfigError
+from dmtl.errors import ConfigError, one_line
 from dmtl.models import DiffusionMTL
 from dmtl.runtime.distributed import World, any_rank, gathered, total
-from dmtl.runtime.memory import return_freed
+from dmtl.runtime.memory import is_out_of_memory, return_freed
 from dmtl.train import distributed
 from dmtl.train.batch_loss import BatchLoss
 from dmtl.train.config import RunConfig
@@ -42,12 +41,10 @@ class Skipped:
 
 @dataclass
 class Report:
-    """What `Step.read` tells: figures of the last step, the steps skipped since the last reading, and how
-    many of the last steps in a row were skipped."""
+    """What `Step.read` returns: values of the last step, and the steps skipped since the last reading."""
 
     values: dict[str, float] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
-    in_a_row: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ class Step:
         self.device = world.device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.optim.precision == "fp16")
         self.micro_batch, self.halved = config.execution.micro_batch, False
-        self.in_a_row = 0
+        self.in_a_row = 0  # steps skipped, up to the last one that was read
         self._taken: list[_Taken] = []
         self._statistics = _Statistics(batch_loss.model)
         size = sum(p.numel() * p.element_size() for p in batch_loss.parameters())
@@ -136,7 +133,6 @@ class Step:
             total(stacked)
             report.values = dict(zip(last.values, stacked.tolist(), strict=True))
             report.values |= {f"loss/{name}": float(norm) for name, norm in last.norms.items()}
-        report.in_a_row = self.in_a_row
         self._taken.clear()
         return report
 
@@ -160,13 +156,18 @@ class Step:
         """`_gradients`; where memory does not suffice again with half the micro-batch, once in a run."""
         self._statistics.keep()
         for _ in range(2):
-            with _out_of_memory() as failure:
+            try:
                 return self._gradients(batch, number)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                failure = one_line(error)
+            # The traceback, which keeps the failed step's tensors alive, is gone by now.
             self.optimizer.zero_grad(set_to_none=True)
             self._statistics.restore(torch.ones((), dtype=torch.bool, device=self.device))
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            self._halve(len(batch), failure[0])
+            self._halve(len(batch), failure)
         raise AssertionError("the second failure is raised by _halve")
 
     def _halve(self, images: int, failure: str) -> None:
@@ -320,18 +321,3 @@ class _Statistics:
 
 def _flat(tensors: list[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
-
-
-@contextmanager
-def _out_of_memory():
-    """Yields a list that holds the message when the device had not enough memory; other errors pass. The
-    traceback, which keeps the failed step's tensors alive, is gone by then."""
-    failure: list[str] = []
-    try:
-        yield failure
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        allocator = "DefaultCPUAllocator" in str(error)
-        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not allocator:
-            raise
-        failure.append(text)

@@ -171,12 +171,11 @@ class Trainer:
                     self._between_steps(log, stop)
             if not self._final:
                 self._final = self._evaluated(log)
-            self.checkpoints.wait()
         finally:
             if profile is not None:
                 profile.close()
             log.close()
-            self.checkpoints.close()
+            self.checkpoints.wait()
         self._finish(self._final)
         return self._final
 
@@ -270,10 +269,10 @@ class Trainer:
             log.write("skipped", skipped.step + 1, reason=skipped.reason, pairs=skipped.pairs)
             where = "; ".join(f"{task}: {', '.join(names)}" for task, names in skipped.pairs.items())
             self.say(f"step {skipped.step + 1} skipped: {skipped.reason} not finite ({where})")
-        if report.in_a_row >= self.config.execution.max_bad_steps:
+        if self._step.in_a_row >= self.config.execution.max_bad_steps:
             self.save(wait=True)
             raise RunStopped(
-                f"{report.in_a_row} steps in a row had a loss or gradient that is not finite "
+                f"{self._step.in_a_row} steps in a row had a loss or gradient that is not finite "
                 f"(execution.max_bad_steps); the state after step {self.step} is saved, "
                 f"{log.path} names tasks and samples"
             )

@@ -17,8 +17,7 @@ from torch.nn.functional import one_hot
 
 from dmtl.data.loading.transforms import normalise
 from dmtl.diffusion import CounterNoise
-from dmtl.engine.export import export_model, formats, graph, parity
-from dmtl.engine.export.description import description
+from dmtl.engine.export import description, export_model, formats, graph, parity
 from dmtl.engine.export.parity import probe
 from dmtl.errors import ConfigError, DataError, ExportError
 from dmtl.predict import Predictor

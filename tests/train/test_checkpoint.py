@@ -90,7 +90,7 @@ def test_round_trip(tmp_path):
     checkpoints = Checkpoints(tmp_path / "deep" / "er", keep=2)
     assert checkpoints.latest(silent) is None and not (tmp_path / "deep").exists()
     checkpoints.save(3, state, wait=True)
-    checkpoints.close()
+    checkpoints.wait()
     assert os.listdir(tmp_path / "deep" / "er") == ["step-00000003.pt"]
     assert same(expected, Checkpoints(tmp_path / "deep" / "er", keep=2).latest(silent))
 
@@ -99,7 +99,7 @@ def test_a_view_takes_its_own_room_only(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(1, {"view": torch.zeros(1_000_000)[:10]}, wait=True)
     assert file_of(tmp_path, 1).stat().st_size < 10_000
-    checkpoints.close()
+    checkpoints.wait()
 
 
 def test_state_bytes():
@@ -130,7 +130,7 @@ def test_training_goes_on_during_the_write(tmp_path, gate):
     state["step"] = 6
     assert not list(tmp_path.glob("step-*"))
     gate.set()
-    checkpoints.close()
+    checkpoints.wait()
     assert step_of(Checkpoints(tmp_path, keep=2).latest(silent)) == 5
 
 
@@ -144,7 +144,7 @@ def test_one_write_at_a_time(tmp_path, gate):
     gate.set()
     second.join(600)
     assert not second.is_alive() and file_of(tmp_path, 1).exists()
-    checkpoints.close()
+    checkpoints.wait()
     assert step_of(checkpoints.latest(silent)) == 2
 
 
@@ -152,25 +152,19 @@ def test_the_newest_stay(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=3)
     for step in (2, 4, 9, 10, 100_000_000):
         checkpoints.save(step, state_of(step))
-    checkpoints.close()
+    checkpoints.wait()
     assert sorted(os.listdir(tmp_path)) == ["step-00000009.pt", "step-00000010.pt", "step-100000000.pt"]
     assert step_of(checkpoints.latest(silent)) == 100_000_000
     checkpoints.save(5, state_of(5), wait=True)  # an earlier step never costs the file just written
-    checkpoints.close()
+    checkpoints.wait()
     assert file_of(tmp_path, 5).exists()
-    with pytest.raises(ValueError, match="keep must be at least 1, got 0"):
-        Checkpoints(tmp_path, keep=0)
 
 
 def test_what_a_checkpoint_cannot_hold(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1)
-    with pytest.raises(TypeError, match=r"save: state\['a'\]\[1\]\['b'\] must be a tensor, .* got object"):
+    with pytest.raises(TypeError, match="save: a checkpoint holds tensors, .* got object"):
         checkpoints.save(1, {"a": [1, {"b": object()}]})
-    with pytest.raises(
-        TypeError, match=r"save: keys of state\['a'\] must be strings or integers, got \(1, 2\)"
-    ):
-        checkpoints.save(1, {"a": {(1, 2): 3}})
-    checkpoints.close()
+    checkpoints.wait()
     assert os.listdir(tmp_path) == []
 
 
@@ -212,11 +206,10 @@ def _dies(real, number: int, after: bool):
 MOMENTS = {
     "before the first byte": (checkpoint, "_write_file", 1, False),
     "in the middle": (checkpoint._Digesting, "write", 20, True),
-    "before the header": (torch, "save", 1, True),
+    "before the digest": (torch, "save", 1, True),
     "before the file is synced": (os, "fsync", 1, False),
     "before the new name": (os, "replace", 1, False),
-    "before the folder is synced": (os, "replace", 1, True),
-    "before the parent is synced": (os, "fsync", 2, True),
+    "after the new name": (os, "replace", 1, True),
     "before an old one goes": (Path, "unlink", 1, False),
     "at the end": (Path, "unlink", 1, True),
 }
@@ -249,7 +242,7 @@ def test_killed_inside_a_write(tmp_path, moment):
     assert step_of(checkpoints.latest(silent)) == (3 if renamed else 2)
     assert len(os.listdir(tmp_path)) == (2 if moment == "at the end" else 3)  # reading removed nothing
     checkpoints.save(4, state_of(4), wait=True)
-    checkpoints.close()
+    checkpoints.wait()
     names = ["step-00000003.pt" if renamed else "step-00000002.pt", "step-00000004.pt"]
     assert sorted(os.listdir(tmp_path)) == names
 
@@ -286,14 +279,14 @@ def test_killed_at_random_moments(tmp_path):
 def one_file(folder: Path) -> tuple[Path, bytes]:
     checkpoints = Checkpoints(folder, keep=9)
     checkpoints.save(1, state_of(1), wait=True)
-    checkpoints.close()
+    checkpoints.wait()
     return file_of(folder, 1), file_of(folder, 1).read_bytes()
 
 
 def damaged_copies(content: bytes):
-    """Every byte of the header changed; then 200 single bytes, 200 ends, 200 blocks, some longer files."""
+    """Every byte of the digest changed; then 200 single bytes, 200 ends, 200 blocks, some longer files."""
     rng, size = random.Random(1), len(content)
-    for offset in [*range(56), *(rng.randrange(size) for _ in range(200))]:
+    for offset in [*range(size - 32, size), *(rng.randrange(size) for _ in range(200))]:
         yield content[:offset] + bytes([content[offset] ^ rng.randrange(1, 256)]) + content[offset + 1 :]
     for end in [*range(57), *(rng.randrange(size) for _ in range(200)), size - 1]:
         yield content[:end]
@@ -317,7 +310,7 @@ def test_all_damage_is_seen_before_anything_is_unpickled(tmp_path, monkeypatch):
         with pytest.raises(DamagedCheckpoint, match=rf"^{re.escape(str(path))}: damaged \("):
             read_checkpoint(path)
         count += 1
-    assert count > 900
+    assert count > 850
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="torch does not load it .said 'loaded'"):
         read_checkpoint(path)
@@ -328,7 +321,7 @@ def test_the_one_before_is_used(tmp_path, damage):
     checkpoints = Checkpoints(tmp_path, keep=3)
     for step in (1, 2, 3):
         checkpoints.save(step, state_of(step), wait=True)
-    checkpoints.close()
+    checkpoints.wait()
     contents = {}
     for step in (2, 3):
         contents[step] = damage(file_of(tmp_path, step).read_bytes())
@@ -343,24 +336,18 @@ def test_the_one_before_is_used(tmp_path, damage):
         assert message.endswith(f", kept as {path.name}.damaged; using step 1")
         assert path.with_name(path.name + ".damaged").read_bytes() == contents[step]
     assert step_of(again.latest(silent)) == 1
-    again.save(3, state_of(3), wait=True)
-    file_of(tmp_path, 3).write_bytes(b"torn again")
-    assert step_of(again.latest(said.append)) == 1
-    assert said[-1].endswith(", kept as step-00000003.pt.2.damaged; using step 1")
-    assert (tmp_path / "step-00000003.pt.damaged").read_bytes() == contents[3]
-    again.close()
 
 
 def test_all_damaged(tmp_path):
     paths = [file_of(tmp_path, step) for step in (1, 2)]
     paths[0].write_bytes(b"")
-    paths[1].write_bytes(b"DMTLCKPT" + bytes(48))
+    paths[1].write_bytes(bytes(56))
     with pytest.raises(CheckpointError) as caught:
         Checkpoints(tmp_path, keep=2).latest(silent)
     assert str(caught.value) == (
         f"{tmp_path}: no whole checkpoint to go on from: "
-        f"{paths[1]}: damaged (the SHA-256 of its content is not the one in its header); "
-        f"{paths[0]}: damaged (does not begin with the header of a checkpoint)"
+        f"{paths[1]}: damaged (its content does not match its SHA-256); "
+        f"{paths[0]}: damaged (its content does not match its SHA-256)"
     )
     assert all(path.exists() for path in paths)
 
@@ -375,18 +362,12 @@ class Payload:
         return os.mkdir, (str(self.path),)
 
 
-def test_whole_but_foreign(tmp_path, monkeypatch):
-    path, _ = one_file(tmp_path)
+def test_whole_but_foreign(tmp_path):
+    one_file(tmp_path)
     checkpoint._write_file(str(file_of(tmp_path, 2)), {"step": Payload(tmp_path / "executed")})
     with pytest.raises(CheckpointError, match="its digest fits, but torch does not load it") as caught:
         Checkpoints(tmp_path, keep=1).latest(silent)
     assert not isinstance(caught.value, DamagedCheckpoint) and not (tmp_path / "executed").exists()
-    file_of(tmp_path, 2).unlink()
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "FORMAT", 7)
-        checkpoint._write_file(str(path), state_of(1))
-    with pytest.raises(CheckpointError, match=f"{path}: is of format 7, expected format 1"):
-        Checkpoints(tmp_path, keep=1).latest(silent)
 
 
 def test_a_bad_sector_is_damage(tmp_path, monkeypatch):
@@ -395,7 +376,7 @@ def test_a_bad_sector_is_damage(tmp_path, monkeypatch):
     def fails(*_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(checkpoint, "_check", fails)
+    monkeypatch.setattr(checkpoint, "_is_whole", fails)
     with pytest.raises(DamagedCheckpoint, match="cannot be read: Input/output error"):
         read_checkpoint(path)
 
@@ -410,7 +391,7 @@ def _told_of_a_failed_write(folder: Path, big: dict, what_next) -> None:
     checkpoints.save(2, big)
     expected = (
         rf"cannot write {file_of(folder, 2)}: ({FULL}); "
-        rf"the last good checkpoint is {file_of(folder, 1)} \(step 1\)$"
+        rf"the last good checkpoint is {file_of(folder, 1)}$"
     )
     with pytest.raises(OSError, match=expected) as caught:
         what_next(checkpoints)
@@ -418,14 +399,13 @@ def _told_of_a_failed_write(folder: Path, big: dict, what_next) -> None:
     assert os.listdir(folder) == ["step-00000001.pt"]
     checkpoints.save(3, state_of(3), wait=True)  # told once; smaller ones go on
     assert os.listdir(folder) == ["step-00000003.pt"] and step_of(checkpoints.latest(silent)) == 3
-    checkpoints.close()
+    checkpoints.wait()
 
 
 NEXT = {
     "save": lambda c: c.save(4, state_of(4)),
     "save, waiting": lambda c: c.save(4, state_of(4), wait=True),
     "wait": lambda c: c.wait(),
-    "close": lambda c: c.close(),
 }
 
 
@@ -449,9 +429,9 @@ def test_files_too_large(tmp_path, tensors):
 def test_nothing_good_before(tmp_path):
     (tmp_path / "file").write_text("")
     checkpoints = Checkpoints(tmp_path / "file", keep=1)
-    with pytest.raises(OSError, match="cannot write .*: .*; there is no checkpoint before it"):
+    with pytest.raises(OSError, match="cannot write .*: .*; there is none before it"):
         checkpoints.save(1, state_of(1), wait=True)
-    checkpoints.close()
+    checkpoints.wait()
 
 
 def test_read_only_folder(tiny_disk):
@@ -467,7 +447,7 @@ def test_read_only_folder(tiny_disk):
     said = []
     assert step_of(checkpoints.latest(said.append)) == 1
     assert said[0].endswith("left in place; using step 1") and file_of(tiny_disk, 2).exists()
-    checkpoints.close()
+    checkpoints.wait()
 
 
 @pytest.mark.gpu

@@ -346,7 +346,7 @@ def test_a_consistency_that_is_not_finite_skips_the_step():
     }
     step(batch, 0)
     report = step.read()
-    assert same(before, parameters(step.batch_loss)) and report.in_a_row == 1
+    assert same(before, parameters(step.batch_loss)) and step.in_a_row == 1
     assert [(s.reason, sorted(s.pairs)) for s in report.skipped] == [("loss", ["heat", "semseg"])]
 
 

@@ -88,20 +88,15 @@ def test_parameters(diffusion):
 
 
 def test_operations_of_the_baseline_are_torchs():
-    """Forward and backward of the loss as torch's counter sees them; there is no gradient of the image."""
+    """The forward pass of the loss as torch's counter sees it."""
     config = run_config(model={"diffusion": "none"}, data={"labels": "full"})
     data = open_data(config.data)
     model = model_for(config, data.tasks)
     batch = next(iter(training_loader(config, data)))
     batch_loss = BatchLoss(model, make_weighting(config.optim, model.tasks), config.optim)
     with FlopCounterMode(display=False) as forward:
-        loss, _ = batch_loss(batch, 0, False)
-    with FlopCounterMode(display=False) as backward:
-        loss.backward()
-    flops = plan(config)["flops"]
-    stem = next(part for part in count(model.config, (32, 32), 4) if part.layer == "backbone.conv1")
-    assert flops["forward"] == flops["initial"] == forward.get_total_flops()
-    assert flops["backward"] - stem.flops == backward.get_total_flops()
+        batch_loss(batch, 0, False)
+    assert plan(config)["flops"] == {"initial": forward.get_total_flops(), "condition": 0, "chain": 0}
 
 
 def test_operations_follow_the_labelled_pairs():
@@ -116,15 +111,7 @@ def test_operations_follow_the_labelled_pairs():
     chain = sum(n * work("chain", tasks=[task]) for task, n in facts["steps"]["pairs"].items())
     flops = facts["flops"]
     assert (flops["initial"], flops["condition"]) == (4 * work("initial"), 4 * work("condition"))
-    assert flops["chain"] == pytest.approx(chain) and flops["backward"] == pytest.approx(2 * flops["forward"])
-    recomputed = plan(
-        dataclasses.replace(config, execution=dataclasses.replace(config.execution, recompute=True))
-    )
-    assert recomputed["flops"]["backward"] == pytest.approx(2 * flops["forward"] + chain)
-    frozen = plan(run_config(optim={"freeze": ["initial.backbone", "mtdnet"]}))["flops"]
-    encoder = 4 * sum(p.flops for p in count(model, (32, 32)) if p.layer.startswith("backbone"))
-    after = flops["initial"] - encoder
-    assert frozen["backward"] == pytest.approx(2 * after + flops["condition"] + chain)
+    assert flops["chain"] == pytest.approx(chain)
 
 
 @pytest.mark.parametrize(("weighting", "ema"), [("fixed", 0.0), ("uncertainty", 0.9)])

@@ -131,9 +131,6 @@ def test_unreadable_samples(config_for, images, tmp_path, workers):
     assert (len(left), left.total) == (7, 8) and left.skipped[0].startswith(str(root / "images" / "i3.png"))
     with pytest.raises(DataError, match="i3.png"):
         batch(skip=0)
-    loader = evaluation_loader(open_data(config_for(data=dict(root=str(root))).data), skip_corrupt=1)
-    (evaluation,) = loader
-    assert evaluation.ids == ["i9"] and list(loader.corrupt) == [0]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from dmtl.data.loading.transforms import normalise
-from dmtl.engine.export.description import description
+from dmtl import __version__
+from dmtl.data.loading.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise
 from dmtl.engine.export.formats import FORMATS
 from dmtl.engine.export.graph import INPUTS, RESULTS, ExportNetwork, traced
 from dmtl.engine.export.parity import TOLERANCE, Expected, probe
@@ -21,7 +22,7 @@ from dmtl.errors import ConfigError
 from dmtl.nn.precision import tf32
 from dmtl.runtime.devices import pick_device
 from dmtl.runtime.files import write_atomically
-from dmtl.tasks import chosen_tasks
+from dmtl.tasks import Task, chosen_tasks
 
 __all__ = ["FORMATS", "TOLERANCE", "ExportedModel", "export_model"]
 
@@ -119,3 +120,51 @@ def _checked(path, format, size, steps, what, input, device) -> tuple[Path, tupl
     device = pick_device("cpu" if format == "onnx" else device)
     kind.check(device)
     return path, size, device
+
+
+def description(
+    model: Any,
+    tasks: Sequence[str],
+    outputs: Mapping[str, Tensor],
+    size: tuple[int, int],
+    options: Mapping[str, Any],
+    seed: int,
+    what: str,
+    input: str,
+) -> dict[str, Any]:
+    """Return what an exported file says of itself: its input, its outputs, and the chain (None without).
+
+    Args:
+        options: steps, sampler and eta as the export was asked for them; None is the model's own.
+    """
+    config = model.config
+    sampler, eta = config.sampler_for(options["sampler"], options["eta"])
+    denoised = config.diffusion != "none"
+    mean, std = list(IMAGENET_MEAN), list(IMAGENET_STD)
+    image = {"name": "image", "dtype": input, "shape": ["batch", 3, *size], "channels": "RGB"}
+    if input == "float32":
+        image |= {"meaning": "(pixel / 255 - mean) / std", "mean": mean, "std": std}
+    else:
+        image |= {"meaning": "pixel, 0 to 255"}
+    return {
+        "format": "dmtl export 1",
+        "dmtl": __version__,
+        "diffusion": config.diffusion,
+        "steps": (options["steps"] or model.mtdnet.schedule.steps) if denoised else None,
+        "sampler": sampler if denoised else None,
+        "eta": eta if denoised else None,
+        "seed": seed if denoised else None,
+        "input": image,
+        "outputs": {name: _output(model.tasks[name], outputs[name], what) for name in tasks},
+    }
+
+
+def _output(task: Task, value: Tensor, what: str) -> dict[str, Any]:
+    shape, dtype = ["batch", *value.shape[1:]], str(value.dtype).removeprefix("torch.")
+    about = {"kind": task.kind, "dtype": dtype, "shape": shape}
+    about["meaning"] = "logits" if what == "logits" else task.words.map
+    if not task.map_dtype.is_floating_point:
+        about["classes"] = list(task.label_names)
+    if what == "maps" and task.unit:
+        about["unit"] = task.unit
+    return about
