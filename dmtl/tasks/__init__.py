@@ -13,13 +13,8 @@ from dmtl.errors import ConfigError, nearest
 from dmtl.tasks.base import Task, pooled_loss
 from dmtl.tasks.binary import Binary, Mask
 from dmtl.tasks.classes import Classes
-from dmtl.tasks.depth import Depth
-from dmtl.tasks.edge import Edge
-from dmtl.tasks.human_parts import HumanParts
-from dmtl.tasks.normals import Normals
-from dmtl.tasks.sal import Sal
+from dmtl.tasks.published import Depth, Edge, HumanParts, Normals, Sal, SemSeg
 from dmtl.tasks.scalar import Scalar
-from dmtl.tasks.semseg import SemSeg
 from dmtl.tasks.unit_vector import UnitVector
 
 __all__ = [

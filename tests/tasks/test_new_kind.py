@@ -19,7 +19,7 @@ from dmtl.evaluation.saved_maps import MapWriter, SavedMaps
 from dmtl.metrics import Metric
 from dmtl.predict import Predictor
 from dmtl.report import report_from_runs
-from dmtl.report.dataset import dataset_report
+from dmtl.report.html.dataset import dataset_report
 from dmtl.tasks import KINDS, Task, make_task, task_from_spec
 from dmtl.tasks.base import Words, as_array
 from dmtl.tasks.stored import Pixels, rounded
