@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from dmtl.errors import ConfigError, nearest
-from dmtl.tasks.base import Task, pooled_loss
+from dmtl.tasks.base import Task
 from dmtl.tasks.binary import Binary, Mask
 from dmtl.tasks.classes import Classes
 from dmtl.tasks.published import Depth, Edge, HumanParts, Normals, Sal, SemSeg
@@ -35,7 +35,6 @@ __all__ = [
     "chosen_tasks",
     "list_tasks",
     "make_task",
-    "pooled_loss",
     "task_from_spec",
 ]
 

@@ -316,21 +316,6 @@ class Task(Stored):
         self._require(number and low <= value <= high, option, f"a finite number{bounds}", value)
 
 
-def pooled_loss(task: Task, logits_BCHW: Tensor, label_BKHW: Tensor) -> Tensor:
-    """The loss over all pixels of the batch together, a scalar: the batch laid out as one tall sample.
-
-    The published loss functions pool this way when they are given a whole batch.
-    """
-    task._check_logits("loss", logits_BCHW)
-    task._check_label("loss", label_BKHW, "label_BKHW", like=logits_BCHW)
-
-    def lay_out(x_BCHW: Tensor) -> Tensor:
-        b, c, h, w = x_BCHW.shape
-        return x_BCHW.transpose(0, 1).reshape(1, c, b * h, w)
-
-    return task.loss(lay_out(logits_BCHW), lay_out(label_BKHW))[0]
-
-
 def relative_difference(expected: Tensor, got: Tensor) -> float:
     """Largest |got - expected|, relative where |expected| is above 1; NaN where `got` is not finite."""
     return ((got - expected).abs() / expected.abs().clamp(min=1)).max().item()
