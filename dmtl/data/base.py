@@ -5,13 +5,12 @@ Shape letters: B batch, K label channels of a task (1, or 3 for unit vectors), H
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from dmtl.data.labels.matrix import LabelMatrix
@@ -106,14 +105,11 @@ class LabelledImages:
 
     def wanted(self, tasks: Iterable[str] | None) -> list[str]:
         """Checked names of `tasks`; all tasks when None."""
-        return list(self.tasks) if tasks is None else [check_task(self, task) for task in tasks]
-
-
-def check_task(dataset: LabelledImages, task: str) -> str:
-    """`task` if the data set has it; otherwise a DataError with the nearest name."""
-    if task in dataset.tasks:
-        return task
-    raise DataError(f"{dataset.name}: {unknown_name('task', task, dataset.tasks)}")
+        tasks = list(self.tasks if tasks is None else tasks)
+        for task in tasks:
+            if task not in self.tasks:
+                raise DataError(f"{self.name}: {unknown_name('task', task, self.tasks)}")
+        return tasks
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
@@ -122,28 +118,3 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     near = nearest(name, known)
     hint = f", did you mean {near!r}?" if near else ";"
     return f"unknown {what} {name!r:.80}{hint} available: {', '.join(known) or 'none'}"
-
-
-def ignored_label(task: Task, height: int, width: int) -> Tensor:
-    """A label [K, H, W] of which no pixel counts."""
-    return torch.full((task.label_channels, height, width), task.ignore, dtype=task.label_dtype)
-
-
-def stack_images(samples: Sequence[Sample]) -> Tensor:
-    """Images of one size, [B, 3, H, W]."""
-    sizes = {sample.size for sample in samples}
-    if len(sizes) != 1:
-        raise ValueError(f"stack_images: samples must have one size, got {sorted(sizes)}")
-    return torch.stack([sample.image for sample in samples])
-
-
-def stack_labels(
-    samples: Sequence[Sample], tasks: dict[str, Task]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Labels [B, K, H, W] and presence (CPU bool [B]) per task; a missing label is all `ignore`."""
-    labels, present = {}, {}
-    for name, task in tasks.items():
-        present[name] = torch.tensor([name in sample.labels for sample in samples], dtype=torch.bool)
-        maps = [s.labels[name] if name in s.labels else ignored_label(task, *s.size) for s in samples]
-        labels[name] = torch.stack(maps)
-    return labels, present

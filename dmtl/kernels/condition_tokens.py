@@ -40,26 +40,11 @@ def geometry(maps: list[Tensor], weight: Tensor, reduction: int) -> dict:
     )  # fmt: skip
 
 
-_UNUSED = dict.fromkeys(
-    [
-        "weight",
-        "bias",
-        "norm_weight",
-        "norm_bias",
-        "query_weight",
-        "tokens",
-        "query",
-        "patches",
-        "stats",
-        "d_tokens",
-        "d_query",
-        "d_weight",
-        "d_bias",
-        "d_norm_weight",
-        "d_norm_bias",
-        "d_query_weight",
-    ]
-) | dict(query_width=0, width=0, eps=0.0, d_maps=[])
+_UNUSED = dict.fromkeys((
+    "weight", "bias", "norm_weight", "norm_bias", "query_weight", "tokens", "query", "patches", "stats",
+    "d_tokens", "d_query", "d_weight", "d_bias", "d_norm_weight", "d_norm_bias", "d_query_weight",
+))  # fmt: skip
+_UNUSED |= dict(query_width=0, width=0, eps=0.0, d_maps=[])
 
 
 def dense(x: Tensor | None) -> Tensor | None:

@@ -18,8 +18,7 @@ from dmtl.metrics.base import Metric, known_pixels
 from dmtl.metrics.boundary import Boundary
 from dmtl.metrics.delta import delta_mtl
 from dmtl.metrics.depth import Depth
-from dmtl.metrics.edge import Edge
-from dmtl.metrics.maxf import MaxF, PixelF
+from dmtl.metrics.maxf import Edge, MaxF, PixelF
 from dmtl.metrics.miou import MeanIoU
 
 __all__ = [

@@ -12,7 +12,11 @@ from torch.autograd.function import once_differentiable
 from .registry import OpSpec
 
 
-def recorded(spec: OpSpec, keep: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> Callable:
+def recorded(
+    spec: OpSpec,
+    keep: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    through: str | None = None,
+) -> Callable:
     """Return the forward operator as a function that autograd records.
 
     It takes the operator's positional arguments. Without a gradient to record it calls the operator.
@@ -33,9 +37,10 @@ def recorded(spec: OpSpec, keep: Callable[[dict[str, Any]], dict[str, Any]] | No
     Args:
         spec: an operation that is registered.
         keep: changes the values of inputs and results, by name, before some of them are kept.
+        through: the input whose gradient is `grad` itself, which the backward operator does not return.
     """
     run, run_backward = (getattr(torch.ops.dmtl, o.name) for o in (spec.forward, spec.backward))
-    differentiable = spec.differentiable
+    differentiable = [name for name in spec.differentiable if name != through]
     inputs = [argument.name for argument in run.default._schema.arguments]
     results = [result.name for result in run.default._schema.returns]
     asked = [argument.name for argument in run_backward.default._schema.arguments]
@@ -43,7 +48,7 @@ def recorded(spec: OpSpec, keep: Callable[[dict[str, Any]], dict[str, Any]] | No
     needs = ["needed", *(f"need_{argument}" for argument in inputs)]
     kept = [argument for argument in asked if argument not in grads and argument not in needs]
     constant = [i for i, result in enumerate(results) if i > 0 and f"grad_{result}" not in asked]
-    leaves = [inputs.index(argument) for argument in differentiable]
+    leaves = [inputs.index(argument) for argument in spec.differentiable]
     save = inputs[-1] == "save"
 
     class Recorded(torch.autograd.Function):
@@ -79,6 +84,7 @@ def recorded(spec: OpSpec, keep: Callable[[dict[str, Any]], dict[str, Any]] | No
             if "needed" in asked:
                 found = _nested(found, lengths)
             found = dict(zip(differentiable, found if len(differentiable) > 1 else [found], strict=True))
+            found |= {through: incoming[0]} if through else {}
             gradients = []
             for name, want in wanted.items():
                 d = found.get(name)

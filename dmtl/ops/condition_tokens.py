@@ -153,16 +153,6 @@ def _reference_backward(
     return [out.copy_(d) if need else out for out, d, need in zip(outs, found, needed, strict=True)]
 
 
-def _fake(maps, weight, bias, norm_weight, norm_bias, query_weight, reduction, eps) -> tuple[Tensor, Tensor]:
-    return empty_outputs(maps, weight, query_weight, reduction)
-
-
-def _fake_backward(
-    d_tokens, d_query, maps, weight, tokens, norm_weight, norm_bias, query_weight, reduction, eps, needed
-) -> list[Tensor]:
-    return empty_gradients(maps, weight, norm_weight, norm_bias, query_weight, needed)
-
-
 def condition_tokens(
     maps: Sequence[Tensor],
     weight: Tensor,
@@ -272,8 +262,8 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
 SPEC = add(
     OpSpec(
         name="condition_tokens",
-        forward=Operator("condition_tokens", _SCHEMA, _reference, _fake),
-        backward=Operator("condition_tokens_backward", _BACKWARD_SCHEMA, _reference_backward, _fake_backward),
+        forward=Operator("condition_tokens", _SCHEMA, _reference),
+        backward=Operator("condition_tokens_backward", _BACKWARD_SCHEMA, _reference_backward),
         function=condition_tokens,
         differentiable=("maps", "weight", "bias", "norm_weight", "norm_bias", "query_weight"),
         samples=_samples,

@@ -75,7 +75,6 @@ def _reference(x, weights, biases, tap_biases, packed, counts, relu) -> Tensor:
 def _reference_backward(
     grad, x, weights, out, counts, relu, need_x, need_weights, need_biases, need_taps
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    (h, w), wide = x.shape[2:], wide_dtype(x.dtype)
     d_x = empty_map(x) if need_x else x.new_empty(0)
     d_weights = [torch.zeros_like(weight) for weight in weights] if need_weights else []
     d_biases = [weight.new_zeros(weight.shape[0]) for weight in weights] if need_biases else []
@@ -92,14 +91,22 @@ def _reference_backward(
             if need_weights:
                 d_weights[task].copy_(d_weight)
         if need_biases or need_taps:
-            total = g[rows].sum(0, dtype=wide)  # [K, h, w]
+            taps = _tap_sums(g[rows].sum(0, dtype=wide_dtype(x.dtype)))
             if need_biases:
-                d_biases[task].copy_(total.sum((1, 2)))
+                d_biases[task].copy_(taps[:, 1, 1])  # every pixel has its middle tap inside
             if need_taps:
-                d_taps[task].copy_(
-                    torch.einsum("kij,ai,bj->kab", total, _inside(h, total), _inside(w, total))
-                )
+                d_taps[task].copy_(taps)
     return d_x, d_weights, d_biases, d_taps
+
+
+def _tap_sums(total: Tensor) -> Tensor:
+    """Return sums [K, 3, 3] of [K, h, w] over the pixels whose tap (a, b) is inside the image.
+
+    A tap of the first row of weights misses the image in its first row of pixels, and so on round the border.
+    """
+    rows = total.sum(1)  # [K, w]
+    rows = torch.stack([rows - total[:, 0], rows, rows - total[:, -1]], dim=1)
+    return torch.stack([rows[..., 1:].sum(-1), rows.sum(-1), rows[..., :-1].sum(-1)], dim=2)
 
 
 def _fake(x, weights, biases, tap_biases, packed, counts, relu) -> Tensor:
@@ -244,9 +251,13 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
 SPEC = add(
     OpSpec(
         name="conv3x3",
-        forward=Operator("conv3x3", _SCHEMA, _reference, _fake, kind=_kind),
+        forward=Operator("conv3x3", _SCHEMA, _reference, fake=_fake, kind=_kind),
         backward=Operator(
-            "conv3x3_backward", _BACKWARD_SCHEMA, _reference_backward, _fake_backward, kind=_kind_backward
+            "conv3x3_backward",
+            _BACKWARD_SCHEMA,
+            _reference_backward,
+            fake=_fake_backward,
+            kind=_kind_backward,
         ),
         function=conv3x3,
         differentiable=("x", "weights", "biases", "tap_biases"),

@@ -301,9 +301,9 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
 SPEC = add(
     OpSpec(
         name="cross_attention",
-        forward=Operator("cross_attention", _SCHEMA, _reference, _fake, kind=_kind),
+        forward=Operator("cross_attention", _SCHEMA, _reference, fake=_fake, kind=_kind),
         backward=Operator(
-            "cross_attention_backward", _BACKWARD_SCHEMA, _reference_backward, _fake_backward,
+            "cross_attention_backward", _BACKWARD_SCHEMA, _reference_backward, fake=_fake_backward,
             kind=_kind_backward,
         ),
         function=cross_attention,

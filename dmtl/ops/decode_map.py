@@ -56,10 +56,11 @@ def _reference(x, weight, bias, kind, height, width, factor) -> Tensor:
     if factor > 1 and logits.numel():
         logits = F.interpolate(logits, scale_factor=factor, mode="bilinear", align_corners=False)
     out = empty_output(x, kind, height, width)
-    return out.copy_(_decoded(logits[..., :height, :width], kind)) if out.numel() else out
+    return out.copy_(decode_logits(logits[..., :height, :width], kind)) if out.numel() else out
 
 
-def _decoded(u: Tensor, kind: str) -> Tensor:
+def decode_logits(u: Tensor, kind: str) -> Tensor:
+    """Decode logits [n, C_T, H, W] of a kind, in their dtype."""
     if kind == "argmax":
         return u.argmax(1)
     if kind == "unit":
@@ -68,10 +69,6 @@ def _decoded(u: Tensor, kind: str) -> Tensor:
         return torch.sigmoid(u[:, 1] - u[:, 0])
     u = u[:, 0]
     return u.sigmoid() if kind == "sigmoid" else u.exp() if kind == "exp" else u
-
-
-def _fake(x, weight, bias, kind, height, width, factor) -> Tensor:
-    return empty_output(x, kind, height, width)
 
 
 def decode_map(
@@ -174,7 +171,7 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
 SPEC = add(
     OpSpec(
         name="decode_map",
-        forward=Operator("decode_map", _SCHEMA, _reference, _fake),
+        forward=Operator("decode_map", _SCHEMA, _reference),
         backward=None,
         function=decode_map,
         differentiable=(),

@@ -78,18 +78,6 @@ def _reference_backward(grad, x, weight, stride, padding, need_x, need_weight) -
     return d_x, d_weight
 
 
-def _fake(x, weight, stride, padding) -> Tensor:
-    return empty_map(x, out_shape(x, stride))
-
-
-def _fake_backward(grad, x, weight, stride, padding, need_x, need_weight) -> tuple[Tensor, Tensor]:
-    d_x = empty_map(x) if need_x else x.new_empty(0)
-    d_weight = (
-        torch.empty_like(weight, memory_format=torch.contiguous_format) if need_weight else x.new_empty(0)
-    )
-    return d_x, d_weight
-
-
 def depthwise_conv(x: Tensor, weight: Tensor, *, stride: int = 1, padding: int | None = None) -> Tensor:
     """Convolve every channel with its own filter.
 
@@ -150,8 +138,8 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
 SPEC = add(
     OpSpec(
         name="depthwise_conv",
-        forward=Operator("depthwise_conv", _SCHEMA, _reference, _fake),
-        backward=Operator("depthwise_conv_backward", _BACKWARD_SCHEMA, _reference_backward, _fake_backward),
+        forward=Operator("depthwise_conv", _SCHEMA, _reference),
+        backward=Operator("depthwise_conv_backward", _BACKWARD_SCHEMA, _reference_backward),
         function=depthwise_conv,
         differentiable=("x", "weight"),
         samples=_samples,

@@ -168,14 +168,6 @@ def _reference_backward(grad, logits, label, counts, *options) -> Tensor:
     return torch.empty_like(logits).copy_(torch.einsum("ncyx,yi,xj->ncij", g, along_y, along_x))
 
 
-def _fake(logits, label, *options) -> tuple[Tensor, Tensor]:
-    return empty_losses(logits)
-
-
-def _fake_backward(grad, logits, label, counts, *options) -> Tensor:
-    return torch.empty_like(logits)
-
-
 def map_loss(
     logits: Tensor,
     label: Tensor,
@@ -296,8 +288,8 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
 SPEC = add(
     OpSpec(
         name="map_loss",
-        forward=Operator("map_loss", _SCHEMA, _reference, _fake),
-        backward=Operator("map_loss_backward", _BACKWARD_SCHEMA, _reference_backward, _fake_backward),
+        forward=Operator("map_loss", _SCHEMA, _reference),
+        backward=Operator("map_loss_backward", _BACKWARD_SCHEMA, _reference_backward),
         function=map_loss,
         differentiable=("logits",),
         samples=_samples,

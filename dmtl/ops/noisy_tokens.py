@@ -61,15 +61,6 @@ def _reference_backward(grad_skip, grad_tokens, bias_dim, reduction) -> tuple[Te
     return grid.empty_map(grad_skip).copy_(d_x), d_bias.to(grad_skip.dtype)
 
 
-def _fake(x, bias, reduction) -> tuple[Tensor, Tensor]:
-    skip = x.new_empty(0) if bias is None else grid.empty_map(x)
-    return skip, grid.empty_tokens(x, reduction)
-
-
-def _fake_backward(grad_skip, grad_tokens, bias_dim, reduction) -> tuple[Tensor, Tensor]:
-    return grid.empty_map(grad_skip), grad_skip.new_empty(bias_shape(grad_skip, bias_dim))
-
-
 def bias_shape(x: Tensor, bias_dim: int) -> tuple[int, ...]:
     """Return the shape of a bias of 1 or 2 dimensions; (0,) for no bias."""
     return {0: (0,), 1: (x.shape[1],), 2: (x.shape[0], x.shape[1])}[bias_dim]
@@ -146,8 +137,8 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
 SPEC = add(
     OpSpec(
         name="noisy_tokens",
-        forward=Operator("noisy_tokens", _SCHEMA, _reference, _fake),
-        backward=Operator("noisy_tokens_backward", _BACKWARD_SCHEMA, _reference_backward, _fake_backward),
+        forward=Operator("noisy_tokens", _SCHEMA, _reference),
+        backward=Operator("noisy_tokens_backward", _BACKWARD_SCHEMA, _reference_backward),
         function=noisy_tokens,
         differentiable=("x", "bias"),
         samples=_samples,

@@ -64,25 +64,8 @@ def _reference_backward(grad, t_B, coef1_S, coef2_S, sigma_S, need_x0_hat, need_
     )
 
 
-def _fake(x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step) -> Tensor:
-    return torch.empty_like(x0_hat)
-
-
-def _fake_inplace(*args) -> None:
-    return None
-
-
-def _fake_backward(grad, t_B, coef1_S, coef2_S, sigma_S, need_x0_hat, need_x_t, need_noise):
-    needs = (need_x0_hat, need_x_t, need_noise)
-    return tuple(torch.empty_like(grad) if need else grad.new_empty(0) for need in needs)
-
-
-def _check_values(x0_hat, x_t, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step) -> None:
+def _check_values(x, y, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step) -> None:
     checks.check_values("posterior_step", t_B, coef1_S.shape[0], key_B3)
-
-
-def _check_values_inplace(x_t, x0_hat, t_B, coef1_S, coef2_S, sigma_S, noise, key_B3, step) -> None:
-    checks.check_values("posterior_step_", t_B, coef1_S.shape[0], key_B3)
 
 
 def posterior_step(
@@ -169,15 +152,13 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
 SPEC = add(
     OpSpec(
         name="posterior_step",
-        forward=Operator("posterior_step", _SCHEMA, _reference, _fake, _check_values),
-        backward=Operator("posterior_step_backward", _BACKWARD_SCHEMA, _reference_backward, _fake_backward),
+        forward=Operator("posterior_step", _SCHEMA, _reference, check_values=_check_values),
+        backward=Operator("posterior_step_backward", _BACKWARD_SCHEMA, _reference_backward),
         function=posterior_step,
         differentiable=("x0_hat", "x_t", "noise"),
         samples=_samples,
         variants=(
-            Operator(
-                "posterior_step_", _INPLACE_SCHEMA, _reference_inplace, _fake_inplace, _check_values_inplace
-            ),
+            Operator("posterior_step_", _INPLACE_SCHEMA, _reference_inplace, check_values=_check_values),
         ),
     )
 )

@@ -47,16 +47,6 @@ def _reference_backward(
     return scaled(grad, t_B, sqrt_abar_S, need_x0), scaled(grad, t_B, sqrt_one_minus_abar_S, need_noise)
 
 
-def _fake(x0, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, noise, key_B3, step) -> Tensor:
-    return torch.empty_like(x0)
-
-
-def _fake_backward(
-    grad, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, need_x0, need_noise
-) -> tuple[Tensor, Tensor]:
-    return tuple(torch.empty_like(grad) if need else grad.new_empty(0) for need in (need_x0, need_noise))
-
-
 def _check_values(x0, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, noise, key_B3, step) -> None:
     checks.check_values("q_sample", t_B, sqrt_abar_S.shape[0], key_B3)
 
@@ -111,8 +101,8 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
 SPEC = add(
     OpSpec(
         name="q_sample",
-        forward=Operator("q_sample", _SCHEMA, _reference, _fake, _check_values),
-        backward=Operator("q_sample_backward", _BACKWARD_SCHEMA, _reference_backward, _fake_backward),
+        forward=Operator("q_sample", _SCHEMA, _reference, check_values=_check_values),
+        backward=Operator("q_sample_backward", _BACKWARD_SCHEMA, _reference_backward),
         function=q_sample,
         differentiable=("x0", "noise"),
         samples=_samples,

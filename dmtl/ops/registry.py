@@ -28,8 +28,6 @@ from dmtl.errors import BackendError, ConfigError
 from dmtl.runtime.measure import Fastest
 from dmtl.runtime.support import Support, why_not
 
-from . import library
-
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 # What automatic choice tries for tensors of a device type. (Triton's interpreter serves CPU tensors, for
 # those who ask for it.)
@@ -42,13 +40,14 @@ _REFERENCE = Support(
 
 @dataclass(frozen=True)
 class Operator:
-    """One torch operator `dmtl::<name>`: schema without the name, reference and fake of the same positional
+    """One torch operator `dmtl::<name>`: schema without the name, and reference, of the same positional
     arguments."""
 
     name: str
     schema: str
     reference: Callable
-    fake: Callable
+    # Shapes for the compiler; the reference itself, on tensors without data, unless another is given.
+    fake: Callable | None = None
     # Called with the operator's arguments when its tensors are on the CPU.
     check_values: Callable | None = None
     # Called with the operator's arguments: the kind of call. Where given, automatic choice on the devices of
@@ -80,6 +79,7 @@ class OpSpec:
     variants: tuple[Operator, ...] = ()
 
 
+_LIBRARY = torch.library.Library("dmtl", "DEF")
 MEASURED = ("cuda",)
 REGISTRY: dict[str, OpSpec] = {}
 _fastest = Fastest(name="operators")
@@ -89,11 +89,24 @@ _NO_KERNEL = "has no kernel for this op"
 
 
 def add(spec: OpSpec) -> OpSpec:
-    """Register the spec and its operators with torch."""
+    """Register the spec and its operators with torch. One that writes an argument writes its first."""
     REGISTRY[spec.name] = spec
     for operator in filter(None, (spec.forward, spec.backward, *spec.variants)):
-        library.register(operator.name, operator.schema, partial(_run, spec, operator), operator.fake)
+        name, run = operator.name, partial(_run, spec, operator)
+        _LIBRARY.define(name + operator.schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _LIBRARY.impl(name, run, "CompositeExplicitAutograd")  # on every device, below autograd
+        if operator.schema.startswith("(Tensor(a!)"):
+            _LIBRARY.impl(name, partial(_announced_write, name), "ADInplaceOrView", with_keyset=True)
+        torch.library.register_fake(f"dmtl::{name}", operator.fake or operator.reference, lib=_LIBRARY)
     return spec
+
+
+def _announced_write(name: str, keyset: torch._C.DispatchKeySet, written: Tensor, *args: object) -> object:
+    """Tell autograd that the first argument changes, so that a backward pass that saved it fails."""
+    torch.autograd.graph.increment_version(written)
+    with torch._C._AutoDispatchBelowADInplaceOrView():
+        operator = getattr(torch.ops.dmtl, name).default
+        return operator.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, written, *args)
 
 
 @cache

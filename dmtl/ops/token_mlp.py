@@ -152,9 +152,9 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
 SPEC = add(
     OpSpec(
         name="token_mlp",
-        forward=Operator("token_mlp", _SCHEMA, _reference, _fake, kind=_kind),
+        forward=Operator("token_mlp", _SCHEMA, _reference, fake=_fake, kind=_kind),
         backward=Operator(
-            "token_mlp_backward", _BACKWARD_SCHEMA, _reference_backward, _fake_backward,
+            "token_mlp_backward", _BACKWARD_SCHEMA, _reference_backward, fake=_fake_backward,
             kind=_kind_backward,
         ),
         function=token_mlp,

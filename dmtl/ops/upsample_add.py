@@ -20,9 +20,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import checks, grid
+from .autograd import recorded
 from .registry import Operator, OpSpec, add
 from .rows import wide_dtype
 from .samples import draws, sample_maps
@@ -48,28 +48,6 @@ def _reference_backward(grad, reduction) -> Tensor:
     )
     d_tokens = torch.einsum("rcyx,yi,xj->rijc", wide, along_y, along_x)
     return grid.empty_tokens(grad, reduction).copy_(d_tokens.flatten(1, 2))
-
-
-def _fake(tokens, skip, reduction) -> Tensor:
-    return grid.empty_map(skip)
-
-
-def _fake_backward(grad, reduction) -> Tensor:
-    return grid.empty_tokens(grad, reduction)
-
-
-class _UpsampleAdd(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, tokens, skip, reduction):
-        ctx.reduction = reduction
-        return torch.ops.dmtl.upsample_add(tokens, skip, reduction)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        need_tokens, need_skip, _ = ctx.needs_input_grad
-        d_tokens = torch.ops.dmtl.upsample_add_backward(grad, ctx.reduction) if need_tokens else None
-        return d_tokens, grad if need_skip else None, None
 
 
 def upsample_add(tokens: Tensor, skip: Tensor, *, reduction: int) -> Tensor:
@@ -98,9 +76,7 @@ def upsample_add(tokens: Tensor, skip: Tensor, *, reduction: int) -> Tensor:
     if tuple(tokens.shape) != expected:
         checks.fail(op, "tokens", f"of shape [R, N, C] = {list(expected)}", list(tokens.shape))
     checks.on_device(op, "tokens", tokens, skip.device)
-    if torch.is_grad_enabled() and (tokens.requires_grad or skip.requires_grad):
-        return _UpsampleAdd.apply(tokens, skip, reduction)
-    return torch.ops.dmtl.upsample_add(tokens, skip, reduction)
+    return _call(tokens, skip, reduction)
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
@@ -118,10 +94,11 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
 SPEC = add(
     OpSpec(
         name="upsample_add",
-        forward=Operator("upsample_add", _SCHEMA, _reference, _fake),
-        backward=Operator("upsample_add_backward", _BACKWARD_SCHEMA, _reference_backward, _fake_backward),
+        forward=Operator("upsample_add", _SCHEMA, _reference),
+        backward=Operator("upsample_add_backward", _BACKWARD_SCHEMA, _reference_backward),
         function=upsample_add,
         differentiable=("tokens", "skip"),
         samples=_samples,
     )
 )
+_call = recorded(SPEC, through="skip")

@@ -10,16 +10,11 @@ from dataclasses import fields
 from typing import Any
 
 from dmtl.errors import ConfigError, nearest
-from dmtl.tasks.base import Task, pooled_loss
+from dmtl.tasks.base import Task
 from dmtl.tasks.binary import Binary, Mask
 from dmtl.tasks.classes import Classes
-from dmtl.tasks.depth import Depth
-from dmtl.tasks.edge import Edge
-from dmtl.tasks.human_parts import HumanParts
-from dmtl.tasks.normals import Normals
-from dmtl.tasks.sal import Sal
+from dmtl.tasks.published import Depth, Edge, HumanParts, Normals, Sal, SemSeg
 from dmtl.tasks.scalar import Scalar
-from dmtl.tasks.semseg import SemSeg
 from dmtl.tasks.unit_vector import UnitVector
 
 __all__ = [
@@ -40,7 +35,6 @@ __all__ = [
     "chosen_tasks",
     "list_tasks",
     "make_task",
-    "pooled_loss",
     "task_from_spec",
 ]
 

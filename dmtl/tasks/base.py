@@ -20,6 +20,7 @@ from dmtl import ops
 from dmtl.errors import ConfigError
 from dmtl.metrics import Metric, known_pixels
 from dmtl.metrics.base import describe
+from dmtl.ops.decode_map import decode_logits
 from dmtl.tasks.stored import Stored
 
 Array = Tensor | np.ndarray
@@ -64,6 +65,9 @@ class Task(Stored):
     weight: float = 1.0  # w_t, factor of this task's loss
     ignore: float = 255.0  # label value without meaning; labels that are not finite have none either
 
+    channels: ClassVar[int]  # number of logit channels C
+    decoding: ClassVar[str | None] = None  # `decode` as a kind of `dmtl.ops.decode_map`, if it has this kind
+    unit: ClassVar[str] = ""  # of decoded values: "m" for distances in metres
     words: ClassVar[Words] = Words()
     primary: ClassVar[str]  # the figure of `new_metric()` that enters Delta_MTL
     higher_is_better: ClassVar[bool]
@@ -89,19 +93,9 @@ class Task(Stored):
         self._number("ignore")
 
     @property
-    def channels(self) -> int:
-        """Number of logit channels C."""
-        raise NotImplementedError(f"{type(self).__name__}.channels")
-
-    @property
     def value_channels(self) -> int:
         """Number of channels D of `values`."""
         return self.label_channels
-
-    @property
-    def unit(self) -> str:
-        """Unit of decoded values: "m" for distances in metres, else empty."""
-        return ""
 
     @property
     def error_unit(self) -> str:
@@ -164,19 +158,21 @@ class Task(Stored):
         return {"ignore": self.ignore, **self._loss_kind()} if "_loss_kind" in vars(defines) else None
 
     def decode(self, logits_BCHW: Tensor) -> Tensor:
-        """The map that a person wants, from logits: see the kind."""
-        raise NotImplementedError(f"{type(self).__name__}.decode")
+        """Return the map that a person wants, as `dmtl.ops.decode_map` defines it for the kind `decoding`.
 
-    @property
-    def decoding(self) -> str | None:
-        """`decode` as a kind of `dmtl.ops.decode_map`, which needs no logits of the image's size; None where
-        there is no such kind."""
-        return None
+        Class ids are int64 [B,H,W]; probabilities and numbers (in the label's unit) float32 [B,H,W]; unit
+        vectors float32 [B,3,H,W], shorter only where the logits themselves vanish.
+        """
+        self._check_logits("decode", logits_BCHW)
+        if self.decoding is None:
+            raise NotImplementedError(f"{type(self).__name__}.decode")
+        return decode_logits(logits_BCHW.float(), self.decoding)
 
     def values(self, logits_BCHW: Tensor) -> Tensor:
         """What draws of a prediction are averaged in, float32 [B,D,H,W]: the decoded map; for classes their
         probabilities."""
-        return self.decode(logits_BCHW)[:, None]
+        map = self.decode(logits_BCHW)
+        return map if map.ndim == 4 else map[:, None]
 
     def mean_values(self, label_BKhwN: Tensor, valid_B1hwN: Tensor) -> Tensor:
         """Average labels over their last axis, in the terms in which `values` gives predictions.
@@ -227,11 +223,12 @@ class Task(Stored):
 
         `value_range` fixes the ends of the colour scale where there is one, so that several pictures compare.
         """
-        raise NotImplementedError(f"{type(self).__name__}.picture")
+        dims = 2 if self.label_channels == 1 else 3
+        return self._paint(as_array(map, f"{self.name}.picture", "map", dims), value_range)
 
     def label_picture(self, label_KHW: Array, value_range: Range = None) -> np.ndarray:
         """uint8 [H,W,3] of one label in the colours of `picture`; ignored pixels are mid-grey."""
-        raise NotImplementedError(f"{type(self).__name__}.label_picture")
+        return self._paint(self._known(label_KHW, "label_picture"), value_range)
 
     def legend(self) -> Legend:
         """What the colours of `picture` mean; empty where that cannot be said in a few words."""
@@ -271,6 +268,17 @@ class Task(Stored):
         """
         raise NotImplementedError(f"{type(self).__name__}._pixel_loss")
 
+    def _paint(self, values: np.ndarray, value_range: Range) -> np.ndarray:
+        """uint8 [H,W,3] of values [H,W], or [K,H,W] of several channels; mid-grey where they mean nothing."""
+        raise NotImplementedError(f"{type(self).__name__}._paint")
+
+    def _known(self, label_KHW: Array, function: str) -> np.ndarray:
+        """The values of a label as `_paint` takes them, float32; NaN where it means nothing."""
+        label = as_array(label_KHW, f"{self.name}.{function}", "label_KHW", 3)
+        known = self.valid(torch.from_numpy(np.ascontiguousarray(label))).numpy()
+        values = np.where(known, label.astype(np.float32), np.float32("nan"))
+        return values[0] if self.label_channels == 1 else values
+
     # Checks. They look at types and shapes only, never at values, so nothing waits for the device.
 
     def _check_logits(self, function: str, logits_BCHW: Tensor) -> None:
@@ -306,21 +314,6 @@ class Task(Stored):
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         bounds = "" if math.isinf(low) else f" from {low:g}" + ("" if math.isinf(high) else f" to {high:g}")
         self._require(number and low <= value <= high, option, f"a finite number{bounds}", value)
-
-
-def pooled_loss(task: Task, logits_BCHW: Tensor, label_BKHW: Tensor) -> Tensor:
-    """The loss over all pixels of the batch together, a scalar: the batch laid out as one tall sample.
-
-    The published loss functions pool this way when they are given a whole batch.
-    """
-    task._check_logits("loss", logits_BCHW)
-    task._check_label("loss", label_BKHW, "label_BKHW", like=logits_BCHW)
-
-    def lay_out(x_BCHW: Tensor) -> Tensor:
-        b, c, h, w = x_BCHW.shape
-        return x_BCHW.transpose(0, 1).reshape(1, c, b * h, w)
-
-    return task.loss(lay_out(logits_BCHW), lay_out(label_BKHW))[0]
 
 
 def relative_difference(expected: Tensor, got: Tensor) -> float:

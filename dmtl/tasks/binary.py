@@ -12,9 +12,9 @@ from torch import Tensor
 
 from dmtl.errors import DataError
 from dmtl.metrics import PixelF
-from dmtl.tasks.base import Array, Legend, Range, Words, as_array
-from dmtl.tasks.ids import Ids
-from dmtl.tasks.palette import EMBER, GREY, apply_scale, swatches
+from dmtl.tasks.base import Legend, Range, Words
+from dmtl.tasks.classes import Ids
+from dmtl.tasks.palette import EMBER, apply_scale, swatches
 from dmtl.tasks.stored import Pixels, rounded
 
 
@@ -25,6 +25,8 @@ class Binary(Ids):
     thin: bool = False  # see Task.thin
 
     kind = "binary"
+    channels = 1
+    decoding = "sigmoid"
     words = Words(
         "yes or no", "probability", "entropy of the averaged probabilities", "on the other side of one half"
     )
@@ -38,19 +40,6 @@ class Binary(Ids):
         super().__post_init__()
         self._require(isinstance(self.thin, bool), "thin", "true or false", self.thin)
 
-    @property
-    def channels(self) -> int:
-        return 1
-
-    @property
-    def decoding(self) -> str:
-        return "sigmoid"
-
-    def decode(self, logits_BCHW: Tensor) -> Tensor:
-        """Probability of the positive class, float32 [B,H,W]."""
-        self._check_logits("decode", logits_BCHW)
-        return logits_BCHW[:, 0].float().sigmoid()
-
     def mean_values(self, label_BKhwN: Tensor, valid_B1hwN: Tensor) -> Tensor:
         """Share of positives."""
         return super().mean_values(label_BKhwN > 0.5, valid_B1hwN)
@@ -63,14 +52,8 @@ class Binary(Ids):
         """1 where the probability is on the other side of one half."""
         return ((map > 0.5) != (label_BKHW[:, 0] > 0.5)).float()
 
-    def picture(self, map: Array, value_range: Range = None) -> np.ndarray:
-        return apply_scale(self.scale, as_array(map, f"{self.name}.picture", "map", 2))
-
-    def label_picture(self, label_KHW: Array, value_range: Range = None) -> np.ndarray:
-        label = as_array(label_KHW, f"{self.name}.label_picture", "label_KHW", 3)[0]
-        known = np.isfinite(label) & (label != self.ignore)
-        colours = apply_scale(self.scale, (label > 0.5).astype(np.float32))
-        return np.where(known[..., None], colours, GREY)
+    def _paint(self, values: np.ndarray, value_range: Range) -> np.ndarray:
+        return apply_scale(self.scale, values)
 
     def legend(self) -> Legend:
         return swatches(("probability 0", "1"), self.picture(np.array([[0.0, 1.0]]))[0])

@@ -1,4 +1,4 @@
-"""Kind `classes`: every pixel belongs to one of n classes."""
+"""Kind `classes`: every pixel belongs to one of n classes. And what it shares with the kind `binary`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,44 @@ from torch import Tensor
 
 from dmtl.errors import DataError
 from dmtl.metrics import MeanIoU
-from dmtl.tasks.base import Array, Legend, Range, Words, as_array
-from dmtl.tasks.ids import Ids
+from dmtl.tasks.base import Legend, Range, Task, Words
 from dmtl.tasks.palette import GREY, class_palette, swatches
 from dmtl.tasks.stored import Pixels, listed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ids(Task):
+    """Labels are 8-bit ids of `label_names`, predictions are (averaged in) probabilities."""
+
+    label_dtype = torch.uint8
+    error_unit = ""
+    uncertainty_unit = "nats"
+
+    def label_from_stored(self, stored: np.ndarray, *, numbers: bool, **_: float | None) -> Tensor:
+        stored_1HW = self._channels_first(stored)
+        if stored.dtype.kind not in "bui" or (not numbers and stored.dtype != np.uint8):
+            raise DataError(
+                f"{stored.dtype} values, expected 8-bit class ids or 0 and 1 (grey or palette PNG)"
+            )
+        wrong = (stored_1HW >= len(self.label_names)) & (stored_1HW != self.ignore)
+        if stored.dtype.kind == "i":
+            wrong |= stored_1HW < 0
+        if wrong.any():
+            raise DataError(
+                f"value {listed(stored_1HW[wrong])} in {int(wrong.sum())} pixels, expected {self._allowed()}"
+            )
+        return torch.from_numpy(stored_1HW.astype(np.uint8))
+
+    def label_to_stored(self, label_KHW: Tensor) -> np.ndarray:
+        return label_KHW[0].numpy()
+
+    def label_problem(self, label_KHW: Tensor) -> str | None:
+        value = np.flatnonzero(np.bincount(label_KHW.numpy().ravel()))  # quicker than comparing every pixel
+        wrong = value[(value >= len(self.label_names)) & (value != self.ignore)]
+        return f"value {wrong.max()}, expected {self._allowed()}" if len(wrong) else None
+
+    def _allowed(self) -> str:
+        return f"0 to {len(self.label_names) - 1}, or {self.ignore:g} (ignore)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +64,7 @@ class Classes(Ids):
     classes: tuple[str, ...] = ()  # names; an integer n means n classes without names
 
     kind = "classes"
+    decoding = "argmax"
     map_dtype = torch.int64
     words = Words(
         "classes", "class id", "entropy of the averaged probabilities", "another class than labelled"
@@ -73,15 +108,6 @@ class Classes(Ids):
     def _loss_kind(self) -> dict[str, Any]:
         return {"kind": "cross_entropy"}
 
-    @property
-    def decoding(self) -> str:
-        return "argmax"
-
-    def decode(self, logits_BCHW: Tensor) -> Tensor:
-        """Class ids, int64 [B,H,W]."""
-        self._check_logits("decode", logits_BCHW)
-        return logits_BCHW.argmax(1)
-
     def values(self, logits_BCHW: Tensor) -> Tensor:
         self._check_logits("values", logits_BCHW)
         return logits_BCHW.float().softmax(1)
@@ -118,14 +144,6 @@ class Classes(Ids):
         """`dmtl.metrics.MeanIoU`: mIoU, pixel accuracy and the IoU of each class, percent."""
         return MeanIoU(self.classes, ignore=self.ignore, **options)
 
-    def picture(self, map: Array, value_range: Range = None) -> np.ndarray:
-        ids = as_array(map, f"{self.name}.picture", "map", 2)
-        return self._paint(ids)
-
-    def label_picture(self, label_KHW: Array, value_range: Range = None) -> np.ndarray:
-        ids = as_array(label_KHW, f"{self.name}.label_picture", "label_KHW", 3)[0]
-        return self._paint(ids)
-
     def legend(self) -> Legend:
         return swatches(self.classes, class_palette(self.classes))
 
@@ -148,7 +166,7 @@ class Classes(Ids):
         bits = "8-bit palette" if self.channels <= 256 else "16-bit grey"
         return {"kind": self.kind, "png": f"{bits}; pixel value = class id", "classes": list(self.classes)}
 
-    def _paint(self, ids: np.ndarray) -> np.ndarray:
-        known = np.isfinite(ids) & (ids >= 0) & (ids < self.channels)
+    def _paint(self, values: np.ndarray, value_range: Range) -> np.ndarray:
+        known = (values >= 0) & (values < self.channels)  # False for NaN
         colours = np.vstack([class_palette(self.classes), GREY])
-        return colours[np.where(known, ids, self.channels).astype(np.int64)]
+        return colours[np.where(known, values, self.channels).astype(np.int64)]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dmtl import metrics
-from dmtl.tasks.base import Array, Legend, Range, Task, as_array
-from dmtl.tasks.palette import GREY, SPECTRUM, apply_scale, swatches
+from dmtl.tasks.base import Array, Legend, Range, Task
+from dmtl.tasks.palette import SPECTRUM, apply_scale, swatches
 from dmtl.tasks.stored import Pixels, rounded
 
 _SCORES = ("rmse", "abs_err")
@@ -37,14 +37,15 @@ class Scalar(Task):
     high: float | None = None
 
     kind = "scalar"
+    channels = 1
     higher_is_better = False
     graded = True
 
     def __post_init__(self):
         super().__post_init__()
-        self._require(isinstance(self.log, bool), "log", "true or false", self.log)
-        self._require(isinstance(self.distance, bool), "distance", "true or false", self.distance)
-        self._require(isinstance(self.inverse, bool), "inverse", "true or false", self.inverse)
+        for option in ("log", "distance", "inverse"):
+            value = getattr(self, option)
+            self._require(isinstance(value, bool), option, "true or false", value)
         both = self.distance and self.inverse
         self._require(not both, "distance", "false where inverse is true", self.distance)
         self._require(self.score in _SCORES, "score", " or ".join(map(repr, _SCORES)), self.score)
@@ -60,10 +61,6 @@ class Scalar(Task):
 
     def metric_unit(self, metric: str) -> str:
         return self.unit if metric in _SCORES else ""
-
-    @property
-    def channels(self) -> int:
-        return 1
 
     @property
     def primary(self) -> str:
@@ -90,16 +87,6 @@ class Scalar(Task):
     def decoding(self) -> str:
         return "exp" if self.log else "value"
 
-    def decode(self, logits_BCHW: Tensor) -> Tensor:
-        """Values in the label's unit, float32 [B,H,W]."""
-        self._check_logits("decode", logits_BCHW)
-        value_BHW = logits_BCHW[:, 0].float()
-        return value_BHW.exp() if self.log else value_BHW
-
-    def uncertainty(self, mean_BDHW: Tensor, variance_BHW: Tensor) -> Tensor:
-        """Variance of the draws, in the label's unit squared."""
-        return variance_BHW
-
     def error(self, map: Tensor, label_BKHW: Tensor) -> Tensor:
         """Absolute difference, in the label's unit."""
         return (map - label_BKHW[:, 0]).abs().float()
@@ -107,14 +94,6 @@ class Scalar(Task):
     def new_metric(self, **options: Any) -> metrics.Depth:
         """`dmtl.metrics.Depth`: `score` first, rmse, abs_err; relative errors where values are positive."""
         return metrics.Depth(ignore=self.ignore, relative=self.positive, first=self.score, **options)
-
-    def picture(self, map: Array, value_range: Range = None) -> np.ndarray:
-        value = as_array(map, f"{self.name}.picture", "map", 2).astype(np.float32)
-        return self._paint(value, np.isfinite(value), value_range)
-
-    def label_picture(self, label_KHW: Array, value_range: Range = None) -> np.ndarray:
-        value, known = self._label(label_KHW, "label_picture")
-        return self._paint(value, known, value_range)
 
     def legend(self) -> Legend:
         names = ("near", "far") if self.distance else ("far", "near") if self.inverse else ("low", "high")
@@ -131,7 +110,7 @@ class Scalar(Task):
         return {"kind": self.kind, "png": text, "unit": self.unit, "scale": 0.001, "offset": 0.0}
 
     def value_range(self, label_KHW: Array) -> tuple[float, float]:
-        return self._range(*self._label(label_KHW, "value_range"))
+        return self._range(self._known(label_KHW, "value_range"))
 
     def zoom(self, label_KHW: Tensor, factor: float) -> Tensor:
         label_KHW = super().zoom(label_KHW, factor)
@@ -140,20 +119,17 @@ class Scalar(Task):
         nearer_KHW = label_KHW / factor if self.distance else label_KHW * factor
         return torch.where(self.valid(label_KHW), nearer_KHW, label_KHW)
 
-    def _label(self, label_KHW: Array, function: str) -> tuple[np.ndarray, np.ndarray]:
-        value = as_array(label_KHW, f"{self.name}.{function}", "label_KHW", 3).astype(np.float32)
-        return value[0], self.valid(torch.from_numpy(value))[0].numpy()
-
-    def _range(self, value: np.ndarray, known: np.ndarray) -> tuple[float, float]:
-        low, high = map(float, np.percentile(value[known], [1, 99])) if known.any() else (0.0, 1.0)
+    def _range(self, values: np.ndarray) -> tuple[float, float]:
+        known = values[np.isfinite(values)]
+        low, high = map(float, np.percentile(known, [1, 99])) if len(known) else (0.0, 1.0)
         low = low if self.low is None else self.low
         high = high if self.high is None else self.high
         return low, max(high, low + 1e-6)
 
-    def _paint(self, value: np.ndarray, known: np.ndarray, value_range: Range) -> np.ndarray:
-        low, high = value_range or self._range(value, known)
-        share = (np.where(known, value, low) - low) / (high - low)
+    def _paint(self, values: np.ndarray, value_range: Range) -> np.ndarray:
+        values = values.astype(np.float32)
+        low, high = value_range or self._range(values)
+        share = (np.where(np.isfinite(values), values, np.nan) - low) / (high - low)
         # Distances run from warm (near) to cold (far), other numbers from cold (low) to warm (high), so that
         # what is near is warm in inverse distances too.
-        colours = apply_scale(SPECTRUM, 1 - share if self.distance else share)
-        return np.where(known[..., None], colours, GREY)
+        return apply_scale(SPECTRUM, 1 - share if self.distance else share)

@@ -13,8 +13,8 @@ from torch import Tensor
 from dmtl.errors import DataError
 from dmtl.metrics import Angular, angle_deg, normalise
 from dmtl.ops.decode_map import SHORTEST
-from dmtl.tasks.base import Array, Range, Task, Words, as_array
-from dmtl.tasks.palette import GREY, vector_colours
+from dmtl.tasks.base import Range, Task, Words
+from dmtl.tasks.palette import vector_colours
 from dmtl.tasks.stored import Pixels, rounded
 
 # Rounding to 8 bits cannot take a unit vector further than this: black, grey and white mean "no label".
@@ -33,17 +33,14 @@ class UnitVector(Task):
     """
 
     kind = "unit_vector"
-    label_channels = 3
+    channels = label_channels = 3
+    decoding = "unit"
     unit_length = True
     words = Words("directions", "unit vector", "angular spread of the draws")
     error_unit = uncertainty_unit = "degrees"
     primary = "mean"
     higher_is_better = False
     graded = True
-
-    @property
-    def channels(self) -> int:
-        return 3
 
     def metric_unit(self, metric: str) -> str:
         return "°"
@@ -56,18 +53,6 @@ class UnitVector(Task):
 
     def _loss_kind(self) -> dict[str, Any]:
         return {"kind": "unit"}
-
-    @property
-    def decoding(self) -> str:
-        return "unit"
-
-    def decode(self, logits_BCHW: Tensor) -> Tensor:
-        """Unit vectors, float32 [B,3,H,W] (shorter only where the logits themselves vanish)."""
-        self._check_logits("decode", logits_BCHW)
-        return normalise(logits_BCHW.float(), SHORTEST)
-
-    def values(self, logits_BCHW: Tensor) -> Tensor:
-        return self.decode(logits_BCHW)
 
     def mean_values(self, label_BKhwN: Tensor, valid_B1hwN: Tensor) -> Tensor:
         """The mean direction."""
@@ -98,13 +83,8 @@ class UnitVector(Task):
         """`dmtl.metrics.Angular`: mean, median, rms angle in degrees; percent within 11.25, 22.5, 30."""
         return Angular(ignore=self.ignore, **options)
 
-    def picture(self, map: Array, value_range: Range = None) -> np.ndarray:
-        return vector_colours(as_array(map, f"{self.name}.picture", "map", 3))
-
-    def label_picture(self, label_KHW: Array, value_range: Range = None) -> np.ndarray:
-        label = as_array(label_KHW, f"{self.name}.label_picture", "label_KHW", 3)
-        known = self.valid(torch.from_numpy(np.ascontiguousarray(label)))[0].numpy()
-        return np.where(known[..., None], vector_colours(label), GREY)
+    def _paint(self, values: np.ndarray, value_range: Range) -> np.ndarray:
+        return vector_colours(values)
 
     def flip(self, label_KHW: Tensor) -> Tensor:
         mirrored_KHW = super().flip(label_KHW)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmtl.kernels.conv3x3 import library_convolution, library_gradients
 from dmtl.kernels.native import CPU
+from dmtl.ops.conv3x3 import SPEC
 from dmtl.runtime.memory import empty, empty_like
 
 _MOST_TASKS = 64  # kMostTasks of conv3x3_cpu.h
@@ -33,25 +33,21 @@ def conv3x3(x, weights, biases, tap_biases, packed, counts, relu) -> Tensor:
     if not all(_is_packed(value, weight) for value, weight in zip(packed, weights, strict=bool(packed))):
         packed = []
     if not packed and not tap_biases and _few_pixels(x, weights, counts):
-        return library_convolution(x, weights, biases, counts, relu=relu)
+        return SPEC.forward.reference(x, weights, biases, [], [], counts, relu)
     return _convolve(x, weights, biases, tap_biases, packed, counts, relu=relu, flipped=False)
 
 
 def conv3x3_backward(
     grad, x, weights, out, counts, relu, need_x, need_weights, need_biases, need_taps
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    few = _few_pixels(x, weights, counts)
+    if _few_pixels(x, weights, counts):
+        needs = need_x, need_weights, need_biases, need_taps
+        return SPEC.backward.reference(grad, x, weights, out, counts, relu, *needs)
     g, d_biases, d_taps = _gate(grad, weights, out if relu else None, counts, need_biases, need_taps)
-    if not need_x:
-        d_x = x.new_empty(0)
-    elif few:
-        d_x = library_convolution(g, weights, [], counts, flipped=True)
-    else:
+    d_x = x.new_empty(0)
+    if need_x:
         d_x = _convolve(g, weights, [], [], [], counts, relu=False, flipped=True)
-    if few or not need_weights:
-        d_weights, _, _ = library_gradients(g, x, weights, counts, need_weights, False, False)
-    else:
-        d_weights = _weight_gradients(g, x, weights, counts)
+    d_weights = _weight_gradients(g, x, weights, counts) if need_weights else []
     return d_x, d_weights, d_biases, d_taps
 
 

@@ -16,11 +16,7 @@ def _shapes(x, *rest) -> list[str]:
     return why_not_sizes(C=x.shape[2]) + why_not_bf16(x)
 
 
-def _backward_shapes(grad, *forward) -> list[str]:
-    return _shapes(*forward)
-
-
-SUPPORT = CPU.support(shapes=_shapes, backward_shapes=_backward_shapes)
+SUPPORT = CPU.support(shapes=_shapes, backward_shapes=lambda grad, *forward: _shapes(*forward))
 
 
 def _sizes(x: Tensor, y: Tensor, heads: int, eps: float) -> dict[str, int | float]:

@@ -15,11 +15,7 @@ def _shapes(x, norm_weight, norm_bias, fc1_weight, *rest) -> list[str]:
     return why_not_sizes(C=x.shape[-1], H=fc1_weight.shape[0]) + why_not_bf16(x)
 
 
-def _backward_shapes(grad, *forward) -> list[str]:
-    return _shapes(*forward)
-
-
-SUPPORT = CPU.support(shapes=_shapes, backward_shapes=_backward_shapes)
+SUPPORT = CPU.support(shapes=_shapes, backward_shapes=lambda grad, *forward: _shapes(*forward))
 
 
 def token_mlp(

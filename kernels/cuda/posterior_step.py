@@ -1,10 +1,10 @@
 """posterior_step, in place or not, and its backward by the CUDA kernels in kernels/cuda/posterior_step.cu."""
 
 from dmtl.kernels.native import CUDA
-from dmtl.kernels.noising import NativeNoising
+from dmtl.kernels.noising import native_noising
 
 SUPPORT = CUDA.support()
 
-_ops = NativeNoising(CUDA)
+_ops = native_noising(CUDA)
 posterior_step, posterior_step_ = _ops.posterior_step, _ops.posterior_step_
 posterior_step_backward = _ops.posterior_step_backward

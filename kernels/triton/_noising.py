@@ -6,9 +6,8 @@ import itertools
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from dmtl.kernels.noising import NoisingCall, NoisingOps, ScalingCall
+from dmtl.kernels.noising import NoisingOps
 from dmtl.kernels.triton._launch import INTERPRETED, POINTERS, compilation, support
 from dmtl.kernels.triton._noise import draw
 
@@ -61,29 +60,31 @@ def _scaling_kernel(out_ptr, grad_ptr, t_ptr, table_ptr, count, table_size, SIZE
     tl.store(out_ptr + row * count + element, (scale * grad).to(out_ptr.dtype.element_ty), mask=inside)
 
 
-class TritonNoising(NoisingOps):
-    """The noising ops by these kernels."""
+def _launch_noising(
+    op, out, x, y, noise, t_B, coef_x, coef_y, coef_noise, key_B3, step, channels_last
+) -> None:
+    count = x[0].numel()
+    grid = (triton.cdiv(count, 4 * BLOCK), x.shape[0])
+    with torch.cuda.device_of(x):
+        _noising_fwd_kernel[grid](
+            out, x, y, noise, key_B3, t_B, coef_x, coef_y, coef_noise,
+            count, x.shape[1] if channels_last else 0, coef_x.shape[0], step, out.stride(0),
+            x.stride(0), 0 if y is None else y.stride(0), 0 if noise is None else noise.stride(0),
+            HAS_Y=y is not None, GIVEN=noise is not None, DRAWN=key_B3 is not None,
+            CHANNELS_LAST=channels_last, BLOCK=BLOCK,
+        )  # fmt: skip
 
-    def launch_noising(self, op: str, call: NoisingCall, target: Tensor, channels_last: bool) -> None:
-        x, y, noise = call.x, call.y, call.noise
-        count = x[0].numel()
-        grid = (triton.cdiv(count, 4 * BLOCK), x.shape[0])
-        with torch.cuda.device_of(x):
-            _noising_fwd_kernel[grid](
-                target, x, y, noise, call.key_B3, call.t_B, call.coef_x, call.coef_y, call.coef_noise,
-                count, x.shape[1] if channels_last else 0, call.coef_x.shape[0], call.step, target.stride(0),
-                x.stride(0), 0 if y is None else y.stride(0), 0 if noise is None else noise.stride(0),
-                HAS_Y=y is not None, GIVEN=noise is not None, DRAWN=call.key_B3 is not None,
-                CHANNELS_LAST=channels_last, BLOCK=BLOCK,
-            )  # fmt: skip
 
-    def launch_scaling(self, op: str, call: ScalingCall, targets: list[Tensor]) -> None:
-        grad, count = call.grad, call.grad[0].numel()
-        with torch.cuda.device_of(grad):
-            for target, table, need in zip(targets, call.tables, call.needed, strict=True):
-                if need:
-                    grid = (triton.cdiv(count, 1024), grad.shape[0])
-                    _scaling_kernel[grid](target, grad, call.t_B, table, count, table.shape[0], SIZE=1024)
+def _launch_scaling(op, outs, grad, t_B, tables) -> None:
+    count = grad[0].numel()
+    grid = (triton.cdiv(count, 1024), grad.shape[0])
+    with torch.cuda.device_of(grad):
+        for out, table in zip(outs, tables, strict=True):
+            if out is not None:
+                _scaling_kernel[grid](out, grad, t_B, table, count, table.shape[0], SIZE=1024)
+
+
+OPS = NoisingOps(_launch_noising, _launch_scaling)
 
 
 def compilations() -> list[tuple]:

@@ -27,8 +27,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmtl.kernels.conv3x3 import library_gradients
 from dmtl.kernels.triton._launch import INTERPRETED, POINTERS, compilation, support
+from dmtl.ops.conv3x3 import SPEC
 from dmtl.ops.grid import empty_map
 from dmtl.runtime.measure import Fastest
 
@@ -217,7 +217,9 @@ def conv3x3_backward(grad, x, weights, out, counts, relu, need_x, need_weights, 
     d_x = x.new_empty(0)
     if need_x:
         d_x = _convolve(g, [pack(weight) for weight in weights], [], [], counts, backward=True)
-    return d_x, *library_gradients(g, x, weights, counts, need_weights, need_biases, need_taps)
+    needs = False, need_weights, need_biases, need_taps
+    _, *others = SPEC.backward.reference(g, x, weights, None, counts, False, *needs)
+    return d_x, *others
 
 
 def compilations() -> list[tuple]:

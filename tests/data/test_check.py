@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from dmtl.data import open_dataset
-from dmtl.data.folder.check import Problem, check_dataset, picture_row, summary, what_is_wrong
+from dmtl.data.folder.check import Problem, check_dataset, examine, picture_row, summary
 from dmtl.data.folder.dataset import Folder
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.tasks import make_task
@@ -160,7 +160,7 @@ def test_a_distribution_is_checked_as_it_is(tmp_path):
     ],
 )
 def test_what_is_wrong(task, label, message):
-    found = what_is_wrong(label, task, (4, 4))
+    found, _ = examine(label, task, (4, 4))
     assert found is None if message is None else message in found
 
 

@@ -19,7 +19,7 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from dmtl.data.benchmarks.base import Distribution, unit_image
+from dmtl.data.benchmarks.base import Distribution, unit_image, unlike
 from dmtl.data.folder.paths import inside
 from dmtl.data.images import read_npy
 from dmtl.errors import DataError
@@ -107,9 +107,7 @@ def vectors(array: np.ndarray, path: Path) -> np.ndarray:
     Other lengths, which interpolation leaves behind, become 1, as they do wherever angles are measured.
     """
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype.kind not in "fi":
-        raise DataError(
-            f"{path}: {array.dtype} values of shape {list(array.shape)}, expected vectors [H, W, 3]"
-        )
+        raise unlike(array, path, "vectors [H, W, 3]")
     vector = array.astype(np.float64)
     if not (np.abs(vector) <= 1.01).all():  # False for NaN
         raise DataError(
@@ -123,9 +121,7 @@ def _one_per_pixel(array: np.ndarray, path: Path) -> np.ndarray:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim != 2 or array.dtype.kind not in "fiu":
-        raise DataError(
-            f"{path}: {array.dtype} values of shape {list(array.shape)}, expected one number per pixel"
-        )
+        raise unlike(array, path, "one number per pixel")
     return array
 
 

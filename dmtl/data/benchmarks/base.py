@@ -92,13 +92,15 @@ class Distribution(LabelledImages):
         return [*super().identity(task), str(self.root.resolve())]
 
 
+def unlike(array: np.ndarray, path: Path, expected: str) -> DataError:
+    """Return the error for a file that holds an array of another dtype or shape than `expected`."""
+    return DataError(f"{path}: {array.dtype} values of shape {list(array.shape)}, expected {expected}")
+
+
 def unit_image(stored_HW3: np.ndarray, path: Path) -> Tensor:
     """An image stored as numbers in [0, 1] (or uint8) as uint8 [3, H, W]; multiples of 1/255 are exact."""
     if stored_HW3.ndim != 3 or stored_HW3.shape[2] != 3 or stored_HW3.dtype.kind not in "fu":
-        raise DataError(
-            f"{path}: {stored_HW3.dtype} values of shape {list(stored_HW3.shape)}, "
-            "expected an image [H, W, 3]"
-        )
+        raise unlike(stored_HW3, path, "an image [H, W, 3]")
     if stored_HW3.dtype != np.uint8:
         if not np.isfinite(stored_HW3).all() or stored_HW3.min() < 0 or stored_HW3.max() > 1:
             raise DataError(f"{path}: values outside [0, 1], expected an image of floats from 0 to 1")

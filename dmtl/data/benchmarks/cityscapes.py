@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from dmtl.data.benchmarks.arrays import Arrays, class_ids
-from dmtl.data.benchmarks.base import Distribution
+from dmtl.data.benchmarks.base import Distribution, unlike
 from dmtl.data.folder.paths import inner_path, inside
 from dmtl.data.images import read_label_image
 from dmtl.data.labels.matrix import LabelMatrix
@@ -163,9 +163,7 @@ def _train_ids(array: np.ndarray, path: Path) -> np.ndarray:
 def _disparity(array: np.ndarray, path: Path) -> np.ndarray:
     """float32 [H, W] in pixels of the full image, NaN for 0."""
     if array.ndim != 2 or array.dtype != np.uint16:
-        raise DataError(
-            f"{path}: {array.dtype} values of shape {list(array.shape)}, expected a 16-bit grey picture"
-        )
+        raise unlike(array, path, "a 16-bit grey picture")
     return np.where(array > 0, (array.astype(np.float32) - 1) / 256, np.float32("nan"))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dmtl.data.benchmarks.arrays import Arrays, numbers, vectors
-from dmtl.data.benchmarks.base import Distribution
+from dmtl.data.benchmarks.base import Distribution, unlike
 from dmtl.data.folder.label_maps import stored_values
 from dmtl.data.folder.paths import find_files, inside, read_ids
 from dmtl.data.images import image_size
@@ -116,9 +116,7 @@ class Nyud40(Distribution):
         if path.suffix == ".npy":
             return vectors(array, path)
         if array.shape[2:] != (3,):
-            raise DataError(
-                f"{path}: {array.dtype} values of shape {list(array.shape)}, expected an RGB picture"
-            )
+            raise unlike(array, path, "an RGB picture")
         return array
 
     def boundaries(self, index: int) -> Tensor | None:
@@ -165,6 +163,4 @@ def _zero_or_one(array: np.ndarray, path: Path) -> np.ndarray:
 
 def _whole(array: np.ndarray, path: Path) -> None:
     if array.ndim != 2 or not (array == np.floor(array)).all():  # False for NaN
-        raise DataError(
-            f"{path}: {array.dtype} values of shape {list(array.shape)}, expected a whole number per pixel"
-        )
+        raise unlike(array, path, "a whole number per pixel")

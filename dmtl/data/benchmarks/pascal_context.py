@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmtl.data.benchmarks.base import Distribution
+from dmtl.data.benchmarks.base import Distribution, unlike
 from dmtl.data.benchmarks.mat import read_mat
 from dmtl.data.benchmarks.pascal_classes import CONTEXT_CLASSES, HUMAN_PARTS, PERSON, WITH_NORMALS
 from dmtl.data.folder.label_maps import decode_label
@@ -155,10 +155,7 @@ def _grey(path: Path) -> np.ndarray:
     """uint8 [H, W]."""
     pixels = read_label_image(path)
     if pixels.ndim != 2 or pixels.dtype != np.uint8:
-        raise DataError(
-            f"{path}: {pixels.dtype} values of shape {list(pixels.shape)}, expected 8 bits per pixel, grey "
-            "or palette"
-        )
+        raise unlike(pixels, path, "8 bits per pixel, grey or palette")
     return pixels
 
 

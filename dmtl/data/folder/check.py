@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -78,16 +79,17 @@ def check_dataset(
     problems: list[Problem] = []
     count = Counter()
     indices = range(len(dataset))
-    for index, found in zip(progress(indices), in_parallel(_Reader(dataset), indices, workers)):
+    found = in_parallel(partial(_check_sample, dataset), indices, workers)
+    for index, (wrong, digest, known) in zip(progress(indices), found):
         id, here = dataset.ids[index], f"{dataset.split}: {dataset.ids[index]}"
-        problems += found.problems
-        count.update(found.facts)
+        problems += wrong
+        count.update(known)
         if id in seen:
             problems.append(Problem("split", id, f"is in {seen[id]} and {dataset.split}, expected one split"))
-        elif found.digest in seen:
-            twice = f"the same image as {seen[found.digest]}, expected it once"
+        elif digest in seen:
+            twice = f"the same image as {seen[digest]}, expected it once"
             problems.append(Problem("image", id, twice))
-        seen |= {id: dataset.split} | ({} if found.digest is None else {found.digest: here})
+        seen |= {id: dataset.split} | ({} if digest is None else {digest: here})
     for name, task in dataset.tasks.items():
         labels = count["labelled", name]
         if not labels:
@@ -100,42 +102,30 @@ def check_dataset(
     return problems
 
 
-@dataclass
-class _Found:
-    """Of one sample: problems, the hash of its pixels, ("labelled" | "useful" | "required", task)."""
-
-    problems: list[Problem]
-    digest: bytes | None = None
-    facts: list[tuple[str, str]] = field(default_factory=list)
-
-
-class _Reader:
-    def __init__(self, dataset: LabelledImages):
-        self.dataset = dataset
-
-    def __call__(self, index: int) -> _Found:
-        data = self.dataset
-        sample, problems = _read(data, index, list(data.tasks))
-        found = _Found(problems)
-        if sample is None:
-            return found
-        for name, label in sample.labels.items():
-            task, where = data.tasks[name], f"{sample.id} ({name})"
-            wrong, facts = _examined(label, task, sample.size)
-            if wrong:
-                problems.append(Problem("value", where, wrong))
-                continue
-            stored = None if task.label_names else data.stored(index, name)  # ids are stored as they are
-            if stored is not None and (wrong := task.stored_problem(stored)):
-                problems.append(Problem("vector", where, wrong))
-            found.facts += [(fact, name) for fact in facts]
-        problems += _shown_otherwise(data.image_file(index))
-        try:
-            data.boundaries(index)
-        except DataError as error:
-            problems.append(Problem.of(error, where=sample.id))
-        found.digest = blake2b(sample.image.contiguous().numpy(), digest_size=16).digest()
-        return found
+def _check_sample(
+    data: LabelledImages, index: int
+) -> tuple[list[Problem], bytes | None, list[tuple[str, str]]]:
+    """Problems, the hash of the image's pixels, and (fact of `examine`, task) of its labels."""
+    sample, problems = _read(data, index, list(data.tasks))
+    if sample is None:
+        return problems, None, []
+    known: list[tuple[str, str]] = []
+    for name, label in sample.labels.items():
+        task, where = data.tasks[name], f"{sample.id} ({name})"
+        wrong, facts = examine(label, task, sample.size)
+        if wrong:
+            problems.append(Problem("value", where, wrong))
+            continue
+        stored = None if task.label_names else data.stored(index, name)  # ids are stored as they are
+        if stored is not None and (wrong := task.stored_problem(stored)):
+            problems.append(Problem("vector", where, wrong))
+        known += [(fact, name) for fact in facts]
+    problems += _shown_otherwise(data.image_file(index))
+    try:
+        data.boundaries(index)
+    except DataError as error:
+        problems.append(Problem.of(error, where=sample.id))
+    return problems, blake2b(sample.image.contiguous().numpy(), digest_size=16).digest(), known
 
 
 def _shown_otherwise(path: Path | None) -> list[Problem]:
@@ -151,13 +141,9 @@ def _shown_otherwise(path: Path | None) -> list[Problem]:
     return problems
 
 
-def what_is_wrong(label: Tensor, task: Task, image_size: tuple[int, int]) -> str | None:
-    """Why `label` is not a label of `task` for an image of (height, width); None when it is one."""
-    return _examined(label, task, image_size)[0]
-
-
-def _examined(label: Tensor, task: Task, image_size: tuple[int, int]) -> tuple[str | None, list[str]]:
-    """What is wrong with a label; if nothing, the facts about it."""
+def examine(label: Tensor, task: Task, image_size: tuple[int, int]) -> tuple[str | None, list[str]]:
+    """Return what is wrong with a label for an image of (height, width), or else what it is: "labelled",
+    "useful" (not all of it is ignored), "required" (it has a pixel of `Task.required_label`)."""
     shape = (task.label_channels, *image_size)
     if tuple(label.shape) != shape or label.dtype != task.label_dtype:
         return f"{label.dtype} {list(label.shape)}, expected {task.label_dtype} {list(shape)}", []

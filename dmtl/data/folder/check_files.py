@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from dmtl.data.folder import manifest
@@ -58,7 +59,7 @@ def check_files(
         for path in sorted(files)
         if _id(path) not in listed
     ]
-    return problems + _recorded(root, files, listed, _Comparison(root), workers, progress)
+    return problems + _recorded(root, files, listed, workers, progress)
 
 
 def readable_part(root: str | os.PathLike, split: str) -> Folder:
@@ -73,7 +74,6 @@ def _recorded(
     root: Path,
     files: set[str],
     listed: set[str],
-    compare: _Comparison,
     workers: int,
     progress: Callable[[Iterable], Iterable],
 ) -> list[Problem]:
@@ -85,7 +85,7 @@ def _recorded(
     if not entries:
         return []
     problems: list[Problem] = []
-    for _, found in zip(progress(entries), in_parallel(compare, entries, workers)):
+    for _, found in zip(progress(entries), in_parallel(partial(_compare, root), entries, workers)):
         problems += found
     named = {path for entry in entries for path in entry.files}
     problems += [
@@ -102,34 +102,26 @@ def _recorded(
     return problems
 
 
-class _Comparison:
+def _compare(root: Path, entry: Entry) -> list[Problem]:
     """The files of an entry against what it says."""
+    wrong = {name: _difference(root, name, *recorded) for name, recorded in entry.files.items()}
+    return [Problem("manifest", str(root / name), what) for name, what in wrong.items() if what is not None]
 
-    def __init__(self, root: Path):
-        self.root = root
 
-    def __call__(self, entry: Entry) -> list[Problem]:
-        problems = []
-        for name, (size, digest) in entry.files.items():
-            wrong = self._wrong(name, size, digest)
-            if wrong is not None:
-                problems.append(Problem("manifest", str(self.root / name), wrong))
-        return problems
-
-    def _wrong(self, name: str, size: int, digest: str) -> str | None:
-        try:
-            found = manifest.size_of(self.root, name)
-            if found is None:
-                return "is missing, expected it as converted"
-            if found != size:
-                return f"has {found} bytes, expected {size} as converted"
-            if manifest.digest_of((self.root / name).read_bytes())[1] != digest:
-                return "has another SHA-256, expected the bytes that were converted"
-        except DataError:
-            return None  # a link out of the data set, which is a problem of its own
-        except OSError as error:
-            return f"cannot be read ({error.strerror}), expected it as converted"
-        return None
+def _difference(root: Path, name: str, size: int, digest: str) -> str | None:
+    try:
+        found = manifest.size_of(root, name)
+        if found is None:
+            return "is missing, expected it as converted"
+        if found != size:
+            return f"has {found} bytes, expected {size} as converted"
+        if manifest.digest_of((root / name).read_bytes())[1] != digest:
+            return "has another SHA-256, expected the bytes that were converted"
+    except DataError:
+        return None  # a link out of the data set, which is a problem of its own
+    except OSError as error:
+        return f"cannot be read ({error.strerror}), expected it as converted"
+    return None
 
 
 def _files(root: Path, folder: str) -> Iterator[str]:

@@ -21,15 +21,14 @@ from dmtl.tasks import Task
 READING_OPTIONS = ("scale", "unknown")  # keys of dataset.yaml that concern the files, not the task
 
 
-def read_label(path: Path, task: Task, *, scale: float | None = None, unknown: float | None = None) -> Tensor:
-    """The label map [K, H, W] at `path`.
+def read_label(path: Path, task: Task, **reading: float | None) -> Tensor:
+    """Return the label map [K, H, W] at `path`; `reading` holds the `READING_OPTIONS` that are given.
 
-    `scale` is the value of one step of a PNG of scalars; `unknown` marks one value of a .npy of scalars.
     Raises DataError naming the file when it is damaged or its values are not what the task allows.
     """
     stored = stored_values(path)
     numbers = path.suffix.lower() == ".npy" or stored.dtype.kind == "f"
-    return decode_label(stored, task, path, numbers=numbers, scale=scale, unknown=unknown)
+    return decode_label(stored, task, path, numbers=numbers, **reading)
 
 
 def stored_values(path: Path) -> np.ndarray:
@@ -38,26 +37,13 @@ def stored_values(path: Path) -> np.ndarray:
 
 
 def decode_label(
-    stored: np.ndarray,
-    task: Task,
-    path: str | Path,
-    *,
-    numbers: bool,
-    scale: float | None = None,
-    unknown: float | None = None,
+    stored: np.ndarray, task: Task, where: str | Path, *, numbers: bool, **reading: float | None
 ) -> Tensor:
-    """The label map [K, H, W] of a file's values.
-
-    Args:
-        stored: [H, W], or [H, W, K].
-        path: what messages call it.
-        numbers: whether they are the values themselves (as .npy holds them) or 8- or 16-bit codes (as PNG).
-        scale, unknown: as in `read_label`.
-    """
+    """Return `Task.label_from_stored`; `where` begins the message of its error."""
     try:
-        return task.label_from_stored(stored, numbers=numbers, scale=scale, unknown=unknown)
+        return task.label_from_stored(stored, numbers=numbers, **reading)
     except DataError as error:
-        raise DataError(f"{path}: {error}") from None
+        raise DataError(f"{where}: {error}") from None
 
 
 def label_file(stored: np.ndarray) -> tuple[str, bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ def measure(
     """
     indices = list(range(len(dataset)) if indices is None else indices)
     found, errors, sizes = {name: [] for name in dataset.tasks}, [], Counter()
-    for _, result in zip(progress(indices), in_parallel(_Measurement(dataset), indices, workers)):
+    for _, result in zip(progress(indices), in_parallel(partial(_of_sample, dataset), indices, workers)):
         if isinstance(result, str):
             errors.append(result)
             continue
@@ -79,19 +80,15 @@ def measure(
     return Statistics(sizes.total(), sizes, tasks, errors)
 
 
-class _Measurement:
-    """Statistics of one image's labels, or the message of its error."""
-
-    def __init__(self, dataset: LabelledImages):
-        self.dataset = dataset
-
-    def __call__(self, index: int) -> tuple[tuple[int, int], dict[str, TaskStatistics]] | str:
-        try:
-            sample = self.dataset.read(index)
-        except DataError as error:
-            return str(error)
-        tasks = self.dataset.tasks
-        return sample.size, {name: _of_label(tasks[name], label) for name, label in sample.labels.items()}
+def _of_sample(
+    dataset: LabelledImages, index: int
+) -> tuple[tuple[int, int], dict[str, TaskStatistics]] | str:
+    """Size of the image and statistics of its labels, or the message of an error."""
+    try:
+        sample = dataset.read(index)
+    except DataError as error:
+        return str(error)
+    return sample.size, {name: _of_label(dataset.tasks[name], label) for name, label in sample.labels.items()}
 
 
 def _of_label(task: Task, label_KHW: Tensor) -> TaskStatistics:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -121,42 +122,32 @@ def export_folder(
 
 
 def _collect(
-    writer: _Writer, results: Iterable[tuple[int, object]], done: dict[str, Entry], skip_corrupt: int
+    writer: _Writer, results: Iterable[tuple[int, Any]], done: dict[str, Entry], skip_corrupt: int
 ) -> tuple[Counter, list[str]]:
     """Adds what is finished to the manifest and to `done`. Returns pixels by (task, "unknown" or "all"), and
     a message for each sample that was skipped; raises what cannot be skipped."""
     data, unknown, skipped = writer.dataset, Counter(), []
     with open(writer.root / manifest.NAME, "ab", buffering=0) as record:
         for index, result in results:
-            if isinstance(result, (DataError, OSError)):
+            if isinstance(result, Exception):
                 raise result
-            if isinstance(result, _Corrupt):
-                skipped.append(result.message)
+            entry, found = result
+            if entry is None:
+                skipped.append(found)
                 if len(skipped) > skip_corrupt:
                     state = f"{len(done)} of {len(data)} samples of {data.split} are in {writer.root}"
                     raise DataError(
-                        f"{result.message} (sample {data.ids[index]!r}; {state}; mend it or let some be "
+                        f"{found} (sample {data.ids[index]!r}; {state}; mend it or let some be "
                         "skipped, and repeat to go on)"
                     )
                 continue
-            done[result.entry.id] = result.entry
-            unknown.update(result.unknown)
-            line = result.entry.line().encode() + b"\n"
+            done[entry.id] = entry
+            unknown.update(found)
+            line = entry.line().encode() + b"\n"
             if record.write(line) != len(line):
                 raise OSError(errno.ENOSPC, f"cannot write {record.name}: {os.strerror(errno.ENOSPC)}")
         os.fsync(record.fileno())
     return unknown, skipped
-
-
-@dataclass(frozen=True)
-class _Done:
-    entry: Entry
-    unknown: dict[tuple[str, str], int]
-
-
-@dataclass(frozen=True)
-class _Corrupt:
-    message: str
 
 
 class _Writer:
@@ -170,14 +161,16 @@ class _Writer:
             inner_path(id, "export_folder: id")
         self.replaceable: set[str] = set()
 
-    def __call__(self, index: int) -> _Done | _Corrupt | DataError | OSError:
+    def __call__(
+        self, index: int
+    ) -> tuple[Entry, dict[tuple[str, str], int]] | tuple[None, str] | DataError | OSError:
+        """Write a sample. Returns its entry and its pixels by (task, "unknown" or "all"); None and a message
+        if it cannot be read; what must end the conversion as a value, so that it arrives as it was raised."""
         try:
-            contents, labels = self.contents(index)
-        except DataError as error:
-            return _Corrupt(str(error))
-        except OSError as error:
-            return error
-        try:
+            try:
+                contents, labels = self.contents(index)
+            except DataError as error:
+                return None, str(error)
             for path, content in contents.items():
                 self._put(path, content)
         except (DataError, OSError) as error:
@@ -187,7 +180,7 @@ class _Writer:
         for task, label in labels.items():
             valid = self.dataset.tasks[task].valid(label)
             unknown |= {(task, "unknown"): int((~valid).sum()), (task, "all"): valid.numel()}
-        return _Done(Entry(self.dataset.ids[index], self.dataset.split, files), unknown)
+        return Entry(self.dataset.ids[index], self.dataset.split, files), unknown
 
     def contents(self, index: int) -> tuple[dict[str, bytes], dict[str, Tensor]]:
         """The files of a sample, path -> content, and its labels by task; every pixel has been decoded."""

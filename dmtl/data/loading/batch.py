@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from dmtl.data.base import LabelledImages, stack_images, stack_labels
+from dmtl.data.base import LabelledImages
 from dmtl.data.loading.transforms import PadTo
 from dmtl.errors import DataError
+from dmtl.tasks import Task
 
 
 @dataclass
@@ -100,11 +101,17 @@ class Collate:
         keys, samples = zip(*read)
         pad = PadTo((max(s.size[0] for s in samples), max(s.size[1] for s in samples)))
         samples = [pad(s, self.tasks) for s in samples]
-        labels, present = stack_labels(samples, self.tasks)
+        present = {name: torch.tensor([name in s.labels for s in samples]) for name in self.tasks}
+        labels = {
+            name: torch.stack(
+                [s.labels[name] if name in s.labels else _ignored(task, *s.size) for s in samples]
+            )
+            for name, task in self.tasks.items()
+        }
         batch = Batch(
             ids=[s.id for s in samples],
             index=torch.tensor([key[2] for key in keys]),
-            image=stack_images(samples),
+            image=torch.stack([s.image for s in samples]),
             labels=labels,
             present=present,
             valid_size=[s.valid_size or s.size for s in samples],
@@ -113,3 +120,8 @@ class Collate:
             valid_at=[s.valid_at for s in samples],
         )
         return batch, errors
+
+
+def _ignored(task: Task, height: int, width: int) -> Tensor:
+    """A label [K, H, W] of which no pixel counts."""
+    return torch.full((task.label_channels, height, width), task.ignore, dtype=task.label_dtype)

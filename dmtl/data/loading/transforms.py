@@ -137,12 +137,8 @@ class Photometric:
         saturation: tuple[float, float] = (0.5, 1.5),
         hue_deg: float = 18.0,
     ):
-        self.brightness, self.contrast, self.saturation, self.hue_deg = (
-            brightness,
-            contrast,
-            saturation,
-            hue_deg,
-        )
+        self.brightness, self.hue_deg = brightness, hue_deg
+        self.contrast, self.saturation = contrast, saturation
 
     def __call__(self, sample: Sample, tasks: Mapping[str, Task], rng: np.random.Generator) -> Sample:
         chosen, where = rng.random(4) < 0.5, rng.random(4)

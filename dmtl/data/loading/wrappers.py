@@ -19,24 +19,31 @@ from dmtl.errors import DataError
 
 
 class Wrapper(LabelledImages):
-    """`dataset` as another one sees it: the same images and labels, read by a subclass in its own way."""
+    """`dataset` as another one sees it: its images and labels, which a subclass reads in its own way."""
 
     def __init__(self, dataset: LabelledImages):
         super().__init__(dataset.name, dataset.split, dataset.tasks, dataset.ids)
         self.dataset, self.evaluation = dataset, dataset.evaluation
         self.boundary_task = dataset.boundary_task
 
+    def _at(self, index: int) -> int:
+        """Where the image number `index` is in `dataset`."""
+        return index
+
+    def read(self, index: int, tasks: Iterable[str] | None = None) -> Sample:
+        return self.dataset.read(self._at(index), tasks)
+
     def available(self) -> LabelMatrix:
         return self._exists
 
     def image_file(self, index: int) -> Path | None:
-        return self.dataset.image_file(index)
+        return self.dataset.image_file(self._at(index))
 
     def stored(self, index: int, task: str) -> np.ndarray | None:
-        return self.dataset.stored(index, task)
+        return self.dataset.stored(self._at(index), task)
 
     def boundaries(self, index: int) -> Tensor | None:
-        return self.dataset.boundaries(index)
+        return self.dataset.boundaries(self._at(index))
 
     def identity(self, task: str | None = None) -> list:
         return self.dataset.identity(task)
@@ -143,20 +150,11 @@ class Subset(Wrapper):
         self.indices = list(indices)
         self.ids = [dataset.ids[i] for i in self.indices]
 
-    def read(self, index: int, tasks: Iterable[str] | None = None) -> Sample:
-        return self.dataset.read(self.indices[index], tasks)
+    def _at(self, index: int) -> int:
+        return self.indices[index]
 
     def available(self) -> LabelMatrix:
         return self.dataset.available().subset(ids=self.ids)
-
-    def image_file(self, index: int) -> Path | None:
-        return self.dataset.image_file(self.indices[index])
-
-    def stored(self, index: int, task: str) -> np.ndarray | None:
-        return self.dataset.stored(self.indices[index], task)
-
-    def boundaries(self, index: int) -> Tensor | None:
-        return self.dataset.boundaries(self.indices[index])
 
     def identity(self, task: str | None = None) -> list:
         return ["Subset", self.indices, self.dataset.identity(task)]
