@@ -20,7 +20,7 @@ def test_names_choose_the_class():
         ("diffusionmlt", {}, "model must be one of diffusionmtl, mtl, got 'diffusionmlt'; did you mean"),
         ("mtl", {"diffusion": "feature"}, 'diffusion must be "none" for MultiTaskBaseline'),
         ("diffusionmtl", {"diffusion": "none"}, 'must be "feature" or "prediction" for DiffusionMTL'),
-        ("mtl", {"widht": 8}, "widht is not a known key; did you mean 'width'"),
+        ("mtl", {"widht": 8}, "widht is not a known key; did you mean 'model.width'"),
     ):
         with pytest.raises(ConfigError, match=message):
             create_model(name, TASKS, **options)

@@ -80,7 +80,7 @@ def test_corrupt_weights(saved, damage):
         ("{", "not valid JSON"),
         ("\xff", "not valid JSON"),
         ("[1]", "must hold an object, got list"),
-        ('{"widht": 3}', r"model\.widht is not a known key; did you mean 'width'"),
+        ('{"widht": 3}', r"model\.widht is not a known key; did you mean 'model.width'"),
         ('{"width": "a"}', "must be of type int"),
         ('{"tasks": [{"name": "foo"}]}', "kind must be given"),
         ("{}", "model.tasks must name at least one task"),

@@ -59,7 +59,7 @@ def test_a_subset_of_tasks_gives_their_share_of_the_whole(models, diffusion, tas
 
 
 @pytest.mark.parametrize("backend", backend_params("cpu", "triton", "cuda"))
-@pytest.mark.parametrize("diffusion", MECHANISMS)
+@pytest.mark.parametrize("diffusion", ["prediction", pytest.param("feature", marks=pytest.mark.slow)])
 def test_every_backend_gives_the_same_model(diffusion, backend):
     """Maps, predictions and gradients with every op that the backend has by that backend."""
     names = {name for name, spec in REGISTRY.items() if not serves(spec, backend, torch.float32)}

@@ -27,9 +27,26 @@ SPECS = [pytest.param(spec, id=name) for name, spec in REGISTRY.items()]
 SIZES = ("tiny", "odd")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("backend", backend_params())
-@pytest.mark.parametrize("spec", SPECS)
+def quick(name: str, backend: str, dtype: torch.dtype) -> bool:
+    """Whether `make test` runs this: Triton's interpreter is slow, and slowest for map_loss."""
+    return backend != "triton" or (dtype == torch.float32 and name != "map_loss")
+
+
+@pytest.mark.parametrize(
+    ("spec", "backend", "dtype"),
+    [
+        pytest.param(
+            spec,
+            *backend.values,
+            dtype,
+            id=f"{name}-{backend.values[0]}-{dtype}",
+            marks=[*backend.marks, *([] if quick(name, backend.values[0], dtype) else [pytest.mark.slow])],
+        )
+        for name, spec in REGISTRY.items()
+        for backend in backend_params()
+        for dtype in DTYPES
+    ],
+)
 def test_agrees_with_float64(spec, backend, dtype, poisoned):
     """At most twice the error of the reference in the same dtype, plus the op's floor; same strides; every
     element written; the same bits a second time."""

@@ -154,13 +154,13 @@ def inputs_of(stream) -> tuple[int, ...]:
     seed, task, sample, step, block = stream
     caught = []
 
-    def philox(counter, key, rounds=10):
+    def watched(counter, key, rounds=10):
         caught.extend(
             int(word.flatten()[-1]) for word in (*counter[1:], *key) if isinstance(word, torch.Tensor)
         )
         return original(counter, key, rounds)
 
-    original, philox.philox4x32 = philox.philox4x32, philox
+    original, philox.philox4x32 = philox.philox4x32, watched
     try:
         philox.words(torch.tensor([[seed, task, sample]]), 4, step)
     finally:
