@@ -279,7 +279,7 @@ def test_output_below_a_file(dmtl, tmp_path, trained, data, words):
         ([], "cannot write run/best/model.safetensors"),
         (
             ["--log.checkpoint-every", "1"],
-            "cannot write run/checkpoints/step-00000001.pt: File too large; there is no checkpoint before it",
+            "cannot write run/checkpoints/step-00000001.pt: File too large; there is none before it",
         ),
     ],
 )

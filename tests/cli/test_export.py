@@ -69,7 +69,7 @@ def test_wrong_words(dmtl, baseline, tmp_path, options, words):
 
 def test_missing_model(dmtl):
     refused(dmtl("export", "nowhere"), "nowhere: no such file or folder")
-    refused(dmtl("export"), "missing MODEL")
+    refused(dmtl("export"), "Missing from dmtl export: MODEL")
 
 
 @pytest.mark.slow
