@@ -8,6 +8,7 @@ each task.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,7 +77,7 @@ def _mixed(estimates: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return total
 
 
-def _step(x0_hat: Tensor, x_t: Tensor, plan: Plan, i: int, **noise: Tensor | int) -> Tensor:
+def _step(x0_hat: Tensor, x_t: Tensor, plan: Plan, i: int, **noise: Any) -> Tensor:
     """x_{t-1}: in x_t's memory, unless autograd may need x_t or a compiler plans the memory."""
     coefficients = (_filled(x_t, i), plan.coef1, plan.coef2, plan.sigma)
     if torch.is_grad_enabled() or torch.compiler.is_compiling():

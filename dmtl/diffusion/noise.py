@@ -50,7 +50,7 @@ class CounterNoise:
                 else type(samples).__name__
             )
             raise TypeError(f"CounterNoise: samples must be an int64 tensor [B], got {got}")
-        self.seed = seed if on_device else _signed(seed)
+        self.seed = seed if isinstance(seed, Tensor) else _signed(seed)
         self.samples = samples
 
     def another(self, number: int) -> CounterNoise:
@@ -66,8 +66,10 @@ class CounterNoise:
             else:
                 samples = self.samples if rows is None else self.samples[rows]
             samples = samples.to(x.device)
-            own = isinstance(self.seed, Tensor)
-            seed = self.seed.expand(samples.shape) if own else torch.full_like(samples, self.seed)
+            if isinstance(self.seed, Tensor):
+                seed = self.seed.expand(samples.shape)
+            else:
+                seed = torch.full_like(samples, self.seed)
             number = torch.full_like(samples, task_number(task))
             keys.append(torch.stack([seed, number, samples], 1))
         key_R3 = joined(keys)

@@ -81,7 +81,6 @@ def ancestral(abar: Sequence[float]) -> list[Coefficients]:
     return ddim(abar, eta=1.0)
 
 
-@SAMPLERS.register("ddim")
 def ddim(abar: Sequence[float], eta: float = 0.0) -> list[Coefficients]:
     """Add `eta` times the ancestral noise; none by default."""
     steps, below = [], 1.0
@@ -92,6 +91,9 @@ def ddim(abar: Sequence[float], eta: float = 0.0) -> list[Coefficients]:
         steps.append(Coefficients(coef1, coef2, sigma))
         below = level
     return steps
+
+
+SAMPLERS.register("ddim")(ddim)  # as a decorator it would hide `eta` from type checkers
 
 
 @SAMPLERS.register("dpmpp_2m")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,9 @@ class Plan:
 
     def to(self, device: torch.device) -> Plan:
         """The same plan with its tables on `device`."""
-        tables = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tables: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
         return replace(self, **tables)
 
 
@@ -97,8 +100,10 @@ class Schedule:
                 f"plan: the sampler must give {steps} steps, with weights of estimates there are, got {mix}"
             )
         noisy = [math.sqrt(level) for level in abar], [math.sqrt(1 - level) for level in abar]
-        tables = [torch.tensor(table, dtype=torch.float32) for table in (*noisy, coef1, coef2, sigma)]
-        return Plan(tuple(levels), *tables, mix)
+        sqrt_abar, sqrt_rest, by_estimate, by_x, by_noise = [
+            torch.tensor(table, dtype=torch.float32) for table in (*noisy, coef1, coef2, sigma)
+        ]
+        return Plan(tuple(levels), sqrt_abar, sqrt_rest, by_estimate, by_x, by_noise, mix)
 
     def _abar_at(self, level: float) -> float:
         """abar at a level that may be fractional; log abar is linear in between."""

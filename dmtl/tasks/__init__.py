@@ -129,6 +129,6 @@ def chosen_tasks(function: str, known: Iterable[str], wanted: Iterable[str] | No
     return names
 
 
-def _nearest(word: Any, words) -> str:
+def _nearest(word: object, words: Iterable[str]) -> str:
     close = nearest(word, words)
     return f" (did you mean {close!r}?)" if close else ""

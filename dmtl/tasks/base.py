@@ -77,8 +77,9 @@ class Task(Stored):
     unit_length: ClassVar[bool] = False  # labels and predictions are vectors of length 1
     label_names: ClassVar[tuple[str, ...]] = ()  # what labels 0, 1, ... mean; none if labels are numbers
     required_label: ClassVar[int | None] = None  # a data set without this label anywhere teaches nothing
+    _loss_kind: ClassVar[Callable[[Any], dict[str, Any]]]  # a method, where `loss` has a name for it
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Checks the options; subclasses extend it."""
         self._require(
             isinstance(self.name, str) and _NAME.fullmatch(self.name) is not None,

@@ -22,7 +22,7 @@ from dmtl.tasks.stored import Pixels, rounded
 class Binary(Ids):
     """What binary tasks share: a sigmoid logit, a map of probabilities, labels 0 and 1 (above 0.5 is 1)."""
 
-    thin: bool = False  # see Task.thin
+    thin: bool = False  # type: ignore[misc]  # see Task.thin; here every task has its own
 
     kind = "binary"
     channels = 1
@@ -36,7 +36,7 @@ class Binary(Ids):
     higher_is_better = True
     scale: ClassVar[np.ndarray] = EMBER  # colours of probabilities 0 .. 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self._require(isinstance(self.thin, bool), "thin", "true or false", self.thin)
 
@@ -83,7 +83,7 @@ class Mask(Binary):
 
     pos_weight: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self._number("pos_weight", low=0.0)
 
@@ -98,6 +98,8 @@ class Mask(Binary):
         return PixelF(ignore=self.ignore, **options)
 
 
-def weighted_bce(logits: Tensor, positive: Tensor, positive_weight: float, negative_weight: float) -> Tensor:
+def weighted_bce(
+    logits: Tensor, positive: Tensor, positive_weight: float | Tensor, negative_weight: float | Tensor
+) -> Tensor:
     """-(w+ y log p + w- (1 - y) log(1 - p)), p = sigmoid(logits), per element and without overflow."""
     return positive * positive_weight * F.softplus(-logits) + ~positive * negative_weight * F.softplus(logits)

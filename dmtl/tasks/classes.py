@@ -72,7 +72,7 @@ class Classes(Ids):
     primary = "mIoU"
     higher_is_better = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         names = self.classes
         if isinstance(names, int) and not isinstance(names, bool):
@@ -87,11 +87,11 @@ class Classes(Ids):
         object.__setattr__(self, "classes", tuple(names))
 
     @property
-    def label_names(self) -> tuple[str, ...]:
+    def label_names(self) -> tuple[str, ...]:  # type: ignore[override]  # follows from an option
         return self.classes
 
     @property
-    def channels(self) -> int:
+    def channels(self) -> int:  # type: ignore[override]  # follows from an option
         return len(self.classes)
 
     @property

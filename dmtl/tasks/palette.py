@@ -45,7 +45,7 @@ _FAMILIAR = {
 
 
 def _rgb(code: str) -> tuple[int, int, int]:
-    return tuple(int(code[i : i + 2], 16) for i in (0, 2, 4))
+    return int(code[:2], 16), int(code[2:4], 16), int(code[4:], 16)
 
 
 def _scale(codes: str) -> np.ndarray:
@@ -78,20 +78,20 @@ def vector_colours(vector_3HW: np.ndarray) -> np.ndarray:
 
 def swatches(names: Iterable[str], colours_N3: np.ndarray) -> list[tuple[str, tuple[int, int, int]]]:
     """Names with their colours, as entries of a legend."""
-    return [(name, tuple(int(v) for v in colour)) for name, colour in zip(names, colours_N3, strict=True)]
+    return [(name, (int(r), int(g), int(b))) for name, (r, g, b) in zip(names, colours_N3, strict=True)]
 
 
 @lru_cache(maxsize=64)
 def class_palette(classes: tuple[str, ...]) -> np.ndarray:
     """One colour for each class, uint8 [n,3]: the familiar one by name, otherwise one far from the rest."""
     familiar = [_FAMILIAR.get(name.lower()) for name in classes]
-    first = [code is not None and code not in familiar[:i] for i, code in enumerate(familiar)]
+    first = [None if code in familiar[:i] else code for i, code in enumerate(familiar)]
     taken = [GREY.astype(float)]
-    taken += [np.array(_rgb(code), float) for code, is_first in zip(familiar, first, strict=True) if is_first]
+    taken += [np.array(_rgb(code), float) for code in first if code is not None]
     colours = []
-    for i, (code, is_first) in enumerate(zip(familiar, first, strict=True)):
-        if is_first:
-            colours.append(_rgb(code))
+    for i, code in enumerate(first):
+        if code is not None:
+            colours.append(np.array(_rgb(code), float))
             continue
         candidates = np.array([_spread(j) for j in range(i, i + 9 + 3 * len(classes))], float)
         distance = np.linalg.norm(candidates[:, None] - np.stack(taken), axis=-1).min(1)
@@ -107,5 +107,5 @@ def class_palette(classes: tuple[str, ...]) -> np.ndarray:
 def _spread(i: int) -> tuple[int, int, int]:
     """Neighbouring i get hues a golden angle apart, and saturation and brightness that change with them."""
     hue = (0.58 + 0.61803399 * i) % 1.0
-    rgb = colorsys.hsv_to_rgb(hue, (0.72, 0.5, 0.85)[i % 3], (0.93, 0.78, 0.66)[(i // 3) % 3])
-    return tuple(round(255 * c) for c in rgb)
+    red, green, blue = colorsys.hsv_to_rgb(hue, (0.72, 0.5, 0.85)[i % 3], (0.93, 0.78, 0.66)[(i // 3) % 3])
+    return round(255 * red), round(255 * green), round(255 * blue)

@@ -100,11 +100,11 @@ class Edge(Binary):
     name: str = "edge"
     weight: float = 50.0
     balance: float = 0.95
-    thin: bool = True
+    thin: bool = True  # type: ignore[misc]  # as in `Binary`
 
     scale = INK
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self._number("balance", low=0.0, high=1.0)
 

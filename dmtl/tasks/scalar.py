@@ -41,7 +41,7 @@ class Scalar(Task):
     higher_is_better = False
     graded = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for option in ("log", "distance", "inverse"):
             value = getattr(self, option)
@@ -56,14 +56,14 @@ class Scalar(Task):
             self._require(self.low < self.high, "high", f"above low ({self.low:g})", self.high)
 
     @property
-    def unit(self) -> str:
+    def unit(self) -> str:  # type: ignore[override]  # follows from an option
         return "m" if self.distance else ""
 
     def metric_unit(self, metric: str) -> str:
         return self.unit if metric in _SCORES else ""
 
     @property
-    def primary(self) -> str:
+    def primary(self) -> str:  # type: ignore[override]  # follows from an option
         return self.score
 
     @property
@@ -84,7 +84,7 @@ class Scalar(Task):
         return {"kind": "absolute", "log": self.log, "positive": self.positive}
 
     @property
-    def decoding(self) -> str:
+    def decoding(self) -> str:  # type: ignore[override]  # follows from an option
         return "exp" if self.log else "value"
 
     def error(self, map: Tensor, label_BKHW: Tensor) -> Tensor:

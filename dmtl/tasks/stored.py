@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -35,6 +36,11 @@ class Stored:
     label_channels: ClassVar[int] = 1
     label_dtype: ClassVar[torch.dtype] = torch.float32
     map_dtype: ClassVar[torch.dtype] = torch.float32  # of decoded predictions
+
+    # What `Task` adds.
+    name: str
+    ignore: float
+    valid: Callable[[Tensor], Tensor]
 
     def label_from_stored(
         self, stored: np.ndarray, *, numbers: bool, scale: float | None = None, unknown: float | None = None
