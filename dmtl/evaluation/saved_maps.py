@@ -135,16 +135,16 @@ class SavedMaps:
         self.folder, self.tasks = Path(folder), dict(tasks)
         if not self.folder.is_dir():
             raise DataError(f"{folder}: no such folder, expected <task>/<id>.png or .npy in it")
-        needed = {name: list(needed[name]) for name in tasks}
+        wanted = {name: list(needed[name]) for name in tasks}
         self.files = {}
-        for name, ids in needed.items():
+        for name, ids in wanted.items():
             found = (find_files(self.folder / name, (suffix,), ids) for suffix in (".png", ".npy"))
             self.files[name] = {id: self.folder / name / file for part in found for id, file in part.items()}
-        missing = [f"{name}/{id}" for name, ids in needed.items() for id in ids if id not in self.files[name]]
+        missing = [f"{name}/{id}" for name, ids in wanted.items() for id in ids if id not in self.files[name]]
         if missing:
             shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise DataError(
-                f"{folder}: {len(missing)} of {sum(map(len, needed.values()))} maps are missing: {shown}, "
+                f"{folder}: {len(missing)} of {sum(map(len, wanted.values()))} maps are missing: {shown}, "
                 "expected <task>/<id>.png or .npy"
             )
         self._reading = _readings(self.folder / "maps.json")
@@ -200,7 +200,7 @@ def read_map(
 
 def _fitting(path: Path, stored: np.ndarray, size: tuple[int, int], channels: int) -> np.ndarray:
     """The values as [H, W] or [K, H, W]."""
-    layouts = {size: stored} if channels == 1 else {}
+    layouts: dict[tuple[int, ...], np.ndarray] = {size: stored} if channels == 1 else {}
     if stored.ndim == 3:
         layouts |= {(*size, channels): np.moveaxis(stored, 2, 0), (channels, *size): stored}
     if stored.shape not in layouts:

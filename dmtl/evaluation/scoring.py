@@ -100,7 +100,7 @@ def score(
             on_batch(len(batch.ids))
     metrics: Metrics = {}
     for (name, kind), meter in sums.meters(scores.meter).items():
-        if kind == _AUROC:
+        if isinstance(meter, ErrorAuroc):
             metrics[name][_AUROC] = meter.compute()
         elif kind == "boundaries":
             metrics[name] |= meter.compute()
@@ -131,7 +131,10 @@ class _Scores:
         task, kind = self.tasks[key[0]], key[1]
         if kind == _AUROC:
             return ErrorAuroc(task.graded)
-        return self.boundaries.metric(task.ignore) if kind == "boundaries" else task.new_metric()
+        if kind == "boundaries":
+            assert self.boundaries is not None  # else nothing has such a key
+            return self.boundaries.metric(task.ignore)
+        return task.new_metric()
 
     def __call__(self, batch: Batch, names: list[str], options: dict) -> dict[_Key, Meter]:
         """The meters of one batch."""
@@ -149,9 +152,9 @@ class _Scores:
         self.on_maps(batch, maps)
         meters: dict[_Key, Meter] = {}
 
-        def new(*key: str) -> Any:
-            meters[key] = self.meter(key)
-            return meters[key]
+        def new(name: str, kind: str) -> Any:
+            meters[name, kind] = self.meter((name, kind))
+            return meters[name, kind]
 
         for name in names:
             task, label, map = self.tasks[name], batch.labels[name], maps[name]
@@ -215,7 +218,7 @@ def _on_cpu(states: Mapping[_Key, _State]) -> dict[_Key, _State]:
 
 
 @contextmanager
-def for_inference(model: Any):
+def for_inference(model: Any) -> Iterator[None]:
     """A module in eval mode, the mode of each of its parts restored afterwards; anything else as it is."""
     modes = [(m, m.training) for m in model.modules()] if isinstance(model, nn.Module) else []
     if modes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -80,7 +80,7 @@ def _common_folder(folders: Iterable[Path]) -> Path:
     return Path(os.path.commonpath(list(folders)))
 
 
-def _walk(folder: Path, out_dir: Path, failures: list[Failure]):
+def _walk(folder: Path, out_dir: Path, failures: list[Failure]) -> Iterator[Path]:
     def unreadable(error: OSError) -> None:
         failures.append(
             Failure(str(error.filename), f"cannot be listed ({error.strerror}), expected a folder of images")

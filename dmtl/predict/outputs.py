@@ -183,6 +183,7 @@ class Outputs:
         if pictures:
             if frame.item not in self._videos:
                 paths = {name: self._picture_path(name, f"{frame.item.name}.mp4") for name in pictures}
+                assert frame.rate is not None  # every frame of a video has it
                 self._videos[frame.item] = VideoWriter(paths, frame.rate)
             self._videos[frame.item].add(pictures)
 

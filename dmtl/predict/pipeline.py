@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass
@@ -57,11 +58,11 @@ def read_ahead(calls: Generator[tuple[Executor, Callable[[], T]]], depth: int, w
 
 
 def batched(
-    results: Iterable[T], key: Callable[[T], Hashable | None], limit: Callable[[Hashable], int]
+    results: Iterable[T], key: Callable[[T], K | None], limit: Callable[[K], int]
 ) -> Iterator[list[T]]:
     """Neighbours with equal keys in lists of at most `limit(key)`; what has no key (None) comes alone."""
     batch: list[T] = []
-    held: Hashable | None = None
+    held: K | None = None
     for result in results:
         found = key(result)
         if batch and found != held:

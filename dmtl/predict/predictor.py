@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,9 +87,19 @@ class Predictor:
         self.device = pick_device(model.device if device is None else device)
         self.steps, self.chain = steps, {"steps": steps, "eta": eta, "sampler": sampler}
         self.seed, self.samples = seed, samples
-        options = self.chain | {"samples": samples, "tile": tile, "inplace": inplace}
         names = list(self.tasks)
-        self.engine = Engine(model, self.device, precision=precision, tasks=names, **options)
+        self.engine = Engine(
+            model,
+            self.device,
+            precision=precision,
+            steps=steps,
+            eta=eta,
+            sampler=sampler,
+            tasks=names,
+            samples=samples,
+            tile=tile,
+            inplace=inplace,
+        )
         self._batches = BatchPredictor(self.engine, self.device, names, seed, batch_size)
 
     def __call__(self, image: Tensor | np.ndarray | Image.Image | str | os.PathLike) -> dict[str, Tensor]:
@@ -151,7 +162,7 @@ class Predictor:
             require_av()
         outputs = Outputs(summary.out_dir, self.tasks, pictures=pictures, npy=npy)
         images: list[dict] = []
-        options = {**self.chain, "seed": self.seed}
+        options: dict[str, Any] = {**self.chain, "seed": self.seed}
         options |= {"samples": self.samples, "precision": self.engine.precision}
         if self.samples > 1:
             options["uncertainty"] = {name: describe_uncertainty(task) for name, task in self.tasks.items()}

@@ -107,7 +107,7 @@ class Stream:
                 continue
             clip = self._clip(item)
             try:
-                while clip.gi_frame is not None:  # what is asked for after its end is None
+                while clip.gi_frame is not None:  # type: ignore[attr-defined]  # of generators; what is asked for after its end is None
                     yield self._decoder, partial(next, clip, None)
             finally:
                 self._decoder.submit(clip.close)
@@ -139,15 +139,16 @@ class Stream:
         """To the writing threads."""
         if computed is None:
             (other,) = group
-            if other is not None:
+            if isinstance(other, (VideoEnd, Failure)):
                 self._behind.room()
                 self._behind.add(self._encoder.submit(self._end, other))
             return
         computed.wait()
-        if len(group) > 1 and not computed.finite:  # which of them?
-            computed = self.predict.singly([frame.image for frame in group])
+        frames = [frame for frame in group if isinstance(frame, Frame)]
+        if len(frames) > 1 and not computed.finite:  # which of them?
+            computed = self.predict.singly([frame.image for frame in frames])
             computed.wait()
-        for frame, maps in zip(group, computed.maps, strict=True):
+        for frame, maps in zip(frames, computed.maps, strict=True):
             pixels = frame.size[0] * frame.size[1]
             self._behind.room(pixels)
             job = self._writers.submit(self._write, frame, maps)

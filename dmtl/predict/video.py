@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ class VideoReader:
             yield from self._taken(av, container, stream, duration)
 
     def _taken(
-        self, av: ModuleType, container, stream, duration: float | None
+        self, av: ModuleType, container: Any, stream: Any, duration: float | None
     ) -> Iterator[tuple[int, Tensor]]:
         end, taken = 0.0, 0
         for number, frame in enumerate(_decoded(av, container, stream, self.path)):
@@ -135,7 +136,8 @@ class _File:
     def __init__(self, path: Path, rate: Fraction):
         self.path, self._rate = path, rate
         self._part: str | None = None
-        self._container = self._stream = None
+        self._container: Any = None
+        self._stream: Any = None
 
     def add(self, picture_HW3: np.ndarray) -> None:
         av = require_av()
@@ -151,13 +153,14 @@ class _File:
             self._container.mux(self._stream.encode(frame))
 
     def finish(self) -> None:
-        if self._container is None:
+        part = self._part
+        if self._container is None or part is None:
             return
         with self._errors(require_av()):
             self._container.mux(self._stream.encode())
             self._container.close()
         self._container = None
-        write_atomically(self.path, lambda temporary: os.replace(self._part, temporary))
+        write_atomically(self.path, lambda temporary: os.replace(part, temporary))
         self._part = None
 
     def discard(self) -> None:
@@ -189,7 +192,7 @@ class _File:
             raise OSError(number, f"cannot write {self.path}: {one_line(error)}") from None
 
 
-def _decoded(av: ModuleType, container, stream, path: Path) -> Iterator:
+def _decoded(av: ModuleType, container: Any, stream: Any, path: Path) -> Iterator:
     """All frames that can be had; then DataError if there was damage."""
     try:
         for packet in container.demux(stream):
@@ -202,14 +205,14 @@ def _decoded(av: ModuleType, container, stream, path: Path) -> Iterator:
     raise DataError(f"{path}: damaged or truncated ({damage}), expected a complete video")
 
 
-def _upright(frame) -> Tensor:
+def _upright(frame: Any) -> Tensor:
     """uint8 [3, H, W], turned as the file's display matrix says, to a quarter."""
     pixels = frame.to_ndarray(format="rgb24")
     pixels = np.rot90(pixels, round(frame.rotation / 90) % 4)
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-def _duration(container, stream) -> float | None:
+def _duration(container: Any, stream: Any) -> float | None:
     """Seconds of video that the file promises; None where only its sound may be so long."""
     if stream.duration:
         return float(stream.duration * stream.time_base)
