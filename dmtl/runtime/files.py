@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
+def write_atomically(path: str | os.PathLike, write: Callable[[str], object]) -> None:
     """Calls `write` with a temporary name in the target's folder, then renames it over `path`.
 
     When `write` or the rename fails the old file stays as it was and nothing is left behind. An OSError
@@ -33,12 +33,12 @@ def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
             os.unlink(temporary)
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     """`write_atomically` for bytes."""
     write_atomically(path, lambda temporary: Path(temporary).write_bytes(content))
 
 
-def write_text(path: str | Path, text: str) -> None:
+def write_text(path: str | os.PathLike, text: str) -> None:
     """`write_atomically` for UTF-8 text."""
     write_bytes(path, text.encode("utf-8"))
 

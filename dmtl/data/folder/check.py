@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -61,7 +61,7 @@ def check_dataset(
     *,
     seen: dict[bytes | str, str] | None = None,
     workers: int = 0,
-    progress: Callable[[Iterable], Iterable] = iter,
+    progress: Callable[[Sequence], Iterable] = iter,
 ) -> list[Problem]:
     """Reads everything and lists what is wrong; all is well if no problem `is_fault`.
 

@@ -21,7 +21,7 @@ def check_files(
     root: str | os.PathLike,
     *,
     workers: int = 0,
-    progress: Callable[[Iterable], Iterable] = iter,
+    progress: Callable[[Sequence], Iterable] = iter,
 ) -> list[Problem]:
     """Lists links out of the folder, ids without an image, files that no split names, and files that are
     missing, changed or unknown by `manifest.jsonl`, where there is one.
@@ -75,7 +75,7 @@ def _recorded(
     files: set[str],
     listed: set[str],
     workers: int,
-    progress: Callable[[Iterable], Iterable],
+    progress: Callable[[Sequence], Iterable],
 ) -> list[Problem]:
     """What differs from the manifest."""
     try:

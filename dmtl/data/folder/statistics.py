@@ -60,7 +60,7 @@ def measure(
     indices: Sequence[int] | None = None,
     *,
     workers: int = 0,
-    progress: Callable[[Iterable], Iterable] = iter,
+    progress: Callable[[Sequence], Iterable] = iter,
 ) -> Statistics:
     """Statistics of the labels at `indices` (None: of all). What cannot be read is left out and reported.
 

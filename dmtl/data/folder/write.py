@@ -64,7 +64,7 @@ def export_folder(
     *,
     skip_corrupt: int = 0,
     workers: int = 0,
-    progress: Callable[[Iterable], Iterable] = iter,
+    progress: Callable[[Sequence], Iterable] = iter,
 ) -> Exported:
     """Writes `dataset` to the folder `out`; `Folder(out, dataset.split)` then reads the same values.
 

@@ -6,7 +6,7 @@ Colours come from the page's style sheet (classes s0, s1, ...), so they follow l
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from markupsafe import Markup, escape
 
@@ -17,6 +17,8 @@ WIDTH, HEIGHT = 420, 236
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 40
 MAX_POINTS = 160  # a longer series is averaged in equal groups: more points than pixels only thicken the line
 COLOURS = 8
+
+Scale = Callable[[float], float]  # from a value to its place in the picture
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -109,7 +111,9 @@ def chart_svg(chart: Chart) -> Markup | None:
     return Markup(head + "".join(parts) + "</svg>")
 
 
-def _axes(chart: Chart, x_ticks, y_ticks, px, py):
+def _axes(
+    chart: Chart, x_ticks: Sequence[float], y_ticks: Sequence[float], px: Scale, py: Scale
+) -> Iterator[str]:
     bottom = HEIGHT - BOTTOM
     for tick in y_ticks:
         y = py(tick)
@@ -128,7 +132,9 @@ def _axes(chart: Chart, x_ticks, y_ticks, px, py):
     yield f'<text class="label" {turned} text-anchor="middle">{escape(chart.y_label)}</text>'
 
 
-def _line(chart: Chart, name: str, index: int, points, px, py):
+def _line(
+    chart: Chart, name: str, index: int, points: Sequence[tuple[float, float]], px: Scale, py: Scale
+) -> Iterator[str]:
     if not points:
         return
     colour = f"s{index % COLOURS}"

@@ -33,7 +33,7 @@ def dataset_report(
     count: int = 8,
     measured: int | None = MEASURED,
     workers: int = 0,
-    progress: Callable[[Iterable], Iterable] = iter,
+    progress: Callable[[Sequence], Iterable] = iter,
 ) -> Path:
     """Writes one HTML file, which needs nothing else, to `out_path` and returns that path.
 
@@ -64,7 +64,7 @@ def dataset_report(
     return path
 
 
-def _facts(dataset: LabelledImages, statistics: Statistics) -> list[tuple[str, str]]:
+def _facts(dataset: LabelledImages, statistics: Statistics) -> list[tuple[str, object]]:
     per_image = dataset.available().statistics()["labels_per_image"]
     labels = sum(int(number) * count for number, count in per_image.items())
     sizes = sorted(statistics.sizes)
@@ -193,5 +193,5 @@ def _disc(values_N3: np.ndarray) -> Markup:
     )
 
 
-def _rgb(colour: np.ndarray) -> str:
+def _rgb(colour: Iterable[float]) -> str:
     return "rgb({},{},{})".format(*(int(v) for v in colour))

@@ -35,8 +35,8 @@ def picture(rgb: np.ndarray) -> Picture:
     image = Image.fromarray(np.ascontiguousarray(rgb))
     if max(image.size) > MAX_SIDE:
         scale = MAX_SIDE / max(image.size)
-        size = tuple(max(1, round(s * scale)) for s in image.size)
-        image = image.resize(size, Image.Resampling.BOX)
+        width, height = (max(1, round(s * scale)) for s in image.size)
+        image = image.resize((width, height), Image.Resampling.BOX)
     stream = io.BytesIO()
     image.save(stream, "PNG", optimize=True)
     uri = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")

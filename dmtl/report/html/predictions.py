@@ -7,6 +7,7 @@ where it is wrong.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from dmtl.data import LabelledImages, LabelMatrix
 from dmtl.engine.engine import Engine
+from dmtl.models import DiffusionMTL, MultiTaskBaseline, Prediction
 from dmtl.report.html.content import Cell, SamplePictures
 from dmtl.report.html.uncertainty import uncertainty_cells
 from dmtl.tasks import Task
+from dmtl.tasks.base import Range
 from dmtl.train.pictures import colour_scale, predicted
 
 HIDDEN = "not labelled in training"
@@ -24,7 +27,7 @@ HIDDEN = "not labelled in training"
 
 @torch.inference_mode()
 def sample_pictures(
-    models: Mapping[str, torch.nn.Module],
+    models: Mapping[str, DiffusionMTL | MultiTaskBaseline],
     dataset: LabelledImages,
     indices: Sequence[int],
     *,
@@ -49,12 +52,12 @@ def sample_pictures(
     result = []
     for index in indices:
         sample = dataset.read(index)
-        shared, options = (sample.image, index), {"steps": steps, "seed": seed}
+        options: dict[str, Any] = {"image_CHW": sample.image, "index": index, "steps": steps, "seed": seed}
         predictions = {
-            name: predicted(model.eval(), model.device, *shared, **options, trace=True)
+            name: predicted(model.eval(), model.device, **options, trace=True)
             for name, model in models.items()
         }
-        averaged = None if engine is None else predicted(engine.maps, engine.device, *shared, **options)
+        averaged = None if engine is None else predicted(engine.maps, engine.device, **options)
         chains = sum(bool(p.trace) for p in predictions.values())
         rows = {}
         for task in tasks.values():
@@ -65,7 +68,7 @@ def sample_pictures(
             for name, prediction in predictions.items():
                 if task.name in prediction.final:
                     cells += _cells(task, name, prediction, scale, chains)
-            if averaged is not None and task.name in averaged.uncertainty:
+            if engine is not None and averaged is not None and task.name in averaged.uncertainty:
                 cells += uncertainty_cells(task, averaged, label, engine.samples)
             rows[task.name] = cells
         image = sample.image.permute(1, 2, 0).numpy()
@@ -73,14 +76,14 @@ def sample_pictures(
     return result
 
 
-def _label_cell(task: Task, label: Tensor | None, scale, labels: LabelMatrix | None, id: str) -> Cell:
+def _label_cell(task: Task, label: Tensor | None, scale: Range, labels: LabelMatrix | None, id: str) -> Cell:
     if label is None:
         return Cell("label", None)
     hidden = labels is not None and task.name not in labels.tasks_of(id)
     return Cell("label", task.label_picture(label, scale), HIDDEN if hidden else "")
 
 
-def _cells(task: Task, name: str, prediction, scale, chains: int) -> list[Cell]:
+def _cells(task: Task, name: str, prediction: Prediction, scale: Range, chains: int) -> list[Cell]:
     def paint(caption: str, logits: Tensor) -> Cell:
         return Cell(caption, task.picture(task.decode(logits.float())[0].cpu(), scale))
 

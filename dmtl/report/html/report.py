@@ -74,7 +74,7 @@ def write_page(
                 data.uncertainty = error_auroc(engine, val_set, last, steps)
             data.legends = {n: task.legend() for model in models.values() for n, task in model.tasks.items()}
             shown = show(val_set, evenly(len(val_set), pictures), engine=engine, note="validation image")
-            if train_pictures and run.labels is not None:
+            if train_pictures and train_set is not None and run.labels is not None:
                 indices = evenly(len(train_set), train_pictures)
                 shown += show(train_set, indices, labels=run.labels, note="training image")
             data.samples = shown

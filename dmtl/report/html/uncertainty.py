@@ -63,9 +63,9 @@ def uncertainty_cells(task: Task, averaged: Maps, label_KHW: Tensor | None, draw
     cells = [_heat(f"uncertainty ({draws} draws)", unsure_HW, task.uncertainty_unit)]
     if label_KHW is not None:
         error_HW = task.error(averaged.maps[task.name].cpu(), label_KHW[None])[0]
-        error_HW = torch.where(task.valid(label_KHW)[0], error_HW, math.nan).numpy()
-        wrong = Cell("error", apply_scale(EMBER, error_HW), scale="bright: wrong")
-        cells.append(_heat("error", error_HW, task.error_unit) if task.graded else wrong)
+        known_HW = torch.where(task.valid(label_KHW)[0], error_HW, math.nan).numpy()
+        wrong = Cell("error", apply_scale(EMBER, known_HW), scale="bright: wrong")
+        cells.append(_heat("error", known_HW, task.error_unit) if task.graded else wrong)
     return cells
 
 

@@ -153,8 +153,8 @@ def _rows(runs: Sequence[Run], columns: Sequence[Column]) -> list[Row]:
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         kind, settings = kind_of(run, several), settings_of(run)
-        for key in OWN if kind == "STL" else ():
-            settings.pop(key, None)
+        for option in OWN if kind == "STL" else ():
+            settings.pop(option, None)
         key = (kind, json.dumps(settings, sort_keys=True))
         if kind == "STL" and key not in groups:
             task = set(run.primary)
@@ -163,8 +163,8 @@ def _rows(runs: Sequence[Run], columns: Sequence[Column]) -> list[Row]:
         groups.setdefault(key, []).append(run)
     rows = []
     for kind in KINDS:
-        settings = [json.loads(key[1]) for key in groups if key[0] == kind]
-        details = names_of(settings)[0] if len(settings) > 1 else [""]
+        different = [json.loads(key[1]) for key in groups if key[0] == kind]
+        details = names_of(different)[0] if len(different) > 1 else [""]
         for detail, key in zip(details, (key for key in groups if key[0] == kind), strict=False):
             method = Method(kind, groups[key])
             found = {column.task: method.values(column.task, column.metric) for column in columns}
@@ -187,10 +187,11 @@ def _table(
     if reference is None:
         reference = next((row for kind in ("STL", "MTL") for row in rows if row.method == kind), None)
     judged = [column.judged for column in columns]
-    for row in (row for row in rows if reference and row is not reference):
-        ours, theirs = row.measured.by_seed, reference.measured.by_seed
-        delta = delta_between(ours, theirs, judged, partial=True)
-        row.delta = delta if delta.each else None
+    theirs = reference.measured.by_seed if reference and reference.measured else None
+    for row in rows:
+        if theirs is not None and row.measured and row is not reference:
+            delta = delta_between(row.measured.by_seed, theirs, judged, partial=True)
+            row.delta = delta if delta.each else None
     printed = published(benchmark.name, setting) if benchmark else []
     rows = [*rows, *(_printed(row, columns) for row in printed)]
     table = PaperTable(title, setting, benchmark, columns, sorted(rows, key=_order), reference)

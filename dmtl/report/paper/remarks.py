@@ -9,6 +9,7 @@ from pathlib import Path
 from dmtl.evaluation.baseline import EVAL
 from dmtl.report.paper.published import Benchmark
 from dmtl.report.paper.table import PaperTable, Row
+from dmtl.report.runs.comparison import Delta
 from dmtl.report.runs.run import TRAINING, Run
 from dmtl.report.runs.values import mean_of, text_of
 from dmtl.text import fixed
@@ -35,7 +36,7 @@ def remarks_on(table: PaperTable) -> list[str]:
     if measured:
         remarks += [*_files(measured), *_differences(runs), *_labels(runs), *_next_to_published(table)]
         remarks += _not_scored(table)
-    remarks += [remark for row in measured for remark in row.measured.repeated()]
+    remarks += [remark for row in measured if row.measured for remark in row.measured.repeated()]
     return remarks + (list(table.benchmark.notes) if table.benchmark else [])
 
 
@@ -46,44 +47,46 @@ def _basis(table: PaperTable) -> list[str]:
     reference = table.reference
     if reference is None:
         return ["No Delta_MTL of measured rows: no run of STL or MTL with these data and labels."]
-    found = [row for row in table.measured if row.delta]
+    found = [(row, row.delta) for row in table.measured if row.delta]
     remarks = []
     if len(table.measured) > 1 and reference.method != "STL":
         remarks.append(f"Delta_MTL of measured rows is against {reference.name}: there are no STL runs here.")
     remarks += [
         f"Delta_MTL of {row.name} is not paired by seed: against the mean of {reference.name}."
-        for row in found
-        if not row.delta.paired
+        for row, delta in found
+        if not delta.paired
     ]
-    for missing in dict.fromkeys(_missing(table, row) for row in found):
-        names = ", ".join(row.name for row in found if _missing(table, row) == missing)
+    for missing in dict.fromkeys(_missing(table, delta) for _, delta in found):
+        names = ", ".join(row.name for row, delta in found if _missing(table, delta) == missing)
         if missing:
             over = f"{len(table.columns) - len(missing)} of {len(table.columns)} tasks"
             remarks.append(f"* Delta_MTL of {names} is over {over}: without {', '.join(missing)}.")
     printed = {row.method: row.delta for row in table.rows if row.published and row.certain and row.delta}
     return remarks + [
-        f"{row.name}: Delta_MTL {text_of(row.delta.value, 2, sign=True)} here, "
+        f"{row.name}: Delta_MTL {text_of(delta.value, 2, sign=True)} here, "
         f"{text_of(printed[row.method].value, 2, sign=True)} published."
-        for row in found
-        if reference.method == "STL" and row.method in printed and not _missing(table, row)
+        for row, delta in found
+        if reference.method == "STL" and row.method in printed and not _missing(table, delta)
     ]
 
 
-def _missing(table: PaperTable, row: Row) -> tuple[str, ...]:
-    return tuple(column.task for column in table.columns if column.task not in row.delta.tasks)
+def _missing(table: PaperTable, delta: Delta) -> tuple[str, ...]:
+    return tuple(column.task for column in table.columns if column.task not in delta.tasks)
 
 
 def _printed(table: PaperTable) -> list[str]:
     """Delta_MTL of published rows: computed here, beside what is printed."""
-    found = [row for row in table.rows if row.published and row.certain and row.delta]
+    found = [(row, row.printed, row.delta) for row in table.rows if row.printed and row.certain and row.delta]
     if not found:
         return []
     text = "Delta_MTL of published rows is computed here, against the published STL"
     told: dict[str, list[str]] = {}
-    for row in (row for row in found if row.printed.delta is not None):
-        same = abs(mean_of(row.delta.value) - row.printed.delta) < 0.0051
-        what = "the same as printed" if same else f"not as printed, {fixed(row.printed.delta, 2, sign=True)}"
-        doubt = f" (†: {row.printed.delta_doubt})" if row.printed.delta_doubt else ""
+    for row, printed, delta in found:
+        if printed.delta is None:
+            continue
+        same = abs(mean_of(delta.value) - printed.delta) < 0.0051
+        what = "the same as printed" if same else f"not as printed, {fixed(printed.delta, 2, sign=True)}"
+        doubt = f" (†: {printed.delta_doubt})" if printed.delta_doubt else ""
         told.setdefault(what + doubt, []).append(row.name)
     return [
         "; ".join([text, *(f"of {' and '.join(names)} it is {what}" for what, names in told.items())]) + "."

@@ -13,7 +13,17 @@ from dmtl.report.runs.write import write_table
 from dmtl.runtime.files import write_text
 from dmtl.text import MINUS, plural
 
-COLUMNS = ("benchmark", "setting", "method", "published", "certain", "from", "task", "metric", "better")
+COLUMNS: tuple[str, ...] = (
+    "benchmark",
+    "setting",
+    "method",
+    "published",
+    "certain",
+    "from",
+    "task",
+    "metric",
+    "better",
+)
 COLUMNS += ("mean", "spread", "seeds")
 _TEX = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}, "~": r"\~{}", "^": r"\^{}"}
 _TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
@@ -77,7 +87,7 @@ def _plain(table: PaperTable, row: Row) -> dict:
     if row.printed:
         about |= {key: getattr(row.printed, key) for key in ("source", "doubt", "network")}
         about["printed_delta"] = row.printed.delta
-    else:
+    elif row.measured:
         about["by_seed"] = {
             seed: {c.task: own[c.task][c.metric] for c in table.columns if c.metric in own.get(c.task, {})}
             for seed, own in row.measured.by_seed.items()

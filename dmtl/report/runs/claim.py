@@ -6,14 +6,14 @@ import dataclasses
 import json
 import os
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dmtl import __version__
 from dmtl.report.runs.comparison import Delta, delta_between
 from dmtl.report.runs.methods import Method
-from dmtl.report.runs.run import read_run
+from dmtl.report.runs.run import Run, read_run
 from dmtl.report.runs.values import text_of
 from dmtl.runtime.files import write_text
 from dmtl.text import number
@@ -34,19 +34,23 @@ class Results:
     def delta(self, method: Method) -> Delta | None:
         """Return Delta_MTL against the baseline, if that is another method and has runs."""
         base = self.methods.get(self.claim.baseline)
-        return None if base in (None, method) else delta_between(method.by_seed, base.by_seed, method.judged)
+        return (
+            None
+            if base is None or base == method
+            else delta_between(method.by_seed, base.by_seed, method.judged)
+        )
 
     def gain(self, method: Method) -> Delta | None:
         """Return Delta_MTL of every seed against its own initial maps, if there are some."""
         initial = method.initial()
-        return initial and delta_between(method.by_seed, initial.by_seed, method.judged)
+        return None if initial is None else delta_between(method.by_seed, initial.by_seed, method.judged)
 
 
 def results_of(claim: Claim, out: str | os.PathLike, seeds: Iterable[int]) -> Results:
     """Read the finished runs below `out`; DataError if one is damaged."""
     seeds, methods = list(seeds), {}
     for name, method in claim.methods.items():
-        by_seed = [list(method.folders(out, seed).values()) for seed in seeds]
+        by_seed = [list(method.folders(Path(out), seed).values()) for seed in seeds]
         runs = [read_run(path) for paths in by_seed if all(map(finished, paths)) for path in paths]
         if runs:
             methods[name] = Method(method.label, runs)
@@ -72,9 +76,13 @@ def table(results: Results) -> tuple[list[str], list[list[str]]]:
         each = ", ".join(text_of(value, 2, sign=True) for value in delta.each) if delta else ""
         rest = [each or NONE, _text(results.gain(method)), ", ".join(map(str, method.seeds)), method.steps()]
         by_seed = [[run for run in method.runs if run.seed == seed] for seed in method.seeds]
-        pace = (sum(run.seconds for run in runs) / sum(run.step for run in runs) for runs in by_seed)
-        rows[-1 if initial is None else -2] += [*rest, number(statistics.fmean(pace), 3)]
+        rows[-1 if initial is None else -2] += [*rest, number(statistics.fmean(map(_pace, by_seed)), 3)]
     return head, [row + [""] * (len(head) - len(row)) for row in rows]
+
+
+def _pace(runs: Sequence[Run]) -> float:
+    """Seconds per step of finished runs, which know both."""
+    return sum(run.seconds or 0.0 for run in runs) / sum(run.step or 0 for run in runs)
 
 
 def _text(delta: Delta | None) -> str:
@@ -93,7 +101,8 @@ def write_markdown(path: str | os.PathLike, results: Results) -> None:
 
 def write_json(path: str | os.PathLike, results: Results) -> None:
     """Write every run's metrics, the configuration of every method, and Delta_MTL of every seed."""
-    claim, methods, runs = results.claim, {}, []
+    claim, runs = results.claim, []
+    methods: dict[str, dict[str, object]] = {}
     for name, method in claim.methods.items():
         config = dataclasses.asdict(method.config)
         for key in ("out", "device"):
@@ -108,9 +117,9 @@ def write_json(path: str | os.PathLike, results: Results) -> None:
         if gain := results.gain(own):
             methods[name]["gain_over_initial"] = gain.each
         for run in own.runs:
-            about = {"seed": run.seed, "method": name}
+            about: dict[str, object] = {"seed": run.seed, "method": name}
             about |= {} if method.tasks is None else {"task": next(iter(run.primary))}
-            about |= {"steps": run.step, "seconds": run.seconds, "seconds_per_step": run.seconds / run.step}
+            about |= {"steps": run.step, "seconds": run.seconds, "seconds_per_step": _pace([run])}
             runs.append(about | {"metrics": run.metrics})
     whole = {"dmtl": __version__, "baseline": claim.baseline, "methods": methods, "runs": runs}
     write_text(Path(path), json.dumps(whole, indent=2) + "\n")

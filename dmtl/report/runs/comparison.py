@@ -274,9 +274,9 @@ def _not_comparable(methods: Sequence[Method]) -> str:
             what = "tasks" if theirs.keys() != main.keys() else "main metrics"
             found.append(f"{other.path} has other {what} than {first.path}")
             break
-    labelled = [run for run in (first, *others) if run.labels is not None]
-    if other := next((run for run in labelled if not labelled[0].labels.agrees(run.labels)), None):
-        found.append(f"{other.path} learned from other labels than {labelled[0].path}")
+    labelled = [(run.path, run.labels) for run in (first, *others) if run.labels is not None]
+    if apart := next((path for path, labels in labelled if not labelled[0][1].agrees(labels)), None):
+        found.append(f"{apart} learned from other labels than {labelled[0][0]}")
     return f"Not comparable: {'; '.join(found)}." if found else ""
 
 

@@ -39,7 +39,7 @@ class Method:
     def by_seed(self) -> dict[int, Metrics]:
         """Metrics by seed, those of single-task runs put together. Of a task that comes twice in a seed the
         first run counts."""
-        found: dict[int, dict] = {}
+        found: dict[int, Metrics] = {}
         for run in sorted(self.runs, key=lambda run: run.seed):
             found[run.seed] = {**run.metrics, **found.get(run.seed, {})}
         return found

@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from dmtl.data import LabelMatrix
 from dmtl.errors import DataError
@@ -45,8 +46,8 @@ class Run:
     """
 
     path: Path
-    metrics: dict[str, dict[str, float]]
-    primary: dict[str, tuple[str, float, bool]]
+    metrics: Metrics
+    primary: Mapping[str, tuple[str, float, bool]]
     step: int | None = None
     seconds: float | None = None
     config: dict = field(default_factory=dict)
@@ -55,7 +56,7 @@ class Run:
     tasks: dict[str, Task] = field(default_factory=dict)
     finished: bool = True
     file: str = TRAINING
-    protocol: Mapping[str, object] = field(default_factory=dict)
+    protocol: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -71,7 +72,7 @@ class Run:
         """Return the rows of the log with this event."""
         return [row for row in self.log if row.get("event") == event]
 
-    def setting(self, section: str, key: str, default: object = None) -> object:
+    def setting(self, section: str, key: str, default: object = None) -> Any:
         """Return a value of the run's configuration."""
         return self.config.get(section, {}).get(key, default)
 
@@ -117,7 +118,7 @@ def with_evaluation(run: Run) -> Run:
     protocol = found.get("protocol", {})
     if not isinstance(protocol, Mapping):
         raise DataError(f"{file}: protocol is {protocol!r}, expected an object")
-    primary = run.primary | primary
+    primary = {**run.primary, **primary}
     return dataclasses.replace(run, metrics=metrics, primary=primary, file=EVAL, protocol=protocol)
 
 

@@ -18,7 +18,7 @@ COLUMNS = ("method", "task", "metric", "unit", "better", "main", "mean", "spread
 def write_csv(path: str | os.PathLike, comparison: Comparison) -> None:
     """Write one row for each method and metric, Delta_MTL among them (in percent, no task). `spread` is a
     sample standard deviation, empty for a single run."""
-    lines = []
+    lines: list[tuple] = []
     for row in metric_rows(comparison.methods):
         better = "higher" if row.higher_is_better else "lower"
         for label, value in row.values.items():
@@ -26,8 +26,8 @@ def write_csv(path: str | os.PathLike, comparison: Comparison) -> None:
             about = (method.name, row.task, row.metric, row.unit, better, int(row.primary))
             lines.append((*about, mean_of(value), spread_of(value), len(method.runs)))
     for label, delta in comparison.deltas.items():
-        about = (comparison.methods[label].name, "", "Delta_MTL", "%", "higher", "")
-        lines.append((*about, mean_of(delta.value), spread_of(delta.value), len(delta.each)))
+        name, found = comparison.methods[label].name, (mean_of(delta.value), spread_of(delta.value))
+        lines.append((name, "", "Delta_MTL", "%", "higher", "", *found, len(delta.each)))
     write_table(path, COLUMNS, lines)
 
 
@@ -45,7 +45,8 @@ def write_json(path: str | os.PathLike, comparison: Comparison) -> None:
         metrics: dict[str, dict] = {}
         for row in (row for row in rows if label in row.values):
             metrics.setdefault(row.task, {})[row.metric] = numbers_of(row.values[label])
-        about = {"label": label, "name": method.name, "settings": method.settings, "metrics": metrics}
+        about: dict[str, object] = {"label": label, "name": method.name}
+        about |= {"settings": method.settings, "metrics": metrics}
         if label in comparison.deltas:
             delta = comparison.deltas[label]
             basis = {"each": delta.each, "seeds": delta.seeds, "paired": delta.paired, "why": delta.why}
