@@ -6,7 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, UnsupportedTypeAnnotationError
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    UnsupportedTypeAnnotationError,
+)
 
 T = TypeVar("T")
 
@@ -15,13 +20,13 @@ _registry = ConstructorRegistry()
 
 
 @_registry.primitive_rule
-def _task_specifications(info) -> UnsupportedTypeAnnotationError | None:
+def _task_specifications(info: PrimitiveTypeInfo) -> UnsupportedTypeAnnotationError | None:
     """Keep `ModelConfig.tasks`, which comes from the data set, off the command line."""
     return UnsupportedTypeAnnotationError(()) if info.type == list[dict] else None
 
 
 @_registry.primitive_rule
-def _weights(info) -> PrimitiveConstructorSpec | None:
+def _weights(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
     """Read numbers by name as one option, whether or not the file has some already."""
     if info.type != dict[str, float]:
         return None

@@ -155,7 +155,9 @@ def metric_table(
     return table
 
 
-def final_and_initial(metrics: Mapping[str, Mapping[str, float]], primary: Mapping) -> dict[str, Method]:
+def final_and_initial(
+    metrics: Mapping[str, Mapping[str, float]], primary: Mapping[str, tuple[str, float, bool]]
+) -> dict[str, Method]:
     """Return one run's metrics as columns of `metric_table`: final maps, and initial ones if scored."""
     from dmtl.report.runs.methods import Method
     from dmtl.report.runs.run import Run

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -19,9 +19,16 @@ from dmtl.cli._common import console, metric_table, say, training_bars
 from dmtl.errors import ConfigError
 
 if TYPE_CHECKING:
+    import torch
+
+    from dmtl.data import LabelledImages
+    from dmtl.models import DiffusionMTL, MultiTaskBaseline
     from dmtl.train.config import RunConfig
 
-RUNS = {"mtl": ("MTL", "none"), "diffusion": ("DiffusionMTL", None)}
+RUNS: dict[str, tuple[str, Literal["none"] | None]] = {
+    "mtl": ("MTL", "none"),
+    "diffusion": ("DiffusionMTL", None),
+}
 """Folder -> the run's name, and the model's form of diffusion where it is not the recipe's."""
 
 
@@ -79,8 +86,8 @@ def main(arguments: list[str]) -> int:
     model = from_pretrained(out / "diffusion").to(device)
     data = open_data(base.data, base.optim.task_weights)
     _predict_samples(model, device, data.val, out)
-    sets = {"train_set": data.train, "val_set": data.val}
-    say(f"report: {write_page(out / 'report.html', comparison, **sets, device=device)}")
+    page = write_page(out / "report.html", comparison, train_set=data.train, val_set=data.val, device=device)
+    say(f"report: {page}")
     return 0
 
 
@@ -105,13 +112,14 @@ def _train(base: RunConfig, out: Path, processes: int) -> list[str]:
     """Train both models and return what failed."""
     from dmtl.train.jobs import Job, run_jobs
 
-    jobs = []
-    for name, (label, diffusion) in RUNS.items():
+    def job(name: str) -> Job:
+        label, diffusion = RUNS[name]
         model = dataclasses.replace(base.model, diffusion=diffusion or base.model.diffusion)
         config = dataclasses.replace(base, out=str(out / name), model=model)
-        jobs.append(Job(label, out / name, (), lambda config=config: config))
+        return Job(label, out / name, (), lambda: config)
+
     with _bars(base.optim.steps, out) as look:
-        return run_jobs(jobs, processes, on_wait=look)
+        return run_jobs(list(map(job, RUNS)), processes, on_wait=look)
 
 
 @contextmanager
@@ -131,7 +139,13 @@ def _bars(steps: int, out: Path) -> Iterator:
         look()
 
 
-def _predict_samples(model, device, val, out: Path, count: int = 4) -> None:
+def _predict_samples(
+    model: DiffusionMTL | MultiTaskBaseline,
+    device: torch.device,
+    val: LabelledImages,
+    out: Path,
+    count: int = 4,
+) -> None:
     """Write a few validation images and what `dmtl predict` makes of them."""
     from PIL import Image
 

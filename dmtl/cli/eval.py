@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.table import Table
@@ -15,6 +15,13 @@ from rich.table import Table
 from dmtl.cli._arguments import parse, positional
 from dmtl.cli._common import bar, console, final_and_initial, metric_table, table_of
 from dmtl.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from dmtl.engine import Engine
+    from dmtl.evaluation.protocol import Evaluation
+    from dmtl.runtime.distributed import World
 
 
 @dataclass(frozen=True)
@@ -93,17 +100,16 @@ def main(arguments: list[str]) -> int:
     from dmtl.runtime.distributed import connect
     from dmtl.runtime.files import write_text
 
-    _check_options(args)
+    source = _checked_source(args)
     several = _steps(args.steps)
-    given = {"frame": args.frame, "boundaries": args.boundaries, "max_dist": args.max_dist}
-    given = {key: value for key, value in given.items() if value is not None}
+    asked = {"frame": args.frame, "boundaries": args.boundaries, "max_dist": args.max_dist}
+    given: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     Protocol(**given)  # whatever cannot work fails before anything is loaded
     reference = read_baseline(args.baseline) if args.baseline else None
     world = connect(args.device)
-    engine = None if args.model is None else _engine(args, world.device)
+    engine = None if args.model is None else _engine(args, args.model, world.device)
     dataset = open_dataset(args.data, args.split, size=args.size, count=args.count)
-    ours = saved_tasks(args.from_maps, dataset.tasks) if engine is None else engine.tasks
-    source = args.from_maps if engine is None else args.model
+    ours = saved_tasks(source, dataset.tasks) if engine is None else engine.tasks
     names = shared_tasks(ours, dataset.tasks, args.tasks, source=source, data=args.data)
     base = Protocol.published(dataset, names) if args.published else Protocol()
     if engine is None:
@@ -115,7 +121,7 @@ def main(arguments: list[str]) -> int:
     if reference is not None:
         check_baseline(reference, evaluation.primary())
 
-    scored = SavedMaps(args.from_maps, evaluation.tasks, evaluation.needed) if engine is None else engine
+    scored = SavedMaps(source, evaluation.tasks, evaluation.needed) if engine is None else engine
     rows = _score(args, evaluation, scored, several, world)
     if not world.main:
         return 0
@@ -144,9 +150,10 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _check_options(args: Eval) -> None:
-    """Refuse options that contradict each other."""
-    if args.model is None and args.from_maps is None:
+def _checked_source(args: Eval) -> str:
+    """What is scored, the model or the folder of maps; refuse options that contradict each other."""
+    source = args.from_maps if args.model is None else args.model
+    if source is None:
         raise ConfigError("missing MODEL, or --from-maps in its place")
     if args.model is not None and args.from_maps is not None:
         raise ConfigError("pass either MODEL or --from-maps, not both")
@@ -154,7 +161,7 @@ def _check_options(args: Eval) -> None:
         given = {"frame": args.frame, "steps": args.steps, "samples": args.samples != 1}
         for option in (option for option, value in (given | {"save-maps": args.save_maps}).items() if value):
             raise ConfigError(f"--{option} needs a model, it cannot be used with --from-maps")
-    if args.save_maps is not None and len(args.steps or []) > 1:
+    if args.save_maps is not None and args.steps and len(args.steps) > 1:
         raise ConfigError(f"--save-maps needs one number of --steps, got {len(args.steps)}")
     if args.float_maps and args.save_maps is None:
         raise ConfigError("--float-maps needs --save-maps")
@@ -162,6 +169,7 @@ def _check_options(args: Eval) -> None:
         for option in ("max_dist", "boundary_ids"):
             if getattr(args, option) is not None:
                 raise ConfigError(f"--{option.replace('_', '-')} needs --boundaries or --published")
+    return source
 
 
 def _steps(words: list[str] | None) -> list[int | str | None]:
@@ -171,16 +179,18 @@ def _steps(words: list[str] | None) -> list[int | str | None]:
     return [word if word == "auto" else int(word) for word in words or []] or [None]
 
 
-def _engine(args: Eval, device) -> Any:
+def _engine(args: Eval, model: str, device: torch.device) -> Engine:
     from dmtl.engine import Engine
     from dmtl.models import from_pretrained
 
     precision = "fp32" if args.published and args.precision == "auto" else args.precision
-    model = from_pretrained(args.model).to(device)
-    return Engine(model, precision=precision, sampler=args.sampler, samples=args.samples, inplace=True)
+    options: dict[str, Any] = dict(sampler=args.sampler, samples=args.samples, inplace=True)
+    return Engine(from_pretrained(model).to(device), precision=precision, **options)
 
 
-def _score(args: Eval, evaluation, source, several, world) -> list[dict]:
+def _score(
+    args: Eval, evaluation: Evaluation, source: Any, several: Sequence[int | str | None], world: World
+) -> list[dict]:
     """Return a row of metrics for each number of steps; save the maps if asked to."""
     from dmtl.evaluation.saved_maps import MapWriter
     from dmtl.evaluation.steps import compare_steps
@@ -190,7 +200,7 @@ def _score(args: Eval, evaluation, source, several, world) -> list[dict]:
     if len(several) > 1:
         return compare_steps(evaluation, source, several, watch, **options)
     options["initial"] = args.from_maps is None and args.samples == 1 and source.config.diffusion != "none"
-    saving = nullcontext()
+    saving: AbstractContextManager[MapWriter | None] = nullcontext()
     if args.save_maps is not None:
         about = {"model": args.model, **evaluation.description}
         saving = MapWriter(args.save_maps, evaluation.tasks, about, floats=args.float_maps, world=world)

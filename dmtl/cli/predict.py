@@ -74,8 +74,15 @@ def main(arguments: list[str]) -> int:
         batch_size=args.batch_size,
         tile=args.tile,
     )
-    options = {"pictures": args.pictures, "npy": args.npy, "every": args.every, "frames": args.frames}
     with bars(stderr=True) as new_bar:
-        summary = predictor.predict_files(args.images, args.out, **options, progress=new_bar("predicting"))
+        summary = predictor.predict_files(
+            args.images,
+            args.out,
+            pictures=args.pictures,
+            npy=args.npy,
+            every=args.every,
+            frames=args.frames,
+            progress=new_bar("predicting"),
+        )
     say(summary)
     return 0 if summary.ok else 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -101,10 +102,10 @@ def _compare(args: Report) -> int:
         say(remark)
     if comparison.warning:
         console.print(Text(comparison.warning, style="bold red"), soft_wrap=True)
-    options = {"pictures": args.pictures, "samples": 8 if args.samples is None else args.samples}
+    samples = 8 if args.samples is None else args.samples
     write_files(
         comparison,
-        (args.out, lambda path, content: write_page(path, content, **options)),
+        (args.out, partial(write_page, pictures=args.pictures, samples=samples)),
         (args.csv, write_csv),
         (args.json, write_json),
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import tyro
 
@@ -17,6 +18,11 @@ from dmtl.errors import ConfigError
 from dmtl.train.config import RunConfig
 from dmtl.train.presets import recipe
 from dmtl.train.toml import read_config
+
+if TYPE_CHECKING:
+    from dmtl.cli.claim import ClaimArgs
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def defaults(kind: type, arguments: list[str]):
+def defaults(kind: Callable[..., T], arguments: list[str]) -> T:
     """Return an instance of `kind` with the values of the TOML file that comes first, or of the recipe."""
     named = bool(arguments) and not arguments[0].startswith("-")
     config = read_config(arguments[0]) if named else recipe()
@@ -76,7 +82,7 @@ def defaults(kind: type, arguments: list[str]):
     return kind(config=arguments[0], **values) if named else kind(**values)
 
 
-def run_config(args: RunConfig, arguments: list[str]) -> RunConfig:
+def run_config(args: Train | ClaimArgs, arguments: list[str]) -> RunConfig:
     """The part of a command's arguments that is a run's configuration."""
     if args.config is not None and args.config != arguments[0]:
         raise ConfigError(f"CONFIG must come first, got {args.config} after {arguments[0]}")

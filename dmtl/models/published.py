@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dmtl.errors import CheckpointError, ConfigError
 from dmtl.models.config import ModelConfig
-from dmtl.models.diffusion_mtl import DiffusionMTL
+from dmtl.models.diffusion_mtl import DiffusionMTL, MultiTaskBaseline
 from dmtl.models.mtdnet import schedule_of
 from dmtl.models.weights import check_state, read_state, write_torch
 from dmtl.nn.resnet import DEPTHS
@@ -49,7 +49,7 @@ def convert_official(source: str | Path, directory: str | Path) -> DiffusionMTL:
     return model
 
 
-def convert_to_official(model: DiffusionMTL, target: str | Path) -> None:
+def convert_to_official(model: DiffusionMTL | MultiTaskBaseline, target: str | Path) -> None:
     """Write a model as a file in the published format (with empty optimiser and scheduler states).
 
     Raises:

@@ -195,7 +195,7 @@ class _Digesting:
 def _write_file(path: str, state: dict) -> None:
     with open(path, "wb") as file:
         content = _Digesting(file)
-        torch.save(state, content)  # type: ignore[arg-type] - it asks for `write` and `flush` alone
+        torch.save(state, content)  # type: ignore[arg-type]  # it asks for `write` and `flush` alone
         if content.error is not None:
             raise content.error
         file.write(content.digest.digest())

@@ -126,14 +126,14 @@ def pairs_of_steps(loader: Loader) -> np.ndarray:
 def work(config: RunConfig, model: DiffusionMTL | MultiTaskBaseline, pairs: dict[str, float]) -> dict:
     """Floating-point operations of an average step's forward pass by stage, two for a multiply-add;
     convolutions and products alone, MTDNet for the labelled pairs."""
-    images, size = config.optim.batch_size, tuple(config.data.size)
+    images, (height, width) = config.optim.batch_size, config.data.size
     forward = dict.fromkeys(("initial", "condition", "chain"), 0.0)
-    for part in count(model.config, size, published=True):
+    for part in count(model.config, (height, width), published=True):
         if part.stage in ("initial", "condition"):
             forward[part.stage] += images * part.flops
     if isinstance(model, DiffusionMTL):
         for task, number in pairs.items():
-            parts = count(model.config, size, published=True, tasks=[task])
+            parts = count(model.config, (height, width), published=True, tasks=[task])
             forward["chain"] += number * flops(part for part in parts if part.stage == "chain")
     return forward
 

@@ -5,10 +5,13 @@ A subcommand is a dataclass of options and a function `run(options) -> exit stat
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from dmtl.cli._arguments import parse_subcommand
 from dmtl.cli.data import check, folders, labels, show
 
-SUBCOMMANDS = {
+SUBCOMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "check": (check.Check, check.run),
     "show": (show.Show, show.run),
     "labels": (labels.Labels, labels.run),

@@ -41,13 +41,15 @@ def convert(args: Convert) -> int:
     from dmtl.data.benchmarks.detect import open_distribution
     from dmtl.data.folder.write import export_folder
 
-    made = {}
+    made: dict[str, Exported] = {}
     for split in args.splits:
         dataset = open_distribution(args.source, split, format=args.format)
         if not made:
             say(f"{args.source}: {dataset.format}, tasks {', '.join(dataset.tasks)}")
-        options = {"skip_corrupt": args.skip_corrupt, "workers": args.workers}
-        made[split] = export_folder(dataset, args.out, **options, progress=bar(f"{dataset.format} {split}"))
+        progress = bar(f"{dataset.format} {split}")
+        made[split] = export_folder(
+            dataset, args.out, skip_corrupt=args.skip_corrupt, workers=args.workers, progress=progress
+        )
     _summarise(made)
     return 0
 
@@ -79,9 +81,11 @@ def export(args: Export) -> int:
     from dmtl.data import export_folder, open_dataset
 
     dataset = open_dataset(args.data, args.split, size=args.size, count=args.count)
-    options = {"skip_corrupt": args.skip_corrupt, "workers": args.workers}
     progress = bar(f"{dataset.name} {args.split}")
-    _summarise({args.split: export_folder(dataset, args.out, **options, progress=progress)})
+    made = export_folder(
+        dataset, args.out, skip_corrupt=args.skip_corrupt, workers=args.workers, progress=progress
+    )
+    _summarise({args.split: made})
     return 0
 
 

@@ -62,18 +62,18 @@ def run(args: Labels) -> int:
             '--setting must be "one-label", "random-labels" or "full" (--from takes files), '
             f"got {args.setting!r}"
         )
-    labels = _converted(args) if args.source is not None else _chosen(args)
+    labels = _converted(args, args.source) if args.source is not None else _chosen(args)
     labels.write_csv(args.out)
     _show(labels)
     say(f"wrote {args.out}")
     return 0
 
 
-def _converted(args: Labels) -> LabelMatrix:
+def _converted(args: Labels, source: str) -> LabelMatrix:
     from dmtl.data import open_dataset
     from dmtl.data.labels.published import read_split_table
 
-    table = read_split_table(args.source, args.tasks)
+    table = read_split_table(source, args.tasks)
     if args.data is None:
         return table
     dataset = open_dataset(args.data, args.split, tasks=args.tasks, count=args.count)
@@ -124,8 +124,8 @@ def _show(labels: LabelMatrix) -> None:
         share = pairs[row, row] / max(1, facts["images"])
         both = ["" if column == row else str(pairs[row, column]) for column in range(len(labels.tasks))]
         rows.append((task, str(pairs[row, row]), f"{share:.0%}", *both))
-    style = {"box": SIMPLE, "collapse_padding": True, "pad_edge": False}
-    table = table_of(("task", "labels", "share", *labels.tasks), rows, **style)
+    heads = ("task", "labels", "share", *labels.tasks)
+    table = table_of(heads, rows, box=SIMPLE, collapse_padding=True, pad_edge=False)
     table.title, table.title_justify = "On the right: images with both labels", "center"
     table.columns[0].no_wrap = True
     for column in table.columns[3:]:

@@ -140,7 +140,7 @@ class Program:
         return _on_cpu(torch.export.load(path).module())
 
 
-FORMATS = {"onnx": Onnx, "pt2": Pt2, "program": Program}
+FORMATS: dict[str, type[Onnx | Pt2 | Program]] = {"onnx": Onnx, "pt2": Pt2, "program": Program}
 
 
 def _on_cpu(network: Any) -> LoadedModel:

@@ -13,18 +13,10 @@ from dmtl.report.runs.write import write_table
 from dmtl.runtime.files import write_text
 from dmtl.text import MINUS, plural
 
-COLUMNS: tuple[str, ...] = (
-    "benchmark",
-    "setting",
-    "method",
-    "published",
-    "certain",
-    "from",
-    "task",
-    "metric",
-    "better",
+COLUMNS = (
+    *("benchmark", "setting", "method", "published", "certain", "from", "task", "metric", "better"),
+    *("mean", "spread", "seeds"),
 )
-COLUMNS += ("mean", "spread", "seeds")
 _TEX = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}, "~": r"\~{}", "^": r"\^{}"}
 _TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 _TEX |= {DAGGER: r"\textdagger{}", "±": r"$\pm$", "×": r"$\times$", MINUS: "$-$", "Δ": r"$\Delta$"}

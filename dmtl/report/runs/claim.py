@@ -34,11 +34,9 @@ class Results:
     def delta(self, method: Method) -> Delta | None:
         """Return Delta_MTL against the baseline, if that is another method and has runs."""
         base = self.methods.get(self.claim.baseline)
-        return (
-            None
-            if base is None or base == method
-            else delta_between(method.by_seed, base.by_seed, method.judged)
-        )
+        if base is None or base == method:
+            return None
+        return delta_between(method.by_seed, base.by_seed, method.judged)
 
     def gain(self, method: Method) -> Delta | None:
         """Return Delta_MTL of every seed against its own initial maps, if there are some."""
