@@ -5,16 +5,15 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 
-from dmtl.cli._arguments import parse, positional
+from dmtl.cli._arguments import parse
 from dmtl.cli._common import console, say, table_of, write_files
-from dmtl.cli.train import defaults, run_config
+from dmtl.cli.train import FromFile, defaults, run_config
 from dmtl.errors import ConfigError
 from dmtl.train.claim import FILE, claim_of
-from dmtl.train.config import RunConfig
 from dmtl.train.toml import read_methods
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ClaimArgs(RunConfig):
+class ClaimArgs(FromFile):
     """Train every method of a table from the same labels, once per seed, and print Delta_MTL with its
     spread.
 
@@ -31,8 +30,6 @@ class ClaimArgs(RunConfig):
     to OUT/seedN/METHOD. Finished runs are kept, so an interrupted command resumes.
     """
 
-    config: Annotated[str | None, *positional("[CONFIG]")] = None
-    """A TOML file; it comes first."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Seeds of initialisation, order, augmentation and noise."""
     methods: list[str] = field(default_factory=list)

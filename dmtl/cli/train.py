@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 
@@ -19,22 +19,25 @@ from dmtl.train.config import RunConfig
 from dmtl.train.presets import recipe
 from dmtl.train.toml import read_config
 
-if TYPE_CHECKING:
-    from dmtl.cli.claim import ClaimArgs
-
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Train(RunConfig):
+class FromFile(RunConfig):
+    """Options that begin with a file."""
+
+    config: Annotated[str | None, *positional("[CONFIG]")] = None
+    """A TOML file; it comes first."""
+
+
+@dataclass(frozen=True)
+class Train(FromFile):
     """Train a model. Settings come from CONFIG (TOML), options on the command line override them.
 
     Writes into OUT: config.toml (resolved), labels.csv, log.jsonl, checkpoints/, best/, model/, metrics.json.
     Started by torchrun, all processes train together.
     """
 
-    config: Annotated[str | None, *positional("[CONFIG]")] = None
-    """A TOML file; it comes first."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on from the last checkpoint in OUT; without one, begin."""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -82,7 +85,7 @@ def defaults(kind: Callable[..., T], arguments: list[str]) -> T:
     return kind(config=arguments[0], **values) if named else kind(**values)
 
 
-def run_config(args: Train | ClaimArgs, arguments: list[str]) -> RunConfig:
+def run_config(args: FromFile, arguments: list[str]) -> RunConfig:
     """The part of a command's arguments that is a run's configuration."""
     if args.config is not None and args.config != arguments[0]:
         raise ConfigError(f"CONFIG must come first, got {args.config} after {arguments[0]}")
