@@ -107,7 +107,8 @@ class Stream:
                 continue
             clip = self._clip(item)
             try:
-                while clip.gi_frame is not None:  # type: ignore[attr-defined]  # of generators; what is asked for after its end is None
+                # What is asked for after its end is None.
+                while clip.gi_frame is not None:  # type: ignore[attr-defined]  # generator functions have it
                     yield self._decoder, partial(next, clip, None)
             finally:
                 self._decoder.submit(clip.close)
