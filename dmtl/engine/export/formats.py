@@ -59,6 +59,7 @@ class Onnx:
                 output_names=list(tasks),
                 dynamic_shapes=({0: "batch"},),
             )
+        assert model is not None  # what the exporter by tracing gives, which dynamo=True is not
         model.model.metadata_props[ENTRY] = json.dumps(about)
         model.save(path, external_data=False)
 
@@ -140,7 +141,7 @@ class Program:
         return _on_cpu(torch.export.load(path).module())
 
 
-FORMATS = {"onnx": Onnx, "pt2": Pt2, "program": Program}
+FORMATS: dict[str, type[Onnx | Pt2 | Program]] = {"onnx": Onnx, "pt2": Pt2, "program": Program}
 
 
 def _on_cpu(network: Any) -> LoadedModel:
