@@ -64,7 +64,7 @@ class Checkpoints:
         if pending is not None:
             pending.result()
 
-    def latest(self, say: Callable[[str], None]) -> dict | None:
+    def latest(self, say: Callable[[str], object]) -> dict | None:
         """Return the newest whole checkpoint, tensors on the CPU; None if there is no file.
 
         Damaged ones are reported by `say` and renamed to `*.damaged`, so that they are not tried again.
@@ -195,7 +195,7 @@ class _Digesting:
 def _write_file(path: str, state: dict) -> None:
     with open(path, "wb") as file:
         content = _Digesting(file)
-        torch.save(state, content)  # type: ignore[arg-type] - it asks for `write` and `flush` alone
+        torch.save(state, content)  # type: ignore[arg-type]  # it asks for `write` and `flush` alone
         if content.error is not None:
             raise content.error
         file.write(content.digest.digest())

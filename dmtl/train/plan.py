@@ -126,7 +126,7 @@ def pairs_of_steps(loader: Loader) -> np.ndarray:
 def work(config: RunConfig, model: DiffusionMTL | MultiTaskBaseline, pairs: dict[str, float]) -> dict:
     """Floating-point operations of an average step's forward pass by stage, two for a multiply-add;
     convolutions and products alone, MTDNet for the labelled pairs."""
-    images, size = config.optim.batch_size, tuple(config.data.size)
+    images, size = config.optim.batch_size, (config.data.size[0], config.data.size[1])
     forward = dict.fromkeys(("initial", "condition", "chain"), 0.0)
     for part in count(model.config, size, published=True):
         if part.stage in ("initial", "condition"):
