@@ -49,7 +49,7 @@ def require_known(key: str, known: Iterable[str], prefix: str, also: Iterable[st
 
 
 def _convert(kind: Any, value: Any, key: str) -> Any:
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return convert_fields(kind, value, key + ".")
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):

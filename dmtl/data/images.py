@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -177,12 +178,12 @@ def npy_bytes(array: np.ndarray | Tensor) -> bytes:
 
 def write_png(path: str | os.PathLike, pixels: np.ndarray | Tensor) -> None:
     """Write `png_bytes`; the file appears complete or not at all."""
-    write_bytes(path, png_bytes(pixels))
+    write_bytes(Path(path), png_bytes(pixels))
 
 
 def write_npy(path: str | os.PathLike, array: np.ndarray | Tensor) -> None:
     """Write `npy_bytes`; the file appears complete or not at all."""
-    write_bytes(path, npy_bytes(array))
+    write_bytes(Path(path), npy_bytes(array))
 
 
 class _BoundedFile(io.BufferedReader):

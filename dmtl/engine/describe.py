@@ -10,6 +10,7 @@ from torch import nn
 from dmtl.engine.memory import available_bytes, peak_bytes, tile_side
 from dmtl.engine.numerics import PRECISIONS, choose_form
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
+from dmtl.models.config import ModelConfig
 from dmtl.models.work import count, flops, parameters
 from dmtl.nn.resnet import DEPTHS
 
@@ -46,8 +47,9 @@ def describe_model(
         parts = count(config, size, batch)
         work = {stage: flops(part for part in parts if part.stage == stage) for stage in STAGES}
         wish = (config, len(tasks), batch, *size)
-        options = dict(itemsize=form.maps.itemsize)
-        peak, side = peak_bytes(*wish, **options), tile_side(*wish, available, **options)
+        itemsize = form.maps.itemsize
+        peak = peak_bytes(*wish, itemsize=itemsize)
+        side = tile_side(*wish, available, itemsize=itemsize)
         rows.append({"size": list(size), "flops": work, "peak_bytes": peak, "tile": side})
     return {
         "tasks": [{"name": t.name, "kind": t.kind, "channels": t.channels} for t in tasks],
@@ -64,7 +66,7 @@ def describe_model(
     }
 
 
-def _mechanism(config) -> str:
+def _mechanism(config: ModelConfig) -> str:
     if config.diffusion == "none":
         return "none: the initial network alone"
     signal = {"feature": "features", "prediction": "predictions (logits)"}[config.diffusion]
@@ -76,7 +78,7 @@ def _mechanism(config) -> str:
     return f"{steps} step{'' if steps == 1 else 's'} of denoising {signal}{extra}"
 
 
-def _network(config) -> str:
+def _network(config: ModelConfig) -> str:
     width = f" of width {config.backbone_width}" if config.backbone in DEPTHS else ""
     text = f"encoder {config.backbone}{width}, maps of {config.width} channels at 1/8 resolution"
     if config.diffusion == "none":

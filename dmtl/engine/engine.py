@@ -103,7 +103,8 @@ class Engine:
             self.network = Network(own, self.form)
         return_freed()  # what was folded away
         self._graphs = Graphs() if self.device.type == "cuda" else None
-        self._pool, self._last_kind = Pool(), None
+        self._pool = Pool()
+        self._last_kind: tuple[torch.Size, int, int] | None = None
 
     @torch.inference_mode()
     def maps(
@@ -159,11 +160,12 @@ class Engine:
         padded = pad_image(image)
         with self._computing(padded, call):
             (initial, final), _ = self._all_logits(padded, call, self._tile(padded, call))
-        frame = padded.shape[-2:]
-        large = [
-            {t: upsample(x.float(), frame, call.size) for t, x in maps.items()} for maps in (final, initial)
-        ]
-        return Prediction(*large, {})
+        frame = (padded.shape[-2], padded.shape[-1])
+
+        def large(maps: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {t: upsample(x.float(), frame, call.size) for t, x in maps.items()}
+
+        return Prediction(large(final), large(initial), {})
 
     @contextmanager
     def _computing(self, padded: Tensor, call: _Call) -> Iterator[None]:
@@ -177,17 +179,29 @@ class Engine:
         with tf32(self.precision == "tf32"), self._pool.in_use():
             yield
 
-    def _call(self, image, tasks, steps, eta, sampler, noise, samples) -> _Call:
+    def _call(
+        self,
+        image: Tensor,
+        tasks: Iterable[str] | None,
+        steps: int | str | None,
+        eta: float | None,
+        sampler: str | None,
+        noise: NoiseSource | None,
+        samples: int,
+    ) -> _Call:
         """The arguments, checked, with every default filled in."""
         self._check_image(image)
         steps = self.steps if steps is None else steps
         self._check_options(steps, samples)
-        chain = self.network.mtdnet is not None
+        chain, trained = self.network.mtdnet is not None, self.config.steps
+        most = max(AUTO_STEPS, trained) if steps == "auto" else trained
         return _Call(
             wanted=self.chosen if tasks is None else self._checked_tasks(tasks),
-            size=tuple(image.shape[-2:]),
-            steps=max(AUTO_STEPS, self.config.steps) if steps == "auto" else steps or self.config.steps,
-            sampler=self.sampler if eta is sampler is None else self.config.sampler_for(sampler, eta),
+            size=(image.shape[-2], image.shape[-1]),
+            steps=steps if isinstance(steps, int) else most,
+            sampler=self.sampler
+            if eta is None and sampler is None
+            else self.config.sampler_for(sampler, eta),
             tolerance=self.tolerance if steps == "auto" and chain else None,
             noises=_draws(self.noise if noise is None else noise, samples if chain else 1),
         )
@@ -237,6 +251,7 @@ class Engine:
 
     def _plan(self, call: _Call) -> Plan:
         sampler, eta = call.sampler
+        assert self.network.mtdnet is not None
         return self.network.mtdnet.plan(self.device, call.steps, eta, sampler)
 
     def _decoded(self, draws: list[dict[str, Tensor]], call: _Call) -> tuple[dict, dict, dict]:
@@ -257,10 +272,17 @@ class Engine:
         batch, height, width = padded.shape[0], *padded.shape[-2:]
         side = self.tile
         if side is None:
-            options = dict(itemsize=self.form.maps.itemsize, samples=len(call.noises))
-            options["history"] = self._plan(call).history if self.network.mtdnet is not None else 0
-            wish = (self.config, len(call.wanted), batch, height, width)
-            return tile_side(*wish, available_bytes(self.device), **options)
+            return tile_side(
+                self.config,
+                len(call.wanted),
+                batch,
+                height,
+                width,
+                available_bytes(self.device),
+                itemsize=self.form.maps.itemsize,
+                samples=len(call.noises),
+                history=self._plan(call).history if self.network.mtdnet is not None else 0,
+            )
         return side if side and max(height, width) > side else None
 
     def _checked_tasks(self, tasks: Iterable[str] | None) -> tuple[str, ...]:

@@ -89,7 +89,7 @@ def encoder_numbers(backbone: str, width: int) -> tuple[float, int]:
             if not (list(module.children()) or isinstance(module, _BatchNorm)):
                 module.register_forward_hook(count)
         encoder(torch.empty(1, 3, _SIDE, _SIDE))
-    channels = sum(encoder.channels)
+    channels: int = sum(encoder.channels)  # type: ignore[arg-type]  # nn.Module's stubs know no `channels`
     return max(most / _SIDE**2, 2 * channels / 64) + sum(kept) / _SIDE**2, channels
 
 
@@ -100,7 +100,7 @@ def tile_side(
     height: int,
     width: int,
     available: int | None,
-    **options,
+    **options: int,
 ) -> int | None:
     """Side of the square tiles that a prediction goes in where it does not fit into `SHARE` of the available
     bytes; None where it goes as a whole, and where nobody knows what is available."""
@@ -119,7 +119,7 @@ def available_bytes(device: torch.device) -> int | None:
     return min(limits) if limits else None
 
 
-def largest_tile(config: ModelConfig, wanted: int, batch: int, available: int, **options) -> int:
+def largest_tile(config: ModelConfig, wanted: int, batch: int, available: int, **options: int) -> int:
     """The largest side of a square tile, a multiple of 32, whose prediction fits; at least 256."""
     side = SMALLEST_TILE
     while peak_bytes(config, wanted, batch, side + PAD_MULTIPLE, side + PAD_MULTIPLE, **options) <= available:

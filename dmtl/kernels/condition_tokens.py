@@ -129,8 +129,8 @@ def library_norm_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return (d_x + residual, d_weight, d_bias, LayerNorm(x)) for grad and x [rows, C]."""
-    d_x, *rest = norm_backward(grad, x, weight, bias, eps)
-    return d_x + residual, *rest
+    d_x, d_weight, d_bias, normed = norm_backward(grad, x, weight, bias, eps)
+    return d_x + residual, d_weight, d_bias, normed
 
 
 def library_backward(
@@ -164,7 +164,7 @@ def library_backward(
         d_weight = (d_tokens.T @ take(maps, weight, reduction)).view(weight.shape)
     parameters = (d_weight, d_bias, d_norm_weight, d_norm_bias, d_query_weight)
     for out, found, need in zip(outs[count:], parameters, needed[count:], strict=True):
-        if need:
+        if need and found is not None:
             out.copy_(found)
     d_maps = [out if need else None for out, need in zip(outs[:count], needed[:count], strict=True)]
     if any(needed[:count]):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 Value = Tensor | None | int | float | bool | Sequence[Tensor] | Sequence[int]
 
 
-def _raw(value: Value):
+def _raw(value: Value) -> Any:
     """Return a tensor as its address, a sequence entry by entry, everything else as it is."""
     if isinstance(value, Tensor):
         return value.data_ptr()

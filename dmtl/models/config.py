@@ -71,7 +71,7 @@ class ModelConfig:
     denoiser sees zeros instead of the initial predictions. Parameters and operations stay the same; with
     both, MTDNet is only more layers."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", _specifications(self.tasks))
         check_fields(self, "model.")
         for name in ("backbone_width", "width", "decoder_blocks", "steps", "heads", "blocks", "mlp_ratio"):

@@ -83,7 +83,7 @@ class _DenseModel(nn.Module):
         arguments as in `DiffusionMTL.forward`."""
         options = dict(steps=steps, eta=eta, sampler=sampler, noise=noise)
         logits = self(image, tasks, upsampled=False, **options).final
-        size = tuple(image.shape[-2:])
+        size = (image.shape[-2], image.shape[-1])
         decoded = {name: decode(self.tasks[name], x, size) for name, x in logits.items()}
         return Maps(decoded, {name: x.isfinite().all() for name, x in logits.items()})
 
@@ -226,7 +226,7 @@ class MultiTaskBaseline(_DenseModel):
 
 def _sizer(padded: Tensor, image: Tensor, upsampled: bool) -> Callable[[Tensor], Tensor]:
     """Logits at 1/8 resolution -> as a `Prediction` holds them."""
-    frame, size = padded.shape[-2:], image.shape[-2:]
+    frame, size = (padded.shape[-2], padded.shape[-1]), (image.shape[-2], image.shape[-1])
     return (lambda logits: upsample(logits, frame, size)) if upsampled else (lambda logits: logits)
 
 

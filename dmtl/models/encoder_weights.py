@@ -115,7 +115,7 @@ def _file_in_wheel(package: str) -> Path:
 
 
 def _load(backbone: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    state = dict(backbone.adapt_weights(state))
+    state = dict(backbone.adapt_weights(state))  # type: ignore[operator]  # nn.Module's stubs do not know it
     expected = backbone.state_dict()
     if not any(key.endswith("num_batches_tracked") for key in state):  # older than torch 0.4
         state |= {key: value for key, value in expected.items() if key.endswith("num_batches_tracked")}

@@ -39,7 +39,7 @@ def upload(model: Any, repo_id: str, **options: Any) -> str:
     """Upload a model with a model card; see `DiffusionMTL.push_to_hub`."""
     mixin: Any = _huggingface_hub().ModelHubMixin
 
-    class HubModel(
+    class HubModel(  # type: ignore[call-arg]  # keywords of a mixin that may not be installed
         mixin,
         library_name="dmtl",
         pipeline_tag="image-segmentation",

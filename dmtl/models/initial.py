@@ -31,7 +31,9 @@ class InitialNetwork(nn.Module):
     def __init__(self, config: ModelConfig, channels: Mapping[str, int]):
         super().__init__()
         self.backbone = make_backbone(config.backbone, config.backbone_width)
-        self.embed = Conv3x3(sum(self.backbone.channels), config.width)
+        # nn.Module's stubs know no `channels`
+        channels_in: int = sum(self.backbone.channels)  # type: ignore[arg-type]
+        self.embed = Conv3x3(channels_in, config.width)
         self.decoders = nn.ModuleDict(
             {
                 task: nn.Sequential(

@@ -6,8 +6,9 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +20,11 @@ from dmtl.errors import CheckpointError
 from dmtl.runtime.files import write_atomically, write_text
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_NUMPY_NUMBERS = [  # optimiser states of older programs hold them
+_SCALAR = np._core.multiarray.scalar  # type: ignore[attr-defined]  # NumPy's stubs leave `_core` out
+_NUMPY_NUMBERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [  # in older optimiser states
     np.dtype,
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    np._core.multiarray.scalar,
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    _SCALAR,
     np.dtypes.Float64DType,
     np.dtypes.Float32DType,
     np.dtypes.Int64DType,

@@ -39,6 +39,7 @@ def recorded(
         keep: changes the values of inputs and results, by name, before some of them are kept.
         through: the input whose gradient is `grad` itself, which the backward operator does not return.
     """
+    assert spec.backward is not None
     run, run_backward = (getattr(torch.ops.dmtl, o.name) for o in (spec.forward, spec.backward))
     differentiable = [name for name in spec.differentiable if name != through]
     inputs = [argument.name for argument in run.default._schema.arguments]
@@ -53,7 +54,7 @@ def recorded(
 
     class Recorded(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, lengths, *flat):
+        def forward(ctx: Any, lengths: Any, *flat: Any) -> Any:
             args = _nested(flat, lengths)
             found = run(*args, True) if save else run(*args)
             found = found if isinstance(found, tuple) else (found,)
@@ -71,7 +72,7 @@ def recorded(
 
         @staticmethod
         @once_differentiable
-        def backward(ctx, *incoming):
+        def backward(ctx: Any, *incoming: Any) -> Any:
             wanted = dict(zip(inputs, _nested(ctx.needs_input_grad[1:], ctx.lengths), strict=False))
             # Read once: under activation checkpointing every access computes them again.
             saved = ctx.saved_tensors
@@ -85,7 +86,7 @@ def recorded(
                 found = _nested(found, lengths)
             found = dict(zip(differentiable, found if len(differentiable) > 1 else [found], strict=True))
             found |= {through: incoming[0]} if through else {}
-            gradients = []
+            gradients: list[Tensor | None] = []
             for name, want in wanted.items():
                 d = found.get(name)
                 if isinstance(want, list):
@@ -106,12 +107,13 @@ def recorded(
 def _requires_grad(value: Tensor | Sequence[Tensor] | None) -> bool:
     if isinstance(value, (list, tuple)):
         return any(x.requires_grad for x in value)
-    return value is not None and value.requires_grad
+    return isinstance(value, Tensor) and value.requires_grad
 
 
 def _flat(values: Sequence) -> tuple[list, tuple[int | None, ...]]:
     """Return the values with lists laid flat, and the length of each list (None: not a list)."""
-    flat, lengths = [], []
+    flat: list = []
+    lengths: list[int | None] = []
     for value in values:
         listed = isinstance(value, (list, tuple))
         flat += value if listed else [value]

@@ -7,6 +7,8 @@ inside the operator for CPU tensors; kernels on other devices answer a bad index
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,9 @@ from . import philox
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def fail(op: str, argument: str, contract: str, actual: object, error: type[Exception] = ValueError) -> None:
+def fail(
+    op: str, argument: str, contract: str, actual: object, error: type[Exception] = ValueError
+) -> NoReturn:
     """Raise `error` with the wording that all checks share."""
     raise error(f"{op}: {argument} must be {contract}, got {actual}")
 
@@ -30,24 +34,26 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def integer(op: str, argument: str, value: object) -> None:
+def integer(op: str, argument: str, value: object) -> int:
     """Require an int, and not a bool."""
     if not isinstance(value, int) or isinstance(value, bool):
         fail(op, argument, "an int", type(value).__name__, TypeError)
+    return value
 
 
-def data(op: str, argument: str, x: object) -> None:
+def data(op: str, argument: str, x: object) -> Tensor:
     """Require a floating tensor [B, ...]."""
-    tensor(op, argument, x)
+    x = tensor(op, argument, x)
     if x.dtype not in FLOATS:
         fail(op, argument, "float32, bfloat16, float16 or float64", dtype_name(x.dtype), TypeError)
     if x.dim() < 1:
         fail(op, argument, "of shape [B, ...]", "a tensor without dimensions")
+    return x
 
 
 def like(op: str, argument: str, x: object, model: Tensor, model_name: str) -> None:
     """Require the shape, dtype and device of `model`."""
-    tensor(op, argument, x)
+    x = tensor(op, argument, x)
     same_dtype(op, argument, x, model, model_name)
     if x.shape != model.shape:
         fail(op, argument, f"of {model_name}'s shape {list(model.shape)}", list(x.shape))
@@ -67,7 +73,7 @@ def on_device(op: str, argument: str, x: Tensor, device: torch.device) -> None:
 
 def rows(op: str, argument: str, t: object, model: Tensor) -> None:
     """Require int64 [B], one entry for each row of `model`."""
-    tensor(op, argument, t)
+    t = tensor(op, argument, t)
     if t.dtype != torch.int64:
         fail(op, argument, "int64", dtype_name(t.dtype), TypeError)
     if t.shape != model.shape[:1]:
@@ -79,7 +85,7 @@ def tables(op: str, model: Tensor, **named: object) -> None:
     """Require float32 [S] schedule tables, all of one length."""
     size = None
     for argument, table in named.items():
-        tensor(op, argument, table)
+        table = tensor(op, argument, table)
         if table.dtype != torch.float32:
             fail(op, argument, "float32", dtype_name(table.dtype), TypeError)
         if table.dim() != 1 or table.shape[0] == 0 or (size is not None and table.shape[0] != size):
@@ -96,13 +102,13 @@ def noise_source(
         fail(op, "noise", "None when key_B3 is given", "both")
     if needed and noise is None and key is None:
         fail(op, "noise", "given, or else key_B3", "neither")
-    integer(op, "step", step)
+    step = integer(op, "step", step)
     if not 0 <= step < philox.MAX_STEP:
         fail(op, "step", f"in [0, {philox.MAX_STEP})", step)
     if noise is not None:
         like(op, "noise", noise, model, model_name)
     if key is not None:
-        tensor(op, "key_B3", key)
+        key = tensor(op, "key_B3", key)
         if key.dtype != torch.int64:
             fail(op, "key_B3", "int64", dtype_name(key.dtype), TypeError)
         if key.shape != (model.shape[0], 3):

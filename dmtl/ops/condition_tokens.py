@@ -74,7 +74,8 @@ def fold_reduction(weight: Tensor, reduction: int) -> Tensor:
         return weight
     # The mean over the centre's four pixels: the 3x3 taps, shifted to each of them.
     shifts = ((0, 1, 0, 1), (1, 0, 0, 1), (0, 1, 1, 0), (1, 0, 1, 0))
-    return sum(F.pad(weight, shift) for shift in shifts) / 4
+    first, *others = (F.pad(weight, shift) for shift in shifts)
+    return sum(others, first) / 4
 
 
 def empty_outputs(maps, weight, query_weight, reduction) -> tuple[Tensor, Tensor]:
@@ -141,7 +142,8 @@ def _reference_backward(
     x = torch.cat([m.to(wide) for m in maps], 1)
     d_grid = d_tokens.transpose(1, 2).unflatten(2, (x.shape[2] // reduction, x.shape[3] // reduction))
     stride, pad = (reduction, reduction), (padding, padding)
-    need_maps, need_weight, need_bias = any(needed[: len(maps)]), *needed[len(maps) : len(maps) + 2]
+    need_maps = any(needed[: len(maps)])
+    need_weight, need_bias = needed[len(maps) : len(maps) + 2]
     d_x, d_weight, _ = torch.ops.aten.convolution_backward(
         d_grid, x, weight.to(wide), None, stride, pad, (1, 1), False, (0, 0), 1,
         (need_maps, need_weight, False),
@@ -231,7 +233,7 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
         samples: int, channels: Sequence[int], h: int, w: int, width: int, query: int, reduction: int
     ) -> dict:
         k, total = GEOMETRY[reduction][0], sum(channels)
-        out = dict(weight=draw(width, total, k, k, scale=(total * k * k) ** -0.5), bias=draw(width))
+        out: dict = dict(weight=draw(width, total, k, k, scale=(total * k * k) ** -0.5), bias=draw(width))
         out |= dict(maps=[draw(samples, c, h, w) for c in channels], reduction=reduction)
         if query:
             out |= dict(norm_weight=draw(width), norm_bias=draw(width))

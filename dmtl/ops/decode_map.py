@@ -102,8 +102,8 @@ def decode_map(
         NotImplementedError: a backend asked for by name cannot serve the call.
     """
     height, width = _check(x, weight, bias, kind, size, factor)
-    x, weight, bias = (None if t is None else t.detach() for t in (x, weight, bias))
-    return torch.ops.dmtl.decode_map(x, weight, bias, kind, height, width, factor)
+    detached = [None if t is None else t.detach() for t in (x, weight, bias)]
+    return torch.ops.dmtl.decode_map(*detached, kind, height, width, factor)
 
 
 def _check(x, weight, bias, kind, size, factor) -> tuple[int, int]:

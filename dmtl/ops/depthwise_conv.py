@@ -47,7 +47,7 @@ def _pads(x: Tensor, k: int, stride: int, padding: int) -> tuple[int, int, int, 
     return padding, right, padding, bottom
 
 
-def _reference(x, weight, stride, padding) -> Tensor:
+def _reference(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     out = empty_map(x, out_shape(x, stride))
     if out.numel() == 0:
         return out
@@ -56,7 +56,9 @@ def _reference(x, weight, stride, padding) -> Tensor:
     return out.copy_(F.conv2d(padded, weight.to(wide), stride=stride, groups=x.shape[1]))
 
 
-def _reference_backward(grad, x, weight, stride, padding, need_x, need_weight) -> tuple[Tensor, Tensor]:
+def _reference_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, need_x: bool, need_weight: bool
+) -> tuple[Tensor, Tensor]:
     wide, (k, C) = wide_dtype(x.dtype), (weight.shape[-1], x.shape[1])
     pads = _pads(x, k, stride, padding)
     d_x, d_weight = x.new_empty(0), x.new_empty(0)

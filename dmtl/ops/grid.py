@@ -24,7 +24,7 @@ def check_reduction(op: str, reduction: object) -> None:
 
 def check_map(op: str, argument: str, x: object, reduction: int) -> None:
     """Require a floating map [R, C, h, w] whose sides are multiples of the reduction."""
-    checks.data(op, argument, x)
+    x = checks.data(op, argument, x)
     if x.dim() != 4:
         checks.fail(op, argument, "of shape [R, C, h, w]", list(x.shape))
     if x.shape[2] % reduction or x.shape[3] % reduction:

@@ -28,7 +28,7 @@ if a valid pixel is interpolated from it.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -117,7 +117,7 @@ def _unit(z: Tensor) -> tuple[Tensor, Tensor]:
     return z * scale, scale
 
 
-def _reference(logits, label, *options) -> tuple[Tensor, Tensor]:
+def _reference(logits: Tensor, label: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     o = Options(*options)
     z = _upsampled(logits, label)
     y, valid = _labelled(label, z.shape[1], z.dtype, o)
@@ -138,7 +138,7 @@ def _reference(logits, label, *options) -> tuple[Tensor, Tensor]:
     return loss.copy_(total / counts[:, 0].clamp(min=1)), counts
 
 
-def _reference_backward(grad, logits, label, counts, *options) -> Tensor:
+def _reference_backward(grad: Tensor, logits: Tensor, label: Tensor, counts: Tensor, *options: Any) -> Tensor:
     o = Options(*options)
     z = _upsampled(logits, label)
     y, valid = _labelled(label, z.shape[1], z.dtype, o)
@@ -207,7 +207,7 @@ def map_loss(
     return _call(logits, label.detach(), *options)[0]
 
 
-def _check(logits, label, o: Options) -> None:
+def _check(logits: Tensor, label: Tensor, o: Options) -> None:
     op = "map_loss"
     checks.data(op, "logits", logits)
     if logits.dim() != 4 or 0 in logits.shape[1:]:
@@ -247,7 +247,7 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
     generator = torch.Generator().manual_seed(len(size))
 
     def case(
-        kind: str, n: int, c: int, h: int, w: int, frame: tuple[int, int] | None = None, **options
+        kind: str, n: int, c: int, h: int, w: int, frame: tuple[int, int] | None = None, **options: Any
     ) -> dict:
         logits = (2 * torch.randn((n, c, h, w), generator=generator)).to(device, dtype)
         shape = (n, KINDS[kind][1], *(frame or (8 * h, 8 * w)))

@@ -20,6 +20,8 @@ the reference. Tokens are made from the unrounded skip.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -40,18 +42,20 @@ def _centres(x: Tensor, reduction: int) -> list[Tensor]:
     return [x[..., dy::reduction, dx::reduction] for dy in steps for dx in steps]
 
 
-def _reference(x, bias, reduction) -> tuple[Tensor, Tensor]:
+def _reference(x: Tensor, bias: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
     wide = x.to(wide_dtype(x.dtype))
     skip = x.new_empty(0)
     if bias is not None:
         wide = wide + bias.to(wide.dtype).reshape(-1, x.shape[1], 1, 1)
         skip = grid.empty_map(x).copy_(wide)
     centres = _centres(wide, reduction)
-    tokens = sum(centres) / len(centres)
+    tokens = sum(centres[1:], centres[0]) / len(centres)
     return skip, grid.empty_tokens(x, reduction).copy_(tokens.flatten(2).transpose(1, 2))
 
 
-def _reference_backward(grad_skip, grad_tokens, bias_dim, reduction) -> tuple[Tensor, Tensor]:
+def _reference_backward(
+    grad_skip: Tensor, grad_tokens: Tensor, bias_dim: int, reduction: int
+) -> tuple[Tensor, Tensor]:
     d_x = grad_skip.to(wide_dtype(grad_skip.dtype), copy=True)
     centres = _centres(d_x, reduction)
     h, w = d_x.shape[2] // reduction, d_x.shape[3] // reduction
@@ -68,7 +72,7 @@ def bias_shape(x: Tensor, bias_dim: int) -> tuple[int, ...]:
 
 class _NoisyTokens(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, bias, reduction):
+    def forward(ctx: Any, x: Tensor, bias: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
         ctx.reduction = reduction
         ctx.bias_dim = bias.dim() if bias is not None and bias.requires_grad else 0
         skip, tokens = torch.ops.dmtl.noisy_tokens(x, bias, reduction)
@@ -76,7 +80,7 @@ class _NoisyTokens(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_skip, grad_tokens):
+    def backward(ctx: Any, grad_skip: Tensor, grad_tokens: Tensor) -> tuple[Tensor | None, ...]:
         d_x, d_bias = torch.ops.dmtl.noisy_tokens_backward(
             grad_skip, grad_tokens, ctx.bias_dim, ctx.reduction
         )
@@ -115,7 +119,7 @@ def noisy_tokens(x: Tensor, bias: Tensor | None = None, *, reduction: int) -> tu
 
 def _check_bias(op: str, bias: object, x: Tensor) -> None:
     R, C = x.shape[:2]
-    checks.tensor(op, "bias", bias)
+    bias = checks.tensor(op, "bias", bias)
     checks.same_dtype(op, "bias", bias, x, "x")
     if bias.shape != ((C,) if bias.dim() == 1 else (R, C)):
         checks.fail(op, "bias", f"of shape [{C}] or [{R}, {C}]", list(bias.shape))

@@ -144,7 +144,7 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
     tables = dict(coef1_S=coef1, coef2_S=1 - coef1, sigma_S=0.3 * (1 - coef1))
     cases = []
     for x0_hat, t_B, key_B3 in sample_rows(size, dtype, device):
-        common = dict(x0_hat=x0_hat, x_t=torch.randn_like(x0_hat), t_B=t_B) | tables
+        common: dict = dict(x0_hat=x0_hat, x_t=torch.randn_like(x0_hat), t_B=t_B) | tables
         cases += [common | dict(noise=torch.randn_like(x0_hat)), common | dict(key_B3=key_B3, step=2), common]
     return cases
 

@@ -36,6 +36,7 @@ _BACKWARD_SCHEMA = (
 
 def _reference(x0, t_B, sqrt_abar_S, sqrt_one_minus_abar_S, noise, key_B3, step) -> Tensor:
     eps = drawn_noise(x0, noise, key_B3, step)
+    assert eps is not None  # the checks want noise or a key
     wide = eps.dtype
     xt = per_row(sqrt_abar_S, t_B, x0) * x0.to(wide) + per_row(sqrt_one_minus_abar_S, t_B, x0) * eps
     return stored_like(xt, x0)
@@ -92,7 +93,7 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
     cases = []
     for x0, t_B, key_B3 in sample_rows(size, dtype, device):
         abar = torch.linspace(0.99, 0.2, 7, device=device)
-        common = dict(x0=x0, t_B=t_B, sqrt_abar_S=abar.sqrt(), sqrt_one_minus_abar_S=(1 - abar).sqrt())
+        common: dict = dict(x0=x0, t_B=t_B, sqrt_abar_S=abar.sqrt(), sqrt_one_minus_abar_S=(1 - abar).sqrt())
         cases.append(common | dict(noise=torch.randn_like(x0)))
         cases.append(common | dict(key_B3=key_B3, step=3))
     return cases

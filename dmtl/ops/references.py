@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -15,10 +16,12 @@ class references(TorchFunctionMode):
     reference, without gradients (`torch.no_grad`). What is exported inside holds no `dmtl::` operator.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         operators = [o for spec in REGISTRY.values() for o in (spec.forward, *spec.variants)]
         self._by_operator = {getattr(torch.ops.dmtl, o.name): o.reference for o in operators}
 
-    def __torch_function__(self, function: Callable, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, function: Callable, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         return self._by_operator.get(function, function)(*args, **(kwargs or {}))

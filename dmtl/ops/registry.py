@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -170,7 +171,7 @@ def choose(
     Raises:
         NotImplementedError: none does; the message has all reasons.
     """
-    passed_over = []
+    passed_over: list[str] = []
     for backend in candidates(spec, tensors[0].device.type):
         if not reasons_against(spec, backend, tensors, operator, args):
             if passed_over:
@@ -213,7 +214,7 @@ def _floating(args: Sequence) -> list[Tensor]:
     return [x for x in flat if isinstance(x, Tensor) and x.is_floating_point()]
 
 
-def _run(spec: OpSpec, operator: Operator, *args):
+def _run(spec: OpSpec, operator: Operator, *args: Any) -> Any:
     tensors = _floating(args)
     # What the op computes on, beside tables of coefficients (which stay float32).
     data = [x for x in tensors if x.dim() > 1 or x is tensors[0]]
@@ -240,6 +241,7 @@ def _measured(spec: OpSpec, operator: Operator, data: Sequence[Tensor], args: Se
         for name in reversed(candidates(spec, device.type))
         if not reasons_against(spec, name, data, operator, args)
     ]
+    assert operator.kind is not None
     ways = {name: partial(_implementation(spec, operator, name), *args) for name in able}
     return _fastest.choose((operator.name, device, data[0].dtype, operator.kind(*args)), ways, device)
 

@@ -12,7 +12,7 @@ from .rows import wide_dtype
 
 def shaped(op: str, argument: str, value: object, model: Tensor, model_name: str, **sizes: int) -> None:
     """Require a tensor of model's dtype and device, of exactly the named sizes (in their order)."""
-    checks.tensor(op, argument, value)
+    value = checks.tensor(op, argument, value)
     checks.same_dtype(op, argument, value, model, model_name)
     if tuple(value.shape) != tuple(sizes.values()):
         contract = f"of shape [{', '.join(sizes)}] = {list(sizes.values())}"

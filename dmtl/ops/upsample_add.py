@@ -31,7 +31,7 @@ _SCHEMA = "(Tensor tokens, Tensor skip, int reduction) -> Tensor"
 _BACKWARD_SCHEMA = "(Tensor grad, int reduction) -> Tensor"
 
 
-def _reference(tokens, skip, reduction) -> Tensor:
+def _reference(tokens: Tensor, skip: Tensor, reduction: int) -> Tensor:
     h, w = skip.shape[2:]
     wide = wide_dtype(skip.dtype)
     upsampled = grid.tokens_as_map(tokens.to(wide), h // reduction, w // reduction)
@@ -41,7 +41,7 @@ def _reference(tokens, skip, reduction) -> Tensor:
     return out if out.numel() == 0 else out.copy_(skip.to(wide) + upsampled)
 
 
-def _reference_backward(grad, reduction) -> Tensor:
+def _reference_backward(grad: Tensor, reduction: int) -> Tensor:
     wide = grad.to(wide_dtype(grad.dtype))
     along_y, along_x = (
         grid.interpolation(size, reduction, wide.dtype, wide.device) for size in grad.shape[2:]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from contextlib import nullcontext
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from dmtl.models import DiffusionMTL, MultiTaskBaseline, Prediction
 from dmtl.models.initial import pad_image
 from dmtl.train.config import OptimConfig
 from dmtl.train.loss import PairLosses, labelled_rows, pair_losses, weighted_sum
-from dmtl.train.objective import Seen, make_objectives
+from dmtl.train.objective import Objective, Seen, make_objectives
 from dmtl.train.weighting import Weighting
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,6 +37,11 @@ class BatchLoss(nn.Module):
         self.model, self.weighting, self.config = model, weighting, config
         self.objectives = make_objectives(config.objectives, config.seed, model)
         self.dense = any(objective.dense for objective in self.objectives.values())
+
+    @property
+    def by_name(self) -> Mapping[str, Objective]:
+        """`objectives`, whose container is typed as one of any modules."""
+        return cast("Mapping[str, Objective]", self.objectives)
 
     def forward(self, batch: Batch, step: int, denoises: bool) -> tuple[Tensor, PairLosses]:
         """The scalar to differentiate (0 where no pair is labelled) and the pairs' losses, detached.
@@ -67,7 +74,7 @@ class BatchLoss(nn.Module):
                 losses = dataclasses.replace(losses, added=added)
                 return total, losses.detached()
 
-    def _judged(self, prediction, batch: Batch, denoises: bool) -> tuple[Tensor, PairLosses]:
+    def _judged(self, prediction: Prediction, batch: Batch, denoises: bool) -> tuple[Tensor, PairLosses]:
         tasks = self.model.tasks
         losses = pair_losses(prediction, batch.labels, batch.present, tasks, final=denoises, upsampled=False)
         total = weighted_sum(
@@ -85,7 +92,7 @@ class BatchLoss(nn.Module):
     def _added(self, seen: Seen, total: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The parts of all objectives [n], and the total with them, over the images of the whole step."""
         added = {}
-        for name, objective in self.objectives.items():
+        for name, objective in self.by_name.items():
             weight = self.config.objectives[name] / seen.batch.total
             for part, values in objective(seen).items():
                 added[part] = values.reshape(-1)

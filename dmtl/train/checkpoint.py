@@ -64,7 +64,7 @@ class Checkpoints:
         if pending is not None:
             pending.result()
 
-    def latest(self, say: Callable[[str], None]) -> dict | None:
+    def latest(self, say: Callable[[str], object]) -> dict | None:
         """Return the newest whole checkpoint, tensors on the CPU; None if there is no file.
 
         Damaged ones are reported by `say` and renamed to `*.damaged`, so that they are not tried again.

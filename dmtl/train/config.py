@@ -15,7 +15,7 @@ from dmtl.train.objective import check_objectives
 from dmtl.train.weighting import WEIGHTINGS
 
 
-def _at_least(config, section: str, least: float, *names: str) -> None:
+def _at_least(config: object, section: str, least: float, *names: str) -> None:
     for name in names:
         if not least <= getattr(config, name) < math.inf:
             raise ConfigError(
@@ -68,7 +68,7 @@ class DataConfig:
     workers: int = 0
     """Loader processes; the batches do not depend on their number."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _at_least(self, "data", 1, "train_count", "val_count")
         _at_least(self, "data", 0, "label_seed", "workers", "skip_corrupt")
         if min(self.size) < 1:
@@ -152,7 +152,7 @@ class OptimConfig:
     deterministic: bool = False
     """Refuse operations that could differ between two runs on the same device."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _at_least(self, "optim", 1, "steps", "batch_size")
         _at_least(
             self,
@@ -207,7 +207,7 @@ class ExecutionConfig:
     max_bad_steps: int = 10
     """Steps in a row with a non-finite loss or gradient, each skipped, after which the run stops."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _at_least(self, "execution", 0, "micro_batch")
         _at_least(self, "execution", 1, "max_bad_steps")
 
@@ -233,7 +233,7 @@ class LogConfig:
     tensorboard: bool = False
     """Also write TensorBoard events (extra `dmtl[tensorboard]`)."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _at_least(self, "log", 1, "every", "eval_every", "checkpoint_every", "keep")
         _at_least(self, "log", 0, "patience", "pictures")
 

@@ -164,6 +164,7 @@ class Consistency(Objective):
         pairs = self._pairs(seen.batch)
         if not len(pairs):
             return {}
+        assert feature_BChw is not None and logits is not None  # as `dense` asks for
 
         def sent(x: Tensor) -> Tensor:
             return x.to(feature_BChw.device, non_blocking=True)
@@ -176,16 +177,18 @@ class Consistency(Objective):
             places = present[name][pairs.images].nonzero()[:, 0]
             if len(places):
                 rows, places = sent(pairs.images[places]), sent(places)
-                label, valid = label_map(task, labels[name][rows], maps[name].shape[2:])
+                height, width = maps[name].shape[2:]
+                label, valid = label_map(task, labels[name][rows], (height, width))
                 maps[name] = maps[name].index_copy(0, places, label)
                 known[-1].index_copy_(0, places, valid)
         image, source, target = sent(pairs.image), sent(pairs.source), sent(pairs.target)
-        joint = [normalise(m.float(), SHORTEST) for m in self.mapping(maps, image, source, target)]
+        one, other = (normalise(m.float(), SHORTEST) for m in self.mapping(maps, image, source, target))
         feature = normalise(feature_BChw.detach()[images].float(), SHORTEST).index_select(0, image)
         valid = torch.cat(known).index_select(0, target * len(images) + image)
         return {
-            "consistency": cosine_distance(*joint, valid),
-            "consistency_regulariser": sum(cosine_distance(m, feature, valid) for m in joint),
+            "consistency": cosine_distance(one, other, valid),
+            "consistency_regulariser": cosine_distance(one, feature, valid)
+            + cosine_distance(other, feature, valid),
         }
 
 

@@ -25,9 +25,9 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -37,6 +37,8 @@ from torch.nn.parallel import DistributedDataParallel
 from dmtl.errors import ConfigError
 from dmtl.runtime.distributed import World
 from dmtl.train.config import ExecutionConfig
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def share_buffers(model: nn.Module, world: World) -> None:
@@ -75,7 +77,8 @@ def wrap(module: nn.Module, execution: ExecutionConfig, world: World) -> nn.Modu
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     known = inspect.signature(DistributedDataParallel).parameters  # torch 2.13 renamed it
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DistributedDataParallel(share, gradient_as_bucket_view=True, **{buffers: False})
+    options: dict[str, Any] = {buffers: False}
+    return DistributedDataParallel(share, gradient_as_bucket_view=True, **options)
 
 
 def expect(run: nn.Module, key: Hashable) -> None:
@@ -93,9 +96,10 @@ def last_micro_batch(run: nn.Module, last: bool) -> Iterator[None]:
             yield
         return
     if hasattr(run, "set_requires_gradient_sync"):
-        run.set_is_last_backward(last)
-        run.set_requires_gradient_sync(last)
-        run.set_reshard_after_backward(last)
+        fsdp: Any = run
+        fsdp.set_is_last_backward(last)
+        fsdp.set_requires_gradient_sync(last)
+        fsdp.set_reshard_after_backward(last)
     yield
 
 
@@ -118,7 +122,7 @@ class _Share(nn.Module):
     def __init__(self, module: nn.Module, size: int):
         super().__init__()
         self.module, self.size = module, size
-        self.touched: list[Tensor] | None = None  # FSDP2: None, it reduces zeros for whatever is missing
+        self.touched: Sequence[Tensor] | None = None  # FSDP2: None, it reduces zeros for whatever is missing
         self._absent: dict[Hashable, list[int]] = {}
         self._key: Hashable = None
         self._reached: set[int] | None = None
@@ -130,7 +134,7 @@ class _Share(nn.Module):
         self._key = key
         self._reached = None if key in self._absent else set()
 
-    def forward(self, *args, **options):
+    def forward(self, *args: Any, **options: Any) -> Any:
         out = self.module(*args, **options)
         loss, rest = (out[0], out[1:]) if isinstance(out, tuple) else (out, None)
         if not torch.is_grad_enabled():
@@ -164,12 +168,12 @@ class _Everything(torch.autograd.Function):
     nothing to anything, and DDP, which is told that the gradient is ready, takes a missing one for zeros."""
 
     @staticmethod
-    def forward(ctx, loss: Tensor, size: int, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, loss: Tensor, size: int, *parameters: Tensor) -> Tensor:
         ctx.size, ctx.count = size, len(parameters)
         return loss.clone()
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return (grad * ctx.size, None, *[None] * ctx.count)  # DDP and FSDP2 divide by the number of processes
 
 
@@ -211,7 +215,8 @@ def _sharded_module(share: _Share, device: torch.device) -> nn.Module:
         parameter.data = parameter.data.contiguous()
     mesh = init_device_mesh(device.type, (share.size,))
     fully_shard(share, mesh=mesh, reshard_after_forward=False)
-    share.set_reduce_scatter_unused_params(True)
+    fsdp: Any = share  # whose class FSDP2 has changed
+    fsdp.set_reduce_scatter_unused_params(True)
     return share
 
 
@@ -231,8 +236,8 @@ def full_tensors(state: Any, keep: bool = True) -> Any:
         made = {key: full_tensors(value, keep) for key, value in state.items()}
         return made if keep else None
     if isinstance(state, (list, tuple)):
-        made = [full_tensors(value, keep) for value in state]
-        return type(state)(made) if keep else None
+        parts = [full_tensors(value, keep) for value in state]
+        return type(state)(parts) if keep else None
     value = _full(state) if isinstance(state, Tensor) else state
     return (value.cpu() if value is not state else value) if keep else None
 
@@ -262,7 +267,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
     optimizer.load_state_dict({**state, "state": moments})
 
 
-def full_copy(model: nn.Module) -> nn.Module:
+def full_copy(model: Model) -> Model:
     """A copy of the model with whole parameters, to evaluate or save; every process must call it."""
     whole = {
         id(p): nn.Parameter(_full(p.detach()).clone(), requires_grad=p.requires_grad)
@@ -279,7 +284,8 @@ def _as(value: Tensor, like: Tensor) -> Tensor:
     """`value` cut and laid out as `like` is; nothing is sent, every process has all of it."""
     if not hasattr(like, "full_tensor"):
         return torch.empty_like(like, requires_grad=False).copy_(value)
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
+    assert isinstance(like, DTensor)
     value = value.to(like.device, like.dtype).contiguous()
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Model = TypeVar("Model", bound=nn.Module)
 
-class MovingAverage:
+
+class MovingAverage(Generic[Model]):
     """`average` follows `model`: w <- d w + (1 - d) w_model after every step, buffers included.
 
     The decay d rises from 0.1 to `decay` as (1 + step) / (10 + step), so that the first weights are soon
@@ -19,10 +22,10 @@ class MovingAverage:
     follows its share.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
+    def __init__(self, model: Model, decay: float):
         self.decay = decay
         own = {id(p): nn.Parameter(p.detach().clone(), requires_grad=False) for p in model.parameters()}
-        self.average = copy.deepcopy(model, own).eval()  # deepcopy does not know shards
+        self.average: Model = copy.deepcopy(model, own).eval()  # deepcopy does not know shards
         pairs = list(zip(_here(self.average), _here(model), strict=True))
         self._floating = [(ours, theirs) for ours, theirs in pairs if ours.is_floating_point()]
         self._others = [(ours, theirs) for ours, theirs in pairs if not ours.is_floating_point()]

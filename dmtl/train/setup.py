@@ -55,7 +55,7 @@ class Data:
 def open_data(config: DataConfig, task_weights: dict[str, float] | None = None) -> Data:
     """Opens the data set and decides which labels are visible."""
     _refuse_distribution(config.root)
-    size = tuple(config.size)
+    size = (config.size[0], config.size[1])
     rendered = made_to_order(config.root)
     train, val = (
         open_dataset(

@@ -106,7 +106,8 @@ class Step:
             norms = self._clip()
             bad = self._agreed(~torch.isfinite(loss), norms)
             if not self.scaler.is_enabled():  # the scaler has a flag of its own
-                self.optimizer.found_inf = bad.float()
+                # of fused optimisers alone, whose kernels read it
+                self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self._statistics.restore(bad)
@@ -205,11 +206,12 @@ class Step:
             losses.append(pairs)
             total = loss.detach() if total is None else total + loss.detach()
         distributed.drop_absent(self.module, complete=not batch.skipped)
+        assert total is not None  # a batch has a part at least
         return PairLosses.joined(losses), total
 
     def _reached(self, batch: Batch) -> tuple[bool, ...]:
         """For each objective whether it adds to the loss of the step in any process."""
-        objectives = self.batch_loss.objectives.values()
+        objectives = self.batch_loss.by_name.values()
         return tuple(any_rank(objective.reaches(batch)) for objective in objectives)
 
     def denoises(self, number: int) -> bool:
@@ -225,11 +227,8 @@ class Step:
         """Norms of the gradients, clipped where the configuration says so; over everything (published), or
         for each of the two networks when no gradient runs between them."""
         model = self.batch_loss.model
-        apart = isinstance(model, DiffusionMTL) and (
-            model.config.detach_signal and model.config.detach_condition
-        )
-        clipped = {"grad_norm": self.batch_loss}
-        if apart:
+        clipped: dict[str, nn.Module] = {"grad_norm": self.batch_loss}
+        if isinstance(model, DiffusionMTL) and model.config.detach_signal and model.config.detach_condition:
             clipped = {"grad_norm": model.initial, "grad_norm/mtdnet": model.mtdnet}
         most = self.config.optim.clip or math.inf
         return {name: distributed.clip_grad_norm(part.parameters(), most) for name, part in clipped.items()}
@@ -264,7 +263,7 @@ class Step:
         for kind in ("", "initial/") if self.denoises(number) else ("",):
             for name in (kind + task for task in _labelled(batch)):
                 values[f"loss/{name}"] = parts.get(name, zero)
-        for part in (p for objective in self.batch_loss.objectives.values() for p in objective.parts):
+        for part in (p for objective in self.batch_loss.by_name.values() for p in objective.parts):
             values[part] = losses.added[part].sum() / batch.total if part in losses.added else zero
         self._taken.append(_Taken(number, batch.ids, batch.present, each, values, norms, bad))
 

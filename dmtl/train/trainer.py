@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,8 @@ class Trainer:
                 f"sets; for its ImageNet weights: {how_to_get(name)} (optim.backbone_weights)"
             )
         if device.type == "cuda":  # a CPU's library reorders weights itself, and its optimiser would copy
-            self.model = self.model.to(memory_format=torch.channels_last)
+            # torch's stubs do not know this call
+            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         frozen(config.optim, self.model)
         set_train(self.model, config.optim)
         if isinstance(self.model, DiffusionMTL):
@@ -189,7 +190,7 @@ class Trainer:
             self.out, resume_step=self.step, tensorboard=config.log.tensorboard, active=self.world.main
         )
 
-    def _advance(self, batches, log: RunLog, profile: Profile | None) -> None:
+    def _advance(self, batches: Iterator[Batch], log: RunLog, profile: Profile | None) -> None:
         """One step, and its row in the log where one is due."""
         started = time.perf_counter()
         batch = next(batches)

@@ -44,14 +44,14 @@ class Weighting(nn.Module):
             counts: task -> the number of those pairs, for the tasks of `task_losses`.
         """
 
-    def merge(self, reduce: Callable[[Tensor], None]) -> None:
+    def merge(self, reduce: Callable[[Tensor], object]) -> None:
         """Makes the state the same on all processes; call it before a checkpoint when there are several.
 
         Args:
             reduce: adds a tensor over all processes, in place.
         """
 
-    def end_epoch(self, reduce: Callable[[Tensor], None]) -> None:
+    def end_epoch(self, reduce: Callable[[Tensor], object]) -> None:
         """At the end of an epoch, on all processes; `reduce` as for `merge`."""
 
 
@@ -91,6 +91,11 @@ class DynamicAverage(Weighting):
     the one before it, NaN where unknown; `weights` float32 [T].
     """
 
+    own: Tensor
+    sums: Tensor
+    means: Tensor
+    weights: Tensor
+
     def __init__(self, tasks: Iterable[str], temperature: float = 2.0):
         super().__init__()
         self.tasks, self.temperature = {task: i for i, task in enumerate(tasks)}, temperature
@@ -111,13 +116,13 @@ class DynamicAverage(Weighting):
             own[1].add_(loss.isfinite() * counts[task])
 
     @torch.no_grad()
-    def merge(self, reduce: Callable[[Tensor], None]) -> None:
+    def merge(self, reduce: Callable[[Tensor], object]) -> None:
         reduce(self.own)
         self.sums += self.own
         self.own.zero_()
 
     @torch.no_grad()
-    def end_epoch(self, reduce: Callable[[Tensor], None]) -> None:
+    def end_epoch(self, reduce: Callable[[Tensor], object]) -> None:
         self.merge(reduce)
         loss, pairs = self.sums
         last, before = torch.where(pairs > 0, loss / pairs, self.means[0]), self.means[0].clone()

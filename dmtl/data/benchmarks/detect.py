@@ -68,6 +68,6 @@ def open_distribution(
 
 def holds(root: str | os.PathLike) -> str:
     """What a folder holds, in a few words for messages."""
-    names = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(root))
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(os.fspath(root)))
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return f"holds {shown}" if names else "is empty"

@@ -117,6 +117,7 @@ def _start() -> subprocess.Popen:
 
 def _ask(child: subprocess.Popen, request: tuple | None, seconds: float) -> Any:
     """Sends a request, if any, and waits for the answer; a child that gives none is ended."""
+    assert child.stdin is not None and child.stdout is not None  # both are pipes
     killer = threading.Timer(seconds, child.kill)
     killer.start()
     deadline = time.monotonic() + seconds
@@ -174,7 +175,8 @@ def _forget() -> None:
     global _child, _lock
     _lock = threading.Lock()
     if _child is not None:
-        _child.stdin.raw.close()  # without sending what the parent has in its buffer
+        # without sending what the parent has in its buffer
+        _child.stdin.raw.close()  # type: ignore[union-attr]  # a pipe, and so buffered
         _child.returncode = 0  # not ours to wait for
         _child = None
 

@@ -77,7 +77,7 @@ def check_dataset(
     """
     seen = {} if seen is None else seen
     problems: list[Problem] = []
-    count = Counter()
+    count: Counter[tuple[str, str]] = Counter()
     indices = range(len(dataset))
     found = in_parallel(partial(_check_sample, dataset), indices, workers)
     for index, (wrong, digest, known) in zip(progress(indices), found):
@@ -125,7 +125,7 @@ def _check_sample(
         data.boundaries(index)
     except DataError as error:
         problems.append(Problem.of(error, where=sample.id))
-    return problems, blake2b(sample.image.contiguous().numpy(), digest_size=16).digest(), known
+    return problems, blake2b(sample.image.contiguous().numpy().data, digest_size=16).digest(), known
 
 
 def _shown_otherwise(path: Path | None) -> list[Problem]:

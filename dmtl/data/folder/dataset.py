@@ -103,11 +103,13 @@ class Folder(LabelledImages):
                 f"one of {', '.join(IMAGE_SUFFIXES[1:])}"
             )
         self._files = {t: self._find(t, LABEL_SUFFIXES) for t in self.tasks}
-        self._boundary_folder = description.get("boundaries")
-        self._boundaries = {} if self._boundary_folder is None else self._find_boundaries()
+        self._boundary_folder: str | None = description.get("boundaries")
+        self._boundaries = (
+            {} if self._boundary_folder is None else self._find_boundaries(self._boundary_folder)
+        )
         if self._boundaries:
-            tasks = (_make_task(t, options, path) for t, options in description["tasks"].items())
-            self.boundary_task = next((task.name for task in tasks if task.thin), None)
+            every = (_make_task(t, options, path) for t, options in description["tasks"].items())
+            self.boundary_task = next((task.name for task in every if task.thin), None)
         table = description.get("labels")
         where = f"{self.root / 'dataset.yaml'}: labels"
         self._table = None if table is None else self._read_table(self._inside(inner_path(table, where)))
@@ -138,6 +140,7 @@ class Folder(LabelledImages):
     def boundaries(self, index: int) -> Tensor | None:
         if not self._boundaries:
             return None
+        assert self._boundary_folder is not None
         path = self._inside(self._boundary_folder, self._boundaries[self.ids[index]])
         found, size = read_label_image(path), image_size(self.image_file(index))
         if found.shape != size:
@@ -183,6 +186,7 @@ class Folder(LabelledImages):
 
     def _read_label(self, task: str, index: int, size: tuple[int, int]) -> Tensor:
         path = self.label_file(index, task)
+        assert path is not None  # labels that are there alone are read
         label = read_label(path, self.tasks[task], **self._reading(task))
         if label.shape[-2:] != size:
             raise DataError(
@@ -211,13 +215,13 @@ class Folder(LabelledImages):
     def _find(self, folder: str, suffixes: tuple[str, ...]) -> dict[str, str]:
         return find_files(self._inside(folder), suffixes, self.ids)
 
-    def _find_boundaries(self) -> dict[str, str]:
+    def _find_boundaries(self, folder: str) -> dict[str, str]:
         """Files of all ids, or of none: half a truth would be scored beside another one."""
-        found = self._find(self._boundary_folder, (".png",))
+        found = self._find(folder, (".png",))
         missing = [id for id in self.ids if id not in found]
         if found and missing:
             raise DataError(
-                f"{self.root / self._boundary_folder}: {len(missing)} of the {len(self.ids)} images of "
+                f"{self.root / folder}: {len(missing)} of the {len(self.ids)} images of "
                 f"{self.split} have no boundaries, the first is {missing[0]!r}, expected all or none"
             )
         return found
@@ -226,7 +230,7 @@ class Folder(LabelledImages):
 class _Plain(yaml.SafeLoader):
     """YAML without references: nested ones unfold to any size."""
 
-    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("a reference with *, expected its value")
         return super().compose_node(parent, index)

@@ -98,7 +98,8 @@ def read_ids(path: str | os.PathLike) -> list[str]:
 
 def find_files(folder: Path, suffixes: tuple[str, ...], ids: Iterable[str]) -> dict[str, str]:
     """id -> file name below `folder`, for the ids that have one. Each folder is listed once."""
-    wanted, found = set(ids), {}
+    wanted = set(ids)
+    found: dict[str, str] = {}
     for parent in sorted({i.rpartition("/")[0] for i in wanted}):
         if not (folder / parent).is_dir():
             continue

@@ -67,7 +67,9 @@ def measure(
     workers: processes that read; 0: this one. progress: wraps the loop.
     """
     indices = list(range(len(dataset)) if indices is None else indices)
-    found, errors, sizes = {name: [] for name in dataset.tasks}, [], Counter()
+    found: dict[str, list[TaskStatistics]] = {name: [] for name in dataset.tasks}
+    errors: list[str] = []
+    sizes: Counter[tuple[int, int]] = Counter()
     for _, result in zip(progress(indices), in_parallel(partial(_of_sample, dataset), indices, workers)):
         if isinstance(result, str):
             errors.append(result)
@@ -114,8 +116,8 @@ def _merged(task: Task, parts: Sequence[TaskStatistics]) -> TaskStatistics:
         labels=len(parts),
         pixels=sum(part.pixels for part in parts),
         unknown=sum(part.unknown for part in parts),
-        counts=sum(part.counts for part in parts),
-        present=sum(part.present for part in parts),
+        counts=np.sum([part.counts for part in parts], 0),
+        present=np.sum([part.present for part in parts], 0),
         values=np.concatenate([part.values for part in parts]),
         low=float(np.fmin.reduce([part.low for part in parts])),
         high=float(np.fmax.reduce([part.high for part in parts])),

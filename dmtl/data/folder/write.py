@@ -126,7 +126,9 @@ def _collect(
 ) -> tuple[Counter, list[str]]:
     """Adds what is finished to the manifest and to `done`. Returns pixels by (task, "unknown" or "all"), and
     a message for each sample that was skipped; raises what cannot be skipped."""
-    data, unknown, skipped = writer.dataset, Counter(), []
+    data = writer.dataset
+    unknown: Counter[tuple[str, str]] = Counter()
+    skipped: list[str] = []
     with open(writer.root / manifest.NAME, "ab", buffering=0) as record:
         for index, result in results:
             if isinstance(result, Exception):
@@ -176,7 +178,7 @@ class _Writer:
         except (DataError, OSError) as error:
             return error
         files = {path: manifest.digest_of(content) for path, content in contents.items()}
-        unknown = {}
+        unknown: dict[tuple[str, str], int] = {}
         for task, label in labels.items():
             valid = self.dataset.tasks[task].valid(label)
             unknown |= {(task, "unknown"): int((~valid).sum()), (task, "all"): valid.numel()}
@@ -216,8 +218,9 @@ class _Writer:
             stored = {task: data.tasks[task].label_to_stored(label) for task, label in sample.labels.items()}
             return sample.image, stored, sample.labels
         image, found = data.image(index), {task: data.stored(index, task) for task in tasks}
+        size = (image.shape[1], image.shape[2])
         stored = {task: values for task, values in found.items() if values is not None}
-        labels = {task: data.decoded(index, task, v, tuple(image.shape[1:])) for task, v in stored.items()}
+        labels = {task: data.decoded(index, task, v, size) for task, v in stored.items()}
         return image, stored, labels
 
     @cached_property

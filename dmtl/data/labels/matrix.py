@@ -134,7 +134,7 @@ class LabelMatrix:
         table = csv.writer(text, lineterminator="\n")
         table.writerow(["id", *self.tasks])
         table.writerows([i, *row] for i, row in zip(self.ids, self.matrix.astype(int).tolist()))
-        write_text(path, text.getvalue())
+        write_text(Path(path), text.getvalue())
 
     # -- asking ----------------------------------------------------------------------------------------
 
@@ -219,11 +219,11 @@ def _even_out(choice: np.ndarray, allowed: np.ndarray, count: list[int], order: 
     options: dict[tuple[int, int], set[int]] = {(a, b): set() for a in tasks for b in tasks}
 
     def place(i: int, add: bool) -> None:
-        for b in np.flatnonzero(allowed[i]):
+        for b in np.flatnonzero(allowed[i]).tolist():
             (options[choice[i], b].add if add else options[choice[i], b].discard)(i)
 
     rank = {i: n for n, i in enumerate(order)}
-    for i in np.flatnonzero(choice >= 0):
+    for i in np.flatnonzero(choice >= 0).tolist():
         place(i, add=True)
     moved = True
     while moved:

@@ -18,7 +18,7 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def _zip(data: bytes) -> Any:
 
 
 def _torch(data: bytes) -> Any:
-    names = [(function, name) for name, function in _ALLOWED.items()]
+    names: list[Callable | tuple[Callable, str]] = [(function, name) for name, function in _ALLOWED.items()]
     with warnings.catch_warnings(), torch.serialization.safe_globals(names):
         warnings.simplefilter("ignore")  # of damaged files, about versions of pickle
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -129,7 +129,7 @@ def _npy(data: bytes) -> Any:
         raise _NotATable(f"an array of {str(dtype)[:40]} of shape {list(shape)}")
     start = file.tell()
     for operation, argument, _ in pickletools.genops(file):  # also refuses lengths beyond the file's end
-        if "PUT" in operation.name and argument > len(data):
+        if "PUT" in operation.name and argument is not None and argument > len(data):
             raise _NotATable("damaged")  # pickle would make room for as many objects
     file.seek(start)
     array = _Unpickler(file).load()
@@ -164,7 +164,8 @@ class _Array:
     """NumPy's array of objects, as a pickle describes it: only what the file holds is allocated."""
 
     def __init__(self, *arguments: Any):
-        self.shape, self.items = (0,), []
+        self.shape: tuple[int, ...] = (0,)
+        self.items: list = []
 
     def __setstate__(self, state: tuple) -> None:
         _, self.shape, _, _, self.items = state
@@ -178,7 +179,7 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-_ALLOWED = {
+_ALLOWED: dict[str, Callable] = {
     "_codecs.encode": _encode,
     "numpy.dtype": _DType,
     "numpy.ndarray": _Array,
@@ -254,7 +255,7 @@ def _from_tasks(path: Path, value: dict[str, list[str]]) -> LabelMatrix:
 
 
 def _columns(
-    path: Path, count: int, published: dict[int, tuple[str, ...]], tasks: list[str] | None
+    path: Path, count: int, published: Mapping[int, tuple[str, ...]], tasks: list[str] | None
 ) -> list[str]:
     """Names for `count` columns that have none."""
     if tasks is None and count not in published:

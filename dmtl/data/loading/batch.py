@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 
 import torch
 from torch import Tensor
 
-from dmtl.data.base import LabelledImages
+from dmtl.data.base import LabelledImages, Sample
 from dmtl.data.loading.transforms import PadTo
 from dmtl.errors import DataError
 from dmtl.tasks import Task
@@ -70,7 +71,7 @@ class Batch:
         parts = []
         for start in range(0, len(self), size):
             rows = slice(start, start + size)
-            part = self._each(lambda tensor, rows=rows: tensor[rows])
+            part = self._each(itemgetter(rows))
             part.ids, part.valid_size = self.ids[rows], self.valid_size[rows]
             part.valid_at = self.valid_at[rows]
             part.present = {name: on[rows] for name, on in self.present.items()}
@@ -80,7 +81,8 @@ class Batch:
 
     def unpadded(self, row: int) -> tuple[slice, slice]:
         """Where image number `row` lies in its padding: `map[row][..., *batch.unpadded(row)]`."""
-        return tuple(slice(at, at + n) for at, n in zip(self.valid_at[row], self.valid_size[row]))
+        (top, left), (height, width) = self.valid_at[row], self.valid_size[row]
+        return slice(top, top + height), slice(left, left + width)
 
     def _each(self, move: Callable[[Tensor], Tensor]) -> Batch:
         labels = {name: move(label) for name, label in self.labels.items()}
@@ -93,14 +95,16 @@ class Collate:
     def __init__(self, dataset: LabelledImages, tasks: list[str]):
         self.tasks = {name: dataset.tasks[name] for name in tasks}
 
-    def __call__(self, items: list) -> tuple[Batch | None, list[tuple[int, DataError | OSError]]]:
+    def __call__(
+        self, items: list[tuple[tuple[int, int, int, int], Sample | DataError | OSError]]
+    ) -> tuple[Batch | None, list[tuple[int, DataError | OSError]]]:
         errors = [(key[2], item) for key, item in items if isinstance(item, Exception)]
         read = [(key, item) for key, item in items if not isinstance(item, Exception)]
         if not read:
             return None, errors
-        keys, samples = zip(*read)
-        pad = PadTo((max(s.size[0] for s in samples), max(s.size[1] for s in samples)))
-        samples = [pad(s, self.tasks) for s in samples]
+        keys = [key for key, _ in read]
+        pad = PadTo((max(s.size[0] for _, s in read), max(s.size[1] for _, s in read)))
+        samples = [pad(s, self.tasks) for _, s in read]
         present = {name: torch.tensor([name in s.labels for s in samples]) for name in self.tasks}
         labels = {
             name: torch.stack(

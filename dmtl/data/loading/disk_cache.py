@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -39,16 +40,16 @@ class DiskCached(Wrapper):
         super().__init__(dataset)
         self.folder = Path(folder)
         base = self.folder / quote(f"{self.name}-{self.split}", safe="")
-        self._folders = {None: base / f"image-{_digest(dataset.identity())}"}
+        self._folders: dict[str | None, Path] = {None: base / f"image-{_digest(dataset.identity())}"}
         for task in self.tasks:
             self._folders[task] = base / f"{quote(task, safe='')}-label-{_digest(dataset.identity(task))}"
 
     def read(self, index: int, tasks: Iterable[str] | None = None) -> Sample:
         exists = set(self._exists.tasks_of(self.ids[index]))
         names = [task for task in self.wanted(tasks) if task in exists]
-        image, *labels = (self._load(index, part) for part in (None, *names))
-        missing = [task for task, label in zip(names, labels) if label is None]
-        found = {task: label["pixels"] for task, label in zip(names, labels) if label is not None}
+        image, *kept = (self._load(index, part) for part in (None, *names))
+        missing = [task for task, label in zip(names, kept) if label is None]
+        found = {task: label["pixels"] for task, label in zip(names, kept) if label is not None}
         if image is None or missing:
             fresh = self.dataset.read(index, missing)
             if image is None:
@@ -84,7 +85,7 @@ class DiskCached(Wrapper):
             return None
 
     def _keep(self, index: int, part: str | None, kept: dict[str, Tensor]) -> None:
-        arrays = {name: tensor.numpy() for name, tensor in kept.items()}
+        arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in kept.items()}
         try:
             write_atomically(self._path(index, part), lambda temporary: np.savez(temporary, **arrays))
         except OSError as error:

@@ -169,8 +169,11 @@ class Loader:
         if len(self) == 0:
             return
         self._share_cache()
-        loader = DataLoader(
-            _Prepared(self.dataset, self.visible, self.transform, self.options.seed),
+        loader: DataLoader = DataLoader(
+            # a data set to DataLoader, if not by its class
+            _Prepared(  # type: ignore[arg-type]
+                self.dataset, self.visible, self.transform, self.options.seed
+            ),
             batch_sampler=_Places(self, (place for place in places if place[1] % world == rank)),
             collate_fn=Collate(self.dataset, self.visible.tasks),
             num_workers=self.options.workers,

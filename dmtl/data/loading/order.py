@@ -47,7 +47,8 @@ class Balanced:
         with_task = [[p for p in piles if p >> task & 1] for task in range(self.tasks)]
         chosen: list[list[int]] = []
         for _ in range(batches):
-            batch, missing = [], self._every
+            batch: list[int] = []
+            missing = self._every
             while missing:
                 slots, fitting = self.batch_size - len(batch) - 1, with_task[self._rarest(missing)]
                 if missing.bit_count() - 1 > slots:

@@ -76,7 +76,7 @@ class RandomScaleCrop:
         height, width = sample.size
         # Where the image, magnified, is smaller than the crop, all of it is taken.
         crop_h, crop_w = (min(n, max(1, round(wish / factor))) for n, wish in zip(sample.size, self.size))
-        out = tuple(min(wish, max(1, round(n * factor))) for n, wish in zip(sample.size, self.size))
+        out_h, out_w = (min(wish, max(1, round(n * factor))) for n, wish in zip(sample.size, self.size))
         judge = sample.labels.get(self.balance) if self.max_ratio < 1 else None
         for _ in range(_CROP_ATTEMPTS):
             top, left = int(rng.integers(height - crop_h + 1)), int(rng.integers(width - crop_w + 1))
@@ -84,7 +84,7 @@ class RandomScaleCrop:
             if judge is None or self._varied(judge[window], tasks[self.balance].ignore):
                 break
         labels = {name: label[window] for name, label in sample.labels.items()}
-        sample = resize(replace(sample, image=sample.image[window], labels=labels), out, tasks)
+        sample = resize(replace(sample, image=sample.image[window], labels=labels), (out_h, out_w), tasks)
         labels = {n: tasks[n].zoom(tasks[n].crop(label), factor) for n, label in sample.labels.items()}
         return replace(sample, labels=labels)
 
@@ -92,7 +92,7 @@ class RandomScaleCrop:
         step_y, step_x = (-(-n // _LOOK) for n in label_KHW.shape[-2:])
         ids = label_KHW[0, ::step_y, ::step_x].numpy()
         counts = np.bincount(ids[ids != ignore].ravel())
-        return np.count_nonzero(counts) > 1 and counts.max() < self.max_ratio * counts.sum()
+        return bool(np.count_nonzero(counts) > 1 and counts.max() < self.max_ratio * counts.sum())
 
 
 class Resize:

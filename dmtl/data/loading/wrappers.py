@@ -113,7 +113,8 @@ class Cached(Wrapper):
         indices = list(range(len(self)) if indices is None else indices)
         with ThreadPoolExecutor(threads) as pool:
             fetched = pool.map(fetch, indices) if threads > 1 else (fetch(index) for index in indices)
-            with closing(fetched):  # what is not begun yet is then dropped, also when the user interrupts
+            # `map` is a generator, typed as an iterator
+            with closing(fetched):  # type: ignore[type-var]  # what is not begun yet is then dropped, also when the user interrupts
                 for index, sample in zip(indices, fetched):
                     if sample is not None and not self._keep(index, sample):
                         break

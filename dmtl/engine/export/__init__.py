@@ -98,7 +98,15 @@ def export_model(
     return ExportedModel(path, found, about)
 
 
-def _checked(path, format, size, steps, what, input, device) -> tuple[Path, tuple[int, int], torch.device]:
+def _checked(
+    path: str | os.PathLike,
+    format: str,
+    size: tuple[int, int],
+    steps: int | None,
+    what: str,
+    input: str,
+    device: str | torch.device,
+) -> tuple[Path, tuple[int, int], torch.device]:
     """Whatever can be known to fail before any work is done."""
     for name, value, known in (
         ("format", format, FORMATS),
@@ -107,9 +115,9 @@ def _checked(path, format, size, steps, what, input, device) -> tuple[Path, tupl
     ):
         if value not in known:
             raise ConfigError(f"export: {name} must be one of {', '.join(known)}, got {value!r}")
-    size = tuple(size)
-    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
-        raise ConfigError(f"export: size must be two positive numbers of pixels, H and W, got {size}")
+    sides = tuple(size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ConfigError(f"export: size must be two positive numbers of pixels, H and W, got {sides}")
     if steps is not None and steps < 1:
         raise ConfigError(f"export: steps must be at least 1, got {steps}")
     path, kind = Path(path), FORMATS[format]
@@ -119,7 +127,7 @@ def _checked(path, format, size, steps, what, input, device) -> tuple[Path, tupl
         raise ConfigError(f"{path}: is a folder, expected a file to write")
     device = pick_device("cpu" if format == "onnx" else device)
     kind.check(device)
-    return path, size, device
+    return path, (sides[0], sides[1]), device
 
 
 def description(

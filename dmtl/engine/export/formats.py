@@ -59,6 +59,7 @@ class Onnx:
                 output_names=list(tasks),
                 dynamic_shapes=({0: "batch"},),
             )
+        assert model is not None  # what the exporter by tracing gives, which dynamo=True is not
         model.model.metadata_props[ENTRY] = json.dumps(about)
         model.save(path, external_data=False)
 

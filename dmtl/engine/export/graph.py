@@ -14,6 +14,7 @@ from dmtl.data.loading.transforms import normalise
 from dmtl.diffusion import CounterNoise, Pairs
 from dmtl.diffusion.noise import Draws
 from dmtl.diffusion.pairs import joined
+from dmtl.models import DiffusionMTL, MultiTaskBaseline
 
 RESULTS = ("maps", "logits")
 INPUTS = ("float32", "uint8")
@@ -55,7 +56,14 @@ class ExportNetwork(nn.Module):
     options: tasks, steps, eta and sampler of `model.maps` and `model.forward`.
     """
 
-    def __init__(self, model: nn.Module, seed: int, what: str, input: str, options: Mapping[str, Any]):
+    def __init__(
+        self,
+        model: DiffusionMTL | MultiTaskBaseline,
+        seed: int,
+        what: str,
+        input: str,
+        options: Mapping[str, Any],
+    ):
         super().__init__()
         self.model, self.noise = model, SharedNoise(seed)
         self.what, self.input, self.options = what, input, options
@@ -66,7 +74,9 @@ class ExportNetwork(nn.Module):
         return outputs(self.model, image, self.what, noise=self.noise, **self.options)
 
 
-def outputs(model: nn.Module, image: Tensor, what: str, **options: Any) -> dict[str, Tensor]:
+def outputs(
+    model: DiffusionMTL | MultiTaskBaseline, image: Tensor, what: str, **options: Any
+) -> dict[str, Tensor]:
     """The model's maps, or its final logits at the image's size."""
     found = model.maps(image, **options).maps if what == "maps" else model(image, **options).final
     return {task: found[task] for task in options["tasks"]}

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dmtl.diffusion import CounterNoise
 from dmtl.engine.export.graph import outputs
 from dmtl.errors import DataError, ExportError
+from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.tasks.base import relative_difference
 
 TOLERANCE = 1e-4
@@ -38,7 +39,14 @@ class Expected:
     images: float32, normalised, on the model's device. what, options: as `graph.outputs` takes them.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, what: str, seed: int, options: Mapping[str, Any]):
+    def __init__(
+        self,
+        model: DiffusionMTL | MultiTaskBaseline,
+        images: Tensor,
+        what: str,
+        seed: int,
+        options: Mapping[str, Any],
+    ):
         self.model, self.images, self.what = model, images, what
         self.options = {**options, "noise": CounterNoise(seed, torch.zeros(len(images), dtype=torch.int64))}
         self.outputs = {t: x.cpu() for t, x in outputs(model, images, what, **self.options).items()}
