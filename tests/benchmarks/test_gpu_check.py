@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "benchmarks.gpu_check"]
 
 
+@pytest.mark.slow
 def test_model_rows_at_toy_size(tmp_path):
     out = tmp_path / "rows.jsonl"
     command = [*COMMAND, "--device", "cpu", "--only", "model", "--out", str(out)]

@@ -100,6 +100,7 @@ def test_ceilings_are_plausible():
     assert 1e8 < clock.compute_rate("fp32", CPU) < 1e14
 
 
+@pytest.mark.slow
 def test_peak_memory_counts_what_a_prediction_needs():
     """In a process of its own; larger images need more."""
     small, large = (memory.peak(TOY.but(size=size), "dmtl", "fp32", 1) for size in ((64, 64), (1024, 1024)))

@@ -131,14 +131,11 @@ def test_numbers_of_an_encoder():
 
 
 FORMS = {form: dict(diffusion=form) for form in ("feature", "prediction", "none")}
-QUICK = [("onnx", "none")]
 EXPORTS = [*(("onnx", form) for form in FORMS), ("program", "feature"), ("pt2", "none")]
-slow = pytest.mark.slow
 
 
-@pytest.mark.parametrize(
-    ("format", "form"), [pytest.param(*case, marks=() if case in QUICK else slow) for case in EXPORTS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("format", "form"), EXPORTS)
 def test_exported(tmp_path, request, format, form):
     """The file's maps are the model's for any batch, as onnxruntime (or torch) computes them."""
     if format == "onnx":

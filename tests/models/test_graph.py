@@ -29,8 +29,8 @@ def same(a, b):
         ({}, dict(noise=CounterNoise(3, torch.tensor([9, 2])))),
         (dict(diffusion="prediction", residual=True, token_reduction=2), dict(steps=3, eta=0.0, trace=True)),
         (dict(diffusion="none"), dict(tasks=("edge",))),
-        (dict(without=["noise", "condition"]), {}),
-        (dict(sampler="dpmpp_2m"), dict(steps=4)),
+        pytest.param(dict(without=["noise", "condition"]), {}, marks=pytest.mark.slow),
+        pytest.param(dict(sampler="dpmpp_2m"), dict(steps=4), marks=pytest.mark.slow),
     ],
 )
 def test_whole_graph(options, arguments):

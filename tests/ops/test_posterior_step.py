@@ -157,7 +157,7 @@ def test_bad_arguments(change, error, message):
 
 
 def test_bad_arguments_in_place():
-    with pytest.raises(ValueError, match=r"^posterior_step_: t_B must be in \[0, 3\), got 3"):
+    with pytest.raises(ValueError, match=r"^posterior_step: t_B must be in \[0, 3\), got 3"):
         dmtl.ops.posterior_step_(**(GOOD | dict(t_B=torch.tensor([1, 3]))))
     with pytest.raises(
         ValueError, match=r"^posterior_step_: x0_hat must be of x_t's shape \[2, 3\], got \[3, 3\]"
