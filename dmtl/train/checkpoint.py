@@ -7,6 +7,7 @@ then only tensors and plain containers.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -100,6 +101,7 @@ class Checkpoints:
             for leftover in self.folder.glob(".step-*.pt.*"):  # of writes that were killed
                 leftover.unlink()
             write_atomically(path, lambda temporary: _write_file(temporary, state))
+            _sync(self.folder)  # the new name is on disk before an old file goes
         except OSError as error:
             files = self._files()
             good = f"the last good checkpoint is {files[max(files)]}" if files else "there is none before it"
@@ -107,6 +109,18 @@ class Checkpoints:
         files = self._files()
         for old in sorted(number for number in files if number <= step)[: -self.keep]:
             files[old].unlink()
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot do it for a folder
+            raise
+    finally:
+        os.close(handle)
 
 
 def snapshot(state: Any) -> Any:
