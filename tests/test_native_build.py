@@ -83,7 +83,7 @@ def test_sanitizers(tmp_path):
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "2",
     }
-    where = "from dmtl import native; print(native.core().__file__)"
+    where = "from dmtl.runtime import native; print(native.core().__file__)"
     loaded = run([sys.executable, "-c", where], cwd=tmp_path / "tree", env=environment).stdout
     assert loaded.startswith(str(tmp_path / "tree")), loaded
     chosen = "(cpu or instruction_sets) and not opcheck and not serves"
