@@ -35,6 +35,12 @@ def nearest(name: object, known: Iterable[object]) -> str | None:
     return next(iter(get_close_matches(str(name), [str(k) for k in known], 1)), None)
 
 
+def did_you_mean(name: object, known: Iterable[object], before: str = "; ", after: str = "") -> str:
+    """The hint "did you mean 'semseg'?" between `before` and `after`; "" where no known name is near."""
+    near = nearest(name, known)
+    return f"{before}did you mean {near!r}?{after}" if near else ""
+
+
 def one_line(error: object) -> str:
     """What an error says, to be quoted in a message: at most 160 printable characters of one line, since it
     may itself quote a damaged file; its class where it says nothing."""

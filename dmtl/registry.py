@@ -19,7 +19,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
-from dmtl.errors import ConfigError, nearest
+from dmtl.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 
@@ -61,8 +61,7 @@ class Registry(Generic[T]):
             ConfigError: the name is unknown; the message lists the known ones and the nearest of them.
         """
         if name not in self:
-            near = nearest(name, self._entries)
-            hint = f"; did you mean {near!r}?" if near else ""
+            hint = did_you_mean(name, self._entries)
             known = ", ".join(self._entries)
             raise ConfigError(f"{key or self.kind} must be one of {known}, got {name!r:.80}{hint}")
         entry = self._entries[name]

@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 
 from dmtl import __version__
-from dmtl.errors import DmtlError, nearest
+from dmtl.errors import DmtlError, did_you_mean
 
 COMMANDS = {
     "demo": "train on rendered scenes, compare with the baseline, write a report: start here",
@@ -57,8 +57,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     command, *rest = arguments
     if command not in COMMANDS:
-        near = nearest(command, COMMANDS)
-        hint = f"; did you mean {near!r}?" if near else ""
+        hint = did_you_mean(command, COMMANDS)
         print(f"dmtl: unknown command {command!r}{hint} (commands: {', '.join(COMMANDS)})", file=sys.stderr)
         return 2
     try:

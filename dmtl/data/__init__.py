@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from dmtl.errors import DataError, nearest
+from dmtl.errors import DataError, did_you_mean
 from dmtl.registry import Registry
 
 if TYPE_CHECKING:
@@ -104,8 +104,7 @@ def _on_disk(path: str, split: str, tasks: Iterable[str] | None, format: str | N
     """A folder with a `dataset.yaml`, or a benchmark as distributed."""
     folder = "a folder with images/, splits/ and dataset.yaml"
     if not os.path.isdir(path):
-        near = nearest(path, DATASETS.names())
-        hint = f" (did you mean {near!r}?)" if near else ""
+        hint = did_you_mean(path, DATASETS.names(), " (", ")")
         raise DataError(
             f"{path}: no such data set{hint}, expected {' or '.join(map(repr, DATASETS.names()))} or {folder}"
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dmtl.data import Batch, LabelledImages, LabelMatrix, Loader, eval_transform, make_loader, open_dataset
 from dmtl.engine.engine import Engine
-from dmtl.errors import ConfigError, DataError, nearest
+from dmtl.errors import ConfigError, DataError, did_you_mean
 from dmtl.evaluation.scoring import Boundaries, Metrics, score
 from dmtl.metrics.boundary import MAX_DIST, Boundary
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, from_pretrained
@@ -102,10 +102,9 @@ def evaluate(
         >>> evaluate("runs/mine", open_dataset("my-data", "val"))["semseg"]["mIoU"]
     """
     if isinstance(protocol, str) and protocol not in PROTOCOLS:
-        near = nearest(protocol, PROTOCOLS)
-        hint = f"; did you mean {near!r}?" if near else ""
         raise ConfigError(
-            f"evaluate: protocol must be {' or '.join(PROTOCOLS)} or a Protocol, got {protocol!r}{hint}"
+            f"evaluate: protocol must be {' or '.join(PROTOCOLS)} or a Protocol, got {protocol!r}"
+            f"{did_you_mean(protocol, PROTOCOLS)}"
         )
     if isinstance(data, (str, os.PathLike)):
         data = open_dataset(data, "val")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dmtl.errors import ConfigError, nearest
+from dmtl.errors import ConfigError, did_you_mean
 from dmtl.models.config import ModelConfig
 from dmtl.models.diffusion_mtl import DiffusionMTL, MultiTaskBaseline
 from dmtl.models.encoder_weights import load_backbone, load_pretrained
@@ -53,8 +53,7 @@ def create_model(
         kind = MODELS[model]
         known = {"diffusion": "none"} if kind is MultiTaskBaseline else {}
     else:
-        near = nearest(model, MODELS)
-        hint = f"; did you mean {near!r}?" if near else ""
+        hint = did_you_mean(model, MODELS)
         raise ConfigError(f"create_model: model must be one of {', '.join(MODELS)}, got {model!r}{hint}")
     if tasks is not None:
         known["tasks"] = tasks

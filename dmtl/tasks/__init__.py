@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from dmtl.errors import ConfigError, nearest
+from dmtl.errors import ConfigError, did_you_mean
 from dmtl.tasks.base import Task
 from dmtl.tasks.binary import Binary, Mask
 from dmtl.tasks.classes import Classes
@@ -130,5 +130,4 @@ def chosen_tasks(function: str, known: Iterable[str], wanted: Iterable[str] | No
 
 
 def _nearest(word: object, words: Iterable[str]) -> str:
-    close = nearest(word, words)
-    return f" (did you mean {close!r}?)" if close else ""
+    return did_you_mean(word, words, " (", ")")

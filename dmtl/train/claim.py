@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from dmtl.data import made_to_order, open_dataset
-from dmtl.errors import ConfigError, nearest
+from dmtl.errors import ConfigError, did_you_mean
 from dmtl.fields import convert_fields
 from dmtl.train.config import RunConfig
 from dmtl.train.jobs import Job, finished
@@ -211,7 +211,6 @@ def _tasks(config: RunConfig) -> tuple[str, ...]:
 def _known(where: str, name: str, methods: Iterable[str]) -> str:
     """The name, if it is one of the methods."""
     if name not in methods:
-        near = nearest(name, methods)
-        hint = f"; did you mean {near!r}?" if near else ""
+        hint = did_you_mean(name, methods)
         raise ConfigError(f"{where}: no method is called {name!r}{hint} (methods: {', '.join(methods)})")
     return name

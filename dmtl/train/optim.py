@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dmtl.errors import ConfigError, nearest
+from dmtl.errors import ConfigError, did_you_mean
 from dmtl.train.config import OptimConfig
 
 _ENCODER = "initial.backbone"
@@ -114,11 +114,9 @@ def frozen(config: OptimConfig, model: nn.Module) -> list[str]:
         if not below:
             modules = {name.rsplit(".", end)[0] for name in names for end in range(name.count(".") + 1)}
             by_length = sorted(modules, key=len)
-            near = nearest(entry, by_length)
-            hint = f"; did you mean {near!r}?" if near else ""
             raise ConfigError(
                 f"optim.freeze must name parts of the model (such as {names[0].rpartition('.')[0]!r}), "
-                f"got {entry!r}{hint}"
+                f"got {entry!r}{did_you_mean(entry, by_length)}"
             )
         held |= dict.fromkeys(below)
     for name in held:

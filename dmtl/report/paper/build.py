@@ -19,7 +19,7 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from dmtl.errors import ConfigError, nearest
+from dmtl.errors import ConfigError, did_you_mean
 from dmtl.report.paper.published import (
     BENCHMARKS,
     EXACT_SAL,
@@ -230,8 +230,7 @@ def _columns(known: Benchmark | None, runs: Sequence[Run], exact: bool) -> list[
 
 def _benchmark(name: str) -> Benchmark:
     if name not in BENCHMARKS:
-        near = nearest(name, BENCHMARKS)
-        hint = f" (did you mean {near!r}?)" if near else ""
+        hint = did_you_mean(name, BENCHMARKS, " (", ")")
         raise ConfigError(f"benchmark must be one of {', '.join(BENCHMARKS)}, got {name!r}{hint}")
     return BENCHMARKS[name]
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dmtl.errors import ConfigError, DataError, nearest
+from dmtl.errors import ConfigError, DataError, did_you_mean
 from dmtl.metrics.delta import Judged, delta_mtl
 from dmtl.report.runs.methods import Method, kind_of, methods_of
 from dmtl.report.runs.run import LOWER_IS_BETTER, Metrics, Run, find_runs, read_all, unit_of
@@ -284,8 +284,7 @@ def _named(methods: Sequence[Method], wanted: str) -> Method:
     names = [method.name for method in methods]
     if wanted in names:
         return methods[names.index(wanted)]
-    near = nearest(wanted, names)
-    hint = f" (did you mean {near!r}?)" if near else ""
+    hint = did_you_mean(wanted, names, " (", ")")
     raise ConfigError(f"baseline must be a run or one of {'; '.join(names)}, got {wanted!r}{hint}")
 
 
