@@ -15,7 +15,7 @@ from dmtl.cli import COMMANDS
 from dmtl.cli._arguments import parse
 from dmtl.cli.claim import ClaimArgs
 from dmtl.cli.report import Report
-from dmtl.cli.train import Train, defaults, run_config
+from dmtl.cli.train import Train, parse_run
 from dmtl.models import ModelConfig
 from dmtl.train import toml
 from dmtl.train.claim import claim_of
@@ -50,7 +50,7 @@ def test_commands_are_understood(words, monkeypatch):
     command, *arguments = words
     kind = KINDS[command]
     if issubclass(kind, RunConfig):
-        run_config(parse(kind, arguments, command, default=defaults(kind, arguments)), arguments)
+        parse_run(kind, arguments, command)
     else:
         parse(kind, arguments, command)
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 
-from dmtl.cli._arguments import parse
 from dmtl.cli._common import console, say, table_of, write_files
-from dmtl.cli.train import FromFile, defaults, run_config
+from dmtl.cli.train import FromFile, parse_run
 from dmtl.errors import ConfigError
 from dmtl.train.claim import FILE, claim_of
 from dmtl.train.toml import read_methods
@@ -45,12 +44,11 @@ class ClaimArgs(FromFile):
 
 
 def main(arguments: list[str]) -> int:
-    args = parse(ClaimArgs, arguments, "claim", default=defaults(ClaimArgs, arguments))
+    args, config = parse_run(ClaimArgs, arguments, "claim")
     if not args.seeds:
         raise ConfigError("--seeds must name at least one seed, got none")
     if args.processes < 1:
         raise ConfigError(f"--processes must be at least 1, got {args.processes}")
-    config = run_config(args, arguments)
     try:
         claim = claim_of(config, read_methods(args.config) if args.config else None)
     except ConfigError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
@@ -19,8 +18,6 @@ from dmtl.train.config import RunConfig
 from dmtl.train.presets import recipe
 from dmtl.train.toml import read_config
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class FromFile(RunConfig):
@@ -28,6 +25,9 @@ class FromFile(RunConfig):
 
     config: Annotated[str | None, *positional("[CONFIG]")] = None
     """A TOML file; it comes first."""
+
+
+T = TypeVar("T", bound=FromFile)
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,7 @@ class Train(FromFile):
 
 
 def main(arguments: list[str]) -> int:
-    args = parse(Train, arguments, "train", default=defaults(Train, arguments))
-    config = run_config(args, arguments)
+    args, config = parse_run(Train, arguments, "train")
     if args.dry_run:
         from dmtl.cli._plan import dry_run
 
@@ -77,21 +76,21 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def defaults(kind: Callable[..., T], arguments: list[str]) -> T:
-    """Return an instance of `kind` with the values of the TOML file that comes first, or of the recipe."""
+def parse_run(kind: type[T], arguments: list[str], command: str) -> tuple[T, RunConfig]:
+    """Return the arguments as `kind`, and the run's configuration: the file that comes first, or the recipe,
+    and the options over it."""
     named = bool(arguments) and not arguments[0].startswith("-")
-    config = read_config(arguments[0]) if named else recipe()
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(RunConfig)}
-    return kind(config=arguments[0], **values) if named else kind(**values)
-
-
-def run_config(args: FromFile, arguments: list[str]) -> RunConfig:
-    """The part of a command's arguments that is a run's configuration."""
+    base = read_config(arguments[0]) if named else recipe()
+    names = [f.name for f in dataclasses.fields(RunConfig)]
+    values = {name: getattr(base, name) for name in names}
+    default = kind(config=arguments[0], **values) if named else kind(**values)
+    args = parse(kind, arguments, command, default=default)
     if args.config is not None and args.config != arguments[0]:
         raise ConfigError(f"CONFIG must come first, got {args.config} after {arguments[0]}")
-    config = RunConfig(**{f.name: getattr(args, f.name) for f in dataclasses.fields(RunConfig)})
-    if args.config is None:
-        return config
-    base, optim = read_config(args.config).optim, config.optim
-    merged = {key: getattr(base, key) | getattr(optim, key) for key in ("task_weights", "objectives")}
-    return dataclasses.replace(config, optim=dataclasses.replace(optim, **merged))  # as `extends` merges
+    config = RunConfig(**{name: getattr(args, name) for name in names})
+    if not named:
+        return args, config
+    # tables merge as `extends` merges them
+    below, optim = base.optim, config.optim
+    merged = {key: getattr(below, key) | getattr(optim, key) for key in ("task_weights", "objectives")}
+    return args, dataclasses.replace(config, optim=dataclasses.replace(optim, **merged))

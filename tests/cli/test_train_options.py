@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dmtl.cli._arguments import parse
-from dmtl.cli.train import Train, defaults, run_config
+from dmtl.cli.train import Train, parse_run
 from dmtl.train.config import RunConfig
 
 from .conftest import SHORT
@@ -13,7 +12,7 @@ from .conftest import SHORT
 
 def config_of(*words: object) -> RunConfig:
     words = [str(word) for word in words]
-    return run_config(parse(Train, words, "train", default=defaults(Train, words)), words)
+    return parse_run(Train, words, "train")[1]
 
 
 @pytest.fixture
