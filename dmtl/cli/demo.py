@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -56,7 +55,7 @@ class Demo:
 def main(arguments: list[str]) -> int:
     args = parse(Demo, arguments, "demo")
     from dmtl.models import from_pretrained, how_to_get, pretrained_source
-    from dmtl.runtime.devices import pick_device
+    from dmtl.runtime.devices import pick_device, usable_cores
     from dmtl.train.presets import demo_config
     from dmtl.train.setup import open_data
     from dmtl.train.trainer import RunStopped
@@ -70,7 +69,7 @@ def main(arguments: list[str]) -> int:
     if pretrained_source(base.model.backbone) is None:
         say(f"the encoder starts from random weights; for better maps: {how_to_get(base.model.backbone)}")
     try:
-        failed = _train(base, out, 1 if device.type == "cuda" else min(len(RUNS), _cores()))
+        failed = _train(base, out, 1 if device.type == "cuda" else min(len(RUNS), usable_cores()))
     except RunStopped as stopped:
         print(f"dmtl demo: {stopped}", file=sys.stderr)
         return stopped.status
@@ -101,11 +100,6 @@ def _prepare(args: Demo) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     (out / "demo").touch()  # marks a folder that --overwrite may replace
     return out
-
-
-def _cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _train(base: RunConfig, out: Path, processes: int) -> list[str]:

@@ -13,6 +13,7 @@ from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.models.config import ModelConfig
 from dmtl.models.work import count, flops, parameters
 from dmtl.nn.resnet import DEPTHS
+from dmtl.text import plural
 
 STAGES = ("initial", "condition", "chain")  # decoding moves memory and computes next to nothing
 FREQUENCIES, PANEL = 36, 16  # of transformed 3x3 weights: numbers for 9 taps; channels out are filled up
@@ -75,7 +76,7 @@ def _mechanism(config: ModelConfig) -> str:
     extra += f", without {' and '.join(config.without)}" if config.without else ""
     sampler, eta = config.sampler_for()
     extra += f", sampler {sampler}" + ("" if eta is None else f" with eta {eta:g}")
-    return f"{steps} step{'' if steps == 1 else 's'} of denoising {signal}{extra}"
+    return f"{plural(steps, 'step')} of denoising {signal}{extra}"
 
 
 def _network(config: ModelConfig) -> str:

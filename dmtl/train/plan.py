@@ -22,6 +22,7 @@ from dmtl.data.loading.wrappers import Cached, Subset
 from dmtl.errors import ConfigError
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, create_model
 from dmtl.models.work import count, flops, parameters
+from dmtl.runtime.devices import usable_cores
 from dmtl.runtime.measure import seconds
 from dmtl.runtime.process import ProcessError, call_in_process
 from dmtl.train.checkpoint import state_bytes
@@ -141,8 +142,7 @@ def work(config: RunConfig, model: DiffusionMTL | MultiTaskBaseline, pairs: dict
 def _model(config: RunConfig, data: Data) -> DiffusionMTL | MultiTaskBaseline:
     """The run's model without storage, frozen where the run's is."""
     with torch.device("meta"):
-        specs = [task.spec() for task in data.tasks.values()]
-        model = create_model(dataclasses.replace(config.model, tasks=specs))
+        model = create_model(config.model, data.tasks)
     frozen(config.optim, model)
     return model
 
@@ -234,7 +234,7 @@ def measured(values: dict) -> dict:
         "train_bytes": train_bytes,
         "val_bytes": _held(val) / len(val),
         "cache_limit": data.train.limit_bytes if isinstance(data.train, Cached) else 0,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from dmtl.data.loading.loader import Loader
 from dmtl.errors import ConfigError
 from dmtl.models import (
     DiffusionMTL,
-    ModelConfig,
     MultiTaskBaseline,
     create_model,
     load_backbone,
@@ -181,12 +179,9 @@ def model_for(
             f"model.tasks must be the tasks of the data ({', '.join(tasks)}), "
             f"got {', '.join(s['name'] for s in config.model.tasks)}"
         )
-    model_config: ModelConfig = dataclasses.replace(
-        config.model, tasks=[task.spec() for task in tasks.values()]
-    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.optim.seed)
-        model = create_model(model_config)
+        model = create_model(config.model, tasks)
     if weights:
         _load_encoder(model.initial.backbone, config)
     return model

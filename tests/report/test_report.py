@@ -25,6 +25,7 @@ TASKS = {
     t.name: t for t in (make_task("semseg", classes=["sky", "road"]), make_task("depth"), make_task("edge"))
 }
 IDS = [f"image{i}" for i in range(6)]
+TINY = dict(width=8, backbone_width=4, heads=2, blocks=1, decoder_blocks=1)
 
 
 class Toy(LabelledImages):
@@ -70,9 +71,7 @@ def write_run(path, miou, rmse, diffusion="none", seed=0, initial=None, labels_s
     LabelMatrix.one_label(IDS, list(TASKS), labels_seed).write_csv(path / "labels.csv")
     torch.manual_seed(seed)
     specs = [t.spec() for t in TASKS.values()]
-    config = ModelConfig(
-        tasks=specs, width=8, backbone_width=4, heads=2, blocks=1, decoder_blocks=1, diffusion=diffusion
-    )
+    config = ModelConfig(tasks=specs, diffusion=diffusion, **TINY)
     create_model(config).save_pretrained(path / "model")
     return path
 
@@ -214,16 +213,7 @@ def test_a_metric_without_value_gives_no_delta_and_says_why(tmp_path):
 
 def test_hidden_and_missing_labels_are_marked(tmp_path):
     labels = LabelMatrix(IDS, list(TASKS), np.array([[True, False, False]] * 6))
-    model = create_model(
-        ModelConfig(
-            tasks=[t.spec() for t in TASKS.values()],
-            width=8,
-            backbone_width=4,
-            heads=2,
-            blocks=1,
-            decoder_blocks=1,
-        )
-    )
+    model = create_model("diffusionmtl", TASKS, **TINY)
     seen = sample_pictures({"DiffusionMTL": model}, Toy(), [1, 2], labels=labels, steps=3)
     cells = {(s.id, task): row for s in seen for task, row in s.rows.items()}
     assert cells["image1", "semseg"][0].note == "" and cells["image1", "edge"][0].note == HIDDEN
@@ -241,16 +231,7 @@ def test_hidden_and_missing_labels_are_marked(tmp_path):
 
 
 def test_pictures_do_not_depend_on_who_else_is_shown():
-    model = create_model(
-        ModelConfig(
-            tasks=[t.spec() for t in TASKS.values()],
-            width=8,
-            backbone_width=4,
-            heads=2,
-            blocks=1,
-            decoder_blocks=1,
-        )
-    )
+    model = create_model("diffusionmtl", TASKS, **TINY)
     alone, among = sample_pictures({"A": model}, Toy(), [4]), sample_pictures({"A": model}, Toy(), [0, 4])
     assert all(
         np.array_equal(a.rgb, b.rgb)
