@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmtl.data.benchmarks.fixtures import write_fixture
+from tests.fixtures import write_fixture
 
 from .conftest import TASKS
 

@@ -12,7 +12,7 @@ from dmtl.cli import COMMANDS, main
 
 from .conftest import environment
 
-DATA_COMMANDS = ("check", "show", "labels", "export", "fixture")
+DATA_COMMANDS = ("check", "show", "labels", "export")
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import pytest
 from dmtl.data import open_dataset
 from dmtl.data.benchmarks.base import Distribution
 from dmtl.data.benchmarks.detect import FORMATS, detect, distribution, open_distribution, recognised
-from dmtl.data.benchmarks.fixtures import FIXTURES, write_fixture
 from dmtl.data.scenes import Scenes
 from dmtl.errors import ConfigError, DataError
 from dmtl.train.config import DataConfig
 from dmtl.train.setup import open_data
+from tests.fixtures import FIXTURES, write_fixture
 
 SIZE = (40, 56)
 FOUND = {name: name.removesuffix("-mt").removesuffix("-label") for name in FIXTURES}

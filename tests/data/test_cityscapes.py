@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from dmtl.data.benchmarks.cityscapes import CLASSES_19, Cityscapes7, Cityscapes19, CityscapesRaw
-from dmtl.data.benchmarks.fixtures import write_fixture
 from dmtl.data.scenes import Scenes
 from dmtl.errors import DataError
 from tests.data import expected
+from tests.fixtures import write_fixture
 
 SIZE, SEED = (40, 80), 5
 READERS = {

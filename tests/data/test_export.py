@@ -20,13 +20,13 @@ from PIL import Image
 
 from dmtl.data import open_dataset
 from dmtl.data.benchmarks.detect import open_distribution
-from dmtl.data.benchmarks.fixtures import FIXTURES, write_fixture
 from dmtl.data.folder.dataset import Folder
 from dmtl.data.folder.write import export_folder
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.errors import DataError
 from tests.data.conftest import Synthetic
 from tests.data.tiny import HEIGHT, WIDTH, Tiny, write_tiny
+from tests.fixtures import FIXTURES, write_fixture
 
 
 def contents(root: Path) -> dict[str, bytes]:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmtl.cli import main
-from dmtl.data.benchmarks.fixtures import FIXTURES, write_fixture
 from dmtl.errors import DataError
 from tests.data import expected
+from tests.fixtures import FIXTURES, write_fixture
+from tests.fixtures.__main__ import main
 
 SIZE = (40, 56)
 ARRAYS = [
@@ -156,7 +156,7 @@ def test_nothing_is_written_over(tmp_path):
 
 def test_command(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    words = ["data", "fixture", "nyud-40", "tiny", "--train", "2", "--val", "1", "--size", "40", "56"]
+    words = ["nyud-40", "tiny", "--train", "2", "--val", "1", "--size", "40", "56"]
     assert main(words) == 0
     assert capsys.readouterr().out == "wrote tiny (nyud-40: 2 training and 1 validation images)\n"
     assert files(tmp_path / "tiny") == files(write_fixture("nyud-40", tmp_path / "same", 2, 1, SIZE))

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dmtl.data.benchmarks.fixtures import write_fixture
 from dmtl.data.benchmarks.nyud import CLASSES_13, CLASSES_40, Nyud13, Nyud40
 from dmtl.errors import DataError
 from tests.data import expected
+from tests.fixtures import write_fixture
 
 SIZE, SEED = (40, 56), 5
 COUNTS = {"train": 11, "val": 2}  # more than ten: rows are numbers, not words

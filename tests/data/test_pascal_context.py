@@ -17,14 +17,14 @@ from PIL import Image
 
 from dmtl.data.benchmarks import pascal_context
 from dmtl.data.benchmarks.detect import detect, open_distribution
-from dmtl.data.benchmarks.fixtures import write_fixture
-from dmtl.data.benchmarks.fixtures.scene import scene
 from dmtl.data.benchmarks.pascal_classes import HUMAN_PARTS, WITH_NORMALS
 from dmtl.data.benchmarks.pascal_context import PascalContext
 from dmtl.data.loading.loader import make_loader
 from dmtl.data.scenes import CLASSES
 from dmtl.errors import DataError
 from dmtl.metrics.morphology import thin
+from tests.fixtures import write_fixture
+from tests.fixtures.scene import scene
 
 SIZE = (48, 64)
 VOC = dict(table=11, seat=9, plant=16, vase=5, person=15, picture=20)

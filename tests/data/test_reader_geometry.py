@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from dmtl.data.benchmarks.detect import open_distribution
-from dmtl.data.benchmarks.fixtures import FIXTURES, write_fixture
 from dmtl.data.loading.transforms import HorizontalFlip, RandomScaleCrop
 from tests.data import expected
+from tests.fixtures import FIXTURES, write_fixture
 
 SIZE, SEED = (64, 96), 2
 CROP = (32, 40)

@@ -18,7 +18,6 @@ import yaml
 from PIL import Image
 
 from dmtl.data.benchmarks.detect import distribution
-from dmtl.data.benchmarks.fixtures import write_fixture
 from dmtl.data.benchmarks.mat import read_mat
 from dmtl.data.folder.dataset import Folder
 from dmtl.data.folder.label_maps import read_label
@@ -28,6 +27,7 @@ from dmtl.data.images import read_image, read_label_image, read_npy
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.data.labels.published import read_split_table
 from dmtl.tasks import make_task
+from tests.fixtures import write_fixture
 from tests.fuzz.mutate import mutate, png, zipped
 
 RNG = np.random.default_rng(0)

@@ -8,6 +8,7 @@ import pytest
 
 from dmtl.data import Folder, open_dataset
 from tests.cli.conftest import _dmtl  # noqa: F401  the fixture `dmtl`
+from tests.fixtures import write_fixture
 
 TASKS = {
     "pascal-context": ["semseg", "human_parts", "sal", "normals", "edge"],
@@ -47,7 +48,7 @@ def test_from_distribution_to_table(dmtl, tmp_path, format):
         assert result.status == 0, f"dmtl {' '.join(map(str, words))}\n{result.out}\n{result.err}"
         return result.out
 
-    run("data", "fixture", format, "source", "--train", 10, "--val", 2, "--size", 64, 80)
+    write_fixture(format, "source", train=10, val=2, size=(64, 80))
     run("data", "convert", "source", "folder")
     assert "nothing wrong" in run("data", "check", "folder")
     run("data", "show", "folder", "--count", 2, "--out", "page.html")

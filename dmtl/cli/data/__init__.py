@@ -17,7 +17,6 @@ SUBCOMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "labels": (labels.Labels, labels.run),
     "convert": (folders.Convert, folders.convert),
     "export": (folders.Export, folders.export),
-    "fixture": (folders.Fixture, folders.fixture),
 }
 
 
