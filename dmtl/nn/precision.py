@@ -14,6 +14,23 @@ DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, 
 """Precision -> dtype of what is stored in it."""
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bf16: a GPU since Ampere, a CPU with AVX-512 BF16 or AMX.
+
+    Without them PyTorch emulates bf16; a CPU with AVX2 then trains about ten times more slowly than in fp32.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def training_precision(precision: str, device: torch.device) -> str:
+    """Resolve "auto" to "bf16" if the device has instructions for it, else "fp32"; keep other names."""
+    if precision != "auto":
+        return precision
+    return "bf16" if has_bf16(device) else "fp32"
+
+
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
     """Context in which torch's products and convolutions of float32 may use TF32, or may not; without effect

@@ -14,6 +14,7 @@ from dmtl.data.loading.loader import Batch
 from dmtl.diffusion import CounterNoise
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, Prediction
 from dmtl.models.initial import pad_image
+from dmtl.nn.precision import training_precision
 from dmtl.train.config import OptimConfig
 from dmtl.train.loss import PairLosses, labelled_rows, pair_losses, weighted_sum
 from dmtl.train.objective import Objective, Seen, make_objectives
@@ -52,7 +53,7 @@ class BatchLoss(nn.Module):
             denoises: False: the initial network alone, its predictions judged as final ones.
         """
         device = batch.image.device
-        precision = AUTOCAST.get(self.config.precision)
+        precision = AUTOCAST.get(training_precision(self.config.precision, device))
         with torch.autocast(device.type, precision) if precision else nullcontext():
             with torch.profiler.record_function("dmtl: forward"):
                 image = batch.image.contiguous(memory_format=torch.channels_last)

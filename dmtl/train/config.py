@@ -145,8 +145,9 @@ class OptimConfig:
     """Extra losses and their weights: "mtpsl", the cross-task consistency between the labels of an image and
     its predictions of the other tasks (Li, Liu and Bilen, CVPR 2022; published 1 and 2), for
     `model.diffusion = "none"`; or registered ones. Weight 0: none."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Autocast precision; losses and optimiser stay in fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """Autocast precision; losses and optimiser stay in fp32. "auto" is bf16 if the GPU or CPU has
+    instructions for it, else fp32."""
     seed: int = 0
     """Seed of initialisation, order, augmentation and noise."""
     deterministic: bool = False

@@ -19,7 +19,7 @@ def recipe() -> RunConfig:
         data=DataConfig(size=(128, 160)),
         model=ModelConfig(backbone="efficientnet_lite0", width=96, token_reduction=2),
         optim=OptimConfig(
-            backbone_weights="auto", steps=3000, backbone_lr=0.3, mtdnet_lr=0.3, ema=0.99, precision="bf16"
+            backbone_weights="auto", steps=3000, backbone_lr=0.3, mtdnet_lr=0.3, ema=0.99, precision="auto"
         ),
     )
 

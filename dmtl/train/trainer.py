@@ -23,6 +23,7 @@ from dmtl.errors import CheckpointError, ConfigError, DmtlError
 from dmtl.evaluation.baseline import read_reference
 from dmtl.evaluation.scoring import Metrics, primary_metrics, score
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, how_to_get, load_state, pretrained_source
+from dmtl.nn.precision import has_bf16
 from dmtl.runtime.distributed import any_rank, barrier, connect, gathered, total
 from dmtl.runtime.files import write_text
 from dmtl.train import distributed
@@ -117,6 +118,11 @@ class Trainer:
             self.say(
                 f"the encoder {name} starts from random weights, which costs much accuracy on small data "
                 f"sets; for its ImageNet weights: {how_to_get(name)} (optim.backbone_weights)"
+            )
+        if config.optim.precision == "bf16" and not has_bf16(device):
+            self.say(
+                f"optim.precision: this {device.type} has no instructions for bf16, so a step takes several "
+                'times as long as with "fp32" or "auto"'
             )
         if device.type == "cuda":  # a CPU's library reorders weights itself, and its optimiser would copy
             # torch's stubs do not know this call

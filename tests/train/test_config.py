@@ -61,7 +61,7 @@ def test_a_file_overrides_the_defaults(tmp_path):
         ("[data]\nsize = [64]", r"data\.size must be a list of 2 values, got \[64\]"),
         ("[data]\nsize = [64, 0]", r"data\.size must be a height and a width of at least 1"),
         ("[data]\nscale = [2, 1]", r"data\.scale must be \(low, high\)"),
-        ('[optim]\nprecision = "fp8"', r"optim\.precision must be one of fp32, bf16, fp16, got 'fp8'"),
+        ('[optim]\nprecision = "fp8"', r"optim\.precision must be one of auto, fp32, bf16, fp16, got 'fp8'"),
         ("[optim]\ntask_weights = 3", r"optim\.task_weights must be a table"),
         ('[optim.task_weights]\nedge = "x"', r"optim\.task_weights\.edge must be of type float"),
         ("[optim.task_weights]\nedge = -1", r"optim\.task_weights\.edge must be at least 0"),

@@ -449,6 +449,21 @@ def test_half_precision_follows_single(finished, config_for, precision, toleranc
     assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in trainer.model.parameters())
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_precision_follows_the_processor(config_for, monkeypatch, native):
+    """bf16 without instructions for it is many times slower than fp32: "auto" avoids it, a choice warns."""
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: native)
+    losses = {}
+    for precision in ("auto", "bf16", "fp32"):
+        said: list[str] = []
+        trainer = Trainer(config_for(optim=dict(precision=precision)), say=said.append)
+        losses[precision] = trainer._step.batch_loss(next(trainer.loader.stream(0)), 0, True)[0].item()
+        warned = any("no instructions for bf16" in line for line in said)
+        assert warned == (precision == "bf16" and not native)
+    assert losses["auto"] == losses["bf16" if native else "fp32"] != losses["fp32" if native else "bf16"]
+
+
 def test_fp16_skips_a_step_that_overflows(config_for):
     trainer = Trainer(config_for(optim=dict(precision="fp16")))
     batch = next(trainer.loader.stream(0))
