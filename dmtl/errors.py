@@ -20,6 +20,10 @@ class CheckpointError(DmtlError, ValueError):
     """A checkpoint is damaged, foreign, or belongs to another configuration. The message names the file."""
 
 
+class WorkerError(DmtlError, RuntimeError):
+    """A process that reads data has died: it was killed, or shared memory is too small."""
+
+
 class ExportError(DmtlError, RuntimeError):
     """An exported file does not give what the model gives. The message names the file, which was not
     written."""

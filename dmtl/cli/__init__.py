@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from importlib import import_module
@@ -33,6 +34,9 @@ USAGE = (
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command. Errors that a user can mend are one line on stderr and status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")  # characters that its encoding lacks
     try:
         return _run(arguments)
     except BrokenPipeError:  # the reader of our output, say `head`, has left

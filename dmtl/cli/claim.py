@@ -74,8 +74,8 @@ def main(arguments: list[str]) -> int:
         print(f"dmtl claim: {stopped}", file=sys.stderr)
         return stopped.status
     results = collect()
-    print_table(results)
     write_files(results, (args.json, write_json), (args.markdown, write_markdown))
+    print_table(results)
     for line in failed:
         say(line)
     return 1 if failed else 0

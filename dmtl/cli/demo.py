@@ -80,12 +80,12 @@ def main(arguments: list[str]) -> int:
 
     labels = [label for label, _ in RUNS.values()]
     comparison = compare([out / "diffusion"], [out / "mtl"], labels)
-    console.print(metric_table(comparison.methods, deltas=comparison.deltas))
-    say("Delta_MTL: the mean gain over the baseline (one seed, equal steps)")
     model = from_pretrained(out / "diffusion").to(device)
     data = open_data(base.data, base.optim.task_weights)
     _predict_samples(model, device, data.val, out)
     page = write_page(out / "report.html", comparison, train_set=data.train, val_set=data.val, device=device)
+    console.print(metric_table(comparison.methods, deltas=comparison.deltas))
+    say("Delta_MTL: the mean gain over the baseline (one seed, equal steps)")
     say(f"report: {page}")
     return 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -98,7 +97,7 @@ def main(arguments: list[str]) -> int:
     from dmtl.evaluation.saved_maps import SavedMaps, saved_tasks
     from dmtl.evaluation.scoring import primary_metrics
     from dmtl.runtime.distributed import connect
-    from dmtl.runtime.files import write_text
+    from dmtl.runtime.files import write_json
 
     source = _checked_source(args)
     several = _steps(args.steps)
@@ -128,6 +127,10 @@ def main(arguments: list[str]) -> int:
     metrics = rows[0]["metrics"]
     primary = primary_metrics(metrics, evaluation.tasks)
     compared = {} if reference is None else compare_with_baseline(metrics, primary, reference)
+    if args.json:
+        found = {"metrics": metrics, "primary": primary} if len(rows) == 1 else {"steps": rows}
+        found |= {"protocol": evaluation.description, **compared}
+        write_json(args.json, found)
     title = f"{source} on {evaluation}"
     if len(rows) == 1:
         columns = final_and_initial(metrics, primary)
@@ -143,10 +146,6 @@ def main(arguments: list[str]) -> int:
                 console.print(table_of((f"{name} class", "IoU %"), each))
     if compared:
         console.print(_baseline_table(primary, compared))
-    if args.json:
-        found = {"metrics": metrics, "primary": primary} if len(rows) == 1 else {"steps": rows}
-        found |= {"protocol": evaluation.description, **compared}
-        write_text(args.json, json.dumps(found, indent=2) + "\n")
     return 0
 
 

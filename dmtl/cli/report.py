@@ -89,6 +89,13 @@ def _compare(args: Report) -> int:
     if not args.runs:
         raise ConfigError("RUN must name at least one run, got none")
     comparison = compare(args.runs, args.baseline)
+    samples = 8 if args.samples is None else args.samples
+    write_files(
+        comparison,
+        (args.out, partial(write_page, pictures=args.pictures, samples=samples)),
+        (args.csv, write_csv),
+        (args.json, write_json),
+    )
     for label, method in comparison.methods.items():
         baseline = " (baseline)" if comparison.deltas and method is comparison.baseline else ""
         say(f"{label}  {method.name}{baseline}")
@@ -102,13 +109,6 @@ def _compare(args: Report) -> int:
         say(remark)
     if comparison.warning:
         console.print(Text(comparison.warning, style="bold red"), soft_wrap=True)
-    samples = 8 if args.samples is None else args.samples
-    write_files(
-        comparison,
-        (args.out, partial(write_page, pictures=args.pictures, samples=samples)),
-        (args.csv, write_csv),
-        (args.json, write_json),
-    )
     return 0
 
 
@@ -139,10 +139,10 @@ def _paper(args: Report) -> int:
         found = published_tables(args.benchmark)
         if not found:
             raise ConfigError(f"--benchmark {args.benchmark} has no published results, expected RUN")
-    for table in found:
-        _print_paper(table)
     outputs = (args.out, write_page), (args.csv, write_csv), (args.json, write_json)
     write_files(found, *outputs, (args.latex, write_latex))
+    for table in found:
+        _print_paper(table)
     return 0
 
 

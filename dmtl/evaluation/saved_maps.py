@@ -37,7 +37,7 @@ from dmtl.errors import DataError
 from dmtl.predict.maps import encode_map
 from dmtl.predict.outputs import FORMAT, output_folder
 from dmtl.runtime.distributed import World, gathered
-from dmtl.runtime.files import write_bytes, write_text
+from dmtl.runtime.files import write_bytes, write_json
 from dmtl.tasks import Task
 
 
@@ -94,7 +94,7 @@ class MapWriter:
         """maps.json, of what was added so far."""
         tasks = {name: self._description(name) for name in self.tasks}
         index = {"format": FORMAT, **self.about, "tasks": tasks, "images": self.images}
-        write_text(self.folder / "maps.json", json.dumps(index, indent=1) + "\n")
+        write_json(self.folder / "maps.json", index, indent=1)
 
     def _description(self, name: str) -> dict:
         task = self.tasks[name]

@@ -8,10 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmtl.nn.batch_norm import norm_act
 from dmtl.nn.conv3x3 import Conv3x3
+
+
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution. In training its stride picks the pixels first, which is the same function.
+
+    oneDNN's weight gradient of a strided one writes out of bounds on CPUs with AVX2 but no AVX-512, if the
+    input channels are not a multiple of 8 (PyTorch 2.13, channels-last).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return super().forward(input)
+        down, right = self.stride
+        return F.conv2d(input[..., ::down, ::right], self.weight, self.bias)
 
 
 class BasicBlock(nn.Module):
@@ -30,7 +46,7 @@ class BasicBlock(nn.Module):
         self.downsample = None
         if stride != 1 or in_channels != channels:
             self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+                Pointwise(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
             )
 
     def forward(self, x: Tensor) -> Tensor:

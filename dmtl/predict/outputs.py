@@ -39,7 +39,7 @@ from dmtl.predict.maps import (
 )
 from dmtl.predict.pipeline import Waits
 from dmtl.predict.video import VideoWriter
-from dmtl.runtime.files import write_bytes, write_text
+from dmtl.runtime.files import write_bytes, write_json
 from dmtl.tasks import Task
 from dmtl.tasks.sheet import sheet
 
@@ -211,7 +211,7 @@ class Outputs:
             "videos": summary.videos,
             "failures": [asdict(failure) for failure in summary.failures],
         }
-        write_text(self.out_dir / "maps.json", json.dumps(index, indent=1) + "\n")
+        write_json(self.out_dir / "maps.json", index, indent=1)
 
     def _painted(self, frame: Frame, maps: ImageMaps) -> dict[str, np.ndarray]:
         """task -> uint8 [H, W, 3], and "overview"."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[str], object]) -> None:
@@ -41,6 +44,29 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 def write_text(path: str | os.PathLike, text: str) -> None:
     """`write_atomically` for UTF-8 text."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    """JSON that every strict reader takes: null for NaN and infinity, which the format lacks (RFC 8259)."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def write_json(path: str | os.PathLike, value: object, indent: int = 2) -> None:
+    """`write_text` of `json_text`."""
+    write_text(path, json_text(value, indent) + "\n")
+
+
+def number(value: Any) -> float:
+    """A number that `json_text` wrote: NaN for null."""
+    return math.nan if value is None else float(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def is_temporary(name: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dmtl.errors import ConfigError
-from dmtl.runtime.files import write_text
+from dmtl.runtime.files import json_text, number, write_text
 
 
 class RunLog:
@@ -29,14 +29,14 @@ class RunLog:
         if not active:
             return
         kept = [row for row in self.read(self.path) if row["step"] <= resume_step] if resume_step else []
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        write_text(self.path, "".join(json_text(row) + "\n" for row in kept))
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
         self._writer = _summary_writer(directory / "tensorboard", resume_step) if tensorboard else None
 
     def write(self, event: str, step: int, **values: Any) -> None:
         """One row; numbers below `values` also become TensorBoard scalars."""
         if self._file is not None:
-            self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+            self._file.write(json_text({"event": event, "step": step, **values}) + "\n")
             self._file.flush()
         if self._writer is not None:
             for name, value in _flat(values):
@@ -63,9 +63,14 @@ class RunLog:
         rows = []
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except ValueError:
                 continue
+            if "loss" in row:
+                row["loss"] = number(row["loss"])
+            for metrics in row.get("metrics", {}).values():
+                metrics.update({name: number(value) for name, value in metrics.items()})
+            rows.append(row)
         return rows
 
 

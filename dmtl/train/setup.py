@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dmtl.data import (
     DATASETS,
@@ -28,10 +31,13 @@ from dmtl.models import (
     DiffusionMTL,
     MultiTaskBaseline,
     create_model,
+    how_to_get,
     load_backbone,
     load_pretrained,
     pretrained_source,
 )
+from dmtl.models.initial import PAD_MULTIPLE
+from dmtl.nn.precision import has_bf16
 from dmtl.runtime.distributed import World
 from dmtl.tasks import Task, task_from_spec
 from dmtl.train.config import DataConfig, RunConfig
@@ -185,6 +191,45 @@ def model_for(
     if weights:
         _load_encoder(model.initial.backbone, config)
     return model
+
+
+def hints(config: RunConfig, device: torch.device, weights: bool) -> Iterator[str]:
+    """Yield what is legal in the configuration but costs accuracy or time here.
+
+    Args:
+        weights: whether the encoder's weights are loaded, rather than replaced by a checkpoint's.
+    """
+    name = config.model.backbone
+    if weights and config.optim.backbone_weights == "auto" and pretrained_source(name) is None:
+        yield (
+            f"the encoder {name} starts from random weights, which costs much accuracy on small data sets; "
+            f"for its ImageNet weights: {how_to_get(name)} (optim.backbone_weights)"
+        )
+    if config.optim.precision == "bf16" and not has_bf16(device):
+        yield (
+            f"optim.precision: this {device.type} has no instructions for bf16, so a step takes several "
+            'times as long as with "fp32" or "auto"'
+        )
+
+
+def check_batch_norms(config: RunConfig, model: nn.Module, world: World) -> None:
+    """Refuse crops whose deepest map is one pixel, in parts of one image: batch norms have no variance there.
+
+    Raises:
+        ConfigError: names the settings that make it so.
+    """
+    pixels = math.prod(math.ceil(side / PAD_MULTIPLE) for side in config.data.size)
+    batch, micro = config.optim.batch_size, config.execution.micro_batch
+    images = {batch // world.size, math.ceil(batch / world.size)}
+    parts = {part for n in images for part in (min(micro or n, n), n % micro if micro else 0) if part}
+    together = world.size > 1 and config.execution.sync_bn
+    trained = any(isinstance(m, _BatchNorm) and m.training for m in model.modules())
+    if pixels == 1 and 1 in parts and trained and not together:
+        raise ConfigError(
+            f"data.size = {list(config.data.size)} leaves one pixel of the encoder's deepest map, and batch "
+            "norms cannot be trained on one image of it (optim.batch_size, execution.micro_batch, images of "
+            f"a process): take crops larger than {PAD_MULTIPLE}, two images or more, or optim.freeze_bn"
+        )
 
 
 def _load_encoder(backbone: nn.Module, config: RunConfig) -> None:

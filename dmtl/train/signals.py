@@ -4,7 +4,26 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from dmtl.errors import DmtlError
+
+
+class RunStopped(DmtlError):
+    """A run was asked to stop (SIGTERM, Ctrl-C), or stopped itself; its state is saved.
+
+    status: for the process to end with; 128 + the signal's number, as shells have it, or 1.
+    """
+
+    def __init__(self, message: str, status: int = 1):
+        super().__init__(message)
+        self.status = status
+
+
+class Interrupted(BaseException):
+    """A stop was requested while something that may never end was waited for."""
 
 
 class StopRequest:
@@ -15,6 +34,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.number = 0
+        self._waits = False
         self._before: dict[signal.Signals, Any] = {}
 
     @property
@@ -26,6 +46,17 @@ class StopRequest:
     def name(self) -> str:
         """Of the signal; where another process was asked, that of SIGTERM."""
         return signal.Signals(self.number or signal.SIGTERM).name
+
+    @contextmanager
+    def ends_waiting(self) -> Iterator[None]:
+        """Context in which a signal raises `Interrupted`, for a wait that nothing is lost by ending."""
+        self._waits = True
+        try:
+            if self.requested:
+                raise Interrupted
+            yield
+        finally:
+            self._waits = False
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -40,3 +71,5 @@ class StopRequest:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = number
+        if self._waits:
+            raise Interrupted

@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,12 @@ import torch
 
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.data.loading.loader import Batch
-from dmtl.errors import CheckpointError, ConfigError, DmtlError
+from dmtl.errors import CheckpointError, ConfigError, WorkerError
 from dmtl.evaluation.baseline import read_reference
 from dmtl.evaluation.scoring import Metrics, primary_metrics, score
-from dmtl.models import DiffusionMTL, MultiTaskBaseline, how_to_get, load_state, pretrained_source
-from dmtl.nn.precision import has_bf16
+from dmtl.models import DiffusionMTL, MultiTaskBaseline, load_state
 from dmtl.runtime.distributed import any_rank, barrier, connect, gathered, total
-from dmtl.runtime.files import write_text
+from dmtl.runtime.files import write_json
 from dmtl.train import distributed
 from dmtl.train.batch_loss import BatchLoss
 from dmtl.train.best import Best
@@ -36,22 +36,19 @@ from dmtl.train.identity import identity, what_changed
 from dmtl.train.log import RunLog
 from dmtl.train.optim import frozen, optimizer_for, schedule, set_train, total_steps
 from dmtl.train.profiling import Profile
-from dmtl.train.setup import Data, evaluation_loader, model_for, open_data, training_loader
-from dmtl.train.signals import StopRequest
+from dmtl.train.setup import (
+    Data,
+    check_batch_norms,
+    evaluation_loader,
+    hints,
+    model_for,
+    open_data,
+    training_loader,
+)
+from dmtl.train.signals import Interrupted, RunStopped, StopRequest
 from dmtl.train.step import Report, Step
 from dmtl.train.toml import as_config, write_config
 from dmtl.train.weighting import make_weighting
-
-
-class RunStopped(DmtlError):
-    """A run was asked to stop (SIGTERM, Ctrl-C), or stopped itself; its state is saved.
-
-    status: for the process to end with; 128 + the signal's number, as shells have it, or 1.
-    """
-
-    def __init__(self, message: str, status: int = 1):
-        super().__init__(message)
-        self.status = status
 
 
 class Trainer:
@@ -113,22 +110,14 @@ class Trainer:
         """
         config, device = self.config, self.device
         self.model = model_for(config, self.data.tasks, weights=weights).to(device)
-        name = config.model.backbone
-        if weights and config.optim.backbone_weights == "auto" and pretrained_source(name) is None:
-            self.say(
-                f"the encoder {name} starts from random weights, which costs much accuracy on small data "
-                f"sets; for its ImageNet weights: {how_to_get(name)} (optim.backbone_weights)"
-            )
-        if config.optim.precision == "bf16" and not has_bf16(device):
-            self.say(
-                f"optim.precision: this {device.type} has no instructions for bf16, so a step takes several "
-                'times as long as with "fp32" or "auto"'
-            )
+        for hint in hints(config, device, weights):
+            self.say(hint)
         if device.type == "cuda":  # a CPU's library reorders weights itself, and its optimiser would copy
             # torch's stubs do not know this call
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         frozen(config.optim, self.model)
         set_train(self.model, config.optim)
+        check_batch_norms(config, self.model, self.world)
         if isinstance(self.model, DiffusionMTL):
             self.model.mtdnet.recompute = config.execution.recompute
         if config.execution.compile:  # parts whose shapes and modes do not follow the batch's labels
@@ -174,8 +163,15 @@ class Trainer:
         try:
             with StopRequest() as stop:
                 while self.step < self.steps and not self._finished_early:
-                    self._advance(batches, log, profile)
-                    self._between_steps(log, stop)
+                    try:
+                        self._advance(batches, log, stop, profile)
+                        self._between_steps(log, stop)
+                    except Interrupted:
+                        raise self._stopped(f"stopped by {stop.name}", 128 + stop.number) from None
+                    except WorkerError as error:
+                        if self.world.size > 1:  # the others wait for this process, and cannot save with it
+                            raise
+                        raise self._stopped(f"{error}; stopped") from None
             if not self._final:
                 self._final = self._evaluated(log)
         finally:
@@ -196,10 +192,13 @@ class Trainer:
             self.out, resume_step=self.step, tensorboard=config.log.tensorboard, active=self.world.main
         )
 
-    def _advance(self, batches: Iterator[Batch], log: RunLog, profile: Profile | None) -> None:
+    def _advance(
+        self, batches: Iterator[Batch], log: RunLog, stop: StopRequest, profile: Profile | None
+    ) -> None:
         """One step, and its row in the log where one is due."""
         started = time.perf_counter()
-        batch = next(batches)
+        with stop.ends_waiting() if self.world.size == 1 else nullcontext():
+            batch = next(batches)
         self.waited += time.perf_counter() - started
         self._note_corrupt(batch, log)
         rate = self._step.rate(self.step)
@@ -243,12 +242,13 @@ class Trainer:
         if last or self.step % self.config.log.checkpoint_every == 0:
             self.save()
         if self._stop_agreed(stop):
-            self.save(wait=True)
-            raise RunStopped(
-                f"stopped by {stop.name} after step {self.step} of {self.steps}; the state is saved, "
-                "resume continues",
-                128 + (stop.number or signal.SIGTERM),
-            )
+            raise self._stopped(f"stopped by {stop.name}", 128 + (stop.number or signal.SIGTERM))
+
+    def _stopped(self, why: str, status: int = 1) -> RunStopped:
+        """Save the state, and say so."""
+        self.save(wait=True)
+        after = f"after step {self.step} of {self.steps}"
+        return RunStopped(f"{why} {after}; the state is saved, resume continues", status)
 
     def _stop_agreed(self, stop: StopRequest) -> bool:
         """Whether to stop now. Processes have to agree; on GPUs they ask at the steps that are logged."""
@@ -341,7 +341,7 @@ class Trainer:
             "metrics": metrics,
             "primary": primary_metrics(metrics, self.model.tasks),
         }
-        write_text(summary, json.dumps(figures, indent=2) + "\n")
+        write_json(summary, figures)
 
     # going on
 

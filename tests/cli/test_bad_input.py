@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +12,8 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+
+from dmtl.cli import main
 
 from .conftest import SHORT, Result, environment
 
@@ -305,3 +309,33 @@ def test_full_disk_while_weights_are_written(trained, data, tmp_path, options, t
         "labels.csv",
         "log.jsonl",
     ]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1"])
+@pytest.mark.parametrize("command", ["eval", "report", "info"])
+def test_a_stream_that_lacks_characters(trained, data, tmp_path, monkeypatch, encoding, command):
+    """Files are written before the terminal is, and arrows that a stream cannot encode are replaced."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    out = tmp_path / "out.json"
+    words = {
+        "eval": ["eval", str(trained), "--data", str(data), "--json", str(out)],
+        "report": ["report", str(trained), "--json", str(out)],
+        "info": ["info"],
+    }[command]
+    assert main(words) == 0
+    stream.flush()
+    assert len(stream.buffer.getvalue()) > 100
+    assert command == "info" or json.loads(out.read_text())
+
+
+def test_files_are_there_before_the_terminal_fails(trained, data, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise OSError("no terminal")
+
+    monkeypatch.setattr("dmtl.cli.eval.metric_table", broken)
+    monkeypatch.setattr("dmtl.cli.report.metric_table", broken)
+    for words in (["eval", str(trained), "--data", str(data)], ["report", str(trained)]):
+        out = tmp_path / f"{words[0]}.json"
+        assert main([*words, "--json", str(out)]) == 2
+        assert json.loads(out.read_text())

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from dmtl.nn.resnet import DEPTHS, BasicBlock, ResNet
+from dmtl.nn.resnet import DEPTHS, BasicBlock, Pointwise, ResNet
 
 
 def torchvision_entries(depths) -> dict[str, tuple[int, ...]]:
@@ -97,3 +97,21 @@ def test_where_the_operator_trains(monkeypatch, channels, size, dtype, served):
     with torch.autocast("cpu", torch.bfloat16):
         assert layer.train().float()(x.float()).dtype == torch.bfloat16
     assert not calls
+
+
+@pytest.mark.parametrize(("channels", "size"), [((4, 8), (8, 8)), ((5, 3), (9, 7)), ((64, 128), (7, 8))])
+def test_a_strided_pointwise_convolution(channels, size):
+    """The same function and gradients as the strided convolution of float64, in training and inference."""
+    ours = Pointwise(*channels, 1, 2, bias=False)
+    x = torch.randn(3, channels[0], *size).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight, exact = ours.weight.detach().double().requires_grad_(), x.detach().double().requires_grad_()
+    expected = torch.nn.functional.conv2d(exact, weight, stride=2)
+    for _ in range(50):  # a write out of bounds shows itself in the heap, not in the result
+        ours.weight.grad = x.grad = None
+        ours(x).sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(ours(x).double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.weight.grad.double(), weight.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(x.grad.double(), exact.grad, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x).double(), expected, rtol=1e-5, atol=1e-5)

@@ -36,7 +36,6 @@ def test_auto_takes_random_weights_without_a_source(config_for, no_source):
 
 
 def test_auto_without_a_source_says_what_it_costs(config_for, no_source, monkeypatch):
-    monkeypatch.setattr("dmtl.train.trainer.pretrained_source", lambda name: None)
     said = []
     Trainer(config_for(model=LITE, optim=dict(backbone_weights="auto")), say=said.append)
     assert any("random weights" in line and "dmtl[encoders]" in line for line in said), said

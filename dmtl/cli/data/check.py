@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,7 +46,7 @@ def run(args: Check) -> int:
     from dmtl.data.folder.check import Problem, check_dataset
     from dmtl.data.folder.check_files import check_files
     from dmtl.errors import DataError
-    from dmtl.runtime.files import write_text
+    from dmtl.runtime.files import write_json
 
     problems: list[Problem] = []
     seen: dict[bytes | str, str] = {}
@@ -70,7 +69,7 @@ def run(args: Check) -> int:
     if args.json is not None:
         found = [dataclasses.asdict(problem) for problem in problems]
         content = {"data": args.data, "splits": args.splits, "images": images, "problems": found}
-        write_text(args.json, json.dumps(content, indent=1) + "\n")
+        write_json(args.json, content, indent=1)
     if problems:
         tell(args.data, problems, args.lines)
     faults = sum(problem.is_fault for problem in problems)

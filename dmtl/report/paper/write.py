@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 
@@ -10,7 +9,7 @@ from dmtl.report.html.template import page
 from dmtl.report.paper.table import DAGGER, LOST, REFERENCE, Cell, PaperTable, Row
 from dmtl.report.runs.values import mean_of, numbers_of, spread_of
 from dmtl.report.runs.write import write_table
-from dmtl.runtime.files import write_text
+from dmtl.runtime import files
 from dmtl.text import MINUS, plural
 
 COLUMNS = (
@@ -28,7 +27,7 @@ def write_page(path: str | os.PathLike, tables: Sequence[PaperTable]) -> None:
     subtitle = "The published results, as far as they were recovered"
     if measured:
         subtitle = f"{plural(measured, 'run')} next to the published results"
-    write_text(path, page("paper.html.j2", subtitle=subtitle, tables=tables, lost=LOST, ref=REFERENCE))
+    files.write_text(path, page("paper.html.j2", subtitle=subtitle, tables=tables, lost=LOST, ref=REFERENCE))
 
 
 def write_csv(path: str | os.PathLike, tables: Sequence[PaperTable]) -> None:
@@ -70,7 +69,7 @@ def write_json(path: str | os.PathLike, tables: Sequence[PaperTable]) -> None:
         }
         for table in tables
     ]
-    write_text(path, json.dumps({"tables": found}, indent=2) + "\n")
+    files.write_json(path, {"tables": found})
 
 
 def _plain(table: PaperTable, row: Row) -> dict:
@@ -97,7 +96,7 @@ def _plain(table: PaperTable, row: Row) -> dict:
 def write_latex(path: str | os.PathLike, tables: Sequence[PaperTable]) -> None:
     """Write a `table` for each, for a document that uses the package booktabs. Sources and what a star means
     are below the results, all remarks are comments."""
-    write_text(path, "% \\usepackage{booktabs}\n\n" + "\n".join(_latex(table) for table in tables))
+    files.write_text(path, "% \\usepackage{booktabs}\n\n" + "\n".join(_latex(table) for table in tables))
 
 
 def _latex(table: PaperTable) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import statistics
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,7 @@ from dmtl.report.runs.comparison import Delta, delta_between
 from dmtl.report.runs.methods import Method
 from dmtl.report.runs.run import Run, read_run
 from dmtl.report.runs.values import text_of
-from dmtl.runtime.files import write_text
+from dmtl.runtime import files
 from dmtl.text import number
 from dmtl.train.claim import Claim
 from dmtl.train.jobs import finished
@@ -94,7 +93,7 @@ def write_markdown(path: str | os.PathLike, results: Results) -> None:
     head, rows = table(results)
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    write_text(path, text + "\n")
+    files.write_text(path, text + "\n")
 
 
 def write_json(path: str | os.PathLike, results: Results) -> None:
@@ -120,4 +119,4 @@ def write_json(path: str | os.PathLike, results: Results) -> None:
             about |= {"steps": run.step, "seconds": run.seconds, "seconds_per_step": _pace([run])}
             runs.append(about | {"metrics": run.metrics})
     whole = {"dmtl": __version__, "baseline": claim.baseline, "methods": methods, "runs": runs}
-    write_text(Path(path), json.dumps(whole, indent=2) + "\n")
+    files.write_json(path, whole)

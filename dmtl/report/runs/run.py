@@ -17,6 +17,7 @@ from typing import Any
 from dmtl.data import LabelMatrix
 from dmtl.errors import DataError
 from dmtl.evaluation.baseline import EVAL
+from dmtl.runtime.files import number
 from dmtl.tasks import Task, task_from_spec
 from dmtl.train.log import RunLog
 
@@ -173,8 +174,8 @@ def unit_of(metric: str, task: Task | None) -> str:
 def _metrics_in(summary: Mapping, file: Path, writer: str) -> tuple[dict, dict]:
     """`metrics` and `primary`, as in `Run`, of what the command `writer` wrote into `file`."""
     try:
-        metrics = {str(t): {str(k): float(v) for k, v in m.items()} for t, m in summary["metrics"].items()}
-        primary = {str(t): (str(n), float(v), bool(h)) for t, (n, v, h) in summary["primary"].items()}
+        metrics = {str(t): {str(k): number(v) for k, v in m.items()} for t, m in summary["metrics"].items()}
+        primary = {str(t): (str(n), number(v), bool(h)) for t, (n, v, h) in summary["primary"].items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f'{file}: not as `{writer}` writes it ({error!r}), expected "metrics" and "primary" by task'

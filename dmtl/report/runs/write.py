@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections.abc import Iterable, Sequence
 
 from dmtl.report.runs.comparison import Comparison, metric_rows
 from dmtl.report.runs.values import mean_of, numbers_of, spread_of
-from dmtl.runtime.files import write_text
+from dmtl.runtime import files
 
 COLUMNS = ("method", "task", "metric", "unit", "better", "main", "mean", "spread", "runs")
 
@@ -35,7 +34,7 @@ def write_table(path: str | os.PathLike, columns: Sequence[str], lines: Iterable
     """Write a CSV file, whole or not at all."""
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows([columns, *lines])
-    write_text(path, stream.getvalue())
+    files.write_text(path, stream.getvalue())
 
 
 def write_json(path: str | os.PathLike, comparison: Comparison) -> None:
@@ -62,4 +61,4 @@ def write_json(path: str | os.PathLike, comparison: Comparison) -> None:
         "remarks": comparison.remarks,
         "methods": methods,
     }
-    write_text(path, json.dumps(whole, indent=2) + "\n")
+    files.write_json(path, whole)
