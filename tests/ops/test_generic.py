@@ -155,8 +155,20 @@ def _detached(arg):
     return type(arg)(map(_detached, arg)) if isinstance(arg, (list, tuple)) else arg
 
 
-@pytest.mark.parametrize("size", ["tiny", pytest.param("odd", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("backend", backend_params("reference", "cpu", "cuda"))
+@pytest.mark.parametrize(
+    ("backend", "size"),
+    [  # what is checked hardly depends on the backend: one of them is enough in `make test`
+        pytest.param(
+            *backend.values,
+            size,
+            marks=(*backend.marks, *([pytest.mark.slow] if slow or size != "tiny" else [])),
+        )
+        for backend, slow in zip(
+            backend_params("reference", "cpu", "cuda"), (not missing("cpu"), False, False), strict=True
+        )
+        for size in SIZES
+    ],
+)
 @pytest.mark.parametrize("spec", SPECS)
 def test_opcheck(spec, backend, size):
     """Schema, fake, autograd registration and AOT dispatch of the forward and of the backward operator."""
