@@ -115,8 +115,30 @@ def _file_in_wheel(package: str) -> Path:
 
 
 def _load(backbone: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    try:
+        load_state(backbone, _adapted(backbone, state), source)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{_prefix_hint(backbone, state)}") from None
+
+
+def _adapted(backbone: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state under this module's names."""
     state = dict(backbone.adapt_weights(state))  # type: ignore[operator]  # nn.Module's stubs do not know it
-    expected = backbone.state_dict()
     if not any(key.endswith("num_batches_tracked") for key in state):  # older than torch 0.4
-        state |= {key: value for key, value in expected.items() if key.endswith("num_batches_tracked")}
-    load_state(backbone, state, source)
+        counts = (item for item in backbone.state_dict().items() if item[0].endswith("num_batches_tracked"))
+        state |= dict(counts)
+    return state
+
+
+def _prefix_hint(backbone: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """What to do if the names fit below a prefix, as wrappers and larger models write it (`backbone.`)."""
+    parts = (name.split(".") for name in state)
+    prefixes = dict.fromkeys(".".join(p[:n]) + "." for p in parts for n in range(1, len(p)))
+    for prefix in prefixes:
+        below = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+        if backbone.state_dict().keys() == _adapted(backbone, below).keys():
+            return (
+                f". Its names fit below the prefix {prefix!r}: save that part alone, "
+                f"{{k.removeprefix({prefix!r}): v for k, v in state.items() if k.startswith({prefix!r})}}"
+            )
+    return ""

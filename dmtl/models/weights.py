@@ -79,6 +79,11 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(
             f"{path}: expected tensors by name, or a dictionary that holds them as 'model' or 'state_dict'"
+            + (
+                f", got one with {', '.join(map(repr, list(state)[:6]))}"
+                if isinstance(state, Mapping)
+                else ""
+            )
         )
     return {str(key).removeprefix("module."): value for key, value in state.items()}
 

@@ -135,6 +135,20 @@ def test_another_network_is_refused(tmp_path, imagenet_state):
         load_backbone(make_backbone(LITE0), tmp_path / "w.pth")
 
 
+@pytest.mark.parametrize("prefix", ["backbone.", "_orig_mod.", "ema.encoder.", "model.initial.backbone."])
+@pytest.mark.parametrize("name", ["resnet18", LITE0])
+def test_a_prefix_is_named(tmp_path, name, prefix):
+    """A larger model's encoder, below its other parts, with a classifier or without."""
+    encoder = make_backbone(name, 8)
+    state = {prefix + key: value for key, value in random_state(encoder).items()}
+    torch.save(state | {"neck.weight": torch.zeros(3)}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=f"names fit below the prefix {re.escape(repr(prefix))}: save"):
+        load_backbone(encoder, tmp_path / "w.pth")
+    below = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    torch.save(below, tmp_path / "w.pth")
+    load_backbone(encoder, tmp_path / "w.pth")
+
+
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="nothing.pth: no such file"):
         load_backbone(make_backbone("resnet18", 8), tmp_path / "nothing.pth")
