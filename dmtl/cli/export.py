@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import tyro
+
 from dmtl.cli._arguments import parse, positional
 from dmtl.cli._common import say
 
@@ -25,7 +27,11 @@ class Export:
     out: str | None = None
     """File to write; default: model.onnx or model.pt2."""
     size: tuple[int, int] = (512, 512)
-    """Height and width of the images, fixed in the file."""
+    """Height and width of the images, fixed in the file; with --dynamic the largest."""
+    dynamic: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Leave height and width open, in multiples of 32 from 64 on (onnx, program)."""
+    opset: int | None = None
+    """Version of ONNX's operators; default: the exporter's."""
     tasks: list[str] | None = None
     """Tasks to predict; default: all."""
     steps: int | None = None
@@ -59,6 +65,8 @@ def main(arguments: list[str]) -> int:
         what=args.what,
         input=args.input,
         device=args.device,
+        dynamic=args.dynamic,
+        opset=args.opset,
     )
     for task, about in exported.description["outputs"].items():
         shape = ", ".join(str(side) for side in about["shape"])

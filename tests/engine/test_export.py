@@ -111,6 +111,34 @@ def test_onnx_elsewhere(tmp_path, form):
 
 
 @slow
+@pytest.mark.parametrize(
+    ("form", "format", "opset"),
+    [("baseline", "program", None), ("feature", "onnx", 19), ("prediction", "onnx", None)],
+)
+def test_open_height_and_width(tmp_path, form, format, opset):
+    """One file for images of several sizes: at the largest the predictor's maps, below the network's."""
+    if format == "onnx":
+        pytest.importorskip("onnxruntime")
+    model, path = tiny(**FORMS[form]), tmp_path / ("m.onnx" if format == "onnx" else "m.pt2")
+    exported = export_model(model, path, format=format, size=(160, 128), dynamic=True, opset=opset)
+    assert all(0 <= difference <= 1e-5 for difference in exported.differences.values())
+    assert exported.description["input"]["shape"] == ["batch", 3, "height", "width"]
+    run = formats.FORMATS[format].load(str(path))
+    network = graph.ExportNetwork(model, 0, "maps", "float32", dict(tasks=list(model.tasks)), True).eval()
+    pixels = torch.randint(0, 256, (2, 3, 160, 128), dtype=torch.uint8)
+    check(model, run(normalise(pixels)), pixels)
+    network(normalise(pixels[:1]))
+    for height, width in ((64, 64), (96, 128), (160, 96)):
+        images = normalise(pixels[..., :height, :width])
+        for task, value in network(images).items():
+            torch.testing.assert_close(run(images)[task], value, rtol=1e-4, atol=1e-4)
+    if opset is not None:
+        import onnx
+
+        assert onnx.load(path).opset_import[0].version == opset
+
+
+@slow
 @pytest.mark.parametrize("form", ["feature", "baseline"])
 @pytest.mark.usefixtures("compiler")
 def test_machine_code_elsewhere(tmp_path, form):
@@ -193,6 +221,11 @@ def test_the_model_stays_as_it_is(tmp_path):
         (dict(path="model.onnx", format="program"), "model.onnx: must end in .pt2 for format program"),
         (dict(path="folder.onnx"), "folder.onnx: is a folder"),
         (dict(format="program", device="tpu"), "device must be"),
+        (dict(format="pt2", dynamic=True), "dynamic is for formats onnx and program"),
+        (dict(size=(128, 130), dynamic=True), "size must be multiples of 32 of at least 128"),
+        (dict(size=(96, 128), dynamic=True), "at least 128 with dynamic, got [96, 128]"),
+        (dict(opset=9), "opset must be at least 18, got 9"),
+        (dict(format="program", opset=20), "opset is for format onnx, got format program"),
     ],
     ids=lambda value: str(value)[:30],
 )

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from dmtl import __version__
 from dmtl.data.loading.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise
-from dmtl.engine.export.formats import FORMATS
+from dmtl.engine.export.formats import FORMATS, LOWEST_OPSET
 from dmtl.engine.export.graph import INPUTS, RESULTS, ExportNetwork, traced
 from dmtl.engine.export.parity import TOLERANCE, Expected, probe
 from dmtl.errors import ConfigError
+from dmtl.models.initial import PAD_MULTIPLE
 from dmtl.nn.precision import tf32
 from dmtl.runtime.devices import pick_device
 from dmtl.runtime.files import write_atomically
@@ -54,6 +55,8 @@ def export_model(
     what: str = "maps",
     input: str = "float32",
     device: str | torch.device = "cpu",
+    dynamic: bool = False,
+    opset: int | None = None,
 ) -> ExportedModel:
     """Write `model` to `path`, run the file, and compare it with the model; it appears only if they agree.
 
@@ -68,6 +71,9 @@ def export_model(
         what: "maps" (decoded) or "logits" [B, C, H, W] at the image's size.
         input: "float32", ImageNet-normalised; or "uint8", RGB, normalised in the file.
         device: that "pt2" and "program" are made for; an ONNX file names none.
+        dynamic: leave height and width open, in multiples of 32 from 64 up to `size` ("onnx" and "program").
+            Smaller images get the upper left part of the noise of `size`.
+        opset: version of ONNX's operators, by default the exporter's.
 
     Errors: ConfigError for arguments, missing packages or compilers, a file too large for its format;
     ExportError when the file's outputs are not the model's; OSError, naming `path`, where it cannot be
@@ -78,24 +84,55 @@ def export_model(
     """
     names = chosen_tasks("export", model.tasks, tasks)
     path, size, device = _checked(path, format, size, steps, what, input, device)
+    _check_openness(format, size, dynamic, opset)
     model = copy.deepcopy(model).to(device, torch.float32).eval().requires_grad_(False)
     options = dict(tasks=names, steps=steps, eta=eta, sampler=sampler)
     pixels = probe(size).to(device)
     images = pixels if input == "uint8" else normalise(pixels)
     with torch.no_grad(), tf32(False):
         expected = Expected(model, normalise(pixels), what, seed, options)
-        network = ExportNetwork(model, seed, what, input, options).eval()
+        network = ExportNetwork(model, seed, what, input, options, dynamic).eval()
         network(images[:1])  # stores the noise of this size
-        about = description(model, names, expected.outputs, size, options, seed, what, input)
+        about = description(model, names, expected.outputs, size, options, seed, what, input, dynamic)
         found: dict[str, float] = {}
 
         def write(temporary: str) -> None:
             kind = FORMATS[format]
-            kind.save(traced(network, images[:2]), temporary, names, about)
-            found.update(expected.differences(path, kind.load(temporary), images))
+            version = {} if opset is None else {"opset": opset}
+            kind.save(traced(network, images[:2], dynamic), temporary, names, about, **version)
+            run = kind.load(temporary)
+            found.update(expected.differences(path, run, images))
+            if dynamic:
+                part = (
+                    slice(None),
+                    slice(None),
+                    slice(size[0] - 2 * PAD_MULTIPLE),
+                    slice(size[1] - PAD_MULTIPLE),
+                )
+                smaller = normalise(pixels[part])
+                other = Expected(model, smaller, what, seed, {**options, "noise": network.noise})
+                for task, difference in other.differences(path, run, images[part]).items():
+                    found[task] = max(found[task], difference)
 
         write_atomically(path, write)
     return ExportedModel(path, found, about)
+
+
+def _check_openness(format: str, size: tuple[int, int], dynamic: bool, opset: int | None) -> None:
+    """ConfigError for what `dynamic` and `opset` cannot be."""
+    if opset is not None and format != "onnx":
+        raise ConfigError(f"export: opset is for format onnx, got format {format}")
+    if opset is not None and opset < LOWEST_OPSET:
+        raise ConfigError(f"export: opset must be at least {LOWEST_OPSET}, got {opset}")
+    if dynamic and format == "pt2":
+        raise ConfigError(
+            "export: dynamic is for formats onnx and program; machine code is made for one size"
+        )
+    if dynamic and any(side % PAD_MULTIPLE or side < 4 * PAD_MULTIPLE for side in size):
+        raise ConfigError(
+            f"export: size must be multiples of {PAD_MULTIPLE} of at least {4 * PAD_MULTIPLE} with dynamic, "
+            f"got {list(size)}"
+        )
 
 
 def _checked(
@@ -139,6 +176,7 @@ def description(
     seed: int,
     what: str,
     input: str,
+    dynamic: bool = False,
 ) -> dict[str, Any]:
     """Return what an exported file says of itself: its input, its outputs, and the chain (None without).
 
@@ -149,7 +187,10 @@ def description(
     sampler, eta = config.sampler_for(options["sampler"], options["eta"])
     denoised = config.diffusion != "none"
     mean, std = list(IMAGENET_MEAN), list(IMAGENET_STD)
-    image = {"name": "image", "dtype": input, "shape": ["batch", 3, *size], "channels": "RGB"}
+    sides: list[Any] = ["height", "width"] if dynamic else list(size)
+    image = {"name": "image", "dtype": input, "shape": ["batch", 3, *sides], "channels": "RGB"}
+    if dynamic:
+        image |= {"sides": f"multiples of {PAD_MULTIPLE} from {2 * PAD_MULTIPLE}", "largest": list(size)}
     if input == "float32":
         image |= {"meaning": "(pixel / 255 - mean) / std", "mean": mean, "std": std}
     else:
@@ -163,12 +204,12 @@ def description(
         "eta": eta if denoised else None,
         "seed": seed if denoised else None,
         "input": image,
-        "outputs": {name: _output(model.tasks[name], outputs[name], what) for name in tasks},
+        "outputs": {name: _output(model.tasks[name], outputs[name], what, sides) for name in tasks},
     }
 
 
-def _output(task: Task, value: Tensor, what: str) -> dict[str, Any]:
-    shape, dtype = ["batch", *value.shape[1:]], str(value.dtype).removeprefix("torch.")
+def _output(task: Task, value: Tensor, what: str, sides: Sequence) -> dict[str, Any]:
+    shape, dtype = ["batch", *value.shape[1:-2], *sides], str(value.dtype).removeprefix("torch.")
     about = {"kind": task.kind, "dtype": dtype, "shape": shape}
     about["meaning"] = "logits" if what == "logits" else task.words.map
     if not task.map_dtype.is_floating_point:

@@ -24,6 +24,7 @@ from dmtl.engine.export.parity import LoadedModel
 from dmtl.errors import ConfigError
 
 ENTRY = "dmtl"  # of the metadata, under which the description stands
+LOWEST_OPSET = 18  # of torch's exporter
 _LARGEST_ONNX = 2**31 - 2**24  # bytes; a message of protobuf holds less than 2 GB
 
 
@@ -43,13 +44,20 @@ class Onnx:
                 ) from None
 
     @staticmethod
-    def save(program: ExportedProgram, path: str, tasks: Sequence[str], about: Mapping[str, Any]) -> None:
+    def save(
+        program: ExportedProgram,
+        path: str,
+        tasks: Sequence[str],
+        about: Mapping[str, Any],
+        opset: int | None = None,
+    ) -> None:
         stored = sum(x.numel() * x.element_size() for x in program.state_dict.values())
         if stored > _LARGEST_ONNX:
             raise ConfigError(
                 f"format onnx holds at most 2 GB, got {stored / 1e9:.1f} GB of weights and noise; "
                 "choose a smaller size, fewer steps, or format pt2"
             )
+        sides = about["input"]["shape"]
         with _quiet("torch.onnx"):
             model = torch.onnx.export(
                 program,
@@ -57,7 +65,8 @@ class Onnx:
                 verbose=False,
                 input_names=["image"],
                 output_names=list(tasks),
-                dynamic_shapes=({0: "batch"},),
+                dynamic_shapes=({place: s for place, s in enumerate(sides) if isinstance(s, str)},),
+                opset_version=opset,
             )
         assert model is not None  # what the exporter by tracing gives, which dynamo=True is not
         model.model.metadata_props[ENTRY] = json.dumps(about)

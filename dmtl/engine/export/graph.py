@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -15,6 +16,7 @@ from dmtl.diffusion import CounterNoise, Pairs
 from dmtl.diffusion.noise import Draws
 from dmtl.diffusion.pairs import joined
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
+from dmtl.models.initial import PAD_MULTIPLE
 
 RESULTS = ("maps", "logits")
 INPUTS = ("float32", "uint8")
@@ -24,10 +26,12 @@ class SharedNoise(nn.Module):
     """The noise that `CounterNoise` draws for sample 0, stored, and shared by all images of a batch.
 
     Stored are the draws that a first call, outside of any tracing, asks for: they fit images of its size.
+    Smaller images take their upper left part.
     """
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int, dynamic: bool = False):
         super().__init__()
+        self.dynamic = dynamic
         self.source = CounterNoise(seed, torch.zeros(1, dtype=torch.int64))
 
     def draws(self, pairs: Pairs, x: Tensor) -> Draws:
@@ -44,10 +48,13 @@ class SharedNoise(nn.Module):
 
     def _stored(self, task: str, number: int, x: Tensor) -> Tensor:
         name = f"{task}_{number}"
+        height, width = x.shape[2:]
         if not hasattr(self, name):
             key = self.source.draws(Pairs((task,), (None,), (1,)), x)(number)
-            self.register_buffer(name, ops.normal(key["key_B3"], tuple(x.shape[1:]), step=key["step"]))
-        return getattr(self, name)
+            noise = ops.normal(key["key_B3"], tuple(x.shape[1:]), step=key["step"])
+            # a part that can never be the whole: a graph would decide which, once for all sizes
+            self.register_buffer(name, F.pad(noise, (0, 1, 0, 1)) if self.dynamic else noise)
+        return getattr(self, name)[..., :height, :width]
 
 
 class ExportNetwork(nn.Module):
@@ -63,9 +70,10 @@ class ExportNetwork(nn.Module):
         what: str,
         input: str,
         options: Mapping[str, Any],
+        dynamic: bool = False,
     ):
         super().__init__()
-        self.model, self.noise = model, SharedNoise(seed)
+        self.model, self.noise = model, SharedNoise(seed, dynamic)
         self.what, self.input, self.options = what, input, options
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
@@ -82,10 +90,18 @@ def outputs(
     return {task: found[task] for task in options["tasks"]}
 
 
-def traced(network: ExportNetwork, images: Tensor) -> ExportedProgram:
+def traced(network: ExportNetwork, images: Tensor, dynamic: bool = False) -> ExportedProgram:
     """The network's graph for batches of any size, every operator of ours replaced by its reference.
 
-    images: two at least, because a dimension of size 1 would become a constant.
+    Args:
+        images: two at least, because a dimension of size 1 would become a constant.
+        dynamic: leave height and width open, from 64 up to those of the images, in multiples of 32.
     """
+    sides: dict[int, Any] = {0: Dim("batch")}
+    if dynamic:
+        for place, name in ((2, "height"), (3, "width")):
+            sides[place] = PAD_MULTIPLE * Dim(name, min=2, max=images.shape[place] // PAD_MULTIPLE)
+        # equal sides, or the largest ones, would be taken for a rule
+        images = images[..., : images.shape[2] - PAD_MULTIPLE, : images.shape[3] - 2 * PAD_MULTIPLE]
     with ops.references():
-        return torch.export.export(network, (images,), dynamic_shapes=({0: Dim("batch")},))
+        return torch.export.export(network, (images,), dynamic_shapes=(sides,))

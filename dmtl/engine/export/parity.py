@@ -36,7 +36,8 @@ def probe(size: tuple[int, int]) -> Tensor:
 class Expected:
     """What the model itself makes of some images, every image with the noise of sample 0.
 
-    images: float32, normalised, on the model's device. what, options: as `graph.outputs` takes them.
+    images: float32, normalised, on the model's device. what, options: as `graph.outputs` takes them; the
+    noise is that of `seed` unless they say otherwise.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Expected:
         options: Mapping[str, Any],
     ):
         self.model, self.images, self.what = model, images, what
-        self.options = {**options, "noise": CounterNoise(seed, torch.zeros(len(images), dtype=torch.int64))}
+        self.options = {"noise": CounterNoise(seed, torch.zeros(len(images), dtype=torch.int64)), **options}
         self.outputs = {t: x.cpu() for t, x in outputs(model, images, what, **self.options).items()}
         for task, value in self.outputs.items():
             if not value.isfinite().all():
