@@ -1,4 +1,4 @@
-"""`dmtl data`: look at a data set, check it, choose labels, convert, export.
+"""`dmtl data`: look at a data set, check it, choose labels, import, convert, export.
 
 A subcommand is a dataclass of options and a function `run(options) -> exit status`.
 """
@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 from dmtl.cli._arguments import parse_subcommand
-from dmtl.cli.data import check, folders, labels, show
+from dmtl.cli.data import check, folders, imports, labels, show
 
 SUBCOMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "check": (check.Check, check.run),
     "show": (show.Show, show.run),
     "labels": (labels.Labels, labels.run),
+    "import": (imports.Import, imports.run),
     "convert": (folders.Convert, folders.convert),
     "export": (folders.Export, folders.export),
 }
@@ -25,7 +26,7 @@ def main(arguments: list[str]) -> int:
         {name: kind for name, (kind, _) in SUBCOMMANDS.items()},
         arguments,
         "data",
-        description="Look at a data set, check it, choose labels, convert a benchmark, export it.",
+        description="Look at a data set, check it, choose labels, import or convert one, export it.",
     )
     run = next(run for kind, run in SUBCOMMANDS.values() if kind is type(options))
     return run(options)

@@ -50,7 +50,7 @@ def convert(args: Convert) -> int:
         made[split] = export_folder(
             dataset, args.out, skip_corrupt=args.skip_corrupt, workers=args.workers, progress=progress
         )
-    _summarise(made)
+    summarise(made)
     return 0
 
 
@@ -85,11 +85,11 @@ def export(args: Export) -> int:
     made = export_folder(
         dataset, args.out, skip_corrupt=args.skip_corrupt, workers=args.workers, progress=progress
     )
-    _summarise({args.split: made})
+    summarise({args.split: made})
     return 0
 
 
-def _summarise(splits: Mapping[str, Exported]) -> None:
+def summarise(splits: Mapping[str, Exported]) -> None:
     """Print images, megabytes, labels and the share of their pixels without meaning, by split."""
     columns: dict[str, list[str]] = {"task": list(next(iter(splits.values())).labels)}
     for split, made in splits.items():

@@ -65,6 +65,7 @@ def export_folder(
     skip_corrupt: int = 0,
     workers: int = 0,
     progress: Callable[[Sequence], Iterable] = iter,
+    verify_all: bool = False,
 ) -> Exported:
     """Writes `dataset` to the folder `out`; `Folder(out, dataset.split)` then reads the same values.
 
@@ -81,6 +82,8 @@ def export_folder(
         skip_corrupt: samples that may be left out because they cannot be read; one more is an error.
         workers: processes that read and write; 0: this one.
         progress: wraps the loop over the samples that are written.
+        verify_all: after an interruption compare every finished sample with the source, not two of them: the
+            source may have been edited since.
 
     Errors: DataError for a damaged sample, for a folder that holds something else, was begun from another
     source, or is being written by another process; OSError where it cannot be written (a full disk). After
@@ -93,7 +96,7 @@ def export_folder(
         writer.describe()
         done = {entry.id: entry for entry in mine if entry.complete(writer.root)}
         writer.replaceable = {path for entry in mine if entry.id not in done for path in entry.files}
-        writer.verify(done)
+        writer.verify(done, verify_all)
         _remove_leftovers(writer.root)
         writer.record([*others, *done.values()])
         todo = [index for index, id in enumerate(dataset.ids) if id not in done]
@@ -281,10 +284,10 @@ class _Writer:
         if not path.exists() or found != read_description(self.root):
             write_text(path, yaml.safe_dump(found, sort_keys=False))
 
-    def verify(self, done: dict[str, Entry]) -> None:
-        """Makes the first and the last finished sample again: another source would give other files."""
+    def verify(self, done: dict[str, Entry], all: bool) -> None:
+        """Makes the first and the last finished sample again, or all: another source gives other files."""
         indices = [index for index, id in enumerate(self.dataset.ids) if id in done]
-        for index in dict.fromkeys(indices[:1] + indices[-1:]):
+        for index in indices if all else dict.fromkeys(indices[:1] + indices[-1:]):
             entry = done[self.dataset.ids[index]]
             contents = {path: manifest.digest_of(c) for path, c in self.contents(index)[0].items()}
             if contents != entry.files:

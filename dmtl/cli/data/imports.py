@@ -1,0 +1,103 @@
+"""`dmtl data import`: what annotation tools write, as a folder to train on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated
+
+from dmtl.cli._arguments import positional
+from dmtl.cli._common import bar, say
+from dmtl.cli.data.folders import summarise
+from dmtl.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Import:
+    """Write the annotations of a labelling tool as a folder to train on.
+
+    Images are copied byte for byte. An image without an annotation stays unlabelled; docs/importing.md says
+    for each format what counts as "annotated and empty". Where shapes overlap, the later one is on top.
+    """
+
+    format: Annotated[str, *positional("FORMAT")]
+    """coco (instances or stuff), coco-panoptic, coco-stuff (pixel maps), labelme, cvat, label-studio, voc
+    (also "Segmentation mask" of CVAT) or huggingface."""
+    source: Annotated[str, *positional("SOURCE")]
+    """The annotation file, or the folder of labelme, voc and huggingface (or a Hub id)."""
+    target: Annotated[str, *positional("TARGET")]
+    """Folder to write, or to add a split to."""
+    images: str | None = None
+    """Folder of the images; default: that of SOURCE."""
+    masks: str | None = None
+    """Folder of the masks of coco-panoptic, coco-stuff and voc; default: next to SOURCE, as distributed."""
+    task: str = "semseg"
+    """Name of the task that the labels are of."""
+    classes: list[str] | None = None
+    """Classes in their order; other labels are left out. Default: those of TARGET, else all labels."""
+    background: str = "background"
+    """Class of the pixels that no shape covers; "": they mean nothing."""
+    ignore: list[str] = dataclasses.field(default_factory=list)
+    """Labels whose pixels mean nothing (huggingface: stored values)."""
+    empty: bool = False
+    """Images without an annotation were looked at and hold nothing (coco, cvat, label-studio)."""
+    map: list[str] = dataclasses.field(default_factory=list)
+    """huggingface: TASK=COLUMN, or TASK:KIND=COLUMN for a task of your own, and image=COLUMN.
+    label-studio: TASK=NAME of a control tag."""
+    scale: list[str] = dataclasses.field(default_factory=list)
+    """huggingface: TASK=UNITS, the units per step of a label in whole numbers."""
+    split: list[str] | None = None
+    """Name of the split to write (default: train); of a source with splits, those to take (default: all)."""
+    val: float = 0.0
+    """Share of the labelled images to write as the split "val", of a source without splits."""
+    skip_corrupt: int = 0
+    """Images of a split that may be left out because they are missing or cannot be read."""
+    workers: int = 0
+    """Processes that read and write; 0: one, this."""
+
+
+def run(args: Import) -> int:
+    from dmtl.data.imports import Options, import_folder
+
+    try:
+        scale = {task: float(value) for task, value in _pairs("--scale", args.scale).items()}
+    except ValueError:
+        raise ConfigError(f"--scale must be TASK=NUMBER, got {' '.join(args.scale)!r:.80}") from None
+    options = Options(
+        images=args.images,
+        masks=args.masks,
+        task=args.task,
+        classes=None if args.classes is None else tuple(args.classes),
+        background=args.background,
+        ignore=tuple(args.ignore),
+        empty=args.empty,
+        map=_pairs("--map", args.map),
+        scale=scale,
+    )
+    made = import_folder(
+        args.format,
+        args.source,
+        args.target,
+        options,
+        splits=args.split,
+        val=args.val,
+        skip_corrupt=args.skip_corrupt,
+        workers=args.workers,
+        progress=lambda split: bar(f"{args.format} {split}"),
+    )
+    for note in made.notes:
+        say(note)
+    summarise(made.splits)
+    return 0
+
+
+def _pairs(option: str, words: Iterable[str]) -> dict[str, str]:
+    """Return NAME=VALUE words as a dictionary."""
+    found: dict[str, str] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if not name or not value or name in found:
+            raise ConfigError(f"{option} must be NAME=VALUE with different names, got {word!r:.80}")
+        found[name] = value
+    return found

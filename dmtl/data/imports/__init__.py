@@ -1,0 +1,176 @@
+"""Import what annotation tools write: `import_folder` writes it in the folder format.
+
+Each module reads a format; `FORMATS` has their names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from dmtl.data.base import LabelledImages, unknown_name
+from dmtl.data.folder.dataset import read_description
+from dmtl.data.folder.paths import plain_name
+from dmtl.data.folder.write import Exported, export_folder
+from dmtl.data.imports.format import Context, Format, Found, Options
+from dmtl.data.loading.wrappers import Subset
+from dmtl.errors import ConfigError, DataError
+from dmtl.registry import Registry
+
+__all__ = ["FORMATS", "Imported", "Options", "import_folder", "read_source"]
+
+FORMATS: Registry[Format] = Registry(
+    "FORMAT",
+    {
+        "coco": "dmtl.data.imports.coco:INSTANCES",
+        "coco-panoptic": "dmtl.data.imports.coco:PANOPTIC",
+        "coco-stuff": "dmtl.data.imports.coco:STUFF",
+        "labelme": "dmtl.data.imports.labelme:LABELME",
+        "cvat": "dmtl.data.imports.cvat:CVAT",
+        "label-studio": "dmtl.data.imports.label_studio:LABEL_STUDIO",
+        "voc": "dmtl.data.imports.voc:VOC",
+        "huggingface": "dmtl.data.imports.huggingface:HUGGINGFACE",
+    },
+)
+
+_VALIDATION = ("valid", "validation", "dev")  # what others call "val"
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was written, by split, and sentences about what was left out and what has no label."""
+
+    splits: dict[str, Exported]
+    notes: list[str]
+
+
+def import_folder(
+    format: str,
+    source: str | os.PathLike,
+    out: str | os.PathLike,
+    options: Options = Options(),  # noqa: B008  # it never changes
+    *,
+    splits: Sequence[str] | None = None,
+    val: float = 0.0,
+    skip_corrupt: int = 0,
+    workers: int = 0,
+    progress: Callable[[str], Callable[[Sequence], Iterable]] = lambda label: iter,
+) -> Imported:
+    """Write annotated images to the folder `out`.
+
+    Args:
+        format: one of `FORMATS`.
+        source: a file or a folder, see the format.
+        splits: of a format with splits, those to write (default: all); of others, the one to write it as
+            (default: "train").
+        val: share of the labelled images of a format without splits that are written as the split "val".
+            They follow from their names alone.
+        skip_corrupt: images of a split that may be left out because they are missing or cannot be read.
+        workers: processes that read and write; 0: this one.
+        progress: given the name of a split, wraps the loop over its samples.
+
+    Raises:
+        ConfigError: an option that cannot work.
+        DataError: annotations that are damaged or contradict the images, named by file and entry; a split
+            that `out` has already.
+    """
+    out = Path(out)
+    with tempfile.TemporaryDirectory(prefix="dmtl-import-") as scratch:
+        known = _known_classes(out)
+        found = read_source(format, source, options, Context(known, skip_corrupt, Path(scratch)))
+        chosen = _divide(found.splits, splits, val, source)
+        for split in chosen:
+            listing = out / "splits" / f"{plain_name(split, f'{source}: name of a split')}.txt"
+            if listing.exists():
+                raise DataError(
+                    f"{listing}: exists already, expected a new split: import into a new folder, or name "
+                    "other splits with --split"
+                )
+        written = {}
+        for split, dataset in chosen.items():
+            dataset.name, dataset.split = out.resolve().name, split
+            written[split] = export_folder(
+                dataset,
+                out,
+                skip_corrupt=skip_corrupt,
+                workers=workers,
+                progress=progress(split),
+                verify_all=True,
+            )
+    return Imported(written, found.notes)
+
+
+def read_source(format: str, source: str | os.PathLike, options: Options, context: Context) -> Found:
+    """Read all annotations of a source.
+
+    Raises:
+        ConfigError: an unknown format, or an option that it does not follow.
+        DataError: as `import_folder`.
+    """
+    made = FORMATS.get(format)
+    given = [f.name for f in fields(Options) if getattr(options, f.name) != getattr(Options(), f.name)]
+    for name in given:
+        if name not in made.follows:
+            follows = ", ".join(f"--{name}" for name in sorted(made.follows))
+            raise ConfigError(f"--{name} has no meaning for {format}, which follows {follows}")
+    return made.read(Path(source), options, context)
+
+
+def _known_classes(out: Path) -> dict[str, list[str]]:
+    """Return the classes of the target's tasks, if it has a split already."""
+    if not list((out / "splits").glob("*.txt")):
+        return {}
+    tasks = read_description(out)["tasks"]
+    return {
+        name: options["classes"]
+        for name, options in tasks.items()
+        if isinstance(options.get("classes"), list)
+    }
+
+
+def _divide(
+    found: Mapping[str, LabelledImages], splits: Sequence[str] | None, val: float, source: str | os.PathLike
+) -> dict[str, LabelledImages]:
+    """Return what is written by the names of its splits."""
+    if not 0 <= val < 1:
+        raise ConfigError(f"--val must be a share from 0 to below 1, got {val:g}")
+    if set(found) == {""}:
+        names = ["train"] if splits is None else list(splits)
+        if len(names) != 1:
+            raise ConfigError(f"--split must be one name, because {source} has no splits, got {names}")
+        return _with_val(names[0], found[""], val)
+    if val:
+        raise ConfigError(f"--val has no meaning here: {source} has the splits {', '.join(found)}")
+    named: dict[str, LabelledImages] = {}
+    for name, dataset in found.items():
+        name = name.lower()
+        name = "train" if name in ("", "default") else "val" if name in _VALIDATION else name
+        if name in named:
+            raise DataError(f"{source}: two splits are called {name!r}, expected different names")
+        named[name] = dataset
+    for name in splits or ():
+        if name not in named:
+            raise ConfigError(f"--split: {unknown_name('split', name, named)}")
+    return {name: dataset for name, dataset in named.items() if splits is None or name in splits}
+
+
+def _with_val(name: str, dataset: LabelledImages, val: float) -> dict[str, LabelledImages]:
+    """Return a data set as split `name`, and a share of its labelled images as "val"."""
+    if not val:
+        return {name: dataset}
+    labelled = np.flatnonzero(dataset.available().matrix.any(1)).tolist()
+    count = round(len(labelled) * val)
+    if not 0 < count < len(labelled) or name == "val":
+        raise ConfigError(
+            f"--val {val:g} of {len(labelled)} labelled images leaves nothing for {name!r} or for 'val'"
+        )
+    order = sorted(labelled, key=lambda n: hashlib.sha256(dataset.ids[n].encode()).digest())
+    chosen = set(order[:count])
+    parts = {name: [n for n in range(len(dataset)) if n not in chosen], "val": sorted(chosen)}
+    return {split: Subset(dataset, rows) for split, rows in parts.items()}

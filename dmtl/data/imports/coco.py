@@ -1,0 +1,240 @@
+"""COCO: instances and "stuff" as JSON, panoptic PNG files, and pixel maps of things and stuff.
+
+https://cocodataset.org/#format-data. An image with any annotation is labelled; one without is not, unless
+`empty` says that such images were looked at and hold nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from dmtl.data.folder.paths import find_files, read_text
+from dmtl.data.images import read_label_image
+from dmtl.data.imports.dataset import Drawing, Entry, ValueMap
+from dmtl.data.imports.files import Images, Node, left_out, read_json, unique_names
+from dmtl.data.imports.format import Context, Format, Found, Options, annotated
+from dmtl.data.imports.legend import VOID
+from dmtl.data.imports.shapes import Box, Polygon, Runs, Shape
+from dmtl.errors import DataError
+from dmtl.text import plural
+
+T = TypeVar("T")
+
+WHAT = "a COCO annotation file"
+
+
+@dataclass
+class _Image:
+    entry: Entry
+    size: tuple[int, int] | None
+
+
+def read_instances(source: Path, options: Options, context: Context) -> Found:
+    """Draw the segmentations of objects in the order of the file; crowds count as their category.
+
+    The pixels of an object that has a box alone mean nothing. Polygons of fewer than three points are left
+    out.
+    """
+    root = read_json(source, WHAT)
+    categories = _categories(root)
+    images, notes = _images(root, source, options)
+    shapes: dict[int | str, list[tuple[str, Shape]]] = {}
+    boxes = thin = 0
+    for node in root["annotations"].list():
+        image = _one(images, node["image_id"], "image")
+        label = _one(categories, node["category_id"], "category")
+        drawn = shapes.setdefault(node["image_id"].key(), [])
+        segmentation = node.get("segmentation")
+        if segmentation is None or not segmentation.value:
+            drawn.append((VOID, _box(node)))
+            boxes += 1
+        elif isinstance(segmentation.value, dict):
+            runs = _runs(segmentation, image.size)
+            image.size = runs.size
+            drawn.append((label, runs))
+        else:
+            outlines = [outline for part in segmentation.list() if len(outline := _outline(part)) > 2]
+            thin += len(segmentation.value) - len(outlines)
+            drawn.append((label, Polygon(tuple(outlines))))
+    for key, image in images.items():
+        if key in shapes or options.empty:
+            where = f"{source}: image {key!r}"
+            image.entry.labels[options.task] = Drawing(shapes.get(key, []), where, image.size)
+    if boxes:
+        notes.append(f"{plural(boxes, 'object')} with a box alone: its pixels mean nothing")
+    if thin:
+        notes.append(f"left out: {plural(thin, 'polygon')} of fewer than three points")
+    listed = {options.task: list(categories.values())}
+    return annotated(source, options, context, _entries(images), listed, notes)
+
+
+def read_panoptic(source: Path, options: Options, context: Context) -> Found:
+    """Read a category for each segment of a PNG file; pixels of no segment (black) mean nothing."""
+    root = read_json(source, "a COCO panoptic file")
+    categories = _categories(root)
+    images, notes = _images(root, source, options, masks := _masks(source, options, source.with_suffix("")))
+    for node in root["annotations"].list():
+        image = _one(images, node["image_id"], "image")
+        names = {0: VOID}
+        for segment in node["segments_info"].list():
+            if (id := segment["id"].whole()) in names:
+                raise DataError(f"{segment.where}: a second segment has the id {id}, expected different ids")
+            names[id] = _one(categories, segment["category_id"], "category")
+        if image.entry.labels:
+            raise DataError(f"{node.where}: a second annotation of image {node['image_id'].value!r}")
+        path = masks.path(node["file_name"].text(), node.where)
+        image.entry.labels[options.task] = _Segments(path, names)
+    listed = {options.task: list(categories.values())}
+    return annotated(source, options, context, _entries(images), listed, notes, complete=True)
+
+
+def read_stuff(source: Path, options: Options, context: Context) -> Found:
+    """Read pixel maps, whose values are the ids of the categories of a JSON file, 0 where there is none.
+
+    With a list of labels ("1: person" in a line of labels.txt) as source, values are one less than its
+    numbers and 255 where there is none, as in the maps of COCO-Stuff.
+    """
+    if source.suffix.lower() == ".json":
+        root = read_json(source, WHAT)
+        values = {0: VOID, **_categories(root)}
+        masks = _masks(source, options, source.with_name(f"{source.stem}_pixelmaps"))
+        images, notes = _images(root, source, options, masks)
+        entries = _entries(images)
+    else:
+        values = {255: VOID, **_listed_labels(source)}
+        masks = _masks(source, options, source.with_suffix(""))
+        folder = Images(source.parent if options.images is None else options.images)
+        entries = [Entry(folder.id(path), path, str(source)) for path in folder.files([masks.root])]
+        notes = []
+    found = find_files(masks.root, (".png",), [entry.id for entry in entries])
+    for entry in entries:
+        if entry.id in found:
+            entry.labels[options.task] = ValueMap(masks.path(found[entry.id], source), values)
+    left = [path for path in masks.files() if masks.id(path) not in found]
+    notes += left_out(left, "map", "without an image")
+    listed = {options.task: [name for name in values.values() if name != VOID]}
+    return annotated(source, options, context, entries, listed, notes, complete=True)
+
+
+class _Segments(ValueMap):
+    """Values are ids of segments: red + 256 green + 65536 blue."""
+
+    def stored(self) -> np.ndarray:
+        rgb = read_label_image(self.path)
+        if rgb.ndim != 3:
+            raise DataError(f"{self.path}: one value for each pixel, expected the RGB picture of segments")
+        return rgb.astype(np.int64) @ np.array([1, 256, 65536])
+
+    def called(self, value: int) -> str:
+        return f"segment {value}"
+
+
+def _images(
+    root: Node, source: Path, options: Options, masks: Images | None = None
+) -> tuple[dict[int | str, _Image], list[str]]:
+    """Return the images of a file by their ids, and how many files of their folder it does not list."""
+    folder = Images(source.parent if options.images is None else options.images)
+    images: dict[int | str, _Image] = {}
+    for node in root["images"].list():
+        key, path = node["id"].key(), folder.path(node["file_name"].text(), node.where)
+        if key in images:
+            raise DataError(f"{node.where}: a second image has the id {key!r}, expected different ids")
+        sides = [node.get("height"), node.get("width")]
+        size = None if None in sides else (node["height"].whole(), node["width"].whole())
+        images[key] = _Image(Entry(folder.id(path), path, node.where), size)
+    used = {image.entry.image for image in images.values()}
+    left = [path for path in folder.files([masks.root] if masks else []) if path not in used]
+    return images, left_out(left, "image file", f"that {source.name} does not list")
+
+
+def _entries(images: Mapping[int | str, _Image]) -> list[Entry]:
+    return [image.entry for image in images.values()]
+
+
+def _masks(source: Path, options: Options, default: Path) -> Images:
+    folder = default if options.masks is None else Path(options.masks)
+    if not folder.is_dir():
+        raise DataError(
+            f"{source}: no folder {str(folder)!r:.200} of maps, expected it, or give it as --masks"
+        )
+    return Images(folder)
+
+
+def _categories(root: Node) -> dict[int, str]:
+    """Return names by ids, in the order of the ids."""
+    nodes = root["categories"].list()
+    names = list(unique_names(((n["name"].text(), n.where) for n in nodes), "category"))
+    found: dict[int, str] = {}
+    for node, name in zip(nodes, names):
+        if (id := node["id"].whole()) in found:
+            raise DataError(f"{node.where}: a second category has the id {id}, expected different ids")
+        found[id] = name
+    return dict(sorted(found.items()))
+
+
+def _listed_labels(source: Path) -> dict[int, str]:
+    """Return the labels of "NUMBER: NAME" lines by value, which is the number less one."""
+    labels: dict[int, str] = {}
+    for number, line in enumerate(read_text(source, "a list of labels such as '1: person'").splitlines(), 1):
+        if not line.strip():
+            continue
+        value, colon, name = line.partition(":")
+        where = f"{source}: line {number}"
+        if not colon or not value.strip().isdecimal() or int(value) > 255:
+            raise DataError(
+                f"{where}: {line[:60]!r}, expected a number up to 255 and a name such as '1: person'"
+            )
+        if int(value) > 0:  # 0 is "unlabeled"
+            labels[int(value) - 1] = Node(name, where).text()
+    return dict(zip(labels, unique_names(((name, source) for name in labels.values()), "label")))
+
+
+def _one(known: Mapping[Any, T], node: Node, what: str) -> T:
+    key = node.key()
+    if key not in known:
+        raise DataError(f"{node.where}: {key!r:.60} is the id of no {what}")
+    return known[key]
+
+
+def _outline(node: Node) -> np.ndarray:
+    """Return one polygon [N, 2] of a flat list of coordinates."""
+    flat = node.numbers()
+    if flat.ndim != 1 or len(flat) % 2:
+        raise node.unlike("coordinates x, y, x, y, ...")
+    return flat.reshape(-1, 2)
+
+
+def _box(node: Node) -> Box:
+    box = node["bbox"]
+    if len(box.list()) != 4:
+        raise box.unlike("[x, y, width, height]")
+    x, y, width, height = (side.number() for side in box.list())
+    return Box(x, y, x + width, y + height)
+
+
+def _runs(node: Node, size: tuple[int, int] | None) -> Runs:
+    """Return runs, compressed or not, of a mask of the image's size."""
+    sides = node["size"].list()
+    if len(sides) != 2:
+        raise node["size"].unlike("[height, width]")
+    height, width = (side.whole() for side in sides)
+    if size is not None and (height, width) != size:
+        raise node["size"].unlike(f"[{size[0]}, {size[1]}], the size of the image")
+    counts = node["counts"]
+    if isinstance(counts.value, str):
+        return Runs(counts.value, (height, width))
+    lengths = counts.numbers()
+    if lengths.ndim != 1:
+        raise counts.unlike("a list of lengths")
+    return Runs(lengths, (height, width))
+
+
+_FOLLOWS = {"images", "task", "classes", "ignore"}
+INSTANCES = Format(read_instances, frozenset({*_FOLLOWS, "background", "empty"}))
+PANOPTIC = Format(read_panoptic, frozenset({*_FOLLOWS, "masks"}))
+STUFF = Format(read_stuff, frozenset({*_FOLLOWS, "masks"}))

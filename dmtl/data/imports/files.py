@@ -1,0 +1,204 @@
+"""Read what annotation tools write: JSON and XML with checked values, and the images that they name.
+
+Every error is a DataError that begins with the file and says which entry of it is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from xml.etree.ElementTree import Element, ParseError
+
+import numpy as np
+
+from dmtl.data.folder.paths import inner_path, inside, read_text
+from dmtl.data.images import IMAGE_SUFFIXES
+from dmtl.errors import DataError, one_line
+from dmtl.text import plural
+
+MAX_TEXT = 200  # characters of a label's name
+LARGEST = 1e9  # no coordinate, count or size is beyond
+
+
+class Node:
+    """A value of a JSON file and its place there, which begins the messages about it."""
+
+    __slots__ = ("value", "where")
+
+    def __init__(self, value: Any, where: str | os.PathLike):
+        self.value, self.where = value, str(where)
+
+    def __getitem__(self, key: str) -> Node:
+        found = self.get(key)
+        if found is None:
+            raise DataError(f"{self.where}: no {key!r}")
+        return found
+
+    def get(self, key: str) -> Node | None:
+        """Return what an object has under `key`; None if that is missing or null."""
+        if not isinstance(self.value, dict):
+            raise self.unlike("an object")
+        value = self.value.get(key)
+        return None if value is None else Node(value, f"{self.where}: {key}")
+
+    def list(self) -> list[Node]:
+        if not isinstance(self.value, list):
+            raise self.unlike("a list")
+        return [Node(value, f"{self.where}[{n}]") for n, value in enumerate(self.value)]
+
+    def text(self) -> str:
+        """Return a string that can be the name of something: not empty, printable, not too long."""
+        text = self.value.strip() if isinstance(self.value, str) else ""
+        if not text or not text.isprintable() or len(text) > MAX_TEXT:
+            raise self.unlike("a name")
+        return text
+
+    def number(self) -> float:
+        value = self.value
+        real = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not real or not abs(value) <= LARGEST:  # False for NaN
+            raise self.unlike("a finite number")
+        return float(value)
+
+    def whole(self) -> int:
+        """Return a whole number from 0; 12.0 is one."""
+        value = self.number()
+        if value < 0 or value != math.floor(value):
+            raise self.unlike("a whole number from 0")
+        return int(value)
+
+    def key(self) -> int | str:
+        """Return what identifies an entry: a whole number or a string."""
+        if type(self.value) not in (int, str):
+            raise self.unlike("a number or a string")
+        return self.value
+
+    def numbers(self) -> np.ndarray:
+        """Return a list of numbers, or of points [x, y], as float64 of that shape."""
+        try:
+            array = np.array(self.value, np.float64) if isinstance(self.value, list) else None
+        except (ValueError, TypeError, OverflowError):
+            array = None
+        if array is None or array.ndim > 2 or not (np.abs(array) <= LARGEST).all():
+            raise self.unlike("a list of finite numbers")
+        return array
+
+    def unlike(self, expected: str) -> DataError:
+        return DataError(f"{self.where}: {self.value!r:.60}, expected {expected}")
+
+
+def read_json(path: Path, what: str) -> Node:
+    """Read a JSON file; `what` it should be ends the message if it cannot be read."""
+    text = read_text(path, what)
+    try:
+        return Node(json.loads(text), path)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not readable JSON ({one_line(error)}), expected {what}") from None
+
+
+def read_xml(path: Path, what: str) -> Element:
+    """Read an XML file without a document type: entities, which unfold to any size, are refused."""
+    parser = package("defusedxml.ElementTree", "import", path)
+    try:
+        return parser.fromstring(path.read_bytes(), forbid_dtd=True)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}), expected {what}") from error
+    except (ParseError, ValueError, LookupError, RecursionError) as error:
+        raise DataError(f"{path}: not readable XML ({one_line(error)}), expected {what}") from None
+
+
+def attributes(element: Element, where: str) -> Node:
+    """Return the attributes of an XML element; those that are numbers as numbers."""
+    return Node({key: _number(text) for key, text in element.attrib.items()}, where)
+
+
+def numbers_of(node: Node, separators: str = ",") -> np.ndarray:
+    """Return the numbers in a string such as "1.5,2;3,4", float64 [N]."""
+    text = str(node.value)
+    for separator in separators:
+        text = text.replace(separator, " ")
+    return Node([_number(word) for word in text.split()], node.where).numbers()
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def package(name: str, extra: str, where: object) -> ModuleType:
+    """Import an optional package.
+
+    Raises:
+        DataError: it is not installed; the message names the extra.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        needed = name.partition(".")[0]
+        raise DataError(
+            f"{where}: needs the package {needed} ({one_line(error)}): "
+            f"pip install 'dmtl[{extra}]' -c constraints.txt"
+        ) from error
+
+
+class Images:
+    """The image files of a folder, by the names that annotations give them."""
+
+    def __init__(self, root: str | os.PathLike):
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise DataError(f"{root}: no such folder, expected the images (--images says where they are)")
+
+    def path(self, name: str, where: object) -> Path:
+        """Return the path of `name`, which need not exist.
+
+        Raises:
+            DataError: it is absolute or leaves the folder.
+        """
+        return inside(self.root, self.root / inner_path(name, f"{where}: image file"))
+
+    def id(self, path: Path) -> str:
+        """Return the name of an image in the data set: its path in this folder without its suffix."""
+        return path.relative_to(self.root).with_suffix("").as_posix()
+
+    def files(self, without: Iterable[Path] = ()) -> list[Path]:
+        """Return all image files below the folder, in their order, those below `without` left out."""
+        skipped = {folder.resolve() for folder in without}
+        found: list[Path] = []
+        for folder, names, files in os.walk(self.root):
+            names[:] = [n for n in names if n[0] != "." and Path(folder, n).resolve() not in skipped]
+            found += (Path(folder, n) for n in files if _suffix(n) in IMAGE_SUFFIXES and n[0] != ".")
+        return sorted(found)
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def left_out(paths: Sequence[Path], noun: str, why: str) -> list[str]:
+    """Return a note about files that are left out, with the first three names; none if there are none."""
+    names = ", ".join(path.name for path in paths[:3]) + ", ..." * (len(paths) > 3)
+    return [f"left out: {plural(len(paths), noun)} {why} ({names})"] if paths else []
+
+
+def unique_names(nodes: Iterable[tuple[str, object]], what: str) -> Iterator[str]:
+    """Yield names, each given with its place.
+
+    Raises:
+        DataError: a name is there twice.
+    """
+    places: dict[str, object] = {}
+    for name, where in nodes:
+        if name in places:
+            raise DataError(f"{where}: a second {what} is called {name!r}, expected different names")
+        places[name] = where
+        yield name

@@ -1,0 +1,241 @@
+"""Label Studio: the JSON export (not JSON-MIN).
+
+https://labelstud.io/guide/export. A submitted annotation without regions says that the image holds nothing.
+A task without annotations, or whose annotations were all skipped, is not labelled; predictions are no labels.
+Browsers show images by their orientation tags, and so are labels drawn.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import numpy as np
+
+from dmtl.data.images import MAX_PIXELS
+from dmtl.data.imports.dataset import Drawing, Entry
+from dmtl.data.imports.files import Images, Node, left_out, read_json
+from dmtl.data.imports.format import Context, Format, Found, Options, annotated
+from dmtl.data.imports.shapes import Bitmap, Ellipse, Polygon, Shape, turned_box
+from dmtl.errors import ConfigError, DataError, did_you_mean
+from dmtl.text import plural
+
+WHAT = "a JSON export of Label Studio"
+AREAS = ("polygon", "rectangle", "ellipse", "brush")
+"""Control tags whose regions cover pixels; with "labels" appended they name the region, too."""
+FLAT = ("keypoint", "vector", "relation", "choices", "textarea", "rating", "number", "taxonomy", "datetime")
+"""Other results, which cover no pixels."""
+
+
+@dataclass
+class _Regions:
+    """The regions of an annotation: (control tag, label, shape), and the size of the image."""
+
+    found: list[tuple[str, str, Shape]] = field(default_factory=list)
+    size: tuple[int, int] | None = None
+
+
+def read_label_studio(source: Path, options: Options, context: Context) -> Found:
+    """Draw polygons, rectangles, ellipses and brush strokes in their order.
+
+    `map` gives each task of the data set the name of a control tag (`from_name`); without it all regions are
+    of one task. Of several annotations of an image the ground truth counts, else the last one. An annotation
+    that has regions, but none of a mapped tag, does not label that task, unless `empty` says so.
+    """
+    if options.empty and not options.map:
+        raise ConfigError("--empty needs --map: an annotation without regions says that the image is empty")
+    if options.map and options.task != Options.task:
+        raise ConfigError(f"--task {options.task} has no meaning with --map, which names the tasks")
+    if len(options.map) > 1 and options.classes is not None:
+        raise ConfigError("--classes must be of one task, got several with --map")
+    images = Images(source.parent if options.images is None else options.images)
+    omitted: Counter[str] = Counter()
+    tags: set[str] = set()
+    entries: list[Entry] = []
+    for node in read_json(source, WHAT).list():
+        path = _image(node["data"], images)
+        entry = Entry(images.id(path), path, node.where)
+        entries.append(entry)
+        annotation = _annotation(node, omitted)
+        if annotation is not None:
+            regions = _regions(annotation["result"], omitted)
+            tags |= {tag for tag, _, _ in regions.found}
+            _label(entry, regions, annotation.where, options)
+            omitted.update(
+                f"regions of {tag!r}" for tag, _, _ in regions.found if not _wanted(tag, options.map)
+            )
+    for tag in options.map.values():
+        if tag not in tags:
+            raise DataError(f"{source}: no region has the from_name {tag!r}{did_you_mean(tag, tags)}")
+    notes = [f"left out: {kind}: {count:,}" for kind, count in omitted.items()]
+    used = {entry.image for entry in entries}
+    left = [path for path in images.files() if path not in used]
+    notes += left_out(left, "image file", f"that {source.name} does not list")
+    listed: dict[str, list[str]] = {task: [] for task in options.map or [options.task]}
+    return annotated(source, options, context, entries, listed, notes)
+
+
+def _wanted(tag: str, map: Mapping[str, str]) -> bool:
+    return not map or tag in map.values()
+
+
+def _label(entry: Entry, regions: _Regions, where: str, options: Options) -> None:
+    """Add the label of each task to an entry."""
+    for task in options.map or [options.task]:
+        name = options.map.get(task)
+        shapes = [(label, shape) for tag, label, shape in regions.found if name in (None, tag)]
+        if shapes or options.empty or not regions.found:
+            entry.labels[task] = Drawing(shapes, where, regions.size)
+
+
+def _image(data: Node, images: Images) -> Path:
+    """Return the file of a task's image: the longest end of its URL that exists below the folder."""
+    if not isinstance(data.value, dict):
+        raise data.unlike("an object")
+    texts = [key for key, value in data.value.items() if isinstance(value, str)]
+    key = "image" if "image" in texts else texts[0] if len(texts) == 1 else "image"
+    url = data[key].text()
+    ends = [url]
+    if "://" in url or url.startswith("/"):
+        try:
+            parts = urlsplit(url)
+            local = parts.path.startswith("/data/local-files")
+            name = parse_qs(parts.query)["d"][0] if local else unquote(parts.path)
+        except (ValueError, KeyError):
+            raise data[key].unlike("the URL of an image") from None
+        pieces = [piece for piece in PurePosixPath(name).parts if piece != "/"]
+        ends = ["/".join(pieces[start:]) for start in range(len(pieces))] or [name]
+    paths = [images.path(end, f"{data.where}: {key}") for end in ends]
+    return next((path for path in paths if path.is_file()), paths[-1])
+
+
+def _annotation(task: Node, omitted: Counter[str]) -> Node | None:
+    """Return the annotation of a task that counts; None if there is none."""
+    if "annotations" not in task.value:
+        raise DataError(f"{task.where}: no 'annotations', expected {WHAT} (JSON, not JSON-MIN)")
+    submitted = []
+    for annotation in task["annotations"].list():
+        cancelled = annotation.get("was_cancelled")
+        if cancelled is not None and cancelled.value is True:
+            omitted["skipped annotations"] += 1
+        else:
+            submitted.append(annotation)
+    if not submitted:
+        return None
+    omitted.update(["further annotations of an image"] * (len(submitted) - 1))
+    true = [a for a in submitted if (truth := a.get("ground_truth")) is not None and truth.value is True]
+    return (true or submitted)[-1]
+
+
+def _regions(results: Node, omitted: Counter[str]) -> _Regions:
+    """Return the regions of an annotation that have an area."""
+    regions = _Regions()
+    nodes = results.list()
+    labelled = {_id(node) for node in nodes if node["type"].text().endswith("labels")}
+    for node in nodes:
+        kind = node["type"].text()
+        tool = kind.removesuffix("labels")
+        if tool in FLAT:
+            omitted[f"{tool} results"] += 1
+            continue
+        if kind in AREAS and _id(node) in labelled:
+            continue  # the same region comes again, with its label
+        if tool not in (*AREAS, ""):
+            raise DataError(
+                f"{node.where}: unknown result {kind!r:.60}, expected one of {', '.join((*AREAS, *FLAT))}"
+            )
+        if kind in AREAS:
+            omitted[f"{kind} regions without a label"] += 1
+            continue
+        size = node["original_height"].whole(), node["original_width"].whole()
+        if 0 in size or size[0] * size[1] > MAX_PIXELS or regions.size not in (None, size):
+            raise DataError(
+                f"{node.where}: drawn on {size[1]}x{size[0]} pixels, expected the size of the image"
+            )
+        if (turn := node.get("image_rotation")) is not None and turn.number():
+            raise DataError(f"{node.where}: the image was rotated in the tool, expected image_rotation 0")
+        labels = node["value"][kind].list()
+        if len(labels) != 1:
+            raise DataError(f"{node.where}: {plural(len(labels), 'label')}, expected one for each region")
+        shape = _shape(node["value"], tool, size)
+        if shape is None:
+            omitted["keypoint results"] += 1
+            continue
+        tag = node.get("from_name")
+        regions.size = size
+        regions.found.append(("" if tag is None else tag.text(), labels[0].text(), shape))
+    return regions
+
+
+def _id(node: Node) -> str:
+    id = node.get("id")
+    return "" if id is None else str(id.value)
+
+
+def _shape(value: Node, tool: str, size: tuple[int, int]) -> Shape | None:
+    """Return a region in pixels; None if a region of "labels" has no area. Values are in percent."""
+    height, width = size
+    if "rle" in value.value:
+        return Bitmap(_brush(value["rle"], size))
+    if "points" in value.value:
+        points = value["points"].numbers()
+        if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3:
+            raise value["points"].unlike("at least three points [x, y]")
+        return Polygon((points * (width / 100, height / 100),))
+    if tool == "" and "radiusX" not in value.value and value.get("width") is None:
+        return None
+    turn = value.get("rotation")
+    degrees = 0.0 if turn is None else turn.number()
+    x, y = value["x"].number() * width / 100, value["y"].number() * height / 100
+    if "radiusX" in value.value:
+        radii = value["radiusX"].number() * width / 100, value["radiusY"].number() * height / 100
+        return Ellipse(x, y, *radii, degrees)
+    sides = value["width"].number() * width / 100, value["height"].number() * height / 100
+    return turned_box(x, y, *sides, degrees, (x, y))
+
+
+def _brush(node: Node, size: tuple[int, int]) -> np.ndarray:
+    """Decode a brush mask, bool [H, W]: RGBA pixels in runs of bits, of which alpha counts.
+
+    A number of values (32 bits), the bits of a value less 1 (5), four lengths of counts less 1 (4 each); then
+    blocks: a bit that says whether one value repeats, which of the lengths the count has (2), the count less
+    1, and the value or values.
+    """
+    packed = node.numbers()
+    if packed.ndim != 1 or (packed < 0).any() or (packed > 255).any():
+        raise node.unlike("a list of bytes")
+    bits = "".join(f"{byte:08b}" for byte in packed.astype(int).tolist())
+    place = 0
+
+    def take(count: int) -> int:
+        nonlocal place
+        if place + count > len(bits):
+            raise DataError(f"{node.where}: ends too early, expected all pixels of the image")
+        place += count
+        return int(bits[place - count : place], 2)
+
+    total, word = take(32), take(5) + 1
+    lengths = [take(4) + 1 for _ in range(4)]
+    if total != size[0] * size[1] * 4:
+        raise DataError(
+            f"{node.where}: {total} values, expected {size[0] * size[1] * 4}, "
+            f"RGBA of {size[1]}x{size[0]} pixels"
+        )
+    values = np.zeros(total, np.uint8)
+    start = 0
+    while start < total:
+        repeats = take(1)
+        end = start + 1 + take(lengths[take(2)])
+        if end > total:
+            raise DataError(f"{node.where}: goes beyond the image, expected {total} values")
+        values[start:end] = take(word) & 255 if repeats else [take(word) & 255 for _ in range(end - start)]
+        start = end
+    return values.reshape(*size, 4)[:, :, 3] > 0
+
+
+LABEL_STUDIO = Format(
+    read_label_studio, frozenset({"images", "task", "classes", "ignore", "background", "empty", "map"})
+)

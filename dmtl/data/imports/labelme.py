@@ -1,0 +1,122 @@
+"""LabelMe: a JSON file next to each image.
+
+https://github.com/wkentaro/labelme. An image without a file is not labelled; a file without shapes says
+that the image holds nothing. LabelMe shows images by their orientation tags, and so are labels drawn.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import math
+import os
+from collections import Counter
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+from PIL import Image
+
+from dmtl.data.images import MAX_PIXELS
+from dmtl.data.imports.dataset import Drawing, Entry
+from dmtl.data.imports.files import Images, Node, read_json
+from dmtl.data.imports.format import Context, Format, Found, Options, annotated
+from dmtl.data.imports.legend import VOID
+from dmtl.data.imports.shapes import Bitmap, Box, Ellipse, Polygon, Shape
+from dmtl.errors import DataError, one_line
+from dmtl.text import plural
+
+FLAT = ("point", "points", "line", "linestrip")  # shapes without an area
+IGNORED = "__ignore__"  # LabelMe's own exporters give this label no class
+_POINTS = {"rectangle": (2, 4), "circle": (2,), "mask": (2,), "oriented_rectangle": (4,)}
+
+
+def read_labelme(source: Path, options: Options, context: Context) -> Found:
+    """Draw polygons, rectangles, circles and masks in the order of each file; leave out points and lines."""
+    here = Images(source)
+    images = here if options.images is None else Images(options.images)
+    entries = {path: Entry(images.id(path), path, str(path)) for path in images.files()}
+    flat: Counter[str] = Counter()
+    for file in sorted(here.root.rglob("*.json")):
+        root = read_json(file, "a LabelMe file")
+        path = _image_path(root["imagePath"], file, here, images)
+        entry = entries.setdefault(path, Entry(images.id(path), path, str(file)))
+        if entry.labels:
+            raise DataError(f"{file}: a second file for the image {path.name!r}, expected one")
+        entry.where = str(file)
+        shapes = [drawn for node in root["shapes"].list() if (drawn := _shape(node, flat)) is not None]
+        sides = [root.get("imageHeight"), root.get("imageWidth")]
+        size = None if None in sides else (root["imageHeight"].whole(), root["imageWidth"].whole())
+        entry.labels[options.task] = Drawing(shapes, str(file), size)
+    notes = [f"left out: {plural(count, f'{kind} shape')}, without an area" for kind, count in flat.items()]
+    ordered = sorted(entries.values(), key=lambda entry: entry.id)
+    return annotated(source, options, context, ordered, {options.task: []}, notes)
+
+
+def _image_path(node: Node, file: Path, here: Images, images: Images) -> Path:
+    """Return where the image of a file is: named from the file's folder, or by its name below `images`."""
+    name = PureWindowsPath(node.text()).as_posix()
+    if images is here and not PureWindowsPath(name).is_absolute() and not PurePosixPath(name).is_absolute():
+        beside = os.path.normpath((file.parent / name).relative_to(here.root))
+        return here.path(PurePosixPath(beside).as_posix(), file)
+    if images is here:
+        raise DataError(f"{node.where}: {name!r:.200}, expected a path from this file, or --images FOLDER")
+    short = PurePosixPath(name).name
+    below = (file.parent.relative_to(here.root) / short).as_posix()
+    found = images.path(below, file)
+    return found if found.is_file() else images.path(short, file)
+
+
+def _shape(node: Node, flat: Counter[str]) -> tuple[str, Shape] | None:
+    """Return the label and shape of an entry; None, counted in `flat`, if it has no area."""
+    kind = node.get("shape_type")
+    name = "polygon" if kind is None else kind.text()
+    label = node["label"].text()
+    label = VOID if label == IGNORED else label
+    if name in FLAT:
+        flat[name] += 1
+        return None
+    points = node["points"].numbers()
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise node["points"].unlike("points [x, y]")
+    counts = _POINTS.get(name)
+    if len(points) not in counts if counts else len(points) < 3:
+        expected = " or ".join(map(str, counts)) if counts else "at least 3"
+        raise DataError(f"{node.where}: {name} of {plural(len(points), 'point')}, expected {expected}")
+    if name == "rectangle" and len(points) == 2:
+        return label, Box(*points.ravel().tolist())
+    if name == "circle":
+        (x, y), rim = points[0].tolist(), points[1]
+        radius = math.dist(points[0], rim)
+        return label, Ellipse(x, y, radius, radius)
+    if name == "mask":
+        return label, _mask(node["mask"], points)
+    if name in ("polygon", "rectangle", "oriented_rectangle"):
+        return label, Polygon((points,))
+    known = ", ".join(["polygon", *_POINTS, *FLAT])
+    raise DataError(f"{node.where}: unknown shape {name!r:.60}, expected one of {known}")
+
+
+def _mask(node: Node, points: np.ndarray) -> Bitmap:
+    """Return the mask of a PNG file in base64, whose corners are the points."""
+    if not isinstance(node.value, str):
+        raise node.unlike("a PNG file in base64")
+    try:
+        content = base64.b64decode(node.value, validate=True)
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(f"{picture.width}x{picture.height} pixels")
+            mask = np.asarray(picture) != 0
+    except (binascii.Error, OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{node.where}: {one_line(error)}, expected a PNG file in base64") from None
+    corners = np.rint(points).astype(int)
+    left, top = corners.min(0).tolist()
+    width, height = (np.ptp(corners, axis=0) + 1).tolist()
+    if mask.ndim != 2 or abs(mask.shape[0] - height) > 1 or abs(mask.shape[1] - width) > 1:
+        raise DataError(
+            f"{node.where}: pixels of shape {list(mask.shape)}, expected [{height}, {width}] of its points"
+        )
+    return Bitmap(mask, left, top)
+
+
+LABELME = Format(read_labelme, frozenset({"images", "task", "classes", "ignore", "background"}))

@@ -1,0 +1,137 @@
+"""PASCAL VOC and what follows its layout, such as CVAT's "Segmentation mask 1.1".
+
+    ROOT/JPEGImages/ID.jpg                     or --images FOLDER
+    ROOT/SegmentationClass/ID.png              colours, palette or grey; or --masks FOLDER
+    ROOT/ImageSets/Segmentation/train.txt      one id per line; without lists all images are one split
+    ROOT/labelmap.txt                          label:red,green,blue:parts:actions in a line
+
+Without labelmap.txt values are those of PASCAL VOC, or 0, 1, ... of --classes. An image without a mask is
+not labelled. The colour (224, 224, 192) and the value 255 mean nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dmtl.data.folder.paths import find_files, read_ids, read_text
+from dmtl.data.images import IMAGE_SUFFIXES, read_image, read_label_image
+from dmtl.data.imports.dataset import Entry, ValueMap
+from dmtl.data.imports.files import Images, Node, left_out, unique_names
+from dmtl.data.imports.format import Context, Format, Found, Options, annotated
+from dmtl.data.imports.legend import VOID
+from dmtl.errors import DataError
+from dmtl.tasks.published import PASCAL
+
+VOID_COLOUR = (224, 224, 192)
+Colour = tuple[int, int, int]
+
+
+def read_voc(source: Path, options: Options, context: Context) -> Found:
+    """Read masks whose colours or values stand for labels."""
+    root = Images(source).root
+    images = Images(options.images or root / "JPEGImages")
+    masks = Images(options.masks or root / "SegmentationClass")
+    file = root / "labelmap.txt"
+    if file.is_file():
+        colours = _label_colours(file)
+    else:
+        names = options.classes or PASCAL
+        colours = dict(zip(_colour_map(len(names)), names))
+    values = {255: VOID, **dict(enumerate(colours.values()))}
+    lists = _lists(root)
+    notes: list[str] = []
+    if lists:
+        ids = [id for found in lists.values() for id in found]
+        found = find_files(images.root, IMAGE_SUFFIXES, ids)
+        entries = [
+            Entry(id, images.path(found.get(id, f"{id}.jpg"), root), f"{root}: {id!r:.80}", split=split)
+            for split, listed in lists.items()
+            for id in listed
+        ]
+        used = set(ids)
+        left = [path for path in images.files([masks.root]) if images.id(path) not in used]
+        notes = left_out(left, "image file", "that no list names")
+    else:
+        entries = [Entry(images.id(path), path, str(path)) for path in images.files([masks.root])]
+    known = {VOID_COLOUR: VOID, **colours}
+    labelled = find_files(masks.root, (".png",), [entry.id for entry in entries])
+    for entry in entries:
+        if entry.id in labelled:
+            path = masks.path(labelled[entry.id], root)
+            entry.labels[options.task] = _Colours(path, values, known)
+    left = [path for path in masks.files() if masks.id(path) not in labelled]
+    notes += left_out(left, "mask", "without an image")
+    listed_labels = {options.task: list(colours.values())}
+    return annotated(source, options, context, entries, listed_labels, notes, complete=True)
+
+
+@dataclass(frozen=True)
+class _Colours(ValueMap):
+    """Values, or the colours of labels: those of a palette, if all of them are colours of labels."""
+
+    colours: Mapping[Colour, str]
+
+    def stored(self) -> np.ndarray:
+        stored = read_label_image(self.path)
+        rgb = read_image(self.path).permute(1, 2, 0).numpy() if stored.ndim == 2 else stored
+        coded = rgb.astype(np.int64) @ np.array([65536, 256, 1])
+        found, places = np.unique(coded, return_inverse=True)
+        colours: list[Colour] = [(c >> 16, c >> 8 & 255, c & 255) for c in found.tolist()]
+        unknown = [colour for colour in colours if colour not in self.colours]
+        if unknown and stored.ndim == 2:
+            return stored
+        if unknown:
+            raise DataError(f"{self.path}: colour {unknown[0]} of no label ({len(unknown)} such colours)")
+        by_label = {label: value for value, label in self.values.items()}
+        return np.array([by_label[self.colours[c]] for c in colours])[places].reshape(coded.shape)
+
+
+def _lists(root: Path) -> dict[str, list[str]]:
+    """Return the ids of each split; "trainval", which repeats others, is none."""
+    folder = root / "ImageSets" / "Segmentation"
+    files = [path for path in sorted(folder.glob("*.txt")) if path.stem != "trainval"]
+    return {path.stem: read_ids(path) for path in files}
+
+
+def _label_colours(file: Path) -> dict[Colour, str]:
+    """Return the labels of labelmap.txt by colour."""
+    found: dict[Colour, str] = {}
+    places: list[tuple[str, object]] = []
+    for number, line in enumerate(read_text(file, "lines such as 'car:128,0,0::'").splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        where = f"{file}: line {number}"
+        name, _, rest = line.partition(":")
+        words = rest.partition(":")[0].split(",")
+        if len(words) != 3 or not all(w.strip().isdecimal() and int(w) < 256 for w in words):
+            raise DataError(
+                f"{where}: {line[:60]!r}, expected a label and its colour such as 'car:128,0,0::'"
+            )
+        red, green, blue = (int(word) for word in words)
+        if (red, green, blue) in found:
+            raise DataError(f"{where}: a second label has the colour {red},{green},{blue}")
+        found[red, green, blue] = Node(name, where).text()
+        places.append((found[red, green, blue], where))
+    list(unique_names(places, "label"))
+    if not found:
+        raise DataError(f"{file}: no labels, expected lines such as 'car:128,0,0::'")
+    return found
+
+
+def _colour_map(count: int) -> list[Colour]:
+    """Return the colours that PASCAL VOC gives the values 0, 1, ...: their bits spread over the channels."""
+    colours: list[Colour] = []
+    for value in range(count):
+        channels = [0, 0, 0]
+        for bit in range(8):
+            for channel in range(3):
+                channels[channel] |= (value >> (3 * bit + channel) & 1) << (7 - bit)
+        colours.append((channels[0], channels[1], channels[2]))
+    return colours
+
+
+VOC = Format(read_voc, frozenset({"images", "masks", "task", "classes", "ignore"}))
