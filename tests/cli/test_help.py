@@ -12,7 +12,7 @@ from dmtl.cli import COMMANDS, main
 
 from .conftest import environment
 
-DATA_COMMANDS = ("check", "show", "labels", "export")
+DATA_COMMANDS = ("check", "show", "labels", "import", "export")
 
 
 @pytest.mark.parametrize(

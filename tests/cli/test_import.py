@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from dmtl.data.imports import FORMATS
 from tests.data.annotations import WRITERS, write_huggingface, write_images
 
 from .conftest import SHORT
@@ -84,3 +88,26 @@ def test_datasets_library_does_not_print(dmtl, tmp_path):
     made = write_huggingface(tmp_path / "source")
     result = dmtl("data", "import", "huggingface", made["source"], "set", *words_of(made))
     assert result.status == 0 and result.err == ""
+
+
+def commands_of_the_guide() -> list[list[str]]:
+    text = (Path(__file__).parents[2] / "docs" / "importing.md").read_text()
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    return [shlex.split(line)[3:] for line in lines if line.startswith("dmtl data import")]
+
+
+@pytest.mark.parametrize("words", commands_of_the_guide(), ids=lambda words: words[0])
+def test_commands_of_the_guide(dmtl, words, monkeypatch):
+    """Their options exist and suit the format: all that is missing here are the files."""
+
+    def load_nothing(name):  # instead of asking the Hub
+        raise FileNotFoundError(f"no such file: {name}")
+
+    monkeypatch.setattr("datasets.load_dataset", load_nothing)
+    assert words[0] in FORMATS.names()
+    status, _, err = dmtl("data", "import", *words)
+    assert status == 2 and re.search(r"no such folder|cannot be read|no such file", err), err
+
+
+def test_the_guide_knows_every_format():
+    assert {words[0] for words in commands_of_the_guide()} == set(FORMATS.names())

@@ -72,6 +72,16 @@ def test_every_format_gives_the_same_labels(tmp_path, format):
     assert made.splits["train"].images == 4
 
 
+@pytest.mark.parametrize("format", ["labelme", "coco", "voc"])
+def test_a_target_inside_the_source(tmp_path, format):
+    """What was imported is no input of the next import."""
+    out = tmp_path / "s" / "out"
+    made = WRITERS[format](tmp_path / "s")
+    import_made(format, tmp_path, out, lambda _: made)
+    import_made(format, tmp_path, tmp_path / "t", lambda _: made)
+    assert sorted(labels(tmp_path / "t")) == list(NAMES)
+
+
 def test_images_are_copied(tmp_path):
     """Byte for byte, from files and from cells."""
     for format in ("labelme", "huggingface"):
@@ -224,6 +234,20 @@ def test_an_edited_source_does_not_go_on(tmp_path):
         ("label-studio", {"map": {"semseg": "tug"}}, "no region has the from_name 'tug'; did you mean 'tag'"),
         ("huggingface", {"map": {}}, "--map must name the column"),
         ("huggingface", {"map": {"semseg": "labels"}}, "unknown column 'image'"),
+        ("huggingface", {"map": {"semseg": "x", "semseg:classes": "y"}}, "--map must name each task once"),
+        ("huggingface", {"scale": {"dept": 1.0}}, "--scale: unknown task 'dept', did you mean 'depth'"),
+        (
+            "huggingface",
+            {"scale": {"semseg": 1.0}},
+            "--scale must be a positive number",
+        ),
+        ("huggingface", {"scale": {"depth": -1.0}}, "--scale must be a positive number"),
+        ("huggingface", {"ignore": ("car",)}, "--ignore must be stored values of classes, got car"),
+        (
+            "huggingface",
+            {"map": {"depth": "depth"}},
+            "--classes must be those of one task",
+        ),
         ("huggingface", {"classes": None}, "--classes must name the classes of semseg"),
     ],
 )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from copy import deepcopy
 from random import Random
 
 NUMBERS = (
@@ -140,3 +143,43 @@ def zipped(rng: Random, content: bytes, other: bytes) -> bytes:
         for name, member in members.items():
             archive.writestr(name, member)
     return made.getvalue()
+
+
+ODD = (
+    None, True, -1, 0, 1, 0.5, 7, 64, 1e6, 1e9, 1e308, float("nan"), float("inf"), 10**400, "", " ", "x", "3",
+    "../a.png", "/a.png", "a\n", "\ud800", [], [[]], [1], [1, 2], [1, 2, 3, 4, 5, 6], {}, {"x": 1},
+)  # fmt: skip
+
+
+def annotation(rng: Random, content: bytes, other: bytes) -> bytes:
+    """A damaged file; of JSON and XML, mostly one value that still parses is another one, or gone."""
+    if rng.random() < 0.3:
+        return mutate(rng, content, other)
+    if content.startswith(b"<?xml"):
+        found = list(re.finditer(rb'="([^"]*)"|>([^<]*)<', content))
+        where = rng.choice(found)
+        value = str(rng.choice(ODD)).encode(errors="replace")
+        return (
+            content[: where.start() + 1] + b'"%s"' % value + content[where.end() :]
+            if where[1]
+            else (content[: where.start() + 1] + value + content[where.end() - 1 :])
+        )
+    try:
+        root = json.loads(content)
+    except ValueError:
+        return png(rng, content, other) if content.startswith(b"\x89PNG") else mutate(rng, content, other)
+    for _ in range(rng.choice((1, 1, 2))):
+        holder, key = rng.choice(list(_values(root)))
+        if isinstance(holder, dict) and rng.random() < 0.2:
+            holder.pop(key, None)
+        else:
+            holder[key] = deepcopy(rng.choice(ODD))
+    return json.dumps(root).encode()
+
+
+def _values(node: object) -> Iterator[tuple]:
+    """Every (container, key) below a value."""
+    keys = list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
+    for key in keys:
+        yield node, key
+        yield from _values(node[key])

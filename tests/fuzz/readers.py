@@ -24,11 +24,14 @@ from dmtl.data.folder.label_maps import read_label
 from dmtl.data.folder.manifest import digest_of, read_manifest
 from dmtl.data.folder.paths import read_ids
 from dmtl.data.images import read_image, read_label_image, read_npy
+from dmtl.data.imports import Options, read_source
+from dmtl.data.imports.format import Context
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.data.labels.published import read_split_table
 from dmtl.tasks import make_task
+from tests.data.annotations import WRITERS
 from tests.fixtures import write_fixture
-from tests.fuzz.mutate import mutate, png, zipped
+from tests.fuzz.mutate import annotation, mutate, png, zipped
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (12, 15, 3), np.uint8)
@@ -318,6 +321,33 @@ def evil_descriptions(folder: Path) -> list[Path]:
     return made
 
 
+class Annotations:
+    """Files of an annotation tool, and the masks that belong to them; images are damaged elsewhere."""
+
+    def __init__(self, format: str):
+        self.format = format
+
+    def prepare(self, folder: Path) -> list[Path]:
+        made = WRITERS[self.format](folder / "set")
+        self.source = made.pop("source")
+        self.options = Options(**made)
+        files = [path for path in sorted((folder / "set").rglob("*")) if path.is_file()]
+        return [path for path in files if path.suffix != ".png" or path.parent.name in MASKS]
+
+    def read(self, path: Path) -> None:
+        context = Context(known={}, may_lack=0, scratch=path.parent)
+        for data in read_source(self.format, self.source, self.options, context).splits.values():
+            for index in range(len(data)):
+                data.read(index)
+
+
+MASKS = ("panoptic", "stuff_pixelmaps", "SegmentationClass")
+IMPORTS = {
+    f"import-{format}": Reader(made.prepare, made.read, annotation, root_of)
+    for format in WRITERS
+    if format != "huggingface"  # which its own library reads
+    for made in (Annotations(format),)
+}
 VECTORS = 2 << 30  # of 64 million pixels they are 768 MB, and twice that while they are made
 
 READERS = {
@@ -335,6 +365,7 @@ READERS = {
     "evil-dataset.yaml": Reader(evil_descriptions, read_description, names=root_of, valid=False),
     "folder": Reader(data_set, read_folder, png, root_of, memory=VECTORS),
     "ids": Reader(files(lambda: {"train.txt": b"a\ncity/b\n2008_000003\n\n0001\n"}), read_ids),
+    **IMPORTS,
     "manifest": Reader(manifest, lambda path: read_manifest(path.parent)),
     **{
         name: Reader(partial(fixture, name), partial(read_benchmark, name), png, root_of, memory=VECTORS)

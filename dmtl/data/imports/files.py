@@ -171,13 +171,21 @@ class Images:
         return path.relative_to(self.root).with_suffix("").as_posix()
 
     def files(self, without: Iterable[Path] = ()) -> list[Path]:
-        """Return all image files below the folder, in their order, those below `without` left out."""
+        """Return all image files below the folder, in their order.
+
+        Those below `without` are left out, and those of data sets in the folder format: what was imported
+        into a folder in here is no input.
+        """
         skipped = {folder.resolve() for folder in without}
         found: list[Path] = []
         for folder, names, files in os.walk(self.root):
-            names[:] = [n for n in names if n[0] != "." and Path(folder, n).resolve() not in skipped]
+            names[:] = [name for name in names if not _is_skipped(Path(folder, name), skipped)]
             found += (Path(folder, n) for n in files if _suffix(n) in IMAGE_SUFFIXES and n[0] != ".")
         return sorted(found)
+
+
+def _is_skipped(folder: Path, skipped: set[Path]) -> bool:
+    return folder.name[0] == "." or folder.resolve() in skipped or (folder / "dataset.yaml").is_file()
 
 
 def _suffix(name: str) -> str:

@@ -45,10 +45,13 @@ _SUFFIXES = {
 def read_huggingface(source: Path, options: Options, context: Context) -> Found:
     """Read columns of images and labels; ids are the split and the number of the row."""
     columns = {name.partition(":")[0]: column for name, column in options.map.items()}
+    if len(columns) < len(options.map):
+        raise ConfigError(f"--map must name each task once, got {', '.join(options.map)}")
     image = columns.pop(IMAGE, IMAGE)
     if not columns:
         raise ConfigError("--map must name the column of at least one task, such as semseg=label, got none")
     tasks = {name.partition(":")[0]: _task(name, options, context) for name in options.map if name != IMAGE}
+    _check_options(options, tasks)
     tables, notes = _open(source, context.scratch), []
     splits: dict[str, LabelledImages] = {}
     for split, table in tables.items():
@@ -64,6 +67,25 @@ def read_huggingface(source: Path, options: Options, context: Context) -> Found:
                 notes.append(f"{plural(count, 'image')} with an empty cell: no label of {task}")
         splits[split] = rows
     return Found(splits, notes)
+
+
+def _check_options(options: Options, tasks: Mapping[str, Task]) -> None:
+    """Refuse what would have no effect."""
+    for name in options.scale:
+        if name not in tasks:
+            raise ConfigError(f"--scale: {unknown_name('task', name, tasks)}")
+        if not _is_number(tasks[name]) or not options.scale[name] > 0:
+            raise ConfigError(f"--scale must be a positive number for a task of numbers, got one for {name}")
+    named = [name for name, task in tasks.items() if task.label_names]
+    if options.ignore and not (named and all(value.isdecimal() for value in options.ignore)):
+        raise ConfigError(f"--ignore must be stored values of classes, got {', '.join(options.ignore)}")
+    classes = [name for name in named if hasattr(tasks[name], "classes")]
+    if options.classes is not None and len(classes) != 1:
+        raise ConfigError(f"--classes must be those of one task, got them for {', '.join(classes) or 'none'}")
+
+
+def _is_number(task: Task) -> bool:
+    return task.label_dtype.is_floating_point and task.label_channels == 1
 
 
 def _task(name: str, options: Options, context: Context) -> Task:
@@ -135,9 +157,10 @@ class _Rows(LabelledImages):
 
     @cached_property
     def _available(self) -> LabelMatrix:
+        names = list(dict.fromkeys(self.columns.values()))
         empty = [
             np.stack([np.asarray(batch.column(self.columns[task]).is_null()) for task in self.tasks], 1)
-            for batch in self.table.with_format("arrow").iter(1000)
+            for batch in self.table.select_columns(names).with_format("arrow").iter(1000)
         ]
         return LabelMatrix(self.ids, list(self.tasks), ~np.concatenate(empty))
 
@@ -186,7 +209,7 @@ class _Rows(LabelledImages):
             raise DataError(
                 f"{where}: numbers with a fraction, which --scale {task.name}={scale:g} does not scale"
             )
-        if scale is None and not numbers and task.label_dtype.is_floating_point and task.label_channels == 1:
+        if scale is None and not numbers and _is_number(task):
             raise DataError(
                 f"{where}: whole numbers without a unit, expected --scale {task.name}=UNITS_PER_STEP"
             )
