@@ -39,7 +39,7 @@ from .annotations import (
     write_stuff,
     write_voc,
 )
-from .test_imports import import_made, labels
+from .test_import_folder import import_made, labels
 
 Y, X = np.mgrid[:HEIGHT, :WIDTH] + 0.5
 
@@ -171,7 +171,7 @@ def test_coco_boxes_crowds_and_thin_polygons(tmp_path):
         (at("images", 1)(with_value(width="wide")), "images[1]: width: 'wide', expected a finite number"),
         (at("categories", 1)(with_value(name="tree")), "categories[1]: a second category is called 'tree'"),
         (at("categories", 1)(with_value(id=44)), "categories[1]: a second category has the id 44"),
-        (at("categories", 1)(with_value(name=" ")), "categories[1]: name: ' ', expected a name"),
+        (at("categories", 1)(with_value(name="car ")), "name: 'car ', expected a name without spaces"),
         (at("annotations", 2)(with_value(image_id=99)), "annotations[2]: image_id: 99 is the id of no image"),
         (at("annotations", 2)(with_value(category_id=1)), "category_id: 1 is the id of no category"),
         (at("annotations", 2)(with_value(segmentation=[[1, 2, 3]])), "expected coordinates x, y, x, y"),
@@ -249,12 +249,15 @@ def test_labelme_shapes(tmp_path):
         labelme_shape("slab", [[1, 1], [2, 2]], "line"),
         labelme_shape("slab", [[1, 1], [5, 5]], "points"),
         labelme_shape("disc", corners(0, 40, 9, 48)) | {"shape_type": None},
+        labelme_shape("Slab", corners(50, 0, 60, 3)),
     ]
     made = import_labelme(tmp_path / "s", shapes)
-    wanted = 1 * ((X - 40) ** 2 + (Y - 24) ** 2 <= 100) + 2 * ((X > 2) & (X < 20) & (Y > 2) & (Y < 12))
+    wanted = 2 * ((X - 40) ** 2 + (Y - 24) ** 2 <= 100) + 3 * ((X > 2) & (X < 20) & (Y > 2) & (Y < 12))
     wanted[4:6, 4:6] = 255
-    wanted[40:48, :9] = 1
+    wanted[40:48, :9] = 2
+    wanted[:3, 50:60] = 1
     np.testing.assert_array_equal(labels(tmp_path / "out")["a"][0], wanted)
+    assert "labels that differ in case alone are different: Slab, slab" in made.notes
     for kind in ("point", "line", "points"):
         assert f"left out: 1 {kind} shape, without an area" in made.notes
 

@@ -87,7 +87,7 @@ def read_panoptic(source: Path, options: Options, context: Context) -> Found:
             names[id] = _one(categories, segment["category_id"], "category")
         if image.entry.labels:
             raise DataError(f"{node.where}: a second annotation of image {node['image_id'].value!r}")
-        path = masks.path(node["file_name"].text(), node.where)
+        path = masks.path(node["file_name"].path(), node.where)
         image.entry.labels[options.task] = _Segments(path, names)
     listed = {options.task: list(categories.values())}
     return annotated(source, options, context, _entries(images), listed, notes, complete=True)
@@ -141,7 +141,7 @@ def _images(
     folder = Images(source.parent if options.images is None else options.images)
     images: dict[int | str, _Image] = {}
     for node in root["images"].list():
-        key, path = node["id"].key(), folder.path(node["file_name"].text(), node.where)
+        key, path = node["id"].key(), folder.path(node["file_name"].path(), node.where)
         if key in images:
             raise DataError(f"{node.where}: a second image has the id {key!r}, expected different ids")
         sides = [node.get("height"), node.get("width")]
@@ -190,7 +190,7 @@ def _listed_labels(source: Path) -> dict[int, str]:
                 f"{where}: {line[:60]!r}, expected a number up to 255 and a name such as '1: person'"
             )
         if int(value) > 0:  # 0 is "unlabeled"
-            labels[int(value) - 1] = Node(name, where).text()
+            labels[int(value) - 1] = Node(name.strip(), where).text()
     return dict(zip(labels, unique_names(((name, source) for name in labels.values()), "label")))
 
 

@@ -37,7 +37,7 @@ def read_cvat(source: Path, options: Options, context: Context) -> Found:
     for number, element in enumerate(root.iter("image")):
         where = f"{source}: image {number + 1}"
         facts = attributes(element, where)
-        name = str(element.get("name", "")).strip() or facts["name"].text()
+        name = Node(element.get("name"), f"{where}: name").path()
         where = f"{where} ({name[:80]!r})"
         split = element.get("subset", "")
         path = folder.path(name, where)
@@ -63,7 +63,7 @@ def _labels(root: Element, source: Path) -> list[str]:
     for number, element in enumerate([] if meta is None else meta.iter("label")):
         where = f"{source}: label {number + 1}"
         if element.find("parent") is None and element.findtext("type", "any").strip() not in FLAT:
-            found.append((Node(element.findtext("name", ""), where).text(), where))
+            found.append((Node(element.findtext("name", "").strip(), where).text(), where))
     return list(unique_names(found, "label"))
 
 

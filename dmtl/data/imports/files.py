@@ -52,11 +52,19 @@ class Node:
         return [Node(value, f"{self.where}[{n}]") for n, value in enumerate(self.value)]
 
     def text(self) -> str:
-        """Return a string that can be the name of something: not empty, printable, not too long."""
-        text = self.value.strip() if isinstance(self.value, str) else ""
-        if not text or not text.isprintable() or len(text) > MAX_TEXT:
+        """Return a string that can be the name of a label: printable, not too long, no spaces around it."""
+        text = self.value
+        if not isinstance(text, str) or not text.isprintable() or len(text) > MAX_TEXT:
             raise self.unlike("a name")
+        if not text or text != text.strip():
+            raise self.unlike("a name without spaces around it")
         return text
+
+    def path(self) -> str:
+        """Return a string that can be a path or a URL."""
+        if not isinstance(self.value, str) or not self.value:
+            raise self.unlike("the name of a file")
+        return self.value
 
     def number(self) -> float:
         value = self.value

@@ -97,7 +97,7 @@ def _image(data: Node, images: Images) -> Path:
         raise data.unlike("an object")
     texts = [key for key, value in data.value.items() if isinstance(value, str)]
     key = "image" if "image" in texts else texts[0] if len(texts) == 1 else "image"
-    url = data[key].text()
+    url = data[key].path()
     ends = [url]
     if "://" in url or url.startswith("/"):
         try:

@@ -55,7 +55,7 @@ def read_labelme(source: Path, options: Options, context: Context) -> Found:
 
 def _image_path(node: Node, file: Path, here: Images, images: Images) -> Path:
     """Return where the image of a file is: named from the file's folder, or by its name below `images`."""
-    name = PureWindowsPath(node.text()).as_posix()
+    name = PureWindowsPath(node.path()).as_posix()
     if images is here and not PureWindowsPath(name).is_absolute() and not PurePosixPath(name).is_absolute():
         beside = os.path.normpath((file.parent / name).relative_to(here.root))
         return here.path(PurePosixPath(beside).as_posix(), file)

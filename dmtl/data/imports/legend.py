@@ -69,7 +69,7 @@ def class_task(
             f"{', '.join(classes):.300}{did_you_mean(gone[0], classes)}; import into a new folder, or choose "
             "labels with --classes and --ignore"
         )
-    notes = []
+    notes = _alike(labels)
     if gone:
         shown = ", ".join(f"{label!r} ({used[label]})" for label in gone[:8]) + ", ..." * (len(gone) > 8)
         notes.append(f"left out: labels that --classes does not name: {shown}")
@@ -85,6 +85,15 @@ def class_task(
         )
     rest = IGNORE if choice.background is None else classes.index(choice.background)
     return make_task(name, kind="classes", classes=classes), Legend(ids, rest), notes
+
+
+def _alike(labels: Sequence[str]) -> list[str]:
+    """Return a note about labels that differ in case alone, which somebody may have typed."""
+    forms: dict[str, list[str]] = {}
+    for label in labels:
+        forms.setdefault(label.casefold(), []).append(label)
+    alike = [label for found in forms.values() if len(found) > 1 for label in found]
+    return [f"labels that differ in case alone are different: {', '.join(alike)}"] if alike else []
 
 
 def _check_choice(labels: Sequence[str], choice: Choice, *, closed: bool) -> None:

@@ -114,7 +114,7 @@ def _label_colours(file: Path) -> dict[Colour, str]:
         red, green, blue = (int(word) for word in words)
         if (red, green, blue) in found:
             raise DataError(f"{where}: a second label has the colour {red},{green},{blue}")
-        found[red, green, blue] = Node(name, where).text()
+        found[red, green, blue] = Node(name.strip(), where).text()
         places.append((found[red, green, blue], where))
     list(unique_names(places, "label"))
     if not found:
