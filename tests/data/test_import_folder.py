@@ -74,7 +74,7 @@ def test_every_format_gives_the_same_labels(tmp_path, format):
 
 @pytest.mark.parametrize("format", ["labelme", "coco", "voc"])
 def test_a_target_inside_the_source(tmp_path, format):
-    """What was imported is no input of the next import."""
+    """What was imported is not an input of the next import."""
     out = tmp_path / "s" / "out"
     made = WRITERS[format](tmp_path / "s")
     import_made(format, tmp_path, out, lambda _: made)
@@ -193,7 +193,7 @@ def test_splits(tmp_path):
     assert labels(out, "test")["more/a"].unique().tolist() == [0, 2]  # the classes of the folder
     write_json(root / "more" / "b.json", labelme_file("b", [labelme_shape("tre", corners(0, 0, 9, 9))]))
     with pytest.raises(
-        DataError, match="label 'tre' is no class of semseg in the target.*did you mean 'tree'"
+        DataError, match="label 'tre' is not a class of semseg in the target.*did you mean 'tree'"
     ):
         import_made("labelme", root, out, lambda root: {"source": root}, splits=["extra"])
 

@@ -172,8 +172,8 @@ def test_coco_boxes_crowds_and_thin_polygons(tmp_path):
         (at("categories", 1)(with_value(name="tree")), "categories[1]: a second category is called 'tree'"),
         (at("categories", 1)(with_value(id=44)), "categories[1]: a second category has the id 44"),
         (at("categories", 1)(with_value(name="car ")), "name: 'car ', expected a name without spaces"),
-        (at("annotations", 2)(with_value(image_id=99)), "annotations[2]: image_id: 99 is the id of no image"),
-        (at("annotations", 2)(with_value(category_id=1)), "category_id: 1 is the id of no category"),
+        (at("annotations", 2)(with_value(image_id=99)), "annotations[2]: image_id: no image has the id 99"),
+        (at("annotations", 2)(with_value(category_id=1)), "no category has the id 1"),
         (at("annotations", 2)(with_value(segmentation=[[1, 2, 3]])), "expected coordinates x, y, x, y"),
         (at("annotations", 2)(with_value(segmentation=[[1, 2, 3, float("nan"), 5, 6]])), "finite numbers"),
         (at("annotations", 2)(with_value(segmentation=[[0, 0, 9, 0, 5, 1000]])), "shape 1 ('tree'): a"),
@@ -192,7 +192,7 @@ def test_coco_damage(tmp_path, edit, message):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (at("annotations", 0, "segments_info")(lambda s: s.pop()), "segment 140002 is the value of no"),
+        (at("annotations", 0, "segments_info")(lambda s: s.pop()), "no label has the segment 140002"),
         (at("annotations", 0, "segments_info", 1)(with_value(id=70_001)), "a second segment has the id"),
         (at("annotations", 0)(with_value(image_id=11)), "a second annotation of image 11"),
         (at("annotations", 0)(with_value(file_name="../a.png")), "'../a.png', expected a relative path"),
@@ -224,7 +224,7 @@ def test_maps_of_things_and_stuff(tmp_path):
     with pytest.raises(DataError, match="a second label is called 'car'"):
         import_made("coco-stuff", tmp_path, tmp_path / "other", lambda _: made)
     (tmp_path / "labels.txt").write_text("3: car\n5: sky\n")
-    with pytest.raises(DataError, match="a.png: value 43 is the value of no label"):
+    with pytest.raises(DataError, match="a.png: no label has the value 43"):
         import_made("coco-stuff", tmp_path, tmp_path / "other", lambda _: made)
 
 

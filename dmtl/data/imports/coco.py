@@ -94,10 +94,10 @@ def read_panoptic(source: Path, options: Options, context: Context) -> Found:
 
 
 def read_stuff(source: Path, options: Options, context: Context) -> Found:
-    """Read pixel maps, whose values are the ids of the categories of a JSON file, 0 where there is none.
+    """Read pixel maps, whose values are the ids of the categories of a JSON file, or 0 for none.
 
     With a list of labels ("1: person" in a line of labels.txt) as source, values are one less than its
-    numbers and 255 where there is none, as in the maps of COCO-Stuff.
+    numbers, or 255 for none, as in the maps of COCO-Stuff.
     """
     if source.suffix.lower() == ".json":
         root = read_json(source, WHAT)
@@ -197,7 +197,7 @@ def _listed_labels(source: Path) -> dict[int, str]:
 def _one(known: Mapping[Any, T], node: Node, what: str) -> T:
     key = node.key()
     if key not in known:
-        raise DataError(f"{node.where}: {key!r:.60} is the id of no {what}")
+        raise DataError(f"{node.where}: no {what} has the id {key!r:.60}")
     return known[key]
 
 

@@ -82,7 +82,7 @@ class ValueMap:
         _check_size((stored.shape[0], stored.shape[1]), size, str(self.path))
         found, places = np.unique(stored, return_inverse=True)
         if unknown := [value for value in found.tolist() if value not in self.values]:
-            raise DataError(f"{self.path}: {self.called(unknown[0])} is the value of no label")
+            raise DataError(f"{self.path}: no label has the {self.called(unknown[0])}")
         names = [self.values[value] for value in found.tolist()]
         ids = [None if name == VOID else legend.ids[name] for name in names]
         table = np.array([IGNORE if i is None else i for i in ids], np.uint8)

@@ -181,8 +181,8 @@ class Images:
     def files(self, without: Iterable[Path] = ()) -> list[Path]:
         """Return all image files below the folder, in their order.
 
-        Those below `without` are left out, and those of data sets in the folder format: what was imported
-        into a folder in here is no input.
+        Those below `without` are left out, and those of data sets in the folder format: what an earlier
+        import wrote here is not an input.
         """
         skipped = {folder.resolve() for folder in without}
         found: list[Path] = []

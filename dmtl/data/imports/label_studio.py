@@ -1,7 +1,8 @@
 """Label Studio: the JSON export (not JSON-MIN).
 
 https://labelstud.io/guide/export. A submitted annotation without regions says that the image holds nothing.
-A task without annotations, or whose annotations were all skipped, is not labelled; predictions are no labels.
+A task without annotations, or whose annotations were all skipped, is not labelled. Predictions are not
+labels.
 Browsers show images by their orientation tags, and so are labels drawn.
 """
 

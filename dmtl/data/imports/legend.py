@@ -65,7 +65,7 @@ def class_task(
     gone = [label for label, id in ids.items() if id is None and used[label]]
     if gone and choice.classes is None:
         raise DataError(
-            f"{source}: label {gone[0]!r:.80} is no class of {name} in the target, which has "
+            f"{source}: label {gone[0]!r:.80} is not a class of {name} in the target, which has "
             f"{', '.join(classes):.300}{did_you_mean(gone[0], classes)}; import into a new folder, or choose "
             "labels with --classes and --ignore"
         )
