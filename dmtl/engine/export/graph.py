@@ -102,6 +102,8 @@ def traced(network: ExportNetwork, images: Tensor, dynamic: bool = False) -> Exp
         for place, name in ((2, "height"), (3, "width")):
             sides[place] = PAD_MULTIPLE * Dim(name, min=2, max=images.shape[place] // PAD_MULTIPLE)
         # equal sides, or the largest ones, would be taken for a rule
-        images = images[..., : images.shape[2] - PAD_MULTIPLE, : images.shape[3] - 2 * PAD_MULTIPLE]
+        images = images[
+            ..., : images.shape[2] - PAD_MULTIPLE, : images.shape[3] - 2 * PAD_MULTIPLE
+        ].contiguous()
     with ops.references():
         return torch.export.export(network, (images,), dynamic_shapes=(sides,))
