@@ -14,7 +14,7 @@ def touch(root, *names):
 
 
 def names(root, paths, out="out"):
-    inputs, failures = find_inputs([root / p for p in paths], root / out)
+    inputs, failures, _ = find_inputs([root / p for p in paths], root / out)
     return [i.name for i in inputs], [(os.path.relpath(f.path, root), f.reason) for f in failures]
 
 

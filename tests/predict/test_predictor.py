@@ -130,11 +130,11 @@ def test_every_format_reads_back(model, tmp_path):
     assert opened(out / "overview" / "a.png").mode == "RGB"
 
 
-def test_depth_saturates_and_a_constant_map_has_a_scale(model):
+def test_depth_in_millimetres_and_a_constant_map_has_a_scale(model):
     from dmtl.predict.maps import encode_map
 
-    png, _ = encode_map(model.tasks["depth"], torch.tensor([[-1.0, 0.0], [65.535, 900.0]]))
-    assert np.asarray(opened_bytes(png)).tolist() == [[0, 0], [65535, 65535]]
+    png, reading = encode_map(model.tasks["depth"], torch.tensor([[0.0, 0.0009], [65.535, 9.0]]))
+    assert np.asarray(opened_bytes(png)).tolist() == [[0, 1], [65535, 9000]] and reading == {}
     png, reading = encode_map(model.tasks["height"], torch.full((2, 2), 7.0))
     assert reading["offset"] == 7 and np.asarray(opened_bytes(png)).max() == 0
 

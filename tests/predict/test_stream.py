@@ -188,7 +188,7 @@ def test_a_video_beside_what_shares_its_name(tmp_path):
     for name in ("clip.mp4", "clip/000000.png", "b.mp4", "b.jpg", "c.mov"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_bytes(b"")
-    inputs, _ = find_inputs([tmp_path / "in"], tmp_path / "out")
+    inputs, *_ = find_inputs([tmp_path / "in"], tmp_path / "out")
     assert [i.name for i in inputs] == ["b.jpg", "b.mp4", "c", "clip.mp4", "clip/000000"]
 
 

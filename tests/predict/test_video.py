@@ -25,7 +25,8 @@ def film(path, count=30, rate=10, height=48, width=64, codec="libx264", noise=Fa
     rng = np.random.default_rng(0)
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
         stream = container.add_stream(codec, rate=rate)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        format = {"mjpeg": "yuvj420p"}.get(codec, "yuv420p")
+        stream.width, stream.height, stream.pix_fmt = width, height, format
         stream.codec_context.gop_size = 5
         for i in range(count):
             picture = np.full((height, width, 3), 8 * i % 256, np.uint8)
@@ -37,17 +38,37 @@ def film(path, count=30, rate=10, height=48, width=64, codec="libx264", noise=Fa
     return path
 
 
-CODECS = {".mp4": "libx264", ".mov": "mpeg4", ".mkv": "libx264", ".avi": "mpeg4", ".webm": "libvpx-vp9"}
+CODECS = {
+    **dict.fromkeys((".mov", ".avi", ".divx"), "mpeg4"),
+    **dict.fromkeys((".mpg", ".mpeg", ".mpe", ".vob", ".m2v", ".mxf"), "mpeg2video"),
+    **dict.fromkeys((".webm", ".ogv", ".ivf"), "libvpx"),
+    **dict.fromkeys((".wmv", ".asf"), "wmv2"),
+    **dict.fromkeys((".h265", ".hevc"), "libx265"),
+    **dict.fromkeys((".mjpeg", ".mjpg"), "mjpeg"),
+    ".m1v": "mpeg1video",
+    ".flv": "flv",
+    ".dv": "dvvideo",
+    ".y4m": "rawvideo",
+}
+WRITTEN_AS = {".qt": ".mov", ".mj2": ".mov", ".mpe": ".mpg", ".divx": ".avi", ".mjpg": ".mjpeg"}
+RAW = (".m1v", ".m2v", ".h264", ".h265", ".hevc", ".mjpeg", ".mjpg")  # no container, so no reliable rate
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_frames_of_every_container(av, tmp_path, suffix):
-    reader = VideoReader(film(tmp_path / f"a{suffix}", codec=CODECS[suffix]))
-    frames = list(reader)
-    assert [number for number, _ in frames] == list(range(30))
-    assert (reader.rate, reader.expected) == (10, 30)
-    for number, image in frames:
-        assert image.shape == (3, 48, 64) and image.is_contiguous()
+    rate = 25 if suffix in (".m1v", ".dv", ".mxf") else 10
+    size = {"height": 576, "width": 720} if suffix == ".dv" else {}
+    path = film(
+        tmp_path / f"a{WRITTEN_AS.get(suffix, suffix)}", 12, rate, codec=CODECS.get(suffix, "libx264"), **size
+    )
+    reader, times = VideoReader(path.rename(path.with_suffix(suffix))), []
+    frames = [(number, image, times.append(reader.time)) for number, image in reader]
+    assert [number for number, *_ in frames] == list(range(12))
+    if suffix not in RAW:
+        assert reader.rate == rate
+        assert times == pytest.approx([number / rate for number in range(12)], abs=0.002)
+    for number, image, _ in frames:
+        assert image.is_contiguous() and (size or image.shape == (3, 48, 64))
         assert abs(float(image[:, 20:].float().mean()) - 8 * number) < 6 and image[:, :6].min() > 240
 
 
