@@ -56,8 +56,7 @@ def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
         except Image.DecompressionBombError:
             raise DataError(f"{path}: too large, {_LIMIT}") from None
         except Image.UnidentifiedImageError:
-            what = "a TIFF of unsupported pixels" if head[:4] in (b"II*\0", b"MM\0*") else "not an image"
-            raise DataError(f"{path}: {what}, {_EXPECTED}") from None
+            raise DataError(f"{path}: {_unread(head, formats)}, {_EXPECTED}") from None
         except Exception as error:  # Pillow's parsers let many exception types through on damaged headers
             raise DataError(f"{path}: cannot be read ({one_line(error)}), {_EXPECTED}") from error
         try:
@@ -92,15 +91,20 @@ def _formats(head: bytes) -> tuple[str, ...]:
     brands = {box[at : at + 4] for at in range(8, len(box), 4)}
     if brands & {b"avif", b"avis"}:
         if not features.check("avif"):
-            raise DataError(
-                "an AVIF image, which this Pillow cannot read, expected Pillow 11.3 or newer "
-                "(pip install --upgrade pillow)"
-            )
+            needed = "expected Pillow 11.3 or newer: pip install 'dmtl[heic]'"
+            raise DataError(f"an AVIF image, which this Pillow cannot read, {needed}")
         return ("AVIF",)
     if not brands & _HEIC:
         return FORMATS
     _prepare_heic()
     return ("HEIF",)
+
+
+def _unread(head: bytes, formats: tuple[str, ...]) -> str:
+    """What a file is that begins so and that no decoder takes."""
+    if formats != FORMATS:
+        return f"a damaged {formats[0].replace('HEIF', 'HEIC')} image"
+    return "a TIFF of unsupported pixels" if head[:4] in (b"II*\0", b"MM\0*") else "not an image"
 
 
 @cache

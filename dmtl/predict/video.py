@@ -222,6 +222,8 @@ class _File:
 
     def _open(self, av: ModuleType, height: int, width: int) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            os.lstat(self.path)  # a name that no file can have fails now, not after the last frame
         handle, self._part = tempfile.mkstemp(**temporary_name(self.path))
         os.close(handle)
         codec, options = _encoder(av)

@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 
@@ -28,6 +29,8 @@ from dmtl.data.images import read_image, read_label_image, read_npy
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.data.labels.published import read_split_table
 from dmtl.tasks import make_task
+from tests.data.files import chunk, exif, tiff
+from tests.data.files import png as png_of
 from tests.fuzz.mutate import mutate, png, zipped
 
 RNG = np.random.default_rng(0)
@@ -86,40 +89,93 @@ def npy(array: np.ndarray, version: tuple[int, int] | None = None) -> bytes:
 
 def pngs(*modes: str) -> dict[str, bytes]:
     made = {f"{mode}.png": image(mode) for mode in modes}
-    turned = Image.Exif()
-    turned[0x0112] = 6
     return made | {
-        "turned.png": image("RGB", exif=turned, dpi=(72, 72)),
+        "turned.png": image("RGB", exif=turned(), dpi=(72, 72)),
         "stored.png": image("P", transparency=1, compress_level=0),
     }
 
 
-def other_images() -> dict[str, bytes]:
-    turned = Image.Exif()
-    turned[0x0112] = 6
+def webps() -> dict[str, bytes]:
     return {
-        "plain.webp": image("RGB", "WEBP", exif=turned),
+        "plain.webp": image("RGB", "WEBP", exif=turned()),
         "alpha.webp": image("RGBA", "WEBP", lossless=True),
-        "plain.tif": image("RGB", "TIFF", exif=turned),
-        "cmyk.tif": image("CMYK", "TIFF", compression="tiff_lzw"),
-        "strips.tif": image("L", "TIFF", compression="tiff_adobe_deflate"),
-        "plain.bmp": image("RGB", "BMP"),
-        "palette.bmp": image("P", "BMP"),
-        "plain.ppm": image("RGB", "PPM"),
-        "grey.pgm": image("L", "PPM"),
+        "moving.webp": image("RGB", "WEBP", save_all=True, append_images=[Image.new("RGB", (15, 12))]),
     }
 
 
+def tiffs() -> dict[str, bytes]:
+    return {
+        "plain.tif": image("RGB", "TIFF", exif=turned()),
+        "cmyk.tif": image("CMYK", "TIFF", compression="tiff_lzw"),
+        "strips.tif": image("L", "TIFF", compression="tiff_adobe_deflate"),
+        "jpeg.tif": image("RGB", "TIFF", compression="jpeg"),
+        "alpha.tif": image("RGBA", "TIFF", compression="packbits"),
+        "palette.tif": image("P", "TIFF"),
+        "fax.tif": image("1", "TIFF", compression="group4"),
+        "deep.tif": tiff(PIXELS[:, :, 0].astype(np.uint16) * 257, 16, ">"),
+        "colours.tif": tiff(PIXELS.astype(np.uint16) * 257, 16, orientation=5),
+    }
+
+
+def bitmaps() -> dict[str, bytes]:
+    return {
+        "plain.bmp": image("RGB", "BMP"),
+        "palette.bmp": image("P", "BMP"),
+        "bits.bmp": image("1", "BMP"),
+        "alpha.bmp": image("RGBA", "BMP"),
+        "plain.ppm": image("RGB", "PPM"),
+        "grey.pgm": image("L", "PPM"),
+        "bits.pbm": image("1", "PPM"),
+    }
+
+
+def avifs() -> dict[str, bytes]:
+    return {
+        "plain.avif": image("RGB", "AVIF", exif=turned()),
+        "alpha.avif": image("RGBA", "AVIF", quality=100, subsampling="4:4:4"),
+    }
+
+
+def heics() -> dict[str, bytes]:
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+    return {"plain.heic": image("RGB", "HEIF"), "alpha.heic": image("RGBA", "HEIF", quality=-1)}
+
+
+def turned() -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    return tags
+
+
 def label_pngs() -> dict[str, bytes]:
-    return pngs("RGB", "L", "P", "1") | {"deep.png": deep_grey()}
+    scale = chunk(b"tEXt", b'dmtl\0{"offset": -1.5, "scale": 0.001}')
+    return pngs("RGB", "L", "P", "1") | {
+        "deep.png": deep_grey(),
+        "own.png": png_of(PIXELS[:, :, 0].astype(np.uint16) * 257, 16, scale),
+        "bits.png": png_of(PIXELS[:, :, 0] >> 4, 4, after=chunk(b"eXIf", exif(8))),
+    }
+
+
+def label_tiffs() -> dict[str, bytes]:
+    grey = PIXELS[:, :, 0]
+    return {
+        "ids.tif": image("L", "TIFF", compression="tiff_lzw", exif=turned()),
+        "palette.tif": image("P", "TIFF", compression="tiff_adobe_deflate"),
+        "bits.tif": tiff(grey >> 4, 4),
+        "codes.tif": tiff(grey.astype(np.uint16) * 257, 16, ">", orientation=3),
+        "signed.tif": tiff(grey.astype(np.int16) - 100, 16),
+        "whole.tif": tiff(grey.astype(np.int32) - 100, 32, ">"),
+        "floats.tif": tiff(grey.astype(np.float32) / 7, 32),
+        "vectors.tif": image("RGB", "TIFF", compression="packbits"),
+    }
 
 
 def jpegs() -> dict[str, bytes]:
-    turned = Image.Exif()
-    turned[0x0112] = 6
     return {
         "plain.jpg": image("RGB", "JPEG"),
-        "progressive.jpg": image("RGB", "JPEG", progressive=True, exif=turned),
+        "progressive.jpg": image("RGB", "JPEG", progressive=True, exif=turned()),
         "grey.jpg": image("L", "JPEG", restart_marker_blocks=1),
         "cmyk.jpg": image("CMYK", "JPEG", subsampling=2),
     }
@@ -324,7 +380,12 @@ READERS = {
     "png": Reader(files(lambda: pngs("RGB", "L", "P", "1", "RGBA", "LA")), read_image, png),
     "png-map": Reader(files(label_pngs), read_label_image, png),
     "jpeg": Reader(files(jpegs), read_image),
-    "other-image": Reader(files(other_images), read_image),
+    "webp": Reader(files(webps), read_image),
+    "tiff": Reader(files(tiffs), read_image),
+    "tiff-map": Reader(files(label_tiffs), read_label_image),
+    "bitmap": Reader(files(bitmaps), read_image),
+    "avif": Reader(files(avifs), read_image),
+    **({"heic": Reader(files(heics), read_image)} if find_spec("pillow_heif") else {}),
     "npy": Reader(files(arrays), read_npy),
     "label": Reader(files(label_files), label, png, memory=VECTORS),
     "mat": Reader(files(mats), lambda path: read_mat(path, ["anno" if "parts" in path.name else "LabelMap"])),

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from dmtl.data.loading.transforms import IMAGENET_MEAN, IMAGENET_STD
 from dmtl.errors import ConfigError, DataError
-from dmtl.predict import Predictor
+from dmtl.predict import Predictor, Summary
 
 RNG = np.random.default_rng(0)
 
@@ -152,6 +153,12 @@ def opened_bytes(png):
     import io
 
     return Image.open(io.BytesIO(png))
+
+
+def test_a_summary_of_many():
+    text = str(Summary(Path("out"), written=["a"] * 1234, rescaled=Counter(depth=1000)))
+    assert text.startswith("1,234 images predicted into out")
+    assert "depth: the usual scale cannot hold 1,000 maps; `reading` in maps.json has another" in text
 
 
 def test_pictures_can_be_left_out(model, tmp_path):

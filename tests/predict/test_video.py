@@ -91,6 +91,72 @@ def test_rotation_is_applied(av, tmp_path):
     assert image.shape == (3, 64, 48) and image[:, :, -6:].min() > 240 and image[:, :, :30].max() < 30
 
 
+ONE, NONE, MINUS = "00010000", "00000000", "FFFF0000"
+DISPLAYED = {  # a, b, c, d of the matrix -> how players show it
+    (ONE, NONE, NONE, ONE): lambda x: x,
+    (MINUS, NONE, NONE, ONE): np.fliplr,
+    (ONE, NONE, NONE, MINUS): np.flipud,
+    (MINUS, NONE, NONE, MINUS): lambda x: np.rot90(x, 2),
+    (NONE, ONE, MINUS, NONE): lambda x: np.rot90(x, -1),
+    (NONE, MINUS, ONE, NONE): np.rot90,
+    (NONE, ONE, ONE, NONE): lambda x: x.swapaxes(0, 1),
+    (NONE, MINUS, MINUS, NONE): lambda x: np.rot90(x, 2).swapaxes(0, 1),
+    ("0000B505", "0000B505", "FFFF4AFB", "0000B504"): lambda x: x,  # 45 degrees: the nearest quarter
+}
+
+
+@pytest.mark.parametrize("matrix", DISPLAYED)
+def test_mirrored_and_turned_as_players_do(av, tmp_path, matrix):
+    a, b, c, d = matrix
+    path = film(tmp_path / "a.mp4", count=1, noise=True)
+    ((_, stored),) = VideoReader(path)
+    content = path.read_bytes()
+    at = content.index(bytes.fromhex(UNITY), content.index(b"tkhd"))
+    path.write_bytes(content[:at] + bytes.fromhex(f"{a}{b}{NONE}{c}{d}{NONE}") + content[at + 24 :])
+    ((_, image),) = VideoReader(path)
+    shown = DISPLAYED[matrix](stored.permute(1, 2, 0).numpy())
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), shown) and image.is_contiguous()
+
+
+TICKS = (0, 1, 2, 10, 11, 30, 70, 71)
+
+
+@pytest.mark.parametrize(("suffix", "base"), [(".mp4", 1000), (".mkv", 1000), (".ts", 90_000), (".mov", 600)])
+@pytest.mark.parametrize("encoder", ["libx264", "mpeg4"])
+def test_times_of_frames_are_kept(av, tmp_path, monkeypatch, suffix, base, encoder):
+    """Read, and written again, of a video whose rate varies."""
+    if encoder == "mpeg4":
+        monkeypatch.setattr("dmtl.predict.video._encoder", lambda av: ("mpeg4", {}))
+    with av.open(str(tmp_path / f"a{suffix}"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.codec_context.time_base = 64, 48, Fraction(1, 1000)
+        for tick in TICKS:
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 3 * tick, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = 40 * tick, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    reader, writer = VideoReader(tmp_path / f"a{suffix}", every=2), None
+    for _, image in reader:
+        writer = writer or VideoWriter({"a": tmp_path / "b.mp4"}, reader.rate, reader.time_base)
+        writer.add({"a": image.permute(1, 2, 0).numpy()}, reader.time)
+    writer.close()
+    again, times = VideoReader(tmp_path / "b.mp4"), []
+    for _, image in again:
+        times.append(float(again.time))
+        assert abs(float(image.float().mean()) - 3 * 25 * times[-1]) < 8
+    assert times == pytest.approx([tick / 25 for tick in TICKS[::2]], abs=1 / 500)
+
+
+def test_frames_without_times_follow_by_the_rate(av, tmp_path):
+    reader = VideoReader(film(tmp_path / "a.h264", count=5))
+    assert [float(reader.time) * float(reader.rate) for _ in reader] == pytest.approx([0, 1, 2, 3, 4])
+    reader = VideoReader(
+        film(tmp_path / "a.avi", count=12)
+    )  # H.264 with frames out of order, which AVI does not know
+    times = [float(reader.time) for _ in reader]
+    assert times == sorted(set(times)) and times[0] == 0
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_frames_before_the_cut_are_kept(av, tmp_path, suffix):
     path = film(tmp_path / f"a{suffix}", noise=True)
