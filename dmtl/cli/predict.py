@@ -18,7 +18,8 @@ class Predict:
     Writes OUT/<task>/<name>.png (class ids, probabilities, 16-bit depth, normals), OUT/pictures, OUT/overview
     and OUT/maps.json, which says how to read the maps. The maps of a video's frames are
     OUT/<task>/<name>/<frame>.png, its pictures are videos again (this needs PyAV: dmtl[video]). An unreadable
-    file is reported at the end; the others are done.
+    file is reported at the end; the others are done. What a folder has besides images and videos is left out
+    and counted, earlier outputs of this command too.
     """
 
     model: Annotated[str, *positional("MODEL")]

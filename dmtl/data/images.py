@@ -1,38 +1,39 @@
 """Read and write images and label files. Training, evaluation and prediction all read pixels here.
 
 An image is read as viewers show it: turned by its orientation tag, transparency on white, 16-bit grey scaled
-to 8 bits, CMYK and palettes as RGB. Whatever is wrong with a file ends in a DataError that names it. Sizes
-are checked on the header, before a pixel is decoded: a small file can claim to be enormous.
+to 8 bits, CMYK and palettes as RGB. A label or map is read as its file stores it: 4-bit grey is 0 to 15.
+Whatever is wrong with a file ends in a DataError that names it. Sizes are checked on the header, before a
+pixel is decoded: a small file can claim to be enormous.
 """
 
 from __future__ import annotations
 
 import io
+import json
+import math
 import os
-import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import struct
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from dmtl.data.opening import MAX_PIXELS, BoundedFile, check_size, opened
 from dmtl.errors import DataError, one_line
 from dmtl.runtime.files import write_bytes
 
-MAX_PIXELS = 64_000_000
 MAX_HEADER = 1 << 16  # of a .npy file: more than any array of numbers needs
-MAX_RATIO = 2000
-"""Bytes of pixels to one of a JPEG or PNG file: deflate reaches 1032, JPEG about 1200. Pillow would make up
-missing rows."""
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jfif",
+    ".jpe", ".heic", ".heif", ".avif",
+)  # fmt: skip
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")  # no other decoder of Pillow is ever reached
-_LIMIT = f"expected at most {MAX_PIXELS // 1_000_000} million pixels"
-_EXPECTED = f"expected an image ({', '.join(FORMATS)})"
-_ORIENTATION = 0x0112
+_ORIENTATION, _PHOTOMETRIC, _SAMPLE_FORMAT, _BITS = 0x0112, 262, 339, 258
+_STEPS = {"L;2": 85, "L;4": 17}  # by which Pillow multiplies grey of 2 and 4 bits
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -53,7 +54,7 @@ def read_image(path: str | os.PathLike, *, upright: bool = True) -> Tensor:
     Raises:
         DataError: the file is missing, not an image, damaged, truncated or larger than 64 million pixels.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         return to_rgb(image, upright=upright)
 
 
@@ -64,12 +65,17 @@ def to_rgb(image: Image.Image, *, upright: bool = True) -> Tensor:
         DataError: more than 64 million pixels, or values whose white is unknown (floating-point pixels, grey
             beyond 16 bits).
     """
-    _check_size(image)
+    check_size(image)
     if image.mode in ("F", "LAB"):
         raise DataError(f"pixels of mode {image.mode}, expected grey, RGB or CMYK of 8 or 16 bits")
+    white, negative = _white(image), _tag(image, _PHOTOMETRIC) == 0
     image = _upright(image) if upright else image
     if image.mode.startswith("I"):
-        pixels = np.repeat(((_sixteen_bits(image) + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
+        grey = _sixteen_bits(image)
+        shade = (grey * 255 + white // 2) // white
+        shade = 255 - shade if negative else shade  # which Pillow does for 8 bits alone
+        shade[grey == image.info.get("transparency", -1)] = 255
+        pixels = np.repeat(shade.astype(np.uint8)[..., None], 3, axis=2)
     else:
         if image.has_transparency_data:
             image = image.convert("RGBA")
@@ -80,46 +86,99 @@ def to_rgb(image: Image.Image, *, upright: bool = True) -> Tensor:
 
 def image_size(path: str | os.PathLike, *, upright: bool = True) -> tuple[int, int]:
     """Return (height, width) of what `read_image` gives; pixels are decoded only if a tag turns the image."""
-    with _opened(path) as image:
-        if upright and _orientation(image) > 4:
+    with opened(path) as image:
+        if upright and _orientation(image, early=True) > 4:
             image = _upright(image)
         return image.height, image.width
 
 
-def orientation_of(path: str | os.PathLike) -> int:
-    """Return the orientation tag of an image file, 1 to 8; 1 if it has none that means anything."""
-    with _opened(path) as image:
-        return _orientation(image)
+@dataclass(frozen=True)
+class Appearance:
+    """Why an image file may look different from its stored pixels.
 
-
-def has_transparency(path: str | os.PathLike) -> bool:
-    """Return whether an image file has an alpha channel, or a palette index or colour that is transparent."""
-    with _opened(path) as image:
-        return image.has_transparency_data
-
-
-def read_label_image(path: str | os.PathLike) -> np.ndarray:
-    """Read the label map of a PNG or TIFF file as it is stored, turned by its orientation tag.
-
-    Returns:
-        uint8 [H, W] (grey, palette indices, 1 bit), uint8 [H, W, 3] (RGB), uint16 [H, W] (16-bit grey) or
-        float32 [H, W] (numbers in a TIFF).
+    orientation  its tag, 1 to 8; 1 if it has none that means anything
+    transparent  it has an alpha channel, or a palette index or colour that is transparent
     """
-    with _opened(path) as image:
+
+    orientation: int
+    transparent: bool
+
+
+def appearance(path: str | os.PathLike) -> Appearance:
+    """Return the `Appearance` of an image file, without decoding its pixels."""
+    with opened(path) as image:
+        return Appearance(_orientation(image, early=True), image.has_transparency_data)
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What the file of a label or map holds.
+
+    values   as `read_label_image` returns them
+    numbers  these are the values meant; False: they are codes, as in a PNG
+    most     the largest code that the bits of a pixel can hold; None for palette indices and for numbers
+    reading  (scale, offset) if the file itself says that value = offset + scale * code, as `dmtl predict`
+             writes it
+    """
+
+    values: np.ndarray
+    numbers: bool = False
+    most: int | None = None
+    reading: tuple[float, float] | None = None
+
+
+def read_codes(path: str | os.PathLike) -> Codes:
+    """Read the label or map of a PNG or TIFF file as it is stored, turned by its orientation tag.
+
+    Raises:
+        DataError: as of `read_image`; also for values that could mean two things, or would be rounded.
+    """
+    with opened(path) as image:
+        if image.format not in ("PNG", "TIFF"):
+            raise DataError(f"a {image.format} file, expected PNG, TIFF or .npy, which hold labels exactly")
         if image.mode not in ("L", "P", "1", "RGB", "F") and not image.mode.startswith("I"):
             raise DataError(
                 f"pixels of mode {image.mode}, expected 8-bit grey or palette, 16-bit grey, RGB or numbers"
             )
+        if _tag(image, _PHOTOMETRIC) == 0 and image.mode != "F":
+            raise DataError("a TIFF in which 0 is white, expected one in which 0 is black")
+        raw = _raw_mode(image)
+        if raw.startswith("RGB;16"):
+            raise DataError("RGB of 16 bits, expected RGB of 8 bits or a .npy of floats")
+        step, white, reading = _STEPS.get(raw[:3], 1), _white(image), _own_reading(image)
+        signed = _tag(image, _SAMPLE_FORMAT) == 2
+        whole = image.format == "TIFF" and image.mode == "I"  # 32 bits, or 16 with a sign
         image = _upright(image)
+        if signed and image.mode == "L":
+            return Codes(np.array(image).view(np.int8), numbers=True)
+        if whole:
+            values = np.array(image)
+            if not signed and values.min() < 0:
+                raise DataError("whole numbers of 32 bits above 2147483647, expected smaller ones")
+            return Codes(values, numbers=True)
         if image.mode.startswith("I"):
-            return _sixteen_bits(image).astype(np.uint16)
-        return np.array(image) if image.mode == "F" else np.array(image).astype(np.uint8, copy=False)
+            return Codes(_sixteen_bits(image).astype(np.uint16), most=white, reading=reading)
+        if image.mode == "F":
+            return Codes(np.array(image), numbers=True)
+        values = np.array(image).astype(np.uint8, copy=False) // step
+        most = {"P": None, "1": 1}.get(image.mode, 255 // step)
+        return Codes(values, most=most, reading=reading)
+
+
+def read_label_image(path: str | os.PathLike) -> np.ndarray:
+    """Read the values of the label map in a PNG or TIFF file as they are stored (`read_codes`).
+
+    Returns:
+        uint8 [H, W] (grey or palette indices of 1 to 8 bits), uint8 [H, W, 3] (RGB), uint16 [H, W] (16-bit
+        grey), or of a TIFF also int8, int32 (signed, or of 32 bits) or float32 [H, W]: numbers as in a .npy.
+    """
+    return read_codes(path).values
 
 
 def read_npy(path: str | os.PathLike) -> np.ndarray:
     """Read an array of numbers from a .npy file; its header is compared with the file's size first."""
     try:
-        with _BoundedFile(path) as file:
+        with BoundedFile(path) as file:
             # a header may claim gigabytes, and they would be allocated
             head = io.BytesIO(file.read(MAX_HEADER))
             version = np.lib.format.read_magic(head)
@@ -186,68 +245,64 @@ def write_npy(path: str | os.PathLike, array: np.ndarray | Tensor) -> None:
     write_bytes(Path(path), npy_bytes(array))
 
 
-class _BoundedFile(io.BufferedReader):
-    """Never asks for more than the file has: a chunk may claim gigabytes, which would be allocated."""
-
-    def __init__(self, path: str | os.PathLike):
-        super().__init__(io.FileIO(path))
-        self.length = self.seek(0, io.SEEK_END)
-        self.seek(0)
-
-    def read(self, size: int | None = -1) -> bytes:
-        left = max(0, self.length - self.tell())
-        return super().read(left if size is None or size < 0 else min(size, left))
-
-
-@contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
-    """An image whose pixels are not decoded yet. Whatever fails inside is a DataError that names the file."""
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(_BoundedFile(path))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is stricter
-                image = stack.enter_context(Image.open(file, formats=FORMATS))
-            _check_size(image, file.length)
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from None
-        except Image.DecompressionBombError:
-            raise DataError(f"{path}: too large, {_LIMIT}") from None
-        except Image.UnidentifiedImageError:
-            raise DataError(f"{path}: not an image, {_EXPECTED}") from None
-        except Exception as error:  # Pillow's parsers let many exception types through on damaged headers
-            raise DataError(f"{path}: cannot be read ({one_line(error)}), {_EXPECTED}") from error
-        try:
-            yield image
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from None
-        except MemoryError as error:
-            raise DataError(
-                f"{path}: not enough memory to decode {image.width}x{image.height} pixels"
-            ) from error
-        except Exception as error:  # truncated data, wrong checksums: OSError, SyntaxError, ValueError...
-            raise DataError(
-                f"{path}: damaged or truncated ({one_line(error)}), expected a complete image"
-            ) from error
-
-
-def _check_size(image: Image.Image, length: int | None = None) -> None:
-    """Raises unless the header's size is allowed and, in JPEG and PNG, fits the file's length in bytes."""
-    pixels = image.width * image.height
-    if pixels > MAX_PIXELS:
-        raise DataError(f"too large ({image.width}x{image.height}), {_LIMIT}")
-    bits = 8 * len(image.getbands()) if len(image.getbands()) > 1 else 1  # of a pixel, at least
-    if image.format in ("JPEG", "PNG") and length is not None and pixels * bits > 8 * MAX_RATIO * length:
-        raise DataError(f"{image.width}x{image.height} pixels in {length} bytes, expected a complete image")
-
-
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image, *, early: bool = False) -> int:
+    """The orientation tag, 1 to 8; `early`: pixels are not decoded yet."""
     try:
+        if early and image.format == "PNG" and "exif" not in image.info:
+            _find_late_tags(image)
         # the base class's: that of a PNG file decodes all pixels to look for tags after them
         tag = Image.Image.getexif(image).get(_ORIENTATION)
     except Exception:  # damaged metadata, which viewers ignore
         return 1
     return tag if tag in _TURNS else 1
+
+
+def _find_late_tags(image: Image.Image) -> None:
+    """Adds tags that a PNG has after its pixels, where Pillow finds them only once these are decoded."""
+    file: IO[bytes] = image.fp  # type: ignore[attr-defined]  # images of files have it
+    place = file.tell()
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"eXIf":
+            image.info["exif"] = b"Exif\0\0" + file.read(length)
+            break
+        file.seek(length + 4, io.SEEK_CUR)
+    file.seek(place)
+
+
+def _tag(image: Image.Image, number: int, default: int | None = None) -> int | None:
+    """The first value of a tag of a TIFF file that is open; `default` for other images."""
+    found = getattr(image, "tag_v2", {}).get(number, default)
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How a PNG or TIFF file that is open packs its pixels, in Pillow's terms: "L;4" is grey of 4 bits."""
+    tiles = getattr(image, "tile", None)
+    packing = tiles[0][3] if tiles else image.mode
+    return str(packing if isinstance(packing, str) else packing[0])
+
+
+def _white(image: Image.Image) -> int:
+    """The value of white in 16-bit grey, which may have fewer bits in a TIFF."""
+    bits = _tag(image, _BITS, 16) or 16
+    return (1 << bits) - 1 if 8 < bits < 16 else 65535
+
+
+def _own_reading(image: Image.Image) -> tuple[float, float] | None:
+    """(scale, offset) in the text chunk "dmtl" of a PNG."""
+    text = image.info.get("dmtl")
+    if image.format != "PNG" or text is None:
+        return None
+    try:
+        found = json.loads(text)
+        scale, offset = float(found["scale"]), float(found["offset"])
+        if math.isfinite(scale) and math.isfinite(offset):
+            return scale, offset
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+        pass
+    raise DataError(f'text "dmtl" is {str(text)!r:.80}, expected {{"offset": ..., "scale": ...}}')
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -1,20 +1,23 @@
 """Folders of maps to score: `MapWriter` writes them, `SavedMaps` reads those of any program.
 
-    DIR/<task>/<id>.png or .npy    the map of image `id`, of its size; where there are both, the .npy counts
+    DIR/<task>/<id>.png or .npy    the map of image `id`, of its size; where there are both, the .npy counts;
+                                   .tif and .tiff are read too, whole numbers as PNG and others as .npy
     DIR/maps.json                  how to read the files; needed only for scalars in PNG
 
 | kind        | read                                                                             | written |
 | ----------- | -------------------------------------------------------------------------------- | ------- |
 | classes     | grey or palette PNG of 8 or 16 bits or .npy of integers [H, W]: class ids         | PNG     |
-| binary      | grey PNG, probability = value / 255 (16 bits: / 65535); or .npy of floats [H, W]  | PNG     |
+| binary      | grey PNG, probability = value / its white (255, 65535, 15, ...), a mask if no map | PNG     |
+|             | of the task holds more than 0 and 1; or .npy of probabilities [H, W]              |         |
 | unit_vector | .npy of floats [H, W, 3] or [3, H, W]; or RGB PNG, component = value / 127.5 - 1  | .npy    |
 | scalar      | .npy of numbers [H, W]; or grey PNG, value = offset + scale * pixel, see below    | .npy    |
 
-`scale` and `offset` of scalars in PNG stand in maps.json as `dmtl predict` gives them: under `tasks`, or for
-each image in its `reading`. What is written is read back to the bit, but for probabilities in 8 bits. These
-are rounded, and come back within 1/510; those of thin tasks are cut off as in the published files, and come
-back within 1/255: the boundary benchmark cuts off the same way, so its figures stay the same. As float32 .npy
-probabilities are exact.
+`scale` and `offset` of scalars in PNG are in maps.json as `dmtl predict` gives them: under `tasks`, or for
+each image in its `reading`, which is also in the PNG itself (text chunk "dmtl"). Those of binary tasks count
+too. What is written is read back to the bit, but for probabilities in 8 bits. These are rounded, and come
+back within 1/510; those of thin tasks are cut off as in the published files, and come back within 1/255: the
+boundary benchmark cuts off the same way, so its figures stay the same. As float32 .npy probabilities are
+exact.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmtl.data.folder.label_maps import stored_values
+from dmtl.data.folder.label_maps import read_stored
 from dmtl.data.folder.paths import find_files, read_text
 from dmtl.data.images import write_npy
 from dmtl.data.loading.batch import Batch
@@ -39,6 +42,8 @@ from dmtl.predict.outputs import FORMAT, output_folder
 from dmtl.runtime.distributed import World, gathered
 from dmtl.runtime.files import write_bytes, write_json
 from dmtl.tasks import Task
+
+_PICTURES = (".png", ".tif", ".tiff")
 
 
 class MapWriter:
@@ -138,7 +143,7 @@ class SavedMaps:
         wanted = {name: list(needed[name]) for name in tasks}
         self.files = {}
         for name, ids in wanted.items():
-            found = (find_files(self.folder / name, (suffix,), ids) for suffix in (".png", ".npy"))
+            found = (find_files(self.folder / name, part, ids) for part in (_PICTURES, (".npy",)))
             self.files[name] = {id: self.folder / name / file for part in found for id, file in part.items()}
         missing = [f"{name}/{id}" for name, ids in wanted.items() for id in ids if id not in self.files[name]]
         if missing:
@@ -147,7 +152,20 @@ class SavedMaps:
                 f"{folder}: {len(missing)} of {sum(map(len, wanted.values()))} maps are missing: {shown}, "
                 "expected <task>/<id>.png or .npy"
             )
-        self._reading = _readings(self.folder / "maps.json")
+        self._described = _readings(self.folder / "maps.json")
+        self._masks: dict[str, bool] = {}
+
+    def _reading(self, name: str, id: str) -> tuple[float, float] | None:
+        """(scale, offset) of a PNG, if maps.json has it or the maps of the task are masks of 0 and 1."""
+        if (described := self._described(name, id)) is not None:
+            return described
+        of_masks = self.tasks[name].assumed_reading(1)
+        if of_masks is None:
+            return None
+        if name not in self._masks:  # one with more than that ends the search, mostly the first
+            pictures = (path for path in self.files[name].values() if path.suffix.lower() in _PICTURES)
+            self._masks[name] = all(read_stored(path).values.max() <= 1 for path in pictures)
+        return of_masks if self._masks[name] else None
 
     def maps_of(self, batch: Batch, names: Iterable[str]) -> dict[str, Tensor]:
         """Decoded maps in the frame of the batch; 0 in its padding and where an image has none."""
@@ -183,14 +201,15 @@ def read_map(
 
     Args:
         size: (H, W), the image's.
-        reading: (scale, offset) of a scalar's PNG.
+        reading: (scale, offset) of a PNG, if neither itself nor its kind says so.
 
     Errors: DataError naming the file, for another size, for values that are no such map.
     """
-    numbers = path.suffix.lower() == ".npy"
-    stored = _fitting(path, stored_values(path), size, task.label_channels)
+    found = read_stored(path)
+    stored = _fitting(path, found.values, size, task.label_channels)
+    reading = found.reading or reading or task.assumed_reading(found.most)
     try:
-        value = task.map_from_stored(stored, numbers=numbers, reading=reading)
+        value = task.map_from_stored(stored, numbers=found.numbers, reading=reading)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     if not np.isfinite(value).all():

@@ -10,8 +10,10 @@ from pathlib import Path, PurePosixPath
 
 from dmtl.data.images import IMAGE_SUFFIXES
 from dmtl.predict import video
+from dmtl.predict.maps import holds_maps
 
 SUFFIXES = IMAGE_SUFFIXES + video.SUFFIXES
+_HIDDEN = "hidden files and folders are no inputs"
 
 
 @dataclass(frozen=True)
@@ -35,24 +37,47 @@ class Failure:
     reason: str
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """Files or folders below the given ones that are no inputs, for one reason.
+
+    kind    their suffix, or what else they have in common
+    first   path of the first
+    """
+
+    kind: str
+    count: int
+    first: str
+    reason: str
+
+    def __str__(self) -> str:
+        more = ", ..." if self.count > 1 else ""
+        return f"{self.count:,} {self.kind} ({Path(self.first).name}{more}): {self.reason}"
+
+
 def find_inputs(
     paths: Iterable[str | os.PathLike], out_dir: str | os.PathLike
-) -> tuple[list[Input], list[Failure]]:
-    """Every image and video below `paths`, sorted within each folder, and the paths that lead to none.
+) -> tuple[list[Input], list[Failure], list[LeftOut]]:
+    """Every image and video below `paths`, sorted within each folder, the paths that lead to none, and what
+    was left out.
 
     Files are taken whatever their suffix; folders are searched to any depth for known suffixes, without
-    hidden entries, links to folders, and `out_dir`. A file is named by its file name, a file found in a
-    folder by its path below that folder. Where two inputs would so get one name, all names are paths below
-    the deepest folder that holds every input; two files that differ in nothing but their suffix keep it in
-    their names, and so does a video beside a folder of its name.
+    hidden entries, links to folders, folders that `dmtl predict` wrote, and `out_dir`. A file is named by its
+    file name, a file found in a folder by its path below that folder. Where two inputs would so get one name,
+    all names are paths below the deepest folder that holds every input; two files that differ in nothing but
+    their suffix keep it in their names, and so does a video beside a folder of its name.
     """
     found: dict[Path, Path] = {}  # file -> the folder that its name starts from; given twice, predicted once
     failures: list[Failure] = []
     out_dir = Path(out_dir).resolve()
+    walk = _Walk(out_dir, failures)
     for path in map(Path, paths):
         if path.is_dir():
             root = path.resolve()
-            files = list(_walk(root, out_dir, failures))
+            if any(holds_maps(folder) for folder in (root, *root.parents)):
+                failures.append(Failure(str(path), "holds maps that dmtl wrote, expected images or videos"))
+                continue
+            files = list(walk(root))
             if not files:
                 failures.append(
                     Failure(
@@ -73,23 +98,57 @@ def find_inputs(
     if len({str(name).lower() for name in short}) < len(short):
         short = [file.relative_to(_common_folder(found.values())) for file in found]
     names = _names([PurePosixPath(*name.parts) for name in short])
-    return [Input(file, name) for file, name in zip(found, names, strict=True)], failures
+    inputs = [Input(file, name) for file, name in zip(found, names, strict=True)]
+    return inputs, failures, walk.left_out()
 
 
 def _common_folder(folders: Iterable[Path]) -> Path:
     return Path(os.path.commonpath(list(folders)))
 
 
-def _walk(folder: Path, out_dir: Path, failures: list[Failure]) -> Iterator[Path]:
-    def unreadable(error: OSError) -> None:
-        failures.append(
-            Failure(str(error.filename), f"cannot be listed ({error.strerror}), expected a folder of images")
+class _Walk:
+    """Finds images and videos in folders, and counts what it passes by."""
+
+    def __init__(self, out_dir: Path, failures: list[Failure]):
+        self.out_dir, self.failures = out_dir, failures
+        self._passed: dict[tuple[str, str], dict[Path, None]] = {}  # (kind, reason) -> paths, each once
+
+    def __call__(self, folder: Path) -> Iterator[Path]:
+        for here, folders, files in os.walk(folder, onerror=self._unreadable):
+            folders[:] = sorted(name for name in folders if self._enters(Path(here, name)))
+            yield from (path for name in sorted(files) if self._takes(path := Path(here, name)))
+
+    def left_out(self) -> list[LeftOut]:
+        """What was passed by so far, the most frequent first."""
+        groups = sorted(self._passed.items(), key=lambda group: -len(group[1]))
+        return [LeftOut(kind, len(paths), str(next(iter(paths))), reason) for (kind, reason), paths in groups]
+
+    def _enters(self, folder: Path) -> bool:
+        if folder == self.out_dir:
+            return False
+        if folder.name.startswith("."):
+            return self._pass_by(folder, "hidden", _HIDDEN)
+        if folder.is_symlink():
+            return self._pass_by(folder, "links to folders", "not followed, pass the folder itself")
+        return not holds_maps(folder) or self._pass_by(
+            folder, "folders of maps", "dmtl wrote these, they are no inputs"
         )
 
-    for here, folders, files in os.walk(folder, onerror=unreadable):
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and Path(here, f) != out_dir)
-        yield from (
-            Path(here, f) for f in sorted(files) if not f.startswith(".") and f.lower().endswith(SUFFIXES)
+    def _takes(self, file: Path) -> bool:
+        if file.name.startswith("."):
+            return self._pass_by(file, "hidden", _HIDDEN)
+        if file.name.lower().endswith(SUFFIXES):
+            return True
+        kind = file.suffix.lower() or "without suffix"
+        return self._pass_by(file, kind, "not a suffix of images or videos that can be read")
+
+    def _pass_by(self, path: Path, kind: str, reason: str) -> bool:
+        self._passed.setdefault((kind, reason), {})[path] = None
+        return False
+
+    def _unreadable(self, error: OSError) -> None:
+        self.failures.append(
+            Failure(str(error.filename), f"cannot be listed ({error.strerror}), expected a folder of images")
         )
 
 

@@ -3,7 +3,7 @@
 classes      8-bit palette PNG; the pixel value is the class id, the palette makes it a picture
              (16-bit grey above 256 classes)
 binary       8-bit grey PNG; probability = value / 255
-distance     16-bit grey PNG in millimetres; metres = value / 1000, at most 65.535
+distance     16-bit grey PNG in millimetres; metres = value / 1000; where these do not hold it as any scalar
 scalar       16-bit grey PNG; value = offset + scale * pixel, both given for each image in maps.json and
              in the PNG itself (text chunk "dmtl")
 unit_vector  8-bit RGB PNG; component = value / 127.5 - 1; also float16 .npy [3, H, W] on request
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -22,6 +23,16 @@ from torch import Tensor
 from dmtl.tasks import Task
 from dmtl.tasks.palette import EMBER, apply_scale
 from dmtl.tasks.stored import LINEAR, Pixels, linear_pixels
+
+FORMAT = "dmtl maps 1"
+
+
+def holds_maps(folder: Path) -> bool:
+    """Whether a folder is what `dmtl predict` or `dmtl eval --save-maps` wrote, by its maps.json."""
+    try:
+        return json.loads((folder / "maps.json").read_text(encoding="utf-8"))["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def encode_map(task: Task, map: Tensor) -> tuple[bytes, dict]:

@@ -8,17 +8,19 @@ frames of a video the video's name, "/" and the frame's number in six digits.
     OUT/uncertainty/<task>/<name>.png  where the draws of the noise differ, 16-bit grey, with samples > 1
     OUT/pictures/<task>/<name>.png     the map in colours
     OUT/overview/<name>.png            the image and all its pictures on one sheet
-    OUT/pictures/<task>/<video>.mp4    the same of a whole video, in its frame rate
+    OUT/pictures/<task>/<video>.mp4    the same of a whole video, each frame at its time
     OUT/overview/<video>.mp4
-    OUT/maps.json                      how to read the maps, the images done, and the failures
+    OUT/maps.json                      how to read the maps, the images done (with the `time` of frames, in
+                                       seconds after the first), the failures, and what was left out
 
-Maps have the size of the upright image (EXIF orientation and a video's rotation applied).
+Maps have the size of the image as players and viewers show it (EXIF orientation, or a video's mirroring and
+rotation, applied).
 """
 
 from __future__ import annotations
 
-import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
@@ -29,12 +31,14 @@ import numpy as np
 from torch import Tensor
 
 from dmtl.errors import DataError
-from dmtl.predict.inputs import Failure, Input
+from dmtl.predict.inputs import Failure, Input, LeftOut
 from dmtl.predict.maps import (
+    FORMAT,
     encode_map,
     encode_npy,
     encode_picture,
     encode_scalar,
+    holds_maps,
     uncertainty_picture,
 )
 from dmtl.predict.pipeline import Waits
@@ -42,8 +46,8 @@ from dmtl.predict.video import VideoWriter
 from dmtl.runtime.files import write_bytes, write_json
 from dmtl.tasks import Task
 from dmtl.tasks.sheet import sheet
+from dmtl.text import plural
 
-FORMAT = "dmtl maps 1"
 RESERVED = ("pictures", "overview", "uncertainty")
 
 
@@ -55,6 +59,8 @@ class Frame:
     number  of the frame in its video, from 0; None for an image file
     rate    frames per second that are taken of the video
     expected  how many are taken of it, an estimate
+    time    seconds after the first frame of the video
+    time_base  seconds in which the video counts time
     """
 
     item: Input
@@ -62,6 +68,8 @@ class Frame:
     number: int | None = None
     rate: Fraction | None = None
     expected: int = 1
+    time: Fraction | None = None
+    time_base: Fraction | None = None
 
     @property
     def name(self) -> str:
@@ -108,6 +116,8 @@ class Summary:
     out_dir: Path
     written: list[str] = field(default_factory=list)  # names of the images and frames predicted
     failures: list[Failure] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)  # of the given folders
+    rescaled: Counter[str] = field(default_factory=Counter)  # task -> maps that its usual scale cannot hold
     videos: list[dict] = field(default_factory=list)  # input, name, frames, frames_per_second
     seconds: float = 0.0
     waits: Waits = field(default_factory=Waits)
@@ -119,10 +129,10 @@ class Summary:
     def __str__(self) -> str:
         frames = sum(video["frames"] for video in self.videos)
         counts = (
-            [_count(len(self.written) - frames, "image")] if len(self.written) > frames or not frames else []
+            [plural(len(self.written) - frames, "image")] if len(self.written) > frames or not frames else []
         )
         if frames:
-            counts.append(f"{_count(frames, 'frame')} of {_count(len(self.videos), 'video')}")
+            counts.append(f"{plural(frames, 'frame')} of {plural(len(self.videos), 'video')}")
         lines = [f"{' and '.join(counts)} predicted into {self.out_dir}"]
         if self.written and self.seconds > 0:
             unit = "frames" if len(counts) == 1 and frames else "images"
@@ -133,6 +143,13 @@ class Summary:
                 "time: {:.0f} % waiting for images to be read, {:.0f} % computing, "
                 "{:.0f} % waiting for maps to be written".format(*shares)
             )
+        lines += [
+            f"{task}: the usual scale cannot hold {plural(count, 'map')}; `reading` in maps.json has another"
+            for task, count in self.rescaled.items()
+        ]
+        if self.left_out:
+            lines.append(f"{sum(group.count for group in self.left_out):,} left out:")
+            lines += [f"  {group}" for group in self.left_out]
         if self.failures:
             lines.append(f"{len(self.failures)} failed:")
             lines += [f"  {f.path}: {f.reason}" for f in self.failures]
@@ -148,6 +165,11 @@ class Outputs:
     def __init__(self, out_dir: Path, tasks: dict[str, Task], *, pictures: bool, npy: bool):
         self.out_dir, self.tasks, self.pictures, self.npy = out_dir, tasks, pictures, npy
         self._videos: dict[Input, VideoWriter] = {}
+        self._scaled = {name for name, task in tasks.items() if "scale" in task.map_format()}
+
+    def rescaled(self, entry: dict) -> set[str]:
+        """Return the tasks that have a scale for all maps, but another one for this entry of maps.json."""
+        return self._scaled & entry.get("reading", {}).keys()
 
     def write(self, frame: Frame, maps: ImageMaps) -> tuple[dict, dict[str, np.ndarray]]:
         """Writes what belongs to one image. Returns its entry in maps.json and, for a frame of a video, the
@@ -159,6 +181,8 @@ class Outputs:
         entry: dict[str, Any] = {"input": str(frame.item.path), "name": frame.name, "size": list(frame.size)}
         if frame.number is not None:
             entry["frame"] = frame.number
+        if frame.time is not None:
+            entry["time"] = round(float(frame.time), 6)
         if maps.steps is not None:
             entry["steps"] = maps.steps
         for name, task in self.tasks.items():
@@ -184,8 +208,8 @@ class Outputs:
             if frame.item not in self._videos:
                 paths = {name: self._picture_path(name, f"{frame.item.name}.mp4") for name in pictures}
                 assert frame.rate is not None  # every frame of a video has it
-                self._videos[frame.item] = VideoWriter(paths, frame.rate)
-            self._videos[frame.item].add(pictures)
+                self._videos[frame.item] = VideoWriter(paths, frame.rate, frame.time_base)
+            self._videos[frame.item].add(pictures, frame.time)
 
     def end_video(self, item: Input) -> None:
         """Finishes the video's files."""
@@ -210,6 +234,7 @@ class Outputs:
             "images": images,
             "videos": summary.videos,
             "failures": [asdict(failure) for failure in summary.failures],
+            "left_out": [asdict(group) for group in summary.left_out],
         }
         write_json(self.out_dir / "maps.json", index, indent=1)
 
@@ -233,19 +258,8 @@ def output_folder(out_dir: str | os.PathLike) -> Path:
     path = Path(out_dir)
     if path.exists() and not path.is_dir():
         raise DataError(f"{path}: is a file, expected a folder for the maps")
-    if path.is_dir() and any(path.iterdir()) and not _is_ours(path / "maps.json"):
+    if path.is_dir() and any(path.iterdir()) and not holds_maps(path):
         raise DataError(
             f"{path}: holds other files, expected a new or empty folder, or an earlier output of predict"
         )
     return path
-
-
-def _is_ours(index: Path) -> bool:
-    try:
-        return json.loads(index.read_text(encoding="utf-8"))["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

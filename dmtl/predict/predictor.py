@@ -157,7 +157,7 @@ class Predictor:
         """
         self._check_files(every, frames)
         summary = Summary(output_folder(out_dir))
-        inputs, summary.failures = find_inputs(paths, summary.out_dir)
+        inputs, summary.failures, summary.left_out = find_inputs(paths, summary.out_dir)
         if inputs and all(item.is_video for item in inputs):
             require_av()
         outputs = Outputs(summary.out_dir, self.tasks, pictures=pictures, npy=npy)

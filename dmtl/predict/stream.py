@@ -7,6 +7,7 @@ in the order of the inputs, whoever is done first.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections import deque
@@ -15,6 +16,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -57,6 +59,7 @@ class Stream:
         self.images, self.report = images, report
         self.every, self.frames = every, frames
         self._done = self._total = 0
+        self._without_pictures: set[Input] = set()  # videos whose pictures cannot be written
         self._frames_of: dict[Input, int] = {}  # of videos, as far as known; before, one counts as one
         cores = os.cpu_count() or 1
         self.reading, self.writing = min(4, cores), min(16, cores)  # threads
@@ -120,7 +123,8 @@ class Stream:
         try:
             for number, image in video:
                 count += 1
-                yield Frame(item, self._prepared(image), number, video.rate, video.expected)
+                prepared = self._prepared(image)
+                yield Frame(item, prepared, number, video.rate, video.expected, video.time, video.time_base)
         except (DataError, ConfigError) as error:  # ConfigError: no PyAV
             failure = _failure(item, error)
         yield VideoEnd(item, count, float(video.rate), failure)
@@ -157,28 +161,33 @@ class Stream:
                 job = self._encoder.submit(self._write_to_video, frame, job)
             self._behind.add(job, pixels)
 
-    def _write(self, frame: Frame, maps: ImageMaps | DataError) -> tuple[Frame, dict, dict] | Failure:
+    def _write(self, frame: Frame, maps: ImageMaps | DataError) -> tuple[Frame, dict, Any] | Failure:
         try:
             if isinstance(maps, DataError):
                 raise maps
             return frame, *self.outputs.write(frame, maps)
-        except DataError as error:
-            return _failure(frame.item, error, frame.number)
+        except (DataError, OSError) as error:
+            return _failure(frame.item, _of_one_input(error), frame.number)
 
-    def _write_to_video(self, frame: Frame, written: Future) -> tuple[Frame, dict, dict] | Failure:
+    def _write_to_video(self, frame: Frame, written: Future) -> tuple[Frame, dict, Any] | Failure:
         result = written.result()
         if isinstance(result, Failure):
             return result
         frame, entry, pictures = result
-        self.outputs.add_to_video(frame, pictures)
-        return frame, entry, {}
+        if frame.item not in self._without_pictures:
+            try:
+                self.outputs.add_to_video(frame, pictures)
+            except OSError as error:
+                self._without_pictures.add(frame.item)
+                return frame, entry, _failure(frame.item, _of_one_input(error))
+        return frame, entry, None
 
     def _end(self, other: VideoEnd | Failure) -> VideoEnd | Failure:
         if isinstance(other, VideoEnd):
             self.outputs.end_video(other.item)
         return other
 
-    def _collect(self, result: tuple[Frame, dict, dict] | Failure | VideoEnd) -> None:
+    def _collect(self, result: tuple[Frame, dict, Any] | Failure | VideoEnd) -> None:
         """In the order of the inputs."""
         if isinstance(result, VideoEnd):
             item, frames = result.item, result.frames
@@ -192,8 +201,11 @@ class Stream:
             self.summary.failures.append(result)
             self._done += 1
         else:
-            frame, entry, _ = result
+            frame, entry, other = result
             self.images.append(entry)
+            if isinstance(other, Failure):
+                self.summary.failures.append(other)
+            self.summary.rescaled.update(self.outputs.rescaled(entry))
             self.summary.written.append(frame.name)
             if frame.number is not None and frame.item not in self._frames_of:
                 self._expect(frame.item, frame.expected)
@@ -217,6 +229,15 @@ def _give_way() -> None:
 
 def _size(result: object) -> tuple[int, int] | None:
     return result.size if isinstance(result, Frame) else None
+
+
+def _of_one_input(error: Exception) -> Exception:
+    """An error of an output as one of its input, if it concerns no other: its name. Raises any other."""
+    if not isinstance(error, OSError):
+        return error
+    if error.errno != errno.ENAMETOOLONG:
+        raise error
+    return DataError(error.strerror)
 
 
 def _failure(item: Input, error: Exception, number: int | None = None) -> Failure:

@@ -16,10 +16,15 @@ import torch
 from torch import Tensor
 
 from dmtl.errors import ConfigError, DataError, one_line
-from dmtl.runtime.files import write_atomically
+from dmtl.runtime.files import temporary_name, write_atomically
 
-SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm")
+SUFFIXES = (
+    ".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".qt", ".mj2", ".3gp", ".3g2", ".f4v", ".flv", ".ts",
+    ".m2t", ".mts", ".m2ts", ".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".vob", ".wmv", ".asf", ".ogv", ".mxf",
+    ".nut", ".dv", ".y4m", ".ivf", ".divx", ".h264", ".h265", ".hevc", ".mjpeg", ".mjpg",
+)  # fmt: skip
 _DEFAULT_RATE = Fraction(25)
+_DEFAULT_BASE = Fraction(1, 30_000)
 _SHORT = 0.5  # seconds that may be missing at the end of a sound file, whose duration is often rounded
 
 
@@ -42,13 +47,17 @@ class VideoReader:
         every: take every n-th frame, beginning with the first.
         frames: take at most so many.
 
-    Attributes, known once the first frame is there: `rate`, frames taken per second of the video, and
-    `expected`, how many frames there will be (an estimate, 1 where the file does not say).
+    Attributes, known once the first frame is there:
+        rate: frames taken per second of the video, on average.
+        expected: how many frames there will be (an estimate, 1 where the file does not say).
+        time: of the last frame, in seconds after the first; by the rate where the file does not say.
+        time_base: seconds in which the file counts time.
     """
 
     def __init__(self, path: Path, every: int = 1, frames: int | None = None):
         self.path, self.every, self.frames = path, every, frames
         self.rate, self.expected = _DEFAULT_RATE, 1
+        self.time, self.time_base = Fraction(0), _DEFAULT_BASE
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
         """(number in the file, uint8 [3, H, W] upright); raises DataError, after the frames before, where the
@@ -64,16 +73,19 @@ class VideoReader:
             stream = container.streams.video[0]
             stream.thread_type = "SLICE"  # threads over frames lose the frames before an error, and the error
             duration = _duration(container, stream)
-            rate = stream.average_rate or stream.guessed_rate or _DEFAULT_RATE
-            self.rate = rate / self.every
+            rate = next(
+                (r for r in (stream.average_rate, stream.guessed_rate) if r and r < 1000), _DEFAULT_RATE
+            )
+            self.rate, self.time_base = rate / self.every, stream.time_base or _DEFAULT_BASE
             self.expected = self._expected(stream.frames or round((duration or 0) * rate))
             yield from self._taken(av, container, stream, duration)
 
     def _taken(
         self, av: ModuleType, container: Any, stream: Any, duration: float | None
     ) -> Iterator[tuple[int, Tensor]]:
-        end, taken = 0.0, 0
+        end, taken, clock = 0.0, 0, _Clock(1 / (self.rate * self.every))
         for number, frame in enumerate(_decoded(av, container, stream, self.path)):
+            self.time = clock(frame)
             if number % self.every == 0:
                 if taken == self.frames:
                     return
@@ -95,6 +107,28 @@ class VideoReader:
         return count if self.frames is None else min(count, self.frames)
 
 
+class _Clock:
+    """Times of the frames of a video, in seconds after the first.
+
+    A frame without a time, or with one that is not after the frame before (containers that know no reordered
+    frames), follows by the rate.
+    """
+
+    def __init__(self, step: Fraction):
+        self._step = step
+        self._start: Fraction | None = None
+        self._time = -step
+
+    def __call__(self, frame: Any) -> Fraction:
+        time = self._time + self._step
+        if frame.pts is not None and frame.time_base:
+            shown = frame.pts * frame.time_base
+            self._start = shown - time if self._start is None else self._start
+            time = shown - self._start if shown - self._start > self._time else time
+        self._time = time
+        return time
+
+
 class VideoWriter:
     """Several videos of the same frames, one for each picture: H.264 in MP4 (MPEG-4 where there is no H.264
     encoder).
@@ -103,17 +137,29 @@ class VideoWriter:
 
     Args:
         paths: caption of a picture -> file.
-        rate: frames per second.
+        rate: frames per second, on average.
+        time_base: seconds in which time is counted, as far as MPEG-4 can state it; None: 1 / rate.
     """
 
-    def __init__(self, paths: dict[str, Path], rate: Fraction):
+    def __init__(self, paths: dict[str, Path], rate: Fraction, time_base: Fraction | None = None):
         self.rate, self.frames = _encodable(rate), 0
-        self._files = {caption: _File(path, self.rate) for caption, path in paths.items()}
+        base = 1 / self.rate if time_base is None else time_base
+        base = base if max(base.numerator, base.denominator) < 2**16 else _DEFAULT_BASE
+        self._files = {caption: _File(path, self.rate, base) for caption, path in paths.items()}
 
-    def add(self, pictures: dict[str, np.ndarray]) -> None:
-        """One frame: caption -> uint8 [H, W, 3]. OSError, naming the file, when it cannot be written."""
+    def add(self, pictures: dict[str, np.ndarray], time: Fraction | None = None) -> None:
+        """Add one frame.
+
+        Args:
+            pictures: caption -> uint8 [H, W, 3].
+            time: when it is shown, in seconds after the first; None: by the rate.
+
+        Raises:
+            OSError: it cannot be written; the message names the file.
+        """
+        time = self.frames / self.rate if time is None else time
         for caption, file in self._files.items():
-            file.add(pictures[caption])
+            file.add(pictures[caption], time)
         self.frames += 1
 
     def close(self) -> None:
@@ -133,13 +179,13 @@ class VideoWriter:
 class _File:
     """One video under way in a temporary file beside its place."""
 
-    def __init__(self, path: Path, rate: Fraction):
-        self.path, self._rate = path, rate
+    def __init__(self, path: Path, rate: Fraction, base: Fraction):
+        self.path, self._rate, self._base, self._last = path, rate, base, -1
         self._part: str | None = None
         self._container: Any = None
         self._stream: Any = None
 
-    def add(self, picture_HW3: np.ndarray) -> None:
+    def add(self, picture_HW3: np.ndarray, time: Fraction) -> None:
         av = require_av()
         # Encoders take even sides only.
         margin = [(0, n % 2) for n in picture_HW3.shape[:2]]
@@ -150,6 +196,8 @@ class _File:
             frame = av.VideoFrame.from_ndarray(picture_HW3, format="rgb24")
             if (frame.width, frame.height) != (self._stream.width, self._stream.height):
                 frame = frame.reformat(self._stream.width, self._stream.height)
+            self._last = max(self._last + 1, round(time / self._base))  # encoders want times that grow
+            frame.pts, frame.time_base = self._last, self._base
             self._container.mux(self._stream.encode(frame))
 
     def finish(self) -> None:
@@ -174,14 +222,15 @@ class _File:
 
     def _open(self, av: ModuleType, height: int, width: int) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, self._part = tempfile.mkstemp(
-            dir=self.path.parent, prefix=f".{self.path.name}.", suffix=self.path.suffix
-        )
+        with suppress(FileNotFoundError):
+            os.lstat(self.path)  # a name that no file can have fails now, not after the last frame
+        handle, self._part = tempfile.mkstemp(**temporary_name(self.path))
         os.close(handle)
         codec, options = _encoder(av)
         self._container = av.open(self._part, "w", options={"movflags": "+faststart"})
         self._stream = self._container.add_stream(codec, rate=self._rate, options=options)
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+        self._stream.codec_context.time_base = self._base
 
     @contextmanager
     def _errors(self, av: ModuleType) -> Iterator[None]:
@@ -206,9 +255,17 @@ def _decoded(av: ModuleType, container: Any, stream: Any, path: Path) -> Iterato
 
 
 def _upright(frame: Any) -> Tensor:
-    """uint8 [3, H, W], turned as the file's display matrix says, to a quarter."""
+    """uint8 [3, H, W], mirrored and turned as the file's display matrix says, to a quarter.
+
+    The matrix takes column p and row q to column a p + c q and row b p + d q.
+    """
     pixels = frame.to_ndarray(format="rgb24")
-    pixels = np.rot90(pixels, round(frame.rotation / 90) % 4)
+    found = [bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"]
+    if found:
+        a, b, _, c, d = np.frombuffer(found[0], np.int32)[:5].tolist()
+        if abs(a) < abs(b):
+            pixels, a, d = pixels.swapaxes(0, 1), c, b
+        pixels = pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+_LONGEST_NAME = 255  # bytes, on nearly all file systems
+
 
 def write_atomically(path: str | os.PathLike, write: Callable[[str], object]) -> None:
     """Calls `write` with a temporary name in the target's folder, then renames it over `path`.
@@ -22,7 +24,7 @@ def write_atomically(path: str | os.PathLike, write: Callable[[str], object]) ->
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        handle, temporary = tempfile.mkstemp(**temporary_name(path))
         os.close(handle)
         write(temporary)
         with open(temporary, "rb+") as file:
@@ -34,6 +36,16 @@ def write_atomically(path: str | os.PathLike, write: Callable[[str], object]) ->
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def temporary_name(path: Path) -> dict[str, Any]:
+    """Return the arguments of `tempfile.mkstemp` for a file that is to become `path`.
+
+    It is hidden, next to `path`, has its suffix, and its name as far as there is room for the rest.
+    """
+    room = max(0, _LONGEST_NAME - 10 - 2 * len(os.fsencode(path.suffix)))
+    stem = os.fsencode(path.stem)[:room].decode(errors="ignore")
+    return {"dir": path.parent, "prefix": f".{stem}{path.suffix}.", "suffix": path.suffix}
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:

@@ -58,15 +58,20 @@ class Binary(Ids):
     def legend(self) -> Legend:
         return swatches(("probability 0", "1"), self.picture(np.array([[0.0, 1.0]]))[0])
 
-    def map_from_stored(self, stored: np.ndarray, *, numbers: bool, **_: Any) -> np.ndarray:
-        if not numbers:
-            return stored.astype(np.float32) / np.float32(np.iinfo(stored.dtype).max)
-        if stored.dtype.kind not in "bf" or (stored < 0).any() or (stored > 1).any():
+    def map_from_stored(
+        self, stored: np.ndarray, *, numbers: bool, reading: tuple[float, float] | None = None
+    ) -> np.ndarray:
+        value = super().map_from_stored(stored, numbers=numbers, reading=reading)
+        if (value < 0).any() or (value > 1).any():
             raise DataError(
                 f"{stored.dtype} values from {stored.min():g} to {stored.max():g}, "
                 "expected probabilities as floats from 0 to 1"
             )
-        return stored.astype(np.float32)
+        return value
+
+    def assumed_reading(self, most: int | None) -> tuple[float, float] | None:
+        """Shares of the largest code."""
+        return None if most is None else (1 / most, 0.0)
 
     def map_to_pixels(self, map: np.ndarray) -> Pixels:
         """8 bits: the probability times 255."""

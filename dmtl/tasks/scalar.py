@@ -15,6 +15,8 @@ from dmtl.tasks.palette import SPECTRUM, apply_scale, swatches
 from dmtl.tasks.stored import Pixels, rounded
 
 _SCORES = ("rmse", "abs_err")
+# Metres. 16 bits of millimetres hold no more, and are too coarse for less.
+_FAR, _NEAR = 65.5354, 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,13 +102,19 @@ class Scalar(Task):
         return swatches(names, self.picture(np.array([[0.0, 1.0]]), (0.0, 1.0))[0])
 
     def map_to_pixels(self, map: np.ndarray) -> Pixels:
-        """Distances in millimetres, up to 65.535 m; other numbers as 16 bits hold those of an image best."""
-        return Pixels(rounded(map * 1000.0, np.uint16)) if self.distance else super().map_to_pixels(map)
+        """Distances in millimetres, if these hold those of an image; others as 16 bits hold them best."""
+        low, high = (0.0, 0.0) if not self.distance else (float(map.min()), float(map.max()))
+        if low >= 0 and _NEAR <= high <= _FAR:
+            return Pixels(rounded(map * 1000.0, np.uint16))
+        return super().map_to_pixels(map)
 
     def map_format(self) -> dict[str, Any]:
         if not self.distance:
             return super().map_format()
-        text = "16-bit grey, millimetres; metres = value / 1000, at most 65.535"
+        text = (
+            "16-bit grey, millimetres; metres = value / 1000. An image whose distances these do not hold "
+            "(below 0, above 65.535 m, or none of 1 m or more) has another scale and offset in its `reading`"
+        )
         return {"kind": self.kind, "png": text, "unit": self.unit, "scale": 0.001, "offset": 0.0}
 
     def value_range(self, label_KHW: Array) -> tuple[float, float]:

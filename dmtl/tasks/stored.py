@@ -116,6 +116,14 @@ class Stored:
             )
         return (stored * reading[0] + reading[1]).astype(np.float32)
 
+    def assumed_reading(self, most: int | None) -> tuple[float, float] | None:
+        """Return (scale, offset) of the codes of predictions that nothing describes; None if that is a guess.
+
+        Args:
+            most: the largest code that the file can hold; None for palette indices.
+        """
+        return None
+
     def map_to_pixels(self, map: np.ndarray) -> Pixels:
         """Convert a prediction ([H, W], or [K, H, W] for vectors) to pixels, as exactly as they allow."""
         return linear_pixels(map)

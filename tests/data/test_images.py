@@ -92,7 +92,8 @@ def test_orientation_is_followed(tmp_path, tag, suffix):
     Image.fromarray(ramp(8, 16)).save(path, exif=exif, **({"lossless": True} if suffix == ".webp" else {}))
     upright = TURNS[tag](ramp(8, 16))
     assert np.array_equal(read_image(path).permute(1, 2, 0).numpy(), upright)
-    assert np.array_equal(read_label_image(path), upright)
+    if suffix != ".webp":  # labels are PNG or TIFF
+        assert np.array_equal(read_label_image(path), upright)
     assert image_size(path) == upright.shape[:2]
     if suffix != ".tif":  # Pillow always turns it
         assert np.array_equal(read_image(path, upright=False).permute(1, 2, 0).numpy(), ramp(8, 16))

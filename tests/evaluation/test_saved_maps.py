@@ -1,5 +1,6 @@
 """Folders of maps: what is written is what is read, and what other programs write is read as documented."""
 
+import io
 import json
 import re
 
@@ -11,6 +12,8 @@ from PIL import Image
 from dmtl.data.loading.batch import Batch
 from dmtl.errors import DataError
 from dmtl.evaluation.saved_maps import MapWriter, SavedMaps, read_map
+from dmtl.predict.maps import encode_map
+from tests.data.files import png, tiff
 from tests.predict.conftest import TASKS
 
 SIZES = {"a": (5, 7), "sub/b": (6, 4)}
@@ -133,7 +136,7 @@ def test_maps_of_any_program(tmp_path, task, stored, expected):
     png = stored.dtype in (np.uint8, np.uint16)
     path = tmp_path / ("map.png" if png else "map.npy")
     Image.fromarray(stored).save(path) if png else np.save(path, stored)
-    map = read_map(path, TASKS[task], (5, 7), (0.5, 2.0))
+    map = read_map(path, TASKS[task], (5, 7), (0.5, 2.0) if task == "depth" else None)
     assert map.dtype == (torch.int64 if task == "semseg" else torch.float32)
     np.testing.assert_allclose(map.numpy(), np.asarray(expected, np.float64), rtol=1e-6, atol=1e-6)
 
@@ -221,3 +224,83 @@ def test_unreadable_index_is_named(tmp_path, text):
     Image.fromarray(CODES.astype(np.uint16)).save(tmp_path / "depth" / "a.png")
     with pytest.raises(DataError, match=r"maps\.json: "):
         SavedMaps(tmp_path, {"depth": TASKS["depth"]}, {"depth": ["a"]}).maps_of(batch, ["depth"])
+
+
+MASK = np.uint8(CODES > 128)
+
+
+def edges(folder, *contents, suffix=".png"):
+    """The maps [N, 5, 7] that are read from files of a folder without maps.json."""
+    (folder / "edge").mkdir()
+    for number, content in enumerate(contents):
+        (folder / "edge" / f"{number}{suffix}").write_bytes(content)
+    ids = [str(number) for number in range(len(contents))]
+    source = SavedMaps(folder, {"edge": TASKS["edge"]}, {"edge": ids})
+    batch = Batch(ids=ids, index=torch.arange(len(ids)), image=torch.zeros(len(ids), 3, 5, 7), labels={},
+                  present={}, valid_size=[(5, 7)] * len(ids), valid_at=[(0, 0)] * len(ids))  # fmt: skip
+    return source.maps_of(batch, ["edge"])["edge"].numpy()
+
+
+def palette(values):
+    image, stream = Image.fromarray(values, "L").convert("P"), io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content", [png(MASK, 1), png(MASK, 2), png(MASK, 8), png(MASK, 16), palette(MASK)], ids=str
+)
+def test_masks_are_masks(tmp_path, content):
+    """An edge of 1 bit, or stored as 0 and 1, does not become 1/255."""
+    maps = edges(tmp_path, png(0 * MASK), content)
+    assert not maps[0].any() and np.array_equal(maps[1], MASK)
+
+
+def test_tiff_masks_are_masks(tmp_path):
+    assert np.array_equal(edges(tmp_path, tiff(MASK, 1), suffix=".tif")[0], MASK)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+def test_probabilities_of_few_bits(tmp_path, bits):
+    """One map with more than 0 and 1 says what the others are."""
+    codes, white = CODES % (1 << bits), (1 << bits) - 1
+    maps = edges(tmp_path, png(MASK, bits), png(codes, bits))
+    np.testing.assert_allclose(maps[0], MASK / white, rtol=1e-6)
+    np.testing.assert_allclose(maps[1], codes / white, rtol=1e-6)
+
+
+def test_palettes_are_no_probabilities(tmp_path):
+    with pytest.raises(DataError, match=r"0.png: whole numbers without a unit, expected .*tasks.edge.scale"):
+        edges(tmp_path, palette(np.uint8(CODES)))
+
+
+def test_faint_probabilities_of_ours_stay_faint(tmp_path):
+    (tmp_path / "maps.json").write_text(json.dumps({"tasks": {"edge": TASKS["edge"].map_format()}}))
+    np.testing.assert_allclose(edges(tmp_path, png(MASK))[0], MASK / 255, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "metres",
+    [
+        np.linspace(100, 105, 35),  # beyond 16 bits of millimetres
+        np.linspace(0, 65.6, 35),
+        np.linspace(-2, 3, 35),
+        np.linspace(0.004, 0.02, 35),  # an endoscope's
+        np.geomspace(1e-3, 1e6, 35),
+        np.full(35, 1e5),
+        np.linspace(0.7, 9, 35),
+    ],
+)
+@pytest.mark.parametrize("listed", [True, False])
+def test_no_distance_is_lost(tmp_path, metres, listed):
+    """By its entry in maps.json, and by the PNG alone."""
+    map = np.float32(metres.reshape(5, 7))
+    content, reading = encode_map(TASKS["depth"], torch.from_numpy(map))
+    (tmp_path / "depth").mkdir()
+    (tmp_path / "depth/a.png").write_bytes(content)
+    image = {"name": "a", "reading": {"depth": reading} if reading and listed else {}}
+    index = {"tasks": {"depth": TASKS["depth"].map_format()}, "images": [image]}
+    (tmp_path / "maps.json").write_text(json.dumps(index))
+    source = SavedMaps(tmp_path, {"depth": TASKS["depth"]}, {"depth": ["a"]})
+    found = read_map(source.files["depth"]["a"], TASKS["depth"], (5, 7), source._reading("depth", "a"))
+    assert np.abs(found.numpy() - map).max() <= max(0.6e-3 * (map.max() > 1), 0.6 * np.ptp(map) / 65535)

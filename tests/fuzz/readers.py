@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 
@@ -32,10 +33,22 @@ from dmtl.tasks import make_task
 from tests.data.annotations import WRITERS
 from tests.fixtures import write_fixture
 from tests.fuzz.mutate import annotation, mutate, png, zipped
+from tests.fuzz.pictures import (
+    IDS,
+    PIXELS,
+    avifs,
+    bitmaps,
+    deep_grey,
+    heics,
+    image,
+    jpegs,
+    label_pngs,
+    label_tiffs,
+    pngs,
+    tiffs,
+    webps,
+)
 
-RNG = np.random.default_rng(0)
-PIXELS = RNG.integers(0, 256, (12, 15, 3), np.uint8)
-IDS = RNG.integers(0, 3, (12, 15), np.uint8)
 TASKS = {
     "semseg": {"kind": "classes", "classes": ["sky", "road", "car"], "ignore": 255},
     "edge": {"kind": "binary", "weight": 50.0},
@@ -69,63 +82,10 @@ def files(contents: Callable[[], dict[str, bytes]]) -> Callable[[Path], list[Pat
     return prepare
 
 
-def image(mode: str, format: str = "PNG", **options) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(PIXELS).convert(mode).save(stream, format, **options)
-    return stream.getvalue()
-
-
-def deep_grey(values: np.ndarray = PIXELS[:, :, 0]) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(values.astype(np.uint16) * 257).save(stream, "PNG")
-    return stream.getvalue()
-
-
 def npy(array: np.ndarray, version: tuple[int, int] | None = None) -> bytes:
     stream = io.BytesIO()
     np.lib.format.write_array(stream, array, version, allow_pickle=True)
     return stream.getvalue()
-
-
-def pngs(*modes: str) -> dict[str, bytes]:
-    made = {f"{mode}.png": image(mode) for mode in modes}
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    return made | {
-        "turned.png": image("RGB", exif=turned, dpi=(72, 72)),
-        "stored.png": image("P", transparency=1, compress_level=0),
-    }
-
-
-def other_images() -> dict[str, bytes]:
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    return {
-        "plain.webp": image("RGB", "WEBP", exif=turned),
-        "alpha.webp": image("RGBA", "WEBP", lossless=True),
-        "plain.tif": image("RGB", "TIFF", exif=turned),
-        "cmyk.tif": image("CMYK", "TIFF", compression="tiff_lzw"),
-        "strips.tif": image("L", "TIFF", compression="tiff_adobe_deflate"),
-        "plain.bmp": image("RGB", "BMP"),
-        "palette.bmp": image("P", "BMP"),
-        "plain.ppm": image("RGB", "PPM"),
-        "grey.pgm": image("L", "PPM"),
-    }
-
-
-def label_pngs() -> dict[str, bytes]:
-    return pngs("RGB", "L", "P", "1") | {"deep.png": deep_grey()}
-
-
-def jpegs() -> dict[str, bytes]:
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    return {
-        "plain.jpg": image("RGB", "JPEG"),
-        "progressive.jpg": image("RGB", "JPEG", progressive=True, exif=turned),
-        "grey.jpg": image("L", "JPEG", restart_marker_blocks=1),
-        "cmyk.jpg": image("CMYK", "JPEG", subsampling=2),
-    }
 
 
 def arrays() -> dict[str, bytes]:
@@ -354,7 +314,12 @@ READERS = {
     "png": Reader(files(lambda: pngs("RGB", "L", "P", "1", "RGBA", "LA")), read_image, png),
     "png-map": Reader(files(label_pngs), read_label_image, png),
     "jpeg": Reader(files(jpegs), read_image),
-    "other-image": Reader(files(other_images), read_image),
+    "webp": Reader(files(webps), read_image),
+    "tiff": Reader(files(tiffs), read_image),
+    "tiff-map": Reader(files(label_tiffs), read_label_image),
+    "bitmap": Reader(files(bitmaps), read_image),
+    "avif": Reader(files(avifs), read_image),
+    **({"heic": Reader(files(heics), read_image)} if find_spec("pillow_heif") else {}),
     "npy": Reader(files(arrays), read_npy),
     "label": Reader(files(label_files), label, png, memory=VECTORS),
     "mat": Reader(files(mats), lambda path: read_mat(path, ["anno" if "parts" in path.name else "LabelMap"])),

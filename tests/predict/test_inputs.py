@@ -14,7 +14,7 @@ def touch(root, *names):
 
 
 def names(root, paths, out="out"):
-    inputs, failures = find_inputs([root / p for p in paths], root / out)
+    inputs, failures, _ = find_inputs([root / p for p in paths], root / out)
     return [i.name for i in inputs], [(os.path.relpath(f.path, root), f.reason) for f in failures]
 
 
@@ -69,3 +69,52 @@ def test_missing_and_empty(tmp_path):
         "no images or videos, expected files that end in .jpg"
     )
     assert failures[1] == ("nowhere.jpg", "does not exist, expected an image, a video or a folder of them")
+
+
+def left_out(root, paths):
+    _, _, left = find_inputs([root / p for p in paths], root / "out")
+    return {group.kind: (group.count, os.path.relpath(group.first, root)) for group in left}
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+    touch(
+        tmp_path,
+        "in/a.jpg",
+        "in/b.GIF",
+        "in/sub/c.gif",
+        "in/d.jp2",
+        "in/README",
+        "in/.DS_Store",
+        "in/.git/x.png",
+    )
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "in/link").symlink_to(tmp_path / "elsewhere")
+    assert left_out(tmp_path, ["in", "in/sub", "in/d.jp2"]) == {
+        ".gif": (2, "in/b.GIF"),
+        "hidden": (2, "in/.git"),
+        "links to folders": (1, "in/link"),
+        "without suffix": (1, "in/README"),
+        ".jp2": (1, "in/d.jp2"),
+    }
+    *_, left = find_inputs([tmp_path / "in"], tmp_path / "out")
+    assert str(left[1]) == "2 .gif (b.GIF, ...): not a suffix of images or videos that can be read"
+
+
+@pytest.mark.parametrize("place", ["maps", "deep/er/maps", "maps/of/maps"])
+def test_folders_that_dmtl_wrote_are_no_inputs(tmp_path, place):
+    touch(tmp_path, "in/a.jpg", f"in/{place}/semseg/a.png", f"in/{place}/overview/a.png")
+    (tmp_path / "in" / place / "maps.json").write_text('{"format": "dmtl maps 1"}')
+    assert names(tmp_path, ["in"]) == (["a"], [])
+    assert left_out(tmp_path, ["in"]) == {"folders of maps": (1, f"in/{place}")}
+    for given in (f"in/{place}", f"in/{place}/overview"):
+        found, failures = names(tmp_path, [given, "in"])
+        assert found == ["a"] and failures == [
+            (given, "holds maps that dmtl wrote, expected images or videos")
+        ]
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"format": "coco"}', "{", ""])
+def test_maps_json_of_other_programs(tmp_path, content):
+    touch(tmp_path, "in/a.jpg", "in/game/level.png")
+    (tmp_path / "in/game/maps.json").write_text(content)
+    assert names(tmp_path, ["in"])[0] == ["a", "game/level"]

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from dmtl.data.loading.transforms import IMAGENET_MEAN, IMAGENET_STD
 from dmtl.errors import ConfigError, DataError
-from dmtl.predict import Predictor
+from dmtl.predict import Predictor, Summary
 
 RNG = np.random.default_rng(0)
 
@@ -130,11 +131,11 @@ def test_every_format_reads_back(model, tmp_path):
     assert opened(out / "overview" / "a.png").mode == "RGB"
 
 
-def test_depth_saturates_and_a_constant_map_has_a_scale(model):
+def test_depth_in_millimetres_and_a_constant_map_has_a_scale(model):
     from dmtl.predict.maps import encode_map
 
-    png, _ = encode_map(model.tasks["depth"], torch.tensor([[-1.0, 0.0], [65.535, 900.0]]))
-    assert np.asarray(opened_bytes(png)).tolist() == [[0, 0], [65535, 65535]]
+    png, reading = encode_map(model.tasks["depth"], torch.tensor([[0.0, 0.0009], [65.535, 9.0]]))
+    assert np.asarray(opened_bytes(png)).tolist() == [[0, 1], [65535, 9000]] and reading == {}
     png, reading = encode_map(model.tasks["height"], torch.full((2, 2), 7.0))
     assert reading["offset"] == 7 and np.asarray(opened_bytes(png)).max() == 0
 
@@ -152,6 +153,12 @@ def opened_bytes(png):
     import io
 
     return Image.open(io.BytesIO(png))
+
+
+def test_a_summary_of_many():
+    text = str(Summary(Path("out"), written=["a"] * 1234, rescaled=Counter(depth=1000)))
+    assert text.startswith("1,234 images predicted into out")
+    assert "depth: the usual scale cannot hold 1,000 maps; `reading` in maps.json has another" in text
 
 
 def test_pictures_can_be_left_out(model, tmp_path):

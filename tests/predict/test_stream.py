@@ -188,8 +188,55 @@ def test_a_video_beside_what_shares_its_name(tmp_path):
     for name in ("clip.mp4", "clip/000000.png", "b.mp4", "b.jpg", "c.mov"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_bytes(b"")
-    inputs, _ = find_inputs([tmp_path / "in"], tmp_path / "out")
+    inputs, *_ = find_inputs([tmp_path / "in"], tmp_path / "out")
     assert [i.name for i in inputs] == ["b.jpg", "b.mp4", "c", "clip.mp4", "clip/000000"]
+
+
+def test_times_and_what_was_left_out_are_told(model, tmp_path):
+    pytest.importorskip("av")
+    (tmp_path / "in").mkdir()
+    film(tmp_path / "in" / "clip.m4v", count=6), save(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "b.gif").write_bytes(b"GIF89a")
+    summary = Predictor(model, tasks=["sal"]).predict_files([tmp_path / "in"], tmp_path / "out", every=2)
+    assert summary.ok and "1 image and 3 frames of 1 video predicted" in str(summary)
+    assert "1 left out:\n  1 .gif (b.gif): not a suffix of images or videos" in str(summary)
+    found = index(tmp_path)
+    assert [entry.get("time") for entry in found["images"]] == [None, 0.0, 0.2, 0.4]
+    assert found["left_out"][0] == {
+        "kind": ".gif",
+        "count": 1,
+        "first": str(tmp_path / "in" / "b.gif"),
+        "reason": "not a suffix of images or videos that can be read",
+    }
+
+
+@pytest.mark.parametrize("length", [238, 246, 251])
+@pytest.mark.parametrize("letter", ["a", "\u00e9", "\u65e5"])
+def test_long_names(model, tmp_path, length, letter):
+    """Those that an output can have are no trouble."""
+    name = letter * (length // len(letter.encode()))
+    paths = [save(tmp_path / "in" / f"{name}.png"), save(tmp_path / "in" / "b.png")]
+    summary = Predictor(model, tasks=["sal"]).predict_files(paths, tmp_path / "out")
+    assert summary.ok and set(summary.written) == {name, "b"}
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("a" * 252, ".ts"), ("a" * 255, ""), ("a" * 251, ".jpg")])
+def test_names_too_long_for_an_output_are_failures_of_their_inputs(model, tmp_path, name, suffix):
+    """By a longer suffix of the output, or where two inputs keep theirs."""
+    pytest.importorskip("av")
+    (tmp_path / "in").mkdir()
+    path = film(tmp_path / "in" / "x.ts", count=3) if suffix == ".ts" else save(tmp_path / "in" / "x.png")
+    path = path.rename(tmp_path / "in" / f"{name}{suffix}")
+    others = [save(tmp_path / "in" / "b.png"), save(tmp_path / "in" / "c.png")]
+    if suffix == ".jpg":
+        others.append(save(tmp_path / "in" / f"{name}.bmp"))
+    summary = Predictor(model, tasks=["sal"]).predict_files([*others, path], tmp_path / "out")
+    assert {"b", "c"} <= set(summary.written)
+    assert {f.path for f in summary.failures} == {str(path), *map(str, others[2:])}
+    assert all("File name too long" in f.reason for f in summary.failures)
+    assert len(summary.failures) == 1 + len(others[2:])
+    assert len(summary.written) == (5 if suffix == ".ts" else 2)  # maps of frames have short names
+    assert not any(p.name.startswith(".") for p in (tmp_path / "out").rglob("*"))
 
 
 def test_without_pyav(model, tmp_path, without_av):

@@ -25,7 +25,8 @@ def film(path, count=30, rate=10, height=48, width=64, codec="libx264", noise=Fa
     rng = np.random.default_rng(0)
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
         stream = container.add_stream(codec, rate=rate)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        format = {"mjpeg": "yuvj420p"}.get(codec, "yuv420p")
+        stream.width, stream.height, stream.pix_fmt = width, height, format
         stream.codec_context.gop_size = 5
         for i in range(count):
             picture = np.full((height, width, 3), 8 * i % 256, np.uint8)
@@ -37,17 +38,37 @@ def film(path, count=30, rate=10, height=48, width=64, codec="libx264", noise=Fa
     return path
 
 
-CODECS = {".mp4": "libx264", ".mov": "mpeg4", ".mkv": "libx264", ".avi": "mpeg4", ".webm": "libvpx-vp9"}
+CODECS = {
+    **dict.fromkeys((".mov", ".avi", ".divx"), "mpeg4"),
+    **dict.fromkeys((".mpg", ".mpeg", ".mpe", ".vob", ".m2v", ".mxf"), "mpeg2video"),
+    **dict.fromkeys((".webm", ".ogv", ".ivf"), "libvpx"),
+    **dict.fromkeys((".wmv", ".asf"), "wmv2"),
+    **dict.fromkeys((".h265", ".hevc"), "libx265"),
+    **dict.fromkeys((".mjpeg", ".mjpg"), "mjpeg"),
+    ".m1v": "mpeg1video",
+    ".flv": "flv",
+    ".dv": "dvvideo",
+    ".y4m": "rawvideo",
+}
+WRITTEN_AS = {".qt": ".mov", ".mj2": ".mov", ".mpe": ".mpg", ".divx": ".avi", ".mjpg": ".mjpeg"}
+RAW = (".m1v", ".m2v", ".h264", ".h265", ".hevc", ".mjpeg", ".mjpg")  # no container, so no reliable rate
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_frames_of_every_container(av, tmp_path, suffix):
-    reader = VideoReader(film(tmp_path / f"a{suffix}", codec=CODECS[suffix]))
-    frames = list(reader)
-    assert [number for number, _ in frames] == list(range(30))
-    assert (reader.rate, reader.expected) == (10, 30)
-    for number, image in frames:
-        assert image.shape == (3, 48, 64) and image.is_contiguous()
+    rate = 25 if suffix in (".m1v", ".dv", ".mxf") else 10
+    size = {"height": 576, "width": 720} if suffix == ".dv" else {}
+    path = film(
+        tmp_path / f"a{WRITTEN_AS.get(suffix, suffix)}", 12, rate, codec=CODECS.get(suffix, "libx264"), **size
+    )
+    reader, times = VideoReader(path.rename(path.with_suffix(suffix))), []
+    frames = [(number, image, times.append(reader.time)) for number, image in reader]
+    assert [number for number, *_ in frames] == list(range(12))
+    if suffix not in RAW:
+        assert reader.rate == rate
+        assert times == pytest.approx([number / rate for number in range(12)], abs=0.002)
+    for number, image, _ in frames:
+        assert image.is_contiguous() and (size or image.shape == (3, 48, 64))
         assert abs(float(image[:, 20:].float().mean()) - 8 * number) < 6 and image[:, :6].min() > 240
 
 
@@ -68,6 +89,72 @@ def test_rotation_is_applied(av, tmp_path):
     path.write_bytes(content[:at] + bytes.fromhex(CLOCKWISE) + content[at + 24 :])
     (_, image), _ = VideoReader(path)
     assert image.shape == (3, 64, 48) and image[:, :, -6:].min() > 240 and image[:, :, :30].max() < 30
+
+
+ONE, NONE, MINUS = "00010000", "00000000", "FFFF0000"
+DISPLAYED = {  # a, b, c, d of the matrix -> how players show it
+    (ONE, NONE, NONE, ONE): lambda x: x,
+    (MINUS, NONE, NONE, ONE): np.fliplr,
+    (ONE, NONE, NONE, MINUS): np.flipud,
+    (MINUS, NONE, NONE, MINUS): lambda x: np.rot90(x, 2),
+    (NONE, ONE, MINUS, NONE): lambda x: np.rot90(x, -1),
+    (NONE, MINUS, ONE, NONE): np.rot90,
+    (NONE, ONE, ONE, NONE): lambda x: x.swapaxes(0, 1),
+    (NONE, MINUS, MINUS, NONE): lambda x: np.rot90(x, 2).swapaxes(0, 1),
+    ("0000B505", "0000B505", "FFFF4AFB", "0000B504"): lambda x: x,  # 45 degrees: the nearest quarter
+}
+
+
+@pytest.mark.parametrize("matrix", DISPLAYED)
+def test_mirrored_and_turned_as_players_do(av, tmp_path, matrix):
+    a, b, c, d = matrix
+    path = film(tmp_path / "a.mp4", count=1, noise=True)
+    ((_, stored),) = VideoReader(path)
+    content = path.read_bytes()
+    at = content.index(bytes.fromhex(UNITY), content.index(b"tkhd"))
+    path.write_bytes(content[:at] + bytes.fromhex(f"{a}{b}{NONE}{c}{d}{NONE}") + content[at + 24 :])
+    ((_, image),) = VideoReader(path)
+    shown = DISPLAYED[matrix](stored.permute(1, 2, 0).numpy())
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), shown) and image.is_contiguous()
+
+
+TICKS = (0, 1, 2, 10, 11, 30, 70, 71)
+
+
+@pytest.mark.parametrize(("suffix", "base"), [(".mp4", 1000), (".mkv", 1000), (".ts", 90_000), (".mov", 600)])
+@pytest.mark.parametrize("encoder", ["libx264", "mpeg4"])
+def test_times_of_frames_are_kept(av, tmp_path, monkeypatch, suffix, base, encoder):
+    """Read, and written again, of a video whose rate varies."""
+    if encoder == "mpeg4":
+        monkeypatch.setattr("dmtl.predict.video._encoder", lambda av: ("mpeg4", {}))
+    with av.open(str(tmp_path / f"a{suffix}"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.codec_context.time_base = 64, 48, Fraction(1, 1000)
+        for tick in TICKS:
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 3 * tick, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = 40 * tick, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    reader, writer = VideoReader(tmp_path / f"a{suffix}", every=2), None
+    for _, image in reader:
+        writer = writer or VideoWriter({"a": tmp_path / "b.mp4"}, reader.rate, reader.time_base)
+        writer.add({"a": image.permute(1, 2, 0).numpy()}, reader.time)
+    writer.close()
+    again, times = VideoReader(tmp_path / "b.mp4"), []
+    for _, image in again:
+        times.append(float(again.time))
+        assert abs(float(image.float().mean()) - 3 * 25 * times[-1]) < 8
+    assert times == pytest.approx([tick / 25 for tick in TICKS[::2]], abs=1 / 500)
+
+
+def test_frames_without_times_follow_by_the_rate(av, tmp_path):
+    reader = VideoReader(film(tmp_path / "a.h264", count=5))
+    assert [float(reader.time) * float(reader.rate) for _ in reader] == pytest.approx([0, 1, 2, 3, 4])
+    reader = VideoReader(
+        film(tmp_path / "a.avi", count=12)
+    )  # H.264 with frames out of order, which AVI does not know
+    times = [float(reader.time) for _ in reader]
+    assert times == sorted(set(times)) and times[0] == 0
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])

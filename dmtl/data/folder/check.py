@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from dmtl.data.base import LabelledImages, Sample
-from dmtl.data.images import has_transparency, orientation_of
+from dmtl.data.images import appearance
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.data.parallel import in_parallel
 from dmtl.errors import DataError
@@ -132,11 +132,11 @@ def _shown_otherwise(path: Path | None) -> list[Problem]:
     """Why an image file looks different from its stored pixels."""
     if path is None:
         return []
-    problems = []
-    if (tag := orientation_of(path)) > 1:
-        what = f"orientation tag {tag} turns it, labels are expected to fit the turned image"
+    problems, found = [], appearance(path)
+    if found.orientation > 1:
+        what = f"orientation tag {found.orientation} turns it, labels are expected to fit the turned image"
         problems.append(Problem("shown", str(path), what))
-    if has_transparency(path):
+    if found.transparent:
         problems.append(Problem("shown", str(path), "has transparency, which is shown on white"))
     return problems
 

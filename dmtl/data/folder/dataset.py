@@ -2,7 +2,7 @@
 
     ROOT/dataset.yaml          name, tasks and other keys (below)
     ROOT/splits/train.txt      one id per line; an id may name a subfolder (`city/0001`)
-    ROOT/images/ID.jpg         or .jpeg, .png, .webp, .bmp, .tif, .tiff, .ppm, .pgm
+    ROOT/images/ID.jpg         or .jpeg, .png, .webp, .bmp, .tif, .tiff, .ppm, .pgm, .heic, .avif, ...
     ROOT/<task>/ID.png         or .tif, .tiff, .npy; a missing file means: no label of this task
 
     tasks:
@@ -16,7 +16,8 @@ kind. Further keys (`ignore`, `weight`, ...) go to `dmtl.tasks.make_task`. `unkn
 of a .npy scalar as unknown; non-finite values always are, and so is 0 in a distance or its inverse.
 
 Images and labels are turned by their orientation tags: labels are drawn on images as viewers show them
-(`dmtl.data.images`). A TIFF may hold codes, as a PNG does, or floating-point numbers, as .npy does.
+(`dmtl.data.images`). A TIFF holds codes, as a PNG does, if these are whole numbers of up to 16 bits without a
+sign; otherwise numbers, as .npy does. A PNG of numbers that `dmtl predict` wrote is read by the scale in it.
 
     labels: labels.csv                                  # hides the labels that the table does not show
     evaluation: {frame: [512, 512], max_dist: 0.0075}   # how published figures are taken (`LabelledImages`)
@@ -46,8 +47,8 @@ from dmtl.data.images import (
     IMAGE_SUFFIXES,
     LABEL_SUFFIXES,
     MAX_PIXELS,
+    appearance,
     image_size,
-    orientation_of,
     read_image,
     read_label_image,
 )
@@ -198,7 +199,7 @@ class Folder(LabelledImages):
 
     def _turned(self, index: int, found: tuple[int, ...], size: tuple[int, int]) -> str:
         """What to do about a label of the size that an image has before its orientation tag turns it."""
-        if tuple(found) != size[::-1] or (tag := orientation_of(self.image_file(index))) < 5:
+        if tuple(found) != size[::-1] or (tag := appearance(self.image_file(index)).orientation) < 5:
             return ""
         return (
             f" is shown: its orientation tag {tag} turns the stored {size[0]}x{size[1]} pixels. Draw the "

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from dmtl.data.images import npy_bytes, png_bytes, read_label_image, read_npy
+from dmtl.data.images import Codes, npy_bytes, png_bytes, read_codes, read_npy
 from dmtl.errors import DataError
 from dmtl.tasks import Task
 
@@ -26,14 +26,23 @@ def read_label(path: Path, task: Task, **reading: float | None) -> Tensor:
 
     Raises DataError naming the file when it is damaged or its values are not what the task allows.
     """
-    stored = stored_values(path)
-    numbers = path.suffix.lower() == ".npy" or stored.dtype.kind == "f"
-    return decode_label(stored, task, path, numbers=numbers, **reading)
+    found = read_stored(path)
+    values, numbers = found.values, found.numbers
+    if found.reading is not None:
+        scale, offset = found.reading
+        values, numbers = (values * scale + offset).astype(np.float32), True
+        reading.pop("scale", None)  # the file has its own
+    return decode_label(values, task, path, numbers=numbers, **reading)
+
+
+def read_stored(path: Path) -> Codes:
+    """Return what a .npy, PNG or TIFF file of a label or map holds."""
+    return Codes(read_npy(path), numbers=True) if path.suffix.lower() == ".npy" else read_codes(path)
 
 
 def stored_values(path: Path) -> np.ndarray:
-    """Return what a .npy, PNG or TIFF file of a label holds."""
-    return read_npy(path) if path.suffix.lower() == ".npy" else read_label_image(path)
+    """Return the values in a .npy, PNG or TIFF file of a label."""
+    return read_stored(path).values
 
 
 def decode_label(

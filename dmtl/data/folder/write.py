@@ -25,7 +25,7 @@ from dmtl.data.folder.dataset import read_description
 from dmtl.data.folder.label_maps import label_file
 from dmtl.data.folder.manifest import Entry
 from dmtl.data.folder.paths import inner_path, inside, plain_name, read_ids
-from dmtl.data.images import IMAGE_SUFFIXES, orientation_of, png_bytes
+from dmtl.data.images import IMAGE_SUFFIXES, appearance, png_bytes
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.data.parallel import in_parallel
 from dmtl.errors import DataError
@@ -210,7 +210,7 @@ class _Writer:
         if source.suffix.lower() not in IMAGE_SUFFIXES:
             return False
         # a benchmark's labels fit the stored pixels, and a folder's images are turned by their tags
-        return not isinstance(self.dataset, Distribution) or orientation_of(source) == 1
+        return not isinstance(self.dataset, Distribution) or appearance(source).orientation == 1
 
     def _read(self, index: int) -> tuple[Tensor, dict[str, np.ndarray], dict[str, Tensor]]:
         data, id = self.dataset, self.dataset.ids[index]

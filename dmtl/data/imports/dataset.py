@@ -11,7 +11,7 @@ import torch
 
 from dmtl.data.base import LabelledImages, Sample
 from dmtl.data.folder.paths import inner_path
-from dmtl.data.images import orientation_of, read_image, read_label_image
+from dmtl.data.images import appearance, read_image, read_label_image
 from dmtl.data.imports.legend import IGNORE, VOID, Legend
 from dmtl.data.imports.shapes import Shape
 from dmtl.data.labels.matrix import LabelMatrix
@@ -160,7 +160,7 @@ def _check_size(found: tuple[int, int], size: tuple[int, int], where: str) -> No
 
 def _turned(image: Path, error: SizeError, sample: Sample) -> str:
     """What to do about a label of the size that an image has before its orientation tag turns it."""
-    if error.found != sample.size[::-1] or (tag := orientation_of(image)) < 5:
+    if error.found != sample.size[::-1] or (tag := appearance(image).orientation) < 5:
         return ""
     return (
         f" as viewers show it: its orientation tag {tag} turns the stored pixels. Draw the label on the "
