@@ -43,14 +43,14 @@ def describe_model(
     precision = PRECISIONS[device.type][0]
     form = choose_form(model, device, precision)
     available = available_bytes(device)
+    history = model.mtdnet.plan(torch.device("cpu")).history if isinstance(model, DiffusionMTL) else 0
     rows = []
     for size in sizes:
         parts = count(config, size, batch)
         work = {stage: flops(part for part in parts if part.stage == stage) for stage in STAGES}
         wish = (config, len(tasks), batch, *size)
-        itemsize = form.maps.itemsize
-        peak = peak_bytes(*wish, itemsize=itemsize)
-        side = tile_side(*wish, available, itemsize=itemsize)
+        peak = peak_bytes(*wish, itemsize=form.maps.itemsize, history=history)
+        side = tile_side(*wish, available, itemsize=form.maps.itemsize, history=history)
         rows.append({"size": list(size), "flops": work, "peak_bytes": peak, "tile": side})
     return {
         "tasks": [{"name": t.name, "kind": t.kind, "channels": t.channels} for t in tasks],

@@ -56,6 +56,14 @@ def test_parameters_and_what_the_engine_keeps(diffusion):
     assert facts["transformed_bytes"] == pytest.approx(4 * sum(t.numel() for t in packed), rel=0.05)
 
 
+def test_a_sampler_that_remembers_takes_more_memory():
+    one, two = (
+        describe_model(small_model(sampler=sampler, steps=3), CPU, [(64, 64)])["sizes"][0]["peak_bytes"]
+        for sampler in ("ancestral", "dpmpp_2m")
+    )
+    assert two > one
+
+
 def test_a_control_says_what_it_lacks(dmtl, tmp_path):
     small_model(without=["noise", "condition"]).save_pretrained(tmp_path)
     out = " ".join(dmtl("info", "--model", tmp_path, "--size", 32, 32).out.split())
