@@ -98,8 +98,11 @@ def has_transparency(path: str | os.PathLike) -> bool:
         return image.has_transparency_data
 
 
-def read_label_image(path: str | os.PathLike) -> np.ndarray:
+def read_label_image(path: str | os.PathLike, *, colours: bool = False) -> np.ndarray:
     """Read the label map of a PNG or TIFF file as it is stored, turned by its orientation tag.
+
+    Args:
+        colours: give the colours of 8-bit pixels, of a palette too, as uint8 [H, W, 3].
 
     Returns:
         uint8 [H, W] (grey, palette indices, 1 bit), uint8 [H, W, 3] (RGB), uint16 [H, W] (16-bit grey) or
@@ -111,6 +114,8 @@ def read_label_image(path: str | os.PathLike) -> np.ndarray:
                 f"pixels of mode {image.mode}, expected 8-bit grey or palette, 16-bit grey, RGB or numbers"
             )
         image = _upright(image)
+        if colours and image.mode in ("L", "P", "1"):
+            image = image.convert("RGB")
         if image.mode.startswith("I"):
             return _sixteen_bits(image).astype(np.uint16)
         return np.array(image) if image.mode == "F" else np.array(image).astype(np.uint8, copy=False)

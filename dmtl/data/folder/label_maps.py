@@ -1,8 +1,10 @@
 """Label maps as files: from pixels in their natural format to the project's terms, and back.
 
-    classes, binary   uint8 [1, H, W]     PNG, grey or palette indices (or .npy of integers)
+    classes, binary   uint8 [1, H, W]     PNG, grey or palette indices (or .npy of integers), as they are,
+                                          by `values`, or RGB by `colors`
     unit_vector       float32 [3, H, W]   RGB PNG, n = 2 x / 255 - 1, or .npy [H, W, 3]; normalised here
     scalar            float32 [1, H, W]   grey PNG (8 or 16 bit) times `scale`, 0 = unknown, or .npy [H, W]
+                                          of floats, or of integers (times `scale` if it is given)
 
 Pixels without meaning hold the task's `ignore` value.
 """
@@ -10,6 +12,7 @@ Pixels without meaning hold the task's `ignore` value.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -18,26 +21,26 @@ from dmtl.data.images import npy_bytes, png_bytes, read_label_image, read_npy
 from dmtl.errors import DataError
 from dmtl.tasks import Task
 
-READING_OPTIONS = ("scale", "unknown")  # keys of dataset.yaml that concern the files, not the task
+READING_OPTIONS = ("scale", "unknown", "values", "colors")  # keys of dataset.yaml that concern the files, not the task
 
 
-def read_label(path: Path, task: Task, **reading: float | None) -> Tensor:
-    """Return the label map [K, H, W] at `path`; `reading` holds the `READING_OPTIONS` that are given.
+def read_label(path: Path, task: Task, **reading: Any) -> Tensor:
+    """Return the label map [K, H, W] at `path`; `reading` is what `Task.reading` gives.
 
     Raises DataError naming the file when it is damaged or its values are not what the task allows.
     """
-    stored = stored_values(path)
+    stored = stored_values(path, colours="colors" in reading)
     numbers = path.suffix.lower() == ".npy" or stored.dtype.kind == "f"
     return decode_label(stored, task, path, numbers=numbers, **reading)
 
 
-def stored_values(path: Path) -> np.ndarray:
-    """Return what a .npy, PNG or TIFF file of a label holds."""
-    return read_npy(path) if path.suffix.lower() == ".npy" else read_label_image(path)
+def stored_values(path: Path, *, colours: bool = False) -> np.ndarray:
+    """Return what a .npy, PNG or TIFF file of a label holds; of a picture with `colours`, its colours."""
+    return read_npy(path) if path.suffix.lower() == ".npy" else read_label_image(path, colours=colours)
 
 
 def decode_label(
-    stored: np.ndarray, task: Task, where: str | Path, *, numbers: bool, **reading: float | None
+    stored: np.ndarray, task: Task, where: str | Path, *, numbers: bool, **reading: Any
 ) -> Tensor:
     """Return `Task.label_from_stored`; `where` begins the message of its error."""
     try:

@@ -21,7 +21,7 @@ from torch import Tensor
 from dmtl.data.base import LabelledImages
 from dmtl.data.benchmarks.base import Distribution
 from dmtl.data.folder import manifest
-from dmtl.data.folder.dataset import read_description
+from dmtl.data.folder.description import read_description
 from dmtl.data.folder.label_maps import label_file
 from dmtl.data.folder.manifest import Entry
 from dmtl.data.folder.paths import inner_path, inside, plain_name, read_ids
