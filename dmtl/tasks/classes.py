@@ -89,7 +89,8 @@ class Ids(Task):
         if not known_1HW.all():
             wrong = np.unique(codes_1HW[~known_1HW]).tolist()
             named, allowed = (
-                ", ".join(stored_name(option, code) for code in codes[:8]) + (", ..." if len(codes) > 8 else "")
+                ", ".join(stored_name(option, code) for code in codes[:8])
+                + (", ..." if len(codes) > 8 else "")
                 for codes in (wrong, list(table))
             )
             raise DataError(
@@ -216,8 +217,8 @@ class Classes(Ids):
         )
         if sorted(mine) != sorted(theirs):
             raise ConfigError(
-                f"its classes are {', '.join(self.classes)} there and {', '.join(other.classes)} here; classes "
-                "are matched by name, expected the same names in any order"
+                f"its classes are {', '.join(self.classes)} there and {', '.join(other.classes)} here; "
+                "classes are matched by name, expected the same names in any order"
             )
         if mine == theirs:
             return lambda map: map

@@ -17,8 +17,9 @@ _LARGEST = 1 << 31  # of a stored value
 
 def read_value(thing: object) -> int | None:
     """Return a stored value; None for anything else."""
-    whole = isinstance(thing, int) and not isinstance(thing, bool)
-    return thing if whole and abs(thing) < _LARGEST else None  # type: ignore[operator,return-value]
+    if not isinstance(thing, int) or isinstance(thing, bool):
+        return None
+    return thing if abs(thing) < _LARGEST else None
 
 
 def read_colour(thing: object) -> int | None:
@@ -88,7 +89,9 @@ def _pairs(
     what = "[r, g, b] or '#rrggbb'" if option == "colors" else "whole numbers"
     if isinstance(entries, list):
         if len(entries) != len(names):
-            raise ConfigError(f"{option} lists {len(entries)} entries, expected {len(names)}, one for each class")
+            raise ConfigError(
+                f"{option} lists {len(entries)} entries, expected {len(names)}, one for each class"
+            )
         entries = dict(zip(names, entries))
     if not isinstance(entries, Mapping):
         raise ConfigError(f"{option} is {entries!r:.80}, expected a list or a mapping of {what} and classes")
@@ -108,11 +111,12 @@ def _class_id(option: str, word: object, names: Sequence[str], ignore: int) -> i
         word = "yes" if word else "no"
     if isinstance(word, str) and word in names:
         return names.index(word)
-    if word is None or word == IGNORE or word == ignore:
+    if word in (None, IGNORE, ignore):
         return ignore
     if isinstance(word, int) and 0 <= word < len(names):
         return word
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     raise ConfigError(
-        f"{option} names the class {word!r:.40}, expected 0 to {len(names) - 1}, a name ({shown}) or {IGNORE!r}"
+        f"{option} names the class {word!r:.40}, expected 0 to {len(names) - 1}, a name ({shown}) or "
+        f"{IGNORE!r}"
     )

@@ -68,9 +68,7 @@ class Stored:
                 if not number or not abs(value) < 1e300:
                     raise ConfigError(f"task {self.name!r}: {key} is {value!r:.80}, expected a number")
         if options.get("scale", 1) <= 0:
-            raise ConfigError(
-                f"task {self.name!r}: scale is {options['scale']}, expected a positive number"
-            )
+            raise ConfigError(f"task {self.name!r}: scale is {options['scale']}, expected a positive number")
         return dict(options)
 
     def label_from_stored(
@@ -94,8 +92,8 @@ class Stored:
         unknown = 0 if unknown is None and not numbers else unknown
         if scale is not None and stored.dtype.kind == "f":
             raise DataError(
-                f"{stored.dtype} values, to which `scale: {scale:g}` does not apply, expected whole numbers, or "
-                "floats in their unit and no scale in dataset.yaml"
+                f"{stored.dtype} values, to which `scale: {scale:g}` does not apply, expected whole numbers, "
+                "or floats in their unit and no scale in dataset.yaml"
             )
         if scale is None and not numbers:
             raise DataError(

@@ -70,7 +70,8 @@ def check_dataset(
     Damaged files, labels of another size, values out of range, vectors that are not unit vectors (in the
     label, and in its file before reading makes them so), tasks without any label, or with one class alone,
     images and ids that are there twice. Also lists classes that no label of the split "train" has, and images
-    with an orientation tag or transparency, which are read as viewers show them. Nothing of a sample is kept but its id and digest.
+    with an orientation tag or transparency, which are read as viewers show them. Nothing of a sample is kept
+    but its id and digest.
 
     Args:
         seen: what is known of other splits, filled for the next call: content and ids of images -> where.

@@ -50,11 +50,21 @@ class _Plain(yaml.SafeLoader):
         return int(text) if _DECIMAL.fullmatch(text) else self.construct_yaml_int(node)
 
 
+class _Quoting(yaml.SafeDumper):
+    """Writes what `_Plain` reads: text that looks like a number is quoted."""
+
+
 _DECIMAL = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
-_Plain.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-_Plain.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
+for kind in (_Plain, _Quoting):
+    kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+    kind.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
 _Plain.add_constructor("tag:yaml.org,2002:int", _Plain.construct_decimal)
+
+
+def description_text(content: dict[str, Any]) -> str:
+    """Return the text of a dataset.yaml that `read_description` reads as `content`."""
+    return yaml.dump(content, Dumper=_Quoting, sort_keys=False)
 
 
 def read_description(root: Path) -> dict:

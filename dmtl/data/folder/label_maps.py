@@ -21,7 +21,12 @@ from dmtl.data.images import npy_bytes, png_bytes, read_label_image, read_npy
 from dmtl.errors import DataError
 from dmtl.tasks import Task
 
-READING_OPTIONS = ("scale", "unknown", "values", "colors")  # keys of dataset.yaml that concern the files, not the task
+READING_OPTIONS = (
+    "scale",
+    "unknown",
+    "values",
+    "colors",
+)  # keys of dataset.yaml that concern the files, not the task
 
 
 def read_label(path: Path, task: Task, **reading: Any) -> Tensor:

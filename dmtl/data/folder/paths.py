@@ -98,7 +98,7 @@ def read_ids(path: str | os.PathLike) -> list[str]:
 
 
 def nfc(name: str) -> str:
-    """Return the form in which names are compared: file systems write an accent apart from its letter or not."""
+    """Return the form in which names are compared; file systems differ in how they write accents."""
     return unicodedata.normalize("NFC", name)
 
 
