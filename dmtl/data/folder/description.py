@@ -37,9 +37,11 @@ class _Plain(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             key = tuple(key) if isinstance(key, list) else key
             where = f"line {key_node.start_mark.line + 1}"
-            if not isinstance(key, Hashable):
-                raise yaml.YAMLError(f"{where}: a mapping as a key, expected a name or a number")
-            if key in mapping:
+            try:
+                twice = key in mapping
+            except TypeError:  # cannot be hashed
+                raise yaml.YAMLError(f"{where}: a mapping or lists as a key, expected a name") from None
+            if twice:
                 raise yaml.YAMLError(f"{where}: {key!r} is there twice, expected it once")
             mapping[key] = self.construct_object(value_node, deep=deep)
         return mapping
