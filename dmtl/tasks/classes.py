@@ -135,7 +135,7 @@ class Classes(Ids):
         if isinstance(names, int) and not isinstance(names, bool):
             self._require(names >= 2, "classes", "at least 2", names)
             self._require(names <= 1 << 16, "classes", "at most 65536", names)
-            names = [f"class {i}" for i in range(names)]
+            names = _numbered(names)
         listed = isinstance(names, (list, tuple)) and all(isinstance(n, str) and n for n in names)
         self._require(listed and len(names) >= 2, "classes", "a list of at least two names", self.classes)
         self._require(len(set(names)) == len(names), "classes", "a list of different names", self.classes)
@@ -209,9 +209,13 @@ class Classes(Ids):
         return replace(self, classes=tuple(names))
 
     def to_terms_of(self, other: Task) -> Callable[[Tensor], Tensor]:
-        """By the names of the classes: ids in another order become those of `other`."""
+        """By the names of the classes: ids in another order become those of `other`. As many classes as there
+        are, if one side has no names."""
         if not isinstance(other, Classes):
             return super().to_terms_of(other)
+        nameless = any(list(task.classes) == _numbered(task.channels) for task in (self, other))
+        if nameless and self.channels == other.channels:
+            return lambda map: map
         mine, theirs = (
             [unicodedata.normalize("NFC", name) for name in task.classes] for task in (self, other)
         )
@@ -255,3 +259,8 @@ class Classes(Ids):
         known = (values >= 0) & (values < self.channels)  # False for NaN
         colours = np.vstack([class_palette(self.classes), GREY])
         return colours[np.where(known, values, self.channels).astype(np.int64)]
+
+
+def _numbered(count: int) -> list[str]:
+    """What classes without names are called."""
+    return [f"class {id}" for id in range(count)]

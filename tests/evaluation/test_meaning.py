@@ -90,7 +90,7 @@ def test_saved_maps_are_scored_by_name(model, images, reordered, tmp_path, order
     [
         ({"semseg": {"classes": ["sky", "road", "bus"]}}, ["sky, road, car", "sky, road, bus", "by name"]),
         ({"semseg": {"classes": ["sky", "road"]}}, ["sky, road, car there and sky, road here"]),
-        ({"semseg": {"classes": 3}}, ["sky, road, car there and class 0, class 1, class 2 here"]),
+        ({"semseg": {"classes": 4}}, ["sky, road, car there and class 0, class 1, class 2, class 3 here"]),
         ({"heat": {"inverse": True}}, ["'heat'", "inverse is False there and True here"]),
         ({"heat": {"distance": True}}, ["'heat'", "unit is '' there and 'm' here"]),
     ],
@@ -110,6 +110,12 @@ def test_other_meanings_are_refused(model, images, reordered, tmp_path, changes,
 def test_options_that_do_not_change_a_value_may_differ(model, images, reordered):
     changes = {"heat": {"score": "abs_err", "low": 0, "high": 9}, "semseg": {"ignore": 77, "weight": 3}}
     assert evaluate(model, reordered([0, 1, 2], **changes))["semseg"] == evaluate(model, images)["semseg"]
+
+
+def test_classes_without_names_are_matched_by_id(model, images, reordered):
+    """As those of the published checkpoint."""
+    other = evaluate(model, reordered([0, 1, 2], semseg={"classes": 3}))["semseg"]
+    assert other["mIoU"] == evaluate(model, images)["semseg"]["mIoU"]
 
 
 def test_a_model_scored_in_python_is_refused_too(model, images):
