@@ -242,6 +242,13 @@ def test_labels_without_a_class_are_reported(tmp_path, tasks, pixels, kind, mess
     assert [problem.is_fault for problem in found] == ([kind == "label"] if kind else [])
 
 
+def test_a_few_images_to_validate_on_may_show_one_class(tmp_path):
+    write(tmp_path, {"s": CLASSES}, {"s/i0.png": rows(0, 255)})
+    (tmp_path / "splits" / "train.txt").rename(tmp_path / "splits" / "val.txt")
+    (problem,) = (problem for problem in check_dataset(Folder(tmp_path, "val")) if problem.where == "s")
+    assert not problem.is_fault and "class 1 (road) occurs in none" in problem.what
+
+
 def test_files_that_are_not_read_are_named(tmp_path):
     data = write(tmp_path, {"s": CLASSES}, {"s/i0.png": rows(0, 1), "s/i1_mask.png": rows(0, 1)})
     for name in ("i1.jpg", "i1.bmp", "i1.npz", "notes.txt", "i0", ".DS_Store", "Thumbs.db"):

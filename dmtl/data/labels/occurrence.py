@@ -55,6 +55,12 @@ class Occurrence:
         """Ids of the classes that do not occur."""
         return [id for id in range(len(self.task.label_names)) if id not in self.classes]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no pixel means anything, or none of a binary task is positive."""
+        required = self.task.required_label
+        return not self.useful or (required is not None and required not in self.classes)
+
     def fault(self) -> str | None:
         """Say why these labels teach nothing; None if they do."""
         if not self.labels:
