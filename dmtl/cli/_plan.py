@@ -25,6 +25,8 @@ def dry_run(config: RunConfig) -> int:
 def print_plan(config: RunConfig, facts: dict) -> None:
     """Print what `dmtl.train.plan.plan` gives."""
     data, steps, files = facts["data"], facts["steps"], facts["files"]
+    for note in facts["notes"]:
+        say(note)
     console.print(_label_table(data, steps))
     per_image = ", ".join(f"{n} with {k}" for k, n in data["labels"]["labels_per_image"].items())
     counts = (f"{data[key]:,}" for key in ("train", "labelled", "val"))

@@ -60,7 +60,8 @@ def main(arguments: list[str]) -> int:
 
     seeds = list(dict.fromkeys(args.seeds))
     jobs = claim.jobs(config.out, seeds, claim.with_needed(args.methods or claim.methods))
-    open_data(config.data, config.optim.task_weights)  # if it cannot work, say so before anything is trained
+    # if it cannot work, say so before anything is trained
+    open_data(config.data, config.optim.task_weights).describe(config.data, say)
 
     def collect() -> Results:
         results = results_of(claim, config.out, seeds)

@@ -120,7 +120,8 @@ def main(arguments: list[str]) -> int:
     if reference is not None:
         check_baseline(reference, evaluation.primary())
 
-    scored = SavedMaps(source, evaluation.tasks, evaluation.needed) if engine is None else engine
+    saved = {name: ours[name] for name in names}
+    scored = SavedMaps(source, saved, evaluation.needed) if engine is None else engine
     rows = _score(args, evaluation, scored, several, world)
     if not world.main:
         return 0

@@ -103,6 +103,15 @@ class LabelledImages:
         spec = None if task is None else {k: v for k, v in self.tasks[task].spec().items() if k != "weight"}
         return [type(self).__name__, self.name, self.split, self.ids, spec]
 
+    def definition(self, task: str) -> dict[str, Any]:
+        """Return what the labels of a task mean, in plain values: a run is resumed with the same ones only. A
+        subclass adds how it reads them."""
+        return self.tasks[task].spec()
+
+    def unread(self, task: str) -> list[str]:
+        """Return the files that are kept with the labels of a task, but are no label of any image."""
+        return []
+
     def wanted(self, tasks: Iterable[str] | None) -> list[str]:
         """Checked names of `tasks`; all tasks when None."""
         tasks = list(self.tasks if tasks is None else tasks)

@@ -127,8 +127,11 @@ class Codes:
     reading: tuple[float, float] | None = None
 
 
-def read_codes(path: str | os.PathLike) -> Codes:
+def read_codes(path: str | os.PathLike, *, colours: bool = False) -> Codes:
     """Read the label or map of a PNG or TIFF file as it is stored, turned by its orientation tag.
+
+    Args:
+        colours: give the colours of 8-bit pixels, of a palette too, as uint8 [H, W, 3].
 
     Raises:
         DataError: as of `read_image`; also for values that could mean two things, or would be rounded.
@@ -156,6 +159,8 @@ def read_codes(path: str | os.PathLike) -> Codes:
             if not signed and values.min() < 0:
                 raise DataError("whole numbers of 32 bits above 2147483647, expected smaller ones")
             return Codes(values, numbers=True)
+        if colours and image.mode in ("L", "P", "1"):
+            image, step = image.convert("RGB"), 1
         if image.mode.startswith("I"):
             return Codes(_sixteen_bits(image).astype(np.uint16), most=white, reading=reading)
         if image.mode == "F":

@@ -13,7 +13,7 @@ from torch import Tensor
 from dmtl.data import Batch, LabelledImages, LabelMatrix, Loader, eval_transform, make_loader, open_dataset
 from dmtl.engine.engine import Engine
 from dmtl.errors import ConfigError, DataError, did_you_mean
-from dmtl.evaluation.scoring import Boundaries, Metrics, score
+from dmtl.evaluation.scoring import Boundaries, Metrics, converter, score
 from dmtl.metrics.boundary import MAX_DIST, Boundary
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, from_pretrained
 from dmtl.runtime.distributed import World
@@ -261,12 +261,7 @@ def shared_tasks(
                 raise ConfigError(
                     f"tasks: {where} has no task {name!r} (it has {', '.join(tasks) or 'none'})"
                 )
-        a, b = ours[name], theirs[name]
-        if (a.kind, a.channels) != (b.kind, b.channels):
-            raise ConfigError(
-                f"task {name!r}: the model predicts {a.kind} with {a.channels} channels, "
-                f"the data set has {b.kind} with {b.channels}"
-            )
+        converter(name, ours[name], theirs[name], source, data)
     if not names:
         both = f"{', '.join(ours) or 'none'} and {', '.join(theirs)}"
         raise ConfigError(f"{source} and {data} share no task ({both})")

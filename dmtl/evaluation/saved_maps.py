@@ -12,6 +12,9 @@
 | unit_vector | .npy of floats [H, W, 3] or [3, H, W]; or RGB PNG, component = value / 127.5 - 1  | .npy    |
 | scalar      | .npy of numbers [H, W]; or grey PNG, value = offset + scale * pixel, see below    | .npy    |
 
+What maps.json says of a task counts: its classes, which are matched with those of the data set by name, and
+its unit. Without it, class ids are those of the data set.
+
 `scale` and `offset` of scalars in PNG are in maps.json as `dmtl predict` gives them: under `tasks`, or for
 each image in its `reading`, which is also in the PNG itself (text chunk "dmtl"). Those of binary tasks count
 too. What is written is read back to the bit, but for probabilities in 8 bits. These are rounded, and come
@@ -33,10 +36,10 @@ import torch
 from torch import Tensor
 
 from dmtl.data.folder.label_maps import read_stored
-from dmtl.data.folder.paths import find_files, read_text
+from dmtl.data.folder.paths import find_files, nfc, read_text
 from dmtl.data.images import write_npy
 from dmtl.data.loading.batch import Batch
-from dmtl.errors import DataError
+from dmtl.errors import ConfigError, DataError
 from dmtl.predict.maps import encode_map
 from dmtl.predict.outputs import FORMAT, output_folder
 from dmtl.runtime.distributed import World, gathered
@@ -105,7 +108,7 @@ class MapWriter:
         task = self.tasks[name]
         if name in self.arrays:
             sides = "[H, W]" if task.label_channels == 1 else f"[H, W, {task.label_channels}]"
-            return {"kind": task.kind, "npy": f"float32 {sides}; {task.words.map}"}
+            return {**task.meaning(), "npy": f"float32 {sides}; {task.words.map}"}
         return task.map_format() | ({"rounding": "down, as published"} if task.thin else {})
 
     def _write(self, name: str, id: str, map: Tensor) -> None:
@@ -126,7 +129,7 @@ class SavedMaps:
 
     Args:
         folder: see the module.
-        tasks: what the maps are.
+        tasks: what the maps are (`saved_tasks`).
         needed: task -> ids of the images that must have a map; others may.
 
     Errors: DataError that lists what is missing; when maps are read, one that names the file.
@@ -184,14 +187,26 @@ class SavedMaps:
 
 
 def saved_tasks(folder: str | os.PathLike, tasks: Mapping[str, Task]) -> dict[str, Task]:
-    """Return those of `tasks` of which `folder` has maps.
+    """Return those of `tasks` of which `folder` has maps, as its maps.json describes them.
 
     Raises:
-        DataError: there is no such folder.
+        DataError: there is no such folder, or its maps are of another kind or unit.
     """
     if not Path(folder).is_dir():
         raise DataError(f"{folder}: no such folder, expected one with a folder of maps for each task")
-    return {name: task for name, task in tasks.items() if (Path(folder) / name).is_dir()}
+    path = Path(folder) / "maps.json"
+    entries = _index(path).get("tasks", {})
+    found = {}
+    for name, task in tasks.items():
+        if (Path(folder) / name).is_dir():
+            entry = entries.get(name, {}) if isinstance(entries, dict) else None
+            if not isinstance(entry, dict):
+                raise DataError(f"{path}: tasks.{name} is not an object, expected what `dmtl predict` writes")
+            try:
+                found[name] = task.described(entry)
+            except ConfigError as error:
+                raise DataError(f"{path}: tasks.{name}.{error}") from None
+    return found
 
 
 def read_map(
@@ -229,20 +244,31 @@ def _fitting(path: Path, stored: np.ndarray, size: tuple[int, int], channels: in
     return fitting[0] if channels == 1 and fitting.ndim == 3 else fitting
 
 
+def _index(path: Path) -> dict[str, Any]:
+    """What maps.json holds; nothing if there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        index = json.loads(read_text(path, "JSON"))
+    except (ValueError, RecursionError):
+        index = None
+    if not isinstance(index, dict):
+        raise DataError(f"{path}: not readable, expected what `dmtl predict` writes")
+    return index
+
+
 def _readings(path: Path) -> Callable[[str, str], tuple[float, float] | None]:
     """(task, id) -> (scale, offset) of a scalar's PNG, from maps.json; None if it does not say."""
-    tasks, images = {}, {}
-    if path.is_file():
-        try:
-            index = json.loads(read_text(path, "JSON"))
-            tasks = dict(index.get("tasks", {}))
-            images = {image["name"]: image.get("reading", {}) for image in index.get("images", [])}
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise DataError(f"{path}: not readable, expected what `dmtl predict` writes") from None
+    index = _index(path)
+    try:
+        tasks = dict(index.get("tasks", {}))
+        images = {nfc(image["name"]): image.get("reading", {}) for image in index.get("images", [])}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise DataError(f"{path}: not readable, expected what `dmtl predict` writes") from None
 
     def reading(task: str, id: str) -> tuple[float, float] | None:
         try:
-            found = images.get(id, {}).get(task) or tasks.get(task, {})
+            found = images.get(nfc(id), {}).get(task) or tasks.get(task, {})
             return (float(found["scale"]), float(found.get("offset", 0))) if "scale" in found else None
         except (TypeError, ValueError, AttributeError):
             raise DataError(f"{path}: how to read {task}/{id} is unclear, expected numbers") from None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dmtl.data.loading.loader import Batch
 from dmtl.diffusion import CounterNoise
+from dmtl.errors import ConfigError
 from dmtl.metrics import ErrorAuroc, Metric
 from dmtl.runtime.distributed import World, gathered
 from dmtl.tasks import Task
@@ -77,7 +78,8 @@ def score(
             engine that averages several draws, tasks also get "uncertainty_auroc"
             (`dmtl.metrics.ErrorAuroc`).
         tasks: default every task that model and batches share. As a mapping, the tasks as the data set has
-            them: these then say which label values count, the names of classes, and the figures.
+            them: these then say which label values count, the order of classes (which are matched by name),
+            and the figures.
         steps: denoising steps, default as trained; an engine also takes "auto".
         seed: of the chain's noise; an image's noise depends on its place in the data set, not on the batches.
         initial: also score the initial predictions, as "initial/<task>" (of one draw).
@@ -86,6 +88,9 @@ def score(
         on_maps: called with every batch of this process and its final decoded maps.
         world: the processes that share the batches. Each of them calls `score` with an equal model and the
             same batches, takes every `size`-th, and returns the figures of one process, to the bit.
+
+    Raises:
+        ConfigError: a task means something else to the model than to the data set.
     """
     names = None if tasks is None else list(tasks)
     world = World() if world is None else world
@@ -149,6 +154,8 @@ class _Scores:
         else:
             out = self.model.maps(batch.image, names, **options)
             maps, uncertainty = out.maps, out.uncertainty
+        convert = {name: converter(name, self.model.tasks[name], self.tasks[name]) for name in names}
+        maps, initial = ({name: convert[name](map) for name, map in m.items()} for m in (maps, initial))
         self.on_maps(batch, maps)
         meters: dict[_Key, Meter] = {}
 
@@ -215,6 +222,20 @@ def _add(sums: dict[_Key, _State], key: _Key, state: _State) -> None:
 
 def _on_cpu(states: Mapping[_Key, _State]) -> dict[_Key, _State]:
     return {key: {name: value.cpu() for name, value in state.items()} for key, state in states.items()}
+
+
+def converter(
+    name: str,
+    ours: Task,
+    theirs: Task,
+    source: object = "the model",
+    data: object = "the data set",
+) -> Callable[[Tensor], Tensor]:
+    """Return `Task.to_terms_of`; an error names the task and both sides."""
+    try:
+        return ours.to_terms_of(theirs)
+    except ConfigError as error:
+        raise ConfigError(f"task {name!r} of {source} (there) and of {data} (here): {error}") from None
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -76,7 +76,7 @@ class Task(Stored):
     thin: ClassVar[bool] = False
     unit_length: ClassVar[bool] = False  # labels and predictions are vectors of length 1
     label_names: ClassVar[tuple[str, ...]] = ()  # what labels 0, 1, ... mean; none if labels are numbers
-    required_label: ClassVar[int | None] = None  # a data set without this label anywhere teaches nothing
+    required_label: ClassVar[int | None] = None  # labels without it anywhere teach nothing
     _loss_kind: ClassVar[Callable[[Any], dict[str, Any]]]  # a method, where `loss` has a name for it
 
     def __post_init__(self) -> None:
@@ -199,6 +199,34 @@ class Task(Stored):
         """How wrong a decoded map is at each pixel, float32 [B,H,W]: 0 or 1, or (`graded`) an amount. Means
         nothing where the label does not."""
         raise NotImplementedError(f"{type(self).__name__}.error")
+
+    def meaning(self) -> dict[str, Any]:
+        return super().meaning() | ({"unit": self.unit} if self.unit else {})
+
+    def described(self, entry: Mapping[str, Any]) -> Task:
+        """Return this task as an entry of maps.json describes it; what it leaves out is as here.
+
+        Raises:
+            ConfigError: the entry describes predictions of another kind or unit.
+        """
+        for key, value in self.meaning().items():
+            if key in entry and entry[key] != value:
+                raise ConfigError(f"{key} is {entry[key]!r:.80}, expected {value!r} as in the data set")
+        return self
+
+    def to_terms_of(self, other: Task) -> Callable[[Tensor], Tensor]:
+        """Return what turns decoded predictions of this task into those of `other`, which has its name.
+
+        Options that do not change what a decoded value means (`ignore`, `log`, `score`, ...) may differ.
+
+        Raises:
+            ConfigError: the two mean different things.
+        """
+        mine, theirs = self.meaning(), other.meaning()
+        for key in {**mine, **theirs}:
+            if mine.get(key) != theirs.get(key):
+                raise ConfigError(f"{key} is {mine.get(key, '')!r} there and {theirs.get(key, '')!r} here")
+        return lambda map: map
 
     def map_difference(self, expected: Tensor, got: Tensor, logits: Callable[[], Tensor]) -> float:
         """How far two decoded predictions of equal shape are apart, as far as their logits justify it.

@@ -79,7 +79,7 @@ class Binary(Ids):
 
     def map_format(self) -> dict[str, Any]:
         text = "8-bit grey; probability = value / 255"
-        return {"kind": self.kind, "png": text, "scale": 1 / 255, "offset": 0.0}
+        return {**self.meaning(), "png": text, "scale": 1 / 255, "offset": 0.0}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmtl.errors import DataError
+from dmtl.errors import ConfigError, DataError
 from dmtl.metrics import MeanIoU
 from dmtl.tasks.base import Legend, Range, Task, Words
 from dmtl.tasks.palette import GREY, class_palette, swatches
+from dmtl.tasks.recode import class_table, colour_codes, read_colour, read_value, recode, stored_name
 from dmtl.tasks.stored import Pixels, listed
 
 
@@ -24,11 +26,50 @@ class Ids(Task):
     """Labels are 8-bit ids of `label_names`, predictions are (averaged in) probabilities."""
 
     label_dtype = torch.uint8
+    reading_options = ("values", "colors")
     error_unit = ""
     uncertainty_unit = "nats"
 
-    def label_from_stored(self, stored: np.ndarray, *, numbers: bool, **_: float | None) -> Tensor:
+    def reading(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return `values` and `colors` as tables, stored value or colour -> id."""
+        super().reading(options)
+        readers = {"values": read_value, "colors": read_colour}
+        if len(options) > 1:
+            raise ConfigError(f"task {self.name!r}: both values and colors are given, expected one of them")
+        names, ignore = self.label_names, int(self.ignore)
+        try:
+            tables = {k: class_table(k, v, names, ignore, readers[k]) for k, v in options.items()}
+        except ConfigError as error:
+            raise ConfigError(f"task {self.name!r}: {error}") from None
+        for table in (table for key, table in tables.items() if key == "values"):
+            table.setdefault(ignore, ignore)
+        return tables
+
+    def label_from_stored(
+        self,
+        stored: np.ndarray,
+        *,
+        numbers: bool,
+        values: Mapping[int, int] | None = None,
+        colors: Mapping[int, int] | None = None,
+        **_: float | None,
+    ) -> Tensor:
+        """Ids; `values` and `colors` are the tables of `reading`."""
+        if colors is not None:
+            if stored.dtype != np.uint8 or stored.ndim != 3 or stored.shape[2] != 3:
+                raise DataError(
+                    f"{stored.dtype} values of shape {list(stored.shape)}, expected 8-bit colours [H, W, 3] "
+                    "because dataset.yaml has `colors`"
+                )
+            return self._recoded(colour_codes(stored)[None], "colors", colors)
+        if stored.ndim == 3 and stored.shape[2] == 3:
+            raise DataError(
+                f"{stored.dtype} values of shape {list(stored.shape)}, expected one value per pixel, grey or "
+                "palette, or `colors:` in dataset.yaml that says which colour is which class"
+            )
         stored_1HW = self._channels_first(stored)
+        if values is not None and stored.dtype.kind in "bui":
+            return self._recoded(stored_1HW, "values", values)
         if stored.dtype.kind not in "bui" or (not numbers and stored.dtype != np.uint8):
             raise DataError(
                 f"{stored.dtype} values, expected 8-bit class ids or 0 and 1 (grey or palette PNG)"
@@ -41,6 +82,22 @@ class Ids(Task):
                 f"value {listed(stored_1HW[wrong])} in {int(wrong.sum())} pixels, expected {self._allowed()}"
             )
         return torch.from_numpy(stored_1HW.astype(np.uint8))
+
+    def _recoded(self, codes_1HW: np.ndarray, option: str, table: Mapping[int, int]) -> Tensor:
+        codes_1HW = codes_1HW.astype(np.uint8) if codes_1HW.dtype == bool else codes_1HW
+        ids_1HW, known_1HW = recode(codes_1HW, table)
+        if not known_1HW.all():
+            wrong = np.unique(codes_1HW[~known_1HW]).tolist()
+            named, allowed = (
+                ", ".join(stored_name(option, code) for code in codes[:8])
+                + (", ..." if len(codes) > 8 else "")
+                for codes in (wrong, list(table))
+            )
+            raise DataError(
+                f"{'colour' if option == 'colors' else 'value'} {named} in {int((~known_1HW).sum())} pixels, "
+                f"expected {allowed} as `{option}` in dataset.yaml says"
+            )
+        return torch.from_numpy(ids_1HW)
 
     def label_to_stored(self, label_KHW: Tensor) -> np.ndarray:
         return label_KHW[0].numpy()
@@ -78,7 +135,7 @@ class Classes(Ids):
         if isinstance(names, int) and not isinstance(names, bool):
             self._require(names >= 2, "classes", "at least 2", names)
             self._require(names <= 1 << 16, "classes", "at most 65536", names)
-            names = [f"class {i}" for i in range(names)]
+            names = _numbered(names)
         listed = isinstance(names, (list, tuple)) and all(isinstance(n, str) and n for n in names)
         self._require(listed and len(names) >= 2, "classes", "a list of at least two names", self.classes)
         self._require(len(set(names)) == len(names), "classes", "a list of different names", self.classes)
@@ -140,6 +197,38 @@ class Classes(Ids):
         gap = logits_BCHW.gather(1, expected[:, None]) - logits_BCHW.gather(1, got[:, None])
         return gap.abs().max().item()
 
+    def meaning(self) -> dict[str, Any]:
+        return super().meaning() | {"classes": list(self.classes)}
+
+    def described(self, entry: Mapping[str, Any]) -> Task:
+        """As the entry says, with its own names of classes, in its order."""
+        names = entry.get("classes", list(self.classes))
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"classes is {names!r:.80}, expected a list of names")
+        super().described({key: value for key, value in entry.items() if key != "classes"})
+        return replace(self, classes=tuple(names))
+
+    def to_terms_of(self, other: Task) -> Callable[[Tensor], Tensor]:
+        """By the names of the classes: ids in another order become those of `other`. As many classes as there
+        are, if one side has no names."""
+        if not isinstance(other, Classes):
+            return super().to_terms_of(other)
+        nameless = any(list(task.classes) == _numbered(task.channels) for task in (self, other))
+        if nameless and self.channels == other.channels:
+            return lambda map: map
+        mine, theirs = (
+            [unicodedata.normalize("NFC", name) for name in task.classes] for task in (self, other)
+        )
+        if sorted(mine) != sorted(theirs):
+            raise ConfigError(
+                f"its classes are {', '.join(self.classes)} there and {', '.join(other.classes)} here; "
+                "classes are matched by name, expected the same names in any order"
+            )
+        if mine == theirs:
+            return lambda map: map
+        ids = torch.tensor([theirs.index(name) for name in mine])
+        return lambda map: ids.to(map.device)[map]
+
     def new_metric(self, **options: Any) -> MeanIoU:
         """`dmtl.metrics.MeanIoU`: mIoU, pixel accuracy and the IoU of each class, percent."""
         return MeanIoU(self.classes, ignore=self.ignore, **options)
@@ -164,9 +253,14 @@ class Classes(Ids):
 
     def map_format(self) -> dict[str, Any]:
         bits = "8-bit palette" if self.channels <= 256 else "16-bit grey"
-        return {"kind": self.kind, "png": f"{bits}; pixel value = class id", "classes": list(self.classes)}
+        return {**self.meaning(), "png": f"{bits}; pixel value = class id"}
 
     def _paint(self, values: np.ndarray, value_range: Range) -> np.ndarray:
         known = (values >= 0) & (values < self.channels)  # False for NaN
         colours = np.vstack([class_palette(self.classes), GREY])
         return colours[np.where(known, values, self.channels).astype(np.int64)]
+
+
+def _numbered(count: int) -> list[str]:
+    """What classes without names are called."""
+    return [f"class {id}" for id in range(count)]

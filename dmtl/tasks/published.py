@@ -122,7 +122,7 @@ class Edge(Binary):
 @dataclass(frozen=True, kw_only=True)
 class Depth(Scalar):
     """Distance of the visible surface from the camera, in metres; with `distance=False, inverse=True` the
-    inverse of it. Labels of 0 or less are ignored, as is 255."""
+    inverse of it. Labels of 0 or less are ignored."""
 
     name: str = "depth"
     distance: bool = True

@@ -17,6 +17,7 @@ from dmtl.tasks.stored import Pixels, rounded
 _SCORES = ("rmse", "abs_err")
 # Metres. 16 bits of millimetres hold no more, and are too coarse for less.
 _FAR, _NEAR = 65.5354, 1.0
+NO_NUMBER = float(np.finfo(np.float32).min)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +29,11 @@ class Scalar(Task):
     `inverse`: values are inverse distances (disparities) in any unit, so magnifying multiplies them.
     `low`, `high`: ends of the colour scale (otherwise the 1st and 99th percentile of each picture).
     `score`: the figure that enters Delta_MTL, "rmse" or "abs_err".
-    With `log`, `distance` or `inverse` a label of 0 or less has no meaning and is ignored.
+    With `log`, `distance` or `inverse` a label of 0 or less has no meaning and is ignored. `ignore` is the
+    lowest float32 unless it is given, so no number is ignored by accident; files mark pixels by NaN.
     """
 
+    ignore: float = NO_NUMBER
     log: bool = False
     distance: bool = False
     inverse: bool = False
@@ -115,7 +118,10 @@ class Scalar(Task):
             "16-bit grey, millimetres; metres = value / 1000. An image whose distances these do not hold "
             "(below 0, above 65.535 m, or none of 1 m or more) has another scale and offset in its `reading`"
         )
-        return {"kind": self.kind, "png": text, "unit": self.unit, "scale": 0.001, "offset": 0.0}
+        return {**self.meaning(), "png": text, "scale": 0.001, "offset": 0.0}
+
+    def meaning(self) -> dict[str, Any]:
+        return super().meaning() | {"unit": self.unit, "inverse": self.inverse}
 
     def value_range(self, label_KHW: Array) -> tuple[float, float]:
         return self._range(self._known(label_KHW, "value_range"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmtl.errors import DataError
+from dmtl.errors import ConfigError, DataError
 
 LINEAR = "16-bit grey; value = offset + scale * pixel, with offset and scale of each image"
 
@@ -34,6 +34,8 @@ class Stored:
 
     kind: ClassVar[str]
     label_channels: ClassVar[int] = 1
+    # Keys of dataset.yaml that say how the files of labels are read.
+    reading_options: ClassVar[tuple[str, ...]] = ("scale", "unknown")
     label_dtype: ClassVar[torch.dtype] = torch.float32
     map_dtype: ClassVar[torch.dtype] = torch.float32  # of decoded predictions
 
@@ -41,6 +43,33 @@ class Stored:
     name: str
     ignore: float
     valid: Callable[[Tensor], Tensor]
+
+    def reading(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Check the options of dataset.yaml that say how labels are read.
+
+        Args:
+            options: of `scale`, `unknown`, `values` and `colors` those given.
+
+        Returns:
+            Keyword arguments of `label_from_stored`, in plain values.
+
+        Raises:
+            ConfigError: an option that this kind does not have, or a value that cannot work.
+        """
+        for key, value in options.items():
+            if key not in self.reading_options:
+                known = ", ".join(self.reading_options) or "none"
+                raise ConfigError(
+                    f"task {self.name!r}: {key} has no meaning for files of kind {self.kind}, "
+                    f"expected no such option (this kind has {known})"
+                )
+            if key in ("scale", "unknown"):
+                number = isinstance(value, (int, float)) and not isinstance(value, bool)
+                if not number or not abs(value) < 1e300:
+                    raise ConfigError(f"task {self.name!r}: {key} is {value!r:.80}, expected a number")
+        if options.get("scale", 1) <= 0:
+            raise ConfigError(f"task {self.name!r}: scale is {options['scale']}, expected a positive number")
+        return dict(options)
 
     def label_from_stored(
         self, stored: np.ndarray, *, numbers: bool, scale: float | None = None, unknown: float | None = None
@@ -50,8 +79,8 @@ class Stored:
         Args:
             stored: [H, W] or [H, W, K].
             numbers: True for the values themselves, as .npy holds them; False for 8- or 16-bit codes, as PNG.
-            scale: value of one step of a code of a number.
-            unknown: a number that means "no label".
+            scale: value of one step of a whole number, in a code or in a .npy.
+            unknown: the stored number that means "no label"; None: 0 in codes, none in a .npy.
 
         Returns:
             [K, H, W] of `label_dtype`; `ignore` where there is no label.
@@ -60,19 +89,24 @@ class Stored:
             DataError: the values cannot be a label of this task. The message says what was expected.
         """
         stored_KHW = self._channels_first(stored)
-        if numbers:
-            with np.errstate(over="ignore"):
-                value = stored_KHW.astype(np.float32)
-            known = np.isfinite(value)
-            if unknown is not None:
-                known &= stored_KHW != unknown
-        elif scale is None:
+        unknown = 0 if unknown is None and not numbers else unknown
+        if scale is not None and stored.dtype.kind == "f":
+            raise DataError(
+                f"{stored.dtype} values, to which `scale: {scale:g}` does not apply, expected whole numbers, "
+                "or floats in their unit and no scale in dataset.yaml"
+            )
+        if scale is None and not numbers:
             raise DataError(
                 f"whole numbers without a unit, expected `scale:` (units per step) for task {self.name!r} in "
                 "dataset.yaml, or a .npy of floats"
             )
-        else:
-            value, known = stored_KHW.astype(np.float32) * np.float32(scale), stored_KHW > 0
+        with np.errstate(over="ignore"):
+            value = stored_KHW.astype(np.float32)
+        if scale is not None:
+            value *= np.float32(scale)
+        known = np.isfinite(value)
+        if unknown is not None:
+            known &= stored_KHW != unknown
         return torch.from_numpy(np.where(known.all(0), value, np.float32(self.ignore)))
 
     def label_to_stored(self, label_KHW: Tensor) -> np.ndarray:
@@ -130,7 +164,11 @@ class Stored:
 
     def map_format(self) -> dict[str, Any]:
         """Describe how to read the pixels of predictions, for maps.json."""
-        return {"kind": self.kind, "png": LINEAR}
+        return {**self.meaning(), "png": LINEAR}
+
+    def meaning(self) -> dict[str, Any]:
+        """Say what predictions mean, for maps.json: two tasks of equal meaning can be compared."""
+        return {"kind": self.kind}
 
     def _channels_first(self, stored: np.ndarray) -> np.ndarray:
         """[H, W] or [H, W, K] as [K, H, W]."""

@@ -36,11 +36,16 @@ class UnitVector(Task):
     channels = label_channels = 3
     decoding = "unit"
     unit_length = True
+    reading_options = ()
     words = Words("directions", "unit vector", "angular spread of the draws")
     error_unit = uncertainty_unit = "degrees"
     primary = "mean"
     higher_is_better = False
     graded = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(abs(self.ignore) > 1, "ignore", "outside -1..1, where components are", self.ignore)
 
     def metric_unit(self, metric: str) -> str:
         return "°"
@@ -152,7 +157,7 @@ class UnitVector(Task):
 
     def map_format(self) -> dict[str, Any]:
         text = "8-bit RGB; component = value / 127.5 - 1"
-        return {"kind": self.kind, "png": text, "scale": 1 / 127.5, "offset": -1.0}
+        return {**self.meaning(), "png": text, "scale": 1 / 127.5, "offset": -1.0}
 
 
 def _lengths(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from dmtl.train.config import RunConfig
+from dmtl.train.setup import Data
 
 
 def identity(config: RunConfig) -> dict[str, dict]:
@@ -28,4 +30,21 @@ def what_changed(stored: Mapping[str, Mapping], config: RunConfig) -> str:
         for key, value in values.items():
             if before[key] != value:
                 return f"{section}.{key} was {before[key]!r}, now {value!r}"
+    return ""
+
+
+def meaning_changed(state: Mapping[str, Any], data: Data) -> str:
+    """Name the first task or option of dataset.yaml that is not as when a checkpoint was written; "" if none.
+
+    Checkpoints of older versions do not say.
+    """
+    now = data.definition()
+    stored = json.loads(state["data"]) if "data" in state else now
+    before, after = ([task for task, _ in tasks] for tasks in (stored, now))
+    if before != after:
+        return f"data: the tasks were {', '.join(before)}, now {', '.join(after)}"
+    for (task, was), (_, options) in zip(stored, now, strict=True):
+        for key in {**was, **options}:
+            if was.get(key) != options.get(key):
+                return f"data: {key} of {task} was {was.get(key)!r:.200}, now {options.get(key)!r:.200}"
     return ""

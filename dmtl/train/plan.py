@@ -39,17 +39,20 @@ FLOAT = 4  # bytes of the parameters and of the optimiser's moments
 
 
 def plan(config: RunConfig) -> dict:
-    """What can be said without running anything; JSON-able, sizes in bytes. The data set is opened, not
-    read."""
+    """What can be said without running anything; JSON-able, sizes in bytes. The data set is opened, and some
+    labels are read for "notes"."""
     data = open_data(config.data, config.optim.task_weights)
     loader = training_loader(config, data)
     model = _model(config, data)
     per_epoch, total = len(loader), total_steps(config.optim, len(loader))
+    notes: list[str] = []
+    data.describe(config.data, notes.append)
     pairs_SB = pairs_of_steps(loader)
     pairs = {task: float(n) for task, n in zip(loader.visible.tasks, pairs_SB.mean(0))}
     files = _files(config, model)
     return {
         "out": config.out,
+        "notes": notes,
         "data": {
             "name": data.train.name,
             "train": len(data.train),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,7 @@ from dmtl.nn.precision import has_bf16
 from dmtl.runtime.distributed import World
 from dmtl.tasks import Task, task_from_spec
 from dmtl.train.config import DataConfig, RunConfig
+from dmtl.train.label_check import label_notes, refuse_unlabelled
 
 GENERATED = ("one-label", "random-labels")
 LABEL_FILES = (".csv", ".pth", ".npy")
@@ -55,9 +57,28 @@ class Data:
     labels: LabelMatrix
     tasks: dict[str, Task]
 
+    def describe(self, config: DataConfig, say: Callable[[str], object]) -> None:
+        """Say what a user should know about the labels before the first step (`dmtl.train.label_check`).
+
+        Raises:
+            ConfigError: every pixel of all visible labels of a task is ignored.
+        """
+        if not made_to_order(config.root):  # rendered labels are as they should be
+            for note in label_notes(self.train, self.val, self.labels):
+                say(note)
+
+    def definition(self) -> list[list]:
+        """Return what the labels mean, as JSON has it: [task, options] in the order of the tasks."""
+        return json.loads(json.dumps([[task, self.train.definition(task)] for task in self.tasks]))
+
 
 def open_data(config: DataConfig, task_weights: dict[str, float] | None = None) -> Data:
-    """Opens the data set and decides which labels are visible."""
+    """Opens the data set and decides which labels are visible.
+
+    Raises:
+        ConfigError: a setting cannot work, or a task has no visible label.
+        DataError: the data set is not what its format promises.
+    """
     _refuse_distribution(config.root)
     size = (config.size[0], config.size[1])
     rendered = made_to_order(config.root)
@@ -81,6 +102,7 @@ def open_data(config: DataConfig, task_weights: dict[str, float] | None = None) 
                     f"optim.task_weights.{name} is not a task of {train.name} (tasks: {', '.join(every)})"
                 )
     labels = choose_labels(config, train, _deciding(config, train))
+    refuse_unlabelled(train, labels)
     if config.cache_dir is not None:
         train, val = DiskCached(train, config.cache_dir), DiskCached(val, config.cache_dir)
     if config.cache:
@@ -185,6 +207,10 @@ def model_for(
             f"model.tasks must be the tasks of the data ({', '.join(tasks)}), "
             f"got {', '.join(s['name'] for s in config.model.tasks)}"
         )
+    for spec in config.model.tasks:
+        mine, theirs = task_from_spec(spec).meaning(), tasks[spec["name"]].meaning()
+        if mine != theirs:
+            raise ConfigError(f"model.tasks: {spec['name']} must be as in the data ({theirs}), got {mine}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.optim.seed)
         model = create_model(config.model, tasks)

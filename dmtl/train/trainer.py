@@ -32,7 +32,7 @@ from dmtl.train.best import Best
 from dmtl.train.checkpoint import Checkpoints
 from dmtl.train.config import RunConfig
 from dmtl.train.ema import MovingAverage
-from dmtl.train.identity import identity, what_changed
+from dmtl.train.identity import identity, meaning_changed, what_changed
 from dmtl.train.log import RunLog
 from dmtl.train.optim import frozen, optimizer_for, schedule, set_train, total_steps
 from dmtl.train.profiling import Profile
@@ -59,7 +59,7 @@ class Trainer:
         data: what `open_data` gives for this configuration, to share it between runs; default: opened here.
         resume: go on from the run's last whole checkpoint; without one the run starts at the beginning.
         on_step: called after every step with (step, steps, last logged loss); for progress bars.
-        say: told in one line what a user should know: damaged checkpoints, skipped steps, memory.
+        say: told in one line what a user should know: poor labels, damaged checkpoints, skipped steps.
         profile: also write where the time of three steps goes to `OUT/profile`.
 
     Started by torchrun, every process makes its own Trainer and all run together; the first one writes.
@@ -90,6 +90,7 @@ class Trainer:
         self.say = say if self.world.main else lambda text: None
         torch.use_deterministic_algorithms(config.optim.deterministic)
         self.data = open_data(config.data, config.optim.task_weights) if data is None else data
+        self.data.describe(config.data, self.say)
         self.loader = training_loader(config, self.data, self.device.type == "cuda", self.world)
         self.steps_per_epoch = len(self.loader)
         self.steps = total_steps(config.optim, self.steps_per_epoch)
@@ -98,7 +99,7 @@ class Trainer:
         self._build(weights=state is None)
         self.best = Best(self.model.tasks, read_reference(config.log.baseline))
         self.step, self.seconds, self.waited, self._loss = 0, 0.0, 0.0, float("nan")
-        self._skipped_steps, self._skipped_samples = 0, 0
+        self._skipped_steps = self._skipped_samples = 0
         self._final: Metrics = {}  # metrics after the last step
         if state is not None:
             self._restore(state)
@@ -359,6 +360,7 @@ class Trainer:
             "skipped": [self._skipped_steps, self._skipped_samples],
             "corrupt": gathered(self.loader.corrupt),
             "config": json.dumps(identity(self.config), sort_keys=True),
+            "data": json.dumps(self.data.definition()),
             "model": whole(self.model.state_dict()),
             "optimizer": whole(self.optimizer.state_dict()),
             "weighting": whole(self.weighting.state_dict()),
@@ -374,7 +376,8 @@ class Trainer:
 
     def _restore(self, state: dict) -> None:
         folder = self.checkpoints.folder
-        if changed := what_changed(json.loads(state["config"]), self.config):
+        changed = what_changed(json.loads(state["config"]), self.config) or meaning_changed(state, self.data)
+        if changed:
             raise CheckpointError(f"{folder}: belongs to another configuration: {changed}")
         began = self.out / "labels.csv"
         if began.is_file() and LabelMatrix.read_csv(began) != self.data.labels:
@@ -392,7 +395,6 @@ class Trainer:
         self.best.load_state_dict(state["best"])
         torch.set_rng_state(state["rng"])
         self.step, (self.seconds, self.waited) = state["step"], state["seconds"]
-        self._skipped_steps, self._skipped_samples = state["skipped"]
+        (self._skipped_steps, self._skipped_samples), self._final = state["skipped"], state["final"]
         if self.world.rank < len(state["corrupt"]):
             self.loader.corrupt.update(state["corrupt"][self.world.rank])
-        self._final = state["final"]

@@ -34,7 +34,12 @@ def test_labels_that_teach_nothing_are_reported(folder):
     describe(folder, tasks={**TASKS, "mask": {"kind": "binary"}})
     assert check_dataset(Folder(folder, "train")) == [
         Problem("label", "cracks", "every pixel of its 3 labels is ignored"),
-        Problem("label", "edge", "no pixel is 1 in any label, expected 0 and 1 (255 means ignore)"),
+        Problem(
+            "label",
+            "edge",
+            "class 1 (yes) occurs in none of its 3 labels, while 255 (ignored) does: if 255 means 'yes', "
+            "write `values: {0: 0, 255: 1}` in dataset.yaml",
+        ),
         Problem("label", "mask", "no readable label at all, expected at least one"),
     ]
 
@@ -160,7 +165,7 @@ def test_a_distribution_is_checked_as_it_is(tmp_path):
     ],
 )
 def test_what_is_wrong(task, label, message):
-    found, _ = examine(label, task, (4, 4))
+    found = examine(label, task, (4, 4))
     assert found is None if message is None else message in found
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from dmtl.data.folder.dataset import Folder
 from dmtl.data.images import image_size, read_image, read_label_image, to_rgb
 from dmtl.errors import DataError
-from tests.data.conftest import HEIGHT, WIDTH, arrays
+from tests.data.conftest import HEIGHT, TASKS, WIDTH, arrays, describe
 
 
 def ramp(height=6, width=9):
@@ -161,8 +161,9 @@ def test_labels_in_tiff_files(folder):
         path.unlink()
     found = Folder(folder, "train").read(2).labels
     assert all(torch.equal(found[task], expected[task]) for task in expected)
-    metres = np.where(expected["depth"] == 255, np.nan, expected["depth"])[0].astype(np.float32)
+    metres = np.where(expected["depth"] < 0, np.nan, expected["depth"])[0].astype(np.float32)
     Image.fromarray(metres).save(folder / "depth/c/d.tif")
+    describe(folder, tasks={**TASKS, "depth": {"kind": "scalar"}})
     assert torch.equal(Folder(folder, "train").read(2, ["depth"]).labels["depth"], expected["depth"])
 
 

@@ -9,6 +9,7 @@ from dmtl.data.loading.loader import make_loader
 from dmtl.data.loading.transforms import eval_transform, train_transform
 from dmtl.data.loading.wrappers import Cached, Resized, Subset
 from dmtl.errors import DataError
+from dmtl.tasks.scalar import NO_NUMBER
 from tests.data.conftest import Synthetic
 
 TASKS = ["semseg", "edge", "normals", "depth"]
@@ -43,11 +44,11 @@ def test_a_batch_keeps_its_promises(synthetic):
         assert (batch.epoch, batch.position) == (0, position)
         assert list(batch.labels) == TASKS and len(batch.valid_size) == 6
         for task in TASKS:
-            k = synthetic.tasks[task].label_channels
+            k, ignore = synthetic.tasks[task].label_channels, synthetic.tasks[task].ignore
             assert batch.labels[task].shape == (6, k, 16, 16)
             assert batch.present[task].tolist() == [task in labels.tasks_of(i) for i in batch.ids]
-            assert (batch.labels[task][~batch.present[task]] == 255).all()
-            assert (batch.labels[task][batch.present[task]] != 255).flatten(1).any(1).all()
+            assert (batch.labels[task][~batch.present[task]] == ignore).all()
+            assert (batch.labels[task][batch.present[task]] != ignore).flatten(1).any(1).all()
 
 
 def test_hidden_labels_are_never_read(synthetic):
@@ -112,7 +113,8 @@ def test_evaluation_keeps_order_pads_and_says_so():
     batches = list(make_loader(data, batch_size=2, shuffle=False))
     assert [b.ids for b in batches] == [["i000", "i001"], ["i002", "i003"], ["i004"]]
     assert batches[0].image.shape == (2, 3, 14, 12) and batches[0].valid_size == [(10, 12), (14, 8)]
-    assert (batches[0].labels["depth"][0, :, 10:] == 255).all() and (batches[0].image[1, :, :, 8:] == 0).all()
+    assert (batches[0].labels["depth"][0, :, 10:] == NO_NUMBER).all()
+    assert (batches[0].image[1, :, :, 8:] == 0).all()
     assert batches[2].image.shape == (1, 3, 10, 12) and batches[2].valid_size == [(10, 12)]
     assert all(batch.present[task].all() for batch in batches for task in TASKS)
 

@@ -82,9 +82,9 @@ def test_a_crop_of_a_small_image_is_smaller_and_then_padded(data):
     out = train_transform((64, 64), scale=(0.5, 0.5))(sample, data.tasks, rng())
     assert out.size == (64, 64) and out.valid_size == (24, 32)
     assert (out.image[:, 24:] == 0).all() and (out.image[:, :, 32:] == 0).all()
-    assert all(
-        (label[:, 24:] == 255).all() and (label[:, :, 32:] == 255).all() for label in out.labels.values()
-    )
+    for name, label in out.labels.items():
+        ignore = data.tasks[name].ignore
+        assert (label[:, 24:] == ignore).all() and (label[:, :, 32:] == ignore).all()
 
 
 @pytest.mark.parametrize("frame", [(48, 64), (49, 65), (52, 71), (96, 64)])

@@ -21,6 +21,7 @@ from PIL import Image
 from dmtl.data.benchmarks.detect import distribution
 from dmtl.data.benchmarks.mat import read_mat
 from dmtl.data.folder.dataset import Folder
+from dmtl.data.folder.description import read_task
 from dmtl.data.folder.label_maps import read_label
 from dmtl.data.folder.manifest import digest_of, read_manifest
 from dmtl.data.folder.paths import read_ids
@@ -29,7 +30,6 @@ from dmtl.data.imports import Options, read_source
 from dmtl.data.imports.format import Context
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.data.labels.published import read_split_table
-from dmtl.tasks import make_task
 from tests.data.annotations import WRITERS
 from tests.fixtures import write_fixture
 from tests.fuzz.mutate import annotation, mutate, png, zipped
@@ -51,7 +51,7 @@ from tests.fuzz.pictures import (
 
 TASKS = {
     "semseg": {"kind": "classes", "classes": ["sky", "road", "car"], "ignore": 255},
-    "edge": {"kind": "binary", "weight": 50.0},
+    "edge": {"kind": "binary", "weight": 50.0, "values": {0: 0, 1: 1, 254: 255}},
     "normals": {"kind": "unit_vector"},
     "depth": {"kind": "scalar", "scale": 0.01, "unknown": -1},
 }
@@ -103,6 +103,9 @@ def label_files() -> dict[str, bytes]:
     vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
     ids, strips, numbers = io.BytesIO(), io.BytesIO(), io.BytesIO()
     Image.fromarray(IDS).save(ids, "PNG")
+    colours = np.uint8(COLOURS)[IDS % 2]
+    coloured = io.BytesIO()
+    Image.fromarray(colours).convert("P", palette=Image.Palette.ADAPTIVE).save(coloured, "PNG")
     Image.fromarray(IDS).save(strips, "TIFF", compression="tiff_lzw")
     Image.fromarray(PIXELS[:, :, 0] / np.float32(100)).save(numbers, "TIFF")
     return {
@@ -113,16 +116,22 @@ def label_files() -> dict[str, bytes]:
         "normals.png": image("RGB"),
         "normals.npy": npy(vectors),
         "depth.png": deep_grey(),
-        "depth.npy": npy(PIXELS[:, :, :1] / 100),
+        "depth.npy": npy(np.uint16(PIXELS[:, :, :1])),
+        "colours.png": coloured.getvalue(),
+        "colours.npy": npy(colours),
     }
 
 
-MADE = {name: make_task(name, **{k: v for k, v in options.items() if k not in ("scale", "unknown")})
-        for name, options in TASKS.items()}  # fmt: skip
+COLOURS = [[0, 0, 0], [128, 0, 0]]
+READ = {
+    name: read_task(name, options, Path("dataset.yaml"))
+    for name, options in {**TASKS, "colours": {"kind": "binary", "colors": COLOURS}}.items()
+}
 
 
 def label(path: Path):
-    return read_label(path, MADE[path.stem], scale=0.01 if path.stem == "depth" else None)
+    task, reading = READ[path.stem]
+    return read_label(path, task, **(reading if path.suffix != ".tif" else {}))
 
 
 def mats() -> dict[str, bytes]:
@@ -272,6 +281,8 @@ def evil_descriptions(folder: Path) -> list[Path]:
         "deep": "tasks: " + "[" * 1000,
         "classes": "tasks: {mine: {kind: classes, classes: 999999999999}}",
         "long": "tasks: {depth: {kind: scalar, scale: 1" + "0" * 400 + "}}",
+        "keys": "tasks: {edge: {kind: binary, colors: {[[0]]: 1, {a: b}: 2}}}",
+        "twice": "tasks: {edge: {kind: binary}, edge: {kind: binary}}",
         "heavy": "tasks: {edge: {kind: binary, weight: 1" + "0" * 400 + "}}",
     }
     made = []

@@ -116,7 +116,7 @@ def test_near_is_warm_and_far_is_cold(task, near, far):
 
 
 def test_inverse_distances_are_positive_and_distance_times_inverse_is_kept_by_zoom():
-    inverse, distance = make_task("depth", distance=False, inverse=True), make_task("depth")
+    inverse, distance = make_task("depth", distance=False, inverse=True, ignore=255), make_task("depth")
     label = torch.tensor([[[0.25, 2.0, 0.0, -1.0, 255.0, float("nan")]]])
     assert inverse.valid(label)[0, 0].tolist() == [True, True, False, False, False, False]
     assert inverse.zoom(label, 1.5)[0, 0, :5].tolist() == [0.375, 3.0, 0.0, -1.0, 255.0]

@@ -158,7 +158,7 @@ def test_predictions_go_there_and_back(folder, tmp_path):
         SavedMaps(tmp_path / "maps", tasks, {"drift": ["a"]}).maps_of(batch, tasks)["drift"], maps["drift"]
     )
     index = json.loads((tmp_path / "maps" / "maps.json").read_text())
-    assert index["tasks"]["drift"] == {"kind": "motion", "npy": "float32 [H, W, 2]; motion"}
+    assert index["tasks"]["drift"] == {"kind": "motion", "unit": "px", "npy": "float32 [H, W, 2]; motion"}
 
 
 def test_trained_evaluated_predicted_and_reported(folder, tmp_path):

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Check:
     """Read everything and list what is wrong: damaged files, sizes, class ids, ranges, lengths of vectors,
-    images and ids that are there twice, files that no split names or that are not as the manifest says, links
-    out of the folder.
+    images and ids that are there twice, classes without a label, files that no split names, that are not read
+    or that are not as the manifest says, links out of the folder.
 
     The exit status is 1 if anything is.
     """
@@ -123,4 +123,4 @@ def _place(data: str, problem: Problem) -> str:
         return Path(problem.where).relative_to(data).parts[0]
     except (ValueError, IndexError):
         task = problem.where.rpartition(" (")[2].removesuffix(")")
-        return task if task != problem.where or problem.kind == "label" else "images"
+        return task if task != problem.where or problem.kind in ("label", "class") else "images"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from torch import Tensor
 from dmtl.data.base import LabelledImages, Sample
 from dmtl.data.images import appearance
 from dmtl.data.labels.matrix import LabelMatrix
+from dmtl.data.labels.occurrence import Occurrence
 from dmtl.data.parallel import in_parallel
 from dmtl.errors import DataError
 from dmtl.tasks import Task
@@ -25,8 +25,10 @@ KINDS = {
     "vector": "vectors in files that are not unit vectors",
     "image": "images that are there twice",
     "label": "tasks whose labels teach nothing",
+    "class": "classes without a label (no fault)",
     "split": "lists of splits",
     "unlisted": "files of no split",
+    "unread": "files of a type that is not read",
     "manifest": "files that are not as the manifest says",
     "link": "links out of the data set",
     "shown": "images that are shown otherwise than stored (no fault)",
@@ -47,7 +49,7 @@ class Problem:
     @property
     def is_fault(self) -> bool:
         """False for what is legal, but good to know."""
-        return self.kind != "shown"
+        return self.kind not in ("shown", "class")
 
     @classmethod
     def of(cls, error: DataError, kind: str = "file", where: str = "") -> Problem:
@@ -66,9 +68,10 @@ def check_dataset(
     """Reads everything and lists what is wrong; all is well if no problem `is_fault`.
 
     Damaged files, labels of another size, values out of range, vectors that are not unit vectors (in the
-    label, and in its file before reading makes them so), tasks without any label or any positive, images and
-    ids that are there twice. Also lists images with an orientation tag or transparency, which are read as
-    viewers show them. Nothing of a sample is kept but its id and digest.
+    label, and in its file before reading makes them so), tasks without any label, or with one class alone,
+    images and ids that are there twice. Also lists classes that no label of the split "train" has, and images
+    with an orientation tag or transparency, which are read as viewers show them. Nothing of a sample is kept
+    but its id and digest.
 
     Args:
         seen: what is known of other splits, filled for the next call: content and ids of images -> where.
@@ -77,49 +80,48 @@ def check_dataset(
     """
     seen = {} if seen is None else seen
     problems: list[Problem] = []
-    count: Counter[tuple[str, str]] = Counter()
+    occurs = {name: Occurrence(task) for name, task in dataset.tasks.items()}
     indices = range(len(dataset))
     found = in_parallel(partial(_check_sample, dataset), indices, workers)
     for index, (wrong, digest, known) in zip(progress(indices), found):
         id, here = dataset.ids[index], f"{dataset.split}: {dataset.ids[index]}"
         problems += wrong
-        count.update(known)
+        for name, seen_here in known.items():
+            occurs[name].merge(seen_here)
         if id in seen:
             problems.append(Problem("split", id, f"is in {seen[id]} and {dataset.split}, expected one split"))
         elif digest in seen:
             twice = f"the same image as {seen[digest]}, expected it once"
             problems.append(Problem("image", id, twice))
         seen |= {id: dataset.split} | ({} if digest is None else {digest: here})
-    for name, task in dataset.tasks.items():
-        labels = count["labelled", name]
-        if not labels:
-            problems.append(Problem("label", name, "no readable label at all, expected at least one"))
-        elif not count["useful", name]:
-            problems.append(Problem("label", name, f"every pixel of its {labels} labels is ignored"))
-        elif task.required_label is not None and not count["required", name]:
-            message = f"no pixel is {task.required_label} in any label, expected 0 and 1 (255 means ignore)"
-            problems.append(Problem("label", name, message))
+    for name, found_in in occurs.items():
+        if fault := found_in.fault():
+            # a few images to validate on may well show one class
+            grave = dataset.split == "train" or found_in.is_empty
+            problems.append(Problem("label" if grave else "class", name, fault))
+        elif dataset.split == "train" and (note := found_in.note()):
+            problems.append(Problem("class", name, note))
     return problems
 
 
 def _check_sample(
     data: LabelledImages, index: int
-) -> tuple[list[Problem], bytes | None, list[tuple[str, str]]]:
-    """Problems, the hash of the image's pixels, and (fact of `examine`, task) of its labels."""
+) -> tuple[list[Problem], bytes | None, dict[str, Occurrence]]:
+    """Problems, the hash of the image's pixels, and what occurs in its labels, by task."""
     sample, problems = _read(data, index, list(data.tasks))
     if sample is None:
-        return problems, None, []
-    known: list[tuple[str, str]] = []
+        return problems, None, {}
+    known: dict[str, Occurrence] = {}
     for name, label in sample.labels.items():
         task, where = data.tasks[name], f"{sample.id} ({name})"
-        wrong, facts = examine(label, task, sample.size)
-        if wrong:
+        if wrong := examine(label, task, sample.size):
             problems.append(Problem("value", where, wrong))
             continue
         stored = None if task.label_names else data.stored(index, name)  # ids are stored as they are
         if stored is not None and (wrong := task.stored_problem(stored)):
             problems.append(Problem("vector", where, wrong))
-        known += [(fact, name) for fact in facts]
+        known[name] = Occurrence(task)
+        known[name].add(label)
     problems += _shown_otherwise(data.image_file(index))
     try:
         data.boundaries(index)
@@ -141,20 +143,12 @@ def _shown_otherwise(path: Path | None) -> list[Problem]:
     return problems
 
 
-def examine(label: Tensor, task: Task, image_size: tuple[int, int]) -> tuple[str | None, list[str]]:
-    """Return what is wrong with a label for an image of (height, width), or else what it is: "labelled",
-    "useful" (not all of it is ignored), "required" (it has a pixel of `Task.required_label`)."""
+def examine(label: Tensor, task: Task, image_size: tuple[int, int]) -> str | None:
+    """Return what is wrong with a label for an image of (height, width); None if nothing is."""
     shape = (task.label_channels, *image_size)
     if tuple(label.shape) != shape or label.dtype != task.label_dtype:
-        return f"{label.dtype} {list(label.shape)}, expected {task.label_dtype} {list(shape)}", []
-    if wrong := task.label_problem(label):
-        return wrong, []
-    facts = ["labelled"]
-    if task.valid(label).any():
-        facts.append("useful")
-    if task.required_label is not None and (label == task.required_label).any():
-        facts.append("required")
-    return None, facts
+        return f"{label.dtype} {list(label.shape)}, expected {task.label_dtype} {list(shape)}"
+    return task.label_problem(label)
 
 
 def summary(dataset: LabelledImages, labels: LabelMatrix | None = None) -> dict:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from dmtl.data.folder import manifest
 from dmtl.data.folder.check import Problem
-from dmtl.data.folder.dataset import Folder, read_description, read_split
+from dmtl.data.folder.dataset import Folder, read_split
+from dmtl.data.folder.description import read_description
 from dmtl.data.folder.manifest import Entry
-from dmtl.data.folder.paths import find_files, inside, read_ids
+from dmtl.data.folder.paths import find_files, foreign_files, inside, nfc, read_ids
 from dmtl.data.images import IMAGE_SUFFIXES, LABEL_SUFFIXES
 from dmtl.data.parallel import in_parallel
 from dmtl.errors import DataError
@@ -23,8 +24,8 @@ def check_files(
     workers: int = 0,
     progress: Callable[[Sequence], Iterable] = iter,
 ) -> list[Problem]:
-    """Lists links out of the folder, ids without an image, files that no split names, and files that are
-    missing, changed or unknown by `manifest.jsonl`, where there is one.
+    """Lists links out of the folder, ids without an image, files that no split names, files of other types
+    than are read, and files that are missing, changed or unknown by `manifest.jsonl`, where there is one.
 
     Args:
         workers: processes that read the files for their SHA-256; 0: this one.
@@ -32,9 +33,10 @@ def check_files(
     """
     root = Path(root)
     description = read_description(root)
-    folders = ["images", *description["tasks"]]
-    folders += [description["boundaries"]] if "boundaries" in description else []
-    files = {path for folder in folders for path in _files(root, folder)}
+    folders = {"images": IMAGE_SUFFIXES, **dict.fromkeys(description["tasks"], LABEL_SUFFIXES)}
+    folders |= {description["boundaries"]: (".png",)} if "boundaries" in description else {}
+    every = {folder: {f"{folder}/{p}" for _, p in foreign_files(root / folder, (), ())} for folder in folders}
+    files = {path for folder, paths in every.items() for path in paths if _suffix(path) in folders[folder]}
     problems = list(_links(root))
     listed: set[str] = set()
     for path in sorted((root / "splits").glob("*.txt")):
@@ -58,6 +60,11 @@ def check_files(
         Problem("unlisted", str(root / path), "no list in splits/ names it, expected its id in one")
         for path in sorted(files)
         if _id(path) not in listed
+    ]
+    problems += [
+        Problem("unread", str(root / path), f"is not read, expected one of {', '.join(folders[folder])}")
+        for folder, paths in every.items()
+        for path in sorted(paths - files)
     ]
     return problems + _recorded(root, files, listed, workers, progress)
 
@@ -87,10 +94,10 @@ def _recorded(
     problems: list[Problem] = []
     for _, found in zip(progress(entries), in_parallel(partial(_compare, root), entries, workers)):
         problems += found
-    named = {path for entry in entries for path in entry.files}
+    named = {nfc(path) for entry in entries for path in entry.files}
     problems += [
         Problem("manifest", str(root / path), f"is not in {manifest.NAME}, expected only what was converted")
-        for path in sorted(files - named)
+        for path in sorted(path for path in files if nfc(path) not in named)
     ]
     problems += [
         Problem(
@@ -124,18 +131,13 @@ def _difference(root: Path, name: str, size: int, digest: str) -> str | None:
     return None
 
 
-def _files(root: Path, folder: str) -> Iterator[str]:
-    """Images and labels below a folder of the data set, as paths below the root."""
-    suffixes: Sequence[str] = IMAGE_SUFFIXES if folder == "images" else LABEL_SUFFIXES
-    for parent, _, names in os.walk(root / folder):
-        for name in names:
-            if os.path.splitext(name)[1].lower() in suffixes:
-                yield Path(parent, name).relative_to(root).as_posix()
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
 
 
 def _id(path: str) -> str:
     """The id of a file `<folder>/<id>.<suffix>`."""
-    return os.path.splitext(path.partition("/")[2])[0]
+    return nfc(os.path.splitext(path.partition("/")[2])[0])
 
 
 def _links(root: Path) -> Iterator[Problem]:

@@ -12,8 +12,14 @@
       depth:  {kind: scalar, scale: 0.001}                   # 16-bit PNG, 0 = unknown; or .npy [H, W]
 
 Any name may stand under `tasks`; a name that `dmtl.tasks` does not know gets the default loss of its
-kind. Further keys (`ignore`, `weight`, ...) go to `dmtl.tasks.make_task`. `unknown: -1` marks one value
-of a .npy scalar as unknown; non-finite values always are, and so is 0 in a distance or its inverse.
+kind. Further keys (`ignore`, `weight`, ...) go to `dmtl.tasks.make_task`. Four keys say how files are read,
+whatever their type; a key that a kind does not have is an error (docs/data.md has the details):
+
+    scale: 0.001       numbers: what one step of a whole number is worth; not allowed with files of floats
+    unknown: -1        numbers: the stored value without meaning, 0 in PNG and none in .npy by default;
+                       non-finite values have none either, nor has 0 in a distance or its inverse
+    values: {0: 0, 255: 1}                     classes, binary: stored value -> id, name or "ignore"
+    colors: {road: [128, 64, 128], ignore: "#000000"}      classes, binary: RGB of each class
 
 Images and labels are turned by their orientation tags: labels are drawn on images as viewers show them
 (`dmtl.data.images`). A TIFF holds codes, as a PNG does, if these are whole numbers of up to 16 bits without a
@@ -34,31 +40,26 @@ import os
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from dmtl.data.base import LabelledImages, Sample, unknown_name
-from dmtl.data.folder.label_maps import READING_OPTIONS, read_label, stored_values
-from dmtl.data.folder.paths import find_files, inner_path, inside, plain_name, read_ids, read_text
+from dmtl.data.folder.description import read_description, read_task
+from dmtl.data.folder.label_maps import read_label, stored_values
+from dmtl.data.folder.paths import find_files, foreign_files, inner_path, inside, nfc, read_ids
 from dmtl.data.images import (
     IMAGE_SUFFIXES,
     LABEL_SUFFIXES,
-    MAX_PIXELS,
     appearance,
     image_size,
     read_image,
     read_label_image,
 )
 from dmtl.data.labels.matrix import LabelMatrix
-from dmtl.errors import DataError, DmtlError, one_line
-from dmtl.tasks import Task, make_task
-
-MAX_DESCRIPTION = 100_000  # characters; PyYAML takes seconds for odd ones
-KEYS = ("name", "tasks", "labels", "evaluation", "boundaries", "description")
-EVALUATION = ("frame", "max_dist")
+from dmtl.errors import DataError
 
 
 class Folder(LabelledImages):
@@ -86,11 +87,17 @@ class Folder(LabelledImages):
                 raise DataError(
                     f"{self.root / 'dataset.yaml'}: {unknown_name('task', task, description['tasks'])}"
                 )
-        self._options = {t: description["tasks"][t] for t in description["tasks"] if t in chosen}
         path = self.root / "dataset.yaml"
-        made = {t: _make_task(t, options, path) for t, options in self._options.items()}
+        options = description["tasks"]
+        made = {t: read_task(t, options[t], path) for t in options if t in chosen}
+        self._reads = {t: reading for t, (_, reading) in made.items()}
         listed = read_split(self.root, split)
-        super().__init__(description["name"], split, made, listed if ids is None else list(ids))
+        super().__init__(
+            description["name"],
+            split,
+            {t: task for t, (task, _) in made.items()},
+            listed if ids is None else [nfc(id) for id in ids],
+        )
         if unlisted := set(self.ids) - set(listed):
             raise DataError(f"{self.root / 'splits' / split}.txt: no id {min(unlisted)!r}, expected it there")
         self.evaluation = description.get("evaluation", {})
@@ -109,7 +116,7 @@ class Folder(LabelledImages):
             {} if self._boundary_folder is None else self._find_boundaries(self._boundary_folder)
         )
         if self._boundaries:
-            every = (_make_task(t, options, path) for t, options in description["tasks"].items())
+            every = (read_task(t, options[t], path)[0] for t in options)
             self.boundary_task = next((task.name for task in every if task.thin), None)
         table = description.get("labels")
         where = f"{self.root / 'dataset.yaml'}: labels"
@@ -138,6 +145,15 @@ class Folder(LabelledImages):
         path = self.label_file(index, task)
         return None if path is None else stored_values(path)
 
+    def unread(self, task: str) -> list[str]:
+        """Files in the folder of a task that no split reads, and whose image is not there to be left out."""
+        listed = {id for path in (self.root / "splits").glob("*.txt") for id in read_ids(path)}
+        pictures = {id for id, _ in foreign_files(self._inside("images"), (), set())}
+        return [name for _, name in foreign_files(self._inside(task), LABEL_SUFFIXES, listed | pictures)]
+
+    def definition(self, task: str) -> dict[str, Any]:
+        return {**super().definition(task), **self._reads[task]}
+
     def boundaries(self, index: int) -> Tensor | None:
         if not self._boundaries:
             return None
@@ -157,7 +173,7 @@ class Folder(LabelledImages):
         """With the place of the folder, and size and time of every file: an edited one is another."""
         folder, files = ("images", self._images) if task is None else (task, self._files[task])
         stamps = [_stamp(self.root / folder / files[id]) if id in files else None for id in self.ids]
-        return [*super().identity(task), str(self.root.resolve()), self._reading(task), stamps]
+        return [*super().identity(task), str(self.root.resolve()), self._reads.get(task or "", {}), stamps]
 
     @cached_property
     def _available(self) -> LabelMatrix:
@@ -188,7 +204,7 @@ class Folder(LabelledImages):
     def _read_label(self, task: str, index: int, size: tuple[int, int]) -> Tensor:
         path = self.label_file(index, task)
         assert path is not None  # labels that are there alone are read
-        label = read_label(path, self.tasks[task], **self._reading(task))
+        label = read_label(path, self.tasks[task], **self._reads[task])
         if label.shape[-2:] != size:
             raise DataError(
                 f"{path}: label of {label.shape[-1]}x{label.shape[-2]} pixels, "
@@ -205,10 +221,6 @@ class Folder(LabelledImages):
             f" is shown: its orientation tag {tag} turns the stored {size[0]}x{size[1]} pixels. Draw the "
             "label on the image as shown, or remove the tag from the image"
         )
-
-    def _reading(self, task: str | None) -> dict[str, float]:
-        """How the files of a task are read; nothing of None, the images."""
-        return {k: v for k, v in self._options.get(task, {}).items() if k in READING_OPTIONS}
 
     def _inside(self, *parts: str) -> Path:
         return inside(self.root, self.root.joinpath(*parts))
@@ -228,107 +240,12 @@ class Folder(LabelledImages):
         return found
 
 
-class _Plain(yaml.SafeLoader):
-    """YAML without references: nested ones unfold to any size."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("a reference with *, expected its value")
-        return super().compose_node(parent, index)
-
-
-def read_description(root: Path) -> dict:
-    """`dataset.yaml`, checked: {"name": str, "tasks": {name: options}}, and of `KEYS` those given."""
-    path = inside(root, root / "dataset.yaml")
-    text = read_text(path, "a description of the data set")
-    if len(text) > MAX_DESCRIPTION:
-        raise DataError(f"{path}: {len(text)} characters, expected at most {MAX_DESCRIPTION}")
-    try:
-        content = _Plain(text).get_single_data()
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
-        raise DataError(f"{path}: not readable YAML ({one_line(error)})") from error
-    if not isinstance(content, dict) or not isinstance(content.get("tasks"), dict) or not content["tasks"]:
-        raise DataError(f"{path}: no tasks, expected `tasks:` with one entry per task, each with its `kind`")
-    for key in content:
-        if key not in KEYS:
-            raise DataError(f"{path}: {unknown_name('key', str(key), KEYS)}")
-    taken = {"images": "the images", "splits": "the splits"}
-    if "boundaries" in content:
-        folder = plain_name(content["boundaries"], f"{path}: boundaries")
-        if folder in taken:
-            raise DataError(
-                f"{path}: boundaries is {folder!r}, the folder of {taken[folder]}, expected another"
-            )
-        taken[folder] = "the boundaries"
-    for task, options in content["tasks"].items():
-        plain_name(task, f"{path}: name of a task")
-        if task in taken:
-            raise DataError(
-                f"{path}: a task cannot be called {task!r}, the folder of {taken[task]}, "
-                "expected another name"
-            )
-        if not isinstance(options, dict) or any(not isinstance(key, str) for key in options):
-            raise DataError(
-                f"{path}: task {task!r} is {options!r:.80}, expected a mapping such as {{kind: binary}}"
-            )
-    if not isinstance(content.get("labels", ""), str):
-        raise DataError(f"{path}: labels is {content['labels']!r:.80}, expected the name of a CSV file")
-    if "evaluation" in content:
-        _check_evaluation(content["evaluation"], path)
-    return {**content, "name": str(content.get("name", root.resolve().name))}
-
-
-def _check_evaluation(options: object, path: Path) -> None:
-    if not isinstance(options, dict):
-        raise DataError(
-            f"{path}: evaluation is {options!r:.80}, expected a mapping such as {{max_dist: 0.0075}}"
-        )
-    for key in options:
-        if key not in EVALUATION:
-            raise DataError(f"{path}: evaluation: {unknown_name('key', str(key), EVALUATION)}")
-    frame = options.get("frame", [1, 1])
-    sides = isinstance(frame, list) and all(type(side) is int and side > 0 for side in frame)
-    if not sides or len(frame) != 2 or frame[0] * frame[1] > MAX_PIXELS:
-        raise DataError(
-            f"{path}: evaluation: frame is {frame!r:.80}, expected [height, width] in pixels, "
-            f"at most {MAX_PIXELS / 1e6:.0f} million of them"
-        )
-    distance = options.get("max_dist", 0.5)
-    if type(distance) not in (int, float) or not 0 < distance < 1:
-        raise DataError(
-            f"{path}: evaluation: max_dist is {distance!r:.80}, expected a share of the image's diagonal "
-            "between 0 and 1"
-        )
-
-
 def read_split(root: Path, split: str) -> list[str]:
     """The ids of `splits/<split>.txt`, in its order."""
     known = sorted(p.stem for p in (root / "splits").glob("*.txt"))
     if split not in known:
         raise DataError(f"{root / 'splits'}: {unknown_name('split', split, known)}")
     return read_ids(inside(root, root / "splits" / f"{split}.txt"))
-
-
-def _make_task(name: str, options: dict, path: Path) -> Task:
-    for key in READING_OPTIONS:
-        value = options.get(key, 1)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
-            raise DataError(f"{path}: task {name!r}: {key} is {value!r:.80}, expected a number")
-    if options.get("scale", 1) <= 0:
-        raise DataError(f"{path}: task {name!r}: scale is {options['scale']}, expected a positive number")
-    try:
-        task = make_task(name, **{key: value for key, value in options.items() if key not in READING_OPTIONS})
-    except (DmtlError, TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{path}: {error}") from error
-    count = len(task.label_names)
-    if count and task.ignore not in range(count, 256):
-        raise DataError(
-            f"{path}: task {name!r}: ignore is {task.ignore:g}, expected a pixel value up to 255 "
-            "that is no label, because these labels are stored in 8 bits"
-        )
-    if count > 255:
-        raise DataError(f"{path}: task {name!r}: {count} classes, expected at most 255 (8-bit labels)")
-    return task
 
 
 def _stamp(path: Path) -> list[int]:

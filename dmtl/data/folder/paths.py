@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
@@ -82,7 +83,7 @@ def read_ids(path: str | os.PathLike) -> list[str]:
     there once."""
     lines: dict[str, int] = {}
     for number, line in enumerate(read_text(path, "one id per line").split("\n"), start=1):
-        id = line.strip()
+        id = nfc(line.strip())
         if not id:
             continue
         inner_path(id, f"{path}: line {number}")
@@ -96,20 +97,49 @@ def read_ids(path: str | os.PathLike) -> list[str]:
     return list(lines)
 
 
+def nfc(name: str) -> str:
+    """Return the form in which names are compared; file systems differ in how they write accents."""
+    return unicodedata.normalize("NFC", name)
+
+
 def find_files(folder: Path, suffixes: tuple[str, ...], ids: Iterable[str]) -> dict[str, str]:
     """id -> file name below `folder`, for the ids that have one. Each folder is listed once."""
-    wanted = set(ids)
+    wanted = {nfc(id): id for id in ids}
     found: dict[str, str] = {}
-    for parent in sorted({i.rpartition("/")[0] for i in wanted}):
-        if not (folder / parent).is_dir():
-            continue
+    for parent in _parents(folder, {id.rpartition("/")[0] for id in wanted}):
         for name in sorted(os.listdir(folder / parent)):
             stem, suffix = os.path.splitext(name)
-            id = f"{parent}/{stem}" if parent else stem
-            if id in wanted and suffix.lower() in suffixes:
+            id = wanted.get(nfc(f"{parent}/{stem}" if parent else stem))
+            if id is not None and suffix.lower() in suffixes:
                 if id in found:
                     raise DataError(
                         f"{folder / parent}: both {Path(found[id]).name} and {name}, expected one file per id"
                     )
                 found[id] = f"{parent}/{name}" if parent else name
+    return found
+
+
+def _parents(folder: Path, wanted: Collection[str]) -> list[str]:
+    """The subfolders of `folder` called `wanted` in NFC, as the file system has them."""
+    direct = [parent for parent in wanted if (folder / parent).is_dir()]
+    if len(direct) == len(wanted) or all(map(str.isascii, wanted)):
+        return sorted(direct)
+    there = (Path(parent).relative_to(folder).as_posix() for parent, _, _ in os.walk(folder))
+    return sorted(name for name in ("" if path == "." else path for path in there) if nfc(name) in wanted)
+
+
+def foreign_files(folder: Path, suffixes: tuple[str, ...], ids: Collection[str]) -> list[tuple[str, str]]:
+    """Return (id in NFC, path below `folder`) of the files that are not `ID` with one of `suffixes`.
+
+    Hidden files are left out, and so are those that file managers leave behind.
+    """
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(parent, name).relative_to(folder)
+            id = nfc(path.with_suffix("").as_posix())
+            left_behind = name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
+            if not left_behind and (path.suffix.lower() not in suffixes or id not in ids):
+                found.append((id, path.as_posix()))
     return found

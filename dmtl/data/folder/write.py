@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from torch import Tensor
 
 from dmtl.data.base import LabelledImages
 from dmtl.data.benchmarks.base import Distribution
 from dmtl.data.folder import manifest
-from dmtl.data.folder.dataset import read_description
+from dmtl.data.folder.description import description_text, read_description
 from dmtl.data.folder.label_maps import label_file
 from dmtl.data.folder.manifest import Entry
 from dmtl.data.folder.paths import inner_path, inside, plain_name, read_ids
@@ -282,7 +281,7 @@ class _Writer:
                 raise DataError(f"export_folder: a task is called {BOUNDARIES!r}, expected another name")
             found = {**found, "boundaries": BOUNDARIES}
         if not path.exists() or found != read_description(self.root):
-            write_text(path, yaml.safe_dump(found, sort_keys=False))
+            write_text(path, description_text(found))
 
     def verify(self, done: dict[str, Entry], all: bool) -> None:
         """Makes the first and the last finished sample again, or all: another source gives other files."""

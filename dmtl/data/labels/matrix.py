@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dmtl.data.folder.paths import read_text
+from dmtl.data.folder.paths import nfc, read_text
 from dmtl.errors import DataError
 from dmtl.runtime.files import write_text
 
@@ -140,13 +140,14 @@ class LabelMatrix:
 
     @cached_property
     def _row(self) -> dict[str, int]:
-        return {i: n for n, i in enumerate(self.ids)}
+        return {nfc(i): n for n, i in enumerate(self.ids)}
 
     def tasks_of(self, id: str) -> list[str]:
         """Names of the tasks of which image `id` has a label."""
-        if id not in self._row:
+        row = self._row.get(nfc(id))
+        if row is None:
             raise DataError(f"{self.name}: no row for image {id!r}")
-        return [t for t, on in zip(self.tasks, self.matrix[self._row[id]]) if on]
+        return [t for t, on in zip(self.tasks, self.matrix[row]) if on]
 
     def column(self, task: str) -> np.ndarray:
         """bool [N]: which images have a label of `task`."""
@@ -158,13 +159,13 @@ class LabelMatrix:
         """The same table for some images and tasks, in the order asked for. A missing name is a DataError."""
         ids = self.ids if ids is None else list(ids)
         tasks = self.tasks if tasks is None else list(tasks)
-        missing = [i for i in ids if i not in self._row]
+        missing = [i for i in ids if nfc(i) not in self._row]
         if missing:
             raise DataError(
                 f"{self.name}: no row for {len(missing)} of {len(ids)} images, "
                 f"the first is {missing[0]!r}, expected one row per image"
             )
-        rows = [self._row[i] for i in ids]
+        rows = [self._row[nfc(i)] for i in ids]
         columns = [self.column(t)[rows] for t in tasks]
         matrix = np.stack(columns, 1) if tasks else np.zeros((len(ids), 0), bool)
         return LabelMatrix(ids, tasks, matrix, self.name)
@@ -254,7 +255,7 @@ def _even_out(choice: np.ndarray, allowed: np.ndarray, count: list[int], order: 
 
 def _parse(path: Path, table: Iterable[list[str]]) -> LabelMatrix:
     rows = iter(table)
-    header = [cell.strip() for cell in next(rows, [])]
+    header = [nfc(cell.strip()) for cell in next(rows, [])]
     if len(header) < 2 or header[0] != "id":
         raise DataError(f"{path}: line 1: header is {','.join(header)[:80]!r}, expected id,<task>,<task>,...")
     tasks = header[1:]
@@ -267,7 +268,7 @@ def _parse(path: Path, table: Iterable[list[str]]) -> LabelMatrix:
     ids: dict[str, int] = {}
     matrix = []
     for line, cells in enumerate(rows, start=2):
-        cells = [cell.strip() for cell in cells]
+        cells = [nfc(cell.strip()) for cell in cells]
         if not any(cells):
             continue
         if len(cells) != len(header):

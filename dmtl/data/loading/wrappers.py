@@ -48,6 +48,12 @@ class Wrapper(LabelledImages):
     def identity(self, task: str | None = None) -> list:
         return self.dataset.identity(task)
 
+    def definition(self, task: str) -> dict:
+        return self.dataset.definition(task)
+
+    def unread(self, task: str) -> list[str]:
+        return self.dataset.unread(task)
+
     @cached_property
     def _exists(self) -> LabelMatrix:
         return self.dataset.available()

@@ -1,0 +1,96 @@
+"""What occurs in labels: whether they can teach anything, and which classes they never show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from dmtl.tasks import Task
+
+SHOWN = 5  # names in a message
+
+
+@dataclass
+class Occurrence:
+    """What was seen in labels of a task.
+
+    Attributes:
+        labels: how many were looked at.
+        useful: of these, how many have a pixel that means something.
+        ignored: of these, how many have a pixel with the value `ignore`.
+        classes: ids that occur.
+    """
+
+    task: Task
+    labels: int = 0
+    useful: int = 0
+    ignored: int = 0
+    classes: set[int] = field(default_factory=set)
+
+    def add(self, label_KHW: Tensor) -> None:
+        """Count one more label."""
+        self.labels += 1
+        names = self.task.label_names
+        if not names:
+            self.useful += bool(self.task.valid(label_KHW).any())
+            return
+        found = set(np.flatnonzero(np.bincount(label_KHW.numpy().ravel())).tolist())
+        here = {id for id in found if id < len(names) and id != self.task.ignore}
+        self.useful += bool(here)
+        self.ignored += self.task.ignore in found
+        self.classes |= here
+
+    def merge(self, other: Occurrence) -> None:
+        """Add what `other` counted."""
+        self.labels += other.labels
+        self.useful += other.useful
+        self.ignored += other.ignored
+        self.classes |= other.classes
+
+    @property
+    def absent(self) -> list[int]:
+        """Ids of the classes that do not occur."""
+        return [id for id in range(len(self.task.label_names)) if id not in self.classes]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no pixel means anything, or none of a binary task is positive."""
+        required = self.task.required_label
+        return not self.useful or (required is not None and required not in self.classes)
+
+    def fault(self) -> str | None:
+        """Say why these labels teach nothing; None if they do."""
+        if not self.labels:
+            return "no readable label at all, expected at least one"
+        if not self.useful:
+            return f"every pixel of its {self.labels} labels is ignored"
+        names = self.task.label_names
+        if not names or len(self.classes) > 1 or self.task.required_label in self.classes:
+            return None
+        (only,) = self.classes
+        if len(names) > 2:
+            text = f"only class {self._named([only])} occurs in its {self.labels} labels"
+        else:
+            text = f"class {self._named([1 - only])} occurs in none of its {self.labels} labels"
+        if not self.ignored:
+            return text
+        value, other = f"{self.task.ignore:g}", int(only == 0)
+        return (
+            f"{text}, while {value} (ignored) does: if {value} means {names[other]!r}, write "
+            f"`values: {{{only}: {only}, {value}: {other}}}` in dataset.yaml"
+        )
+
+    def note(self) -> str | None:
+        """Say which classes do not occur; None if all do."""
+        if not (absent := self.absent):
+            return None
+        word = "classes" if len(absent) > 1 else "class"
+        occur = "occur" if len(absent) > 1 else "occurs"
+        return f"{word} {self._named(absent)} {occur} in none of its {self.labels} labels"
+
+    def _named(self, ids: Sequence[int]) -> str:
+        named = ", ".join(f"{id} ({self.task.label_names[id]})" for id in ids[:SHOWN])
+        return named + (f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else "")

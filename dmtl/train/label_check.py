@@ -1,0 +1,110 @@
+"""What a run says about its labels before the first step: what `dmtl data check` knows, for little time.
+
+Files are listed, not read. Labels are read until every class was seen, at most `LOOKED_AT` of a task, evenly
+spread over the split. A task whose labels so far are ignored everywhere is read on until one is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from dmtl.data import Cached, DiskCached, LabelledImages, LabelMatrix, Resized
+from dmtl.data.labels.occurrence import Occurrence
+from dmtl.errors import ConfigError, DataError
+from dmtl.text import plural
+
+LOOKED_AT = 64  # labels of a task
+SHOWN = 3  # names of files
+
+
+def refuse_unlabelled(train: LabelledImages, labels: LabelMatrix) -> None:
+    """Check that every task has a label that training may see.
+
+    Raises:
+        ConfigError: naming the tasks that have none.
+    """
+    bare = [task for task in labels.tasks if not labels.column(task).any()]
+    if not bare:
+        return
+    exist = train.available()
+    hidden = [task for task in bare if exist.column(task).any()]
+    reasons = [f"data.labels hides all labels of {task}" for task in hidden]
+    reasons += unread_files(train, bare)
+    rest = [task for task in labels.tasks if task not in bare]
+    without = f"leave it out (data.tasks = {rest})" if rest else "choose other data"
+    raise ConfigError(
+        f"no training image of {train.name} has a visible label of {', '.join(bare)}"
+        f"{''.join(f'; {reason}' for reason in reasons)}. Add labels, or {without}"
+    )
+
+
+def unread_files(data: LabelledImages, tasks: Iterable[str]) -> list[str]:
+    """Return a sentence for each task whose folder holds files that are no label of any image."""
+    lines = []
+    for task in tasks:
+        if names := data.unread(task):
+            more = ", ..." if len(names) > SHOWN else ""
+            are = "is" if len(names) == 1 else "are"
+            lines.append(
+                f"{plural(len(names), 'file')} in {task}/ {are} not read: {', '.join(names[:SHOWN])}{more} "
+                "(a label has the name of its image and ends in .png, .tif, .tiff or .npy)"
+            )
+    return lines
+
+
+def label_notes(train: LabelledImages, val: LabelledImages, labels: LabelMatrix) -> list[str]:
+    """Return what a user should know about the labels before training on them.
+
+    Raises:
+        ConfigError: every pixel of all visible labels of a task is ignored.
+    """
+    notes = [f"warning: {line}" for line in unread_files(train, train.tasks)]
+    scored = val.available()
+    notes += [
+        f"warning: no validation image has a label of {task}, so it is not scored"
+        for task in train.tasks
+        if not scored.column(task).any()
+    ]
+    for name, found in _look(train, labels).items():
+        total = int(labels.column(name).sum())
+        if found.labels and not found.useful:
+            raise ConfigError(
+                f"every pixel of the {found.labels} visible labels of {name} is ignored. Map stored values "
+                "to classes with `values:` in dataset.yaml, or leave the task out (data.tasks)"
+            )
+        if found.labels and (text := found.fault() or found.note()):
+            of = (
+                ""
+                if found.labels == total
+                else f" that were looked at, of {total} (`dmtl data check` reads all)"
+            )
+            notes.append(f"warning: {name}: {text}{of}")
+    return notes
+
+
+def _look(train: LabelledImages, labels: LabelMatrix) -> dict[str, Occurrence]:
+    """What occurs in the visible labels, as the module says."""
+    while isinstance(train, (Cached, DiskCached, Resized)):  # what is kept there is for the steps
+        train = train.dataset
+    found = {task: Occurrence(train.tasks[task]) for task in labels.tasks}
+
+    def is_open(task: str) -> bool:
+        occurrence = found[task]
+        return not occurrence.useful or (bool(occurrence.absent) and occurrence.labels < LOOKED_AT)
+
+    rows = np.flatnonzero(labels.matrix.any(1))
+    stride = max(1, len(rows) // LOOKED_AT)
+    for row in np.concatenate([rows[start::stride] for start in range(stride)]).tolist():
+        wanted = [task for task in labels.tasks_of(labels.ids[row]) if is_open(task)]
+        if wanted:
+            try:
+                sample = train.read(row, wanted)
+            except DataError:
+                continue  # who trains on it says so
+            for task, label in sample.labels.items():
+                found[task].add(label)
+        elif not any(map(is_open, found)):
+            break
+    return found
