@@ -97,8 +97,8 @@ def check_dataset(
     for name, found_in in occurs.items():
         if fault := found_in.fault():
             # a few images to validate on may well show one class
-            wrong = dataset.split == "train" or found_in.is_empty
-            problems.append(Problem("label" if wrong else "class", name, fault))
+            is_fault = dataset.split == "train" or found_in.is_empty
+            problems.append(Problem("label" if is_fault else "class", name, fault))
         elif dataset.split == "train" and (note := found_in.note()):
             problems.append(Problem("class", name, note))
     return problems
