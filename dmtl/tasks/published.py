@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -119,10 +120,21 @@ class Edge(Binary):
         return metrics.Edge(ignore=self.ignore, balance=self.balance, **options)
 
 
+_MARK = 255.0  # of an unknown distance
+
+
 @dataclass(frozen=True, kw_only=True)
 class Depth(Scalar):
     """Distance of the visible surface from the camera, in metres; with `distance=False, inverse=True` the
-    inverse of it. Labels of 0 or less are ignored."""
+    inverse of it. Labels of 0 or less are ignored. In memory 255 marks an unknown distance, as in the
+    published code; a distance of exactly 255 in a file is read as the next smaller float.
+    """
 
     name: str = "depth"
+    ignore: float = _MARK
     distance: bool = True
+
+    def _not_ignored(self, value: np.ndarray) -> np.ndarray:
+        if self.ignore != _MARK:
+            return value
+        return np.where(value == _MARK, np.nextafter(np.float32(_MARK), np.float32(0)), value)

@@ -107,7 +107,11 @@ class Stored:
         known = np.isfinite(value)
         if unknown is not None:
             known &= stored_KHW != unknown
-        return torch.from_numpy(np.where(known.all(0), value, np.float32(self.ignore)))
+        return torch.from_numpy(np.where(known.all(0), self._not_ignored(value), np.float32(self.ignore)))
+
+    def _not_ignored(self, value: np.ndarray) -> np.ndarray:
+        """Known numbers, float32, as they may stand next to `ignore`."""
+        return value
 
     def label_to_stored(self, label_KHW: Tensor) -> np.ndarray:
         """Convert a label to the values of a file that `label_from_stored` reads as this label.

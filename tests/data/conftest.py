@@ -12,7 +12,6 @@ from PIL import Image
 
 from dmtl.data.base import LabelledImages, Sample
 from dmtl.tasks import make_task
-from dmtl.tasks.scalar import NO_NUMBER
 
 HEIGHT, WIDTH = 24, 32
 TASKS = {
@@ -86,7 +85,7 @@ class Synthetic(LabelledImages):
             "edge": (torch.rand(1, h, w, generator=g) < 0.1).to(torch.uint8),
             "normals": normals,
             "depth": torch.where(
-                torch.rand(1, h, w, generator=g) < 0.1, NO_NUMBER, 1 + 9 * torch.rand(1, h, w, generator=g)
+                torch.rand(1, h, w, generator=g) < 0.1, 255.0, 1 + 9 * torch.rand(1, h, w, generator=g)
             ),
         }
         return Sample(self.ids[index], image, {task: every[task] for task in tasks})

@@ -10,7 +10,6 @@ from PIL import Image
 from dmtl.data.benchmarks.cityscapes import CLASSES_19, Cityscapes7, Cityscapes19, CityscapesRaw
 from dmtl.data.scenes import Scenes
 from dmtl.errors import DataError
-from dmtl.tasks.scalar import NO_NUMBER
 from tests.data import expected
 from tests.fixtures import write_fixture
 
@@ -180,7 +179,7 @@ def test_disparity_codes(copy):
     Image.fromarray(stored).save(place(root, "disparity", "disparity"))
     dataset = CityscapesRaw(root, "val")
     label = dataset.read(0).labels["depth"]
-    assert label[0, 0, :5].tolist() == [NO_NUMBER, 0.0, 1 / 256, 65534 / 256, 2.0]
+    assert label[0, 0, :5].tolist() == [255, 0.0, 1 / 256, 65534 / 256, 2.0]
     assert dataset.tasks["depth"].valid(label)[0, 0, :5].tolist() == [False, False, True, True, True]
 
 

@@ -9,7 +9,6 @@ from dmtl.data.loading.disk_cache import DiskCached
 from dmtl.data.loading.transforms import resize_nearest, resize_thin
 from dmtl.data.loading.wrappers import Cached, Resized, Subset
 from dmtl.errors import DataError
-from dmtl.tasks.scalar import NO_NUMBER
 from tests.data.conftest import HEIGHT, TASKS, WIDTH, arrays, describe
 
 
@@ -92,7 +91,7 @@ def test_npy_labels(folder):
         np.save(folder / name / "a.npy", array)
     describe(folder, tasks={**TASKS, "depth": {"kind": "scalar", "unknown": -1}})
     labels = Folder(folder, "val").read(0).labels
-    assert labels["depth"][0, 0, :3].tolist() == [NO_NUMBER] * 3
+    assert labels["depth"][0, 0, :3].tolist() == [255] * 3
     assert np.allclose(labels["depth"][0, 1:], depth[1:])
     assert (labels["normals"][:, 0, :2] == 255).all()
     assert np.allclose(labels["normals"][:, 1:], normals.transpose(2, 0, 1)[:, 1:], atol=1e-6)

@@ -9,7 +9,6 @@ from dmtl.data.loading.loader import make_loader
 from dmtl.data.loading.transforms import eval_transform, train_transform
 from dmtl.data.loading.wrappers import Cached, Resized, Subset
 from dmtl.errors import DataError
-from dmtl.tasks.scalar import NO_NUMBER
 from tests.data.conftest import Synthetic
 
 TASKS = ["semseg", "edge", "normals", "depth"]
@@ -113,7 +112,7 @@ def test_evaluation_keeps_order_pads_and_says_so():
     batches = list(make_loader(data, batch_size=2, shuffle=False))
     assert [b.ids for b in batches] == [["i000", "i001"], ["i002", "i003"], ["i004"]]
     assert batches[0].image.shape == (2, 3, 14, 12) and batches[0].valid_size == [(10, 12), (14, 8)]
-    assert (batches[0].labels["depth"][0, :, 10:] == NO_NUMBER).all()
+    assert (batches[0].labels["depth"][0, :, 10:] == 255).all()
     assert (batches[0].image[1, :, :, 8:] == 0).all()
     assert batches[2].image.shape == (1, 3, 10, 12) and batches[2].valid_size == [(10, 12)]
     assert all(batch.present[task].all() for batch in batches for task in TASKS)

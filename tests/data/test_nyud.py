@@ -10,7 +10,6 @@ from PIL import Image
 
 from dmtl.data.benchmarks.nyud import CLASSES_13, CLASSES_40, Nyud13, Nyud40
 from dmtl.errors import DataError
-from dmtl.tasks.scalar import NO_NUMBER
 from tests.data import expected
 from tests.fixtures import write_fixture
 
@@ -109,7 +108,7 @@ def test_whole_metres_and_axes_may_be_integers(arrays):
     np.save(arrays / "val" / "depth" / "0.npy", depth)
     np.save(arrays / "val" / "normal" / "0.npy", normals)
     labels = Nyud13(arrays, "val").read(0).labels
-    assert (labels["depth"][:, :4] == NO_NUMBER).all() and (labels["depth"][:, 4:] == 3).all()
+    assert (labels["depth"][:, :4] == 255).all() and (labels["depth"][:, 4:] == 3).all()
     assert (labels["normals"][:, :4] == 255).all() and (labels["normals"][2, 4:] == 1).all()
 
 

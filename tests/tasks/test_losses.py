@@ -8,7 +8,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dmtl.tasks import KNOWN, Depth, make_task
-from dmtl.tasks.scalar import NO_NUMBER
 from tests import golden
 from tests.tasks.cases import TASKS, ignored, label_of, logits_of
 
@@ -243,7 +242,7 @@ def test_a_loss_of_its_own():
         def new_metric(self, **options):
             return super().new_metric(**options)
 
-    known = dict(kind="absolute", log=False, positive=True, ignore=NO_NUMBER)
+    known = dict(kind="absolute", log=False, positive=True, ignore=255.0)
     assert Renamed().loss_kind == Depth().loss_kind == known
     assert Logarithmic(ignore=0).loss_kind == dict(kind="absolute", log=True, ignore=0)
     logits, label = logits_of(Depth(), 2, 2, 2), label_of(Depth(), 2, 13, 16)
