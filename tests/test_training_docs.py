@@ -96,7 +96,7 @@ def test_sweep(tmp_path, monkeypatch):
         config = read(ROOT / path)
         return dataclasses.replace(
             config,
-            data=dataclasses.replace(config.data, size=(32, 32), train_count=4, val_count=2),
+            data=dataclasses.replace(config.data, size=(32, 32), train_count=12, val_count=2),
             model=dataclasses.replace(config.model, width=8, heads=2, backbone_width=4),
             optim=dataclasses.replace(config.optim, steps=1, batch_size=2, precision="fp32"),
         )

@@ -31,12 +31,18 @@ def say(text: object) -> None:
     console.print(str(text), soft_wrap=True, highlight=False, markup=False)
 
 
-def write_files(content: object, *outputs: tuple[str | None, Callable[[str, Any], object]]) -> None:
-    """Calls `write(path, content)` for every (path, write) whose path is not None, and says so."""
+def write_files(content: object, *outputs: tuple[str | None, Callable[[str, Any], object]]) -> list[str]:
+    """Call `write(path, content)` for every (path, write) whose path is not None.
+
+    Returns:
+        The lines that say so, to be printed after the tables: a terminal may fail, files must not.
+    """
+    lines = []
     for path, write in outputs:
         if path is not None:
             write(path, content)
-            say(f"wrote {path}")
+            lines.append(f"wrote {path}")
+    return lines
 
 
 @contextmanager

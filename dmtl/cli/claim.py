@@ -75,9 +75,9 @@ def main(arguments: list[str]) -> int:
         print(f"dmtl claim: {stopped}", file=sys.stderr)
         return stopped.status
     results = collect()
-    write_files(results, (args.json, write_json), (args.markdown, write_markdown))
+    written = write_files(results, (args.json, write_json), (args.markdown, write_markdown))
     print_table(results)
-    for line in failed:
+    for line in (*written, *failed):
         say(line)
     return 1 if failed else 0
 

@@ -90,7 +90,7 @@ def _compare(args: Report) -> int:
         raise ConfigError("RUN must name at least one run, got none")
     comparison = compare(args.runs, args.baseline)
     samples = 8 if args.samples is None else args.samples
-    write_files(
+    written = write_files(
         comparison,
         (args.out, partial(write_page, pictures=args.pictures, samples=samples)),
         (args.csv, write_csv),
@@ -109,6 +109,8 @@ def _compare(args: Report) -> int:
         say(remark)
     if comparison.warning:
         console.print(Text(comparison.warning, style="bold red"), soft_wrap=True)
+    for line in written:
+        say(line)
     return 0
 
 
@@ -140,9 +142,11 @@ def _paper(args: Report) -> int:
         if not found:
             raise ConfigError(f"--benchmark {args.benchmark} has no published results, expected RUN")
     outputs = (args.out, write_page), (args.csv, write_csv), (args.json, write_json)
-    write_files(found, *outputs, (args.latex, write_latex))
+    written = write_files(found, *outputs, (args.latex, write_latex))
     for table in found:
         _print_paper(table)
+    for line in written:
+        say(line)
     return 0
 
 

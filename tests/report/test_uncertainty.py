@@ -1,5 +1,6 @@
 """Whether a model is unsure where it is wrong: figures against known errors, pictures pixel by pixel."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -71,7 +72,13 @@ def test_nothing_to_score():
     [
         (make_task("c", "classes", classes=3), [1, 1, 1], [1, 2, 255], [0, 1, None], "nats"),
         (make_task("b", "binary"), [0.9, 0.2, 0.2], [0, 0, 255], [1, 0, None], "nats"),
-        (make_task("s", "scalar"), [1.0, 2.0, 5.0], [1.0, 4.0, 255.0], [0, 1, None], "label units squared"),
+        (
+            make_task("s", "scalar"),
+            [1.0, 2.0, 5.0],
+            [1.0, 4.0, math.nan],
+            [0, 1, None],
+            "label units squared",
+        ),
     ],
 )
 def test_pictures_of_uncertainty_and_error(task, map, label, error, unit):

@@ -51,7 +51,7 @@ def plain_label(task, label: Tensor, size: tuple[int, int]) -> tuple[Tensor, Ten
     for y, x in itertools.product(*map_ranges(size)):
         values = []
         for pixel in label[0, :, 8 * y : 8 * y + 8, 8 * x : 8 * x + 8].flatten(1).T:
-            if (pixel == 255).any() or not pixel.isfinite().all() or (depth == 3 and not pixel.any()):
+            if (pixel == task.ignore).any() or not pixel.isfinite().all() or (depth == 3 and not pixel.any()):
                 continue
             if task.kind == "classes":
                 values.append(F.one_hot(pixel[0].long(), depth).double())
@@ -142,9 +142,9 @@ def losses(consistency, feature, logits, labels, present) -> dict[str, Tensor]:
 @pytest.mark.parametrize("number", range(6))
 def test_the_loss_pair_by_pair(number):
     consistency, feature, logits, labels, present = case(number)
-    for label in labels.values():  # a position, and for one image all, without a known pixel
-        label[:, :, :8, 8:16] = 255
-        label[0] = 255
+    for name, label in labels.items():  # a position, and for one image all, without a known pixel
+        label[:, :, :8, 8:16] = TASKS[name].ignore
+        label[0] = TASKS[name].ignore
     found = losses(consistency, feature, logits, labels, present)
     expected = plain_consistency(consistency, feature, logits, labels, present, 16)
     assert len(expected) > 2
@@ -278,12 +278,13 @@ def test_ignored_pixels_do_not_matter():
     consistency, feature, logits, labels, present = case(4)
     generator = torch.Generator().manual_seed(0)
     for name, label in labels.items():
-        label[:, :, 5:20, 3:30] = 255
-        label[~present[name]] = 255
+        label[:, :, 5:20, 3:30] = TASKS[name].ignore
+        label[~present[name]] = TASKS[name].ignore
     expected = losses(consistency, feature, logits, labels, present)
     for name, label in labels.items():
         invalid = ~TASKS[name].valid(label).expand_as(label)
-        other = torch.where(torch.rand(label.shape, generator=generator) < 0.5, torch.nan, 255.0)
+        ignore = TASKS[name].ignore
+        other = torch.where(torch.rand(label.shape, generator=generator) < 0.5, torch.nan, ignore)
         labels[name] = torch.where(invalid, other, label)
         absent = torch.full_like(label[~present[name]].float(), 7.0)
         labels[name][~present[name]] = absent

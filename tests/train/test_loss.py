@@ -127,7 +127,7 @@ def test_parts_and_weights():
 def test_a_sample_whose_labels_are_all_ignored_adds_nothing():
     model, (image, labels) = small_model().double(), inputs(1)
     present = {task: torch.tensor([True, False, False, False]) for task in TASKS}
-    ignored = {name: torch.full_like(label, 255) for name, label in labels.items()}
+    ignored = {name: torch.full_like(label, TASKS[name].ignore) for name, label in labels.items()}
     out = model(image, labelled=labelled_rows(present))
     total, _ = partial_label_loss(out, ignored, present, model.tasks)
     total.backward()
