@@ -242,14 +242,14 @@ class Ledger:
 
     def _is_current(self, item: Input, record: Record) -> bool:
         """Whether all files of an input are there, and none is older than the input."""
-        if not record.whole(item):
-            return False
         try:
+            if not record.whole(item):
+                return False
             times = item.path.stat()
             changed = max(times.st_mtime_ns, times.st_ctime_ns)
             files = self.outputs.files(item, record.images)
             return all(file.stat().st_mtime_ns >= changed for file in files)
-        except OSError:
+        except (OSError, KeyError, TypeError, AttributeError):  # no such file, or a damaged record
             return False
 
     def _in_order(self, records: dict[str, Record]) -> Iterator[Record]:
