@@ -182,7 +182,10 @@ class Predictor:
         head = self._head() | {"pictures": pictures, "npy": npy, "every": every, "frames": frames}
         ledger = Ledger(outputs, listing, head, part, self._batches.limit(1, 1))
         if len(part.together) > 1 and len({str(seen) for seen in gathered((ledger.digest, head))}) > 1:
-            raise DataError("the processes of torchrun found different inputs, threads or devices")
+            raise DataError(
+                f"{out}: the processes see different inputs, models, threads or devices, expected the "
+                "same in all; wait until no file is added, and set OMP_NUM_THREADS alike on all machines"
+            )
         todo = ledger.begin()
         if len(part.together) > 1:
             barrier()

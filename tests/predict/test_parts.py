@@ -112,6 +112,19 @@ def test_shards_of_several_processes():
     assert list(parts[3].together) == [2, 3] and parts[0].shards([1, 2, 3, 5]) == [1, 2, 3]
 
 
+def test_processes_that_share_no_folder(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("dmtl.predict.ledger._VISIBLE", 0)
+    with pytest.raises(DataError, match="out: process 1 writes to another folder of this name"):
+        Predictor(model).predict_files([save(tmp_path / "a.png")], tmp_path / "out", world=World(0, 2))
+
+
+def test_processes_that_see_different_inputs(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("dmtl.predict.predictor.gathered", lambda seen: [seen, ("other", seen[1])])
+    with pytest.raises(DataError, match="out: the processes see different inputs"):
+        Predictor(model).predict_files([save(tmp_path / "a.png")], tmp_path / "out", world=World(0, 2))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("kind", ["images", "video"])
 @pytest.mark.parametrize("again", [[(1, 1)], [(1, 2), (2, 2)]])
 def test_a_killed_shard_continues_with_any_number_of_parts(model, tmp_path, images, kind, again):
