@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -9,6 +10,7 @@ import tyro
 
 from dmtl.cli._arguments import parse, positional
 from dmtl.cli._common import bars, say
+from dmtl.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,9 @@ class Predict:
     OUT/<task>/<name>/<frame>.png, its pictures are videos again (this needs PyAV: dmtl[video]). An unreadable
     file is reported at the end; the others are done. What a folder has besides images and videos is left out
     and counted, earlier outputs of this command too.
+
+    The same command again continues what was interrupted and predicts new inputs. Several processes or GPUs
+    share the inputs: `torchrun --nproc-per-node 8 -m dmtl predict ...`
     """
 
     model: Annotated[str, *positional("MODEL")]
@@ -50,6 +55,8 @@ class Predict:
     """Also write coloured pictures and an overview sheet per image, or videos of them."""
     npy: tyro.conf.FlagCreatePairsOff[bool] = False
     """Also write unit vectors as float16 arrays."""
+    shard: str = "1/1"
+    """K/N: predict the K-th of N parts of the inputs; the last to finish writes OUT/maps.json for all."""
     seed: int = 0
     """Seed of the chain's noise."""
     device: str = "auto"
@@ -58,14 +65,16 @@ class Predict:
 
 def main(arguments: list[str]) -> int:
     args = parse(Predict, arguments, "predict")
-    from dmtl.errors import ConfigError
     from dmtl.predict.predictor import Predictor
+    from dmtl.runtime.distributed import connect
 
     if not args.images:
         raise ConfigError("IMAGE must be at least one file or folder, got none")
+    shard = _shard(args.shard)
+    world = connect(args.device)
     predictor = Predictor(
         args.model,
-        args.device,
+        world.device,
         steps=args.steps,
         sampler=args.sampler,
         tasks=args.tasks,
@@ -75,7 +84,7 @@ def main(arguments: list[str]) -> int:
         batch_size=args.batch_size,
         tile=args.tile,
     )
-    with bars(stderr=True) as new_bar:
+    with bars(stderr=True) if world.main else nullcontext() as new_bar:
         summary = predictor.predict_files(
             args.images,
             args.out,
@@ -83,7 +92,19 @@ def main(arguments: list[str]) -> int:
             npy=args.npy,
             every=args.every,
             frames=args.frames,
-            progress=new_bar("predicting"),
+            progress=None if new_bar is None else new_bar("predicting"),
+            shard=shard,
+            world=world,
         )
+    if not world.main:
+        # The first process counts the failures of all; by another status torchrun would end it too early.
+        return 0
     say(summary)
     return 0 if summary.ok else 1
+
+
+def _shard(text: str) -> tuple[int, int]:
+    k, slash, n = text.partition("/")
+    if not (slash and k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
+        raise ConfigError(f"--shard must be K/N with K from 1 to N, such as 3/16, got {text!r}")
+    return int(k), int(n)

@@ -40,8 +40,8 @@ from dmtl.data.folder.paths import find_files, nfc, read_text
 from dmtl.data.images import write_npy
 from dmtl.data.loading.batch import Batch
 from dmtl.errors import ConfigError, DataError
-from dmtl.predict.maps import encode_map
-from dmtl.predict.outputs import FORMAT, output_folder
+from dmtl.predict.maps import FORMAT, encode_map
+from dmtl.predict.outputs import output_folder
 from dmtl.runtime.distributed import World, gathered
 from dmtl.runtime.files import write_bytes, write_json
 from dmtl.tasks import Task

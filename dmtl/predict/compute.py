@@ -59,7 +59,8 @@ class BatchPredictor:
             return self.batch_size
         if self.device.type != "cuda" or self.engine.steps == "auto":
             return 1
-        return max(1, min(GPU_BATCH, _GPU_BATCH_PIXELS // (height * width)))
+        fitting = max(1, min(GPU_BATCH, _GPU_BATCH_PIXELS // (height * width)))
+        return 1 << (fitting.bit_length() - 1)  # a power of two, so that full batches fill a unit
 
     def __call__(self, images: Sequence[Tensor]) -> PredictedBatch:
         """Predict uint8 images [3, H, W] of one size.

@@ -10,8 +10,10 @@ frames of a video the video's name, "/" and the frame's number in six digits.
     OUT/overview/<name>.png            the image and all its pictures on one sheet
     OUT/pictures/<task>/<video>.mp4    the same of a whole video, each frame at its time
     OUT/overview/<video>.mp4
-    OUT/maps.json                      how to read the maps, the images done (with the `time` of frames, in
-                                       seconds after the first), the failures, and what was left out
+    OUT/maps.json                      how to read the maps, what they were made with, the images done (with
+                                       the `time` of frames, in seconds after the first), the failures, and
+                                       what was left out
+    OUT/.parts                         while a prediction is under way (see `dmtl.predict.ledger`)
 
 Maps have the size of the image as players and viewers show it (EXIF orientation, or a video's mirroring and
 rotation, applied).
@@ -21,8 +23,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,6 @@ from torch import Tensor
 from dmtl.errors import DataError
 from dmtl.predict.inputs import Failure, Input, LeftOut
 from dmtl.predict.maps import (
-    FORMAT,
     encode_map,
     encode_npy,
     encode_picture,
@@ -43,7 +44,7 @@ from dmtl.predict.maps import (
 )
 from dmtl.predict.pipeline import Waits
 from dmtl.predict.video import VideoWriter
-from dmtl.runtime.files import write_bytes, write_json
+from dmtl.runtime.files import is_temporary, write_bytes
 from dmtl.tasks import Task
 from dmtl.tasks.sheet import sheet
 from dmtl.text import plural
@@ -106,7 +107,7 @@ class ImageMaps:
 
 @dataclass
 class Summary:
-    """What `predict_files` did.
+    """What `predict_files` did, together with what it found done.
 
     `ok` is false when any input failed; the command line then exits with a non-zero status. `waits` says how
     many of the `seconds` went by while nothing was computed because no image was there yet, or because the
@@ -115,6 +116,8 @@ class Summary:
 
     out_dir: Path
     written: list[str] = field(default_factory=list)  # names of the images and frames predicted
+    kept: int = 0  # of these, how many were there before
+    missing: list[int] = field(default_factory=list)  # shards that are not complete yet
     failures: list[Failure] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)  # of the given folders
     rescaled: Counter[str] = field(default_factory=Counter)  # task -> maps that its usual scale cannot hold
@@ -134,9 +137,11 @@ class Summary:
         if frames:
             counts.append(f"{plural(frames, 'frame')} of {plural(len(self.videos), 'video')}")
         lines = [f"{' and '.join(counts)} predicted into {self.out_dir}"]
-        if self.written and self.seconds > 0:
+        if self.kept:
+            lines[0] += f", {self.kept:,} of them before"
+        if len(self.written) > self.kept and self.seconds > 0:
             unit = "frames" if len(counts) == 1 and frames else "images"
-            lines[0] += f" ({len(self.written) / self.seconds:.2f} {unit}/s)"
+            lines[0] += f" ({(len(self.written) - self.kept) / self.seconds:.2f} {unit}/s)"
             reading, writing = (100 * w / self.seconds for w in (self.waits.reading, self.waits.writing))
             shares = (reading, 100 - reading - writing, writing)
             lines.append(
@@ -153,6 +158,11 @@ class Summary:
         if self.failures:
             lines.append(f"{len(self.failures)} failed:")
             lines += [f"  {f.path}: {f.reason}" for f in self.failures]
+        if self.missing:
+            numbers = ", ".join(map(str, self.missing))
+            lines.append(
+                f"maps.json follows when all shards have predicted the same inputs; not yet: {numbers}"
+            )
         return "\n".join(lines)
 
 
@@ -225,18 +235,37 @@ class Outputs:
             except OSError:  # what stopped the run is the error to tell
                 continue
 
-    def write_index(self, summary: Summary, images: list[dict], options: dict[str, Any]) -> None:
-        """maps.json, whole or not at all."""
-        index = {
-            "format": FORMAT,
-            **options,
-            "tasks": {name: task.map_format() for name, task in self.tasks.items()},
-            "images": images,
-            "videos": summary.videos,
-            "failures": [asdict(failure) for failure in summary.failures],
-            "left_out": [asdict(group) for group in summary.left_out],
-        }
-        write_json(self.out_dir / "maps.json", index, indent=1)
+    def files(self, item: Input, entries: Iterable[dict]) -> Iterator[Path]:
+        """Every file of an input, by its entries in maps.json."""
+        for entry in entries:
+            name = entry["name"]
+            for task_name, task in self.tasks.items():
+                yield self.out_dir / task_name / f"{name}.png"
+                if self.npy and task.label_channels > 1:
+                    yield self.out_dir / task_name / f"{name}.npy"
+            for task_name in entry.get("uncertainty", ()):
+                yield self.out_dir / "uncertainty" / task_name / f"{name}.png"
+        if self.pictures:
+            suffix = ".mp4" if item.is_video else ".png"
+            for name in (*self.tasks, "overview"):
+                yield self._picture_path(name, f"{item.name}{suffix}")
+
+    def remove_torn(self, items: Iterable[Input]) -> None:
+        """Remove what a killed process left of files of these inputs under temporary names."""
+        names: dict[Path, set[str]] = {}  # folder -> names of outputs without suffix
+        videos: set[Path] = set()  # folders of frames
+        for item in items:
+            for place in ("", "uncertainty", "pictures", "overview"):
+                for task in ("",) if place == "overview" else self.tasks:
+                    path = self.out_dir / place / task / item.name
+                    names.setdefault(path.parent, set()).add(path.name)
+                    if item.is_video:
+                        videos.add(path)
+        for folder in {*names, *videos}:
+            for file in folder.iterdir() if folder.is_dir() else ():
+                stem = Path(file.name[1 : -9 - len(file.suffix)]).stem  # of `.stem.png.12345678.png`
+                if is_temporary(file.name) and (folder in videos or stem in names.get(folder, ())):
+                    file.unlink(missing_ok=True)
 
     def _painted(self, frame: Frame, maps: ImageMaps) -> dict[str, np.ndarray]:
         """task -> uint8 [H, W, 3], and "overview"."""
@@ -258,7 +287,8 @@ def output_folder(out_dir: str | os.PathLike) -> Path:
     path = Path(out_dir)
     if path.exists() and not path.is_dir():
         raise DataError(f"{path}: is a file, expected a folder for the maps")
-    if path.is_dir() and any(path.iterdir()) and not holds_maps(path):
+    # A temporary file may be the first that another process, or a killed one, writes here.
+    if path.is_dir() and not all(is_temporary(file.name) for file in path.iterdir()) and not holds_maps(path):
         raise DataError(
             f"{path}: holds other files, expected a new or empty folder, or an earlier output of predict"
         )

@@ -14,17 +14,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dmtl import __version__
 from dmtl.data.images import read_image, to_rgb
 from dmtl.engine.engine import Engine
 from dmtl.errors import ConfigError, DataError
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, from_pretrained
 from dmtl.predict.compute import BatchPredictor
 from dmtl.predict.inputs import find_inputs
-from dmtl.predict.maps import describe_uncertainty
+from dmtl.predict.ledger import Ledger, fingerprint
+from dmtl.predict.maps import FORMAT, describe_uncertainty
 from dmtl.predict.outputs import RESERVED, Outputs, Summary, output_folder
+from dmtl.predict.parts import Part
 from dmtl.predict.stream import Stream
 from dmtl.predict.video import require_av
 from dmtl.runtime.devices import pick_device
+from dmtl.runtime.distributed import World, barrier, gathered
 from dmtl.tasks import chosen_tasks
 
 
@@ -85,8 +89,9 @@ class Predictor:
             model, inplace = from_pretrained(model), True
         self.tasks = {name: model.tasks[name] for name in chosen_tasks("Predictor", model.tasks, tasks)}
         self.device = pick_device(model.device if device is None else device)
+        self.fingerprint = fingerprint(model)
         self.steps, self.chain = steps, {"steps": steps, "eta": eta, "sampler": sampler}
-        self.seed, self.samples = seed, samples
+        self.seed, self.samples, self._tile_side = seed, samples, tile
         names = list(self.tasks)
         self.engine = Engine(
             model,
@@ -135,45 +140,79 @@ class Predictor:
         every: int = 1,
         frames: int | None = None,
         progress: Callable[[int, int], None] | None = None,
+        shard: tuple[int, int] = (1, 1),
+        world: World | None = None,
     ) -> Summary:
         """Predict every image and every video among `paths` (files and folders) into `out_dir`.
 
         Reading, computing and writing overlap. Inputs that cannot be read or do not fit into memory are
         skipped and listed in the summary; of a damaged video the frames before the damage are kept.
 
+        An input is predicted only if its outputs are missing or older than it, or if it failed before. So a
+        call that was interrupted, or whose inputs have become more, continues.
+
         Args:
-            out_dir: a new or empty folder, or one that `predict_files` filled before; files in it are
-                replaced one by one.
+            out_dir: a new or empty folder, or one that `predict_files` filled before with this model and
+                these options.
             pictures: also write coloured pictures and overview sheets.
             npy: also write unit vectors as .npy.
             every: of a video, take every n-th frame.
             frames: of a video, take at most so many.
-            progress: called with the number of images (and frames) that are done and of all, after each.
+            progress: called with the number of images (and frames) that are done and of all, after each, as
+                far as this process predicts them.
+            shard: (k, n), predict the k-th of n parts of the inputs; the part that finds all others complete
+                writes maps.json.
+            world: the processes that share the inputs (or the shard) and call this together, from
+                `dmtl.runtime.distributed.connect`; the first one waits for the others and returns the summary
+                of all.
 
         Errors: OSError, naming the path, when an output cannot be written (no permission, full disk), because
-            no other could be either; DataError when `out_dir` holds other things; ConfigError when a task is
-            called like one of our folders, for every or frames below 1, and when nothing but videos is given
-            and PyAV is missing.
+            no other could be either; DataError when `out_dir` holds other things, or maps of another model
+            or other options; ConfigError when a task is called like one of our folders, for every or frames
+            below 1, for a shard that does not exist, and when nothing but videos is given and PyAV is
+            missing.
         """
         self._check_files(every, frames)
-        summary = Summary(output_folder(out_dir))
-        inputs, summary.failures, summary.left_out = find_inputs(paths, summary.out_dir)
-        if inputs and all(item.is_video for item in inputs):
+        part = Part.of(shard, World() if world is None else world)
+        out = output_folder(out_dir)
+        listing = find_inputs(paths, out)
+        if listing[0] and all(item.is_video for item in listing[0]):
             require_av()
-        outputs = Outputs(summary.out_dir, self.tasks, pictures=pictures, npy=npy)
-        images: list[dict] = []
-        options: dict[str, Any] = {**self.chain, "seed": self.seed}
-        options |= {"samples": self.samples, "precision": self.engine.precision}
-        if self.samples > 1:
-            options["uncertainty"] = {name: describe_uncertainty(task) for name, task in self.tasks.items()}
-        outputs.write_index(summary, images, options)  # first of all: tells whether the folder can be written
+        outputs = Outputs(out, self.tasks, pictures=pictures, npy=npy)
+        head = self._head() | {"pictures": pictures, "npy": npy, "every": every, "frames": frames}
+        ledger = Ledger(outputs, listing, head, part, self._batches.limit(1, 1))
+        if len(part.together) > 1 and len({str(seen) for seen in gathered((ledger.digest, head))}) > 1:
+            raise DataError(
+                f"{out}: the processes see different inputs, models, threads or devices, expected the "
+                "same in all; wait until no file is added, and set OMP_NUM_THREADS alike on all machines"
+            )
+        todo = ledger.begin()
+        if len(part.together) > 1:
+            barrier()
+            ledger.check_shared()
         start = time.perf_counter()
         try:
-            Stream(self._batches, outputs, summary, images, progress, every=every, frames=frames).run(inputs)
-        finally:  # also after Ctrl-C: what is there is described
-            summary.seconds = time.perf_counter() - start
-            outputs.write_index(summary, images, options)
-        return summary
+            Stream(self._batches, outputs, ledger, progress, every=every, frames=frames).run(todo)
+        except BaseException:  # also Ctrl-C
+            ledger.interrupt()
+            raise
+        return ledger.finish(time.perf_counter() - start)
+
+    def _head(self) -> dict[str, Any]:
+        """What the maps depend on. The last bits depend on batches, tiles, the device and a CPU's threads."""
+        head: dict[str, Any] = {
+            "format": FORMAT,
+            "model": self.fingerprint,
+            "version": __version__,
+            **self.chain,
+        }
+        head |= {"seed": self.seed, "samples": self.samples, "precision": self.engine.precision}
+        if self.samples > 1:
+            head["uncertainty"] = {name: describe_uncertainty(task) for name, task in self.tasks.items()}
+        threads = torch.get_num_threads() if self.device.type == "cpu" else None
+        head |= {"batch_size": self._batches.batch_size, "tile": self._tile_side}
+        head |= {"device": self.device.type, "threads": threads}
+        return head | {"tasks": {name: task.map_format() for name, task in self.tasks.items()}}
 
     def _check_files(self, every: int, frames: int | None) -> None:
         clash = [name for name in self.tasks if name in RESERVED]

@@ -2,7 +2,7 @@
 
 Images are read by several threads; the frames of videos by one, in order. The caller's thread computes. Maps
 and pictures are encoded and written by several threads, videos by one. Entries of maps.json and failures come
-in the order of the inputs, whoever is done first.
+in the order of the inputs, whoever is done first. Batches stay within a unit (see `dmtl.predict.ledger`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from dmtl.data.images import read_image
 from dmtl.errors import ConfigError, DataError
 from dmtl.predict.compute import BatchPredictor, PredictedBatch
 from dmtl.predict.inputs import Failure, Input
-from dmtl.predict.outputs import Frame, ImageMaps, Outputs, Summary
+from dmtl.predict.ledger import Ledger
+from dmtl.predict.outputs import Frame, ImageMaps, Outputs
 from dmtl.predict.pipeline import WriteBehind, batched, read_ahead
 from dmtl.predict.video import VideoReader
 
@@ -42,32 +43,32 @@ class VideoEnd:
 
 
 class Stream:
-    """One run over many files. Results go into `summary` and `images` (entries of maps.json) as they come."""
+    """One run over many files. Results go into `ledger` as they come."""
 
     def __init__(
         self,
         predict: BatchPredictor,
         outputs: Outputs,
-        summary: Summary,
-        images: list[dict],
+        ledger: Ledger,
         report: Callable[[int, int], None] | None,
         *,
         every: int,
         frames: int | None,
     ):
-        self.predict, self.outputs, self.summary = predict, outputs, summary
-        self.images, self.report = images, report
+        self.predict, self.outputs, self.ledger, self.report = predict, outputs, ledger, report
         self.every, self.frames = every, frames
         self._done = self._total = 0
         self._without_pictures: set[Input] = set()  # videos whose pictures cannot be written
+        self._unit_of: dict[Input, int] = {}
+        self._videos: set[str] = set()  # paths
         self._frames_of: dict[Input, int] = {}  # of videos, as far as known; before, one counts as one
         cores = os.cpu_count() or 1
         self.reading, self.writing = min(4, cores), min(16, cores)  # threads
         self._on_gpu = predict.device.type == "cuda"
-        self._behind = WriteBehind(self._collect, self.writing + 2, MOST_PIXELS, summary.waits)
+        self._behind = WriteBehind(self._collect, self.writing + 2, MOST_PIXELS, ledger.waits)
 
-    def run(self, inputs: Sequence[Input]) -> None:
-        """Predicts all inputs.
+    def run(self, units: Sequence[Sequence[Input]]) -> None:
+        """Predicts all inputs in these units.
 
         Raises OSError where an output cannot be written, and whatever a thread raises that is not the fault
         of one input. What was computed before is written and collected all the same, and no thread is left
@@ -81,6 +82,9 @@ class Stream:
                 ThreadPoolExecutor(1, "dmtl-encode", _give_way),
             )
             self._readers, self._decoder, self._writers, self._encoder = map(stack.enter_context, pools)
+            self._unit_of = {item: number for number, unit in enumerate(units) for item in unit}
+            inputs = list(self._unit_of)
+            self._videos = {str(item.path) for item in inputs if item.is_video}
             self._total = len(inputs)
             try:
                 self._stages(inputs)
@@ -94,8 +98,8 @@ class Stream:
         depth = 2 * self.predict.limit(1, 1) + self.reading
         lag = 1 if self._on_gpu else 0  # batches that the GPU may still be at when the next one is launched
         launched: deque[tuple[list, PredictedBatch | None]] = deque()
-        with closing(read_ahead(self._calls(inputs), depth, self.summary.waits)) as results:
-            for group in batched(results, _size, lambda size: self.predict.limit(*size)):
+        with closing(read_ahead(self._calls(inputs), depth, self.ledger.waits)) as results:
+            for group in batched(results, self._kind, lambda kind: self.predict.limit(*kind[1:])):
                 images = [frame.image for frame in group if isinstance(frame, Frame)]
                 launched.append((group, self.predict(images) if images else None))
                 while len(launched) > lag:
@@ -191,27 +195,36 @@ class Stream:
         """In the order of the inputs."""
         if isinstance(result, VideoEnd):
             item, frames = result.item, result.frames
+            record = self.ledger.record(item.path)
             facts = {"input": str(item.path), "name": item.name, "frames": frames}
             if frames:
-                self.summary.videos.append({**facts, "frames_per_second": result.rate})
+                record.video = {**facts, "frames_per_second": result.rate}
             if result.failure is not None:
-                self.summary.failures.append(result.failure)
+                record.failures.append(result.failure)
+            self.ledger.end(item.path)
             self._expect(item, frames)
         elif isinstance(result, Failure):
-            self.summary.failures.append(result)
+            self.ledger.record(result.path).failures.append(result)
+            if result.path not in self._videos:
+                self.ledger.end(result.path)
             self._done += 1
         else:
             frame, entry, other = result
-            self.images.append(entry)
+            record = self.ledger.record(frame.item.path)
+            record.images.append(entry)
             if isinstance(other, Failure):
-                self.summary.failures.append(other)
-            self.summary.rescaled.update(self.outputs.rescaled(entry))
-            self.summary.written.append(frame.name)
-            if frame.number is not None and frame.item not in self._frames_of:
+                record.failures.append(other)
+            if frame.number is None:
+                self.ledger.end(frame.item.path)
+            elif frame.item not in self._frames_of:
                 self._expect(frame.item, frame.expected)
             self._done += 1
         if self.report is not None:
             self.report(self._done, self._total)
+
+    def _kind(self, result: object) -> tuple[int, int, int] | None:
+        """What the images of a batch have in common: their unit and their size."""
+        return (self._unit_of[result.item], *result.size) if isinstance(result, Frame) else None
 
     def _expect(self, video: Input, frames: int) -> None:
         self._total += frames - self._frames_of.get(video, 1)
@@ -225,10 +238,6 @@ def _give_way() -> None:
     """
     if sys.platform == "linux":  # elsewhere priority is the process's, not the thread's
         os.nice(10)
-
-
-def _size(result: object) -> tuple[int, int] | None:
-    return result.size if isinstance(result, Frame) else None
 
 
 def _of_one_input(error: Exception) -> Exception:

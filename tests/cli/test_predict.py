@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from tests.predict.test_parts import tree
 from tests.predict.test_video import film
 
-from .conftest import TASKS
+from .conftest import TASKS, environment
+
+# `dmtl` whose second process kills itself once, in the middle of writing its n-th file.
+KILLED = """
+import itertools, os, signal, sys
+from pathlib import Path
+from dmtl.cli import main
+
+mark, number = Path(sys.argv[1]), int(sys.argv[2])
+sync, count = os.fsync, itertools.count(1)
+
+def fsync(handle):
+    if os.environ["RANK"] == "1" and next(count) >= number and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    sync(handle)
+
+os.fsync = fsync
+sys.exit(main(sys.argv[3:]))
+"""
 
 
 def test_video(dmtl, tmp_path, trained):
@@ -65,6 +90,10 @@ def test_automatic_steps(dmtl, tmp_path, trained, data):
         ("--tile 33", "tile must be 0 or a multiple of 32, got 33"),
         ("--steps auto --batch-size 2", "batch_size must be 1 with steps"),
         ("--device gpu", "device must be"),
+        ("--shard 0/3", "--shard must be K/N with K from 1 to N, such as 3/16, got '0/3'"),
+        ("--shard 4/3", "--shard must be K/N"),
+        ("--shard 3", "--shard must be K/N"),
+        ("--shard one/3", "--shard must be K/N"),
     ],
 )
 def test_options_that_cannot_work(dmtl, tmp_path, trained, data, words, text):
@@ -73,3 +102,47 @@ def test_options_that_cannot_work(dmtl, tmp_path, trained, data, words, text):
     )
     assert (status, out) == (2, "") and text in err and len(err.splitlines()) == 1
     assert not (tmp_path / "maps").exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "processes", "killed"), [(12, 2, False), pytest.param(2000, 3, True, marks=pytest.mark.slow)]
+)
+def test_processes_share_the_images(dmtl, tmp_path, trained, count, processes, killed):
+    """Every output is there once, and everything, maps.json too, is that of one process to the bit, also if
+    a process is killed on the way and all are started again."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for i in range(count):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / f"in/{i:04}.png")
+    (tmp_path / "in" / "0003.png").write_bytes(b"broken")
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    words = ["predict", trained, "in", "--device", "cpu", *(["--no-pictures"] if count > 100 else [])]
+    status, out, _ = dmtl(*words, "--out", "one")
+    assert status == 1 and f"{count - 1:,} images predicted into one" in out
+    (tmp_path / "killed.py").write_text(KILLED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += ["--max-restarts=1", "killed.py", "mark", 2 * count // 3] if killed else ["-m", "dmtl"]
+    command += [*words, "--out", "three"]
+    run = dict(cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=1800)
+    done = subprocess.run([str(word) for word in command], **run)
+    assert (tmp_path / "mark").exists() == killed, done.stderr
+    assert done.returncode == 1 and "1 failed" in done.stdout, done.stderr  # as with one process: 0003
+    assert done.stdout.count(f"{count - 1:,} images predicted into three") == 1, done.stdout
+    assert done.stdout.count("predicted into") == 1
+    before = re.search(r"([\d,]+) of them before", done.stdout)
+    assert (before is not None) == killed
+    assert before is None or 0 < int(before[1].replace(",", "")) < count - 1
+    assert "1 .txt (notes.txt)" in done.stdout
+    assert tree(tmp_path / "three") == tree(tmp_path / "one")
+
+
+def test_shards_and_another_model(dmtl, tmp_path, trained, baseline, data):
+    """`--shard` from the command line; the maps of another model are refused."""
+    for k in (2, 1):
+        words = [data / "images", "--out", "maps", "--no-pictures"]
+        status, out, err = dmtl("predict", trained, *words, "--shard", f"{k}/2")
+        assert (status, err) == (0, "") and ("not yet: 1" in out) == (k == 2)
+    index = json.loads((tmp_path / "maps" / "maps.json").read_text())
+    assert [entry["name"] for entry in index["images"]] == list("abcdef")
+    status, out, err = dmtl("predict", baseline, *words)
+    assert (status, out) == (2, "") and "maps: holds maps made with another model" in err

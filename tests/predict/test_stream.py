@@ -103,7 +103,8 @@ def test_one_bad_image_does_not_spoil_its_batch(model, tmp_path, monkeypatch):
         save(tmp_path / "in" / f"{i}.png", 9, 9)
     Image.new("RGB", (9, 9)).save(tmp_path / "in" / "1.png")
     for batch_size in (2, 4):
-        summary = Predictor(model, batch_size=batch_size).predict_files([tmp_path / "in"], tmp_path / "out")
+        out = tmp_path / f"out{batch_size}"
+        summary = Predictor(model, batch_size=batch_size).predict_files([tmp_path / "in"], out)
         assert summary.written == ["0", "2", "3", "4"]
         assert [f.reason for f in summary.failures] == ["semseg: the model's output is not finite"]
 
