@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import dmtl.ops
 
@@ -165,6 +166,29 @@ tile_sizes = st.tuples(*[st.sampled_from([16, 32, 64])] * 3)
 @pytest.mark.slow
 def test_drawn_shapes_triton(case, tile):
     compare_tiled(case, *tile)
+
+
+@needs_triton
+@pytest.mark.parametrize("counts", [(1, 1, 1, 1, 1), (3, 0, 2), (6,)])
+def test_triton_bias_gradients_are_few_launches(counts):
+    """One pass over the maps, then a sum and a rounding for each task."""
+    from dmtl.kernels.triton import conv3x3 as module
+
+    class Count(TorchDispatchMode):
+        launches = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.launches += not func.is_view and "empty" not in func.name()
+            return func(*args, **(kwargs or {}))
+
+    g = torch.randn(sum(counts), 16, 5, 7).half()
+    needs = False, False, True, False
+    weights = [g.new_zeros(16, 16, 3, 3) for _ in counts]
+    with Count() as count:
+        *_, found, taps = module.conv3x3_backward(g, g, weights, None, list(counts), False, *needs)
+    assert count.launches <= 2 * len(counts) + 1 and taps == []
+    for bias, rows in zip(found, g.split(counts), strict=True):
+        torch.testing.assert_close(bias, rows.double().sum((0, 2, 3)).half(), rtol=2e-3, atol=1e-3)
 
 
 @needs_triton
