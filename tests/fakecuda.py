@@ -46,7 +46,8 @@ class FakeCuda:
         for name, value in dict(
             device=lambda device: nullcontext(), graph_pool_handle=object, Stream=Stream,
             current_stream=Stream, stream=lambda stream: nullcontext(), CUDAGraph=lambda: FakeGraph(fake),
-            graph=self._capture, Event=Event, is_current_stream_capturing=lambda: self._graph is not None,
+            graph=self._capture, Event=Event, synchronize=lambda: None,
+            is_current_stream_capturing=lambda: self._graph is not None,
         ).items():  # fmt: skip
             patch.setattr(torch.cuda, name, value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -67,3 +68,32 @@ def test_engine(fake, options):
         found, expected = (e.maps(image, noise=noise).maps for e in (engine, plain))
         assert all(torch.equal(found[task], expected[task]) for task in expected)
     assert fake.captures == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("options", [{}, dict(diffusion="prediction")], ids=str)
+def test_engine_on_a_gpu(options):
+    """Two sizes, captured and replayed while another thread pins memory, against eager calls."""
+    model = small_model(**options).cuda()
+    plain, engine = (Engine(model, "cuda", precision="fp32") for _ in range(2))
+    plain._graphs = None
+    stop = threading.Event()
+
+    def pin() -> None:
+        while not stop.is_set():
+            torch.empty(1 << 20).pin_memory()
+
+    with ThreadPoolExecutor(1) as reader:
+        pinned = reader.submit(pin)
+        try:
+            for seed, size in enumerate([(64, 64), (32, 64)] * 3):
+                image, noise = torch.randn(1, 3, *size, device="cuda"), CounterNoise(seed)
+                found, expected = (e.maps(image, noise=noise).maps for e in (engine, plain))
+                for task, kind in model.tasks.items():
+                    if kind.decoding != "argmax":
+                        torch.testing.assert_close(found[task], expected[task], rtol=1e-4, atol=1e-4)
+        finally:
+            stop.set()
+        pinned.result()
+    assert len(engine._graphs) == 2
