@@ -140,8 +140,12 @@ def with_gradients(forward: Callable[[], object], call: dict) -> Callable[[], ob
     from tests.ops.tools import outputs
 
     leaves = [x for x in call.values() if isinstance(x, torch.Tensor) and x.requires_grad]
-    incoming = [torch.randn_like(out) for out in outputs(forward())]
-    return lambda: torch.autograd.grad(outputs(forward()), leaves, incoming)
+
+    def results() -> list[torch.Tensor]:
+        return [out for out in outputs(forward()) if out.requires_grad]  # statistics have no gradient
+
+    incoming = [torch.randn_like(out) for out in results()]
+    return lambda: torch.autograd.grad(results(), leaves, incoming)
 
 
 def times_s(call: Callable[[], object], rounds: int = ROUNDS) -> list[float]:
