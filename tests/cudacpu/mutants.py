@@ -82,6 +82,15 @@ MUTANTS = (
     ),
     Mutant("the right edge is passed", "upsample_add", UPSAMPLE, " || first + dx >= p.width"),
     Mutant("the gradient's right edge is passed", "upsample_add", UPSAMPLE, " || x >= p.width"),
+    Mutant(
+        "rows at odd addresses are read as vectors", "q_sample", NOISING,
+        "groups * vectors < (int64_t{1} << 31) &&\n                      all_aligned(sizeof(Vec<T>));",
+        "groups * vectors < (int64_t{1} << 31);",
+    ),
+    Mutant(
+        "a channel gets the noise of another", "q_sample", NOISING,
+        "normals((first + k) * groups + group,", "normals((first + k) * groups + group + 1,",
+    ),
     Mutant("a row's end is passed", "q_sample", NOISING, "if (4 * block + j >= p.count) break;"),
     Mutant(
         "the second launch starts with the first's rows", "posterior_step", NOISING,
@@ -103,6 +112,12 @@ def _calls(op: str) -> list[tuple]:
         for size in ("tiny", "odd"):
             samples = spec.samples(size, dtype, "cpu")
             found += [(spec, sample, dtype) for sample in samples if not serves(spec, "cuda", dtype, sample)]
+    if op == "q_sample":  # channels last, at an even address and at an odd one
+        tables = {name: torch.linspace(0.5, 1, 4) for name in ("sqrt_abar_S", "sqrt_one_minus_abar_S")}
+        for start in (0, 1):
+            x = torch.randn(512 + start)[start:].view(2, 4, 4, 16).permute(0, 3, 1, 2)
+            sample = dict(x0=x, t_B=torch.tensor([1, 2]), key_B3=torch.arange(6).view(2, 3), **tables)
+            found.append((spec, sample, torch.float32))
     if op == "posterior_step":  # more rows than one launch takes
         many = torch.randn(2, 70_000, 1)
         tables = {name: torch.linspace(0.5, 1, 4) for name in ("coef1_S", "coef2_S", "sigma_S")}
