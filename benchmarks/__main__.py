@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tasks", nargs="+", metavar="TASK", help="tasks to predict; default: all")
     add("--precision", nargs="+", choices=DTYPES, help="default: all that the device serves")
     add("--parts", nargs="+", choices=PARTS, help="default: all")
+    add("--contenders", nargs="+", choices=contenders.NAMES, help="who takes part; default: all")
     add("--rounds", type=_positive, default=9, help="of a comparison; fewer if they take long")
     add("--compile", choices=MODES, default="max-autotune", help='of the expert; "none": eager')
     add("--quick", action="store_true", help="a minute: small network, no compiler, no memory")
@@ -117,7 +118,7 @@ def _measured(args: argparse.Namespace, case: Case) -> Iterator[list[dict]]:
     batches = args.batch or ([1] if args.quick else [1, 8, 32] if device.type == "cuda" else [1, 4])
     rounds = min(args.rounds, 5) if args.quick else args.rounds
     for batch in batches if "contenders" in parts else ():
-        yield race.Race(case.but(batch=batch), args.precision, modes=modes).run(rounds)
+        yield race.Race(case.but(batch=batch), args.precision, args.contenders, modes=modes).run(rounds)
     everyone = contenders.names(device, args.precision, case.build().config)
     for batch in batches if "memory" in parts else ():
         yield [memory.row(case.but(batch=batch), *who, modes=modes) for who in everyone]

@@ -29,6 +29,7 @@ Noise = Mapping[str, Tensor]  # task -> [draws, B, C, h, w]
 ALLOWED = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2, "fp16": 2e-2}
 """Precision -> how far maps may lie from the fp32 model's, see `difference`."""
 
+NAMES = ("published", "expert", "dmtl")
 _CLASSES = {"semseg": 21, "human_parts": 7}
 PASCAL = ("semseg", "human_parts", "sal", "normals", "edge")
 SIX = (*PASCAL, "depth")
@@ -213,11 +214,12 @@ def checked(
         row = {"contender": name, "precision": precision}
         try:
             contender = make(name, model, image, case, precision, **options)
-        except RuntimeError as error:  # out of memory, a compiler that gives up
-            yield None, row | {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+            with contender.settings(), torch.inference_mode():
+                error = worst(model.tasks, contender.run(image, noise), expected)
+        except RuntimeError as failure:  # out of memory, a compiler that gives up, a kernel that does not run
+            reason = (str(failure).splitlines() or [""])[0]
+            yield None, row | {"error": f"{type(failure).__name__}: {reason}"}
             continue
-        with contender.settings(), torch.inference_mode():
-            error = worst(model.tasks, contender.run(image, noise), expected)
         row |= {"how": contender.how, "difference": error}
         if error <= ALLOWED[precision]:
             yield contender, row

@@ -1,11 +1,11 @@
 """`make gpu-check`: everything that needs a CUDA machine, in one command of under ten minutes.
 
-Times the whole model (inference and training steps beside both baselines), runs the operators' and the
-model's tests on every backend, the operator benchmarks and compute-sanitizer, prints a short table, and
-appends one JSON object per figure to a file: commit, versions, device, name, value, unit. Times are medians
-of CUDA events; a part that fails its check gives a row with an "error" instead of a time.
+Each part is a process with a time limit and appends its rows to a file as soon as it knows them, one JSON
+object each: commit, versions, device, name, values. A part that fails or runs out of time leaves a row that
+says so, and the next one begins. First what is quick and what is ours, last the expert, whose compiler takes
+minutes. Needs torch, Triton, pytest and hypothesis; not the packages of the command line.
 
-`--device cpu` runs the same code at toy sizes, to see that it works; its figures mean nothing.
+`--device cpu` runs the same code at toy sizes, to see that it works; its numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -15,13 +15,18 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+
+from dmtl.ops.registry import REGISTRY
 
 from . import training
 from .contenders import Case
@@ -29,32 +34,33 @@ from .facts import facts
 from .training import TrainingCase, TrainingRace
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("model", "tests", "benchmarks", "sanitizer")
 
 
 class Rows:
     """The result file: every row carries what is needed to compare it later."""
 
     def __init__(self, path: Path, device: str):
-        self.path, self.added = path, []
+        self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self.common = facts(torch.device(device))
 
     def add(self, name: str, **values) -> None:
         row = {"name": name, **values, **self.common}
-        self.added.append(row)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def print_table(self) -> None:
-        """One line for each row of this run: operators as medians beside eager torch, everything else as it
-        is."""
+    def print_table(self, begin: int) -> None:
+        """Print a line for each row after the first `begin` bytes of the file: operators as medians next to
+        eager torch, everything else as it is."""
+        with open(self.path, encoding="utf-8") as file:
+            file.seek(begin)
+            added = [json.loads(line) for line in file]
         eager = {
             (row["op"], row["size"], row["dtype"]): row["median_us"]
-            for row in self.added
+            for row in added
             if row.get("contender") == "eager"
         }
-        for row in self.added:
+        for row in added:
             if "op" in row:
                 ratio = eager.get((row["op"], row["size"], row["dtype"]), math.nan) / row["median_us"]
                 share = row.get("fraction_of_ceiling", math.nan)
@@ -65,47 +71,83 @@ class Rows:
                 print(f"{row['name']:64}{json.dumps(values)}")
 
 
-def run_tests(rows: Rows, limit_s: int) -> bool:
-    """The tests of the ops on every backend, forward, backward and captured; and of the model."""
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "8", "-m", "not slow"]
-    command += ["tests/ops", "tests/models", "tests/diffusion", "tests/nn"]
-    started = time.perf_counter()
-    code, out = finished(command, limit_s)
-    if code:
-        print("\n".join(out.splitlines()[-60:]), file=sys.stderr)
-    summary = (out.strip().splitlines() or ["no output"])[-1]
-    rows.add("tests", summary=summary, rc=code, seconds=round(time.perf_counter() - started, 1))
-    return code == 0
-
-
-def run_sanitizer(rows: Rows, limit_s: int) -> bool:
-    """compute-sanitizer over small calls of every op; left out, and said, where the tool is not there."""
-    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    if not Path(tool).is_file():
-        rows.add("sanitizer", left_out="compute-sanitizer is not installed")
-        return True
-    passed = True
-    for check in ("memcheck", "racecheck"):
-        for backend in ("cuda", "triton"):
-            command = [tool, "--tool", check, "--error-exitcode", "9", "--launch-timeout", "0"]
-            command += [sys.executable, "-m", "tests.ops.small_calls", backend]
-            started = time.perf_counter()
-            code, out = finished(command, limit_s // 4)
-            summary = next((x for x in out.splitlines() if "SUMMARY" in x), out.strip()[-300:])
-            seconds = round(time.perf_counter() - started, 1)
-            rows.add(f"{check} {backend}", summary=summary, rc=code, seconds=seconds)
-            passed &= code in (0, 124)  # out of time is no finding
-    return passed
-
-
-def finished(command: list[str], limit_s: int) -> tuple[int, str]:
-    """Exit status and output of a command; 124 where it was stopped after `limit_s`."""
+def finished(command: Sequence[str], limit_s: float, **variables: str) -> tuple[int, str]:
+    """Exit status and output of a command; 124 if it and its children were stopped after `limit_s`."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | variables, text=True, errors="replace", start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s)
-        return done.returncode, done.stdout + done.stderr
-    except subprocess.TimeoutExpired as stopped:
-        out = stopped.stdout or b""
-        return 124, out.decode(errors="replace") + f"\nstopped after {limit_s} s"
+        out, _ = process.communicate(timeout=limit_s)
+        return process.returncode, out
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return 124, process.communicate()[0] + f"\nstopped after {limit_s:.0f} s"
+
+
+def run_all(rows: Rows, commands: Mapping[str, Sequence[str]], limit_s: float, **variables: str) -> bool:
+    """Run the commands, eight at a time, and add a row for each: its last line, or the end of its output."""
+    until = time.perf_counter() + limit_s
+    variables = {"OMP_NUM_THREADS": "1"} | variables
+
+    def one(name: str) -> bool:
+        started = time.perf_counter()
+        code, out = finished(commands[name], max(1.0, until - started), **variables)
+        lines = out.strip().splitlines() or ["no output"]
+        said = {"summary": lines[-1]} if code == 0 else {"error": "\n".join(lines)[-2000:], "rc": code}
+        rows.add(name, **said, seconds=round(time.perf_counter() - started, 1))
+        return code == 0
+
+    with ThreadPoolExecutor(8 if torch.cuda.is_available() else 2) as pool:
+        return all(list(pool.map(one, commands)))
+
+
+def small_calls(rows: Rows, device: str, limit_s: float) -> bool:
+    """Small calls of every operator, a process each, so that a kernel that crashes takes no other along."""
+    backends = ("cuda", "triton") if device == "cuda" else ("cpu",)
+    program = [sys.executable, "-m", "tests.ops.small_calls"]
+    commands = {
+        f"small calls {op} {backend}": [*program, backend, op] for op in REGISTRY for backend in backends
+    }
+    return run_all(rows, commands, limit_s, CUDA_LAUNCH_BLOCKING="1")
+
+
+def run_tests(rows: Rows, device: str, limit_s: float) -> bool:
+    """Run the tests of each operator in a process, then those of the model and all others marked `gpu`."""
+    program = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-m", "not slow"]
+    generic = ["tests/ops/test_generic.py", "tests/ops/test_gpu.py"]
+    commands = {f"tests {op}": [*program, *generic, "-k", f"{op}-"] for op in REGISTRY}
+    commands["tests model"] = [*program, "tests/models/test_forward.py", "-k", "every_backend"]
+    marked = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py"))
+              if "mark.gpu" in path.read_text() and path.parent.name != "ops"]  # fmt: skip
+    if device == "cuda":
+        commands["tests marked gpu"] = [*program[:-1], "gpu", *marked, "--continue-on-collection-errors"]
+    else:
+        commands = {name: commands[name] for name in ("tests q_sample", "tests model")}
+    return run_all(rows, commands, limit_s)
+
+
+def run_sanitizer(rows: Rows, device: str, limit_s: float) -> bool:
+    """Run compute-sanitizer over small calls of the CUDA kernels.
+
+    No result (the tool is missing, refuses the device or needs longer) is left out, and said.
+    """
+    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if device != "cuda" or not Path(tool).is_file():
+        rows.add("sanitizer", left_out="compute-sanitizer is not installed" if device == "cuda" else "no GPU")
+        return True
+    passed, until = True, time.perf_counter() + limit_s
+    for check in ("memcheck", "racecheck"):
+        command = [tool, "--tool", check, "--error-exitcode", "9", "--launch-timeout", "0"]
+        command += [sys.executable, "-m", "tests.ops.small_calls", "cuda"]
+        code, out = finished(command, max(1.0, (until - time.perf_counter()) / (2 - (check == "racecheck"))))
+        summary = next((line for line in out.splitlines() if "SUMMARY" in line), None)
+        if summary is None:
+            rows.add(check, left_out=f"no result: {out.strip()[-500:]}", rc=code)
+        else:
+            rows.add(check, summary=summary, rc=code)
+            passed &= code == 0
+    return passed
 
 
 # What of the operator benchmarks fits into the command's time: the published image and a training batch,
@@ -114,10 +156,11 @@ SELECTED = "(published-1 or training-ragged) and not (compiled and (float32 or t
 COSTLY_FIRST = ("conv3x3", "cross_attention", "token_mlp")
 
 
-def run_benchmarks(rows: Rows, limit_s: int, selected: str = SELECTED) -> None:
+def run_benchmarks(rows: Rows, device: str, limit_s: float) -> bool:
     """The operator benchmarks, one row per case and contender; file by file, so that a time limit loses only
     what comes last."""
     started = time.perf_counter()
+    complete, selected = True, SELECTED if device == "cuda" else "tiny and float32 and not compiled"
     names = [path.stem.removeprefix("test_") for path in sorted((ROOT / "benchmarks").glob("test_*.py"))]
     for whole in ("inference", "training"):  # `compare_inference`, `time_training`
         names.remove(whole)
@@ -125,62 +168,92 @@ def run_benchmarks(rows: Rows, limit_s: int, selected: str = SELECTED) -> None:
         left_s = int(limit_s - (time.perf_counter() - started))
         if left_s < 5:
             rows.add(f"benchmark {name}", left_out=f"no time left of {limit_s} s")
+            complete = False
             continue
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "benchmarks.json"
             command = [sys.executable, "-m", "pytest", "-q", f"benchmarks/test_{name}.py", "--benchmark-only"]
             code, out = finished([*command, "-k", selected, f"--benchmark-json={report}"], left_s)
-            if code:
+            if code not in (0, 5):  # 5: nothing of this file is selected
                 rows.add(f"benchmark {name}", error=out[-2000:], rc=code)
+                complete = False
             if report.is_file():
                 for bench in json.loads(report.read_text())["benchmarks"]:
                     rows.add(bench["name"], **bench["extra_info"])
+    return complete
 
 
-def compare_inference(rows: Rows, device: str, limit_s: int) -> None:
-    """Run `python -m benchmarks`: contenders and roofline for 512x512, five tasks, S = 2.
-
-    Each contender is checked against fp32 first. A time limit loses what comes last.
-    """
-    words = ["--batch", "1", "32", "8"] if device == "cuda" else ["--quick", "--size", "64", "64"]
+def predict(rows: Rows, device: str, limit_s: float, words: Sequence[str]) -> bool:
+    """Run `python -m benchmarks` with these words, and add a row for each of its rows."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchmarks", "--device", device, "--out", folder, *words]
-        code, out = finished([*command, "--parts", "contenders", "roofline"], limit_s)
+        code, out = finished(command, limit_s)
         if code:
-            rows.add("inference", error=out[-2000:], rc=code)
+            rows.add(f"inference {' '.join(words)}", error=out[-2000:], rc=code)
         written = Path(folder) / "bench.jsonl"
         for line in written.read_text().splitlines() if written.is_file() else ():
             row = json.loads(line)
             who = row.get("contender") or f"roofline {row['stage']} {row['operator']}"
             size = "x".join(map(str, (row["batch"], *row["size"])))
             rows.add(f"inference {size} {who} {row['precision']}", **row)
+    return code == 0
 
 
-def time_training(rows: Rows, device: str, toy: bool) -> None:
-    """Training steps of all contenders, one label an image and random labels; our step must never wait for
-    the device."""
-    small = {"width": 32, "backbone_width": 16, "blocks": 1, "decoder_blocks": 1} if toy else {}
-    case = Case(size=(64, 64) if toy else (512, 512), device=device, options=small)
-    wanted = [("published", "fp32"), ("expert", "bf16"), ("dmtl", "bf16")]
-    if toy:
-        wanted = training.names(torch.device(device))
+def engine(rows: Rows, device: str, limit_s: float) -> bool:
+    """Time the engine alone at batches 1, 8 and 32, then its parts; a process each."""
+    until = time.perf_counter() + limit_s
+    toy = ["--quick", "--size", "64", "64"] if device == "cpu" else ["--precision", "bf16"]
+    ours = ["--parts", "contenders", "--contenders", "dmtl", "--compile", "none"]
+    calls = [[*toy, "--batch", n, *ours] for n in (("1",) if device == "cpu" else ("1", "8", "32"))]
+    calls.append([*toy, "--batch", "1", "--parts", "roofline"])
+    done = [predict(rows, device, max(1.0, until - time.perf_counter()), words) for words in calls]
+    return all(done)
+
+
+def train(rows: Rows, device: str, limit_s: float) -> bool:
+    """Time our training step, then the published one: one label an image and random labels."""
+    case = training_case(device)
     never_waits(rows, case.but(batch=5), device)
-    for batch in (5,) if toy else (6, 24):
+    for batch in (5,) if device == "cpu" else (6, 24):
         for labels in ("one", "random"):
-            race = TrainingRace(
-                TrainingCase(case.but(batch=batch), labels), wanted, modes=() if toy else ("default",)
-            )
-            for _ in range(2 if toy else 7):
-                race.round()
-            size = "x".join(map(str, (batch, *case.size)))
-            for row in race.result():
-                rows.add(f"training {labels} {size} {row['contender']} {row['precision']}", **row)
-            del race
-            if device == "cuda":
-                torch.cuda.empty_cache()
-    for name, precision in () if toy else wanted:
-        row = training.peak(TrainingCase(case.but(batch=6)), name, precision, modes=())
-        rows.add(f"training memory {name} {precision}", **row)
+            race(rows, case.but(batch=batch), labels, [("dmtl", "bf16" if device == "cuda" else "fp32")])
+    race(rows, case.but(batch=5 if device == "cpu" else 6), "one", [("published", "fp32")])
+    return True
+
+
+def expert(rows: Rows, device: str, limit_s: float) -> bool:
+    """Time the expert next to the engine, in prediction and then in training."""
+    until = time.perf_counter() + limit_s
+    if device == "cpu":
+        calls = [["--quick", "--size", "64", "64"]]
+    else:
+        calls = [["--precision", "bf16", "--batch", "1", "--compile", "default"],
+                 ["--precision", "bf16", "--batch", "32", "--compile", "none"]]  # fmt: skip
+    done = [
+        predict(rows, device, max(1.0, until - time.perf_counter()), [*words, "--parts", "contenders"])
+        for words in calls
+    ]
+    pair = [(name, "bf16" if device == "cuda" else "fp32") for name in ("dmtl", "expert")]
+    race(rows, training_case(device).but(batch=6), "one", pair)
+    return all(done)
+
+
+def training_case(device: str) -> Case:
+    if device == "cuda":
+        return Case(size=(512, 512), device=device)
+    small = {"width": 32, "backbone_width": 16, "blocks": 1, "decoder_blocks": 1}
+    return Case(size=(64, 64), device=device, options=small)
+
+
+def race(rows: Rows, case: Case, labels: str, wanted: list[tuple[str, str]]) -> None:
+    """Time these steps, taking turns, and add a row for each."""
+    toy = case.device == "cpu"
+    run = TrainingRace(TrainingCase(case, labels), wanted, modes=() if toy else ("default",))
+    for _ in range(2 if toy else 7):
+        run.round()
+    size = "x".join(map(str, (case.batch, *case.size)))
+    for row in run.result():
+        rows.add(f"training {labels} {size} {row['contender']} {row['precision']}", **row)
 
 
 def never_waits(rows: Rows, case, device: str) -> None:
@@ -200,37 +273,65 @@ def never_waits(rows: Rows, case, device: str) -> None:
             torch.cuda.set_sync_debug_mode("default")
 
 
+PARTS: dict[str, tuple[Callable[[Rows, str, float], bool], int]] = {
+    "small": (small_calls, 60),
+    "tests": (run_tests, 120),
+    "engine": (engine, 90),
+    "operators": (run_benchmarks, 70),
+    "training": (train, 70),
+    "sanitizer": (run_sanitizer, 50),
+    "expert": (expert, 130),
+}
+"""Name -> (what it does, its seconds), in their order."""
+
+
+def run_part(rows: Rows, part: str, device: str, limit_s: float) -> bool:
+    """Run a part in a process of its own; what it could not say for itself becomes a row."""
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--child", part, "--device", device]
+    command += ["--out", str(rows.path), "--seconds", str(limit_s)]
+    started = time.perf_counter()
+    code, out = finished(command, limit_s + 15)  # its own limits come first
+    print(out, end="", flush=True)
+    if code not in (0, 1):
+        rows.add(part, error=out[-2000:] or "no output", rc=code)
+    rows.add(f"part {part}", passed=code == 0, seconds=round(time.perf_counter() - started, 1))
+    return code == 0
+
+
+def child(rows: Rows, part: str, device: str, limit_s: float) -> int:
+    # TF32 is asked for by name; everything else is judged by the tolerances of float32.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        return 0 if PARTS[part][0](rows, device, limit_s) else 1
+    except Exception as error:  # of whatever kind: the next part has to run
+        rows.add(part, error=f"{type(error).__name__}: {error}"[-2000:])
+        return 1
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     default = Path(os.environ.get("OUT", ROOT / "benchmarks" / "results")) / "gpu.jsonl"
     parser.add_argument("--out", type=Path, default=default, help="file to append rows to")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument(
-        "--only",
-        choices=PARTS,
-        nargs="*",
-        default=PARTS,
-    )
+    parser.add_argument("--only", choices=PARTS, nargs="*", default=list(PARTS), help="parts to run")
+    parser.add_argument("--child", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, help="of each part; default: what fits in ten minutes")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         print("gpu-check needs a CUDA device, and torch finds none here", file=sys.stderr)
         return 2
     rows = Rows(args.out, args.device)
-    passed = True
-    # TF32 is asked for by name; everything else is judged by the tolerances of float32.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    if "model" in args.only:  # first: the figures that only a GPU can give
-        compare_inference(rows, args.device, limit_s=220)
-        time_training(rows, args.device, toy=args.device == "cpu")
-    if "tests" in args.only:
-        passed = run_tests(rows, limit_s=130)
-    if "benchmarks" in args.only:
-        run_benchmarks(rows, limit_s=120)
-    if "sanitizer" in args.only and args.device == "cuda":
-        passed &= run_sanitizer(rows, limit_s=80)
-    rows.print_table()
+    if args.child:
+        return child(rows, args.child, args.device, args.seconds)
+    begin = args.out.stat().st_size if args.out.is_file() else 0
+    passed = [
+        run_part(rows, part, args.device, args.seconds or limit_s)
+        for part, (_, limit_s) in PARTS.items()
+        if part in args.only
+    ]
+    rows.print_table(begin)
     print(f"rows in {args.out}")
-    return 0 if passed else 1
+    return 0 if all(passed) else 1
 
 
 if __name__ == "__main__":

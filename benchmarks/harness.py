@@ -25,6 +25,7 @@ import torch
 from dmtl import ops
 from dmtl.nn import precision
 from dmtl.ops.registry import BACKENDS, OpSpec, reasons_against
+from dmtl.runtime.capture import capture
 from dmtl.runtime.measure import seconds
 
 from . import clock
@@ -139,32 +140,41 @@ def with_gradients(forward: Callable[[], object], call: dict) -> Callable[[], ob
     from tests.ops.tools import outputs
 
     leaves = [x for x in call.values() if isinstance(x, torch.Tensor) and x.requires_grad]
-    incoming = [torch.randn_like(out) for out in outputs(forward())]
-    return lambda: torch.autograd.grad(outputs(forward()), leaves, incoming)
+
+    def results() -> list[torch.Tensor]:
+        return [out for out in outputs(forward()) if out.requires_grad]  # statistics have no gradient
+
+    incoming = [torch.randn_like(out) for out in results()]
+    return lambda: torch.autograd.grad(results(), leaves, incoming)
 
 
 def times_s(call: Callable[[], object], rounds: int = ROUNDS) -> list[float]:
-    """Seconds of single calls after a warm-up: on a GPU between
-    events, with the L2 cache flushed before each."""
-    for _ in range(3 if DEVICE == "cuda" else 1):
-        call()
+    """Seconds of single calls after a warm-up. On a GPU, replays of a CUDA graph between events, with the L2
+    cache flushed before each: what the host needs to launch is not the operator's time."""
     if DEVICE == "cpu":
+        call()
         device = torch.device(DEVICE)
         times = [seconds(call, device) for _ in range(3)]
         while len(times) < rounds and sum(times) < MOST_SECONDS:
             times.append(seconds(call, device))
         return times
-    flush = torch.empty(256 << 20, dtype=torch.int8, device=DEVICE)
+    replay, _ = capture(call, torch.device(DEVICE), warm_up=3)
+    flush = _flusher()
     pairs = []
     for _ in range(3 * rounds):
-        flush.zero_()
+        flush()
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
-        call()
+        replay()
         end.record()
         pairs.append((begin, end))
     torch.cuda.synchronize()
     return [1e-3 * begin.elapsed_time(end) for begin, end in pairs]
+
+
+def _flusher() -> Callable[[], object]:
+    """Return what writes more than the L2 cache holds."""
+    return torch.empty(256 << 20, dtype=torch.int8, device=DEVICE).zero_
 
 
 def copy_rate() -> float:

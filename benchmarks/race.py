@@ -22,16 +22,24 @@ class Race:
     Args:
         case: what is predicted.
         precisions: default all that the device serves.
+        who: names of contenders, default all.
         options: for the baselines, such as `modes` of the expert's compiler.
     """
 
-    def __init__(self, case: Case, precisions: Sequence[str] | None = None, **options):
+    def __init__(
+        self,
+        case: Case,
+        precisions: Sequence[str] | None = None,
+        who: Sequence[str] | None = None,
+        **options,
+    ):
         self.case, self.device = case, torch.device(case.device)
         model = case.build().to(self.device)
         self.tasks = list(case.tasks or model.tasks)
         self.steps = case.steps or (len(model.mtdnet.schedule.betas) if hasattr(model, "mtdnet") else 0)
         self.image = case.image()
         found = names(self.device, precisions, model.config)
+        found = [pair for pair in found if who is None or pair[0] in who]
         self.rows: list[dict] = []
         self.contenders = {}
         for contender, row in checked(model, self.image, case, found, **options):

@@ -17,7 +17,12 @@ import pytest
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 CUDA_SOURCES = sorted((ROOT / "kernels" / "cuda").glob("*.cu"))
+TOOLS = [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+if (triton := importlib.util.find_spec("triton")) is not None:  # brings one along
+    TOOLS.append(str(Path(triton.origin).parent / "backends" / "nvidia" / "bin"))
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+CUOBJDUMP = next(filter(None, (shutil.which("cuobjdump", path=path) for path in TOOLS)), None)
+WIDE = r"\w*?(?:noising_last|forward|backward)_kernel"
 CMAKE = [sys.executable, "-m", "cmake"] if importlib.util.find_spec("cmake") else [shutil.which("cmake")]
 needs_cmake = pytest.mark.skipif(
     CMAKE[0] is None or shutil.which("g++") is None or importlib.util.find_spec("pybind11") is None,
@@ -97,7 +102,7 @@ def test_sanitizers(tmp_path):
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 @pytest.mark.parametrize("source", CUDA_SOURCES, ids=lambda path: path.stem)
 def test_cuda_sources(tmp_path, source, arch):
-    """Host code without warnings; kernels without stack frames and spills."""
+    """Host code without warnings; kernels without stack frames and spills, with accesses as wide as meant."""
     done = run(
         [
             NVCC, f"-arch={arch}", "-std=c++17", "-O3", "--fmad=false", "-I", ROOT / "csrc" / "include",
@@ -112,3 +117,20 @@ def test_cuda_sources(tmp_path, source, arch):
     bad = [name for name, sizes in zip(names, used, strict=False) if sizes != ("0", "0", "0")]
     assert set(used) == {("0", "0", "0")}, f"stack frames or spills in {bad}"
     assert "warning" not in report, report[-3000:]
+    if CUOBJDUMP is not None:
+        code = run([CUOBJDUMP, "-sass", tmp_path / "kernels.o"]).stdout
+        check_vectors(source.stem, re.split(r"\n\t\tFunction : ", code)[1:])
+
+
+def check_vectors(op: str, functions: list[str]) -> None:
+    """Kernels on channels-last maps move 16 bytes at a time, but for a sum of noisy_tokens' backward."""
+    vectors = [code for code in functions if re.match(WIDE, code)]
+    assert vectors or op in ("condition_tokens", "decode_map")
+    for code in vectors:
+        name = code.split("\n")[0]
+        stores = re.findall(r"\bSTG\.[A-Z0-9.]+", code)
+        narrow = [store for store in stores if ".128" not in store]
+        assert len(stores) > len(narrow), name
+        parts = op == "noisy_tokens" and "backward" in name  # float32 sums go out one by one
+        assert set(narrow) <= ({"STG.E"} if parts else set()), (name, narrow)
+        assert not re.findall(r"\bLDG\.E\.U?(?:16|8)\b", code), name

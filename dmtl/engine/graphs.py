@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from dmtl.runtime.capture import capture
+
 Compute = Callable[..., Any]  # tensors -> tensors in dicts, lists and tuples
 Capture = Callable[[Compute, Sequence[Tensor]], tuple[Callable[[], None], Any]]
 
@@ -24,18 +26,10 @@ class CudaCapture:
         self._pool: Any = None
 
     def __call__(self, compute: Compute, inputs: Sequence[Tensor]) -> tuple[Callable[[], None], Any]:
-        with torch.cuda.device(inputs[0].device):
+        device = inputs[0].device
+        with torch.cuda.device(device):
             self._pool = self._pool or torch.cuda.graph_pool_handle()
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UP):
-                    compute(*inputs)
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
-                outputs = compute(*inputs)
-        return graph.replay, outputs
+        return capture(lambda: compute(*inputs), device, WARM_UP, self._pool)
 
 
 class Graphs:

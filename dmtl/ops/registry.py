@@ -243,7 +243,15 @@ def _measured(spec: OpSpec, operator: Operator, data: Sequence[Tensor], args: Se
     ]
     assert operator.kind is not None
     ways = {name: partial(_implementation(spec, operator, name), *args) for name in able}
-    return _fastest.choose((operator.name, device, data[0].dtype, operator.kind(*args)), ways, device)
+    kind = (operator.name, device, data[0].dtype, _tf32(data[0].dtype), operator.kind(*args))
+    return _fastest.choose(kind, ways, device)
+
+
+def _tf32(dtype: torch.dtype) -> tuple[bool, ...]:
+    """Return whether the library may use TF32 in its products and convolutions, where that concerns dtype."""
+    if dtype != torch.float32:
+        return ()
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
 
 
 def packed(spec: OpSpec, weight: Tensor) -> Tensor:

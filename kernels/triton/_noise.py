@@ -84,12 +84,19 @@ def _box_muller(radius_word, angle_word):
 
 
 @triton.jit
-def draw(block, seed, task, sample, step):
-    """Normals [4 * BLOCK] of the elements of the blocks [BLOCK] (uint32), in order. seed, task, sample: int64
-    scalars."""
+def draw_apart(block, seed, task, sample, step):
+    """Normals of the first, second, third and fourth elements of the blocks [BLOCK] (uint32). seed, task,
+    sample: int64 scalars."""
     c3 = step.to(tl.uint32) | ((sample >> 32).to(tl.uint32) & 0xFFFF) << 16
     k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
     w0, w1, w2, w3 = _philox(block, k0, k1, sample.to(tl.uint32), task.to(tl.uint32), c3)
     n0, n1 = _box_muller(w0, w1)
     n2, n3 = _box_muller(w2, w3)
+    return n0, n1, n2, n3
+
+
+@triton.jit
+def draw(block, seed, task, sample, step):
+    """Normals [4 * BLOCK] of the elements of the blocks, in order; see `draw_apart`."""
+    n0, n1, n2, n3 = draw_apart(block, seed, task, sample, step)
     return tl.reshape(tl.join(tl.join(n0, n2), tl.join(n1, n3)), (4 * block.shape[0],))

@@ -1,5 +1,5 @@
 """Triton kernels of the two noising ops and of their backward. A program makes 4 * BLOCK elements of one
-row."""
+row; with channels last, those of BLOCK_C neighbouring channels, so that it moves whole lines."""
 
 import itertools
 
@@ -9,44 +9,79 @@ import triton.language as tl
 
 from dmtl.kernels.noising import NoisingOps
 from dmtl.kernels.triton._launch import INTERPRETED, POINTERS, compilation, support
-from dmtl.kernels.triton._noise import draw
+from dmtl.kernels.triton._noise import draw, draw_apart
 
 BLOCK = 4096 if INTERPRETED else 256  # the interpreter pays for every program
+BLOCK_C = 64
 SUPPORT = support()
 
 
 @triton.jit(do_not_specialize=["step"])  # one compilation for all steps
 def _noising_fwd_kernel(
     out_ptr, x_ptr, y_ptr, noise_ptr, key_ptr, t_ptr, coef_x_ptr, coef_y_ptr, coef_noise_ptr,
-    count, channels, table_size, step, stride_out, stride_x, stride_y, stride_noise,
-    HAS_Y: tl.constexpr, GIVEN: tl.constexpr, DRAWN: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    BLOCK: tl.constexpr,
+    count, table_size, step, stride_out, stride_x, stride_y, stride_noise,
+    HAS_Y: tl.constexpr, GIVEN: tl.constexpr, DRAWN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(1).to(tl.int64)
-    t = tl.load(t_ptr + row)
-    valid = (t >= 0) & (t < table_size)  # a bad index gives a row of NaN
     first = tl.program_id(0).to(tl.int64) * BLOCK
     element = first * 4 + tl.arange(0, 4 * BLOCK)
-    inside = element < count
-    offset = element
-    if CHANNELS_LAST:
-        pixels = count // channels
-        offset = (element % pixels) * channels + element // pixels
-    x = tl.load(x_ptr + row * stride_x + offset, mask=inside, other=0.0).to(tl.float32)
+    eps = element
+    if DRAWN:
+        block = (first + tl.arange(0, BLOCK)).to(tl.uint32)
+        key = key_ptr + row * 3
+        eps = draw(block, tl.load(key), tl.load(key + 1), tl.load(key + 2), step)
+    _noised(
+        out_ptr + row * stride_out, x_ptr + row * stride_x, y_ptr, row * stride_y, noise_ptr,
+        row * stride_noise, tl.load(t_ptr + row), coef_x_ptr, coef_y_ptr, coef_noise_ptr, table_size,
+        element, element < count, eps, HAS_Y, GIVEN, DRAWN,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["step"])
+def _noising_last_kernel(
+    out_ptr, x_ptr, y_ptr, noise_ptr, key_ptr, t_ptr, coef_x_ptr, coef_y_ptr, coef_noise_ptr,
+    groups, channels, table_size, step, stride_out, stride_x, stride_y, stride_noise,
+    HAS_Y: tl.constexpr, GIVEN: tl.constexpr, DRAWN: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """`groups` of four pixels; a block of the noise is the four pixels of one channel."""
+    row = tl.program_id(1).to(tl.int64)
+    tiles = tl.cdiv(channels, BLOCK_C)
+    index = tl.arange(0, BLOCK)
+    channel = tl.program_id(0) % tiles * BLOCK_C + index % BLOCK_C
+    group = tl.program_id(0) // tiles * (BLOCK // BLOCK_C) + index // BLOCK_C
+    inside = (channel < channels) & (group < groups)
+    offset = group.to(tl.int64) * 4 * channels + channel
+    eps = (offset, offset, offset, offset)
+    if DRAWN:
+        key = key_ptr + row * 3
+        block = (channel * groups + group).to(tl.uint32)
+        eps = draw_apart(block, tl.load(key), tl.load(key + 1), tl.load(key + 2), step)
+    for j in tl.static_range(4):
+        _noised(
+            out_ptr + row * stride_out, x_ptr + row * stride_x, y_ptr, row * stride_y, noise_ptr,
+            row * stride_noise, tl.load(t_ptr + row), coef_x_ptr, coef_y_ptr, coef_noise_ptr, table_size,
+            offset + j * channels, inside, eps[j], HAS_Y, GIVEN, DRAWN,
+        )  # fmt: skip
+
+
+@triton.jit
+def _noised(
+    out_ptr, x_ptr, y_ptr, y_row, noise_ptr, noise_row, t, coef_x_ptr, coef_y_ptr, coef_noise_ptr, table_size,
+    offset, inside, eps, HAS_Y: tl.constexpr, GIVEN: tl.constexpr, DRAWN: tl.constexpr,
+):  # fmt: skip
+    """Compute and store the elements at these offsets of a row. eps: their noise, if DRAWN."""
+    valid = (t >= 0) & (t < table_size)  # a bad index gives a row of NaN
+    x = tl.load(x_ptr + offset, mask=inside, other=0.0).to(tl.float32)
     value = tl.load(coef_x_ptr + t, mask=valid, other=float("nan")) * x
     if HAS_Y:
-        y = tl.load(y_ptr + row * stride_y + offset, mask=inside, other=0.0).to(tl.float32)
+        y = tl.load(y_ptr + y_row + offset, mask=inside, other=0.0).to(tl.float32)
         value = tl.fma(tl.zeros_like(y) + tl.load(coef_y_ptr + t, mask=valid, other=float("nan")), y, value)
     if GIVEN or DRAWN:
         scale = tl.load(coef_noise_ptr + t, mask=valid, other=float("nan"))
-        if DRAWN:
-            block = (first + tl.arange(0, BLOCK)).to(tl.uint32)
-            key = key_ptr + row * 3
-            eps = draw(block, tl.load(key), tl.load(key + 1), tl.load(key + 2), step)
-        else:
-            eps = tl.load(noise_ptr + row * stride_noise + offset, mask=inside, other=0.0).to(tl.float32)
+        if GIVEN:
+            eps = tl.load(noise_ptr + noise_row + offset, mask=inside, other=0.0).to(tl.float32)
         value = tl.where(scale == 0.0, value, tl.fma(tl.zeros_like(eps) + scale, eps, value))
-    tl.store(out_ptr + row * stride_out + offset, value.to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(out_ptr + offset, value.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -64,14 +99,17 @@ def _launch_noising(
     op, out, x, y, noise, t_B, coef_x, coef_y, coef_noise, key_B3, step, channels_last
 ) -> None:
     count = x[0].numel()
-    grid = (triton.cdiv(count, 4 * BLOCK), x.shape[0])
+    kernel, programs, sizes, tile = _noising_fwd_kernel, triton.cdiv(count, 4 * BLOCK), (count,), {}
+    if channels_last:
+        channels, groups = x.shape[1], count // x.shape[1] // 4
+        programs = triton.cdiv(groups, BLOCK // BLOCK_C) * triton.cdiv(channels, BLOCK_C)
+        kernel, sizes, tile = _noising_last_kernel, (groups, channels), {"BLOCK_C": BLOCK_C}
     with torch.cuda.device_of(x):
-        _noising_fwd_kernel[grid](
+        kernel[programs, x.shape[0]](
             out, x, y, noise, key_B3, t_B, coef_x, coef_y, coef_noise,
-            count, x.shape[1] if channels_last else 0, coef_x.shape[0], step, out.stride(0),
+            *sizes, coef_x.shape[0], step, out.stride(0),
             x.stride(0), 0 if y is None else y.stride(0), 0 if noise is None else noise.stride(0),
-            HAS_Y=y is not None, GIVEN=noise is not None, DRAWN=key_B3 is not None,
-            CHANNELS_LAST=channels_last, BLOCK=BLOCK,
+            HAS_Y=y is not None, GIVEN=noise is not None, DRAWN=key_B3 is not None, BLOCK=BLOCK, **tile,
         )  # fmt: skip
 
 
@@ -103,11 +141,12 @@ def compilations() -> list[tuple]:
 
 
 def _noising_form(pointer: str, last: bool, has_y: bool, source: str | None) -> tuple:
-    kinds = {name: "i64" for name in _noising_fwd_kernel.arg_names if name.startswith("stride")}
+    kernel = _noising_last_kernel if last else _noising_fwd_kernel
+    stride = "i64:16" if last else "i64"
+    kinds = {name: stride for name in kernel.arg_names if name.startswith("stride")}
     kinds |= dict.fromkeys(("coef_x_ptr", "coef_y_ptr", "coef_noise_ptr"), "*fp32")
-    kinds |= {"key_ptr": "*i64", "t_ptr": "*i64", "count": "i32:16"}
+    kinds |= {"key_ptr": "*i64", "t_ptr": "*i64", "count": "i32:16", "channels": "i32:16"}
     constants = {"HAS_Y": has_y, "GIVEN": source == "GIVEN", "DRAWN": source == "DRAWN"}
-    constants |= {"CHANNELS_LAST": last}
     absent = {
         "noise_ptr": source != "GIVEN",
         "key_ptr": source != "DRAWN",
@@ -115,4 +154,5 @@ def _noising_form(pointer: str, last: bool, has_y: bool, source: str | None) -> 
         "coef_y_ptr": not has_y,
     }
     constants |= {name: None for name, gone in absent.items() if gone}
-    return compilation(_noising_fwd_kernel, {"BLOCK": 256}, constants, kinds, pointer)
+    tile = {"BLOCK": 256, "BLOCK_C": BLOCK_C} if last else {"BLOCK": 256}
+    return compilation(kernel, tile, constants, kinds, pointer)

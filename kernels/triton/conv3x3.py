@@ -217,9 +217,12 @@ def conv3x3_backward(grad, x, weights, out, counts, relu, need_x, need_weights, 
     d_x = x.new_empty(0)
     if need_x:
         d_x = _convolve(g, [pack(weight) for weight in weights], [], [], counts, backward=True)
-    needs = False, need_weights, need_biases, need_taps
-    _, *others = SPEC.backward.reference(g, x, weights, None, counts, False, *needs)
-    return d_x, *others
+    needs = False, need_weights, need_biases and need_taps, need_taps
+    _, d_weights, d_biases, d_taps = SPEC.backward.reference(g, x, weights, None, counts, False, *needs)
+    if need_biases and not need_taps:  # one pass over all rows, not a sum for each tap
+        sums = g.sum((2, 3), dtype=torch.float32)
+        d_biases = [rows.sum(0).to(g.dtype) for rows in sums.split(counts)]
+    return d_x, d_weights, d_biases, d_taps
 
 
 def compilations() -> list[tuple]:

@@ -9,7 +9,7 @@ from dmtl.diffusion import ArrayNoise, CounterNoise
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, create_model
 from dmtl.ops.registry import REGISTRY
 from tests.models.cases import TASKS, small_config, small_model
-from tests.ops.tools import backend_params, serves
+from tests.ops.tools import DEVICE, backend_params, serves
 
 CHANNELS = {"semseg": 4, "normals": 3, "edge": 1, "heat": 1}
 MECHANISMS = ["feature", "prediction"]
@@ -67,12 +67,13 @@ def test_every_backend_gives_the_same_model(diffusion, backend):
         names.discard("conv3x3")  # it wants channels in eights, and logits are what they are
     results = []
     for choice in ("reference", backend):
-        model = small_model(diffusion=diffusion, blocks=1)
+        model = small_model(diffusion=diffusion, blocks=1).to(DEVICE)
         with torch.enable_grad(), ops.use_backend(**dict.fromkeys(names, choice)):
             torch.manual_seed(3)
-            image = torch.randn(2, 3, 64, 32)
+            image = torch.randn(2, 3, 64, 32).to(DEVICE)
             decoded = model.maps(image, ["semseg", "normals"]).maps["normals"]
-            final = model(image, labelled={"semseg": torch.tensor([1]), "edge": torch.tensor([0, 1])}).final
+            labelled = {"semseg": torch.tensor([1]).to(DEVICE), "edge": torch.tensor([0, 1]).to(DEVICE)}
+            final = model(image, labelled=labelled).final
             sum(logits.square().mean() for logits in final.values()).backward()
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         results.append({"normals": decoded} | final | gradients)

@@ -1,6 +1,6 @@
-"""Every op, forward and backward, on the named backend at its tiny and odd sizes: what a sanitizer watches.
+"""Every op (or those named), forward and backward, on the named backend at its tiny and odd sizes.
 
-compute-sanitizer --tool memcheck python -m tests.ops.small_calls cuda
+compute-sanitizer --tool memcheck python -m tests.ops.small_calls cuda [OP ...]
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dmtl.ops.registry import REGISTRY
 from .tools import DEVICE, run, serves
 
 
-def main(backend: str) -> int:
-    """Number of calls made."""
+def main(backend: str, *ops: str) -> int:
+    """Return the number of calls made, after all of them have run."""
     made = 0
-    for spec in REGISTRY.values():
+    for spec in (REGISTRY[op] for op in ops or REGISTRY):
         for size in ("tiny", "odd"):
             for sample in spec.samples(size, torch.float32, DEVICE):
                 if not serves(spec, backend, torch.float32, sample):
@@ -30,4 +30,4 @@ def main(backend: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if main(sys.argv[1]) else 1)
+    main(*sys.argv[1:])

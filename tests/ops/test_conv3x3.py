@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import dmtl.ops
 
-from .tools import missing
+from .tools import DEVICE, missing
 
 BACKENDS = [name for name in ("reference", "cpu", "triton") if not missing(name, "conv3x3")]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}
@@ -37,12 +38,13 @@ def composed(x, weights, biases, counts, relu=False, tap_biases=None) -> Tensor:
 
 
 def make_case(
-    counts, C, K, h, w, *, relu, biases, taps, dtype=torch.float32, layout="channels_last", seed=0
-) -> dict:
+    counts, C, K, h, w, *, relu, biases, taps, dtype=torch.float32, layout="channels_last", seed=0,
+    device=DEVICE,
+) -> dict:  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(dtype)
+        return torch.randn(shape, generator=generator).to(device, dtype)
 
     R = sum(counts)
     x = {
@@ -84,7 +86,7 @@ def compare(case: dict, backend: str) -> None:
     mine, truth = tracked(case, dtype), tracked(case, torch.float64)
     with dmtl.ops.use_backend(conv3x3=backend):
         out = dmtl.ops.conv3x3(**mine)
-        grad = torch.linspace(-1, 1, out.numel() + 1)[1:].view(out.shape).to(dtype)
+        grad = torch.linspace(-1, 1, out.numel() + 1)[1:].view(out.shape).to(DEVICE, dtype)
         actual = [out, *torch.autograd.grad(out, leaves(mine), grad)]
     linear = composed(**(truth | dict(relu=False)))
     if case[
@@ -168,6 +170,29 @@ def test_drawn_shapes_triton(case, tile):
 
 
 @needs_triton
+@pytest.mark.parametrize("counts", [(1, 1, 1, 1, 1), (3, 0, 2), (6,)])
+def test_triton_bias_gradients_are_few_launches(counts):
+    """One pass over the maps, then a sum and a rounding for each task."""
+    from dmtl.kernels.triton import conv3x3 as module
+
+    class Count(TorchDispatchMode):
+        launches = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.launches += not func.is_view and "empty" not in func.name()
+            return func(*args, **(kwargs or {}))
+
+    g = torch.randn(sum(counts), 16, 5, 7, device=DEVICE).half()
+    needs = False, False, True, False
+    weights = [g.new_zeros(16, 16, 3, 3) for _ in counts]
+    with Count() as count:
+        *_, found, taps = module.conv3x3_backward(g, g, weights, None, list(counts), False, *needs)
+    assert count.launches <= 2 * len(counts) + 1 and taps == []
+    for bias, rows in zip(found, g.split(counts), strict=True):
+        torch.testing.assert_close(bias, rows.double().sum((0, 2, 3)).half(), rtol=2e-3, atol=1e-3)
+
+
+@needs_triton
 def test_triton_tiles():
     """Tasks whose pixels end inside a tile, channels that end inside
     a block, more tasks than a launch takes."""
@@ -182,9 +207,10 @@ def test_triton_tiles():
 def test_folded_1x1(backend, h, w):
     """A 1x1 and a 3x3 convolution as one, borders included; gradients reach the four parameters."""
     torch.manual_seed(h + w)
-    x = torch.randn(2, 8, h, w, dtype=torch.float64)
-    weight1, bias1 = torch.randn(16, 8, 1, 1, dtype=torch.float64), torch.randn(16, dtype=torch.float64)
-    weight3, bias3 = torch.randn(8, 16, 3, 3, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
+    x, weight1, bias1, weight3, bias3 = (
+        torch.randn(shape, dtype=torch.float64).to(DEVICE)
+        for shape in ((2, 8, h, w), (16, 8, 1, 1), (16,), (8, 16, 3, 3), (8,))
+    )
     parameters = [z.requires_grad_() for z in (weight3, bias3, weight1, bias1)]
     expected = F.conv2d(F.conv2d(x, weight1, bias1), weight3, bias3, padding=1)
     singles = [z.detach().float().requires_grad_() for z in parameters]
@@ -211,7 +237,7 @@ def test_packed_weights(backend):
         packed = [dmtl.ops.pack_conv3x3(weight) for weight in case["weights"]]
         expected = dmtl.ops.conv3x3(**case)
         assert torch.equal(dmtl.ops.conv3x3(**case, packed=packed), expected)
-        foreign = [torch.full((7, 5), float("nan")) for _ in packed]
+        foreign = [torch.full((7, 5), float("nan"), device=DEVICE) for _ in packed]
         assert torch.equal(dmtl.ops.conv3x3(**case, packed=foreign), expected)
 
 
@@ -224,7 +250,7 @@ def test_nan_stays(backend):
     assert out[0, :, 1:4, 1:4].isnan().all()
 
 
-GOOD = make_case((1, 1), 8, 4, 3, 3, relu=False, biases=True, taps=True)
+GOOD = make_case((1, 1), 8, 4, 3, 3, relu=False, biases=True, taps=True, device="cpu")
 X, WEIGHTS, BIASES = GOOD["x"], GOOD["weights"], GOOD["biases"]
 BAD = [
     (dict(x=X.long()), TypeError, "x must be float32, bfloat16, float16 or float64, got int64"),

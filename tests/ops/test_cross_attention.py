@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import dmtl.ops
 from dmtl.ops.cross_attention import SPEC
 
-from .tools import backend_params, errors, missing, run, serves
+from .tools import DEVICE, backend_params, errors, missing, run, serves
 
 FLOOR = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 1e-2}
 """float16: of 28,000 drawn calls the worst lay 5e-3 above what `check` allows."""
@@ -44,7 +44,8 @@ def composed_run(sample: dict, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         for name, value in sample.items()
     }
     out = composed(**sample)
-    incoming = torch.linspace(-1, 1, max(out.numel(), 1))[: out.numel()].reshape(out.shape)
+    incoming = torch.linspace(-1, 1, max(out.numel(), 1), device=out.device)[: out.numel()]
+    incoming = incoming.reshape(out.shape)
     leaves = {name: sample[name] for name in SPEC.differentiable if sample.get(name) is not None}
     grads = torch.autograd.grad(out, list(leaves.values()), incoming.half().to(dtype), allow_unused=True)
     return {"out": out.detach()} | {
@@ -53,11 +54,11 @@ def composed_run(sample: dict, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     }
 
 
-def make(rows, n, m, width, heads, *, given=False, layout="dense", seed=0) -> dict:
+def make(rows, n, m, width, heads, *, given=False, layout="dense", seed=0, device=DEVICE) -> dict:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape, scale=1.0):
-        return scale * torch.randn(shape, generator=generator)
+        return (scale * torch.randn(shape, generator=generator)).to(device)
 
     def tokens(count):
         if layout == "sliced":
@@ -105,7 +106,7 @@ def nudged(sample: dict, seed: int) -> dict:
     def move(value):
         if not isinstance(value, torch.Tensor):
             return value
-        share = 2 * torch.rand(value.shape, generator=generator) - 1
+        share = 2 * torch.rand(value.shape, generator=generator).to(value.device) - 1
         return (value.float() * (1 + torch.finfo(value.dtype).eps / 2 * share)).to(value.dtype)
 
     return {name: move(value) for name, value in sample.items()}
@@ -230,7 +231,7 @@ def test_odd_widths_are_refused(backend):
 
 
 def _good() -> dict:
-    return make(2, 3, 4, 8, 2)
+    return make(2, 3, 4, 8, 2, device="cpu")
 
 
 BAD = [

@@ -20,7 +20,7 @@ from .tools import DEVICE, DTYPES, backend_params, missing
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid|All-NaN):RuntimeWarning:triton")  # the interpreter
 each_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-each_backend = pytest.mark.parametrize("backend", backend_params())
+each_backend = pytest.mark.parametrize("backend", backend_params(op="map_loss"))
 # Triton's interpreter takes seconds for what the others do in milliseconds: one task of each kind at once.
 QUICK_IN_TRITON = ("semseg", "edge", "normals", "depth")
 each_backend_and_task = pytest.mark.parametrize(
@@ -28,7 +28,7 @@ each_backend_and_task = pytest.mark.parametrize(
     [
         pytest.param(*backend.values, task, id=f"{backend.values[0]}-{name}", marks=[*backend.marks, *slow])
         for name, task in TASKS.items()
-        for backend in backend_params()
+        for backend in backend_params(op="map_loss")
         for slow in [
             [pytest.mark.slow] if backend.values[0] == "triton" and name not in QUICK_IN_TRITON else []
         ]
@@ -230,7 +230,7 @@ def test_vanishing_vectors(backend):
     torch.testing.assert_close(grad.flatten(), torch.tensor([-1e4, 1e4, 0.0], device=DEVICE))
 
 
-@pytest.mark.parametrize("backend", backend_params())
+@pytest.mark.parametrize("backend", backend_params(op="map_loss"))
 def test_more_channels(backend):
     """Sixty-four on every backend; more are left to the reference where a kernel does not hold them."""
     task = dmtl.tasks.make_task("land", "classes", classes=64)

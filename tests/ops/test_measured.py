@@ -3,13 +3,17 @@ kind of call, and only where that is allowed."""
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
 import dmtl
+from dmtl.nn.precision import tf32
 from dmtl.ops import registry
 from dmtl.runtime import measure
 from dmtl.runtime.measure import Fastest
+from tests.fakecuda import FakeCuda
 
 from .tools import missing
 
@@ -147,3 +151,48 @@ def test_conv3x3_configurations(monkeypatch):
         out = dmtl.ops.conv3x3(x, [weight], None, [1])
     torch.testing.assert_close(out, torch.conv2d(x, weight, padding=1), rtol=1e-4, atol=1e-4)
     assert list(fastest.winners.values()) == [str(configs[1])]
+
+
+def test_replays_are_timed_on_a_gpu(monkeypatch):
+    """What runs faster in a graph wins, whatever the host needs to launch it."""
+    fake = FakeCuda(monkeypatch)
+
+    def way(host_s: float, *kernels_s: float):
+        def call() -> None:
+            fake.host(host_s)
+            for seconds in kernels_s:
+                fake.kernel(seconds)
+
+        return call
+
+    def choose(**ways) -> str:
+        return Fastest().choose("a", ways, torch.device("cuda", 0))
+
+    assert choose(library=way(1e-5, *[1e-5] * 3), triton=way(3e-4, 1.2e-5)) == "triton"
+    assert choose(library=way(1e-4, 2e-5), triton=way(1e-6, 3e-5)) == "library"
+    assert choose(one=way(0.0, 1e-4), two=way(0.0, *[4e-5] * 3)) == "one"
+    taken = measure.warm_seconds(way(1e-3, 2e-5), torch.device("cuda", 0))
+    assert taken == pytest.approx(2e-5, rel=0.1)
+
+
+def test_tf32_is_another_kind(monkeypatch):
+    """What float32 chose does not hold for TF32, and the other way round; 16 bits do not care."""
+    asked: list = []
+    monkeypatch.setattr(registry, "MEASURED", ("cpu",))
+    monkeypatch.setattr(registry._fastest, "choose", lambda kind, *_: asked.append(kind) or "reference")
+    monkeypatch.delenv("DMTL_BACKEND", raising=False)
+
+    def kinds(dtype: torch.dtype) -> list:
+        """One for each setting of the two flags."""
+        asked.clear()
+        x, weight = torch.ones(1, 8, 3, 3, dtype=dtype), torch.ones(8, 8, 3, 3, dtype=dtype)
+        for products, convolutions in itertools.product([False, True], repeat=2):
+            torch.backends.cuda.matmul.allow_tf32 = products
+            torch.backends.cudnn.allow_tf32 = convolutions
+            dmtl.ops.conv3x3(x, [weight], None, [1])
+        return list(asked)
+
+    with tf32(False):  # puts the flags back
+        assert len(set(kinds(torch.float32))) == 4
+        assert kinds(torch.float32) == kinds(torch.float32)
+        assert len(set(kinds(torch.bfloat16))) == len(set(kinds(torch.float16))) == 1

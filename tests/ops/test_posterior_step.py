@@ -81,6 +81,34 @@ def test_in_place_is_the_same_to_the_bit(backend, dtype):
             assert torch.equal(out, expected)
 
 
+@pytest.mark.parametrize("channels", [3, 8, 12, 72])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", backend_params())
+def test_channels_last_is_the_same_to_the_bit(backend, dtype, channels):
+    """As dense rows: noise sampled, given and none, in place or not, whole vectors of channels or not."""
+    x0_hat, x_t, noise = torch.randn(3, 3, channels, 6, 10, device=DEVICE).to(dtype)
+    t_B = torch.tensor([1, 0, 2], device=DEVICE)
+    tables = {name: table.to(DEVICE) for name, table in TABLES.items()}
+    last = {name: z.contiguous(memory_format=torch.channels_last) for name, z in
+            dict(x0_hat=x0_hat, x_t=x_t, noise=noise).items()}  # fmt: skip
+    with dmtl.ops.use_backend(posterior_step=backend, q_sample=backend):
+        for dense, other in (
+            (dict(key_B3=KEYS.to(DEVICE), step=3),) * 2,
+            (dict(noise=noise), dict(noise=last["noise"])),
+            ({}, {}),
+        ):
+            expected = dmtl.ops.posterior_step(x0_hat, x_t, t_B, **tables, **dense)
+            found = dmtl.ops.posterior_step(last["x0_hat"], last["x_t"], t_B, **tables, **other)
+            assert torch.equal(found, expected) and found.stride() == last["x_t"].stride()
+            place = last["x_t"].clone()
+            assert torch.equal(
+                dmtl.ops.posterior_step_(place, last["x0_hat"], t_B, **tables, **other), expected
+            )
+        shared = (t_B, tables["coef1_S"], tables["sigma_S"])
+        samples = [dmtl.ops.q_sample(x, *shared, key_B3=KEYS.to(DEVICE)) for x in (x0_hat, last["x0_hat"])]
+        assert torch.equal(*samples)
+
+
 def test_in_place_into_a_slice_writes_nothing_else():
     whole = torch.randn(4, 5, 6, 8)
     before, x_t = whole.clone(), whole[::2, 1:4]

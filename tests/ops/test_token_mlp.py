@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import dmtl.ops
 from dmtl.ops.token_mlp import SPEC
 
-from .tools import backend_params, errors, missing, run, serves
+from .tools import DEVICE, backend_params, errors, missing, run, serves
 
 FLOOR = {torch.float32: 1e-5, torch.float16: 3e-3}
 
@@ -28,16 +28,17 @@ def composed_run(sample: dict, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Output and gradients of the composition, with the incoming gradient of `tools.run`."""
     sample = {name: value.detach().to(dtype).requires_grad_() for name, value in sample.items()}
     out = composed(**sample)
-    incoming = torch.linspace(-1, 1, max(out.numel(), 1))[: out.numel()].reshape(out.shape)
+    incoming = torch.linspace(-1, 1, max(out.numel(), 1), device=out.device)[: out.numel()]
+    incoming = incoming.reshape(out.shape)
     grads = torch.autograd.grad(out, list(sample.values()), incoming.half().to(dtype))
     return {"out": out.detach()} | {f"grad of {name}": grad for name, grad in zip(sample, grads, strict=True)}
 
 
-def make(shape, width, hidden, *, layout="dense", seed=0) -> dict:
+def make(shape, width, hidden, *, layout="dense", seed=0, device=DEVICE) -> dict:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*sizes, scale=1.0):
-        return scale * torch.randn(sizes, generator=generator)
+        return (scale * torch.randn(sizes, generator=generator)).to(device)
 
     if layout == "sliced":
         x = draw(*(2 * size for size in shape), width + 3)[tuple(slice(None, None, 2) for _ in shape)]
@@ -109,8 +110,8 @@ def test_many_tokens(backend):
 @pytest.mark.parametrize("backend", backend_params("reference", "cpu", "triton"))
 def test_gelu(backend):
     """GELU and its derivative over the whole range, seen through layers that do nothing else."""
-    grid = torch.linspace(-14, 14, 64 * (8 if backend == "triton" else 64)).reshape(-1, 64)
-    zeros, eye, ones = torch.zeros(1, 64), torch.eye(64), torch.ones(64)
+    grid = torch.linspace(-14, 14, 64 * (8 if backend == "triton" else 64)).reshape(-1, 64).to(DEVICE)
+    zeros, eye, ones = (z.to(DEVICE) for z in (torch.zeros(1, 64), torch.eye(64), torch.ones(64)))
     with dmtl.ops.use_backend(token_mlp=backend):
         for row in grid:
             bias = row.clone().requires_grad_()
@@ -174,4 +175,4 @@ BAD = [
 @pytest.mark.parametrize(("change", "error", "message"), BAD)
 def test_bad_arguments(change, error, message):
     with pytest.raises(error, match=f"^token_mlp: {message}"):
-        dmtl.ops.token_mlp(**(make((2, 3), 8, 16) | change))
+        dmtl.ops.token_mlp(**(make((2, 3), 8, 16, device="cpu") | change))

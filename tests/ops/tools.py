@@ -17,10 +17,10 @@ FOR_CPUS = ("batch_norm", "depthwise_conv")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def backend_params(*names: str) -> list:
-    """pytest parameters for the backends, each skipped where it cannot run."""
+def backend_params(*names: str, op: str | None = None) -> list:
+    """pytest parameters for the backends, each skipped where it cannot run the op (or any op)."""
     return [
-        pytest.param(name, marks=pytest.mark.skipif(bool(missing(name)), reason=missing(name)))
+        pytest.param(name, marks=pytest.mark.skipif(bool(missing(name, op)), reason=missing(name, op)))
         for name in names or BACKENDS
     ]
 

@@ -3,8 +3,9 @@
 #pragma once
 
 #include "dmtl/cuda_kernel.h"
-#include "dmtl/storage.h"
 #include "dmtl/grid.h"
+#include "dmtl/storage.h"
+#include "dmtl/vec_cuda.cuh"
 
 #include <cuda_runtime.h>
 
@@ -12,22 +13,6 @@ namespace dmtl {
 namespace {
 
 constexpr int kThreads = 256;
-
-template <class T>
-struct alignas(16) Vec {
-    static constexpr int kSize = 16 / sizeof(T);
-    T value[kSize];
-};
-
-template <class T>
-DMTL_INLINE Vec<T> load_vec(const void* base, int64_t element) {
-    return *reinterpret_cast<const Vec<T>*>(static_cast<const T*>(base) + element);
-}
-
-template <class T>
-DMTL_INLINE void store_vec(void* base, int64_t element, const Vec<T>& x) {
-    *reinterpret_cast<Vec<T>*>(static_cast<T*>(base) + element) = x;
-}
 
 // Vectors side by side in a block: a power of two, at most a warp.
 inline int lanes_for(int64_t vectors) {

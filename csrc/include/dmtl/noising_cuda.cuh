@@ -1,10 +1,12 @@
 // CUDA kernels of the two noising ops and their backward. One thread makes the four elements of a Philox block; block y counts
-// rows, and threads stride over the row. Contiguous rows of aligned data move as one vector access per thread.
+// rows, and threads stride over the row. Contiguous rows of aligned data move as one vector access per thread; with channels last, a
+// thread takes 16 bytes of channels of the four pixels.
 #pragma once
 
 #include "dmtl/cuda_kernel.h"
 #include "dmtl/noising.h"
 #include "dmtl/storage.h"
+#include "dmtl/vec_cuda.cuh"
 
 #include <cuda_runtime.h>
 
@@ -74,6 +76,45 @@ __global__ void __launch_bounds__(kThreads) noising_kernel(NoisingParams p) {
     }
 }
 
+// Channels last: a thread makes the four pixels of a Philox block, a vector of channels wide, so that a warp moves whole lines.
+template <class T, bool has_y, bool has_noise, bool drawn>
+__global__ void __launch_bounds__(kThreads) noising_last_kernel(NoisingParams p, uint32_t groups, uint32_t vectors) {
+    using V = Vec<T>;
+    const int64_t row = blockIdx.y;
+    const RowCoefs coef = row_coefs(p, row);
+    T* out = static_cast<T*>(p.out) + row * p.stride_out;
+    const T* x = static_cast<const T*>(p.x) + row * p.stride_x;
+    const T* y = has_y ? static_cast<const T*>(p.y) + row * p.stride_y : nullptr;
+    const T* noise = has_noise && !drawn ? static_cast<const T*>(p.noise) + row * p.stride_noise : nullptr;
+    const NoiseKey key = drawn ? noise_key(p.key + 3 * row, p.step) : NoiseKey{};
+    const bool silent = coef.noise == 0.0f;
+    for (uint32_t unit = blockIdx.x * kThreads + threadIdx.x; unit < groups * vectors; unit += gridDim.x * kThreads) {
+        const uint32_t group = unit / vectors, first = unit % vectors * V::kSize;
+        const int64_t at = int64_t{4} * group * p.channels + first;
+        V xs[4], ys[4], given[4], result[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            xs[j] = load_vec<T>(x, at + j * p.channels);
+            if (has_y) ys[j] = load_vec<T>(y, at + j * p.channels);
+            if (has_noise && !drawn) given[j] = load_vec<T>(noise, at + j * p.channels);
+        }
+#pragma unroll
+        for (int k = 0; k < V::kSize; ++k) {
+            float eps[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+            if (drawn && !silent) normals((first + k) * groups + group, key, &eps[0], &eps[1], &eps[2], &eps[3]);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                if (has_noise && !drawn) eps[j] = load(&given[j].value[k]);
+                const float a = load(&xs[j].value[k]), b = has_y ? load(&ys[j].value[k]) : 0.0f;
+                store(&result[j].value[k], has_noise && !silent ? noised<has_y, true>(coef, a, b, eps[j])
+                                                                : noised<has_y, false>(coef, a, b, 0.0f));
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < 4; ++j) store_vec(out, at + j * p.channels, result[j]);
+    }
+}
+
 template <class T>
 __global__ void __launch_bounds__(kThreads) scaling_kernel(ScalingParams p) {
     const int64_t row = blockIdx.y;
@@ -89,8 +130,10 @@ __global__ void __launch_bounds__(kThreads) scaling_kernel(ScalingParams p) {
     }
 }
 
-inline bool aligned(const void* pointer, int64_t stride, size_t bytes) {
-    return reinterpret_cast<uintptr_t>(pointer) % (4 * bytes) == 0 && stride % 4 == 0;
+// Whether rows of T begin at multiples of `bytes`.
+template <class T>
+bool aligned(const void* pointer, int64_t stride, size_t bytes) {
+    return reinterpret_cast<uintptr_t>(pointer) % bytes == 0 && stride * sizeof(T) % bytes == 0;
 }
 
 // Grid: rows in y (at most 65535 a launch), enough blocks in x to fill the device once over.
@@ -104,15 +147,23 @@ constexpr int64_t kMaxRows = 65535;
 
 template <class T, bool has_y, bool has_noise, bool drawn>
 cudaError_t launch_noising(NoisingParams p, cudaStream_t stream) {
-    const size_t bytes = sizeof(T);
-    const bool flat = p.channels == 0 && p.count % 4 == 0 && aligned(p.out, p.stride_out, bytes) &&
-                      aligned(p.x, p.stride_x, bytes) && (!has_y || aligned(p.y, p.stride_y, bytes)) &&
-                      (drawn || !has_noise || aligned(p.noise, p.stride_noise, bytes));
+    const int64_t vectors = p.channels / Vec<T>::kSize, groups = p.channels == 0 ? 0 : p.count / p.channels / 4;
+    const auto all_aligned = [&](size_t bytes) {
+        return aligned<T>(p.out, p.stride_out, bytes) && aligned<T>(p.x, p.stride_x, bytes) &&
+               (!has_y || aligned<T>(p.y, p.stride_y, bytes)) &&
+               (drawn || !has_noise || aligned<T>(p.noise, p.stride_noise, bytes));
+    };
+    const bool flat = p.channels == 0 && p.count % 4 == 0 && all_aligned(sizeof(Four<T>));
+    const bool last = p.channels > 0 && p.channels % Vec<T>::kSize == 0 && groups * vectors < (int64_t{1} << 31) &&
+                      all_aligned(sizeof(Vec<T>));
     const int64_t rows = p.batch;
     for (int64_t first = 0; first < rows; first += kMaxRows) {
         const int64_t size = rows - first < kMaxRows ? rows - first : kMaxRows;
-        const dim3 grid = grid_for((p.count + 3) / 4, size);
-        if (flat)
+        const dim3 grid = grid_for(last ? groups * vectors : (p.count + 3) / 4, size);
+        if (last)
+            noising_last_kernel<T, has_y, has_noise, drawn>
+                <<<grid, kThreads, 0, stream>>>(p, static_cast<uint32_t>(groups), static_cast<uint32_t>(vectors));
+        else if (flat)
             noising_kernel<T, has_y, has_noise, drawn, true><<<grid, kThreads, 0, stream>>>(p);
         else
             noising_kernel<T, has_y, has_noise, drawn, false><<<grid, kThreads, 0, stream>>>(p);
