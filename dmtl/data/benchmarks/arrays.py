@@ -110,9 +110,7 @@ def vectors(array: np.ndarray, path: Path) -> np.ndarray:
         raise unlike(array, path, "vectors [H, W, 3]")
     vector = array.astype(np.float64)
     if not (np.abs(vector) <= 1.01).all():  # False for NaN
-        raise DataError(
-            f"{path}: values outside [-1, 1], expected unit vectors, or zeros for unknown"
-        )
+        raise DataError(f"{path}: values outside [-1, 1], expected unit vectors, or zeros for unknown")
     length = np.sqrt((vector * vector).sum(2, keepdims=True))
     return (vector / np.where(length > 0, length, 1)).astype(np.float32)
 

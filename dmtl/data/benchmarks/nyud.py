@@ -85,9 +85,7 @@ class Nyud40(Distribution):
         }
         frame = self.evaluation["frame"]
         if any(side > most for side, most in zip(image_size(self.image_file(0), upright=False), frame)):
-            self.evaluation = {
-                "max_dist": self.evaluation["max_dist"]
-            }  # 480x640: it fits no published frame
+            self.evaluation = {"max_dist": self.evaluation["max_dist"]}  # 480x640: it fits no published frame
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
