@@ -169,7 +169,9 @@ def claim_of(config: RunConfig, section: object = None) -> Claim:
 
 def _check(name: str, values: Any, tables: Mapping[str, Mapping]) -> None:
     if not re.fullmatch(r"[\w-]+", name):
-        raise ConfigError(f"methods.{name!r} must use only letters, digits, - and _: it becomes a folder name")
+        raise ConfigError(
+            f"methods.{name!r} must use only letters, digits, - and _: it becomes a folder name"
+        )
     convert_fields(_Section, values, f"methods.{name}.")
     for key in ("like", "time_of"):
         if key in values:

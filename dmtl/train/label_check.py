@@ -76,11 +76,7 @@ def label_notes(train: LabelledImages, val: LabelledImages, labels: LabelMatrix)
                 "to classes with `values:` in dataset.yaml, or leave the task out (data.tasks)"
             )
         if found.labels and (text := found.fault() or found.note()):
-            of = (
-                ""
-                if found.labels == total
-                else f" that were read, of {total} (`dmtl data check` reads all)"
-            )
+            of = "" if found.labels == total else f" that were read, of {total} (`dmtl data check` reads all)"
             notes.append(f"warning: {name}: {text}{of}")
     return notes
 

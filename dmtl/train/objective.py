@@ -38,7 +38,7 @@ class Seen:
 
 
 class Objective(nn.Module):
-    """An extra loss, which may have parameters; `Objective(model)` creates it on the CPU, with random weights.
+    """An extra loss, which may have parameters; `Objective(model)` creates it on the CPU with random weights.
 
     parts: names of its losses in the log, with the weight of each within the objective.
     dense: whether it needs `Seen.feature` and `Seen.logits`, which only the plain baseline has

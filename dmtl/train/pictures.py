@@ -50,7 +50,7 @@ def validation_pictures(
 def _sheet(
     sample: Sample, tasks: Mapping[str, Task], kinds: Mapping[str, Mapping[str, Tensor]]
 ) -> np.ndarray:
-    """Make one row per task: label and maps; the image precedes the first. kinds: caption -> logits by task."""
+    """Make a row per task: label and maps; the image precedes the first. kinds: caption -> logits by task."""
     image = np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy())
     unknown = np.full_like(image, UNKNOWN)
     pictures: list[tuple[str, np.ndarray | None]] = []

@@ -184,7 +184,7 @@ class Step:
         self.micro_batch, self.halved = math.ceil(now / 2), True
         self.say(
             f"out of memory with {now} images at a time; continuing with execution.micro_batch = "
-            f"{self.micro_batch}, which gives the same gradients"
+            f"{self.micro_batch}, gradients accumulating to the same batch"
         )
 
     def _gradients(self, batch: Batch, number: int) -> tuple[PairLosses, Tensor]:
