@@ -51,7 +51,7 @@ def test_methods_change_what_the_file_says(tmp_path):
     [
         (3, "methods must be a table, got 3"),
         ({"mtl": 3}, "methods.mtl must be a table, got 3"),
-        ({"a/b": {}}, "methods.'a/b' must be letters"),
+        ({"a/b": {}}, "methods.'a/b' must use"),
         (
             {"mtl": {"modle": {}}},
             "mtl.modle is not a known key; did you mean 'methods.mtl.model'. .known here: label",
