@@ -1,11 +1,11 @@
 """`make gpu-check`: everything that needs a CUDA machine, in one command of under ten minutes.
 
-Times the whole model (inference and training steps beside both baselines), runs the operators' and the
-model's tests on every backend, the operator benchmarks and compute-sanitizer, prints a short table, and
-appends one JSON object per figure to a file: commit, versions, device, name, value, unit. Times are medians
-of CUDA events; a part that fails its check gives a row with an "error" instead of a time.
+Times the whole model (inference and training steps, compared with both baselines), runs the operators' and
+the model's tests on every backend, the operator benchmarks and compute-sanitizer, prints a short table, and
+appends one JSON object per number to a file: commit, versions, device, name, value, unit. Times are medians
+of CUDA events; a part that fails its check gets a row with an "error" instead of a time.
 
-`--device cpu` runs the same code at toy sizes, to see that it works; its figures mean nothing.
+`--device cpu` runs the same code at toy sizes, to test it; its numbers are meaningless.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PARTS = ("model", "tests", "benchmarks", "sanitizer")
 
 
 class Rows:
-    """The result file: every row carries what is needed to compare it later."""
+    """The result file: every row has what is needed to compare it later."""
 
     def __init__(self, path: Path, device: str):
         self.path, self.added = path, []
@@ -47,8 +47,8 @@ class Rows:
             file.write(json.dumps(row) + "\n")
 
     def print_table(self) -> None:
-        """One line for each row of this run: operators as medians beside eager torch, everything else as it
-        is."""
+        """Print one line for each row of this run: operators as medians compared with eager torch, all else
+        unchanged."""
         eager = {
             (row["op"], row["size"], row["dtype"]): row["median_us"]
             for row in self.added
@@ -66,7 +66,7 @@ class Rows:
 
 
 def run_tests(rows: Rows, limit_s: int) -> bool:
-    """The tests of the ops on every backend, forward, backward and captured; and of the model."""
+    """Run the tests of the ops on every backend, forward, backward and captured; and of the model."""
     command = [sys.executable, "-m", "pytest", "-q", "-n", "8", "-m", "not slow"]
     command += ["tests/ops", "tests/models", "tests/diffusion", "tests/nn"]
     started = time.perf_counter()
@@ -79,7 +79,7 @@ def run_tests(rows: Rows, limit_s: int) -> bool:
 
 
 def run_sanitizer(rows: Rows, limit_s: int) -> bool:
-    """compute-sanitizer over small calls of every op; left out, and said, where the tool is not there."""
+    """Run compute-sanitizer on small calls of every op; record a skip if the tool is missing."""
     tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not Path(tool).is_file():
         rows.add("sanitizer", left_out="compute-sanitizer is not installed")
@@ -94,12 +94,12 @@ def run_sanitizer(rows: Rows, limit_s: int) -> bool:
             summary = next((x for x in out.splitlines() if "SUMMARY" in x), out.strip()[-300:])
             seconds = round(time.perf_counter() - started, 1)
             rows.add(f"{check} {backend}", summary=summary, rc=code, seconds=seconds)
-            passed &= code in (0, 124)  # out of time is no finding
+            passed &= code in (0, 124)  # a timeout is not a finding
     return passed
 
 
 def finished(command: list[str], limit_s: int) -> tuple[int, str]:
-    """Exit status and output of a command; 124 where it was stopped after `limit_s`."""
+    """Run a command; return its exit status (124 if stopped after `limit_s`) and output."""
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s)
         return done.returncode, done.stdout + done.stderr
@@ -108,15 +108,15 @@ def finished(command: list[str], limit_s: int) -> tuple[int, str]:
         return 124, out.decode(errors="replace") + f"\nstopped after {limit_s} s"
 
 
-# What of the operator benchmarks fits into the command's time: the published image and a training batch,
-# compiled torch on the first in bfloat16.
+# The operator benchmarks that fit into the command's time: the published image and a training batch,
+# compiled torch only on the first in bfloat16.
 SELECTED = "(published-1 or training-ragged) and not (compiled and (float32 or training-ragged))"
 COSTLY_FIRST = ("conv3x3", "cross_attention", "token_mlp")
 
 
 def run_benchmarks(rows: Rows, limit_s: int, selected: str = SELECTED) -> None:
-    """The operator benchmarks, one row per case and contender; file by file, so that a time limit loses only
-    what comes last."""
+    """Run the operator benchmarks, one row per case and contender; file by file, so that a time limit only
+    loses the last ones."""
     started = time.perf_counter()
     names = [path.stem.removeprefix("test_") for path in sorted((ROOT / "benchmarks").glob("test_*.py"))]
     for whole in ("inference", "training"):  # `compare_inference`, `time_training`
@@ -140,7 +140,7 @@ def run_benchmarks(rows: Rows, limit_s: int, selected: str = SELECTED) -> None:
 def compare_inference(rows: Rows, device: str, limit_s: int) -> None:
     """Run `python -m benchmarks`: contenders and roofline for 512x512, five tasks, S = 2.
 
-    Each contender is checked against fp32 first. A time limit loses what comes last.
+    Each contender is checked against fp32 first. A time limit only loses the last ones.
     """
     words = ["--batch", "1", "32", "8"] if device == "cuda" else ["--quick", "--size", "64", "64"]
     with tempfile.TemporaryDirectory() as folder:
@@ -157,8 +157,8 @@ def compare_inference(rows: Rows, device: str, limit_s: int) -> None:
 
 
 def time_training(rows: Rows, device: str, toy: bool) -> None:
-    """Training steps of all contenders, one label an image and random labels; our step must never wait for
-    the device."""
+    """Time training steps of all contenders, one label an image and random labels; our step must never wait
+    for the device."""
     small = {"width": 32, "backbone_width": 16, "blocks": 1, "decoder_blocks": 1} if toy else {}
     case = Case(size=(64, 64) if toy else (512, 512), device=device, options=small)
     wanted = [("published", "fp32"), ("expert", "bf16"), ("dmtl", "bf16")]
@@ -184,7 +184,7 @@ def time_training(rows: Rows, device: str, toy: bool) -> None:
 
 
 def never_waits(rows: Rows, case, device: str) -> None:
-    """A hidden host synchronisation inside our step is an error."""
+    """Record an error if our step has a hidden host synchronisation."""
     trainee, batch = training.ours(case, "bf16"), TrainingCase(case).batch()
     trainee.step(batch)
     if device == "cuda":
@@ -213,13 +213,13 @@ def main() -> int:
     )
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
-        print("gpu-check needs a CUDA device, and torch finds none here", file=sys.stderr)
+        print("gpu-check needs a CUDA device, but torch finds none here", file=sys.stderr)
         return 2
     rows = Rows(args.out, args.device)
     passed = True
-    # TF32 is asked for by name; everything else is judged by the tolerances of float32.
+    # TF32 is requested by name; everything else is checked by the tolerances of float32.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    if "model" in args.only:  # first: the figures that only a GPU can give
+    if "model" in args.only:  # first: the numbers that only a GPU can give
         compare_inference(rows, args.device, limit_s=220)
         time_training(rows, args.device, toy=args.device == "cpu")
     if "tests" in args.only:
