@@ -344,7 +344,7 @@ class Trainer:
         }
         write_json(summary, figures)
 
-    # going on
+    # checkpoints
 
     def save(self, wait: bool = False) -> None:
         """Save a checkpoint that resumes the run exactly, in the background unless `wait`."""

@@ -196,7 +196,7 @@ def _drum(o, d, extra):
     for t in (
         (-b - root) / a,
         (-b + root) / a,
-    ):  # beside the first root: with a slanted wall it may lie off the drum
+    ):  # not just the first root: with a slanted wall it may miss the drum
         on = (disc > 0) & (t > _NEAR) & (np.abs(oy + t * dy) <= 1)
         best = np.where(on, np.minimum(best, t), best)
     lid = np.where(dy > 0, np.float32(-1), np.float32(1))
