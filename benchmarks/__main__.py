@@ -1,7 +1,8 @@
-"""`python -m benchmarks`: how fast this machine predicts, next to two baselines and to what it allows.
+"""`python -m benchmarks`: how fast this machine predicts, compared with two baselines and the machine's
+limits.
 
-Contenders are checked against one another first and take turns; memory is measured in a process for each. The
-roofline compares every stage and operator with what the machine allows. Writes OUT/bench.html and
+Contenders are first checked against one another, then take turns; memory is measured in a process for each.
+The roofline compares every stage and operator with the machine's limits. Writes OUT/bench.html and
 OUT/bench.jsonl.
 """
 
@@ -37,7 +38,7 @@ console = Console()
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure what the arguments ask for; the status is 1 if a contender failed."""
+    """Run the requested measurements; the status is 1 if a contender failed."""
     parser = _parser()
     args = parser.parse_args(arguments)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages
@@ -69,15 +70,15 @@ def _parser() -> argparse.ArgumentParser:
         "random weights and five tasks",
     )  # fmt: skip
     add("--size", type=_positive, nargs=2, metavar=("H", "W"), help="of the images; default: 512 512")
-    add("--batch", type=_positive, nargs="+", help="images at once; default: 1 4 on a CPU, 1 8 32 on a GPU")
+    add("--batch", type=_positive, nargs="+", help="batch sizes; default: 1 4 on a CPU, 1 8 32 on a GPU")
     add("--steps", type=_positive, help="denoising steps; default: as trained")
     add("--tasks", nargs="+", metavar="TASK", help="tasks to predict; default: all")
-    add("--precision", nargs="+", choices=DTYPES, help="default: all that the device serves")
+    add("--precision", nargs="+", choices=DTYPES, help="default: all that the device supports")
     add("--parts", nargs="+", choices=PARTS, help="default: all")
     add("--contenders", nargs="+", choices=contenders.NAMES, help="who takes part; default: all")
     add("--rounds", type=_positive, default=9, help="of a comparison; fewer if they take long")
     add("--compile", choices=MODES, default="max-autotune", help='of the expert; "none": eager')
-    add("--quick", action="store_true", help="a minute: small network, no compiler, no memory")
+    add("--quick", action="store_true", help="under a minute: small network, no compiler, no memory")
     add("--device", default="auto", help='"auto", "cpu", "cuda" or "cuda:N"')
     add("--out", default="bench", help="folder to write")
     return parser
@@ -91,7 +92,7 @@ def _positive(text: str) -> int:
 
 
 def _case(args: argparse.Namespace) -> Case:
-    """Return what is predicted; ConfigError if the model or the device cannot."""
+    """Return the case to predict; ConfigError if the model or the device does not support it."""
     device = pick_device(args.device)
     for precision in args.precision or ():
         if precision not in contenders.served(device):
@@ -110,7 +111,7 @@ def _case(args: argparse.Namespace) -> Case:
 
 
 def _measured(args: argparse.Namespace, case: Case) -> Iterator[list[dict]]:
-    """Yield groups of rows, each as soon as it is known."""
+    """Yield groups of rows, each as soon as it is measured."""
     device = torch.device(case.device)
     tried = tuple(dict.fromkeys((args.compile, "default")))
     modes = () if args.quick or args.compile == "none" else tried

@@ -13,7 +13,7 @@ torch.set_num_threads(int(os.environ.get("DMTL_BENCH_THREADS", torch.get_num_thr
 
 
 def pytest_benchmark_update_machine_info(config, machine_info) -> None:
-    """What a stored row needs to be compared later (pytest-benchmark adds the commit)."""
+    """Add what a stored row needs for later comparison (pytest-benchmark adds the commit)."""
     from dmtl.info import info
 
     facts = info()
@@ -22,7 +22,7 @@ def pytest_benchmark_update_machine_info(config, machine_info) -> None:
 
 @pytest.fixture
 def bench(benchmark, request):
-    """Times one contender of an op on one call; see `harness`. Rates, the floor and its fraction go into the
+    """Time one contender of an op on one call; see `harness`. Rates, the floor and its fraction go into the
     row's extra_info."""
 
     def run(spec, contender, call, eager, work=NO_WORK, backward=False):

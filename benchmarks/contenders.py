@@ -1,7 +1,7 @@
-"""Who is compared in prediction: the engine in each precision, and the two baselines.
+"""The contenders in prediction: the engine in each precision, and the two baselines.
 
-A contender takes an image to decoded maps, all of them the same maps: each is compared with the model in
-fp32, on the same noise, before anybody times it.
+All contenders turn an image into the same decoded maps: each is compared with the model in fp32, on the same
+noise, before it is timed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .published import Published
 Noise = Mapping[str, Tensor]  # task -> [draws, B, C, h, w]
 
 ALLOWED = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2, "fp16": 2e-2}
-"""Precision -> how far maps may lie from the fp32 model's, see `difference`."""
+"""Precision -> allowed distance of maps from the fp32 model's, see `difference`."""
 
 NAMES = ("published", "expert", "dmtl")
 _CLASSES = {"semseg": 21, "human_parts": 7}
@@ -37,9 +37,8 @@ SIX = (*PASCAL, "depth")
 
 @dataclass(frozen=True)
 class Case:
-    """One prediction. `model`: the folder of a trained model, or None for random weights in the shape of
-    `options` (`ModelConfig`'s fields; the published network where empty). JSON-able by
-    `dataclasses.asdict`."""
+    """One prediction. `model`: the folder of a trained model, or None for random weights with the shape in
+    `options` (`ModelConfig`'s fields; the published network if empty). JSON-able by `dataclasses.asdict`."""
 
     size: tuple[int, int] = (512, 512)
     batch: int = 1
@@ -51,7 +50,7 @@ class Case:
     all_tasks: tuple[str, ...] = PASCAL
 
     def build(self) -> torch.nn.Module:
-        """The model on the CPU, in eval mode."""
+        """Build the model on the CPU, in eval mode."""
         if self.model is not None:
             return from_pretrained(self.model)
         specs = [task.spec() for task in tasks_of(self)]
@@ -59,7 +58,7 @@ class Case:
         return create_model(ModelConfig(tasks=specs, **self.options)).eval()
 
     def image(self) -> Tensor:
-        """Standard normal pixels [B, 3, H, W] on the device."""
+        """Return standard normal pixels [B, 3, H, W] on the device."""
         generator = torch.Generator().manual_seed(1)
         return torch.randn(self.batch, 3, *self.size, generator=generator).to(self.device)
 
@@ -68,12 +67,12 @@ class Case:
 
 
 def case_from(values: Mapping) -> Case:
-    """The case that `dataclasses.asdict` and JSON made this of."""
+    """Rebuild a case from its `dataclasses.asdict` after JSON."""
     return Case(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
 
 
 def tasks_of(case: Case) -> list[Task]:
-    """The tasks of a model with random weights."""
+    """Return the tasks of a model with random weights."""
     return [make_task(name, **_task_options(name)) for name in case.all_tasks]
 
 
@@ -83,8 +82,8 @@ def _task_options(name: str) -> dict:
 
 @dataclass
 class Contender:
-    """run(image, noise=None) -> task -> decoded map; noise that is not given is drawn (the engine's own is
-    the same every time and needs none). how: what was switched on, for people."""
+    """run(image, noise=None) -> task -> decoded map. Without noise, a contender draws its own (the engine's
+    is the same every time). how: the settings used, for display."""
 
     name: str
     precision: str
@@ -96,7 +95,7 @@ class Contender:
         return f"{self.name} {self.precision}"
 
     def settings(self) -> AbstractContextManager:
-        """What has to be set around its calls."""
+        """Return the context for its calls."""
         return tf32(self.precision == "tf32")
 
 
@@ -120,14 +119,14 @@ def published(model, image: Tensor, case: Case, precision: str) -> Contender:
 
 
 def expert(model, image: Tensor, case: Case, precision: str, modes: tuple[str, ...] = MODES) -> Contender:
-    """Build the expert's execution: everything switched on that torch offers."""
+    """Build the expert's execution, with everything that torch offers."""
     made = Expert(model, image, case.tasks, precision=precision, steps=case.steps, modes=modes)
     return Contender("expert", precision, made.maps, made.how)
 
 
 def served(device: torch.device) -> list[str]:
-    """The precisions in which the engine predicts on a device; on a CPU bf16 only where the library uses the
-    processor's own."""
+    """Return the precisions in which the engine predicts on a device; on a CPU bf16 only if the library uses
+    the processor's instructions."""
     from dmtl.engine.engine import PRECISIONS
 
     names = list(PRECISIONS[device.type])
@@ -137,9 +136,9 @@ def served(device: torch.device) -> list[str]:
 
 
 def names(device: torch.device, asked: Sequence[str] | None, config: ModelConfig) -> list[tuple[str, str]]:
-    """(contender, precision) of all who take part: published in fp32 (and with TF32 on a GPU), the expert in
-    what a GPU's expert would take (bf16) or in all that a CPU serves, the engine in all that the device
-    serves. asked: precisions instead. Baselines only for models that they compute."""
+    """Return (contender, precision) of all contenders: published in fp32 (and with TF32 on a GPU), the expert
+    in bf16 on a GPU or in everything that a CPU supports, the engine in everything that the device supports.
+    asked: precisions instead. Baselines are only included for models that they support."""
     precisions = served(device) if asked is None else list(asked)
     ours = [("dmtl", precision) for precision in precisions]
     other = config.diffusion == "none" or config.residual or config.without or config.signal_scale != 1
@@ -157,7 +156,7 @@ def make(
     """Build the contender of this name for images like `image`.
 
     Args:
-        model: on the device; it stays as it is.
+        model: on the device; not modified.
         modes: how the expert's code may be compiled.
     """
     if name == "dmtl":
@@ -170,7 +169,7 @@ def make(
 def drawn_noise(
     model: DiffusionMTL, image: Tensor, draws: int, source: CounterNoise | None = None
 ) -> dict[str, Tensor]:
-    """The noise of a source (default: what the model and the engine draw by default), as arrays
+    """Return the noise of a source (default: that of the model and the engine) as arrays
     {task: [draws, B, C, h, w]}."""
     from dmtl.ops import normal
 
@@ -184,8 +183,8 @@ def drawn_noise(
 
 
 def difference(task: Task, found: Tensor, expected: Tensor) -> float:
-    """How far a map lies from the expected one: the share of pixels of another class, or the relative
-    distance in L2."""
+    """Return the distance of a map from the expected one: the share of pixels with another class, or the
+    relative distance in L2."""
     if not task.map_dtype.is_floating_point:
         return float((found != expected).float().mean())
     found, expected = found.detach().float(), expected.detach().float()
@@ -193,7 +192,7 @@ def difference(task: Task, found: Tensor, expected: Tensor) -> float:
 
 
 def worst(tasks: Mapping[str, Task], found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """The largest `difference` over all expected maps (inf where one is missing or not finite)."""
+    """Return the largest `difference` over all expected maps (inf if one is missing or not finite)."""
     if set(found) != set(expected):
         return float("inf")
     each = [difference(tasks[task], found[task], expected[task]) for task in expected]
@@ -203,8 +202,8 @@ def worst(tasks: Mapping[str, Task], found: Mapping[str, Tensor], expected: Mapp
 def checked(
     model, image: Tensor, case: Case, wanted: Sequence[tuple[str, str]], **options
 ) -> Iterator[tuple[Contender | None, dict]]:
-    """Every wanted contender, made and compared with the fp32 model; with what is known of it. None instead
-    of one that cannot be made or computes something else, and the reason as "error"."""
+    """Build every requested contender and compare it with the fp32 model; yield it with its row. Yield None,
+    and the reason as "error", if it cannot be built or computes something else."""
     with torch.inference_mode(), tf32(False):
         expected = model.maps(image, case.tasks, steps=case.steps).maps
         chain = isinstance(model, DiffusionMTL)

@@ -1,11 +1,10 @@
-"""The network executed by a good engineer who writes no kernel: the second baseline that our speed is told
-against.
+"""The network executed by a good engineer without custom kernels: the second baseline for our speed.
 
-The function is that of `published.py`. Switched on: channels_last, autocast, inference mode, torch.compile
-with constants folded ("freezing": batch norms in convolutions, weights in the library's layout), on a GPU
-with CUDA graphs; all tasks in one batch where they share weights; F.scaled_dot_product_attention. The noise
-is one buffer filled in place by torch's generator: on a CPU compiled code draws at a third of its rate. What
-is left out is what the package is about: algebra across layers, and operators of its own.
+The function is that of `published.py`. It uses channels_last, autocast, inference mode, torch.compile with
+constants folded ("freezing": batch norms in convolutions, weights in the library's layout), on a GPU with
+CUDA graphs; all tasks that share weights in one batch; F.scaled_dot_product_attention. The noise is one
+buffer filled in place by torch's generator: on a CPU compiled code generates it at a third of that rate. What
+remains is the subject of this package: algebra across layers, and custom operators.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ class Expert:
     """The expert's execution of a `DiffusionMTL` (either mechanism, without our options) for images of one
     shape.
 
-    The first mode that compiles is kept if its calls are faster than eager ones, which a careful engineer
-    would see; `how` says what came of it.
+    The first mode that compiles is kept if its calls are faster than eager ones, as a careful engineer would
+    check; `how` records the outcome.
 
     Args:
-        image: an example [B, 3, H, W] on the model's device; noise buffer and compiled code are made for it.
+        image: an example [B, 3, H, W] on the model's device; noise buffer and compiled code fit its shape.
         precision: "fp32", "tf32" (its flags are the caller's), "bf16" or "fp16" (autocast).
-        modes: of torch.compile, the first that works is taken; empty: eager.
+        modes: of torch.compile, the first that works is used; empty: eager.
     """
 
     def __init__(
@@ -64,8 +63,8 @@ class Expert:
             self._choose(image, modes)
 
     def maps(self, image: Tensor, noise: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """task -> decoded map, [B, H, W] or [B, 3, H, W]. noise: {task: [draws, B, C, h, w]}, default:
-        drawn."""
+        """Predict task -> decoded map, [B, H, W] or [B, 3, H, W]. noise: {task: [draws, B, C, h, w]},
+        default: drawn."""
         for draw, buffers in enumerate(self.noise):
             for task, buffer in buffers.items():
                 buffer.normal_() if noise is None else buffer.copy_(noise[task][draw])
@@ -79,7 +78,7 @@ class Expert:
             return function(image.contiguous(memory_format=torch.channels_last), self.noise)
 
     def _buffers(self, image: Tensor) -> dict[str, Tensor]:
-        """task -> a buffer for one draw, in the layout and dtype of the maps it is added to."""
+        """Return task -> a buffer for one noise sample, in the layout and dtype of its maps."""
         h, w = (side // 8 for side in pad_image(image).shape[-2:])
         of_features, channels = self.model.config.diffusion == "feature", self.model.channels
         result = {}
@@ -96,7 +95,7 @@ class Expert:
             try:
                 self._function = compiled(self._forward, mode)
                 self.maps(image)
-            except Exception as error:  # whatever the compiler meets is its row's answer, not ours
+            except Exception as error:  # compiler failures belong in its row
                 reasons.append(f"{mode} failed: {type(error).__name__}")
                 torch.compiler.reset()
                 continue
@@ -144,7 +143,7 @@ class Expert:
 def denoised(
     model: DiffusionMTL, tokens: Tensor, noisy: dict[str, Tensor], level: float
 ) -> dict[str, Tensor]:
-    """All tasks' clean signals: the blocks, which tasks share, see one batch of task-major rows."""
+    """Denoise all tasks' signals: the shared blocks process one batch of task-major rows."""
     denoiser = model.mtdnet.denoiser
     time_C = denoiser.time_embedding(torch.full((1,), level, device=tokens.device))
     skip = torch.cat([denoiser.pre_layers[task](x) for task, x in noisy.items()])
@@ -162,8 +161,7 @@ def denoised(
 
 
 def compiled(function: Callable, mode: str) -> Callable:
-    """`function` compiled for one shape in inference, quietly; constants are folded when it is called
-    first."""
+    """Compile `function` for one shape in inference, quietly; constants are folded in the first call."""
     from torch._inductor import config
 
     inner = torch.compile(function, mode=mode, fullgraph=True, dynamic=False)
@@ -185,7 +183,7 @@ def compiled(function: Callable, mode: str) -> Callable:
 
 
 def fastest_s(call: Callable[[], object], device: torch.device) -> float:
-    """The shortest of three calls, in seconds."""
+    """Return the shortest of three calls, in seconds."""
     return min(seconds(call, device) for _ in range(3))
 
 

@@ -19,8 +19,8 @@ from .plain import initial_network
 class ExpertTraining:
     """The expert's training loss of a `DiffusionMTL` for images whose sides are multiples of 32.
 
-    The network's part is compiled for the shapes and labels that it meets (a run would compile it for each
-    composition of a batch), losses are eager. `how` says what came of it.
+    The network's part is compiled for the shapes and labels it sees (a run would compile it for each batch
+    composition), losses are eager. `how` records the outcome.
     """
 
     def __init__(self, model: DiffusionMTL, precision: str, modes: tuple[str, ...]):
@@ -37,7 +37,7 @@ class ExpertTraining:
                 self._network = torch.compile(self._logits, mode=mode, dynamic=False)
                 with warnings.catch_warnings(action="ignore"):
                     step(batch)
-            except Exception as error:  # whatever the compiler meets is its row's answer, not ours
+            except Exception as error:  # compiler failures belong in its row
                 reasons.append(f"{mode} failed: {type(error).__name__}")
                 torch.compiler.reset()
                 continue
@@ -54,7 +54,7 @@ class ExpertTraining:
         self.how = "; ".join([self.how, *reasons])
 
     def loss(self, batch: Batch, noise: dict[str, Tensor] | None = None) -> Tensor:
-        """The scalar to differentiate. noise: {task: [draws, B, C, h, w]}, default: drawn by randn_like."""
+        """Return the scalar to differentiate. noise: {task: [draws, B, C, h, w]}; default: randn_like."""
         tasks, device = self.model.tasks, batch.image.device
         rows = {task: r for task, r in labelled_rows(batch.present, device).items() if len(r)}
         if noise is not None:
@@ -73,7 +73,7 @@ class ExpertTraining:
         return total
 
     def _logits(self, image: Tensor, rows: dict[str, Tensor], noise) -> tuple[dict, dict]:
-        """Logits of the labelled pairs at the image's size, final and initial."""
+        """Return logits of the labelled pairs at the image's size, final and initial."""
         net, of_features = self.model.mtdnet, self.model.config.diffusion == "feature"
         features, initial = initial_network(self.model.initial, image)
         condition = net.condition.conv(torch.cat([m.detach() for m in initial.values()], dim=1))

@@ -1,4 +1,4 @@
-"""What a stored row needs to be compared later."""
+"""The facts that a stored row needs for later comparison."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import dmtl
 
 
 def facts(device: torch.device) -> dict:
-    """Versions, machine and date; "commit" is None outside a checkout."""
+    """Return versions, machine and date; "commit" is None outside a checkout."""
     return {
         "dmtl": dmtl.__version__,
         "commit": _commit(),
@@ -27,7 +27,7 @@ def facts(device: torch.device) -> dict:
 
 
 def processor() -> str:
-    """The processor's name as the system tells it."""
+    """Return the processor's name as reported by the system."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

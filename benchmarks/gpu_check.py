@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Rows:
-    """The result file: every row carries what is needed to compare it later."""
+    """The result file: every row has what is needed to compare it later."""
 
     def __init__(self, path: Path, device: str):
         self.path = path
@@ -150,8 +150,8 @@ def run_sanitizer(rows: Rows, device: str, limit_s: float) -> bool:
     return passed
 
 
-# What of the operator benchmarks fits into the command's time: the published image and a training batch,
-# compiled torch on the first in bfloat16.
+# The operator benchmarks that fit into the command's time: the published image and a training batch,
+# compiled torch only on the first in bfloat16.
 SELECTED = "(published-1 or training-ragged) and not (compiled and (float32 or training-ragged))"
 COSTLY_FIRST = ("conv3x3", "cross_attention", "token_mlp")
 
@@ -257,7 +257,7 @@ def race(rows: Rows, case: Case, labels: str, wanted: list[tuple[str, str]]) -> 
 
 
 def never_waits(rows: Rows, case, device: str) -> None:
-    """A hidden host synchronisation inside our step is an error."""
+    """Record an error if our step has a hidden host synchronisation."""
     trainee, batch = training.ours(case, "bf16"), TrainingCase(case).batch()
     trainee.step(batch)
     if device == "cuda":
@@ -318,7 +318,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, help="of each part; default: what fits in ten minutes")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
-        print("gpu-check needs a CUDA device, and torch finds none here", file=sys.stderr)
+        print("gpu-check needs a CUDA device, but torch finds none here", file=sys.stderr)
         return 2
     rows = Rows(args.out, args.device)
     if args.child:

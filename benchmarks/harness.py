@@ -1,8 +1,8 @@
-"""What the operator benchmarks share: named sizes, contenders, the check that comes before any timing, the
-clock, and the machine's measured ceilings.
+"""Shared parts of the operator benchmarks: named sizes, contenders, the check before any timing, the clock,
+and the machine's measured ceilings.
 
-A benchmark file names its op's spec, makes the arguments of a call, writes the baseline in plain torch (the
-published composition), and counts the work:
+A benchmark file names its op's spec, creates the arguments of a call, defines the baseline in plain torch
+(the published composition), and counts the work:
 
     @pytest.mark.parametrize("contender", contenders(SPEC))
     @pytest.mark.parametrize("dtype", DTYPES)
@@ -34,7 +34,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 means float32
 ROUNDS = 9
-MOST_SECONDS = 4.0  # of timed calls of one row on a CPU
+MOST_SECONDS = 4.0  # limit for the timed calls of one row on a CPU
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,14 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Work:
-    """The floor of a call: operations (two for a multiply-add) and
-    bytes that must be read and written once."""
+    """The floor of a call: operations (two per multiply-add) and bytes that must be read and written once."""
 
     flops: float = 0.0
     bytes: float = 0.0
 
 
 def contenders(spec: OpSpec, *others: str) -> list:
-    """pytest parameters: every backend made for speed that runs
-    here, eager and compiled torch, and others."""
+    """Return pytest parameters: every fast backend that runs here, eager and compiled torch, and others."""
     probe = [torch.empty(0, device=DEVICE)]
     ours = [
         name
@@ -89,14 +87,14 @@ def contenders(spec: OpSpec, *others: str) -> list:
 
 
 def _interpreted(backend: str) -> bool:
-    """Triton's interpreter computes on the CPU; its times mean nothing."""
+    """Whether this is Triton's interpreter, which computes on the CPU; its times are meaningless."""
     return backend == "triton" and DEVICE == "cpu"
 
 
 @functools.cache
 def verified(spec: OpSpec, backend: str, dtype: torch.dtype) -> bool:
-    """Refuse to time what is wrong: the backend against the reference on the op's own samples, by the rule of
-    the tests (tests/ops/tools.py)."""
+    """Check the backend against the reference on the op's samples, by the rule of the tests
+    (tests/ops/tools.py): wrong results are not timed."""
     from tests.ops.tools import errors, run, serves
 
     served = 0
@@ -116,7 +114,7 @@ def verified(spec: OpSpec, backend: str, dtype: torch.dtype) -> bool:
 def prepared(
     spec: OpSpec, contender: str, call: dict, eager: Callable[..., object], dtype: torch.dtype
 ) -> Callable[[], object]:
-    """The callable to time. `eager` takes the same arguments as the op's function."""
+    """Return the callable to time. `eager` takes the same arguments as the op's function."""
     if contender == "eager":
         return functools.partial(eager, **call)
     if contender == "compiled":
@@ -136,7 +134,7 @@ def prepared(
 
 
 def with_gradients(forward: Callable[[], object], call: dict) -> Callable[[], object]:
-    """The forward call followed by the gradients of the arguments that want one."""
+    """Return the forward call followed by the gradients of arguments that require one."""
     from tests.ops.tools import outputs
 
     leaves = [x for x in call.values() if isinstance(x, torch.Tensor) and x.requires_grad]
@@ -178,18 +176,18 @@ def _flusher() -> Callable[[], object]:
 
 
 def copy_rate() -> float:
-    """Bytes per second that a large copy reads and writes on this machine."""
+    """Return the bytes per second that a large copy reads and writes on this machine."""
     return clock.copy_rate(torch.device(DEVICE))
 
 
 def compute_rate(dtype: torch.dtype) -> float:
-    """Operations per second of the library's best dense product here."""
+    """Return the operations per second of the library's best dense product here."""
     name = next(name for name, kind in precision.DTYPES.items() if kind == dtype)
     return clock.compute_rate(name, torch.device(DEVICE))
 
 
 def figures(taken_s: float, work: Work, dtype: torch.dtype) -> dict[str, float]:
-    """Rates, and the fraction of the ceiling that binds: the floor's time over the time taken."""
+    """Return rates, and the fraction of the limiting ceiling: the floor's time over the measured one."""
     found = {}
     floors = []
     if work.bytes:
@@ -205,7 +203,7 @@ def figures(taken_s: float, work: Work, dtype: torch.dtype) -> dict[str, float]:
 
 
 def quantiles_us(times: list[float]) -> dict[str, float]:
-    """Median, 20th and 80th percentile."""
+    """Return median, 20th and 80th percentile."""
     cuts = statistics.quantiles(times, n=5, method="inclusive")
     return {
         "median_us": 1e6 * statistics.median(times),

@@ -1,4 +1,4 @@
-"""Peak memory of one contender in a process of its own, where its parameters and its library count too."""
+"""Peak memory of one contender in a separate process, including its parameters and libraries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIMIT_S = 900
 
 
 def peak(case: Case, name: str, precision: str, threads: int | None = None, **options) -> dict:
-    """{"peak_mib", ...} of predictions after a warm-up, or {"error"}.
+    """Return {"peak_mib", ...} of predictions after a warm-up, or {"error"}.
 
     CPU: the process's largest resident set (Linux; None elsewhere). GPU: bytes allocated by torch, with the
     pools of captured graphs as "reserved_mib".
@@ -26,7 +26,7 @@ def peak(case: Case, name: str, precision: str, threads: int | None = None, **op
 
 
 def peak_of(function: str, arguments: dict, threads: int | None = None) -> dict:
-    """Return what `function` ("module:name") measures in a process of its own, or {"error"}."""
+    """Return what `function` ("module:name") measures in a separate process, or {"error"}."""
     try:
         return call_in_process(function, arguments, limit_s=LIMIT_S, threads=threads)
     except ProcessError as error:
@@ -34,14 +34,14 @@ def peak_of(function: str, arguments: dict, threads: int | None = None) -> dict:
 
 
 def row(case: Case, name: str, precision: str, **options) -> dict:
-    """`peak` with what it is the peak of."""
+    """Return `peak` with a description of the contender."""
     facts = {"part": "memory", "contender": name, "precision": precision}
     facts |= {"size": list(case.size), "batch": case.batch}
     return facts | peak(case, name, precision, **options)
 
 
 def measured(case: dict, name: str, precision: str, options: dict) -> dict:
-    """Make the contender, warm it up, predict twice more and return the peak of these."""
+    """Build the contender, warm it up, predict twice more and return the peak of these."""
     case = case_from(case)
     device = torch.device(case.device)
     image = case.image()
@@ -66,7 +66,7 @@ def forget_peak(device: torch.device) -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         return
-    # Not Linux, or not allowed: the peak of the whole process then.
+    # Not Linux, or not permitted: use the peak of the whole process.
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -1,6 +1,6 @@
-"""The page of `python -m benchmarks`, and the tables that it shares with the terminal.
+"""The page of `python -m benchmarks`, and the tables also printed on the terminal.
 
-Both are made of the command's rows, whose "part" is "contenders" (`race`), "memory" or "roofline".
+Both are built from the command's rows, whose "part" is "contenders" (`race`), "memory" or "roofline".
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _INNER = {"dmtl::conv3x3": "- conv3x3", "library convolutions": "- the library's
 
 @dataclass(frozen=True)
 class Table:
-    """Text cells, the first column names; `strong` has the indices of rows that sum others up."""
+    """A table of text, names in the first column; `strong` has the indices of summary rows."""
 
     title: str
     header: Sequence[str]
@@ -36,7 +36,7 @@ class Table:
 
 
 def tables(rows: Rows) -> list[Table]:
-    """Every part that the rows have, in reading order."""
+    """Return a table for every part in the rows, in reading order."""
     found = [contenders_table(group) for group in _groups(rows, "contenders", "batch")]
     found += [memory_table(group) for group in _groups(rows, "memory", "batch")]
     found += [roofline_table(group) for group in _groups(rows, "roofline", "precision")]
@@ -50,7 +50,7 @@ def _groups(rows: Rows, part: str, key: str) -> Iterator[list[Mapping]]:
 
 
 def described(row: Mapping) -> str:
-    """Batch and size, "4 x 512 x 512"."""
+    """Describe batch and size, "4 x 512 x 512"."""
     return " x ".join(str(n) for n in (row["batch"], *row["size"]))
 
 
@@ -70,7 +70,7 @@ def contenders_table(rows: Rows) -> Table:
         cells.append([*cell, f"{row['difference']:.1e}" if "difference" in row else "-"])
         if about := row.get("error") or row.get("how"):
             notes.append(f"{row['contender']} {row['precision']}: {about}.")
-    notes.append("Medians of rounds in which all take turns; x: times faster than that baseline's best.")
+    notes.append("Medians over rounds in which all take turns; x: times faster than that baseline's best.")
     return Table(title, header, cells, " ".join(notes))
 
 
@@ -78,7 +78,7 @@ def memory_table(rows: Rows) -> Table:
     cells = [
         [row["contender"], row["precision"], _mib(row.get("peak_mib")), row.get("error", "")] for row in rows
     ]
-    note = "Each in a process of its own, parameters and libraries included; after a warm-up."
+    note = "Each in a separate process, including parameters and libraries; after a warm-up."
     return Table(f"Peak memory, {described(rows[0])}", ["contender", "precision", "peak", ""], cells, note)
 
 
@@ -100,7 +100,7 @@ def roofline_table(rows: Rows) -> Table:
     note = (
         f"Floor: the longer of operations at {whole['peak_flops'] / 1e9:,.0f} GFLOP/s (the library's best "
         f"dense product in {whole['maps']} here) and bytes at {whole['copy_bytes'] / 1e9:.3g} GB/s (a copy), "
-        "layer by layer, by the algorithm used; direct: the same without Winograd's, which takes a quarter "
+        "layer by layer, by the algorithm used; direct: the same without Winograd's, which needs a quarter "
         "of the products; reached: floor / time. The published execution's "
         f"{whole['published_flops'] / 1e9:,.4g} GFLOP alone take {milliseconds(published)}; "
         f"this is {times:.2f} times that."
@@ -110,7 +110,7 @@ def roofline_table(rows: Rows) -> Table:
 
 
 def milliseconds(ms: float) -> str:
-    """ "7.1 s", "12 ms" or "35 us": three digits."""
+    """Format as "7.1 s", "12 ms" or "35 us", with three digits."""
     for limit, unit, factor in ((1e3, "s", 1e-3), (1.0, "ms", 1.0)):
         if ms >= limit:
             return f"{ms * factor:.3g} {unit}"
@@ -122,7 +122,7 @@ def _mib(value: float | None) -> str:
 
 
 def bars_svg(rows: Rows) -> Markup | None:
-    """Times of the contenders as bars, how many times the published execution's speed beside them."""
+    """Draw times of the contenders as bars, labelled with their speed relative to published."""
     timed = [row for row in rows if "median_ms" in row]
     if not timed:
         return None
@@ -146,7 +146,7 @@ def bars_svg(rows: Rows) -> Markup | None:
 
 
 def roofline_svg(rows: Rows) -> Markup | None:
-    """Operations per second over operations per byte, both logarithmic, below the roof of this machine."""
+    """Draw operations per second over operations per byte, both logarithmic, below the machine's roof."""
     points = [row for row in rows if row.get("flops") and row["ms"] > 0]
     points = [row for row in points if row["operator"] != "all" or row["stage"] == "all"]
     if not points:
@@ -189,7 +189,7 @@ def roofline_svg(rows: Rows) -> Markup | None:
 
 
 def _decades(x0: float, x1: float, y0: float, y1: float, px, py) -> Iterator[str]:
-    """Grid and labels of both logarithmic axes."""
+    """Draw the grid and labels of both logarithmic axes."""
     width, height = SIDE
     for e in range(math.ceil(y0), math.floor(y1) + 1):
         y = py(10.0**e)
@@ -205,7 +205,7 @@ def _decades(x0: float, x1: float, y0: float, y1: float, px, py) -> Iterator[str
 
 
 def write_page(path: str | os.PathLike, rows: Rows, facts: Mapping) -> Path:
-    """Write the page, one HTML file that needs nothing else; OSError if it cannot be written."""
+    """Write the page, one self-contained HTML file; OSError if it cannot be written."""
     bars = [(described(group[0]), bars_svg(group)) for group in _groups(rows, "contenders", "batch")]
     roofs = [
         (group[-1]["precision"], roofline_svg(group)) for group in _groups(rows, "roofline", "precision")

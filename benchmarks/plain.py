@@ -1,4 +1,4 @@
-"""The initial network in plain torch, on our model's parameters: what the baselines share."""
+"""The initial network in plain torch with our model's parameters, shared by the baselines."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dmtl.nn.efficientnet import DepthwiseConv, EfficientNetLite, InvertedResidu
 
 
 def initial_network(network, image: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Features and logits of an `InitialNetwork` by task, every layer of the encoder and of the decoders a
-    call of torch's own. (An encoder of timm's is called as it is.)"""
+    """Compute features and logits of an `InitialNetwork` by task, with a torch call for every layer of the
+    encoder and decoders. (An encoder of timm is called directly.)"""
     size = (image.shape[-2] // 8, image.shape[-1] // 8)
     maps = [
         m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear", align_corners=False)

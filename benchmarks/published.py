@@ -1,9 +1,9 @@
-"""The network executed as it was published: the baseline that our speed is told against.
+"""The network executed as published: the baseline for our speed.
 
 Eager PyTorch, NCHW, one task after another, one operation after another: concatenate and convolve for the
 condition, interpolate, flatten, layer norm, three products and a softmax, random noise by randn_like at every
-step, logits upsampled to the image's size and decoded there. Written anew from the description of the network
-(arXiv 2403.15389); it reads the parameters of our model, so that both compute the same function.
+step, logits upsampled to the image's size and decoded there. Reimplemented from the description of the
+network (arXiv 2403.15389). It reads the parameters of our model, so that both compute the same function.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Published:
         self.noise = ArrayNoise(noise).arrays if noise is not None else None
 
     def maps(self, image: Tensor, tasks: list[str] | None = None) -> dict[str, Tensor]:
-        """task -> decoded map of an image [B, 3, H, W] of any size, [B, H, W] or [B, 3, H, W]."""
+        """Predict task -> decoded map, [B, H, W] or [B, 3, H, W], of an image [B, 3, H, W] of any size."""
         height, width = image.shape[-2:]
         logits = self(pad_image(image), tasks)
         return {t: self.model.tasks[t].decode(x[..., :height, :width]) for t, x in logits.items()}
 
     def __call__(self, image: Tensor, tasks: list[str] | None = None) -> dict[str, Tensor]:
-        """task -> logits [B, C_T, H, W] of an image [B, 3, H, W] whose sides are multiples of 32."""
+        """Return task -> logits [B, C_T, H, W] of an image [B, 3, H, W] with sides multiples of 32."""
         net = self.model.mtdnet
         features, initial = initial_network(self.model.initial, image)
         condition = net.condition.conv(torch.cat([m.detach() for m in initial.values()], dim=1))
@@ -107,7 +107,7 @@ class PublishedTraining:
         self.model = model
 
     def loss(self, batch: Batch, noise: dict[str, Tensor] | None = None) -> Tensor:
-        """The scalar to differentiate. noise: {task: [draws, B, C, h, w]}, default: drawn by randn_like."""
+        """Return the scalar to differentiate. noise: {task: [draws, B, C, h, w]}; default: randn_like."""
         net, tasks, image = self.model.mtdnet, self.model.tasks, batch.image
         features, initial = initial_network(self.model.initial, image)
         condition = net.condition.conv(torch.cat([m.detach() for m in initial.values()], dim=1))

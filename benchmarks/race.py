@@ -1,5 +1,5 @@
-"""Contenders timed against one another: round robin in one process, because only ratios within one run
-hold."""
+"""Time contenders against one another: round robin in one process, because only ratios within one run are
+meaningful."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Race:
         self._every(lambda call: call())
 
     def _every(self, measure) -> dict[str, float]:
-        """Every contender's call measured once; another one begins in every round."""
+        """Measure every contender's call once, starting with another one in every round."""
         titles = list(self.contenders)
         shift = self.rounds % max(1, len(titles))
         found = {}
@@ -62,26 +62,25 @@ class Race:
         return found
 
     def round(self) -> None:
-        """Times every contender once."""
+        """Time every contender once."""
         for title, taken in self._every(lambda call: seconds(call, self.device)).items():
             self.times_s[title].append(taken)
         self.rounds += 1
 
     def run(self, rounds: int = 9, most_s: float = 60.0) -> list[dict]:
-        """Rounds until there are `rounds`, or at least 3 and `most_s` seconds have passed; returns
-        `result`."""
+        """Run up to `rounds` rounds, at least 3, until `most_s` seconds have passed; return `result`."""
         while self.rounds < rounds and (self.rounds < LEAST_ROUNDS or self.spent_s < most_s):
             self.round()
         return self.result()
 
     @property
     def spent_s(self) -> float:
-        """Seconds that were timed so far."""
+        """Return the seconds timed so far."""
         return sum(sum(times) for times in self.times_s.values())
 
     def result(self) -> list[dict]:
-        """One row for each contender: times, and how many times faster it is than the fastest form of each
-        baseline (`times_published`, `times_expert`); or the reason that it was not timed."""
+        """Return one row for each contender: times, and how many times faster it is than the fastest form of
+        each baseline (`times_published`, `times_expert`); or the reason why it was not timed."""
         references = {name: self._fastest(name) for name in ("published", "expert")}
         against = {
             name: clock.ratios(self.times_s, title) for name, title in references.items() if title is not None
@@ -98,7 +97,7 @@ class Race:
         return rows
 
     def described(self) -> dict:
-        """What is predicted, for a row."""
+        """Describe the prediction, for a row."""
         case = self.case
         facts = {"part": "contenders", "size": list(case.size), "batch": case.batch, "steps": self.steps}
         return facts | {"tasks": self.tasks}

@@ -1,8 +1,8 @@
-"""Where the engine's time goes, and how near each part is to what the machine allows.
+"""Where the engine's time goes, and how close each part is to the machine's limits.
 
 A stage is a range that the engine names for torch's profiler; its operators are the calls inside. On a GPU a
-captured graph shows no ranges: there the profile is of the same call outside a graph, kernels alone, and the
-whole is the replayed call.
+captured graph shows no ranges: there, stages come from a profile of the same call outside a graph (kernels
+only), and the whole from the replayed call.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ _PRECISION = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp1
 
 
 class _Uncaptured(CounterNoise):
-    """The same noise by another name: the engine replays a graph for `CounterNoise` itself only."""
+    """The same noise by another type: the engine only replays graphs for `CounterNoise` itself."""
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the machine allows: operations per second by operator (they may compute in different dtypes), and
-    bytes per second of a copy."""
+    """The machine's limits: operations per second by operator (they may use different dtypes), and bytes per
+    second of a copy."""
 
     compute: Mapping[str, float]
     copy: float
 
     def floor_s(self, parts: Iterable[work.Part], winograd: bool) -> float:
-        """Seconds that the parts take at least: each the longer of its operations and its bytes."""
+        """Return the least time of the parts in seconds: for each the longer of operations and bytes."""
         return sum(
             max(work.flops([part], winograd) / self.compute[part.operator], part.bytes / self.copy)
             for part in parts
@@ -55,13 +55,13 @@ class Ceilings:
 
 
 def roofline(case: Case, precision: str, calls: int = 5) -> list[dict]:
-    """Rows of stages ("operator": "all"), of the operators in each, and of the whole ("stage": "all"): the
-    fastest of some calls, because a floor is compared.
+    """Return rows of stages ("operator": "all"), of the operators in each, and of the whole ("stage": "all"):
+    the fastest of some calls, for comparison with a floor.
 
     ms; share of the whole; floor_ms by the algorithm used and direct_floor_ms by direct convolutions (equal
-    but where Winograd's algorithm runs), both at the rates that the library reaches on this machine; flops
-    and bytes counted; fraction = floor_ms / ms. Rows "of_which" have times alone: the count cannot tell them
-    apart. The row of the whole also has published_floor_ms, of the published execution's operations.
+    except with Winograd's algorithm), both at the rates that the library reaches on this machine; flops and
+    bytes counted; fraction = floor_ms / ms. Rows "of_which" have only times: the counts cannot separate them.
+    The row of the whole also has published_floor_ms, for the published execution's operations.
     """
     from dmtl.engine.engine import Engine
 
@@ -96,7 +96,7 @@ def _ceilings(form, precision: str, device: torch.device) -> Ceilings:
 
 
 def _profiled(engine, image: torch.Tensor, device: torch.device) -> dict[tuple[str, str], float]:
-    """(stage, operator) -> seconds; operators "all", those of `_NAMED`, and "winograd" for the part of
+    """Return (stage, operator) -> seconds; operators "all", those of `_NAMED`, and "winograd" for the part of
     dmtl::conv3x3 that is not the library's."""
     gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu
@@ -106,12 +106,12 @@ def _profiled(engine, image: torch.Tensor, device: torch.device) -> dict[tuple[s
 
 
 def _in_stages(times: Mapping[tuple[str, str], float]) -> float:
-    """Seconds in all stages."""
+    """Sum the seconds in all stages."""
     return sum(taken for (_, operator), taken in times.items() if operator == "all")
 
 
 def read(events: Iterable, gpu: bool) -> dict[tuple[str, str], float]:
-    """See `_profiled`. On a GPU the time of a call is that of the kernels it launched."""
+    """Read events for `_profiled`. On a GPU the time of a call is that of the kernels it launched."""
     found: dict[tuple[str, str], float] = {}
 
     def add(stage: str, operator: str, event) -> None:
@@ -131,7 +131,7 @@ def read(events: Iterable, gpu: bool) -> dict[tuple[str, str], float]:
 
 
 def _outermost(events: Iterable) -> Iterator:
-    """The calls with a name of ours, each without those inside it."""
+    """Yield the calls named by us, without those nested in them."""
     for event in events:
         if event.name in _NAMED:
             yield event
@@ -149,7 +149,7 @@ def _library(event) -> Iterator[bool]:
 def table(
     times: Mapping[tuple[str, str], float], whole_s: float, counted: Iterable[work.Part], ceilings: Ceilings
 ) -> Iterator[dict]:
-    """The rows of `roofline` from what was timed and counted."""
+    """Build the rows of `roofline` from measured times and counts."""
     counted = [replace(p, winograd=p.winograd and (p.stage, "winograd") in times) for p in counted]
     for stage in work.STAGES:
         parts = [part for part in counted if part.stage == stage]
@@ -159,13 +159,13 @@ def table(
             )
             yield from _operators(stage, parts, times, whole_s, ceilings)
     between = whole_s - _in_stages(times)
-    if between > 0:  # the host's time, and on a GPU that between kernels
+    if between > 0:  # host time, and on a GPU time between kernels
         yield _row("between", "all", between, whole_s) | _floors([], between, ceilings)
     yield _row("all", "all", whole_s, whole_s) | _floors(counted, whole_s, ceilings)
 
 
 def _operators(stage, parts, times, whole_s, ceilings) -> Iterator[dict]:
-    """Rows of the operators in a stage; what no other row has is "everything else"."""
+    """Yield rows of the operators in a stage; the remainder is "everything else"."""
     left = times[stage, "all"]
     for operator in work.OPERATORS:
         some = [part for part in parts if part.operator == operator]

@@ -1,6 +1,6 @@
 """batch_norm with its clamp on layers of EfficientNet-Lite0 in a training step.
 
-Next to the library's batch norm and clamp: NCHW as published, in channels-last, and compiled.
+Compared with the library's batch norm and clamp: NCHW as published, in channels-last, and compiled.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def arguments(shape: tuple[int, ...], dtype: torch.dtype, contender: str, tracke
 
 
 def eager(x, weight, bias, eps, low, high):
-    """The map alone: the library keeps mean and deviation to itself."""
+    """Compute only the map: the library does not return mean and deviation."""
     out = F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
     return out if math.isinf(low) else out.clamp(low, high)
 
 
 def work(call: dict, backward: bool = False) -> Work:
-    """x read twice and the map written; backward, x and the gradient read twice and d_x written."""
+    """Count x read twice and the map written; backward, x and the gradient read twice and d_x written."""
     return Work(flops=0, bytes=call["x"].nbytes * (8 if backward else 3))
 
 

@@ -1,9 +1,9 @@
 """The boundary metric on a frame of 512x512: thinning and exact matching at every threshold.
 
 The baseline is what the libraries offer: thinning by NumPy's look-up, matching by scipy's exact assignment of
-a sparse matrix, every threshold on its own (what the metric falls back to without its native core). It takes
-minutes for 101 thresholds; the rows of 11 stand beside each other. Maps are soft, noisy and displaced
-boundaries of random segments with false ones beside them, as networks draw them, or noise.
+a sparse matrix, separately at every threshold (the metric's fallback without its native core). It takes
+minutes for 101 thresholds, so the compared rows use 11. Maps are soft, noisy and displaced boundaries of
+random segments with false ones nearby, as from networks, or noise.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REACH = 0.0075 * 2**0.5
 
 
 def smooth(shape: tuple[int, ...], cell: int, generator: torch.Generator) -> torch.Tensor:
-    """Random fields [.., H, W] that vary over `cell` pixels."""
+    """Return random fields [.., H, W] that vary over `cell` pixels."""
     *_, h, w = shape
     coarse = torch.randn(1, *shape[:-2], -(-h // cell) + 3, -(-w // cell) + 3, generator=generator)
     coarse = coarse if coarse.ndim == 4 else coarse[None]
@@ -33,7 +33,7 @@ def smooth(shape: tuple[int, ...], cell: int, generator: torch.Generator) -> tor
 
 
 def frame(kind: str, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Map and truth, [H, W]."""
+    """Return map and truth, [H, W]."""
     generator = torch.Generator().manual_seed(0)
     segments = smooth((6, side, side), side // 8, generator).argmax(0)
     truth = outline(segments.numpy())
@@ -48,7 +48,7 @@ def frame(kind: str, side: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def problem(kind: str, side: int, levels: int) -> tuple[np.ndarray, np.ndarray]:
-    """What `boundary_counts` takes, one image."""
+    """Return the arguments of `boundary_counts` for one image."""
     map_HW, truth_HW = frame(kind, side)
     level_HW = (map_HW * (levels + 1)).clip(0, levels).astype(np.uint8)
     return level_HW[None], (truth_HW * BOUNDARY).astype(np.uint8)[None]
@@ -63,7 +63,7 @@ def counts(contender: str, kind: str, side: int, levels: int) -> tuple[np.ndarra
 
 @functools.cache
 def verified(kind: str) -> bool:
-    """Refuse to time what is wrong: the contenders agree on every count of a smaller frame."""
+    """Check that the contenders agree on every count of a smaller frame before timing."""
     found = [counts(contender, kind, 128, 11) for contender in ("dmtl", "scipy")]
     assert found[0][0].max() > 50
     for one, two in zip(*found, strict=True):
@@ -88,7 +88,7 @@ def test_counts(benchmark, contender, levels, kind):
 @pytest.mark.parametrize("kind", ["network", "noise"])
 @pytest.mark.parametrize("protocol", ["seism", "raw"])
 def test_metric(benchmark, protocol, kind):
-    """Four images, all 101 thresholds, everything that `update` does."""
+    """Time all of `update` on four images with all 101 thresholds."""
     if native.core() is None:
         pytest.skip(native.why_no_core()[0])
     assert verified(kind)

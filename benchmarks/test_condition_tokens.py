@@ -1,4 +1,4 @@
-"""condition_tokens beside the published composition: concatenation, 3x3 convolution, x0.25 interpolation,
+"""condition_tokens vs. the published composition: concatenation, 3x3 convolution, x0.25 interpolation,
 tokens, block 0's LayerNorm and query projection. Five tasks as on PASCAL-Context; the published network runs
 NCHW, and so does the baseline here, ours gets channels-last maps. Work is counted as ours: the folded product
 and the projection.
@@ -23,7 +23,7 @@ CHANNELS = (21, 7, 2, 3, 1)
 def arguments(
     size: Size, dtype: torch.dtype, contender: str, tracked: bool = False
 ) -> tuple[dict, torch.Tensor]:
-    """A call and the 3x3 weight that its weight is folded from."""
+    """Return a call and the 3x3 weight that its weight is folded from."""
     layout = torch.contiguous_format if contender in ("eager", "compiled") else torch.channels_last
     width = size.channels
     weight3 = (0.06 * torch.randn(width, sum(CHANNELS), 3, 3, device=DEVICE)).to(dtype)

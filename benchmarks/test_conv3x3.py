@@ -1,4 +1,4 @@
-"""conv3x3 with bias and ReLU on all tasks' maps, beside the library's convolution one task after another: as
+"""conv3x3 with bias and ReLU on all tasks' maps, vs. the library's convolution one task after another: as
 published (NCHW), in channels-last, and compiled. Rates count direct convolution, so a Winograd kernel may
 pass the ceiling."""
 

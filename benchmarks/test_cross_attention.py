@@ -1,4 +1,4 @@
-"""cross_attention on the rows of all tasks, forward alone and with gradients, beside the published block's
+"""cross_attention on the rows of all tasks, forward only and with gradients, vs. the published block's
 layers in plain torch: with F.scaled_dot_product_attention (eager, compiled; on a GPU each of its backends
 by itself) and with plain products."""
 

@@ -1,4 +1,4 @@
-"""decode_map beside the published end of the network: 1x1 head, x8 bilinear upsampling, the task's decoding,
+"""decode_map vs. the published end of the network: 1x1 head, x8 bilinear upsampling, the task's decoding,
 for one task of an image (or of eight). The published network runs NCHW, and so does the baseline here; ours
 gets channels-last features. `test_decode_map` is semantic segmentation (21 classes), the others
 PASCAL-Context's other tasks.

@@ -1,4 +1,4 @@
-"""depthwise_conv on layers of EfficientNet-Lite0, next to the library's grouped convolution: NCHW as
+"""depthwise_conv on layers of EfficientNet-Lite0, vs. the library's grouped convolution: NCHW as
 published, in channels-last, and compiled."""
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def arguments(layer: Layer, dtype: torch.dtype, contender: str, tracked: bool = 
 
 
 def eager(x, weight, stride, padding):
-    """Symmetric padding is the convolution's own; TensorFlow's needs a padded copy."""
+    """Convolve; symmetric padding is built in, TensorFlow's needs a padded copy."""
     if stride == 1:
         return F.conv2d(x, weight, padding=padding, groups=x.shape[1])
     padded = F.pad(x, (padding, weight.shape[-1] - 2 - padding) * 2)
@@ -61,7 +61,7 @@ def eager(x, weight, stride, padding):
 
 
 def work(layer: Layer, call: dict, backward: bool = False) -> Work:
-    """Products of the forward pass, and as many for each gradient; maps are read and written once."""
+    """Count products of the forward pass, and as many for each gradient; maps are read and written once."""
     out = call["x"].nbytes // layer.stride**2
     products = 2 * layer.k**2 * call["x"].numel() // layer.stride**2
     passes = 3 if backward else 1

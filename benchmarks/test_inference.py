@@ -1,8 +1,8 @@
-"""The whole model: the engine in each precision beside the published execution and the expert's, at 512x512,
+"""The whole model: the engine in each precision vs. the published execution and the expert's, at 512x512,
 five tasks, S = 2, random weights.
 
 All contenders of a batch take turns, so a row of pytest-benchmark is one round of all; each contender's times
-and ratios are in its extra_info and in the table that is printed.
+and ratios are in its extra_info and in the printed table.
 """
 
 from __future__ import annotations

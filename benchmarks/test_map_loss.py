@@ -1,4 +1,4 @@
-"""map_loss beside training's composition: x8 bilinear upsampling of the logits, the task's loss at the
+"""map_loss vs. training's composition: x8 bilinear upsampling of the logits, the task's loss at the
 image's size. Training runs it for every labelled pair, on the final and on the initial logits.
 `test_map_loss` is semantic segmentation (21 classes), the others PASCAL-Context's other kinds.
 """
@@ -18,7 +18,7 @@ PAIRS = ["tiny", "published-1", "training-ragged"]
 
 
 def arguments(task, size: Size, dtype: torch.dtype, tracked: bool) -> dict:
-    """Labels as data sets give them, a tenth of the pixels ignored."""
+    """Return labels as in data sets, with a tenth of the pixels ignored."""
     n, height, width = size.images, 8 * size.height, 8 * size.width
     logits = 2 * torch.randn(n, task.channels, size.height, size.width, device=DEVICE)
     shape = (n, task.label_channels, height, width)

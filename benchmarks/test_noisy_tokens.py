@@ -1,9 +1,9 @@
-"""noisy_tokens beside the published composition: the addition of the time embedding, x0.25 interpolation,
+"""noisy_tokens vs. the published composition: the addition of the time embedding, x0.25 interpolation,
 tokens made contiguous. The published network runs NCHW, and so does the baseline here; ours gets
 channels-last maps.
 
-`test_noisy_tokens_alone` is what MTDNet calls: the embedding is in
-the convolution's bias, and only tokens are made.
+`test_noisy_tokens_alone` is the call of MTDNet: the embedding is in the convolution's bias, and only tokens
+are computed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def eager(x, reduction, bias=None):
 
 
 def map_and_tokens(call: dict) -> int:
-    """Bytes of a map and of its tokens."""
+    """Count the bytes of a map and of its tokens."""
     return call["x"].nbytes + call["x"].nbytes // 16
 
 

@@ -1,5 +1,4 @@
-"""posterior_step with noise drawn inside, beside torch doing the
-same with randn_like (eager and compiled)."""
+"""posterior_step with noise drawn inside, vs. torch doing the same with randn_like (eager and compiled)."""
 
 from __future__ import annotations
 

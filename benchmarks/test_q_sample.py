@@ -1,4 +1,4 @@
-"""q_sample with noise drawn inside, beside torch doing the same with randn_like (eager and compiled)."""
+"""q_sample with noise drawn inside, vs. torch doing the same with randn_like (eager and compiled)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .harness import DEVICE, DTYPES, SIZES, Size, Work, contenders
 
 
 def arguments(size: Size, dtype: torch.dtype) -> dict:
-    """Rows of maps with their times, and keys from which the noise is drawn."""
+    """Return rows of maps with their times, and keys for the noise."""
     rows = size.rows
     shape = (rows, size.channels, size.height, size.width)
     x = torch.randn(shape, device=DEVICE).to(dtype, memory_format=torch.channels_last)

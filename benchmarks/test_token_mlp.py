@@ -1,4 +1,4 @@
-"""token_mlp on the tokens of all tasks, forward alone and with gradients, beside the published MLP's layers
+"""token_mlp on the tokens of all tasks, forward only and with gradients, vs. the published MLP's layers
 in plain torch."""
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def eager(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
 
 
 def flops(call: dict) -> float:
-    """Of the forward pass."""
+    """Count operations of the forward pass."""
     return 4 * call["x"].numel() * call["fc1_weight"].shape[0]
 
 

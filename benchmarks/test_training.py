@@ -1,9 +1,9 @@
-"""The training step (forward, loss, backward, clipping, optimiser) beside the published execution and the
-expert's: published network, five tasks, S = 2, random weights; and the data loader alone.
+"""The training step (forward, loss, backward, clipping, optimiser) vs. the published execution and the
+expert's: published network, five tasks, S = 2, random weights; and the data loader by itself.
 
 All contenders of a case take turns, so a row of pytest-benchmark is one round of all; each contender's times
 and ratios are in its extra_info. With DMTL_BENCH_ROWS=FILE all rows, peak memory included, are appended to
-FILE as JSON lines: `benchmarks/results/training-cpu.jsonl` was made that way.
+FILE as JSON lines: `benchmarks/results/training-cpu.jsonl` was created this way.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .training import OPTIM, TrainingCase, TrainingRace
 
 GPU = DEVICE == "cuda"
 SIZE, BATCHES, ROUNDS = ((512, 512), (6, 24), 9) if GPU else ((256, 256), (4, 8), 3)
-MODES = ("default",) if GPU else ()  # on two CPU cores inductor takes minutes for what is the library's time
+MODES = ("default",) if GPU else ()  # on two CPU cores inductor takes minutes and cannot beat the library
 
 
 def _case(batch: int, labels: str) -> TrainingCase:
@@ -32,7 +32,7 @@ def _case(batch: int, labels: str) -> TrainingCase:
 
 
 def keep(rows: list[dict]) -> None:
-    """Shows the rows, and appends them to the file that was asked for."""
+    """Show the rows, and append them to the requested file."""
     for row in rows:
         print(json.dumps(row))
     if path := os.environ.get("DMTL_BENCH_ROWS"):
@@ -55,7 +55,7 @@ def test_training_step(benchmark, capsys, batch, labels):
 
 @pytest.mark.parametrize(("name", "precision"), training.names(torch.device(DEVICE)))
 def test_peak_memory(benchmark, capsys, name, precision):
-    """Of three steps with one label for each image."""
+    """Measure three steps with one label for each image."""
     case = _case(BATCHES[0], "one")
     row = benchmark.pedantic(lambda: training.peak(case, name, precision, modes=()), rounds=1)
     with capsys.disabled():
@@ -65,7 +65,7 @@ def test_peak_memory(benchmark, capsys, name, precision):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loader(benchmark, capsys, workers):
-    """Rendered scenes, augmented and batched."""
+    """Load rendered scenes, augmented and batched."""
     config = RunConfig(data=DataConfig(size=SIZE, workers=workers), optim=OPTIM)
     row = benchmark.pedantic(lambda: training.loading(config), rounds=1)
     with capsys.disabled():

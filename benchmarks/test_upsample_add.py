@@ -1,4 +1,4 @@
-"""upsample_add beside the published composition: tokens to a grid, x4 interpolation, addition. The published
+"""upsample_add vs. the published composition: tokens to a grid, x4 interpolation, addition. The published
 network runs NCHW, and so does the baseline here; ours gets channels-last maps."""
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def test_upsample_add(bench, size, dtype, contender):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", ["tiny", "published-1", "training-ragged"])
 def test_upsample_add_with_gradients(bench, size, dtype, contender):
-    """The gradient of skip is the incoming gradient: nothing to compute, nothing to write."""
+    """Time gradients. That of skip is the incoming gradient: nothing to compute or write."""
     call = arguments(SIZES[size], DTYPES[dtype], contender, tracked=True)
     work = Work(bytes=3 * call["skip"].nbytes + 2 * call["tokens"].nbytes)
     bench(SPEC, contender, call, eager, work, backward=True)

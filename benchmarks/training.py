@@ -1,7 +1,7 @@
-"""Who is compared in training: our step, and those of the two baselines.
+"""The contenders in training: our step, and those of the two baselines.
 
-A step is forward, loss, backward, clipping and the optimiser, on a batch that is at hand. Before anybody is
-timed, the loss and all gradients are compared with our fp32 step's, on the same noise.
+A step is forward, loss, backward, clipping and the optimiser, on a batch in memory. Before timing, the loss
+and all gradients are compared with our fp32 step's, on the same noise.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from .expert_training import ExpertTraining
 from .published import PublishedTraining
 
 ALLOWED = {"fp32": (1e-2, 1e-4), "tf32": (0.1, 1e-3), "bf16": (0.5, 1e-2)}
-"""Precision -> relative distances of all gradients, and of the loss, from our fp32 step's. Gradients behind
-batch norms are small differences of large numbers: at 128x128 the published execution is 1.8e-3 from float64
-in fp32, ours 2.0e-3, and in bf16 the library's own composition is 0.1 to 0.35 off."""
+"""Precision -> allowed relative distances of all gradients, and of the loss, from our fp32 step's. Gradients
+through batch norms are small differences of large numbers: at 128x128 the published execution is 1.8e-3 from
+float64 in fp32, ours 2.0e-3, and in bf16 the library's own composition is 0.1 to 0.35 off."""
 LABELS = ("one", "random", "all")
 OPTIM = OptimConfig(optimizer="adam", lr=2e-5, weight_decay=0.0, warmup=0)
 """The published settings: Adam, gradients clipped at 10."""
@@ -43,13 +43,13 @@ OPTIM = OptimConfig(optimizer="adam", lr=2e-5, weight_decay=0.0, warmup=0)
 @dataclass(frozen=True)
 class TrainingCase:
     """One step. labels: "one" task of every image, taking turns; "random": at least one of every image, each
-    of the others with probability 1/2; "all"."""
+    other one with probability 1/2; "all"."""
 
     case: Case
     labels: str = "one"
 
     def batch(self) -> Batch:
-        """Normal pixels and plausible labels on the case's device; the same every time."""
+        """Return normal pixels and plausible labels on the case's device, the same every time."""
         generator = torch.Generator().manual_seed(2)
         case = self.case
         tasks = {task.name: task for task in contenders.tasks_of(case)}
@@ -65,7 +65,7 @@ class TrainingCase:
         )
 
     def present(self, tasks: Sequence[str], generator: torch.Generator) -> dict[str, Tensor]:
-        """task -> bool [B]."""
+        """Draw task -> bool [B]."""
         first = torch.arange(self.case.batch) % len(tasks)
         chance = {"one": 0.0, "random": 0.5, "all": 1.0}[self.labels]
         return {
@@ -74,7 +74,7 @@ class TrainingCase:
         }
 
     def described(self) -> dict:
-        """What is trained on, for a row."""
+        """Describe the training case, for a row."""
         return {"size": list(self.case.size), "batch": self.case.batch, "labels": self.labels}
 
 
@@ -104,11 +104,11 @@ class Trainee:
         return f"{self.name} {self.precision}"
 
     def settings(self):
-        """What has to be set around its calls."""
+        """Return the context for its calls."""
         return tf32(self.precision == "tf32")
 
     def gradients(self, batch: Batch, noise: contenders.Noise | None) -> tuple[float, dict[str, Tensor]]:
-        """The loss, and every parameter's gradient; parameters that take no part have none."""
+        """Return the loss, and every parameter's gradient; unused parameters have none."""
         self.model.zero_grad(set_to_none=True)
         loss = self.loss(batch, noise)
         loss.backward()
@@ -147,7 +147,7 @@ def ours(case: Case, precision: str) -> Trainee:
 def published(case: Case, precision: str) -> Trainee:
     """Build the published step: eager, NCHW, one labelled pair after another.
 
-    Its optimiser is the fused one, as everybody's.
+    Its optimiser is the fused one, like all contenders'.
     """
     model = trained_model(case)
     loss = PublishedTraining(model).loss
@@ -155,10 +155,10 @@ def published(case: Case, precision: str) -> Trainee:
 
 
 def expert(case: Case, precision: str, modes: tuple[str, ...] = ("default",)) -> Trainee:
-    """Build what a good engineer does without kernels.
+    """Build the step of a good engineer without custom kernels.
 
-    channels_last, autocast, the pairs of a task in one batch and all pairs in the blocks, torch.compile where
-    that is faster.
+    channels_last, autocast, the pairs of a task in one batch and all pairs in the blocks, torch.compile if it
+    is faster.
     """
     model = trained_model(case).to(memory_format=torch.channels_last)
     made = ExpertTraining(model, precision, modes)
@@ -168,7 +168,7 @@ def expert(case: Case, precision: str, modes: tuple[str, ...] = ("default",)) ->
 
 
 def _step(model: DiffusionMTL, loss: Callable[[Batch], Tensor]) -> Callable[[Batch], None]:
-    """A whole step with the published optimiser, fused."""
+    """Return a whole step with the published optimiser, fused."""
     optimizer = torch.optim.Adam(model.parameters(), lr=OPTIM.lr, fused=True)
 
     def step(batch: Batch) -> None:
@@ -181,19 +181,19 @@ def _step(model: DiffusionMTL, loss: Callable[[Batch], Tensor]) -> Callable[[Bat
 
 
 def trained_model(case: Case) -> DiffusionMTL:
-    """The case's model on its device, in training mode."""
+    """Build the case's model on its device, in training mode."""
     return case.build().to(case.device).train()
 
 
 def noise_of(model: DiffusionMTL, batch: Batch) -> dict[str, Tensor]:
-    """The noise that our step 0 draws for every task of every image: {task: [draws, B, C, h, w]}."""
+    """Return the noise of our step 0 for every task of every image: {task: [draws, B, C, h, w]}."""
     source = CounterNoise(OPTIM.seed << 32, batch.index)
     draws = len(model.mtdnet.plan(batch.image.device).levels)
     return contenders.drawn_noise(model, batch.image, draws, source)
 
 
 def difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """Relative distance of all gradients in L2; inf where one is missing, or there without need."""
+    """Return the relative distance of all gradients in L2; inf if one is missing or superfluous."""
     present = {name for name, grad in found.items() if grad.any()}
     if present != {name for name, grad in expected.items() if grad.any()}:
         return float("inf")
@@ -202,7 +202,7 @@ def difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> f
 
 
 def names(device: torch.device) -> list[tuple[str, str]]:
-    """(contender, precision) of all who take part; bf16 on a CPU only where the processor has it."""
+    """Return (contender, precision) of all contenders; bf16 on a CPU only if the processor has it."""
     served = ["fp32", *(["bf16"] if "bf16" in contenders.served(device) else [])]
     pairs = [(name, precision) for name in ("expert", "dmtl") for precision in served]
     return [("published", "fp32"), *pairs]
@@ -246,7 +246,7 @@ class TrainingRace:
             contender = make(self.case.case, name, precision, **options)
             with contender.settings():
                 loss, gradients = contender.gradients(self.batch, noise)
-        except RuntimeError as error:  # out of memory, a compiler that gives up
+        except RuntimeError as error:  # out of memory, a failing compiler
             row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             return
         apart = difference(gradients, expected[1])
@@ -272,14 +272,14 @@ class TrainingRace:
         return found
 
     def round(self) -> None:
-        """Times a step of every contender; another one begins in every round."""
+        """Time a step of every contender, starting with another one in every round."""
         for title, taken in self._every(lambda call: seconds(call, self.device)).items():
             self.times_s[title].append(taken)
         self.rounds += 1
 
     def result(self) -> list[dict]:
-        """One row for each contender: times, pairs per second, and how many times faster it is than each
-        baseline in each of its precisions ("times published fp32", ...)."""
+        """Return one row for each contender: times, pairs per second, and how many times faster it is than
+        each baseline in each of its precisions ("times published fp32", ...)."""
         pairs = int(sum(mask.sum() for mask in self.batch.present.values()))
         against = {
             title: clock.ratios(self.times_s, title)
@@ -299,7 +299,7 @@ class TrainingRace:
 
 
 def peak(case: TrainingCase, name: str, precision: str, **options) -> dict:
-    """A row with the peak memory of three steps in a process of their own."""
+    """Return a row with the peak memory of three steps in a separate process."""
     facts = {"part": "training memory", "contender": name, "precision": precision} | case.described()
     work = {"case": dataclasses.asdict(case.case), "labels": case.labels, "name": name}
     work |= {"precision": precision, "options": options}
@@ -307,7 +307,7 @@ def peak(case: TrainingCase, name: str, precision: str, **options) -> dict:
 
 
 def measured(case: dict, labels: str, name: str, precision: str, options: dict) -> dict:
-    """Take three steps, of which the first makes the optimiser's state, and return this process's peak."""
+    """Run three steps, the first of which creates the optimiser's state; return this process's peak."""
     training = TrainingCase(contenders.case_from(case), labels)
     contender, batch = make(training.case, name, precision, **options), training.batch()
     with contender.settings():
@@ -317,7 +317,7 @@ def measured(case: dict, labels: str, name: str, precision: str, options: dict) 
 
 
 def loading(config: RunConfig, batches: int = 8) -> dict:
-    """The loader alone: images per second of `batches` batches after a first one; nothing is kept."""
+    """Time the loader: images per second of `batches` batches after a first one, without a cache."""
     from dmtl.train.setup import open_data, training_loader
 
     data = dataclasses.replace(config.data, cache=False, cache_dir=None)

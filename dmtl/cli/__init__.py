@@ -1,4 +1,4 @@
-"""The command line: `dmtl COMMAND ...`. A command is a module here with `main(arguments) -> exit status`."""
+"""The command line: `dmtl COMMAND ...`. Commands are modules here with `main(arguments) -> exit status`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dmtl.errors import DmtlError, did_you_mean
 COMMANDS = {
     "demo": "train on rendered scenes, compare with the baseline, write a report: start here",
     "train": "train from a TOML file and options",
-    "eval": "metrics of a trained model on a data set",
-    "predict": "maps and pictures for images, videos and folders",
-    "claim": "train the methods of a table over several seeds, and compare them with a baseline",
-    "report": "one run, several compared, or the paper's tables: on the terminal, as a page, as files",
-    "export": "a model as one file that runs without dmtl: ONNX or .pt2",
+    "eval": "evaluate a trained model on a data set",
+    "predict": "predict images, videos and folders",
+    "claim": "train several methods over several seeds and compare them with a baseline",
+    "report": "show or compare runs, or the paper's tables: on the terminal, as a page, as files",
+    "export": "export a model as one file that runs without dmtl: ONNX or .pt2",
     "convert": "read the published checkpoint, or write one",
-    "data": "convert a benchmark, look at a data set, check it, choose labels",
-    "info": "what was built, and which backend each operator takes here",
+    "data": "convert a benchmark, show or check a data set, choose labels",
+    "info": "show what was built, and which backend each operator uses here",
 }
 
 USAGE = (
@@ -32,14 +32,14 @@ USAGE = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command. Errors that a user can mend are one line on stderr and status 2."""
+    """Run one command. Errors that the user can fix are one line on stderr and status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="replace")  # characters that its encoding lacks
+            stream.reconfigure(errors="replace")  # replace characters that its encoding lacks
     try:
         return _run(arguments)
-    except BrokenPipeError:  # the reader of our output, say `head`, has left
+    except BrokenPipeError:  # the reader of our output, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
@@ -66,12 +66,12 @@ def _run(arguments: list[str]) -> int:
         return 2
     try:
         return import_module(f"dmtl.cli.{command}").main(rest) or 0
-    finally:  # of the help, too, which ends the process
+    finally:  # also after the help, which exits the process
         sys.stdout.flush()
 
 
 def _told(error: OSError) -> str:
-    """What happened to which file, without the error's number."""
+    """Say what happened to which file, without the error number."""
     if error.strerror is None:
         return str(error)
     return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"

@@ -1,4 +1,4 @@
-"""From the words of a command line to a dataclass, by tyro."""
+"""Parse a command line into a dataclass with tyro."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def parse(kind: Callable[..., T], arguments: Sequence[str], command: str, **opti
     """Return `arguments` as `kind`, a dataclass whose docstrings are the help.
 
     Raises:
-        SystemExit: after the help, with status 0; after the message about arguments that do not fit, with 2.
+        SystemExit: after the help, with status 0; after an error about invalid arguments, with 2.
     """
     with _registry:
         return tyro.cli(kind, args=list(arguments), prog=f"dmtl {command}", config=_STYLE, **options)
@@ -67,7 +67,7 @@ def parse_subcommand(
 
 
 def positional(metavar: str) -> tuple:
-    """Return the markers of an unnamed argument, called `metavar` in help:
+    """Return the markers of a positional argument, named `metavar` in the help:
     `Annotated[str, *positional("MODEL")]`."""
     return tyro.conf.arg(metavar=metavar), tyro.conf.Positional
 

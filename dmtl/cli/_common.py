@@ -1,4 +1,4 @@
-"""What several commands share: progress, tables."""
+"""Helpers shared by commands: progress bars, tables."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ console = Console()
 
 
 def say(text: object) -> None:
-    """One line as it is: not wrapped, not coloured, and brackets in a path are no markup."""
+    """Print one line as it is: no wrapping, no colour, and brackets in a path are not markup."""
     console.print(str(text), soft_wrap=True, highlight=False, markup=False)
 
 
@@ -50,7 +50,7 @@ def bars(stderr: bool = False) -> Iterator[Callable[[str], Callable[..., None]]]
     """Yield a function that adds a progress bar, `label -> update(done, total, note="")`.
 
     Args:
-        stderr: draw there, only if it is a terminal, and wipe the bars in the end.
+        stderr: draw there, only if it is a terminal, and clear the bars at the end.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -109,7 +109,7 @@ def training_bars() -> Iterator[Callable[[str], Callable[[int, int, float], None
 def table_of(
     columns: Iterable[str], rows: Iterable[Iterable[str]] = (), title: str = "", left: int = 1, **style: Any
 ) -> Table:
-    """Return a table of text as it is; the first `left` columns are aligned left, the others right."""
+    """Return a table of plain text; the first `left` columns are aligned left, the others right."""
     table = Table(title=Text(title) if title else None, title_justify="left", **style)
     for place, name in enumerate(columns):
         table.add_column(Text(name), justify="left" if place < left else "right")
@@ -119,7 +119,7 @@ def table_of(
 
 
 def facts_of(rows: Iterable[tuple[str, str]], title: str = "", width: int | None = None) -> Table:
-    """Return a table of names, in a column of at least `width`, and what there is to say about them."""
+    """Return a table of names, in a column of at least `width`, and texts."""
     table = table_of(("", ""), rows, title, 2, show_header=False, box=None, padding=(0, 2, 0, 0))
     table.columns[0].min_width = width
     return table
@@ -131,7 +131,7 @@ def metric_table(
     notes: Mapping[str, Mapping[str, str]] | None = None,
     deltas: Mapping[str, Delta] | None = None,
 ) -> Table:
-    """Return a table of all metrics but those per class, with a column for each method.
+    """Return a table of all metrics except per-class ones, with a column for each method.
 
     Args:
         notes: what metrics mean, {task: {metric: words}}.

@@ -1,4 +1,4 @@
-"""`dmtl train --dry-run`: what a run will be, and what it will take."""
+"""`dmtl train --dry-run`: print a summary of a run and an estimate of its time and memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WIDTH = len("denoising decoders") + 2  # of the names, in both tables
 
 
 def dry_run(config: RunConfig) -> int:
-    """Prints the plan, then what a few measured steps say. Writes nothing."""
+    """Print the plan, then a forecast from a few measured steps. Writes nothing."""
     facts = plan(config)
     print_plan(config, facts)
     with console.status("measuring a few steps"):
@@ -23,7 +23,7 @@ def dry_run(config: RunConfig) -> int:
 
 
 def print_plan(config: RunConfig, facts: dict) -> None:
-    """Print what `dmtl.train.plan.plan` gives."""
+    """Print the result of `dmtl.train.plan.plan`."""
     data, steps, files = facts["data"], facts["steps"], facts["files"]
     for note in facts["notes"]:
         say(note)
@@ -53,7 +53,7 @@ def print_plan(config: RunConfig, facts: dict) -> None:
 
 
 def print_forecast(measured: dict, told: dict) -> None:
-    """Print what `dmtl.train.plan.forecast` gives."""
+    """Print the result of `dmtl.train.plan.forecast`."""
     memory = f"{mebibytes(told['memory_bytes'])} resident"
     if told["cache_bytes"]:
         memory += f", {mebibytes(told['cache_bytes'])} of it samples (data.cache)"
@@ -72,7 +72,7 @@ def print_forecast(measured: dict, told: dict) -> None:
     console.print(facts_of(rows, width=WIDTH))
     n, cores = len(measured["step_s"]), measured["cores"]
     say(f"Measured on {n} steps of one process on {measured['device']} ({cores} CPU cores).")
-    say("GFLOP: two for a multiply-add, convolutions and products alone, MTDNet for the labelled pairs.")
+    say("GFLOP: two per multiply-add, convolutions and products only, MTDNet for the labelled pairs.")
 
 
 def _label_table(data: dict, steps: dict) -> Table:

@@ -24,21 +24,21 @@ class ClaimArgs(FromFile):
     """Train every method of a table from the same labels, once per seed, and print Delta_MTL with its
     spread.
 
-    The section [methods] of CONFIG describes the methods; options change what they start from. Without it
-    DiffusionMTL is compared with the multi-task baseline at equal steps and at equal training time. Runs go
-    to OUT/seedN/METHOD. Finished runs are kept, so an interrupted command resumes.
+    The section [methods] of CONFIG describes the methods; options override their common base. Without it
+    DiffusionMTL is compared with the multi-task baseline at equal steps and at equal training time. Runs are
+    written to OUT/seedN/METHOD. Finished runs are kept, so an interrupted command resumes.
     """
 
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Seeds of initialisation, order, augmentation and noise."""
     methods: list[str] = field(default_factory=list)
-    """Methods to train, with those whose time they need; default: all. The table has all that are
-    finished."""
+    """Methods to train, along with those whose time they need; default: all. The table shows all finished
+    ones."""
     processes: int = 1
-    """Runs at the same time. With more than one, each has one thread unless OMP_NUM_THREADS says otherwise.
-    Training times are comparable only between runs under the same conditions."""
+    """Runs at the same time. With more than one, each has one thread unless OMP_NUM_THREADS is set. Training
+    times are comparable only between runs under the same conditions."""
     json: str | None = None
-    """Also write all results as JSON; they are in OUT/claim.json too."""
+    """Also write all results as JSON; they are also in OUT/claim.json."""
     markdown: str | None = None
     """Also write the table as Markdown."""
 
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
 
     seeds = list(dict.fromkeys(args.seeds))
     jobs = claim.jobs(config.out, seeds, claim.with_needed(args.methods or claim.methods))
-    # if it cannot work, say so before anything is trained
+    # report errors before anything is trained
     open_data(config.data, config.optim.task_weights).describe(config.data, say)
 
     def collect() -> Results:
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
 
 
 def print_table(results: Results) -> None:
-    """Print the metrics of every method, and below them how Delta_MTL and time come about."""
+    """Print the metrics of every method, then details of Delta_MTL and time."""
     from dmtl.report.runs.claim import table
 
     head, rows = table(results)

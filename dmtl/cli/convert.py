@@ -1,4 +1,4 @@
-"""`dmtl convert`: the published checkpoint and ours, both ways."""
+"""`dmtl convert`: convert the published checkpoint to our format, or back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dmtl.cli._common import say
 
 @dataclass(frozen=True)
 class Convert:
-    """Read a published checkpoint (.pth.tar) and write a model folder; or, with --to-official, go back.
+    """Convert a published checkpoint (.pth.tar) to a model folder or, with --to-official, back.
 
     Only tensors and plain containers are unpickled. S and the noise schedule come from the file's buffers.
     """

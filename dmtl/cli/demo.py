@@ -1,4 +1,4 @@
-"""`dmtl demo`: the main job on the embedded data set, in a few minutes on two CPU cores."""
+"""`dmtl demo`: train and compare on the embedded data set, in a few minutes on two CPU cores."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RUNS: dict[str, tuple[str, Literal["none"] | None]] = {
     "mtl": ("MTL", "none"),
     "diffusion": ("DiffusionMTL", None),
 }
-"""Folder -> the run's name, and the model's form of diffusion where it is not the recipe's."""
+"""Folder -> the run's name, and the model's form of diffusion if it is not the recipe's."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Demo:
     out: str = "runs/demo"
     """Folder to write."""
     steps: int | None = None
-    """Training steps of each model; default: the demo's own number."""
+    """Training steps of each model; default: the demo's."""
     seed: int = 0
     """Seed of initialisation, order, augmentation and noise."""
     device: str = "auto"
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
     steps = base.optim.steps if args.steps is None else args.steps
     optim = dataclasses.replace(base.optim, seed=args.seed, steps=steps)
     base = dataclasses.replace(base, device=args.device, optim=optim)
-    device = pick_device(args.device)  # before anything is written
+    device = pick_device(args.device)  # fail before anything is written
     out = _prepare(args)
     if pretrained_source(base.model.backbone) is None:
         say(f"the encoder starts from random weights; for better maps: {how_to_get(base.model.backbone)}")
@@ -118,7 +118,7 @@ def _train(base: RunConfig, out: Path, processes: int) -> list[str]:
 
 @contextmanager
 def _bars(steps: int, out: Path) -> Iterator:
-    """Yield a function that moves a bar for each run by what its log says."""
+    """Yield a function that updates a bar for each run from its log."""
     from dmtl.train.log import RunLog
 
     with training_bars() as new_bar:
@@ -140,7 +140,7 @@ def _predict_samples(
     out: Path,
     count: int = 4,
 ) -> None:
-    """Write a few validation images and what `dmtl predict` makes of them."""
+    """Write a few validation images and their `dmtl predict` output."""
     from PIL import Image
 
     from dmtl.predict.predictor import Predictor

@@ -25,40 +25,40 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Eval:
-    """Score a model on a data set, or maps that any program wrote, and print every metric.
+    """Score a model, or maps written by any program, on a data set and print every metric.
 
     The published protocol in one command: `dmtl eval official.pth.tar --data DATA --published`
 
-    Shared by several processes or GPUs, with the same figures: `torchrun --nproc-per-node 8 -m dmtl eval ...`
+    On several processes or GPUs, with the same results: `torchrun --nproc-per-node 8 -m dmtl eval ...`
     """
 
     model: Annotated[str | None, *positional("MODEL")] = None
     """A run's folder, a model folder, a published file (.pth.tar), or an id on the Hub (org/name)."""
     data: str = "scenes"
-    """"scenes", a folder with dataset.yaml, or a benchmark as it is distributed."""
+    """"scenes", a folder with dataset.yaml, or a benchmark as distributed."""
     split: str = "val"
-    """Which split."""
+    """Split to evaluate."""
     size: tuple[int, int] | None = None
-    """Height and width to which images and labels are resized; default: as they are (scenes: 128 128)."""
+    """Height and width to resize images and labels to; default: do not resize (scenes: 128 128)."""
     count: int | None = None
-    """At most so many images."""
+    """Maximum number of images."""
     ids: str | None = None
     """File with the images to score, one id per line; default: all."""
     tasks: list[str] | None = None
     """Tasks to score; default: all that model and data share."""
     published: tyro.conf.FlagCreatePairsOff[bool] = False
-    """As published: frame and max_dist as the data set says, boundaries by "seism", fp32; other options
-    win over it."""
+    """Follow the published protocol: frame and max_dist as given by the data set, boundaries by "seism",
+    fp32; other options override it."""
     frame: tuple[int, int] | None = None
-    """Height and width to which images are padded on all sides; default: each at its own size."""
+    """Height and width to pad images to, on all sides; default: no padding."""
     boundaries: Literal["seism", "raw"] | None = None
     """Also score thin tasks, such as edge, by odsF, oisF and AP: "seism" (as published) or "raw" (without
     non-maximum suppression)."""
     max_dist: float | None = None
-    """How far boundaries may be apart, as a share of the image's diagonal; default: as the data set says,
-    else 0.0075."""
+    """Maximum distance of matched boundaries, as a share of the image's diagonal; default: as given by the
+    data set, else 0.0075."""
     boundary_ids: str | None = None
-    """File with the images whose boundaries are scored, one id per line; default: all."""
+    """File with the ids of images to score boundaries of, one per line; default: all."""
     save_maps: str | None = None
     """Folder to write all maps to, without padding: class ids and probabilities as PNG, others as .npy."""
     float_maps: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -66,26 +66,26 @@ class Eval:
     from_maps: str | None = None
     """Score the maps in this folder (<task>/<id>.png or .npy) instead of a model."""
     baseline: list[str] | None = None
-    """Runs (or JSON files of this command) to tell Delta_MTL against; single-task runs count together."""
+    """Baseline runs (or their `--json` output) for Delta_MTL; several single-task runs are combined."""
     per_class: tyro.conf.FlagCreatePairsOff[bool] = False
     """Also print the IoU of every class."""
     steps: list[str] | None = None
     """Denoising steps, or "auto" (until a step changes little); default: as trained. Several: a table of
     metrics and time for each."""
     sampler: str | None = None
-    """How the chain steps: "ancestral", "ddim", "dpmpp_2m" or a registered one; default: as trained."""
+    """Sampler: "ancestral", "ddim", "dpmpp_2m" or a registered one; default: as trained."""
     samples: int = 1
-    """Draws of the noise that are averaged; from 2 on with the AUROC of errors by uncertainty."""
+    """Noise samples to average; from 2 on also prints the AUROC of errors by uncertainty."""
     precision: str = "auto"
     """"fp32", "bf16", or on a GPU also "fp16" and "tf32"; default: fp32 on a CPU, bf16 on a GPU."""
     batch_size: int = 8
-    """Images at once."""
+    """Batch size."""
     seed: int = 0
     """Seed of the chain's noise."""
     device: str = "auto"
     """"auto", "cpu", "cuda" or "cuda:N"."""
     json: str | None = None
-    """Also write all figures, per class too, and the protocol to this file."""
+    """Also write all metrics, including per class, and the protocol to this file."""
 
 
 def main(arguments: list[str]) -> int:
@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> int:
     several = _steps(args.steps)
     asked = {"frame": args.frame, "boundaries": args.boundaries, "max_dist": args.max_dist}
     given: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
-    Protocol(**given)  # whatever cannot work fails before anything is loaded
+    Protocol(**given)  # invalid settings fail before anything is loaded
     reference = read_baseline(args.baseline) if args.baseline else None
     world = connect(args.device)
     engine = None if args.model is None else _engine(args, args.model, world.device)
@@ -151,10 +151,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _checked_source(args: Eval) -> str:
-    """What is scored, the model or the folder of maps; refuse options that contradict each other."""
+    """Return what is scored, the model or the folder of maps; refuse contradictory options."""
     source = args.from_maps if args.model is None else args.model
     if source is None:
-        raise ConfigError("missing MODEL, or --from-maps in its place")
+        raise ConfigError("pass either MODEL or --from-maps, got neither")
     if args.model is not None and args.from_maps is not None:
         raise ConfigError("pass either MODEL or --from-maps, not both")
     if args.from_maps is not None:
@@ -191,7 +191,7 @@ def _engine(args: Eval, model: str, device: torch.device) -> Engine:
 def _score(
     args: Eval, evaluation: Evaluation, source: Any, several: Sequence[int | str | None], world: World
 ) -> list[dict]:
-    """Return a row of metrics for each number of steps; save the maps if asked to."""
+    """Return a row of metrics for each number of steps; save the maps if requested."""
     from dmtl.evaluation.saved_maps import MapWriter
     from dmtl.evaluation.steps import compare_steps
 
@@ -212,7 +212,7 @@ def _score(
 
 
 def _steps_table(title: str, rows: list[dict], primary: Mapping[str, tuple]) -> Table:
-    """Time and every task's main metric for each number of steps; Delta against the first row."""
+    """Tabulate time and every task's main metric by number of steps; Delta against the first row."""
     from dmtl.metrics.delta import delta_mtl, judged
 
     heads = (f"{t} {m} {'↑' if up else '↓'}" for t, (m, _, up) in primary.items())
@@ -228,7 +228,7 @@ def _steps_table(title: str, rows: list[dict], primary: Mapping[str, tuple]) -> 
 
 
 def _baseline_table(primary: Mapping[str, tuple], found: Mapping) -> Table:
-    """Every task's main metric, the baseline's, and Delta_MTL."""
+    """Tabulate every task's main metric, the baseline's, and Delta_MTL."""
     title = f"Delta_MTL against the baseline: {found['delta_mtl']:+.2f} %"
     rows = []
     for task, (metric, base, gain) in found["baseline"].items():

@@ -1,4 +1,4 @@
-"""`dmtl export`: a model as one file that runs without this package."""
+"""`dmtl export`: write a model as one file that runs without this package."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dmtl.cli._common import say
 
 @dataclass(frozen=True)
 class Export:
-    """Write a model as one file that runs without dmtl, and check that it gives the model's maps.
+    """Write a model as one file that runs without dmtl, and check that its output matches the model's.
 
-    The file is run before it appears under its name, and must agree with the model to 1e-4. It takes batches
-    of any size; its metadata say what it takes and gives.
+    The file is run before it is saved under its name, and must agree with the model to 1e-4. It accepts any
+    batch size; its metadata describe inputs and outputs.
     """
 
     model: Annotated[str, *positional("MODEL")]
@@ -37,15 +37,15 @@ class Export:
     steps: int | None = None
     """Denoising steps; default: as trained."""
     sampler: str | None = None
-    """How the chain steps: "ancestral", "ddim", "dpmpp_2m" or a registered one; default: as trained."""
+    """Sampler: "ancestral", "ddim", "dpmpp_2m" or a registered one; default: as trained."""
     seed: int = 0
     """Seed of the chain's noise, which is stored in the file."""
     what: Literal["maps", "logits"] = "maps"
-    """maps: class ids, probabilities, values, unit vectors; logits: what they are decoded from."""
+    """maps: class ids, probabilities, values, unit vectors; logits: before decoding."""
     input: Literal["float32", "uint8"] = "float32"
-    """float32: ImageNet-normalised images; uint8: RGB as it is, normalised in the file."""
+    """float32: ImageNet-normalised images; uint8: RGB, normalised in the file."""
     device: str = "cpu"
-    """Device that pt2 and program are made for: "cpu", "cuda" or "cuda:N"."""
+    """Target device of pt2 and program: "cpu", "cuda" or "cuda:N"."""
 
 
 def main(arguments: list[str]) -> int:

@@ -1,5 +1,5 @@
-"""`dmtl info`: what was built, and which backend each operator takes here; with `--model`: what a model is,
-its work and its memory."""
+"""`dmtl info`: show what was built, and which backend each operator uses here; with `--model`: what a model
+is, its work and its memory."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SIZES = (256, 512, 1024, 2048)  # pixels, of square images
 
 @dataclass(frozen=True)
 class Info:
-    """Print versions, the native modules, and for every operator its backend here and why not the others; or
-    what a model is, its work and its memory."""
+    """Print versions, native modules, and for every operator its backend here and why others were rejected;
+    or what a model is, its work and its memory."""
 
     model: str | None = None
     """A run's folder, a model folder, a published file, or an id on the Hub (org/name): print this model
@@ -26,16 +26,16 @@ class Info:
     size: tuple[int, int] | None = None
     """Height and width of the model's images; default: squares of 256, 512, 1024 and 2048 pixels."""
     batch: int | None = None
-    """Images at once, default 1."""
+    """Batch size, default 1."""
     device: str = "auto"
-    """Where the model shall predict: "auto", "cpu", "cuda" or "cuda:N"."""
+    """Device to predict on: "auto", "cpu", "cuda" or "cuda:N"."""
 
 
 def main(arguments: list[str]) -> int:
     args = parse(Info, arguments, "info")
     if args.model is None:
         alone = args.size is None and args.batch is None and args.device == "auto"
-        _require(alone, "--size, --batch and --device say how a model is used: add --model MODEL")
+        _require(alone, "--size, --batch and --device describe the use of a model: add --model MODEL")
         from dmtl.info import print_info
 
         print_info()
@@ -79,8 +79,8 @@ def _print_model(name: str, facts: dict) -> None:
     ]
     console.print(facts_of(rows, name))
     console.print(_size_table(facts))
-    say("GFLOP: two for a multiply-add. Peak memory: beside the engine's own, predicted to about a third.")
-    say("Tiles: what the engine does with an image here, unless `dmtl predict --tile` says otherwise.")
+    say("GFLOP: two per multiply-add. Peak memory: besides the engine's, estimated to about a third.")
+    say("Tiles: how the engine splits an image here, unless `dmtl predict --tile` is given.")
 
 
 def _size_table(facts: dict) -> Table:

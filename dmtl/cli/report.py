@@ -1,4 +1,4 @@
-"""`dmtl report`: finished runs compared, on the terminal and as a page; the paper's tables."""
+"""`dmtl report`: compare finished runs on the terminal and as a page; the paper's tables."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from dmtl.report.paper.table import Cell, PaperTable
     from dmtl.report.runs.comparison import Comparison
 
-COLUMNS = 3  # methods next to the baseline in one table; more get a table each
-WIDTH = 100  # columns of the terminal that every table of the paper fits
-NARROW = 5  # columns from which on a spread is below its result
+COLUMNS = 3  # methods next to the baseline in one table; with more, each gets a table
+WIDTH = 100  # terminal columns that fit every table of the paper
+NARROW = 5  # from this many columns on, a spread is below its result
 ONLY_PAPER = ("benchmark", "exact", "latex")
 ONLY_RUNS = ("pictures", "samples")
 
@@ -34,28 +34,28 @@ class Report:
     """Show one run or compare several: metrics over seeds, Delta_MTL against a baseline, steps and time; with
     --out also as a page with labels, curves and pictures of every denoising step.
 
-    Runs that differ in their seed alone are one method, named by what differs from the others. An unfinished
-    run counts as of its last evaluation.
+    Runs that differ only in their seed are one method, named by what differs from the others. An unfinished
+    run counts with its last evaluation.
 
     With --paper: the paper's tables, one for each benchmark and label setting, next to the published results;
-    without RUN the published results alone. A run's results are then those of RUN/eval.json (dmtl eval RUN
-    --json RUN/eval.json) if it is there, and single-task runs, one for each task and seed, are one row, STL.
+    without RUN only the published results. Results of a run then come from RUN/eval.json (dmtl eval RUN
+    --json RUN/eval.json) if it exists, and single-task runs, one for each task and seed, form one row, STL.
     """
 
     runs: Annotated[list[str], *positional("[RUN ...]")] = field(default_factory=list)
     """Run folders, or folders of runs (all below them are read)."""
     baseline: list[str] = field(default_factory=list)
-    """Runs that Delta_MTL is taken against, or a method by the name it has here. Default: the first RUN's
-    method, of a folder of several the first without diffusion; with --paper STL among RUN, else MTL."""
+    """Baseline runs for Delta_MTL, or the name of a method here. Default: the first RUN's method or, in a
+    folder of several, the first without diffusion; with --paper STL among RUN, else MTL."""
     paper: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the paper's tables."""
     benchmark: str | None = None
     """With --paper: only this benchmark ("pascal-context", "nyud-13", "nyud-40", "cityscapes-7",
-    "cityscapes-raw", "cityscapes-19"), which all runs are taken to be of. Default: as their tasks, class
-    counts and names of images say."""
+    "cityscapes-raw", "cityscapes-19"), assumed for all runs. Default: inferred from their tasks, class counts
+    and image names."""
     exact: tyro.conf.FlagCreatePairsOff[bool] = False
-    """With --paper: saliency by its exact maxF instead of the paper's variant, which published results are
-    of."""
+    """With --paper: score saliency by its exact maxF instead of the paper's variant, which published results
+    use."""
     out: str | None = None
     """Also write an HTML page."""
     csv: str | None = None
@@ -67,8 +67,8 @@ class Report:
     pictures: int | None = None
     """Validation images on the page; default: 4, or none for more than two methods."""
     samples: int | None = None
-    """Noise samples by which the page says how sure the last method is, and whether it is unsure where it is
-    wrong; 0: none of that; default: 8."""
+    """Noise samples for the page's section on how certain the last method is, and whether it is uncertain
+    where it is wrong; 0: omit it; default: 8."""
 
 
 def main(arguments: list[str]) -> int:
@@ -115,7 +115,7 @@ def _compare(args: Report) -> int:
 
 
 def methods_table(comparison: Comparison) -> Table:
-    """One row a method: its label, Delta_MTL and what it was taken over, seeds, steps, time."""
+    """Tabulate methods: label, Delta_MTL and its basis, seeds, steps, time."""
     from dmtl.report.runs.values import text_of
 
     names = ("", "Delta_MTL", "over", "seeds", "steps", "training")
@@ -151,9 +151,9 @@ def _paper(args: Report) -> int:
 
 
 def _print_paper(table: PaperTable) -> None:
-    """Print a table, its sources and what is to be said about it."""
+    """Print a table, its sources and the remarks on it."""
     console.print(Text(table.heading, style="bold"))
-    # If the terminal is too narrow its lines break; fitted to it, the table would lose columns.
+    # On a narrow terminal the lines break; fitting the table to it would drop columns.
     Console(file=console.file, width=max(console.width, WIDTH)).print(paper_table(table))
     for number, source in enumerate(table.sources, start=1):
         _print_note(f"[{number}]", source)
@@ -163,7 +163,7 @@ def _print_paper(table: PaperTable) -> None:
 
 
 def paper_table(table: PaperTable) -> Table:
-    """One row a row; methods are named once, measured rows are below their published ones."""
+    """Lay out a table; methods are named once, measured rows are below their published ones."""
     shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     shown.add_column("method", min_width=10)
     if table.measured:
@@ -190,6 +190,6 @@ def _cell(cell: Cell, below: bool) -> Text:
 
 
 def _print_note(label: str, text: str) -> None:
-    """A remark, wrapped next to its label."""
+    """Print a remark, wrapped next to its label."""
     indent = " " * (len(label) + 1)
     say(textwrap.fill(f"{label} {text}", console.width, subsequent_indent=indent, break_on_hyphens=False))

@@ -1,4 +1,4 @@
-"""`dmtl train`: one run from a TOML file and options."""
+"""`dmtl train`: run a training from a TOML file and options."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from dmtl.train.toml import read_config
 
 @dataclass(frozen=True)
 class FromFile(RunConfig):
-    """Options that begin with a file."""
+    """Options that start with a file."""
 
     config: Annotated[str | None, *positional("[CONFIG]")] = None
-    """A TOML file; it comes first."""
+    """A TOML file, as the first argument."""
 
 
 T = TypeVar("T", bound=FromFile)
@@ -35,15 +35,15 @@ class Train(FromFile):
     """Train a model. Settings come from CONFIG (TOML), options on the command line override them.
 
     Writes into OUT: config.toml (resolved), labels.csv, log.jsonl, checkpoints/, best/, model/, metrics.json.
-    Started by torchrun, all processes train together.
+    With torchrun, all processes train together.
     """
 
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Go on from the last checkpoint in OUT; without one, begin."""
+    """Resume from the last checkpoint in OUT, or start if there is none."""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print what the run will be, measure a few steps, and write nothing."""
+    """Print a summary and an estimate of time and memory; nothing is trained or written."""
     profile: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Also write a trace of three steps and a table of where their time goes to OUT/profile."""
+    """Also write a trace of three steps and a table of their time to OUT/profile."""
 
 
 def main(arguments: list[str]) -> int:
@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
 
 def parse_run(kind: type[T], arguments: list[str], command: str) -> tuple[T, RunConfig]:
     """Return the arguments as `kind`, and the run's configuration: the file that comes first, or the recipe,
-    and the options over it."""
+    with the options over it."""
     named = bool(arguments) and not arguments[0].startswith("-")
     base = read_config(arguments[0]) if named else recipe()
     names = [f.name for f in dataclasses.fields(RunConfig)]

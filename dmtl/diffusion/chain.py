@@ -1,7 +1,7 @@
 """The unrolled chain: noise the initial signals once, then denoise them K times.
 
-All (sample, task) pairs of a batch walk together. A signal is a packed tensor [R, C, h, w] whose rows a
-`Pairs` describes; signals of all tasks are one tensor where their channels agree (features), else one for
+All (sample, task) pairs of a batch are processed together. A signal is a packed tensor [R, C, h, w] whose
+rows a `Pairs` describes. Signals of all tasks are one tensor if their channels agree (features), else one for
 each task.
 """
 
@@ -19,10 +19,10 @@ from dmtl.diffusion.schedule import Plan
 
 
 def noising(signals: Sequence[Tensor], plan: Plan, draws: Sequence[Draws]) -> list[Tensor]:
-    """x_t at the plan's noisiest level: sqrt(abar) x_0 + sqrt(1 - abar) eps, draw 0 of the noise.
+    """Return x_t at the noisiest level: sqrt(abar) x_0 + sqrt(1 - abar) eps, draw 0 of the noise.
 
     Args:
-        draws: for each signal its noise, see `NoiseSource.draws`.
+        draws: the noise of each signal, see `NoiseSource.draws`.
     """
     start = len(plan.levels) - 1
     return [
@@ -39,16 +39,16 @@ def reverse_chain(
     to_signal: Callable[[Tensor], Tensor] = lambda estimate: estimate,
     every: bool = True,
 ) -> Iterator[list[Tensor]]:
-    """The K estimates of the clean signals one after another, the last one being the result.
+    """Yield the K estimates of the clean signals; the last one is the result.
 
     Args:
-        denoise: (x_t, level) -> estimates of the clean signals (x0 parameterisation), in memory of their own.
-        x: the noised signals, from `noising`; used up: if no gradient is recorded, the steps are made in
-            them.
+        denoise: (x_t, level) -> estimates of the clean signals (x0 parameterisation), in newly allocated
+            memory.
+        x: the noised signals, from `noising`; overwritten by the steps if no gradient is recorded.
         to_signal: maps an estimate into the chain's space (signal scaling) before the posterior step.
-        every: False: yield the last estimate alone; no other is then in memory while it is made.
+        every: False: yield only the last estimate; no other is then in memory while it is computed.
     """
-    history: list[list[Tensor]] = [[] for _ in x]  # for each signal its earlier estimates, the newest first
+    history: list[list[Tensor]] = [[] for _ in x]  # earlier estimates of each signal, the newest first
     for i in reversed(range(len(plan.levels))):
         estimates = denoise(x, plan.levels[i])
         if every or i == 0:
@@ -68,7 +68,7 @@ def reverse_chain(
 
 
 def _mixed(estimates: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The weighted sum of the newest estimates; the newest one itself where it is alone."""
+    """Return the weighted sum of the newest estimates; the newest one itself if it is the only one."""
     if len(weights) == 1:
         return estimates[0]
     total = weights[0] * estimates[0]
@@ -78,7 +78,7 @@ def _mixed(estimates: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def _step(x0_hat: Tensor, x_t: Tensor, plan: Plan, i: int, **noise: Any) -> Tensor:
-    """x_{t-1}: in x_t's memory, unless autograd may need x_t or a compiler plans the memory."""
+    """Return x_{t-1}, in x_t's memory unless autograd may need x_t or a compiler plans the memory."""
     coefficients = (_filled(x_t, i), plan.coef1, plan.coef2, plan.sigma)
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return ops.posterior_step(x0_hat, x_t, *coefficients, **noise)

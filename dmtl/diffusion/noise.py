@@ -1,4 +1,4 @@
-"""Where the chain's noise comes from: a counter-based generator, or arrays that the caller brings.
+"""The source of the chain's noise: a counter-based generator, or arrays from the caller.
 
 Draw number k = 0 is the forward process; k = 1, 2, ... is the noise added by the sampler after its k-th step.
 """
@@ -15,25 +15,24 @@ from torch import Tensor
 from dmtl.diffusion.pairs import Pairs, joined
 
 Draws = Callable[[int], dict]
-"""Number of a draw -> keyword arguments of `dmtl.ops.q_sample` and `posterior_step` that say its noise."""
+"""Number of a draw -> noise arguments of `dmtl.ops.q_sample` and `posterior_step`."""
 
 
 class NoiseSource(Protocol):
-    """Where a run of the chain gets its noise."""
+    """The source of noise for a run of the chain."""
 
     def draws(self, pairs: Pairs, x: Tensor) -> Draws:
-        """The draws for packed signals like x [R, C, h, w], whose rows `pairs` describes."""
+        """Return the draws for packed signals like x [R, C, h, w], whose rows `pairs` describes."""
 
 
 class CounterNoise:
-    """Noise that is a function of (seed, task, draw, sample, element) alone.
+    """Noise that depends only on (seed, task, draw, sample, element).
 
-    A run can be replayed, and a sample's noise does not depend on the batch it is in, on the device or on
-    the backend.
+    A run can be replayed, and a sample's noise does not depend on its batch, on the device or on the backend.
 
     Args:
-        seed: any integer; its low 64 bits count. Or an int64 scalar tensor, which a captured graph reads anew
-        at every replay.
+        seed: any integer; its low 64 bits count. Or an int64 scalar tensor, which a captured graph reads
+            again at every replay.
         samples: int64 [B], the identity of each batch row; default 0, 1, ... B-1.
     """
 
@@ -54,11 +53,11 @@ class CounterNoise:
         self.samples = samples
 
     def another(self, number: int) -> CounterNoise:
-        """The noise of draw `number` of the same samples: a stream of its own; number 0 is this one."""
+        """Return another noise stream for the same samples, by number; number 0 is this one."""
         return CounterNoise(self.seed + number * _GOLDEN, self.samples)
 
     def draws(self, pairs: Pairs, x: Tensor) -> Draws:
-        """Keys [R, 3] = (seed, task, sample) for the rows of x, made once for all draws."""
+        """Compute keys [R, 3] = (seed, task, sample) for the rows of x, once for all draws."""
         keys = []
         for task, rows, count in zip(pairs.tasks, pairs.rows, pairs.counts, strict=True):
             if self.samples is None:
@@ -80,7 +79,7 @@ _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd: multiples of it visit 
 
 
 def _signed(seed: int) -> int:
-    """The low 64 bits as a signed integer."""
+    """Return the low 64 bits as a signed integer."""
     return (seed + 2**63) % 2**64 - 2**63
 
 
@@ -92,8 +91,7 @@ class ArrayNoise:
         self.arrays = arrays
 
     def draws(self, pairs: Pairs, x: Tensor) -> Draws:
-        """Looks the arrays up when a draw is asked for; raises
-        ValueError where one is missing or misshapen."""
+        """Look the arrays up when a draw is requested; raise ValueError if one is missing or misshapen."""
 
         def draw(number: int) -> dict:
             parts = [
@@ -119,6 +117,6 @@ class ArrayNoise:
 
 @torch.compiler.assume_constant_result  # dynamo cannot trace zlib
 def task_number(task: str) -> int:
-    """A task's place in the noise counter: the CRC-32 of its name, so that it never depends on the other
+    """Return a task's number in the noise counter: the CRC-32 of its name, which does not depend on the other
     tasks."""
     return zlib.crc32(task.encode())

@@ -5,9 +5,9 @@ next lower level s is
 
     x_s = coef1 D + coef2 x_t + sigma eps,      D = mix[0] x0_hat + mix[1] (x0_hat one step before) + ...
 
-so that one fused operator (`dmtl.ops.posterior_step`) makes the steps of every sampler, on every device, in
-an engine and in an exported file. A sampler is a function that gives each step its coefficients; it is called
-once for a chain. Below the lowest level abar = 1: the last step returns its x0_hat.
+so that one fused operator (`dmtl.ops.posterior_step`) computes the steps of every sampler, on every device,
+in an engine and in an exported file. A sampler is a function that returns the coefficients of each step; it
+is called once per chain. Below the lowest level abar = 1: the last step returns its x0_hat.
 
     ddim        sigma = eta sqrt((1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s))
                 coef2 = sqrt(1 - abar_s - sigma^2) / sqrt(1 - abar_t)
@@ -36,8 +36,8 @@ from dmtl.registry import Registry
 class Coefficients(NamedTuple):
     """One step: x_s = coef1 D + coef2 x_t + sigma eps.
 
-    mix: what D is made of, weights of the newest estimate and of those before it. The chain keeps as many
-    earlier estimates as the longest `mix` of a sampler asks for.
+    mix: weights of the newest estimate and of earlier ones, which make up D. The chain keeps as many earlier
+    estimates as the longest `mix` of a sampler needs.
     """
 
     coef1: float
@@ -60,7 +60,7 @@ def make_sampler(name: str, eta: float | None = None, where: str = "") -> Sample
 
     Args:
         eta: share of the ancestral noise that "ddim" adds, in [0, 1]; None: as the sampler is defined.
-        where: what stands before the keys in an error message, such as "model.".
+        where: prefix of the keys in an error message, such as "model.".
 
     Raises:
         ConfigError: the name is unknown, or the sampler has no `eta`.
@@ -69,7 +69,7 @@ def make_sampler(name: str, eta: float | None = None, where: str = "") -> Sample
     if eta is None:
         return sampler
     if name != "ddim":
-        raise ConfigError(f'{where}eta is an option of the sampler "ddim" alone, got {eta} with "{name}"')
+        raise ConfigError(f'{where}eta is only an option of the sampler "ddim", got {eta} with "{name}"')
     if not 0.0 <= eta <= 1.0:
         raise ConfigError(f"{where}eta must be in [0, 1], got {eta}")
     return partial(ddim, eta=eta)
@@ -103,7 +103,7 @@ def dpmpp_2m(abar: Sequence[float]) -> list[Coefficients]:
     lambdas = [0.5 * math.log(level / (1 - level)) for level in abar]
     for i in range(1, len(steps) - 1):
         before, now = lambdas[i] - lambdas[i + 1], lambdas[i - 1] - lambdas[i]
-        if before > 0:  # 0 where a schedule of one level is walked in several steps
+        if before > 0:  # 0 if a schedule of one level is run in several steps
             half = now / (2 * before)
             steps[i] = steps[i]._replace(mix=(1 + half, -half))
     return steps

@@ -1,7 +1,7 @@
 """Noise schedule: the levels of a chain and the tables of its steps, computed in float64.
 
 Symbols as in DDPM (arXiv 2006.11239): beta_t, abar_t = prod_{s<=t} (1 - beta_s). The published schedule is
-linear in sqrt(beta). `dmtl.diffusion.samplers` says what a step is made of.
+linear in sqrt(beta). `dmtl.diffusion.samplers` defines the steps.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from dmtl.diffusion.samplers import Sampler, ancestral
 class Plan:
     """The K steps of one run of the chain; index K-1 is the noisiest level and is visited first.
 
-    levels: K step numbers for the time embedding (fractional where the chain has more steps than it was
-    trained with).
+    levels: K step numbers for the time embedding (fractional if the chain has more steps than it was trained
+    with).
     sqrt_abar, sqrt_one_minus_abar, coef1, coef2, sigma: float32 tensors [K].
     mix: for each step the weights of the newest estimates, see `dmtl.diffusion.samplers`.
     """
@@ -37,11 +37,11 @@ class Plan:
 
     @property
     def history(self) -> int:
-        """How many earlier estimates a step reads at most."""
+        """Return how many earlier estimates a step reads at most."""
         return max(len(weights) for weights in self.mix) - 1
 
     def to(self, device: torch.device) -> Plan:
-        """The same plan with its tables on `device`."""
+        """Return the same plan with its tables on `device`."""
         tables: dict[str, Any] = {
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
@@ -65,7 +65,7 @@ class Schedule:
 
     @classmethod
     def from_range(cls, steps: int, beta_start: float = 1e-3, beta_end: float = 1e-2) -> Schedule:
-        """S betas whose square roots are equally spaced from sqrt(beta_start) to sqrt(beta_end)."""
+        """Make S betas whose square roots are equally spaced from sqrt(beta_start) to sqrt(beta_end)."""
         if steps < 1:
             raise ValueError(f"Schedule: steps must be at least 1, got {steps}")
         if not 0 < beta_start <= beta_end < 1:
@@ -80,7 +80,7 @@ class Schedule:
         return len(self.betas)
 
     def plan(self, steps: int | None = None, sampler: Sampler = ancestral) -> Plan:
-        """Coefficients for a chain of `steps` steps (default S) that starts at the noisiest level.
+        """Return coefficients for a chain of `steps` steps (default S) from the noisiest level.
 
         Fewer steps than S visit equally spaced levels (rounded); more than S visit fractional ones, where
         log abar is interpolated linearly. Either way the first level is S - 1, the level at which the
@@ -97,7 +97,7 @@ class Schedule:
         coef1, coef2, sigma, mix = zip(*sampler(abar), strict=True)
         if len(mix) != steps or any(not 1 <= len(weights) <= steps - i for i, weights in enumerate(mix)):
             raise ValueError(
-                f"plan: the sampler must give {steps} steps, with weights of estimates there are, got {mix}"
+                f"plan: the sampler must return {steps} steps that mix only existing estimates, got {mix}"
             )
         noisy = [math.sqrt(level) for level in abar], [math.sqrt(1 - level) for level in abar]
         sqrt_abar, sqrt_rest, by_estimate, by_x, by_noise = [
@@ -106,7 +106,7 @@ class Schedule:
         return Plan(tuple(levels), sqrt_abar, sqrt_rest, by_estimate, by_x, by_noise, mix)
 
     def _abar_at(self, level: float) -> float:
-        """abar at a level that may be fractional; log abar is linear in between."""
+        """Return abar at a level that may be fractional; log abar is linear in between."""
         low = int(level)
         share = level - low
         return math.exp(
@@ -114,7 +114,7 @@ class Schedule:
         )
 
     def official_buffers(self) -> dict[str, Tensor]:
-        """The twelve float32 buffers of the published checkpoint, by name."""
+        """Return the twelve float32 buffers of the published checkpoint, by name."""
         betas, abar = self.betas, self.abar
         before = np.concatenate([[1.0], abar[:-1]])
         variance = betas * (1 - before) / (1 - abar)

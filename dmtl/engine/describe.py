@@ -1,4 +1,4 @@
-"""What a model is, how much work a prediction is, and how much memory it takes where it shall run."""
+"""Describe a model, the work of a prediction, and its memory on a device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dmtl.models.work import count, flops, parameters
 from dmtl.nn.resnet import DEPTHS
 from dmtl.text import plural
 
-STAGES = ("initial", "condition", "chain")  # decoding moves memory and computes next to nothing
+STAGES = ("initial", "condition", "chain")  # decoding moves memory and computes almost nothing
 FREQUENCIES, PANEL = 36, 16  # of transformed 3x3 weights: numbers for 9 taps; channels out are filled up
 
 
@@ -72,7 +72,7 @@ def _mechanism(config: ModelConfig) -> str:
         return "none: the initial network alone"
     signal = {"feature": "features", "prediction": "predictions (logits)"}[config.diffusion]
     steps = len(config.betas or range(config.steps))
-    extra = ", as a correction of the initial map" if config.residual else ""
+    extra = ", as a correction of the initial prediction" if config.residual else ""
     extra += f", without {' and '.join(config.without)}" if config.without else ""
     sampler, eta = config.sampler_for()
     extra += f", sampler {sampler}" + ("" if eta is None else f" with eta {eta:g}")
@@ -89,8 +89,8 @@ def _network(config: ModelConfig) -> str:
 
 
 def _transformed(model: nn.Module) -> int:
-    """Numbers that the engine keeps beside the parameters: transformed weights of the 3x3 convolutions behind
-    the encoder, but for the condition's, which has another form."""
+    """Count what the engine keeps besides the parameters: transformed weights of the 3x3 convolutions after
+    the encoder, except the condition's, which has another form."""
     total = 0
     for name, module in model.named_modules():
         if name.startswith("initial.backbone") or not isinstance(module, nn.Conv2d):

@@ -1,14 +1,14 @@
-"""The engine: a trained model in its fastest form for predicting, on a CPU or a GPU.
+"""The engine: a trained model in its fastest form for inference, on a CPU or a GPU.
 
     engine = Engine(model)
     out = engine.maps(image)                     # image [B, 3, H, W], ImageNet-normalised
     out.maps["semseg"], out.maps["depth"]
-    engine(image).final["depth"]                 # logits, as model(image) gives them
+    engine(image).final["depth"]                 # logits, as model(image) returns them
 
-What depends on the parameters alone is prepared once (`dmtl.engine.network`); logits of the image's size
-never exist; a GPU replays one CUDA graph for each kind of call; large images go in tiles when memory would
-not suffice (`dmtl.engine.tiles`); several draws of the noise give a map of how sure the model is
-(`dmtl.engine.noise`). In fp32 an engine computes the function of the model it was made of.
+Everything that depends only on the parameters is prepared once (`dmtl.engine.network`). `maps` never
+allocates full-size logits. A GPU replays one CUDA graph per call signature. Large images are tiled if memory
+does not suffice (`dmtl.engine.tiles`). Several noise samples give a map of the model's uncertainty
+(`dmtl.engine.noise`). In fp32 an engine computes the same function as its model.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ from dmtl.models.initial import PAD_MULTIPLE, decode, pad_image, upsample
 from dmtl.nn.precision import tf32
 from dmtl.runtime.memory import Pool, return_freed
 
-AUTO_STEPS = 8  # most steps of steps="auto", where the model was not trained with more
+AUTO_STEPS = 8  # maximum for steps="auto", unless the model was trained with more
 OVERLAP = 4  # neighbouring tiles share a quarter of a side
 
 
 class Engine:
-    """A model ready to predict fast.
+    """A model ready for fast prediction.
 
     Args:
-        model: `DiffusionMTL` or a baseline. It is copied and stays as it is, unless `inplace`.
-        device: default where the model is.
+        model: `DiffusionMTL` or a baseline. It is copied and not modified, unless `inplace`.
+        device: default: that of the model.
         precision: "fp32", "tf32" (GPU), "bf16", "fp16" (GPU), or "auto": fp32 on a CPU and bf16 on a GPU.
-            On a CPU "bf16" keeps fp32 wherever that was measured to be faster: Winograd's convolution is.
+            On a CPU "bf16" keeps fp32 wherever that was measured to be faster, as for Winograd's convolution.
         steps: denoising steps; None: as trained; "auto": stop as soon as a step changes no task's logits by
             more than `tolerance` (relative, in L2 over the batch), after at most max(8, as trained) steps.
-        eta, sampler: as in `DiffusionMTL.forward`; default as the model was configured.
-        tasks: names predicted by default, default all.
-        samples: draws of the noise that are averaged; from 2 on maps come with an uncertainty.
+        eta, sampler: as in `DiffusionMTL.forward`; default: as configured in the model.
+        tasks: names predicted by default; default: all.
+        samples: noise samples to average; from 2 on, maps have an uncertainty.
         seed: of the noise.
-        tile: side of the tiles of larger images in pixels, a multiple of 32; 0: never; None: only when the
-            memory would not suffice.
+        tile: side of the tiles of larger images in pixels, a multiple of 32; 0: never; None: only if memory
+            does not suffice.
         tolerance: see steps.
-        inplace: take the model over instead of copying it; it cannot be used afterwards.
+        inplace: modify the model instead of copying it; it cannot be used afterwards.
 
-    Errors: ConfigError names the option; TypeError where model is none of ours.
+    Raises ConfigError naming the option; TypeError if model is not one of ours.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Engine:
         with torch.inference_mode():
             self.form = choose_form(own, self.device, self.precision)
             self.network = Network(own, self.form)
-        return_freed()  # what was folded away
+        return_freed()  # memory of folded layers
         self._graphs = Graphs() if self.device.type == "cuda" else None
         self._pool = Pool()
         self._last_kind: tuple[torch.Size, int, int] | None = None
@@ -118,14 +118,14 @@ class Engine:
         noise: NoiseSource | None = None,
         samples: int | None = None,
     ) -> Maps:
-        """Decoded maps of a batch.
+        """Predict decoded maps of a batch.
 
         Args:
             image: float32 [B, 3, H, W] on the engine's device, ImageNet-normalised, any H and W.
-            tasks, steps, eta, sampler, samples: instead of the engine's own.
-            noise: default `CounterNoise(seed)`; another source than that gives one draw only.
+            tasks, steps, eta, sampler, samples: instead of the engine's defaults.
+            noise: default `CounterNoise(seed)`; another source gives only one noise sample.
 
-        Returns: maps, whether they are finite, uncertainties (where samples > 1), steps taken (0 in a model
+        Returns: maps, whether they are finite, uncertainties (if samples > 1), steps taken (0 in a model
         without a chain). Raises TypeError and ValueError, naming the argument.
         """
         call = self._call(
@@ -152,8 +152,8 @@ class Engine:
         sampler: str | None = None,
         noise: NoiseSource | None = None,
     ) -> Prediction:
-        """Logits at the image's size, final and initial, as `DiffusionMTL.forward` gives them (float32, no
-        trace), of one draw of the noise; arguments as in `maps`."""
+        """Return logits at the image's size, final and initial, like `DiffusionMTL.forward` (float32, no
+        trace), for one noise sample; arguments as in `maps`."""
         call = replace(self._call(image, tasks, steps, eta, sampler, noise, 1), initial=True)
         if not call.wanted:
             return Prediction({}, {}, {})
@@ -169,9 +169,9 @@ class Engine:
 
     @contextmanager
     def _computing(self, padded: Tensor, call: _Call) -> Iterator[None]:
-        """TF32 as the precision says; on a CPU large maps come from the engine's pool. It is emptied where
-        another kind of call follows, and for a large image: idle blocks would add to the encoder's peak, and
-        faulting them in again is a hundredth of the time there."""
+        """Set TF32 as the precision requires. On a CPU large maps come from the engine's pool, which is
+        emptied if the call signature changes and for a large image: idle blocks would add to the encoder's
+        peak, and faulting them in again takes only a hundredth of the time there."""
         kind = (padded.shape, len(call.wanted), len(call.noises))
         if kind != self._last_kind or padded.numel() >= LARGE:
             self._pool.release()
@@ -189,7 +189,7 @@ class Engine:
         noise: NoiseSource | None,
         samples: int,
     ) -> _Call:
-        """The arguments, checked, with every default filled in."""
+        """Check the arguments and fill in all defaults."""
         self._check_image(image)
         steps = self.steps if steps is None else steps
         self._check_options(steps, samples)
@@ -209,14 +209,14 @@ class Engine:
     def _all_logits(
         self, padded: Tensor, call: _Call, side: int | None
     ) -> tuple[list[dict[str, Tensor]], int]:
-        """`_logits` of the whole image, in tiles where a side is given."""
+        """Compute `_logits` of the whole image, in tiles if a side is given."""
         if side is None:
             return self._run("logits", padded, call)
         overlap = max(side // OVERLAP // PAD_MULTIPLE, 1) * PAD_MULTIPLE
         return tiled(lambda tile: self._run("logits", tile, call), padded, side, overlap)
 
     def _run(self, what: str, tile: Tensor, call: _Call) -> tuple:
-        """`_predicted_maps` or `_logits` of a padded image or tile: replayed where a graph can be."""
+        """Compute `_predicted_maps` or `_logits` of a padded image or tile, replaying a graph if possible."""
         compute = self._predicted_maps if what == "maps" else self._logits
         counted = all(type(noise) is CounterNoise for noise in call.noises)
         if self._graphs is None or call.tolerance is not None or not counted:
@@ -237,8 +237,8 @@ class Engine:
         return *self._decoded(draws, call), steps
 
     def _logits(self, padded: Tensor, call: _Call) -> tuple[list[dict[str, Tensor]], int]:
-        """For each draw task -> logits at 1/8 resolution, the initial ones before them if asked for; and the
-        steps taken."""
+        """Return task -> logits at 1/8 resolution for each noise sample, preceded by the initial ones if
+        requested; and the steps taken."""
         network = self.network
         with record_function("dmtl: initial"):
             features, logits = network.initial(padded, call.wanted)
@@ -255,7 +255,7 @@ class Engine:
         return self.network.mtdnet.plan(self.device, call.steps, eta, sampler)
 
     def _decoded(self, draws: list[dict[str, Tensor]], call: _Call) -> tuple[dict, dict, dict]:
-        """Maps, whether they are finite, and (of several draws) how sure they are."""
+        """Decode maps, whether they are finite, and (for several noise samples) their uncertainty."""
         maps, uncertain = {}, {}
         with record_function("dmtl: decode"):
             for name in call.wanted:
@@ -268,7 +268,7 @@ class Engine:
         return maps, finite, uncertain
 
     def _tile(self, padded: Tensor, call: _Call) -> int | None:
-        """Side of the tiles, None: the image as a whole."""
+        """Return the side of the tiles; None: the whole image at once."""
         batch, height, width = padded.shape[0], *padded.shape[-2:]
         side = self.tile
         if side is None:
@@ -314,25 +314,25 @@ class Engine:
 
 @dataclass(frozen=True)
 class _Call:
-    """What one call of the engine asks for, every default filled in."""
+    """The request of one call of the engine, with all defaults filled in."""
 
     wanted: tuple[str, ...]
     size: tuple[int, int]
     steps: int
     sampler: tuple[str, float | None]  # name and eta
     tolerance: float | None
-    noises: Any  # list[NoiseSource]; in the key of a graph their number
+    noises: Any  # list[NoiseSource]; in a graph's key, their number
     initial: bool = False
 
 
 @functools.lru_cache(maxsize=64)
 def _seeds(values: tuple[int, ...], device: torch.device) -> Tensor:
-    """The seeds on the device, where they are copied once."""
+    """Return the seeds on the device, copied once."""
     return torch.tensor(values, device=device)
 
 
 def _draws(noise: NoiseSource, samples: int) -> list[NoiseSource]:
-    """Sources of several draws; the first one is the noise itself."""
+    """Return the sources of several noise samples; the first one is the noise itself."""
     if samples == 1:
         return [noise]
     if not isinstance(noise, CounterNoise):

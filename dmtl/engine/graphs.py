@@ -1,4 +1,4 @@
-"""CUDA graphs by kind of call: what was launched once is replayed, without the host in the way."""
+"""CUDA graphs by call signature: launches are recorded once and replayed without the host."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WARM_UP = 2  # eager calls before a capture: they compile, measure and fill cach
 
 
 class CudaCapture:
-    """Captures on a stream of its own. All graphs share one memory pool: their results are copied out before
+    """Capture on a separate stream. All graphs share one memory pool: their results are copied out before
     another one is replayed."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Graphs:
 
     Args:
         capture: (compute, inputs) -> (replay, outputs): records compute(*inputs) on these very tensors.
-        limit: graphs kept; the one that was not used for longest goes first.
+        limit: graphs to keep; the least recently used one is dropped first.
     """
 
     def __init__(self, capture: Capture | None = None, limit: int = 8):
@@ -48,15 +48,15 @@ class Graphs:
         return len(self._kept)
 
     def __call__(self, key: Hashable, compute: Compute, inputs: Sequence[Tensor]) -> Any:
-        """compute(*inputs), in tensors of the caller's own.
+        """Return compute(*inputs) in tensors that the caller owns.
 
         Args:
-            key: all that the computation depends on beside the inputs' elements (shapes too).
+            key: all that the computation depends on besides the inputs' elements (shapes too).
         """
         if key not in self._kept:
             own = [x.clone() for x in inputs]
             if len(self._kept) >= self._limit:
-                self._kept.popitem(last=False)  # before the capture, so that its memory can be used again
+                self._kept.popitem(last=False)  # before the capture, so that its memory can be reused
             self._kept[key] = (own, *self._capture(compute, own))
         self._kept.move_to_end(key)
         own, replay, outputs = self._kept[key]

@@ -1,4 +1,4 @@
-"""How much memory a prediction takes, and how much there is."""
+"""Estimate the memory of a prediction, and find how much is available."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from dmtl.nn.backbone import make_backbone
 from dmtl.nn.efficientnet import DepthwiseConv
 from dmtl.tasks import task_from_spec
 
-SHARE = 0.8  # of the available memory that a prediction may plan with
-SMALLEST_TILE = 256  # pixels; less would show the tasks too little of the scene
+SHARE = 0.8  # share of the available memory that a prediction may use
+SMALLEST_TILE = 256  # pixels; less would show too little of the scene
 _SIDE = 256  # pixels of the image for which an encoder's maps are counted
-_PATCHES, _WEIGHTS = 48 << 20, 28 << 20  # what a CPU's convolutions transform at a time, at most
+_PATCHES, _WEIGHTS = 48 << 20, 28 << 20  # bytes that a CPU's convolutions transform at a time, at most
 
 
 def peak_bytes(
@@ -33,13 +33,13 @@ def peak_bytes(
     samples: int = 1,
     history: int = 0,
 ) -> int:
-    """Bytes that a prediction needs beside the parameters, to about a third (measured on a CPU).
+    """Estimate the bytes of a prediction besides the parameters, to about a third (measured on a CPU).
 
-    Counted for each wanted task in maps [B, C, H/8, W/8]: its signal, its skip map and its tokens in the
-    cross blocks, which the engine keeps from call to call; its signal once more where another draw of the
-    noise needs it, and for each earlier estimate that the sampler keeps (`history`). Beside these the
-    encoder's largest maps (`encoder_numbers`); what convolutions
-    transform; the decoded maps of this call and the one before; what draws are averaged in, band by band.
+    Counted for each requested task in maps [B, C, H/8, W/8]: its signal, its skip map and its tokens in the
+    cross blocks, which the engine keeps between calls; its signal once more if another noise sample needs it,
+    and for each earlier estimate that the sampler keeps (`history`). Added to these: the encoder's largest
+    maps (`encoder_numbers`), the transforms of convolutions, the decoded maps of this and the previous call,
+    and the bands in which noise samples are averaged.
     """
     height, width = (-(-side // PAD_MULTIPLE) * PAD_MULTIPLE for side in (height, width))
     pixels = batch * height * width
@@ -61,11 +61,11 @@ def peak_bytes(
 
 @functools.cache
 def encoder_numbers(backbone: str, width: int) -> tuple[float, int]:
-    """Count what an encoder holds at a time, from a run without storage.
+    """Count an encoder's peak of live numbers, from a run without storage.
 
-    The largest of: input and output of one layer, with batch norms folded; its maps at 1/8 resolution and
-    their concatenation. On top of that what the engine keeps from call to call: the outputs of depthwise
-    convolutions, one of each size.
+    It is the largest of: input and output of one layer, with batch norms folded; its maps at 1/8 resolution
+    and their concatenation. The outputs of depthwise convolutions, one of each size, are added: the engine
+    keeps them between calls.
 
     Args:
         backbone: a name for `make_backbone`.
@@ -102,8 +102,8 @@ def tile_side(
     available: int | None,
     **options: int,
 ) -> int | None:
-    """Side of the square tiles that a prediction goes in where it does not fit into `SHARE` of the available
-    bytes; None where it goes as a whole, and where nobody knows what is available."""
+    """Return the side of square tiles for a prediction that does not fit into `SHARE` of the available bytes.
+    None if it fits as a whole, or if the available memory is unknown."""
     if available is None or peak_bytes(config, wanted, batch, height, width, **options) <= SHARE * available:
         return None
     side = largest_tile(config, wanted, batch, int(SHARE * available), **options)
@@ -111,7 +111,7 @@ def tile_side(
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Free memory of the device; of the machine (and its container) for "cpu"; None where nobody can tell."""
+    """Return free memory of the device, or of the machine (and its container) for "cpu"; None if unknown."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
@@ -120,7 +120,7 @@ def available_bytes(device: torch.device) -> int | None:
 
 
 def largest_tile(config: ModelConfig, wanted: int, batch: int, available: int, **options: int) -> int:
-    """The largest side of a square tile, a multiple of 32, whose prediction fits; at least 256."""
+    """Return the largest side of a square tile, a multiple of 32, whose prediction fits; at least 256."""
     side = SMALLEST_TILE
     while peak_bytes(config, wanted, batch, side + PAD_MULTIPLE, side + PAD_MULTIPLE, **options) <= available:
         side += PAD_MULTIPLE

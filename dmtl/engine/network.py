@@ -1,8 +1,8 @@
-"""A model in its form for inference: everything that depends on the parameters alone is computed once.
+"""A model in its form for inference: everything that depends only on the parameters is computed once.
 
-Batch norms are folded into the convolutions before them, the trunks' 1x1 into the 3x3 behind it (exact at the
+Batch norms are folded into the convolutions before them, the trunks' 1x1 into the 3x3 after it (exact at the
 border), the condition's convolution and reduction into one patch product, each step's time embedding into the
-biases before it. Only the tasks asked for are denoised; the cross blocks take the tokens of all of them in
+biases before it. Only the requested tasks are denoised; the cross blocks process the tokens of all of them in
 one batch.
 
 Legend: B images, C channels of a map at 1/8 resolution, C_T logit channels of a task.
@@ -31,12 +31,12 @@ from dmtl.nn.grouped_conv import GroupedConv
 from dmtl.nn.resnet import BasicBlock
 from dmtl.runtime.memory import return_freed
 
-LARGE = 3 << 17  # elements of images whose encoding takes, and leaves behind, tens of megabytes
+LARGE = 3 << 17  # elements of images whose encoding allocates, and frees, tens of megabytes
 
 
 class Network:
-    """The inference form of a model. Takes the model over: its batch norms are folded in place, and layers
-    that have another form are dropped from it."""
+    """The inference form of a model. Modifies the model: its batch norms are folded in place, and layers that
+    have another form are dropped."""
 
     def __init__(self, model: DiffusionMTL | MultiTaskBaseline, form: Form):
         self.form, self.tasks, self.config = form, model.tasks, model.config
@@ -74,7 +74,7 @@ class Network:
         )
 
     def _ready(self, group: GroupedConv) -> GroupedConv:
-        """In the maps' dtype; on a GPU in the layout that its libraries want beside channels-last maps."""
+        """Convert to the maps' dtype and, on a GPU, to the layout needed with channels-last maps."""
         on_gpu = group.weights[0].device.type == "cuda"
         layout = torch.channels_last if on_gpu else torch.preserve_format
         group = group.detached().to(self.form.maps, layout)
@@ -86,8 +86,8 @@ class Network:
         return [(self._ready(first), self._ready(second)) for first, second in pairs]
 
     def initial(self, image: Tensor, wanted: Sequence[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Padded image -> features of the wanted tasks, one tensor for each or one packed [R, C, h, w], and
-        logits [B, C_T, h, w] of all tasks (of the wanted ones in a model without MTDNet)."""
+        """Padded image -> features of the requested tasks, one tensor for each or one packed [R, C, h, w],
+        and logits [B, C_T, h, w] of all tasks (in a model without MTDNet of the requested ones)."""
         size = (image.shape[-2] // 8, image.shape[-1] // 8)
         image = image.to(self.form.maps, memory_format=torch.channels_last)
         maps = [
@@ -97,7 +97,7 @@ class Network:
         joined = torch.cat(maps, dim=1)
         del maps
         if image.device.type == "cpu" and image.numel() >= LARGE:
-            return_freed()  # the encoder's blocks have other sizes than all that follow
+            return_freed()  # the encoder's blocks have other sizes than all later ones
         shared = self.embed(joined, (image.shape[0],), relu=False)
         del joined
         tasks = list(self.tasks) if self.mtdnet is not None else list(wanted)
@@ -137,10 +137,10 @@ class Network:
         noises: Sequence[NoiseSource],
         tolerance: float | None = None,
     ) -> tuple[list[dict[str, Tensor]], int]:
-        """Final logits of the wanted tasks for each noise source, and the most steps that one took.
+        """Return final logits of the requested tasks for each noise source, and the most steps one took.
 
         Args:
-            features: of the wanted tasks, as `initial` returns them; the list is emptied.
+            features: of the requested tasks, from `initial`; the list is emptied.
             tolerance: stop as soon as a step changes no task's logits by more, relative in L2; None: never.
         """
         net = self.mtdnet
@@ -170,7 +170,7 @@ class Network:
         return draws, most
 
     def _layers(self, denoiser: Denoiser, wanted: tuple[str, ...], plan: Plan) -> Layers:
-        """The layers of these tasks with the embeddings of the plan's steps in their biases."""
+        """Return the layers of these tasks with the embeddings of the plan's steps in their biases."""
         if wanted not in self._merged:
             self._merged[wanted] = _merged([self.layers[t] for t in wanted], self.form.apart, self.config)
         layers = self._merged[wanted]
@@ -181,7 +181,7 @@ class Network:
 
 
 def _decoded(x: Tensor, blocks: list[tuple[GroupedConv, GroupedConv]], counts: Sequence[int]) -> Tensor:
-    """Residual blocks with folded batch norms."""
+    """Apply residual blocks with folded batch norms."""
     for first, second in blocks:
         y = second(first(x, counts, relu=True), counts, relu=False)
         x = y.add_(x).relu_()
@@ -191,7 +191,7 @@ def _decoded(x: Tensor, blocks: list[tuple[GroupedConv, GroupedConv]], counts: S
 def _walk(
     net: MTDNet, start: list[Tensor], run: Run, tolerance: float | None
 ) -> tuple[dict[str, Tensor], int]:
-    """Final logits, and the steps taken."""
+    """Run the chain; return final logits and the steps taken."""
     if tolerance is None:
         [state] = net.chain(start, run, every=False)
         return net.logits(state), len(run.plan.levels)
@@ -206,7 +206,7 @@ def _walk(
 
 
 def _merged(single: list[Layers], apart: bool, config: ModelConfig) -> Layers:
-    """The layers of several tasks from those of each: side by side, or joined into groups."""
+    """Merge the layers of several tasks: side by side, or joined into groups."""
     pre, last = ([group for layers in single for group in getattr(layers, f)] for f in ("pre", "last"))
     trunks = [trunk for layers in single for trunk in layers.trunks]
     if not apart:
@@ -216,6 +216,6 @@ def _merged(single: list[Layers], apart: bool, config: ModelConfig) -> Layers:
 
 
 def _change(now: dict[str, Tensor], before: dict[str, Tensor]) -> float:
-    """The largest relative change of a task's logits, in L2 over the batch."""
+    """Return the largest relative change of a task's logits, in L2 over the batch."""
     changes = [(now[t].float() - before[t].float()).norm() / now[t].float().norm() for t in now]
     return float(torch.stack(changes).max())

@@ -1,7 +1,7 @@
-"""Several draws of the chain's noise averaged: one map and one uncertainty for each task.
+"""Average several noise samples: one map and one uncertainty for each task.
 
-Draws are averaged in what `Task.values` makes of their logits (probabilities, unit vectors, values) at the
-image's size, a band of rows at a time, so that memory does not grow with classes times pixels.
+They are averaged as `Task.values` of their logits (probabilities, unit vectors, values) at the image's size,
+a band of rows at a time, so that memory does not grow with classes times pixels.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ BAND = 1 << 22  # elements of upsampled logits held at a time
 
 
 def average(task: Task, draws: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The map of the mean over draws, and the task's uncertainty, float32 [B, H, W].
+    """Return the map of the mean over noise samples, and its uncertainty, float32 [B, H, W].
 
     Args:
-        draws: logits [B, C_T, h, w] of each draw.
-        size: H and W of the image, at most 8 h and 8 w (what lies beyond was padding).
+        draws: logits [B, C_T, h, w] of each noise sample.
+        size: H and W of the image, at most 8 h and 8 w (the rest was padding).
     """
     maps, uncertain = [], []
     for rows in _bands(draws[0], size):
@@ -31,7 +31,7 @@ def average(task: Task, draws: Sequence[Tensor], size: tuple[int, int]) -> tuple
         squares = torch.zeros_like(mean[:, 0])
         for number, logits in enumerate(draws[1:], 2):
             values = task.values(_upsampled(logits, rows, size))
-            change = values - mean  # Welford: no difference of large squares
+            change = values - mean  # Welford: avoids differences of large squares
             mean = mean + change / number
             squares += (change * (values - mean)).sum(1)
         maps.append(task.from_values(mean))
@@ -40,7 +40,7 @@ def average(task: Task, draws: Sequence[Tensor], size: tuple[int, int]) -> tuple
 
 
 def _bands(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Rows [begin, end) of the 1/8 map that are upsampled together."""
+    """Yield rows [begin, end) of the 1/8 map that are upsampled together."""
     h = -(-size[0] // FACTOR)
     rows = max(1, BAND // max(1, logits[:, :, 0].numel() * FACTOR**2))
     for begin in range(0, h, rows):
@@ -48,8 +48,8 @@ def _bands(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, int]]:
 
 
 def _upsampled(logits: Tensor, rows: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Rows of the bilinearly upsampled logits, as upsampling all of them gives: a row more on either side is
-    what interpolation looks at."""
+    """Upsample rows of the logits bilinearly, exactly as if upsampling all: interpolation needs one more row
+    on either side."""
     begin, end = rows
     above, below = min(begin, 1), min(logits.shape[-2] - end, 1)
     part = logits[..., begin - above : end + below, :].float()

@@ -1,8 +1,8 @@
-"""Large images in tiles: where they lie, and how their logits become one map without seams.
+"""Predict large images in tiles, and blend the tiles' logits into one map without seams.
 
-Every tile is predicted with what surrounds it inside the tile; where tiles overlap their logits are blended
-with weights that fall linearly towards a tile's edge, so the map is continuous. Attention reaches across a
-whole image but only across one tile: tiled maps are close to untiled ones, not equal.
+Tiles overlap, and their logits are blended with weights that fall linearly towards a tile's edge, so the map
+is continuous. Attention reaches across a whole image but only across one tile: tiled maps are close to
+untiled ones, not equal.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ FACTOR = 8  # logits are at 1/8 resolution
 
 
 def starts(length: int, side: int, overlap: int) -> list[int]:
-    """Beginnings of tiles of `side` pixels that cover `length`, evenly spread, at least `overlap` common to
-    neighbours. All are multiples of 32, as length, side and overlap must be."""
+    """Return where tiles of `side` pixels that cover `length` start, evenly spread, neighbours sharing at
+    least `overlap`. All are multiples of 32, as length, side and overlap must be."""
     if length <= side:
         return [0]
     count = -(-(length - overlap) // (side - overlap))
@@ -31,14 +31,14 @@ def starts(length: int, side: int, overlap: int) -> list[int]:
 def tiled(
     predict: Callable[[Tensor], tuple[list[dict[str, Tensor]], int]], padded: Tensor, side: int, overlap: int
 ) -> tuple[list[dict[str, Tensor]], int]:
-    """Logits of a padded image [B, 3, H, W] from those of its tiles.
+    """Compute logits of a padded image [B, 3, H, W] from those of its tiles.
 
     Args:
-        predict: tile [B, 3, h, w] -> for each draw task -> logits [B, C_T, h/8, w/8]; and the steps taken.
+        predict: tile [B, 3, h, w] -> (for each noise sample {task: logits [B, C_T, h/8, w/8]}, steps taken).
         side: of a tile, a multiple of 32.
         overlap: of neighbouring tiles, a multiple of 32 below side.
 
-    Returns: for each draw task -> float32 [B, C_T, H/8, W/8]; and the most steps that a tile took.
+    Returns: for each noise sample {task: float32 [B, C_T, H/8, W/8]}; the most steps that a tile took.
     """
     height, width = padded.shape[-2:]
     rows, columns = (starts(length, side, overlap) for length in (height, width))
@@ -72,7 +72,7 @@ def tiled(
 
 
 def _ramp(length: int, overlap: int, device: torch.device) -> Tensor:
-    """1 inside, falling linearly over the overlap towards both ends, never 0."""
+    """Return weights that are 1 inside and fall linearly over the overlap to both ends, never to 0."""
     place = torch.arange(length, device=device) + 0.5
     nearest = torch.minimum(place, length - place)
     return (nearest / max(overlap, 1)).clamp(max=1.0)

@@ -1,6 +1,6 @@
-"""Metrics: sums over decoded maps and labels that merge over batches and processes, and Delta_MTL.
+"""Metrics: sums over predictions and labels that merge over batches and processes, and Delta_MTL.
 
-| class | maps | figures |
+| class | predictions | metrics |
 | --- | --- | --- |
 | `MeanIoU` | class ids | mIoU, pixel_acc, IoU/<class> (percent) |
 | `MaxF` | probabilities | maxF, maxF_paper (percent) |
@@ -9,7 +9,7 @@
 | `Boundary` | probabilities | odsF, oisF, AP of boundaries matched with a tolerance (percent) |
 | `Angular` | unit vectors | mean, median, rmse (degrees), within_11.25, within_22.5, within_30 (percent) |
 | `Depth` | numbers | rmse, abs_err (unit of the label), log_rmse, abs_rel, sq_rel |
-| `ErrorAuroc` | uncertainties | whether they are larger where maps are wrong: area under the ROC curve |
+| `ErrorAuroc` | uncertainties | area under the ROC curve of error by uncertainty |
 """
 
 from dmtl.metrics.angular import Angular, angle_deg, normalise

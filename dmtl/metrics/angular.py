@@ -2,7 +2,7 @@
 
     angle = 2 atan2(|a - b|, |a + b|),  a and b of unit length
 
-which, unlike the arc cosine of a . b, keeps its precision near 0 and 180 degrees.
+Unlike the arc cosine of a . b, this is precise near 0 and 180 degrees.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _BINS_PER_DEGREE = 100
 
 
 def normalise(x_B3HW: Tensor, shortest: float = 1e-12) -> Tensor:
-    """x / max(|x|, shortest) along dimension 1, with a finite gradient everywhere.
+    """Return x / max(|x|, shortest) along dimension 1, with a finite gradient everywhere.
 
-    Written out because a norm over a dimension that is not the last is 30 times slower on the CPU.
+    Written out because on the CPU a norm over any but the last dimension is 30 times slower.
     """
     return x_B3HW * x_B3HW.square().sum(1, keepdim=True).clamp(min=shortest**2).rsqrt()
 
 
 def angle_deg(a_B3HW: Tensor, b_B3HW: Tensor) -> Tensor:
-    """Angle between vectors of any length in degrees, [B, H, W]."""
+    """Return the angle between vectors of any length in degrees, [B, H, W]."""
     a_B3HW, b_B3HW = normalise(a_B3HW), normalise(b_B3HW)
     apart_BHW = (a_B3HW - b_B3HW).square().sum(1).sqrt()
     return torch.atan2(apart_BHW, (a_B3HW + b_B3HW).square().sum(1).sqrt()) * (360 / math.pi)
@@ -36,8 +36,8 @@ def angle_deg(a_B3HW: Tensor, b_B3HW: Tensor) -> Tensor:
 class Angular(Metric):
     """`mean`, `median`, `rmse` in degrees; `within_11.25`, `within_22.5`, `within_30` in percent of pixels.
 
-    All over the valid pixels of the data set (no channel ignored, vector not zero). The median comes from
-    a histogram with bins of 0.01 degree and is the centre of its bin: right within 0.005 degree.
+    All are taken over the valid pixels of the data set (no channel ignored, vector not zero). The median
+    comes from a histogram with bins of 0.01 degree and is the centre of its bin: accurate to 0.005 degree.
     """
 
     map_channels = 3
@@ -60,7 +60,7 @@ class Angular(Metric):
         return super()._valid(label_BKHW) & (label_BKHW != 0).any(1)
 
     def _accumulate(self, map_B3HW: Tensor, label_B3HW: Tensor, valid_BHW: Tensor) -> None:
-        # In fp64, so that how the pixels fall into batches leaves no trace in the sums.
+        # In fp64, so that the sums do not depend on the batch size.
         angle_BHW = angle_deg(map_B3HW.double(), label_B3HW.double())
         bins = 180 * _BINS_PER_DEGREE
         bin_BHW = (torch.where(valid_BHW, angle_BHW, 0) * _BINS_PER_DEGREE).long().clamp(0, bins - 1)
@@ -89,7 +89,7 @@ class Angular(Metric):
     def _median(counts: Tensor, n: int) -> float:
         if n == 0:
             return float("nan")
-        # The two middle pixels (one and the same when n is odd), found by rank.
+        # The two middle pixels (the same one if n is odd), found by rank.
         ranks = torch.tensor([(n - 1) // 2, n // 2])
         bins = torch.searchsorted(counts.cumsum(0), ranks, right=True)
         return ((bins.double() + 0.5) / _BINS_PER_DEGREE).mean().item()

@@ -1,4 +1,4 @@
-"""Whether uncertainty points at errors."""
+"""How well uncertainty predicts errors."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-_PIXELS = 4096  # taken of each image, on a regular grid
+_PIXELS = 4096  # sampled from each image, on a regular grid
 
 
 class ErrorAuroc:
-    """Area under the ROC curve of a score that shall tell wrong pixels from right ones: the probability that
-    a wrong pixel has a larger score than a right one (ties count half). 0.5 is chance.
+    """Area under the ROC curve of a score that separates wrong pixels from right ones: the probability that a
+    wrong pixel has a larger score than a right one (ties count half). 0.5 is chance.
 
         auroc = ErrorAuroc(graded=False)
         for ...: auroc.update(uncertainty_BHW, error_BHW, valid_BHW)
         auroc.compute()
 
     Args:
-        graded: errors are amounts, and a pixel is wrong when its error is above the median of all; otherwise
-            when it is not 0.
+        graded: errors are amounts, and a pixel is wrong if its error is above the median of all; otherwise if
+            it is not 0.
 
-    Of each image a regular grid of about 4,096 pixels is kept.
+    About 4,096 pixels of each image are kept, on a regular grid.
     """
 
     def __init__(self, graded: bool):
@@ -32,7 +32,7 @@ class ErrorAuroc:
         self._errors: list[Tensor] = []
 
     def update(self, score_BHW: Tensor, error_BHW: Tensor, valid_BHW: Tensor) -> None:
-        """Adds a batch. Raises ValueError for shapes that differ."""
+        """Add a batch. Raises ValueError if the shapes differ."""
         if not score_BHW.shape == error_BHW.shape == valid_BHW.shape:
             shapes = ", ".join(str(list(x.shape)) for x in (score_BHW, error_BHW, valid_BHW))
             raise ValueError(f"ErrorAuroc.update: score, error and valid must have one shape, got {shapes}")
@@ -43,16 +43,16 @@ class ErrorAuroc:
         self._errors.append(error_BHW[grid].float().cpu()[kept])
 
     def state(self) -> dict[str, Tensor]:
-        """The pixels kept, float32 [n] each: "scores" and "errors"."""
+        """Return the kept pixels, float32 [n] each: "scores" and "errors"."""
         return {"scores": _joined(self._scores), "errors": _joined(self._errors)}
 
     def merge(self, state: Mapping[str, Tensor]) -> None:
-        """Adds what another ErrorAuroc has seen, behind its own."""
+        """Append what another ErrorAuroc has seen."""
         self._scores.append(state["scores"].cpu())
         self._errors.append(state["errors"].cpu())
 
     def compute(self) -> float:
-        """The area; NaN where all pixels are right, or all wrong."""
+        """Return the area; NaN if all pixels are right or all wrong."""
         scores, errors = _joined(self._scores), _joined(self._errors)
         if not len(scores):
             return math.nan

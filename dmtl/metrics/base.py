@@ -1,4 +1,4 @@
-"""What every metric has in common: sums over pixels that add up over batches and processes.
+"""The base of all metrics: sums over pixels that add up over batches and processes.
 
 Shape letters: B batch, K label channels, H rows, W columns.
 """
@@ -14,20 +14,20 @@ from torch import Tensor
 
 
 class Metric:
-    """Figures of merit of decoded maps against labels, over a whole data set.
+    """Metrics of predictions (decoded maps) against labels, over a whole data set.
 
         metric = Metric(...)
         for map, label in ...: metric.update(map, label)     # does not wait for the device
-        metric.merge(other_process_state)                    # any split of the data gives the same figures
+        metric.merge(other_process_state)                    # any split of the data gives the same result
         metric.compute()                                     # {"mIoU": 41.3, ...}
 
     The state is a dict of int64 and float64 sums: counts merge exactly, others to the rounding of float64.
-    Subclasses say which sums they keep and add to them in `_accumulate`.
+    Subclasses declare their sums and add to them in `_accumulate`.
     """
 
     map_channels: ClassVar[int] = 1  # 1: maps are [B,H,W]; 3: maps are [B,3,H,W]
     integer_map: ClassVar[bool] = False
-    notes: Mapping[str, str] = {}  # figure -> what it is, where its name leaves that open
+    notes: Mapping[str, str] = {}  # metric -> what it is, if its name does not say
 
     def __init__(
         self,
@@ -42,13 +42,13 @@ class Metric:
 
     @torch.no_grad()
     def update(self, map: Tensor, label_BKHW: Tensor) -> None:
-        """Adds a batch.
+        """Add a batch.
 
         Args:
             map: decoded, [B,H,W] (class ids: an integer dtype; otherwise floating) or [B,3,H,W].
-            label_BKHW: any real dtype, on the device of `map`; ignored and non-finite pixels do not count.
+            label_BKHW: any real dtype, on the device of `map`; ignored and non-finite pixels are skipped.
 
-        Errors: `TypeError` for a dtype, `ValueError` for a shape or device that does not fit.
+        Raises `TypeError` for a wrong dtype, `ValueError` for a wrong shape or device.
         """
         self._check(map, label_BKHW)
         if next(iter(self._sums.values())).device != map.device:
@@ -56,17 +56,17 @@ class Metric:
         self._accumulate(map if self.integer_map else map.float(), label_BKHW, self._valid(label_BKHW))
 
     def compute(self) -> dict[str, float]:
-        """The figures so far. NaN where no pixel was valid."""
+        """Return the metrics so far; NaN if no pixel was valid."""
         raise NotImplementedError(f"{type(self).__name__}.compute")
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of the sums; adding states (of equal metrics) is merging."""
+        """Return a copy of the sums. Adding states of equal metrics merges them."""
         return {k: v.clone() for k, v in self._sums.items()}
 
     def merge(self, state: Mapping[str, Tensor]) -> None:
-        """Adds what another metric of the same kind has seen.
+        """Add what another metric of the same kind has seen.
 
-        Errors: `ValueError` if `state` has other names or shapes than this metric's."""
+        Raises `ValueError` if the names or shapes in `state` differ from this metric's."""
         here, there = ({k: list(v.shape) for k, v in s.items()} for s in (self._sums, state))
         if here != there:
             raise ValueError(f"{type(self).__name__}.merge: state must be {here}, got {there}")
@@ -74,13 +74,13 @@ class Metric:
             self._sums[name] = self._sums[name] + value.to(self._sums[name])
 
     def to(self, device: torch.device | str) -> Metric:
-        """Moves the sums; `update` does so by itself when maps arrive on another device."""
+        """Move the sums. `update` does so itself if maps are on another device."""
         self._sums = {k: v.to(device) for k, v in self._sums.items()}
         self._constants = {k: v.to(device) for k, v in self._constants.items()}
         return self
 
     def reset(self) -> None:
-        """Forgets everything seen."""
+        """Forget everything seen."""
         self._sums = {k: torch.zeros_like(v) for k, v in self._sums.items()}
 
     def _valid(self, label_BKHW: Tensor) -> Tensor:
@@ -113,32 +113,32 @@ class Metric:
 
 
 def known_pixels(label: Tensor, ignore: float) -> Tensor:
-    """Where a label [...,K,H,W] means something: every channel finite and not `ignore`; bool [...,1,H,W]."""
+    """Return where a label [...,K,H,W] is known: all channels finite and not `ignore`; bool [...,1,H,W]."""
     return (torch.isfinite(label) & (label != ignore)).all(-3, keepdim=True)
 
 
 def histogram(index: Tensor, bins: int) -> Tensor:
-    """How often each of 0 .. bins-1 occurs in the int64 `index`; int64 [bins]."""
+    """Count how often each of 0 .. bins-1 occurs in the int64 `index`; int64 [bins]."""
     index = index.flatten()
     if index.device.type == "cpu":
         return torch.bincount(index, minlength=bins)
-    # On a device bincount waits for the largest index. Scatter does not, and integer sums have no order.
+    # On a device bincount waits for the largest index. Scatter does not, and integer sums are exact.
     counts = torch.zeros(bins, dtype=torch.int64, device=index.device)
     return counts.scatter_add_(0, index, torch.ones_like(index))
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """An empty sum."""
+    """Return an empty sum."""
     return torch.zeros(shape, dtype=dtype)
 
 
 def ratio(numerator: float, denominator: float) -> float:
-    """numerator / denominator, NaN for 0 / 0: a figure of no pixel is not a number."""
+    """Return numerator / denominator, NaN for 0 / 0: a metric over no pixel is undefined."""
     return numerator / denominator if denominator else float("nan")
 
 
 def describe(x: object) -> str:
-    """Type and shape of an argument, for messages."""
+    """Describe the type and shape of an argument for messages."""
     if isinstance(x, (Tensor, np.ndarray)):
         return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
     return type(x).__name__

@@ -1,8 +1,8 @@
-"""The boundary benchmark: odsF, oisF and AP, as published multi-task results state them.
+"""The boundary benchmark: odsF, oisF and AP, as in published multi-task results.
 
 A map E is made binary at 101 thresholds t = 0.001, 0.01, 0.02 .. 0.99, 0.999, thinned (`thin`) and matched
-with the thinned truth, one pixel with one pixel at most `max_dist` image diagonals away (`match_pixels`).
-With the numbers of pairs, of predicted and of true pixels, summed over images,
+one-to-one with the thinned truth, pixels at most `max_dist` image diagonals apart (`match_pixels`). With the
+numbers of pairs, of predicted and of true pixels, summed over images,
 
     precision P = pairs / predicted     recall R = pairs / true
     F = 2 P R / (P + R) = 2 pairs / (predicted + true)
@@ -12,8 +12,8 @@ With the numbers of pairs, of predicted and of true pixels, summed over images,
     AP     sum over r = 0, 0.01 .. 1 of P(r) / 100, where P is linear between the thresholds' (R, P) and
            nothing beyond them
 
-all in percent, 0 for 0 / 0. AP is the Berkeley benchmark's, its two oddities included: 101 values are
-divided by 100, so that it may reach 101 %, and a curve of one recall alone (a perfect binary map) has no
+all in percent, 0 for 0 / 0. AP follows the Berkeley benchmark, including its two oddities: 101 values are
+divided by 100, so it may reach 101 %, and a curve with a single recall value (a perfect binary map) has zero
 area. Of thresholds with equal recall the lowest counts.
 """
 
@@ -30,7 +30,7 @@ from dmtl.metrics.base import Metric, zeros
 from dmtl.metrics.matching import BOUNDARY, UNKNOWN, boundary_counts, check_reach
 from dmtl.metrics.suppression import suppress
 
-MAX_DIST = 0.0075  # of PASCAL-Context, as a share of the image's diagonal
+MAX_DIST = 0.0075  # of PASCAL-Context, as a fraction of the image diagonal
 THRESHOLDS = (0.001, *(i / 100 for i in range(1, 100)), 0.999)
 
 
@@ -38,17 +38,16 @@ class Boundary(Metric):
     """`odsF_<protocol>`, `oisF_<protocol>`, `AP_<protocol>` (percent) and `ods_threshold_<protocol>`.
 
     Args:
-        protocol: "seism", the published figure: E are the ridges of the map (`suppress`), predicted where
-            E > t. "raw": the map as it is, predicted where E >= t.
-        max_dist: the largest distance of a pair as a fraction of the image diagonal; published figures take
+        protocol: "seism", as published: E is the ridges of the map (`suppress`), predicted where E > t.
+            "raw": the map itself, predicted where E >= t.
+        max_dist: the largest distance of a pair as a fraction of the image diagonal; published results use
             0.0075 on PASCAL-Context and 0.011 on NYUD-v2.
-        quantise: maps become whole 255ths first, as if written to the PNG files that the published program
-            reads (fractions are cut off).
+        quantise: cut maps to multiples of 1/255 first, as in the PNG files that the published program reads.
 
-    Labels above 0.5 are boundaries and are thinned here. Pixels whose label is unknown are no truth;
-    predictions on them, thinned with all others, count where a true pixel beside is their partner, and are
-    neither right nor wrong otherwise. Scores beyond 0 and 1 are taken for 0 and 1, NaN for 0. Counts are made
-    on the CPU: `update` waits for maps on a device. All sums are integers.
+    Labels above 0.5 are boundaries and are thinned here. Pixels with an unknown label are not true
+    boundaries. Predictions on them are thinned like all others; they count if a true pixel nearby is their
+    partner, and are ignored otherwise. Scores are clamped to [0, 1], NaN becomes 0. Counts are made on the
+    CPU, so `update` waits for maps on a device. All sums are integers.
     """
 
     def __init__(
@@ -93,7 +92,7 @@ class Boundary(Metric):
         self._add(**{name: value.to(self._sums[name]) for name, value in added.items()})
 
     def _levels(self, map_BHW: Tensor) -> np.ndarray:
-        """How many thresholds each pixel reaches, uint8 [B,H,W]."""
+        """Return how many thresholds each pixel reaches, uint8 [B,H,W]."""
         map_BHW = map_BHW.nan_to_num(nan=0.0, posinf=1.0, neginf=0.0).clamp(0, 1)
         if self.quantise:
             map_BHW = (map_BHW * 255).to(torch.uint8).float() / 255
@@ -104,7 +103,7 @@ class Boundary(Metric):
         return np.searchsorted(thresholds, ridges_BHW, side="left").astype(np.uint8)
 
     def compute(self) -> dict[str, float]:
-        """The figures so far; NaN before the first image."""
+        """Return the metrics so far; NaN before the first image."""
         s = {name: value.cpu() for name, value in self._sums.items()}
         names = [f"{name}_{self.protocol}" for name in ("odsF", "oisF", "AP", "ods_threshold")]
         if s["images"] == 0:
@@ -119,12 +118,12 @@ class Boundary(Metric):
 
 
 def _f(matched: Tensor, predicted: Tensor, actual: Tensor) -> Tensor:
-    """float64; 0 where there is nothing on either side."""
+    """Return F, float64; 0 if both sides are empty."""
     return 2 * matched.double() / (predicted + actual).clamp(min=1)
 
 
 def _area(matched_T: np.ndarray, predicted_T: np.ndarray, actual: int) -> float:
-    """Under the curve of precision over recall (module docstring)."""
+    """Return the area under the precision-recall curve (module docstring)."""
     recall_R, first_R = np.unique(matched_T / max(actual, 1), return_index=True)
     if len(recall_R) < 2:
         return 0.0

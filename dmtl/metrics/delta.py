@@ -1,4 +1,4 @@
-"""Delta_MTL: how much better than a reference (usually the single-task networks) all tasks do on average.
+"""Delta_MTL: the mean relative gain of all tasks over a reference, usually the single-task networks.
 
 Delta = 100 / T sum_t s_t (M_t - R_t) / R_t,   s_t = +1 where higher is better, -1 where lower is
 """
@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 
 class HasPrimary(Protocol):
-    """What a task must tell."""
+    """The attributes that a task must have."""
 
     @property
     def name(self) -> str: ...
@@ -24,7 +24,7 @@ class HasPrimary(Protocol):
 
 
 class Judged(NamedTuple):
-    """What of a task is judged, where there is no task: figures of a stored run."""
+    """A task's name, main metric and its direction, from a stored run instead of a task."""
 
     name: str
     primary: str
@@ -32,7 +32,7 @@ class Judged(NamedTuple):
 
 
 def judged(primary: Mapping[str, tuple[str, float, bool]]) -> list[Judged]:
-    """From {task: (main metric, its value, whether higher is better)}, as runs store it."""
+    """Convert {task: (main metric, its value, whether higher is better)}, as stored in runs."""
     return [Judged(task, metric, higher) for task, (metric, _, higher) in primary.items()]
 
 
@@ -41,14 +41,14 @@ def delta_mtl(
     reference: Mapping[str, Mapping[str, float]],
     tasks: Mapping[str, HasPrimary] | Iterable[HasPrimary],
 ) -> float:
-    """Mean relative gain of the tasks' primary metrics over the reference, in percent.
+    """Return the mean relative gain of the tasks' primary metrics over the reference, in percent.
 
     Args:
-        metrics: {task: Metric.compute()} of what is judged.
-        reference: the same of what it is judged against, learned from the same labels.
+        metrics: {task: Metric.compute()} of the method.
+        reference: the same of the reference, trained on the same labels.
         tasks: the tasks to average over, as a mapping by name or a list.
 
-    Errors: `ValueError` if a task or its primary metric is missing, is not finite, or the reference is 0.
+    Raises `ValueError` if a task or primary metric is missing or not finite, or the reference is 0.
     """
     tasks = list(tasks.values()) if isinstance(tasks, Mapping) else list(tasks)
     if not tasks:

@@ -1,4 +1,4 @@
-"""Errors of numbers, above all of depth in metres. Prediction p, label y, d = p - y, over n valid pixels:
+"""Errors of numbers, such as depth in metres. Prediction p, label y, d = p - y, over n valid pixels:
 
 rmse = sqrt(sum d^2 / n)                        abs_err = sum |d| / n
 log_rmse = sqrt(sum (ln p - ln y)^2 / n)        abs_rel = sum |d| / y / n        sq_rel = sum d^2 / y / n
@@ -17,8 +17,8 @@ from dmtl.metrics.base import Metric, ratio, zeros
 class Depth(Metric):
     """`rmse` and `abs_err` in the unit of the labels; with `relative`, also `log_rmse`, `abs_rel`, `sq_rel`.
 
-    With `relative`, labels of 0 or less do not count and, as published, predictions of 0 or less become 1e-9.
-    `first` is the figure that `compute` names first.
+    With `relative`, labels of 0 or less are skipped and, as published, predictions of 0 or less become 1e-9.
+    `first` is the metric that `compute` returns first.
     """
 
     notes = {"rmse": "unit of the label", "abs_err": "unit of the label"}
@@ -34,7 +34,7 @@ class Depth(Metric):
         if self.relative:
             valid_BHW = valid_BHW & (label_BHW > 0)
             map_BHW = torch.where(map_BHW <= 0, 1e-9, map_BHW)
-        # 1 on both sides adds nothing to any of the sums.
+        # 1 on both sides adds nothing to any sum.
         y_BHW = torch.where(valid_BHW, label_BHW, 1).double()
         p_BHW = torch.where(valid_BHW, map_BHW, 1).double()
         d_BHW = p_BHW - y_BHW

@@ -1,17 +1,17 @@
-"""One-to-one matching of boundary pixels, exact.
+"""Exact one-to-one matching of boundary pixels.
 
-Of all matchings that pair pixels at most D pixels apart, one with the least
+Of all matchings that pair pixels at most D pixels apart, find one that minimises
 
     sum over pairs of their distance + 100 D * (pixels of both sides without a partner)
 
-which is the cost of the Berkeley benchmark's correspondPixels (its default outlier cost). As there, distances
+This is the cost of the Berkeley benchmark's correspondPixels (its default outlier cost). As there, distances
 and costs are integers, hundredths of a pixel: rint(100 distance), ceil(100 * 100 D). Among equal costs more
-pairs win, so the number of pairs is a function of the two masks alone. The published program connects
-outliers at random and may miss the least cost; this does not. It knows no spare pixels: ours may be partners,
-and cost nothing where they are not. Predictions where the truth is unknown are such.
+pairs win, so the number of pairs depends only on the two masks. The published program connects outliers at
+random and may miss the minimum; this does not. Unlike it, we have spare pixels: they may be partners but cost
+nothing if they are not. Predictions where the truth is unknown are spare.
 
-The native core (csrc/include/dmtl/matching.h) changes one matching from threshold to threshold. Without it
-scipy solves an assignment at each (`pip install scipy`). Both give the same numbers.
+The native core (csrc/include/dmtl/matching.h) updates one matching from threshold to threshold. Without it
+scipy solves an assignment at each (`pip install scipy`). Results are equal.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dmtl.metrics.base import describe
 from dmtl.metrics.morphology import thin
 from dmtl.runtime import native
 
-NOTHING, BOUNDARY, UNKNOWN = 0, 1, 2  # bytes of a truth
+NOTHING, BOUNDARY, UNKNOWN = 0, 1, 2  # byte values of the truth
 HUNDREDTHS, OUTLIER = 100, 100
 MOST_REACH = 20000.0  # pixels
 
@@ -33,15 +33,15 @@ MOST_REACH = 20000.0  # pixels
 def match_pixels(
     a_HW: np.ndarray, b_HW: np.ndarray, reach: float, spare_HW: np.ndarray | None = None
 ) -> tuple[int, float]:
-    """The best matching of two masks.
+    """Return the best matching of two masks.
 
     Args:
         a_HW, b_HW: bool [H, W].
         reach: D, the largest distance of a pair in pixels, 0 .. 20,000.
-        spare_HW: bool [H, W]: where pixels of a are spare; none without it.
+        spare_HW: bool [H, W]: where pixels of a are spare; default: nowhere.
 
     Returns: the number of pairs, and the least cost in pixels.
-    Errors: `TypeError` for a dtype, `ValueError` for a shape or reach, `ImportError` without core and scipy.
+    Raises `TypeError` for a dtype, `ValueError` for a shape or reach, `ImportError` without core and scipy.
     """
     spare_HW = np.zeros_like(a_HW) if spare_HW is None else spare_HW
     for name, mask_HW in (("a_HW", a_HW), ("b_HW", b_HW), ("spare_HW", spare_HW)):
@@ -67,7 +67,7 @@ def match_pixels(
 def boundary_counts(
     level_BHW: np.ndarray, truth_BHW: np.ndarray, levels: int, reach: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of predicted and true boundary pixels at every threshold.
+    """Count pairs of predicted and true boundary pixels at every threshold.
 
     Args:
         level_BHW: uint8; a pixel is predicted at thresholds 0 .. level - 1. Predictions are thinned.
@@ -76,7 +76,7 @@ def boundary_counts(
         reach: the largest distance of a pair, pixels.
 
     Returns: int64 (pairs [B, T], predicted pixels [B, T], true pixels [B]). Spare pixels count as predicted
-    where they have a partner.
+    if they have a partner.
     """
     images, h, w = level_BHW.shape
     matched_BT, predicted_BT = np.zeros((2, images, levels), np.int64)
@@ -104,11 +104,11 @@ def check_reach(function: str, reach: float) -> None:
 
 
 def _counts(level_HW: np.ndarray, truth_HW: np.ndarray, levels: int, reach: float) -> tuple:
-    """`boundary_counts` of one image without the native core."""
+    """Compute `boundary_counts` of one image without the native core."""
     truth = thin(truth_HW == BOUNDARY)
     matched_T, predicted_T = np.zeros((2, levels), np.int64)
     for t in range(levels):
-        if t and not (level_HW == t).any():  # the map of the threshold below
+        if t and not (level_HW == t).any():  # same map as at the threshold below
             matched_T[t], predicted_T[t] = matched_T[t - 1], predicted_T[t - 1]
             continue
         predicted = thin(level_HW > t)
@@ -118,8 +118,8 @@ def _counts(level_HW: np.ndarray, truth_HW: np.ndarray, levels: int, reach: floa
 
 
 def _assign(a_HW: np.ndarray, b_HW: np.ndarray, reach: float, spare_HW: np.ndarray) -> tuple[int, int, int]:
-    """By scipy's assignment of a sparse matrix: pairs, least cost in hundredths of a pixel, spare pixels of a
-    without a partner."""
+    """Solve a sparse assignment with scipy. Return pairs, least cost in hundredths of a pixel, and spare
+    pixels of a without a partner."""
     try:
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import min_weight_full_bipartite_matching
@@ -139,9 +139,9 @@ def _assign(a_HW: np.ndarray, b_HW: np.ndarray, reach: float, spare_HW: np.ndarr
     square = ((a[i] - b[j]) ** 2).sum(1)
     i, j, square = (x[square <= reach * reach] for x in (i, j, square))
     distance = np.rint(HUNDREDTHS * np.sqrt(square)).astype(np.int64)
-    # Every pixel may take an outlier of its own, at a cost; the two outliers of a pair take each other, at
-    # none. All is doubled and a pair costs one less, so that of equal costs more pairs win; and raised by 2,
-    # since scipy reads 0 as missing.
+    # Every pixel may take its own outlier, at a cost; the two outliers of a pair take each other for free.
+    # Costs are doubled and a pair costs one less, so that of equal costs more pairs win. They are raised by
+    # 2, since scipy reads 0 as missing.
     rows = np.concatenate([i, np.arange(m), m + np.arange(n), m + j])
     columns = np.concatenate([j, n + np.arange(m), np.arange(n), n + i])
     costs = np.concatenate([2 * distance - 1, 2 * alone, np.zeros_like(distance)]) + 2.0

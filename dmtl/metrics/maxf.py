@@ -2,8 +2,8 @@
 
     F_beta = (1 + beta^2) P R / (beta^2 P + R) = (1 + beta^2) TP / (predicted + beta^2 actual)
 
-A pixel is predicted positive when its score is at least the threshold. One histogram of scores per label
-value gives the counts at all thresholds.
+A pixel is predicted positive if its score is at least the threshold. One histogram of scores per label value
+gives the counts at all thresholds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class BestF(Metric):
     """Counts for F at every threshold, of one or more scores of the same pixel.
 
     Args:
-        thresholds: ascending, T of them.
+        thresholds: T ascending values.
         scores: names of the scores; subclasses compute them in `_scores`.
     """
 
@@ -39,7 +39,7 @@ class BestF(Metric):
         bins = len(thresholds) + 1
         positive_BHW = label_BKHW[:, 0] > 0.5
         for name, score_BHW in self._scores(map_BHW).items():
-            score_BHW = torch.where(score_BHW.isnan(), -torch.inf, score_BHW)  # no score reaches no threshold
+            score_BHW = torch.where(score_BHW.isnan(), -torch.inf, score_BHW)  # NaN reaches no threshold
             # The number of thresholds that the score reaches.
             reached_BHW = torch.bucketize(score_BHW.contiguous(), thresholds, right=True)
             index_BHW = torch.where(valid_BHW, positive_BHW * bins + reached_BHW, 2 * bins)
@@ -59,9 +59,9 @@ class BestF(Metric):
 class MaxF(BestF):
     """Saliency: maximal F, beta^2 = 0.3, thresholds 0.05, 0.10 .. 0.95. Percent.
 
-    `maxF` compares the probability itself. `maxF_paper` is the published figure: there the probability passes
+    `maxF` compares the probability itself. `maxF_paper` is the published variant: the probability passes
     through another sigmoid first, which leaves five working points (all pixels, and p >= 0.2007, 0.4055,
-    0.6190, 0.8473). Use it only beside published numbers.
+    0.6190, 0.8473). Use it only to compare with published numbers.
     """
 
     beta2 = 0.3
@@ -80,7 +80,7 @@ class MaxF(BestF):
 class PixelF(BestF):
     """`pixelF`: maximal F of pixels, beta = 1, thresholds 0.01 .. 0.99. Percent.
 
-    No tolerance for displacement: a boundary that is off by one pixel misses. It is not odsF and is smaller.
+    No tolerance: a boundary displaced by one pixel is a miss. This is not odsF and is smaller.
     """
 
     notes = {"pixelF": "no tolerance, not odsF"}
@@ -103,8 +103,8 @@ class Edge(PixelF):
         bce  = mean_pixels -(b y log p + (1 - b) (1 - y) log(1 - p))
         loss = mean_batches mean_pixels b y softplus(-p) + (1 - b) (1 - y) softplus(p)
 
-    `loss` is the published figure, in which the probability is taken for a logit. It is a mean over `update`
-    calls of the mean of each, so it depends on how data were batched: compare it between equal batches only.
+    `loss` is the published metric, which treats the probability as a logit. It is the mean over `update`
+    calls of each call's mean, so it depends on the batch size: compare it only between equal batches.
     """
 
     notes = PixelF.notes | {"loss": "published: sigmoid twice", "bce": "definition"}
@@ -121,11 +121,11 @@ class Edge(PixelF):
 
     def _accumulate(self, map_BHW: Tensor, label_BKHW: Tensor, valid_BHW: Tensor) -> None:
         super()._accumulate(map_BHW, label_BKHW, valid_BHW)
-        map_BHW = map_BHW.double()  # so that how the pixels fall into batches leaves no trace in the sums
+        map_BHW = map_BHW.double()  # so that the sums do not depend on the batch size
         positive_BHW = label_BKHW[:, 0] > 0.5
         weight_BHW = (1 - self.balance) + (2 * self.balance - 1) * positive_BHW.double()
         sign_BHW = 1 - 2 * positive_BHW.double()
-        probability_BHW = map_BHW.clamp(1e-7, 1 - 1e-7)  # a decoded map has rounded to 0 or 1 beyond this
+        probability_BHW = map_BHW.clamp(1e-7, 1 - 1e-7)  # beyond this, decoded maps round to 0 or 1
         bce_BHW = -torch.where(positive_BHW, probability_BHW.log(), torch.log1p(-probability_BHW))
         bce = torch.where(valid_BHW, weight_BHW * bce_BHW, 0).sum()
         loss = torch.where(valid_BHW, weight_BHW * F.softplus(sign_BHW * map_BHW), 0).sum()

@@ -3,7 +3,7 @@
     IoU_c = TP_c / (TP_c + FP_c + FN_c),   mIoU = 100 mean_c IoU_c
 
 The counts come from one confusion matrix. As published, a class that occurs in no label and no prediction has
-IoU 0 and still enters the mean; `absent="skip"` leaves it out.
+IoU 0 and still enters the mean; `absent="skip"` excludes it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from dmtl.metrics.base import Metric, histogram, ratio, zeros
 
 
 class MeanIoU(Metric):
-    """`mIoU`, `pixel_acc` (valid pixels of the right class) and `IoU/<class>`, all in percent.
+    """`mIoU`, `pixel_acc` (valid pixels with the right class) and `IoU/<class>`, all in percent.
 
     Args:
         classes: names, or their number.
-        ignore: label value without meaning; labels outside 0 .. n-1 do not count either.
+        ignore: label value to skip; labels outside 0 .. n-1 are skipped too.
         absent: "zero" (published) or "skip".
 
-    A predicted id outside 0 .. n-1 is a miss of the labelled class and a false positive of none.
+    A predicted id outside 0 .. n-1 is a miss of the labelled class, but not a false positive.
     """
 
     integer_map = True
@@ -36,14 +36,14 @@ class MeanIoU(Metric):
         self.absent = absent
         self.notes = {"mIoU": "published: 0 if unseen" if absent == "zero" else "of classes seen"}
         n = len(self.classes)
-        # Rows are labels, columns predictions; the last column takes predictions that are no class.
+        # Rows are labels, columns predictions; the last column counts predictions outside all classes.
         super().__init__({"confusion": zeros(n, n + 1, dtype=torch.int64)}, ignore=ignore)
 
     def _accumulate(self, map_BHW: Tensor, label_BKHW: Tensor, valid_BHW: Tensor) -> None:
         n = len(self.classes)
         label_BHW = label_BKHW[:, 0]
         valid_BHW = valid_BHW & (label_BHW >= 0) & (label_BHW < n)
-        label_BHW = torch.where(valid_BHW, label_BHW, n).long()  # row n collects what does not count
+        label_BHW = torch.where(valid_BHW, label_BHW, n).long()  # row n collects skipped pixels
         map_BHW = map_BHW.long()
         map_BHW = torch.where((map_BHW >= 0) & (map_BHW < n), map_BHW, n)
         counts = histogram(label_BHW * (n + 1) + map_BHW, (n + 1) ** 2)

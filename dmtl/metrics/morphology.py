@@ -1,8 +1,8 @@
-"""Thin boundaries, and the outlines of segments, as boundary benchmarks want them.
+"""Thin boundaries and outline segments as boundary benchmarks do.
 
 Thinning is the two-subiteration algorithm of L. Lam, S.-W. Lee and C. Y. Suen, "Thinning methodologies - a
 comprehensive survey", IEEE PAMI 14 (1992), p. 879, repeated until nothing changes. With the neighbours of a
-pixel x1 .. x8, from the right one against the clock, a subiteration deletes pixels that satisfy
+pixel x1 .. x8, counter-clockwise from the right one, a subiteration deletes pixels that satisfy
 
     G1  exactly one i in 1 .. 4 has x_{2i-1} = 0 and (x_{2i} = 1 or x_{2i+1} = 1)
     G2  2 <= min(sum_k x_{2k-1} | x_{2k}, sum_k x_{2k} | x_{2k+1}) <= 3
@@ -26,13 +26,13 @@ _NEIGHBOURS = ((0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1,
 
 
 def thin(mask_HW: np.ndarray) -> np.ndarray:
-    """The mask thinned to lines of one pixel.
+    """Thin the mask to lines of one pixel.
 
     Args:
         mask_HW: bool [H, W].
 
     Returns: bool [H, W], a subset of the mask.
-    Errors: `TypeError` for another dtype, `ValueError` for another shape.
+    Raises `TypeError` for another dtype, `ValueError` for another shape.
     """
     if not isinstance(mask_HW, np.ndarray) or mask_HW.dtype != bool:
         raise TypeError(f"thin: mask_HW must be a bool array [H, W], got {describe(mask_HW)}")
@@ -50,12 +50,12 @@ def thin(mask_HW: np.ndarray) -> np.ndarray:
 
 
 def outline(ids_HW: np.ndarray) -> np.ndarray:
-    """Where a pixel's id differs from its right, lower or lower right neighbour's: bool [H, W].
+    """Return where a pixel's id differs from its right, lower or lower right neighbour's: bool [H, W].
 
     Args:
         ids_HW: ids of segments [H, W], any dtype that can be compared.
 
-    The rule of the Berkeley benchmark's seg2bmap at full size. Errors: `ValueError` for another shape.
+    This is the Berkeley benchmark's seg2bmap at full size. Raises `ValueError` for another shape.
     """
     if ids_HW.ndim != 2:
         raise ValueError(f"outline: ids_HW must be an array [H, W], got {describe(ids_HW)}")
@@ -68,7 +68,7 @@ def outline(ids_HW: np.ndarray) -> np.ndarray:
 
 @cache
 def _tables() -> tuple[np.ndarray, np.ndarray]:
-    """Which neighbourhoods (bit i - 1 is x_i) each subiteration deletes: two bool [256]."""
+    """Return which neighbourhoods (bit i - 1 is x_i) each subiteration deletes: two bool [256]."""
     code = np.arange(256)
     x = [
         (code >> (i - 1) & 1).astype(bool) for i in (8, 1, 2, 3, 4, 5, 6, 7, 8, 1)
@@ -81,7 +81,7 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _thin_numpy(mask_HW: np.ndarray) -> np.ndarray:
-    """`thin` without the native core."""
+    """Thin without the native core."""
     h, w = mask_HW.shape
     padded = np.pad(mask_HW, 1)
     inner_HW = padded[1:-1, 1:-1]

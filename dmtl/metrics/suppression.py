@@ -1,4 +1,4 @@
-"""Non-maximum suppression of boundary maps, as the published protocol does before it thresholds.
+"""Non-maximum suppression of boundary maps, which the published protocol applies before thresholding.
 
 After P. Dollar and C. L. Zitnick, "Fast edge detection using structured forests" (2015) and its toolbox:
 
@@ -8,7 +8,7 @@ After P. Dollar and C. L. Zitnick, "Fast edge detection using structured forests
     E       = 0 where 1.01 E is less than E (bilinear) one pixel along the normal on either side
     E       = E times 0, 1/5 .. 4/5 on the five outermost rows and columns (fewer in images below 10 pixels)
 
-Derivatives are central differences, at the border one-sided. All in float64 and without trigonometric
+Derivatives are central differences, one-sided at the border. All is float64 and without trigonometric
 functions, so that the native core, NumPy and every machine give the same bits.
 """
 
@@ -20,12 +20,12 @@ import torch
 from dmtl.runtime import native
 
 TRIANGLE = 4  # radius of the smoothing
-MARGIN = 5  # pixels from the border in which boundaries fade
+MARGIN = 5  # boundaries fade within this many pixels of the border
 GENEROSITY = 1.01
 
 
 def suppress(map_HW: np.ndarray) -> np.ndarray:
-    """A boundary map's ridges; everything else is 0.
+    """Return a boundary map's ridges; everything else is 0.
 
     Args:
         map_HW: float [H, W].
@@ -48,7 +48,7 @@ def suppress(map_HW: np.ndarray) -> np.ndarray:
 
 
 def _ridges(map_HW: np.ndarray) -> np.ndarray:
-    """The map where it is no less than across the boundary, 0 elsewhere."""
+    """Return the map where it is not less than across the boundary, 0 elsewhere."""
     y, x = np.nonzero(map_HW)
     across, along, value = (field_HW[y, x] for field_HW in (*_normal(map_HW), map_HW))
     length = np.sqrt(across * across + along * along)
@@ -64,7 +64,7 @@ def _ridges(map_HW: np.ndarray) -> np.ndarray:
 
 
 def _normal(map_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A vector (x, y) across the boundary, of any length."""
+    """Return a vector (x, y) across the boundary, of any length."""
     smooth_HW = _smooth(_smooth(map_HW).T).T
     s_y, s_x = _difference(smooth_HW.T).T, _difference(smooth_HW)
     s_xx, s_xy, s_yy = _difference(s_x), _difference(s_x.T).T, _difference(s_y.T).T
@@ -72,7 +72,7 @@ def _normal(map_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _smooth(x_HW: np.ndarray) -> np.ndarray:
-    """The triangle along the first axis: two running means of 5, since the triangle is their convolution."""
+    """Smooth by the triangle along the first axis: two running means of 5, whose convolution it is."""
     x_HW = np.pad(x_HW, ((TRIANGLE, TRIANGLE), (0, 0)), mode="symmetric")
     width = TRIANGLE + 1
     for _ in range(2):
@@ -82,7 +82,7 @@ def _smooth(x_HW: np.ndarray) -> np.ndarray:
 
 
 def _difference(x_HW: np.ndarray) -> np.ndarray:
-    """Along the second axis."""
+    """Differentiate along the second axis."""
     out_HW = np.zeros_like(x_HW)
     if x_HW.shape[1] > 1:
         out_HW[:, 1:-1] = (x_HW[:, 2:] - x_HW[:, :-2]) / 2
@@ -92,7 +92,7 @@ def _difference(x_HW: np.ndarray) -> np.ndarray:
 
 
 def _bilinear(map_HW: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """The map between pixels; outside it, its border."""
+    """Interpolate the map between pixels; outside it, repeat its border."""
     h, w = map_HW.shape
     y, x = np.clip(y, 0, max(h - 1.001, 0)), np.clip(x, 0, max(w - 1.001, 0))
     y0, x0 = y.astype(np.int64), x.astype(np.int64)

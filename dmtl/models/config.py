@@ -1,4 +1,4 @@
-"""What a model is made of: one dataclass, stored as `config.json` beside the weights."""
+"""Model configuration: one dataclass, stored as `config.json` next to the weights."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from dmtl.tasks import Task, task_from_spec
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Architecture of the model and of its baselines. The defaults are the published network, but for
+    """Architecture of the model and of its baselines. The defaults are the published network, except for
     `chain_init`."""
 
     tasks: list[dict] = field(default_factory=list)
-    """Task specifications (`Task.spec()`), in the order in which the condition concatenates their maps. Task
-    objects, names of known tasks, and a mapping of task objects (`data.tasks`) become specifications."""
+    """Task specifications (`Task.spec()`), in the order in which the condition concatenates their maps. Also
+    accepts task objects, names of known tasks, and a mapping of task objects (`data.tasks`)."""
     backbone: str = "resnet18"
     """"resnet18", "resnet34", "efficientnet_lite0" to "_lite2", or any timm model with `features_only` (extra
     `dmtl[timm]`)."""
@@ -40,11 +40,11 @@ class ModelConfig:
     beta_end: float = 1e-2
     """Variance of the last noise level."""
     betas: list[float] | None = None
-    """The whole schedule, where it is not the published form; overrides steps, beta_start and beta_end."""
+    """The whole schedule, if it is not of the published form; overrides steps, beta_start and beta_end."""
     signal_scale: float = 1.0
     """Factor on the clean signal before it is noised: larger means less noise relative to the signal."""
     sampler: str | None = None
-    """How the chain steps: "ancestral" (published), "ddim", "dpmpp_2m" (second order, for many steps), or a
+    """The sampler: "ancestral" (published), "ddim", "dpmpp_2m" (second order, for many steps), or a
     registered one; default: "ancestral", or "ddim" if `eta` is set."""
     eta: float | None = None
     """Noise of "ddim": 1 is the ancestral sampler, 0 (its default) a deterministic one."""
@@ -55,21 +55,21 @@ class ModelConfig:
     mlp_ratio: int = 4
     """Hidden width of the blocks' MLPs, in units of C."""
     token_reduction: Literal[1, 2, 4] = 4
-    """Side of the square of 1/8-map positions that share a token: 4 as published; 2 or 1 for small images."""
+    """Side of the square of 1/8-map positions that share a token: 4 (published); 2 or 1 for small images."""
     chain_init: Literal["identity", "default"] = "identity"
-    """How MTDNet starts: "identity" passes its signal on nearly unchanged; "default", published, loses most
-    of it."""
+    """Initialisation of MTDNet: "identity" passes its signal on nearly unchanged; "default" (published) loses
+    most of it."""
     detach_signal: bool = False
-    """True: the chain sends no gradient into the initial network, which then learns as the plain baseline
-    does."""
+    """True: no gradient flows from the chain into the initial network, which then learns like the plain
+    baseline."""
     residual: bool = False
-    """True: the final map is the initial map plus a correction that starts at zero. False: as published."""
+    """True: the final map is the initial one plus a correction that starts at zero. False: as published."""
     detach_condition: bool = True
-    """True: the condition sends no gradient into the initial predictions (published)."""
+    """True: no gradient flows from the condition into the initial predictions (published)."""
     without: list[Literal["noise", "condition"]] = field(default_factory=list)
-    """Controls that tell what helps. "noise": nothing is added to the signal at any step. "condition": the
-    denoiser sees zeros instead of the initial predictions. Parameters and operations stay the same; with
-    both, MTDNet is only more layers."""
+    """Ablations. "noise": nothing is added to the signal at any step. "condition": the denoiser sees zeros
+    instead of the initial predictions. Parameters and operations do not change; with both, MTDNet is only
+    more layers."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", _specifications(self.tasks))
@@ -100,18 +100,18 @@ class ModelConfig:
             raise ConfigError(f"model.signal_scale must be positive and finite, got {self.signal_scale}")
 
     def sampler_for(self, sampler: str | None = None, eta: float | None = None) -> tuple[str, float | None]:
-        """Return name and eta of the sampler that a call asks for; the configured one if it names none."""
+        """Return name and eta of the requested sampler, or of the configured one if none is named."""
         if sampler is None:
             sampler, eta = self.sampler, self.eta if eta is None else eta
         return sampler or ("ancestral" if eta is None else "ddim"), eta
 
     def to_dict(self) -> dict:
-        """JSON-able dictionary; `from_dict` rebuilds the configuration."""
+        """Return a JSON-able dictionary; `from_dict` rebuilds the configuration."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping) -> ModelConfig:
-        """Return the configuration of a dictionary.
+        """Build a configuration from a dictionary.
 
         Raises:
             ConfigError: a key is unknown, or a value is wrong.
@@ -122,7 +122,7 @@ class ModelConfig:
 
 
 def _specifications(tasks: object) -> list:
-    """Tasks in any form as a list of specifications; specifications stay as they are."""
+    """Return tasks in any form as a list of specifications."""
     given = tasks.values() if isinstance(tasks, Mapping) else tasks
     if isinstance(given, Iterable) and not isinstance(given, str):
         given = list(given)

@@ -39,8 +39,8 @@ def create_model(
         The model, on the CPU and in training mode.
 
     Raises:
-        ConfigError: an unknown name or option (with the nearest known one), no tasks, a value that cannot
-            work, or ImageNet weights that are not available.
+        ConfigError: an unknown name or option (with the nearest known one), no tasks, an invalid value, or
+            ImageNet weights that are not available.
         CheckpointError: the file with the encoder's weights is missing, damaged or of another encoder.
 
     Example:

@@ -25,7 +25,7 @@ from dmtl.nn.precision import cast, cast_all
 
 
 class Condition(nn.Module):
-    """All tasks' initial logits -> the condition's tokens: a 3x3 convolution of their concatenation and a
+    """Turn all tasks' initial logits into condition tokens: a 3x3 convolution of their concatenation and a
     bilinear reduction (published: by four), which fold into one patch product."""
 
     def __init__(self, channels: int, width: int, reduction: int = 4):
@@ -34,18 +34,18 @@ class Condition(nn.Module):
         self.reduction = reduction
 
     def forward(self, initial: Mapping[str, Tensor], block: CrossBlock) -> tuple[Tensor, Tensor | None]:
-        """{task: [B, C_T, h, w]} -> tokens [B, N, C], and the first cross block's query for them, which is
-        the same for all tasks and steps."""
+        """{task: [B, C_T, h, w]} -> tokens [B, N, C], and the first cross block's query for them, which all
+        tasks and steps share."""
         return self.tokens(initial, self.folded(), block)
 
     def folded(self) -> Tensor:
-        """The convolution and the reduction behind it as one patch product's weight."""
+        """Fold the convolution and the reduction after it into one patch product's weight."""
         return ops.fold_reduction(self.conv.weight, self.reduction)
 
     def tokens(
         self, initial: Mapping[str, Tensor], folded: Tensor, block: CrossBlock
     ) -> tuple[Tensor, Tensor | None]:
-        """`forward` with the folded weight at hand."""
+        """Run `forward` with a folded weight."""
         norm = block.norm1
         return ops.condition_tokens(
             cast_all(list(initial.values())),
@@ -61,12 +61,12 @@ class Condition(nn.Module):
 
 @dataclass(frozen=True)
 class Layers:
-    """The layers of some tasks, gathered once for all steps of a run.
+    """The layers of some tasks, collected once for all steps of a run.
 
-    pre: one group for each signal. point: the trunks' 1x1 layers, or None where they are folded into the
-    first 3x3. trunks: the 3x3 layers, one list for all rows, or one for each task ("apart"). last: where a
-    trunk ends in C_T channels, its end for each task. timed: level -> pre with the time embedding in its
-    biases, where levels are known beforehand.
+    pre: one group for each signal. point: the trunks' 1x1 layers, or None if they are folded into the first
+    3x3. trunks: the 3x3 layers, one list for all rows, or one for each task ("apart"). last: if a trunk ends
+    in C_T channels, the last layer of each task. timed: level -> pre with the time embedding in its biases,
+    if levels are known beforehand.
     """
 
     pre: list[GroupedConv]
@@ -78,7 +78,7 @@ class Layers:
 
 
 class Denoiser(nn.Module):
-    """(condition, noisy signals, step) -> estimate of the clean signals, for all tasks' rows in one pass.
+    """Estimate the clean signals from (condition, noisy signals, step), all tasks' rows in one pass.
 
     Args:
         signals: task -> channels of the signal that is denoised (C for features, C_T for predictions).
@@ -99,8 +99,8 @@ class Denoiser(nn.Module):
         )
 
     def layers(self, tasks: Sequence[str], *, fold: bool = False, pack: bool = False) -> Layers:
-        """The layers of these tasks, their rows in one packed tensor. For inference: fold the 1x1 into the
-        3x3 after it, pack the weights as their backend wants them."""
+        """Return the layers of these tasks, their rows in one packed tensor. For inference: `fold` the 1x1
+        into the 3x3 after it, `pack` the weights as their backend needs them."""
         pre = [_conv(self.pre_layers[task]) for task in tasks]
         trunks = [list(self.trunks[task].children()) for task in tasks]
         point, first, second, third = ([_conv(trunk[i]) for trunk in trunks] for i in (0, 1, 3, 5))
@@ -119,7 +119,7 @@ class Denoiser(nn.Module):
         )
 
     def timed(self, layers: Layers, level: float) -> list[GroupedConv]:
-        """The first layers with this step's time embedding in their biases."""
+        """Return the first layers with this step's time embedding in their biases."""
         device = self.time_embedding.weight.device
         time_C = self.time_embedding(torch.full((1,), level, device=device))[0]
         return [group.shifted(time_C) for group in layers.pre]
@@ -133,9 +133,10 @@ class Denoiser(nn.Module):
         level: float,
         layers: Layers,
     ) -> list[Tensor]:
-        """Condition tokens (and the first block's query for them) of every row, and the noisy signals: one
-        packed [R, C, h, w] (features), or one for each task, [n, C, h, w] (features, layers apart) or
-        [n, C_T, h, w] (predictions). The same, denoised. Tokens have a dtype of their own."""
+        """Denoise the signals, given condition tokens (and the first block's query for them) of every row.
+
+        Signals in and out: one packed [R, C, h, w] (features), or one for each task, [n, C, h, w] (features,
+        layers apart) or [n, C_T, h, w] (predictions). Tokens may have another dtype."""
         each, apart = [(count,) for count in pairs.counts], len(layers.trunks) > 1
         pre = layers.timed[level] if level in layers.timed else self.timed(layers, level)
         counts = each if len(pre) > 1 else [pairs.counts]
@@ -151,7 +152,7 @@ class Denoiser(nn.Module):
         tokens = x.to(skips[0].dtype).split([skip.shape[0] for skip in skips])
         skips.reverse()
 
-        def start(i: int) -> Tensor:  # nobody else holds what it returns: memory is free as soon as it can be
+        def start(i: int) -> Tensor:  # no one else holds its result, so memory is freed early
             return ops.upsample_add(tokens[i], skips.pop(), reduction=self.reduction)
 
         maps = [
@@ -179,7 +180,7 @@ def _conv(layer: nn.Module) -> nn.Conv2d:
 
 
 def _trunk(width: int, channels: int, rectified: bool) -> nn.Sequential:
-    """1x1, then three 3x3 with ReLU; a prediction (logits) is not rectified at its end, a feature is."""
+    """Build 1x1, then three 3x3 with ReLU, also at the end for features but not for predictions (logits)."""
     layers = [
         nn.Conv2d(width, width, 1),
         nn.Conv2d(width, width, 3, padding=1),

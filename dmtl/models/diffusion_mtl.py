@@ -1,4 +1,4 @@
-"""DiffusionMTL: the initial network and MTDNet behind one call; and the plain baselines made of the same
+"""DiffusionMTL: the initial network and MTDNet in one model; and the plain baselines made of the same
 parts."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dmtl.tasks import Task, task_from_spec
 
 
 class _DenseModel(nn.Module):
-    """What DiffusionMTL and its baselines share: configuration, tasks, the initial network, files."""
+    """Base of DiffusionMTL and its baselines: configuration, tasks, the initial network, files."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -40,7 +40,7 @@ class _DenseModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Return the device of the parameters."""
         return self.initial.embed.weight.device
 
     def initial_prediction(
@@ -51,7 +51,7 @@ class _DenseModel(nn.Module):
         labelled: Mapping[str, Tensor] | None = None,
         upsampled: bool = True,
     ) -> Prediction:
-        """The initial network's maps, as initial and as final ones; arguments as in
+        """Return the initial network's logits as both initial and final prediction; arguments as in
         `DiffusionMTL.forward`."""
         self._check_image(image)
         rows = dict.fromkeys(self._chosen(tasks)) if labelled is None else _labelled_rows(self, labelled)
@@ -62,9 +62,9 @@ class _DenseModel(nn.Module):
         return Prediction(maps, maps, {})
 
     def _learning(self, rows: Mapping[str, Tensor | None], apart: bool = True) -> Collection[str] | None:
-        """The tasks whose decoders a loss can reach: those with rows, where the others' predictions are used
-        without gradient (`apart`). None, all, for a compiled network, which would be compiled anew for every
-        choice."""
+        """Return the tasks whose decoders get a gradient from the loss: those with rows, if the others'
+        predictions are used without gradient (`apart`). None (all) for a compiled network, which would
+        recompile for every choice."""
         compiled = self.initial._compiled_call_impl is not None or torch.compiler.is_compiling()
         return tuple(rows) if apart and not compiled else None
 
@@ -79,8 +79,8 @@ class _DenseModel(nn.Module):
         sampler: str | None = None,
         noise: NoiseSource | None = None,
     ) -> Maps:
-        """What `task.decode` makes of the final logits, without ever holding logits of the image's size;
-        arguments as in `DiffusionMTL.forward`."""
+        """Return the final logits as decoded by `task.decode`, without full-size logits in memory; arguments
+        as in `DiffusionMTL.forward`."""
         options = dict(steps=steps, eta=eta, sampler=sampler, noise=noise)
         logits = self(image, tasks, upsampled=False, **options).final
         size = (image.shape[-2], image.shape[-1])
@@ -162,11 +162,11 @@ class DiffusionMTL(_DenseModel):
         trace: bool = False,
         upsampled: bool = True,
     ) -> Prediction:
-        """Predicts the chosen tasks for every image, or (training) the labelled pairs alone.
+        """Predict the chosen tasks for every image or, in training, only the labelled pairs.
 
         Args:
-            image: float [B, 3, H, W], ImageNet-normalised, any H and W (padded inside to multiples of 32,
-            cropped back).
+            image: float [B, 3, H, W], ImageNet-normalised, any H and W (padded internally to multiples of 32,
+            then cropped).
             tasks: names, default all. The initial network always computes all: the condition needs them.
             labelled: task -> int64 rows of the batch that have its label; only these are denoised. Excludes
             `tasks`.
@@ -176,7 +176,7 @@ class DiffusionMTL(_DenseModel):
             `eta` is given.
             noise: default `CounterNoise(0)`.
             trace: also return the logits after every step.
-            upsampled: False leaves logits at 1/8 of the padded image's size, as `ops.map_loss` takes them.
+            upsampled: False leaves logits at 1/8 of the padded image's size, as `ops.map_loss` expects them.
         """
         self._check_image(image)
         if labelled is not None and tasks is not None:
@@ -220,12 +220,12 @@ class MultiTaskBaseline(_DenseModel):
         trace: bool = False,
         upsampled: bool = True,
     ) -> Prediction:
-        """As `DiffusionMTL.forward`; steps, eta, sampler and noise mean nothing here, the trace is empty."""
+        """Predict as `DiffusionMTL.forward`; steps, eta, sampler, noise are ignored, the trace is empty."""
         return self.initial_prediction(image, tasks, labelled=labelled, upsampled=upsampled)
 
 
 def _sizer(padded: Tensor, image: Tensor, upsampled: bool) -> Callable[[Tensor], Tensor]:
-    """Logits at 1/8 resolution -> as a `Prediction` holds them."""
+    """Return a function that resizes logits at 1/8 resolution as a `Prediction` holds them."""
     frame, size = (padded.shape[-2], padded.shape[-1]), (image.shape[-2], image.shape[-1])
     return (lambda logits: upsample(logits, frame, size)) if upsampled else (lambda logits: logits)
 

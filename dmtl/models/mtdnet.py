@@ -1,7 +1,7 @@
 """MTDNet: the diffusion process on every task's initial signal, and its denoiser (DiffusionMTL, arXiv
 2403.15389).
 
-Feature Diffusion noises the preliminary decoder's feature and reads the prediction off the denoised
+Feature Diffusion noises the preliminary decoder's feature and computes the prediction from the denoised
 feature. Prediction Diffusion noises the preliminary logits and denoises them into the final logits.
 """
 
@@ -22,7 +22,7 @@ from dmtl.models.initialisation import start_as_identity, start_without_correcti
 
 
 class MTDNet(nn.Module):
-    """Initial features and logits -> denoised features or logits after every step, at 1/8 resolution.
+    """Denoise initial features or logits; return them after every step, at 1/8 resolution.
 
     Args:
         channels: task -> logit channels C_T, the tasks in the order in which the condition concatenates them.
@@ -43,7 +43,7 @@ class MTDNet(nn.Module):
         if config.residual:
             start_without_correction(self.denoiser, self.heads)
         self.recompute = False
-        """Whether training keeps no activations of the denoiser and computes them again for the gradient."""
+        """Whether training recomputes the denoiser's activations instead of keeping them."""
         self._plans: dict[tuple, Plan] = {}
 
     def plan(
@@ -53,12 +53,12 @@ class MTDNet(nn.Module):
         eta: float | None = None,
         sampler: str | None = None,
     ) -> Plan:
-        """The chain's coefficients on `device`, computed once; arguments as in `DiffusionMTL.forward`."""
+        """Return the chain's coefficients on `device`, cached; arguments as in `DiffusionMTL.forward`."""
         key = (steps, *self.config.sampler_for(sampler, eta), str(device))
         if torch.compiler.is_compiling():  # constants of the graph
             return self._plans.get(key) or self._new_plan(*key[:3], device)
         if key not in self._plans:
-            with torch.inference_mode(False):  # training may use what an evaluation computed first
+            with torch.inference_mode(False):  # training may use tensors first computed in an evaluation
                 self._plans[key] = self._new_plan(*key[:3], device)
         return self._plans[key]
 
@@ -70,7 +70,7 @@ class MTDNet(nn.Module):
         return replace(plan, sqrt_one_minus_abar=none, sigma=none)
 
     def condition_input(self, initial: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return what the condition is computed from: the initial logits, or zeros in a model without it."""
+        """Return the input of the condition: the initial logits, or zeros in a model without it."""
         if "condition" in self.config.without:
             return {t: torch.zeros_like(m) for t, m in initial.items()}
         return {t: m.detach() if self.config.detach_condition else m for t, m in initial.items()}
@@ -84,7 +84,7 @@ class MTDNet(nn.Module):
         noise: NoiseSource,
         trace: bool = False,
     ) -> list[Denoised]:
-        """Denoises the tasks in `rows` (task -> batch rows [n], None: all rows).
+        """Denoise the tasks in `rows` (task -> batch rows [n], None: all rows).
 
         Args:
             features, initial: every task's preliminary feature [B, C, h, w] and logits [B, C_T, h, w].
@@ -115,11 +115,11 @@ class MTDNet(nn.Module):
         return list(self.chain(start, run, every=trace))
 
     def chain(self, start: list[Tensor], run: Run, every: bool) -> Iterator[Denoised]:
-        """Noises the clean signals and denoises them; yields the state after every step, or the last alone.
+        """Noise the clean signals and denoise them; yield the state after every step, or only the last.
 
         Args:
-            start: one packed tensor [R, C, h, w], or one for each task. The list is emptied: its memory is
-            free as soon as the signals are noised.
+            start: one packed tensor [R, C, h, w], or one for each task. The list is emptied, so its memory is
+            freed as soon as the signals are noised.
         """
         config, pairs = self.config, run.pairs
         groups = [pairs] if len(start) == 1 else pairs.single()
@@ -143,7 +143,7 @@ class MTDNet(nn.Module):
             yield Denoised(pairs, estimate, run.anchors)
 
     def logits(self, denoised: Denoised) -> dict[str, Tensor]:
-        """task -> logits [n, C_T, h, w] read off a denoised state."""
+        """Compute logits from a denoised state: task -> [n, C_T, h, w]."""
         signals = denoised.by_task()
         if self.config.diffusion == "prediction":
             return signals
@@ -154,9 +154,9 @@ class MTDNet(nn.Module):
 
 @dataclass(frozen=True)
 class Run:
-    """What the chain needs beside its signals: whose rows they are, the condition's tokens and first query
-    for every row, the denoiser's layers, the steps, the noise, and in a residual model the initial logits
-    that corrections are added to."""
+    """What the chain needs besides its signals: the pairs of its rows, the condition's tokens and first query
+    for every row, the denoiser's layers, the steps, the noise and, in a residual model, the initial logits
+    to add corrections to."""
 
     pairs: Pairs
     tokens: Tensor
@@ -177,15 +177,15 @@ class Denoised:
     anchors: dict[str, Tensor] | None
 
     def by_task(self) -> dict[str, Tensor]:
-        """task -> its signal [n, C, h, w], views."""
+        """Return task -> its signal [n, C, h, w], as views."""
         if len(self.signals) == 1:
             return self.pairs.split(self.signals[0])
         return dict(zip(self.pairs.tasks, self.signals, strict=True))
 
 
 def _worth_folding(start: list[Tensor], plan: Plan, pairs: Pairs, width: int) -> bool:
-    """Folding a 1x1 into a 3x3 costs 9 C^3 multiply-adds a task and saves C^2 for every pixel, row and step;
-    it needs an inference call (a graph of its own keeps the plain layers)."""
+    """Whether folding pays: a 1x1 into a 3x3 costs 9 C^3 multiply-adds a task and saves C^2 for every pixel,
+    row and step. Only for inference (under autograd and in compiled graphs the plain layers are kept)."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     pixels = sum(x.shape[0] * x.shape[-2] * x.shape[-1] for x in start) * len(plan.levels)
@@ -193,7 +193,7 @@ def _worth_folding(start: list[Tensor], plan: Plan, pairs: Pairs, width: int) ->
 
 
 def schedule_of(config: ModelConfig) -> Schedule:
-    """The noise schedule a configuration asks for."""
+    """Build the noise schedule of a configuration."""
     if config.betas is not None:
         return Schedule(np.asarray(config.betas))
     return Schedule.from_range(config.steps, config.beta_start, config.beta_end)

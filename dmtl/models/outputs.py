@@ -14,9 +14,9 @@ class Prediction:
 
     Attributes:
         final: task -> [n, C_T, H, W]; n is B, or the number of labelled rows if `labelled` was given.
-        initial: the same rows and tasks as the initial network predicts them.
+        initial: the same rows and tasks, as predicted by the initial network.
         trace: task -> list of [n, C_T, H, W] after every denoising step, the noisiest first; empty unless
-            asked for.
+            requested.
     """
 
     final: dict[str, Tensor]
@@ -33,8 +33,8 @@ class Maps:
 
     Attributes:
         maps: task -> what `task.decode` returns, [B, H, W] or [B, 3, H, W].
-        finite: task -> bool scalar on the device, whether all that the map was read off is finite (class ids
-            alone would not show it).
+        finite: task -> bool scalar on the device, whether all inputs of the decoding are finite (class ids
+            would not show it).
         uncertainty: task -> float32 [B, H, W], if several noise samples were averaged (`dmtl.Engine`).
         steps: denoising steps taken, if an engine counts them.
     """

@@ -1,4 +1,4 @@
-"""Load a trained model, wherever it is."""
+"""Load a trained model from a run, a folder, a file or the Hub."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def from_pretrained(source: str | os.PathLike, **options: Any) -> DiffusionMTL |
     Args:
         source: one of
 
-            - the folder of a run: the model that `model/` in it holds,
-            - a folder that `save_pretrained` wrote: config.json and model.safetensors,
+            - the folder of a run: loads the model in its `model/`,
+            - a folder written by `save_pretrained`: config.json and model.safetensors,
             - a file in the published format (.pth.tar), which is converted in memory,
             - an id "org/name" on the Hugging Face Hub (extra `dmtl[hub]`), if no such path exists.
         options: for the Hub, those of `huggingface_hub.snapshot_download`: revision, token, cache_dir.

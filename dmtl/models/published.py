@@ -1,4 +1,4 @@
-"""The published checkpoint and ours, both ways, without loss.
+"""Convert between the published checkpoint format and ours, losslessly.
 
 The published file is `torch.save` of {optimizer, scheduler, model, epoch, iter_count}; `model` holds 410
 tensors whose names may carry DistributedDataParallel's prefix `module.`. Only tensors and plain containers
@@ -43,7 +43,7 @@ _SCHEDULE = "diffusion_model."
 
 
 def convert_official(source: str | Path, directory: str | Path) -> DiffusionMTL:
-    """Reads a published checkpoint and writes `config.json` + `model.safetensors` into `directory`."""
+    """Convert a published checkpoint to `config.json` + `model.safetensors` in `directory`."""
     model = model_from_official(read_state(source), str(source))
     model.save_pretrained(directory)
     return model
@@ -70,24 +70,24 @@ def convert_to_official(model: DiffusionMTL | MultiTaskBaseline, target: str | P
 
 
 def model_from_official(state: Mapping[str, Tensor], source: str = "state") -> DiffusionMTL:
-    """A Feature-Diffusion model from the published names. Sizes, tasks, S and the betas are read off the
+    """Build a Feature Diffusion model from published names. Sizes, tasks, S and betas are inferred from the
     tensors."""
     config = config_from_official(state, source)
     model = DiffusionMTL(config).eval()
-    check_state(official_state(model), state, source)  # speaks of the published names
+    check_state(official_state(model), state, source)  # reports published names
     model.load_state_dict({our_name(key): value for key, value in state.items() if not _is_buffer(key)})
     return model
 
 
 def official_state(model: DiffusionMTL) -> dict[str, Tensor]:
-    """A model's tensors under the published names, with the twelve schedule buffers."""
+    """Return a model's tensors under the published names, with the twelve schedule buffers."""
     state = {published_name(key): value for key, value in model.state_dict().items()}
     buffers = schedule_of(model.config).official_buffers()
     return state | {_SCHEDULE + name: table for name, table in buffers.items()}
 
 
 def config_from_official(state: Mapping[str, Tensor], source: str = "state") -> ModelConfig:
-    """The configuration of a published state dict. The number of heads is not stored there; it is four."""
+    """Infer the configuration of a published state dict. The number of heads is not stored; it is four."""
     try:
         return _read_config(state, source)
     except KeyError as error:
@@ -128,12 +128,12 @@ def _read_config(state: Mapping[str, Tensor], source: str) -> ModelConfig:
 
 
 def _schedule(betas: Tensor, buffers: Mapping[str, Tensor], source: str) -> dict:
-    """S and the range of betas such that every stored buffer comes out bit-equal, or the betas themselves."""
+    """Return S and the range of betas that reproduce all stored buffers bit for bit, or the betas."""
     values = betas.double().flatten().tolist()
     if not values or not all(0 < value < 1 for value in values):
         raise CheckpointError(f"{source}: {_SCHEDULE}betas must be numbers between 0 and 1, got {values[:8]}")
     candidate: dict[str, Any]
-    # float32 holds the betas; the shortest decimal that gives them back is what was meant.
+    # Betas are stored as float32; use the shortest decimals that reproduce them.
     for digits in (4, 6, 7, 8, 9):
         start, end = (float(f"{v:.{digits}g}") for v in (values[0], values[-1]))
         if 0 < start <= end < 1:
@@ -163,12 +163,12 @@ def _is_buffer(key: str) -> bool:
 
 
 def published_name(key: str) -> str:
-    """The published name of one of our tensors."""
+    """Return the published name of one of our tensors."""
     return _translated(key, ((ours, published) for published, ours in _PREFIXES))
 
 
 def our_name(key: str) -> str:
-    """Our name of a published tensor."""
+    """Return our name of a published tensor."""
     return _translated(key, _PREFIXES)
 
 

@@ -1,5 +1,5 @@
-"""Weights on disk: `config.json` + `model.safetensors`, written atomically, read without unpickling
-anything."""
+"""Weights on disk: `config.json` + `model.safetensors`, written atomically and read without arbitrary
+unpickling."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ _NUMPY_NUMBERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [  #
 
 
 def write_weights(directory: str | Path, config: Mapping, state: Mapping[str, Tensor]) -> None:
-    """Writes both files; each appears whole or not at all. Raises OSError (naming the file) when the disk
-    is full."""
+    """Write both files atomically. Raises OSError naming the file if the disk is full."""
     directory = Path(directory)
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     write_atomically(directory / WEIGHTS, lambda path: _save(tensors, path))
@@ -42,7 +41,7 @@ def write_weights(directory: str | Path, config: Mapping, state: Mapping[str, Te
 
 
 def read_weights(directory: str | Path) -> tuple[dict, dict[str, Tensor]]:
-    """(configuration, tensors) from a folder written by `write_weights`."""
+    """Read (configuration, tensors) from a folder written by `write_weights`."""
     directory = Path(directory)
     for name in (CONFIG, WEIGHTS):
         if not (directory / name).is_file():
@@ -59,11 +58,10 @@ def read_weights(directory: str | Path) -> tuple[dict, dict[str, Tensor]]:
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """Tensors by name from a `.safetensors` file or from what `torch.save` wrote, names without `module.`.
+    """Read tensors by name, without the prefix `module.`, from a `.safetensors` or `torch.save` file.
 
-    A torch file may hold the tensors themselves, or have them below "model" (the published checkpoint) or
-    "state_dict". Nothing is unpickled but tensors, plain containers and NumPy numbers. Raises
-    CheckpointError.
+    A torch file may hold the tensors directly or below "model" (the published checkpoint) or "state_dict".
+    Only tensors, plain containers and NumPy numbers are unpickled. Raises CheckpointError.
     """
     path = Path(path)
     if not path.is_file():
@@ -89,13 +87,13 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Loads every tensor or raises CheckpointError with the first keys and shapes that do not fit."""
+    """Load every tensor or raise CheckpointError with the first keys and shapes that do not fit."""
     check_state(model.state_dict(), state, source)
     model.load_state_dict(state)
 
 
 def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
-    """Raises CheckpointError unless `state` has the keys and shapes of `expected`."""
+    """Raise CheckpointError unless `state` has the keys and shapes of `expected`."""
     problems = [f"{k}: missing" for k in expected if k not in state]
     problems += [f"{k}: not part of this configuration" for k in state if k not in expected]
     problems += [
@@ -135,25 +133,25 @@ def _read_torch(path: Path) -> object:
 def _save(tensors: Mapping[str, Tensor], path: str) -> None:
     try:
         save_file(dict(tensors), path, metadata={"format": "pt"})
-    except SafetensorError as error:  # safetensors reports a full disk with an exception of its own
+    except SafetensorError as error:  # safetensors reports a full disk with its own exception
         raise OSError(None, str(error)) from None
 
 
 def write_torch(path: str | Path, content: object) -> None:
-    """`torch.save`, atomically. Raises OSError naming `path` when the disk is full."""
+    """Save with `torch.save`, atomically. Raises OSError naming `path` if the disk is full."""
 
     def write(temporary: str) -> None:
         try:
             torch.save(content, temporary)
-        except RuntimeError as error:  # torch's writer reports a full disk so
+        except RuntimeError as error:  # how torch's writer reports a full disk
             reason = str(error).splitlines()[0]
-            text = f"PyTorch did not get all of it written, is the disk full? ({reason})"
+            text = f"PyTorch could not write the whole file, is the disk full? ({reason})"
             raise OSError(None, text) from None
 
     write_atomically(path, write)
 
 
 def load_refusal(error: Exception) -> str:
-    """What torch.load found wrong, in one line, without its advice to unpickle untrusted files."""
+    """Return torch.load's error in one line, without its advice to unpickle untrusted files."""
     lines = re.split(r"trusted source\.|WeightsUnpickler error:", str(error))[-1].strip().splitlines()
     return lines[0].split(". ")[0] if lines else type(error).__name__

@@ -1,10 +1,10 @@
 """The work of one prediction, counted from the configuration of its model.
 
-Two counts: of the published execution, layer by layer, and of what the equations leave over once layers that
-meet without anything between them are folded (the trunks' 1x1 into the 3x3 behind it, the condition's
-convolution and reduction into one patch product, its first query once for all tasks and steps).
+Two counts: of the published execution, layer by layer, and of the folded one. There, layers with nothing in
+between are merged (the trunks' 1x1 into the 3x3 after it, the condition's convolution and reduction into one
+patch product), and the condition's first query is computed once for all tasks and steps.
 
-Legend: B images, R = B rows of each wanted task, C channels, h x w the 1/8 map, N tokens.
+Legend: B images, R = B rows of each requested task, C channels, h x w the 1/8 map, N tokens.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from dmtl.tasks import task_from_spec
 
 STAGES = ("initial", "condition", "chain", "decode")
 OPERATORS = ("convolutions", "token_mlp", "cross_attention", "everything else")
-WINOGRAD = 4.0  # F(4x4, 3x3): 36 products for 16 results that take 144 directly
+WINOGRAD = 4.0  # F(4x4, 3x3): 36 products for 16 results that need 144 directly
 
 
 @dataclass(frozen=True)
 class Part:
-    """One layer, all its rows together.
+    """One layer, with all its rows.
 
-    flops: two for a multiply-add, of the direct algorithm. bytes: inputs, parameters and results, once each.
+    flops: two per multiply-add, for the direct algorithm. bytes: inputs, parameters and results, once each.
     winograd: a 3x3 convolution of stride 1 outside the encoder, which the CPU's operator computes by
-    Winograd's algorithm, with a quarter of the products.
+    Winograd's algorithm with a quarter of the products.
     """
 
     stage: str
@@ -52,12 +52,12 @@ def count(
     published: bool = False,
     itemsize: int = 4,
 ) -> list[Part]:
-    """Every layer of one prediction of decoded maps.
+    """Count every layer of one prediction, including decoding.
 
     Args:
         size: height and width of the images.
         steps: denoising steps, default as trained.
-        tasks: names wanted, default all.
+        tasks: names to predict, default all.
         published: layer by layer as published, else folded.
         itemsize: bytes of a number in maps, tokens and parameters.
     """
@@ -65,7 +65,7 @@ def count(
     frame = (height, width)
     channels = {task.name: task.channels for task in map(task_from_spec, config.tasks)}
     wanted = list(channels if tasks is None else tasks)
-    if config.diffusion == "none":  # nobody needs the other tasks' maps
+    if config.diffusion == "none":  # the other tasks' maps are not needed
         channels = {task: channels[task] for task in wanted}
     parts = list(_initial(config, channels, frame, batch, itemsize))
     if config.diffusion != "none":
@@ -80,12 +80,12 @@ def count(
 
 
 def flops(parts: Iterable[Part], winograd: bool = False) -> float:
-    """Operations of these parts; winograd: with a quarter of the products where that algorithm applies."""
+    """Sum operations of parts; winograd: with a quarter of the products where that algorithm applies."""
     return sum(part.flops / (WINOGRAD if winograd and part.winograd else 1) for part in parts)
 
 
 def parameters(model: DiffusionMTL | MultiTaskBaseline) -> dict[str, dict[str, int]]:
-    """Part -> numbers that are trained, and that are frozen."""
+    """Count parameters: part -> numbers of trained and of frozen ones."""
     parts = {"encoder": ["initial.backbone"], "initial decoders": ["initial"]}
     if isinstance(model, DiffusionMTL):
         parts |= {
@@ -103,7 +103,7 @@ def parameters(model: DiffusionMTL | MultiTaskBaseline) -> dict[str, dict[str, i
 def _initial(
     config: ModelConfig, channels: dict[str, int], frame: tuple[int, int], batch: int, itemsize: int
 ) -> Iterator[Part]:
-    """The initial network built without storage; hooks see the shapes of its convolutions and products."""
+    """Build the initial network without storage; hooks record shapes of its convolutions and products."""
     found: list[Part] = []
     with torch.device("meta"):
         network = InitialNetwork(config, channels).eval()
@@ -142,7 +142,7 @@ class _Chain:
 
     @property
     def tokens(self) -> int:
-        """N of one image."""
+        """Return N for one image."""
         return self.h * self.w // self.config.token_reduction**2
 
     @property
@@ -161,7 +161,7 @@ class _Chain:
         yield Part("condition", "everything else", "condition_tokens", work, self.itemsize * moved)
 
     def step(self, first: bool) -> Iterator[Part]:
-        """One pass of the denoiser over all wanted tasks, with the noising in front of it."""
+        """Count one denoiser pass over all requested tasks, with the noising before it."""
         config, C = self.config, self.config.width
         for task in self.wanted:
             signal = C if config.diffusion == "feature" else self.channels[task]
@@ -178,7 +178,7 @@ class _Chain:
         yield self._moved("upsample_add", tokens + 2 * maps)
 
     def heads(self) -> Iterator[Part]:
-        """Denoised features to logits, once."""
+        """Count denoised features to logits, once."""
         if self.config.diffusion == "feature":
             for task in self.wanted:
                 C, out = self.config.width, self.channels[task]
@@ -214,7 +214,7 @@ def _decode(
     batch: int,
     itemsize: int,
 ) -> Iterator[Part]:
-    """Logits read, maps written once."""
+    """Count logits read and maps written once."""
     pixels, small = batch * size[0] * size[1], batch * frame[0] * frame[1] // 64
     for task in map(task_from_spec, config.tasks):
         if task.name in wanted:

@@ -1,1 +1,1 @@
-"""Building blocks: parameters and calls, no formulas of their own beyond standard layers."""
+"""Building blocks: parameters and calls, with no formulas beyond standard layers."""

@@ -1,4 +1,4 @@
-"""Choice of the image encoder: our own networks, or any timm network that offers `features_only`."""
+"""Image encoders: our own networks, or any timm network that offers `features_only`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dmtl.nn.resnet import DEPTHS, ResNet
 from dmtl.registry import Registry
 
 BACKBONES: Registry[Callable[[int], nn.Module]] = Registry("backbone")
-"""By the names of `model.backbone`: width of the first ResNet stage -> encoder. Other names are timm's."""
+"""By `model.backbone`: width of the first ResNet stage -> encoder. Other names are timm's."""
 
 
 def _lite(name: str, width: int) -> EfficientNetLite:
@@ -39,7 +39,7 @@ def list_backbones(*, timm: bool = False) -> list[str]:
         timm: also list the networks of the installed timm.
 
     Raises:
-        ConfigError: timm is asked for and cannot be imported.
+        ConfigError: timm is requested and cannot be imported.
     """
     return [*BACKBONES.names(), *(_timm("timm").list_models() if timm else ())]
 
@@ -60,7 +60,7 @@ def make_backbone(name: str, width: int = 64) -> nn.Module:
 class TimmBackbone(nn.Module):
     """A timm encoder whose last (up to four) maps feed the model; parameters have timm's names below `net.`.
 
-    Images come in with ImageNet's mean and spread and are converted to those of the encoder's own weights.
+    Input images have ImageNet's mean and spread and are converted to those of the encoder's weights.
     """
 
     input_scale: Tensor
@@ -125,7 +125,7 @@ def _timm(name: str) -> ModuleType:
 
 
 def _create(timm: ModuleType, name: str, pretrained: bool = False) -> Any:
-    """Create the network; transformers are asked to take images of any size, each family in its own words."""
+    """Create the network; transformers are set to accept any image size, by their own option."""
     common = dict(features_only=True, pretrained=pretrained)
     for option in ({"dynamic_img_size": True}, {"strict_img_size": False}):
         with suppress(TypeError):  # the model knows no such option

@@ -1,4 +1,4 @@
-"""A batch norm and the activation behind it, by the fused operator where that trains faster."""
+"""A batch norm and the activation after it, by the fused operator if that trains faster."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def norm_act(norm: nn.Module, x: Tensor, high: float | None = math.inf) -> Tenso
     """Apply a batch norm (or what folding left of it), then clamp to [0, high].
 
     In training mode a CPU computes channels-last maps with `ops.batch_norm`, which updates the same running
-    statistics; everything else (evaluation, GPUs, compiled graphs, other kinds of norm) is the library's.
+    statistics. The library computes everything else (evaluation, GPUs, compiled graphs, other norms).
 
     Args:
-        norm: its parameters and statistics are used and updated as by calling it.
+        norm: its parameters and statistics are used and updated as if it were called.
         x: [B, C, h, w].
         high: infinity for ReLU, 6 for ReLU6, None for no activation.
     """
@@ -49,7 +49,7 @@ def _by_operator(norm: nn.Module, x: Tensor) -> TypeGuard[nn.BatchNorm2d]:
 
 @torch.no_grad()
 def _update(norm: nn.BatchNorm2d, mean: Tensor, inv_std: Tensor, pixels: int) -> None:
-    """Move the running statistics as `nn.BatchNorm2d` does: the variance without bias."""
+    """Update the running statistics as `nn.BatchNorm2d` does, with the unbiased variance."""
     variance = (inv_std.double() ** -2 - norm.eps) * (pixels / (pixels - 1))
     running_mean, running_var, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
     assert running_mean is not None and running_var is not None and count is not None

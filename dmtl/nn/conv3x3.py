@@ -1,4 +1,4 @@
-"""A 3x3 convolution that trains by Winograd's algorithm where that is faster."""
+"""A 3x3 convolution that trains by Winograd's algorithm if that is faster."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _LEAST_ELEMENTS = 64 * 64
 
 
 class Conv3x3(nn.Conv2d):
-    """`nn.Conv2d` of 3x3 pixels, stride 1 and padding 1, with its parameters and its bits in inference; in
-    training mode `ops.conv3x3` computes channels-last float32 on a CPU if there are pixels enough to pay for
-    transforming the weights. Everything else (other layouts, which it would have to copy, 16-bit
-    numbers, GPUs, compiled graphs) is the library's."""
+    """`nn.Conv2d` of 3x3 pixels, stride 1 and padding 1, with the same parameters and, in inference, the same
+    bits. In training mode `ops.conv3x3` computes channels-last float32 on a CPU if there are enough pixels to
+    pay for transforming the weights. The library computes everything else (other layouts, which would need a
+    copy, 16-bit numbers, GPUs, compiled graphs)."""
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True):
         super().__init__(in_channels, out_channels, 3, padding=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, C, h, w] -> [B, K, h, w]."""
+        """Convolve x [B, C, h, w] -> [B, K, h, w]."""
         if not self._by_operator(x):
             return F.conv2d(x, self.weight, self.bias, padding=1)
         biases = None if self.bias is None else [self.bias]

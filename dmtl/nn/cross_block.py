@@ -1,4 +1,4 @@
-"""The denoiser's cross block: condition tokens ask, noisy tokens answer (DiffusionMTL, arXiv 2403.15389).
+"""The denoiser's cross block: condition tokens query noisy tokens (DiffusionMTL, arXiv 2403.15389).
 
 Shapes: R rows, N tokens of the condition, M tokens of the noisy map, C channels.
 """
@@ -12,8 +12,8 @@ from dmtl.nn.precision import cast, cast_all
 
 
 class CrossAttention(nn.Module):
-    """Projections of multi-head attention from x to y, without bias but for the last; heads lie side by
-    side, kv holds the keys' weights above the values'."""
+    """Projections of multi-head attention from x to y, with a bias only in the last. Heads are side by side;
+    kv holds the keys' weights above the values'."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -47,7 +47,7 @@ class CrossBlock(nn.Module):
         self.mlp_kv = Mlp(width, mlp_ratio * width)
 
     def forward(self, x_RNC: Tensor, y_RMC: Tensor, query_RNC: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Both streams, updated. query: attn.q(norm1(x)) where the caller has it already."""
+        """Return both streams, updated. query: attn.q(norm1(x)) if the caller already has it."""
         y_RMC = _token_mlp(y_RMC, self.norm2_kv, self.mlp_kv)
         norm, norm_kv, attn = self.norm1, self.norm_kv, self.attn
         layers: list[Tensor] = [norm.weight, norm.bias, norm_kv.weight, norm_kv.bias]

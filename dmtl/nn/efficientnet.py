@@ -208,6 +208,6 @@ _WHEEL_BLOCK = {
 
 
 def _round_channels(channels: float, divisor: int = 8) -> int:
-    """The nearest multiple of 8, not more than a tenth below (as in the MobileNet and EfficientNet code)."""
+    """Round to a multiple of 8, not more than a tenth below (as in the MobileNet and EfficientNet code)."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded

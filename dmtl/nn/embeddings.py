@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def sinusoidal_embedding(t_B: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """[cos(t w_i), sin(t w_i)] with w_i = max_period^(-i / (dim/2)): t [B] (steps, may be fractional) ->
+    """Return [cos(t w_i), sin(t w_i)], w_i = max_period^(-i / (dim/2)): t [B] (steps, may be fractional) ->
     [B, dim] float32."""
     half = dim // 2
     frequencies = torch.exp(

@@ -2,8 +2,8 @@
 
     weight * (conv(x) - mean) / sqrt(var + eps) + bias   is a convolution with a bias.
 
-Nothing here knows an architecture. A run on a small image shows which norm reads which convolution's output,
-and a second run proves that the folded network is the same function.
+Nothing here depends on an architecture. A run on a small image shows which norm reads which convolution's
+output, and a second run verifies that the folded network is the same function.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from dmtl.nn.precision import tf32
 
 _SIDE = 64  # pixels of the image that shows the data flow
-_TOLERANCE = 100  # roundings by which a folded network may differ, relative, in L2
+_TOLERANCE = 100  # tolerated difference of a folded network in roundings, relative, in L2
 
 Modules = dict[nn.Module, nn.Module]
 M = TypeVar("M", bound=nn.Module)
@@ -30,7 +30,7 @@ M = TypeVar("M", bound=nn.Module)
 def fold_batch_norms_(module: M) -> M:
     """Fold every batch norm that reads one convolution's output into that convolution, in place.
 
-    A norm that also activates (timm's `BatchNormAct2d`) leaves its activation behind. A fold that would
+    A norm with an activation (timm's `BatchNormAct2d`) is replaced by the activation. A fold that would
     change the function, e.g. because something else reads the convolution's output too, is undone.
 
     Args:
@@ -56,11 +56,11 @@ def fold_batch_norms_(module: M) -> M:
 
 
 def _pairs(module: nn.Module, image: Tensor) -> tuple[list[tuple[nn.Conv2d, _BatchNorm]], list[Tensor]]:
-    """Run the network; return its convolutions and norms that meet, and its outputs."""
+    """Run the network; return pairs of a convolution and the norm after it, and the outputs."""
     calls: dict[nn.Module, int] = {}
     writers: dict[int, nn.Conv2d] = {}
     readers: dict[nn.Conv2d, list[_BatchNorm]] = {}
-    alive = []  # an id is a tensor's own as long as it lives
+    alive = []  # ids are unique only while tensors live
 
     def called(part: nn.Module, inputs: tuple) -> None:
         calls[part] = calls.get(part, 0) + 1
@@ -89,12 +89,12 @@ def _pairs(module: nn.Module, image: Tensor) -> tuple[list[tuple[nn.Conv2d, _Bat
 
 
 def _hooked(module: nn.Module) -> bool:
-    """Whether someone listens to this module, which therefore has to stay."""
+    """Whether this module has hooks and therefore must stay."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _fold(conv: nn.Conv2d, norm: _BatchNorm) -> Modules:
-    """What to replace by what; empty if the norm has no statistics, or if the weight is itself computed."""
+    """Return replacements; empty if the norm has no statistics, or if the weight is itself computed."""
     if norm.running_mean is None or is_parametrized(conv):
         return {}
     rest = [part for name in ("drop", "act") if isinstance(part := getattr(norm, name, None), nn.Module)]
@@ -106,7 +106,7 @@ def _keep(module: nn.Module, image: Tensor, expected: list[Tensor], changes: Mod
     _replace(module, changes)
     try:
         outputs = tree_leaves(module(image))
-    except Exception:  # a part that reads attributes of what was replaced
+    except Exception:  # some part reads attributes of a replaced module
         outputs = []
     if len(outputs) == len(expected) and all(map(_equal, outputs, expected)):
         return True
@@ -121,7 +121,7 @@ def _equal(actual: Tensor, expected: Tensor) -> bool:
 
 
 def _replace(module: nn.Module, changes: Modules) -> None:
-    """Put other modules into the places of some, wherever they are."""
+    """Replace modules wherever they occur."""
     for parent in list(module.modules()):
         for name, child in list(parent._modules.items()):
             if child in changes:

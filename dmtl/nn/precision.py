@@ -1,5 +1,5 @@
-"""What arithmetic is done in: names of precisions, TF32 on and off, and mixed precision for the fused ops
-(under `torch.autocast` they compute in its dtype, like torch's own products)."""
+"""Arithmetic precision: names of precisions, TF32 on and off, and mixed precision for the fused ops (under
+`torch.autocast` they compute in its dtype, like torch's own products)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Precision -> dtype of what is stored in it."""
+"""Precision -> dtype of stored values."""
 
 
 def has_bf16(device: torch.device) -> bool:
     """Whether the device has instructions for bf16: a GPU since Ampere, a CPU with AVX-512 BF16 or AMX.
 
-    Without them PyTorch emulates bf16; a CPU with AVX2 then trains about ten times more slowly than in fp32.
+    Otherwise PyTorch emulates bf16; a CPU with AVX2 then trains about ten times slower than in fp32.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -33,7 +33,7 @@ def training_precision(precision: str, device: torch.device) -> str:
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Context in which torch's products and convolutions of float32 may use TF32, or may not; without effect
+    """Allow or forbid TF32 in torch's float32 products and convolutions within this context; without effect
     on a CPU."""
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
     before = products.allow_tf32, convolutions.allow_tf32
@@ -53,12 +53,12 @@ def cast(x: None) -> None: ...
 
 
 def cast(x: Tensor | None) -> Tensor | None:
-    """x in autocast's dtype where autocast is on for its device, else as it is."""
+    """Cast x to autocast's dtype if autocast is on for its device."""
     if x is None or not torch.is_autocast_enabled(x.device.type):
         return x
     return x.to(torch.get_autocast_dtype(x.device.type))
 
 
 def cast_all(xs: Sequence[Tensor]) -> list[Tensor]:
-    """`cast` of each."""
+    """Apply `cast` to each."""
     return [cast(x) for x in xs]

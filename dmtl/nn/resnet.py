@@ -17,9 +17,9 @@ from dmtl.nn.conv3x3 import Conv3x3
 
 
 class Pointwise(nn.Conv2d):
-    """A 1x1 convolution. In training its stride picks the pixels first, which is the same function.
+    """A 1x1 convolution. In training its stride selects the pixels first, which is equivalent.
 
-    oneDNN's weight gradient of a strided one writes out of bounds on CPUs with AVX2 but no AVX-512, if the
+    oneDNN's weight gradient of a strided 1x1 writes out of bounds on CPUs with AVX2 but no AVX-512, if the
     input channels are not a multiple of 8 (PyTorch 2.13, channels-last).
     """
 

@@ -1,1 +1,1 @@
-"""What every room stands on: native modules, devices, memory, timing of calls, atomic files."""
+"""The base of all packages: native modules, devices, memory, timing of calls, atomic files."""

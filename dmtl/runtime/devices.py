@@ -1,4 +1,4 @@
-"""The device that a name means here."""
+"""Devices by name."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dmtl.errors import ConfigError
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """The device of this name; "auto" is the first GPU where there is one, else the CPU.
+    """Return the device of this name; "auto" is the first GPU if there is one, else the CPU.
 
-    ConfigError for a name that torch does not know, and for a device that does not work here.
+    Raises ConfigError for a name that torch does not know, and for a device that does not work here.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -30,5 +30,5 @@ def pick_device(device: str | torch.device) -> torch.device:
 
 
 def usable_cores() -> int:
-    """The processor cores that this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""The processes of one run: who they are, how they meet, and what they tell one another."""
+"""The processes of one run: ranks, connection, and collective operations."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from dmtl.runtime.devices import pick_device
 from dmtl.runtime.rendezvous import environment, fresh_store
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for the others: longer than reading a data set for the first time. A dead process
-is noticed at once by torchrun; this is for one that hangs."""
+"""How long a process waits for the others: longer than the first reading of a data set. torchrun notices a
+dead process at once; this is for one that hangs."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run. `device` is this process's own."""
+    """The processes of a run. `device` is that of this process."""
 
     rank: int = 0
     size: int = 1
@@ -32,13 +32,13 @@ class World:
 
     @property
     def main(self) -> bool:
-        """The one process that writes files and talks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
 
 def connect(device: str | torch.device = "auto") -> World:
-    """The processes that torchrun started, connected (gloo on a CPU; NCCL on GPUs, one each); without
-    torchrun, this process alone. A second call gives the same world.
+    """Connect the processes that torchrun started (gloo on a CPU; NCCL on GPUs, one each). Without torchrun,
+    return this process alone. A second call returns the same world.
 
     Raises:
         ConfigError: a device that does not work here, a single GPU ("cuda:1") for several processes, more
@@ -65,7 +65,7 @@ def connect(device: str | torch.device = "auto") -> World:
 
 
 def disconnect() -> None:
-    """Leaves the other processes; done by itself when Python ends."""
+    """Leave the other processes; called automatically when Python exits."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -88,7 +88,7 @@ def _own_device(device: str | torch.device, local: int, size: int) -> torch.devi
 
 
 def total(tensor: Tensor) -> Tensor:
-    """Adds the tensor over all processes, in place; returns it."""
+    """Sum the tensor over all processes in place and return it."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
@@ -104,7 +104,7 @@ def any_rank(flag: bool) -> bool:
 
 
 def gathered(value: Any) -> list:
-    """What every process has, by rank: any object that can be pickled, the same kind in all. Waits for the
+    """Return every process's value by rank: any picklable object, of one type in all. Waits for the
     others."""
     if not dist.is_initialized():
         return [value]
@@ -114,5 +114,5 @@ def gathered(value: Any) -> list:
 
 
 def barrier() -> None:
-    """Waits until every process is here."""
+    """Wait until every process is here."""
     any_rank(False)

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never meets half of one."""
+"""Atomic file writes: a reader never sees a partial file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _LONGEST_NAME = 255  # bytes, on nearly all file systems
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[str], object]) -> None:
-    """Calls `write` with a temporary name in the target's folder, then renames it over `path`.
+    """Call `write` with a temporary name in the target's folder, then rename that over `path`.
 
-    When `write` or the rename fails the old file stays as it was and nothing is left behind. An OSError
-    (full disk, read-only folder) is raised again with a message that names `path`.
+    If `write` or the rename fails, the old file is unchanged and nothing is left over. An OSError (full disk,
+    read-only folder) is raised again with a message that names `path`.
     """
     path = Path(path)
     temporary = None
@@ -39,9 +39,9 @@ def write_atomically(path: str | os.PathLike, write: Callable[[str], object]) ->
 
 
 def temporary_name(path: Path) -> dict[str, Any]:
-    """Return the arguments of `tempfile.mkstemp` for a file that is to become `path`.
+    """Return the arguments of `tempfile.mkstemp` for a file that will become `path`.
 
-    It is hidden, next to `path`, has its suffix, and its name as far as there is room for the rest.
+    It is hidden, next to `path`, with its suffix and as much of its name as fits.
     """
     room = max(0, _LONGEST_NAME - 10 - 2 * len(os.fsencode(path.suffix)))
     stem = os.fsencode(path.stem)[:room].decode(errors="ignore")
@@ -49,27 +49,27 @@ def temporary_name(path: Path) -> dict[str, Any]:
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """`write_atomically` for bytes."""
+    """Write bytes atomically."""
     write_atomically(path, lambda temporary: Path(temporary).write_bytes(content))
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """`write_atomically` for UTF-8 text."""
+    """Write UTF-8 text atomically."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def json_text(value: object, indent: int | None = None) -> str:
-    """JSON that every strict reader takes: null for NaN and infinity, which the format lacks (RFC 8259)."""
+    """Return JSON valid for strict readers: null for NaN and infinity, which the format lacks (RFC 8259)."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
 def write_json(path: str | os.PathLike, value: object, indent: int = 2) -> None:
-    """`write_text` of `json_text`."""
+    """Write `json_text` atomically."""
     write_text(path, json_text(value, indent) + "\n")
 
 
 def number(value: Any) -> float:
-    """A number that `json_text` wrote: NaN for null."""
+    """Return a number written by `json_text`: NaN for null."""
     return math.nan if value is None else float(value)
 
 
@@ -82,6 +82,6 @@ def _finite(value: Any) -> Any:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether this is how `write_atomically` calls a file until it is whole: what a killed writer leaves."""
+    """Whether this is the name of a temporary file of `write_atomically`, left by a killed writer."""
     suffix = re.escape(Path(name).suffix)
     return re.fullmatch(rf"\..+{suffix}\.[a-z0-9_]{{8}}{suffix}", name) is not None

@@ -1,8 +1,8 @@
 """The fastest of several ways to compute the same thing, found by timing each once for every kind of call.
 On a GPU, replays of CUDA graphs are timed.
 
-What was found on a GPU is remembered in a file, choices.json in $DMTL_CACHE or else the user's cache folder,
-so that the next process need not measure. DMTL_CACHE="" remembers nothing; deleting the file forgets.
+Choices on a GPU are remembered in a file, choices.json in $DMTL_CACHE or else the user's cache folder, so the
+next process need not measure. DMTL_CACHE="" remembers nothing; delete the file to forget.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _CALLS = 4  # in a graph that is timed, so that its own launch counts little
 
 
 class Fastest:
-    """Remembers the winner of each kind of call: for the life of the process, and of a GPU's also on disk.
+    """Remember the winner of each call signature: for the life of the process, and for a GPU also on disk.
 
-    timer(call, device) -> seconds of one call, warmed up. name: of these choices in the file; None: never
-    there.
+    timer(call, device) -> seconds of one call, warmed up. name: key of these choices in the file; None: never
+    stored.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class Fastest:
         self.winners: dict[Hashable, str] = {}
 
     def choose(self, kind: Hashable, ways: Mapping[str, Callable[[], object]], device: torch.device) -> str:
-        """Name of the fastest of `ways`, which are called to find out.
+        """Time `ways` by calling them and return the name of the fastest.
 
-        Nothing is measured, and the first name is the answer, where there is nothing to compare, while a CUDA
+        Nothing is measured, and the first name is returned, if there is nothing to compare, while a CUDA
         graph is captured, and under torch.use_deterministic_algorithms (two processes may measure
         differently, and two ways may round differently).
         """
@@ -66,7 +66,7 @@ class Fastest:
 
 
 def cache_folder() -> Path | None:
-    """$DMTL_CACHE, or "dmtl" in the user's cache folder; None where nothing shall be kept."""
+    """Return $DMTL_CACHE, or "dmtl" in the user's cache folder; None if caching is off."""
     chosen = os.environ.get("DMTL_CACHE")
     if chosen is not None:
         return Path(chosen) if chosen else None
@@ -78,12 +78,12 @@ def cache_folder() -> Path | None:
 
 
 def _machine(device: torch.device) -> str:
-    """What a choice holds for: another GPU, torch or version of ours measures anew."""
+    """Describe what a choice is valid for: another GPU, torch or dmtl version measures again."""
     return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, dmtl {dmtl.__version__}"
 
 
 def _choices() -> dict:
-    """The file's contents; empty where there is none, or none that can be read."""
+    """Read the file; return an empty dict if it is missing or unreadable."""
     folder = cache_folder()
     try:
         found = json.loads((folder / "choices.json").read_text(encoding="utf-8")) if folder else {}
@@ -100,7 +100,7 @@ def _stored(device: torch.device, name: str, kind: Hashable) -> str | None:
 
 
 def _store(device: torch.device, name: str, kind: Hashable, winner: str) -> None:
-    """Adds a choice to the file; a folder that cannot be written only costs the next process its time."""
+    """Add a choice to the file. If the folder is not writable, the next process measures again."""
     folder = cache_folder()
     if folder is None:
         return
@@ -111,9 +111,9 @@ def _store(device: torch.device, name: str, kind: Hashable, winner: str) -> None
 
 
 def seconds(call: Callable[[], object], device: torch.device, rounds: int = 1) -> float:
-    """Time `rounds` calls in a row and return the median in seconds, the device's work included.
+    """Time `rounds` calls in a row and return the median in seconds, including the device's work.
 
-    On a GPU the times are those between events of its stream, else the wall clock's.
+    On a GPU the times are between events of its stream, otherwise wall-clock times.
     """
     if device.type != "cuda":
         return statistics.median(_wall_seconds(call) for _ in range(rounds))

@@ -1,8 +1,7 @@
-"""Memory that calls in a row use again: large outputs of CPU kernels come from a pool while one is in use.
+"""Memory reuse across calls: large outputs of CPU kernels come from a pool while one is in use.
 
-A fresh block of many megabytes costs page faults, more than many an operator; and a heap that hands such
-blocks back and forth keeps what it cannot put together again. A pool keeps blocks of the sizes that were
-asked for.
+Page faults of a fresh block of many megabytes cost more than many operators, and a heap that exchanges such
+blocks with the system fragments. A pool keeps blocks of the requested sizes.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-_SMALLEST = 1 << 20  # bytes; less is left to torch
+_SMALLEST = 1 << 20  # bytes; torch allocates smaller ones
 _local = threading.local()
 
 
 class Pool:
-    """Blocks of memory that tensors borrow: a block is free again when the last tensor on it is gone."""
+    """Blocks of memory that tensors borrow: a block is free again when its last tensor is gone."""
 
     def __init__(self) -> None:
         self._free: dict[int, list[mmap.mmap]] = defaultdict(list)
-        self.blocks = 0  # taken from the system so far
+        self.blocks = 0  # allocated from the system so far
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Large outputs of CPU kernels that this thread calls inside come from the pool."""
+        """Use the pool in this context for large outputs of CPU kernels called by this thread."""
         before = getattr(_local, "pool", None)
         _local.pool = self
         try:
@@ -41,11 +40,11 @@ class Pool:
             _local.pool = before
 
     def release(self) -> None:
-        """Gives the free blocks back to the system."""
+        """Return the free blocks to the system."""
         self._free.clear()
 
     def borrow(self, size: int) -> Tensor:
-        """uint8 [size], undefined contents."""
+        """Return uint8 [size] with undefined contents."""
         try:
             block = self._free[size].pop()
         except IndexError:
@@ -64,8 +63,8 @@ def empty(
     memory_format: torch.memory_format = torch.contiguous_format,
     device: torch.device | None = None,
 ) -> Tensor:
-    """torch.empty, on the CPU if no device is given; there a large tensor comes from the pool in use. With
-    channels_last the shape is [B, C, H, W]."""
+    """Allocate like torch.empty, on the CPU if no device is given; large CPU tensors come from the pool in
+    use. With channels_last the shape is [B, C, H, W]."""
     if device is not None and device.type != "cpu":
         return torch.empty(tuple(shape), dtype=dtype, memory_format=memory_format, device=device)
     pool = getattr(_local, "pool", None)
@@ -82,7 +81,7 @@ def empty(
 
 
 def empty_like(x: Tensor) -> Tensor:
-    """torch.empty_like; on the CPU as `empty`, where x is large and dense."""
+    """Allocate like torch.empty_like; on the CPU like `empty` if x is large and dense."""
     if getattr(_local, "pool", None) is not None and x.device.type == "cpu" and x.nbytes >= _SMALLEST:
         if x.is_contiguous():
             return empty(x.shape, x.dtype)
@@ -92,7 +91,7 @@ def empty_like(x: Tensor) -> Tensor:
 
 
 def return_freed() -> None:
-    """Gives freed heap memory back to the system, where the C library can."""
+    """Return freed heap memory to the system, if the C library can."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -23,24 +23,24 @@ def _load(name: str) -> tuple[ModuleType | None, str]:
 
 
 def core() -> ModuleType | None:
-    """`dmtl._core`, or None; `why_no_core` says why."""
+    """Return `dmtl._core`, or None; `why_no_core` says why."""
     return _load("_core")[0]
 
 
 def why_no_core() -> list[str]:
-    """Reasons why the CPU kernels are missing; empty when they are there."""
+    """Return reasons why the CPU kernels are missing; empty if they are available."""
     reason = _load("_core")[1]
     return [reason] if reason else []
 
 
 def core_cuda() -> ModuleType | None:
-    """`dmtl._core_cuda`, or None; `why_no_core_cuda` says why. Does not touch a device."""
+    """Return `dmtl._core_cuda`, or None; `why_no_core_cuda` says why. Does not touch a device."""
     return _load("_core_cuda")[0]
 
 
 def why_no_core_cuda() -> list[str]:
-    """Reasons why the CUDA kernels cannot run here; empty when they can. Asks for a device only once the
-    module is there."""
+    """Return reasons why the CUDA kernels cannot run here; empty if they can. Touches a device only if the
+    module exists."""
     reason = _load("_core_cuda")[1]
     if reason:
         return [reason]

@@ -1,4 +1,4 @@
-"""A call in a process of its own, so that its memory and its crashes are that process's."""
+"""Call a function in a separate process, which isolates its memory and its crashes."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def call_in_process(
     threads: int | None = None,
     without: Sequence[str] = (),
 ) -> Any:
-    """Return `function(**arguments)` as a new Python process computes it.
+    """Return `function(**arguments)`, computed in a new Python process.
 
     Args:
         function: "module:name" of anything that this process could import.
-        arguments: JSON-able, as the result is.
+        arguments: JSON-able, like the result.
         limit_s: seconds after which the process is stopped.
         threads: torch's threads there; default: as many as here.
-        without: environment variables that the process does not get.
+        without: environment variables to remove.
 
     Raises:
         ProcessError: with the last line that the process wrote to stderr.

@@ -1,8 +1,8 @@
-"""How the processes of a run find each other, also after torchrun has started them again.
+"""How the processes of a run find each other, also after a restart by torchrun.
 
-torchrun's store outlives the processes, so that those started again may read the addresses of their dead
-predecessors (https://github.com/pytorch/pytorch/issues/135712), and its count of restarts differs between
-machines. Here every start agrees on a prefix of its own for everything that is written into the store.
+torchrun's store outlives the processes, so restarted ones may read the addresses of their dead predecessors
+(https://github.com/pytorch/pytorch/issues/135712), and its restart count differs between machines. Here every
+start agrees on a new prefix for everything it writes into the store.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dmtl.errors import ConfigError
 
 
 def environment(name: str, default: int | None = None) -> int:
-    """A number that torchrun tells every process. Raises ConfigError where it is missing or none."""
+    """Read a number set by torchrun. Raises ConfigError if it is missing or not a number."""
     value = os.environ.get(name)
     if value is None and default is not None:
         return default
@@ -30,11 +30,11 @@ def environment(name: str, default: int | None = None) -> int:
 
 
 def fresh_store(timeout: timedelta) -> tuple[dist.Store, int, int]:
-    """The store that all processes of this start share and nobody has written to, rank, number of processes.
+    """Return a fresh store shared by all processes of this start, the rank and the number of processes.
 
-    Every other process greets the first one with a number drawn just now. The first answers all of them with
-    the name of the new start; who finds its number in the answer confirms, and does so under that name, where
-    nothing old can be. An old greeting is answered in vain and read again.
+    Every other process greets the first one with a newly drawn number. The first answers all of them with the
+    name of the new start. A process that finds its number in the answer confirms under that name, where
+    nothing old can be. An answer to an old greeting is ignored, and greetings are read again.
 
     Raises:
         RuntimeError, ValueError: the store cannot be reached, or processes are missing.

@@ -14,8 +14,8 @@ class Support:
     """Conditions under which a backend's module can serve its op.
 
     devices: device types of the tensors. dtypes: floating dtypes of the op's data. available: reasons why the
-    backend is missing on this machine as a whole (empty: it is here). shapes, backward_shapes: called
-    with the arguments of the forward or of the backward operator, reasons against their shapes.
+    backend is missing on this machine (empty: it is available). shapes, backward_shapes: called with the
+    arguments of the forward or the backward operator, return reasons against their shapes.
     """
 
     devices: tuple[str, ...]
@@ -28,9 +28,9 @@ class Support:
 def why_not(
     support: Support, tensors: Sequence[Tensor], args: Sequence | None = None, backward: bool = False
 ) -> list[str]:
-    """Reasons why a backend with this support cannot take a call with these data tensors; empty when it can.
+    """Return why a backend with this support cannot serve a call with these tensors; empty if it can.
 
-    args: the arguments of the forward (or backward) operator, where their shapes count too.
+    args: the arguments of the forward (or backward) operator, if their shapes matter.
     """
     reasons = []
     for device in sorted({tensor.device.type for tensor in tensors} - set(support.devices)):

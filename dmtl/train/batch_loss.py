@@ -1,4 +1,4 @@
-"""A batch's loss as one module: what processes share, and what a step differentiates."""
+"""The loss of a batch as one module, which processes share and a step differentiates."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class BatchLoss(nn.Module):
-    """(batch, step) -> the loss of the labelled pairs, over the images of the whole step.
+    """Compute the loss of the labelled pairs from (batch, step), over the images of the whole step.
 
-    The initial network sees the whole batch, the denoiser the labelled (sample, task) pairs alone, all tasks
-    in one call per denoising step. Noise follows from (seed, step, sample), so that it does not depend on how
-    a batch is divided.
+    The initial network sees the whole batch, the denoiser only the labelled (sample, task) pairs, all tasks
+    in one call per denoising step. Noise follows from (seed, step, sample), so it does not depend on how a
+    batch is divided.
 
     `objectives` add their losses. Their weights are trained with the model's, and are not part of the model.
     """
@@ -41,16 +41,16 @@ class BatchLoss(nn.Module):
 
     @property
     def by_name(self) -> Mapping[str, Objective]:
-        """`objectives`, whose container is typed as one of any modules."""
+        """Return `objectives`; their container is typed as one of arbitrary modules."""
         return cast("Mapping[str, Objective]", self.objectives)
 
     def forward(self, batch: Batch, step: int, denoises: bool) -> tuple[Tensor, PairLosses]:
-        """The scalar to differentiate (0 where no pair is labelled) and the pairs' losses, detached.
+        """Return the scalar to differentiate (0 if no pair is labelled) and the pairs' losses, detached.
 
         Args:
             batch: on the model's device, whole or a part of the step's images.
             step: the step's number, from 0.
-            denoises: False: the initial network alone, its predictions judged as final ones.
+            denoises: False: run only the initial network and score its predictions as final ones.
         """
         device = batch.image.device
         precision = AUTOCAST.get(training_precision(self.config.precision, device))
@@ -91,7 +91,7 @@ class BatchLoss(nn.Module):
         return total, losses
 
     def _added(self, seen: Seen, total: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """The parts of all objectives [n], and the total with them, over the images of the whole step."""
+        """Return the parts of all objectives [n], and the total with them, over the whole step's images."""
         added = {}
         for name, objective in self.by_name.items():
             weight = self.config.objectives[name] / seen.batch.total

@@ -1,4 +1,4 @@
-"""Which evaluation was the best so far."""
+"""Track the best evaluation so far."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dmtl.tasks import Task
 
 
 class Best:
-    """Keeps the evaluation with the highest Delta_MTL, and counts those that came since.
+    """Keep the evaluation with the highest Delta_MTL, and count later ones.
 
-    Delta_MTL is told against `reference`, metrics by task; for a task that it lacks (or has as 0 or NaN)
-    against the first evaluation in which the task's primary metric is neither. Tasks that cannot be compared
-    take no part.
+    Delta_MTL is relative to `reference`, metrics by task. For a task that it lacks (or has as 0 or NaN), it
+    is relative to the first evaluation in which the task's primary metric is neither. Tasks that cannot be
+    compared are ignored.
     """
 
     def __init__(self, tasks: Mapping[str, Task], reference: Mapping[str, Mapping[str, float]] | None = None):
@@ -25,8 +25,8 @@ class Best:
         self._learn(reference or {})
 
     def judge(self, step: int, metrics: Mapping[str, Mapping[str, float]]) -> tuple[float, bool]:
-        """(Delta_MTL of this evaluation in percent, NaN where no task can be compared; whether it is the best
-        so far)."""
+        """Return Delta_MTL of this evaluation in percent, NaN if no task can be compared, and whether it is
+        the best so far."""
         self._learn(metrics)
         tasks = [
             task
@@ -43,7 +43,7 @@ class Best:
         return delta, better
 
     def state_dict(self) -> dict:
-        """Numbers alone."""
+        """Return only numbers."""
         return {key: getattr(self, key) for key in ("reference", "step", "delta", "since")}
 
     def load_state_dict(self, state: Mapping) -> None:

@@ -1,7 +1,7 @@
-"""Training checkpoints: all that decides what the next step computes, in numbered files with a digest.
+"""Training checkpoints: everything the next step depends on, in numbered files with a digest.
 
-A file is what `torch.save` writes, followed by its SHA-256. Nothing is unpickled before the digest fits, and
-then only tensors and plain containers.
+A file is the output of `torch.save` followed by its SHA-256. Nothing is unpickled unless the digest matches,
+and then only tensors and plain containers.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _NAME = re.compile(r"step-(\d+)\.pt")
 
 
 class DamagedCheckpoint(CheckpointError):
-    """A file does not hold what was written: cut short, or with other bytes. The message names it."""
+    """A file is truncated or has other bytes than were written. The message names it."""
 
 
 class Checkpoints:
-    """The checkpoints of a run, `folder/step-00000123.pt`, of which the newest `keep` stay.
+    """The checkpoints of a run, `folder/step-00000123.pt`, of which the newest `keep` are kept.
 
     Any number of processes may read, one may write. Nothing is touched before the first `save`.
     """
@@ -46,12 +46,11 @@ class Checkpoints:
         """Copy `state` now and write the copy in a thread; with `wait`, return when it is on disk.
 
         `state` holds tensors, numbers, strings and None in dictionaries, lists and tuples; it may change as
-        soon as this returns. A write that is still under way is waited for first, so that there is never more
-        than one copy in memory.
+        soon as this returns. A write still in progress is waited for first, so at most one copy is in memory.
 
         Raises:
-            OSError: this write (with `wait`) or the one before it failed; names the file, the reason and the
-                last good checkpoint, which is still there.
+            OSError: this write (with `wait`) or the previous one failed; names the file, the reason and the
+                last good checkpoint, which still exists.
             TypeError: `state` holds something else.
         """
         self.wait()
@@ -66,12 +65,12 @@ class Checkpoints:
             pending.result()
 
     def latest(self, say: Callable[[str], object]) -> dict | None:
-        """Return the newest whole checkpoint, tensors on the CPU; None if there is no file.
+        """Return the newest intact checkpoint, tensors on the CPU; None if there is no file.
 
-        Damaged ones are reported by `say` and renamed to `*.damaged`, so that they are not tried again.
+        Corrupt ones are reported by `say` and renamed to `*.damaged`, so that they are not tried again.
 
         Raises:
-            CheckpointError: all of them are damaged (they keep their names), or one is whole but foreign.
+            CheckpointError: all are corrupt (they keep their names), or one is intact but foreign.
         """
         files, damaged = self._files(), {}
         for step in sorted(files, reverse=True):
@@ -87,7 +86,7 @@ class Checkpoints:
             return state
         if damaged:
             raise CheckpointError(
-                f"{self.folder}: no whole checkpoint to go on from: " + "; ".join(damaged.values())
+                f"{self.folder}: no intact checkpoint to resume from: " + "; ".join(damaged.values())
             )
         return None
 
@@ -101,7 +100,7 @@ class Checkpoints:
             for leftover in self.folder.glob(".step-*.pt.*"):  # of writes that were killed
                 leftover.unlink()
             write_atomically(path, lambda temporary: _write_file(temporary, state))
-            _sync(self.folder)  # the new name is on disk before an old file goes
+            _sync(self.folder)  # the new name is on disk before an old file is deleted
         except OSError as error:
             files = self._files()
             good = f"the last good checkpoint is {files[max(files)]}" if files else "there is none before it"
@@ -117,16 +116,16 @@ def _sync(folder: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems cannot do it for a folder
+        if error.errno != errno.EINVAL:  # some network file systems do not support it for folders
             raise
     finally:
         os.close(handle)
 
 
 def snapshot(state: Any) -> Any:
-    """Return a copy of nested dictionaries, lists and tuples; its tensors have CPU memory of their own.
+    """Return a copy of nested dictionaries, lists and tuples, with tensors in separate CPU memory.
 
-    Tensors of a GPU come through pinned memory, all of them with one synchronisation. NumPy's numbers become
+    Tensors of a GPU are copied through pinned memory, with one synchronisation for all. NumPy numbers become
     plain ones. Raises TypeError for what a checkpoint cannot hold.
     """
     devices: set[torch.device] = set()
@@ -163,8 +162,8 @@ def read_checkpoint(path: str | Path) -> dict:
     """Return the state of one file, tensors on the CPU.
 
     Raises:
-        DamagedCheckpoint: a byte of it is not as it was written.
-        CheckpointError: it is whole, but holds more than tensors and plain containers.
+        DamagedCheckpoint: a byte differs from what was written.
+        CheckpointError: it is intact, but holds more than tensors and plain containers.
     """
     with open(path, "rb") as file:
         try:
@@ -183,9 +182,9 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 class _Digesting:
-    """What torch writes to: every byte goes to the file and into the digest.
+    """A file for torch to write to: every byte also goes into the digest.
 
-    An exception half-way would make torch keep the file open, and its space taken; `error` keeps it instead.
+    An exception halfway would make torch keep the file open, using its space; `error` stores it instead.
     """
 
     def __init__(self, file: BinaryIO):
@@ -203,13 +202,13 @@ class _Digesting:
         return len(view)
 
     def flush(self) -> None:
-        """torch asks for it."""
+        """Do nothing; torch calls it."""
 
 
 def _write_file(path: str, state: dict) -> None:
     with open(path, "wb") as file:
         content = _Digesting(file)
-        torch.save(state, content)  # type: ignore[arg-type]  # it asks for `write` and `flush` alone
+        torch.save(state, content)  # type: ignore[arg-type]  # it only needs `write` and `flush`
         if content.error is not None:
             raise content.error
         file.write(content.digest.digest())
@@ -226,7 +225,7 @@ def _is_whole(file: BinaryIO) -> bool:
 
 
 def _set_aside(path: Path) -> str:
-    """Rename a damaged file, unless another process has; say where it is."""
+    """Rename a corrupt file, unless another process has; say where it is."""
     target = path.with_name(f"{path.name}.damaged")
     with contextlib.suppress(OSError):
         path.replace(target)

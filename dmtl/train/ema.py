@@ -15,24 +15,24 @@ class MovingAverage(Generic[Model]):
     """`average` follows `model`: w <- d w + (1 - d) w_model after every step, buffers included.
 
     The decay d rises from 0.1 to `decay` as (1 + step) / (10 + step), so that the first weights are soon
-    forgotten. Integer buffers (batch counts) are copied. What is frozen stays as it is, to the bit; a skipped
-    step counts as one that left the weights where they were. Nothing here waits for the device.
+    forgotten. Integer buffers (batch counts) are copied. Frozen weights do not change at all; a skipped step
+    counts as one that did not change the weights. Nothing here waits for the device.
 
-    Parameters may be sharded (FSDP2) before the average is made; it is sharded alike then, and every process
-    follows its share.
+    Parameters may be sharded (FSDP2) before the average is created. It is then sharded alike, and every
+    process averages its share.
     """
 
     def __init__(self, model: Model, decay: float):
         self.decay = decay
         own = {id(p): nn.Parameter(p.detach().clone(), requires_grad=False) for p in model.parameters()}
-        self.average: Model = copy.deepcopy(model, own).eval()  # deepcopy does not know shards
+        self.average: Model = copy.deepcopy(model, own).eval()  # deepcopy does not support shards
         pairs = list(zip(_here(self.average), _here(model), strict=True))
         self._floating = [(ours, theirs) for ours, theirs in pairs if ours.is_floating_point()]
         self._others = [(ours, theirs) for ours, theirs in pairs if not ours.is_floating_point()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """After optimiser step number `step`, counted from 0."""
+        """Update after optimiser step number `step`, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         ours, theirs = zip(*self._floating, strict=True)
         torch._foreach_lerp_(list(ours), list(theirs), 1 - decay)
@@ -41,5 +41,5 @@ class MovingAverage(Generic[Model]):
 
 
 def _here(model: nn.Module) -> list[Tensor]:
-    """The memory of a model's weights and statistics in this process; of shards, their local part."""
+    """Return the tensors of a model's weights and statistics in this process; of shards, their local part."""
     return [t.to_local() if hasattr(t, "to_local") else t for t in model.state_dict().values()]

@@ -1,4 +1,4 @@
-"""Whether a stored run belongs to a configuration."""
+"""Check whether a stored run belongs to a configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dmtl.train.setup import Data
 
 
 def identity(config: RunConfig) -> dict[str, dict]:
-    """Return the part of a configuration that decides the weights, with JSON's types."""
+    """Return the part of a configuration that determines the weights, with JSON types."""
     values = dataclasses.asdict(config)
     for key in ("cache", "cache_dir", "workers", "val_count", "skip_corrupt"):
         values["data"].pop(key)
@@ -22,7 +22,7 @@ def identity(config: RunConfig) -> dict[str, dict]:
 def what_changed(stored: Mapping[str, Mapping], config: RunConfig) -> str:
     """Name the first key in which a stored `identity` differs, "optim.lr was 0.001, now 0.5"; "" if none.
 
-    A key that is newer than what is stored had its default.
+    Keys newer than the stored identity count with their defaults.
     """
     defaults = identity(RunConfig())
     for section, values in identity(config).items():
@@ -34,9 +34,9 @@ def what_changed(stored: Mapping[str, Mapping], config: RunConfig) -> str:
 
 
 def meaning_changed(state: Mapping[str, Any], data: Data) -> str:
-    """Name the first task or option of dataset.yaml that is not as when a checkpoint was written; "" if none.
+    """Name the first task or option of dataset.yaml changed since a checkpoint was written; "" if none.
 
-    Checkpoints of older versions do not say.
+    Checkpoints of older versions do not store it.
     """
     now = data.definition()
     stored = json.loads(state["data"]) if "data" in state else now

@@ -1,4 +1,4 @@
-"""Several runs, some of them at the same time, each a process of its own that can be stopped and resumed."""
+"""Run several trainings, some in parallel, each in its own process that can be stopped and resumed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dmtl.train.signals import StopRequest
 from dmtl.train.toml import read_config, write_config
 from dmtl.train.trainer import RunStopped
 
-_PAUSE = 0.2  # seconds between two looks at the processes
+_PAUSE = 0.2  # seconds between two checks of the processes
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Job:
     """One run.
 
     Attributes:
-        name: for people.
+        name: shown to the user.
         out: the run's folder. Its configuration and its output are next to it, `OUT.toml` and `OUT.log`.
         needs: folders of runs that must be finished before.
         config: makes the configuration when those are finished.
@@ -46,7 +46,7 @@ class Job:
 
 
 def finished(folder: Path) -> bool:
-    """Return whether the run in a folder came to its end."""
+    """Return whether the run in a folder is finished."""
     return (folder / "metrics.json").is_file()
 
 
@@ -57,14 +57,14 @@ def run_jobs(
     on_done: Callable[[], object] = lambda: None,
     on_wait: Callable[[], object] = lambda: None,
 ) -> list[str]:
-    """Run what is not finished yet, `processes` at a time, and return a line for every run that failed.
+    """Run unfinished jobs, `processes` at a time, and return a line for every run that failed.
 
-    With more than one process, each has one thread, unless the environment has OMP_NUM_THREADS. A run that
-    was interrupted resumes. If this process is asked to stop, it stops the runs, which save their state.
+    With more than one process, each has one thread, unless OMP_NUM_THREADS is set. An interrupted run
+    resumes. If this process is asked to stop, it stops the runs, which save their state.
 
     Args:
-        on_done: called after every run that ended well.
-        on_wait: called several times a second while runs are going on.
+        on_done: called after every successful run.
+        on_wait: called several times a second while runs are active.
 
     Raises:
         ConfigError: a finished run has another configuration.
@@ -104,11 +104,11 @@ def run_jobs(
     if stop.requested:
         text = f"stopped by {stop.name}; finished runs are kept, and the same command resumes the others"
         raise RunStopped(text, 128 + stop.number)
-    return failed + [f"{job.name} was left out: it needs the time of a run that failed" for job in waiting]
+    return failed + [f"{job.name} was skipped: it needs the time of a run that failed" for job in waiting]
 
 
 def _settled(job: Job) -> bool:
-    """Whether a run is finished, with the configuration that it would have now."""
+    """Return whether a run is finished; raise if its configuration is not the current one."""
     if not (job.ready and finished(job.out)):
         return False
     if changed := what_changed(identity(read_config(job.out / "config.toml")), job.config()):

@@ -1,7 +1,8 @@
-"""What a run says about its labels before the first step: what `dmtl data check` knows, for little time.
+"""Check labels before the first step: a quick version of `dmtl data check`.
 
 Files are listed, not read. Labels are read until every class was seen, at most `LOOKED_AT` of a task, evenly
-spread over the split. A task whose labels so far are ignored everywhere is read on until one is not.
+spread over the split. If all labels of a task so far are ignored everywhere, reading continues until one is
+not.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def refuse_unlabelled(train: LabelledImages, labels: LabelMatrix) -> None:
 
 
 def unread_files(data: LabelledImages, tasks: Iterable[str]) -> list[str]:
-    """Return a sentence for each task whose folder holds files that are no label of any image."""
+    """Return a sentence for each task whose folder has files that are not a label of any image."""
     lines = []
     for task in tasks:
         if names := data.unread(task):
@@ -75,18 +76,14 @@ def label_notes(train: LabelledImages, val: LabelledImages, labels: LabelMatrix)
                 "to classes with `values:` in dataset.yaml, or leave the task out (data.tasks)"
             )
         if found.labels and (text := found.fault() or found.note()):
-            of = (
-                ""
-                if found.labels == total
-                else f" that were looked at, of {total} (`dmtl data check` reads all)"
-            )
+            of = "" if found.labels == total else f" that were read, of {total} (`dmtl data check` reads all)"
             notes.append(f"warning: {name}: {text}{of}")
     return notes
 
 
 def _look(train: LabelledImages, labels: LabelMatrix) -> dict[str, Occurrence]:
-    """What occurs in the visible labels, as the module says."""
-    while isinstance(train, (Cached, DiskCached, Resized)):  # what is kept there is for the steps
+    """Read visible labels as the module docstring says."""
+    while isinstance(train, (Cached, DiskCached, Resized)):  # their caches are for the steps
         train = train.dataset
     found = {task: Occurrence(train.tasks[task]) for task in labels.tasks}
 
@@ -102,7 +99,7 @@ def _look(train: LabelledImages, labels: LabelMatrix) -> dict[str, Occurrence]:
             try:
                 sample = train.read(row, wanted)
             except DataError:
-                continue  # who trains on it says so
+                continue  # the training loop reports it
             for task, label in sample.labels.items():
                 found[task].add(label)
         elif not any(map(is_open, found)):

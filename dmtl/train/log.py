@@ -1,4 +1,4 @@
-"""What a run writes down: one JSON object per line, and TensorBoard events on request."""
+"""The log of a run: one JSON object per line, and TensorBoard events on request."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dmtl.runtime.files import json_text, number, write_text
 
 
 class RunLog:
-    """Appends rows to `RUN/log.jsonl`; each row has "event" and "step".
+    """Append rows to `RUN/log.jsonl`; each row has "event" and "step".
 
     Args:
         directory: the run's folder.
         resume_step: when resuming, rows of later steps are dropped first (they will be written again).
         tensorboard: also write events below `RUN/tensorboard`.
-        active: False writes nothing, for processes beside the first.
+        active: False writes nothing, for processes other than the first.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class RunLog:
         self._writer = _summary_writer(directory / "tensorboard", resume_step) if tensorboard else None
 
     def write(self, event: str, step: int, **values: Any) -> None:
-        """One row; numbers below `values` also become TensorBoard scalars."""
+        """Write one row; numbers in `values` also become TensorBoard scalars."""
         if self._file is not None:
             self._file.write(json_text({"event": event, "step": step, **values}) + "\n")
             self._file.flush()
@@ -43,7 +43,7 @@ class RunLog:
                 self._writer.add_scalar(f"{event}/{name}", value, step)
 
     def pictures(self, step: int, pictures: dict) -> None:
-        """uint8 [H, W, 3] arrays by name, to TensorBoard alone."""
+        """Write uint8 [H, W, 3] arrays by name, only to TensorBoard."""
         if self._writer is not None:
             for name, picture in pictures.items():
                 self._writer.add_image(name, picture, step, dataformats="HWC")
@@ -56,7 +56,7 @@ class RunLog:
 
     @staticmethod
     def read(path: str | Path) -> list[dict]:
-        """All complete rows of a log; a torn last line (a killed run) is left out."""
+        """Read all complete rows of a log; a partial last line (of a killed run) is skipped."""
         path = Path(path)
         if not path.is_file():
             return []

@@ -23,8 +23,8 @@ from dmtl.train.weighting import Weighting
 
 @dataclass(frozen=True)
 class PairLosses:
-    """Unweighted losses of the labelled (sample, task) pairs: task -> float32 [n], the rows in the order of
-    the batch. initial is empty for a baseline. added: what the run's objectives return."""
+    """Unweighted losses of the labelled (sample, task) pairs: task -> float32 [n], rows in the order of the
+    batch. `initial` is empty for a baseline. `added`: the losses of the run's objectives."""
 
     final: dict[str, Tensor]
     initial: dict[str, Tensor]
@@ -37,7 +37,7 @@ class PairLosses:
 
     @classmethod
     def joined(cls, several: Sequence[PairLosses]) -> PairLosses:
-        """Those of a batch's parts, in their order."""
+        """Join the losses of a batch's parts, in order."""
         if len(several) == 1:
             return several[0]
 
@@ -48,18 +48,18 @@ class PairLosses:
         return cls(*(along([getattr(part, kind.name) for part in several]) for kind in fields(cls)))
 
     def detached(self) -> PairLosses:
-        """Without a graph."""
+        """Detach from the graph."""
         return PairLosses(*({t: loss.detach() for t, loss in kind.items()} for kind in vars(self).values()))
 
 
 def labelled_rows(present: Mapping[str, Tensor], device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """task -> int64 rows that have its label, from CPU masks [B]; the copy to the device does not wait for
-    it."""
+    """Return task -> int64 rows that have its label, from CPU masks [B]; the copy to the device does not wait
+    for it."""
     return {task: mask.nonzero()[:, 0].to(device, non_blocking=True) for task, mask in present.items()}
 
 
 def sample_scale(present: Mapping[str, Tensor]) -> Tensor:
-    """T / n_b for every sample, float32 [B] on the CPU; 0 where a sample has no label."""
+    """Return T / n_b for every sample, float32 [B] on the CPU; 0 if a sample has no label."""
     counts = torch.stack(list(present.values())).sum(0)
     return torch.where(counts > 0, len(present) / counts.clamp(min=1), 0.0).float()
 
@@ -73,8 +73,8 @@ def pair_losses(
     final: bool = True,
     upsampled: bool = True,
 ) -> PairLosses:
-    """Losses of all labelled pairs, in float32 whatever the precision; arguments as in
-    `partial_label_loss`. upsampled: False where the prediction's logits are at 1/8 resolution."""
+    """Compute losses of all labelled pairs, in float32 whatever the precision; arguments as in
+    `partial_label_loss`. upsampled: False if the prediction's logits are at 1/8 resolution."""
     last, initial = {}, {}
     for name, logits in prediction.final.items():
         rows = present[name].nonzero()[:, 0]
@@ -95,11 +95,11 @@ def weighted_sum(
     images: int | None = None,
     weighting: Weighting | None = None,
 ) -> Tensor | None:
-    """The scalar to differentiate; None where no pair is labelled.
+    """Return the scalar to differentiate; None if no pair is labelled.
 
     Args:
-        images: B, where `present` is a part of the step's batch only.
-        weighting: default, the tasks' own weights alone.
+        images: B, if `present` is only a part of the step's batch.
+        weighting: default: only the tasks' own weights.
     """
     images = len(next(iter(present.values()))) if images is None else images
     scale_B = sample_scale(present)
@@ -125,12 +125,12 @@ def partial_label_loss(
     initial_weight: float = 0.5,
     final: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Total loss (scalar, to differentiate) and its parts (detached scalars, nothing is copied to the host).
+    """Return the total loss (scalar, to differentiate) and its parts (detached scalars on the device).
 
     Args:
         prediction: of `model(image, labelled=labelled_rows(present))`: rows of each task in the order of
         the batch.
-        labels: task -> [B, K, H, W], whatever stands in the rows without a label.
+        labels: task -> [B, K, H, W], with any values in rows without a label.
         present: task -> bool [B] on the CPU, for every task of the model.
         initial_weight: weight a of the initial network's losses.
         final: False for a baseline, whose initial predictions are its final ones.

@@ -1,7 +1,7 @@
 """Objectives: extra losses of a run, by the names of `optim.objectives`.
 
-The trainer knows objectives in general: it shares, optimises, clips, saves and restores their parameters with
-the model's, and leaves them behind when the run is over.
+The trainer handles objectives generically: it shares, optimises, clips, saves and restores their parameters
+with the model's, and drops them at the end of the run.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Seen:
     """What an objective sees of a step, or of a micro-batch of it.
 
     prediction: logits of the labelled (image, task) pairs at 1/8 resolution, rows in the order of the batch.
-    feature [B, C, h, w]: what all decoders read. logits: task -> [B, C_T, h, w], for every task and image.
-    Both are None unless an objective of the run asks for them (`Objective.dense`). All have a gradient.
+    feature [B, C, h, w]: the input of all decoders. logits: task -> [B, C_T, h, w], for every task and image.
+    Both are None unless an objective of the run requests them (`Objective.dense`). All have a gradient.
     """
 
     batch: Batch
@@ -38,10 +38,10 @@ class Seen:
 
 
 class Objective(nn.Module):
-    """An extra loss, which may have parameters; made by `Objective(model)` on the CPU, its weights random.
+    """An extra loss, which may have parameters; `Objective(model)` creates it on the CPU with random weights.
 
-    parts: names of its losses, as they are logged, with the weight of each within the objective.
-    dense: whether it needs `Seen.feature` and `Seen.logits`, which the plain baseline alone has
+    parts: names of its losses in the log, with the weight of each within the objective.
+    dense: whether it needs `Seen.feature` and `Seen.logits`, which only the plain baseline has
     (`model.diffusion = "none"`).
     """
 
@@ -54,7 +54,7 @@ class Objective(nn.Module):
     def reaches(self, batch: Batch) -> bool:
         """Return whether the objective adds anything to the loss of a batch, without waiting for the device.
 
-        Only then its parameters, and what it reads, get a gradient.
+        Only then do its parameters and inputs get a gradient.
         """
         return True
 
@@ -69,7 +69,7 @@ OBJECTIVES: Registry[Callable[..., Objective]] = Registry(
 
 
 def check_objectives(weights: Mapping[str, float]) -> None:
-    """Raise ConfigError for an unknown name in `optim.objectives` or a weight that cannot work."""
+    """Raise ConfigError for an unknown name in `optim.objectives` or an invalid weight."""
     for name, weight in weights.items():
         OBJECTIVES.get(name, "optim.objectives")
         if not 0 <= weight < math.inf:
@@ -81,10 +81,10 @@ def make_objectives(
 ) -> nn.ModuleDict:
     """Return the objectives of `optim.objectives` by name, on the model's device.
 
-    Random weights depend on `seed` alone. An objective of weight 0 is left out.
+    Random weights depend only on `seed`. Objectives with weight 0 are skipped.
 
     Raises:
-        ConfigError: the model does not have what an objective needs.
+        ConfigError: the model lacks something an objective needs.
     """
     made = nn.ModuleDict()
     for name, weight in weights.items():

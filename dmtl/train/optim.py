@@ -1,4 +1,4 @@
-"""The optimiser of a run, what it leaves alone, and how its learning rate moves."""
+"""The optimiser of a run, frozen parameters, and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def optimizer_for(
     extra: Iterable[nn.Parameter] = (),
     objectives: Iterable[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
-    """Adam or AdamW over what is trained, one fused kernel for each group.
+    """Create Adam or AdamW over trained parameters, with one fused kernel per group.
 
-    A group has a `name` and a `factor` on the schedule's learning rate: "initial" 1 (in front of it groups
-    for the encoder where its factors differ from 1), "mtdnet" `config.mtdnet_lr`, "weighting" 1,
-    "objectives" 1. What `config.freeze` names is frozen here (`frozen`) and is in no group.
+    A group has a `name` and a `factor` on the schedule's learning rate: "initial" 1 (preceded by groups for
+    the encoder if its factors differ from 1), "mtdnet" `config.mtdnet_lr`, "weighting" 1, "objectives" 1.
+    Parameters in `config.freeze` are frozen here (`frozen`) and are in no group.
 
     Args:
         model: network with parameters `initial.*` and, with diffusion, `mtdnet.*`.
-        extra: parameters of the loss weighting; a group of their own, without weight decay.
-        objectives: parameters of extra losses; a group of their own.
+        extra: parameters of the loss weighting; a separate group, without weight decay.
+        objectives: parameters of extra losses; a separate group.
 
     Raises:
         ConfigError: `config.freeze` names nothing, or leaves nothing to train.
@@ -62,11 +62,11 @@ def optimizer_for(
 
 
 def _encoder_stages(config: OptimConfig, model: nn.Module) -> dict[str, tuple[str, float]]:
-    """Parameter name -> (group, factor) for the encoder; empty where it learns like the rest.
+    """Return parameter name -> (group, factor) for the encoder; empty if it learns like the rest.
 
-    The last stage has `backbone_lr`, every stage before it `layer_decay` times its successor's, the stem
-    counts as a stage. An encoder without numbered stages has the plain factor. Normalisation behind the last
-    stage belongs to it.
+    The last stage has `backbone_lr`, every earlier stage `layer_decay` times its successor's; the stem counts
+    as a stage. An encoder without numbered stages has the plain factor. Normalisation after the last stage
+    belongs to it.
     """
     names = [name for name, _ in model.named_parameters() if name.startswith(_ENCODER + ".")]
     if config.layer_decay == 1:
@@ -84,8 +84,8 @@ def _encoder_stages(config: OptimConfig, model: nn.Module) -> dict[str, tuple[st
 
 
 def _stage_of(names: list[str]) -> list[str]:
-    """The stage of each of an encoder's parameters: "stem", then "layer1" and so on in the order of the
-    forward pass; all "" where they cannot be told apart (fewer than two, of several kinds, not in order)."""
+    """Return the stage of each encoder parameter: "stem", then "layer1" and so on in forward order; all "" if
+    stages cannot be identified (fewer than two, of several kinds, not in order)."""
     found = [_STAGE.match(name) for name in names]
     kinds = {match[1] for match in found if match}
     numbers = [int(match[2]) for match in found if match]
@@ -99,13 +99,13 @@ def _stage_of(names: list[str]) -> list[str]:
 
 
 def frozen(config: OptimConfig, model: nn.Module) -> list[str]:
-    """Takes the gradient from every parameter that `config.freeze` names; returns their names.
+    """Freeze every parameter that `config.freeze` names; return their names.
 
-    An entry is the name of a module or parameter: "initial.backbone.layer1" freezes all below it, and not
-    "initial.backbone.layer10". Batch norms are held by `set_train`.
+    An entry is the name of a module or parameter: "initial.backbone.layer1" freezes everything below it, but
+    not "initial.backbone.layer10". `set_train` handles batch norms.
 
     Raises:
-        ConfigError: nothing has that name; the message tells the nearest.
+        ConfigError: nothing has that name; the message gives the nearest one.
     """
     names = [name for name, _ in model.named_parameters()]
     held: dict[str, None] = {}
@@ -125,8 +125,8 @@ def frozen(config: OptimConfig, model: nn.Module) -> list[str]:
 
 
 def set_train(model: nn.Module, config: OptimConfig) -> None:
-    """`model.train()`, but for batch norms that keep their statistics: all of them with `config.freeze_bn`,
-    else those whose weights are frozen, since a part that is not trained must not drift."""
+    """Call `model.train()`, except for batch norms that keep their statistics: all of them with
+    `config.freeze_bn`, else those with frozen weights, since an untrained part must not drift."""
     model.train()
     for module in model.modules():
         if isinstance(module, _BatchNorm):
@@ -136,12 +136,12 @@ def set_train(model: nn.Module, config: OptimConfig) -> None:
 
 
 def total_steps(config: OptimConfig, steps_per_epoch: int) -> int:
-    """Optimiser steps of the run: whole epochs where `config.epochs` asks for them, else `config.steps`."""
+    """Return the run's optimiser steps: whole epochs if `config.epochs` is set, else `config.steps`."""
     return config.epochs * steps_per_epoch if config.epochs else config.steps
 
 
 def schedule(config: OptimConfig, steps_per_epoch: int) -> Callable[[int], float]:
-    """step, counted from 0 -> factor on `config.lr`: linear warm-up times the schedule's shape.
+    """Return a function: step, from 0 -> factor on `config.lr`, linear warm-up times the schedule's shape.
 
     The defaults give min(1, (step + 1) / warmup) (1 - step / steps)^power.
     """
@@ -156,9 +156,9 @@ def schedule(config: OptimConfig, steps_per_epoch: int) -> Callable[[int], float
 
 
 def _shape(config: OptimConfig, step: int, steps_per_epoch: int) -> float:
-    """The schedule without its warm-up: 1 at the start; at the end `final_lr` for "poly" and "cosine".
+    """Compute the schedule without warm-up: from 1 to `final_lr` for "poly" and "cosine".
 
-    With t steps of T done (whole epochs, where it changes once per epoch), s the shape and f = `final_lr`:
+    With t steps of T done (whole epochs, if it changes once per epoch), s the shape and f = `final_lr`:
     f + (1 - f) s, where s = (1 - t / T)^power or (1 + cos(pi t / T)) / 2 (Loshchilov and Hutter, ICLR 2017,
     arXiv 1608.03983).
     """

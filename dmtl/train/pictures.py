@@ -1,5 +1,4 @@
-"""Pictures of what a model predicts: validation images for TensorBoard, and what the report's pictures share
-with them."""
+"""Pictures of predictions: validation images for TensorBoard, and helpers shared with the report."""
 
 from __future__ import annotations
 
@@ -23,13 +22,13 @@ UNKNOWN = 128  # grey of pixels, or whole pictures, without a label
 def validation_pictures(
     model: Any, data: LabelledImages, count: int, *, tasks: list[str] | None = None, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Sheets of `count` images evenly spread over a split: the image, and of every task label, initial map
-    (where the model has a chain) and final map side by side.
+    """Make sheets of `count` images evenly spread over a split: the image and, for every task, label, initial
+    map (if the model has a chain) and final map side by side.
 
     Args:
         model: a model, whose mode is restored.
         tasks: default all that model and data share.
-        seed: of the chain's noise, drawn for an image's place in the data set as the evaluation does.
+        seed: of the chain's noise, which depends on an image's index in the data set as in evaluation.
 
     Returns: "validation/<image id>" -> uint8 [H, W, 3].
     """
@@ -43,7 +42,7 @@ def validation_pictures(
             prediction = predicted(model, model.device, sample.image, index, seed=seed, tasks=names)
             kinds = {"initial": prediction.initial, "final": prediction.final}
             if model.config.diffusion == "none":
-                del kinds["initial"]  # the final map is that
+                del kinds["initial"]  # the final map is the same
             sheets[f"validation/{sample.id}"] = _sheet(sample, {n: model.tasks[n] for n in names}, kinds)
     return sheets
 
@@ -51,7 +50,7 @@ def validation_pictures(
 def _sheet(
     sample: Sample, tasks: Mapping[str, Task], kinds: Mapping[str, Mapping[str, Tensor]]
 ) -> np.ndarray:
-    """A row a task: label and maps; the image stands before the first. kinds: caption -> logits by task."""
+    """Make a row per task: label and maps; the image precedes the first. kinds: caption -> logits by task."""
     image = np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy())
     unknown = np.full_like(image, UNKNOWN)
     pictures: list[tuple[str, np.ndarray | None]] = []
@@ -68,19 +67,19 @@ def _sheet(
 def predicted(
     model: Any, device: torch.device, image_CHW: Tensor, index: int, *, seed: int, **options: Any
 ) -> Any:
-    """What `model` (or an engine's `maps`) makes of one image uint8 [3, H, W], with the noise that the
-    evaluation draws for its place in the data set."""
+    """Predict one image uint8 [3, H, W] with `model` (or an engine's `maps`), with the noise that evaluation
+    uses for its index in the data set."""
     noise = CounterNoise(seed, torch.tensor([index], device=device))
     return model(normalise(image_CHW.to(device))[None], noise=noise, **options)
 
 
 def colour_scale(task: Task, label_KHW: Tensor | None, map_HW: Tensor) -> tuple[float, float] | None:
-    """One colour scale for all pictures of a task and an image, or else a step could look like a change that
-    it is not: the label's, or the decoded map's where there is none. None where colours are fixed."""
+    """Return one colour scale for all pictures of a task and an image, so that steps are comparable: the
+    label's, or the decoded map's if there is none. None if colours are fixed."""
     return task.value_range(map_HW[None] if label_KHW is None else label_KHW)
 
 
 def evenly(length: int, count: int) -> list[int]:
-    """At most `count` indices evenly spread over `length`."""
+    """Return at most `count` indices evenly spread over `length`."""
     count = min(count, length)
     return [round((i + 0.5) * length / count - 0.5) for i in range(count)]

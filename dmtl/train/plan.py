@@ -1,8 +1,8 @@
-"""What a training run will be, told before it runs.
+"""Estimate the work, memory and time of a training run before it starts.
 
 `plan` counts what follows from the configuration: data, labels, parameters, work, steps, files. `measure`
-takes a few real steps, on the run's own first batches, in a process of its own (so that memory is that
-process's peak), and `forecast` puts both together. Nothing is written.
+runs a few real steps on the run's first batches in a separate process (so that memory is that process's
+peak). `forecast` combines both. Nothing is written.
 """
 
 from __future__ import annotations
@@ -32,15 +32,19 @@ from dmtl.train.setup import Data, open_data, training_loader
 from dmtl.train.toml import config_from_dict
 from dmtl.train.weighting import make_weighting
 
-LEAST_STEPS, MOST_STEPS, ENOUGH_S = 3, 20, 4.0  # measured: at least, at most, and no more once so long
+LEAST_STEPS, MOST_STEPS, ENOUGH_S = (
+    3,
+    20,
+    4.0,
+)  # measured steps: at least, at most; stop after this many seconds
 EVALUATED = 8  # images: a batch of the evaluation
 LIMIT_S = 3600
 FLOAT = 4  # bytes of the parameters and of the optimiser's moments
 
 
 def plan(config: RunConfig) -> dict:
-    """What can be said without running anything; JSON-able, sizes in bytes. The data set is opened, and some
-    labels are read for "notes"."""
+    """Count what can be known without running anything; JSON-able, sizes in bytes. Opens the data set and
+    reads some labels for "notes"."""
     data = open_data(config.data, config.optim.task_weights)
     loader = training_loader(config, data)
     model = _model(config, data)
@@ -77,12 +81,12 @@ def plan(config: RunConfig) -> dict:
 
 
 def forecast(facts: dict, config: RunConfig, measured: dict) -> dict:
-    """Memory and time of the whole run, from `plan` and `measure`.
+    """Estimate memory and time of the whole run from `plan` and `measure`.
 
-    Memory: the measured peak, what the cache of samples will have grown by, and where checkpoints are written
-    while steps go on the copy of the state that is being written. Time: a step computes, and waits for its
-    batch where no worker prepares it meanwhile; the first epoch reads, later ones find what was kept. Workers
-    whose samples stay in memory begin by reading all of them.
+    Memory: the measured peak, the growth of the sample cache and, if steps continue while checkpoints are
+    written, the copy of the state being written. Time: a step computes, and waits for its batch if no worker
+    prepares it meanwhile; the first epoch reads files, later ones use the cache. Workers with a memory cache
+    start by reading all samples.
     """
     steps, data = facts["steps"], facts["data"]
     images = steps["images"]
@@ -121,15 +125,15 @@ def forecast(facts: dict, config: RunConfig, measured: dict) -> dict:
 
 
 def pairs_of_steps(loader: Loader) -> np.ndarray:
-    """Labelled images of every task in every step of the first epoch, int [steps, tasks]."""
+    """Return labelled images of every task in every step of the first epoch, int [steps, tasks]."""
     size = loader.batch_size
     order = loader.order(0)[: len(loader) * size]
     return np.add.reduceat(loader.visible.matrix[order].astype(int), np.arange(0, len(order), size))
 
 
 def work(config: RunConfig, model: DiffusionMTL | MultiTaskBaseline, pairs: dict[str, float]) -> dict:
-    """Floating-point operations of an average step's forward pass by stage, two for a multiply-add;
-    convolutions and products alone, MTDNet for the labelled pairs."""
+    """Count floating-point operations of an average step's forward pass by stage, two per multiply-add; only
+    convolutions and products, MTDNet for the labelled pairs."""
     images, (height, width) = config.optim.batch_size, config.data.size
     forward = dict.fromkeys(("initial", "condition", "chain"), 0.0)
     for part in count(model.config, (height, width), published=True):
@@ -143,7 +147,7 @@ def work(config: RunConfig, model: DiffusionMTL | MultiTaskBaseline, pairs: dict
 
 
 def _model(config: RunConfig, data: Data) -> DiffusionMTL | MultiTaskBaseline:
-    """The run's model without storage, frozen where the run's is."""
+    """Build the run's model without storage, frozen like the run's."""
     with torch.device("meta"):
         model = create_model(config.model, data.tasks)
     frozen(config.optim, model)
@@ -151,8 +155,8 @@ def _model(config: RunConfig, data: Data) -> DiffusionMTL | MultiTaskBaseline:
 
 
 def _files(config: RunConfig, model: DiffusionMTL | MultiTaskBaseline) -> dict[str, int]:
-    """Bytes of a checkpoint and of a model on disk, and of all that a run keeps: its last checkpoints and one
-    that is being written, the best and the last model."""
+    """Return the bytes of a checkpoint, of a model on disk, and of everything a run keeps: its last
+    checkpoints and one being written, the best and the last model."""
     weights = state_bytes(model.state_dict())
     weighting = make_weighting(config.optim, model.tasks)
     trained = [p for p in (*model.parameters(), *weighting.parameters()) if p.requires_grad]
@@ -170,17 +174,17 @@ def _files(config: RunConfig, model: DiffusionMTL | MultiTaskBaseline) -> dict[s
 
 
 def measure(config: RunConfig, threads: int | None = None) -> dict:
-    """A few steps and an evaluation of one batch in a process of its own.
+    """Measure a few steps and an evaluation of one batch in a separate process.
 
     Returns:
-        step_s: seconds of each measured step, its batch at hand. read_s, again_s: seconds that an image takes
-        to be read and transformed, first and later. evaluation_s: of an image, everything included.
-        peak_bytes: the process's largest resident set. device_bytes: largest allocation on a GPU, else 0.
-        held_bytes: samples kept in memory by then; train_bytes, val_bytes: of one sample. cache_limit: bytes
-        that a split may keep. cores: that this process may use.
+        step_s: seconds of each measured step, without waiting for its batch. read_s, again_s: seconds to read
+        and transform an image, the first time and later. evaluation_s: seconds per image, everything
+        included. peak_bytes: the process's largest resident set. device_bytes: largest allocation on a GPU,
+        else 0. held_bytes: samples then in the memory cache; train_bytes, val_bytes: of one sample.
+        cache_limit: bytes that a split may cache. cores: that this process may use.
 
     Raises:
-        ConfigError: the steps failed; the message is theirs.
+        ConfigError: the steps failed, with their message.
     """
     try:
         return call_in_process(
@@ -222,7 +226,7 @@ def measured(values: dict) -> dict:
         if number >= LEAST_STEPS and sum(steps[1:]) > ENOUGH_S:
             break
     pairs = pairs_of_steps(loader).sum(1)
-    if pairs.max() > pairs[:LEAST_STEPS].max():  # memory is that of the fullest step
+    if pairs.max() > pairs[:LEAST_STEPS].max():  # peak memory is that of the step with most pairs
         trainer.take(next(loader.stream(int(pairs.argmax()))))
     evaluation = [seconds(trainer.evaluate, trainer.device) for _ in range(2)]
     return {
@@ -242,7 +246,7 @@ def measured(values: dict) -> dict:
 
 
 def peak_bytes() -> int:
-    """The largest resident set of this process so far."""
+    """Return the largest resident set of this process so far."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -250,14 +254,14 @@ def peak_bytes() -> int:
 
 
 def _timed_batches(loader: Loader, number: int) -> tuple[float, list]:
-    """Seconds for the first batches, and these."""
+    """Return the seconds for the first batches, and the batches."""
     begin = time.perf_counter()
     batches = [batch for _, batch in zip(range(number), loader.stream(), strict=False)]
     return time.perf_counter() - begin, batches
 
 
 def _first(dataset: LabelledImages, number: int) -> LabelledImages:
-    """The first images; kept in memory where those of `dataset` are."""
+    """Return the first images; cached in memory if those of `dataset` are."""
     images = range(min(number, len(dataset)))
     if isinstance(dataset, Cached):
         return Cached(Subset(dataset.dataset, images))
@@ -265,5 +269,5 @@ def _first(dataset: LabelledImages, number: int) -> LabelledImages:
 
 
 def _held(dataset: LabelledImages) -> int:
-    """Bytes of the samples in memory."""
+    """Return the bytes of the samples in memory."""
     return dataset.used_bytes if isinstance(dataset, Cached) else 0

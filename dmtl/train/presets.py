@@ -1,4 +1,4 @@
-"""Configurations that the package brings along; everything else is in TOML files under `configs/`."""
+"""Built-in configurations; all others are TOML files under `configs/`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dmtl.train.config import DataConfig, LogConfig, OptimConfig, RunConfig
 
 
 def recipe() -> RunConfig:
-    """Return what `dmtl train` starts from without a CONFIG.
+    """Return the default configuration of `dmtl train`.
 
-    These settings measured best on small real data sets: a small network on a pretrained encoder, which a CPU
-    trains in minutes (`docs/results.md`). The published network is in `configs/`. Without the encoder's
-    weights (extra `dmtl[encoders]`) training starts from random ones.
+    These settings measured best on small real data sets: a small network on a pretrained encoder, which
+    trains on a CPU in minutes (`docs/results.md`). The published network is in `configs/`. Without the
+    encoder's weights (extra `dmtl[encoders]`) training starts from random ones.
     """
     return RunConfig(
         data=DataConfig(size=(128, 160)),
@@ -25,7 +25,7 @@ def recipe() -> RunConfig:
 
 
 def demo_config() -> RunConfig:
-    """Return `configs/scenes-one-label.toml`, the recipe on rendered rooms, cut to a few minutes."""
+    """Return `configs/scenes-one-label.toml`, the recipe on rendered rooms, shortened to a few minutes."""
     base = recipe()
     return dataclasses.replace(
         base,

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes."""
+"""Profile training steps."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ WARM_UP, RECORDED = 3, 3
 
 
 class Profile:
-    """Records a few steps once a run is warm; writes `trace.json.gz` (Chrome, Perfetto) and `table.txt`.
+    """Record a few steps after warm-up; write `trace.json.gz` (Chrome, Perfetto) and `table.txt`.
 
     Args:
-        folder: where to.
-        say: told when the files are there.
+        folder: output folder.
+        say: called when the files are written.
     """
 
     def __init__(self, folder: Path, step: int, say: Callable[[str], object]):
@@ -32,12 +32,12 @@ class Profile:
         self._written = False
 
     def step(self) -> None:
-        """After every step."""
+        """Call after every step."""
         if not self._written:
             self._profiler.step()
 
     def close(self) -> None:
-        """At the end of the run; a run too short to be recorded is told so."""
+        """Call at the end of the run; reports if it was too short to record."""
         if not self._written:
             self._profiler.stop()
         if not self._written:

@@ -1,4 +1,4 @@
-"""From a configuration to the objects of a run: data, labels, model."""
+"""Create the objects of a run from its configuration: data, labels, model."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ LABEL_FILES = (".csv", ".pth", ".npy")
 
 @dataclass(frozen=True)
 class Data:
-    """The two splits and the labels that training may see."""
+    """The two splits and the labels visible to training."""
 
     train: LabelledImages
     val: LabelledImages
@@ -58,26 +58,26 @@ class Data:
     tasks: dict[str, Task]
 
     def describe(self, config: DataConfig, say: Callable[[str], object]) -> None:
-        """Say what a user should know about the labels before the first step (`dmtl.train.label_check`).
+        """Report label problems before the first step (`dmtl.train.label_check`).
 
         Raises:
             ConfigError: every pixel of all visible labels of a task is ignored.
         """
-        if not made_to_order(config.root):  # rendered labels are as they should be
+        if not made_to_order(config.root):  # rendered labels need no check
             for note in label_notes(self.train, self.val, self.labels):
                 say(note)
 
     def definition(self) -> list[list]:
-        """Return what the labels mean, as JSON has it: [task, options] in the order of the tasks."""
+        """Return what the labels mean, JSON-able: [task, options] in the order of the tasks."""
         return json.loads(json.dumps([[task, self.train.definition(task)] for task in self.tasks]))
 
 
 def open_data(config: DataConfig, task_weights: dict[str, float] | None = None) -> Data:
-    """Opens the data set and decides which labels are visible.
+    """Open the data set and decides which labels are visible.
 
     Raises:
-        ConfigError: a setting cannot work, or a task has no visible label.
-        DataError: the data set is not what its format promises.
+        ConfigError: a setting is invalid, or a task has no visible label.
+        DataError: the data set violates its format.
     """
     _refuse_distribution(config.root)
     size = (config.size[0], config.size[1])
@@ -113,9 +113,9 @@ def open_data(config: DataConfig, task_weights: dict[str, float] | None = None) 
 def choose_labels(
     config: DataConfig, dataset: LabelledImages, among: LabelledImages | None = None
 ) -> LabelMatrix:
-    """The label matrix that `data.labels` asks for, over the data set's images and tasks.
+    """Return the label matrix that `data.labels` describes, over the data set's images and tasks.
 
-    A generated split is decided over the tasks of `among`, the same images with more tasks.
+    A generated split is drawn over the tasks of `among`, the same images with more tasks.
     """
     among = dataset if among is None else among
     if config.labels == "full":
@@ -142,7 +142,7 @@ def _split_table(config: DataConfig, dataset: LabelledImages) -> LabelMatrix:
 
 
 def _deciding(config: DataConfig, train: LabelledImages) -> LabelledImages:
-    """`train` with the tasks among which a generated split is decided."""
+    """Return `train` with the tasks over which a generated split is drawn."""
     if config.labels not in GENERATED or (config.tasks is None and config.label_tasks is None):
         return train
     among = train.tasks if config.label_tasks is None else config.label_tasks
@@ -154,7 +154,7 @@ def _deciding(config: DataConfig, train: LabelledImages) -> LabelledImages:
 
 
 def training_loader(config: RunConfig, data: Data, pin: bool = False, world: World | None = None) -> Loader:
-    """Augmented batches of the training split with the visible labels; of each this process's share."""
+    """Load augmented batches of the training split with visible labels: this process's share of each."""
     world = World() if world is None else world
     if config.optim.batch_size < world.size:
         raise ConfigError(
@@ -186,14 +186,14 @@ def training_loader(config: RunConfig, data: Data, pin: bool = False, world: Wor
 
 
 def evaluation_loader(data: Data, workers: int = 0) -> Loader:
-    """The validation split with all its labels, in order."""
+    """Load the validation split with all its labels, in order."""
     return make_loader(data.val, None, eval_transform(), batch_size=8, shuffle=False, workers=workers)
 
 
 def model_for(
     config: RunConfig, tasks: dict[str, Task], *, weights: bool = True
 ) -> DiffusionMTL | MultiTaskBaseline:
-    """Build a fresh model for these tasks; its random weights depend on `optim.seed` alone.
+    """Build a fresh model for these tasks; its random weights depend only on `optim.seed`.
 
     Args:
         weights: False leaves the encoder's weights random, whatever `optim.backbone_weights` is, because a
@@ -220,7 +220,7 @@ def model_for(
 
 
 def hints(config: RunConfig, device: torch.device, weights: bool) -> Iterator[str]:
-    """Yield what is legal in the configuration but costs accuracy or time here.
+    """Yield warnings on valid settings that cost accuracy or time here.
 
     Args:
         weights: whether the encoder's weights are loaded, rather than replaced by a checkpoint's.
@@ -239,10 +239,10 @@ def hints(config: RunConfig, device: torch.device, weights: bool) -> Iterator[st
 
 
 def check_batch_norms(config: RunConfig, model: nn.Module, world: World) -> None:
-    """Refuse crops whose deepest map is one pixel, in parts of one image: batch norms have no variance there.
+    """Refuse one-pixel deepest maps with one image per batch norm: they have no variance.
 
     Raises:
-        ConfigError: names the settings that make it so.
+        ConfigError: names the settings that cause it.
     """
     pixels = math.prod(math.ceil(side / PAD_MULTIPLE) for side in config.data.size)
     batch, micro = config.optim.batch_size, config.execution.micro_batch
@@ -254,7 +254,7 @@ def check_batch_norms(config: RunConfig, model: nn.Module, world: World) -> None
         raise ConfigError(
             f"data.size = {list(config.data.size)} leaves one pixel of the encoder's deepest map, and batch "
             "norms cannot be trained on one image of it (optim.batch_size, execution.micro_batch, images of "
-            f"a process): take crops larger than {PAD_MULTIPLE}, two images or more, or optim.freeze_bn"
+            f"a process): use crops larger than {PAD_MULTIPLE}, two images or more, or optim.freeze_bn"
         )
 
 
@@ -274,7 +274,7 @@ def _load_encoder(backbone: nn.Module, config: RunConfig) -> None:
 
 
 def _refuse_distribution(root: str) -> None:
-    """ConfigError for a benchmark as distributed: its labels would be computed anew in every epoch."""
+    """Raise ConfigError for a benchmark as distributed: its labels would be recomputed in every epoch."""
     folder = Path(root)
     if root in DATASETS or not folder.is_dir() or (folder / "dataset.yaml").exists():
         return

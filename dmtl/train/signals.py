@@ -1,4 +1,4 @@
-"""Asking a run to stop: SIGTERM (as batch systems send it) or Ctrl-C."""
+"""Requests to stop a run: SIGTERM (sent by batch systems) or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dmtl.errors import DmtlError
 class RunStopped(DmtlError):
     """A run was asked to stop (SIGTERM, Ctrl-C), or stopped itself; its state is saved.
 
-    status: for the process to end with; 128 + the signal's number, as shells have it, or 1.
+    status: exit status of the process: 128 + the signal's number, as in shells, or 1.
     """
 
     def __init__(self, message: str, status: int = 1):
@@ -23,12 +23,12 @@ class RunStopped(DmtlError):
 
 
 class Interrupted(BaseException):
-    """A stop was requested while something that may never end was waited for."""
+    """A stop was requested during a wait that may never end."""
 
 
 class StopRequest:
-    """Context in which SIGTERM and the first Ctrl-C only set `requested`; a second Ctrl-C interrupts as
-    always. Outside the main thread, where Python allows no handlers, nothing is changed."""
+    """Let SIGTERM and the first Ctrl-C only set `requested` in this context; a second Ctrl-C interrupts as
+    usual. Outside the main thread, where Python allows no handlers, nothing changes."""
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -39,17 +39,17 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has come."""
+        """Whether a signal has arrived."""
         return self.number != 0
 
     @property
     def name(self) -> str:
-        """Of the signal; where another process was asked, that of SIGTERM."""
+        """The name of the signal; SIGTERM if another process received it."""
         return signal.Signals(self.number or signal.SIGTERM).name
 
     @contextmanager
     def ends_waiting(self) -> Iterator[None]:
-        """Context in which a signal raises `Interrupted`, for a wait that nothing is lost by ending."""
+        """Raise `Interrupted` on a signal in this context, for a wait that can be aborted without loss."""
         self._waits = True
         try:
             if self.requested:

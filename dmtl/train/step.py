@@ -1,8 +1,8 @@
-"""One optimiser step, which on a GPU never waits for the device.
+"""One optimiser step, which never waits for a GPU.
 
-Gradients of micro-batches add up; they are clipped, and a step with a loss or gradient that is not finite
-changes nothing: the optimiser's kernel reads the flag where it was computed. What happened is known to the
-host when `read` is called.
+Gradients of micro-batches accumulate; they are clipped. A step with a loss or gradient that is not finite
+changes nothing: the optimiser's kernel reads the flag on the device. The host learns the outcome when `read`
+is called.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from dmtl.train.config import RunConfig
 from dmtl.train.loss import PairLosses
 
 _LARGE = 64 << 20
-"""Bytes of parameters from which a step on a CPU gives freed memory back: the peak falls by 4 % at the
-published width."""
+"""Bytes of parameters from which a step on a CPU returns freed memory: the peak falls by 4 % at the published
+width."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A step that changed nothing. pairs: task -> names of the samples whose loss is not finite; where all
-    are (the gradient is not, or an extra loss), every pair of the step."""
+    """A step that changed nothing. pairs: task -> names of the samples whose loss is not finite; if none is
+    to blame (the gradient or an extra loss is not finite), every pair of the step."""
 
     step: int
     reason: str
@@ -41,7 +41,7 @@ class Skipped:
 
 @dataclass
 class Report:
-    """What `Step.read` returns: values of the last step, and the steps skipped since the last reading."""
+    """The result of `Step.read`: values of the last step, and steps skipped since the last call."""
 
     values: dict[str, float] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
@@ -49,26 +49,26 @@ class Report:
 
 @dataclass(frozen=True)
 class _Taken:
-    """A step as the device knows it."""
+    """The outcome of a step, on the device."""
 
     step: int
     ids: list[str]
     present: dict[str, Tensor]
     losses: dict[str, Tensor]  # task -> final + initial loss of each labelled sample
-    values: dict[str, Tensor]  # what is logged, of this process
+    values: dict[str, Tensor]  # logged values of this process
     norms: dict[str, Tensor]
     bad: Tensor  # bool, agreed by all processes
 
 
 class Step:
-    """Takes steps: `step(batch, number)`.
+    """Run steps: `step(batch, number)`.
 
     Args:
-        batch_loss: its model in training mode.
-        module: the batch loss as processes share it (`distributed.wrap`), or itself.
+        batch_loss: with its model in training mode.
+        module: the batch loss wrapped for several processes (`distributed.wrap`), or itself.
         optimizer: fused; its groups' "factor" scales the learning rate.
         rate: number of the step -> learning rate.
-        say: told in one line what a user should know.
+        say: called with one line for the user.
     """
 
     def __init__(
@@ -88,15 +88,15 @@ class Step:
         self.device = world.device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.optim.precision == "fp16")
         self.micro_batch, self.halved = config.execution.micro_batch, False
-        self.in_a_row = 0  # steps skipped, up to the last one that was read
+        self.in_a_row = 0  # steps skipped in a row, up to the last one read
         self._taken: list[_Taken] = []
         self._statistics = _Statistics(batch_loss.model)
         size = sum(p.numel() * p.element_size() for p in batch_loss.parameters())
-        # holes that the forward's maps left are of no use to gradients; a small model's cost nothing
+        # memory freed by the forward does not fit gradients; in a small model it does not matter
         self._returns_memory = self.device.type == "cpu" and size > _LARGE
 
     def __call__(self, batch: Batch, number: int) -> None:
-        """One step, `number` counted from 0; the batch may be on the CPU."""
+        """Run one step, `number` counted from 0; the batch may be on the CPU."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(number) * group["factor"]
         batch = batch.to(self.device, non_blocking=True)
@@ -105,8 +105,8 @@ class Step:
             self.scaler.unscale_(self.optimizer)
             norms = self._clip()
             bad = self._agreed(~torch.isfinite(loss), norms)
-            if not self.scaler.is_enabled():  # the scaler has a flag of its own
-                # of fused optimisers alone, whose kernels read it
+            if not self.scaler.is_enabled():  # the scaler has its own flag
+                # only fused optimisers have it; their kernels read it
                 self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -116,11 +116,11 @@ class Step:
 
     @property
     def due(self) -> bool:
-        """Whether `read` costs nothing, or has been put off for long."""
+        """Whether `read` costs nothing, or has been postponed for long."""
         return self.device.type == "cpu" or len(self._taken) >= 50
 
     def read(self) -> Report:
-        """Figures of the last step, over all processes; waits for the device."""
+        """Return values of the last step, over all processes; waits for the device."""
         report = Report()
         for taken in self._taken:
             if bool(taken.bad):
@@ -138,7 +138,7 @@ class Step:
         return report
 
     def state_dict(self) -> dict:
-        """What the next step depends on beside weights and optimiser."""
+        """Return what the next step depends on besides weights and optimiser."""
         return {
             "scaler": self.scaler.state_dict(),
             "micro_batch": self.micro_batch,
@@ -154,7 +154,7 @@ class Step:
     # gradients
 
     def _gradients_in_memory(self, batch: Batch, number: int) -> tuple[PairLosses, Tensor]:
-        """`_gradients`; where memory does not suffice again with half the micro-batch, once in a run."""
+        """Run `_gradients`; if memory does not suffice, again with half the micro-batch, once in a run."""
         self._statistics.keep()
         for _ in range(2):
             try:
@@ -174,7 +174,7 @@ class Step:
     def _halve(self, images: int, failure: str) -> None:
         now = min(self.micro_batch or images, images)
         advice = "lower optim.batch_size or data.size, or set execution.recompute = true"
-        if self.world.size > 1:  # the others wait inside a collective call; no way back from here
+        if self.world.size > 1:  # the others wait inside a collective call: cannot recover
             raise ConfigError(f"execution.micro_batch = {now} does not fit into memory ({failure}); {advice}")
         if self.halved or now == 1:
             again = "still " if self.halved else ""
@@ -183,12 +183,12 @@ class Step:
             )
         self.micro_batch, self.halved = math.ceil(now / 2), True
         self.say(
-            f"out of memory with {now} images at a time; going on with execution.micro_batch = "
-            f"{self.micro_batch}, gradients adding up to the same batch"
+            f"out of memory with {now} images at a time; continuing with execution.micro_batch = "
+            f"{self.micro_batch}, gradients accumulating to the same batch"
         )
 
     def _gradients(self, batch: Batch, number: int) -> tuple[PairLosses, Tensor]:
-        """Adds up the gradients of all micro-batches; returns the pairs' losses and the sum of the parts'
+        """Accumulate the gradients of all micro-batches; return the pairs' losses and the sum of the parts'
         scalars."""
         self.optimizer.zero_grad(set_to_none=True)
         parts = batch.split(self.micro_batch) if self.micro_batch else [batch]
@@ -206,11 +206,11 @@ class Step:
             losses.append(pairs)
             total = loss.detach() if total is None else total + loss.detach()
         distributed.drop_absent(self.module, complete=not batch.skipped)
-        assert total is not None  # a batch has a part at least
+        assert total is not None  # a batch has at least one part
         return PairLosses.joined(losses), total
 
     def _reached(self, batch: Batch) -> tuple[bool, ...]:
-        """For each objective whether it adds to the loss of the step in any process."""
+        """Return for each objective whether it adds to the loss of the step in any process."""
         objectives = self.batch_loss.by_name.values()
         return tuple(any_rank(objective.reaches(batch)) for objective in objectives)
 
@@ -224,8 +224,8 @@ class Step:
     # guard
 
     def _clip(self) -> dict[str, Tensor]:
-        """Norms of the gradients, clipped where the configuration says so; over everything (published), or
-        for each of the two networks when no gradient runs between them."""
+        """Return gradient norms, clipped as configured: over everything (published), or for each of the two
+        networks if no gradient flows between them."""
         model = self.batch_loss.model
         clipped: dict[str, nn.Module] = {"grad_norm": self.batch_loss}
         if isinstance(model, DiffusionMTL) and model.config.detach_signal and model.config.detach_condition:
@@ -234,8 +234,8 @@ class Step:
         return {name: distributed.clip_grad_norm(part.parameters(), most) for name, part in clipped.items()}
 
     def _agreed(self, bad: Tensor, norms: dict[str, Tensor]) -> Tensor:
-        """Whether any process has seen something that is not finite. Gradients are common to all; under fp16
-        theirs are the scaler's business, and steps that it skips are part of its search for a scale."""
+        """Return whether any process has seen a non-finite value. Gradients are common to all. Under fp16 the
+        scaler handles them, and the steps it skips are part of its search for a scale."""
         if not self.scaler.is_enabled():
             for norm in norms.values():
                 bad = bad | ~torch.isfinite(norm)
@@ -244,7 +244,7 @@ class Step:
         return total(bad.float()) > 0
 
     def _observe(self, losses: PairLosses, bad: Tensor) -> None:
-        """The weighting leaves out what is not finite."""
+        """Pass finite losses to the weighting."""
         sums = {task: torch.where(bad, torch.nan, loss.sum()) for task, loss in losses.final.items()}
         self.batch_loss.weighting.observe(sums, {task: loss.numel() for task, loss in losses.final.items()})
 
@@ -259,7 +259,7 @@ class Step:
     ) -> None:
         each = {task: _both(losses, task) for task in losses.final}
         values, parts = {"loss": loss}, losses.parts(batch.total)
-        zero = loss.new_zeros(())  # of tasks that other processes have labels of
+        zero = loss.new_zeros(())  # for tasks labelled only in other processes
         for kind in ("", "initial/") if self.denoises(number) else ("",):
             for name in (kind + task for task in _labelled(batch)):
                 values[f"loss/{name}"] = parts.get(name, zero)
@@ -275,7 +275,7 @@ class Step:
             bad = [n for n, fine in zip(names, torch.isfinite(losses).tolist(), strict=True) if not fine]
             if bad:
                 found[task] = bad
-        spoiled = not math.isfinite(taken.values["loss"])  # by what belongs to no pair alone, if by none
+        spoiled = not math.isfinite(taken.values["loss"])  # by something outside the pairs, if no pair is
         everywhere = gathered((found, all_pairs, spoiled))
         of_loss = any(found for found, _, _ in everywhere)
         merged: dict[str, list[str]] = {}
@@ -287,7 +287,7 @@ class Step:
 
 
 def _labelled(batch: Batch) -> list[str]:
-    """The tasks labelled somewhere in the step, in the batch's order."""
+    """Return the tasks labelled anywhere in the step, in the batch's order."""
     return [task for task in batch.present if batch.labelled.get(task)]
 
 
@@ -296,8 +296,8 @@ def _both(pairs: PairLosses, task: str) -> Tensor:
 
 
 class _Statistics:
-    """Batch norms' running statistics, which a step that fails or is skipped must not change. All of one
-    dtype are kept in one tensor, since they are many and small."""
+    """Batch norms' running statistics, which a failed or skipped step must not change. Those of one dtype are
+    kept in one tensor, since they are many and small."""
 
     def __init__(self, model: nn.Module):
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -312,7 +312,7 @@ class _Statistics:
 
     @torch.no_grad()
     def restore(self, when: Tensor) -> None:
-        """Where the flag is set, without asking the device for it."""
+        """Restore if the flag is set, without reading it on the host."""
         for dtype, buffers in self.groups.items():
             right = torch.where(when, self.kept[dtype], _flat(buffers)).split([b.numel() for b in buffers])
             torch._foreach_copy_(buffers, [part.view_as(b) for part, b in zip(right, buffers, strict=True)])

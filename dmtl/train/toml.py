@@ -5,11 +5,11 @@
     [optim]
     lr = 1e-4
 
-A file's values win over those of what it extends, a later file of a list over an earlier one. Tables are
-merged key by key, `optim.task_weights` and `optim.objectives` included; everything else, lists too, is
-replaced.
+A file's values override those of the files it extends, later files of a list override earlier ones. Tables
+are merged key by key, including `optim.task_weights` and `optim.objectives`; everything else, including
+lists, is replaced.
 
-A section `[methods]` is what `dmtl claim` compares (`dmtl.train.claim`); it is no part of a run.
+A section `[methods]` is for `dmtl claim` (`dmtl.train.claim`) and not part of a run.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ METHODS = "methods"
 
 
 def read_config(path: str | os.PathLike) -> RunConfig:
-    """A TOML file, with what it extends -> RunConfig. Raises ConfigError naming the file (and the files that
-    led there), the key and, for a typo, the nearest key."""
+    """Read a TOML file, with what it extends. Raises ConfigError naming the file (and the files that led
+    there), the key and, for a typo, the nearest key."""
     values = _resolved((Path(path),))
     values.pop(METHODS, None)
     try:
@@ -41,41 +41,41 @@ def read_config(path: str | os.PathLike) -> RunConfig:
 
 
 def as_config(config: RunConfig | Mapping | str | os.PathLike) -> RunConfig:
-    """Return a run's configuration, given as itself, as the path of a TOML file, or as nested tables."""
+    """Return a configuration given as such, as the path of a TOML file, or as nested tables."""
     if isinstance(config, RunConfig):
         return config
     return config_from_dict(config) if isinstance(config, Mapping) else read_config(config)
 
 
 def read_methods(path: str | Path) -> object:
-    """Return the section `[methods]` of a TOML file with what it extends, unchecked; None without one."""
+    """Return the section `[methods]` of a TOML file and what it extends, unchecked; None without one."""
     return _resolved((Path(path),)).get(METHODS)
 
 
 def override(config: RunConfig, values: Mapping, prefix: str) -> RunConfig:
-    """Return the configuration with some values replaced, as by a file that extends it.
+    """Return the configuration with some values overridden, as by a file that extends it.
 
     Raises:
-        ConfigError: a key is unknown or a value cannot work; `prefix` is where the values come from.
+        ConfigError: a key is unknown or a value invalid; `prefix` is where the values come from.
     """
     typed = convert_fields(RunConfig, values, prefix)
     return _build(RunConfig, _merge(dataclasses.asdict(config), typed))
 
 
 def config_from_dict(values: Mapping) -> RunConfig:
-    """Nested tables -> RunConfig, types checked."""
+    """Build a RunConfig from nested tables, checking types."""
     return _build(RunConfig, convert_fields(RunConfig, values, ""))
 
 
 def write_config(config: RunConfig, path: str | Path) -> None:
-    """The resolved configuration as TOML; `read_config` gives it back."""
+    """Write the resolved configuration as TOML, for `read_config`."""
     from dmtl.runtime.files import write_text
 
     write_text(path, to_toml(config))
 
 
 def to_toml(config: RunConfig) -> str:
-    """TOML text: plain keys first, then one table per section. What is None is left out; TOML has no such
+    """Return TOML text: plain keys first, then one table per section. None is omitted; TOML has no such
     value."""
     values = dataclasses.asdict(config)
     tables = {key: values.pop(key) for key, value in list(values.items()) if isinstance(value, dict)}
@@ -86,7 +86,7 @@ def to_toml(config: RunConfig) -> str:
 
 
 def _resolved(chain: tuple[Path, ...]) -> dict:
-    """The values of the last file of `chain` over those it extends; the files before it led there."""
+    """Read the last file of `chain` over those it extends; the files before it led there."""
     path, told = chain[-1], ": extends ".join(map(str, chain))
     if path.resolve() in [earlier.resolve() for earlier in chain[:-1]]:
         raise ConfigError(f"{told}: a configuration must not extend itself")
@@ -101,7 +101,7 @@ def _resolved(chain: tuple[Path, ...]) -> dict:
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(f"{told}: extends must be the name of a file or a list of names, got {bases!r}")
     try:
-        # here, where the file with a wrong key is known
+        # check here, where the file with a wrong key is known
         own = {key: value for key, value in values.items() if key != METHODS}
         convert_fields(RunConfig, own, "", also=("extends", METHODS))
     except ConfigError as error:
@@ -113,7 +113,7 @@ def _resolved(chain: tuple[Path, ...]) -> dict:
 
 
 def _merge(below: Mapping, above: Mapping) -> dict:
-    """`above` over `below`, tables key by key."""
+    """Merge `above` over `below`, tables key by key."""
     merged = dict(below)
     for key, value in above.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
@@ -133,13 +133,13 @@ def _toml(value: object) -> str:
         return "[" + ", ".join(_toml(v) for v in value) + "]"
     if isinstance(value, float) and value != value:
         return "nan"
-    if isinstance(value, str):  # JSON's escapes are TOML's, but for what lies beyond 16 bits
+    if isinstance(value, str):  # JSON's escapes are TOML's, except beyond 16 bits
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return json.dumps(value) if isinstance(value, bool) else repr(value)
 
 
 def _build(cls: type, arguments: Mapping) -> typing.Any:
-    """An instance of a configuration class; its nested sections from their own arguments."""
+    """Build a configuration class, its nested sections from their own arguments."""
     kinds = typing.get_type_hints(cls)
     return cls(
         **{k: _build(kinds[k], v) if dataclasses.is_dataclass(kinds[k]) else v for k, v in arguments.items()}

@@ -1,7 +1,7 @@
-"""The training loop: steps, what is written down, and how a run stops and goes on.
+"""The training loop: steps, logging, evaluation, checkpoints, stopping and resuming.
 
-A run is a function of its configuration: order, augmentation and noise follow from (seed, step), so a
-checkpoint needs no more than weights, optimiser and a few numbers, and a run that was killed anywhere ends in
+A run depends only on its configuration: order, augmentation and noise follow from (seed, step). So a
+checkpoint needs only weights, optimiser and a few numbers, and a run that was killed at any point ends with
 the same bits as one that was not.
 """
 
@@ -55,18 +55,18 @@ class Trainer:
     """One run: `Trainer(config).fit()` trains to the end and leaves models, metrics and log in `config.out`.
 
     Args:
-        config: a `RunConfig`, the path of a TOML file, or nested tables as such a file holds them.
-        data: what `open_data` gives for this configuration, to share it between runs; default: opened here.
-        resume: go on from the run's last whole checkpoint; without one the run starts at the beginning.
+        config: a `RunConfig`, the path of a TOML file, or nested tables as in such a file.
+        data: the result of `open_data` for this configuration, to share between runs; default: opened here.
+        resume: continue from the run's last intact checkpoint; without one, start at the beginning.
         on_step: called after every step with (step, steps, last logged loss); for progress bars.
-        say: told in one line what a user should know: poor labels, damaged checkpoints, skipped steps.
-        profile: also write where the time of three steps goes to `OUT/profile`.
+        say: called with one line for the user: poor labels, corrupt checkpoints, skipped steps.
+        profile: also write a profile of three steps to `OUT/profile`.
 
-    Started by torchrun, every process makes its own Trainer and all run together; the first one writes.
+    With torchrun, every process creates a Trainer and all run together; the first one writes.
 
     Raises:
-        ConfigError: the run's folder holds a finished or other run, or a setting cannot work here.
-        CheckpointError: no checkpoint is whole, or it belongs to another configuration.
+        ConfigError: the run's folder has a finished or another run, or a setting is invalid here.
+        CheckpointError: no checkpoint is intact, or it belongs to another configuration.
     """
 
     def __init__(
@@ -105,9 +105,9 @@ class Trainer:
             self._restore(state)
 
     def _build(self, weights: bool) -> None:
-        """Model, moving average, the batch loss as processes share it, optimiser, the step.
+        """Build model, moving average, the batch loss wrapped for all processes, optimiser and step.
 
-        weights: load the encoder's weights that the configuration asks for; a checkpoint makes them needless.
+        weights: load the configured weights of the encoder, which a checkpoint would replace.
         """
         config, device = self.config, self.device
         self.model = model_for(config, self.data.tasks, weights=weights).to(device)
@@ -121,7 +121,7 @@ class Trainer:
         check_batch_norms(config, self.model, self.world)
         if isinstance(self.model, DiffusionMTL):
             self.model.mtdnet.recompute = config.execution.recompute
-        if config.execution.compile:  # parts whose shapes and modes do not follow the batch's labels
+        if config.execution.compile:  # parts whose shapes and modes do not depend on the batch's labels
             for part in (self.model.initial.backbone, *self.model.initial.decoders.values()):
                 part.compile()
         self.weighting = make_weighting(config.optim, self.model.tasks).to(device)
@@ -153,8 +153,8 @@ class Trainer:
         """Train, evaluate, save; return the final metrics of the validation split.
 
         Raises:
-            RunStopped: asked to stop by a signal, or too many steps in a row were skipped; the state is saved
-            and `resume` goes on.
+            RunStopped: stopped by a signal, or too many steps in a row were skipped; the state is saved and
+                `resume` continues.
         """
         log = self._open()
         batches = self.loader.stream(self.step)
@@ -196,7 +196,7 @@ class Trainer:
     def _advance(
         self, batches: Iterator[Batch], log: RunLog, stop: StopRequest, profile: Profile | None
     ) -> None:
-        """One step, and its row in the log where one is due."""
+        """Run one step, and log it if due."""
         started = time.perf_counter()
         with stop.ends_waiting() if self.world.size == 1 else nullcontext():
             batch = next(batches)
@@ -217,7 +217,7 @@ class Trainer:
                 "train",
                 self.step,
                 seconds=self.seconds,
-                waited=self.waited,  # for data, part of `seconds`
+                waited=self.waited,  # waiting for data, part of `seconds`
                 lr=rate,
                 loss=self._loss,
                 **report.values,
@@ -225,7 +225,7 @@ class Trainer:
         self.on_step(self.step, self.steps, self._loss)
 
     def take(self, batch: Batch) -> None:
-        """The next step, on `batch`; nothing is written down."""
+        """Run the next step on `batch`; nothing is logged."""
         self._step(batch, self.step)
         if self.ema is not None:
             self.ema.update(self.step)
@@ -234,7 +234,7 @@ class Trainer:
             self.weighting.end_epoch(total)
 
     def _between_steps(self, log: RunLog, stop: StopRequest) -> None:
-        """Evaluation and checkpoint where they are due."""
+        """Evaluate and save a checkpoint if due."""
         last = self.step == self.steps
         if last or self.step % self.config.log.eval_every == 0:
             metrics = self._evaluated(log)
@@ -246,13 +246,13 @@ class Trainer:
             raise self._stopped(f"stopped by {stop.name}", 128 + (stop.number or signal.SIGTERM))
 
     def _stopped(self, why: str, status: int = 1) -> RunStopped:
-        """Save the state, and say so."""
+        """Save the state and return the exception that says so."""
         self.save(wait=True)
         after = f"after step {self.step} of {self.steps}"
         return RunStopped(f"{why} {after}; the state is saved, resume continues", status)
 
     def _stop_agreed(self, stop: StopRequest) -> bool:
-        """Whether to stop now. Processes have to agree; on GPUs they ask at the steps that are logged."""
+        """Whether to stop now. Processes must agree; on GPUs they check at logged steps."""
         if self.world.size > 1:
             asked = self.device.type == "cpu" or self.step % self.config.log.every == 0
             return asked and any_rank(stop.requested)
@@ -269,7 +269,7 @@ class Trainer:
         for message in batch.skipped:
             self._skipped_samples += 1
             log.write("corrupt", self.step + 1, message=message)
-            self.say(f"step {self.step + 1}: left out a sample: {message}")
+            self.say(f"step {self.step + 1}: skipped a sample: {message}")
 
     def _note_skipped(self, report: Report, log: RunLog) -> None:
         for skipped in report.skipped:
@@ -299,7 +299,7 @@ class Trainer:
         return metrics
 
     def evaluate(self) -> Metrics:
-        """Metrics of the current weights on the validation split, over all processes."""
+        """Return metrics of the current weights on the validation split, over all processes."""
         return self._scored(self._plain())
 
     def _scored(self, model: DiffusionMTL | MultiTaskBaseline) -> Metrics:
@@ -312,11 +312,11 @@ class Trainer:
 
     @property
     def result(self) -> DiffusionMTL | MultiTaskBaseline:
-        """The model to evaluate and to keep: the moving average where there is one."""
+        """The model to evaluate and to save: the moving average if there is one."""
         return self.model if self.ema is None else self.ema.average
 
     def _plain(self) -> DiffusionMTL | MultiTaskBaseline:
-        """`result` with the first process's statistics, or a copy whose every parameter is whole in this
+        """Return `result` with the first process's statistics, or a copy with whole parameters in this
         process. All processes take part."""
         distributed.share_buffers(self.result, self.world)
         shards = self.world.size > 1 and self.config.execution.parallel == "fsdp"
@@ -329,7 +329,7 @@ class Trainer:
     def _keep(
         self, model: DiffusionMTL | MultiTaskBaseline, folder: Path, summary: Path, metrics: Metrics
     ) -> None:
-        """The model's weights in `folder`, its figures in `summary`."""
+        """Save the model's weights in `folder`, its metrics in `summary`."""
         if not self.world.main:
             return
         model.save_pretrained(folder)
@@ -344,10 +344,10 @@ class Trainer:
         }
         write_json(summary, figures)
 
-    # going on
+    # checkpoints
 
     def save(self, wait: bool = False) -> None:
-        """A checkpoint from which the run goes on exactly, written in the background unless `wait`."""
+        """Save a checkpoint that resumes the run exactly, in the background unless `wait`."""
         distributed.share_buffers(self.model, self.world)
         self.weighting.merge(total)
 

@@ -1,7 +1,7 @@
-"""What multiplies the task weights: nothing, learned uncertainties, or how fast each task learns.
+"""Factors on the task weights: fixed, learned uncertainties, or the learning pace of each task.
 
 A labelled pair (sample, task) with loss L enters the total as `scale(task) * L + penalty(task)`. Batches may
-lack tasks, so nothing here relies on all of them being there.
+lack tasks, so nothing here relies on all being present.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class Weighting(nn.Module):
     """Fixed weights, and the interface of the others. The state dict is all that a resumed run needs."""
 
     def scale(self, task: str) -> Tensor | float:
-        """Factor on the task's losses, a scalar."""
+        """Return the factor on the task's losses, a scalar."""
         return 1.0
 
     def penalty(self, task: str) -> Tensor | float:
-        """What is added to the scaled loss of every labelled pair, a scalar."""
+        """Return what is added to the scaled loss of every labelled pair, a scalar."""
         return 0.0
 
     def observe(self, task_losses: Mapping[str, Tensor], counts: Mapping[str, int | Tensor]) -> None:
-        """Notes losses of this process; nothing is read back from the device, non-finite losses are left out.
+        """Record losses of this process, without reading them on the host; non-finite ones are skipped.
 
         Args:
             task_losses: task -> sum of the unscaled loss over its labelled pairs, a scalar.
@@ -45,14 +45,14 @@ class Weighting(nn.Module):
         """
 
     def merge(self, reduce: Callable[[Tensor], object]) -> None:
-        """Makes the state the same on all processes; call it before a checkpoint when there are several.
+        """Make the state the same on all processes; with several, call it before a checkpoint.
 
         Args:
             reduce: adds a tensor over all processes, in place.
         """
 
     def end_epoch(self, reduce: Callable[[Tensor], object]) -> None:
-        """At the end of an epoch, on all processes; `reduce` as for `merge`."""
+        """End an epoch, on all processes; `reduce` as for `merge`."""
 
 
 class Uncertainty(Weighting):
@@ -61,11 +61,11 @@ class Uncertainty(Weighting):
     Kendall, Gal and Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and
     Semantics", CVPR 2018, arXiv 1705.07115. This is twice their regression form L / (2 sigma^2) + log sigma
     with s = log sigma^2, and the exact likelihood of an L1 loss (Laplace) with s = log b. Their
-    classification form, exp(-s) L + s / 2, moves the optimum from s = log L to log 2L, that is, it gives such
-    a task half the weight; one form for all tasks leaves the choice between tasks to `task_weights`.
+    classification form, exp(-s) L + s / 2, moves the optimum from s = log L to log 2L, so it gives such a
+    task half the weight. With one form for all tasks, only `task_weights` sets their balance.
 
-    Each task has its own parameter: one that no label of the step reached has no gradient, and the optimiser
-    leaves it where it is, momentum or not. Shape [1], because FSDP shards no scalars.
+    Each task has its own parameter: if no label of the step reached it, it has no gradient and the optimiser
+    skips it, with or without momentum. Shape [1], because FSDP cannot shard scalars.
     """
 
     def __init__(self, tasks: Iterable[str]):
@@ -86,9 +86,9 @@ class DynamicAverage(Weighting):
     the first two epochs all weights are 1. A task without a label in an epoch keeps its last mean; r is 1
     until it has two.
 
-    Buffers: `own` float64 [2, T], sums of losses and of pairs that this process alone knows; `sums` float64
-    [2, T], the same over all processes, of what was merged; `means` float64 [2, T] of the last epoch and of
-    the one before it, NaN where unknown; `weights` float32 [T].
+    Buffers: `own` float64 [2, T], sums of losses and of pairs of this process alone; `sums` float64 [2, T],
+    the same over all processes, after merging; `means` float64 [2, T] of the last epoch and of the one
+    before, NaN if unknown; `weights` float32 [T].
     """
 
     own: Tensor
@@ -133,7 +133,7 @@ class DynamicAverage(Weighting):
 
 
 WEIGHTINGS: Registry[Callable[[Iterable[str], Options], Weighting]] = Registry("weighting")
-"""By the names of `optim.weighting`: (tasks, configuration) -> the weighting."""
+"""By `optim.weighting`: (tasks, configuration) -> the weighting."""
 
 WEIGHTINGS.register("fixed")(lambda tasks, config: Weighting())
 WEIGHTINGS.register("uncertainty")(lambda tasks, config: Uncertainty(tasks))
@@ -141,5 +141,5 @@ WEIGHTINGS.register("dwa")(lambda tasks, config: DynamicAverage(tasks, config.dw
 
 
 def make_weighting(config: Options, tasks: Iterable[str]) -> Weighting:
-    """The weighting that `config.weighting` asks for, over these tasks."""
+    """Create the weighting that `config.weighting` names, over these tasks."""
     return WEIGHTINGS.get(config.weighting, "optim.weighting")(tasks, config)

@@ -179,7 +179,7 @@ def test_damaged_files_are_noticed_and_made_again(tmp_path, synthetic, harm, par
     (path,) = (p for p in files(tmp_path) if p.parent.name.startswith(part))
     good = path.read_bytes()
     harm(path)
-    with pytest.warns(UserWarning, match="damaged file of the cache .*, made again") as told:
+    with pytest.warns(UserWarning, match="damaged cache file .*, written again") as told:
         assert same(cached.read(0), whole)
     assert len(told) == 1 and str(told[0].message).startswith(f"{path}: ")
     assert [p.name for p in files(path.parent)] == [path.name] and len(path.read_bytes()) == len(good)
@@ -212,7 +212,7 @@ def test_several_processes_fill_it_together(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_full_disk_is_said(tiny_disk, synthetic, workers):
-    message = f"{tiny_disk}/cache: no sample can be kept here .*No space left on device.*data.cache_dir"
+    message = f"{tiny_disk}/cache: cannot cache samples here .*No space left on device.*data.cache_dir"
     cached = DiskCached(synthetic, tiny_disk / "cache")
     with pytest.raises(OSError, match=message) as error:
         list(make_loader(cached, batch_size=2, workers=workers, skip_corrupt=20))
@@ -227,7 +227,7 @@ def test_a_full_disk_is_said(tiny_disk, synthetic, workers):
 
 def test_a_file_in_the_way(tmp_path, synthetic):
     (tmp_path / "cache").write_text("")
-    with pytest.raises(OSError, match="cache: no sample can be kept here"):
+    with pytest.raises(OSError, match="cache: cannot cache samples here"):
         DiskCached(synthetic, tmp_path / "cache").read(0)
 
 

@@ -198,7 +198,7 @@ def test_gaps_and_strange_names_are_refused(arrays):
     with pytest.raises(DataError, match=r"val/label: 1 labels, the first difference is 0\.npy"):
         Nyud13(arrays, "val")
     (image / "0.npy").rename(image / "00.npy")
-    with pytest.raises(DataError, match=r"image/00\.npy: no number, expected files called 0\.npy"):
+    with pytest.raises(DataError, match=r"image/00\.npy: not a number, expected files named 0\.npy"):
         Nyud13(arrays, "val")
     (image / "00.npy").unlink()
     with pytest.raises(DataError, match=r"val/image: no 0\.npy among 1 files, .* without a gap"):

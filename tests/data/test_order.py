@@ -122,7 +122,7 @@ def test_what_cannot_be_balanced_is_said():
     data = Synthetic()
     with pytest.raises(
         DataError,
-        match="balance takes at least 3 images for a label of each of semseg, edge, normals, depth, "
+        match="balance needs at least 3 images for a label of each of semseg, edge, normals, depth, "
         "got batch_size = 2",
     ):
         make_loader(data, scarce(data), batch_size=2, balance=True)

@@ -102,7 +102,7 @@ def test_csv_round_trip(tmp_path):
         ("id,sem\x7fseg\na,1\n", "line 1: name of a task 'sem\\x7fseg', expected printable"),
         ("id,semseg,edge\na,1\n", "line 2: 2 cells, expected 3"),
         ("id,semseg\na,1\nb,2\n", "line 3: cell '2', expected 0 or 1"),
-        ("id,semseg\na,1\n\na,0\n", "line 4: id 'a' stands on line 2 too"),
+        ("id,semseg\na,1\n\na,0\n", "line 4: id 'a' is on line 2 too"),
         ("id,semseg\n,1\n", "line 2: the id is empty"),
         ('id,semseg\n"a,1\n', "not a readable table"),
     ],

@@ -409,7 +409,7 @@ MASK = np.ones(SIZE, np.uint8)
         (struct({"objects": struct(person(MASK, ("head", MASK[:9])))}), "several sizes"),
         (struct({"objects": struct({**person(MASK), "parts": np.ones((2, 2))})}), "no annotation"),
         (struct({"objects": struct(person(MASK, ("tail", MASK)))}), "'tail', expected one of hair, head"),
-        (struct({"objects": struct(person(MASK, (np.ones((2, 2)), MASK)))}), "a part of a person called"),
+        (struct({"objects": struct(person(MASK, (np.ones((2, 2)), MASK)))}), "a part of a person named"),
     ],
 )
 def test_what_is_no_annotation(root, anno, reason):

@@ -165,9 +165,9 @@ BAD = {
     "uneven": (by_image(a=[1]), "lists of 1 and of 5 numbers"),
     "three numbers": ({"a": [1, 0, 1]}, "3 columns without names, expected 5 as published"),
     "two": (by_image(a=[1, 0, 2, 0, 0]), "neither 0 nor 1"),
-    "mixed": ({"a": [1, "b"]}, "neither ids nor 0 and 1 alone"),
-    "nested": ({"a": [["b"]]}, "neither ids nor 0 and 1 alone"),
-    "empty lists": ({"a": [], "b": []}, "neither ids nor 0 and 1 alone"),
+    "mixed": ({"a": [1, "b"]}, "neither ids nor only 0 and 1"),
+    "nested": ({"a": [["b"]]}, "neither ids nor only 0 and 1"),
+    "empty lists": ({"a": [], "b": []}, "neither ids nor only 0 and 1"),
     "twice": (by_task(sal=["a", "a"]), "an id twice under 'sal'"),
     "outside": (by_task(sal=["../a"]), "id: '../a', expected a relative path"),
     "line": ({"a\nb": [0, 1, 0, 1, 0]}, "expected a relative path"),
@@ -306,7 +306,7 @@ def test_names_that_do_not_fit(tmp_path):
     with pytest.raises(DataError, match="x.pth: 4 rows, expected 2, one for each image"):
         read_split_table(path, ids=["a", "b"])
     for tasks in (["semseg"], ["semseg", "depth", "depth"], []):
-        with pytest.raises(DataError, match="x.pth: 3 columns without names, expected as many tasks, got"):
+        with pytest.raises(DataError, match="x.pth: 3 columns without names, expected one task each, got"):
             read_split_table(path, tasks=tasks)
     path = save_npy(tmp_path / "x.npy", by_task(), 2)
     with pytest.raises(DataError, match="x.npy: no column for task 'depth'"):

@@ -111,7 +111,7 @@ def test_what_cannot_be():
     with pytest.raises(ConfigError, match=r"model.sampler must be one of ancestral.*did you mean 'ddim'"):
         make_sampler("ddin", where="model.")
     with pytest.raises(
-        ConfigError, match=r'eta is an option of the sampler "ddim" alone, got 1.0 with "dpmpp_2m"'
+        ConfigError, match=r'eta is only an option of the sampler "ddim", got 1.0 with "dpmpp_2m"'
     ):
         make_sampler("dpmpp_2m", 1.0)
     for eta in (-0.1, 1.1, math.nan):

@@ -102,5 +102,5 @@ def test_senseless_plan():
     with pytest.raises(ValueError, match="plan: steps must be at least 1, got 0"):
         schedule.plan(0)
     for wrong in ([(1.0, 0.0, 0.0, (1.0,))], [(1.0, 0.0, 0.0, (1.0,)), (1.0, 0.0, 0.0, (2.0, -1.0))]):
-        with pytest.raises(ValueError, match="plan: the sampler must give 2 steps"):
+        with pytest.raises(ValueError, match="plan: the sampler must return 2 steps"):
             schedule.plan(2, lambda abar, steps=wrong: steps)

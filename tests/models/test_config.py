@@ -56,7 +56,7 @@ def test_unknown_key_that_is_near_nothing():
         ),
         (
             dict(sampler="dpmpp_2m", eta=0.0),
-            'eta is an option of the sampler "ddim" alone, got 0.0 with "dpmpp_2m"',
+            'eta is only an option of the sampler "ddim", got 0.0 with "dpmpp_2m"',
         ),
         (dict(beta_start=0.1, beta_end=0.01), "beta_start and model.beta_end must satisfy"),
         (dict(beta_end=1.0), "beta_start and model.beta_end must satisfy"),

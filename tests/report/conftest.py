@@ -20,7 +20,7 @@ def data() -> ReportData:
         Cell("label", noise(), "not labelled in training"),
         Cell("initial map", noise()),
         Cell("step 1, final", noise()),
-        Cell("uncertainty (8 draws)", noise(), scale="0 to 1.1 nats"),
+        Cell("uncertainty (8 samples)", noise(), scale="0 to 1.1 nats"),
     ]
     return ReportData(
         title="A report",

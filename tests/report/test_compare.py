@@ -121,7 +121,7 @@ def test_equal_time_runs_of_a_claim_are_one_method_whatever_their_steps(tmp_path
     assert comparison.summary()[2]["steps"] == "33 to 35"
 
 
-def test_an_unfinished_run_counts_as_of_its_last_evaluation(tmp_path):
+def test_an_unfinished_run_counts_with_its_last_evaluation(tmp_path):
     base, ours = write_run(tmp_path / "m", 40.0, 1.0), write_run(tmp_path / "d", 44.0, 0.9, "feature")
     whole = read_run(ours)
     (ours / "metrics.json").unlink()
@@ -130,7 +130,7 @@ def test_an_unfinished_run_counts_as_of_its_last_evaluation(tmp_path):
     assert not open_run.finished and open_run.primary == whole.primary and open_run.metrics == whole.metrics
     comparison = compare([base, ours])
     assert comparison.deltas["Feature"].value == pytest.approx(20 / 3)
-    assert comparison.remarks[0].endswith("d counts as of its last evaluation, at step 20 of 900.")
+    assert comparison.remarks[0].endswith("d counts with its last evaluation, at step 20 of 900.")
     assert comparison.summary()[1]["steps"] == "20 (1 unfinished)"
     (ours / "log.jsonl").write_text("")
     left = compare([base, ours])

@@ -92,7 +92,7 @@ def test_every_picture_decodes_and_has_a_text(data):
     assert np.array_equal(pixels(page.images[0]["src"]), data.samples[0].image)
     assert {i["alt"] for i in page.images[1:]} == {
         f"semseg, {c}, image image3"
-        for c in ("label", "initial map", "step 1, final", "uncertainty (8 draws)")
+        for c in ("label", "initial map", "step 1, final", "uncertainty (8 samples)")
     }
 
 
@@ -149,8 +149,8 @@ def test_everything_is_escaped(data):
             "+0.30",
             "No clear difference: the mean over 3 runs of each lies within one standard deviation of zero.",
         ),
-        (-2.0, 1, "\N{MINUS SIGN}2.00", "In this run DiffusionMTL is behind MTL. It is one run of each"),
-        (float("nan"), 1, "n/a", "No figure"),
+        (-2.0, 1, "\N{MINUS SIGN}2.00", "DiffusionMTL is behind MTL. There is only one run of each"),
+        (float("nan"), 1, "n/a", "No Delta_MTL: at least one metric"),
     ],
 )
 def test_headline_says_sign_and_spread(data, delta, runs, shown, verdict):
@@ -185,7 +185,7 @@ def test_uncertainty_is_counted_and_set_against_chance(data):
     text = render(data)
     words = Page(text).text
     assert "higher where the prediction is wrong on 1 of 2 tasks, clearly so (above 0.7) on 1." in words
-    assert "DiffusionMTL predicted 48 validation images with 8 draws of its noise each." in words
+    assert "DiffusionMTL predicted 48 validation images with 8 noise samples each." in words
     bars = re.findall(r'class="bar (\w+)" style="width:([\d.]+)%"></span></span></td><td>', text)
     assert bars == [("good", "31.2"), ("bad", "7.0")]
     rows = [UncertaintyRow("edge", float("nan"), "entropy, nats", "wrong")]
@@ -193,7 +193,7 @@ def test_uncertainty_is_counted_and_set_against_chance(data):
     words = Page(render(data)).text
     assert "wrong on 0 of 1 task." in words and "edge n/a" in words
     data.uncertainty = None
-    assert "unsure" not in render(data) and "draws run from dark" not in render(data)
+    assert "Is it uncertain" not in render(data) and "noise samples run from dark" not in render(data)
 
 
 def test_counts_of_labels(data):

@@ -307,7 +307,7 @@ def test_boundaries_are_odsf_or_nothing_and_saliency_is_the_papers_variant(tmp_p
     assert measured(table, "Feature").values["edge"] == 64.0
     assert measured(table, "Feature").values["sal"] == 77.0 and measured(table, "MTL").values["sal"] == 76.0
     assert said(table, "No odsF of MTL") and said(table, "over 4 of 5 tasks: without edge")
-    assert said(table, "Scored differently: figures of Feature from eval.json; of MTL from metrics.json.")
+    assert said(table, "Scored differently: results of Feature from eval.json; of MTL from metrics.json.")
     assert said(table, "Runs of MTL were scored in no frame") and not said(table, "Feature were scored")
     [exact] = tables([mtl, feature], exact=True)
     assert measured(exact, "Feature").values["sal"] == 80.5 and exact.columns[2].label == "exact maxF"
@@ -325,13 +325,13 @@ def test_rows_scored_differently_are_told(tmp_path):
     write_eval(first, metrics)
     write_eval(second, metrics)
     [table] = tables([tmp_path])
-    assert said(table, "Figures of MTL, Feature from eval.json.") and not said(table, "Scored differently")
+    assert said(table, "Results of MTL, Feature from eval.json.") and not said(table, "Scored differently")
     assert measured(table, "MTL").values["semseg"] == 40.0  # not metrics.json's 1
     write_eval(second, metrics, frame=[288, 384], images=10, data="else/where")
     [table] = tables([tmp_path])
     assert said(table, "Scored differently: the frame is none (MTL), 288 × 384 (Feature).")
     assert said(table, "the number of images is 654 (MTL), 10 (Feature)")
-    assert said(table, "Runs of Feature were scored on 10 images, published figures on 654.")
+    assert said(table, "Runs of Feature were scored on 10 images, published results on 654.")
     assert said(table, "Feature learned from nyud13 and was scored on else/where.")
     write_eval(
         second, metrics, boundaries="seism", max_dist=0.011
@@ -345,7 +345,7 @@ def test_other_labels_are_told(tmp_path):
     write_run(tmp_path / "m", nyud(1.0, 1.0, 1.0))
     write_run(tmp_path / "n", nyud(1.0, 1.0, 1.0), "prediction")
     [table] = tables([tmp_path])
-    assert not said(table, "other images") and said(table, "Measured rows learned from labels drawn anew")
+    assert not said(table, "other images") and said(table, "Measured rows learned from newly drawn labels")
     swapped = {"semseg": IDS[1::3], "depth": IDS[0::3], "normals": IDS[2::3]}
     write_run(tmp_path / "f", nyud(1.0, 1.0, 1.0), "feature", table=swapped)
     [table] = tables([tmp_path])

@@ -143,7 +143,7 @@ def test_page_from_runs_has_pictures_of_every_step(tmp_path):
     # 4 images with 3 tasks: the input; label, initial map, step 1, step 2, MTL; less labels that do not
     # exist; of the 2 validation images uncertainty, and error where there is a label (image 1 has no depth)
     assert text.count("<img") == 4 * (1 + 3 * 5) - text.count("no map</span>") + 2 * 3 + (2 * 3 - 1)
-    assert "uncertainty (8 draws)" in text and "validation images with 8 draws" in text
+    assert "uncertainty (8 samples)" in text and "validation images with 8 noise samples" in text
     assert "training image" in text and "validation image" in text and "step 2, final" in text
     assert "Parameters, DiffusionMTL" in text and "No pictures" not in text
 

@@ -92,7 +92,7 @@ def test_pictures_of_uncertainty_and_error(task, map, label, error, unit):
     ends = {0: np.rint(EMBER[0]), 1: np.rint(EMBER[-1]), None: GREY}
     assert np.array_equal(second.rgb[0], [ends[e] for e in error])
     assert np.array_equal(first.rgb[0], [ends[0], ends[1], ends[1]])
-    assert (first.caption, first.scale) == ("uncertainty (8 draws)", f"0 to 0.5 {unit}")
+    assert (first.caption, first.scale) == ("uncertainty (8 samples)", f"0 to 0.5 {unit}")
     assert (second.caption, second.scale) == (
         "error",
         "0 to 2 label units" if task.graded else "bright: wrong",
@@ -118,7 +118,7 @@ def test_pictures_of_the_engines_own_draws():
     engine = averaging(model, 4)
     alone, among = (sample_pictures({"A": model}, Toy(), i, engine=engine) for i in ([4], [0, 4]))
     for one, other in zip(alone[0].rows.values(), among[1].rows.values(), strict=True):
-        assert [cell.caption for cell in one][-2:] == ["uncertainty (4 draws)", "error"]
+        assert [cell.caption for cell in one][-2:] == ["uncertainty (4 samples)", "error"]
         assert all(np.array_equal(a.rgb, b.rgb) for a, b in zip(one, other, strict=True))
     without = sample_pictures({"A": model}, Toy(), [4])
     assert [len(row) for row in alone[0].rows.values()] == [len(row) + 2 for row in without[0].rows.values()]
@@ -130,4 +130,4 @@ def test_page_without_draws(tmp_path, diffusion, samples):
     options = dict(train_set=Toy(), val_set=Toy("val"), pictures=1, train_pictures=0, samples=samples)
     text = write_page(tmp_path / "r.html", compare([run]), **options).read_text()
     assert "validation image" in text and "No pictures" not in text
-    assert "AUROC" not in text and "draws" not in text
+    assert "AUROC" not in text and "noise samples" not in text

@@ -345,7 +345,7 @@ def test_all_damaged(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         Checkpoints(tmp_path, keep=2).latest(silent)
     assert str(caught.value) == (
-        f"{tmp_path}: no whole checkpoint to go on from: "
+        f"{tmp_path}: no intact checkpoint to resume from: "
         f"{paths[1]}: damaged (its content does not match its SHA-256); "
         f"{paths[0]}: damaged (its content does not match its SHA-256)"
     )

@@ -51,7 +51,7 @@ def test_methods_change_what_the_file_says(tmp_path):
     [
         (3, "methods must be a table, got 3"),
         ({"mtl": 3}, "methods.mtl must be a table, got 3"),
-        ({"a/b": {}}, "methods.'a/b' must be letters"),
+        ({"a/b": {}}, "methods.'a/b' must use"),
         (
             {"mtl": {"modle": {}}},
             "mtl.modle is not a known key; did you mean 'methods.mtl.model'. .known here: label",
@@ -59,7 +59,7 @@ def test_methods_change_what_the_file_says(tmp_path):
         ({"mtl": {"model": {"stepz": 1}}}, "methods.mtl.model.stepz is not a known key; did you mean"),
         ({"mtl": {"optim": {"lr": "x"}}}, "methods.mtl.optim.lr must be of type float, got 'x'"),
         ({"mtl": {"model": {"width": 7}}}, "methods.mtl: model.width must be a multiple"),
-        ({"mtl": {"like": "mlt"}}, "methods.mtl.like: no method is called 'mlt'; .* 'mtl'.* .methods: mtl"),
+        ({"mtl": {"like": "mlt"}}, "methods.mtl.like: no method is named 'mlt'; .* 'mtl'.* .methods: mtl"),
         ({"mtl": {"like": "mtl"}}, "methods.mtl.like must name a method without like, got 'mtl'"),
         ({"mtl": {}, "b": {"like": "mtl"}, "c": {"like": "b"}}, "methods.c.like must name a method without"),
         ({"mtl": {}, "b": {"time_of": "mtl"}}, "methods.b.time_of needs methods.b.like"),
@@ -74,7 +74,7 @@ def test_methods_change_what_the_file_says(tmp_path):
         ),
         ({"own": {}}, "methods.baseline must name .* .methods: own."),
         ({}, "methods.baseline must name .* .methods: none."),
-        ({"baseline": "owm", "own": {}}, "methods.baseline: no method is called 'owm'; did you mean 'own'"),
+        ({"baseline": "owm", "own": {}}, "methods.baseline: no method is named 'owm'; did you mean 'own'"),
     ],
 )
 def test_what_is_wrong_is_named(section, message):
@@ -123,7 +123,7 @@ def test_a_failed_run_leaves_out_what_needs_it(tmp_path):
     ]
     failed = run_jobs(jobs)
     assert len(failed) == 2 and failed[0].startswith("bad failed: dmtl train: ")
-    assert failed[1] == "after was left out: it needs the time of a run that failed"
+    assert failed[1] == "after was skipped: it needs the time of a run that failed"
     assert not (tmp_path / "done.log").exists() and (tmp_path / "bad.log").is_file()
 
 

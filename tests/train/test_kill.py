@@ -258,6 +258,6 @@ def test_all_torn(new_run):
         path.write_bytes(path.read_bytes()[:100])
     assert run.start("--resume").wait(PATIENCE) == 2
     said = run.printed.read_text()
-    assert "no whole checkpoint to go on from" in said and "Traceback" not in said
+    assert "no intact checkpoint to resume from" in said and "Traceback" not in said
     assert all(f"{path}: damaged (" in said for path in run.folder.iterdir())
     assert RunLog.read(run.out / "log.jsonl") == rows

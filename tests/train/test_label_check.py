@@ -163,7 +163,7 @@ def test_only_so_many_labels_are_read():
     data = Many(5000)
     (line,) = label_notes(data, data, LabelMatrix.full(data.ids, ["s"]))
     assert data.asked == LOOKED_AT
-    assert "class 2 (class 2) occurs in none of its 64 labels that were looked at, of 5000" in line
+    assert "class 2 (class 2) occurs in none of its 64 labels that were read, of 5000" in line
 
 
 def test_labels_are_read_on_until_one_is_known():

@@ -110,7 +110,7 @@ def test_balanced_loader(config_for):
     data = open_data(config.data)
     batches = list(itertools.islice(training_loader(config, data).stream(), 10))
     assert all(batch.labelled == dict.fromkeys(data.tasks, 1) for batch in batches)
-    with pytest.raises(DataError, match="balance takes at least 3 images .*, got batch_size = 2"):
+    with pytest.raises(DataError, match="balance needs at least 3 images .*, got batch_size = 2"):
         training_loader(dataclasses.replace(config, optim=OptimConfig(batch_size=2)), data)
 
 

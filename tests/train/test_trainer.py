@@ -352,7 +352,7 @@ def test_an_unreadable_image_by_policy(config_for, images, tmp_path):
         Trainer(config, say=said.append, on_step=stop_at(5)).fit()
     rows = [row for row in log_of(config.out) if row["event"] == "corrupt"]
     assert rows and all(str(root / "images" / "i3.png") in row["message"] for row in rows)
-    assert len(said) == len(rows) and "left out a sample" in said[0]
+    assert len(said) == len(rows) and "skipped a sample" in said[0]
     assert all(math.isfinite(row["loss"]) for row in log_of(config.out) if row["event"] == "train")
     Trainer(config, resume=True).fit()
     assert json.loads((Path(config.out) / "metrics.json").read_text())["skipped_samples"] == len(

@@ -1,1 +1,1 @@
-"""Benchmarks as their authors distribute them, and their conversion to the folder format."""
+"""Readers of benchmarks as their authors distribute them, for conversion to the folder format."""

@@ -1,7 +1,7 @@
-"""Parse MATLAB files for `dmtl.data.benchmarks.mat`, in a process that is run by this file's path.
+"""Parse MATLAB files for `dmtl.data.benchmarks.mat`, in a process started from this file's path.
 
-It imports nothing of dmtl, answers requests on its standard input until that closes, and says by a first
-answer, None or the reason, whether it can. A request is a pickled (names, content), an answer a pickled
+It imports nothing of dmtl and answers requests on standard input until that closes. Its first answer says
+whether it can: None, or the reason why not. A request is a pickled (names, content), an answer a pickled
 {name: value} or the reason for none; values are text, lists, {field: value} and (dtype, shape, numbers).
 """
 
@@ -31,27 +31,27 @@ def main(memory: int, seconds: int, most_numbers: int) -> None:
         limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + seconds)
         try:
             answer(parse(names, content, most_numbers))
-        except MemoryError:  # another process will read the next file: this one may have lost memory
+        except MemoryError:  # a new process reads the next file: this one may have lost memory
             sys.exit(errno.ENOMEM)
-        except Exception as error:  # scipy lets many types through on damaged files
+        except Exception as error:  # scipy raises many types on damaged files
             answer(f"{type(error).__name__}: {error}")
 
 
 def answer(value: object) -> None:
-    # whole before any of it is sent: no half an answer if memory runs out
+    # complete before anything is sent: no partial answer if memory runs out
     data = pickle.dumps(value, protocol=5)
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
 
 
 def limit(kind: int, amount: int) -> None:
-    """Sets a limit of this process, which it can raise again up to the one it was started with."""
+    """Set a limit of this process, which it can raise again up to its initial one."""
     hard = resource.getrlimit(kind)[1]
     resource.setrlimit(kind, (amount if hard == resource.RLIM_INFINITY else min(amount, hard), hard))
 
 
 def parse(names: list, content: bytes, most_numbers: int) -> dict:
-    """The variables `names` of a file."""
+    """Return the variables `names` of a file."""
     from scipy.io import matlab
 
     variables = matlab.loadmat(io.BytesIO(content), variable_names=names)
@@ -62,7 +62,7 @@ def parse(names: list, content: bytes, most_numbers: int) -> dict:
 
 
 def plain(value: object, most_numbers: int) -> object:
-    """A value of scipy's in plain types; refuses whatever is neither numbers, text, cell nor struct."""
+    """Convert a value of scipy's to plain types; only numbers, text, cells and structs are accepted."""
     import numpy as np
     from scipy.io import matlab
 

@@ -1,11 +1,11 @@
-"""Benchmarks distributed as one .npy file for each image and label, as those of MTAN are.
+"""Benchmarks distributed as one .npy file per image and label, as by MTAN.
 
     ROOT/{train,val}/image/ROW.npy      floats from 0 to 1, [H, W, 3]
     ROOT/{train,val}/<label>/ROW.npy    class ids [H, W] with -1 = unknown; numbers [H, W] or [H, W, 1] with
                                         0 = unknown; vectors [H, W, 3] with zeros = unknown
 
-ROW counts from 0 in each split and is the row of the published tables of labels. The distributions say
-nothing about dtypes, so any real one is taken.
+ROW counts from 0 in each split and is the row of the published tables of labels. The distributions do not
+document dtypes, so any real one is accepted.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Arrays(Distribution):
                 )
 
     def folder(self, task: str) -> Path:
-        """Where the labels of a task are."""
+        """Return the folder of a task's labels."""
         return self.root / self.split / self.folders[task]
 
     def image(self, index: int) -> Tensor:
@@ -55,7 +55,7 @@ class Arrays(Distribution):
         return self.decode(read_npy(path), task, path)
 
     def decode(self, array: np.ndarray, task: str, path: Path) -> np.ndarray:
-        """The array of a label as the folder format stores it."""
+        """Convert a label's array to the form stored in the folder format."""
         made = self.tasks[task]
         if made.label_names:
             return class_ids(array, made.channels, path)
@@ -73,14 +73,14 @@ class Arrays(Distribution):
 
 
 def class_ids(array: np.ndarray, count: int, path: Path, hint: str = "") -> np.ndarray:
-    """uint8 [H, W] of ids 0 .. count-1, 255 for -1; `hint` ends the message about others."""
+    """Return uint8 [H, W] of ids 0 .. count-1, 255 for -1; `hint` ends the message about others."""
     array = _one_per_pixel(array, path)
     known = (array >= 0) & (array < count) & (array == np.floor(array))  # False for NaN
     wrong = ~known & (array != -1)
     if wrong.any():
         raise DataError(
             f"{path}: value {array[wrong][0]:g} in {int(wrong.sum())} pixels, expected class ids 0 to "
-            f"{count - 1}, or -1 where there is none{hint}"
+            f"{count - 1}, or -1 for unknown{hint}"
         )
     ids = np.full(array.shape, 255, np.uint8)
     ids[known] = array[known].astype(np.uint8)
@@ -88,7 +88,7 @@ def class_ids(array: np.ndarray, count: int, path: Path, hint: str = "") -> np.n
 
 
 def numbers(array: np.ndarray, path: Path) -> np.ndarray:
-    """float32 [H, W] of positive numbers, NaN for 0."""
+    """Return float32 [H, W] of positive numbers, NaN for 0."""
     array = _one_per_pixel(array, path)
     with np.errstate(over="ignore"):
         value = array.astype(np.float32)
@@ -96,23 +96,21 @@ def numbers(array: np.ndarray, path: Path) -> np.ndarray:
     if wrong.any():
         raise DataError(
             f"{path}: value {array[wrong][0]:g} in {int(wrong.sum())} pixels, "
-            "expected positive numbers, or 0 where there is none"
+            "expected positive numbers, or 0 for unknown"
         )
     return np.where(value > 0, value, np.float32("nan"))
 
 
 def vectors(array: np.ndarray, path: Path) -> np.ndarray:
-    """float32 [H, W, 3] of unit vectors, zeros where there is none.
+    """Return float32 [H, W, 3] of unit vectors, zeros for unknown.
 
-    Other lengths, which interpolation leaves behind, become 1, as they do wherever angles are measured.
+    Vectors shortened by interpolation are normalised, as everywhere angles are measured.
     """
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype.kind not in "fi":
         raise unlike(array, path, "vectors [H, W, 3]")
     vector = array.astype(np.float64)
     if not (np.abs(vector) <= 1.01).all():  # False for NaN
-        raise DataError(
-            f"{path}: values outside [-1, 1], expected unit vectors, or zeros where there is none"
-        )
+        raise DataError(f"{path}: values outside [-1, 1], expected unit vectors, or zeros for unknown")
     length = np.sqrt((vector * vector).sum(2, keepdims=True))
     return (vector / np.where(length > 0, length, 1)).astype(np.float32)
 
@@ -126,7 +124,7 @@ def _one_per_pixel(array: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _rows(folder: Path) -> list[int]:
-    """The numbers of the .npy files in a folder, in their order."""
+    """Return the numbers of the .npy files in a folder, sorted."""
     try:
         stems = [name[:-4] for name in os.listdir(folder) if name.endswith(".npy") and name[0] != "."]
     except OSError as error:
@@ -135,5 +133,5 @@ def _rows(folder: Path) -> list[int]:
         ) from error
     for stem in stems:
         if not re.fullmatch(r"0|[1-9][0-9]{0,8}", stem):
-            raise DataError(f"{folder / stem}.npy: no number, expected files called 0.npy, 1.npy, ...")
+            raise DataError(f"{folder / stem}.npy: not a number, expected files named 0.npy, 1.npy, ...")
     return sorted(map(int, stems))

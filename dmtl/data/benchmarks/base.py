@@ -1,7 +1,7 @@
-"""A benchmark as its authors distribute it: what `dmtl data convert` reads, once, to write our folder format.
+"""A benchmark as its authors distribute it: `dmtl data convert` reads it once to write our folder format.
 
-A subclass says where things are and what they mean; every label first takes the form in which the folder
-format stores it, so that a converted data set reads the same values to the bit.
+A subclass says where files are and what they mean. Every label first takes the form stored in the folder
+format, so a converted data set reads the same values bit for bit.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from dmtl.tasks import Task
 class Distribution(LabelledImages):
     """One split of a benchmark in the folder `root`, with all its tasks or those in `tasks`.
 
-    A subclass defines the class attributes, `_ids`, `image` and `stored`, and where they differ `image_file`
-    and `boundaries`. Errors: DataError that names the file.
+    A subclass defines the class attributes, `_ids`, `image` and `stored`, and if they differ `image_file` and
+    `boundaries`. Raises DataError naming the file.
     """
 
     format: ClassVar[str]
@@ -45,28 +45,28 @@ class Distribution(LabelledImages):
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
-        """Whether the folder looks like this distribution; looks at names alone."""
+        """Whether the folder looks like this distribution, judged only by names."""
         raise NotImplementedError(f"{cls.__name__}.recognises")
 
     def make_tasks(self) -> dict[str, Task]:
-        """Its tasks by name, in the order of its papers."""
+        """Return its tasks by name, in the order of its papers."""
         raise NotImplementedError(f"{type(self).__name__}.make_tasks")
 
     def _ids(self, split: str) -> list[str]:
-        """Names of the split's images in their order; each can be a relative path of the folder format."""
+        """Return the split's image names in order; each can be a relative path of the folder format."""
         raise NotImplementedError(f"{type(self).__name__}._ids")
 
     def image(self, index: int) -> Tensor:
-        """RGB, uint8 [3, H, W]."""
+        """Read the image as RGB, uint8 [3, H, W]."""
         path = self.image_file(index)
         if path is None:
             raise NotImplementedError(f"{type(self).__name__}.image")
-        # published labels are drawn on the pixels as they are stored
+        # published labels match the pixels as stored (no EXIF rotation)
         return read_image(path, upright=False)
 
     def stored(self, index: int, task: str) -> np.ndarray | None:
-        """The label as the folder format stores it: uint8 [H, W] of ids, uint8 [H, W, 3] of coded vectors,
-        float32 [H, W] or [H, W, 3] of values; None where this image has none."""
+        """Return the label as the folder format stores it: uint8 [H, W] of ids, uint8 [H, W, 3] of coded
+        vectors, float32 [H, W] or [H, W, 3] of values; None if this image has none."""
         raise NotImplementedError(f"{type(self).__name__}.stored")
 
     def read(self, index: int, tasks: Iterable[str] | None = None) -> Sample:
@@ -78,7 +78,7 @@ class Distribution(LabelledImages):
         return sample
 
     def decoded(self, index: int, task: str, stored: np.ndarray, size: tuple[int, int]) -> Tensor:
-        """The label [K, H, W] of stored values; DataError unless they fit the task and the image's size."""
+        """Decode stored values to a label [K, H, W]; DataError unless they fit task and image size."""
         where = f"{self.root}: {task} of {self.ids[index]}"
         label = decode_label(stored, self.tasks[task], where, numbers=stored.dtype.kind == "f")
         if label.shape[-2:] != size:
@@ -98,7 +98,7 @@ def unlike(array: np.ndarray, path: Path, expected: str) -> DataError:
 
 
 def unit_image(stored_HW3: np.ndarray, path: Path) -> Tensor:
-    """An image stored as numbers in [0, 1] (or uint8) as uint8 [3, H, W]; multiples of 1/255 are exact."""
+    """Convert an image of numbers in [0, 1] (or uint8) to uint8 [3, H, W]; multiples of 1/255 are exact."""
     if stored_HW3.ndim != 3 or stored_HW3.shape[2] != 3 or stored_HW3.dtype.kind not in "fu":
         raise unlike(stored_HW3, path, "an image [H, W, 3]")
     if stored_HW3.dtype != np.uint8:

@@ -17,8 +17,8 @@ from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.errors import DataError
 from dmtl.tasks import Task, make_task
 
-# Cordts et al.: The Cityscapes dataset for semantic urban scene understanding, CVPR 2016. The id of a label
-# in the files of the release and its name; the place in this table is the class id ("trainId").
+# Cordts et al.: The Cityscapes dataset for semantic urban scene understanding, CVPR 2016. Label id in the
+# files of the release, and its name; the position in this table is the class id ("trainId").
 LABELS_19 = (
     (7, "road"), (8, "sidewalk"), (11, "building"), (12, "wall"), (13, "fence"), (17, "pole"),
     (19, "traffic light"), (20, "traffic sign"), (21, "vegetation"), (22, "terrain"), (23, "sky"),
@@ -33,8 +33,8 @@ class CityscapesArrays(Arrays):
 
     2,975 and 500 images of 128x256 or, in another release, 256x512. Scored at its own size.
 
-    Class ids stand in label_7 and label_19, or in `label`, which holds either: a folder with `label` alone is
-    taken for 7 classes, and an id above 6 in it is an error. Depth is the inverse of a distance (0 to 0.4922;
+    Class ids are in label_7 and label_19, or in `label`, which holds either: a folder with only `label` is
+    read as 7 classes, and an id above 6 in it is an error. Depth is the inverse of a distance (0 to 0.4922;
     very likely the 16-bit disparity over 65535), 0 = unknown.
     """
 
@@ -51,7 +51,7 @@ class CityscapesArrays(Arrays):
 
 
 class Cityscapes7(CityscapesArrays):
-    """7 classes, whose content no publication names, and inverse depth."""
+    """7 classes, whose names were not published, and inverse depth."""
 
     format = "cityscapes-7"
     classes = 7
@@ -137,7 +137,7 @@ class CityscapesRaw(Distribution):
         return inside(self.root, self.root / folder / self.split / f"{self.ids[index]}_{ending}.png")
 
     def _list(self, split: str, folder: str, ending: str) -> list[str]:
-        """Ids of the files of one kind, by name; each folder is listed once."""
+        """Return the ids of files of one kind, sorted by name; each folder is listed once."""
         top, ids = inside(self.root, self.root / folder / split), []
         for city in _names(top):
             if (top / city).is_dir():
@@ -149,7 +149,7 @@ class CityscapesRaw(Distribution):
 
 
 def _train_ids(array: np.ndarray, path: Path) -> np.ndarray:
-    """uint8 [H, W] of class ids from those of the release, 255 for what is not scored."""
+    """Map label ids of the release to class ids, uint8 [H, W], 255 for classes not scored."""
     if array.ndim != 2 or array.dtype != np.uint8 or ((array > 33) & (array < 255)).any():
         raise DataError(
             f"{path}: {array.dtype} values of shape {list(array.shape)} up to {array.max()}, "
@@ -161,7 +161,7 @@ def _train_ids(array: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _disparity(array: np.ndarray, path: Path) -> np.ndarray:
-    """float32 [H, W] in pixels of the full image, NaN for 0."""
+    """Return disparity in pixels of the full image, float32 [H, W], NaN for 0."""
     if array.ndim != 2 or array.dtype != np.uint16:
         raise unlike(array, path, "a 16-bit grey picture")
     return np.where(array > 0, (array.astype(np.float32) - 1) / 256, np.float32("nan"))
@@ -172,7 +172,7 @@ def _depth() -> Task:
 
 
 def _has(folder: Path, labels: str) -> bool:
-    """Whether a split has the arrays of these labels; NYUD-v2 has normals beside them."""
+    """Whether a split has the arrays of these labels but no normals (NYUD-v2 has them)."""
     names = ("image", "depth", labels)
     return all((folder / name).is_dir() for name in names) and not (folder / "normal").exists()
 

@@ -1,4 +1,4 @@
-"""The benchmarks that can be read as their authors distribute them, by name and by the look of a folder."""
+"""Find the reader of a distributed benchmark, by name or by the content of a folder."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FORMATS: dict[str, tuple[str, str]] = {
     "cityscapes-19": ("cityscapes", "Cityscapes19"),
     "cityscapes-raw": ("cityscapes", "CityscapesRaw"),
 }
-"""Format -> module of this package and class, which are loaded when they are needed."""
+"""Format -> module of this package and class, imported on demand."""
 
 
 def distribution(format: str) -> type[Distribution]:
-    """The reader of a format; DataError with the nearest name where there is none."""
+    """Return the reader of a format; DataError with the nearest name if there is none."""
     if format not in FORMATS:
         raise DataError(f"open_distribution: {unknown_name('format', format, FORMATS)}")
     module, name = FORMATS[format]
@@ -31,14 +31,14 @@ def distribution(format: str) -> type[Distribution]:
 
 
 def recognised(root: str | os.PathLike) -> list[str]:
-    """All formats that the folder looks like, by the names in it."""
+    """Return all formats that the folder looks like, judged by the names in it."""
     return [name for name in FORMATS if distribution(name).recognises(Path(root))]
 
 
 def detect(root: str | os.PathLike) -> str | None:
-    """The one format that the folder looks like; None: it looks like none of them.
+    """Return the one format that the folder looks like, or None.
 
-    DataError where it looks like several, as a folder with labels of 7 and of 19 classes does.
+    Raises DataError if it looks like several, such as a folder with labels of 7 and of 19 classes.
     """
     found = recognised(root)
     if len(found) > 1:
@@ -49,14 +49,14 @@ def detect(root: str | os.PathLike) -> str | None:
 def open_distribution(
     root: str | os.PathLike, split: str, tasks: Iterable[str] | None = None, format: str | None = None
 ) -> Distribution:
-    """One split of the benchmark in `root`.
+    """Open one split of the benchmark in `root`.
 
     Args:
-        split: as the benchmark names it: "train", "val".
-        tasks: names of the tasks wanted; None: all it has.
+        split: name of the split in the benchmark: "train", "val".
+        tasks: names of the tasks to use; None: all it has.
         format: one of `FORMATS`; None: what `detect` finds.
 
-    Errors: DataError that names the file, or says what is known and what the folder holds.
+    Raises DataError naming the file, or the known formats and the content of the folder.
     """
     if not os.path.isdir(root):
         raise DataError(f"{root}: no such folder, expected one of {', '.join(FORMATS)}")
@@ -67,7 +67,7 @@ def open_distribution(
 
 
 def holds(root: str | os.PathLike) -> str:
-    """What a folder holds, in a few words for messages."""
+    """Describe the content of a folder briefly, for messages."""
     names = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(os.fspath(root)))
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return f"holds {shown}" if names else "is empty"

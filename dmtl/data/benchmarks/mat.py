@@ -1,11 +1,11 @@
-"""Variables of MATLAB v5 files, parsed by scipy in a child process with limits.
+"""Read variables of MATLAB v5 files, parsed by scipy in a child process with limits.
 
 scipy's reader is not hardened: damaged files crash it (segmentation fault, bus error) or make it allocate
-without bound. So it never runs in this process. One child (`_mat_child.py`) per process serves all its
-files; it is killed when it hangs, and a new one starts after a crash. Its answers are unpickled without any
-class. A forked process (a loader's worker) starts its own child, and a child ends with its parent.
+without bound. So it never runs in this process. One child (`_mat_child.py`) per process serves all its files.
+It is killed if it hangs and replaced after a crash. Its answers are unpickled without any class. A forked
+process (a loader's worker) starts its own child, and a child ends with its parent.
 
-A `ProcessPoolExecutor` would not do: workers of torch's loaders are daemons, which may not start one; it
+A `ProcessPoolExecutor` does not fit: workers of torch's loaders are daemons, which may not start one; it
 imports the user's script again; and it cannot end a process that hangs.
 """
 
@@ -33,8 +33,8 @@ from dmtl.errors import DataError, one_line
 MAX_FILE_BYTES = 64 << 20
 MAX_MEMORY = 1 << 30  # address space of the child; Python with scipy takes 170 MiB of it
 SECONDS = 10
-"""Of the clock for a file, of computing for its parser."""
-_START_SECONDS = 60  # importing scipy takes 0.2 s, from a cold disk much longer
+"""Wall-clock seconds for a file, CPU seconds for its parser."""
+_START_SECONDS = 60  # importing scipy takes 0.2 s, much longer from a cold disk
 _CHILD = Path(__file__).with_name("_mat_child.py")
 
 
@@ -42,13 +42,13 @@ def read_mat(path: str | os.PathLike, names: Iterable[str]) -> dict[str, Any]:
     """Read the variables `names` of a MATLAB v5 file (`save -v6` or `-v7`).
 
     Returns:
-        For numbers and logicals an array in the shape and dtype of the file (at least 2 dimensions; logicals
-        uint8, little-endian); for text a str, rows joined by newlines; for a cell the list of its elements
-        and for a struct array a list of {field: value}, both column by column, also if there is one.
+        Numbers and logicals: an array in the shape and dtype of the file (at least 2 dimensions; logicals
+        uint8, little-endian). Text: a str, rows joined by newlines. A cell: the list of its elements. A
+        struct array: a list of {field: value}, even for one element. Lists are in column-major order.
 
     Raises:
-        DataError: names the file, whatever is wrong with it: not a v5 file, a variable missing, damage, more
-            memory or time than the limits allow. If scipy is not installed it names the extra.
+        DataError: names the file, whatever is wrong with it: not a v5 file, a missing variable, damage, or a
+            limit on memory or time exceeded. If scipy is missing it names the extra to install.
     """
     names = list(names)
     expected = f"a MATLAB v5 file with {' and '.join(names)}"
@@ -61,11 +61,11 @@ def read_mat(path: str | os.PathLike, names: Iterable[str]) -> dict[str, Any]:
 
 
 class _Refused(Exception):
-    """Why a file has no answer; without the file's name."""
+    """Why a file has no answer, without the file's name."""
 
 
 def _content(path: str | os.PathLike) -> bytes:
-    """The file's bytes, if they begin as those of a v5 file do."""
+    """Read the file's bytes if they begin like those of a v5 file."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise _Refused("not a file")
     with open(path, "rb") as file:
@@ -107,7 +107,7 @@ def _start() -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-        start_new_session=True,  # Ctrl-C is for the parent, whose end ends the child
+        start_new_session=True,  # Ctrl-C goes to the parent; the child ends with it
     )
     if reason := _ask(child, None, _START_SECONDS):
         _end(child)
@@ -116,7 +116,7 @@ def _start() -> subprocess.Popen:
 
 
 def _ask(child: subprocess.Popen, request: tuple | None, seconds: float) -> Any:
-    """Sends a request, if any, and waits for the answer; a child that gives none is ended."""
+    """Send a request, if any, and wait for the answer; a child that gives none is ended."""
     assert child.stdin is not None and child.stdout is not None  # both are pipes
     killer = threading.Timer(seconds, child.kill)
     killer.start()
@@ -147,7 +147,7 @@ def _end(child: subprocess.Popen) -> int:
 
 
 def _value(plain: Any) -> Any:
-    """A value of an answer, with arrays in the place of (dtype, shape, numbers)."""
+    """Rebuild a value of an answer, with arrays in place of (dtype, shape, numbers)."""
     if isinstance(plain, list):
         return [_value(element) for element in plain]
     if isinstance(plain, dict):
@@ -163,7 +163,7 @@ _lock = threading.Lock()
 
 
 def _close() -> None:
-    """Ends this process's child."""
+    """End this process's child."""
     global _child
     if _child is not None:
         _end(_child)
@@ -171,11 +171,11 @@ def _close() -> None:
 
 
 def _forget() -> None:
-    """In a forked process: the child, and whoever held the lock, are the parent's."""
+    """Drop the child and the lock in a forked process: they belong to the parent."""
     global _child, _lock
     _lock = threading.Lock()
     if _child is not None:
-        # without sending what the parent has in its buffer
+        # without flushing the parent's buffer
         _child.stdin.raw.close()  # type: ignore[union-attr]  # a pipe, and so buffered
         _child.returncode = 0  # not ours to wait for
         _child = None

@@ -20,7 +20,7 @@ from dmtl.metrics.morphology import outline
 from dmtl.tasks import Task, make_task
 
 # Couprie, Farabet, Najman, LeCun: Indoor semantic segmentation using depth information, ICLR 2013; in the
-# order of the public mapping of the 40 classes to 13, which MTAN uses.
+# order of the public mapping of the 40 classes to 13 that MTAN uses.
 CLASSES_13 = (
     "bed", "books", "ceiling", "chair", "floor", "furniture", "objects", "picture", "sofa", "table",
     "television", "wall", "window",
@@ -69,7 +69,7 @@ class Nyud40(Distribution):
     ROOT/normals/ID.png             RGB, n = 2 x / 255 - 1; .npy [H, W, 3] from -1 to 1 in the older variant
     ROOT/edge/ID.png                uint8 0 / 255; .npy of 0 / 1 in the older variant
 
-    An image of either variant may have any size, and a label either ending.
+    Images of either variant may have any size, labels either suffix.
     """
 
     format = "nyud-40"
@@ -85,9 +85,7 @@ class Nyud40(Distribution):
         }
         frame = self.evaluation["frame"]
         if any(side > most for side, most in zip(image_size(self.image_file(0), upright=False), frame)):
-            self.evaluation = {
-                "max_dist": self.evaluation["max_dist"]
-            }  # 480x640: no published frame holds it
+            self.evaluation = {"max_dist": self.evaluation["max_dist"]}  # 480x640: it fits no published frame
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
@@ -120,9 +118,9 @@ class Nyud40(Distribution):
         return array
 
     def boundaries(self, index: int) -> Tensor | None:
-        """bool [H, W]: the outline of the edge label's areas, as seg2bmap draws it; None without the task.
+        """Return the outline of the edge label's areas, as by seg2bmap, bool [H, W]; None without the task.
 
-        The label's lines are areas to it: published figures are taken so, and the metric thins the result.
+        It treats the label's lines as areas, as in published results; the metric thins the outline.
         """
         return torch.from_numpy(outline(self.stored(index, "edge"))) if "edge" in self.tasks else None
 
@@ -140,20 +138,20 @@ class Nyud40(Distribution):
 
 
 def _shifted(array: np.ndarray, path: Path) -> np.ndarray:
-    """uint8 [H, W] of class ids from the stored 1 .. 40, 255 for 0."""
+    """Return class ids from the stored 1 .. 40, uint8 [H, W], 255 for 0."""
     count = len(CLASSES_40)
     _whole(array, path)
     if array.min() < 0 or array.max() > count:
         raise DataError(
             f"{path}: values {array.min():g} to {array.max():g}, expected classes 1 to {count}, "
-            "or 0 where there is none"
+            "or 0 for unknown"
         )
     ids = array.astype(np.uint8)
     return np.where(ids == 0, np.uint8(255), ids - np.uint8(1))
 
 
 def _zero_or_one(array: np.ndarray, path: Path) -> np.ndarray:
-    """uint8 [H, W] of 0 and 1 from 0 and 1, or from 0 and 255."""
+    """Return uint8 [H, W] of 0 and 1 from 0 and 1, or from 0 and 255."""
     _whole(array, path)
     top = 255 if array.max() == 255 else 1
     if not ((array == 0) | (array == top)).all():

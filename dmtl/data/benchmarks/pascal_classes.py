@@ -1,12 +1,12 @@
 """Tables of PASCAL-Context and PASCAL-Part that the published readers share.
 
 Derived from pascal_part.json, context_classes.json and nyu_classes.json in data/db_info of
-github.com/SimonVandenhende/Multi-Task-Learning-PyTorch and from the six-part table of its reader, which go
-back to Maninis, Radosavovic, Kokkinos: Attentive single-tasking of multiple tasks, CVPR 2019.
+github.com/SimonVandenhende/Multi-Task-Learning-PyTorch and from the six-part table of its reader, which are
+based on Maninis, Radosavovic, Kokkinos: Attentive single-tasking of multiple tasks, CVPR 2019.
 """
 
 PERSON = 15
-"""`class_ind` of people in PASCAL-Part; the position in the VOC's list."""
+"""`class_ind` of people in PASCAL-Part: the position in VOC's list."""
 
 # Part -> class of the task human_parts.
 HUMAN_PARTS = {
@@ -16,10 +16,10 @@ HUMAN_PARTS = {
 }  # fmt: skip
 
 CONTEXT_CLASSES = 459
-"""PASCAL-Context numbers them from 1; 0 stands where nobody named anything."""
+"""PASCAL-Context numbers them from 1; 0 is unannotated."""
 
-# The 170 of them whose normals are taught: those with the name of one of NYUD-v2's 894 classes, but for
-# "unknown", and tvmonitor. The network that drew the normals had learned from NYUD-v2 alone.
+# The 170 of them with normals for training: those named like one of NYUD-v2's 894 classes, except "unknown"
+# and tvmonitor. The network that predicted the normals was trained only on NYUD-v2.
 WITH_NORMALS = (
     3, 4, 6, 9, 10, 11, 13, 15, 17, 18, 22, 23, 29, 30, 33, 34, 36, 37, 38, 39, 41, 43, 46, 49, 50, 51, 53,
     55, 56, 59, 61, 62, 65, 66, 68, 69, 72, 73, 78, 83, 84, 85, 87, 88, 95, 96, 101, 104, 105, 107, 111,

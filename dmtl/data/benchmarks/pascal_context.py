@@ -2,15 +2,15 @@
 
     ROOT/ImageSets/Context/{train,val}.txt      one id per line; 4,998 and 5,105 of them
     ROOT/JPEGImages/ID.jpg                      at most 500 pixels a side
-    ROOT/pascal-context/trainval/ID.mat         LabelMap [H, W], 1..459: edges, and where normals are taught
-    ROOT/semseg/VOC12/ID.png                    uint8 0..20, 255; where there is none
+    ROOT/pascal-context/trainval/ID.mat         LabelMap [H, W], 1..459: edges, and where normals are used
+    ROOT/semseg/VOC12/ID.png                    uint8 0..20, 255; if there is none
     ROOT/semseg/pascal-context/ID.png           the same
     ROOT/human_parts/ID.mat                     PASCAL-Part: anno.objects(i).parts(j).{part_name, mask}
     ROOT/normals_distill/ID.png                 RGB, n = 2 x / 255 - 1
     ROOT/sal_distill/ID.png                     grey; salient above a half
 
-ImageSets/Parts/*.txt, which other readers write, say which classes are in an image's human_parts/ID.mat. That
-file itself is read here, so they are not.
+ImageSets/Parts/*.txt, which other readers write, list the classes in an image's human_parts/ID.mat. They are
+not used, since that file itself is read here.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ _HAS_NORMALS = np.isin(np.arange(CONTEXT_CLASSES + 1), WITH_NORMALS)
 class PascalContext(Distribution):
     """Segmentation in 21 classes, human parts in 7, saliency, normals, edges.
 
-    human_parts  255 everywhere in images where no part of a person is drawn.
-    normals      known where LabelMap is one of the 170 classes that NYUD-v2 has too; elsewhere black, which
-                 is unknown in the folder format.
+    human_parts  255 everywhere in images without any annotated part of a person.
+    normals      known where LabelMap is one of the 170 classes shared with NYUD-v2; elsewhere black, which
+                 means unknown in the folder format.
     edge         |Laplacian(LabelMap)| > 0 (4 neighbours, mirrored at the border), thinned.
 
-    Labels of another size than the image are brought to it as the published reader does: ids by the nearest
-    pixel, after everything else; normals by cubic interpolation of vectors that are 0 where they are unknown.
-    The result is float32, of length 1; what comes out shorter than a half is unknown, here alone.
+    Labels with another size than the image are resized as in the published reader: ids by the nearest pixel,
+    after everything else; normals by cubic interpolation of vectors, 0 where unknown. The result is float32,
+    of length 1. Only here, vectors shorter than one half after interpolation are unknown.
 
     The .mat files need scipy: `pip install 'dmtl[pascal]'`.
     """
 
     format = "pascal-context"
     evaluation = {"frame": [512, 512], "max_dist": 0.0075}
-    _last: tuple[str, np.ndarray] | None = None  # id and LabelMap: edges and normals need the same
+    _last: tuple[str, np.ndarray] | None = None  # id and LabelMap, which edges and normals share
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
@@ -83,7 +83,7 @@ class PascalContext(Distribution):
         return nearest(_grey(path), size)
 
     def boundaries(self, index: int) -> Tensor | None:
-        """bool [H, W]: the outline of LabelMap, as seg2bmap draws it; None without the task edge."""
+        """Return the outline of LabelMap, as by seg2bmap, bool [H, W]; None without the task edge."""
         if "edge" not in self.tasks:
             return None
         labels = nearest(self._label_map(index), image_size(self.image_file(index), upright=False))
@@ -96,13 +96,13 @@ class PascalContext(Distribution):
         return inside(self.root, self.root / folder / f"{self.ids[index]}{suffix}")
 
     def _label_map(self, index: int) -> np.ndarray:
-        """uint16 [H, W] of 0 .. 459."""
+        """Return LabelMap, uint16 [H, W] of 0 .. 459."""
         last = self._last
         if last is None or last[0] != self.ids[index]:
             path = self._file("pascal-context/trainval", index, ".mat")
             labels = read_mat(path, ["LabelMap"])["LabelMap"]
             if not isinstance(labels, np.ndarray) or labels.ndim != 2 or not labels.size:
-                raise DataError(f"{path}: LabelMap is no map, expected numbers [H, W]")
+                raise DataError(f"{path}: LabelMap is not a map, expected numbers [H, W]")
             if not ((labels >= 0) & (labels <= CONTEXT_CLASSES) & (labels == np.floor(labels))).all():
                 raise DataError(
                     f"{path}: values from {labels.min()} to {labels.max()}, "
@@ -112,7 +112,7 @@ class PascalContext(Distribution):
         return last[1]
 
     def _normals(self, index: int, size: tuple[int, int]) -> np.ndarray:
-        """uint8 [H, W, 3]; float32 where they had to be resized."""
+        """Return normals, uint8 [H, W, 3], or float32 if they were resized."""
         path, labels = self._file("normals_distill", index, ".png"), self._label_map(index)
         codes = read_label_image(path)
         if codes.shape != (*labels.shape, 3):
@@ -124,7 +124,7 @@ class PascalContext(Distribution):
         if codes.shape[:2] == size:
             return np.where(known, codes, np.uint8(0))
         vectors = torch.from_numpy(np.where(known, codes.astype(np.float32) * (2 / 255) - 1, np.float32(0)))
-        # Cubic as in OpenCV: the same coefficient (-0.75), pixel centres, and border.
+        # Cubic as in OpenCV: same coefficient (-0.75), pixel centres and border.
         resized = F.interpolate(vectors.permute(2, 0, 1)[None], size, mode="bicubic", align_corners=False)
         task = self.tasks["normals"]
         unit = decode_label(resized[0].permute(1, 2, 0).numpy(), task, path, numbers=True)
@@ -132,8 +132,8 @@ class PascalContext(Distribution):
 
 
 def edges(labels_HW: np.ndarray) -> np.ndarray:
-    """Edges of a map of classes, uint8 [H, W] of 0 and 1: where the difference between a pixel's four
-    neighbours and four times itself is not 0, thinned. Beyond the border lies the pixel inside of it."""
+    """Return the edges of a class map, uint8 [H, W] of 0 and 1: where the sum of a pixel's four neighbours is
+    not four times its value, thinned. The border is mirrored without repeating its pixels."""
     around = np.pad(labels_HW.astype(np.int32), 1, mode="reflect")
     middle = around[1:-1, 1:-1]
     neighbours = around[:-2, 1:-1] + around[2:, 1:-1] + around[1:-1, :-2] + around[1:-1, 2:]
@@ -141,7 +141,7 @@ def edges(labels_HW: np.ndarray) -> np.ndarray:
 
 
 def nearest(map_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The map in another (height, width), each pixel the one that OpenCV's INTER_NEAREST takes."""
+    """Resize the map to another (height, width) as OpenCV's INTER_NEAREST does."""
     if map_HW.shape == size:
         return map_HW
     rows, columns = (
@@ -152,7 +152,7 @@ def nearest(map_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _grey(path: Path) -> np.ndarray:
-    """uint8 [H, W]."""
+    """Read a grey or palette image, uint8 [H, W]."""
     pixels = read_label_image(path)
     if pixels.ndim != 2 or pixels.dtype != np.uint8:
         raise unlike(pixels, path, "8 bits per pixel, grey or palette")
@@ -160,7 +160,7 @@ def _grey(path: Path) -> np.ndarray:
 
 
 def _human_parts(anno: Any, path: Path) -> np.ndarray | None:
-    """uint8 [H, W] of 0 .. 6, later parts over earlier ones; None where there is no part of a person."""
+    """Paint parts as uint8 [H, W] of 0 .. 6, later over earlier ones; None without a part of a person."""
     try:
         people = [thing for thing in anno[0]["objects"] if thing["class_ind"].item() == PERSON]
         masks = [_mask(person["mask"]) for person in people]
@@ -178,7 +178,7 @@ def _human_parts(anno: Any, path: Path) -> np.ndarray | None:
     for name, mask in parts:
         if name not in HUMAN_PARTS:
             raise DataError(
-                f"{path}: a part of a person called {name!r:.40}, expected one of {', '.join(HUMAN_PARTS)}"
+                f"{path}: a part of a person named {name!r:.40}, expected one of {', '.join(HUMAN_PARTS)}"
             )
         map_HW[mask] = HUMAN_PARTS[name]
     return map_HW if map_HW.any() else None

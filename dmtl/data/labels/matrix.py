@@ -1,8 +1,8 @@
-"""Which label of which image may be used: a 0/1 table of images and tasks, always addressed by name.
+"""Which labels of which images may be used: a 0/1 table of images and tasks, addressed by name.
 
-The two settings of the paper, *one label* (each image has exactly one task's label) and *random labels*,
-are drawn from a hash of (seed, id, task) rather than from a random generator: the same image gets the same
-label on every machine, with every library version, in whatever order the ids are listed.
+The two settings of the paper, *one label* (each image has exactly one task's label) and *random labels*, are
+drawn from a hash of (seed, id, task), not from a random generator: an image gets the same label on every
+machine, with every library version and in any order of ids.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dmtl.runtime.files import write_text
 class LabelMatrix:
     """`matrix[i, t]` says whether image `ids[i]` has a usable label of `tasks[t]`; bool [N, T].
 
-    `name` begins the messages of errors: the file that the table was read from.
+    `name` starts error messages: the file that the table was read from.
     """
 
     ids: list[str]
@@ -39,7 +39,7 @@ class LabelMatrix:
     def __post_init__(self) -> None:
         object.__setattr__(self, "ids", [str(i) for i in self.ids])
         object.__setattr__(self, "tasks", [str(t) for t in self.tasks])
-        object.__setattr__(self, "matrix", np.array(self.matrix, dtype=bool))  # a copy of our own
+        object.__setattr__(self, "matrix", np.array(self.matrix, dtype=bool))  # our copy
         if self.matrix.shape != (len(self.ids), len(self.tasks)):
             expected = (len(self.ids), len(self.tasks))
             raise ValueError(f"LabelMatrix: matrix must be {expected}, got {self.matrix.shape}")
@@ -64,17 +64,17 @@ class LabelMatrix:
 
     @classmethod
     def full(cls, ids: Sequence[str], tasks: Sequence[str]) -> LabelMatrix:
-        """Every image has every label."""
+        """Make a table in which every image has every label."""
         return cls(list(ids), list(tasks), np.ones((len(ids), len(tasks)), bool))
 
     @classmethod
     def one_label(
         cls, ids: Sequence[str], tasks: Sequence[str], seed: int = 0, available: LabelMatrix | None = None
     ) -> LabelMatrix:
-        """Each image has the label of exactly one task, the tasks as equal in number as can be.
+        """Give each image the label of exactly one task, with tasks as balanced as possible.
 
         With every label available the counts differ by at most one. With `available`, only existing labels
-        are chosen and the counts are evened out as far as they allow; an image without any label stays bare.
+        are chosen and the counts are as even as these allow; an image without any label gets none.
         """
         _check_tasks("one_label", tasks)
         ids, asked, tasks = list(ids), list(tasks), sorted(tasks)
@@ -100,7 +100,7 @@ class LabelMatrix:
         p: float | Mapping[str, float] = 0.5,
         available: LabelMatrix | None = None,
     ) -> LabelMatrix:
-        """Each label is kept with probability `p` (one number, or one per task), at least one per image."""
+        """Keep each label with probability `p` (one number, or one per task), at least one per image."""
         _check_tasks("random_labels", tasks)
         ids, tasks = list(ids), list(tasks)
         if isinstance(p, Mapping) and set(p) != set(tasks):
@@ -110,7 +110,7 @@ class LabelMatrix:
             raise ValueError(f"random_labels: p must be in [0, 1] and not all 0, got {p}")
         allowed = _allowed(ids, tasks, available)
         draws_NT = np.array([[_draw(seed, i, t) for t in tasks] for i in ids]).reshape(len(ids), len(tasks))
-        # A label is kept when its draw is below p; the one nearest to that is kept in any case.
+        # A label is kept if its draw is below p; the one closest to that is always kept.
         ratio = np.where(allowed, draws_NT / np.maximum(p_T, 1e-12), np.inf)
         keep = ratio < 1
         rows = np.flatnonzero(allowed.any(axis=1))
@@ -119,7 +119,7 @@ class LabelMatrix:
 
     @classmethod
     def read_csv(cls, path: str | os.PathLike) -> LabelMatrix:
-        """A table with header `id,<task>,<task>,...` and rows of 0 and 1. DataError names file and line."""
+        """Read a table: header `id,<task>,<task>,...`, rows of 0 and 1. DataError names file and line."""
         path = Path(path)
         try:
             return _parse(
@@ -129,7 +129,7 @@ class LabelMatrix:
             raise DataError(f"{path}: not a readable table ({error}), expected CSV text") from error
 
     def write_csv(self, path: str | os.PathLike) -> None:
-        """Writes the table that `read_csv` reads; the file appears complete or not at all."""
+        """Write the table that `read_csv` reads, atomically."""
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(["id", *self.tasks])
@@ -143,20 +143,20 @@ class LabelMatrix:
         return {nfc(i): n for n, i in enumerate(self.ids)}
 
     def tasks_of(self, id: str) -> list[str]:
-        """Names of the tasks of which image `id` has a label."""
+        """Return the names of the tasks that image `id` has a label for."""
         row = self._row.get(nfc(id))
         if row is None:
             raise DataError(f"{self.name}: no row for image {id!r}")
         return [t for t, on in zip(self.tasks, self.matrix[row]) if on]
 
     def column(self, task: str) -> np.ndarray:
-        """bool [N]: which images have a label of `task`."""
+        """Return which images have a label of `task`, bool [N]."""
         if task not in self.tasks:
             raise DataError(f"{self.name}: no column for task {task!r}; available: {', '.join(self.tasks)}")
         return self.matrix[:, self.tasks.index(task)]
 
     def subset(self, ids: Sequence[str] | None = None, tasks: Sequence[str] | None = None) -> LabelMatrix:
-        """The same table for some images and tasks, in the order asked for. A missing name is a DataError."""
+        """Return the table of these images and tasks, in this order. Raises DataError for a missing name."""
         ids = self.ids if ids is None else list(ids)
         tasks = self.tasks if tasks is None else list(tasks)
         missing = [i for i in ids if nfc(i) not in self._row]
@@ -171,21 +171,21 @@ class LabelMatrix:
         return LabelMatrix(ids, tasks, matrix, self.name)
 
     def intersect(self, other: LabelMatrix) -> LabelMatrix:
-        """Labels that both tables allow, over this table's images and tasks (matched by name)."""
+        """Keep labels that both tables allow, over this table's images and tasks (matched by name)."""
         return LabelMatrix(self.ids, self.tasks, self.matrix & other.subset(self.ids, self.tasks).matrix)
 
     def pairs(self) -> np.ndarray:
-        """int [T, T]: of how many images both tasks have a label; on the diagonal, labels of a task."""
+        """Return how many images have labels of both tasks, int [T, T]; on the diagonal, of one task."""
         counted = self.matrix.astype(np.int64)
         return counted.T @ counted
 
     def agrees(self, other: LabelMatrix) -> bool:
-        """Whether both show the same labels of the tasks that they share, for the same images in order."""
+        """Whether both show the same labels of their common tasks, for the same images in order."""
         shared = [task for task in self.tasks if task in other.tasks]
         return self.ids == other.ids and self.subset(tasks=shared) == other.subset(tasks=shared)
 
     def statistics(self) -> dict:
-        """JSON-able counts: images, labels, labels per task, and how many images have 0, 1, 2... labels."""
+        """Return JSON-able counts: images, labels, labels per task, and images with 0, 1, 2... labels."""
         per_image = np.bincount(self.matrix.sum(1), minlength=1) if len(self.ids) else np.zeros(1, int)
         return {
             "images": len(self.ids),
@@ -201,7 +201,7 @@ def _check_tasks(function: str, tasks: Sequence[str]) -> None:
 
 
 def _draw(seed: int, *words: str) -> float:
-    """A number in [0, 1) that depends on nothing but its arguments."""
+    """Return a number in [0, 1) that depends only on the arguments."""
     text = "\0".join([str(int(seed)), *words])
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
 
@@ -211,10 +211,10 @@ def _allowed(ids: list[str], tasks: list[str], available: LabelMatrix | None) ->
 
 
 def _even_out(choice: np.ndarray, allowed: np.ndarray, count: list[int], order: Iterable[int]) -> None:
-    """Moves images from full tasks to scarce ones, through others where needed, until no move helps.
+    """Move images from full tasks to scarce ones, through others if needed, until no move helps.
 
-    Edges a -> b: some image that has task a could have b instead. A path from a task to one with at least
-    two fewer images, followed once, makes the counts more equal (augmenting path); this ends in the optimum.
+    Edges a -> b: some image with task a could have b instead. A path from a task to one with at least two
+    fewer images makes the counts more equal (augmenting path); this ends in the optimum.
     """
     tasks = range(len(count))
     options: dict[tuple[int, int], set[int]] = {(a, b): set() for a in tasks for b in tasks}
@@ -279,7 +279,7 @@ def _parse(path: Path, table: Iterable[list[str]]) -> LabelMatrix:
         if bad:
             raise DataError(f"{path}: line {line}: cell {bad[0][:20]!r}, expected 0 or 1")
         if not cells[0] or cells[0] in ids:
-            why = f"id {cells[0]!r} stands on line {ids[cells[0]]} too" if cells[0] else "the id is empty"
+            why = f"id {cells[0]!r} is on line {ids[cells[0]]} too" if cells[0] else "the id is empty"
             raise DataError(f"{path}: line {line}: {why}, expected one row per image")
         ids[cells[0]] = line
         matrix.append([cell == "1" for cell in cells[1:]])

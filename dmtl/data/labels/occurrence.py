@@ -1,4 +1,4 @@
-"""What occurs in labels: whether they can teach anything, and which classes they never show."""
+"""What occurs in labels: whether they are useful for training, and which classes are absent."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SHOWN = 5  # names in a message
 
 @dataclass
 class Occurrence:
-    """What was seen in labels of a task.
+    """What was seen in labels of one task.
 
     Attributes:
-        labels: how many were looked at.
-        useful: of these, how many have a pixel that means something.
+        labels: how many were examined.
+        useful: of these, how many have a known pixel.
         ignored: of these, how many have a pixel with the value `ignore`.
         classes: ids that occur.
     """
@@ -57,12 +57,12 @@ class Occurrence:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no pixel means anything, or none of a binary task is positive."""
+        """Whether no pixel is known, or none of a binary task is positive."""
         required = self.task.required_label
         return not self.useful or (required is not None and required not in self.classes)
 
     def fault(self) -> str | None:
-        """Say why these labels teach nothing; None if they do."""
+        """Say why these labels are useless for training; None if they are useful."""
         if not self.labels:
             return "no readable label at all, expected at least one"
         if not self.useful:

@@ -1,12 +1,12 @@
-"""Tables of visible labels as they were published, and our CSV: read by what a file holds, not by its name.
+"""Read tables of visible labels, published or our CSV, recognised by content, not by file name.
 
     torch.save({"labels_weights": tensor [N, T]})   no names: a row is an image, a column a task
     torch.save({id: [0 or 1, ...]})                 no names of tasks
     np.save of an object {task: [id, ...]}
     CSV                                             id,<task>,<task>,... (`LabelMatrix.read_csv`)
 
-torch's present (zip) and former format are read. Unpickling calls nothing but the functions in `_ALLOWED` and
-what `torch.load(weights_only=True)` allows, so no file can run code.
+torch's current (zip) and former format are read. Unpickling calls only the functions in `_ALLOWED` and what
+`torch.load(weights_only=True)` allows, so no file can run code.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.errors import DataError
 
 TENSOR_COLUMNS = {2: ("semseg", "depth"), 3: ("semseg", "depth", "normals")}
-"""What the columns of a tensor are: Cityscapes' two and NYUD-v2's three tasks."""
+"""Columns of a tensor: Cityscapes' two and NYUD-v2's three tasks."""
 LIST_COLUMNS = {5: ("semseg", "human_parts", "sal", "normals", "edge")}
-"""What the numbers of an image's list are: PASCAL-Context's five tasks."""
+"""Entries of an image's list: PASCAL-Context's five tasks."""
 MAX_BYTES = 16 << 20
 MAX_TASKS = 64
 MAX_ENTRIES = 4_000_000
@@ -44,19 +44,19 @@ _FORMER = (
 
 
 class _NotATable(ValueError):
-    """The file holds something else. The message says what, in one line."""
+    """The file is not a table. The message says in one line what it is."""
 
 
 def read_split_table(
     path: str | os.PathLike, tasks: Iterable[str] | None = None, ids: Iterable[str] | None = None
 ) -> LabelMatrix:
-    """The table in a file of one of the formats above; rows sorted by id where the file has no order.
+    """Read a table in one of the formats above; rows are sorted by id if the file has no order.
 
     Args:
-        tasks: names of the columns, for a file that stores none; default: those of the published files. Of
-            another file, the columns wanted.
-        ids: names of the rows, for a file that stores none; default: "train/0", "train/1"... Of another
-            file, the rows wanted.
+        tasks: names of the columns if the file has none; default: those of the published files. Otherwise,
+            the columns to read.
+        ids: names of the rows if the file has none; default: "train/0", "train/1"... Otherwise, the rows to
+            read.
 
     Raises:
         DataError: names the file and what is wrong with it.
@@ -81,7 +81,7 @@ def read_split_table(
 
 
 def _start(path: Path) -> bytes:
-    """All of a file that has a known beginning, up to one byte more than is allowed; else its beginning."""
+    """Read a file with a known beginning, up to one byte more than allowed; else only its beginning."""
     try:
         with open(path, "rb") as file:
             data = file.read(32)
@@ -116,7 +116,7 @@ def _zip(data: bytes) -> Any:
 def _torch(data: bytes) -> Any:
     names: list[Callable | tuple[Callable, str]] = [(function, name) for name, function in _ALLOWED.items()]
     with warnings.catch_warnings(), torch.serialization.safe_globals(names):
-        warnings.simplefilter("ignore")  # of damaged files, about versions of pickle
+        warnings.simplefilter("ignore")  # damaged files cause some about pickle versions
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
@@ -128,9 +128,9 @@ def _npy(data: bytes) -> Any:
     if shape != () or dtype.kind != "O":
         raise _NotATable(f"an array of {str(dtype)[:40]} of shape {list(shape)}")
     start = file.tell()
-    for operation, argument, _ in pickletools.genops(file):  # also refuses lengths beyond the file's end
+    for operation, argument, _ in pickletools.genops(file):  # also rejects lengths beyond the end of file
         if "PUT" in operation.name and argument is not None and argument > len(data):
-            raise _NotATable("damaged")  # pickle would make room for as many objects
+            raise _NotATable("damaged")  # pickle would allocate as many objects
     file.seek(start)
     array = _Unpickler(file).load()
     if type(array) is not _Array or array.shape != () or len(array.items) != 1:
@@ -147,7 +147,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _DType:
-    """NumPy's type of an object, a text or a number, as a pickle describes it."""
+    """NumPy's type of an object, a text or a number, as described in a pickle."""
 
     def __init__(self, code: str, *flags: bool):
         if not re.fullmatch(r"[OUbiuf]\d{1,5}", code):
@@ -161,7 +161,7 @@ class _DType:
 
 
 class _Array:
-    """NumPy's array of objects, as a pickle describes it: only what the file holds is allocated."""
+    """NumPy's array of objects, as described in a pickle: allocates only what the file contains."""
 
     def __init__(self, *arguments: Any):
         self.shape: tuple[int, ...] = (0,)
@@ -183,7 +183,7 @@ _ALLOWED: dict[str, Callable] = {
     "_codecs.encode": _encode,
     "numpy.dtype": _DType,
     "numpy.ndarray": _Array,
-    # the older and the present name of one module
+    # the old and the current name of one module
     "numpy.core.multiarray.scalar": _scalar,
     "numpy._core.multiarray.scalar": _scalar,
     "numpy.core.multiarray._reconstruct": _Array,
@@ -200,19 +200,19 @@ def _table(path: Path, value: Any, tasks: list[str] | None, ids: list[str] | Non
         raise _NotATable(f"holds {type(value).__name__} without entries by name")
     tensor = value.get("labels_weights")
     if type(tensor) is Tensor and len(value) == 1:
-        if tensor.numel() > MAX_ENTRIES:  # a view can repeat what it shows
+        if tensor.numel() > MAX_ENTRIES:  # a view can repeat its elements
             raise _NotATable(f"a tensor of {tensor.numel()} numbers")
         return _from_tensor(path, tensor.numpy(), tasks, ids)
     if not all(type(entries) in (list, tuple) for entries in value.values()):
         raise _NotATable("holds neither labels_weights nor lists")
-    if sum(map(len, value.values())) > MAX_ENTRIES:  # a list can be there many times
+    if sum(map(len, value.values())) > MAX_ENTRIES:  # a list can be referenced many times
         raise _NotATable(f"lists of more than {MAX_ENTRIES} entries")
     kinds = {type(entry) for entries in value.values() for entry in entries}
     if kinds == {str}:
         return _from_tasks(path, value).subset(ids, tasks)
     if kinds and kinds <= {int, float, bool}:
         return _from_images(path, value, tasks, ids)
-    raise _NotATable("lists that hold neither ids nor 0 and 1 alone")
+    raise _NotATable("lists of neither ids nor only 0 and 1")
 
 
 def _from_tensor(
@@ -257,7 +257,7 @@ def _from_tasks(path: Path, value: dict[str, list[str]]) -> LabelMatrix:
 def _columns(
     path: Path, count: int, published: Mapping[int, tuple[str, ...]], tasks: list[str] | None
 ) -> list[str]:
-    """Names for `count` columns that have none."""
+    """Return names for `count` unnamed columns."""
     if tasks is None and count not in published:
         raise DataError(
             f"{path}: {count} columns without names, expected {' or '.join(map(str, published))} "
@@ -266,7 +266,7 @@ def _columns(
     names = list(published[count] if tasks is None else tasks)
     if len(names) != count or len(set(names)) != count:
         raise DataError(
-            f"{path}: {count} columns without names, expected as many tasks, got {', '.join(names) or 'none'}"
+            f"{path}: {count} columns without names, expected one task each, got {', '.join(names) or 'none'}"
         )
     return names
 

@@ -1,4 +1,4 @@
-"""A batch of samples, and how one is made of what was read."""
+"""A batch of samples, and collation of samples into one."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from dmtl.tasks import Task
 
 @dataclass
 class Batch:
-    """B samples of one size: a whole step's, or one process's share of them.
+    """B samples of one size: those of a whole step, or one process's share.
 
     ids         names of the images
     index       int64 [B], their places in the data set (the `sample` of counter-based noise)
     image       float32 [B, 3, H, W], ImageNet-normalised
     labels      task -> [B, K, H, W]; all `ignore` where a sample has no label of the task
-    present     task -> bool [B], on the CPU always, so that choosing rows never waits for a device
+    present     task -> bool [B], always on the CPU, so that selecting rows never waits for a device
     valid_size  (h, w) of each image without its padding
     valid_at    (top, left) of each image in its padding; default: (0, 0)
-    epoch, position   where this batch stands: number `position` of epoch `epoch`
-    total       images of the step over all processes, before any was left out; default: B
-    labelled    task -> labelled samples of the step over all processes, likewise; default: those here
-    skipped     what is wrong with each sample that was left out because it cannot be read
+    epoch, position   this is batch number `position` of epoch `epoch`
+    total       images of the step over all processes, including skipped ones; default: B
+    labelled    task -> the same for labelled samples; default: those here
+    skipped     an error message for each sample skipped because it cannot be read
     """
 
     ids: list[str]
@@ -54,17 +54,17 @@ class Batch:
         return len(self.ids)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The batch with image, labels and index on `device`; `present` stays where it is."""
+        """Move image, labels and index to `device`; `present` stays on the CPU."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory, for copies that overlap with computation."""
+        """Copy the batch to page-locked memory, for transfers that overlap with computation."""
         return self._each(Tensor.pin_memory)
 
     def split(self, size: int) -> list[Batch]:
-        """The rows in order, at most `size` in each part, without a copy.
+        """Split the rows in order into parts of at most `size`, without a copy.
 
-        `total` and `labelled` stay those of the step; `skipped` goes with the first part.
+        `total` and `labelled` remain those of the step; `skipped` goes to the first part.
         """
         if size < 1:
             raise ValueError(f"Batch.split: size must be at least 1, got {size}")
@@ -80,7 +80,7 @@ class Batch:
         return parts
 
     def unpadded(self, row: int) -> tuple[slice, slice]:
-        """Where image number `row` lies in its padding: `map[row][..., *batch.unpadded(row)]`."""
+        """Return where image number `row` is within its padding: `map[row][..., *batch.unpadded(row)]`."""
         (top, left), (height, width) = self.valid_at[row], self.valid_size[row]
         return slice(top, top + height), slice(left, left + width)
 
@@ -90,7 +90,7 @@ class Batch:
 
 
 class Collate:
-    """The batch of the samples that could be read (None: of none), and the errors of the others by index."""
+    """Collate samples that could be read (None if there are none), with the others' errors by index."""
 
     def __init__(self, dataset: LabelledImages, tasks: list[str]):
         self.tasks = {name: dataset.tasks[name] for name in tasks}
@@ -127,5 +127,5 @@ class Collate:
 
 
 def _ignored(task: Task, height: int, width: int) -> Tensor:
-    """A label [K, H, W] of which no pixel counts."""
+    """Return a label [K, H, W] in which every pixel is ignored."""
     return torch.full((task.label_channels, height, width), task.ignore, dtype=task.label_dtype)

@@ -1,4 +1,4 @@
-"""A data set whose samples are kept on disk once they have been read or rendered."""
+"""A data set that caches its samples on disk once they have been read or rendered."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from dmtl.runtime.files import write_atomically
 
 
 class DiskCached(Wrapper):
-    """Keeps what was read below `folder`, for every worker, process and later run that reads the same.
+    """Cache samples below `folder` for all workers, processes and later runs that read the same.
 
         FOLDER/<data set>-<split>/image-<digest>/000007.npz            pixels as they were read, uncompressed
         FOLDER/<data set>-<split>/<task>-label-<digest>/000007.npz     of labels that somebody asked for
 
-    The digest is that of `dataset.identity` and of this package's version: another data set, split, size or
-    edited file has a folder of its own, so nothing is ever mixed, and what is not used any more can be
-    deleted. Files appear whole (several processes may write the same one) and carry a checksum; a damaged
-    one is reported as a warning and made again.
+    The digest is that of `dataset.identity` and of this package's version. Another data set, split, size or
+    edited file gets another folder, so nothing is ever mixed, and unused folders can be deleted. Files are
+    written atomically (several processes may write the same one) and have a checksum. A damaged file causes a
+    warning and is written again.
 
-    Errors: OSError that names the folder, where it cannot be written (a full disk).
+    Raises OSError naming the folder if it cannot be written (a full disk).
     """
 
     def __init__(self, dataset: LabelledImages, folder: str | os.PathLike):
@@ -69,10 +69,10 @@ class DiskCached(Wrapper):
         return self._folders[part] / f"{index:06d}.npz"
 
     def _load(self, index: int, part: str | None) -> dict[str, Tensor] | None:
-        """What is kept of the image (None) or of a label; None where there is nothing or it is damaged."""
+        """Load the cached image (`part` None) or label; None if it is missing or damaged."""
         path = self._path(index, part)
         try:
-            # a zip archive: zipfile holds its checksums against what is read
+            # a zip archive: zipfile verifies checksums while reading
             with open(path, "rb") as content, np.load(content, allow_pickle=False) as file:
                 kept = {name: torch.from_numpy(file[name]) for name in file.files}
             if kept["pixels"].ndim != 3:
@@ -80,8 +80,8 @@ class DiskCached(Wrapper):
             return kept
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except Exception as error:  # numpy and zipfile raise many kinds on broken bytes
-            warnings.warn(f"{path}: damaged file of the cache ({one_line(error)}), made again", stacklevel=2)
+        except Exception as error:  # numpy and zipfile raise many types on broken files
+            warnings.warn(f"{path}: damaged cache file ({one_line(error)}), written again", stacklevel=2)
             return None
 
     def _keep(self, index: int, part: str | None, kept: dict[str, Tensor]) -> None:
@@ -91,8 +91,8 @@ class DiskCached(Wrapper):
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"{self.folder}: no sample can be kept here ({error.strerror}), expected a folder with "
-                "enough room; choose another as data.cache_dir, or none",
+                f"{self.folder}: cannot cache samples here ({error.strerror}), expected a folder with "
+                "enough space; set data.cache_dir to another, or to none",
             ) from None
 
 

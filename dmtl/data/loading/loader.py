@@ -1,9 +1,9 @@
-"""Batches that are a function of (seed, epoch, position) alone.
+"""Batches that depend only on (seed, epoch, position).
 
-The order of an epoch depends on (seed, epoch), the augmentation of an image on (seed, epoch, index): the
-same batches come out with any number of worker processes, and a run can go on at any position. No global
-random state is read or moved. Several training processes share each batch, rows in order: the samples of a
-step are the same whatever their number.
+The order of an epoch depends on (seed, epoch), the augmentation of an image on (seed, epoch, index). So the
+batches are the same with any number of worker processes, and a run can resume at any position. No global
+random state is used. Several training processes share each batch, rows in order: the samples of a step do
+not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ class LoaderOptions:
 
     Args:
         batch_size: images of a batch, over all processes.
-        seed: of the order and of the augmentations.
-        shuffle: a new order for each epoch (training); False keeps that of the data set (evaluation).
-        drop_last: leave out an incomplete last batch; by default when shuffling.
-        only_labelled: leave out images without any visible label; by default when shuffling.
-        balance: every batch holds a visible label of every task; images of tasks with few labels then come
-            more than once in an epoch, others not at all. Needs `shuffle` and `drop_last`.
-        skip_corrupt: samples that cannot be read (DataError) and may be left out, each reported in
+        seed: for the order and the augmentations.
+        shuffle: a new order for each epoch (training); False keeps the order of the data set (evaluation).
+        drop_last: drop an incomplete last batch; default: when shuffling.
+        only_labelled: skip images without any visible label; default: when shuffling.
+        balance: every batch has a visible label of every task. Images of tasks with few labels then occur
+            several times in an epoch, others not at all. Needs `shuffle` and `drop_last`.
+        skip_corrupt: number of unreadable samples (DataError) that may be skipped, each reported in
             `Batch.skipped`; one more raises its error.
-        workers: processes that read and transform, two batches ahead each; 0 does it here.
-        pin: page-locked memory, for a GPU.
-        epoch, start: `iter(loader)` gives the batches of this epoch from this position on.
+        workers: processes that read and transform, two batches ahead each; 0: this process.
+        pin: use page-locked memory, for a GPU.
+        epoch, start: `iter(loader)` yields the batches of this epoch from this position on.
         rank, world: this process reads its part of every batch, number `rank` of `world` (needs `drop_last`
             if there are several). For evaluation see `Loader.shard`.
     """
@@ -89,10 +89,10 @@ class LoaderOptions:
 
 
 class Loader:
-    """Iterates batches; made by `make_loader`.
+    """Iterate batches; created by `make_loader`.
 
-    `iter(loader)` gives the epoch `epoch` from `start` on, `loader.stream(step)` continues for ever.
-    `loader.corrupt` says what was wrong with the samples left out so far, by index in the data set.
+    `iter(loader)` yields the epoch `epoch` from `start` on, `loader.stream(step)` continues forever.
+    `loader.corrupt` has the errors of the samples skipped so far, by index in the data set.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Loader:
         self._balance = _balanced(dataset, visible, self._rows, self.batch_size) if options.balance else None
 
     def __len__(self) -> int:
-        """Batches that a whole epoch gives here."""
+        """Return the number of batches of a whole epoch."""
         rank, world = self._shard
         return len(range(rank, self._steps, world))
 
@@ -133,7 +133,7 @@ class Loader:
         )
 
     def stream(self, step: int = 0) -> Iterator[Batch]:
-        """Endless batches from global number `step` on, epoch after epoch, without a pause between them."""
+        """Yield endless batches from global number `step` on, without a pause between epochs."""
 
         def places() -> Iterator[tuple[int, int]]:
             at = step
@@ -144,7 +144,7 @@ class Loader:
         return self._run(places())
 
     def shard(self, rank: int, world: int) -> Loader:
-        """The same batches, but only those whose `position` is `rank` modulo `world`: for evaluation."""
+        """Return a loader of only the batches whose `position` is `rank` modulo `world`, for evaluation."""
         if not 0 <= rank < world:
             raise ValueError(f"Loader.shard: rank must be in 0..{world - 1}, got {rank}")
         part = copy.copy(self)
@@ -152,7 +152,7 @@ class Loader:
         return part
 
     def order(self, epoch: int) -> np.ndarray:
-        """The data set's indices in the order of `epoch`, over all processes."""
+        """Return the data set's indices in the order of `epoch`, over all processes."""
         if not self.options.shuffle:
             return self._rows
         rng = np.random.default_rng([self.options.seed, epoch])
@@ -161,7 +161,7 @@ class Loader:
         return self._rows[self._balance.order(rng, self._steps)]
 
     def chosen(self, epoch: int, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """The images of a batch over all processes, and how often each has come before in this epoch."""
+        """Return a batch's images over all processes, and how often each occurred before in this epoch."""
         if epoch not in self._orders:
             order = self.order(epoch)
             self._orders = dict([*self._orders.items(), (epoch, (order, earlier(order)))][-2:])
@@ -183,7 +183,7 @@ class Loader:
             collate_fn=Collate(self.dataset, self.visible.tasks),
             num_workers=self.options.workers,
             pin_memory=self.options.pin,
-            generator=torch.Generator().manual_seed(0),  # else DataLoader draws from torch's global generator
+            generator=torch.Generator().manual_seed(0),  # otherwise DataLoader uses torch's global generator
             worker_init_fn=_die_of_lost_batches if self.options.workers else None,
         )
         for batch, errors in _watched(loader):
@@ -198,9 +198,9 @@ class Loader:
             yield batch
 
     def _share_cache(self) -> None:
-        """Fills a memory cache before workers are forked: they then share it.
+        """Fill a memory cache before workers are forked, so that they share it.
 
-        Otherwise each would read everything for a copy of its own, and lose it when an evaluation ends.
+        Otherwise each would fill its own copy, and lose it when an evaluation ends.
         """
         if (
             self.options.workers
@@ -213,7 +213,7 @@ class Loader:
             self.dataset.warm(self.visible, rows.tolist(), threads=self.options.workers)
 
     def _judge(self, errors: list[tuple[int, DataError | OSError]]) -> None:
-        """Raises what may not be skipped: any OSError, and the first sample beyond `skip_corrupt`."""
+        """Raise errors that may not be skipped: any OSError, and the first sample beyond `skip_corrupt`."""
         for index, error in errors:
             if not isinstance(error, DataError) or self.options.skip_corrupt == 0:
                 raise error
@@ -226,12 +226,12 @@ class Loader:
 
 
 def _watched(loader: DataLoader) -> Iterator:
-    """Iterate the loader; WorkerError if one of its processes dies."""
+    """Iterate the loader; raise WorkerError if one of its processes dies."""
     before = signal.getsignal(signal.SIGCHLD)
     try:
         iterator = iter(loader)
         if before is not None and threading.current_thread() is threading.main_thread():
-            # DataLoader's own handler would raise in the middle of a step; a wait for a batch notices as well
+            # DataLoader's own handler would raise in the middle of a step; waiting for a batch suffices
             signal.signal(signal.SIGCHLD, before)
         yield from iterator
     except RuntimeError as error:
@@ -245,19 +245,19 @@ def _watched(loader: DataLoader) -> Iterator:
 
 
 def _shared_memory() -> str:
-    """The size of shared memory, for a message; "" where it is not a folder."""
+    """The size of shared memory, for a message; "" if it is not a folder."""
     shared = "/dev/shm"
     return f"of {shutil.disk_usage(shared).total / 1e6:,.1f} MB " if os.path.isdir(shared) else ""
 
 
 def _die_of_lost_batches(worker: int) -> None:
-    """End this process if it cannot hand over a batch: its queue would drop the batch and wait for ever."""
+    """End this process if it cannot hand over a batch: its queue would drop the batch and wait forever."""
 
     def die(error: BaseException, batch: object) -> None:
-        print(f"process {os.getpid()}, which reads data: {one_line(error)}", file=sys.stderr, flush=True)
+        print(f"process {os.getpid()} (data worker): {one_line(error)}", file=sys.stderr, flush=True)
         os._exit(1)
 
-    # the method that multiprocessing offers for this
+    # the hook that multiprocessing offers for this
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(die)  # type: ignore[attr-defined]
 
 
@@ -269,16 +269,16 @@ def make_loader(
     tasks: Sequence[str] | None = None,
     **options: Any,
 ) -> Loader:
-    """Make batches of `dataset`, with the labels that `labels` shows and that exist (None: all that exist).
+    """Make batches of `dataset` with the existing labels that `labels` shows (None: all that exist).
 
     Args:
-        labels: matched with the data set by id and task name; what it hides is never read.
+        labels: matched with the data set by id and task name; hidden labels are never read.
         transform: e.g. `train_transform(size)`; None normalises only. Different sizes in a batch are padded.
-        tasks: the tasks whose labels are wanted; by default those of `labels` that the data set has, or all.
+        tasks: the tasks to load labels for; default: those of `labels` that the data set has, or all.
         options: as in `LoaderOptions`.
 
     Raises:
-        DataError: a task that the data set lacks, an image without a row in `labels`, nothing left, a batch
+        DataError: the data set lacks a task, an image has no row in `labels`, nothing is left, or a batch is
             too small to be balanced.
     """
     chosen = LoaderOptions(**options)
@@ -301,18 +301,18 @@ def _balanced(dataset: LabelledImages, visible: LabelMatrix, rows: np.ndarray, b
     balanced = Balanced(matrix, batch_size)
     if balanced.needed > batch_size:
         raise DataError(
-            f"{dataset.name}: balance takes at least {balanced.needed} images for a label of each of "
+            f"{dataset.name}: balance needs at least {balanced.needed} images for a label of each of "
             f"{', '.join(visible.tasks)}, got batch_size = {batch_size}"
         )
     return balanced
 
 
 Key = tuple[int, int, int, int]
-"""(epoch, position, index in the data set, how often the image has come before in the epoch)."""
+"""(epoch, position, index in the data set, how often the image has occurred before in the epoch)."""
 
 
 class _Places:
-    """Turns places (epoch, position) into the keys of this process's samples."""
+    """Turn places (epoch, position) into the keys of this process's samples."""
 
     def __init__(self, loader: Loader, places: Iterator[tuple[int, int]]):
         self.loader, self.places = loader, places
@@ -328,7 +328,7 @@ class _Places:
 
 
 class _Prepared:
-    """Reads and transforms one sample. An error comes back as a value, and so arrives as it was raised."""
+    """Read and transform one sample. Errors are returned as values, so they arrive unchanged."""
 
     def __init__(self, dataset: LabelledImages, visible: LabelMatrix, transform: Transform, seed: int):
         self.dataset, self.transform, self.seed = dataset, transform, seed

@@ -1,4 +1,4 @@
-"""The order of an epoch in which every batch holds a label of every task."""
+"""Epoch orders in which every batch has a label of every task."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 
 class Balanced:
-    """Orders of rows of a label matrix in which each batch has a label of each task.
+    """Order rows of a label matrix so that each batch has a label of each task.
 
-    Batches first get one image for each task they still lack, the scarcest task first: of the images that
-    fit, one that the epoch has used least often, at random. Images that no batch needed fill the rest, each
-    at most once. So an image comes twice only where a task has too few; no batch holds an image twice.
+    Batches first get one image for each task they lack, scarcest task first: a random one of the fitting
+    images that the epoch has used least often. Images that no batch needed fill the rest, each at most once.
+    So an image repeats only if a task has too few; no batch has an image twice.
 
     Args:
         matrix: bool [N, T], labels of the images that may be drawn; every task has at least one.
@@ -31,11 +31,11 @@ class Balanced:
 
     @cached_property
     def needed(self) -> int:
-        """Images that a batch needs at least to hold a label of every task."""
+        """Return how many images a batch needs at least for a label of every task."""
         return next(images for images in range(self.tasks + 1) if self._fits(self._every, images))
 
     def order(self, rng: np.random.Generator, batches: int) -> np.ndarray:
-        """int64 [batches * batch_size]: rows of the matrix. Needs `needed` <= batch_size and
+        """Return rows of the matrix, int64 [batches * batch_size]. Needs `needed` <= batch_size and
         batches * batch_size <= N."""
         draw = rng.permutation(self.count)
         used = np.zeros(self.count, bool)
@@ -71,7 +71,7 @@ class Balanced:
 
     @cached_property
     def _largest(self) -> list[int]:
-        """Patterns that are no part of another."""
+        """Return the patterns that are not subsets of another."""
         kept: list[int] = []
         for pattern in sorted(set(self._patterns), key=int.bit_count, reverse=True):
             if not any(pattern | larger == larger for larger in kept):
@@ -79,7 +79,7 @@ class Balanced:
         return kept
 
     def _fits(self, missing: int, slots: int) -> bool:
-        """Whether `slots` images can have all tasks of `missing`: exact, a search from the scarcest task."""
+        """Whether `slots` images can cover all tasks of `missing`: exact search, scarcest task first."""
         if missing.bit_count() <= slots:
             return True
         if missing.bit_count() > slots * self._largest[0].bit_count():
@@ -93,7 +93,7 @@ class Balanced:
 
 
 def earlier(order: np.ndarray) -> np.ndarray:
-    """int64 [M]: how often each entry of `order` has come before."""
+    """Return how often each entry of `order` has occurred before, int64 [M]."""
     by_value = np.argsort(order, kind="stable")
     value = order[by_value]
     new = np.r_[True, value[1:] != value[:-1]] if len(order) else np.zeros(0, bool)

@@ -1,11 +1,10 @@
 """Joint transforms of an image and its labels, written once for every data set and task.
 
-A transform is called as `transform(sample, tasks, rng)` and returns a new Sample; tensors that come in
-are never written to, so samples can be cached. `rng` is a numpy Generator and the only source of chance.
+A transform is called as `transform(sample, tasks, rng)` and returns a new Sample. It never modifies its input
+tensors, so samples can be cached. `rng` is a numpy Generator and the only source of randomness.
 
-The published recipe (PASCAL-Context, NYUD): scale U(0.5, 2) and random crop, mirror, photometric
-distortion, ImageNet normalisation, pad. Only labels that are in the sample, hence visible, can influence
-it.
+The published recipe (PASCAL-Context, NYUD): scale U(0.5, 2) and random crop, mirror, photometric distortion,
+ImageNet normalisation, pad. Only labels in the sample, hence visible ones, can influence it.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ from dmtl.tasks import Task
 _SCALE = 1 / (255 * torch.tensor(IMAGENET_STD).view(3, 1, 1))
 _SHIFT = -(torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_STD)).view(3, 1, 1)
 _CROP_ATTEMPTS = 10
-_LOOK = 64  # the crop is judged on at most this many rows and columns of the label
+_LOOK = 64  # judge the crop on at most this many rows and columns of the label
 
 Transform = Callable[[Sample, Mapping[str, Task], np.random.Generator], Sample]
 
 
 class Compose:
-    """One transform after the other."""
+    """Apply transforms one after another."""
 
     def __init__(self, steps: Sequence[Transform]):
         self.steps = list(steps)
@@ -48,11 +47,11 @@ class Compose:
 
 
 class RandomScaleCrop:
-    """Magnifies by s ~ U(scale) and crops at random; pads nothing, so the result may be smaller than `size`.
+    """Magnify by s ~ U(scale) and crop at random, without padding: the result may be smaller than `size`.
 
-    The crop is cut first and magnified then: the same picture (to one source pixel) for far less work.
-    Where the label of `balance` is visible, up to ten crops are tried until no class covers more than
-    `max_ratio` of it (cat_max_ratio). Values change as `task.zoom` says: magnified depth is nearer.
+    The crop is cut before it is magnified: the same picture (to one source pixel) for far less work. If the
+    label of `balance` is visible, up to ten crops are tried until no class covers more than `max_ratio` of it
+    (cat_max_ratio). Values change as `task.zoom` says: magnified depth is nearer.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class RandomScaleCrop:
     def __call__(self, sample: Sample, tasks: Mapping[str, Task], rng: np.random.Generator) -> Sample:
         factor = rng.uniform(*self.scale)
         height, width = sample.size
-        # Where the image, magnified, is smaller than the crop, all of it is taken.
+        # If the magnified image is smaller than the crop, all of it is used.
         crop_h, crop_w = (min(n, max(1, round(wish / factor))) for n, wish in zip(sample.size, self.size))
         out_h, out_w = (min(wish, max(1, round(n * factor))) for n, wish in zip(sample.size, self.size))
         judge = sample.labels.get(self.balance) if self.max_ratio < 1 else None
@@ -96,7 +95,7 @@ class RandomScaleCrop:
 
 
 class Resize:
-    """Brings image and labels to `size` = (height, width). Label values stay as they are, depth too."""
+    """Bring image and labels to `size` = (height, width). Label values do not change, not even depth."""
 
     def __init__(self, size: tuple[int, int]):
         self.size = check_size("Resize", size)
@@ -108,7 +107,7 @@ class Resize:
 
 
 class HorizontalFlip:
-    """Mirrors left to right with probability `p`; each task says what that does to its values."""
+    """Mirrors left to right with probability `p`; each task adapts its values."""
 
     def __init__(self, p: float = 0.5):
         if not 0 <= p <= 1:
@@ -123,10 +122,10 @@ class HorizontalFlip:
 
 
 class Photometric:
-    """Brightness, contrast, saturation and hue, each changed with probability 1/2 (the ranges of SSD).
+    """Change brightness, contrast, saturation and hue, each with probability 1/2 (the ranges of SSD).
 
     All four are linear in RGB, so they are one 3x3 matrix and an offset: x' = contrast * hue * saturation
-    * x + b. Saturation mixes with the grey of the same luma; hue turns the colour plane of YIQ. The image
+    * x + b. Saturation mixes with the grey of the same luma; hue rotates the colour plane of YIQ. The image
     becomes float32 in [0, 255].
     """
 
@@ -150,13 +149,13 @@ class Photometric:
         hue = (2 * where[3] - 1) * self.hue_deg if chosen[3] else 0.0
         matrix = torch.from_numpy(contrast * colour_matrix(saturation, hue)).float()
         image = sample.image.float()
-        # In SSD's order brightness comes before contrast, which therefore scales the offset.
+        # SSD changes brightness before contrast, which therefore scales the offset.
         mixed = torch.addmm(image.new_tensor(contrast * offset), matrix, image.reshape(3, -1)).clamp_(0, 255)
         return replace(sample, image=mixed.view(image.shape))
 
 
 class Normalise:
-    """`normalise` for samples."""
+    """Apply `normalise` to samples."""
 
     def __call__(
         self, sample: Sample, tasks: Mapping[str, Task] | None = None, rng: np.random.Generator | None = None
@@ -165,7 +164,7 @@ class Normalise:
 
 
 class PadTo:
-    """Pads a normalised sample below and to the right: image with 0 (mean colour), labels with ignore."""
+    """Pad a normalised sample below and to the right: image with 0 (mean colour), labels with ignore."""
 
     def __init__(self, size: tuple[int, int]):
         self.size = check_size("PadTo", size)
@@ -185,8 +184,8 @@ class PadTo:
 
 
 class InFrame:
-    """Puts a normalised sample into the middle of a frame, as the published evaluation does: the image padded
-    with 0 (mean colour), labels with ignore; of an odd margin the smaller half is above and to the left.
+    """Put a normalised sample in the middle of a frame, as in the published evaluation: the image padded with
+    0 (mean colour), labels with ignore. Of an odd margin the smaller half is above and to the left.
 
     Raises DataError for an image that does not fit.
     """
@@ -218,7 +217,7 @@ def train_transform(
     max_ratio: float = 0.75,
     balance: str = "semseg",
 ) -> Compose:
-    """The published augmentation for crops of `size` = (height, width), each part of it optional."""
+    """Return the published augmentation for crops of `size` = (height, width), each part optional."""
     return Compose(
         [
             RandomScaleCrop(size, scale, max_ratio=max_ratio, balance=balance),
@@ -231,27 +230,27 @@ def train_transform(
 
 
 def eval_transform(size: tuple[int, int] | None = None, frame: tuple[int, int] | None = None) -> Compose:
-    """Normalisation, after a resize to (height, width) where a size is given, and then padding to a frame of
-    (height, width) where one is; no chance in it."""
+    """Return the evaluation transform, without randomness: resize to (height, width) if `size` is given,
+    normalise, pad to a frame of (height, width) if `frame` is given."""
     resizing = [Resize(size)] if size is not None else []
     return Compose([*resizing, Normalise(), *([InFrame(frame)] if frame is not None else [])])
 
 
 def normalise(image: Tensor) -> Tensor:
-    """RGB in [0, 255] ([..., 3, H, W], any dtype and device) to float32 with ImageNet's mean 0 and standard
-    deviation 1."""
+    """Convert RGB in [0, 255] ([..., 3, H, W], any dtype and device) to float32 with ImageNet's mean 0 and
+    standard deviation 1."""
     shift, scale = (constant.to(image.device, non_blocking=True) for constant in (_SHIFT, _SCALE))
     return torch.addcmul(shift, image.float(), scale)
 
 
 def _padded(sample: Sample, tasks: Mapping[str, Task], margin: tuple[int, int, int, int]) -> Sample:
-    """With `margin` pixels more at the (left, right, top, bottom)."""
+    """Add `margin` pixels at the (left, right, top, bottom)."""
     labels = {name: F.pad(label, margin, value=tasks[name].ignore) for name, label in sample.labels.items()}
     return replace(sample, image=F.pad(sample.image, margin), labels=labels)
 
 
 def resize(sample: Sample, size: tuple[int, int], tasks: Mapping[str, Task]) -> Sample:
-    """Image by anti-aliased bilinear interpolation, labels by `resize_label`."""
+    """Resize the image by anti-aliased bilinear interpolation, labels by `resize_label`."""
     if sample.size == tuple(size):
         return sample
     image = F.interpolate(sample.image[None], size=size, mode="bilinear", antialias=True)[0]
@@ -260,15 +259,15 @@ def resize(sample: Sample, size: tuple[int, int], tasks: Mapping[str, Task]) -> 
 
 
 def resize_label(label_KHW: Tensor, size: tuple[int, int], task: Task) -> Tensor:
-    """The value of the nearest source pixel; no value is ever mixed with another or with `ignore`.
+    """Resize a label to the nearest source pixels; no value is ever mixed with another or with `ignore`.
 
-    A thin class (edges) would be torn by that when it shrinks: `resize_thin`.
+    This would break up a thin class (edges) when shrinking: these use `resize_thin`.
     """
     return (resize_thin if task.thin else resize_nearest)(label_KHW, size)
 
 
 def resize_nearest(label_KHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """The value of the nearest source pixel."""
+    """Resize a label to the nearest source pixels."""
     height, width = label_KHW.shape[-2:]
     rows, columns = size
     y = ((torch.arange(rows) * 2 + 1) * height).div(
@@ -279,28 +278,28 @@ def resize_nearest(label_KHW: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_thin(label_KHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """As `resize_nearest`, but every source pixel falls into exactly one target pixel, and one 1 in it is
-    enough: lines stay connected and do not grow thicker than one pixel."""
+    """Resize like `resize_nearest`, but each source pixel falls into exactly one target pixel, and one 1 in
+    it is enough: lines stay connected and at most one pixel thick."""
     height, width = label_KHW.shape[-2:]
     rows, columns = size
     out = resize_nearest(label_KHW, size)
     if rows < height or columns < width:
         if rows <= height and columns <= width:
-            out[out == 1] = 0  # the nearest pixel of one target may belong to its neighbour
+            out[out == 1] = 0  # a target's nearest pixel may belong to its neighbour
         k, at_y, at_x = (label_KHW == 1).nonzero(as_tuple=True)
         out[k, at_y * rows // height, at_x * columns // width] = 1
     return out
 
 
 def colour_matrix(saturation: float, hue_deg: float) -> np.ndarray:
-    """3x3 RGB matrix that scales chroma by `saturation` and turns it by `hue_deg` in YIQ; luma is kept."""
+    """Return the 3x3 RGB matrix that scales chroma by `saturation`, rotates it in YIQ and keeps luma."""
     to_yiq = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
     c, s = (saturation * f(math.radians(hue_deg)) for f in (math.cos, math.sin))
     return np.linalg.inv(to_yiq) @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ to_yiq
 
 
 def check_size(where: str, size: Sequence[int]) -> tuple[int, int]:
-    """`size` as (height, width) of positive integers."""
+    """Return `size` as (height, width) of positive integers."""
     if len(size) != 2 or any(not isinstance(n, int) or n < 1 for n in size):
         raise ValueError(f"{where}: size must be (height, width) of positive integers, got {size!r}")
     return size[0], size[1]

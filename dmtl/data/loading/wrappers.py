@@ -1,4 +1,4 @@
-"""Data sets made from other data sets: smaller images, kept in memory or on disk, fewer of them."""
+"""Data sets made from other data sets: resized, cached in memory or on disk, or a subset."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dmtl.errors import DataError
 
 
 class Wrapper(LabelledImages):
-    """`dataset` as another one sees it: its images and labels, which a subclass reads in its own way."""
+    """A view of `dataset`: its images and labels, which a subclass reads in its own way."""
 
     def __init__(self, dataset: LabelledImages):
         super().__init__(dataset.name, dataset.split, dataset.tasks, dataset.ids)
@@ -27,7 +27,7 @@ class Wrapper(LabelledImages):
         self.boundary_task = dataset.boundary_task
 
     def _at(self, index: int) -> int:
-        """Where the image number `index` is in `dataset`."""
+        """Return the position of image number `index` in `dataset`."""
         return index
 
     def read(self, index: int, tasks: Iterable[str] | None = None) -> Sample:
@@ -70,7 +70,7 @@ class Resized(Wrapper):
         return resize(self.dataset.read(index, tasks), self.size, self.tasks)
 
     def image_file(self, index: int) -> None:
-        return None  # files hold the original size
+        return None  # files have the original size
 
     def stored(self, index: int, task: str) -> None:
         return None
@@ -84,10 +84,10 @@ class Resized(Wrapper):
 
 
 class Cached(Wrapper):
-    """Keeps what was read in memory (as uint8) until `limit_bytes` are used; the rest is read each time.
+    """Cache samples in memory (as uint8) until `limit_bytes` are used; the rest is read each time.
 
-    Only labels that were asked for are ever read or kept. A forked process shares what is kept so far, which
-    is why a loader with workers calls `warm` first; a pickled copy starts empty.
+    Only requested labels are ever read or cached. A forked process shares the current cache, so a loader with
+    workers calls `warm` first; a pickled copy starts empty.
     """
 
     def __init__(self, dataset: LabelledImages, limit_bytes: int = 4 << 30):
@@ -104,9 +104,9 @@ class Cached(Wrapper):
     def warm(
         self, labels: LabelMatrix | None = None, indices: Iterable[int] | None = None, threads: int = 1
     ) -> Cached:
-        """Reads now what exists (with `labels`, only what they show) of `indices`, up to the limit.
+        """Read the samples of `indices` now (with `labels`, only labels they show), up to the limit.
 
-        A sample that cannot be read is left for the one who needs it, who then gets its DataError.
+        An unreadable sample is skipped here; whoever reads it later gets its DataError.
         """
         table = self._exists if labels is None else labels
 
@@ -120,7 +120,7 @@ class Cached(Wrapper):
         with ThreadPoolExecutor(threads) as pool:
             fetched = pool.map(fetch, indices) if threads > 1 else (fetch(index) for index in indices)
             # `map` is a generator, typed as an iterator
-            with closing(fetched):  # type: ignore[type-var]  # what is not begun yet is then dropped, also when the user interrupts
+            with closing(fetched):  # type: ignore[type-var]  # drop pending reads, also on Ctrl-C
                 for index, sample in zip(indices, fetched):
                     if sample is not None and not self._keep(index, sample):
                         break
@@ -130,7 +130,7 @@ class Cached(Wrapper):
         return self.__dict__ | {"_kept": {}, "used_bytes": 0}
 
     def _complete(self, index: int, tasks: list[str]) -> Sample:
-        """The sample with at least the labels of `tasks` that exist; only what is not kept is read."""
+        """Return the sample with at least the existing labels of `tasks`, reading only what is not cached."""
         kept = self._kept.get(index)
         unread = [task for task in tasks if kept is None or task not in kept.labels]
         if kept is not None and not set(unread) & set(self._exists.tasks_of(self.ids[index])):
@@ -139,7 +139,7 @@ class Cached(Wrapper):
         return fresh if kept is None else replace(kept, labels={**kept.labels, **fresh.labels})
 
     def _keep(self, index: int, sample: Sample) -> bool:
-        """Whether there was room for it."""
+        """Cache a sample and return whether there was room."""
         before = self._kept.get(index)
         growth = _bytes(sample) - (0 if before is None else _bytes(before))
         if self.used_bytes + growth > self.limit_bytes:

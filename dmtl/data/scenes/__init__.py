@@ -1,4 +1,4 @@
-"""The embedded data set `scenes`: furnished rooms with people, rendered as they are read.
+"""The embedded data set `scenes`: furnished rooms with people, rendered on the fly.
 
 Each image is a ray-cast room (planes, boxes, balls, capped cones, round cones for limbs) with procedural
 textures, a lamp, often sun through a window, cast shadows and sensor noise. The labels come from the same
@@ -6,16 +6,16 @@ rays and are exact:
 
 semseg       uint8 [1,H,W]    14 classes, `CLASSES`
 human_parts  uint8 [1,H,W]    0 background, 1 head (with hair), 2 torso (with neck), 3 upper arm, 4 lower arm
-                              (with hand), 5 upper leg, 6 lower leg (with foot); all 255 where nobody is
+                              (with hand), 5 upper leg, 6 lower leg (with foot); all 255 if no one is
                               visible, as in PASCAL
 sal          uint8 [1,H,W]    1 on the most prominent things and people; the rule is in `render.salient`
 normals      float32 [3,H,W]  unit vectors in the camera frame: x right, y up, z towards the camera. They face
                               the viewer; a mirrored image negates x
-edge         uint8 [1,H,W]    1 where the pixel to the right or below belongs to another thing or another side
+edge         uint8 [1,H,W]    1 where the pixel to the right or below is of another object or another side
                               of the room
 depth        float32 [1,H,W]  metres along the optical axis
 
-A scene is a function of (seed, split, index); its size changes only the sampling. The splits draw from random
+A scene is a function of (seed, split, index); its size changes only the sampling. The splits use random
 streams with different keys and share no scene.
 """
 
@@ -36,7 +36,7 @@ from dmtl.tasks import make_task
 __all__ = ["CLASSES", "SPLITS", "Scenes"]
 
 SPLITS = {"train": 0, "val": 1, "test": 2}
-"""Splits and the second half of the key of their random streams."""
+"""Splits, and the second half of the key of their random streams."""
 
 
 class Scenes(LabelledImages):
@@ -44,12 +44,12 @@ class Scenes(LabelledImages):
 
     Args:
         split: "train", "val" or "test".
-        count: number of images; the first n images are the same whatever the count.
+        count: number of images; the first n images do not depend on it.
         size: (height, width) in pixels, at least 8 each.
-        seed: 0 to 2^63 - 1; another seed gives other scenes.
-        tasks: names of the tasks wanted; None: all six.
+        seed: 0 to 2^63 - 1; each seed gives other scenes.
+        tasks: names of the tasks to use; None: all six.
 
-    Errors: `DataError` that names the argument.
+    Raises `DataError` naming the argument.
     """
 
     to_order = True
@@ -79,7 +79,7 @@ class Scenes(LabelledImages):
         self.size, self.seed = (height, width), seed
 
     def read(self, index: int, tasks: Iterable[str] | None = None) -> Sample:
-        """Renders image `index` with the labels of `tasks` (None: all of the data set)."""
+        """Render image `index` with the labels of `tasks` (None: all of the data set)."""
         if not 0 <= index < len(self):
             raise IndexError(f"Scenes.read: index must be in 0..{len(self) - 1}, got {index}")
         image, labels = render(self.seed, SPLITS[self.split], int(index), self.size, self.wanted(tasks))

@@ -1,6 +1,6 @@
 """Articulated human figures: proportions, poses, clothes, and the solids of each of the six parts.
 
-Figure frame: x to one side, y up, z where the figure looks; lengths are shares of the body height.
+Figure frame: x to one side, y up, z where the figure faces; lengths are fractions of the body height.
 Proportions follow the artist's canon of seven and a half heads.
 """
 
@@ -39,7 +39,7 @@ _HAIR = (
 
 @dataclass
 class Pose:
-    """Angles in radians: pitch swings forward, spread to the side. Two values are the two sides."""
+    """Angles in radians: pitch swings forward, spread to the side. Pairs hold both sides."""
 
     arm_pitch: tuple[float, float] = (0.0, 0.0)
     arm_spread: tuple[float, float] = (0.14, 0.14)
@@ -56,13 +56,13 @@ def _swap(draw: Draw, a: float, b: float) -> tuple[float, float]:
 
 
 def _each(angles: Iterable[float]) -> tuple[float, float]:
-    """Both sides' values."""
+    """Return the values of both sides."""
     left, right = angles
     return left, right
 
 
 def standing_pose(draw: Draw) -> Pose:
-    """A random upright pose: legs first, then arms."""
+    """Draw a random upright pose: legs first, then arms."""
     pose = Pose(
         lean=draw(-0.04, 0.1),
         arm_pitch=(draw(-0.2, 0.3), draw(-0.2, 0.3)),
@@ -88,7 +88,7 @@ def standing_pose(draw: Draw) -> Pose:
 
 
 def sitting_pose(draw: Draw) -> Pose:
-    """Thighs level, on a seat."""
+    """Draw a pose on a seat, thighs level."""
     pose = Pose(
         lean=draw(-0.12, 0.15),
         leg_pitch=(draw(1.4, 1.55), draw(1.4, 1.55)),
@@ -123,7 +123,7 @@ def _pose_arms(draw: Draw, pose: Pose, arms: str) -> None:
 
 
 def _direction(pitch: float, spread: float, side: float) -> tuple[float, float, float]:
-    """Unit vector that hangs down at 0, 0."""
+    """Return a unit vector that points down at 0, 0."""
     return (side * math.sin(spread), -math.cos(pitch) * math.cos(spread), math.sin(pitch) * math.cos(spread))
 
 
@@ -132,7 +132,7 @@ def _along(p, d, length):
 
 
 def _forearm(upper, pitch, bend, inward, side):
-    """The upper arm's direction bent at the elbow: forwards, or inwards where the arm is spread."""
+    """Bend the upper arm's direction at the elbow: forwards, or inwards if the arm is spread."""
     forward = (0.0, math.sin(pitch), math.cos(pitch))
     inner = (-side * abs(upper[1]) - 0.0, abs(upper[0]), 0.0)
     turn = [math.cos(inward) * f + math.sin(inward) * i for f, i in zip(forward, inner)]
@@ -142,7 +142,7 @@ def _forearm(upper, pitch, bend, inward, side):
 
 
 class Wardrobe:
-    """Materials of one figure."""
+    """The materials of one person."""
 
     def __init__(self, draw: Draw):
         skin = tuple(c**2.2 for c in draw.pick(_SKIN))
@@ -173,9 +173,9 @@ def add_figure(
     height: float,
     seat: float | None = None,
 ) -> None:
-    """Adds the solids of one figure.
+    """Add the solids of one person.
 
-    `at` is the point on the floor below the hips, `yaw` where it looks (0: +z), `height` in metres. `seat` is
+    `at` is the point on the floor below the hips, `yaw` where it faces (0: +z), `height` in metres. `seat` is
     the height of the surface it sits on; None: the lower foot stands on the floor.
     """
     wear = Wardrobe(draw)

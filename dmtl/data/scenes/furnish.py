@@ -1,4 +1,4 @@
-"""What a room holds: pieces on the walls, furniture, people, small things; placed one by one at random."""
+"""Furnish a room: wall pieces, furniture, people and small objects, placed one by one at random."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _SKIES = (
 )
 _LANDS = ((0.12, 0.22, 0.08), (0.25, 0.23, 0.22), (0.3, 0.2, 0.15))
 _METALS = ((0.5, 0.48, 0.45), (0.6, 0.45, 0.15))
-_CROWD = (0,) * 5 + (1,) * 8 + (2,) * 4 + (3,) * 2  # how many people, by frequency
+_CROWD = (0,) * 5 + (1,) * 8 + (2,) * 4 + (3,) * 2  # number of people, by frequency
 
 
 def furnish(room: Layout) -> None:
-    """Fills `room`. The order matters: what comes first takes its place first."""
+    """Fill `room`. The order matters: earlier pieces take their place first."""
     draw = room.draw
     if draw.chance(0.5):
         _door(room)
@@ -51,7 +51,7 @@ def furnish(room: Layout) -> None:
 
 
 def _panel(room: Layout, class_id: int, place, half, middle: float, thick: float, material: Material) -> int:
-    """A flat box on a wall at the height `middle`; returns its instance."""
+    """Add a flat box on a wall at the height `middle` and return its instance."""
     _, x, z, yaw = place
     instance = room.builder.instance(class_id)
     size = (half[0], half[1], thick)
@@ -171,7 +171,7 @@ def _rug(room: Layout) -> None:
 
 
 def _person(room: Layout, seats: list) -> None:
-    """Someone on one of `seats` (removed from the list), or standing."""
+    """Add a person on one of `seats` (removed from the list), or standing."""
     draw, builder = room.draw, room.builder
     height = draw(1.5, 1.9) if draw.chance(0.85) else draw(1.1, 1.4)
     if seats and draw.chance(0.5):
@@ -190,7 +190,7 @@ def _person(room: Layout, seats: list) -> None:
 
 
 def _thing_on(room: Layout, x: float, y: float, z: float, radius: float) -> None:
-    """A vase, a plant, a ball or nothing on a top of that radius."""
+    """Add a vase, a plant, a ball or nothing on a top of that radius."""
     draw, builder = room.draw, room.builder
     kind = draw.pick((VASE, VASE, PLANT, BALL, None))
     at = (x + draw(-0.4, 0.4) * radius, y, z + draw(-0.4, 0.4) * radius)

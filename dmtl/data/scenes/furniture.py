@@ -1,6 +1,6 @@
-"""Furniture and small things. Each function adds one instance's solids and returns what others need of it.
+"""Furniture and small objects. Each function adds one instance and returns what placing others needs.
 
-A piece stands at `at` = (x, y, z), the middle of its footprint on what supports it, its front turned by `yaw`
+A piece is at `at` = (x, y, z), the centre of its footprint on its support, with its front turned by `yaw`
 (0: +z). Lengths are in metres.
 """
 
@@ -17,7 +17,7 @@ _UPRIGHT = yaw_axes(0.0)
 
 
 class Piece:
-    """Adds solids in the frame of one piece of furniture."""
+    """Add solids in the frame of one piece of furniture."""
 
     def __init__(self, builder: Builder, instance: int, at, yaw: float):
         self.builder, self.instance, self.at = builder, instance, at
@@ -53,7 +53,7 @@ class Piece:
 
 
 def table(builder: Builder, instance: int, draw: Draw, at, yaw: float, half: tuple[float, float]) -> float:
-    """A table of half extents `half` (x, z), on four legs or on a pillar; returns its height."""
+    """Add a table of half extents `half` (x, z), on four legs or a pillar; return its height."""
     piece = Piece(builder, instance, at, yaw)
     height = draw(0.38, 0.5) if draw.chance(0.3) else draw(0.68, 0.8)
     top, under = finish(draw), finish(draw)
@@ -74,7 +74,7 @@ def table(builder: Builder, instance: int, draw: Draw, at, yaw: float, half: tup
 
 
 def chair(builder: Builder, instance: int, draw: Draw, at, yaw: float) -> float:
-    """A chair or a stool; returns the height of its seat."""
+    """Add a chair or a stool; return the height of its seat."""
     piece = Piece(builder, instance, at, yaw)
     height, wide = draw(0.42, 0.5), draw(0.2, 0.24)
     frame = finish(draw)
@@ -99,7 +99,7 @@ def chair(builder: Builder, instance: int, draw: Draw, at, yaw: float) -> float:
 
 
 def sofa(builder: Builder, instance: int, draw: Draw, at, yaw: float, half_width: float) -> float:
-    """An armchair or sofa, depth 0.8 m; returns the height of its seat."""
+    """Add an armchair or sofa, depth 0.8 m; return the height of its seat."""
     piece = Piece(builder, instance, at, yaw)
     cloth = fabric(draw, period=0.15)
     height, arm, deep = draw(0.38, 0.45), draw(0.07, 0.11), 0.4
@@ -117,7 +117,7 @@ def sofa(builder: Builder, instance: int, draw: Draw, at, yaw: float, half_width
 def cabinet(
     builder: Builder, instance: int, draw: Draw, at, yaw: float, half: tuple[float, float], height: float
 ) -> None:
-    """Drawers, a cupboard or a bookshelf of half extents (x, z); its material draws the front."""
+    """Add drawers, a cupboard or a bookshelf of half extents (x, z); the material draws the front."""
     piece = Piece(builder, instance, at, yaw)
     body = finish(draw)
     plinth = 0.04 if draw.chance(0.6) else 0.0
@@ -139,7 +139,7 @@ def cabinet(
 
 
 def plant(builder: Builder, instance: int, draw: Draw, at, height: float) -> None:
-    """A pot with leaves: a fan of blades, or a bush."""
+    """Add a pot with leaves: a fan of blades, or a bush."""
     piece = Piece(builder, instance, at, 0.0)
     pot_height = height * draw(0.22, 0.34)
     radius = pot_height * draw(0.45, 0.65)
@@ -191,7 +191,7 @@ def at_up(at, height: float):
 
 
 def vase(builder: Builder, instance: int, draw: Draw, at, height: float) -> None:
-    """A turned vessel: foot, belly, neck and lip."""
+    """Add a turned vessel: foot, belly, neck and lip."""
     base = colour(draw)
     glaze = Material(
         draw.pick(("plain", "stripes", "marble")),

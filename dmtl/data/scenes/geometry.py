@@ -1,6 +1,6 @@
 """Solids and exact ray casting, vectorised over (solid, ray) pairs.
 
-Every solid is a canonical shape behind an affine map, local = A (world - origin). The map leaves the ray
+Every solid is a canonical shape under an affine map, local = A (world - origin). The map leaves the ray
 parameter t unchanged, so hits of different solids compare directly. World frame: metres, right-handed, y up.
 
     N rays   K solids   P (solid, ray) pairs that survive culling
@@ -23,18 +23,18 @@ _NEAR = np.float32(1e-4)
 
 
 def apply(matrix_KI: np.ndarray, x_IN: np.ndarray) -> np.ndarray:
-    """Matrix product without BLAS, whose threads cost more than they give here and whose rounding varies."""
+    """Multiply matrices without BLAS, whose threads cost more than they save and whose rounding varies."""
     return np.einsum("ki,in->kn", matrix_KI, x_IN)
 
 
 def yaw_axes(angle: float) -> list[list[float]]:
-    """Local x, y, z axes (rows, world coordinates) of a body turned by `angle` radians about the vertical."""
+    """Return local axes (rows, world coordinates) of a body turned by `angle` radians about the vertical."""
     c, s = math.cos(angle), math.sin(angle)
     return [[c, 0.0, -s], [0.0, 1.0, 0.0], [s, 0.0, c]]
 
 
 def axes_along(y_axis: Vector, front: Vector) -> list[list[float]]:
-    """Orthonormal axes whose y is `y_axis` (unit) and whose z is as near to `front` as possible."""
+    """Return orthonormal axes whose y is `y_axis` (unit) and whose z is as near to `front` as possible."""
     yx, yy, yz = y_axis
     dot = front[0] * yx + front[1] * yy + front[2] * yz
     z = [front[0] - dot * yx, front[1] - dot * yy, front[2] - dot * yz]
@@ -60,18 +60,18 @@ class Solids:
     instance: np.ndarray  # int [K]
     part: np.ndarray  # uint8 [K], human part or 0
     material: list  # [K]
-    # float32 [K], radius of the ball that stands for the solid in ambient occlusion; 0: none
+    # float32 [K], radius of the ball that replaces the solid in ambient occlusion; 0: none
     blocker: np.ndarray
 
     def subset(self, keep_K: np.ndarray) -> Solids:
-        """The solids where `keep_K` (bool) holds, in the same order."""
+        """Return the solids where `keep_K` (bool) is true, in the same order."""
         columns = {f.name: getattr(self, f.name) for f in fields(self)}
         material = [m for m, keep in zip(columns.pop("material"), keep_K) if keep]
         return Solids(**{name: column[keep_K] for name, column in columns.items()}, material=material)
 
 
 class Builder:
-    """Collects solids; `finish` turns them into arrays."""
+    """Collect solids; `finish` turns them into arrays."""
 
     def __init__(self) -> None:
         self.rows: list[tuple] = []
@@ -85,7 +85,7 @@ class Builder:
         self.rows.append((shape, origin, axes, half, instance, material, part, extra, blocks))
 
     def limb(self, a, b, ra, rb, instance, material, part=0, front=(0.0, 0.0, 1.0), flat=1.0, blocks=False):
-        """Round cone from a (radius ra) to b (radius rb), `flat` times as deep towards `front`."""
+        """Add a round cone from a (radius ra) to b (radius rb), `flat` times as deep towards `front`."""
         d = [b[0] - a[0], b[1] - a[1], b[2] - a[2]]
         length = math.sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2])
         axes = axes_along([d[0] / length, d[1] / length, d[2] / length], front)
@@ -120,7 +120,7 @@ class Builder:
 
 
 def cast(solids: Solids, origin: np.ndarray, d_3N: np.ndarray, far_N: np.ndarray, ids_N: np.ndarray) -> None:
-    """First hits of the rays origin + t d, in place: t < far lowers `far_N` to t, `ids_N` tells the solid."""
+    """Find first hits of rays origin + t d, in place: t < far lowers `far_N` to t, `ids_N` is the solid."""
     for start in range(0, d_3N.shape[1], _CHUNK):
         part = slice(start, start + _CHUNK)
         _cast(solids, origin, d_3N[:, part], far_N[part], ids_N[part])
@@ -162,7 +162,7 @@ def _cast(solids, origin, d_3N, far_N, ids_N) -> None:
 
 
 def _entry(a, b, c):
-    """Smaller root of a t^2 + 2 b t + c (a > 0) where real and in front, else infinity."""
+    """Return the smaller root of a t^2 + 2 b t + c (a > 0) where real and in front, else infinity."""
     disc = b * b - a * c
     t = (-b - np.sqrt(np.maximum(disc, 0))) / a
     return np.where((disc > 0) & (t > _NEAR), t, np.inf)
@@ -196,7 +196,7 @@ def _drum(o, d, extra):
     for t in (
         (-b - root) / a,
         (-b + root) / a,
-    ):  # beside the first root: with a slanted wall it may lie off the drum
+    ):  # not just the first root: with a slanted wall it may miss the drum
         on = (disc > 0) & (t > _NEAR) & (np.abs(oy + t * dy) <= 1)
         best = np.where(on, np.minimum(best, t), best)
     lid = np.where(dy > 0, np.float32(-1), np.float32(1))
@@ -230,7 +230,7 @@ def _limb(o, d, extra):
 
 
 def local_normal(shape: int, p_3N: np.ndarray, extra: np.ndarray) -> np.ndarray:
-    """Outward normal (any length) in the local frame at the surface points `p_3N` of one solid."""
+    """Return outward normals (any length) in the local frame at surface points `p_3N` of one solid."""
     if shape == BALL:
         return p_3N
     n = np.zeros_like(p_3N)

@@ -1,4 +1,4 @@
-"""The empty room, the camera, and where things can stand or hang without touching one another.
+"""The empty room, the camera, and free places for objects on the floor and the walls.
 
 The room is the box [0, width] x [0, height] x [0, depth] of the world frame (metres, y up). The camera stands
 near z = 0 and looks towards larger z.
@@ -24,7 +24,7 @@ class Camera:
 
 
 class Layout:
-    """State while a scene is being furnished."""
+    """The state while a scene is being furnished."""
 
     def __init__(self, draw: Draw):
         self.draw = draw
@@ -76,7 +76,7 @@ class Layout:
     def spot(
         self, radius: float, near: float = 1.2, far: float = 9.0, tries: int = 24
     ) -> tuple[float, float] | None:
-        """A free circle of the floor before the camera, taken; None where none was found."""
+        """Reserve a free circle of the floor in front of the camera; return None if none was found."""
         for _ in range(tries):
             distance, turn = (
                 self.draw(near, min(far, self.depth)),
@@ -91,10 +91,10 @@ class Layout:
     # ---- walls
 
     def on_wall(self, half: float, bottom: float, top: float, deep: float = 0.0, tries: int = 12):
-        """A free place on a visible wall, taken: (wall, x, z, yaw); or None.
+        """Reserve a free place on a visible wall; return (wall, x, z, yaw) or None.
 
         Wall 0 is at x = 0, 1 at x = width, 2 at z = depth. With `deep` > 0 the piece also takes that depth of
-        floor before the wall.
+        floor in front of the wall.
         """
         for _ in range(tries):
             wall = self.draw.pick((0, 1, 2, 2))

@@ -1,4 +1,4 @@
-"""Random colours and materials, drawn so that colour alone does not tell the class."""
+"""Random colours and materials, drawn so that colour alone does not reveal the class."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .textures import Colour, Material
 def colour(
     draw: Draw, saturation: tuple[float, float] = (0.1, 0.75), value: tuple[float, float] = (0.25, 0.95)
 ) -> Colour:
-    """A random colour, linear light, of the given HSV ranges (as displayed)."""
+    """Draw a colour in linear light from the given HSV ranges (as displayed)."""
     rgb = colorsys.hsv_to_rgb(draw(), draw(*saturation), draw(*value))
     red, green, blue = (c**2.2 for c in rgb)
     return red, green, blue
 
 
 def related(draw: Draw, base: Colour, contrast: float = 0.5) -> Colour:
-    """A colour lighter or darker than `base` by about the factor 1 +- contrast, and of a nearby hue."""
+    """Draw a colour of a nearby hue, lighter or darker than `base` by about the factor 1 +- contrast."""
     factor = 1 + contrast if draw() < 0.5 else 1 / (1 + contrast)
     red, green, blue = (min(0.95, c * factor * draw(0.88, 1.12)) for c in base)
     return red, green, blue
@@ -34,7 +34,7 @@ def wood(draw: Draw) -> tuple[Colour, Colour]:
 
 
 def fabric(draw: Draw, period: float = 0.08, plain: float = 0.5) -> Material:
-    """Cloth: clothes, upholstery."""
+    """Draw a cloth for clothes or upholstery."""
     base = colour(draw)
     other = related(draw, base, 0.8) if draw.chance(0.6) else colour(draw)
     kind = "plain" if draw.chance(plain) else draw.pick(("stripes", "plaid", "checker", "dots"))
@@ -42,7 +42,7 @@ def fabric(draw: Draw, period: float = 0.08, plain: float = 0.5) -> Material:
 
 
 def finish(draw: Draw) -> Material:
-    """What furniture is made of: wood, lacquer or stone."""
+    """Draw a furniture material: wood, lacquer or stone."""
     offset = (draw(0, 5), draw(0, 5))
     if draw.chance(0.55):
         return Material(

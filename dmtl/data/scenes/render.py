@@ -1,4 +1,4 @@
-"""One scene -> image and exact labels.
+"""Render one scene to an image and exact labels.
 
 H, W image size   N = H W pixels, row by row
     K solids; surface ids 0..K-1 are solids, K..K+5 the room's six sides
@@ -24,11 +24,11 @@ LABELS = ("semseg", "human_parts", "sal", "normals", "edge", "depth")
 def render(
     seed: int, stream: int, index: int, size: tuple[int, int], tasks: Iterable[str] = LABELS
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Renders scene `index` of stream (`seed`, `stream`) at `size` = (H, W).
+    """Render scene `index` of stream (`seed`, `stream`) at `size` = (H, W).
 
-    Returns the image, uint8 [3,H,W], and the labels of `tasks`: semseg, human_parts, sal, edge uint8 [1,H,W];
-    normals float32 [3,H,W]; depth float32 [1,H,W] in metres; instances int64 [1,H,W]. None depends on which
-    others are wanted.
+    Return the image, uint8 [3,H,W], and the labels of `tasks`: semseg, human_parts, sal, edge uint8 [1,H,W];
+    normals float32 [3,H,W]; depth float32 [1,H,W] in metres; instances int64 [1,H,W]. No label depends on
+    which others are requested.
     """
     draw = Draw(seed, stream, index)
     scene = build_scene(draw)
@@ -51,16 +51,16 @@ def render(
 
 
 def _parts(scene: Scene, surface_N: np.ndarray) -> np.ndarray:
-    """uint8 [N], 0 beside people; all IGNORE where the image shows nobody, as in PASCAL-Part."""
+    """Return uint8 [N], 0 outside people; all IGNORE if the image shows no one, as in PASCAL-Part."""
     part_N = np.append(scene.solids.part, np.zeros(6, np.uint8))[surface_N]
     return part_N if part_N.any() else np.full_like(part_N, IGNORE)
 
 
 def camera_rays(camera: Camera, size: tuple[int, int]) -> tuple[np.ndarray, np.float32]:
-    """Ray directions float32 [3,N] in the world, and the side of a pixel at one metre.
+    """Return ray directions float32 [3,N] in the world, and the side of a pixel at one metre.
 
-    The directions are one metre long along the optical axis, so that the ray parameter t is the depth. The
-    field of view is that of a square image of the same area.
+    The directions are one metre long along the optical axis, so the ray parameter t is the depth. The field
+    of view is that of a square image of the same area.
     """
     height, width = size
     pixel = np.float32(2 * camera.tan_half / np.sqrt(height * width))
@@ -71,7 +71,7 @@ def camera_rays(camera: Camera, size: tuple[int, int]) -> tuple[np.ndarray, np.f
 
 
 def first_hits(scene: Scene, rays_3N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Depth float32 [N] and surface id [N] of what each ray meets first."""
+    """Return depth float32 [N] and surface id [N] of each ray's first hit."""
     eye = scene.camera.position
     # From inside a box every ray leaves through the nearest of the three sides that it approaches.
     steep = np.where(np.abs(rays_3N) < 1e-9, np.float32(1e-9), rays_3N)
@@ -86,7 +86,7 @@ def first_hits(scene: Scene, rays_3N: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def edges(instance_HW: np.ndarray) -> np.ndarray:
-    """uint8 [H,W]: 1 where the pixel to the right or below is of another instance (or side of the room)."""
+    """Return uint8 [H,W]: 1 if the pixel to the right or below is of another instance (or room side)."""
     edge = np.zeros(instance_HW.shape, np.uint8)
     edge[:, :-1] |= instance_HW[:, :-1] != instance_HW[:, 1:]
     edge[:-1] |= instance_HW[:-1] != instance_HW[1:]
@@ -94,11 +94,11 @@ def edges(instance_HW: np.ndarray) -> np.ndarray:
 
 
 def salient(classes: np.ndarray, instance_N: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [N]: 1 on the most prominent instances.
+    """Return uint8 [N]: 1 on the most prominent instances.
 
     Prominence = visible pixels x exp(-d^2 / (2 0.3^2)) x (1.5 for a person), where d is the distance of the
-    visible part's centre from the image's centre, as a share of the image's sides. Salient are the instances
-    with at least half of the greatest prominence; what belongs to the room (`BACKGROUND`) never is.
+    visible part's centre from the image centre, as a fraction of the image's sides. Instances with at least
+    half of the greatest prominence are salient; parts of the room (`BACKGROUND`) never are.
     """
     height, width = size
     row, column = np.divmod(np.arange(height * width), width)

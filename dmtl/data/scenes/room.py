@@ -36,7 +36,7 @@ class Scene:
 
 
 def build_scene(draw: Draw) -> Scene:
-    """Furnishes one random room. All randomness comes from `draw`."""
+    """Furnish one random room. All randomness comes from `draw`."""
     room = Layout(draw)
     furnish(room)
     surfaces = [_floor(draw), _ceiling(draw), *_walls(draw)]
@@ -63,7 +63,7 @@ def _ceiling(draw: Draw) -> Material:
 
 
 def _walls(draw: Draw) -> list[Material]:
-    """Four walls of one paper, now and then one of them another."""
+    """Draw four walls with one wallpaper; sometimes one wall has another."""
     base = colour(draw, (0.0, draw(0.1, 0.5)), (0.45, 0.95))
     lower, skirting = colour(draw, (0, 0.6), (0.25, 0.9)), colour(draw, (0, 0.3), (0.3, 0.95))
     tones = (base, related(draw, base, draw(0.06, 0.35)), lower, skirting)
@@ -85,7 +85,7 @@ def _walls(draw: Draw) -> list[Material]:
 
 
 def _lights(room: Layout) -> tuple[list[Light], np.ndarray]:
-    """A lamp below the ceiling, often the sun behind a window, and the colour of the ambient light."""
+    """Draw a lamp below the ceiling, often a sun outside a window, and the colour of the ambient light."""
     draw = room.draw
     warmth = draw(0.0, 1.0)
     tint = np.array([1.0, 0.97 - 0.12 * warmth, 0.93 - 0.33 * warmth], np.float32)
@@ -99,7 +99,7 @@ def _lights(room: Layout) -> tuple[list[Light], np.ndarray]:
 
 
 def _sun(room: Layout) -> Light:
-    """A point 9 m behind one of the windows: near enough to parallel, and kind to single precision."""
+    """Draw a point 9 m outside a window: nearly parallel light, and precise enough in float32."""
     draw = room.draw
     wall, along, half, middle, tall = draw.pick(room.windows)
     plane, outward = ((0.0, -1.0), (room.width, 1.0), (room.depth, 1.0))[wall]

@@ -15,13 +15,13 @@ from .geometry import BALL, BOX, DRUM, apply, cast, local_normal
 from .room import Light, Scene
 from .textures import albedo
 
-_BLOCKERS = 14  # largest solids that darken their surroundings
+_BLOCKERS = 14  # number of solids, largest first, that darken their surroundings
 _CHUNK = 65536
 
 
 @dataclass
 class Surface:
-    """What the camera sees at each pixel."""
+    """The surface at each pixel."""
 
     point_3N: np.ndarray
     normal_3N: np.ndarray  # unit, towards the camera
@@ -30,7 +30,7 @@ class Surface:
 
 
 def surfaces(scene: Scene, rays_3N: np.ndarray, depth_N: np.ndarray, surface_N: np.ndarray) -> Surface:
-    """Points, normals and texture coordinates of the hits (`depth_N`, `surface_N`)."""
+    """Return points, normals and texture coordinates of the hits (`depth_N`, `surface_N`)."""
     solids, eye = scene.solids, scene.camera.position
     point = eye[:, None] + rays_3N * depth_N
     normal = np.empty_like(rays_3N)
@@ -65,7 +65,7 @@ def surfaces(scene: Scene, rays_3N: np.ndarray, depth_N: np.ndarray, surface_N: 
 
 
 def _coordinates(shape: int, p, n, half, extra):
-    """Texture coordinates (u, v) in metres of local points `p` with local normals `n`."""
+    """Return texture coordinates (u, v) in metres of local points `p` with local normals `n`."""
     if shape == BOX:
         x, y, z = p * half[:, None]
         side, lid = n[0] != 0, n[1] != 0
@@ -81,9 +81,9 @@ def _coordinates(shape: int, p, n, half, extra):
 def shade(
     scene: Scene, seen: Surface, depth_N: np.ndarray, pixel: np.float32, outline_HW: np.ndarray
 ) -> np.ndarray:
-    """float32 [3,N] linear light that reaches the camera; `pixel` is the side of a pixel at one metre.
+    """Return linear light at the camera, float32 [3,N]; `pixel` is the side of a pixel at one metre.
 
-    `outline_HW` (bool) marks the pixels beside another surface, across which shadows must not spread.
+    `outline_HW` (bool) marks pixels next to another surface, across which shadows must not spread.
     """
     materials = [*scene.solids.material, *scene.surfaces]
     facing_N = -(seen.normal_3N * seen.view_3N).sum(axis=0)
@@ -112,7 +112,7 @@ def shade(
 def _lit(
     scene, lamp: Light, seen: Surface, gloss_N: np.ndarray, outline_HW: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Diffuse light [N] and highlight [N] of one lamp, with its shadows, per unit of its colour."""
+    """Return diffuse light [N] and highlight [N] of one lamp, with shadows, per unit of its colour."""
     ray = seen.point_3N - lamp.position[:, None]  # from the lamp: t = 1 at the surface
     distance = np.sqrt((ray * ray).sum(axis=0))
     ray_unit = ray / distance
@@ -146,7 +146,7 @@ def _lit(
 
 
 def _openness(scene: Scene, seen: Surface) -> np.ndarray:
-    """Share [N] of the ambient light that arrives: darker in the room's corners and beside large things."""
+    """Return the share [N] of ambient light that arrives: less in corners and near large objects."""
     p, n = seen.point_3N, seen.normal_3N
     wall = np.minimum(p, scene.size[:, None] - p)  # distance to the nearer of two opposite sides
     corner = 1 - np.float32(0.38) * np.exp(wall * np.float32(-2.6)) * (1 - np.abs(n))
@@ -168,7 +168,7 @@ def _openness(scene: Scene, seen: Surface) -> np.ndarray:
 
 
 def photograph(light_3N: np.ndarray, outline_HW: np.ndarray, draw: Draw) -> np.ndarray:
-    """uint8 [3,H,W]: exposure, film curve, vignette, white balance, softened outlines and sensor noise."""
+    """Return uint8 [3,H,W]: exposure, film curve, vignette, white balance, soft outlines, sensor noise."""
     height, width = outline_HW.shape
     luminance = light_3N.mean(axis=0)
     exposure = draw(0.55, 1.0) / (
@@ -179,14 +179,14 @@ def photograph(light_3N: np.ndarray, outline_HW: np.ndarray, draw: Draw) -> np.n
     vignette = 1 - np.float32(draw(0.0, 0.14)) * (y[:, None] ** 2 + x**2)
     film = 1 - np.exp(light_3N * (-exposure * balance))
     picture = (film ** np.float32(1 / 2.2)).reshape(3, height, width) * vignette
-    picture = np.where(outline_HW, _blur(picture), picture)  # instead of the stairs of one ray per pixel
+    picture = np.where(outline_HW, _blur(picture), picture)  # anti-aliasing, as there is one ray per pixel
     noise = np.float32(draw(0.004, 0.02))
     picture = picture + noise * draw.bell(picture.shape) * (1.25 - 0.5 * picture)
     return np.clip(picture * 255 + np.float32(0.5), 0, 255).astype(np.uint8)
 
 
 def outlines(surface_HW: np.ndarray) -> np.ndarray:
-    """bool [H,W]: the pixels on both sides of every change of surface."""
+    """Return bool [H,W]: the pixels on both sides of every change of surface."""
     outline = np.zeros(surface_HW.shape, bool)
     for a, b in ((np.s_[:, 1:], np.s_[:, :-1]), (np.s_[1:], np.s_[:-1])):
         change = surface_HW[a] != surface_HW[b]
@@ -196,7 +196,7 @@ def outlines(surface_HW: np.ndarray) -> np.ndarray:
 
 
 def _blur(x_CHW: np.ndarray) -> np.ndarray:
-    """1-2-1 average in both directions, edges repeated."""
+    """Blur by a 1-2-1 average in both directions, edges repeated."""
     p = np.pad(x_CHW, ((0, 0), (1, 1), (1, 1)), mode="edge")
     p = (p[:, :-2] + p[:, 2:]) * np.float32(0.25) + p[:, 1:-1] * np.float32(0.5)
     return (p[:, :, :-2] + p[:, :, 2:]) * np.float32(0.25) + p[:, :, 1:-1] * np.float32(0.5)

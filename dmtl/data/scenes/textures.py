@@ -34,7 +34,7 @@ class Material:
 
 @lru_cache(maxsize=1)
 def noise_tile() -> np.ndarray:
-    """Periodic 1/f noise, float32 [512,512] of mean 0 and variance 1, then squashed to 0..1."""
+    """Return periodic 1/f noise, float32 [512,512], of mean 0 and variance 1, then squashed to 0..1."""
     white = Draw(0, 2**63, 0).bell((_TILE, _TILE))
     f = np.fft.fftfreq(_TILE) * _TILE
     radius = np.hypot(f[:, None], f[None, : _TILE // 2 + 1])
@@ -44,19 +44,19 @@ def noise_tile() -> np.ndarray:
 
 
 def noise(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """The tile's value in 0..1 at (u, v); it repeats after 1 in both."""
+    """Return the tile's value in 0..1 at (u, v), with period 1 in both."""
     i = (u * _TILE).astype(np.int32) & (_TILE - 1)
     j = (v * _TILE).astype(np.int32) & (_TILE - 1)
     return noise_tile()[i, j]
 
 
 def cell_tone(i: np.ndarray, j: np.ndarray, seed: int) -> np.ndarray:
-    """A value in 0..1 for each integer cell (i, j)."""
+    """Return a value in 0..1 for each integer cell (i, j)."""
     return noise(i * 0.6180340 + (seed % 97) * 0.013, j * 0.7548777 + (seed % 89) * 0.029)
 
 
 def pulse(x: np.ndarray, width: np.ndarray, share: float = 0.5) -> np.ndarray:
-    """The wave that is 1 on the first `share` of every period 1, averaged over [x - width/2, x + width/2]."""
+    """Average over [x - width/2, x + width/2] a wave of period 1 that is 1 on the first `share`, else 0."""
     width = np.maximum(width, np.float32(1e-3))
 
     def integral(y):
@@ -67,18 +67,18 @@ def pulse(x: np.ndarray, width: np.ndarray, share: float = 0.5) -> np.ndarray:
 
 
 def step(x: np.ndarray, width: np.ndarray | float) -> np.ndarray:
-    """0 below, 1 above zero, averaged over the footprint."""
+    """Return 0 below, 1 above zero, averaged over the footprint."""
     return np.clip(x / np.maximum(width, np.float32(1e-4)) + np.float32(0.5), 0, 1)
 
 
 def mix(a, b, share: np.ndarray) -> np.ndarray:
-    """(1 - share) a + share b for colours ([3] or [3,N]) a and b."""
+    """Return (1 - share) a + share b for colours ([3] or [3,N]) a and b."""
     a, b = (c if isinstance(c, np.ndarray) else np.array(c, np.float32)[:, None] for c in (a, b))
     return a + (b - a) * share
 
 
 def albedo(material: Material, u: np.ndarray, v: np.ndarray, width: np.ndarray) -> np.ndarray:
-    """float32 [3,N] reflectance of `material` at the surface points (u, v)."""
+    """Return the reflectance of `material` at the surface points (u, v), float32 [3,N]."""
     if material.turned:
         u, v = v, u
     u, v = u + np.float32(material.offset[0]), v + np.float32(material.offset[1])
@@ -148,7 +148,7 @@ def _marble(m, u, v, w):
 
 
 def _wall(m, u, v, w):
-    """A lower and an upper colour or paper, with a skirting board; v is the height above the floor."""
+    """Paint a lower and an upper colour or paper, with a skirting board; v is the height above the floor."""
     upper = _PATTERNS[m.options["paper"]](m, u, v, w)
     dado = m.options["dado"]
     if dado > 0:
@@ -157,12 +157,12 @@ def _wall(m, u, v, w):
 
 
 def _inset(m, u, v):
-    """Distance to the rim of a panel, metres."""
+    """Return the distance to the rim of a panel, metres."""
     return np.minimum(m.size[0] - np.abs(u), m.size[1] - np.abs(v))
 
 
 def _frame(m, u, v, w, inner, border):
-    """`inner` with a border of the first colour."""
+    """Frame `inner` with a border of the first colour."""
     return mix(m.colours[0], inner, step(_inset(m, u, v) - border, w))
 
 
@@ -197,7 +197,7 @@ def _picture(m, u, v, w):
 
 
 def _window(m, u, v, w):
-    """Sky, clouds, a skyline and a lawn behind a frame with glazing bars."""
+    """Paint sky, clouds, a skyline and a lawn seen through a frame with glazing bars."""
     b = v / m.size[1]
     sky = mix(m.colours[1], m.colours[2], np.clip(0.5 + 0.5 * b, 0, 1))
     sky = mix(
@@ -215,7 +215,7 @@ def _window(m, u, v, w):
 
 
 def _panels(m, u, v, w):
-    """Recessed panels, as on a door or on drawers, drawn by a dark groove and a light lip."""
+    """Paint recessed panels, as on doors and drawers, by a dark groove and a light lip."""
     nx, ny = m.options["panels"]
     x, y = (u / m.size[0] + 1) / 2 * nx % 1, (v / m.size[1] + 1) / 2 * ny % 1
     edge = np.minimum(np.minimum(x, 1 - x) * 2 * m.size[0] / nx, np.minimum(y, 1 - y) * 2 * m.size[1] / ny)
@@ -229,7 +229,7 @@ def _panels(m, u, v, w):
 
 
 def _shelf(m, u, v, w):
-    """Rows of upright books between boards."""
+    """Paint rows of upright books between boards."""
     rows = m.options["panels"][1]
     y = (v / m.size[1] + 1) / 2 * rows
     row, y = np.floor(y), y % 1
@@ -246,7 +246,7 @@ def _shelf(m, u, v, w):
 
 
 def _rug(m, u, v, w):
-    """Any other pattern, with a band along the rim."""
+    """Paint any other pattern, with a band along the rim."""
     depth = m.size[0] - np.hypot(u, v) if m.options["round"] else _inset(m, u, v)
     field_ = _PATTERNS[m.options["paper"]](m, u, v, w)
     band = step(depth - 0.08, w) - step(depth - 0.14, w)
@@ -254,7 +254,7 @@ def _rug(m, u, v, w):
 
 
 def _face(m, u, v, w):
-    """Eyes and mouth; u to the side and v up, in head radii, on the front only (see shading)."""
+    """Paint eyes and mouth; u to the side and v up, in head radii, on the front only (see shading)."""
     colour = mix(m.colours[0], m.colours[1], step(0.17 - np.hypot(np.abs(u) - 0.4, (v - 0.05) * 1.3), w * 3))
     return mix(colour, m.colours[2], step(0.22 - np.hypot(u * 0.7, (v + 0.5) * 2.5), w * 3))
 

@@ -1,5 +1,5 @@
-"""A model as one file that runs without this package: ONNX, or PyTorch's `.pt2` as machine code or as a
-graph."""
+"""Export a model as one file that runs without this package: ONNX, or PyTorch's `.pt2` as machine code or
+as a graph."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ __all__ = ["FORMATS", "TOLERANCE", "ExportedModel", "export_model"]
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """A file that was written and found right.
+    """An exported file that was written and verified.
 
     differences: task -> largest difference between the file's output and the model's, as
-    `dmtl.engine.export.parity` measures it, at most `TOLERANCE`. description: what the file says of itself.
+    `dmtl.engine.export.parity` measures it, at most `TOLERANCE`. description: the file's metadata.
     """
 
     path: Path
@@ -58,26 +58,25 @@ def export_model(
     dynamic: bool = False,
     opset: int | None = None,
 ) -> ExportedModel:
-    """Write `model` to `path`, run the file, and compare it with the model; it appears only if they agree.
+    """Write `model` to `path`, run the file and compare it with the model; it is kept only if they agree.
 
     Args:
-        model: `DiffusionMTL` or a baseline; left as it is, exported in float32 and eval mode.
+        model: `DiffusionMTL` or a baseline; not modified, exported in float32 and eval mode.
         format: "onnx" (extra `dmtl[onnx]`); "pt2", machine code for `device` (AOTInductor, needs a C++
             compiler); "program", a graph of plain PyTorch operators (`torch.export`).
         size: (H, W) of the images, in pixels; fixed in the file. The batch may have any size.
         tasks: names of the outputs, default all.
-        steps, eta, sampler: of the chain, default as the model was configured.
-        seed: of the chain's noise, stored in the file: for every image what `Predictor` uses.
+        steps, eta, sampler: of the chain; default: as configured in the model.
+        seed: of the chain's noise, stored in the file: the same as `Predictor` uses for every image.
         what: "maps" (decoded) or "logits" [B, C, H, W] at the image's size.
         input: "float32", ImageNet-normalised; or "uint8", RGB, normalised in the file.
-        device: that "pt2" and "program" are made for; an ONNX file names none.
+        device: target of "pt2" and "program"; an ONNX file has none.
         dynamic: leave height and width open, in multiples of 32 from 64 up to `size` ("onnx" and "program").
-            Smaller images get the upper left part of the noise of `size`.
-        opset: version of ONNX's operators, by default the exporter's.
+            Smaller images use the upper left part of the noise of `size`.
+        opset: version of ONNX's operators; default: the exporter's.
 
-    Errors: ConfigError for arguments, missing packages or compilers, a file too large for its format;
-    ExportError when the file's outputs are not the model's; OSError, naming `path`, where it cannot be
-    written.
+    Raises ConfigError for arguments, missing packages or compilers, a file too large for its format;
+    ExportError if the file's outputs differ from the model's; OSError naming `path` if it cannot be written.
 
     Example:
         >>> export_model(dmtl.from_pretrained("runs/demo/diffusion"), "model.onnx", size=(480, 640))
@@ -119,7 +118,7 @@ def export_model(
 
 
 def _check_openness(format: str, size: tuple[int, int], dynamic: bool, opset: int | None) -> None:
-    """ConfigError for what `dynamic` and `opset` cannot be."""
+    """Raise ConfigError for invalid `dynamic` and `opset`."""
     if opset is not None and format != "onnx":
         raise ConfigError(f"export: opset is for format onnx, got format {format}")
     if opset is not None and opset < LOWEST_OPSET:
@@ -144,7 +143,7 @@ def _checked(
     input: str,
     device: str | torch.device,
 ) -> tuple[Path, tuple[int, int], torch.device]:
-    """Whatever can be known to fail before any work is done."""
+    """Raise whatever is known to fail before any work is done."""
     for name, value, known in (
         ("format", format, FORMATS),
         ("what", what, RESULTS),
@@ -178,10 +177,10 @@ def description(
     input: str,
     dynamic: bool = False,
 ) -> dict[str, Any]:
-    """Return what an exported file says of itself: its input, its outputs, and the chain (None without).
+    """Return the metadata of an exported file: its input, its outputs, and the chain (None without).
 
     Args:
-        options: steps, sampler and eta as the export was asked for them; None is the model's own.
+        options: steps, sampler and eta as requested for the export; None: the model's.
     """
     config = model.config
     sampler, eta = config.sampler_for(options["sampler"], options["eta"])

@@ -1,7 +1,7 @@
-"""The kinds of file: how each is written, and how it is run without this package.
+"""File formats: how each is written, and how it is run without this package.
 
-A format has `suffix`; `check(device)`, which raises ConfigError where it cannot be made here;
-`save(program, path, tasks, about)`; and `load(path)`, which gives a function from images to {task: output}.
+A format has `suffix`; `check(device)`, which raises ConfigError if it cannot be created here;
+`save(program, path, tasks, about)`; and `load(path)`, which returns a function from images to {task: output}.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from torch.export import ExportedProgram
 from dmtl.engine.export.parity import LoadedModel
 from dmtl.errors import ConfigError
 
-ENTRY = "dmtl"  # of the metadata, under which the description stands
+ENTRY = "dmtl"  # metadata key of the description
 LOWEST_OPSET = 18  # of torch's exporter
 _LARGEST_ONNX = 2**31 - 2**24  # bytes; a message of protobuf holds less than 2 GB
 
 
 class Onnx:
-    """ONNX, run by onnxruntime on the CPU, and by whatever else reads ONNX."""
+    """ONNX, run by onnxruntime on the CPU, and by anything else that reads ONNX."""
 
     suffix = ".onnx"
 
@@ -68,7 +68,7 @@ class Onnx:
                 dynamic_shapes=({place: s for place, s in enumerate(sides) if isinstance(s, str)},),
                 opset_version=opset,
             )
-        assert model is not None  # what the exporter by tracing gives, which dynamo=True is not
+        assert model is not None  # only the tracing exporter returns None, not dynamo=True
         model.model.metadata_props[ENTRY] = json.dumps(about)
         model.save(path, external_data=False)
 
@@ -159,7 +159,7 @@ def _on_cpu(network: Any) -> LoadedModel:
 
 @contextmanager
 def _quiet(logger: str) -> Iterator[None]:
-    """Without the tools' remarks on their own innards."""
+    """Silence the tools' internal messages."""
     log = logging.getLogger(logger)
     level = log.level
     log.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""The network of an exported file, and its graph: plain PyTorch operators alone."""
+"""The network of an exported file, and its graph of only plain PyTorch operators."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ INPUTS = ("float32", "uint8")
 
 
 class SharedNoise(nn.Module):
-    """The noise that `CounterNoise` draws for sample 0, stored, and shared by all images of a batch.
+    """Stored noise of `CounterNoise` for sample 0, shared by all images of a batch.
 
-    Stored are the draws that a first call, outside of any tracing, asks for: they fit images of its size.
-    Smaller images take their upper left part.
+    The draws that a first call outside any tracing requests are stored. They fit images of its size; smaller
+    images use their upper left part.
     """
 
     def __init__(self, seed: int, dynamic: bool = False):
@@ -35,7 +35,7 @@ class SharedNoise(nn.Module):
         self.source = CounterNoise(seed, torch.zeros(1, dtype=torch.int64))
 
     def draws(self, pairs: Pairs, x: Tensor) -> Draws:
-        """For each task one array [1, C, h, w], repeated for its rows."""
+        """Return one array [1, C, h, w] for each task, repeated for its rows."""
 
         def draw(number: int) -> dict:
             parts = [
@@ -52,13 +52,13 @@ class SharedNoise(nn.Module):
         if not hasattr(self, name):
             key = self.source.draws(Pairs((task,), (None,), (1,)), x)(number)
             noise = ops.normal(key["key_B3"], tuple(x.shape[1:]), step=key["step"])
-            # a part that can never be the whole: a graph would decide which, once for all sizes
+            # a slice that is never the whole: else a graph would fix the choice for all sizes
             self.register_buffer(name, F.pad(noise, (0, 1, 0, 1)) if self.dynamic else noise)
         return getattr(self, name)[..., :height, :width]
 
 
 class ExportNetwork(nn.Module):
-    """Images -> {task: map or logits}, nothing else to say.
+    """Images -> {task: map or logits}, without other inputs.
 
     options: tasks, steps, eta and sampler of `model.maps` and `model.forward`.
     """
@@ -85,23 +85,23 @@ class ExportNetwork(nn.Module):
 def outputs(
     model: DiffusionMTL | MultiTaskBaseline, image: Tensor, what: str, **options: Any
 ) -> dict[str, Tensor]:
-    """The model's maps, or its final logits at the image's size."""
+    """Return the model's maps, or its final logits at the image's size."""
     found = model.maps(image, **options).maps if what == "maps" else model(image, **options).final
     return {task: found[task] for task in options["tasks"]}
 
 
 def traced(network: ExportNetwork, images: Tensor, dynamic: bool = False) -> ExportedProgram:
-    """The network's graph for batches of any size, every operator of ours replaced by its reference.
+    """Trace the network's graph for any batch size, with our operators replaced by their references.
 
     Args:
-        images: two at least, because a dimension of size 1 would become a constant.
+        images: at least two, because a dimension of size 1 would become a constant.
         dynamic: leave height and width open, from 64 up to those of the images, in multiples of 32.
     """
     sides: dict[int, Any] = {0: Dim("batch")}
     if dynamic:
         for place, name in ((2, "height"), (3, "width")):
             sides[place] = PAD_MULTIPLE * Dim(name, min=2, max=images.shape[place] // PAD_MULTIPLE)
-        # equal sides, or the largest ones, would be taken for a rule
+        # equal sides, or the largest ones, would be taken as a constraint
         images = images[
             ..., : images.shape[2] - PAD_MULTIPLE, : images.shape[3] - 2 * PAD_MULTIPLE
         ].contiguous()

@@ -1,4 +1,4 @@
-"""Whether a file gives what the model gives: measured on images that neither has seen."""
+"""Compare the outputs of a file with the model's, on images that neither has seen."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LoadedModel = Callable[[Tensor], Mapping[str, Tensor]]
 
 
 def probe(size: tuple[int, int]) -> Tensor:
-    """uint8 [3, 3, H, W]: soft patches of colour with some grain on them, always the same."""
+    """Return uint8 [3, 3, H, W]: soft patches of colour with some grain, always the same."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(IMAGES, 3, size[0] // 32 + 2, size[1] // 32 + 2, generator=generator)
     soft = F.interpolate(coarse, size, mode="bicubic", align_corners=True)
@@ -34,10 +34,10 @@ def probe(size: tuple[int, int]) -> Tensor:
 
 
 class Expected:
-    """What the model itself makes of some images, every image with the noise of sample 0.
+    """The model's outputs for some images, every image with the noise of sample 0.
 
-    images: float32, normalised, on the model's device. what, options: as `graph.outputs` takes them; the
-    noise is that of `seed` unless they say otherwise.
+    images: float32, normalised, on the model's device. what, options: as for `graph.outputs`; the noise is
+    that of `seed` unless they say otherwise.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class Expected:
                 raise DataError(f"{task}: the model's output is not finite")
 
     def differences(self, path: Path, run: LoadedModel, images: Tensor) -> dict[str, float]:
-        """task -> largest difference, over all images as one batch and over the first one alone.
+        """Return task -> largest difference, over all images as one batch and over only the first.
 
-        Raises ExportError, naming `path`, where one is above the tolerance.
+        Raises ExportError naming `path` if one is above the tolerance.
         """
         found = {}
         whole, single = run(images), run(images[:1])

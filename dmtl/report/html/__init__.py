@@ -1,1 +1,1 @@
-"""Pages that need no second file: their content as plain data, their parts, their templates."""
+"""Self-contained HTML pages: their content as plain data, their parts, their templates."""

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG.
+"""Draw line charts as inline SVG.
 
 Colours come from the page's style sheet (classes s0, s1, ...), so they follow light and dark.
 """
@@ -22,7 +22,7 @@ Scale = Callable[[float], float]  # from a value to its place in the picture
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers (1, 2, 2.5 or 5 times a power of ten) that cover [low, high] in about `count` steps."""
+    """Return round numbers (1, 2, 2.5 or 5 times a power of ten) over [low, high], in about `count` steps."""
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"nice_ticks: low and high must be finite, got {low} and {high}")
     if high <= low:
@@ -36,7 +36,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten that cover [low, high]; both positive."""
+    """Return 1, 2 and 5 times powers of ten that cover [low, high]; both must be positive."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [m * 10.0**e for e in exponents for m in (1, 2, 5)]
     below = [t for t in ticks if t <= low * 1.001] or ticks[:1]
@@ -63,14 +63,14 @@ def _points(xs: Sequence[float], ys: Sequence[float], log_y: bool) -> list[tuple
 def _band_points(
     xs: Sequence[float], lows: Sequence[float], highs: Sequence[float], log_y: bool
 ) -> list[tuple[float, float]]:
-    """The band's outline: along its upper edge and back along the lower one."""
-    if log_y:  # a lower edge at or below 0 has no place; the upper one stands in
+    """Return the band's outline: along its upper edge and back along the lower one."""
+    if log_y:  # a lower edge at or below 0 cannot be drawn; the upper one is used
         lows = [low if low > 0 else high for low, high in zip(lows, highs, strict=True)]
     return _points(xs, highs, log_y) + _points(xs, lows, log_y)[::-1]
 
 
 def chart_svg(chart: Chart) -> Markup | None:
-    """The chart as an `<svg>` element, or None when no series has a point to draw."""
+    """Return the chart as an `<svg>` element, or None if no series has a point to draw."""
     series = {name: _points(xs, ys, chart.log_y) for name, (xs, ys) in chart.series.items()}
     bands = {name: _band_points(*band, chart.log_y) for name, band in chart.bands.items()}
     everything = [p for points in series.values() for p in points]

@@ -1,4 +1,4 @@
-"""What a report says, as plain data, and the page that shows it.
+"""The content of a report as plain data, and the page that shows it.
 
 A *method* is one way of training that is compared ("MTL", "DiffusionMTL"); its name is the key in every
 mapping below. The first method is the reference that the others are measured against.
@@ -25,12 +25,12 @@ from dmtl.report.runs.values import Value, mean_of, spread_of, tone_of
 from dmtl.runtime.files import write_text
 from dmtl.text import plural
 
-MOST_PANELS = 2  # methods with a headline; more are a table alone
+MOST_PANELS = 2  # methods with a headline; more are only listed in the table
 
 
 class Cell(NamedTuple):
-    """One picture: uint8 [H, W, 3], or None if there is none. Shown below it, if given: a note that asks
-    for attention, and what its colours reach from and to."""
+    """One picture: uint8 [H, W, 3], or None if there is none. Below it, if given: a note that asks for
+    attention, and the range of its colours."""
 
     caption: str
     rgb: np.ndarray | None
@@ -54,8 +54,8 @@ class SamplePictures:
 
 
 class UncertaintyRow(NamedTuple):
-    """One task: the probability that a wrong pixel is more uncertain than a right one, what its uncertainty
-    is ("entropy, nats"), and which pixels are wrong."""
+    """One task: the probability that a wrong pixel is more uncertain than a right one, the unit of its
+    uncertainty ("entropy, nats"), and which pixels count as wrong."""
 
     task: str
     auroc: float
@@ -65,8 +65,8 @@ class UncertaintyRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """Whether `method` is unsure where it is wrong: over `images` validation images, `draws` draws of its
-    noise for each."""
+    """Whether `method` is uncertain where it is wrong: over `images` validation images with `draws` noise
+    samples each."""
 
     method: str
     draws: int
@@ -89,7 +89,7 @@ class ReportData:
     Attributes:
         warning: why the methods must not be compared.
         summary: `Comparison.summary`.
-        order: methods, if rows that some of them lack would mention them in another order.
+        order: methods, if the metric rows alone would give another order.
         delta: Delta_MTL in percent of each method against the first one.
         runs: number of runs (seeds) in every mean.
         legends: colours of a task's pictures, `{task: [(name, (r, g, b)), ...]}`.
@@ -112,25 +112,25 @@ class ReportData:
 
     @property
     def methods(self) -> list[str]:
-        """Names of the methods in their `order`, then as the metric rows mention them; the first is the
+        """Names of the methods in their `order`, then in the order of the metric rows; the first is the
         reference."""
         return list(dict.fromkeys([*self.order, *(name for row in self.metrics for name in row.values)]))
 
     @property
     def compared(self) -> list[str]:
-        """Methods that are set against the reference: those with a Delta."""
+        """Methods compared with the reference: those with a Delta."""
         return [name for name in self.methods[1:] if name in self.delta]
 
     def verdict(self, method: str) -> str:
         """Return one sentence on the Delta_MTL of a method that claims no more than the spread allows."""
         value, reference = self.delta[method], self.methods[0]
         if not math.isfinite(mean_of(value)):
-            return "No figure: at least one metric has no finite value."
+            return "No Delta_MTL: at least one metric has no finite value."
         tone = tone_of(value)
         word = {"good": "ahead of", "bad": "behind", "even": "level with"}[tone]
         if spread_of(value) is None or self.runs < 2:
             result = f"In this run {method} is {word} {reference}."
-            return f"{result} It is one run of each: how much the seed matters is not known."
+            return f"{result} There is only one run of each: the effect of the seed is unknown."
         over = f"over {self.runs} runs of each"
         if tone == "even":
             return f"No clear difference: the mean {over} lies within one standard deviation of zero."
@@ -143,9 +143,9 @@ class ReportData:
 
 
 def write_report(path: str | os.PathLike, data: ReportData) -> Path:
-    """Write `data` to the HTML file `path` (folders are made), which needs no network, script or second file.
+    """Write `data` to the HTML file `path`, which needs no network, script or second file.
 
-    The file appears whole or not at all; OSError if it cannot be written.
+    Folders are created. The file is written atomically. Raises OSError if it cannot be written.
     """
     write_text(path, render(data))
     return Path(path)

@@ -1,4 +1,4 @@
-"""The page of a data set: samples with all their labels, what the labels hold, which image has which."""
+"""The page of a data set: samples with their labels, label statistics, which image has which label."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dmtl.tasks.palette import vector_colours
 from dmtl.text import fixed, number
 from dmtl.train.pictures import evenly
 
-MEASURED = 200  # images that the statistics are taken over
+MEASURED = 200  # images used for the statistics
 _BINS = 48  # of a histogram
 _CELLS = 25  # of the disc of directions, along its diameter
 
@@ -35,15 +35,15 @@ def dataset_report(
     workers: int = 0,
     progress: Callable[[Sequence], Iterable] = iter,
 ) -> Path:
-    """Writes one HTML file, which needs nothing else, to `out_path` and returns that path.
+    """Write one self-contained HTML file to `out_path` and return that path.
 
     Args:
         count: samples shown, evenly spread over the split.
-        measured: images that the statistics are taken over, evenly spread; None: all.
-        workers: processes that read for them; 0: this one.
+        measured: images used for the statistics, evenly spread; None: all.
+        workers: processes that read them; 0: read in this one.
         progress: wraps the loop over them.
 
-    A sample that cannot be read is named on the page. Errors: OSError when the page cannot be written.
+    The page names samples that cannot be read. Raises OSError if the page cannot be written.
     """
     indices = evenly(len(dataset), len(dataset) if measured is None else measured)
     statistics = measure(dataset, indices, workers=workers, progress=progress)
@@ -90,7 +90,7 @@ def _sizes(sizes: Sequence[tuple[int, int]]) -> str:
 
 
 def _samples(dataset: LabelledImages, indices: Sequence[int]) -> tuple[list[SamplePictures], list[str]]:
-    """Pictures of images with their labels, and messages of those that cannot be read."""
+    """Return pictures of images with their labels, and an error message for each that cannot be read."""
     shown, errors = [], []
     for index in indices:
         try:
@@ -113,7 +113,7 @@ def _samples(dataset: LabelledImages, indices: Sequence[int]) -> tuple[list[Samp
 
 
 def _panel(found: TaskStatistics) -> dict:
-    """What the page says of one task: shares of classes, the largest first, or a picture of its values."""
+    """Describe one task: its class shares, largest first, or a picture of its values."""
     task, svg, text = found.task, None, ""
     names = task.label_names if found.known else ()
     classes = []
@@ -141,7 +141,7 @@ def _panel(found: TaskStatistics) -> dict:
 
 
 def _legends(tasks: Mapping[str, Task]) -> list[tuple[str, list]]:
-    """As in the report, but that a label is no probability."""
+    """Return the report's legends, but labels are not probabilities."""
     found = []
     for name, task in tasks.items():
         if keys := task.legend():
@@ -151,7 +151,7 @@ def _legends(tasks: Mapping[str, Task]) -> list[tuple[str, list]]:
 
 
 def _histogram(found: TaskStatistics, low: float, high: float) -> Markup:
-    """Bars of a scalar's values from `low` to `high`, in the colours that its pictures would have."""
+    """Draw a histogram of a scalar from `low` to `high` in the colours of its pictures."""
     high = max(high, low + 1e-6)
     counts, edges = np.histogram(found.values, _BINS, (low, high))
     centres = ((edges[:-1] + edges[1:]) / 2).astype(np.float32)
@@ -173,7 +173,7 @@ def _histogram(found: TaskStatistics, low: float, high: float) -> Markup:
 
 
 def _disc(values_N3: np.ndarray) -> Markup:
-    """Directions by x and y, as one looks along the third axis; the stronger, the more often."""
+    """Draw directions by x and y, seen along the third axis; stronger colours are more frequent."""
     edges = np.linspace(-1, 1, _CELLS + 1)
     counts, _, _ = np.histogram2d(values_N3[:, 1], values_N3[:, 0], (edges, edges))
     share = np.log1p(counts) / np.log1p(counts.max())

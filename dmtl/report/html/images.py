@@ -13,13 +13,13 @@ from PIL import Image
 from dmtl.data import LabelMatrix
 from dmtl.text import plural
 
-MAX_SIDE = 320  # pixels; larger pictures are reduced, so that the page stays small
-MIN_SIDE = 96  # pixels; smaller pictures are magnified in blocks, not smoothed
+MAX_SIDE = 320  # pixels; larger pictures are downscaled to keep the page small
+MIN_SIDE = 96  # pixels; smaller pictures are enlarged in blocks, not smoothed
 MAX_COLUMNS = 400  # images drawn in the label strip
 
 
 class Picture(NamedTuple):
-    """A data URI, its size in pixels, and whether it is so small that it is best shown as blocks."""
+    """A data URI, its size in pixels, and whether to enlarge it in blocks."""
 
     uri: str
     width: int
@@ -28,7 +28,7 @@ class Picture(NamedTuple):
 
 
 def picture(rgb: np.ndarray) -> Picture:
-    """uint8 [H, W, 3] to an embedded PNG. ValueError for any other array."""
+    """Embed a uint8 [H, W, 3] array as a PNG. Raises ValueError for any other array."""
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.size:
         got = f"{rgb.dtype} {list(rgb.shape)}"
         raise ValueError(f"picture: rgb must be a uint8 array [H, W, 3], got {got}")
@@ -46,7 +46,7 @@ def picture(rgb: np.ndarray) -> Picture:
 def label_section(labels: LabelMatrix | None) -> dict | None:
     """Return the counts of labels, and for each task an SVG strip with a bar for every labelled image.
 
-    Only the first 400 images are drawn; the counts are of all.
+    Only the first 400 images are drawn; the counts cover all.
     """
     if labels is None or not len(labels.ids):
         return None
@@ -67,7 +67,7 @@ def label_section(labels: LabelMatrix | None) -> dict | None:
 
 def _strip(labelled: np.ndarray, task: str, column: int, count: int) -> Markup:
     size = max(len(labelled), 1)
-    gap = 0.18 if size <= 160 else 0.0  # separate bars while they are wide enough to be told apart
+    gap = 0.18 if size <= 160 else 0.0  # separate the bars if they are wide enough
     bars = "".join(f"M{i} 0h{1 - gap:g}v1H{i}z" for i in np.flatnonzero(labelled))
     label = escape(f"{task}: {count} labelled images")
     box = f'viewBox="0 0 {size} 1" preserveAspectRatio="none"'

@@ -1,7 +1,7 @@
-"""Pictures of what models predict:
+"""Pictures of what models predict.
 
-label, initial map, every denoising step, final map, side by side for each task; where a model is unsure and
-where it is wrong.
+For each task, side by side: label, initial prediction, every denoising step, final prediction; also where a
+model is uncertain and where it is wrong.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ def sample_pictures(
     engine: Engine | None = None,
     note: str = "",
 ) -> list[SamplePictures]:
-    """Pictures of the images at `indices`, by every model.
+    """Return pictures of the images at `indices` by every model.
 
     Args:
-        models: name -> model. A model with a denoising chain shows its initial map, its steps and its final
-            map; another one its map alone.
-        labels: what training saw of this split; labels that it did not see are shown and marked. None for a
+        models: name -> model. A model with a denoising chain shows its initial prediction, its steps and its
+            final prediction; any other only its prediction.
+        labels: what training saw of this split; labels hidden from training are shown and marked. None for a
             split that was not trained on.
-        seed: of the chain's noise, drawn for an image's place in the data set as the evaluation does.
-        engine: of one of the models, averaging several draws: adds their uncertainty and their mean's error.
-        note: of every image.
+        seed: seed of the noise, which depends on an image's index in the data set as in evaluation.
+        engine: averages noise samples of one model: adds their uncertainty and the error of their mean.
+        note: shown with every image.
     """
     tasks = {n: t for model in models.values() for n, t in model.tasks.items() if n in dataset.tasks}
     result = []
@@ -90,7 +90,7 @@ def _cells(task: Task, name: str, prediction: Prediction, scale: Range, chains: 
     trace = prediction.trace.get(task.name, [])
     if not trace:
         return [paint(name, prediction.final[task.name])]
-    # The last step of the chain is the final map: it is shown once.
+    # The last step of the chain is the final prediction: show it once.
     prefix = "" if chains == 1 else f"{name}: "
     steps = [paint(f"{prefix}step {k}", logits) for k, logits in enumerate(trace[:-1], 1)]
     final = paint(f"{prefix}step {len(trace)}, final", prediction.final[task.name])

@@ -1,4 +1,4 @@
-"""The page about finished runs: how methods compare, what was labelled, how training went, pictures."""
+"""The page about finished runs: comparison of methods, labels, training curves, pictures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dmtl.train.pictures import evenly
 from dmtl.train.setup import open_data
 from dmtl.train.toml import config_from_dict
 
-FEW = 2  # methods that are shown with their initial maps and, unless asked otherwise, with pictures
+FEW = 2  # up to this many methods, show initial predictions and, by default, pictures
 
 
 def write_page(
@@ -38,16 +38,16 @@ def write_page(
     samples: int = 8,
     device: str | torch.device = "cpu",
 ) -> Path:
-    """Write the page of a comparison. Missing logs, labels, models or data only leave out their section.
+    """Write the page of a comparison. Sections whose logs, labels, models or data are missing are left out.
 
     Args:
-        train_set, val_set: where pictures come from; default: opened as the last method's first run says.
-        pictures: images of the validation split, by the first run of every method; default: 4, or none if
+        train_set, val_set: sources of the pictures; default: as configured in the last method's first run.
+        pictures: validation images, predicted by the first run of every method; default: 4, or none if
             there are more than two methods.
-        train_pictures: the same of the training split.
-        steps: denoising steps of the pictures; default as trained.
-        samples: noise samples that say where the last method is unsure, shown next to its errors; 0 or 1:
-            none of that.
+        train_pictures: the same for the training split.
+        steps: denoising steps for the pictures; default: as trained.
+        samples: noise samples that show where the last method is uncertain, next to its errors; 0 or 1: do
+            not.
 
     Raises:
         OSError: the page cannot be written.
@@ -84,7 +84,7 @@ def write_page(
 
 
 def report_data(comparison: Comparison) -> ReportData:
-    """Return all that the runs' files say, without pictures."""
+    """Return everything in the runs' files, without pictures."""
     methods = comparison.methods
     few = len(methods) <= FEW
     last = list(methods.values())[-1].runs[0]
@@ -107,7 +107,7 @@ def report_data(comparison: Comparison) -> ReportData:
 
 
 def _facts(methods: Mapping[str, Method]) -> list[tuple[str, object]]:
-    """What was trained on what, as the configuration of the last method says; times of all."""
+    """List what was trained on what, from the last method's configuration, and all training times."""
     method = list(methods.values())[-1]
     run = method.runs[0]
     setting: Callable = run.setting

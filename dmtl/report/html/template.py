@@ -1,4 +1,4 @@
-"""Fill in the templates of this folder."""
+"""Fill in the templates in this folder."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ FUNCTIONS = {"picture": picture, "texts_of": texts_of, "tone_of": tone_of, "fixe
 
 
 def page(template: str, *, folder: Path | None = None, **values: object) -> str:
-    """Return a template filled in: strings are escaped, a name without a value is an error.
+    """Return a filled-in template. Strings are escaped; a name without a value is an error.
 
-    folder: where else templates are; they may include those of this package.
+    folder: a further folder of templates, which may include those of this package.
     """
     ours = PackageLoader("dmtl.report.html")
     environment = Environment(

@@ -1,4 +1,4 @@
-"""Whether a model is unsure where it is wrong: several draws of the chain's noise beside the labels."""
+"""Whether a model is uncertain where it is wrong: several noise samples compared with the labels."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from dmtl.tasks.palette import EMBER, apply_scale
 from dmtl.text import number
 from dmtl.train.pictures import evenly
 
-IMAGES = 48  # scored at most,
-PIXELS = 4_000_000  # and no more than hold so many pixels,
-FEWEST = 8  # but so many in any case
+IMAGES = 48  # images to score at most,
+PIXELS = 4_000_000  # and at most this many pixels,
+FEWEST = 8  # but at least this many images
 BATCH = 4
 BRIGHTEST = 99  # percentile of a map at the bright end of its colours
 
 
 def averaging(model: DiffusionMTL | MultiTaskBaseline, samples: int) -> Engine | None:
-    """An engine that averages `samples` draws of the model's noise; None where there is nothing to do."""
+    """Return an engine that averages `samples` noise samples, or None if there is nothing to average."""
     if samples < 2 or not isinstance(model, DiffusionMTL):
         return None
     return Engine(model, samples=samples)
@@ -35,9 +35,10 @@ def averaging(model: DiffusionMTL | MultiTaskBaseline, samples: int) -> Engine |
 def error_auroc(
     engine: Engine, dataset: LabelledImages, method: str, steps: int | None = None
 ) -> Uncertainty | None:
-    """The AUROC of error by uncertainty of every task, over images evenly spread over the data set: 48 at
-    most, fewer where they are large. None where no task of the model has a label. Raises DataError for a
-    damaged file."""
+    """Return the AUROC of error by uncertainty for every task.
+
+    It is taken over at most 48 images, fewer if they are large, evenly spread over the data set. Return None
+    if no task of the model has a label. Raises DataError for a damaged file."""
     exist = dataset.available()
     names = [task for task in engine.tasks if task in exist.tasks and exist.column(task).any()]
     if not names:
@@ -58,9 +59,9 @@ def error_auroc(
 
 
 def uncertainty_cells(task: Task, averaged: Maps, label_KHW: Tensor | None, draws: int) -> list[Cell]:
-    """Where the draws of one image ([1, ...] maps) are unsure; with a label, where their mean is wrong."""
+    """Show where noise samples ([1, ...] maps) disagree and, given a label, where their mean is wrong."""
     unsure_HW = averaged.uncertainty[task.name][0].cpu().numpy()
-    cells = [_heat(f"uncertainty ({draws} draws)", unsure_HW, task.uncertainty_unit)]
+    cells = [_heat(f"uncertainty ({draws} samples)", unsure_HW, task.uncertainty_unit)]
     if label_KHW is not None:
         error_HW = task.error(averaged.maps[task.name].cpu(), label_KHW[None])[0]
         known_HW = torch.where(task.valid(label_KHW)[0], error_HW, math.nan).numpy()
@@ -70,7 +71,7 @@ def uncertainty_cells(task: Task, averaged: Maps, label_KHW: Tensor | None, draw
 
 
 def _heat(caption: str, value_HW: np.ndarray, unit: str) -> Cell:
-    """Dark for 0, bright for the 99th percentile of this map; what is not finite is grey."""
+    """Colour a map: dark for 0, bright for its 99th percentile, grey if not finite."""
     known = value_HW[np.isfinite(value_HW)]
     top = max(float(np.percentile(known, BRIGHTEST)) if known.size else 0.0, 1e-12)
     reach = number(top, 2)

@@ -1,1 +1,1 @@
-"""The published results, and runs in tables next to them."""
+"""Tables of the published results, with runs next to them."""

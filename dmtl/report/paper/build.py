@@ -1,15 +1,15 @@
-"""The paper's tables from runs: one for each benchmark and label setting, next to the published results.
+"""Build the paper's tables from runs, one per benchmark and label setting, next to published results.
 
     [table] = tables(["runs/stl", "runs/feature-0", "runs/feature-1"])      # runs, or folders of runs
     row = next(row for row in table.rows if row.method == "Feature" and not row.published)
     row.values["semseg"], row.delta.value       # over seeds: mean and sample standard deviation
 
-A run's benchmark follows from the tasks, class counts and names of images of its data set, its setting from
-its labels, its row from its configuration: single-task runs (one for each task and seed) are one row, STL,
-and so are runs that differ in their seed alone. Results are those of RUN/eval.json (`dmtl eval --json`) if it
-is there, else of RUN/metrics.json.
+A run's benchmark follows from its data set: its tasks, class counts and image names. Its setting follows from
+its labels, its row from its configuration. Single-task runs (one for each task and seed) form one row, STL;
+so do runs that differ only in their seed. Results come from RUN/eval.json (`dmtl eval --json`) if it exists,
+else from RUN/metrics.json.
 
-Delta_MTL is taken against STL, without it against MTL, over the tasks that both rows have results of.
+Delta_MTL is relative to STL, or to MTL if there is no STL, over the tasks that both rows have results for.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from dmtl.report.runs.methods import KINDS, Method, kind_of, names_of, settings_
 from dmtl.report.runs.run import LOWER_IS_BETTER, PERCENT, Run, find_runs, read_all, with_evaluation
 from dmtl.report.runs.values import value_of
 
-OWN = ("data.tasks", "optim.task_weights")  # in which single-task runs of one row differ
+OWN = ("data.tasks", "optim.task_weights")  # single-task runs of one row differ in these
 ODSF = "odsF_seism"
 LABELS = {"mean": "mErr", "abs_err": "absErr", "rmse": "RMSE", ODSF: "odsF"}
 
 
 def published_tables(benchmark: str | None = None) -> list[PaperTable]:
-    """Return the published results alone, of all benchmarks or of one.
+    """Return only the published results, of all benchmarks or of one.
 
     Raises:
         ConfigError: the benchmark is unknown.
@@ -59,17 +59,17 @@ def tables(
     benchmark: str | None = None,
     exact: bool = False,
 ) -> list[PaperTable]:
-    """Read runs and put them into tables.
+    """Read runs and build tables from them.
 
     Args:
-        paths: run folders, or folders of runs. Unfinished runs count as of their last evaluation.
-        baseline: runs that Delta_MTL is taken against, stored single-task runs say; they are rows too.
-        benchmark: all runs are of this one, whatever their tasks.
-        exact: saliency by its exact maxF, not by the paper's variant.
+        paths: run folders, or folders of runs. Unfinished runs count with their last evaluation.
+        baseline: reference runs for Delta_MTL, such as stored single-task runs; they get rows too.
+        benchmark: the benchmark of all runs, whatever their tasks.
+        exact: score saliency by the exact maxF, not the paper's variant.
 
     Raises:
         DataError: a folder is not a run, or a file is damaged.
-        ConfigError: the benchmark is unknown, or the baseline has no other run's data and labels.
+        ConfigError: the benchmark is unknown, or no other run has the baseline's data and labels.
     """
     forced = _benchmark(benchmark) if benchmark else None
     theirs = [run for path in baseline for run in find_runs(path)]
@@ -90,7 +90,7 @@ def tables(
 
 
 def _sorted(runs: Sequence[Run], forced: Benchmark | None) -> dict[tuple[str, str], list[Run]]:
-    """Runs by (benchmark or name of their data, label setting), in the order of the paper."""
+    """Group runs by (benchmark or data name, label setting), in the order of the paper."""
     by_root: dict[str, list[Run]] = {}
     for run in runs:
         root = os.path.normpath(str(run.setting("data", "root", "unknown data")))
@@ -108,13 +108,13 @@ def _sorted(runs: Sequence[Run], forced: Benchmark | None) -> dict[tuple[str, st
 
 
 def _place(name: str, order: Iterable[str]) -> tuple[int, str]:
-    """A key to sort by: names in this order, unknown ones by letter after them."""
+    """Return a sort key: names in this order, then unknown ones alphabetically."""
     order = list(order)
     return (order.index(name), "") if name in order else (len(order), name)
 
 
 def _tasks_of(runs: Iterable[Run]) -> dict[str, int]:
-    """All tasks of some runs, with their number of classes (1 if a task has none)."""
+    """Return all tasks of some runs, with their number of classes (1 if a task has none)."""
     found: dict[str, int] = {}
     for run in sorted(runs, key=lambda run: -len(run.primary)):
         for task in run.primary:
@@ -126,8 +126,8 @@ def _tasks_of(runs: Iterable[Run]) -> dict[str, int]:
 
 
 def _setting_of(run: Run, others: Iterable[Run]) -> str:
-    """The label setting: what the configuration says, or counted from the labels that the run and the
-    `others` with the same label table saw together (a single-task run sees one column)."""
+    """Return the label setting: as configured, or counted from the labels that the run and the `others` with
+    the same label table saw together (a single-task run sees one column)."""
     asked = run.setting("data", "labels", "unknown labels")
     if asked in SETTINGS:
         return str(asked)
@@ -147,8 +147,8 @@ def _setting_of(run: Run, others: Iterable[Run]) -> str:
 
 
 def _rows(runs: Sequence[Run], columns: Sequence[Column]) -> list[Row]:
-    """Runs of one method and configuration are a row; single-task runs also if configurations differ but no
-    task comes in two of them."""
+    """Make rows: one per method and configuration. Single-task runs share a row even if their configurations
+    differ, unless a task occurs twice."""
     several = len(_tasks_of(runs)) > 1
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
@@ -182,7 +182,7 @@ def _table(
     rows: list[Row],
     named: Collection[Path] = (),
 ) -> PaperTable:
-    """The table of these measured rows, with the published ones among them."""
+    """Build the table of these measured rows and the published ones."""
     reference = next((row for row in rows if _holds(row, named)), None)
     if reference is None:
         reference = next((row for kind in ("STL", "MTL") for row in rows if row.method == kind), None)
@@ -200,7 +200,7 @@ def _table(
 
 
 def _printed(printed: Published, columns: Sequence[Column]) -> Row:
-    """A published row; it has nothing in a column of another metric, and then no Delta."""
+    """Make a published row. A column with another metric stays empty, and then there is no Delta."""
     own = [column.task for column in columns if column in BENCHMARKS[printed.benchmark].columns]
     delta = published_delta(printed) if len(own) == len(columns) else None
     figures = {task: value for task, value in printed.figures.items() if task in own}
@@ -215,7 +215,7 @@ def _order(row: Row) -> tuple:
 
 
 def _columns(known: Benchmark | None, runs: Sequence[Run], exact: bool) -> list[Column]:
-    """A benchmark's, or of any other data set each task's main metric; odsF if one run has it."""
+    """Return a benchmark's columns; for other data sets each task's main metric, odsF if one run has it."""
     if known:
         return [EXACT_SAL if exact and column.task == "sal" else column for column in known.columns]
     columns = []

@@ -1,9 +1,9 @@
-"""The paper's tables: the columns of each benchmark, and the figures that were published for it.
+"""The paper's tables: the columns of each benchmark, and its published results.
 
     published("pascal-context", "one-label")[0].figures["semseg"]      # 50.34
 
-The figures stand in published.toml, each row with its source. Nothing is filled in: what was not
-recovered has no figures, and what is not verified says why (`doubt`).
+The results are in published.toml, each row with its source. Nothing is filled in: results that were not
+recovered are missing, and a row that is not verified says why (`doubt`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SETTINGS = {"one-label": "one label per image", "random-labels": "random labels"
 
 @dataclass(frozen=True)
 class Column:
-    """One figure of a table: the metric `metric` of a task, called `label`, to `digits` after the point."""
+    """One column: the metric `metric` of a task, named `label`, with `digits` decimals."""
 
     task: str
     metric: str
@@ -37,9 +37,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What makes a table of the paper. `classes` by task tell the benchmark from others with its tasks, `ids`
-    (a regular expression) from a release of the same classes in other units; `images` and `frame` say on what
-    its published figures were scored (0, None: not known)."""
+    """What defines a table of the paper. `classes` by task distinguishes benchmarks with the same tasks;
+    `ids` (a regular expression) a release of the same classes in other units. `images` and `frame` describe
+    what its published results were scored on (0, None: unknown)."""
 
     name: str
     title: str
@@ -55,8 +55,8 @@ class Benchmark:
         return [column.task for column in self.columns]
 
     def recognises(self, tasks: Mapping[str, int], id: str = "") -> bool:
-        """Whether a data set with these tasks, {name: classes (1 where it has none)}, is this one. `id`: the
-        name of one of its images, "" where none is known."""
+        """Whether a data set is this benchmark. `tasks`: {name: classes (1 if it has none)}; `id`: the name
+        of one of its images, "" if unknown."""
         counts = set(tasks) == set(self.tasks) and all(tasks[t] == n for t, n in self.classes.items())
         return counts and (not self.ids or re.fullmatch(self.ids, id) is not None)
 
@@ -95,7 +95,7 @@ BENCHMARKS = {
             images=500,
             notes=("Whether the paper's own table counts 7 or 19 classes is not known.",),
         ),
-        Benchmark(  # before the arrays, which have its classes and other units of depth
+        Benchmark(  # before the arrays, which have the same classes but other depth units
             "cityscapes-raw",
             "Cityscapes, 19 classes, raw release",
             (_SEMSEG, _ABS_ERR),
@@ -111,8 +111,8 @@ BENCHMARKS = {
 
 @dataclass(frozen=True)
 class Published:
-    """A published row. `figures` by task, {} where it was not recovered; `doubt`: why it is not verified;
-    `network`: which other network it is of; `delta`: Delta_MTL as printed, `delta_doubt`: why not certain."""
+    """A published row. `figures` by task, {} if not recovered; `doubt`: why it is not verified; `network`:
+    the name if it is another network; `delta`: Delta_MTL as printed, `delta_doubt`: why that is uncertain."""
 
     benchmark: str
     setting: str
@@ -126,13 +126,13 @@ class Published:
 
     @property
     def reference(self) -> str:
-        """The source, with a dagger and the reason if it is not verified."""
+        """The source, with a dagger and the reason if not verified."""
         return self.source + (f" (†: {self.doubt})" if self.doubt else "")
 
 
 @cache
 def every_row() -> tuple[Published, ...]:
-    """All published rows, in the order of their file."""
+    """Return all published rows, in the order of their file."""
     found = tomllib.loads(files("dmtl.report.paper").joinpath("published.toml").read_text("utf-8"))
     rows = []
     for row in found["row"]:
@@ -145,13 +145,13 @@ def every_row() -> tuple[Published, ...]:
 
 
 def published(benchmark: str, setting: str) -> list[Published]:
-    """The published rows of one table; [] where there is none."""
+    """Return the published rows of one table; [] if there is none."""
     return [row for row in every_row() if (row.benchmark, row.setting) == (benchmark, setting)]
 
 
 def published_delta(row: Published) -> float | None:
-    """Return Delta_MTL in percent, from the published results against the published single-task networks of
-    the same table and network. None if either was not recovered, and for those networks themselves."""
+    """Return Delta_MTL in percent against the published single-task networks of the same table and network.
+    None if either was not recovered, and for those networks themselves."""
     reference = next(
         (
             other

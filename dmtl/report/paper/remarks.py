@@ -1,5 +1,5 @@
-"""What is to be said about a table of results: what its Delta_MTL is against, and what keeps its rows from
-being compared, with each other or with the published ones."""
+"""Remarks on a table of results: what its Delta_MTL is relative to, and why rows cannot be compared with each
+other or with the published ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dmtl.report.runs.values import mean_of, text_of
 from dmtl.text import fixed
 from dmtl.train.setup import GENERATED
 
-OF_BOUNDARIES = ("boundaries", "max_dist", "boundary_images")  # None where no boundaries were scored
+OF_BOUNDARIES = ("boundaries", "max_dist", "boundary_images")  # None if no boundaries were scored
 PROTOCOL = {  # keys of a protocol, in words
     "data": "the data",
     "split": "the split",
@@ -29,7 +29,7 @@ PROTOCOL = {  # keys of a protocol, in words
 
 
 def remarks_on(table: PaperTable) -> list[str]:
-    """All remarks, what matters most first."""
+    """Return all remarks, the most important first."""
     measured = table.measured
     runs = [(row, run) for row in measured for run in row.runs]
     remarks = [*_basis(table), *_printed(table)]
@@ -41,7 +41,7 @@ def remarks_on(table: PaperTable) -> list[str]:
 
 
 def _basis(table: PaperTable) -> list[str]:
-    """What Delta_MTL of the measured rows was taken against and over."""
+    """Name the reference and the tasks of the measured rows' Delta_MTL."""
     if not table.measured:
         return []
     reference = table.reference
@@ -75,7 +75,7 @@ def _missing(table: PaperTable, delta: Delta) -> tuple[str, ...]:
 
 
 def _printed(table: PaperTable) -> list[str]:
-    """Delta_MTL of published rows: computed here, beside what is printed."""
+    """Compare Delta_MTL of published rows, computed here, with the printed value."""
     found = [(row, row.printed, row.delta) for row in table.rows if row.printed and row.certain and row.delta]
     if not found:
         return []
@@ -96,12 +96,12 @@ def _printed(table: PaperTable) -> list[str]:
 def _files(measured: Iterable[Row]) -> list[str]:
     by_file = {file: [row.name for row in measured if file in row.files] for file in (EVAL, TRAINING)}
     named = [f"of {', '.join(names)} from {file}" for file, names in by_file.items() if names]
-    text = f"Figures {'; '.join(named)}."
+    text = f"Results {'; '.join(named)}."
     return [text if len(named) == 1 else f"Scored differently: {text[0].lower()}{text[1:]}"]
 
 
 def _differences(runs: Iterable[tuple[Row, Run]]) -> list[str]:
-    """Keys of the protocol in which rows were scored differently (figures of one file each)."""
+    """Name protocol keys in which rows were scored differently (results of one file each)."""
     runs, found = list(runs), []
     for file in (EVAL, TRAINING):
         for key, words in PROTOCOL.items():
@@ -123,7 +123,7 @@ def _differences(runs: Iterable[tuple[Row, Run]]) -> list[str]:
 
 
 def _labels(runs: Iterable[tuple[Row, Run]]) -> list[str]:
-    """Rows that learned a task from other images than the first row that has it."""
+    """Name rows that learned a task from other images than the first row that has it."""
     first: dict[str, tuple[str, set[str]]] = {}
     found = []
     for row, labels in ((row, run.labels) for row, run in runs if run.labels):
@@ -136,7 +136,7 @@ def _labels(runs: Iterable[tuple[Row, Run]]) -> list[str]:
 
 
 def _next_to_published(table: PaperTable) -> list[str]:
-    """What keeps measured results from being compared with published ones."""
+    """Say why measured results cannot be compared with published ones."""
     if table.benchmark is None or not any(row.published and row.values for row in table.rows):
         return []
     reports: dict[str, list[str]] = {}
@@ -151,20 +151,20 @@ def _next_to_published(table: PaperTable) -> list[str]:
 
 
 def _apart(run: Run, benchmark: Benchmark) -> Iterator[str]:
-    """In what a run differs from published ones, as the rest of a sentence about its row."""
+    """Yield how a run differs from published ones, as the end of a sentence about its row."""
     images, frame = run.protocol.get("images"), run.protocol.get("frame")
     if images is not None and benchmark.images and images != benchmark.images:
-        yield f"were scored on {images:,} images, published figures on {benchmark.images:,}"
+        yield f"were scored on {images:,} images, published results on {benchmark.images:,}"
     as_published = frame and run.file != TRAINING and tuple(frame) == benchmark.frame
     if benchmark.frame and not as_published:
         where = "another" if frame else "no"
-        yield f"were scored in {where} frame, published figures in one of {_text(benchmark.frame)}"
+        yield f"were scored in {where} frame, published results in one of {_text(benchmark.frame)}"
     if run.setting("data", "labels") in GENERATED:
-        yield "learned from labels drawn anew, published rows from the published choice"
+        yield "learned from newly drawn labels, published rows from the published choice"
 
 
 def _not_scored(table: PaperTable) -> list[str]:
-    """Boundaries that were not scored."""
+    """Name rows whose boundaries were not scored."""
     tasks = {c.task for c in table.columns if c.metric.startswith("odsF")}
     rows = [row for row in table.measured if any(tasks & run.primary.keys() for run in row.runs)]
     names = ", ".join(row.name for row in rows if not tasks & row.values.keys())

@@ -1,4 +1,4 @@
-"""A table of the paper: rows of runs, and the published rows next to them."""
+"""A table of the paper: measured rows next to published ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dmtl.report.runs.run import TRAINING, Run
 from dmtl.report.runs.values import Value, best_of, texts_of, tone_of
 
 SHORT = {EVAL: "eval", TRAINING: "train"}
-LOST, REFERENCE = "n.r.", "ref."  # instead of results that were not recovered, of the reference's Delta_MTL
+LOST, REFERENCE = "n.r.", "ref."  # for results not recovered, and for the reference's Delta_MTL
 DAGGER = "\N{DAGGER}"
 
 
@@ -32,11 +32,11 @@ class Row:
     """A row.
 
     Attributes:
-        method: what it is in the paper, "STL" or "Feature".
-        values: results by task, over seeds; a task without any is missing.
-        detail: tells measured rows of one method apart.
+        method: its name in the paper, such as "STL" or "Feature".
+        values: results by task, over seeds; a task without results is missing.
+        detail: distinguishes measured rows of one method.
         measured: the runs of a measured row.
-        printed: what was published; None for a measured row.
+        printed: the published row; None for a measured row.
     """
 
     method: str
@@ -62,7 +62,7 @@ class Row:
 
     @property
     def certain(self) -> bool:
-        """Whether it may enter statements: measured, or verified and of the paper's network."""
+        """Whether statements may use it: measured, or verified and of the paper's network."""
         return self.printed is None or not (self.printed.doubt or self.printed.network)
 
     @property
@@ -75,14 +75,14 @@ class Row:
 
     @property
     def files(self) -> list[str]:
-        """Names of the files that its results are from."""
+        """Names of the files its results come from."""
         return list(dict.fromkeys(run.file for run in self.runs))
 
 
 @dataclass
 class PaperTable:
-    """A table. `rows` are in the order of the paper, of a method the published ones first; `benchmark` is
-    None for a data set that is not one of the paper's. Measured rows have Delta_MTL against `reference`."""
+    """A table. `rows` are in the paper's order, within a method published ones first. `benchmark` is None for
+    a data set that is not the paper's. Measured rows have Delta_MTL against `reference`."""
 
     title: str
     setting: str
@@ -102,7 +102,7 @@ class PaperTable:
 
     @property
     def sources(self) -> list[str]:
-        """Where published rows are from, each once."""
+        """The sources of published rows, each once."""
         return list(dict.fromkeys(row.printed.reference for row in self.rows if row.printed))
 
     def best(self, column: Column, among_published: bool) -> list[Row]:
@@ -113,15 +113,15 @@ class PaperTable:
         return best_of(values, column.higher_is_better)
 
     def origin(self, row: Row) -> str:
-        """Return where results are from: "[1]" is the first of `sources`, "eval" is eval.json, "train"
+        """Return where results come from: "[1]" is the first of `sources`, "eval" is eval.json, "train"
         metrics.json."""
         if row.printed:
             return f"[{self.sources.index(row.printed.reference) + 1}]"
         return "+".join(SHORT[file] for file in row.files)
 
     def cells(self, row: Row) -> list[Cell]:
-        """Return a row as text, published results as printed: a cell for each column, the last one for
-        Delta_MTL, with a star if that is not over all tasks."""
+        """Return a row as text, published results as printed: a cell for each column, then Delta_MTL with a
+        star if it does not cover all tasks."""
         if not row.measured and not row.values:
             return [Cell(LOST)] * (len(self.columns) + 1)
         cells = []

@@ -1,4 +1,4 @@
-"""Tables of the paper as a page, as LaTeX, and as CSV and JSON for machines."""
+"""Write tables of the paper as a page, as LaTeX, and as CSV and JSON for machines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TEX |= {DAGGER: r"\textdagger{}", "±": r"$\pm$", "×": r"$\times$", MINUS: "$-
 
 
 def write_page(path: str | os.PathLike, tables: Sequence[PaperTable]) -> None:
-    """Write one HTML file that needs nothing else; OSError if it cannot be written."""
+    """Write one self-contained HTML file. Raises OSError if it cannot be written."""
     measured = sum(len(row.runs) for table in tables for row in table.measured)
     subtitle = "The published results, as far as they were recovered"
     if measured:
@@ -31,9 +31,9 @@ def write_page(path: str | os.PathLike, tables: Sequence[PaperTable]) -> None:
 
 
 def write_csv(path: str | os.PathLike, tables: Sequence[PaperTable]) -> None:
-    """Write one row for each result, Delta_MTL among them (in percent, no task). `spread` is a sample
-    standard deviation, empty for one seed; `certain` is 0 for published rows that are not verified or of
-    another network."""
+    """Write one row for each result, including Delta_MTL (in percent, no task). `spread` is the sample
+    standard deviation, empty for one seed. `certain` is 0 for published rows not verified or of another
+    network."""
     lines: list[tuple] = []
     for table in tables:
         name = table.benchmark.name if table.benchmark else table.title
@@ -94,8 +94,8 @@ def _plain(table: PaperTable, row: Row) -> dict:
 
 
 def write_latex(path: str | os.PathLike, tables: Sequence[PaperTable]) -> None:
-    """Write a `table` for each, for a document that uses the package booktabs. Sources and what a star means
-    are below the results, all remarks are comments."""
+    """Write a `table` environment for each, using the package booktabs. Sources and the meaning of a star are
+    below the results; all remarks are comments."""
     files.write_text(path, "% \\usepackage{booktabs}\n\n" + "\n".join(_latex(table) for table in tables))
 
 

@@ -1,1 +1,1 @@
-"""Runs as they lie in their folders, and how they compare: no page is known here."""
+"""Read runs from their folders and compare them, independent of any page."""

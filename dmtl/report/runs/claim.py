@@ -1,4 +1,4 @@
-"""The table of a claim: finished runs of its methods as rows of text, as Markdown, and as JSON."""
+"""Results of a claim: finished runs of its methods as rows of text, Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ NONE = "-"
 
 @dataclass(frozen=True)
 class Results:
-    """What is finished of a claim: methods by name, with all runs; single-task runs of a seed count
-    together."""
+    """The finished runs of a claim: methods by name, with all runs. The single-task runs of a seed count as
+    one."""
 
     claim: Claim
     methods: dict[str, Method]
@@ -38,13 +38,13 @@ class Results:
         return delta_between(method.by_seed, base.by_seed, method.judged)
 
     def gain(self, method: Method) -> Delta | None:
-        """Return Delta_MTL of every seed against its own initial maps, if there are some."""
+        """Return Delta_MTL of every seed against its own initial predictions, if any."""
         initial = method.initial()
         return None if initial is None else delta_between(method.by_seed, initial.by_seed, method.judged)
 
 
 def results_of(claim: Claim, out: str | os.PathLike, seeds: Iterable[int]) -> Results:
-    """Read the finished runs below `out`; DataError if one is damaged."""
+    """Read the finished runs below `out`. Raises DataError if one is damaged."""
     seeds, methods = list(seeds), {}
     for name, method in claim.methods.items():
         by_seed = [list(method.folders(Path(out), seed).values()) for seed in seeds]
@@ -55,7 +55,7 @@ def results_of(claim: Claim, out: str | os.PathLike, seeds: Iterable[int]) -> Re
 
 
 def table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Return the columns' names and a row for each method; below one with diffusion its initial maps."""
+    """Return column names and a row for each method, followed by its initial predictions if it has any."""
     methods = results.methods.values()
     judged = list({each.name: each for method in methods for each in method.judged}.values())
     names = [f"{task}, {metric} {'↑' if up else '↓'}" for task, metric, up in judged]
@@ -78,7 +78,7 @@ def table(results: Results) -> tuple[list[str], list[list[str]]]:
 
 
 def _pace(runs: Sequence[Run]) -> float:
-    """Seconds per step of finished runs, which know both."""
+    """Return seconds per step of finished runs that recorded both."""
     return sum(run.seconds or 0.0 for run in runs) / sum(run.step or 0 for run in runs)
 
 
@@ -97,14 +97,14 @@ def write_markdown(path: str | os.PathLike, results: Results) -> None:
 
 
 def write_json(path: str | os.PathLike, results: Results) -> None:
-    """Write every run's metrics, the configuration of every method, and Delta_MTL of every seed."""
+    """Write metrics of every run, the configuration of every method, and Delta_MTL of every seed."""
     claim, runs = results.claim, []
     methods: dict[str, dict[str, object]] = {}
     for name, method in claim.methods.items():
         config = dataclasses.asdict(method.config)
         for key in ("out", "device"):
             config.pop(key)
-        config["optim"].pop("seed")  # of each run
+        config["optim"].pop("seed")  # differs between runs
         methods[name] = {"label": method.label, "like": method.like, "time_of": method.time_of}
         methods[name] |= {"tasks": method.tasks, "config": config}
         if (own := results.methods.get(name)) is None:

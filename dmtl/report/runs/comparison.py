@@ -1,14 +1,14 @@
-"""Compare runs: metrics of every method over its seeds, and Delta_MTL against one of them.
+"""Compare runs: metrics of every method over its seeds, and Delta_MTL against a baseline.
 
     comparison = compare(["runs/a0", "runs/a1", "runs/b0", "runs/b1"])
     comparison.methods["Feature"].name             # "model.diffusion=feature"
     comparison.deltas["Feature"].value             # mean and sample standard deviation over pairs of runs
 
-Names say what differs and may be long, so methods have labels: what they are in the paper ("MTL", "Feature")
-if that tells them apart, else letters.
+Names list what differs and may be long, so methods have short labels: their names in the paper ("MTL",
+"Feature") if these are distinct, else letters.
 
-Delta_MTL is taken seed by seed, against the baseline's result of the same seed. If a method and the baseline
-share no seed, each of its seeds is set against the mean of the baseline's.
+Delta_MTL is paired by seed: each result against the baseline's result of the same seed. If a method and the
+baseline share no seed, each of its seeds is compared with the baseline's mean.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dmtl.report.runs.methods import Method, kind_of, methods_of
 from dmtl.report.runs.run import LOWER_IS_BETTER, Metrics, Run, find_runs, read_all, unit_of
 from dmtl.report.runs.values import Value, best_of, mean_of, value_of
 
-# What two runs must share for their metrics to mean the same.
+# What two runs must share for their metrics to be comparable.
 SAME = ("root", "tasks", "size", "resize", "train_count", "val_count", "labels", "label_seed")
 
 BySeed = Mapping[int, Metrics]
@@ -39,7 +39,7 @@ class Delta:
         each: one value for each of `seeds`.
         tasks: the tasks it is a mean over.
         paired: each value is against the reference's result of the same seed.
-        why: the reason why there is no value.
+        why: why there is no value.
     """
 
     each: Sequence[float] = ()
@@ -69,11 +69,11 @@ class MetricRow:
 
     @property
     def best(self) -> list[str]:
-        """Methods that share the best mean; none if there is nothing to compare."""
+        """Return the methods that share the best mean; none if there is nothing to compare."""
         return best_of(self.values, self.higher_is_better)
 
     def gain(self, method: str, reference: str) -> float:
-        """Return the improvement over `reference` in percent of it, positive for better; NaN if unknown."""
+        """Return the improvement over `reference` in percent, positive for better; NaN if unknown."""
         ours, theirs = (mean_of(self.values.get(name, math.nan)) for name in (method, reference))
         if theirs == 0 or not math.isfinite(ours - theirs):
             return math.nan
@@ -85,7 +85,7 @@ class Comparison:
     """Methods by label, the baseline first, and Delta_MTL of all others.
 
     Attributes:
-        warning: what makes them not comparable, "" if nothing does.
+        warning: why they are not comparable, "" if they are.
     """
 
     methods: dict[str, Method]
@@ -98,7 +98,7 @@ class Comparison:
         return next(iter(self.methods.values()))
 
     def with_initial(self) -> dict[str, Method]:
-        """Return the methods, each followed by its initial maps if it has some."""
+        """Return the methods, each followed by its initial predictions if it has any."""
         found = {}
         for label, method in self.methods.items():
             found[label] = method
@@ -107,11 +107,11 @@ class Comparison:
         return found
 
     def reference(self, seed: int) -> Metrics:
-        """Return what a run of this seed is measured against."""
+        """Return the reference metrics for a run of this seed."""
         return self.baseline.by_seed.get(seed) or _mean(self.baseline.by_seed, self.baseline.judged)
 
     def basis(self, label: str) -> str:
-        """Say what the Delta_MTL of a method was taken over."""
+        """Describe how the Delta_MTL of a method was computed."""
         if (delta := self.deltas.get(label)) is None:
             return "baseline" if self.deltas else ""
         seeds = ", ".join(map(str, delta.seeds))
@@ -145,14 +145,14 @@ def compare(
     """Read runs and compare them.
 
     Args:
-        paths: run folders, or folders of runs (a claim's, say).
-        baseline: run folders, folders of runs, or the name of a method; default: the first path. Of several
-            methods in it the first without diffusion, if it has one.
+        paths: run folders, or folders of runs, such as a claim's.
+        baseline: run folders, folders of runs, or the name of a method; default: the first path. If it
+            contains several methods, the first without diffusion is used, if any.
         labels: what to call the methods, the baseline first.
 
     Raises:
         DataError: a folder is not a run, or a file is damaged.
-        ConfigError: no path, an unknown baseline, or another number of methods than of labels.
+        ConfigError: no path, an unknown baseline, or not one label per method.
     """
     if not paths:
         raise ConfigError("compare: paths must name at least one run, got none")
@@ -169,7 +169,7 @@ def compare(
             labels = [chr(ord("A") + i) if i < 26 else f"M{i + 1}" for i in range(len(methods))]
     elif len(labels) != len(methods):
         names = "; ".join(method.name for method in methods)
-        raise ConfigError(f"compare: labels must be one a method, got {len(labels)} for {names}")
+        raise ConfigError(f"compare: labels must have one per method, got {len(labels)} for {names}")
     result = comparison_of(dict(zip(labels, methods, strict=True)))
     result.remarks = [*remarks, *result.remarks, *more]
     return result
@@ -187,8 +187,8 @@ def comparison_of(methods: Mapping[str, Method]) -> Comparison:
     chains = [x for x, own in others if own.runs[0].setting("model", "diffusion", "none") != "none"]
     if plain and chains:
         remarks.append(
-            f"The training loss of {', '.join(chains)} counts initial and final maps, that of {first} has "
-            "one map a task: compare the metrics, not the losses."
+            f"The training loss of {', '.join(chains)} covers initial and final predictions, that of {first} "
+            "one prediction per task: compare the metrics, not the losses."
         )
     return Comparison(dict(methods), deltas, _not_comparable(list(methods.values())), remarks)
 
@@ -197,8 +197,8 @@ def delta_between(ours: BySeed, theirs: BySeed, judged: Sequence[Judged], partia
     """Return Delta_MTL of one method's metrics by seed against those of another.
 
     Args:
-        judged: the metrics that it is the mean over.
-        partial: leave out those that are missing or not finite in one of both; else there is no Delta then.
+        judged: the metrics to average over.
+        partial: leave out metrics missing or not finite in either; otherwise such a metric means no Delta.
     """
     mine, reference = _mean(ours, judged), _mean(theirs, judged)
     shared, why = [], ""
@@ -209,7 +209,7 @@ def delta_between(ours: BySeed, theirs: BySeed, judged: Sequence[Judged], partia
         except ValueError as error:
             why = why or str(error).removeprefix("delta_mtl: ")
     if not shared or (why and not partial):
-        return Delta(why=why or "no metric of both")
+        return Delta(why=why or "no metric in common")
     tasks = [each.name for each in shared]
     whole = {seed: metrics for seed, metrics in ours.items() if _has(metrics, shared)}
     pairs = [seed for seed in whole if seed in theirs and _has(theirs[seed], shared, divisor=True)]
@@ -221,8 +221,8 @@ def delta_between(ours: BySeed, theirs: BySeed, judged: Sequence[Judged], partia
 
 
 def metric_rows(methods: Mapping[str, Method]) -> list[MetricRow]:
-    """Return the main metric of each task first, then its others, without the IoU of every class. A method
-    that lacks a metric in one of its seeds has no value there."""
+    """Return the main metric of each task first, then its others, without per-class IoU. A method that lacks
+    a metric in one of its seeds has no value there."""
     known: dict[str, Run] = {}
     for run in (run for method in methods.values() for run in method.runs):
         for task in run.primary:
@@ -241,7 +241,7 @@ def metric_rows(methods: Mapping[str, Method]) -> list[MetricRow]:
 
 
 def _mean(by_seed: BySeed, judged: Iterable[Judged]) -> Metrics:
-    """The mean of every judged metric over the seeds that have it."""
+    """Average every judged metric over the seeds that have it."""
     result = {}
     for task, metric, _ in judged:
         found = [m[task][metric] for m in by_seed.values() if metric in m.get(task, {})]
@@ -256,7 +256,7 @@ def _has(metrics: Metrics, judged: Iterable[Judged], divisor: bool = False) -> b
 
 
 def _not_comparable(methods: Sequence[Method]) -> str:
-    """What differs in data, size, labels or tasks between methods, in one line; "" if nothing does."""
+    """Say in one line how methods differ in data, size, labels or tasks; "" if they do not."""
     found = []
     for key in SAME:
         values: dict[str, Path] = {}

@@ -1,5 +1,5 @@
-"""Curves of runs' logs, by method: the training loss, Delta_MTL, the main metric of every task; their mean
-over runs and the spread around it."""
+"""Curves from the logs of runs, by method: training loss, Delta_MTL and every task's main metric, as mean and
+spread over runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Curve = dict[int, float]  # step -> value
 @dataclass(frozen=True)
 class Chart:
     """A line chart. `series` maps a name to (x values, y values); points that are not finite are left out.
-    `bands` maps names of series to what lies around their line: (x values, lower and upper y values)."""
+    `bands` maps series names to the spread around their line: (x values, lower and upper y values)."""
 
     title: str
     x_label: str
@@ -33,10 +33,10 @@ class Chart:
 
 
 def curves(comparison: Comparison, initial: bool) -> list[Chart]:
-    """Return the training loss, Delta_MTL if something is compared, and every task's main metric.
+    """Return charts of the training loss, Delta_MTL (if methods are compared) and every task's main metric.
 
     Args:
-        initial: with the metrics of initial maps.
+        initial: include the metrics of initial predictions.
     """
     methods = comparison.methods
     note = ", mean of runs" if any(len(method.runs) > 1 for method in methods.values()) else ""
@@ -62,15 +62,15 @@ def curves(comparison: Comparison, initial: bool) -> list[Chart]:
 def _delta(comparison: Comparison, method: Method, run: Run) -> Curve:
     found = {}
     for row in run.rows("eval"):
-        with suppress(ValueError):  # of an evaluation that lacks a metric
+        with suppress(ValueError):  # the evaluation lacks a metric
             reference = comparison.reference(run.seed)
             found[row["step"]] = delta_mtl(row.get("metrics", {}), reference, method.judged)
     return found
 
 
 def _chart(title: str, y_label: str, series: Mapping[str, Sequence[Curve]], log_y: bool = False) -> Chart:
-    """Mean over runs at the steps that all of them have, and one standard deviation to either side. A method
-    without such steps keeps its place, and with it every method its colour in all charts."""
+    """Chart the mean over runs at the steps that all have, plus and minus one standard deviation. A method
+    without such steps keeps its place, so every method has one colour in all charts."""
     lines, bands = {}, {}
     for name, found in series.items():
         steps = sorted(set.intersection(*map(set, found)))
@@ -97,6 +97,6 @@ def _finite(found: Mapping[int, float | None]) -> Curve:
 
 
 def _smooth(curve: Curve) -> Curve:
-    """Centred running mean over a twentieth of the curve: one-label batches differ widely in their loss."""
+    """Return a centred running mean over 1/20 of the curve: the loss of one-label batches varies widely."""
     ys, half = list(curve.values()), len(curve) // 40
     return {x: statistics.fmean(ys[max(0, i - half) : i + half + 1]) for i, x in enumerate(curve)}

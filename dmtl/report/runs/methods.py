@@ -1,4 +1,4 @@
-"""Runs that differ in their seed alone are one method; methods are called by what differs between them."""
+"""Group runs that differ only in their seed into methods, and name methods by what differs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from dmtl.text import duration
 from dmtl.train.claim import FILE as CLAIM
 from dmtl.train.config import RunConfig
 
-# Keys and sections that say how and where a run was computed, not what was learned; and the seed.
+# Keys and sections on how and where a run was computed, not on what it learned; and the seed.
 APART = ("out", "device", "log", "execution", "optim.seed", "data.workers", "data.cache", "data.cache_dir")
-EQUAL_TIME = "equal time"  # steps of a method of `dmtl claim` that has another's time: each seed's own
+EQUAL_TIME = "equal time"  # steps of a `dmtl claim` method with another's time budget: differ by seed
 KINDS = ("STL", "MTL", "MTPSL", "Prediction", "Feature")  # in the order of the paper's tables
 
 Settings = dict[str, object]  # "optim.lr" -> value
@@ -29,7 +29,7 @@ Settings = dict[str, object]  # "optim.lr" -> value
 
 @dataclass
 class Method:
-    """Runs of one configuration that differ in their seed or, single-task runs, in their task."""
+    """Runs of one configuration that differ in their seed or, for single-task runs, in their task."""
 
     name: str
     runs: Sequence[Run]
@@ -37,8 +37,8 @@ class Method:
 
     @cached_property
     def by_seed(self) -> dict[int, Metrics]:
-        """Metrics by seed, those of single-task runs put together. Of a task that comes twice in a seed the
-        first run counts."""
+        """Return metrics by seed, those of single-task runs merged. If a seed has a task twice, its first run
+        counts."""
         found: dict[int, Metrics] = {}
         for run in sorted(self.runs, key=lambda run: run.seed):
             found[run.seed] = {**run.metrics, **found.get(run.seed, {})}
@@ -50,7 +50,7 @@ class Method:
 
     @property
     def judged(self) -> list[Judged]:
-        """The main metric of every task."""
+        """Return the main metric of every task."""
         return judged({task: about for run in self.runs for task, about in run.primary.items()})
 
     def values(self, task: str, metric: str) -> list[float]:
@@ -59,7 +59,7 @@ class Method:
         return [value for value in found if value is not None]
 
     def value(self, task: str, metric: str) -> Value | None:
-        """Return a metric over seeds; None if one of them lacks it."""
+        """Return a metric over seeds; None if a seed lacks it."""
         values = self.values(task, metric)
         return value_of(values) if values and len(values) == len(self.by_seed) else None
 
@@ -69,12 +69,12 @@ class Method:
         return " to ".join(f"{step:,}" for step in dict.fromkeys((steps[0], steps[-1]))) if steps else "n/a"
 
     def time(self) -> str:
-        """Return the mean training time of its runs, "" if it is not known."""
+        """Return the mean training time of its runs, "" if unknown."""
         times = [run.seconds for run in self.runs if run.seconds]
         return duration(statistics.fmean(times)) if times else ""
 
     def initial(self) -> Method | None:
-        """Return the same runs with the metrics of their initial maps; None if they have none."""
+        """Return the same runs with the metrics of their initial predictions; None if they have none."""
         runs = []
         for run in self.runs:
             metrics = {t: run.metrics[INITIAL + t] for t in run.primary if INITIAL + t in run.metrics}
@@ -82,7 +82,7 @@ class Method:
         return Method(f"{self.name}, initial map", runs) if any(run.metrics for run in runs) else None
 
     def repeated(self) -> list[str]:
-        """Return a remark on every run that does not count, because another has its seed and tasks."""
+        """Return a remark on every run that does not count because another has its seed and tasks."""
         seen, remarks = set(), []
         for run in self.runs:
             key = (run.seed, tuple(run.primary))
@@ -95,23 +95,23 @@ class Method:
 
 
 def kind_of(run: Run, several: bool) -> str:
-    """Return which of KINDS a run is.
+    """Return the one of KINDS that a run is.
 
     Args:
-        several: its data set has several tasks.
+        several: whether its data set has several tasks.
     """
     diffusion = str(run.setting("model", "diffusion", "none"))
     if diffusion != "none":
         return diffusion.capitalize()
-    # older runs have the weight under a name of its own
+    # older runs store the weight under another name
     if run.setting("optim", "objectives", {}).get("mtpsl") or run.setting("optim", "consistency"):
         return "MTPSL"
     return "STL" if several and len(run.primary) == 1 else "MTL"
 
 
 def methods_of(runs: Sequence[Run]) -> tuple[list[Method], list[str]]:
-    """Return runs by method, in the order of the first run of each; and remarks on keys that differ between
-    methods but are not in their names."""
+    """Group runs by method, in the order of the first run of each. Also return remarks on keys that differ
+    between methods but are not in their names."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(json.dumps(settings_of(run), sort_keys=True), []).append(run)
@@ -127,7 +127,7 @@ def methods_of(runs: Sequence[Run]) -> tuple[list[Method], list[str]]:
 
 
 def settings_of(run: Run) -> Settings:
-    """Return what a run learned from and how, by key; a key that is newer than its file has its default."""
+    """Return the settings that define what a run learned; keys newer than its file have their defaults."""
     config = run.config
     values: Settings = {}
     for key, default in dataclasses.asdict(RunConfig()).items():
@@ -137,8 +137,8 @@ def settings_of(run: Run) -> Settings:
             raise DataError(f"{file}: {key} is {value!r}, expected what `dmtl train` writes")
         _flatten(key, {**default, **value} if isinstance(default, Mapping) else value, values)
     values = {key: value for key, value in values.items() if not {key, key.partition(".")[0]} & set(APART)}
-    values.pop("model.tasks", None)  # the data's
-    if not made_to_order(str(values["data.root"])):  # a folder has as many images as it has
+    values.pop("model.tasks", None)  # follow from the data
+    if not made_to_order(str(values["data.root"])):  # the number of images in a folder is fixed
         del values["data.train_count"], values["data.val_count"]
     if _has_time_of_another(run):
         values |= {"optim.steps": EQUAL_TIME, "optim.warmup": EQUAL_TIME}
@@ -148,8 +148,7 @@ def settings_of(run: Run) -> Settings:
 def names_of(settings: Sequence[Settings]) -> tuple[list[str], list[str]]:
     """Return a name for each, "model.diffusion=none, optim.lr=0.001", and remarks.
 
-    A name has the keys that differ; of those that differ together it has the first, and the others get a
-    remark.
+    A name lists the keys that differ; of keys that differ together only the first, the others get a remark.
     """
     keys = list(dict.fromkeys(key for values in settings for key in values))
     shown: dict[tuple, str] = {}
@@ -164,7 +163,7 @@ def names_of(settings: Sequence[Settings]) -> tuple[list[str], list[str]]:
             remarks.append(f"{key} differs where {shown[split]} does: {', '.join(each)}.")
         else:
             shown[split] = key
-    for text in (_text, str):  # in full where two would be called the same
+    for text in (_text, str):  # in full if two names would be equal
         names = [", ".join(f"{key}={text(values.get(key))}" for key in shown.values()) for values in settings]
         if len(set(names)) == len(names):
             break
@@ -172,7 +171,7 @@ def names_of(settings: Sequence[Settings]) -> tuple[list[str], list[str]]:
 
 
 def _has_time_of_another(run: Run) -> bool:
-    """Whether a run belongs to a method of `dmtl claim` whose steps follow from another method's time."""
+    """Whether a run belongs to a method of `dmtl claim` whose steps follow from another's training time."""
     try:
         claim = json.loads((run.path.parent.parent / CLAIM).read_text(encoding="utf-8"))
         return claim["methods"][run.path.name]["time_of"] is not None
@@ -189,7 +188,7 @@ def _flatten(key: str, value: object, into: Settings) -> None:
 
 
 def _text(value: object) -> str:
-    """A value as short as it is likely to be understood; of a path its last part."""
+    """Return a value in short form; of a path its last part."""
     if value is None:
         return "default"
     if isinstance(value, bool):

@@ -1,6 +1,6 @@
 """Read a run: configuration, labels, log, metrics.
 
-Only `metrics.json` must be there, or an evaluation in the log of an unfinished run; all else may be missing.
+Only `metrics.json`, or an evaluation in the log of an unfinished run, is required; all else is optional.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from dmtl.runtime.files import number
 from dmtl.tasks import Task, task_from_spec
 from dmtl.train.log import RunLog
 
-# Metrics that fall as maps get better; every other one rises.
+# Metrics for which lower is better; for all others higher is better.
 LOWER_IS_BETTER = {"loss", "bce", "mean", "median", "rmse", "abs_err", "log_rmse", "abs_rel", "sq_rel"}
 Metrics = Mapping[str, Mapping[str, float]]  # {task: {metric: value}}
-INITIAL = "initial/"  # before a task: metrics of the initial map of the same network
+INITIAL = "initial/"  # prefix of a task: metrics of the network's initial prediction
 PERCENT = ("mIoU", "pixel_acc", "maxF", "pixelF", "odsF", "oisF", "AP", "within_")
 TRAINING = "metrics.json"
 SHOWN = ("config.toml", TRAINING, "log.jsonl")
 
 
 class NoEvaluation(DataError):
-    """A run that has not come to its first evaluation."""
+    """The run has not reached its first evaluation."""
 
 
 @dataclass
@@ -39,11 +39,11 @@ class Run:
     """A run.
 
     Attributes:
-        metrics: {task: {metric: value}}; of an unfinished run those of its last evaluation, at `step`.
+        metrics: {task: {metric: value}}; for an unfinished run from its last evaluation, at `step`.
         primary: {task: (main metric, its value, whether higher is better)}.
         seconds: training time so far.
-        file: where the metrics are from.
-        protocol: how they were scored, as far as the file says.
+        file: the file that the metrics come from.
+        protocol: how they were scored, if the file records it.
     """
 
     path: Path
@@ -65,7 +65,7 @@ class Run:
 
     @property
     def planned_steps(self) -> int | None:
-        """Steps that its configuration asks for; None if that counts epochs instead."""
+        """Configured number of steps; None if the configuration counts epochs."""
         steps = None if self.setting("optim", "epochs") else self.setting("optim", "steps")
         return steps if isinstance(steps, int) else None
 
@@ -82,7 +82,7 @@ def read_run(path: str | os.PathLike, unfinished: bool = False) -> Run:
     """Read the run in the folder `path`.
 
     Args:
-        unfinished: read a run without `metrics.json` too, up to its last evaluation.
+        unfinished: also read a run without `metrics.json`, up to its last evaluation.
 
     Raises:
         DataError: the folder holds no (finished) run, or a file is damaged.
@@ -105,7 +105,7 @@ def read_run(path: str | os.PathLike, unfinished: bool = False) -> Run:
 
 
 def with_evaluation(run: Run) -> Run:
-    """Return the run with the metrics of its eval.json, if it has one (`dmtl eval --json`).
+    """Return the run with the metrics of its eval.json (from `dmtl eval --json`), if it has one.
 
     Raises:
         DataError: the file is damaged.
@@ -124,7 +124,7 @@ def with_evaluation(run: Run) -> Run:
 
 
 def find_runs(path: str | os.PathLike) -> list[Path]:
-    """Return the run folder itself, or every run below a folder, sorted; DataError if there is none."""
+    """Return the run folder itself, or every run below it, sorted. Raises DataError if there is none."""
     path = Path(path)
     if not path.is_dir():
         raise DataError(f"{path}: is not a folder, expected a run or a folder of runs")
@@ -139,10 +139,10 @@ def find_runs(path: str | os.PathLike) -> list[Path]:
 
 
 def read_all(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """Read runs, unfinished ones up to their last evaluation, each folder once.
+    """Read runs, each folder once; unfinished ones up to their last evaluation.
 
     Returns:
-        The runs, and remarks on those that are unfinished or, without any evaluation, left out.
+        The runs, and remarks on unfinished runs and on runs left out because they have no evaluation.
 
     Raises:
         DataError: no run has an evaluation.
@@ -158,21 +158,21 @@ def read_all(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
         if not runs[-1].finished:
             total = f" of {runs[-1].planned_steps:,}" if runs[-1].planned_steps else ""
             at = f"at step {runs[-1].step:,}{total}"
-            remarks.append(f"Unfinished: {path} counts as of its last evaluation, {at}.")
+            remarks.append(f"Unfinished: {path} counts with its last evaluation, {at}.")
     if not runs:
         raise DataError(f"{paths[0]}: has no run with an evaluation, expected at least one")
     return runs, remarks
 
 
 def unit_of(metric: str, task: Task | None) -> str:
-    """Return the unit for people, as far as it is known."""
+    """Return the unit to display, "" if unknown."""
     if metric.startswith(PERCENT):
         return "%"
     return "" if task is None else task.metric_unit(metric)
 
 
 def _metrics_in(summary: Mapping, file: Path, writer: str) -> tuple[dict, dict]:
-    """`metrics` and `primary`, as in `Run`, of what the command `writer` wrote into `file`."""
+    """Return `metrics` and `primary`, as in `Run`, from what the command `writer` wrote into `file`."""
     try:
         metrics = {str(t): {str(k): number(v) for k, v in m.items()} for t, m in summary["metrics"].items()}
         primary = {str(t): (str(n), number(v), bool(h)) for t, (n, v, h) in summary["primary"].items()}
@@ -184,8 +184,8 @@ def _metrics_in(summary: Mapping, file: Path, writer: str) -> tuple[dict, dict]:
 
 
 def _last_evaluation(path: Path, log: Sequence[dict]) -> dict:
-    """What `metrics.json` would say had the run ended with its last evaluation. The log names no main
-    metrics: a task's is its first."""
+    """Return what `metrics.json` would contain had the run ended with its last evaluation. The log names no
+    main metrics: the first of each task is used."""
     rows = [row for row in log if row.get("event") == "eval" and row.get("metrics")]
     if not rows:
         raise NoEvaluation(f"{path}: has no evaluation yet, expected metrics.json or one in log.jsonl")
@@ -198,7 +198,7 @@ def _last_evaluation(path: Path, log: Sequence[dict]) -> dict:
 
 
 def _read(path: Path) -> dict:
-    """The object in a JSON or TOML file of a run."""
+    """Read the object in a JSON or TOML file of a run."""
     if not path.is_file():
         raise DataError(f"{path}: is missing, expected the folder of a finished run")
     kind = path.suffix[1:].upper()

@@ -15,15 +15,15 @@ Value = float | tuple[float, float]
 
 
 def value_of(values: Sequence[float]) -> Value:
-    """Return mean and sample standard deviation; the number itself if it is the only one; NaN if one of them
-    is not finite."""
+    """Return mean and sample standard deviation, or the number itself if it is the only one. NaN if one of
+    them is not finite."""
     if not all(map(math.isfinite, values)):
         return math.nan
     return values[0] if len(values) == 1 else (statistics.fmean(values), statistics.stdev(values))
 
 
 def mean_of(value: Value) -> float:
-    """Return the result of the only run, or the mean."""
+    """Return the mean, or the result of the only run."""
     return float(value[0] if isinstance(value, (tuple, list)) else value)
 
 
@@ -33,14 +33,14 @@ def spread_of(value: Value) -> float | None:
 
 
 def texts_of(value: Value, digits: int | None = None, sign: bool = False) -> tuple[str, str]:
-    """Return mean and spread as text with equally many digits; the spread of one run is ""."""
+    """Return mean and spread as text with the same number of digits; the spread of one run is ""."""
     mean, spread = mean_of(value), spread_of(value)
     digits = decimals(mean) if digits is None else digits
     return fixed(mean, digits, sign), "" if spread is None else fixed(spread, digits)
 
 
 def text_of(value: Value, digits: int | None = None, sign: bool = False) -> str:
-    """Return "3.64 ± 0.12", of one run "3.64"."""
+    """Return "3.64 ± 0.12", or "3.64" for one run."""
     return " ± ".join(text for text in texts_of(value, digits, sign) if text)
 
 
@@ -51,7 +51,7 @@ def numbers_of(value: Value) -> dict[str, float | None]:
 
 
 def tone_of(value: Value) -> str:
-    """Return how a Delta_MTL is coloured: "good", "bad", or "even" if it is within its spread of zero."""
+    """Return the colour of a Delta_MTL: "good", "bad", or "even" if it is within its spread of zero."""
     mean = mean_of(value)
     if not math.isfinite(mean) or abs(mean) <= (spread_of(value) or 0.0) or round(mean, 2) == 0:
         return "even"

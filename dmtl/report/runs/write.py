@@ -1,4 +1,4 @@
-"""A comparison of runs as CSV and JSON."""
+"""Write a comparison of runs as CSV and JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLUMNS = ("method", "task", "metric", "unit", "better", "main", "mean", "spread
 
 
 def write_csv(path: str | os.PathLike, comparison: Comparison) -> None:
-    """Write one row for each method and metric, Delta_MTL among them (in percent, no task). `spread` is a
+    """Write one row for each method and metric, including Delta_MTL (in percent, no task). `spread` is the
     sample standard deviation, empty for a single run."""
     lines: list[tuple] = []
     for row in metric_rows(comparison.methods):
@@ -31,14 +31,14 @@ def write_csv(path: str | os.PathLike, comparison: Comparison) -> None:
 
 
 def write_table(path: str | os.PathLike, columns: Sequence[str], lines: Iterable[Sequence]) -> None:
-    """Write a CSV file, whole or not at all."""
+    """Write a CSV file atomically."""
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows([columns, *lines])
     files.write_text(path, stream.getvalue())
 
 
 def write_json(path: str | os.PathLike, comparison: Comparison) -> None:
-    """Write methods with settings, runs, means, spreads, and Delta_MTL with what it was taken over."""
+    """Write methods with settings, runs, means, spreads, and Delta_MTL with its seeds and tasks."""
     rows, methods = metric_rows(comparison.methods), []
     for label, method in comparison.methods.items():
         metrics: dict[str, dict] = {}
