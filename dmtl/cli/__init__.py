@@ -35,8 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command. Errors that the user can fix are one line on stderr and status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="replace")  # replace characters that its encoding lacks
+        # the C locale has surrogateescape, which fails as well at what its encoding lacks
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")
     try:
         return _run(arguments)
     except BrokenPipeError:  # the reader of our output, such as `head`, has exited

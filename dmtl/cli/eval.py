@@ -212,8 +212,11 @@ def _score(
 
 
 def _steps_table(title: str, rows: list[dict], primary: Mapping[str, tuple]) -> Table:
-    """Tabulate time and every task's main metric by number of steps; Delta against the first row."""
-    from dmtl.metrics.delta import delta_mtl, judged
+    """Time and every task's main metric for each number of steps; Delta against the first row, over the tasks
+    that have one."""
+    from dmtl.metrics.delta import judged
+    from dmtl.report.runs.comparison import delta_between
+    from dmtl.report.runs.values import text_of
 
     heads = (f"{t} {m} {'↑' if up else '↓'}" for t, (m, _, up) in primary.items())
     table = table_of(("steps", "ms/image", *heads, "Delta %"), title=title, left=0)
@@ -221,8 +224,9 @@ def _steps_table(title: str, rows: list[dict], primary: Mapping[str, tuple]) -> 
     for row in rows:
         steps = str(row["steps"] or "as trained")
         steps = f"auto ({row['steps_taken']:.1f})" if row["steps"] == "auto" else steps
-        values = [f"{row['metrics'][t.name][t.primary]:.4g}" for t in tasks]
-        delta = f"{delta_mtl(row['metrics'], rows[0]['metrics'], tasks):+.2f}" if row is not rows[0] else ""
+        values = [text_of(row["metrics"][t.name][t.primary]) for t in tasks]
+        found = delta_between({0: row["metrics"]}, {0: rows[0]["metrics"]}, tasks, partial=True)
+        delta = text_of(found.value, 2, sign=True) if row is not rows[0] else ""
         table.add_row(steps, f"{row['ms_per_image']:.1f}", *values, delta)
     return table
 

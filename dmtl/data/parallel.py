@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+
+from dmtl.errors import WorkerError, one_line
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -18,15 +24,42 @@ def in_parallel(function: Callable[[T], R], items: Sequence[T], workers: int = 0
     In every call torch has one thread: pixels of one sample are too few for more, which wait for each other.
 
     workers: processes; 0 calls the function here. They end with this process, however it ends; results
-        travel between processes, so they are small and hold no tensors. An error ends the loop.
+        travel between processes, so they are small and hold no tensors. An error ends the loop; WorkerError
+        if a process dies.
     """
     if not workers:
         yield from (_with_one_thread(function, item) for item in items)
         return
     calls = _Calls(function, items)
-    yield from DataLoader(
-        calls, batch_size=None, num_workers=workers, collate_fn=_as_it_is, prefetch_factor=4
+    yield from watched(
+        DataLoader(calls, batch_size=None, num_workers=workers, collate_fn=_as_it_is, prefetch_factor=4),
+        "--workers",
     )
+
+
+def watched(loader: DataLoader, option: str) -> Iterator:
+    """Iterate the loader; WorkerError if one of its processes dies. `option` is the one to set to 0 then."""
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        iterator = iter(loader)
+        if before is not None and threading.current_thread() is threading.main_thread():
+            # DataLoader's own handler would raise in the middle of a step; a wait for a batch notices as well
+            signal.signal(signal.SIGCHLD, before)
+        yield from iterator
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise WorkerError(
+            f"a process that reads data died ({one_line(error)}): it was killed, or ran out of memory, or "
+            f"shared memory {_shared_memory()}is too small: raise that (docker run --shm-size), or set "
+            f"{option} to 0"
+        ) from None
+
+
+def _shared_memory() -> str:
+    """The size of shared memory, for a message; "" where it is not a folder."""
+    shared = "/dev/shm"
+    return f"of {shutil.disk_usage(shared).total / 1e6:,.1f} MB " if os.path.isdir(shared) else ""
 
 
 def _with_one_thread(function: Callable[[T], R], item: T) -> R:

@@ -54,8 +54,8 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write UTF-8 text atomically."""
-    write_bytes(path, text.encode("utf-8"))
+    """`write_atomically` for UTF-8 text; names of files that are not text keep their bytes."""
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def json_text(value: object, indent: int | None = None) -> str:

@@ -80,6 +80,7 @@ class Ids(Task):
         if wrong.any():
             raise DataError(
                 f"value {listed(stored_1HW[wrong])} in {int(wrong.sum())} pixels, expected {self._allowed()}"
+                ", or `values:` in dataset.yaml that says which stored value is which class"
             )
         return torch.from_numpy(stored_1HW.astype(np.uint8))
 
@@ -137,7 +138,8 @@ class Classes(Ids):
             self._require(names <= 1 << 16, "classes", "at most 65536", names)
             names = _numbered(names)
         listed = isinstance(names, (list, tuple)) and all(isinstance(n, str) and n for n in names)
-        self._require(listed and len(names) >= 2, "classes", "a list of at least two names", self.classes)
+        contract = "a list of at least two names (quote what YAML reads otherwise: 'no', 'off', '1', 'null')"
+        self._require(listed and len(names) >= 2, "classes", contract, self.classes)
         self._require(len(set(names)) == len(names), "classes", "a list of different names", self.classes)
         last = len(names) - 1
         self._require(not 0 <= self.ignore <= last, "ignore", f"outside the class ids 0..{last}", self.ignore)

@@ -79,7 +79,7 @@ class Stored:
         Args:
             stored: [H, W] or [H, W, K].
             numbers: True for the values themselves, as .npy holds them; False for 8- or 16-bit codes, as PNG.
-            scale: value of one step of a whole number, in a code or in a .npy.
+            scale: value of one step of a whole number, in a code or in a .npy; floats are in their unit.
             unknown: the stored number that means "no label"; None: 0 in codes, none in a .npy.
 
         Returns:
@@ -90,11 +90,6 @@ class Stored:
         """
         stored_KHW = self._channels_first(stored)
         unknown = 0 if unknown is None and not numbers else unknown
-        if scale is not None and stored.dtype.kind == "f":
-            raise DataError(
-                f"{stored.dtype} values, to which `scale: {scale:g}` does not apply, expected whole numbers, "
-                "or floats in their unit and no scale in dataset.yaml"
-            )
         if scale is None and not numbers:
             raise DataError(
                 f"whole numbers without a unit, expected `scale:` (units per step) for task {self.name!r} in "
@@ -102,7 +97,7 @@ class Stored:
             )
         with np.errstate(over="ignore"):
             value = stored_KHW.astype(np.float32)
-        if scale is not None:
+        if scale is not None and stored.dtype.kind != "f":
             value *= np.float32(scale)
         known = np.isfinite(value)
         if unknown is not None:

@@ -251,3 +251,14 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        paths = {"out": self.out, "data.root": self.data.root, "data.labels": self.data.labels}
+        for key, path in (paths | {"data.cache_dir": self.data.cache_dir or ""}).items():
+            try:
+                path.encode()
+            except UnicodeEncodeError:  # config.toml could not hold it
+                raise ConfigError(
+                    f"{key} is {path!r}, which is not text in this locale; use one of UTF-8 (LC_ALL=C.UTF-8) "
+                    "or another name"
+                ) from None

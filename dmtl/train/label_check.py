@@ -1,8 +1,8 @@
 """Check labels before the first step: a quick version of `dmtl data check`.
 
 Files are listed, not read. Labels are read until every class was seen, at most `LOOKED_AT` of a task, evenly
-spread over the split. If all labels of a task so far are ignored everywhere, reading continues until one is
-not.
+spread over the split; of two classes, so many in any case. A task whose labels so far are ignored everywhere
+is read on until one is not.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from dmtl.data import Cached, DiskCached, LabelledImages, LabelMatrix, Resized
-from dmtl.data.labels.occurrence import Occurrence
+from dmtl.data.labels.occurrence import Occurrence, is_unscaled
 from dmtl.errors import ConfigError, DataError
 from dmtl.text import plural
 
@@ -55,11 +55,17 @@ def unread_files(data: LabelledImages, tasks: Iterable[str]) -> list[str]:
     return lines
 
 
-def label_notes(train: LabelledImages, val: LabelledImages, labels: LabelMatrix) -> list[str]:
+def label_notes(
+    train: LabelledImages, val: LabelledImages, labels: LabelMatrix, *, skip_corrupt: bool = False
+) -> list[str]:
     """Return what a user should know about the labels before training on them.
+
+    Args:
+        skip_corrupt: pass over what cannot be read.
 
     Raises:
         ConfigError: every pixel of all visible labels of a task is ignored.
+        DataError: a label that was looked at, or its image, cannot be read.
     """
     notes = [f"warning: {line}" for line in unread_files(train, train.tasks)]
     scored = val.available()
@@ -68,28 +74,40 @@ def label_notes(train: LabelledImages, val: LabelledImages, labels: LabelMatrix)
         for task in train.tasks
         if not scored.column(task).any()
     ]
-    for name, found in _look(train, labels).items():
+    for name, found in _look(train, labels, skip_corrupt).items():
         total = int(labels.column(name).sum())
         if found.labels and not found.useful:
-            raise ConfigError(
-                f"every pixel of the {found.labels} visible labels of {name} is ignored. Map stored values "
-                "to classes with `values:` in dataset.yaml, or leave the task out (data.tasks)"
+            remedy = (
+                "Map stored values to classes with `values:` in dataset.yaml"
+                if train.tasks[name].label_names
+                else "Correct the files"
             )
-        if found.labels and (text := found.fault() or found.note()):
-            of = "" if found.labels == total else f" that were read, of {total} (`dmtl data check` reads all)"
-            notes.append(f"warning: {name}: {text}{of}")
+            raise ConfigError(
+                f"every pixel of the {found.labels} visible labels of {name} is ignored. {remedy}, or leave "
+                "the task out (data.tasks)"
+            )
+        if not found.labels:
+            continue
+        looked = "" if found.labels == total else f" ({found.labels} of {total}; `dmtl data check` reads all)"
+        texts = [fault] if (fault := found.fault()) else found.notes()
+        notes += [f"warning: {name}: {text}{looked}" for text in texts]
     return notes
 
 
-def _look(train: LabelledImages, labels: LabelMatrix) -> dict[str, Occurrence]:
-    """Read visible labels as the module docstring says."""
-    while isinstance(train, (Cached, DiskCached, Resized)):  # their caches are for the steps
+def _look(train: LabelledImages, labels: LabelMatrix, skip_corrupt: bool) -> dict[str, Occurrence]:
+    """What occurs in the visible labels, as the module says."""
+    while isinstance(train, (Cached, DiskCached, Resized)):  # what is kept there is for the steps
         train = train.dataset
     found = {task: Occurrence(train.tasks[task]) for task in labels.tasks}
+    definitions = {task: train.definition(task) for task in labels.tasks}
 
     def is_open(task: str) -> bool:
         occurrence = found[task]
-        return not occurrence.useful or (bool(occurrence.absent) and occurrence.labels < LOOKED_AT)
+        if not occurrence.useful:
+            return True
+        # of a mask of two classes every label tells, not every class
+        more = bool(occurrence.absent) or len(occurrence.task.label_names) == 2
+        return more and occurrence.labels < LOOKED_AT
 
     rows = np.flatnonzero(labels.matrix.any(1))
     stride = max(1, len(rows) // LOOKED_AT)
@@ -99,9 +117,13 @@ def _look(train: LabelledImages, labels: LabelMatrix) -> dict[str, Occurrence]:
             try:
                 sample = train.read(row, wanted)
             except DataError:
-                continue  # the training loop reports it
+                if skip_corrupt:
+                    continue  # the loader counts and logs it
+                raise
             for task, label in sample.labels.items():
-                found[task].add(label)
+                stored = train.stored(row, task) if "scale" in definitions[task] else None
+                unscaled = stored is not None and is_unscaled(stored, definitions[task])
+                found[task].add(label, unscaled=unscaled)
         elif not any(map(is_open, found)):
             break
     return found

@@ -62,9 +62,10 @@ class Data:
 
         Raises:
             ConfigError: every pixel of all visible labels of a task is ignored.
+            DataError: a file that was looked at cannot be read, and `data.skip_corrupt` allows none.
         """
-        if not made_to_order(config.root):  # rendered labels need no check
-            for note in label_notes(self.train, self.val, self.labels):
+        if not made_to_order(config.root):  # rendered labels are as they should be
+            for note in label_notes(self.train, self.val, self.labels, skip_corrupt=config.skip_corrupt > 0):
                 say(note)
 
     def definition(self) -> list[list]:

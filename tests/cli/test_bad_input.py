@@ -313,9 +313,10 @@ def test_full_disk_while_weights_are_written(trained, data, tmp_path, options, t
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1"])
 @pytest.mark.parametrize("command", ["eval", "report", "info"])
-def test_a_stream_that_lacks_characters(trained, data, tmp_path, monkeypatch, encoding, command):
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_stream_that_lacks_characters(trained, data, tmp_path, monkeypatch, encoding, command, errors):
     """Files are written before the terminal is, and arrows that a stream cannot encode are replaced."""
-    stream = io.TextIOWrapper(io.BytesIO(), encoding)
+    stream = io.TextIOWrapper(io.BytesIO(), encoding, errors)
     monkeypatch.setattr(sys, "stdout", stream)
     out = tmp_path / "out.json"
     words = {
@@ -327,6 +328,15 @@ def test_a_stream_that_lacks_characters(trained, data, tmp_path, monkeypatch, en
     stream.flush()
     assert len(stream.buffer.getvalue()) > 100
     assert command == "info" or json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("option", ["--out", "--data.root", "--data.labels"])
+def test_a_path_that_is_not_text(dmtl, data, option):
+    """As an ASCII locale without UTF-8 mode reads a path with accents."""
+    path = os.fsdecode(b"stra\xc3\x9fe\xff")
+    words = {"--data.root": data, "--data.labels": "full", "--out": "run", option: path}
+    told = f"{option[2:]} is {path!r}, which is not text in this locale"
+    refused(dmtl("train", *(word for pair in words.items() for word in pair), *SHORT), told)
 
 
 def test_files_are_there_before_the_terminal_fails(trained, data, tmp_path, monkeypatch):

@@ -144,6 +144,17 @@ def test_eval_of_several_steps(dmtl, tmp_path, trained, data):
         assert metrics == pytest.approx(alone[task], rel=1e-4, nan_ok=True)
 
 
+def test_eval_of_several_steps_without_a_gain(dmtl, trained, data, tmp_path):
+    """Delta_MTL is over the tasks that have a value in both rows; the others are shown as n/a."""
+    for tasks in (["height", "cracks"], ["cracks"]):
+        copy = tmp_path / str(len(tasks))
+        shutil.copytree(data, copy)
+        shutil.rmtree(copy / "cracks")
+        status, out, err = dmtl("eval", trained, "--data", copy, "--tasks", *tasks, "--steps", 1, 2)
+        assert status == 0, err
+        assert out.count("n/a") == (2 if len(tasks) == 2 else 3)
+
+
 def test_eval_of_several_draws(dmtl, tmp_path, trained, data):
     status, out, _ = dmtl("eval", trained, "--data", data, "--samples", 3, "--json", "figures.json")
     assert status == 0 and "uncertainty_auroc" in out

@@ -1,3 +1,6 @@
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,8 @@ from dmtl.data import open_dataset
 from dmtl.data.folder.check import Problem, check_dataset, examine, picture_row, summary
 from dmtl.data.folder.dataset import Folder
 from dmtl.data.labels.matrix import LabelMatrix
+from dmtl.data.parallel import in_parallel
+from dmtl.errors import WorkerError
 from dmtl.tasks import make_task
 from tests.data.conftest import HEIGHT, TASKS, WIDTH, arrays, describe
 from tests.data.tiny import Tiny, write_tiny
@@ -25,6 +30,20 @@ def test_every_problem_is_listed_with_its_file(folder):
         str(folder / f) for f in ("edge/a.png", "images/b.png", "semseg/c/d.png")
     ]
     assert "not an image" in problems[0].what and "value 9 in" in str(problems[2])
+
+
+def killed(item):
+    """What a process reads when the system kills it."""
+    if item == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+def test_a_process_that_dies_is_one_line(monkeypatch):
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+    assert list(in_parallel(killed, [0, 1], workers=1)) == [0, 1]
+    with pytest.raises(WorkerError, match="a process that reads data died .* or set --workers to 0"):
+        list(in_parallel(killed, range(9), workers=2))
 
 
 def test_labels_that_teach_nothing_are_reported(folder):

@@ -171,12 +171,18 @@ def test_scale_and_unknown_hold_for_whole_numbers_in_every_file(tmp_path, dtype)
     assert valid == [True, False, False]
 
 
-def test_scale_of_floats_is_refused(tmp_path):
-    labels = {f"d/i{n}{s}": rows(1, 2, dtype=np.float32) for n, s in enumerate((".npy", ".tif"))}
-    data = write(tmp_path, {"d": {"kind": "scalar", "scale": 0.001}}, labels)
-    for index in range(2):
-        with pytest.raises(DataError, match="float32 values, to which `scale: 0.001` does not apply"):
-            data.read(index)
+def test_floats_are_in_their_unit_and_reported_next_to_a_scale(tmp_path):
+    floats = rows(101, 102, dtype=np.float32)
+    labels = {"d/i0.npy": floats, "d/i1.tif": floats, "d/i2.npy": floats.astype(np.float64)}
+    labels |= {"d/i3.png": rows(1000, 2000, dtype=np.uint16)}
+    for options, reported in (({"scale": 0.001}, True), ({"unknown": 102}, False)):
+        tasks = {"d": {"kind": "scalar", **options}}
+        data = write(tmp_path / str(reported), tasks, labels, 4 if reported else 3)
+        found = [read(data, "d", index)[0] for index in range(len(data))]
+        assert found == pytest.approx([101, 101, 101, 1][: len(data)])
+        problems = [problem for problem in check_dataset(data) if problem.where == "d"]
+        assert [problem.is_fault for problem in problems] == [False] * reported
+        assert all("3 of its 4 labels are files of floats" in problem.what for problem in problems)
 
 
 @pytest.mark.parametrize("name", ["elevation", "depth"])
@@ -241,6 +247,39 @@ def test_labels_without_a_class_are_reported(tmp_path, tasks, pixels, kind, mess
     assert [problem.kind for problem in found] == ([kind] if kind else [])
     assert all(problem.what.startswith(message) for problem in found)
     assert [problem.is_fault for problem in found] == ([kind == "label"] if kind else [])
+
+
+@pytest.mark.parametrize(
+    ("tasks", "pixels", "remedy"),
+    [
+        (CLASSES, [[0, 1], [0, 255]], "if 255 means 'road', write `values: {0: 0, 1: 1, 255: 1}`"),
+        (
+            {"kind": "binary"},
+            [[0, 1, 255], [0, 255]],
+            "if 255 means 'yes', write `values: {0: 0, 1: 1, 255: 1}`",
+        ),
+        (CLASSES | {"ignore": 9}, [[0, 1], [1, 9]], "if 9 means 'road', write `values: {0: 0, 1: 1, 9: 1}`"),
+        (CLASSES, [[0, 1], [0, 1, 255]], None),
+        (CLASSES, [[0, 1], [0]], None),
+        ({"kind": "classes", "classes": 3}, [[0, 1, 2], [0, 255]], None),
+    ],
+)
+def test_masks_drawn_in_two_ways_are_reported(tmp_path, tasks, pixels, remedy):
+    data = write(tmp_path, {"s": tasks}, {f"s/i{n}.png": rows(*each) for n, each in enumerate(pixels)})
+    found = [problem for problem in check_dataset(data) if problem.where == "s"]
+    assert [problem.is_fault for problem in found] == [False] * (remedy is not None)
+    assert all(remedy in problem.what for problem in found)
+
+
+@pytest.mark.parametrize(
+    "names", ["[no, yes]", "[off, a]", "[1, 2]", "[~, a]", "[a, 1e3]", "[2001-01-01, a]"]
+)
+def test_names_that_yaml_reads_as_something_else_are_refused(tmp_path, names):
+    with pytest.raises(DataError, match="classes must be a list .*quote what YAML reads otherwise"):
+        write(tmp_path, f"tasks: {{s: {{kind: classes, classes: {names}}}}}", {})
+    quoted = "['no', 'yes', 'off', '1', '~', '1e3']"
+    data = write(tmp_path, f"tasks: {{s: {{kind: classes, classes: {quoted}}}}}", {})
+    assert data.tasks["s"].classes == ("no", "yes", "off", "1", "~", "1e3")
 
 
 def test_a_few_images_to_validate_on_may_show_one_class(tmp_path):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dmtl.data import LabelMatrix
 from dmtl.data.base import LabelledImages, Sample
-from dmtl.errors import CheckpointError, ConfigError
+from dmtl.errors import CheckpointError, ConfigError, DataError
 from dmtl.tasks import make_task
 from dmtl.train.label_check import LOOKED_AT, label_notes
 from dmtl.train.plan import plan
@@ -163,7 +163,9 @@ def test_only_so_many_labels_are_read():
     data = Many(5000)
     (line,) = label_notes(data, data, LabelMatrix.full(data.ids, ["s"]))
     assert data.asked == LOOKED_AT
-    assert "class 2 (class 2) occurs in none of its 64 labels that were read, of 5000" in line
+    assert (
+        "class 2 (class 2) occurs in none of its 64 labels (64 of 5000; `dmtl data check` reads all)" in line
+    )
 
 
 def test_labels_are_read_on_until_one_is_known():
@@ -173,6 +175,47 @@ def test_labels_are_read_on_until_one_is_known():
     data = Many(300, known_from=300)
     with pytest.raises(ConfigError, match="every pixel of the 300 visible labels of s"):
         label_notes(data, data, LabelMatrix.full(data.ids, ["s"]))
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "content"),
+    [
+        ("semseg", "i0.png", np.full((32, 32), 3, np.uint8)),
+        ("edge", "i5.npy", np.zeros((32, 32), np.float32)),
+        ("heat", "i0.png", np.zeros((16, 16), np.uint16)),
+        ("images", "i2.png", b"no picture"),
+    ],
+)
+def test_a_label_that_cannot_be_read_ends_the_run_before_it_starts(root, task, name, content):
+    (root / task / name).with_suffix(".png").unlink()
+    if isinstance(content, bytes):
+        (root / task / name).write_bytes(content)
+    elif name.endswith(".npy"):
+        np.save(root / task / name, content)
+    else:
+        Image.fromarray(content).save(root / task / name)
+    with pytest.raises(DataError, match=f"{task}/{name}: "):
+        Trainer(run(root))
+    assert not (root.parent / "run").exists()
+    assert told(run(root, data=dict(skip_corrupt=1))) == []
+
+
+def test_floats_next_to_a_scale_are_reported(root):
+    for path in list((root / "heat").iterdir()):
+        np.save(path.with_suffix(".npy"), np.full((32, 32), 2.5, np.float32))
+        path.unlink()
+    (line,) = told(run(root))
+    assert line.startswith(
+        "heat: 1 of its 1 labels are files of floats, which are read in their unit: `scale`"
+    )
+
+
+def test_masks_drawn_in_two_ways_are_reported(root):
+    Image.fromarray(np.resize(np.uint8([0, 255]), (32, 32))).save(root / "edge" / "i7.png")
+    (line,) = told(run(root))
+    assert line.startswith(
+        "edge: 1 of its 8 labels hold one class and 255 (ignored) alone: if 255 means 'yes'"
+    )
 
 
 def test_hidden_labels_are_not_looked_at(root):

@@ -14,7 +14,7 @@ from torch import Tensor
 from dmtl.data.base import LabelledImages, Sample
 from dmtl.data.images import appearance
 from dmtl.data.labels.matrix import LabelMatrix
-from dmtl.data.labels.occurrence import Occurrence
+from dmtl.data.labels.occurrence import Occurrence, is_unscaled
 from dmtl.data.parallel import in_parallel
 from dmtl.errors import DataError
 from dmtl.tasks import Task
@@ -25,7 +25,7 @@ KINDS = {
     "vector": "vectors in files that are not unit vectors",
     "image": "images that are there twice",
     "label": "tasks whose labels teach nothing",
-    "class": "classes without a label (no fault)",
+    "class": "labels that may be meant otherwise (no fault)",
     "split": "lists of splits",
     "unlisted": "files of no split",
     "unread": "files of a type that is not read",
@@ -99,8 +99,8 @@ def check_dataset(
             # a few images to validate on may well show one class
             grave = dataset.split == "train" or found_in.is_empty
             problems.append(Problem("label" if grave else "class", name, fault))
-        elif dataset.split == "train" and (note := found_in.note()):
-            problems.append(Problem("class", name, note))
+        elif dataset.split == "train":
+            problems += [Problem("class", name, note) for note in found_in.notes()]
     return problems
 
 
@@ -121,7 +121,7 @@ def _check_sample(
         if stored is not None and (wrong := task.stored_problem(stored)):
             problems.append(Problem("vector", where, wrong))
         known[name] = Occurrence(task)
-        known[name].add(label)
+        known[name].add(label, unscaled=stored is not None and is_unscaled(stored, data.definition(name)))
     problems += _shown_otherwise(data.image_file(index))
     try:
         data.boundaries(index)

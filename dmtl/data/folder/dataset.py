@@ -15,7 +15,7 @@ Any name may stand under `tasks`; a name that `dmtl.tasks` does not know gets th
 kind. Further keys (`ignore`, `weight`, ...) go to `dmtl.tasks.make_task`. Four keys say how files are read,
 whatever their type; a key that a kind does not have is an error (docs/data.md has the details):
 
-    scale: 0.001       numbers: what one step of a whole number is worth; not allowed with files of floats
+    scale: 0.001       numbers: what one step of a whole number is worth; floats are in their unit
     unknown: -1        numbers: the stored value without meaning, 0 in PNG and none in .npy by default;
                        non-finite values have none either, nor has 0 in a distance or its inverse
     values: {0: 0, 255: 1}                     classes, binary: stored value -> id, name or "ignore"

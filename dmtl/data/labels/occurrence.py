@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -21,6 +22,8 @@ class Occurrence:
         labels: how many were examined.
         useful: of these, how many have a known pixel.
         ignored: of these, how many have a pixel with the value `ignore`.
+        doubtful: of these, masks of two classes that hold one class and `ignore` alone.
+        unscaled: of these, files of floats although the task has a `scale`.
         classes: ids that occur.
     """
 
@@ -28,11 +31,14 @@ class Occurrence:
     labels: int = 0
     useful: int = 0
     ignored: int = 0
+    doubtful: int = 0
+    unscaled: int = 0
     classes: set[int] = field(default_factory=set)
 
-    def add(self, label_KHW: Tensor) -> None:
+    def add(self, label_KHW: Tensor, *, unscaled: bool = False) -> None:
         """Count one more label."""
         self.labels += 1
+        self.unscaled += unscaled
         names = self.task.label_names
         if not names:
             self.useful += bool(self.task.valid(label_KHW).any())
@@ -41,6 +47,7 @@ class Occurrence:
         here = {id for id in found if id < len(names) and id != self.task.ignore}
         self.useful += bool(here)
         self.ignored += self.task.ignore in found
+        self.doubtful += len(names) == 2 and len(here) == 1 and self.task.ignore in found
         self.classes |= here
 
     def merge(self, other: Occurrence) -> None:
@@ -48,6 +55,8 @@ class Occurrence:
         self.labels += other.labels
         self.useful += other.useful
         self.ignored += other.ignored
+        self.doubtful += other.doubtful
+        self.unscaled += other.unscaled
         self.classes |= other.classes
 
     @property
@@ -77,20 +86,40 @@ class Occurrence:
             text = f"class {self._named([1 - only])} occurs in none of its {self.labels} labels"
         if not self.ignored:
             return text
-        value, other = f"{self.task.ignore:g}", int(only == 0)
-        return (
-            f"{text}, while {value} (ignored) does: if {value} means {names[other]!r}, write "
-            f"`values: {{{only}: {only}, {value}: {other}}}` in dataset.yaml"
-        )
+        return f"{text}, while {self.task.ignore:g} (ignored) does: {self._remedy()}"
 
-    def note(self) -> str | None:
-        """Say which classes do not occur; None if all do."""
-        if not (absent := self.absent):
-            return None
-        word = "classes" if len(absent) > 1 else "class"
-        occur = "occur" if len(absent) > 1 else "occurs"
-        return f"{word} {self._named(absent)} {occur} in none of its {self.labels} labels"
+    def notes(self) -> list[str]:
+        """Say what may be a mistake in labels that teach something."""
+        found = []
+        if absent := self.absent:
+            word, occur = ("classes", "occur") if len(absent) > 1 else ("class", "occurs")
+            found.append(f"{word} {self._named(absent)} {occur} in none of its {self.labels} labels")
+        elif self.doubtful:
+            found.append(
+                f"{self.doubtful} of its {self.labels} labels hold one class and {self.task.ignore:g} "
+                f"(ignored) alone: {self._remedy()}"
+            )
+        if self.unscaled:
+            found.append(
+                f"{self.unscaled} of its {self.labels} labels are files of floats, which are read in their "
+                "unit: `scale` is for whole numbers"
+            )
+        return found
+
+    def _remedy(self) -> str:
+        """What to write if the value of `ignore` was meant to be a class."""
+        ids = sorted(self.classes)
+        other = next((id for id in ids if id), 0) if len(ids) > 1 else int(ids == [0])
+        value, name = f"{self.task.ignore:g}", self.task.label_names[other]
+        entries = ", ".join([*(f"{id}: {id}" for id in ids), f"{value}: {other}"])
+        return f"if {value} means {name!r}, write `values: {{{entries}}}` in dataset.yaml"
 
     def _named(self, ids: Sequence[int]) -> str:
         named = ", ".join(f"{id} ({self.task.label_names[id]})" for id in ids[:SHOWN])
         return named + (f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else "")
+
+
+def is_unscaled(stored: np.ndarray, definition: Mapping[str, Any]) -> bool:
+    """Whether a file holds floats, to which the `scale` of its task (`LabelledImages.definition`) does not
+    apply."""
+    return "scale" in definition and stored.dtype.kind == "f"

@@ -11,10 +11,7 @@ from __future__ import annotations
 import copy
 import multiprocessing
 import os
-import shutil
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +26,8 @@ from dmtl.data.loading.batch import Batch, Collate
 from dmtl.data.loading.order import Balanced, earlier
 from dmtl.data.loading.transforms import Transform, eval_transform
 from dmtl.data.loading.wrappers import Cached
-from dmtl.errors import DataError, WorkerError, one_line
+from dmtl.data.parallel import watched
+from dmtl.errors import DataError, one_line
 
 
 @dataclass(kw_only=True)
@@ -186,7 +184,7 @@ class Loader:
             generator=torch.Generator().manual_seed(0),  # otherwise DataLoader uses torch's global generator
             worker_init_fn=_die_of_lost_batches if self.options.workers else None,
         )
-        for batch, errors in _watched(loader):
+        for batch, errors in watched(loader, "data.workers"):
             self._judge(errors)
             if batch is None:
                 raise DataError(f"{errors[0][1]} (and no other sample of this process's batch can be read)")
@@ -223,31 +221,6 @@ class Loader:
                     f"{error} (unreadable sample number {len(self.corrupt)}, "
                     f"expected at most data.skip_corrupt = {self.options.skip_corrupt})"
                 ) from error
-
-
-def _watched(loader: DataLoader) -> Iterator:
-    """Iterate the loader; raise WorkerError if one of its processes dies."""
-    before = signal.getsignal(signal.SIGCHLD)
-    try:
-        iterator = iter(loader)
-        if before is not None and threading.current_thread() is threading.main_thread():
-            # DataLoader's own handler would raise in the middle of a step; waiting for a batch suffices
-            signal.signal(signal.SIGCHLD, before)
-        yield from iterator
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise WorkerError(
-            f"a process that reads data died ({one_line(error)}): it was killed, or ran out of memory, or "
-            f"shared memory {_shared_memory()}is too small: raise that (docker run --shm-size), or set "
-            "data.workers to 0"
-        ) from None
-
-
-def _shared_memory() -> str:
-    """The size of shared memory, for a message; "" if it is not a folder."""
-    shared = "/dev/shm"
-    return f"of {shutil.disk_usage(shared).total / 1e6:,.1f} MB " if os.path.isdir(shared) else ""
 
 
 def _die_of_lost_batches(worker: int) -> None:
