@@ -41,6 +41,7 @@ def test_export(dmtl, trained, tmp_path):
     assert (about["steps"], about["seed"], list(about["outputs"])) == (1, 3, ["cracks", "semseg"])
 
 
+@pytest.mark.slow
 def test_default_name(dmtl, baseline, tmp_path):
     pytest.importorskip("onnxruntime")
     status, out, _ = dmtl("export", baseline, "--size", 32, 32, "--tasks", "cracks", "--input", "uint8")

@@ -293,6 +293,7 @@ def test_claim(dmtl, tmp_path, data):
     assert "seed3/plain: was trained with another configuration (optim.lr was 0.001, now 0.5)" in err
 
 
+@pytest.mark.slow
 def test_claim_without_methods(dmtl, tmp_path, data):
     """The configuration, and its baselines at equal steps and at equal time."""
     status, out, _ = dmtl("claim", "--data.root", data, *SHORT, "--seeds", 3, "--out", "claim")

@@ -41,7 +41,12 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("format", TASKS)
+QUICK = ("pascal-context", "nyud-13", "cityscapes-19")
+
+
+@pytest.mark.parametrize(
+    "format", [f if f in QUICK else pytest.param(f, marks=pytest.mark.slow) for f in TASKS]
+)
 def test_from_distribution_to_table(dmtl, tmp_path, format):
     def run(*words):
         result = dmtl(*words)
