@@ -21,7 +21,8 @@ from dmtl.runtime.files import temporary_name, write_atomically
 SUFFIXES = (
     ".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".qt", ".mj2", ".3gp", ".3g2", ".f4v", ".flv", ".ts",
     ".m2t", ".mts", ".m2ts", ".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".vob", ".wmv", ".asf", ".ogv", ".mxf",
-    ".nut", ".dv", ".y4m", ".ivf", ".divx", ".h264", ".h265", ".hevc", ".mjpeg", ".mjpg",
+    ".nut", ".dv", ".y4m", ".ivf", ".divx", ".h264", ".h265", ".hevc", ".mjpeg", ".mjpg", ".264", ".265",
+    ".tp", ".trp", ".mod", ".tod", ".ogm", ".rm",
 )  # fmt: skip
 _DEFAULT_RATE = Fraction(25)
 _DEFAULT_BASE = Fraction(1, 30_000)

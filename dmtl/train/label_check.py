@@ -68,6 +68,12 @@ def label_notes(
         DataError: a label that was looked at, or its image, cannot be read.
     """
     notes = [f"warning: {line}" for line in unread_files(train, train.tasks)]
+    if twice := _in_both(train, val):
+        more = ", ..." if len(twice) > SHOWN else ""
+        shown = ", ".join(twice[:SHOWN]) + more
+        notes.append(
+            f"warning: {len(twice)} of {plural(len(val), 'validation image')} are trained on: {shown}"
+        )
     scored = val.available()
     notes += [
         f"warning: no validation image has a label of {task}, so it is not scored"
@@ -96,8 +102,7 @@ def label_notes(
 
 def _look(train: LabelledImages, labels: LabelMatrix, skip_corrupt: bool) -> dict[str, Occurrence]:
     """What occurs in the visible labels, as the module says."""
-    while isinstance(train, (Cached, DiskCached, Resized)):  # what is kept there is for the steps
-        train = train.dataset
+    train = _as_stored(train)
     found = {task: Occurrence(train.tasks[task]) for task in labels.tasks}
     definitions = {task: train.definition(task) for task in labels.tasks}
 
@@ -127,3 +132,19 @@ def _look(train: LabelledImages, labels: LabelMatrix, skip_corrupt: bool) -> dic
         elif not any(map(is_open, found)):
             break
     return found
+
+
+def _in_both(train: LabelledImages, val: LabelledImages) -> list[str]:
+    """Ids of the validation images whose files are training images."""
+    train, val = _as_stored(train), _as_stored(val)
+    place = {id: index for index, id in enumerate(train.ids)}
+    shared = [(id, place[id], index) for index, id in enumerate(val.ids) if id in place]
+    files = ((id, train.image_file(here), val.image_file(there)) for id, here, there in shared)
+    return [id for id, mine, other in files if mine is not None and mine == other]
+
+
+def _as_stored(data: LabelledImages) -> LabelledImages:
+    """The data set below the wrappers, whose copies are for the steps."""
+    while isinstance(data, (Cached, DiskCached, Resized)):
+        data = data.dataset
+    return data

@@ -40,18 +40,32 @@ def film(path, count=30, rate=10, height=48, width=64, codec="libx264", noise=Fa
 
 CODECS = {
     **dict.fromkeys((".mov", ".avi", ".divx"), "mpeg4"),
-    **dict.fromkeys((".mpg", ".mpeg", ".mpe", ".vob", ".m2v", ".mxf"), "mpeg2video"),
-    **dict.fromkeys((".webm", ".ogv", ".ivf"), "libvpx"),
+    **dict.fromkeys((".mpg", ".mpeg", ".mpe", ".vob", ".m2v", ".mxf", ".mod", ".tod"), "mpeg2video"),
+    **dict.fromkeys((".webm", ".ogv", ".ogm", ".ivf"), "libvpx"),
     **dict.fromkeys((".wmv", ".asf"), "wmv2"),
-    **dict.fromkeys((".h265", ".hevc"), "libx265"),
+    **dict.fromkeys((".h265", ".265", ".hevc"), "libx265"),
     **dict.fromkeys((".mjpeg", ".mjpg"), "mjpeg"),
     ".m1v": "mpeg1video",
     ".flv": "flv",
+    ".rm": "rv20",
     ".dv": "dvvideo",
     ".y4m": "rawvideo",
 }
-WRITTEN_AS = {".qt": ".mov", ".mj2": ".mov", ".mpe": ".mpg", ".divx": ".avi", ".mjpg": ".mjpeg"}
-RAW = (".m1v", ".m2v", ".h264", ".h265", ".hevc", ".mjpeg", ".mjpg")  # no container, so no reliable rate
+WRITTEN_AS = {
+    **{".qt": ".mov", ".mj2": ".mov", ".mpe": ".mpg", ".divx": ".avi", ".mjpg": ".mjpeg", ".tp": ".ts"},
+    **{".trp": ".ts", ".mod": ".mpg", ".tod": ".mpg", ".ogm": ".ogv", ".264": ".h264", ".265": ".h265"},
+}
+RAW = (
+    ".m1v",
+    ".m2v",
+    ".h264",
+    ".264",
+    ".h265",
+    ".265",
+    ".hevc",
+    ".mjpeg",
+    ".mjpg",
+)  # no container, so no reliable rate
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
