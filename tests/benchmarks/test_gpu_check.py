@@ -59,7 +59,7 @@ def test_rows_at_toy_size(tmp_path):
 def test_without_a_gpu_it_says_so():
     done = subprocess.run(COMMAND, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2
-    assert done.stderr.strip() == "gpu-check needs a CUDA device, and torch finds none here"
+    assert done.stderr.strip() == "gpu-check needs a CUDA device, but torch finds none here"
 
 
 @pytest.fixture

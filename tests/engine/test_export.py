@@ -275,7 +275,7 @@ def test_a_wrong_file_is_not_left(tmp_path, monkeypatch):
     path = tmp_path / "model.pt2"
     path.write_text("old")
     honest = graph.SharedNoise.__init__
-    monkeypatch.setattr(graph.SharedNoise, "__init__", lambda self, seed: honest(self, seed + 1))
+    monkeypatch.setattr(graph.SharedNoise, "__init__", lambda self, seed, *o: honest(self, seed + 1, *o))
     with pytest.raises(
         ExportError, match="model.pt2: not written, because its .* differs from the model's by"
     ):
