@@ -124,8 +124,8 @@ def test_training_gradients(trained):
     heads = [key for key in stored.files if key.startswith("grad/")]
     assert heads
     # One rounding more or less anywhere can move a ReLU or an |x| across its kink, which alone changes these
-    # values: by up to 7e-4 when one operator's backend is exchanged on a CPU with AVX-512, and by 6.0e-3 in plain
-    # PyTorch, all backends "reference", on a CPU with AVX2 (train_b, a batch norm's weight).
+    # values: by up to 7e-4 when one operator's backend is exchanged on a CPU with AVX-512, and by 6.0e-3 in
+    # plain PyTorch, all backends "reference", on a CPU with AVX2 (train_b, a batch norm's weight).
     for key in heads:
         grad = ours[key.removeprefix("grad/")].flatten()[: stored[key].size]
         assert relative(grad, stored[key].flatten()) < 1e-2, key
