@@ -67,7 +67,7 @@ def test_lists_and_files_must_agree(root):
     assert (
         "split",
         "splits/train.txt",
-        "line 2: id 'train/000' stands on line 1 too, expected it once",
+        "line 2: id 'train/000' is on line 1 too, expected it once",
     ) in found(root)
 
 

@@ -89,7 +89,7 @@ def read_ids(path: str | os.PathLike) -> list[str]:
         inner_path(id, f"{path}: line {number}")
         if id in lines:
             raise DataError(
-                f"{path}: line {number}: id {id!r} stands on line {lines[id]} too, expected it once"
+                f"{path}: line {number}: id {id!r} is on line {lines[id]} too, expected it once"
             )
         lines[id] = number
     if not lines:
