@@ -39,9 +39,10 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(NoisyTokensParams p, 
     }
 }
 
-// A block makes one part of d_bias: tokens_per_part tokens of one row.
+// A block makes one part of d_bias: tokens_per_part tokens of one row. The bound of two blocks a multiprocessor
+// gives it the registers that it needs on sm_80.
 template <class T, int r>
-__global__ void __launch_bounds__(kThreads) backward_kernel(NoisyTokensBackwardParams p, int lanes, int64_t parts_per_row) {
+__global__ void __launch_bounds__(kThreads, 2) backward_kernel(NoisyTokensBackwardParams p, int lanes, int64_t parts_per_row) {
     using V = Vec<T>;
     __shared__ float sums[kThreads * V::kSize];
     const int64_t grid_w = p.width / r, tokens_per_row = p.height / r * grid_w, part = blockIdx.x;
