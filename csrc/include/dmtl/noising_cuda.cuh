@@ -31,46 +31,60 @@ DMTL_INLINE Place place_of(int64_t block, int64_t channels, int64_t groups) {
     return {4 * group * channels + block / groups, channels};
 }
 
+// What the elements of a row have in common, and the value of one.
+template <class T, bool has_y, bool has_noise, bool drawn>
+struct Row {
+    RowCoefs coef;
+    T* out;
+    const T *x, *y, *noise;
+    NoiseKey key;
+    bool silent;
+
+    DMTL_INLINE Row(const NoisingParams& p, int64_t row)
+        : coef(row_coefs(p, row)),
+          out(static_cast<T*>(p.out) + row * p.stride_out),
+          x(static_cast<const T*>(p.x) + row * p.stride_x),
+          y(has_y ? static_cast<const T*>(p.y) + row * p.stride_y : nullptr),
+          noise(has_noise && !drawn ? static_cast<const T*>(p.noise) + row * p.stride_noise : nullptr),
+          key(drawn ? noise_key(p.key + 3 * row, p.step) : NoiseKey{}),
+          silent(coef.noise == 0.0f) {}
+
+    DMTL_INLINE float value(float a, float b, float eps) const {
+        return has_noise && !silent ? noised<has_y, true>(coef, a, b, eps) : noised<has_y, false>(coef, a, b, 0.0f);
+    }
+};
+
 template <class T, bool has_y, bool has_noise, bool drawn, bool vector>
 __global__ void __launch_bounds__(kThreads) noising_kernel(NoisingParams p) {
-    const int64_t row = blockIdx.y;
-    const RowCoefs coef = row_coefs(p, row);
-    T* out = static_cast<T*>(p.out) + row * p.stride_out;
-    const T* x = static_cast<const T*>(p.x) + row * p.stride_x;
-    const T* y = has_y ? static_cast<const T*>(p.y) + row * p.stride_y : nullptr;
-    const T* noise = has_noise && !drawn ? static_cast<const T*>(p.noise) + row * p.stride_noise : nullptr;
-    const NoiseKey key = drawn ? noise_key(p.key + 3 * row, p.step) : NoiseKey{};
-    const bool silent = coef.noise == 0.0f;
+    const Row<T, has_y, has_noise, drawn> row(p, blockIdx.y);
     const int64_t blocks = (p.count + 3) / 4;
     const int64_t groups = p.channels == 0 ? 0 : p.count / p.channels / 4;
     for (int64_t block = blockIdx.x * int64_t{kThreads} + threadIdx.x; block < blocks; block += int64_t{gridDim.x} * kThreads) {
         float eps[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-        if (drawn && !silent) normals(static_cast<uint32_t>(block), key, &eps[0], &eps[1], &eps[2], &eps[3]);
+        if (drawn && !row.silent) normals(static_cast<uint32_t>(block), row.key, &eps[0], &eps[1], &eps[2], &eps[3]);
         if (vector) {
-            const Four<T> xs = reinterpret_cast<const Four<T>*>(x)[block];
-            const Four<T> ys = has_y ? reinterpret_cast<const Four<T>*>(y)[block] : Four<T>{};
+            const Four<T> xs = reinterpret_cast<const Four<T>*>(row.x)[block];
+            const Four<T> ys = has_y ? reinterpret_cast<const Four<T>*>(row.y)[block] : Four<T>{};
             if (has_noise && !drawn) {
-                const Four<T> given = reinterpret_cast<const Four<T>*>(noise)[block];
+                const Four<T> given = reinterpret_cast<const Four<T>*>(row.noise)[block];
                 for (int j = 0; j < 4; ++j) eps[j] = load(&given.value[j]);
             }
             Four<T> result;
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
                 const float a = load(&xs.value[j]), b = has_y ? load(&ys.value[j]) : 0.0f;
-                store(&result.value[j], has_noise && !silent ? noised<has_y, true>(coef, a, b, eps[j])
-                                                             : noised<has_y, false>(coef, a, b, 0.0f));
+                store(&result.value[j], row.value(a, b, eps[j]));
             }
-            reinterpret_cast<Four<T>*>(out)[block] = result;
+            reinterpret_cast<Four<T>*>(row.out)[block] = result;
         } else {
             const Place place = place_of(block, p.channels, groups);
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
                 if (4 * block + j >= p.count) break;
                 const int64_t i = place.first + j * place.step;
-                const float a = load(x + i), b = has_y ? load(y + i) : 0.0f;
-                if (has_noise && !drawn) eps[j] = load(noise + i);
-                store(out + i, has_noise && !silent ? noised<has_y, true>(coef, a, b, eps[j])
-                                                    : noised<has_y, false>(coef, a, b, 0.0f));
+                const float a = load(row.x + i), b = has_y ? load(row.y + i) : 0.0f;
+                if (has_noise && !drawn) eps[j] = load(row.noise + i);
+                store(row.out + i, row.value(a, b, eps[j]));
             }
         }
     }
@@ -80,38 +94,30 @@ __global__ void __launch_bounds__(kThreads) noising_kernel(NoisingParams p) {
 template <class T, bool has_y, bool has_noise, bool drawn>
 __global__ void __launch_bounds__(kThreads) noising_last_kernel(NoisingParams p, uint32_t groups, uint32_t vectors) {
     using V = Vec<T>;
-    const int64_t row = blockIdx.y;
-    const RowCoefs coef = row_coefs(p, row);
-    T* out = static_cast<T*>(p.out) + row * p.stride_out;
-    const T* x = static_cast<const T*>(p.x) + row * p.stride_x;
-    const T* y = has_y ? static_cast<const T*>(p.y) + row * p.stride_y : nullptr;
-    const T* noise = has_noise && !drawn ? static_cast<const T*>(p.noise) + row * p.stride_noise : nullptr;
-    const NoiseKey key = drawn ? noise_key(p.key + 3 * row, p.step) : NoiseKey{};
-    const bool silent = coef.noise == 0.0f;
+    const Row<T, has_y, has_noise, drawn> row(p, blockIdx.y);
     for (uint32_t unit = blockIdx.x * kThreads + threadIdx.x; unit < groups * vectors; unit += gridDim.x * kThreads) {
         const uint32_t group = unit / vectors, first = unit % vectors * V::kSize;
         const int64_t at = int64_t{4} * group * p.channels + first;
         V xs[4], ys[4], given[4], result[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            xs[j] = load_vec<T>(x, at + j * p.channels);
-            if (has_y) ys[j] = load_vec<T>(y, at + j * p.channels);
-            if (has_noise && !drawn) given[j] = load_vec<T>(noise, at + j * p.channels);
+            xs[j] = load_vec<T>(row.x, at + j * p.channels);
+            if (has_y) ys[j] = load_vec<T>(row.y, at + j * p.channels);
+            if (has_noise && !drawn) given[j] = load_vec<T>(row.noise, at + j * p.channels);
         }
 #pragma unroll
         for (int k = 0; k < V::kSize; ++k) {
             float eps[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-            if (drawn && !silent) normals((first + k) * groups + group, key, &eps[0], &eps[1], &eps[2], &eps[3]);
+            if (drawn && !row.silent) normals((first + k) * groups + group, row.key, &eps[0], &eps[1], &eps[2], &eps[3]);
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
                 if (has_noise && !drawn) eps[j] = load(&given[j].value[k]);
                 const float a = load(&xs[j].value[k]), b = has_y ? load(&ys[j].value[k]) : 0.0f;
-                store(&result[j].value[k], has_noise && !silent ? noised<has_y, true>(coef, a, b, eps[j])
-                                                                : noised<has_y, false>(coef, a, b, 0.0f));
+                store(&result[j].value[k], row.value(a, b, eps[j]));
             }
         }
 #pragma unroll
-        for (int j = 0; j < 4; ++j) store_vec(out, at + j * p.channels, result[j]);
+        for (int j = 0; j < 4; ++j) store_vec(row.out, at + j * p.channels, result[j]);
     }
 }
 
