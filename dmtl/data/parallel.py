@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -32,7 +34,14 @@ def in_parallel(function: Callable[[T], R], items: Sequence[T], workers: int = 0
         return
     calls = _Calls(function, items)
     yield from watched(
-        DataLoader(calls, batch_size=None, num_workers=workers, collate_fn=_as_it_is, prefetch_factor=4),
+        DataLoader(
+            calls,
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            prefetch_factor=4,
+            worker_init_fn=end_if_lost,
+        ),
         "--workers",
     )
 
@@ -46,14 +55,29 @@ def watched(loader: DataLoader, option: str) -> Iterator:
             # DataLoader's own handler would raise in the middle of a step; a wait for a batch notices as well
             signal.signal(signal.SIGCHLD, before)
         yield from iterator
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
+        # An error of the function itself begins with "Caught"; other types are of a result that a process was
+        # still handing over when it died.
+        died = "DataLoader worker" if isinstance(error, RuntimeError) else ""
+        if not loader.num_workers or str(error).startswith("Caught ") or not str(error).startswith(died):
             raise
         raise WorkerError(
             f"a process that reads data died ({one_line(error)}): it was killed, or ran out of memory, or "
             f"shared memory {_shared_memory()}is too small: raise that (docker run --shm-size), or set "
             f"{option} to 0"
         ) from None
+
+
+def end_if_lost(worker: int) -> None:
+    """End a process of a DataLoader if it cannot hand over a result, which its queue would drop and wait for
+    forever: a `worker_init_fn` of loaders that are `watched`."""
+
+    def die(error: BaseException, result: object) -> None:
+        print(f"process {os.getpid()} (data worker): {one_line(error)}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    # the hook that multiprocessing offers for this
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(die)  # type: ignore[attr-defined]
 
 
 def _shared_memory() -> str:

@@ -14,6 +14,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from dmtl.data import make_loader, open_dataset
 from dmtl.data.loading.batch import Batch
+from dmtl.data.parallel import watched
 from dmtl.errors import ConfigError, WorkerError
 from dmtl.train.trainer import RunStopped, Trainer
 
@@ -60,6 +61,36 @@ def test_a_batch_that_cannot_be_handed_over(images, config_for, monkeypatch, tmp
     with pytest.raises(RunStopped, match="too small.* stopped after step 0 of 6; the state is saved"):
         Trainer(config).fit()
     assert (tmp_path / "run/checkpoints/step-00000000.pt").is_file()
+
+
+class Loader:
+    """A loader whose first result raises."""
+
+    num_workers = 1
+
+    def __init__(self, error):
+        self.error = error
+
+    def __iter__(self):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "died"),
+    [
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), True),
+        (ConnectionResetError(104, "Connection reset by peer"), True),  # its batch was on the way
+        (EOFError(), True),
+        (FileNotFoundError(2, "No such file or directory"), True),
+        (RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback"), False),
+        (FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0."), False),
+        (RuntimeError("something else"), False),
+    ],
+)
+def test_which_errors_are_those_of_a_dead_process(error, died):
+    with pytest.raises(WorkerError if died else type(error)) as caught:
+        list(watched(Loader(error), "data.workers"))
+    assert isinstance(caught.value, WorkerError) == died
 
 
 def test_evaluation_notices_too(images, config_for, monkeypatch):

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +24,8 @@ from dmtl.data.loading.batch import Batch, Collate
 from dmtl.data.loading.order import Balanced, earlier
 from dmtl.data.loading.transforms import Transform, eval_transform
 from dmtl.data.loading.wrappers import Cached
-from dmtl.data.parallel import watched
-from dmtl.errors import DataError, one_line
+from dmtl.data.parallel import end_if_lost, watched
+from dmtl.errors import DataError
 
 
 @dataclass(kw_only=True)
@@ -182,7 +180,7 @@ class Loader:
             num_workers=self.options.workers,
             pin_memory=self.options.pin,
             generator=torch.Generator().manual_seed(0),  # otherwise DataLoader uses torch's global generator
-            worker_init_fn=_die_of_lost_batches if self.options.workers else None,
+            worker_init_fn=end_if_lost,
         )
         for batch, errors in watched(loader, "data.workers"):
             self._judge(errors)
@@ -221,17 +219,6 @@ class Loader:
                     f"{error} (unreadable sample number {len(self.corrupt)}, "
                     f"expected at most data.skip_corrupt = {self.options.skip_corrupt})"
                 ) from error
-
-
-def _die_of_lost_batches(worker: int) -> None:
-    """End this process if it cannot hand over a batch: its queue would drop the batch and wait forever."""
-
-    def die(error: BaseException, batch: object) -> None:
-        print(f"process {os.getpid()} (data worker): {one_line(error)}", file=sys.stderr, flush=True)
-        os._exit(1)
-
-    # the hook that multiprocessing offers for this
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(die)  # type: ignore[attr-defined]
 
 
 def make_loader(
