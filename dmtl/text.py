@@ -1,8 +1,11 @@
-"""Numbers as people read them: rounded, with separated thousands, units, and words for what is missing."""
+"""Numbers as people read them: rounded, with separated thousands, units, and words for what is missing; and
+lists that stay short."""
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -55,6 +58,12 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02d} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def shortened(names: Iterable[object], most: int = 8) -> str:
+    """Return "a, b, c", of more than `most` names only the first ones and ", ..."."""
+    first = list(itertools.islice(map(str, names), most + 1))
+    return ", ".join(first[:most]) + (", ..." if len(first) > most else "")
 
 
 def mebibytes(size: float) -> str:

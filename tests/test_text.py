@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dmtl.text import duration, fixed, mebibytes, number, percent, plural
+from dmtl.text import duration, fixed, mebibytes, number, percent, plural, shortened
 
 
 def test_metrics_have_four_significant_digits_or_as_many_as_asked_for():
@@ -28,3 +28,8 @@ def test_units():
         "1 seed",
         "2,000 runs",
     )
+
+
+def test_lists_are_shortened():
+    assert (shortened([]), shortened("abc", 3), shortened("abcd", 3)) == ("", "a, b, c", "a, b, c, ...")
+    assert shortened(iter(range(9))) == "0, 1, 2, 3, 4, 5, 6, 7, ..."

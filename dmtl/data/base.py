@@ -56,7 +56,7 @@ class LabelledImages:
     tasks: dict[str, Task]
     ids: list[str]
     evaluation: dict[str, Any] = {}
-    """How published figures are taken, where the data set says so: "frame" [H, W] that predictions are scored
+    """How published metrics are taken, if the data set says so: "frame" [H, W] that predictions are scored
     in, "max_dist" of the boundary benchmark as a share of the image's diagonal."""
 
     def __init__(self, name: str, split: str, tasks: dict[str, Task], ids: list[str]):
@@ -86,7 +86,7 @@ class LabelledImages:
         return None
 
     def stored(self, index: int, task: str) -> np.ndarray | None:
-        """The values of a label as its file holds them, before `read` makes them labels; None where there is
+        """The values of a label as its file holds them, before `read` makes them labels; None if there is
         no label, or no file."""
         return None
 
@@ -109,7 +109,7 @@ class LabelledImages:
         return self.tasks[task].spec()
 
     def unread(self, task: str) -> list[str]:
-        """Return the files that are kept with the labels of a task, but are no label of any image."""
+        """Return the files that are kept with the labels of a task, but are not the label of any image."""
         return []
 
     def wanted(self, tasks: Iterable[str] | None) -> list[str]:

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -108,6 +109,25 @@ def appearance(path: str | os.PathLike) -> Appearance:
     """Return the `Appearance` of an image file, without decoding its pixels."""
     with opened(path) as image:
         return Appearance(_orientation(image, early=True), image.has_transparency_data)
+
+
+def turned_hint(path: str | os.PathLike, found: Sequence[int], size: tuple[int, int]) -> str:
+    """Say what to do about a label of the size that an image has before its orientation tag turns it.
+
+    Args:
+        path: of the image.
+        found: (height, width) of the label.
+        size: that of the image as viewers show it.
+
+    Returns:
+        A clause for the error about the label's size; "" if the tag does not explain it.
+    """
+    if tuple(found) != size[::-1] or (tag := appearance(path).orientation) < 5:
+        return ""
+    return (
+        f"its orientation tag {tag} turns the stored {size[0]}x{size[1]} pixels. Draw the label on the image "
+        "as shown, or remove the tag from the image"
+    )
 
 
 @dataclass(frozen=True)

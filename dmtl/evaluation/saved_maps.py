@@ -1,6 +1,6 @@
 """Folders of maps to score: `MapWriter` writes them, `SavedMaps` reads those of any program.
 
-    DIR/<task>/<id>.png or .npy    the map of image `id`, of its size; where there are both, the .npy counts;
+    DIR/<task>/<id>.png or .npy    the map of image `id`, of its size; if both exist, the .npy counts;
                                    .tif and .tiff are read too, whole numbers as PNG and others as .npy
     DIR/maps.json                  how to read the files; needed only for scalars in PNG
 
@@ -19,7 +19,7 @@ its unit. Without it, class ids are those of the data set.
 each image in its `reading`, which is also in the PNG itself (text chunk "dmtl"). Those of binary tasks count
 too. What is written is read back to the bit, but for probabilities in 8 bits. These are rounded, and come
 back within 1/510; those of thin tasks are cut off as in the published files, and come back within 1/255: the
-boundary benchmark cuts off the same way, so its figures stay the same. As float32 .npy probabilities are
+boundary benchmark cuts off the same way, so its metrics stay the same. As float32 .npy probabilities are
 exact.
 """
 
@@ -45,6 +45,7 @@ from dmtl.predict.outputs import output_folder
 from dmtl.runtime.distributed import World, gathered
 from dmtl.runtime.files import write_bytes, write_json
 from dmtl.tasks import Task
+from dmtl.text import shortened
 
 _PICTURES = (".png", ".tif", ".tiff")
 
@@ -80,7 +81,7 @@ class MapWriter:
         numbers = (name for name, task in tasks.items() if task.map_dtype.is_floating_point)
         self.arrays = {name for name in numbers if floats or not tasks[name].label_names}
         self.images: list[dict] = []
-        self.write_index()  # first of all: tells whether the folder can be written, and that it is ours
+        self.write_index()  # first: fails if the folder cannot be written, and marks it as ours
 
     def __enter__(self) -> MapWriter:
         return self
@@ -150,10 +151,9 @@ class SavedMaps:
             self.files[name] = {id: self.folder / name / file for part in found for id, file in part.items()}
         missing = [f"{name}/{id}" for name, ids in wanted.items() for id in ids if id not in self.files[name]]
         if missing:
-            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise DataError(
-                f"{folder}: {len(missing)} of {sum(map(len, wanted.values()))} maps are missing: {shown}, "
-                "expected <task>/<id>.png or .npy"
+                f"{folder}: {len(missing)} of {sum(map(len, wanted.values()))} maps are missing: "
+                f"{shortened(missing, 5)}, expected <task>/<id>.png or .npy"
             )
         self._described = _readings(self.folder / "maps.json")
         self._masks: dict[str, bool] = {}

@@ -17,7 +17,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -199,12 +199,9 @@ class Ledger:
         return self._summary(parts, self.part.shards(missing))
 
     def _summary(self, parts: list[_Stored], missing: Sequence[int] = ()) -> Summary:
-        records = list(self._in_order(_joined(parts)))
-        failures = [*self.failures, *(failure for record in records for failure in record.failures)]
+        entries, videos, failures = self._in_order(_joined(parts))
         summary = Summary(self.out_dir, failures=failures, left_out=self.left_out, missing=list(missing))
-        entries = [entry for record in records for entry in record.images]
-        summary.written = [entry["name"] for entry in entries]
-        summary.videos = [record.video for record in records if record.video is not None]
+        summary.written, summary.videos = [entry["name"] for entry in entries], videos
         summary.rescaled.update(name for entry in entries for name in self.outputs.rescaled(entry))
         summary.kept = len(entries) - sum(part.done for part in parts)
         if len(parts) == len(self.part.together):  # shards that ran at other times have no common speed
@@ -252,8 +249,12 @@ class Ledger:
         except (OSError, KeyError, TypeError, AttributeError):  # no such file, or a damaged record
             return False
 
-    def _in_order(self, records: dict[str, Record]) -> Iterator[Record]:
-        return (records[str(item.path)] for item in self.inputs if str(item.path) in records)
+    def _in_order(self, records: dict[str, Record]) -> tuple[list[dict], list[dict], list[Failure]]:
+        """Return the entries of images and of videos in the order of the inputs, and all failures."""
+        found = [records[str(item.path)] for item in self.inputs if str(item.path) in records]
+        images = [entry for record in found for entry in record.images]
+        videos = [record.video for record in found if record.video is not None]
+        return images, videos, [*self.failures, *(failure for record in found for failure in record.failures)]
 
     def _stored(self, seconds: float) -> _Stored:
         done = _count(self.records) - self._kept
@@ -298,13 +299,12 @@ class Ledger:
 
     def _write_index(self, records: dict[str, Record], complete: bool) -> None:
         """maps.json, whole or not at all. `inputs` says of which list of inputs it holds everything."""
-        done = list(self._in_order(records))
-        failures = [*self.failures, *(failure for record in done for failure in record.failures)]
+        images, videos, failures = self._in_order(records)
         index = {
             **self.head,
             "inputs": self.digest if complete else None,
-            "images": [entry for record in done for entry in record.images],
-            "videos": [record.video for record in done if record.video is not None],
+            "images": images,
+            "videos": videos,
             "failures": [asdict(failure) for failure in failures],
             "left_out": [asdict(group) for group in self.left_out],
         }

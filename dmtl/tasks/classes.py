@@ -19,6 +19,7 @@ from dmtl.tasks.base import Legend, Range, Task, Words
 from dmtl.tasks.palette import GREY, class_palette, swatches
 from dmtl.tasks.recode import class_table, colour_codes, read_colour, read_value, recode, stored_name
 from dmtl.tasks.stored import Pixels, listed
+from dmtl.text import shortened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +91,7 @@ class Ids(Task):
         if not known_1HW.all():
             wrong = np.unique(codes_1HW[~known_1HW]).tolist()
             named, allowed = (
-                ", ".join(stored_name(option, code) for code in codes[:8])
-                + (", ..." if len(codes) > 8 else "")
-                for codes in (wrong, list(table))
+                shortened(stored_name(option, code) for code in codes) for codes in (wrong, table)
             )
             raise DataError(
                 f"{'colour' if option == 'colors' else 'value'} {named} in {int((~known_1HW).sum())} pixels, "

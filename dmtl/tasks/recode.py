@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dmtl.errors import ConfigError
+from dmtl.text import shortened
 
 IGNORE = "ignore"  # the word for pixels without a label
 _HEX = re.compile(r"#[0-9a-fA-F]{6}")
@@ -115,8 +116,7 @@ def _class_id(option: str, word: object, names: Sequence[str], ignore: int) -> i
         return ignore
     if isinstance(word, int) and 0 <= word < len(names):
         return word
-    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     raise ConfigError(
-        f"{option} names the class {word!r:.40}, expected 0 to {len(names) - 1}, a name ({shown}) or "
-        f"{IGNORE!r}"
+        f"{option} names the class {word!r:.40}, expected 0 to {len(names) - 1}, a name "
+        f"({shortened(names)}) or {IGNORE!r}"
     )

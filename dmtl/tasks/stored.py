@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dmtl.errors import ConfigError, DataError
+from dmtl.text import shortened
 
 LINEAR = "16-bit grey; value = offset + scale * pixel, with offset and scale of each image"
 
@@ -195,5 +196,4 @@ def rounded(value: np.ndarray, dtype: type) -> np.ndarray:
 
 def listed(values: np.ndarray) -> str:
     """The different values, at most eight of them, for messages."""
-    values = np.unique(values)
-    return ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
+    return shortened(np.unique(values))

@@ -14,7 +14,7 @@ import numpy as np
 from dmtl.data import Cached, DiskCached, LabelledImages, LabelMatrix, Resized
 from dmtl.data.labels.occurrence import Occurrence, is_unscaled
 from dmtl.errors import ConfigError, DataError
-from dmtl.text import plural
+from dmtl.text import plural, shortened
 
 LOOKED_AT = 64  # labels of a task
 SHOWN = 3  # names of files
@@ -46,10 +46,9 @@ def unread_files(data: LabelledImages, tasks: Iterable[str]) -> list[str]:
     lines = []
     for task in tasks:
         if names := data.unread(task):
-            more = ", ..." if len(names) > SHOWN else ""
             are = "is" if len(names) == 1 else "are"
             lines.append(
-                f"{plural(len(names), 'file')} in {task}/ {are} not read: {', '.join(names[:SHOWN])}{more} "
+                f"{plural(len(names), 'file')} in {task}/ {are} not read: {shortened(names, SHOWN)} "
                 "(a label has the name of its image and ends in .png, .tif, .tiff or .npy)"
             )
     return lines
@@ -69,8 +68,7 @@ def label_notes(
     """
     notes = [f"warning: {line}" for line in unread_files(train, train.tasks)]
     if twice := _in_both(train, val):
-        more = ", ..." if len(twice) > SHOWN else ""
-        shown = ", ".join(twice[:SHOWN]) + more
+        shown = shortened(twice, SHOWN)
         notes.append(
             f"warning: {len(twice)} of {plural(len(val), 'validation image')} are trained on: {shown}"
         )

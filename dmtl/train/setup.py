@@ -74,7 +74,7 @@ class Data:
 
 
 def open_data(config: DataConfig, task_weights: dict[str, float] | None = None) -> Data:
-    """Open the data set and decides which labels are visible.
+    """Open the data set and decide which labels are visible.
 
     Raises:
         ConfigError: a setting is invalid, or a task has no visible label.

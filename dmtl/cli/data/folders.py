@@ -19,13 +19,13 @@ class Convert:
     """Write a benchmark, as its authors distribute it, as a folder to train on.
 
     Images are copied byte for byte, labels keep their values. It may be interrupted at any point: the same
-    command goes on where it stopped.
+    command continues where it stopped.
     """
 
     source: Annotated[str, *positional("SOURCE")]
     """Folder of the benchmark."""
     out: Annotated[str, *positional("OUT")]
-    """Folder to write, or to go on with."""
+    """Folder to write, or to continue."""
     format: str | None = None
     """"pascal-context", "nyud-13", "nyud-40", "cityscapes-7", "cityscapes-19" or "cityscapes-raw"; default:
     what SOURCE looks like."""
@@ -58,17 +58,17 @@ def convert(args: Convert) -> int:
 class Export:
     """Write a data set as a folder: images, one folder per task, splits, dataset.yaml, manifest.jsonl.
 
-    It may be interrupted at any point: the same command goes on where it stopped.
+    It may be interrupted at any point: the same command continues where it stopped.
     """
 
     data: Annotated[str, *positional("DATA")]
     """"scenes" or a folder with dataset.yaml."""
     out: Annotated[str, *positional("OUT")]
-    """Folder to write, or to go on with."""
+    """Folder to write, or to continue."""
     split: str = "train"
     """Which split."""
     count: int | None = None
-    """At most so many images."""
+    """Maximum number of images."""
     size: tuple[int, int] | None = None
     """Height and width; default: as they are (scenes: 128 128)."""
     skip_corrupt: int = 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from dmtl.data.base import unknown_name
 from dmtl.data.benchmarks.base import Distribution
 from dmtl.errors import DataError
+from dmtl.text import shortened
 
 FORMATS: dict[str, tuple[str, str]] = {
     "pascal-context": ("pascal_context", "PascalContext"),
@@ -69,5 +70,4 @@ def open_distribution(
 def holds(root: str | os.PathLike) -> str:
     """Describe the content of a folder briefly, for messages."""
     names = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(os.fspath(root)))
-    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    return f"holds {shown}" if names else "is empty"
+    return f"holds {shortened(names)}" if names else "is empty"

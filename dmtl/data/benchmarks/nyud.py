@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dmtl.data.benchmarks.arrays import Arrays, numbers, vectors
 from dmtl.data.benchmarks.base import Distribution, unlike
-from dmtl.data.folder.label_maps import stored_values
+from dmtl.data.folder.label_maps import read_stored
 from dmtl.data.folder.paths import find_files, inside, read_ids
 from dmtl.data.images import image_size
 from dmtl.errors import DataError
@@ -104,7 +104,7 @@ class Nyud40(Distribution):
 
     def stored(self, index: int, task: str) -> np.ndarray:
         path = inside(self.root, self.root / self.folders[task] / self._files[task][self.ids[index]])
-        array = stored_values(path)
+        array = read_stored(path).values
         if task == "semseg":
             return _shifted(array, path)
         if task == "edge":

@@ -176,7 +176,7 @@ def summary(dataset: LabelledImages, labels: LabelMatrix | None = None) -> dict:
 
 
 def picture_row(sample: Sample, tasks: dict[str, Task]) -> np.ndarray:
-    """The image and its label pictures side by side, uint8 [H, n W, 3]; mid-grey where there is no label."""
+    """The image and its label pictures side by side, uint8 [H, n W, 3]; mid-grey without a label."""
     height, width = sample.size
     blank = np.full((height, width, 3), 128, np.uint8)
     pictures = [

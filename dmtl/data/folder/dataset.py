@@ -48,15 +48,15 @@ from torch import Tensor
 
 from dmtl.data.base import LabelledImages, Sample, unknown_name
 from dmtl.data.folder.description import read_description, read_task
-from dmtl.data.folder.label_maps import read_label, stored_values
+from dmtl.data.folder.label_maps import read_label, read_stored
 from dmtl.data.folder.paths import find_files, foreign_files, inner_path, inside, nfc, read_ids
 from dmtl.data.images import (
     IMAGE_SUFFIXES,
     LABEL_SUFFIXES,
-    appearance,
     image_size,
     read_image,
     read_label_image,
+    turned_hint,
 )
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.errors import DataError
@@ -143,7 +143,7 @@ class Folder(LabelledImages):
 
     def stored(self, index: int, task: str) -> np.ndarray | None:
         path = self.label_file(index, task)
-        return None if path is None else stored_values(path)
+        return None if path is None else read_stored(path).values
 
     def unread(self, task: str) -> list[str]:
         """Files in the folder of a task that no split reads, and whose image is not there to be left out."""
@@ -214,13 +214,8 @@ class Folder(LabelledImages):
         return label
 
     def _turned(self, index: int, found: tuple[int, ...], size: tuple[int, int]) -> str:
-        """What to do about a label of the size that an image has before its orientation tag turns it."""
-        if tuple(found) != size[::-1] or (tag := appearance(self.image_file(index)).orientation) < 5:
-            return ""
-        return (
-            f" is shown: its orientation tag {tag} turns the stored {size[0]}x{size[1]} pixels. Draw the "
-            "label on the image as shown, or remove the tag from the image"
-        )
+        hint = turned_hint(self.image_file(index), found, size)
+        return hint and f" is shown: {hint}"
 
     def _inside(self, *parts: str) -> Path:
         return inside(self.root, self.root.joinpath(*parts))

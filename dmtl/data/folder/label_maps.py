@@ -50,11 +50,6 @@ def read_stored(path: Path, *, colours: bool = False) -> Codes:
     return read_codes(path, colours=colours)
 
 
-def stored_values(path: Path, *, colours: bool = False) -> np.ndarray:
-    """Return the values of `read_stored`."""
-    return read_stored(path, colours=colours).values
-
-
 def decode_label(
     stored: np.ndarray, task: Task, where: str | Path, *, numbers: bool, **reading: Any
 ) -> Tensor:

@@ -1,4 +1,4 @@
-"""Writes any data set in the folder format, sample by sample, so that it can be interrupted and goes on."""
+"""Write any data set in the folder format, sample by sample: an interrupted call is continued by the next."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ class _Writer:
 
     @cached_property
     def has_boundaries(self) -> bool:
-        """Whether the data set has boundaries of its own, as the first sample that can be read tells."""
+        """Whether the data set has its own boundaries, judged by the first sample that can be read."""
         for index in range(len(self.dataset)):
             try:
                 return self.dataset.boundaries(index) is not None

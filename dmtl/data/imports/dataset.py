@@ -11,7 +11,7 @@ import torch
 
 from dmtl.data.base import LabelledImages, Sample
 from dmtl.data.folder.paths import inner_path
-from dmtl.data.images import appearance, read_image, read_label_image
+from dmtl.data.images import read_image, read_label_image, turned_hint
 from dmtl.data.imports.legend import IGNORE, VOID, Legend
 from dmtl.data.imports.shapes import Shape
 from dmtl.data.labels.matrix import LabelMatrix
@@ -138,7 +138,9 @@ class Annotated(LabelledImages):
                 try:
                     ids = entry.labels[task].draw(sample.size, self.legends[task])
                 except SizeError as error:
-                    raise DataError(f"{error} {entry.image}{_turned(entry.image, error, sample)}") from None
+                    hint = turned_hint(entry.image, error.found, sample.size)
+                    hint = hint and f" as viewers show it: {hint}"
+                    raise DataError(f"{error} {entry.image}{hint}") from None
                 sample.labels[task] = torch.from_numpy(ids)[None]
         return sample
 
@@ -156,16 +158,6 @@ class SizeError(DataError):
 def _check_size(found: tuple[int, int], size: tuple[int, int], where: str) -> None:
     if found != size:
         raise SizeError(found, size, where)
-
-
-def _turned(image: Path, error: SizeError, sample: Sample) -> str:
-    """What to do about a label of the size that an image has before its orientation tag turns it."""
-    if error.found != sample.size[::-1] or (tag := appearance(image).orientation) < 5:
-        return ""
-    return (
-        f" as viewers show it: its orientation tag {tag} turns the stored pixels. Draw the label on the "
-        "image as shown, or remove the tag from the image"
-    )
 
 
 def check_entries(source: Path, entries: Sequence[Entry], may_lack: int) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from dmtl.data.folder.paths import inner_path, inside, read_text
 from dmtl.data.images import IMAGE_SUFFIXES
 from dmtl.errors import DataError, one_line
-from dmtl.text import plural
+from dmtl.text import plural, shortened
 
 MAX_TEXT = 200  # characters of a label's name
 LARGEST = 1e9  # no coordinate, count or size is beyond
@@ -202,7 +202,7 @@ def _suffix(name: str) -> str:
 
 def left_out(paths: Sequence[Path], noun: str, why: str) -> list[str]:
     """Return a note about files that are left out, with the first three names; none if there are none."""
-    names = ", ".join(path.name for path in paths[:3]) + ", ..." * (len(paths) > 3)
+    names = shortened((path.name for path in paths), 3)
     return [f"left out: {plural(len(paths), noun)} {why} ({names})"] if paths else []
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dmtl.errors import ConfigError, DataError, did_you_mean
 from dmtl.tasks import Task, make_task
+from dmtl.text import shortened
 
 IGNORE = 255
 MOST_CLASSES = 255
@@ -71,7 +72,7 @@ def class_task(
         )
     notes = _alike(labels)
     if gone:
-        shown = ", ".join(f"{label!r} ({used[label]})" for label in gone[:8]) + ", ..." * (len(gone) > 8)
+        shown = shortened(f"{label!r} ({used[label]})" for label in gone)
         notes.append(f"left out: labels that --classes does not name: {shown}")
     if len(classes) > MOST_CLASSES:
         raise DataError(
