@@ -78,6 +78,9 @@ class Eval:
     """Noise samples to average; from 2 on also prints the AUROC of errors by uncertainty."""
     precision: str = "auto"
     """"fp32", "bf16", or on a GPU also "fp16" and "tf32"; default: fp32 on a CPU, bf16 on a GPU."""
+    downscale: int | None = None
+    """Factor by which the network sees images smaller; default: about the size of the training images. Maps
+    keep the image's size, at which they are scored."""
     batch_size: int = 8
     """Batch size."""
     seed: int = 0
@@ -184,7 +187,9 @@ def _engine(args: Eval, model: str, device: torch.device) -> Engine:
     from dmtl.models import from_pretrained
 
     precision = "fp32" if args.published and args.precision == "auto" else args.precision
-    options: dict[str, Any] = dict(sampler=args.sampler, samples=args.samples, inplace=True)
+    options: dict[str, Any] = dict(
+        sampler=args.sampler, samples=args.samples, downscale=args.downscale, inplace=True
+    )
     return Engine(from_pretrained(model).to(device), precision=precision, **options)
 
 

@@ -47,6 +47,9 @@ class Predict:
     """Images of equal size to compute together; default: 1 on a CPU, up to 8 on a GPU."""
     tile: int | None = None
     """Side in pixels of the tiles of large images; 0: never; default: where memory would not suffice."""
+    downscale: int | None = None
+    """Factor by which the network sees images smaller, such as 4 for large photos; 1: full size; default:
+    about the size of the training images. Maps keep the image's size."""
     every: int = 1
     """Of a video, take every N-th frame."""
     frames: int | None = None
@@ -83,6 +86,7 @@ def main(arguments: list[str]) -> int:
         precision=args.precision,
         batch_size=args.batch_size,
         tile=args.tile,
+        downscale=args.downscale,
     )
     with bars(stderr=True) if world.main else nullcontext() as new_bar:
         summary = predictor.predict_files(

@@ -30,7 +30,8 @@ from dmtl.engine.memory import available_bytes, tile_side
 from dmtl.engine.network import LARGE, Network
 from dmtl.engine.noise import average
 from dmtl.engine.numerics import PRECISIONS, choose_form
-from dmtl.engine.tiles import tiled
+from dmtl.engine.scale import downscale_for, downscaled
+from dmtl.engine.tiles import FACTOR, tiled
 from dmtl.errors import ConfigError
 from dmtl.models import DiffusionMTL, Maps, MultiTaskBaseline, Prediction
 from dmtl.models.initial import PAD_MULTIPLE, decode, pad_image, upsample
@@ -55,8 +56,11 @@ class Engine:
         tasks: names predicted by default; default: all.
         samples: noise samples to average; from 2 on, maps have an uncertainty.
         seed: of the noise.
-        tile: side of the tiles of larger images in pixels, a multiple of 32; 0: never; None: only if memory
-            does not suffice.
+        tile: side of the tiles of larger images in pixels that the network sees, a multiple of 32; 0: never;
+            None: only if memory does not suffice.
+        downscale: factor by which the network sees images smaller, at least 1 (not smaller); maps have the
+            image's size in any case. None: as suits the size of the training images, if the model knows it
+            (`dmtl.engine.scale`).
         tolerance: see steps.
         inplace: modify the model instead of copying it; it cannot be used afterwards.
 
@@ -76,6 +80,7 @@ class Engine:
         samples: int = 1,
         seed: int = 0,
         tile: int | None = None,
+        downscale: int | None = None,
         tolerance: float = 1e-2,
         inplace: bool = False,
     ):
@@ -84,6 +89,7 @@ class Engine:
         self.device = next(model.parameters()).device if device is None else torch.device(device)
         self.config, self.tasks = model.config, model.tasks
         self.steps, self.samples, self.tile, self.tolerance = steps, samples, tile, tolerance
+        self.downscale = downscale
         self.sampler = self.config.sampler_for(sampler, eta)
         make_sampler(*self.sampler)  # ConfigError now
         self.chosen = self._checked_tasks(tasks)
@@ -91,6 +97,8 @@ class Engine:
         self._check_options(steps, samples)
         if tile is not None and (tile < 0 or tile % PAD_MULTIPLE):
             raise ConfigError(f"Engine: tile must be 0 or a multiple of {PAD_MULTIPLE}, got {tile}")
+        if downscale is not None and downscale < 1:
+            raise ConfigError(f"Engine: downscale must be at least 1, got {downscale}")
         if precision != "auto" and precision not in PRECISIONS[self.device.type]:
             known = ", ".join(("auto", *PRECISIONS[self.device.type]))
             raise ConfigError(
@@ -131,7 +139,7 @@ class Engine:
         call = self._call(
             image, tasks, steps, eta, sampler, noise, self.samples if samples is None else samples
         )
-        padded = pad_image(image)
+        padded = pad_image(downscaled(image, call.downscale))
         side = self._tile(padded, call)
         if not call.wanted:
             return Maps({}, {}, {}, 0)
@@ -157,10 +165,10 @@ class Engine:
         call = replace(self._call(image, tasks, steps, eta, sampler, noise, 1), initial=True)
         if not call.wanted:
             return Prediction({}, {}, {})
-        padded = pad_image(image)
+        padded = pad_image(downscaled(image, call.downscale))
         with self._computing(padded, call):
             (initial, final), _ = self._all_logits(padded, call, self._tile(padded, call))
-        frame = (padded.shape[-2], padded.shape[-1])
+        frame = (call.downscale * padded.shape[-2], call.downscale * padded.shape[-1])
 
         def large(maps: dict[str, Tensor]) -> dict[str, Tensor]:
             return {t: upsample(x.float(), frame, call.size) for t, x in maps.items()}
@@ -195,9 +203,11 @@ class Engine:
         self._check_options(steps, samples)
         chain, trained = self.network.mtdnet is not None, self.config.steps
         most = max(AUTO_STEPS, trained) if steps == "auto" else trained
+        size = (image.shape[-2], image.shape[-1])
         return _Call(
             wanted=self.chosen if tasks is None else self._checked_tasks(tasks),
-            size=(image.shape[-2], image.shape[-1]),
+            size=size,
+            downscale=self.downscale or downscale_for(self.config.image_size, *size),
             steps=steps if isinstance(steps, int) else most,
             sampler=self.sampler
             if eta is None and sampler is None
@@ -257,13 +267,14 @@ class Engine:
     def _decoded(self, draws: list[dict[str, Tensor]], call: _Call) -> tuple[dict, dict, dict]:
         """Decode maps, whether they are finite, and (for several noise samples) their uncertainty."""
         maps, uncertain = {}, {}
+        factor = FACTOR * call.downscale
         with record_function("dmtl: decode"):
             for name in call.wanted:
                 task, logits = self.tasks[name], [draw[name] for draw in draws]
                 if len(logits) > 1:
-                    maps[name], uncertain[name] = average(task, logits, call.size)
+                    maps[name], uncertain[name] = average(task, logits, call.size, factor)
                 else:
-                    maps[name] = decode(task, logits[0], call.size)
+                    maps[name] = decode(task, logits[0], call.size, factor)
             finite = {n: torch.stack([d[n].isfinite().all() for d in draws]).all() for n in call.wanted}
         return maps, finite, uncertain
 
@@ -318,6 +329,7 @@ class _Call:
 
     wanted: tuple[str, ...]
     size: tuple[int, int]
+    downscale: int
     steps: int
     sampler: tuple[str, float | None]  # name and eta
     tolerance: float | None

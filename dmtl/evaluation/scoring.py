@@ -27,6 +27,7 @@ Meter = Metric | ErrorAuroc
 _AUROC = "uncertainty_auroc"
 _Key = tuple[str, str]  # a task, and what of it is scored: "final", "initial", "boundaries" or _AUROC
 _State = dict[str, Tensor]
+_Maps = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def score(
         for batch in _share(batches, world):
             batch = batch.to(model.device)
             chosen = [t for t in (model.tasks if names is None else names) if t in batch.labels]
-            sums.add(scores(batch, chosen, dict(steps=steps, noise=CounterNoise(seed, batch.index))))
+            sums.add(scores(batch, chosen, steps, seed))
             on_batch(len(batch.ids))
     metrics: Metrics = {}
     for (name, kind), meter in sums.meters(scores.meter).items():
@@ -141,19 +142,16 @@ class _Scores:
             return self.boundaries.metric(task.ignore)
         return task.new_metric()
 
-    def __call__(self, batch: Batch, names: list[str], options: dict) -> dict[_Key, Meter]:
+    def __call__(
+        self, batch: Batch, names: list[str], steps: int | str | None, seed: int
+    ) -> dict[_Key, Meter]:
         """The meters of one batch."""
-        initial, uncertainty = {}, {}
+        initial: _Maps
+        uncertainty: _Maps
         if hasattr(self.model, "maps_of"):
-            maps = self.model.maps_of(batch, names)
-        elif self.initial:
-            out = self.model(batch.image, names, **options)
-            decode = {name: self.model.tasks[name].decode for name in names}
-            maps = {name: decode[name](out.final[name].float()) for name in names}
-            initial = {name: decode[name](out.initial[name].float()) for name in names}
+            maps, initial, uncertainty = self.model.maps_of(batch, names), {}, {}
         else:
-            out = self.model.maps(batch.image, names, **options)
-            maps, uncertainty = out.maps, out.uncertainty
+            maps, initial, uncertainty = self._predicted(batch, names, steps, seed)
         convert = {name: converter(name, self.model.tasks[name], self.tasks[name]) for name in names}
         maps, initial = ({name: convert[name](map) for name, map in m.items()} for m in (maps, initial))
         self.on_maps(batch, maps)
@@ -174,6 +172,39 @@ class _Scores:
             if self.boundaries is not None and task.thin:
                 self.boundaries.update(new(name, "boundaries"), batch, name, map)
         return meters
+
+    def _predicted(
+        self, batch: Batch, names: list[str], steps: int | str | None, seed: int
+    ) -> tuple[_Maps, _Maps, _Maps]:
+        """Final maps, initial maps and uncertainties.
+
+        Images of equal size are predicted together, without the padding to the largest of the batch, so that
+        an image's maps do not depend on the others.
+        """
+        groups: dict[tuple[int, int], list[int]] = {}
+        for row, size in enumerate(batch.sizes):
+            groups.setdefault(size, []).append(row)
+        found: tuple[_Maps, _Maps, _Maps] = ({}, {}, {})
+        for (height, width), rows in groups.items():
+            image, noise = batch.image[rows, :, :height, :width], CounterNoise(seed, batch.index[rows])
+            parts = self._maps(image, names, dict(steps=steps, noise=noise))
+            for whole, part in zip(found, parts, strict=True):
+                for name, map in part.items():
+                    if name not in whole:
+                        whole[name] = map.new_zeros(len(batch), *map.shape[1:-2], *batch.image.shape[-2:])
+                    whole[name][rows, ..., :height, :width] = map
+        return found
+
+    def _maps(self, image: Tensor, names: list[str], options: dict[str, Any]) -> tuple[_Maps, _Maps, _Maps]:
+        if not self.initial:
+            out = self.model.maps(image, names, **options)
+            return out.maps, {}, out.uncertainty
+        out = self.model(image, names, **options)
+        final, initial = (
+            {name: self.model.tasks[name].decode(logits[name].float()) for name in names}
+            for logits in (out.final, out.initial)
+        )
+        return final, initial, {}
 
 
 class _Sums:

@@ -49,6 +49,8 @@ class Predictor:
         samples: noise samples that are averaged; from 2 on there are uncertainty maps too.
         batch_size: images of equal size that are computed together; default 1 on a CPU and up to 8 on a GPU.
         tile: side of the tiles of large images in pixels, 0: never, default: if memory would not suffice.
+        downscale: factor by which the network sees images smaller; maps keep the image's size. Default: as
+            suits the size of the training images, as in `dmtl.Engine`.
         inplace: take the model over instead of copying it; it cannot be used afterwards.
 
     Raises:
@@ -76,6 +78,7 @@ class Predictor:
         samples: int = 1,
         batch_size: int | None = None,
         tile: int | None = None,
+        downscale: int | None = None,
         inplace: bool = False,
     ):
         for option, value in (("steps", steps), ("samples", samples), ("batch_size", batch_size)):
@@ -103,6 +106,7 @@ class Predictor:
             tasks=names,
             samples=samples,
             tile=tile,
+            downscale=downscale,
             inplace=inplace,
         )
         self._batches = BatchPredictor(self.engine, self.device, names, seed, batch_size)
@@ -211,6 +215,7 @@ class Predictor:
             head["uncertainty"] = {name: describe_uncertainty(task) for name, task in self.tasks.items()}
         threads = torch.get_num_threads() if self.device.type == "cpu" else None
         head |= {"batch_size": self._batches.batch_size, "tile": self._tile_side}
+        head |= {"downscale": self.engine.downscale}
         head |= {"device": self.device.type, "threads": threads}
         return head | {"tasks": {name: task.map_format() for name, task in self.tasks.items()}}
 

@@ -212,9 +212,12 @@ def model_for(
         mine, theirs = task_from_spec(spec).meaning(), tasks[spec["name"]].meaning()
         if mine != theirs:
             raise ConfigError(f"model.tasks: {spec['name']} must be as in the data ({theirs}), got {mine}")
+    size = config.model.image_size
+    if size is None and (config.data.resize or made_to_order(config.data.root)):
+        size = config.data.size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.optim.seed)
-        model = create_model(config.model, tasks)
+        model = create_model(config.model, tasks, image_size=size)
     if weights:
         _load_encoder(model.initial.backbone, config)
     return model
