@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from dataclasses import is_dataclass
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import tyro
 from tyro.constructors import (
@@ -20,9 +21,12 @@ _registry = ConstructorRegistry()
 
 
 @_registry.primitive_rule
-def _task_specifications(info: PrimitiveTypeInfo) -> UnsupportedTypeAnnotationError | None:
-    """Keep `ModelConfig.tasks`, which comes from the data set, off the command line."""
-    return UnsupportedTypeAnnotationError(()) if info.type == list[dict] else None
+def _tables(info: PrimitiveTypeInfo) -> UnsupportedTypeAnnotationError | None:
+    """Keep lists of tables off the command line: `ModelConfig.tasks`, which comes from the data set, and
+    `DataConfig.sources`."""
+    inner = get_args(info.type) if get_origin(info.type) is list else ()
+    tables = any(kind is dict or is_dataclass(kind) for kind in inner)
+    return UnsupportedTypeAnnotationError(()) if tables else None
 
 
 @_registry.primitive_rule
