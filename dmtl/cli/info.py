@@ -92,7 +92,8 @@ def _size_table(facts: dict) -> Table:
         work = [row["flops"][stage] for stage in stages]
         tile = "whole" if row["tile"] is None else f"{row['tile']} px"
         figures = (number(value / 1e9) for value in (*work, sum(work)))
-        rows.append(("{} x {}".format(*row["size"]), *figures, mebibytes(row["peak_bytes"]), tile))
-    columns = ("size", *(f"{stage}\nGFLOP" for stage in (*stages, "all")), "peak memory", "tiles")
+        size, seen = ("{}x{}".format(*row[key]) for key in ("size", "seen"))
+        rows.append((size, seen, *figures, mebibytes(row["peak_bytes"]).removesuffix(" MiB"), tile))
+    columns = ("size", "seen", *(f"{stage}\nGFLOP" for stage in (*stages, "all")), "peak\nMiB", "tiles")
     title = f"\nA prediction of all tasks, {plural(facts['batch'], 'image')} at once"
     return table_of(columns, rows, title)

@@ -17,6 +17,7 @@ from dmtl.nn.efficientnet import DepthwiseConv
 from dmtl.tasks import task_from_spec
 
 SHARE = 0.8  # share of the available memory that a prediction may use
+DECODED = 12  # bytes for each pixel of a decoded map and that of the previous call, on average
 SMALLEST_TILE = 256  # pixels; less would show too little of the scene
 _SIDE = 256  # pixels of the image for which an encoder's maps are counted
 _PATCHES, _WEIGHTS = 48 << 20, 28 << 20  # bytes that a CPU's convolutions transform at a time, at most
@@ -51,7 +52,7 @@ def peak_bytes(
     encoder = round(numbers * pixels) * itemsize
     patches = 9 * pixels // 64 * (channels + config.width)  # 36 floats for 16 positions
     workspace = min(patches, _PATCHES) + min(144 * config.width**2, _WEIGHTS)
-    peak = maps * one + tokens + encoder + workspace + 12 * wanted * pixels
+    peak = maps * one + tokens + encoder + workspace + DECODED * wanted * pixels
     if samples > 1 and config.diffusion != "none":
         channels = max((task_from_spec(spec).channels for spec in config.tasks), default=1)
         again = wanted * one if config.diffusion == "feature" else 0

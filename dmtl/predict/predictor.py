@@ -94,7 +94,8 @@ class Predictor:
         self.device = pick_device(model.device if device is None else device)
         self.fingerprint = fingerprint(model)
         self.steps, self.chain = steps, {"steps": steps, "eta": eta, "sampler": sampler}
-        self.seed, self.samples, self._tile_side = seed, samples, tile
+        self.seed, self.samples = seed, samples
+        self._tile_side, self._downscale = tile, downscale
         names = list(self.tasks)
         self.engine = Engine(
             model,
@@ -215,7 +216,7 @@ class Predictor:
             head["uncertainty"] = {name: describe_uncertainty(task) for name, task in self.tasks.items()}
         threads = torch.get_num_threads() if self.device.type == "cpu" else None
         head |= {"batch_size": self._batches.batch_size, "tile": self._tile_side}
-        head |= {"downscale": self.engine.downscale}
+        head |= {"downscale": self._downscale}
         head |= {"device": self.device.type, "threads": threads}
         return head | {"tasks": {name: task.map_format() for name, task in self.tasks.items()}}
 

@@ -141,10 +141,10 @@ def test_bands_equal_the_whole(monkeypatch):
     from dmtl.engine import noise
 
     draws = [torch.randn(2, 4, 9, 7) for _ in range(3)]
-    whole = [noise.average(TASKS["semseg"], draws, (70, 53))]
+    whole = [noise.average(TASKS["semseg"], draws, (70, 53), 8)]
     for elements in (1, 2 * 4 * 7 * 64 * 4):
         monkeypatch.setattr(noise, "BAND", elements)
-        whole.append(noise.average(TASKS["semseg"], draws, (70, 53)))
+        whole.append(noise.average(TASKS["semseg"], draws, (70, 53), 8))
     for maps, uncertain in whole[1:]:
         assert torch.equal(maps, whole[0][0])
         torch.testing.assert_close(uncertain, whole[0][1])
