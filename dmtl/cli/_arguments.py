@@ -70,11 +70,18 @@ def parse_subcommand(
         )
 
 
-def positional(metavar: str) -> tuple:
+def positional(metavar: str, help: str | None = None) -> tuple:
     """Return the markers of a positional argument, named `metavar` in the help:
-    `Annotated[str, *positional("MODEL")]`."""
-    return tyro.conf.arg(metavar=metavar), tyro.conf.Positional
+    `Annotated[str, *positional("MODEL")]`. Its help is `help`, or its docstring."""
+    return tyro.conf.arg(metavar=metavar, help=help), tyro.conf.Positional
 
+
+MODEL = positional(
+    "MODEL",
+    "A run's folder, a model folder, a published file (.pth.tar), an id on the Hub (org/name), or six-tasks, "
+    "the model that comes with dmtl.",
+)
+"""The markers of the argument that names a model."""
 
 Source = Annotated[str, *positional("[DATA]")]
 """The argument that names a data set."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.table import Table
 
-from dmtl.cli._arguments import parse, positional
+from dmtl.cli._arguments import MODEL, parse
 from dmtl.cli._common import bar, console, final_and_initial, metric_table, table_of
 from dmtl.errors import ConfigError
 
@@ -32,8 +32,7 @@ class Eval:
     On several processes or GPUs, with the same results: `torchrun --nproc-per-node 8 -m dmtl eval ...`
     """
 
-    model: Annotated[str | None, *positional("MODEL")] = None
-    """A run's folder, a model folder, a published file (.pth.tar), or an id on the Hub (org/name)."""
+    model: Annotated[str | None, *MODEL] = None
     data: str = "scenes"
     """"scenes", a folder with dataset.yaml, or a benchmark as distributed."""
     split: str = "val"

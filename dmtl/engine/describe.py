@@ -14,6 +14,7 @@ from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.models.config import ModelConfig
 from dmtl.models.work import count, flops, parameters
 from dmtl.nn.resnet import DEPTHS
+from dmtl.tasks import Task
 from dmtl.text import plural
 
 STAGES = ("initial", "condition", "chain")  # decoding moves memory and computes almost nothing
@@ -58,7 +59,9 @@ def describe_model(
         row = {"size": list(size), "seen": list(seen), "flops": work, "peak_bytes": peak, "tile": side}
         rows.append(row)
     return {
-        "tasks": [{"name": t.name, "kind": t.kind, "channels": t.channels} for t in tasks],
+        "tasks": [
+            {"name": t.name, "kind": t.kind, "channels": t.channels, "classes": _classes(t)} for t in tasks
+        ],
         "mechanism": _mechanism(config),
         "network": _network(config),
         "parameters": {part: sum(n.values()) for part, n in parameters(model).items()},
@@ -70,6 +73,11 @@ def describe_model(
         "available_bytes": available,
         "sizes": rows,
     }
+
+
+def _classes(task: Task) -> list[str]:
+    """Return the names of class ids, none if a task's map holds other values."""
+    return [] if task.map_dtype.is_floating_point else list(task.label_names)
 
 
 def _mechanism(config: ModelConfig) -> str:

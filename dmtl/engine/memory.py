@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dmtl.engine.noise import BAND
 from dmtl.models.config import ModelConfig
 from dmtl.models.initial import PAD_MULTIPLE
-from dmtl.nn.backbone import make_backbone
+from dmtl.nn.backbone import BACKBONES, make_backbone
 from dmtl.nn.efficientnet import DepthwiseConv
 from dmtl.tasks import task_from_spec
 
@@ -62,7 +62,7 @@ def peak_bytes(
 
 @functools.cache
 def encoder_numbers(backbone: str, width: int) -> tuple[float, int]:
-    """Count an encoder's peak of live numbers, from a run without storage.
+    """Count an encoder's peak of live numbers, from a run on a small image (timm's: without storage).
 
     It is the largest of: input and output of one layer, with batch norms folded; its maps at 1/8 resolution
     and their concatenation. The outputs of depthwise convolutions, one of each size, are added: the engine
@@ -84,12 +84,14 @@ def encoder_numbers(backbone: str, width: int) -> tuple[float, int]:
         if isinstance(module, DepthwiseConv):
             kept.add(output.numel())
 
-    with torch.device("meta"), torch.no_grad():
+    # Ours are small, and the meta device would import torch's compiler, which takes as long as torch itself.
+    device = "cpu" if backbone in BACKBONES else "meta"
+    with torch.random.fork_rng(devices=[]), torch.device(device), torch.no_grad():
         encoder = make_backbone(backbone, width).eval()
         for module in encoder.modules():
             if not (list(module.children()) or isinstance(module, _BatchNorm)):
                 module.register_forward_hook(count)
-        encoder(torch.empty(1, 3, _SIDE, _SIDE))
+        encoder(torch.zeros(1, 3, _SIDE, _SIDE))
     channels: int = sum(encoder.channels)  # type: ignore[arg-type]  # nn.Module's stubs know no `channels`
     return max(most / _SIDE**2, 2 * channels / 64) + sum(kept) / _SIDE**2, channels
 

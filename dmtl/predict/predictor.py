@@ -37,7 +37,7 @@ class Predictor:
 
     Args:
         model: a model, of which an `Engine` is made, or whatever `dmtl.from_pretrained` loads: the folder of
-            a run or model, a published file, an id on the Hub.
+            a run or model, a published file, an id on the Hub; default: the model that comes with dmtl.
         device: anything `torch.device` accepts, or "auto"; default: where the model is (loaded: on the CPU).
         steps, eta, sampler: of the chain, as in `DiffusionMTL.forward`; default as the model was
             configured. steps may be "auto": as
@@ -59,14 +59,14 @@ class Predictor:
         CheckpointError: a model that cannot be loaded.
 
     Example:
-        >>> predictor = Predictor("runs/demo/diffusion")
+        >>> predictor = Predictor()
         >>> predictor("street.jpg")["semseg"].shape
         torch.Size([480, 640])
     """
 
     def __init__(
         self,
-        model: DiffusionMTL | MultiTaskBaseline | str | os.PathLike,
+        model: DiffusionMTL | MultiTaskBaseline | str | os.PathLike | None = None,
         device: str | torch.device | None = None,
         *,
         steps: int | str | None = None,
@@ -88,7 +88,7 @@ class Predictor:
             raise ConfigError(
                 f'Predictor: batch_size must be 1 with steps="auto" (it looks at the batch), got {batch_size}'
             )
-        if isinstance(model, (str, os.PathLike)):
+        if model is None or isinstance(model, (str, os.PathLike)):
             model, inplace = from_pretrained(model), True
         self.tasks = {name: model.tasks[name] for name in chosen_tasks("Predictor", model.tasks, tasks)}
         self.device = pick_device(model.device if device is None else device)

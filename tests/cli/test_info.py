@@ -1,4 +1,4 @@
-"""`dmtl info --model`: the figures are those of the model, of the counted work and of the engine."""
+"""`dmtl info MODEL`: the figures are those of the model, of the counted work and of the engine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def test_one_size(dmtl, trained):
-    status, out, err = dmtl("info", "--model", trained, "--size", 40, 50, "--batch", 3, "--device", "cpu")
+    status, out, err = dmtl("info", trained, "--size", 40, 50, "--batch", 3, "--device", "cpu")
     assert (status, err) == (0, "")
     for words in ("semseg (classes, 3 channels)", "height (scalar, 1 channel)", "normals (unit_vector",
                   "2 steps of denoising features", "3 images at once", "whole"):  # fmt: skip
@@ -39,7 +39,7 @@ def test_one_size(dmtl, trained):
 
 
 def test_default_sizes_of_a_baseline(dmtl, baseline):
-    out = dmtl("info", "--model", baseline).out
+    out = dmtl("info", baseline).out
     assert [f"{side}x{side}" in out for side in (256, 512, 1024, 2048)] == [True] * 4
     assert "the initial network alone" in out and "chain" not in out and "cross blocks" not in out
 
@@ -66,7 +66,7 @@ def test_a_sampler_that_remembers_takes_more_memory():
 
 def test_a_control_says_what_it_lacks(dmtl, tmp_path):
     small_model(without=["noise", "condition"]).save_pretrained(tmp_path)
-    out = " ".join(dmtl("info", "--model", tmp_path, "--size", 32, 32).out.split())
+    out = " ".join(dmtl("info", tmp_path, "--size", 32, 32).out.split())
     assert "2 steps of denoising features, without noise and condition, sampler ancestral" in out
 
 
@@ -87,7 +87,7 @@ def test_a_large_image_is_seen_smaller(dmtl, tmp_path):
     assert row["seen"] == [32, 49]
     plain = describe_model(small_model(), CPU, [(32, 49)])["sizes"][0]
     assert row["flops"] == plain["flops"] and row["peak_bytes"] > plain["peak_bytes"]
-    out = dmtl("info", "--model", tmp_path, "--size", 320, 481).out
+    out = dmtl("info", tmp_path, "--size", 320, 481).out
     assert re.search("320x481.*32x49", out)
 
 
@@ -96,23 +96,23 @@ def test_tiles_where_memory_is_short(dmtl, trained, monkeypatch, tmp_path):
     create_model(config).save_pretrained(trained := tmp_path / "model")
     available = peak_bytes(config, 4, 1, 1024, 1024)
     monkeypatch.setattr(describe, "available_bytes", lambda device: available)
-    out = dmtl("info", "--model", trained).out
+    out = dmtl("info", trained).out
     goes = {side: re.search(rf"{side}x{side}.*?(whole|\d+ px)", out)[1] for side in (512, 1024, 2048)}
     side = tile_side(config, 4, 1, 1024, 1024, available)
     assert goes == {512: "whole", 1024: f"{side} px", 2048: f"{side} px"}
     monkeypatch.setattr(describe, "available_bytes", lambda device: None)
-    out = dmtl("info", "--model", trained, "--size", 1024, 1024).out
+    out = dmtl("info", trained, "--size", 1024, 1024).out
     assert "not known here" in out and "whole" in out
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--size", 64, 64], "add --model MODEL"),
-        (["--batch", 2], "add --model MODEL"),
-        (["--model", "nowhere"], "nowhere: no such file or folder"),
-        (["--model", "nowhere", "--size", 0, 64], "--size must be at least 1 1, got (0, 64)"),
-        (["--model", "nowhere", "--batch", 0], "--batch must be at least 1, got 0"),
+        (["--size", 64, 64], "add MODEL"),
+        (["--batch", 2], "add MODEL"),
+        (["nowhere"], "nowhere: no such file or folder"),
+        (["nowhere", "--size", 0, 64], "--size must be at least 1 1, got (0, 64)"),
+        (["nowhere", "--batch", 0], "--batch must be at least 1, got 0"),
     ],
 )
 def test_wrong_words(dmtl, words, expected):
