@@ -26,6 +26,7 @@ class Batch:
     present     task -> bool [B], always on the CPU, so that selecting rows never waits for a device
     valid_size  (h, w) of each image without its padding
     valid_at    (top, left) of each image in its padding; default: (0, 0)
+    sources     names of the sources of a data set that joins several (`dmtl.data.sources`)
     epoch, position   this is batch number `position` of epoch `epoch`
     total       images of the step over all processes, including skipped ones; default: B
     labelled    task -> the same for labelled samples; default: those here
@@ -44,6 +45,7 @@ class Batch:
     labelled: dict[str, int] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     valid_at: list[tuple[int, int]] = field(default_factory=list)
+    sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.total = self.total or len(self.ids)
@@ -94,6 +96,7 @@ class Collate:
 
     def __init__(self, dataset: LabelledImages, tasks: list[str]):
         self.tasks = {name: dataset.tasks[name] for name in tasks}
+        self.sources = tuple(dataset.sources)
 
     def __call__(
         self, items: list[tuple[tuple[int, int, int, int], Sample | DataError | OSError]]
@@ -122,6 +125,7 @@ class Collate:
             epoch=keys[0][0],
             position=keys[0][1],
             valid_at=[s.valid_at for s in samples],
+            sources=self.sources,
         )
         return batch, errors
 
