@@ -192,7 +192,7 @@ class _Scores:
             key = (name, kind, source)
             return meters.setdefault(key, self.meter(key))
 
-        for name, (source, rows) in itertools.product(names, _sources(batch)):
+        for (source, rows), name in itertools.product(_sources(batch), names):
             task, label, map = self.tasks[name], batch.labels[name][rows], maps[name][rows]
             source = source if batch.present[name][rows].any() else ""
             meter(name, "final", source).update(map, label)
