@@ -12,7 +12,7 @@ import tyro
 from rich.table import Table
 
 from dmtl.cli._arguments import MODEL, parse
-from dmtl.cli._common import bar, console, final_and_initial, metric_table, table_of
+from dmtl.cli._common import bar, console, final_and_initial, metric_table, source_table, table_of
 from dmtl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ class Eval:
 
     model: Annotated[str | None, *MODEL] = None
     data: str = "scenes"
-    """"scenes", a folder with dataset.yaml, or a benchmark as distributed."""
+    """"scenes", a folder with dataset.yaml, a benchmark as distributed, or a configuration (.toml) with
+    [[data.sources]]."""
     split: str = "val"
     """Split to evaluate."""
     size: tuple[int, int] | None = None
@@ -129,15 +130,19 @@ def main(arguments: list[str]) -> int:
         return 0
     metrics = rows[0]["metrics"]
     primary = primary_metrics(metrics, evaluation.tasks)
+    sources = rows[0].get("sources", {})
     compared = {} if reference is None else compare_with_baseline(metrics, primary, reference)
     if args.json:
         found = {"metrics": metrics, "primary": primary} if len(rows) == 1 else {"steps": rows}
+        found |= {"sources": rows[0]["sources"]} if sources else {}
         found |= {"protocol": evaluation.description, **compared}
         write_json(args.json, found)
     title = f"{source} on {evaluation}"
     if len(rows) == 1:
         columns = final_and_initial(metrics, primary)
         console.print(metric_table(columns, title, evaluation.notes()))
+        if sources:
+            console.print(source_table(sources, metrics, primary))
     else:
         console.print(_steps_table(title, rows, primary))
     if args.per_class:
@@ -211,8 +216,10 @@ def _score(
     with saving as writer:
         if writer is not None:
             options["on_maps"] = writer.add
+        sources: dict = {}
+        options["on_sources"] = sources.update
         metrics = evaluation.score(source, watch(evaluation.loader), steps=several[0], **options)
-    return [{"steps": several[0], "metrics": metrics}]
+    return [{"steps": several[0], "metrics": metrics, "sources": sources}]
 
 
 def _steps_table(title: str, rows: list[dict], primary: Mapping[str, tuple]) -> Table:

@@ -134,8 +134,7 @@ def open_sources(
             return open_dataset(root, split, size=size, count=count if made is None else made)
         return open_dataset(root, split, count=count)
 
-    weights = {source.name: source.weight for source in sources}
-    return Joined([Part(opened(source.root), source) for source in sources], weights, tasks)
+    return Joined([Part(opened(source.root), source) for source in sources], tasks)
 
 
 def made_to_order(name_or_path: str | os.PathLike) -> bool:

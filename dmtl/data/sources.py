@@ -80,6 +80,7 @@ class Part(Wrapper):
     def __init__(self, dataset: LabelledImages, source: Source):
         super().__init__(dataset)
         self.name, self.ids = source.name, [f"{source.name}/{id}" for id in dataset.ids]
+        self.weight = source.weight
         self._own = _names(dataset, source)  # name of a task here -> in the data set
         self.tasks = {new: _renamed(dataset.tasks[own], new, source) for new, own in self._own.items()}
         self._renamed = dict(self.tasks)
@@ -140,7 +141,6 @@ class Joined(LabelledImages):
 
     Args:
         parts: with different names.
-        weights: how often an epoch draws an image of each part.
         tasks: only these of the union; parts without any of them are left out.
 
     Raises:
@@ -148,9 +148,7 @@ class Joined(LabelledImages):
         DataError: an unknown task.
     """
 
-    def __init__(
-        self, parts: Sequence[Part], weights: Mapping[str, float], tasks: Iterable[str] | None = None
-    ):
+    def __init__(self, parts: Sequence[Part], tasks: Iterable[str] | None = None):
         union = _union(parts)
         name = "+".join(part.name for part in parts)
         for task in tasks or ():
@@ -162,7 +160,7 @@ class Joined(LabelledImages):
         self.parts = [part for part in parts if part.tasks]
         self._first = np.cumsum([0, *(len(part) for part in self.parts)])
         super().__init__(name, parts[0].split, chosen, [id for part in self.parts for id in part.ids])
-        self.sources = {part.name: weights[part.name] for part in self.parts}
+        self.sources = {part.name: part.weight for part in self.parts}
         given: dict[str, list] = {}
         for part in self.parts:
             for key, value in part.evaluation.items():
@@ -196,6 +194,9 @@ class Joined(LabelledImages):
     def boundaries(self, index: int) -> Tensor | None:
         part, at = self._at(index)
         return part.boundaries(at) if part.boundary_task == self.boundary_task else None
+
+    def unread(self, task: str) -> list[str]:
+        return [f"{part.name}: {n}" for part in self.parts if task in part.tasks for n in part.unread(task)]
 
     def identity(self, task: str | None = None) -> list:
         parts = self.parts if task is None else [part for part in self.parts if task in part.tasks]

@@ -66,9 +66,8 @@ class Data:
             ConfigError: every pixel of all visible labels of a task is ignored.
             DataError: a file that was looked at cannot be read, and `data.skip_corrupt` allows none.
         """
-        if not made_to_order(config.root):  # rendered labels are as they should be
-            for note in label_notes(self.train, self.val, self.labels, skip_corrupt=config.skip_corrupt > 0):
-                say(note)
+        for note in label_notes(self.train, self.val, self.labels, skip_corrupt=config.skip_corrupt > 0):
+            say(note)
 
     def definition(self) -> list[list]:
         """Return what the labels mean, JSON-able: [task, options] in the order of the tasks."""

@@ -105,7 +105,7 @@ def test_shares_add_up_to_the_bit(model, dataset):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "gathered", lambda value: states)
         meters = scoring._Sums(World(0, 3)).meters(scores.meter)
-    for (name, kind), meter in meters.items():
+    for (name, kind, _), meter in meters.items():
         assert repr(meter.compute()) == repr(alone[name if kind == "final" else f"initial/{name}"])
 
 

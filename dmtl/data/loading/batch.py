@@ -27,6 +27,7 @@ class Batch:
     valid_size  (h, w) of each image without its padding
     valid_at    (top, left) of each image in its padding; default: (0, 0)
     sizes       (h, w) of each sample before it was padded to the largest here; default: that of `image`
+    sources     names of the sources of a data set that joins several (`dmtl.data.sources`)
     epoch, position   this is batch number `position` of epoch `epoch`
     total       images of the step over all processes, including skipped ones; default: B
     labelled    task -> the same for labelled samples; default: those here
@@ -46,6 +47,7 @@ class Batch:
     skipped: list[str] = field(default_factory=list)
     valid_at: list[tuple[int, int]] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
+    sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.total = self.total or len(self.ids)
@@ -97,6 +99,7 @@ class Collate:
 
     def __init__(self, dataset: LabelledImages, tasks: list[str]):
         self.tasks = {name: dataset.tasks[name] for name in tasks}
+        self.sources = tuple(dataset.sources)
 
     def __call__(
         self, items: list[tuple[tuple[int, int, int, int], Sample | DataError | OSError]]
@@ -126,6 +129,7 @@ class Collate:
             position=keys[0][1],
             valid_at=[s.valid_at for s in samples],
             sizes=[s.size for _, s in read],
+            sources=self.sources,
         )
         return batch, errors
 

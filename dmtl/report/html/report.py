@@ -15,7 +15,7 @@ from dmtl.models import from_pretrained
 from dmtl.report.html.content import ReportData, write_report
 from dmtl.report.html.predictions import sample_pictures
 from dmtl.report.html.uncertainty import averaging, error_auroc
-from dmtl.report.runs.comparison import Comparison, metric_rows
+from dmtl.report.runs.comparison import Comparison, metric_rows, source_rows
 from dmtl.report.runs.curves import curves
 from dmtl.report.runs.methods import Method
 from dmtl.report.runs.run import Run
@@ -91,6 +91,7 @@ def report_data(comparison: Comparison) -> ReportData:
     labels = list(methods)[::-1]
     what = " compared with ".join(labels) if few else f"{len(labels)} methods"
     shown = comparison.with_initial() if few else methods
+    sources = [source["name"] for source in last.setting("data", "sources", [])]
     return ReportData(
         title=f"{what} on {_data_name(last)}",
         warning=comparison.warning,
@@ -98,6 +99,8 @@ def report_data(comparison: Comparison) -> ReportData:
         summary=comparison.summary(),
         label_matrix=last.labels if few else None,
         metrics=metric_rows(shown),
+        sources=sources,
+        by_source=source_rows(list(methods.values())[-1]) if few and last.sources else (),
         order=list(shown),
         delta={label: delta.value for label, delta in comparison.deltas.items()},
         runs=max((len(delta.each) for delta in comparison.deltas.values()), default=1),
@@ -130,4 +133,6 @@ def _facts(methods: Mapping[str, Method]) -> list[tuple[str, object]]:
 
 
 def _data_name(run: Run) -> str:
+    if sources := run.setting("data", "sources"):
+        return "+".join(source["name"] for source in sources)
     return Path(str(run.setting("data", "root", "unknown data"))).name
