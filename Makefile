@@ -18,7 +18,7 @@ demo: $(VENV)/.installed            ## train on rendered scenes, write runs/demo
 	$(RUN) -m dmtl demo --out runs/demo --overwrite
 
 docs: $(VENV)/.installed-docs       ## the documentation site, in build/site; a broken link or reference fails
-	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 lint: $(VENV)/.installed-lint       ## style, format and types
 	$(RUN) -m ruff check .

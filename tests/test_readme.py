@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import pkgutil
 import re
 import shlex
 import shutil
@@ -31,8 +33,11 @@ TINY = [
     *["--model.backbone-width", "8", "--data.size", "32", "32", "--optim.backbone-weights="],
     *["--optim.steps", "1", "--optim.batch-size", "2"],
 ]
+PUBLIC = ["models", "data", "data.imports", "tasks", "metrics", "engine", "engine.export", "predict"]
+PUBLIC += ["diffusion", "ops"]
 EXECUTED = {  # the Python of a page -> who executes it
     "docs/getting-started.md": "here",
+    "docs/faq.md": "here",
     "kernels/README.md": "here",
     "docs/adding-an-operator.md": "tests/test_docs.py",
     "docs/extending.md": "tests/test_docs.py",
@@ -193,6 +198,15 @@ def test_python_training_loop(tmp_path, monkeypatch, one_thread):
     assert (tmp_path / "my-model" / "model.safetensors").is_file()
 
 
+def test_python_that_reads_distances(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "maps" / "depth").mkdir(parents=True)
+    Image.fromarray(np.full((4, 5), 1500, np.uint16)).save("maps/depth/street.png")
+    names: dict = {}
+    exec(compile(blocks("docs/faq.md", "python")[0], "faq.md", "exec"), names)
+    assert names["depth_m"].shape == (4, 5) and (names["depth_m"] == 1.5).all()
+
+
 def test_python_of_the_operators():
     names: dict = {}
     exec(compile(blocks("kernels/README.md", "python")[0], "kernels/README.md", "exec"), names)
@@ -253,6 +267,24 @@ def test_commands_page_is_up_to_date():
     written = TEXT[ROOT / "docs" / "cli.md"]
     assert written == generator.page(), "docs/cli.md is not up to date; run `python docs/cli.py`"
     assert re.findall(r"^## dmtl (\w+)$", written, re.MULTILINE) == list(COMMANDS)
+
+
+def test_reference_covers_every_public_name():
+    """Each `::: path` of docs/api exists; each name of `dmtl.__all__` and of the public packages is one."""
+    paths = []
+    for page in (ROOT / "docs" / "api").glob("*.md"):
+        for path, members in re.findall(
+            r"^::: (\S+)\n(?: +options:\n +members: \[(.*)\])?", page.read_text() + "\n", re.MULTILINE
+        ):
+            paths += [f"{path}.{name}" for name in members.split(", ")] if members else [path]
+    documented = [pkgutil.resolve_name(path) for path in paths]
+    assert len(paths) == len(set(paths))
+    for package in [dmtl, *(importlib.import_module(f"dmtl.{name}") for name in PUBLIC)]:
+        for name in package.__all__:
+            value = getattr(package, name)
+            assert name == "__version__" or any(value is x for x in documented), f"{package.__name__}.{name}"
+    overview = (ROOT / "docs" / "api" / "index.md").read_text()
+    assert sorted(re.findall(r"`dmtl\.(\w+)`", overview)) == sorted(dmtl.__all__)
 
 
 def test_named_options_and_files_exist():
