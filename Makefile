@@ -12,10 +12,13 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint $(CONSTRAINTS) --editable
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(CONSTRAINTS) $(shell find csrc kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: demo lint test test-all fuzz bench benchmark gpu-check clean
+.PHONY: demo docs lint test test-all fuzz bench benchmark gpu-check clean
 
 demo: $(VENV)/.installed            ## train on rendered scenes, write runs/demo/report.html
 	$(RUN) -m dmtl demo --out runs/demo --overwrite
+
+docs: $(VENV)/.installed-docs       ## the documentation site, in build/site; a broken link or reference fails
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 lint: $(VENV)/.installed-lint       ## style, format and types
 	$(RUN) -m ruff check .
@@ -55,6 +58,10 @@ $(VENV)/.installed: $(SOURCES) | $(RUN)
 $(VENV)/.installed-test: $(SOURCES) | $(RUN)
 	$(INSTALL) '.[test]'
 	touch $(VENV)/.installed $@
+
+$(VENV)/.installed-docs: pyproject.toml $(CONSTRAINTS) | $(RUN)
+	$(INSTALL) '.[docs]'
+	touch $@
 
 $(VENV)/.installed-lint: pyproject.toml | $(RUN)
 	$(INSTALL) '.[lint]'

@@ -1,10 +1,9 @@
-"""docs/training.md: its commands are understood, its configuration is read, its sweep runs, names exist."""
+"""docs/training.md: its configuration is read, its sweep runs, names exist (its commands: test_readme.py)."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-import shlex
 import sys
 import types
 from pathlib import Path
@@ -12,11 +11,6 @@ from pathlib import Path
 import pytest
 
 from dmtl.cli import COMMANDS
-from dmtl.cli._arguments import parse
-from dmtl.cli.claim import ClaimArgs
-from dmtl.cli.eval import Eval
-from dmtl.cli.report import Report
-from dmtl.cli.train import Train, parse_run
 from dmtl.models import ModelConfig
 from dmtl.train import toml
 from dmtl.train.claim import claim_of
@@ -26,7 +20,6 @@ from tests.fixtures.sources import LINES, ROOMS, write_source
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-KINDS = {"train": Train, "eval": Eval, "report": Report, "claim": ClaimArgs}
 SECTIONS = {
     "data": DataConfig,
     "model": ModelConfig,
@@ -38,30 +31,6 @@ SECTIONS = {
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-
-
-def commands() -> list[list[str]]:
-    """The words behind `dmtl` of every line in shell blocks, run by torchrun or in a loop too."""
-    text = "\n".join(blocks("sh")).replace("\\\n", " ").replace("-m dmtl ", "dmtl ").replace("$seed", "1")
-    found = [re.search(r"\bdmtl (.*)", line) for line in text.splitlines()]
-    return [shlex.split(match[1], comments=True) for match in found if match]
-
-
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_commands_are_understood(words, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    command, *arguments = words
-    kind = KINDS[command]
-    if issubclass(kind, RunConfig):
-        parse_run(kind, arguments, command)
-    else:
-        parse(kind, arguments, command)
-
-
-def test_a_wrong_command_would_be_noticed(capsys):
-    with pytest.raises(SystemExit):
-        parse(Train, ["--dry-runs"], "train", default=Train())
-    assert "--dry-runs" in capsys.readouterr().err
 
 
 def test_toml(tmp_path, monkeypatch):

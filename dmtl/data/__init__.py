@@ -77,9 +77,10 @@ def open_dataset(
         size: (height, width) of the images; None: as they are (scenes: their default).
         count: at most so many images (of each source); None: all (scenes: their default).
         seed: of the rendered scenes.
-        format: of a benchmark (`dmtl.data.benchmarks.detect.FORMATS`); None: told by the names in the folder.
+        format: of a benchmark (`dmtl.data.benchmarks.detect.FORMATS`); None: inferred from its folders.
 
-    Errors: DataError that lists what is known.
+    Raises:
+        DataError: nothing of this name or format; lists what is known.
     """
     name = os.fspath(name_or_path)
     if made_to_order(name):

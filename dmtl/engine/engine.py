@@ -52,7 +52,8 @@ class Engine:
             On a CPU "bf16" keeps fp32 wherever that was measured to be faster, as for Winograd's convolution.
         steps: denoising steps; None: as trained; "auto": stop as soon as a step changes no task's logits by
             more than `tolerance` (relative, in L2 over the batch), after at most max(8, as trained) steps.
-        eta, sampler: as in `DiffusionMTL.forward`; default: as configured in the model.
+        eta: as in `DiffusionMTL.forward`; default: as configured in the model.
+        sampler: as in `DiffusionMTL.forward`; default: as configured in the model.
         tasks: names predicted by default; default: all.
         samples: noise samples to average; from 2 on, maps have an uncertainty.
         seed: of the noise.
@@ -64,7 +65,9 @@ class Engine:
         tolerance: see steps.
         inplace: modify the model instead of copying it; it cannot be used afterwards.
 
-    Raises ConfigError naming the option; TypeError if model is not one of ours.
+    Raises:
+        ConfigError: an option that cannot work, by name.
+        TypeError: a model that is not one of ours.
     """
 
     def __init__(
@@ -130,11 +133,20 @@ class Engine:
 
         Args:
             image: float32 [B, 3, H, W] on the engine's device, ImageNet-normalised, any H and W.
-            tasks, steps, eta, sampler, samples: instead of the engine's defaults.
+            tasks: instead of the engine's.
+            steps: instead of the engine's.
+            eta: instead of the engine's.
+            sampler: instead of the engine's.
+            samples: instead of the engine's.
             noise: default `CounterNoise(seed)`; another source gives only one noise sample.
 
-        Returns: maps, whether they are finite, uncertainties (if samples > 1), steps taken (0 in a model
-        without a chain). Raises TypeError and ValueError, naming the argument.
+        Returns:
+            Maps, whether they are finite, uncertainties (if samples > 1), and the steps taken (0 in a model
+            without a chain).
+
+        Raises:
+            TypeError: the type or dtype of an argument.
+            ValueError: the value or shape of an argument.
         """
         call = self._call(
             image, tasks, steps, eta, sampler, noise, self.samples if samples is None else samples

@@ -98,7 +98,7 @@ def evaluate(
         ConfigError: an unknown protocol or task, tasks of one name that differ.
         DataError: a damaged file, unknown ids.
 
-    Example:
+    Examples:
         >>> evaluate("runs/mine", open_dataset("my-data", "val"))["semseg"]["mIoU"]
     """
     if isinstance(protocol, str) and protocol not in PROTOCOLS:

@@ -135,7 +135,8 @@ class SavedMaps:
         tasks: what the maps are (`saved_tasks`).
         needed: task -> ids of the images that must have a map; others may.
 
-    Errors: DataError that lists what is missing; when maps are read, one that names the file.
+    Raises:
+        DataError: lists what is missing; when maps are read, names the file.
     """
 
     device = torch.device("cpu")
@@ -220,7 +221,8 @@ def read_map(
         size: (H, W), the image's.
         reading: (scale, offset) of a PNG, if neither itself nor its kind says so.
 
-    Errors: DataError naming the file, for another size, for values that are no such map.
+    Raises:
+        DataError: another size, or values that cannot be such a map; names the file.
     """
     found = read_stored(path)
     stored = _fitting(path, found.values, size, task.label_channels)

@@ -36,7 +36,8 @@ def match_pixels(
     """Return the best matching of two masks.
 
     Args:
-        a_HW, b_HW: bool [H, W].
+        a_HW: bool [H, W].
+        b_HW: bool [H, W].
         reach: D, the largest distance of a pair in pixels, 0 .. 20,000.
         spare_HW: bool [H, W]: where pixels of a are spare; default: nowhere.
 

@@ -43,7 +43,7 @@ def create_model(
             ImageNet weights that are not available.
         CheckpointError: the file with the encoder's weights is missing, damaged or of another encoder.
 
-    Example:
+    Examples:
         >>> model = create_model("diffusionmtl", tasks=["semseg", "depth"], backbone="efficientnet_lite0")
     """
     if isinstance(model, ModelConfig):

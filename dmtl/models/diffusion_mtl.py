@@ -141,7 +141,7 @@ class _DenseModel(nn.Module):
 class DiffusionMTL(_DenseModel):
     """Initial network + MTDNet (CVPR 2024, arXiv 2403.15389).
 
-    Example:
+    Examples:
         >>> model = dmtl.from_pretrained("runs/demo/diffusion")
         >>> maps = model(image).final                     # image [B, 3, H, W], ImageNet-normalised float
     """
@@ -171,14 +171,14 @@ class DiffusionMTL(_DenseModel):
 
         Args:
             image: float [B, 3, H, W], ImageNet-normalised, any H and W (padded internally to multiples of 32,
-            then cropped).
+                then cropped).
             tasks: names, default all. The initial network always computes all: the condition needs them.
             labelled: task -> int64 rows of the batch that have its label; only these are denoised. Excludes
-            `tasks`.
+                `tasks`.
             steps: denoising steps, default as trained.
             eta: noise of "ddim": 1 ancestral, 0 deterministic; default as configured.
             sampler: "ancestral", "ddim", "dpmpp_2m" or a registered one; default as configured, or "ddim" if
-            `eta` is given.
+                `eta` is given.
             noise: default `CounterNoise(0)`.
             trace: also return the logits after every step.
             upsampled: False leaves logits at 1/8 of the padded image's size, as `ops.map_loss` expects them.

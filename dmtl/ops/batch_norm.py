@@ -73,9 +73,11 @@ def batch_norm(
     Args:
         x: [B, C, H, W] float32, bfloat16, float16 (or float64), any strides, with at least two pixels of a
             channel.
-        weight, bias: [C] float32 or of x's dtype.
+        weight: [C] float32 or of x's dtype.
+        bias: [C] float32 or of x's dtype.
         eps: added to the variance.
-        low, high: the clamp: 0 and infinity for ReLU, 0 and 6 for ReLU6.
+        low: lower end of the clamp: 0 for ReLU and ReLU6.
+        high: upper end of the clamp: infinity for ReLU, 6 for ReLU6.
 
     Returns:
         The map [B, C, H, W] of x's dtype, channels_last; mean and 1 / sqrt(variance + eps), float32 [C]

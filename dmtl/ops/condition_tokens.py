@@ -174,7 +174,8 @@ def condition_tokens(
         weight: [C, sum C_k, k, k] as `fold_reduction` makes it.
         bias: [C].
         reduction: 1, 2 or 4.
-        norm_weight, norm_bias: [C], of the LayerNorm before the query.
+        norm_weight: [C], of the LayerNorm before the query.
+        norm_bias: [C], of the LayerNorm before the query.
         query_weight: [D, C].
         eps: of the LayerNorm.
 

@@ -1,8 +1,8 @@
 """3x3 convolution + bias + ReLU, grouped by task (the denoiser's pre and head layers).
 
 Legend: R rows ((sample, task) pairs, sorted by task), counts[t] rows of task t (sum R, zeros allowed), C
-channels in, K channels out, h x w pixels; x [R, C, h, w], weights[t] [K, C, 3, 3], biases[t] [K],
-tap_biases[t] [K, 3, 3].
+channels in, K channels out, h x w pixels; x is [R, C, h, w], and for every task t weights[t] is [K, C, 3, 3],
+biases[t] is [K], tap_biases[t] is [K, 3, 3].
 
     y[r, k, i, j] = biases[k] + sum over (a, b) with (i + a - 1, j + b - 1) inside the image of
                     tap_biases[k, a, b] + sum_c weights[k, c, a, b] x[r, c, i + a - 1, j + b - 1]

@@ -232,8 +232,13 @@ def cross_attention(
         x: [R, N, C] float32, bfloat16, float16 (or float64), any strides, N >= 1. All other tensors are of
             its dtype and device.
         y: [R, M, C], M >= 1.
-        norm_x_weight, norm_x_bias, norm_y_weight, norm_y_bias, proj_bias: [C].
-        q_weight, proj_weight: [C, C].
+        norm_x_weight: [C].
+        norm_x_bias: [C].
+        norm_y_weight: [C].
+        norm_y_bias: [C].
+        proj_bias: [C].
+        q_weight: [C, C].
+        proj_weight: [C, C].
         kv_weight: [2C, C], the keys' rows first.
         heads: divides C.
         eps: of the LayerNorms.

@@ -189,8 +189,11 @@ def map_loss(
         kind: "cross_entropy" (K = 1), "logistic" (C = 1 or 2, K = 1), "unit" (C = K = 3) or "absolute"
             (C = K = 1).
         ignore: label value without meaning; labels that are not finite have none either.
-        positive_weight, negative_weight, balanced: of "logistic".
-        log, positive: of "absolute"; with either, labels of 0 or less have no meaning.
+        positive_weight: of "logistic": factor on the loss of positive pixels.
+        negative_weight: of "logistic": factor on the loss of negative pixels.
+        balanced: of "logistic": more factors, the row's shares of negative and of positive pixels.
+        log: of "absolute": the loss is that of logarithms; labels of 0 or less have no meaning.
+        positive: of "absolute": labels of 0 or less have no meaning.
 
     Returns:
         [n] float32 (float64 for float64 logits). Differentiable once, in the logits.

@@ -83,9 +83,12 @@ def posterior_step(
     """Compute x_{t-1} from the predicted clean map and x_t, every row at its own time.
 
     Args:
-        x0_hat, x_t: [B, ...], one shape and dtype: float32, bfloat16, float16 (or float64), any strides.
+        x0_hat: [B, ...] float32, bfloat16, float16 (or float64), any strides.
+        x_t: like x0_hat.
         t_B: int64 [B], indices into the tables.
-        coef1_S, coef2_S, sigma_S: float32 [S].
+        coef1_S: float32 [S].
+        coef2_S: float32 [S].
+        sigma_S: float32 [S].
         noise: like x0_hat. Without noise and key_B3 none is added.
         key_B3: int64 [B, 3], rows (seed, task, sample) from which the noise is drawn together with `step`.
         step: 0 <= step < 65536.

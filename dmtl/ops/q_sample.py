@@ -67,7 +67,8 @@ def q_sample(
     Args:
         x0: [B, ...] float32, bfloat16, float16 (or float64), any strides.
         t_B: int64 [B], indices into the tables.
-        sqrt_abar_S, sqrt_one_minus_abar_S: float32 [S].
+        sqrt_abar_S: float32 [S].
+        sqrt_one_minus_abar_S: float32 [S].
         noise: like x0; give either noise or key_B3.
         key_B3: int64 [B, 3], rows (seed, task, sample) from which the noise is drawn together with `step`.
         step: 0 <= step < 65536.

@@ -89,7 +89,9 @@ def token_mlp(
 
     Args:
         x: [..., C] float32, bfloat16, float16 (or float64), any strides. All other tensors are of its dtype.
-        norm_weight, norm_bias, fc2_bias: [C].
+        norm_weight: [C].
+        norm_bias: [C].
+        fc2_bias: [C].
         fc1_weight: [H, C].
         fc1_bias: [H].
         fc2_weight: [C, H].

@@ -39,9 +39,9 @@ class Predictor:
         model: a model, of which an `Engine` is made, or whatever `dmtl.from_pretrained` loads: the folder of
             a run or model, a published file, an id on the Hub; default: the model that comes with dmtl.
         device: anything `torch.device` accepts, or "auto"; default: where the model is (loaded: on the CPU).
-        steps, eta, sampler: of the chain, as in `DiffusionMTL.forward`; default as the model was
-            configured. steps may be "auto": as
-            many as it takes until the maps no longer change.
+        steps: denoising steps, default as trained; "auto": until the maps no longer change.
+        eta: noise of "ddim", as in `DiffusionMTL.forward`; default as configured in the model.
+        sampler: as in `DiffusionMTL.forward`; default as configured in the model.
         tasks: names of the tasks to predict, default all.
         seed: of the chain's noise. Every image gets the same noise, so its maps do not depend on what else is
             predicted.
@@ -58,7 +58,7 @@ class Predictor:
             work.
         CheckpointError: a model that cannot be loaded.
 
-    Example:
+    Examples:
         >>> predictor = Predictor()
         >>> predictor("street.jpg")["semseg"].shape
         torch.Size([480, 640])
@@ -171,11 +171,11 @@ class Predictor:
                 `dmtl.runtime.distributed.connect`; the first one waits for the others and returns the summary
                 of all.
 
-        Errors: OSError, naming the path, when an output cannot be written (no permission, full disk), because
-            no other could be either; DataError when `out_dir` holds other things, or maps of another model
-            or other options; ConfigError when a task is called like one of our folders, for every or frames
-            below 1, for a shard that does not exist, and when nothing but videos is given and PyAV is
-            missing.
+        Raises:
+            OSError: an output cannot be written (no permission, full disk); names the path.
+            DataError: `out_dir` holds other things, or maps of another model or other options.
+            ConfigError: a task is called like one of our folders, `every` or `frames` is below 1, the shard
+                does not exist, or only videos are given and PyAV is missing.
         """
         self._check_files(every, frames)
         part = Part.of(shard, World() if world is None else world)

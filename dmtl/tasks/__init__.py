@@ -62,7 +62,8 @@ def make_task(name: str, kind: str | None = None, **options: Any) -> Task:
         kind: one of `KINDS`; needed for a new name, and must agree with a known one.
         options: fields of the task's class, such as `weight`, `ignore`, `classes`.
 
-    Errors: `ConfigError` for a kind that contradicts the name, an unknown option, a value that cannot work.
+    Raises:
+        ConfigError: a kind that contradicts the name, an unknown option, a value that cannot work.
     """
     if kind is not None and kind not in KINDS:
         raise ConfigError(

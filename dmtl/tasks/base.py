@@ -57,8 +57,10 @@ class Task(Stored):
     The fields below (and those that subclasses add) are its options: `spec()` writes them down and
     `task_from_spec` reads them.
 
-    Errors: `ConfigError` for an option that cannot work; `TypeError` and `ValueError` for the dtype and the
-    shape of a tensor.
+    Raises:
+        ConfigError: an option that cannot work.
+        TypeError: the dtype of a tensor.
+        ValueError: the shape of a tensor.
     """
 
     name: str
@@ -232,7 +234,8 @@ class Task(Stored):
         """How far two decoded predictions of equal shape are apart, as far as their logits justify it.
 
         Args:
-            expected, got: as `decode` gives them.
+            expected: a map as `decode` returns it.
+            got: the map to compare with it.
             logits: computes the logits [B,C,H,W] of `expected`, for kinds in which they matter.
 
         Returns: by default `relative_difference`; see the kind.

@@ -129,7 +129,7 @@ def partial_label_loss(
 
     Args:
         prediction: of `model(image, labelled=labelled_rows(present))`: rows of each task in the order of
-        the batch.
+            the batch.
         labels: task -> [B, K, H, W], with any values in rows without a label.
         present: task -> bool [B] on the CPU, for every task of the model.
         initial_weight: weight a of the initial network's losses.

@@ -84,9 +84,12 @@ def export_folder(
         verify_all: after an interruption compare every finished sample with the source, not two of them: the
             source may have been edited since.
 
-    Errors: DataError for a damaged sample, for a folder that holds something else, was begun from another
-    source, or is being written by another process; OSError where it cannot be written (a full disk). After
-    any of them the call can be repeated.
+    Raises:
+        DataError: a damaged sample; a folder that holds something else, was begun from another source, or is
+            being written by another process.
+        OSError: the folder cannot be written, for example because the disk is full.
+
+    After an error the call can be repeated.
     """
     writer = _Writer(dataset, Path(out), labels)
     writer.root.mkdir(parents=True, exist_ok=True)

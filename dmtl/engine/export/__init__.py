@@ -66,7 +66,9 @@ def export_model(
             compiler); "program", a graph of plain PyTorch operators (`torch.export`).
         size: (H, W) of the images, in pixels; fixed in the file. The batch may have any size.
         tasks: names of the outputs, default all.
-        steps, eta, sampler: of the chain; default: as configured in the model.
+        steps: denoising steps; default: as trained.
+        eta: noise of "ddim"; default: as configured in the model.
+        sampler: of the chain; default: as configured in the model.
         seed: of the chain's noise, stored in the file: the same as `Predictor` uses for every image.
         what: "maps" (decoded) or "logits" [B, C, H, W] at the image's size.
         input: "float32", ImageNet-normalised; or "uint8", RGB, normalised in the file.
@@ -75,10 +77,12 @@ def export_model(
             Smaller images use the upper left part of the noise of `size`.
         opset: version of ONNX's operators; default: the exporter's.
 
-    Raises ConfigError for arguments, missing packages or compilers, a file too large for its format;
-    ExportError if the file's outputs differ from the model's; OSError naming `path` if it cannot be written.
+    Raises:
+        ConfigError: arguments, missing packages or compilers, a file too large for its format.
+        ExportError: the file's outputs differ from the model's.
+        OSError: `path` cannot be written.
 
-    Example:
+    Examples:
         >>> export_model(dmtl.from_pretrained("runs/demo/diffusion"), "model.onnx", size=(480, 640))
     """
     names = chosen_tasks("export", model.tasks, tasks)
