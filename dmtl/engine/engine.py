@@ -6,9 +6,10 @@
     engine(image).final["depth"]                 # logits, as model(image) returns them
 
 Everything that depends only on the parameters is prepared once (`dmtl.engine.network`). `maps` never
-allocates full-size logits. A GPU replays one CUDA graph per call signature. Large images are tiled if memory
-does not suffice (`dmtl.engine.tiles`). Several noise samples give a map of the model's uncertainty
-(`dmtl.engine.noise`). In fp32 an engine computes the same function as its model.
+allocates full-size logits. A GPU replays a CUDA graph for each call signature that comes back
+(`dmtl.engine.graphs`). Large images are tiled if memory does not suffice (`dmtl.engine.tiles`). Several noise
+samples give a map of the model's uncertainty (`dmtl.engine.noise`). In fp32 an engine computes the same
+function as its model.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from dmtl.nn.precision import tf32
 from dmtl.runtime.memory import Pool, return_freed
 
 AUTO_STEPS = 8  # maximum for steps="auto", unless the model was trained with more
+GRAPHS = 1 / 8  # of a GPU's memory, for captured graphs
 OVERLAP = 4  # neighbouring tiles share a quarter of a side
 
 
@@ -102,7 +104,10 @@ class Engine:
             self.form = choose_form(own, self.device, self.precision)
             self.network = Network(own, self.form)
         return_freed()  # memory of folded layers
-        self._graphs = Graphs() if self.device.type == "cuda" else None
+        self._graphs: Graphs | None = None
+        if self.device.type == "cuda":
+            total = torch.cuda.get_device_properties(self.device).total_memory
+            self._graphs = Graphs(memory=GRAPHS * total)
         self._pool = Pool()
         self._last_kind: tuple[torch.Size, int, int] | None = None
 
@@ -272,13 +277,16 @@ class Engine:
         batch, height, width = padded.shape[0], *padded.shape[-2:]
         side = self.tile
         if side is None:
+            available = available_bytes(self.device)
+            if available is not None and self._graphs is not None:
+                available -= self._graphs.held  # their memory looks free between two replays
             return tile_side(
                 self.config,
                 len(call.wanted),
                 batch,
                 height,
                 width,
-                available_bytes(self.device),
+                available,
                 itemsize=self.form.maps.itemsize,
                 samples=len(call.noises),
                 history=self._plan(call).history if self.network.mtdnet is not None else 0,
