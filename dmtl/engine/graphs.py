@@ -69,6 +69,9 @@ class Graphs:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._kept
+
     @property
     def held(self) -> int:
         """Return the bytes of device memory that the graphs hold."""
