@@ -6,15 +6,15 @@
     engine(image).final["depth"]                 # logits, as model(image) returns them
 
 Everything that depends only on the parameters is prepared once (`dmtl.engine.network`). `maps` never
-allocates full-size logits. A GPU replays one CUDA graph per call signature. Large images are tiled if memory
-does not suffice (`dmtl.engine.tiles`). Several noise samples give a map of the model's uncertainty
-(`dmtl.engine.noise`). In fp32 an engine computes the same function as its model.
+allocates full-size logits. A GPU replays a CUDA graph for each call signature that comes back
+(`dmtl.engine.graphs`). Large images are tiled if memory does not suffice (`dmtl.engine.tiles`). Several noise
+samples give a map of the model's uncertainty (`dmtl.engine.noise`). In fp32 an engine computes the same
+function as its model.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,9 +26,10 @@ from torch.profiler import record_function
 
 from dmtl.diffusion import CounterNoise, NoiseSource, Plan, make_sampler
 from dmtl.engine.graphs import Graphs
+from dmtl.engine.heads import finite
 from dmtl.engine.memory import available_bytes, tile_side
 from dmtl.engine.network import LARGE, Network
-from dmtl.engine.noise import average
+from dmtl.engine.noise import KeyedNoise, average, keys_of
 from dmtl.engine.numerics import PRECISIONS, choose_form
 from dmtl.engine.scale import downscale_for, downscaled
 from dmtl.engine.tiles import FACTOR, tiled
@@ -39,6 +40,7 @@ from dmtl.nn.precision import tf32
 from dmtl.runtime.memory import Pool, return_freed
 
 AUTO_STEPS = 8  # maximum for steps="auto", unless the model was trained with more
+GRAPHS = 1 / 8  # of a GPU's memory, for captured graphs
 OVERLAP = 4  # neighbouring tiles share a quarter of a side
 
 
@@ -113,7 +115,10 @@ class Engine:
             self.form = choose_form(own, self.device, self.precision)
             self.network = Network(own, self.form)
         return_freed()  # memory of folded layers
-        self._graphs = Graphs() if self.device.type == "cuda" else None
+        self._graphs: Graphs | None = None
+        if self.device.type == "cuda":
+            total = torch.cuda.get_device_properties(self.device).total_memory
+            self._graphs = Graphs(memory=GRAPHS * total)
         self._pool = Pool()
         self._last_kind: tuple[torch.Size, int, int] | None = None
 
@@ -152,7 +157,7 @@ class Engine:
             image, tasks, steps, eta, sampler, noise, self.samples if samples is None else samples
         )
         padded = pad_image(downscaled(image, call.downscale))
-        side = self._tile(padded, call)
+        side = self._tile("maps", padded, call)
         if not call.wanted:
             return Maps({}, {}, {}, 0)
         with self._computing(padded, call):
@@ -179,7 +184,7 @@ class Engine:
             return Prediction({}, {}, {})
         padded = pad_image(downscaled(image, call.downscale))
         with self._computing(padded, call):
-            (initial, final), _ = self._all_logits(padded, call, self._tile(padded, call))
+            (initial, final), _ = self._all_logits(padded, call, self._tile("logits", padded, call))
         frame = (call.downscale * padded.shape[-2], call.downscale * padded.shape[-1])
 
         def large(maps: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -239,20 +244,24 @@ class Engine:
 
     def _run(self, what: str, tile: Tensor, call: _Call) -> tuple:
         """Compute `_predicted_maps` or `_logits` of a padded image or tile, replaying a graph if possible."""
-        compute = self._predicted_maps if what == "maps" else self._logits
-        counted = all(type(noise) is CounterNoise for noise in call.noises)
-        if self._graphs is None or call.tolerance is not None or not counted:
+        compute = self._predicted_maps if what == "maps" else self._plain_logits
+        if self._graphs is None or not _capturable(call):
             return compute(tile, call)
-        batch = torch.arange(tile.shape[0], device=tile.device)
-        samples = [batch if noise.samples is None else noise.samples.to(tile.device) for noise in call.noises]
-        seeds = _seeds(tuple(noise.seed for noise in call.noises), tile.device)
+        keys = keys_of(call.noises, call.wanted, tile.shape[0], tile.device)
 
-        def of_inputs(tile: Tensor, seeds: Tensor, *samples: Tensor) -> tuple:
-            noises = [CounterNoise(*pair) for pair in zip(seeds.unbind(), samples, strict=True)]
-            return compute(tile, replace(call, noises=noises))
+        def of_inputs(tile: Tensor, *keys: Tensor) -> tuple:
+            return compute(tile, replace(call, noises=[KeyedNoise(call.wanted, key) for key in keys]))
 
-        key = (what, tuple(tile.shape), replace(call, noises=len(call.noises)))
-        return self._graphs(key, of_inputs, (tile, seeds, *samples))
+        return self._graphs(self._signature(what, tile, call), of_inputs, (tile, *keys))
+
+    @staticmethod
+    def _signature(what: str, tile: Tensor, call: _Call) -> tuple:
+        """Return all that a computation depends on besides pixels and noise."""
+        return what, tuple(tile.shape), replace(call, noises=len(call.noises))
+
+    def _plain_logits(self, padded: Tensor, call: _Call) -> tuple[list[dict[str, Tensor]], int]:
+        draws, steps = self._logits(padded, call)
+        return [dict(draw) for draw in draws], steps
 
     def _predicted_maps(self, padded: Tensor, call: _Call) -> tuple[dict, dict, dict, int]:
         draws, steps = self._logits(padded, call)
@@ -287,21 +296,25 @@ class Engine:
                     maps[name], uncertain[name] = average(task, logits, call.size, factor)
                 else:
                     maps[name] = decode(task, logits[0], call.size, factor)
-            finite = {n: torch.stack([d[n].isfinite().all() for d in draws]).all() for n in call.wanted}
-        return maps, finite, uncertain
+            return maps, finite(draws, call.wanted), uncertain
 
-    def _tile(self, padded: Tensor, call: _Call) -> int | None:
+    def _tile(self, what: str, padded: Tensor, call: _Call) -> int | None:
         """Return the side of the tiles; None: the whole image at once."""
+        if self._graphs is not None and self._signature(what, padded, call) in self._graphs:
+            return None  # it has its memory
         batch, height, width = padded.shape[0], *padded.shape[-2:]
         side = self.tile
         if side is None:
+            available = available_bytes(self.device)
+            if available is not None and self._graphs is not None:
+                available -= self._graphs.held  # their memory looks free between two replays
             return tile_side(
                 self.config,
                 len(call.wanted),
                 batch,
                 height,
                 width,
-                available_bytes(self.device),
+                available,
                 itemsize=self.form.maps.itemsize,
                 samples=len(call.noises),
                 history=self._plan(call).history if self.network.mtdnet is not None else 0,
@@ -349,10 +362,9 @@ class _Call:
     initial: bool = False
 
 
-@functools.lru_cache(maxsize=64)
-def _seeds(values: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return the seeds on the device, copied once."""
-    return torch.tensor(values, device=device)
+def _capturable(call: _Call) -> bool:
+    """Whether the call's work is known before it starts, and its noise is that of `CounterNoise`."""
+    return call.tolerance is None and all(type(noise) is CounterNoise for noise in call.noises)
 
 
 def _draws(noise: NoiseSource, samples: int) -> list[NoiseSource]:

@@ -1,20 +1,63 @@
-"""Average several noise samples: one map and one uncertainty for each task.
+"""Noise of an engine's calls: keys for captured graphs, and the average of several noise samples.
 
-They are averaged as `Task.values` of their logits (probabilities, unit vectors, values) at the image's size,
-a band of rows at a time, so that memory does not grow with classes times pixels.
+Samples are averaged as `Task.values` of their logits (probabilities, unit vectors, values) at the image's
+size, a band of rows at a time, so that memory does not grow with classes times pixels.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmtl.diffusion import CounterNoise, Pairs
+from dmtl.diffusion.noise import Draws
+from dmtl.diffusion.pairs import joined
 from dmtl.tasks import Task
 
 BAND = 1 << 22  # elements of upsampled logits held at a time
+
+
+@dataclass(frozen=True)
+class KeyedNoise:
+    """Noise of known keys, which a captured graph reads again at every replay.
+
+    key_R3: keys of the rows of all these tasks, from `keys_of`.
+    """
+
+    tasks: tuple[str, ...]
+    key_R3: Tensor
+
+    def draws(self, pairs: Pairs, x: Tensor) -> Draws:
+        """Return the draws for signals whose rows are whole batches of some of the tasks."""
+        each = dict(zip(self.tasks, self.key_R3.chunk(len(self.tasks)), strict=True))
+        key = self.key_R3 if pairs.tasks == self.tasks else joined([each[task] for task in pairs.tasks])
+        return lambda draw: {"key_B3": key, "step": draw}
+
+
+def keys_of(
+    noises: Sequence[CounterNoise], tasks: tuple[str, ...], batch: int, device: torch.device
+) -> list[Tensor]:
+    """Return the keys [R, 3] of each noise for a batch of all tasks. The usual ones are kept."""
+    usual = (noise.samples is None and isinstance(noise.seed, int) for noise in noises)
+    return [
+        (_usual_key(noise.seed, tasks, batch, device) if kept else _key(noise, tasks, batch, device))
+        for noise, kept in zip(noises, usual, strict=True)
+    ]
+
+
+def _key(noise: CounterNoise, tasks: tuple[str, ...], batch: int, device: torch.device) -> Tensor:
+    pairs = Pairs.of(dict.fromkeys(tasks), batch)
+    return noise.draws(pairs, torch.empty(0, device=device))(0)["key_B3"]
+
+
+@functools.lru_cache(maxsize=64)
+def _usual_key(seed: int, tasks: tuple[str, ...], batch: int, device: torch.device) -> Tensor:
+    return _key(CounterNoise(seed), tasks, batch, device)
 
 
 def average(task: Task, draws: Sequence[Tensor], size: tuple[int, int], factor: int) -> tuple[Tensor, Tensor]:
