@@ -183,8 +183,12 @@ def test_names_that_are_not_quite_those_of_the_files(tmp_path, file, name):
 
 
 def test_names_that_are_too_much_alike(tmp_path):
-    """Two files without the suffix that a name lacks, and names that are the same in one Unicode form."""
+    """A file without a suffix could be one of two, a.png.png is not a.png, and names in two Unicode forms."""
     write_images(tmp_path / "images")
+    (tmp_path / "images" / "d.png").rename(tmp_path / "images" / "d.png.png")
+    (tmp_path / "annotations.xml").write_text(cvat_file(cvat_image(0, "d", "")))
+    with pytest.raises(DataError, match="no image file .*images/d.png'"):
+        import_made("cvat", tmp_path, tmp_path / "out", lambda root: {"source": root})
     (tmp_path / "images" / "a.jpg").write_bytes(b"")
     text = cvat_file(cvat_image(0, "a", "")).replace("a.png", "a")
     (tmp_path / "annotations.xml").write_text(text)

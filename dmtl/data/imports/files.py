@@ -189,7 +189,9 @@ class Images:
         paths = {nfc(path.relative_to(self.root).as_posix()): path for path in self.files()}
         for name, path in paths.items():
             stem = os.path.splitext(name)[0]
-            found[stem] = None if stem in found else path
+            # a.jpg.png is the mask of a.jpg rather than that image
+            if _suffix(stem) not in IMAGE_SUFFIXES:
+                found[stem] = None if stem in found else path
         return found | paths
 
     def id(self, path: Path) -> str:
