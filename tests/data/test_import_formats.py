@@ -522,6 +522,7 @@ def test_label_studio_urls(tmp_path, url):
         (with_value(data={"image": "../a.png"}), "'../a.png', expected a relative path"),
         (with_value(data={"left": "a.png", "right": "b.png"}), "data: no 'image'"),
         (at("annotations", 0, "result", 0)(with_value(type="bitmask")), "unknown result 'bitmask'"),
+        (at("annotations", 0, "result", 0)(with_value(type="rectangle", id="y", value=7)), "value: 7, exp"),
         (at("annotations", 0, "result", 0)(without("original_width")), "no 'original_width'"),
         (at("annotations", 0, "result", 0)(with_value(image_rotation=90)), "the image was rotated"),
         (at("annotations", 0, "result", 0, "value")(without("x")), "no 'x'"),

@@ -77,8 +77,8 @@ def import_folder(
 
     Raises:
         ConfigError: an option that cannot work.
-        DataError: annotations that are damaged or contradict the images, named by file and entry; a split
-            that `out` has already.
+        DataError: annotations that are damaged or contradict the images, named by file and entry;
+            `out` has all of the splits already.
     """
     out = Path(out)
     for folder in _inputs(Path(source), options):

@@ -159,7 +159,7 @@ def _regions(results: Node, omitted: Counter[str]) -> _Regions:
             )
         if (turn := node.get("image_rotation")) is not None and turn.number():
             raise DataError(f"{node.where}: the image was rotated in the tool, expected image_rotation 0")
-        chosen = None if kind in AREAS else node["value"].get(kind)
+        chosen = node["value"].get(kind)
         labels = [] if chosen is None else [label.text() for label in chosen.list()]
         if len(labels) > 1:
             raise DataError(f"{node.where}: {plural(len(labels), 'label')}, expected one for each region")
