@@ -45,7 +45,7 @@ gpu-check:                          ## on a CUDA machine: build, time and test e
 	$(PYTHON) -m benchmarks.gpu_check
 
 clean:
-	rm -rf $(VENV) build runs
+	rm -rf $(VENV) .cache build runs
 
 $(RUN):
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer not found; set PYTHON=..." >&2; exit 1; }
