@@ -249,15 +249,14 @@ def check_names(sources: Iterable[Source]) -> None:
 
 def _names(dataset: LabelledImages, source: Source) -> dict[str, str]:
     """Return the tasks that a source brings: their names here -> in its data set."""
-    for key, tasks in (("drop", source.drop), ("rename", source.rename)):
+    kept = [task for task in dataset.tasks if task not in source.drop]
+    for key, tasks, known in (("drop", source.drop, dataset.tasks), ("rename", source.rename, kept)):
         for task in tasks:
-            if task not in dataset.tasks:
-                unknown = unknown_name("task", task, dataset.tasks)
+            if task not in known:
+                unknown = unknown_name("task", task, known)
                 raise ConfigError(f"data.sources: {key} of {source.name}: {unknown}")
     names: dict[str, str] = {}
-    for own in dataset.tasks:
-        if own in source.drop:
-            continue
+    for own in kept:
         new = source.rename.get(own, own)
         if new in names:
             raise ConfigError(

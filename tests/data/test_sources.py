@@ -121,6 +121,7 @@ def test_rendered_images_are_a_source(roots):
 REFUSED = [
     (dict(rooms=dict(drop=["dept"])), "drop of rooms: unknown task 'dept', did you mean 'depth'"),
     (dict(rooms=dict(rename={"edge": "x"})), "rename of rooms: unknown task 'edge'"),
+    (dict(rooms=dict(drop=["depth"], rename={"depth": "x"})), "rename of rooms: unknown task 'depth'"),
     (dict(rooms=dict(drop=["semseg", "depth"])), "drop of rooms leaves no task"),
     (dict(rooms=dict(rename={"depth": "semseg"})), "rooms has two tasks called 'semseg', semseg and depth"),
     (dict(lines=dict(rename={"boundaries": "semseg"})), "lines cannot rename boundaries to semseg"),

@@ -186,7 +186,7 @@ def test_scores_of_each_source_are_those_of_the_source_alone(config_for):
 
 
 def test_a_run_writes_scores_by_source(config_for):
-    config = config_for(weights=dict(lines=2.5), optim=dict(steps=2), data=dict(cache_dir=None))
+    config = config_for(weights=dict(lines=2.5), optim=dict(steps=2), data=dict(resize=False))
     trainer = Trainer(config)
     metrics = trainer.fit()
     summary = json.loads((trainer.out / "metrics.json").read_text())

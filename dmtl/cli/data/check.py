@@ -95,17 +95,20 @@ def open_split(
     from dmtl.data.sources import Joined, Part
     from dmtl.errors import DataError
 
-    found: list[LabelledImages] = []
-    for root in [source.root for source in sources] or [args.data]:
+    parts: list[Part] = []
+    targets: Sequence[DataSource | None] = sources or [None]
+    for source in targets:
+        root = args.data if source is None else source.root
         try:
-            found.append(open_readable(args, root, split))
+            dataset = open_readable(args, root, split)
+            if source is None:
+                return [dataset]
+            parts.append(Part(dataset, source))
         except DataError as error:
             if not (Path(root) / "splits" / f"{split}.txt").exists():
                 raise  # nothing of that name: a word of the command line, no problem of the data
             problems.append(Problem.of(error))
-    if not sources or len(found) < len(sources):
-        return found
-    return Joined([Part(dataset, source) for dataset, source in zip(found, sources, strict=True)]).parts
+    return Joined(parts).parts if parts else []
 
 
 def open_readable(args: Check, root: str, split: str) -> LabelledImages:
