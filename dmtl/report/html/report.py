@@ -41,8 +41,8 @@ def write_page(
     """Write the page of a comparison. Sections whose logs, labels, models or data are missing are left out.
 
     Args:
-        train_set: sources of the pictures; default: as configured in the last method's first run.
-        val_set: sources of the pictures; default: as configured in the last method's first run.
+        train_set: images for the training pictures; default: as configured in the last method's first run.
+        val_set: images for the validation pictures; default: as configured in the last method's first run.
         pictures: validation images, predicted by the first run of every method; default: 4, or none if
             there are more than two methods.
         train_pictures: the same for the training split.
