@@ -113,8 +113,8 @@ class MappingNetwork(nn.Module):
         Args:
             maps: task -> [N, D, h, w], for all tasks.
             image: int64 [P], which of the N images a pair is of.
-            source: int64 [P], number of the task that is mapped.
-            target: int64 [P], number of the other task.
+            source: int64 [P], number of the first task.
+            target: int64 [P], number of the second task.
         """
         tasks, images = len(maps), len(next(iter(maps.values())))
         x = torch.cat([layer(maps[task]) for task, layer in self.inputs.items()])  # task by task
