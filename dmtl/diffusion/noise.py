@@ -58,20 +58,30 @@ class CounterNoise:
 
     def draws(self, pairs: Pairs, x: Tensor) -> Draws:
         """Compute keys [R, 3] = (seed, task, sample) for the rows of x, once for all draws."""
-        keys = []
-        for task, rows, count in zip(pairs.tasks, pairs.rows, pairs.counts, strict=True):
-            if self.samples is None:
-                samples = torch.arange(count, device=x.device) if rows is None else rows
-            else:
-                samples = self.samples if rows is None else self.samples[rows]
-            samples = samples.to(x.device)
-            if isinstance(self.seed, Tensor):
-                seed = self.seed.expand(samples.shape)
-            else:
-                seed = torch.full_like(samples, self.seed)
-            number = torch.full_like(samples, task_number(task))
-            keys.append(torch.stack([seed, number, samples], 1))
-        key_R3 = joined(keys)
+        if self.samples is None:
+            places = zip(pairs.rows, pairs.counts, strict=True)
+            samples_R = joined(
+                [
+                    torch.arange(n, device=x.device) if rows is None else rows.to(x.device)
+                    for rows, n in places
+                ]
+            )
+        else:
+            samples_R = pairs.repeat(self.samples.to(x.device))
+        numbers = [
+            task_number(task) for task, n in zip(pairs.tasks, pairs.counts, strict=True) for _ in range(n)
+        ]
+        if len(samples_R) != len(numbers):
+            signals = f"{len(numbers)} rows of {len(pairs.tasks)} tasks"
+            raise ValueError(
+                f"CounterNoise: samples must name every image, got {len(samples_R)} for {signals}"
+            )
+        number_R = torch.tensor(numbers, dtype=torch.int64).to(x.device, non_blocking=True)
+        if isinstance(self.seed, Tensor):
+            seed_R = self.seed.expand(samples_R.shape)
+        else:
+            seed_R = torch.full_like(samples_R, self.seed)
+        key_R3 = torch.stack([seed_R, number_R, samples_R], 1)
         return lambda draw: {"key_B3": key_R3, "step": draw}
 
 

@@ -40,6 +40,9 @@ class Pairs:
 
     def repeat(self, x: Tensor) -> Tensor:
         """Gather [R, ...], the row of each pair's sample, from [B, ...] that all tasks share."""
+        rows = [row for row in self.rows if row is not None]
+        if len(rows) == len(self.rows):
+            return x[joined(rows)]
         return joined([taken(x, r) for r in self.rows])
 
     def split(self, x: Tensor) -> dict[str, Tensor]:

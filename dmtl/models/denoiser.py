@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -120,8 +119,7 @@ class Denoiser(nn.Module):
 
     def timed(self, layers: Layers, level: float) -> list[GroupedConv]:
         """Return the first layers with this step's time embedding in their biases."""
-        device = self.time_embedding.weight.device
-        time_C = self.time_embedding(torch.full((1,), level, device=device))[0]
+        time_C = self.time_embedding.of_level(level)
         return [group.shifted(time_C) for group in layers.pre]
 
     def forward(

@@ -13,7 +13,7 @@ from dmtl import ops
 from dmtl.models.config import ModelConfig
 from dmtl.nn.backbone import make_backbone
 from dmtl.nn.conv3x3 import Conv3x3
-from dmtl.nn.precision import cast
+from dmtl.nn.precision import cast, lowered
 from dmtl.nn.resnet import BasicBlock
 from dmtl.tasks import Task
 
@@ -55,21 +55,23 @@ class InitialNetwork(nn.Module):
     def encode(self, image: Tensor) -> Tensor:
         """Run the first half of `forward`: image -> the feature map [B, C, H/8, W/8] for all decoders."""
         size = (image.shape[-2] // 8, image.shape[-1] // 8)
-        maps = [
-            F.interpolate(m, size, mode="bilinear", align_corners=False) if m.shape[-2:] != size else m
-            for m in self.backbone(image)
-        ]
-        return self.embed(torch.cat(maps, dim=1))
+        with lowered(self.backbone), lowered(self.embed):
+            maps = [
+                F.interpolate(m, size, mode="bilinear", align_corners=False) if m.shape[-2:] != size else m
+                for m in self.backbone(image)
+            ]
+            return self.embed(torch.cat(maps, dim=1))
 
     def decode(
         self, shared: Tensor, learning: Collection[str] | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Run the second half of `forward`."""
         features, logits = {}, {}
-        for task, decoder in self.decoders.items():
-            with nullcontext() if learning is None or task in learning else torch.no_grad():
-                features[task] = decoder(shared)
-                logits[task] = self.heads[task](features[task])
+        with lowered(self.decoders), lowered(self.heads):
+            for task, decoder in self.decoders.items():
+                with nullcontext() if learning is None or task in learning else torch.no_grad():
+                    features[task] = decoder(shared)
+                    logits[task] = self.heads[task](features[task])
         return features, logits
 
 

@@ -7,7 +7,7 @@ feature. Prediction Diffusion noises the preliminary logits and denoises them in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ from dmtl.diffusion import NoiseSource, Pairs, Plan, Schedule, make_sampler, noi
 from dmtl.models.config import ModelConfig
 from dmtl.models.denoiser import Condition, Denoiser, Layers
 from dmtl.models.initialisation import start_as_identity, start_without_correction
+from dmtl.nn.precision import Weights, lower, lowered, using
 
 
 class MTDNet(nn.Module):
@@ -104,11 +105,14 @@ class MTDNet(nn.Module):
         if config.detach_signal:
             start, packed = ([x.detach() for x in signals] for signals in (start, packed))
         fold = _worth_folding(start, plan, pairs, config.width)
+        kinds = (nn.Conv2d, nn.Linear, nn.LayerNorm)  # the cross blocks' operators cast their norms
+        weights = lower(self.denoiser, len(plan.levels), kinds)
         run = Run(
             pairs=pairs,
             tokens=pairs.repeat(tokens_BNC),
             query=pairs.repeat(query_BNC),
-            layers=self.denoiser.layers(pairs.tasks, fold=fold, pack=fold),
+            layers=None if weights[0] else self.denoiser.layers(pairs.tasks, fold=fold, pack=fold),
+            weights=weights,
             plan=plan,
             noise=noise,
             anchors=dict(zip(pairs.tasks, packed, strict=True)) if config.residual else None,
@@ -127,13 +131,14 @@ class MTDNet(nn.Module):
         draws = [run.noise.draws(group, x) for group, x in zip(groups, start, strict=True)]
         scale = config.signal_scale
         to_chain = (lambda x: x) if scale == 1 else (lambda x: scale * x)
+        weights = iter(run.weights)
 
         def denoise(noisy: list[Tensor], level: float) -> list[Tensor]:
-            arguments = (run.tokens, run.query, noisy, pairs, level, run.layers)
+            arguments = (next(weights, []), run, noisy, level)
             if self.recompute and torch.is_grad_enabled():
-                clean = checkpoint(self.denoiser, *arguments, use_reentrant=False, preserve_rng_state=False)
+                clean = checkpoint(self._denoised, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
-                clean = self.denoiser(*arguments)
+                clean = self._denoised(*arguments)
             if run.anchors is not None and config.diffusion == "prediction":
                 clean = [anchor + x for anchor, x in zip(run.anchors.values(), clean, strict=True)]
             return clean
@@ -143,12 +148,19 @@ class MTDNet(nn.Module):
         for estimate in reverse_chain(denoise, noisy, run.plan, draws, to_chain, every):
             yield Denoised(pairs, estimate, run.anchors)
 
+    def _denoised(self, weights: Weights, run: Run, noisy: list[Tensor], level: float) -> list[Tensor]:
+        """Run the denoiser, with a step's own weights if there are any."""
+        with using(weights):
+            layers = run.layers or self.denoiser.layers(run.pairs.tasks)
+            return self.denoiser(run.tokens, run.query, noisy, run.pairs, level, layers)
+
     def logits(self, denoised: Denoised) -> dict[str, Tensor]:
         """Compute logits from a denoised state: task -> [n, C_T, h, w]."""
         signals = denoised.by_task()
         if self.config.diffusion == "prediction":
             return signals
-        logits = {task: self.heads[task](x) for task, x in signals.items()}
+        with lowered(self.heads):
+            logits = {task: self.heads[task](x) for task, x in signals.items()}
         anchors = denoised.anchors
         return logits if anchors is None else {task: anchors[task] + x for task, x in logits.items()}
 
@@ -156,16 +168,17 @@ class MTDNet(nn.Module):
 @dataclass(frozen=True)
 class Run:
     """What the chain needs besides its signals: the pairs of its rows, the condition's tokens and first query
-    for every row, the denoiser's layers, the steps, the noise and, in a residual model, the initial logits
-    to add corrections to."""
+    for every row, the denoiser's layers (None if each step has its own weights, `nn.precision.lower`), the
+    steps, the noise and, in a residual model, the initial logits to add corrections to."""
 
     pairs: Pairs
     tokens: Tensor
     query: Tensor
-    layers: Layers
+    layers: Layers | None
     plan: Plan
     noise: NoiseSource
     anchors: dict[str, Tensor] | None = None
+    weights: Sequence[Weights] = ()
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ class TimeEmbedding(nn.Module):
     def __init__(self, width: int, frequencies: int = 256):
         super().__init__()
         self.frequencies = frequencies
+        self._sinusoids: dict[tuple[float, torch.device], Tensor] = {}
         self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
 
     @property
@@ -35,4 +36,19 @@ class TimeEmbedding(nn.Module):
         return first.weight
 
     def forward(self, t_B: Tensor) -> Tensor:
-        return self.mlp(sinusoidal_embedding(t_B, self.frequencies).to(self.weight.dtype))
+        return self._embedded(sinusoidal_embedding(t_B, self.frequencies))
+
+    def of_level(self, level: float) -> Tensor:
+        """Return the vector [width] of one step, whose sinusoids are kept."""
+        key = (level, self.weight.device)
+        sinusoid = self._sinusoids.get(key)
+        if sinusoid is None:
+            with torch.inference_mode(False):  # training may use what was first computed in an evaluation
+                t_1 = torch.full((1,), level, device=self.weight.device)
+                sinusoid = sinusoidal_embedding(t_1, self.frequencies)
+            if not torch.compiler.is_compiling():  # there it is a constant of the graph
+                self._sinusoids[key] = sinusoid
+        return self._embedded(sinusoid)[0]
+
+    def _embedded(self, sinusoids: Tensor) -> Tensor:
+        return self.mlp(sinusoids.to(self.weight.dtype))

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import overload
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Precision -> dtype of stored values."""
@@ -62,3 +62,95 @@ def cast(x: Tensor | None) -> Tensor | None:
 def cast_all(xs: Sequence[Tensor]) -> list[Tensor]:
     """Apply `cast` to each."""
     return [cast(x) for x in xs]
+
+
+Weights = list[tuple[nn.Module, str, Tensor]]
+"""Modules, names of their parameters, and what stands in their place."""
+
+
+def lower(
+    module: nn.Module, copies: int = 1, kinds: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear)
+) -> list[Weights]:
+    """Cast a module's weights to autocast's dtype, all of them in one operator.
+
+    These are weights and biases that autocast, or the fused ops, would cast wherever they are used. Each copy
+    is for one use: the gradients of all copies are added up in the parameters' dtype.
+
+    Args:
+        kinds: modules whose parameters are cast, torch's and ours: what others do with theirs is not known.
+
+    Returns:
+        The weights of each copy, for `using`; empty ones if there is nothing to cast: without autocast or
+        gradients, and for compiled modules, whose compiler casts for itself.
+    """
+    device = next((p.device.type for p in module.parameters()), "cpu")
+    lowers = torch.is_grad_enabled() and torch.is_autocast_enabled(device)
+    if not lowers or torch.compiler.is_compiling() or any(m._compiled_call_impl for m in module.modules()):
+        return [[] for _ in range(copies)]
+    places = [
+        (part, name, parameter)
+        for part in module.modules()
+        if isinstance(part, kinds) and type(part).__module__.startswith(("torch.nn.", "dmtl."))
+        for name, parameter in part.named_parameters(recurse=False)
+    ]
+    if not places:
+        return [[] for _ in range(copies)]
+    found = _Lower.apply(torch.get_autocast_dtype(device), copies, *[parameter for *_, parameter in places])
+    each = zip(*[iter(found)] * len(places), strict=True)
+    return [[(part, name, x) for (part, name, _), x in zip(places, xs, strict=True)] for xs in each]
+
+
+@contextmanager
+def using(weights: Weights) -> Iterator[None]:
+    """Compute with these weights in this context."""
+    own = [part._parameters[name] for part, name, _ in weights]
+    try:
+        for part, name, x in weights:
+            part._parameters[name] = x  # type: ignore[assignment]
+        yield
+    finally:
+        for (part, name, _), parameter in zip(weights, own, strict=True):
+            part._parameters[name] = parameter
+
+
+def lowered(module: nn.Module) -> AbstractContextManager[None]:
+    """Return a context in which the module computes with weights of autocast's dtype (`lower`)."""
+    return using(lower(module)[0])
+
+
+class _Lower(torch.autograd.Function):
+    """Tensors in a lower dtype, several times; see `lower`."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, copies: int, *xs: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.likes = [dict(size=x.shape, stride=x.stride(), dtype=x.dtype, device=x.device) for x in xs]
+        lowered = [torch.empty_like(x, dtype=dtype) for x in xs]
+        torch._foreach_copy_(lowered, xs)
+        found = [x if copy == 0 else x.detach() for copy in range(copies) for x in lowered]
+        frozen = [not x.requires_grad for x in xs] * copies
+        ctx.mark_non_differentiable(*[x for x, stays in zip(found, frozen, strict=True) if stays])
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        sums: list[Tensor | None] = [None] * len(ctx.likes)
+        for first in range(0, len(grads), len(sums)):
+            given = {i: g for i, g in enumerate(grads[first : first + len(sums)]) if g is not None}
+            if not given:
+                continue
+            wide = [torch.empty_strided(**ctx.likes[i]) for i in given]
+            torch._foreach_copy_(wide, list(given.values()))
+            known = [(total, x) for i, x in zip(given, wide, strict=True) if (total := sums[i]) is not None]
+            if known:
+                torch._foreach_add_(*map(list, zip(*known, strict=True)))
+            for i, x in zip(given, wide, strict=True):
+                sums[i] = x if sums[i] is None else sums[i]
+        return None, None, *sums
+
+
+def sources(node: Any, output: int) -> list[tuple[Any, int]]:
+    """Return the functions, with the number of the output, that this output of an autograd function comes
+    from: of a cast of many tensors, only its own."""
+    following = list(node.next_functions)
+    return [following[output % len(following)]] if isinstance(node, _Lower._backward_cls) else following

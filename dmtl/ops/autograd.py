@@ -68,6 +68,8 @@ def recorded(
                 return found[0]
             if constant:
                 ctx.mark_non_differentiable(*[found[i] for i in constant])
+                # Otherwise autograd would make zeros as their gradients.
+                ctx.set_materialize_grads(len(found) - len(constant) > 1)
             return found
 
         @staticmethod

@@ -70,14 +70,16 @@ class BatchLoss(nn.Module):
                 else:
                     prediction = self.model.initial_prediction(image, labelled=rows, upsampled=False)
             with torch.profiler.record_function("dmtl: loss"):
-                total, losses = self._judged(prediction, batch, denoises)
+                total, losses = self._judged(prediction, batch, rows, denoises)
                 added, total = self._added(Seen(batch, prediction, feature, logits), total)
                 losses = dataclasses.replace(losses, added=added)
                 return total, losses.detached()
 
-    def _judged(self, prediction: Prediction, batch: Batch, denoises: bool) -> tuple[Tensor, PairLosses]:
+    def _judged(
+        self, prediction: Prediction, batch: Batch, rows: Mapping[str, Tensor], denoises: bool
+    ) -> tuple[Tensor, PairLosses]:
         tasks = self.model.tasks
-        losses = pair_losses(prediction, batch.labels, batch.present, tasks, final=denoises, upsampled=False)
+        losses = pair_losses(prediction, batch.labels, rows, tasks, final=denoises, upsampled=False)
         total = weighted_sum(
             losses,
             batch.present,

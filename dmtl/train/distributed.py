@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dmtl.errors import ConfigError
+from dmtl.nn.precision import sources
 from dmtl.runtime.distributed import World
 from dmtl.train.config import ExecutionConfig
 
@@ -179,14 +180,15 @@ class _Everything(torch.autograd.Function):
 
 def _leaves(loss: Tensor) -> set[int]:
     """Return the ids of the tensors that `loss.backward()` would give a gradient."""
-    nodes, seen, leaves = [loss.grad_fn], {None, loss.grad_fn}, set()
+    nodes = [(loss.grad_fn, 0)]
+    seen, leaves = set(nodes), set()
     while nodes:
-        node = nodes.pop()
+        node, output = nodes.pop()
         if node is None:
             continue
         if hasattr(node, "variable"):
             leaves.add(id(node.variable))
-        for following, _ in node.next_functions:
+        for following in sources(node, output):
             if following not in seen:
                 seen.add(following)
                 nodes.append(following)

@@ -33,7 +33,10 @@ class PairLosses:
     def parts(self, images: int) -> dict[str, Tensor]:
         """ "<task>" and "initial/<task>": sum over the labelled samples, over `images`; without a graph."""
         named = {**self.final, **{f"initial/{task}": losses for task, losses in self.initial.items()}}
-        return {name: losses.detach().sum() / images for name, losses in named.items()}
+        if not named:
+            return {}
+        sums = torch.stack([losses.detach().sum() for losses in named.values()]) / images
+        return dict(zip(named, sums.unbind(), strict=True))
 
     @classmethod
     def joined(cls, several: Sequence[PairLosses]) -> PairLosses:
@@ -67,18 +70,22 @@ def sample_scale(present: Mapping[str, Tensor]) -> Tensor:
 def pair_losses(
     prediction: Prediction,
     labels: Mapping[str, Tensor],
-    present: Mapping[str, Tensor],
+    rows: Mapping[str, Tensor],
     tasks: Mapping[str, Task],
     *,
     final: bool = True,
     upsampled: bool = True,
 ) -> PairLosses:
-    """Compute losses of all labelled pairs, in float32 whatever the precision; arguments as in
-    `partial_label_loss`. upsampled: False if the prediction's logits are at 1/8 resolution."""
+    """Compute losses of all labelled pairs, in float32 whatever the precision.
+
+    Args:
+        prediction, labels, tasks, final: as in `partial_label_loss`.
+        rows: task -> int64 rows of the batch that have its label, on the labels' device.
+        upsampled: False if the prediction's logits are at 1/8 resolution.
+    """
     last, initial = {}, {}
     for name, logits in prediction.final.items():
-        rows = present[name].nonzero()[:, 0]
-        label = labels[name][rows.to(labels[name].device, non_blocking=True)]
+        label = labels[name][rows[name]]
         loss = tasks[name].loss if upsampled else tasks[name].loss_of_map
         last[name] = loss(logits, label)
         if final:
@@ -101,19 +108,24 @@ def weighted_sum(
         images: B, if `present` is only a part of the step's batch.
         weighting: default: only the tasks' own weights.
     """
+    if not losses.final:
+        return None
     images = len(next(iter(present.values()))) if images is None else images
-    scale_B = sample_scale(present)
-    total = None
-    for name, loss in losses.final.items():
-        rows = present[name].nonzero()[:, 0]
-        factor = (scale_B[rows] * (tasks[name].weight / images)).to(loss.device, non_blocking=True)
-        if name in losses.initial:
-            loss = loss + initial_weight * losses.initial[name]
-        if weighting is not None:
-            loss = weighting.scale(name) * loss + weighting.penalty(name)
-        contribution = (factor * loss).sum()
-        total = contribution if total is None else total + contribution
-    return total
+    weight_T = torch.tensor([tasks[name].weight / images for name in losses.final])
+    factor_TB = weight_T[:, None] * sample_scale(present)
+    factor_R = factor_TB[torch.stack([present[name] for name in losses.final])]
+    loss_R = torch.cat(list(losses.final.values()))
+    if losses.initial:
+        loss_R = loss_R + initial_weight * torch.cat([losses.initial[name] for name in losses.final])
+    if weighting is not None and not weighting.fixed:
+        parts = loss_R.split([len(loss) for loss in losses.final.values()])
+        loss_R = torch.cat(
+            [
+                weighting.scale(name) * part + weighting.penalty(name)
+                for name, part in zip(losses.final, parts, strict=True)
+            ]
+        )
+    return (factor_R.to(loss_R.device, non_blocking=True) * loss_R).sum()
 
 
 def partial_label_loss(
@@ -138,7 +150,8 @@ def partial_label_loss(
     Returns:
         parts: "<task>" and "initial/<task>": sum over labelled samples of the unweighted loss, over B.
     """
-    losses = pair_losses(prediction, labels, present, tasks, final=final)
+    rows = {name: labelled_rows(present, labels[name].device)[name] for name in prediction.final}
+    losses = pair_losses(prediction, labels, rows, tasks, final=final)
     total = weighted_sum(losses, present, tasks, initial_weight=initial_weight)
     if total is None:
         raise ValueError("partial_label_loss: prediction must hold at least one labelled task, got none")

@@ -54,7 +54,7 @@ class _Taken:
     step: int
     ids: list[str]
     present: dict[str, Tensor]
-    losses: dict[str, Tensor]  # task -> final + initial loss of each labelled sample
+    losses: PairLosses
     values: dict[str, Tensor]  # logged values of this process
     norms: dict[str, Tensor]
     bad: Tensor  # bool, agreed by all processes
@@ -245,6 +245,8 @@ class Step:
 
     def _observe(self, losses: PairLosses, bad: Tensor) -> None:
         """Pass finite losses to the weighting."""
+        if self.batch_loss.weighting.fixed:
+            return
         sums = {task: torch.where(bad, torch.nan, loss.sum()) for task, loss in losses.final.items()}
         self.batch_loss.weighting.observe(sums, {task: loss.numel() for task, loss in losses.final.items()})
 
@@ -257,7 +259,6 @@ class Step:
         norms: dict[str, Tensor],
         bad: Tensor,
     ) -> None:
-        each = {task: _both(losses, task) for task in losses.final}
         values, parts = {"loss": loss}, losses.parts(batch.total)
         zero = loss.new_zeros(())  # for tasks labelled only in other processes
         for kind in ("", "initial/") if self.denoises(number) else ("",):
@@ -265,11 +266,12 @@ class Step:
                 values[f"loss/{name}"] = parts.get(name, zero)
         for part in (p for objective in self.batch_loss.by_name.values() for p in objective.parts):
             values[part] = losses.added[part].sum() / batch.total if part in losses.added else zero
-        self._taken.append(_Taken(number, batch.ids, batch.present, each, values, norms, bad))
+        self._taken.append(_Taken(number, batch.ids, batch.present, losses, values, norms, bad))
 
     def _described(self, taken: _Taken) -> Skipped:
         found, all_pairs = {}, {}
-        for task, losses in taken.losses.items():
+        for task in taken.losses.final:
+            losses = _both(taken.losses, task)
             names = [id for id, there in zip(taken.ids, taken.present[task].tolist(), strict=True) if there]
             all_pairs[task] = names
             bad = [n for n, fine in zip(names, torch.isfinite(losses).tolist(), strict=True) if not fine]

@@ -28,6 +28,11 @@ class Options(Protocol):
 class Weighting(nn.Module):
     """Fixed weights, and the interface of the others. The state dict is all that a resumed run needs."""
 
+    @property
+    def fixed(self) -> bool:
+        """Whether all scales are 1, all penalties 0, and losses need not be observed."""
+        return type(self) is Weighting
+
     def scale(self, task: str) -> Tensor | float:
         """Return the factor on the task's losses, a scalar."""
         return 1.0

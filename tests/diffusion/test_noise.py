@@ -76,7 +76,7 @@ def test_bad_counter_noise():
     for samples in ([0, 1], torch.zeros(2), torch.zeros(2, 2, dtype=torch.int64)):
         with pytest.raises(TypeError, match="CounterNoise: samples must be an int64 tensor"):
             CounterNoise(0, samples)
-    with pytest.raises(ValueError, match="key_B3 must be of shape"):
+    with pytest.raises(ValueError, match="samples must name every image, got 4 for 5 rows of 1 tasks"):
         ops.q_sample(
             X,
             torch.zeros(5, dtype=torch.int64),

@@ -203,7 +203,7 @@ def test_one_step_equals_a_model_of_one_level(models):
     # They differ in the time embedding alone: level 1 against level 0.
     assert not torch.allclose(one["semseg"], level0["semseg"], rtol=1e-5)
     embedding = model.mtdnet.denoiser.time_embedding
-    short.mtdnet.denoiser.time_embedding.forward = lambda t: embedding(t + 1)
+    short.mtdnet.denoiser.time_embedding.of_level = lambda level: embedding.of_level(level + 1)
     same(short(image, noise=ArrayNoise(arrays)).final, one)
 
 

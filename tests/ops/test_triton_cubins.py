@@ -9,8 +9,11 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
+from dmtl.ops.registry import REGISTRY
 
 from .cubins import MODULES, ROOT, markdown
 
@@ -21,11 +24,11 @@ pytestmark = pytest.mark.skipif(
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block may ask for
 
 
-def compiled(folder, *options: str) -> list[dict]:
-    """Rows of tests/ops/cubins.py in a process without the interpreter."""
+def compiled(folder, *options: str, program: str = "cubins") -> list[dict]:
+    """The JSON objects that a program of tests/ops prints in a process without the interpreter."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.ops.cubins", *options],
+        [sys.executable, "-m", f"tests.ops.{program}", *options],
         cwd=ROOT,
         env=environment | {"TRITON_CACHE_DIR": str(folder)},
         capture_output=True,
@@ -63,6 +66,16 @@ def test_every_form(tmp_path, module):
     check(rows)
     check(compiled(tmp_path, "--modules", module, "--ones", "--archs", "90"))
     assert not rows or markdown(rows).count("\n") > 2
+
+
+@pytest.mark.slow
+def test_dry_launches(tmp_path):
+    """What real calls ask for, forward and backward, not the forms that a list names: every kernel is
+    specialised and compiled as on a GPU, with a grid and shared memory that there are."""
+    ops = [op for op in REGISTRY if op in MODULES]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda op: compiled(tmp_path, op, program="dry_launch"), ops))
+    assert {name for [launches] in found for name in launches} == kernels()
 
 
 def test_table_names_every_kernel():
