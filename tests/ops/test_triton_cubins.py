@@ -64,7 +64,6 @@ def test_integers_may_be_one(tmp_path):
 def test_every_form(tmp_path, module):
     rows = compiled(tmp_path, "--modules", module)
     check(rows)
-    check(compiled(tmp_path, "--modules", module, "--ones", "--archs", "90"))
     assert not rows or markdown(rows).count("\n") > 2
 
 
