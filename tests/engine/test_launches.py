@@ -16,7 +16,9 @@ from dmtl.nn import resnet
 from dmtl.tasks import make_task
 from tests.ops.tools import missing
 
-pytestmark = pytest.mark.skipif(bool(missing("triton")), reason=missing("triton"))
+pytestmark = pytest.mark.skipif(
+    bool(missing("triton")) or torch.cuda.is_available(), reason="needs Triton's interpreter"
+)
 PASCAL = [make_task("semseg", classes=21), make_task("human_parts", classes=7)]
 PASCAL += [make_task(name) for name in ("sal", "normals", "edge")]
 

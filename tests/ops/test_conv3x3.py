@@ -118,7 +118,7 @@ def test_a_residual_that_triton_does_not_take():
     """Without a ReLU, or with tap biases, the operator has another backend, never a wrong result."""
     case = make_case((1, 2), 16, 8, 4, 5, relu=False, biases=True, taps=True)
     with dmtl.ops.use_backend(conv3x3="triton"), pytest.raises(NotImplementedError, match="a residual needs"):
-        dmtl.ops.conv3x3(**case, residual=torch.zeros(3, 8, 4, 5))
+        dmtl.ops.conv3x3(**case, residual=torch.zeros(3, 8, 4, 5, device=DEVICE))
 
 
 @st.composite
