@@ -304,6 +304,7 @@ def test_claim_without_methods(dmtl, tmp_path, data):
     assert delta["seeds"] == [3] and fixed(delta["each"][0], 2, sign=True) in out
 
 
+@pytest.mark.slow
 def test_a_stopped_claim_stops_its_runs_and_resumes(tmp_path, data):
     """SIGTERM: the run saves its state, the status says so, and the same command goes on from there."""
     words = ["claim", "--data.root", str(data), *SHORT, "--seeds", "0", "--methods", "mtl", "--out", "claim"]

@@ -85,8 +85,8 @@ def test_the_model_is_left_alone_and_its_memory_is_not_kept():
 
 GOLDEN = [
     pytest.param("fp32", None, 1e-4, id="fp32"),
-    pytest.param("bf16", (torch.float32, torch.bfloat16), 2e-2, id="bf16-tokens"),  # whichever this CPU takes
-    pytest.param("bf16", (torch.bfloat16, torch.float32), 2e-2, id="bf16-maps"),
+    pytest.param("bf16", (torch.float32, torch.bfloat16), 2e-2, id="bf16-tokens", marks=pytest.mark.slow),
+    pytest.param("bf16", (torch.bfloat16, torch.float32), 2e-2, id="bf16-maps", marks=pytest.mark.slow),
     pytest.param("bf16", (torch.bfloat16, torch.bfloat16), 3e-2, id="bf16-both"),  # as on a GPU
 ]
 
@@ -222,7 +222,7 @@ def test_many_requests():
     engine = Engine(model)
     engine._graphs = Graphs(Recorded(), limit=4)
     growth = []
-    for number in range(80):
+    for number in range(48):
         if number % 2 == 0:  # each kind twice, so that it is captured
             shape = (draw.randint(1, 3), 3, draw.choice([32, 50, 64, 96]), draw.choice([32, 33, 64]))
             tasks = draw.sample(list(model.tasks), draw.randint(1, 4))
@@ -233,7 +233,7 @@ def test_many_requests():
         assert out.steps == expected.steps
         assert_close(out.maps, expected.maps, 1e-6)
         growth.append(_resident())
-    assert growth[-1] < 1.05 * max(growth[30:40])
+    assert growth[-1] < 1.05 * max(growth[20:28])
 
 
 def _resident() -> int:
