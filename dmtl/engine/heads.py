@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class Logits(dict[str, Tensor]):
     """Task -> logits [B, C_T, h, w].
 
-    joint: [T, ...], of which they are parts, with nothing else but zeros (NaN and infinity come from the same
-    pixels of the same task); None: separate tensors.
+    joint: the tensor [T, B h w, K] that they are parts of, or None. What else it holds is zeros, or NaN for
+    pixels whose features are not finite.
     """
 
     joint: Tensor | None = None

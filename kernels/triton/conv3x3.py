@@ -129,7 +129,7 @@ def _conv3x3_kernel(
     x_ptr += tile_begin * c_in
     k = tl.arange(0, BLOCK_K)
     blocks = tl.cdiv(c_in, BLOCK_K)
-    # Where the sum begins or ends with the residual, there are registers for it.
+    # 16-bit sums begin with the residual and float32 ones end with it: the other way round, registers spill.
     if RESIDUAL and x_ptr.dtype.element_ty != tl.float32:
         acc = _tile(residual_ptr + tile_begin * c_out, valid, n, c_out)
     else:
