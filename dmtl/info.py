@@ -68,7 +68,7 @@ def _ops(devices: list[str]) -> list[dict]:
 def info() -> dict:
     """Everything that `print_info` shows, JSON-able: versions, machine, native modules, devices, ops.
 
-    Asks torch for devices (so it initialises CUDA where there is one); computes nothing.
+    Asks torch for devices (so it initialises CUDA, if there is a GPU); computes nothing.
     """
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     return {

@@ -91,8 +91,8 @@ def _size_table(facts: dict) -> Table:
     for row in facts["sizes"]:
         work = [row["flops"][stage] for stage in stages]
         tile = "whole" if row["tile"] is None else f"{row['tile']} px"
-        figures = (number(value / 1e9) for value in (*work, sum(work)))
-        rows.append(("{} x {}".format(*row["size"]), *figures, mebibytes(row["peak_bytes"]), tile))
+        giga = (number(value / 1e9) for value in (*work, sum(work)))
+        rows.append(("{} x {}".format(*row["size"]), *giga, mebibytes(row["peak_bytes"]), tile))
     columns = ("size", *(f"{stage}\nGFLOP" for stage in (*stages, "all")), "peak memory", "tiles")
     title = f"\nA prediction of all tasks, {plural(facts['batch'], 'image')} at once"
     return table_of(columns, rows, title)

@@ -98,8 +98,8 @@ class LabelledImages:
         return None
 
     def identity(self, task: str | None = None) -> list:
-        """What the images depend on, or the labels of `task`, in plain values: `DiskCached` keeps data of
-        different identity apart. A subclass adds what else decides its pixels: a folder, a seed, a size."""
+        """What the images depend on, or the labels of `task`, in plain values: `DiskCached` separates data of
+        different identity. A subclass adds what else decides its pixels: a folder, a seed, a size."""
         spec = None if task is None else {k: v for k, v in self.tasks[task].spec().items() if k != "weight"}
         return [type(self).__name__, self.name, self.split, self.ids, spec]
 

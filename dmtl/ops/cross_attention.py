@@ -70,7 +70,7 @@ def _reference(
     kv = F.linear(normalised(y, norm_y_weight, norm_y_bias, eps), kv_weight)
     if save:
         a, lse = _core(q, kv, heads)
-    else:  # the library's own fused kernels, where nobody asks for the log-sum-exp
+    else:  # the library's own fused kernels, if the log-sum-exp is not needed
         k, v = (_heads(part, heads) for part in kv.chunk(2, dim=-1))
         a = _joined(F.scaled_dot_product_attention(_heads(q, heads), k, v))
     out = (x + F.linear(a, proj_weight, proj_bias)).contiguous()

@@ -133,7 +133,7 @@ def reasons_against(
 ) -> list[str]:
     """Return why `backend` cannot serve a call of the op with these data tensors; empty when it can.
 
-    operator, args: the call itself, where the shapes of its arguments count too.
+    operator, args: the call itself, if the shapes of its arguments matter too.
     """
     if backend == "reference":
         return why_not(_REFERENCE, tensors)
@@ -216,7 +216,7 @@ def _floating(args: Sequence) -> list[Tensor]:
 
 def _run(spec: OpSpec, operator: Operator, *args: Any) -> Any:
     tensors = _floating(args)
-    # What the op computes on, beside tables of coefficients (which stay float32).
+    # What the op computes on, without the tables of coefficients (which stay float32).
     data = [x for x in tensors if x.dim() > 1 or x is tensors[0]]
     if operator.check_values is not None and data[0].device.type == "cpu":
         operator.check_values(*args)

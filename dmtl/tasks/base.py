@@ -71,7 +71,7 @@ class Task(Stored):
     decoding: ClassVar[str | None] = None  # `decode` as a kind of `dmtl.ops.decode_map`, if it has this kind
     unit: ClassVar[str] = ""  # of decoded values: "m" for distances in metres
     words: ClassVar[Words] = Words()
-    primary: ClassVar[str]  # the figure of `new_metric()` that enters Delta_MTL
+    primary: ClassVar[str]  # the metric of `new_metric()` that enters Delta_MTL
     higher_is_better: ClassVar[bool]
     graded: ClassVar[bool] = False  # errors are amounts (`error`), not right or wrong
     # Positives are a pixel or two wide: they survive when labels shrink, and can be scored as boundaries.
@@ -121,7 +121,8 @@ class Task(Stored):
             logits_BCHW: floating point. Computed in fp32 (fp64 for fp64 logits), with or without autocast.
             label_BKHW: any real dtype. Ignored pixels take no part; their logits get exactly zero gradient.
 
-        Returns: [B], mean over the sample's valid pixels; exactly 0, with zero gradient, where there is none.
+        Returns:
+            [B], mean over the sample's valid pixels; exactly 0, with zero gradient, if it has none.
         """
         self._check_logits("loss", logits_BCHW)
         self._check_label("loss", label_BKHW, "label_BKHW", like=logits_BCHW)
@@ -155,8 +156,8 @@ class Task(Stored):
 
     @property
     def loss_kind(self) -> dict[str, Any] | None:
-        """`loss` as keyword arguments of `dmtl.ops.map_loss`; None where there are none, as for a subclass
-        with channels, `valid`, `_pixel_loss` or `loss` of its own."""
+        """`loss` as keyword arguments of `dmtl.ops.map_loss`; None if it cannot be written so, as for a
+        subclass that defines channels, `valid`, `_pixel_loss` or `loss` itself."""
         defines = next(c for c in type(self).__mro__ if _LOSS & vars(c).keys())
         return {"ignore": self.ignore, **self._loss_kind()} if "_loss_kind" in vars(defines) else None
 
@@ -251,9 +252,11 @@ class Task(Stored):
         raise NotImplementedError(f"{type(self).__name__}.new_metric")
 
     def picture(self, map: Array, value_range: Range = None) -> np.ndarray:
-        """uint8 [H,W,3] of one decoded map ([H,W], or [3,H,W] for vectors).
+        """Return one decoded map ([H,W], or [3,H,W] for vectors) as a picture, uint8 [H,W,3].
 
-        `value_range` fixes the ends of the colour scale where there is one, so that several pictures compare.
+        Args:
+            map: as `decode` returns it, for one image.
+            value_range: ends of the colour scale, if the kind has one, so that several pictures compare.
         """
         dims = 2 if self.label_channels == 1 else 3
         return self._paint(as_array(map, f"{self.name}.picture", "map", dims), value_range)

@@ -43,7 +43,7 @@ class HumanParts(Classes):
     weight: float = 2.0
 
     def crop(self, label_KHW: Tensor) -> Tensor:
-        """Wholly ignored where nobody is left in it, as whole images without a person are (published)."""
+        """Crop; a crop without a person is ignored as a whole, as published for whole images."""
         label_KHW = super().crop(label_KHW)
         somebody = ((label_KHW != 0) & self.valid(label_KHW)).any()
         return label_KHW if somebody else torch.full_like(label_KHW, self.ignore)
