@@ -5,7 +5,7 @@ operator, below the dispatcher: graphs, exports and checkpoints never name one. 
 reaches `dmtl.kernels`, which it loads by name: kernels import the specifications that they implement.
 
 Choice, strongest first: `use_backend(op="name")`, `use_backend("name")`, `DMTL_BACKEND_<OP>`, `DMTL_BACKEND`,
-automatic (the first of `AUTOMATIC` that can; of the operators that say so, the fastest of those that can). An
+automatic (the first of `AUTOMATIC` that can serve the call; for some operators, the fastest that can). An
 explicit choice succeeds or raises NotImplementedError with every candidate's reasons.
 Overrides are global to the process, because backward passes run on other threads.
 """
@@ -90,7 +90,7 @@ _NO_KERNEL = "has no kernel for this op"
 
 
 def add(spec: OpSpec) -> OpSpec:
-    """Register the spec and its operators with torch. One that writes an argument writes its first."""
+    """Register the spec and its operators with torch. One that works in place writes its first argument."""
     REGISTRY[spec.name] = spec
     for operator in filter(None, (spec.forward, spec.backward, *spec.variants)):
         name, run = operator.name, partial(_run, spec, operator)
