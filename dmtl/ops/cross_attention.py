@@ -154,7 +154,7 @@ def _fake_backward(
 
 
 def _kind(x, y, norm_x_weight, norm_x_bias, norm_y_weight, norm_y_bias, q_weight, *rest) -> tuple:
-    """Return what a call's speed depends on; rows are rounded to powers of two, so that few calls are timed."""
+    """Return what the speed of a call depends on; rows are rounded to powers of two to time few calls."""
     heads, *others = (value for value in rest if isinstance(value, int))
     return (x.shape[0].bit_length(), *x.shape[1:], y.shape[1], heads, q_weight is None, *others)
 
