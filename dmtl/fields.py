@@ -65,7 +65,8 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
         raise ConfigError(f"{key} must be a list of {len(arguments)} values, got {value!r}")
     if origin is list:
         if isinstance(value, (list, tuple)):
-            return [_convert(arguments[0], v, key) for v in value]
+            several = dataclasses.is_dataclass(arguments[0])
+            return [_convert(arguments[0], v, f"{key}[{n}]" if several else key) for n, v in enumerate(value)]
         raise ConfigError(f"{key} must be a list, got {value!r:.200}")
     if kind is dict or origin is dict:
         if isinstance(value, Mapping):

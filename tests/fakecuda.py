@@ -1,7 +1,8 @@
 """`torch.cuda` on the CPU, as far as capturing and timing go: a test of code that needs a device.
 
 A captured graph replays the torch operators that it saw, into the same tensors. Time is an account: `kernel`
-takes time of the device, `host` of the host, and nothing else takes any. As on a device, a capture in mode
+takes time of the device, `host` of the host, and nothing else takes any. A graph holds all results of its
+operators. As on a device, a capture in mode
 "global" fails what any thread asks of the driver meanwhile (`pin`); so does a captured synchronisation.
 """
 
@@ -21,7 +22,7 @@ LAUNCH_S = 5e-6
 class FakeCuda:
     def __init__(self, patch: pytest.MonkeyPatch):
         self.host_s = self.device_s = 0.0
-        self.captures = 0
+        self.captures = self.reserved = 0  # the latter: bytes of the graphs that are alive
         self._graph: FakeGraph | None = None  # that is being captured
         self._mode = ""
         fake = self
@@ -47,7 +48,8 @@ class FakeCuda:
             device=lambda device: nullcontext(), graph_pool_handle=object, Stream=Stream,
             current_stream=Stream, stream=lambda stream: nullcontext(), CUDAGraph=lambda: FakeGraph(fake),
             graph=self._capture, Event=Event, synchronize=lambda: None,
-            is_current_stream_capturing=lambda: self._graph is not None,
+            is_current_stream_capturing=lambda: self._graph is not None, empty_cache=lambda: None,
+            memory_reserved=lambda: self.reserved,
         ).items():  # fmt: skip
             patch.setattr(torch.cuda, name, value)
 
@@ -84,12 +86,14 @@ class FakeGraph(TorchDispatchMode):
         super().__init__()
         self._fake = fake
         self.work: list[Callable[[], None]] = []
+        self._size = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
         kwargs = kwargs or {}
         outputs = func(*args, **kwargs)
+        self._grow(sum(x.nbytes for x in tree_leaves(outputs) if isinstance(x, torch.Tensor)))
 
         def again() -> None:
             for old, new in zip(tree_leaves(outputs), tree_leaves(func(*args, **kwargs)), strict=True):
@@ -98,6 +102,13 @@ class FakeGraph(TorchDispatchMode):
 
         self.work.append(again)
         return outputs
+
+    def _grow(self, size: int) -> None:
+        self._size += size
+        self._fake.reserved += size
+
+    def __del__(self) -> None:
+        self._grow(-self._size)
 
     def replay(self) -> None:
         self._fake.host_s += LAUNCH_S

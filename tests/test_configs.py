@@ -74,6 +74,7 @@ def test_configs_exist():
         "camvid-one-label",
         "nyud-one-label",
         "scenes-one-label",
+        "six-tasks",
     }
 
 

@@ -205,6 +205,21 @@ def test_import_is_lean_and_fast():
     assert out.split() == ["set()", "[]", "False", "True", "False"]
 
 
+def test_prediction_starts_without_a_compiler():
+    """Importing torch's compiler takes as long as torch itself, and our encoders predict without it."""
+    out = run_python("""
+        import sys
+        import dmtl.cli.predict
+        import dmtl.predict.predictor
+        from dmtl.engine.memory import encoder_numbers
+        encoder_numbers("efficientnet_lite0", 64)
+        encoder_numbers("resnet18", 64)
+        heavy = {"torch._dynamo", "torch._inductor", "sympy", "triton", "scipy", "jinja2", "av", "onnx"}
+        print(sorted(heavy & set(sys.modules)))
+    """)
+    assert out.split() == ["[]"]
+
+
 def test_public_names_exist():
     """Every lazily exposed name can be imported, and an unknown one is an AttributeError."""
     out = run_python("""

@@ -106,7 +106,9 @@ def test_metadata():
 
 def test_data_files_are_declared():
     """Whatever lies in dmtl/ beside Python and built modules (templates, styles) matches package-data."""
-    patterns = PROJECT["tool"]["setuptools"]["package-data"]["*"]
+    patterns = [
+        pattern for each in PROJECT["tool"]["setuptools"]["package-data"].values() for pattern in each
+    ]
     for path in (ROOT / "dmtl").rglob("*"):
         if path.is_file() and path.suffix not in {".py", ".pyc", ".so", ".pyd", ".dylib"}:
             assert any(path.match(pattern) for pattern in patterns), f"{path} would be left out of the wheel"

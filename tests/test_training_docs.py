@@ -15,6 +15,8 @@ from dmtl.models import ModelConfig
 from dmtl.train import toml
 from dmtl.train.claim import claim_of
 from dmtl.train.config import DataConfig, ExecutionConfig, LogConfig, OptimConfig, RunConfig
+from dmtl.train.setup import open_data
+from tests.fixtures.sources import LINES, ROOMS, write_source
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
@@ -31,12 +33,21 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
-def test_toml(tmp_path):
-    text, table = blocks("toml")
+def test_toml(tmp_path, monkeypatch):
+    text, sources, table = blocks("toml")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "mine.toml").write_text(text.replace('extends = "', 'extends = "configs/'))
     config = toml.read_config(tmp_path / "mine.toml")
     assert (config.optim.lr, config.optim.task_weights, config.optim.epochs) == (1e-5, {"edge": 25}, 100)
+    (tmp_path / "sources.toml").write_text(sources.replace('extends = "', 'extends = "configs/'))
+    config = toml.read_config(tmp_path / "sources.toml")
+    assert [(s.name, s.weight) for s in config.data.sources] == [("nyud", 2), ("bsds", 1), ("kitchens", 1)]
+    write_source(tmp_path / "nyud", {**ROOMS, "edge": {"kind": "binary"}})
+    write_source(tmp_path / "bsds", LINES)
+    write_source(tmp_path / "kitchens" / "nyud", ROOMS)
+    monkeypatch.chdir(tmp_path)
+    data = open_data(config.data)
+    assert list(data.tasks) == ["semseg", "depth", "edge"] and len(data.train) == 18
     (tmp_path / "table.toml").write_text(table.replace('extends = "', 'extends = "configs/claims/'))
     claim = claim_of(toml.read_config(tmp_path / "table.toml"), toml.read_methods(tmp_path / "table.toml"))
     assert list(claim.methods) == ["stl", "mtl", "mtl-equal-time", "feature"] and claim.baseline == "mtl"

@@ -14,13 +14,13 @@ COMMANDS = {
     "demo": "train on rendered scenes, compare with the baseline, write a report: start here",
     "train": "train from a TOML file and options",
     "eval": "evaluate a trained model on a data set",
-    "predict": "predict images, videos and folders",
+    "predict": "predict images, videos and folders: try `dmtl predict photo.jpg`",
     "claim": "train several methods over several seeds and compare them with a baseline",
     "report": "show or compare runs, or the paper's tables: on the terminal, as a page, as files",
     "export": "export a model as one file that runs without dmtl: ONNX or .pt2",
-    "convert": "read the published checkpoint, or write one",
+    "convert": "write a model folder or the published checkpoint from any model",
     "data": "convert a benchmark, show or check a data set, choose labels",
-    "info": "show what was built, and which backend each operator uses here",
+    "info": "show what was built, which backend each operator uses here, or a model",
 }
 
 USAGE = (

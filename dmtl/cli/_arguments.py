@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from dataclasses import is_dataclass
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import tyro
 from tyro.constructors import (
@@ -20,9 +21,12 @@ _registry = ConstructorRegistry()
 
 
 @_registry.primitive_rule
-def _task_specifications(info: PrimitiveTypeInfo) -> UnsupportedTypeAnnotationError | None:
-    """Keep `ModelConfig.tasks`, which comes from the data set, off the command line."""
-    return UnsupportedTypeAnnotationError(()) if info.type == list[dict] else None
+def _tables(info: PrimitiveTypeInfo) -> UnsupportedTypeAnnotationError | None:
+    """Keep lists of tables off the command line: `ModelConfig.tasks`, which comes from the data set, and
+    `DataConfig.sources`."""
+    inner = get_args(info.type) if get_origin(info.type) is list else ()
+    tables = any(kind is dict or is_dataclass(kind) for kind in inner)
+    return UnsupportedTypeAnnotationError(()) if tables else None
 
 
 @_registry.primitive_rule
@@ -66,11 +70,18 @@ def parse_subcommand(
         )
 
 
-def positional(metavar: str) -> tuple:
+def positional(metavar: str, help: str | None = None) -> tuple:
     """Return the markers of a positional argument, named `metavar` in the help:
-    `Annotated[str, *positional("MODEL")]`."""
-    return tyro.conf.arg(metavar=metavar), tyro.conf.Positional
+    `Annotated[str, *positional("MODEL")]`. Its help is `help`, or its docstring."""
+    return tyro.conf.arg(metavar=metavar, help=help), tyro.conf.Positional
 
+
+MODEL = positional(
+    "MODEL",
+    "A run's folder, a model folder, a published file (.pth.tar), an id on the Hub (org/name), or six-tasks, "
+    "the model that comes with dmtl.",
+)
+"""The markers of the argument that names a model."""
 
 Source = Annotated[str, *positional("[DATA]")]
 """The argument that names a data set."""

@@ -161,6 +161,22 @@ def metric_table(
     return table
 
 
+def source_table(
+    sources: Mapping[str, Mapping[str, Mapping[str, float]]],
+    metrics: Mapping[str, Mapping[str, float]],
+    primary: Mapping[str, tuple[str, float, bool]],
+) -> Table:
+    """Return a table of every task's main metric on the images of each source, and of all."""
+    from dmtl.report.runs.values import text_of
+
+    rows = []
+    for task, (metric, _, up) in primary.items():
+        found = [*(values.get(task, {}) for values in sources.values()), metrics[task]]
+        cells = (text_of(values[metric]) if metric in values else "" for values in found)
+        rows.append((task, f"{metric} {'↑' if up else '↓'}", *cells))
+    return table_of(("task", "metric", *sources, "all"), rows, "By source", left=2)
+
+
 def final_and_initial(
     metrics: Mapping[str, Mapping[str, float]], primary: Mapping[str, tuple[str, float, bool]]
 ) -> dict[str, Method]:

@@ -28,6 +28,8 @@ def print_plan(config: RunConfig, facts: dict) -> None:
     for note in facts["notes"]:
         say(note)
     console.print(_label_table(data, steps))
+    if data["sources"]:
+        console.print(_source_table(data["sources"]))
     per_image = ", ".join(f"{n} with {k}" for k, n in data["labels"]["labels_per_image"].items())
     counts = (f"{data[key]:,}" for key in ("train", "labelled", "val"))
     rows = [
@@ -82,6 +84,16 @@ def _label_table(data: dict, steps: dict) -> Table:
     pairs = f"{number(sum(steps['pairs'].values()))}, at most {steps['most_pairs']}"
     table.add_section()
     table.add_row("all", f"{data['labels']['labels']:,}", pairs)
+    return table
+
+
+def _source_table(sources: list[dict]) -> Table:
+    heads = ("source", "training", "in a step", "validation", "labels")
+    table = table_of(heads)
+    table.columns[-1].justify = "left"
+    for s in sources:
+        labels = ", ".join(f"{task} {n:,}" for task, n in s["labels"].items())
+        table.add_row(s["name"], f"{s['train']:,}", number(s["in_step"]), f"{s['val']:,}", labels or "none")
     return table
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.table import Table
 
-from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import bar, console, final_and_initial, metric_table, table_of
+from dmtl.cli._arguments import MODEL, parse
+from dmtl.cli._common import bar, console, final_and_initial, metric_table, source_table, table_of
 from dmtl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ class Eval:
     On several processes or GPUs, with the same results: `torchrun --nproc-per-node 8 -m dmtl eval ...`
     """
 
-    model: Annotated[str | None, *positional("MODEL")] = None
-    """A run's folder, a model folder, a published file (.pth.tar), or an id on the Hub (org/name)."""
+    model: Annotated[str | None, *MODEL] = None
     data: str = "scenes"
-    """"scenes", a folder with dataset.yaml, or a benchmark as distributed."""
+    """"scenes", a folder with dataset.yaml, a benchmark as distributed, or a configuration (.toml) with
+    [[data.sources]]."""
     split: str = "val"
     """Split to evaluate."""
     size: tuple[int, int] | None = None
@@ -78,6 +78,9 @@ class Eval:
     """Noise samples to average; from 2 on also prints the AUROC of errors by uncertainty."""
     precision: str = "auto"
     """"fp32", "bf16", or on a GPU also "fp16" and "tf32"; default: fp32 on a CPU, bf16 on a GPU."""
+    downscale: int | None = None
+    """Factor by which the network sees images smaller; default: about the size of the training images. Maps
+    keep the image's size, at which they are scored."""
     batch_size: int = 8
     """Batch size."""
     seed: int = 0
@@ -127,15 +130,19 @@ def main(arguments: list[str]) -> int:
         return 0
     metrics = rows[0]["metrics"]
     primary = primary_metrics(metrics, evaluation.tasks)
+    sources = rows[0].get("sources", {})
     compared = {} if reference is None else compare_with_baseline(metrics, primary, reference)
     if args.json:
         found = {"metrics": metrics, "primary": primary} if len(rows) == 1 else {"steps": rows}
+        found |= {"sources": rows[0]["sources"]} if sources else {}
         found |= {"protocol": evaluation.description, **compared}
         write_json(args.json, found)
     title = f"{source} on {evaluation}"
     if len(rows) == 1:
         columns = final_and_initial(metrics, primary)
         console.print(metric_table(columns, title, evaluation.notes()))
+        if sources:
+            console.print(source_table(sources, metrics, primary))
     else:
         console.print(_steps_table(title, rows, primary))
     if args.per_class:
@@ -184,7 +191,9 @@ def _engine(args: Eval, model: str, device: torch.device) -> Engine:
     from dmtl.models import from_pretrained
 
     precision = "fp32" if args.published and args.precision == "auto" else args.precision
-    options: dict[str, Any] = dict(sampler=args.sampler, samples=args.samples, inplace=True)
+    options: dict[str, Any] = dict(
+        sampler=args.sampler, samples=args.samples, downscale=args.downscale, inplace=True
+    )
     return Engine(from_pretrained(model).to(device), precision=precision, **options)
 
 
@@ -207,8 +216,10 @@ def _score(
     with saving as writer:
         if writer is not None:
             options["on_maps"] = writer.add
+        sources: dict = {}
+        options["on_sources"] = sources.update
         metrics = evaluation.score(source, watch(evaluation.loader), steps=several[0], **options)
-    return [{"steps": several[0], "metrics": metrics}]
+    return [{"steps": several[0], "metrics": metrics, "sources": sources}]
 
 
 def _steps_table(title: str, rows: list[dict], primary: Mapping[str, tuple]) -> Table:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from dmtl.cli._arguments import parse, positional
+from dmtl.cli._arguments import MODEL, parse
 from dmtl.cli._common import say
 
 
@@ -19,8 +19,7 @@ class Export:
     batch size; its metadata describe inputs and outputs.
     """
 
-    model: Annotated[str, *positional("MODEL")]
-    """A run's folder, a model folder, a published file, or an id on the Hub (org/name)."""
+    model: Annotated[str, *MODEL]
     format: Literal["onnx", "pt2", "program"] = "onnx"
     """onnx: for onnxruntime and others; pt2: machine code, run by PyTorch (AOTInductor); program: a graph of
     plain PyTorch operators (torch.export)."""

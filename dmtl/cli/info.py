@@ -1,13 +1,14 @@
-"""`dmtl info`: show what was built, and which backend each operator uses here; with `--model`: what a model
-is, its work and its memory."""
+"""`dmtl info`: show what was built, and which backend each operator uses here; with MODEL: what a model is,
+its work and its memory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from rich.table import Table
 
-from dmtl.cli._arguments import parse
+from dmtl.cli._arguments import MODEL, parse
 from dmtl.cli._common import console, facts_of, say, table_of
 from dmtl.errors import ConfigError
 from dmtl.text import mebibytes, number, plural
@@ -20,9 +21,7 @@ class Info:
     """Print versions, native modules, and for every operator its backend here and why others were rejected;
     or what a model is, its work and its memory."""
 
-    model: str | None = None
-    """A run's folder, a model folder, a published file, or an id on the Hub (org/name): print this model
-    instead."""
+    model: Annotated[str | None, *MODEL] = None
     size: tuple[int, int] | None = None
     """Height and width of the model's images; default: squares of 256, 512, 1024 and 2048 pixels."""
     batch: int | None = None
@@ -35,20 +34,23 @@ def main(arguments: list[str]) -> int:
     args = parse(Info, arguments, "info")
     if args.model is None:
         alone = args.size is None and args.batch is None and args.device == "auto"
-        _require(alone, "--size, --batch and --device describe the use of a model: add --model MODEL")
+        _require(alone, "--size, --batch and --device describe the use of a model: add MODEL")
         from dmtl.info import print_info
+        from dmtl.models.pretrained import BUILTIN
 
         print_info()
+        say(f"\n{BUILTIN}, the model that comes with dmtl: dmtl info {BUILTIN}")
         return 0
     _require(args.size is None or min(args.size) >= 1, f"--size must be at least 1 1, got {args.size}")
     _require(args.batch is None or args.batch >= 1, f"--batch must be at least 1, got {args.batch}")
     from dmtl.engine.describe import describe_model
-    from dmtl.models import from_pretrained
+    from dmtl.models.pretrained import BUILTIN, from_pretrained
     from dmtl.runtime.devices import pick_device
 
     model = from_pretrained(args.model)
     sizes = [args.size] if args.size else [(side, side) for side in SIZES]
-    _print_model(args.model, describe_model(model, pick_device(args.device), sizes, args.batch or 1))
+    facts = describe_model(model, pick_device(args.device), sizes, args.batch or 1)
+    _print_model(args.model, facts, _about_builtin() if args.model == BUILTIN else [])
     return 0
 
 
@@ -57,8 +59,21 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _print_model(name: str, facts: dict) -> None:
-    """Print a description as tables."""
+def _about_builtin() -> list[tuple[str, str]]:
+    """Return what else is known of the model that comes with dmtl."""
+    from dmtl.models.pretrained import BUILTIN_FOLDER, CARD
+    from dmtl.models.weights import WEIGHTS
+
+    size = (BUILTIN_FOLDER / WEIGHTS).stat().st_size / 1e6
+    return [
+        ("file", f"{size:.1f} MB, part of the package"),
+        ("use", "research: its training images are published for research"),
+        ("model card", str(BUILTIN_FOLDER / CARD)),
+    ]
+
+
+def _print_model(name: str, facts: dict, about: list[tuple[str, str]]) -> None:
+    """Print a description as tables, with more rows `about` it."""
     from dmtl.engine.memory import SHARE
 
     tasks = (f"{t['name']} ({t['kind']}, {plural(t['channels'], 'channel')})" for t in facts["tasks"])
@@ -71,11 +86,13 @@ def _print_model(name: str, facts: dict) -> None:
         free = f"{mebibytes(available)}, planned with {SHARE:.0%} of it"
     rows = [
         ("tasks", ", ".join(tasks)),
+        *((f"  {t['name']}", ", ".join(t["classes"])) for t in facts["tasks"] if t["classes"]),
         ("mechanism", facts["mechanism"]),
         ("network", facts["network"]),
         ("parameters", f"{sum(facts['parameters'].values()) / 1e6:.3g} M: {parts}"),
         ("engine", f"{engine} ({facts['device']}, {facts['precision']})"),
         ("free memory", free),
+        *about,
     ]
     console.print(facts_of(rows, name))
     console.print(_size_table(facts))
@@ -92,7 +109,8 @@ def _size_table(facts: dict) -> Table:
         work = [row["flops"][stage] for stage in stages]
         tile = "whole" if row["tile"] is None else f"{row['tile']} px"
         giga = (number(value / 1e9) for value in (*work, sum(work)))
-        rows.append(("{} x {}".format(*row["size"]), *giga, mebibytes(row["peak_bytes"]), tile))
-    columns = ("size", *(f"{stage}\nGFLOP" for stage in (*stages, "all")), "peak memory", "tiles")
+        size, seen = ("{}x{}".format(*row[key]) for key in ("size", "seen"))
+        rows.append((size, seen, *giga, mebibytes(row["peak_bytes"]).removesuffix(" MiB"), tile))
+    columns = ("size", "seen", *(f"{stage}\nGFLOP" for stage in (*stages, "all")), "peak\nMiB", "tiles")
     title = f"\nA prediction of all tasks, {plural(facts['batch'], 'image')} at once"
     return table_of(columns, rows, title)

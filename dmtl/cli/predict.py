@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -15,7 +16,7 @@ from dmtl.errors import ConfigError
 
 @dataclass(frozen=True)
 class Predict:
-    """Predict every task for images of any size and for videos.
+    """Predict every task for images of any size and for videos: `dmtl predict photo.jpg`
 
     Writes OUT/<task>/<name>.png (class ids, probabilities, 16-bit depth, normals), OUT/pictures, OUT/overview
     and OUT/maps.json, which says how to read the maps. The maps of a video's frames are
@@ -27,10 +28,11 @@ class Predict:
     share the inputs: `torchrun --nproc-per-node 8 -m dmtl predict ...`
     """
 
-    model: Annotated[str, *positional("MODEL")]
-    """A run's folder, a model folder, a published file, or an id on the Hub (org/name)."""
-    images: Annotated[list[str], *positional("IMAGE ...")]
-    """Image files, video files and folders."""
+    words: Annotated[list[str], *positional("[MODEL] IMAGE ...")]
+    """IMAGE: image files, video files and folders of them. MODEL: a run's folder, a model folder, a published
+    file (.pth.tar), an id on the Hub (org/name), or six-tasks, the model that comes with dmtl; default:
+    six-tasks. The first word is MODEL unless it ends like the name of an image or a video, or is a folder
+    without a model."""
     out: str = "predictions"
     """Folder to write."""
     tasks: list[str] | None = None
@@ -47,6 +49,9 @@ class Predict:
     """Images of equal size to compute together; default: 1 on a CPU, up to 8 on a GPU."""
     tile: int | None = None
     """Side in pixels of the tiles of large images; 0: never; default: only if memory would not suffice."""
+    downscale: int | None = None
+    """Factor by which the network sees images smaller, such as 4 for large photos; 1: full size; default:
+    about the size of the training images. Maps keep the image's size."""
     every: int = 1
     """Predict only every N-th frame of a video."""
     frames: int | None = None
@@ -65,15 +70,17 @@ class Predict:
 
 def main(arguments: list[str]) -> int:
     args = parse(Predict, arguments, "predict")
+    from dmtl.models.pretrained import BUILTIN, BUILTIN_FOLDER, CARD
     from dmtl.predict.predictor import Predictor
     from dmtl.runtime.distributed import connect
 
-    if not args.images:
-        raise ConfigError("IMAGE must be at least one file or folder, got none")
+    model, images = _split(args.words)
     shard = _shard(args.shard)
     world = connect(args.device)
+    if model is None and world.main:
+        say(f"model: {BUILTIN}, which comes with dmtl; see {BUILTIN_FOLDER / CARD}")
     predictor = Predictor(
-        args.model,
+        model,
         world.device,
         steps=args.steps,
         sampler=args.sampler,
@@ -83,10 +90,11 @@ def main(arguments: list[str]) -> int:
         precision=args.precision,
         batch_size=args.batch_size,
         tile=args.tile,
+        downscale=args.downscale,
     )
     with bars(stderr=True) if world.main else nullcontext() as new_bar:
         summary = predictor.predict_files(
-            args.images,
+            images,
             args.out,
             pictures=args.pictures,
             npy=args.npy,
@@ -100,7 +108,40 @@ def main(arguments: list[str]) -> int:
         # The first process counts the failures of all; by another status torchrun would end it too early.
         return 0
     say(summary)
+    if args.pictures and summary.written:
+        say(f"pictures of all maps: {summary.out_dir / 'overview'}")
     return 0 if summary.ok else 1
+
+
+def _split(words: list[str]) -> tuple[str | None, list[str]]:
+    """Return MODEL, None for the one that comes with dmtl, and the images."""
+    from dmtl.models.pretrained import BUILTIN
+
+    if not words:
+        raise ConfigError("IMAGE must be at least one file or folder, got none")
+    first, *others = words
+    if not _names_model(first):
+        for word in others:
+            if word == BUILTIN or (os.path.isdir(word) and _names_model(word)):
+                raise ConfigError(f"MODEL must come before the images, got {word} after {first}")
+        return None, words
+    if others:
+        return first, others
+    if first == BUILTIN:
+        raise ConfigError(f"IMAGE must be at least one file or folder, got none after {first}")
+    if not os.path.exists(first):
+        raise ConfigError(f"{first}: no such file or folder, expected an image, a video or a folder of them")
+    raise ConfigError(
+        f"{first} is taken as MODEL, and no IMAGE follows it; if it holds images, pass {BUILTIN} {first}"
+    )
+
+
+def _names_model(word: str) -> bool:
+    """Return whether the first word is MODEL."""
+    from dmtl.models.pretrained import holds_model
+    from dmtl.predict.inputs import SUFFIXES
+
+    return holds_model(word) if os.path.isdir(word) else not word.lower().endswith(SUFFIXES)
 
 
 def _shard(text: str) -> tuple[int, int]:

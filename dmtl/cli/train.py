@@ -12,7 +12,7 @@ from typing import Annotated, TypeVar
 import tyro
 
 from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import console, final_and_initial, metric_table, say, training_bars
+from dmtl.cli._common import console, final_and_initial, metric_table, say, source_table, training_bars
 from dmtl.errors import ConfigError
 from dmtl.train.config import RunConfig
 from dmtl.train.presets import recipe
@@ -70,8 +70,11 @@ def main(arguments: list[str]) -> int:
         return 0
     from dmtl.evaluation.scoring import primary_metrics
 
-    methods = final_and_initial(metrics, primary_metrics(metrics, trainer.model.tasks))
+    primary = primary_metrics(metrics, trainer.model.tasks)
+    methods = final_and_initial(metrics, primary)
     console.print(metric_table(methods, f"{config.out}: {trainer.step} steps"))
+    if trainer.sources:
+        console.print(source_table(trainer.sources, metrics, primary))
     say(f"model: {trainer.out / 'model'}")
     return 0
 

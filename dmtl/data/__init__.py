@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dmtl.errors import DataError, did_you_mean
@@ -15,6 +15,7 @@ from dmtl.registry import Registry
 
 if TYPE_CHECKING:
     from dmtl.data.base import LabelledImages
+    from dmtl.data.sources import Joined, Source
 
 DATASETS: Registry[Callable[..., LabelledImages]] = Registry(
     "data set", {"scenes": "dmtl.data.scenes:Scenes"}
@@ -45,8 +46,9 @@ _HOME = {
     "summary": "folder.check",
     "export_folder": "folder.write",
     "open_distribution": "benchmarks.detect",
+    "Source": "sources",
 }
-__all__ = ["DATASETS", "made_to_order", "open_dataset", *_HOME]
+__all__ = ["DATASETS", "made_to_order", "open_dataset", "open_sources", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
@@ -66,13 +68,14 @@ def open_dataset(
     format: str | None = None,
 ) -> LabelledImages:
     """Open `"scenes"` (rendered, needs no files) or another registered name, the path of a folder with a
-    `dataset.yaml`, or that of a benchmark as its authors distribute it.
+    `dataset.yaml`, that of a benchmark as its authors distribute it, or a configuration (.toml) with
+    `[[data.sources]]`.
 
     Args:
         split: "train", "val", ... as the data set has them.
         tasks: names of the tasks wanted; None: all it has.
         size: (height, width) of the images; None: as they are (scenes: their default).
-        count: maximum number of images; None: all (scenes: their default).
+        count: at most so many images (of each source); None: all (scenes: their default).
         seed: of the rendered scenes.
         format: of a benchmark (`dmtl.data.benchmarks.detect.FORMATS`); None: inferred from its folders.
 
@@ -85,14 +88,54 @@ def open_dataset(
         return DATASETS.get(name)(split, seed=seed, tasks=tasks, **options)
     from dmtl.data.loading.wrappers import Resized, Subset
 
+    if count is not None and count < 1:
+        raise DataError(f"open_dataset: count must be at least 1, got {count}")
+    if name.endswith(".toml"):
+        from dmtl.data.sources import read_sources
+
+        joined = open_sources(read_sources(name), split, tasks=tasks, size=size, count=count)
+        return joined if size is None else Resized(joined, size)
     dataset = (
         DATASETS.get(name)(split, tasks=tasks) if name in DATASETS else _on_disk(name, split, tasks, format)
     )
     if count is not None:
-        if count < 1:
-            raise DataError(f"open_dataset: count must be at least 1, got {count}")
         dataset = Subset(dataset, range(min(count, len(dataset))))
     return dataset if size is None else Resized(dataset, size)
+
+
+def open_sources(
+    sources: Sequence[Source],
+    split: str,
+    *,
+    tasks: Iterable[str] | None = None,
+    size: tuple[int, int] | None = None,
+    count: int | None = None,
+    made: int | None = None,
+) -> Joined:
+    """Open several data sets as one (`dmtl.data.sources`).
+
+    Args:
+        sources: with different names.
+        split: as each of them has it.
+        tasks: names of the tasks wanted, as they are called here; None: all.
+        size: (height, width) of rendered images; others stay as they are.
+        count: at most so many images of each; None: all.
+        made: images of each rendered source; None: `count`, or their default.
+
+    Raises:
+        ConfigError: two sources disagree about a task, or a task to drop or rename is unknown.
+        DataError: a source violates its format, or a task is unknown.
+    """
+    from dmtl.data.sources import Joined, Part, check_names
+
+    check_names(sources)
+
+    def opened(root: str) -> LabelledImages:
+        if made_to_order(root):
+            return open_dataset(root, split, size=size, count=count if made is None else made)
+        return open_dataset(root, split, count=count)
+
+    return Joined([Part(opened(source.root), source) for source in sources], tasks)
 
 
 def made_to_order(name_or_path: str | os.PathLike) -> bool:

@@ -58,6 +58,9 @@ class LabelledImages:
     evaluation: dict[str, Any] = {}
     """How published metrics are taken, if the data set says so: "frame" [H, W] that predictions are scored
     in, "max_dist" of the boundary benchmark as a share of the image's diagonal."""
+    sources: dict[str, float] = {}
+    """Of several data sets joined (`dmtl.data.sources`): their names, and how often an epoch of training
+    draws an image of each. The id of an image is then "NAME/ID"."""
 
     def __init__(self, name: str, split: str, tasks: dict[str, Task], ids: list[str]):
         self.name, self.split, self.tasks, self.ids = name, split, tasks, ids
@@ -122,6 +125,11 @@ class LabelledImages:
             if task not in self.tasks:
                 raise DataError(f"{self.name}: {unknown_name('task', task, self.tasks)}")
         return tasks
+
+
+def source_of(id: str) -> str:
+    """Return the name of the source that an image is from, if its data set has several."""
+    return id.partition("/")[0]
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:

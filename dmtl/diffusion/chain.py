@@ -26,7 +26,7 @@ def noising(signals: Sequence[Tensor], plan: Plan, draws: Sequence[Draws]) -> li
     """
     start = len(plan.levels) - 1
     return [
-        ops.q_sample(x0, _filled(x0, start), plan.sqrt_abar, plan.sqrt_one_minus_abar, **draw(0))
+        ops.q_sample(x0, plan.index(start, x0.shape[0]), plan.sqrt_abar, plan.sqrt_one_minus_abar, **draw(0))
         for x0, draw in zip(signals, draws, strict=True)
     ]
 
@@ -79,11 +79,7 @@ def _mixed(estimates: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 def _step(x0_hat: Tensor, x_t: Tensor, plan: Plan, i: int, **noise: Any) -> Tensor:
     """Return x_{t-1}, in x_t's memory unless autograd may need x_t or a compiler plans the memory."""
-    coefficients = (_filled(x_t, i), plan.coef1, plan.coef2, plan.sigma)
+    coefficients = (plan.index(i, x_t.shape[0]), plan.coef1, plan.coef2, plan.sigma)
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return ops.posterior_step(x0_hat, x_t, *coefficients, **noise)
     return ops.posterior_step_(x_t, x0_hat, *coefficients, **noise)
-
-
-def _filled(x: Tensor, value: int) -> Tensor:
-    return torch.full((x.shape[0],), value, dtype=torch.int64, device=x.device)

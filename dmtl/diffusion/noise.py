@@ -115,8 +115,12 @@ class ArrayNoise:
         return noise
 
 
-@torch.compiler.assume_constant_result  # dynamo cannot trace zlib
 def task_number(task: str) -> int:
     """Return a task's number in the noise counter: the CRC-32 of its name, which does not depend on the other
     tasks."""
     return zlib.crc32(task.encode())
+
+
+# Dynamo cannot trace zlib. `torch.compiler.assume_constant_result` sets this mark, too, but imports
+# torch._dynamo for it, which takes as long as torch itself.
+task_number._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ linear in sqrt(beta). `dmtl.diffusion.samplers` defines the steps.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,19 @@ class Plan:
     coef2: Tensor
     sigma: Tensor
     mix: tuple[tuple[float, ...], ...]
+    _indices: dict[tuple[int, int], Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def index(self, i: int, rows: int) -> Tensor:
+        """Return int64 [rows], i in every row: where the operators look in the tables. Cached."""
+        if torch.compiler.is_compiling():  # a constant of the graph
+            return torch.full((rows,), i, dtype=torch.int64, device=self.sigma.device)
+        if (i, rows) not in self._indices:
+            with torch.inference_mode(False):  # training may use what was first computed in an evaluation
+                device = self.sigma.device
+                self._indices[i, rows] = torch.full((rows,), i, dtype=torch.int64, device=device)
+        return self._indices[i, rows]
 
     @property
     def history(self) -> int:

@@ -7,12 +7,14 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from dmtl.engine.memory import available_bytes, peak_bytes, tile_side
+from dmtl.engine.memory import DECODED, available_bytes, peak_bytes, tile_side
 from dmtl.engine.numerics import PRECISIONS, choose_form
+from dmtl.engine.scale import downscale_for
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.models.config import ModelConfig
 from dmtl.models.work import count, flops, parameters
 from dmtl.nn.resnet import DEPTHS
+from dmtl.tasks import Task
 from dmtl.text import plural
 
 STAGES = ("initial", "condition", "chain")  # decoding moves memory and computes almost nothing
@@ -46,14 +48,20 @@ def describe_model(
     history = model.mtdnet.plan(torch.device("cpu")).history if isinstance(model, DiffusionMTL) else 0
     rows = []
     for size in sizes:
-        parts = count(config, size, batch)
+        k = downscale_for(config.image_size, *size)
+        seen = (-(-size[0] // k), -(-size[1] // k))
+        parts = count(config, seen, batch)
         work = {stage: flops(part for part in parts if part.stage == stage) for stage in STAGES}
-        wish = (config, len(tasks), batch, *size)
+        wish = (config, len(tasks), batch, *seen)
         peak = peak_bytes(*wish, itemsize=form.maps.itemsize, history=history)
+        peak += DECODED * len(tasks) * batch * (size[0] * size[1] - seen[0] * seen[1])
         side = tile_side(*wish, available, itemsize=form.maps.itemsize, history=history)
-        rows.append({"size": list(size), "flops": work, "peak_bytes": peak, "tile": side})
+        row = {"size": list(size), "seen": list(seen), "flops": work, "peak_bytes": peak, "tile": side}
+        rows.append(row)
     return {
-        "tasks": [{"name": t.name, "kind": t.kind, "channels": t.channels} for t in tasks],
+        "tasks": [
+            {"name": t.name, "kind": t.kind, "channels": t.channels, "classes": _classes(t)} for t in tasks
+        ],
         "mechanism": _mechanism(config),
         "network": _network(config),
         "parameters": {part: sum(n.values()) for part, n in parameters(model).items()},
@@ -65,6 +73,11 @@ def describe_model(
         "available_bytes": available,
         "sizes": rows,
     }
+
+
+def _classes(task: Task) -> list[str]:
+    """Return the names of class ids, none if a task's map holds other values."""
+    return [] if task.map_dtype.is_floating_point else list(task.label_names)
 
 
 def _mechanism(config: ModelConfig) -> str:

@@ -6,15 +6,15 @@
     engine(image).final["depth"]                 # logits, as model(image) returns them
 
 Everything that depends only on the parameters is prepared once (`dmtl.engine.network`). `maps` never
-allocates full-size logits. A GPU replays one CUDA graph per call signature. Large images are tiled if memory
-does not suffice (`dmtl.engine.tiles`). Several noise samples give a map of the model's uncertainty
-(`dmtl.engine.noise`). In fp32 an engine computes the same function as its model.
+allocates full-size logits. A GPU replays a CUDA graph for each call signature that comes back
+(`dmtl.engine.graphs`). Large images are tiled if memory does not suffice (`dmtl.engine.tiles`). Several noise
+samples give a map of the model's uncertainty (`dmtl.engine.noise`). In fp32 an engine computes the same
+function as its model.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,11 +26,13 @@ from torch.profiler import record_function
 
 from dmtl.diffusion import CounterNoise, NoiseSource, Plan, make_sampler
 from dmtl.engine.graphs import Graphs
+from dmtl.engine.heads import finite
 from dmtl.engine.memory import available_bytes, tile_side
 from dmtl.engine.network import LARGE, Network
-from dmtl.engine.noise import average
+from dmtl.engine.noise import KeyedNoise, average, keys_of
 from dmtl.engine.numerics import PRECISIONS, choose_form
-from dmtl.engine.tiles import tiled
+from dmtl.engine.scale import downscale_for, downscaled
+from dmtl.engine.tiles import FACTOR, tiled
 from dmtl.errors import ConfigError
 from dmtl.models import DiffusionMTL, Maps, MultiTaskBaseline, Prediction
 from dmtl.models.initial import PAD_MULTIPLE, decode, pad_image, upsample
@@ -38,6 +40,7 @@ from dmtl.nn.precision import tf32
 from dmtl.runtime.memory import Pool, return_freed
 
 AUTO_STEPS = 8  # maximum for steps="auto", unless the model was trained with more
+GRAPHS = 1 / 8  # of a GPU's memory, for captured graphs
 OVERLAP = 4  # neighbouring tiles share a quarter of a side
 
 
@@ -56,8 +59,11 @@ class Engine:
         tasks: names predicted by default; default: all.
         samples: noise samples to average; from 2 on, maps have an uncertainty.
         seed: of the noise.
-        tile: side of the tiles of larger images in pixels, a multiple of 32; 0: never; None: only if memory
-            does not suffice.
+        tile: side of the tiles of larger images in pixels that the network sees, a multiple of 32; 0: never;
+            None: only if memory does not suffice.
+        downscale: factor by which the network sees images smaller, at least 1 (not smaller); maps have the
+            image's size in any case. None: as suits the size of the training images, if the model knows it
+            (`dmtl.engine.scale`).
         tolerance: see steps.
         inplace: modify the model instead of copying it; it cannot be used afterwards.
 
@@ -79,6 +85,7 @@ class Engine:
         samples: int = 1,
         seed: int = 0,
         tile: int | None = None,
+        downscale: int | None = None,
         tolerance: float = 1e-2,
         inplace: bool = False,
     ):
@@ -87,6 +94,7 @@ class Engine:
         self.device = next(model.parameters()).device if device is None else torch.device(device)
         self.config, self.tasks = model.config, model.tasks
         self.steps, self.samples, self.tile, self.tolerance = steps, samples, tile, tolerance
+        self.downscale = downscale
         self.sampler = self.config.sampler_for(sampler, eta)
         make_sampler(*self.sampler)  # ConfigError now
         self.chosen = self._checked_tasks(tasks)
@@ -94,6 +102,8 @@ class Engine:
         self._check_options(steps, samples)
         if tile is not None and (tile < 0 or tile % PAD_MULTIPLE):
             raise ConfigError(f"Engine: tile must be 0 or a multiple of {PAD_MULTIPLE}, got {tile}")
+        if downscale is not None and downscale < 1:
+            raise ConfigError(f"Engine: downscale must be at least 1, got {downscale}")
         if precision != "auto" and precision not in PRECISIONS[self.device.type]:
             known = ", ".join(("auto", *PRECISIONS[self.device.type]))
             raise ConfigError(
@@ -105,7 +115,10 @@ class Engine:
             self.form = choose_form(own, self.device, self.precision)
             self.network = Network(own, self.form)
         return_freed()  # memory of folded layers
-        self._graphs = Graphs() if self.device.type == "cuda" else None
+        self._graphs: Graphs | None = None
+        if self.device.type == "cuda":
+            total = torch.cuda.get_device_properties(self.device).total_memory
+            self._graphs = Graphs(memory=GRAPHS * total)
         self._pool = Pool()
         self._last_kind: tuple[torch.Size, int, int] | None = None
 
@@ -143,8 +156,8 @@ class Engine:
         call = self._call(
             image, tasks, steps, eta, sampler, noise, self.samples if samples is None else samples
         )
-        padded = pad_image(image)
-        side = self._tile(padded, call)
+        padded = pad_image(downscaled(image, call.downscale))
+        side = self._tile("maps", padded, call)
         if not call.wanted:
             return Maps({}, {}, {}, 0)
         with self._computing(padded, call):
@@ -169,10 +182,10 @@ class Engine:
         call = replace(self._call(image, tasks, steps, eta, sampler, noise, 1), initial=True)
         if not call.wanted:
             return Prediction({}, {}, {})
-        padded = pad_image(image)
+        padded = pad_image(downscaled(image, call.downscale))
         with self._computing(padded, call):
-            (initial, final), _ = self._all_logits(padded, call, self._tile(padded, call))
-        frame = (padded.shape[-2], padded.shape[-1])
+            (initial, final), _ = self._all_logits(padded, call, self._tile("logits", padded, call))
+        frame = (call.downscale * padded.shape[-2], call.downscale * padded.shape[-1])
 
         def large(maps: dict[str, Tensor]) -> dict[str, Tensor]:
             return {t: upsample(x.float(), frame, call.size) for t, x in maps.items()}
@@ -207,9 +220,11 @@ class Engine:
         self._check_options(steps, samples)
         chain, trained = self.network.mtdnet is not None, self.config.steps
         most = max(AUTO_STEPS, trained) if steps == "auto" else trained
+        size = (image.shape[-2], image.shape[-1])
         return _Call(
             wanted=self.chosen if tasks is None else self._checked_tasks(tasks),
-            size=(image.shape[-2], image.shape[-1]),
+            size=size,
+            downscale=self.downscale or downscale_for(self.config.image_size, *size),
             steps=steps if isinstance(steps, int) else most,
             sampler=self.sampler
             if eta is None and sampler is None
@@ -229,20 +244,24 @@ class Engine:
 
     def _run(self, what: str, tile: Tensor, call: _Call) -> tuple:
         """Compute `_predicted_maps` or `_logits` of a padded image or tile, replaying a graph if possible."""
-        compute = self._predicted_maps if what == "maps" else self._logits
-        counted = all(type(noise) is CounterNoise for noise in call.noises)
-        if self._graphs is None or call.tolerance is not None or not counted:
+        compute = self._predicted_maps if what == "maps" else self._plain_logits
+        if self._graphs is None or not _capturable(call):
             return compute(tile, call)
-        batch = torch.arange(tile.shape[0], device=tile.device)
-        samples = [batch if noise.samples is None else noise.samples.to(tile.device) for noise in call.noises]
-        seeds = _seeds(tuple(noise.seed for noise in call.noises), tile.device)
+        keys = keys_of(call.noises, call.wanted, tile.shape[0], tile.device)
 
-        def of_inputs(tile: Tensor, seeds: Tensor, *samples: Tensor) -> tuple:
-            noises = [CounterNoise(*pair) for pair in zip(seeds.unbind(), samples, strict=True)]
-            return compute(tile, replace(call, noises=noises))
+        def of_inputs(tile: Tensor, *keys: Tensor) -> tuple:
+            return compute(tile, replace(call, noises=[KeyedNoise(call.wanted, key) for key in keys]))
 
-        key = (what, tuple(tile.shape), replace(call, noises=len(call.noises)))
-        return self._graphs(key, of_inputs, (tile, seeds, *samples))
+        return self._graphs(self._signature(what, tile, call), of_inputs, (tile, *keys))
+
+    @staticmethod
+    def _signature(what: str, tile: Tensor, call: _Call) -> tuple:
+        """Return all that a computation depends on besides pixels and noise."""
+        return what, tuple(tile.shape), replace(call, noises=len(call.noises))
+
+    def _plain_logits(self, padded: Tensor, call: _Call) -> tuple[list[dict[str, Tensor]], int]:
+        draws, steps = self._logits(padded, call)
+        return [dict(draw) for draw in draws], steps
 
     def _predicted_maps(self, padded: Tensor, call: _Call) -> tuple[dict, dict, dict, int]:
         draws, steps = self._logits(padded, call)
@@ -269,28 +288,33 @@ class Engine:
     def _decoded(self, draws: list[dict[str, Tensor]], call: _Call) -> tuple[dict, dict, dict]:
         """Decode maps, whether they are finite, and (for several noise samples) their uncertainty."""
         maps, uncertain = {}, {}
+        factor = FACTOR * call.downscale
         with record_function("dmtl: decode"):
             for name in call.wanted:
                 task, logits = self.tasks[name], [draw[name] for draw in draws]
                 if len(logits) > 1:
-                    maps[name], uncertain[name] = average(task, logits, call.size)
+                    maps[name], uncertain[name] = average(task, logits, call.size, factor)
                 else:
-                    maps[name] = decode(task, logits[0], call.size)
-            finite = {n: torch.stack([d[n].isfinite().all() for d in draws]).all() for n in call.wanted}
-        return maps, finite, uncertain
+                    maps[name] = decode(task, logits[0], call.size, factor)
+            return maps, finite(draws, call.wanted), uncertain
 
-    def _tile(self, padded: Tensor, call: _Call) -> int | None:
+    def _tile(self, what: str, padded: Tensor, call: _Call) -> int | None:
         """Return the side of the tiles; None: the whole image at once."""
+        if self._graphs is not None and self._signature(what, padded, call) in self._graphs:
+            return None  # it has its memory
         batch, height, width = padded.shape[0], *padded.shape[-2:]
         side = self.tile
         if side is None:
+            available = available_bytes(self.device)
+            if available is not None and self._graphs is not None:
+                available -= self._graphs.held  # their memory looks free between two replays
             return tile_side(
                 self.config,
                 len(call.wanted),
                 batch,
                 height,
                 width,
-                available_bytes(self.device),
+                available,
                 itemsize=self.form.maps.itemsize,
                 samples=len(call.noises),
                 history=self._plan(call).history if self.network.mtdnet is not None else 0,
@@ -330,6 +354,7 @@ class _Call:
 
     wanted: tuple[str, ...]
     size: tuple[int, int]
+    downscale: int
     steps: int
     sampler: tuple[str, float | None]  # name and eta
     tolerance: float | None
@@ -337,10 +362,9 @@ class _Call:
     initial: bool = False
 
 
-@functools.lru_cache(maxsize=64)
-def _seeds(values: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return the seeds on the device, copied once."""
-    return torch.tensor(values, device=device)
+def _capturable(call: _Call) -> bool:
+    """Whether the call's work is known before it starts, and its noise is that of `CounterNoise`."""
+    return call.tolerance is None and all(type(noise) is CounterNoise for noise in call.noises)
 
 
 def _draws(noise: NoiseSource, samples: int) -> list[NoiseSource]:

@@ -1,10 +1,14 @@
-"""CUDA graphs by call signature: launches are recorded once and replayed without the host."""
+"""CUDA graphs by call signature: launches are recorded once and replayed without the host.
+
+A folder of photographs may have an image size for each image, so a signature is captured only when it comes
+back soon, and the graphs are bounded in number and in memory.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,39 +17,65 @@ from torch.utils._pytree import tree_map_only
 from dmtl.runtime.capture import capture
 
 Compute = Callable[..., Any]  # tensors -> tensors in dicts, lists and tuples
-Capture = Callable[[Compute, Sequence[Tensor]], tuple[Callable[[], None], Any]]
-
-WARM_UP = 2  # eager calls before a capture: they compile, measure and fill caches
+Capture = Callable[[Compute, Sequence[Tensor]], tuple[Callable[[], None], Any, int]]
 
 
-class CudaCapture:
-    """Capture on a separate stream. All graphs share one memory pool: their results are copied out before
-    another one is replayed."""
+def cuda_capture(compute: Compute, inputs: Sequence[Tensor]) -> tuple[Callable[[], None], Any, int]:
+    """Capture compute(*inputs); return (replay, outputs, bytes of device memory that the graph holds).
 
-    def __init__(self) -> None:
-        self._pool: Any = None
+    Each graph has its own memory, which the device gets back when the graph is dropped.
+    """
+    device = inputs[0].device
+    with torch.cuda.device(device):
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved()
+        # The first, eager call compiled and measured; this one is for libraries that prepare each thread.
+        replay, outputs = capture(lambda: compute(*inputs), device, warm_up=1)
+        torch.cuda.empty_cache()
+        return replay, outputs, torch.cuda.memory_reserved() - before
 
-    def __call__(self, compute: Compute, inputs: Sequence[Tensor]) -> tuple[Callable[[], None], Any]:
-        device = inputs[0].device
-        with torch.cuda.device(device):
-            self._pool = self._pool or torch.cuda.graph_pool_handle()
-        return capture(lambda: compute(*inputs), device, WARM_UP, self._pool)
+
+class _Graph(NamedTuple):
+    own: list[Tensor]  # inputs that replays read
+    replay: Callable[[], None]
+    outputs: Any
+    size: int  # bytes
+
+    def run(self, inputs: Sequence[Tensor]) -> Any:
+        for mine, given in zip(self.own, inputs, strict=True):
+            mine.copy_(given)
+        self.replay()
+        return tree_map_only(Tensor, Tensor.clone, self.outputs)
 
 
 class Graphs:
     """The most recently used graphs.
 
+    A signature is captured when it comes again before `limit` others came for the first time. Others are
+    computed eagerly: their graphs would be dropped before they were replayed.
+
     Args:
-        capture: (compute, inputs) -> (replay, outputs): records compute(*inputs) on these very tensors.
+        capture: (compute, inputs) -> (replay, outputs, bytes): records compute(*inputs) on these tensors.
         limit: graphs to keep; the least recently used one is dropped first.
+        memory: bytes that they may hold together. A signature whose graph alone needs more is computed
+            eagerly: its launches are a small part of its time.
     """
 
-    def __init__(self, capture: Capture | None = None, limit: int = 8):
-        self._capture, self._limit = capture or CudaCapture(), limit
-        self._kept: OrderedDict[Hashable, tuple] = OrderedDict()
+    def __init__(self, capture: Capture = cuda_capture, limit: int = 8, memory: float = float("inf")):
+        self._capture, self._limit, self._memory = capture, limit, memory
+        self._kept: OrderedDict[Hashable, _Graph] = OrderedDict()
+        self._seen: OrderedDict[Hashable, bool] = OrderedDict()  # key -> whether its graph was too large
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._kept
+
+    @property
+    def held(self) -> int:
+        """Return the bytes of device memory that the graphs hold."""
+        return sum(graph.size for graph in self._kept.values())
 
     def __call__(self, key: Hashable, compute: Compute, inputs: Sequence[Tensor]) -> Any:
         """Return compute(*inputs) in tensors that the caller owns.
@@ -53,14 +83,27 @@ class Graphs:
         Args:
             key: all that the computation depends on besides the inputs' elements (shapes too).
         """
-        if key not in self._kept:
-            own = [x.clone() for x in inputs]
-            if len(self._kept) >= self._limit:
-                self._kept.popitem(last=False)  # before the capture, so that its memory can be reused
-            self._kept[key] = (own, *self._capture(compute, own))
-        self._kept.move_to_end(key)
-        own, replay, outputs = self._kept[key]
-        for mine, given in zip(own, inputs, strict=True):
-            mine.copy_(given)
-        replay()
-        return tree_map_only(Tensor, Tensor.clone, outputs)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key].run(inputs)
+        too_large = self._seen.get(key)  # None: not seen lately
+        if too_large is not False:
+            self._remember(key, bool(too_large))
+            return compute(*inputs)
+        own = [x.clone() for x in inputs]
+        if len(self._kept) >= self._limit:
+            self._kept.popitem(last=False)  # before the capture, so that its memory can be reused
+        graph = _Graph(own, *self._capture(compute, own))
+        too_large = graph.size > self._memory
+        self._remember(key, too_large)
+        if not too_large:
+            self._kept[key] = graph
+            while self.held > self._memory:
+                self._kept.popitem(last=False)
+        return graph.run(inputs)
+
+    def _remember(self, key: Hashable, too_large: bool) -> None:
+        self._seen[key] = too_large
+        self._seen.move_to_end(key)
+        if len(self._seen) > self._limit:
+            self._seen.popitem(last=False)

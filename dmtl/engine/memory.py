@@ -12,11 +12,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dmtl.engine.noise import BAND
 from dmtl.models.config import ModelConfig
 from dmtl.models.initial import PAD_MULTIPLE
-from dmtl.nn.backbone import make_backbone
+from dmtl.nn.backbone import BACKBONES, make_backbone
 from dmtl.nn.efficientnet import DepthwiseConv
 from dmtl.tasks import task_from_spec
 
 SHARE = 0.8  # share of the available memory that a prediction may use
+DECODED = 12  # bytes for each pixel of a decoded map and that of the previous call, on average
 SMALLEST_TILE = 256  # pixels; less would show too little of the scene
 _SIDE = 256  # pixels of the image for which an encoder's maps are counted
 _PATCHES, _WEIGHTS = 48 << 20, 28 << 20  # bytes that a CPU's convolutions transform at a time, at most
@@ -51,7 +52,7 @@ def peak_bytes(
     encoder = round(numbers * pixels) * itemsize
     patches = 9 * pixels // 64 * (channels + config.width)  # 36 floats for 16 positions
     workspace = min(patches, _PATCHES) + min(144 * config.width**2, _WEIGHTS)
-    peak = maps * one + tokens + encoder + workspace + 12 * wanted * pixels
+    peak = maps * one + tokens + encoder + workspace + DECODED * wanted * pixels
     if samples > 1 and config.diffusion != "none":
         channels = max((task_from_spec(spec).channels for spec in config.tasks), default=1)
         again = wanted * one if config.diffusion == "feature" else 0
@@ -61,7 +62,7 @@ def peak_bytes(
 
 @functools.cache
 def encoder_numbers(backbone: str, width: int) -> tuple[float, int]:
-    """Count an encoder's peak of live numbers, from a run without storage.
+    """Count an encoder's peak of live numbers, from a run on a small image (timm's: without storage).
 
     It is the largest of: input and output of one layer, with batch norms folded; its maps at 1/8 resolution
     and their concatenation. The outputs of depthwise convolutions, one of each size, are added: the engine
@@ -83,12 +84,14 @@ def encoder_numbers(backbone: str, width: int) -> tuple[float, int]:
         if isinstance(module, DepthwiseConv):
             kept.add(output.numel())
 
-    with torch.device("meta"), torch.no_grad():
+    # Ours are small, and the meta device would import torch's compiler, which takes as long as torch itself.
+    device = "cpu" if backbone in BACKBONES else "meta"
+    with torch.random.fork_rng(devices=[]), torch.device(device), torch.no_grad():
         encoder = make_backbone(backbone, width).eval()
         for module in encoder.modules():
             if not (list(module.children()) or isinstance(module, _BatchNorm)):
                 module.register_forward_hook(count)
-        encoder(torch.empty(1, 3, _SIDE, _SIDE))
+        encoder(torch.zeros(1, 3, _SIDE, _SIDE))
     channels: int = sum(encoder.channels)  # type: ignore[arg-type]  # nn.Module's stubs know no `channels`
     return max(most / _SIDE**2, 2 * channels / 64) + sum(kept) / _SIDE**2, channels
 

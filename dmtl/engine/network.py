@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from dmtl.diffusion import NoiseSource, Pairs, Plan
+from dmtl.engine.heads import Heads
 from dmtl.engine.numerics import Form
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.models.config import ModelConfig
 from dmtl.models.denoiser import Denoiser, Layers
-from dmtl.models.mtdnet import MTDNet, Run
+from dmtl.models.mtdnet import Denoised, MTDNet, Run
 from dmtl.nn.cross_block import CrossBlock
 from dmtl.nn.folding import fold_batch_norms_
 from dmtl.nn.grouped_conv import GroupedConv
@@ -46,7 +47,11 @@ class Network:
         self.backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.embed = self._ready(GroupedConv.of([initial.embed]))
         self.decoders = {task: self._decoder(initial.decoders[task]) for task in self.tasks}
+        for block in self.backbone.modules():
+            if isinstance(block, BasicBlock):
+                block.merge_biases_()
         self.heads = initial.heads  # float32, as the condition: rounding logits costs accuracy most
+        self._joined: dict[tuple[str, ...], Heads] = {}
         del initial.decoders, initial.embed
         self.mtdnet = model.mtdnet.eval().requires_grad_(False) if isinstance(model, DiffusionMTL) else None
         if self.mtdnet is not None:
@@ -63,6 +68,7 @@ class Network:
         denoiser.blocks.to(form.tokens)
         net.heads.to(form.maps)
         self._merged: dict[tuple[str, ...], Layers] = {}
+        self._last: dict[tuple[str, ...], Heads] = {}
 
     def _task_layers(self, denoiser: Denoiser, task: str) -> Layers:
         layers = denoiser.layers([task], fold=True)
@@ -125,8 +131,8 @@ class Network:
             for each in zip(*decoders, strict=True)
         ]
         packed = _decoded(pairs.repeat(shared), blocks, pairs.counts)
-        split = pairs.split(packed)
-        return [packed[: len(wanted) * shared.shape[0]]], {t: self.heads[t](split[t].float()) for t in tasks}
+        logits = _joint(self._joined, self.heads, order)(packed)
+        return [packed[: len(wanted) * shared.shape[0]]], {task: logits[task] for task in tasks}
 
     def denoised(
         self,
@@ -150,7 +156,7 @@ class Network:
             tokens, query = self.condition.tokens(seen, self.folded, self.first)
             pairs = Pairs.of(dict.fromkeys(wanted), tokens.shape[0])
             assert query is not None
-            tokens, query = (pairs.repeat(x.to(self.form.tokens)) for x in (tokens, query))
+            tokens, query = (self._for_each_task(x, len(wanted)) for x in (tokens, query))
         of_features = self.config.diffusion == "feature"
         predictions = [initial[task] for task in wanted]  # anchors in float32, signals in the maps' dtype
         anchors = dict(zip(wanted, predictions, strict=True)) if self.config.residual else None
@@ -164,10 +170,39 @@ class Network:
                 if number == len(noises):
                     signals.clear()  # the last chain may free them
                 run = Run(pairs, tokens, query, layers, plan, noise, anchors)
-                logits, steps = _walk(net, start, run, tolerance)
+                logits, steps = self._walk(net, start, run, tolerance)
                 draws.append(logits)
                 most = max(most, steps)
         return draws, most
+
+    def _for_each_task(self, x_BNC: Tensor, tasks: int) -> Tensor:
+        """Repeat tokens for the rows of all tasks, in the dtype of the cross blocks; one launch."""
+        repeated = x_BNC.expand(tasks, *x_BNC.shape)
+        return repeated.to(self.form.tokens, memory_format=torch.contiguous_format).flatten(0, 1)
+
+    def _walk(
+        self, net: MTDNet, start: list[Tensor], run: Run, tolerance: float | None
+    ) -> tuple[dict[str, Tensor], int]:
+        """Run the chain; return final logits and the steps taken."""
+        if tolerance is None:
+            [state] = net.chain(start, run, every=False)
+            return self._logits(net, state), len(run.plan.levels)
+        now: dict[str, Tensor] = {}
+        steps = 0
+        for state in net.chain(start, run, every=True):
+            steps += 1
+            before, now = now, self._logits(net, state)
+            if before and _change(now, before) <= tolerance:
+                break
+        return now, steps
+
+    def _logits(self, net: MTDNet, state: Denoised) -> dict[str, Tensor]:
+        """Compute final logits, of packed features in one product."""
+        if self.form.apart or self.config.diffusion != "feature":
+            return net.logits(state)
+        [packed], anchors = state.signals, state.anchors
+        logits = _joint(self._last, net.heads, state.pairs.tasks)(packed)
+        return logits if anchors is None else {task: anchors[task] + x for task, x in logits.items()}
 
     def _layers(self, denoiser: Denoiser, wanted: tuple[str, ...], plan: Plan) -> Layers:
         """Return the layers of these tasks with the embeddings of the plan's steps in their biases."""
@@ -183,26 +218,15 @@ class Network:
 def _decoded(x: Tensor, blocks: list[tuple[GroupedConv, GroupedConv]], counts: Sequence[int]) -> Tensor:
     """Apply residual blocks with folded batch norms."""
     for first, second in blocks:
-        y = second(first(x, counts, relu=True), counts, relu=False)
-        x = y.add_(x).relu_()
+        x = second(first(x, counts, relu=True), counts, relu=True, residual=x)
     return x
 
 
-def _walk(
-    net: MTDNet, start: list[Tensor], run: Run, tolerance: float | None
-) -> tuple[dict[str, Tensor], int]:
-    """Run the chain; return final logits and the steps taken."""
-    if tolerance is None:
-        [state] = net.chain(start, run, every=False)
-        return net.logits(state), len(run.plan.levels)
-    now: dict[str, Tensor] = {}
-    steps = 0
-    for state in net.chain(start, run, every=True):
-        steps += 1
-        before, now = now, net.logits(state)
-        if before and _change(now, before) <= tolerance:
-            break
-    return now, steps
+def _joint(known: dict[tuple[str, ...], Heads], heads: nn.ModuleDict, tasks: Sequence[str]) -> Heads:
+    """Return the joined heads of these tasks, made once."""
+    if (key := tuple(tasks)) not in known:
+        known[key] = Heads({task: heads[task] for task in key})  # type: ignore[misc]
+    return known[key]
 
 
 def _merged(single: list[Layers], apart: bool, config: ModelConfig) -> Layers:

@@ -40,7 +40,7 @@ from dmtl.data.folder.paths import find_files, nfc, read_text
 from dmtl.data.images import write_npy
 from dmtl.data.loading.batch import Batch
 from dmtl.errors import ConfigError, DataError
-from dmtl.predict.maps import FORMAT, encode_map
+from dmtl.predict.maps import FORMAT, encode_map, read_index
 from dmtl.predict.outputs import output_folder
 from dmtl.runtime.distributed import World, gathered
 from dmtl.runtime.files import write_bytes, write_json
@@ -56,14 +56,14 @@ class MapWriter:
     maps.json is written at its end, also after an error or Ctrl-C.
 
     Args:
-        folder: new, empty, or an earlier output.
+        folder: new, empty, or an earlier output of `MapWriter`.
         tasks: whose maps will come.
         about: what maps.json says of all of them.
         floats: probabilities as .npy, not rounded to 8 bits.
         world: the processes that write into this folder; the first one lists the images of all.
 
     Raises:
-        DataError: the folder holds other things.
+        DataError: the folder holds other things, such as maps of `dmtl predict`.
         OSError: a file cannot be written; the message names it.
     """
 
@@ -78,6 +78,8 @@ class MapWriter:
     ):
         self.world = World() if world is None else world
         self.folder, self.tasks, self.about = output_folder(folder), dict(tasks), dict(about)
+        if "inputs" in (read_index(self.folder) or {}):  # its maps.json says what is done: it would be lost
+            raise DataError(f"{folder}: holds maps of dmtl predict, choose another folder")
         numbers = (name for name, task in tasks.items() if task.map_dtype.is_floating_point)
         self.arrays = {name for name in numbers if floats or not tasks[name].label_names}
         self.images: list[dict] = []

@@ -6,6 +6,7 @@ in the same bits however many processes share the batches. Counts do in any orde
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dmtl.data.base import source_of
 from dmtl.data.loading.loader import Batch
 from dmtl.diffusion import CounterNoise
 from dmtl.errors import ConfigError
@@ -25,8 +27,12 @@ from dmtl.tasks import Task
 Metrics = dict[str, dict[str, float]]
 Meter = Metric | ErrorAuroc
 _AUROC = "uncertainty_auroc"
-_Key = tuple[str, str]  # a task, and what of it is scored: "final", "initial", "boundaries" or _AUROC
+# A task, what of it is scored ("final", "initial", "boundaries" or _AUROC), and the source of the images: ""
+# if there are no sources or no labels.
+_Key = tuple[str, str, str]
+_Rows = slice | list[int]  # of a batch
 _State = dict[str, Tensor]
+_Maps = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,10 +48,17 @@ class Boundaries:
     truth: Callable[[int, str], Tensor | None]
     ids: Collection[str] | None = None
 
-    def update(self, meter: Metric, batch: Batch, task: str, map_BHW: Tensor) -> None:
-        """Add one task's predictions for the images of a batch, images of equal size together."""
+    def update(
+        self, meter: Metric, batch: Batch, task: str, map_BHW: Tensor, rows: _Rows = slice(None)
+    ) -> None:
+        """Add one task's predictions for the images of a batch, images of equal size together.
+
+        rows: of these images only.
+        """
         pairs: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
-        for row, index in enumerate(batch.index.tolist()):
+        index_B = batch.index.tolist()
+        for row in range(len(batch))[rows] if isinstance(rows, slice) else rows:
+            index = index_B[row]
             if batch.present[task][row] and (self.ids is None or batch.ids[row] in self.ids):
                 window = batch.unpadded(row)
                 truth = self.truth(index, task)
@@ -68,6 +81,7 @@ def score(
     boundaries: Boundaries | None = None,
     on_batch: Callable[[int], None] = lambda images: None,
     on_maps: Callable[[Batch, Mapping[str, Tensor]], None] = lambda batch, maps: None,
+    on_sources: Callable[[dict[str, Metrics]], object] = lambda found: None,
     world: World | None = None,
 ) -> Metrics:
     """{task: {metric: value}} over all batches, on the model's device.
@@ -86,6 +100,8 @@ def score(
         boundaries: also score thin tasks with this; their final predictions only.
         on_batch: called with the number of images done, in this process.
         on_maps: called with every batch of this process and its final decoded maps.
+        on_sources: called at the end with the metrics of each source's images, if the data set joins several:
+            source -> the same as is returned, for the tasks of which it has labels.
         world: the processes that share the batches. Each of them calls `score` with an equal model and the
             same batches, takes every `size`-th, and returns the metrics that one process would, to the bit.
 
@@ -101,10 +117,24 @@ def score(
         for batch in _share(batches, world):
             batch = batch.to(model.device)
             chosen = [t for t in (model.tasks if names is None else names) if t in batch.labels]
-            sums.add(scores(batch, chosen, dict(steps=steps, noise=CounterNoise(seed, batch.index))))
+            sums.add(scores(batch, chosen, steps, seed))
             on_batch(len(batch.ids))
+    meters = sums.meters(scores.meter)
+    sources = dict.fromkeys(source for _, _, source in meters if source)
+    if not sources:
+        return _metrics(meters)
+    every: dict[_Key, Meter] = {}
+    for (name, kind, _), meter in meters.items():
+        key = (name, kind, "")
+        every.setdefault(key, scores.meter(key)).merge(meter.state())
+    on_sources({s: _metrics({key: m for key, m in meters.items() if key[2] == s}) for s in sources})
+    return _metrics(every)
+
+
+def _metrics(meters: Mapping[_Key, Meter]) -> Metrics:
+    """Compute the metrics of every task; the meters are of one source."""
     metrics: Metrics = {}
-    for (name, kind), meter in sums.meters(scores.meter).items():
+    for (name, kind, _), meter in meters.items():
         if isinstance(meter, ErrorAuroc):
             metrics[name][_AUROC] = meter.compute()
         elif kind == "boundaries":
@@ -141,39 +171,80 @@ class _Scores:
             return self.boundaries.metric(task.ignore)
         return task.new_metric()
 
-    def __call__(self, batch: Batch, names: list[str], options: dict) -> dict[_Key, Meter]:
+    def __call__(
+        self, batch: Batch, names: list[str], steps: int | str | None, seed: int
+    ) -> dict[_Key, Meter]:
         """The meters of one batch."""
-        initial, uncertainty = {}, {}
+        initial: _Maps
+        uncertainty: _Maps
         if hasattr(self.model, "maps_of"):
-            maps = self.model.maps_of(batch, names)
-        elif self.initial:
-            out = self.model(batch.image, names, **options)
-            decode = {name: self.model.tasks[name].decode for name in names}
-            maps = {name: decode[name](out.final[name].float()) for name in names}
-            initial = {name: decode[name](out.initial[name].float()) for name in names}
+            maps, initial, uncertainty = self.model.maps_of(batch, names), {}, {}
         else:
-            out = self.model.maps(batch.image, names, **options)
-            maps, uncertainty = out.maps, out.uncertainty
+            maps, initial, uncertainty = self._predicted(batch, names, steps, seed)
         convert = {name: converter(name, self.model.tasks[name], self.tasks[name]) for name in names}
         maps, initial = ({name: convert[name](map) for name, map in m.items()} for m in (maps, initial))
         self.on_maps(batch, maps)
         meters: dict[_Key, Meter] = {}
 
-        def new(name: str, kind: str) -> Any:
-            meters[name, kind] = self.meter((name, kind))
-            return meters[name, kind]
+        def meter(name: str, kind: str, source: str) -> Any:
+            key = (name, kind, source)
+            return meters.setdefault(key, self.meter(key))
 
-        for name in names:
-            task, label, map = self.tasks[name], batch.labels[name], maps[name]
-            new(name, "final").update(map, label)
+        for (source, rows), name in itertools.product(_sources(batch), names):
+            task, label, map = self.tasks[name], batch.labels[name][rows], maps[name][rows]
+            source = source if batch.present[name][rows].any() else ""
+            meter(name, "final", source).update(map, label)
             if name in initial:
-                new(name, "initial").update(initial[name], label)
+                meter(name, "initial", source).update(initial[name][rows], label)
             if name in uncertainty:
                 error, valid = task.error(map, label), task.valid(label)[:, 0]
-                new(name, _AUROC).update(uncertainty[name], error, valid)
+                meter(name, _AUROC, source).update(uncertainty[name][rows], error, valid)
             if self.boundaries is not None and task.thin:
-                self.boundaries.update(new(name, "boundaries"), batch, name, map)
+                self.boundaries.update(meter(name, "boundaries", source), batch, name, maps[name], rows)
         return meters
+
+    def _predicted(
+        self, batch: Batch, names: list[str], steps: int | str | None, seed: int
+    ) -> tuple[_Maps, _Maps, _Maps]:
+        """Final maps, initial maps and uncertainties.
+
+        Images of equal size are predicted together, without the padding to the largest of the batch, so that
+        an image's maps do not depend on the others.
+        """
+        groups: dict[tuple[int, int], list[int]] = {}
+        for row, size in enumerate(batch.sizes):
+            groups.setdefault(size, []).append(row)
+        found: tuple[_Maps, _Maps, _Maps] = ({}, {}, {})
+        for (height, width), rows in groups.items():
+            image, noise = batch.image[rows, :, :height, :width], CounterNoise(seed, batch.index[rows])
+            parts = self._maps(image, names, dict(steps=steps, noise=noise))
+            for whole, part in zip(found, parts, strict=True):
+                for name, map in part.items():
+                    if name not in whole:
+                        whole[name] = map.new_zeros(len(batch), *map.shape[1:-2], *batch.image.shape[-2:])
+                    whole[name][rows, ..., :height, :width] = map
+        return found
+
+    def _maps(self, image: Tensor, names: list[str], options: dict[str, Any]) -> tuple[_Maps, _Maps, _Maps]:
+        if not self.initial:
+            out = self.model.maps(image, names, **options)
+            return out.maps, {}, out.uncertainty
+        out = self.model(image, names, **options)
+        final, initial = (
+            {name: self.model.tasks[name].decode(logits[name].float()) for name in names}
+            for logits in (out.final, out.initial)
+        )
+        return final, initial, {}
+
+
+def _sources(batch: Batch) -> list[tuple[str, _Rows]]:
+    """Return the sources of a batch's images, each with the rows of its images."""
+    if not batch.sources:
+        return [("", slice(None))]
+    rows: dict[str, list[int]] = {}
+    for row, id in enumerate(batch.ids):
+        rows.setdefault(source_of(id), []).append(row)
+    return [(source, slice(None) if len(rows) == 1 else own) for source, own in rows.items()]
 
 
 class _Sums:

@@ -66,6 +66,10 @@ class ModelConfig:
     """True: the final map is the initial one plus a correction that starts at zero. False: as published."""
     detach_condition: bool = True
     """True: no gradient flows from the condition into the initial predictions (published)."""
+    image_size: tuple[int, int] | None = None
+    """Height and width of the training images; training fills it in if it resizes them. At prediction, an
+    image with at least four times as many pixels is seen smaller (`dmtl.engine.scale`). None: images are seen
+    as they are (published)."""
     without: list[Literal["noise", "condition"]] = field(default_factory=list)
     """Ablations. "noise": nothing is added to the signal at any step. "condition": the denoiser sees zeros
     instead of the initial predictions. Parameters and operations do not change; with both, MTDNet is only
@@ -74,9 +78,13 @@ class ModelConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", _specifications(self.tasks))
         check_fields(self, "model.")
+        if self.image_size is not None:  # a list in JSON
+            object.__setattr__(self, "image_size", tuple(self.image_size))
         for name in ("backbone_width", "width", "decoder_blocks", "steps", "heads", "blocks", "mlp_ratio"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name} must be at least 1, got {getattr(self, name)}")
+        if self.image_size is not None and min(self.image_size) < 1:
+            raise ConfigError(f"model.image_size must be at least 1x1, got {list(self.image_size)}")
         if self.width % self.heads:
             raise ConfigError(
                 f"model.width must be a multiple of model.heads = {self.heads}, got {self.width}"

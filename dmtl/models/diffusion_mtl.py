@@ -87,9 +87,14 @@ class _DenseModel(nn.Module):
         decoded = {name: decode(self.tasks[name], x, size) for name, x in logits.items()}
         return Maps(decoded, {name: x.isfinite().all() for name, x in logits.items()})
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into `directory`, each atomically."""
-        write_weights(directory, self.config.to_dict(), self.state_dict())
+    def save_pretrained(self, directory: str | Path, *, half: bool = False) -> None:
+        """Write `config.json` and `model.safetensors` into `directory`, each atomically.
+
+        Args:
+            half: store the weights of convolutions and linear layers in float16, for half of the size; see
+                `dmtl.models.weights.halve`. Loading converts them back to float32, exactly.
+        """
+        write_weights(directory, self.config.to_dict(), self.state_dict(), half)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the model to the Hugging Face Hub (extra `dmtl[hub]`) and return the address of the commit.

@@ -87,9 +87,9 @@ def upsample(logits: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> 
     return logits if tuple(padded) == tuple(size) else logits[..., : size[0], : size[1]]
 
 
-def decode(task: Task, logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Decode logits at 1/8 resolution to a map of the image's size, without large logits if the task has a
-    kernel for that."""
+def decode(task: Task, logits: Tensor, size: tuple[int, int], factor: int = 8) -> Tensor:
+    """Decode logits at 1/factor of the padded image's resolution to a map of the image's size, without large
+    logits if the task has a kernel for that."""
     if task.decoding is not None:
-        return ops.decode_map(cast(logits), kind=task.decoding, size=size)
-    return task.decode(upsample(logits, (8 * logits.shape[-2], 8 * logits.shape[-1]), size))
+        return ops.decode_map(cast(logits), kind=task.decoding, size=size, factor=factor)
+    return task.decode(upsample(logits, (factor * logits.shape[-2], factor * logits.shape[-1]), size))

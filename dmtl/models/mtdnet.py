@@ -87,8 +87,8 @@ class MTDNet(nn.Module):
         """Denoise the tasks in `rows` (task -> batch rows [n], None: all rows).
 
         Args:
-            features: every task's preliminary feature [B, C, h, w] and logits [B, C_T, h, w].
-            initial: every task's preliminary feature [B, C, h, w] and logits [B, C_T, h, w].
+            features: every task's preliminary feature [B, C, h, w].
+            initial: every task's preliminary logits [B, C_T, h, w].
 
         Returns:
             The state after the last step; with `trace` after every step, noisiest first.

@@ -12,14 +12,21 @@ from dmtl.models.create import create_model
 from dmtl.models.diffusion_mtl import DiffusionMTL, MultiTaskBaseline
 from dmtl.models.hub import download, is_hub_id
 from dmtl.models.published import model_from_official
-from dmtl.models.weights import CONFIG, load_state, read_state, read_weights
+from dmtl.models.weights import CONFIG, WEIGHTS, load_state, read_state, read_weights
+
+BUILTIN = "six-tasks"
+"""Name of the model that comes with the package."""
+BUILTIN_FOLDER = Path(__file__).parent / "builtin" / BUILTIN
+CARD = "README.md"  # in a model folder: the model card
 
 
-def from_pretrained(source: str | os.PathLike, **options: Any) -> DiffusionMTL | MultiTaskBaseline:
+def from_pretrained(
+    source: str | os.PathLike | None = None, **options: Any
+) -> DiffusionMTL | MultiTaskBaseline:
     """Load a trained model.
 
     Args:
-        source: one of
+        source: default: "six-tasks", the model that comes with the package. Or one of
 
             - the folder of a run: loads the model in its `model/`,
             - a folder written by `save_pretrained`: config.json and model.safetensors,
@@ -31,9 +38,19 @@ def from_pretrained(source: str | os.PathLike, **options: Any) -> DiffusionMTL |
         The model, on the CPU and in eval mode.
 
     Raises:
-        CheckpointError: the model is missing, damaged or foreign. The message names the file.
+        CheckpointError: the model is missing, damaged or foreign, or "six-tasks" is also a path here. The
+            message names the file.
     """
+    if source is None:
+        return _from_folder(BUILTIN_FOLDER)
     path = Path(source)
+    if source == BUILTIN:
+        if path.exists():
+            raise CheckpointError(
+                f"{source}: is a path here, and the name of the model that comes with dmtl; pass ./{source} "
+                f"for the path, or {BUILTIN_FOLDER} for the model"
+            )
+        path = BUILTIN_FOLDER
     if path.is_file():
         return model_from_official(read_state(path), str(path))
     if path.is_dir():
@@ -41,8 +58,15 @@ def from_pretrained(source: str | os.PathLike, **options: Any) -> DiffusionMTL |
     if is_hub_id(source):
         return _from_folder(download(str(source), **options))
     raise CheckpointError(
-        f"{source}: no such file or folder, expected a run, a model folder, a published file, or org/name"
+        f"{source}: no such file or folder, expected a run, a model folder, a published file, "
+        f"{BUILTIN} or org/name"
     )
+
+
+def holds_model(folder: str | os.PathLike) -> bool:
+    """Return whether a folder is a run or a model folder, even if it is not complete."""
+    files = (CONFIG, WEIGHTS, f"model/{CONFIG}", "config.toml")
+    return any((Path(folder) / file).is_file() for file in files)
 
 
 def _from_folder(folder: Path) -> DiffusionMTL | MultiTaskBaseline:

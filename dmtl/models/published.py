@@ -19,7 +19,7 @@ from dmtl.errors import CheckpointError, ConfigError
 from dmtl.models.config import ModelConfig
 from dmtl.models.diffusion_mtl import DiffusionMTL, MultiTaskBaseline
 from dmtl.models.mtdnet import schedule_of
-from dmtl.models.weights import check_state, read_state, write_torch
+from dmtl.models.weights import check_state, write_torch
 from dmtl.nn.resnet import DEPTHS
 from dmtl.tasks import make_task
 
@@ -40,13 +40,6 @@ _PREFIXES = (
     ("diffusion_model.denoiser.t_embedder.", "mtdnet.denoiser.time_embedding."),
 )
 _SCHEDULE = "diffusion_model."
-
-
-def convert_official(source: str | Path, directory: str | Path) -> DiffusionMTL:
-    """Convert a published checkpoint to `config.json` + `model.safetensors` in `directory`."""
-    model = model_from_official(read_state(source), str(source))
-    model.save_pretrained(directory)
-    return model
 
 
 def convert_to_official(model: DiffusionMTL | MultiTaskBaseline, target: str | Path) -> None:

@@ -20,6 +20,7 @@ from dmtl.errors import CheckpointError
 from dmtl.runtime.files import write_atomically, write_text
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+HALF_ERROR = 1e-3  # largest relative error (L2) of a tensor stored in float16
 _SCALAR = np._core.multiarray.scalar  # type: ignore[attr-defined]  # NumPy's stubs leave `_core` out
 _NUMPY_NUMBERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [  # in older optimiser states
     np.dtype,
@@ -31,13 +32,40 @@ _NUMPY_NUMBERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [  #
 ]
 
 
-def write_weights(directory: str | Path, config: Mapping, state: Mapping[str, Tensor]) -> None:
-    """Write both files atomically. Raises OSError naming the file if the disk is full."""
+def write_weights(
+    directory: str | Path, config: Mapping, state: Mapping[str, Tensor], half: bool = False
+) -> None:
+    """Write both files atomically. Raises OSError naming the file if the disk is full.
+
+    Args:
+        half: store what `halve` can store in float16.
+    """
     directory = Path(directory)
+    state = halve(state) if half else state
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     write_atomically(directory / WEIGHTS, lambda path: _save(tensors, path))
     text = json.dumps(config, indent=2) + "\n"
     write_text(directory / CONFIG, text)
+
+
+def halve(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Round the weights of convolutions and linear layers to float16.
+
+    Tensors of at most one dimension keep their dtype: biases, normalisation layers with their running
+    statistics, and counters. They are few, and a running variance may be outside of float16's range, 6e-8 to
+    65,504. So does a tensor that rounding would change by more than 0.1 % (relative L2), because its numbers
+    are outside of that range; numbers inside change by at most 0.05 %.
+    """
+    rounded = {key: value.half() for key, value in state.items() if value.dim() > 1}
+    return {
+        key: rounded[key] if key in rounded and _is_close(rounded[key], value) else value
+        for key, value in state.items()
+    }
+
+
+def _is_close(rounded: Tensor, value: Tensor) -> bool:
+    """Whether the relative error is at most `HALF_ERROR`; False if a number is not finite."""
+    return bool((rounded.double() - value.double()).norm() <= HALF_ERROR * value.double().norm())
 
 
 def read_weights(directory: str | Path) -> tuple[dict, dict[str, Tensor]]:

@@ -74,8 +74,11 @@ class GroupedConv:
         weights = [weight.to(dtype, memory_format=memory_format) for weight in self.weights]
         return GroupedConv(weights, [bias.to(dtype) for bias in self.biases], taps)
 
-    def __call__(self, x: Tensor, counts: Sequence[int], *, relu: bool) -> Tensor:
-        """Convolve x [R, C, h, w] with counts[t] rows of task t -> [R, K, h, w]."""
+    def __call__(
+        self, x: Tensor, counts: Sequence[int], *, relu: bool, residual: Tensor | None = None
+    ) -> Tensor:
+        """Convolve x [R, C, h, w] with counts[t] rows of task t -> [R, K, h, w]; residual as in
+        `ops.conv3x3`."""
         return ops.conv3x3(
             cast(x),
             self.weights,
@@ -84,4 +87,5 @@ class GroupedConv:
             relu=relu,
             tap_biases=self.tap_biases,
             packed=self.packed,
+            residual=residual,
         )

@@ -6,6 +6,7 @@ without a classifier).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -30,6 +31,33 @@ class Pointwise(nn.Conv2d):
         return F.conv2d(input[..., ::down, ::right], self.weight, self.bias)
 
 
+def _conv_norm_relu(conv: nn.Conv2d, norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """Return relu(norm(conv(x)) + residual). With the norm folded into the convolution, cuDNN computes all of
+    it in one kernel."""
+    if type(norm) is nn.Identity and _fused_by_cudnn(x.device, x.dtype):
+        where: tuple = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        if residual is None:
+            return torch.cudnn_convolution_relu(x, conv.weight, conv.bias, *where)
+        return torch.cudnn_convolution_add_relu(x, conv.weight, residual, 1.0, conv.bias, *where)
+    if residual is None:
+        return norm_act(norm, conv(x))
+    return norm_act(norm, conv(x), None).add_(residual).relu_()
+
+
+@functools.cache
+def _fused_by_cudnn(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether cuDNN has a convolution with bias, residual and ReLU for this device and dtype."""
+    if device.type != "cuda" or not torch.backends.cudnn.is_available():
+        return False
+    x = torch.ones(1, 8, 4, 4, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    weight = x.new_ones(8, 8, 3, 3)
+    try:
+        torch.cudnn_convolution_add_relu(x, weight, x, 1.0, x.new_ones(8), [1, 1], [1, 1], [1, 1], 1)
+    except RuntimeError:
+        return False
+    return True
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with batch norm and a shortcut: [B, C_in, H, W] -> [B, C, H/stride, W/stride]."""
 
@@ -51,8 +79,19 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = norm_act(self.bn1, self.conv1(x))
-        return norm_act(self.bn2, self.conv2(x), None).add_(shortcut).relu_()
+        x = _conv_norm_relu(self.conv1, self.bn1, x)
+        return _conv_norm_relu(self.conv2, self.bn2, x, shortcut)
+
+    @torch.no_grad()
+    def merge_biases_(self) -> None:
+        """Move the shortcut's bias, which folding its norm left, to the convolution that it is added to."""
+        if self.downsample is None:
+            return
+        point, last = self.downsample[0], self.conv2
+        assert isinstance(point, nn.Conv2d)
+        if point.bias is not None and last.bias is not None:
+            last.bias += point.bias
+            point.bias = None
 
 
 class ResNet(nn.Module):
@@ -88,7 +127,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        x = self.maxpool(norm_act(self.bn1, self.conv1(image)))
+        x = self.maxpool(_conv_norm_relu(self.conv1, self.bn1, image))
         maps = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)

@@ -174,8 +174,8 @@ def condition_tokens(
         weight: [C, sum C_k, k, k] as `fold_reduction` makes it.
         bias: [C].
         reduction: 1, 2 or 4.
-        norm_weight: [C], of the LayerNorm before the query.
-        norm_bias: [C], of the LayerNorm before the query.
+        norm_weight: [C], scale of the LayerNorm before the query.
+        norm_bias: [C], its shift.
         query_weight: [D, C].
         eps: of the LayerNorm.
 

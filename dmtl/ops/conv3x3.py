@@ -1,10 +1,10 @@
-"""3x3 convolution + bias + ReLU, grouped by task (the denoiser's pre and head layers).
+"""3x3 convolution + bias + residual + ReLU, grouped by task (the denoiser's pre and head layers, decoders).
 
 Legend: R rows ((sample, task) pairs, sorted by task), counts[t] rows of task t (sum R, zeros allowed), C
 channels in, K channels out, h x w pixels; x is [R, C, h, w], and for every task t weights[t] is [K, C, 3, 3],
-biases[t] is [K], tap_biases[t] is [K, 3, 3].
+biases[t] is [K], tap_biases[t] is [K, 3, 3]; residual is [R, K, h, w], zeros if there is none.
 
-    y[r, k, i, j] = biases[k] + sum over (a, b) with (i + a - 1, j + b - 1) inside the image of
+    y[r, k, i, j] = residual[r, k, i, j] + biases[k] + sum over (a, b) with (i + a - 1, j + b - 1) inside of
                     tap_biases[k, a, b] + sum_c weights[k, c, a, b] x[r, c, i + a - 1, j + b - 1]
     out = max(y, 0) if relu else y, with the weights of the row's task; zero padding of 1
 
@@ -17,6 +17,7 @@ Gradients, with g = grad where out > 0 (everywhere without relu):
     d weights = correlation of g and x
     d biases[k] = sum of g[:, k]
     d tap_biases[k, a, b] = sum of g[:, k] over the pixels whose tap (a, b) is inside
+    d residual = g
 
 Numerics: float32, bfloat16, float16, one dtype for all, products summed in float32 (as the library does);
 float64 in the reference. Maps in and out are stored channels-last; other strides are copied.
@@ -39,11 +40,12 @@ from .samples import draws
 
 _SCHEMA = (
     "(Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] tap_biases, Tensor[] packed, SymInt[] counts, "
-    "bool relu) -> (Tensor out)"
+    "bool relu, Tensor? residual) -> (Tensor out)"
 )
 _BACKWARD_SCHEMA = (
     "(Tensor grad, Tensor x, Tensor[] weights, Tensor? out, SymInt[] counts, bool relu, bool need_x, "
-    "bool need_weights, bool need_biases, bool need_tap_biases) -> (Tensor, Tensor[], Tensor[], Tensor[])"
+    "bool need_weights, bool need_biases, bool need_tap_biases, bool need_residual) "
+    "-> (Tensor, Tensor[], Tensor[], Tensor[], Tensor)"
 )
 
 
@@ -59,7 +61,7 @@ def _inside(size: int, like: Tensor) -> Tensor:
     return ((target >= 0) & (target < size)).to(like.dtype)
 
 
-def _reference(x, weights, biases, tap_biases, packed, counts, relu) -> Tensor:
+def _reference(x, weights, biases, tap_biases, packed, counts, relu, residual) -> Tensor:
     h, w = x.shape[2:]
     parts = []
     for task, rows in _tasks(counts):
@@ -67,14 +69,16 @@ def _reference(x, weights, biases, tap_biases, packed, counts, relu) -> Tensor:
         if tap_biases:
             taps = tap_biases[task]
             y = y + torch.einsum("kab,ai,bj->kij", taps, _inside(h, taps), _inside(w, taps))
+        if residual is not None:
+            y = y + residual[rows]
         parts.append(torch.relu(y) if relu else y)
-    out = _fake(x, weights, biases, tap_biases, packed, counts, relu)
+    out = _fake(x, weights, biases, tap_biases, packed, counts, relu, residual)
     return torch.cat(parts, out=out) if parts else out
 
 
 def _reference_backward(
-    grad, x, weights, out, counts, relu, need_x, need_weights, need_biases, need_taps
-) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    grad, x, weights, out, counts, relu, need_x, need_weights, need_biases, need_taps, need_residual
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor]:
     d_x = empty_map(x) if need_x else x.new_empty(0)
     d_weights = [torch.zeros_like(weight) for weight in weights] if need_weights else []
     d_biases = [weight.new_zeros(weight.shape[0]) for weight in weights] if need_biases else []
@@ -96,7 +100,15 @@ def _reference_backward(
                 d_biases[task].copy_(taps[:, 1, 1])  # every pixel has its middle tap inside
             if need_taps:
                 d_taps[task].copy_(taps)
-    return d_x, d_weights, d_biases, d_taps
+    return d_x, d_weights, d_biases, d_taps, residual_gradient(g, grad, need_residual)
+
+
+def residual_gradient(g: Tensor, grad: Tensor, need: bool) -> Tensor:
+    """Return g channels-last, as a result that shares no memory with the argument grad."""
+    if not need:
+        return grad.new_empty(0)
+    g = g.contiguous(memory_format=torch.channels_last)
+    return g.clone() if g.data_ptr() == grad.data_ptr() else g
 
 
 def _tap_sums(total: Tensor) -> Tensor:
@@ -109,29 +121,30 @@ def _tap_sums(total: Tensor) -> Tensor:
     return torch.stack([rows[..., 1:].sum(-1), rows.sum(-1), rows[..., :-1].sum(-1)], dim=2)
 
 
-def _fake(x, weights, biases, tap_biases, packed, counts, relu) -> Tensor:
+def _fake(x, weights, biases, tap_biases, packed, counts, relu, residual) -> Tensor:
     return empty_map(x, (x.shape[0], weights[0].shape[0], *x.shape[2:]))
 
 
 def _fake_backward(
-    grad, x, weights, out, counts, relu, need_x, need_weights, need_biases, need_taps
-) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    grad, x, weights, out, counts, relu, need_x, need_weights, need_biases, need_taps, need_residual
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor]:
     return (
         empty_map(x) if need_x else x.new_empty(0),
         [torch.empty_like(weight) for weight in weights] if need_weights else [],
         [weight.new_empty(weight.shape[0]) for weight in weights] if need_biases else [],
         [weight.new_empty(weight.shape[0], 3, 3) for weight in weights] if need_taps else [],
+        empty_map(grad) if need_residual else grad.new_empty(0),
     )
 
 
-def _kind(x, weights, biases, tap_biases, packed, counts, relu) -> tuple:
+def _kind(x, weights, biases, tap_biases, packed, counts, relu, residual) -> tuple:
     """What a call's speed depends on; rows to the next power of two, so that ragged batches are few kinds."""
-    tasks = sum(count > 0 for count in counts)
-    return (*x.shape[1:], weights[0].shape[0], tasks, x.shape[0].bit_length(), bool(tap_biases))
+    tasks, extras = sum(count > 0 for count in counts), (bool(tap_biases), residual is not None)
+    return (*x.shape[1:], weights[0].shape[0], tasks, x.shape[0].bit_length(), *extras)
 
 
 def _kind_backward(grad, x, weights, out, counts, relu, *needs) -> tuple:
-    return (*_kind(x, weights, [], [], [], counts, relu), *needs)
+    return (*_kind(x, weights, [], [], [], counts, relu, None), *needs)
 
 
 def conv3x3(
@@ -143,8 +156,9 @@ def conv3x3(
     relu: bool = False,
     tap_biases: Sequence[Tensor] | None = None,
     packed: Sequence[Tensor] | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """Convolve every row with its task's weights, 3x3 and zero padding 1, then add bias and apply ReLU.
+    """Convolve every row with its task's weights, 3x3 and zero padding 1; add bias and residual; apply ReLU.
 
     Args:
         x: [R, C, h, w] float32, bfloat16, float16 (or float64), any strides, rows sorted by task. All other
@@ -156,21 +170,22 @@ def conv3x3(
         tap_biases: T of [K, 3, 3], or None (see `fold_1x1`).
         packed: T results of `pack_conv3x3` on these weights, or None: then a backend that transforms weights
             does it in every call.
+        residual: [R, K, h, w], any strides, or None.
 
     Returns:
-        [R, K, h, w], channels-last. Differentiable once, in x, weights, biases and tap_biases.
+        [R, K, h, w], channels-last. Differentiable once, in x, weights, biases, tap_biases and residual.
 
     Raises:
         TypeError: types or dtypes.
         ValueError: shapes, devices or counts.
         NotImplementedError: a backend asked for by name cannot serve the call.
     """
-    counts = _check(x, weights, biases, counts, tap_biases, packed)
+    counts = _check(x, weights, biases, counts, tap_biases, packed, residual)
     lists = (list(weights), list(biases or []), list(tap_biases or []), list(packed or []))
-    return _call(x, *lists, counts, bool(relu))
+    return _call(x, *lists, counts, bool(relu), residual)
 
 
-def _check(x, weights, biases, counts, tap_biases, packed) -> list[int]:
+def _check(x, weights, biases, counts, tap_biases, packed, residual) -> list[int]:
     op = "conv3x3"
     checks.data(op, "x", x)
     if x.dim() != 4 or 0 in x.shape[1:]:
@@ -196,6 +211,12 @@ def _check(x, weights, biases, counts, tap_biases, packed) -> list[int]:
             checks.fail(op, "counts", "a list of ints", type(count).__name__, TypeError)
     if len(counts) != tasks or any(count < 0 for count in counts) or sum(counts) != x.shape[0]:
         checks.fail(op, "counts", f"{tasks} numbers of rows with sum {x.shape[0]}", list(counts))
+    if residual is not None:
+        checks.tensor(op, "residual", residual)
+        checks.on_device(op, "residual", residual, x.device)
+        checks.same_dtype(op, "residual", residual, x, "x")
+        if residual.shape != (shape := (x.shape[0], K, *x.shape[2:])):
+            checks.fail(op, "residual", f"of shape {list(shape)}", list(residual.shape))
     return list(counts)
 
 
@@ -219,7 +240,8 @@ def _check_list(op: str, name: str, values, tasks: int, shape: tuple[int, ...] |
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
-    """Arguments for tests and benchmarks: with and without bias, tap biases, ReLU; absent tasks; no rows."""
+    """Arguments for tests and benchmarks: with and without bias, tap biases, ReLU, residual; absent tasks; no
+    rows."""
     draw = draws(len(size), dtype, device)
 
     def case(counts, C, K, h, w, *, relu=False, biases=True, taps=False) -> dict:
@@ -245,7 +267,10 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
     sliced["x"] = draw(5, 32, 7, 10)[:, ::2, :, ::2]
     dense = case((2,), 8, 40, 6, 9, biases=False, taps=True)
     dense["x"] = dense["x"].contiguous()
-    return [case((2, 0, 3), 24, 16, 9, 13, relu=True, taps=True), sliced, dense]
+    added, plain = case((1, 3), 16, 24, 5, 6, relu=True), case((2,), 8, 16, 4, 9)
+    added["residual"] = draw(4, 24, 5, 6).contiguous(memory_format=torch.channels_last)
+    plain["residual"] = draw(2, 32, 4, 9)[:, ::2]
+    return [case((2, 0, 3), 24, 16, 9, 13, relu=True, taps=True), sliced, dense, added, plain]
 
 
 SPEC = add(
@@ -260,7 +285,7 @@ SPEC = add(
             kind=_kind_backward,
         ),
         function=conv3x3,
-        differentiable=("x", "weights", "biases", "tap_biases"),
+        differentiable=("x", "weights", "biases", "tap_biases", "residual"),
         samples=_samples,
         # Winograd's transforms cancel: about 1.5e-6 of the result's norm at any size, where the library's
         # sums have 1e-7 for few channels and 1.2e-6 for 512.

@@ -62,8 +62,9 @@ def find_inputs(
     was left out.
 
     Files are taken whatever their suffix; folders are searched to any depth for known suffixes, without
-    hidden entries, links to folders, folders that `dmtl predict` wrote, and `out_dir`. A file is named by its
-    file name, a file found in a folder by its path below that folder. Where two inputs would so get one name,
+    hidden entries, links to folders, folders that `dmtl predict` wrote, and `out_dir`. Of a data set in the
+    folder format only `images` is searched. A file is named by its file name, a file found in a folder by its
+    path below that folder, or below its `images` if it is a data set. Where two inputs would so get one name,
     all names are paths below the deepest folder that holds every input; two files that differ in nothing but
     their suffix keep it in their names, and so does a video next to a folder of its name.
     """
@@ -78,6 +79,7 @@ def find_inputs(
                 failures.append(Failure(str(path), "holds maps that dmtl wrote, expected images or videos"))
                 continue
             files = list(walk(root))
+            root = root / "images" if _is_dataset(root) else root
             if not files:
                 failures.append(
                     Failure(
@@ -102,6 +104,11 @@ def find_inputs(
     return inputs, failures, walk.left_out()
 
 
+def _is_dataset(folder: Path) -> bool:
+    """Return whether a folder is a data set in the folder format, whose labels are no inputs."""
+    return (folder / "dataset.yaml").is_file() and (folder / "images").is_dir()
+
+
 def _common_folder(folders: Iterable[Path]) -> Path:
     return Path(os.path.commonpath(list(folders)))
 
@@ -115,6 +122,12 @@ class _Walk:
 
     def __call__(self, folder: Path) -> Iterator[Path]:
         for here, folders, files in os.walk(folder, onerror=self._unreadable):
+            if _is_dataset(Path(here)):
+                for name in sorted({*folders, *files} - {"images"}):
+                    self._pass_by(
+                        Path(here, name), "files and folders of a data set", "only its images are inputs"
+                    )
+                folders[:], files = ["images"], []
             folders[:] = sorted(name for name in folders if self._enters(Path(here, name)))
             yield from (path for name in sorted(files) if self._takes(path := Path(here, name)))
 

@@ -27,12 +27,18 @@ from dmtl.tasks.stored import LINEAR, Pixels, linear_pixels
 FORMAT = "dmtl maps 1"
 
 
+def read_index(folder: Path) -> dict | None:
+    """Return the maps.json of `dmtl predict` or `dmtl eval --save-maps`; None if the folder has none."""
+    try:
+        index = json.loads((folder / "maps.json").read_text(encoding="utf-8"))
+        return index if index["format"] == FORMAT else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 def holds_maps(folder: Path) -> bool:
     """Whether a folder is what `dmtl predict` or `dmtl eval --save-maps` wrote, by its maps.json."""
-    try:
-        return json.loads((folder / "maps.json").read_text(encoding="utf-8"))["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
+    return read_index(folder) is not None
 
 
 def encode_map(task: Task, map: Tensor) -> tuple[bytes, dict]:

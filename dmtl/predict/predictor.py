@@ -37,7 +37,7 @@ class Predictor:
 
     Args:
         model: a model, of which an `Engine` is made, or whatever `dmtl.from_pretrained` loads: the folder of
-            a run or model, a published file, an id on the Hub.
+            a run or model, a published file, an id on the Hub; default: the model that comes with dmtl.
         device: anything `torch.device` accepts, or "auto"; default: where the model is (loaded: on the CPU).
         steps: denoising steps, default as trained; "auto": until the maps no longer change.
         eta: noise of "ddim", as in `DiffusionMTL.forward`; default as configured in the model.
@@ -49,6 +49,8 @@ class Predictor:
         samples: noise samples that are averaged; from 2 on there are uncertainty maps too.
         batch_size: images of equal size that are computed together; default 1 on a CPU and up to 8 on a GPU.
         tile: side of the tiles of large images in pixels, 0: never, default: if memory would not suffice.
+        downscale: factor by which the network sees images smaller; maps keep the image's size. Default: as
+            suits the size of the training images, as in `dmtl.Engine`.
         inplace: take the model over instead of copying it; it cannot be used afterwards.
 
     Raises:
@@ -57,14 +59,14 @@ class Predictor:
         CheckpointError: a model that cannot be loaded.
 
     Examples:
-        >>> predictor = Predictor("runs/demo/diffusion")
+        >>> predictor = Predictor()
         >>> predictor("street.jpg")["semseg"].shape
         torch.Size([480, 640])
     """
 
     def __init__(
         self,
-        model: DiffusionMTL | MultiTaskBaseline | str | os.PathLike,
+        model: DiffusionMTL | MultiTaskBaseline | str | os.PathLike | None = None,
         device: str | torch.device | None = None,
         *,
         steps: int | str | None = None,
@@ -76,6 +78,7 @@ class Predictor:
         samples: int = 1,
         batch_size: int | None = None,
         tile: int | None = None,
+        downscale: int | None = None,
         inplace: bool = False,
     ):
         for option, value in (("steps", steps), ("samples", samples), ("batch_size", batch_size)):
@@ -85,13 +88,14 @@ class Predictor:
             raise ConfigError(
                 f'Predictor: batch_size must be 1 with steps="auto" (it looks at the batch), got {batch_size}'
             )
-        if isinstance(model, (str, os.PathLike)):
+        if model is None or isinstance(model, (str, os.PathLike)):
             model, inplace = from_pretrained(model), True
         self.tasks = {name: model.tasks[name] for name in chosen_tasks("Predictor", model.tasks, tasks)}
         self.device = pick_device(model.device if device is None else device)
         self.fingerprint = fingerprint(model)
         self.steps, self.chain = steps, {"steps": steps, "eta": eta, "sampler": sampler}
-        self.seed, self.samples, self._tile_side = seed, samples, tile
+        self.seed, self.samples = seed, samples
+        self._tile_side, self._downscale = tile, downscale
         names = list(self.tasks)
         self.engine = Engine(
             model,
@@ -103,6 +107,7 @@ class Predictor:
             tasks=names,
             samples=samples,
             tile=tile,
+            downscale=downscale,
             inplace=inplace,
         )
         self._batches = BatchPredictor(self.engine, self.device, names, seed, batch_size)
@@ -211,6 +216,7 @@ class Predictor:
             head["uncertainty"] = {name: describe_uncertainty(task) for name, task in self.tasks.items()}
         threads = torch.get_num_threads() if self.device.type == "cpu" else None
         head |= {"batch_size": self._batches.batch_size, "tile": self._tile_side}
+        head |= {"downscale": self._downscale}
         head |= {"device": self.device.type, "threads": threads}
         return head | {"tasks": {name: task.map_format() for name, task in self.tasks.items()}}
 

@@ -27,11 +27,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dmtl.data import made_to_order, open_dataset
 from dmtl.errors import ConfigError, did_you_mean
 from dmtl.fields import convert_fields
 from dmtl.train.config import RunConfig
 from dmtl.train.jobs import Job, finished
+from dmtl.train.setup import open_split
 from dmtl.train.toml import override
 
 SECTIONS = ("data", "model", "optim", "execution", "log")
@@ -205,8 +205,7 @@ def _method(name: str, config: RunConfig, tables: Mapping[str, Mapping]) -> Meth
 def _tasks(config: RunConfig) -> tuple[str, ...]:
     if config.data.tasks is not None:
         return tuple(config.data.tasks)
-    rendered = made_to_order(config.data.root)
-    return tuple(open_dataset(config.data.root, "train", count=1 if rendered else None).tasks)
+    return tuple(open_split(config.data, "train").tasks)
 
 
 def _known(where: str, name: str, methods: Iterable[str]) -> str:

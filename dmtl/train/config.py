@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dmtl.data.sources import Source, check_names
 from dmtl.errors import ConfigError
 from dmtl.models import ModelConfig
 from dmtl.train.objective import check_objectives
@@ -27,8 +28,12 @@ def _at_least(config: object, section: str, least: float, *names: str) -> None:
 class DataConfig:
     """Training data and labels."""
 
-    root: str = "scenes"
-    """"scenes" (rendered while training), a registered name, or a folder with `dataset.yaml`."""
+    root: str = ""
+    """"scenes" (rendered while training), a registered name, or a folder with `dataset.yaml`; default:
+    "scenes", and none with `sources`."""
+    sources: list[Source] = field(default_factory=list)
+    """Several data sets that one model learns from, in place of `root`: tables [[data.sources]] of a file,
+    with root, name, weight, drop and rename."""
     tasks: list[str] | None = None
     """Tasks to learn; default: all that the data set has."""
     labels: str = "one-label"
@@ -69,6 +74,14 @@ class DataConfig:
     """Loader processes; the batches do not depend on their number."""
 
     def __post_init__(self) -> None:
+        if self.root and self.sources:
+            raise ConfigError(
+                f"data.root and data.sources exclude each other, got root = {self.root!r} and "
+                f'{len(self.sources)} sources; remove one, or set it empty (root = "", sources = [])'
+            )
+        check_names(self.sources)
+        if not self.root and not self.sources:
+            object.__setattr__(self, "root", "scenes")
         _at_least(self, "data", 1, "train_count", "val_count")
         _at_least(self, "data", 0, "label_seed", "workers", "skip_corrupt")
         if min(self.size) < 1:
@@ -254,6 +267,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         paths = {"out": self.out, "data.root": self.data.root, "data.labels": self.data.labels}
+        paths |= {f"data.sources: root of {s.name!a}": s.root + s.name for s in self.data.sources}
         for key, path in (paths | {"data.cache_dir": self.data.cache_dir or ""}).items():
             try:
                 path.encode()

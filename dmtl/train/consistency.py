@@ -112,9 +112,9 @@ class MappingNetwork(nn.Module):
 
         Args:
             maps: task -> [N, D, h, w], for all tasks.
-            image: int64 [P], indices of the N images and of the tasks.
-            source: int64 [P], indices of the N images and of the tasks.
-            target: int64 [P], indices of the N images and of the tasks.
+            image: int64 [P], which of the N images a pair is of.
+            source: int64 [P], number of the task that is mapped.
+            target: int64 [P], number of the other task.
         """
         tasks, images = len(maps), len(next(iter(maps.values())))
         x = torch.cat([layer(maps[task]) for task, layer in self.inputs.items()])  # task by task

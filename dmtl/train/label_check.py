@@ -13,6 +13,7 @@ import numpy as np
 
 from dmtl.data import Cached, DiskCached, LabelledImages, LabelMatrix, Resized
 from dmtl.data.labels.occurrence import Occurrence, is_unscaled
+from dmtl.data.sources import Joined
 from dmtl.errors import ConfigError, DataError
 from dmtl.text import plural, shortened
 
@@ -66,18 +67,33 @@ def label_notes(
         ConfigError: every pixel of all visible labels of a task is ignored.
         DataError: a label that was looked at, or its image, cannot be read.
     """
-    notes = [f"warning: {line}" for line in unread_files(train, train.tasks)]
-    if twice := _in_both(train, val):
-        shown = shortened(twice, SHOWN)
-        notes.append(
-            f"warning: {len(twice)} of {plural(len(val), 'validation image')} are trained on: {shown}"
-        )
-    scored = val.available()
-    notes += [
-        f"warning: no validation image has a label of {task}, so it is not scored"
+    train, val, scored = _as_stored(train), _as_stored(val), val.available()
+    notes = [
+        f"no validation image has a label of {task}, so it is not scored"
         for task in train.tasks
         if not scored.column(task).any()
     ]
+    if isinstance(train, Joined) and isinstance(val, Joined):
+        tables = labels.of_sources(train.sources)
+        for mine, other in zip(train.parts, val.parts, strict=True):
+            if _is_rendered(mine.dataset):
+                continue
+            try:
+                found = _notes(mine, other, tables[mine.name].subset(tasks=list(mine.tasks)), skip_corrupt)
+            except ConfigError as error:
+                raise ConfigError(f"{mine.name}: {error}") from None
+            notes += [f"{mine.name}: {note}" for note in found]
+    elif not _is_rendered(train):
+        notes += _notes(train, val, labels, skip_corrupt)
+    return [f"warning: {note}" for note in notes]
+
+
+def _notes(train: LabelledImages, val: LabelledImages, labels: LabelMatrix, skip_corrupt: bool) -> list[str]:
+    """Return the notes on one data set."""
+    notes = unread_files(train, train.tasks)
+    if twice := _in_both(train, val):
+        shown = shortened(twice, SHOWN)
+        notes.append(f"{len(twice)} of {plural(len(val), 'validation image')} are trained on: {shown}")
     for name, found in _look(train, labels, skip_corrupt).items():
         total = int(labels.column(name).sum())
         if found.labels and not found.useful:
@@ -88,19 +104,23 @@ def label_notes(
             )
             raise ConfigError(
                 f"every pixel of the {found.labels} visible labels of {name} is ignored. {remedy}, or leave "
-                "the task out (data.tasks)"
+                "the task out (data.tasks, or `drop` of a source)"
             )
         if not found.labels:
             continue
         looked = "" if found.labels == total else f" ({found.labels} of {total}; `dmtl data check` reads all)"
         texts = [fault] if (fault := found.fault()) else found.notes()
-        notes += [f"warning: {name}: {text}{looked}" for text in texts]
+        notes += [f"{name}: {text}{looked}" for text in texts]
     return notes
+
+
+def _is_rendered(data: LabelledImages) -> bool:
+    """Whether labels are rendered, and so as they should be."""
+    return getattr(data, "to_order", False)
 
 
 def _look(train: LabelledImages, labels: LabelMatrix, skip_corrupt: bool) -> dict[str, Occurrence]:
     """What occurs in the visible labels, as the module says."""
-    train = _as_stored(train)
     found = {task: Occurrence(train.tasks[task]) for task in labels.tasks}
     definitions = {task: train.definition(task) for task in labels.tasks}
 
@@ -134,7 +154,6 @@ def _look(train: LabelledImages, labels: LabelMatrix, skip_corrupt: bool) -> dic
 
 def _in_both(train: LabelledImages, val: LabelledImages) -> list[str]:
     """Ids of the validation images whose files are training images."""
-    train, val = _as_stored(train), _as_stored(val)
     place = {id: index for index, id in enumerate(train.ids)}
     shared = [(id, place[id], index) for index, id in enumerate(val.ids) if id in place]
     files = ((id, train.image_file(here), val.image_file(there)) for id, here, there in shared)

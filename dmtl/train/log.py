@@ -68,8 +68,9 @@ class RunLog:
                 continue
             if "loss" in row:
                 row["loss"] = number(row["loss"])
-            for metrics in row.get("metrics", {}).values():
-                metrics.update({name: number(value) for name, value in metrics.items()})
+            for tasks in (row.get("metrics", {}), *row.get("sources", {}).values()):
+                for metrics in tasks.values():
+                    metrics.update({name: number(value) for name, value in metrics.items()})
             rows.append(row)
         return rows
 

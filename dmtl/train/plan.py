@@ -12,11 +12,13 @@ import os
 import statistics
 import sys
 import time
+from collections import Counter
 
 import numpy as np
 import torch
 
 from dmtl.data import LabelledImages
+from dmtl.data.base import source_of
 from dmtl.data.loading.loader import Loader
 from dmtl.data.loading.wrappers import Cached, Subset
 from dmtl.errors import ConfigError
@@ -64,6 +66,7 @@ def plan(config: RunConfig) -> dict:
             "labelled": int(loader.visible.matrix.any(1).sum()),
             "size": list(config.data.size),
             "labels": loader.visible.statistics(),
+            "sources": _sources(data, loader),
         },
         "steps": {
             "total": total,
@@ -122,6 +125,24 @@ def forecast(facts: dict, config: RunConfig, measured: dict) -> dict:
 
 
 # counted
+
+
+def _sources(data: Data, loader: Loader) -> list[dict]:
+    """Count the images and visible labels of each source; none if the data set has no sources."""
+    names = data.train.sources
+    order = loader.order(0)[: len(loader) * loader.batch_size]
+    drawn = Counter(source_of(data.train.ids[index]) for index in order.tolist()) if names else {}
+    val = Counter(map(source_of, data.val.ids))
+    return [
+        {
+            "name": name,
+            "train": len(table),
+            "val": val[name],
+            "in_step": drawn[name] / len(loader),
+            "labels": {task: n for task, n in table.statistics()["per_task"].items() if n},
+        }
+        for name, table in loader.visible.of_sources(names).items()
+    ]
 
 
 def pairs_of_steps(loader: Loader) -> np.ndarray:

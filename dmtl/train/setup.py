@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,12 @@ from dmtl.data import (
     DiskCached,
     LabelledImages,
     LabelMatrix,
+    Resized,
     eval_transform,
     made_to_order,
     make_loader,
     open_dataset,
+    open_sources,
     train_transform,
 )
 from dmtl.data.benchmarks.detect import recognised
@@ -64,9 +66,8 @@ class Data:
             ConfigError: every pixel of all visible labels of a task is ignored.
             DataError: a file that was looked at cannot be read, and `data.skip_corrupt` allows none.
         """
-        if not made_to_order(config.root):  # rendered labels are as they should be
-            for note in label_notes(self.train, self.val, self.labels, skip_corrupt=config.skip_corrupt > 0):
-                say(note)
+        for note in label_notes(self.train, self.val, self.labels, skip_corrupt=config.skip_corrupt > 0):
+            say(note)
 
     def definition(self) -> list[list]:
         """Return what the labels mean, JSON-able: [task, options] in the order of the tasks."""
@@ -80,23 +81,13 @@ def open_data(config: DataConfig, task_weights: dict[str, float] | None = None) 
         ConfigError: a setting is invalid, or a task has no visible label.
         DataError: the data set violates its format.
     """
-    _refuse_distribution(config.root)
-    size = (config.size[0], config.size[1])
-    rendered = made_to_order(config.root)
-    train, val = (
-        open_dataset(
-            config.root,
-            split,
-            tasks=config.tasks,
-            size=size if rendered or config.resize else None,
-            count=count if rendered else None,
-        )
-        for split, count in (("train", config.train_count), ("val", config.val_count))
-    )
+    for root in [config.root] if config.root else [source.root for source in config.sources]:
+        _check_root(root)
+    train, val = (open_split(config, split, config.tasks, config.resize) for split in ("train", "val"))
     tasks = {name: _weighted(task, (task_weights or {}).get(name)) for name, task in train.tasks.items()}
     unused = [name for name in task_weights or {} if name not in tasks]
     if unused:  # allowed for tasks that data.tasks leaves out
-        every = open_dataset(config.root, "train", count=1 if rendered else None).tasks
+        every = open_split(config, "train").tasks
         for name in unused:
             if name not in every:
                 raise ConfigError(
@@ -109,6 +100,28 @@ def open_data(config: DataConfig, task_weights: dict[str, float] | None = None) 
     if config.cache:
         train, val = Cached(train), Cached(val)
     return Data(train, val, labels, tasks)
+
+
+def open_split(
+    config: DataConfig, split: str, tasks: Iterable[str] | None = None, resize: bool = False
+) -> LabelledImages:
+    """Open a split of `data.root` or `data.sources`, with all tasks or these.
+
+    resize: to `data.size`; rendered images have it in any case.
+    """
+    size = (config.size[0], config.size[1])
+    made = config.train_count if split == "train" else config.val_count
+    if config.sources:
+        joined = open_sources(config.sources, split, tasks=tasks, size=size, made=made)
+        return Resized(joined, size) if resize else joined
+    rendered = made_to_order(config.root)
+    return open_dataset(
+        config.root,
+        split,
+        tasks=tasks,
+        size=size if rendered or resize else None,
+        count=made if rendered else None,
+    )
 
 
 def choose_labels(
@@ -124,7 +137,7 @@ def choose_labels(
     if config.labels in GENERATED:
         make = LabelMatrix.one_label if config.labels == "one-label" else LabelMatrix.random_labels
         labels = make(among.ids, list(among.tasks), config.label_seed, available=among.available())
-        return labels.subset(tasks=list(dataset.tasks))
+        return labels.subset(dataset.ids, list(dataset.tasks))
     if Path(config.labels).suffix in LABEL_FILES or Path(config.labels).is_file():
         return dataset.available().intersect(_split_table(config, dataset))
     raise ConfigError(
@@ -150,8 +163,7 @@ def _deciding(config: DataConfig, train: LabelledImages) -> LabelledImages:
     left_out = [task for task in train.tasks if task not in among]
     if left_out:
         raise ConfigError(f"data.label_tasks must include data.tasks, got no {', '.join(left_out)}")
-    count = config.train_count if made_to_order(config.root) else None
-    return open_dataset(config.root, train.split, tasks=config.label_tasks, count=count)
+    return open_split(config, train.split, config.label_tasks)
 
 
 def training_loader(config: RunConfig, data: Data, pin: bool = False, world: World | None = None) -> Loader:
@@ -212,9 +224,12 @@ def model_for(
         mine, theirs = task_from_spec(spec).meaning(), tasks[spec["name"]].meaning()
         if mine != theirs:
             raise ConfigError(f"model.tasks: {spec['name']} must be as in the data ({theirs}), got {mine}")
+    size = config.model.image_size
+    if size is None and (config.data.resize or made_to_order(config.data.root)):
+        size = config.data.size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.optim.seed)
-        model = create_model(config.model, tasks)
+        model = create_model(config.model, tasks, image_size=size)
     if weights:
         _load_encoder(model.initial.backbone, config)
     return model
@@ -274,9 +289,14 @@ def _load_encoder(backbone: nn.Module, config: RunConfig) -> None:
     load_backbone(backbone, weights)
 
 
-def _refuse_distribution(root: str) -> None:
-    """Raise ConfigError for a benchmark as distributed: its labels would be recomputed in every epoch."""
+def _check_root(root: str) -> None:
+    """Raise ConfigError for a benchmark as distributed, whose labels would be recomputed in every epoch, and
+    for a configuration."""
     folder = Path(root)
+    if folder.suffix == ".toml":
+        raise ConfigError(
+            f"data.root is {root}, expected a data set; a configuration is CONFIG, the first word"
+        )
     if root in DATASETS or not folder.is_dir() or (folder / "dataset.yaml").exists():
         return
     if formats := recognised(folder):

@@ -130,7 +130,9 @@ def _toml(value: object) -> str:
         inside = (f"{json.dumps(str(k))} = {_toml(v)}" for k, v in value.items() if v is not None)
         return "{" + ", ".join(inside) + "}"
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
+        lines = bool(value) and all(isinstance(v, dict) for v in value)
+        text = (",\n" if lines else ", ").join(_toml(v) for v in value)
+        return f"[\n{text},\n]" if lines else f"[{text}]"
     if isinstance(value, float) and value != value:
         return "nan"
     if isinstance(value, str):  # JSON's escapes are TOML's, except beyond 16 bits
@@ -141,6 +143,13 @@ def _toml(value: object) -> str:
 def _build(cls: type, arguments: Mapping) -> typing.Any:
     """Build a configuration class, its nested sections from their own arguments."""
     kinds = typing.get_type_hints(cls)
-    return cls(
-        **{k: _build(kinds[k], v) if dataclasses.is_dataclass(kinds[k]) else v for k, v in arguments.items()}
-    )
+    return cls(**{name: _built(kinds[name], value) for name, value in arguments.items()})
+
+
+def _built(kind: typing.Any, value: typing.Any) -> typing.Any:
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return _build(kind, value)
+    if typing.get_origin(kind) is list:
+        (inner,) = typing.get_args(kind)
+        return [_built(inner, item) for item in value]
+    return value

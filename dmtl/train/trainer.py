@@ -101,6 +101,7 @@ class Trainer:
         self.step, self.seconds, self.waited, self._loss = 0, 0.0, 0.0, float("nan")
         self._skipped_steps = self._skipped_samples = 0
         self._final: Metrics = {}  # metrics after the last step
+        self.sources: dict[str, Metrics] = {}  # by source of the data, of the last evaluation
         if state is not None:
             self._restore(state)
 
@@ -158,9 +159,8 @@ class Trainer:
         """
         log = self._open()
         batches = self.loader.stream(self.step)
-        profile = (
-            Profile(self.out / "profile", self.step, self.say) if self.profile and self.world.main else None
-        )
+        profiles = self.profile and self.world.main
+        profile = Profile(self.out / "profile", self.step, self.say) if profiles else None
         try:
             with StopRequest() as stop:
                 while self.step < self.steps and not self._finished_early:
@@ -289,7 +289,7 @@ class Trainer:
         model = self._plain()
         metrics = self._scored(model)
         delta, better = self.best.judge(self.step, metrics)
-        log.write("eval", self.step, seconds=self.seconds, delta=delta, metrics=metrics)
+        log.write("eval", self.step, seconds=self.seconds, delta=delta, metrics=metrics, sources=self.sources)
         if better:
             self._keep(model, self.out / "best", self.out / "best" / "metrics.json", metrics)
         if self.config.log.tensorboard and self.config.log.pictures and self.world.main:
@@ -303,12 +303,9 @@ class Trainer:
         return self._scored(self._plain())
 
     def _scored(self, model: DiffusionMTL | MultiTaskBaseline) -> Metrics:
-        return score(
-            model,
-            evaluation_loader(self.data, workers=self.config.data.workers),
-            initial=isinstance(self.model, DiffusionMTL),
-            world=self.world,
-        )
+        loader = evaluation_loader(self.data, workers=self.config.data.workers)
+        chain = isinstance(self.model, DiffusionMTL)
+        return score(model, loader, initial=chain, on_sources=self.sources.update, world=self.world)
 
     @property
     def result(self) -> DiffusionMTL | MultiTaskBaseline:
@@ -341,6 +338,7 @@ class Trainer:
             "best": {"step": self.best.step, "delta": self.best.delta},
             "metrics": metrics,
             "primary": primary_metrics(metrics, self.model.tasks),
+            "sources": self.sources,
         }
         write_json(summary, figures)
 
@@ -369,6 +367,7 @@ class Trainer:
             "steps": self._step.state_dict(),
             "best": self.best.state_dict(),
             "final": self._final,
+            "sources": self.sources,
             "rng": torch.get_rng_state(),
         }
         if self.world.main:
@@ -396,5 +395,6 @@ class Trainer:
         torch.set_rng_state(state["rng"])
         self.step, (self.seconds, self.waited) = state["step"], state["seconds"]
         (self._skipped_steps, self._skipped_samples), self._final = state["skipped"], state["final"]
+        self.sources.update(state.get("sources", {}))
         if self.world.rank < len(state["corrupt"]):
             self.loader.corrupt.update(state["corrupt"][self.world.rank])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dmtl.kernels.native import CPU
-from dmtl.ops.conv3x3 import SPEC
+from dmtl.ops.conv3x3 import SPEC, residual_gradient
 from dmtl.runtime.memory import empty, empty_like
 
 _MOST_TASKS = 64  # kMostTasks of conv3x3_cpu.h
@@ -24,31 +24,35 @@ def _too_many_tasks(counts: list[int]) -> list[str]:
 
 SUPPORT = CPU.support(
     dtypes=(torch.float32,),
-    shapes=lambda x, weights, biases, tap_biases, packed, counts, relu: _too_many_tasks(counts),
+    shapes=lambda x, weights, biases, tap_biases, packed, counts, *rest: _too_many_tasks(counts),
     backward_shapes=lambda grad, x, weights, out, counts, *flags: _too_many_tasks(counts),
 )
 
 
-def conv3x3(x, weights, biases, tap_biases, packed, counts, relu) -> Tensor:
+def conv3x3(x, weights, biases, tap_biases, packed, counts, relu, residual) -> Tensor:
     if not all(_is_packed(value, weight) for value, weight in zip(packed, weights, strict=bool(packed))):
         packed = []
     if not packed and not tap_biases and _few_pixels(x, weights, counts):
-        return SPEC.forward.reference(x, weights, biases, [], [], counts, relu)
-    return _convolve(x, weights, biases, tap_biases, packed, counts, relu=relu, flipped=False)
+        return SPEC.forward.reference(x, weights, biases, [], [], counts, relu, residual)
+    within = relu and residual is None
+    out = _convolve(x, weights, biases, tap_biases, packed, counts, relu=within, flipped=False)
+    if residual is not None:
+        out.add_(residual)
+    return out.relu_() if relu and not within else out
 
 
 def conv3x3_backward(
-    grad, x, weights, out, counts, relu, need_x, need_weights, need_biases, need_taps
-) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    grad, x, weights, out, counts, relu, need_x, need_weights, need_biases, need_taps, need_residual
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor]:
     if _few_pixels(x, weights, counts):
-        needs = need_x, need_weights, need_biases, need_taps
+        needs = need_x, need_weights, need_biases, need_taps, need_residual
         return SPEC.backward.reference(grad, x, weights, out, counts, relu, *needs)
     g, d_biases, d_taps = _gate(grad, weights, out if relu else None, counts, need_biases, need_taps)
     d_x = x.new_empty(0)
     if need_x:
         d_x = _convolve(g, weights, [], [], [], counts, relu=False, flipped=True)
     d_weights = _weight_gradients(g, x, weights, counts) if need_weights else []
-    return d_x, d_weights, d_biases, d_taps
+    return d_x, d_weights, d_biases, d_taps, residual_gradient(g, grad, need_residual)
 
 
 def _gate(grad, weights, out, counts, need_biases, need_taps) -> tuple[Tensor, list[Tensor], list[Tensor]]:

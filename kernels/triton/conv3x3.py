@@ -2,10 +2,10 @@
 gradient.
 
 A program makes BLOCK_M pixels x BLOCK_N output channels of one task. The reduction runs over (tap, channel),
-channel innermost, so that every load is a run of channels of one shifted pixel; bias, tap biases and ReLU
-happen on the accumulator. Both products read the weights where they lie, [K, 3, 3, C]: the data gradient
-walks the taps backwards and reduces over K, so they are never flipped or transposed. The weight gradient is
-the library's.
+channel innermost, so that every load is a run of channels of one shifted pixel; bias, tap biases, residual
+and ReLU happen on the accumulator. Both products read the weights where they lie, [K, 3, 3, C]: the data
+gradient walks the taps backwards and reduces over K, so they are never flipped or transposed. The weight
+gradient is the library's.
 
 One launch, not one for each task: a task of few rows does not fill the device, and the tails of separate
 launches add up (counts 9, 0, 7, 3, 5 of 32x32 pixels on 132 SMs: 8 rounds of tiles instead of 6). The rows of
@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dmtl.kernels.triton._launch import INTERPRETED, POINTERS, compilation, support
-from dmtl.ops.conv3x3 import SPEC
+from dmtl.ops.conv3x3 import SPEC, residual_gradient
 from dmtl.ops.grid import empty_map
 from dmtl.runtime.measure import Fastest
 
@@ -40,8 +40,13 @@ def _odd_channels(weights: list[Tensor]) -> list[str]:
     return [f"{C} and {K} channels are not multiples of 8"] if K % 8 or C % 8 else []
 
 
+def _shapes(x, weights, biases, tap_biases, packed, counts, relu, residual) -> list[str]:
+    usual = residual is None or (biases and relu and not tap_biases)
+    return _odd_channels(weights) + ([] if usual else ["a residual needs biases, a ReLU and no tap biases"])
+
+
 SUPPORT = support(
-    lambda x, weights, *rest: _odd_channels(weights),
+    _shapes,
     lambda grad, x, weights, *rest: _odd_channels(weights),
     products=True,
 )
@@ -67,12 +72,21 @@ def _inside(y, x, dy, dx, height, width):
     return (y + dy >= 0) & (y + dy < height) & (x + dx >= 0) & (x + dx < width)
 
 
+@triton.jit
+def _tile(ptr, valid, n, channels):
+    """Columns n of a tile's pixels, the first of which is at ptr, in float32."""
+    at = (tl.arange(0, valid.shape[0]) * channels)[:, None] + n[None, :]
+    return tl.load(ptr + at, mask=valid[:, None] & (n < channels)[None, :], other=0.0).to(tl.float32)
+
+
 # One binary for maps of every size: Triton would compile again for sizes that are 1, or multiples of 16.
 @triton.jit(do_not_specialize=["height", "width", "groups_in", "groups_out"])
 def _conv3x3_kernel(
-    out_ptr, x_ptr, weight_ptrs, bias_ptrs, tap_ptrs, counts, height, width, groups_in, groups_out,
-    TASKS: tl.constexpr, BIAS: tl.constexpr, TAPS: tl.constexpr, RELU: tl.constexpr, BACKWARD: tl.constexpr,
-    EVEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    out_ptr, x_ptr, residual_ptr, weight_ptrs, bias_ptrs, tap_ptrs, counts, height, width, groups_in,
+    groups_out,
+    TASKS: tl.constexpr, BIAS: tl.constexpr, TAPS: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr,
+    BACKWARD: tl.constexpr, EVEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     c_in = groups_in * 8  # so the compiler knows that channels come in vectors of 16 bytes
     c_out = groups_out * 8
@@ -115,7 +129,11 @@ def _conv3x3_kernel(
     x_ptr += tile_begin * c_in
     k = tl.arange(0, BLOCK_K)
     blocks = tl.cdiv(c_in, BLOCK_K)
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    # Where the sum begins or ends with the residual, there are registers for it.
+    if RESIDUAL and x_ptr.dtype.element_ty != tl.float32:
+        acc = _tile(residual_ptr + tile_begin * c_out, valid, n, c_out)
+    else:
+        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for step in range(9 * blocks):
         tap = step // blocks
         c = step % blocks * BLOCK_K + k
@@ -149,6 +167,8 @@ def _conv3x3_kernel(
         acc = tl.dot(reached.to(value.dtype), value, acc, input_precision="ieee")
     if BIAS:
         acc += tl.load(bias_ptr + n, mask=column, other=0.0).to(tl.float32)[None, :]
+    if RESIDUAL and x_ptr.dtype.element_ty == tl.float32:
+        acc += _tile(residual_ptr + tile_begin * c_out, valid, n, c_out)
     if RELU:
         acc = tl.where(acc < 0.0, 0.0, acc)  # NaN stays
     out_ptr += tile_begin * c_out
@@ -161,32 +181,35 @@ def pack(weight: Tensor) -> Tensor:
     return weight.contiguous(memory_format=torch.channels_last)
 
 
-def _launch(out, x, weights, biases, taps, counts, relu, backward, config) -> None:
+def _launch(out, x, residual, weights, biases, taps, counts, relu, backward, config) -> None:
     h, w = x.shape[2:]
     block_m, block_n, block_k = (config[f"BLOCK_{axis}"] for axis in "MNK")
     grid = (sum(triton.cdiv(n * h * w, block_m) for n in counts) * triton.cdiv(out.shape[1], block_n),)
     with torch.cuda.device_of(x):
         _conv3x3_kernel[grid](
-            out, x, tuple(weights), tuple(biases) or None, tuple(taps) or None,
+            out, x, residual, tuple(weights), tuple(biases) or None, tuple(taps) or None,
             # Nor for the counts, which are neither in this form (a tuple cannot be excepted).
             tuple(16 * n + 2 for n in counts), h, w, x.shape[1] // 8, out.shape[1] // 8,
-            TASKS=len(weights), BIAS=bool(biases), TAPS=bool(taps), RELU=relu, BACKWARD=backward,
-            EVEN=x.shape[1] % block_k == 0 and out.shape[1] % block_n == 0, **config,
+            TASKS=len(weights), BIAS=bool(biases), TAPS=bool(taps), RESIDUAL=residual is not None, RELU=relu,
+            BACKWARD=backward, EVEN=x.shape[1] % block_k == 0 and out.shape[1] % block_n == 0, **config,
         )  # fmt: skip
 
 
-def _convolve(x, weights, biases, taps, counts, relu=False, backward=False) -> Tensor:
+def _convolve(x, weights, biases, taps, counts, relu=False, backward=False, residual=None) -> Tensor:
     """The kernel on channels-last maps, at most _MAX_TASKS tasks in a launch."""
     channels = weights[0].shape[1 if backward else 0]
     x = x.contiguous(memory_format=torch.channels_last)
     out = empty_map(x, (x.shape[0], channels, *x.shape[2:]))
+    if residual is not None:
+        residual = residual.contiguous(memory_format=torch.channels_last)
     begin = 0
     for first in range(0, len(counts), _MAX_TASKS):
         some = slice(first, first + _MAX_TASKS)
         rows = slice(begin, begin + sum(counts[some]))
         if rows.stop > begin:
             per_task = weights[some], biases[some], taps[some], counts[some]
-            launch = partial(_launch, out[rows], x[rows], *per_task, relu, backward)
+            added = None if residual is None else residual[rows]
+            launch = partial(_launch, out[rows], x[rows], added, *per_task, relu, backward)
             launch(_choose_config(launch, out[rows], x, backward))
         begin = rows.stop
     return out
@@ -199,9 +222,9 @@ def _choose_config(launch: Callable[[dict], None], out: Tensor, x: Tensor, backw
     return configs[_fastest.choose(kind, {name: partial(launch, c) for name, c in configs.items()}, x.device)]
 
 
-def conv3x3(x, weights, biases, tap_biases, packed, counts, relu) -> Tensor:
+def conv3x3(x, weights, biases, tap_biases, packed, counts, relu, residual) -> Tensor:
     stored = [pack(weight) for weight in (packed if _ours(packed, weights) else weights)]
-    return _convolve(x, stored, _dense(biases), _dense(tap_biases), counts, relu)
+    return _convolve(x, stored, _dense(biases), _dense(tap_biases), counts, relu, residual=residual)
 
 
 def _ours(packed: list[Tensor], weights: list[Tensor]) -> bool:
@@ -212,25 +235,26 @@ def _dense(values: list[Tensor]) -> list[Tensor]:
     return [value.contiguous() for value in values]
 
 
-def conv3x3_backward(grad, x, weights, out, counts, relu, need_x, need_weights, need_biases, need_taps):
+def conv3x3_backward(
+    grad, x, weights, out, counts, relu, need_x, need_weights, need_biases, need_taps, need_residual
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor]:
     g = torch.ops.aten.threshold_backward(grad, out, 0) if relu else grad
     d_x = x.new_empty(0)
     if need_x:
         d_x = _convolve(g, [pack(weight) for weight in weights], [], [], counts, backward=True)
-    needs = False, need_weights, need_biases and need_taps, need_taps
-    _, d_weights, d_biases, d_taps = SPEC.backward.reference(g, x, weights, None, counts, False, *needs)
+    needs = False, need_weights, need_biases and need_taps, need_taps, False
+    _, d_weights, d_biases, d_taps, _ = SPEC.backward.reference(g, x, weights, None, counts, False, *needs)
     if need_biases and not need_taps:  # one pass over all rows, not a sum for each tap
         sums = g.sum((2, 3), dtype=torch.float32)
         d_biases = [rows.sum(0).to(g.dtype) for rows in sums.split(counts)]
-    return d_x, d_weights, d_biases, d_taps
+    return d_x, d_weights, d_biases, d_taps, residual_gradient(g, grad, need_residual)
 
 
 def compilations() -> list[tuple]:
     """Every form of the kernel that a call may compile, for five tasks (`_launch.compilation`)."""
     flags = [False, True]
-    forms = [(*form, False) for form in itertools.product(flags, flags, flags)] + [
-        (False, False, False, True)
-    ]
+    forms = [(bias, taps, False, relu, False) for bias, taps, relu in itertools.product(flags, flags, flags)]
+    forms += [(True, False, True, True, False), (False, False, False, False, True)]
     return [
         _form(dtype, config, *form, even)
         for dtype, configs in CONFIGS.items()
@@ -240,8 +264,9 @@ def compilations() -> list[tuple]:
     ]
 
 
-def _form(dtype, config, bias, taps, relu, backward, even) -> tuple:
-    constants = dict(TASKS=5, BIAS=bias, TAPS=taps, RELU=relu, BACKWARD=backward, EVEN=even)
-    constants |= {name: None for name, given in (("bias_ptrs", bias), ("tap_ptrs", taps)) if not given}
+def _form(dtype, config, bias, taps, residual, relu, backward, even) -> tuple:
+    flags = dict(BIAS=bias, TAPS=taps, RESIDUAL=residual, RELU=relu, BACKWARD=backward, EVEN=even)
+    pointers = dict(bias_ptrs=bias, tap_ptrs=taps, residual_ptr=residual)
+    constants = dict(TASKS=5) | flags | {name: None for name, given in pointers.items() if not given}
     kinds = dict.fromkeys(("weight_ptrs", "bias_ptrs", "tap_ptrs"), (POINTERS[dtype],) * 5)
     return compilation(_conv3x3_kernel, config, constants, kinds | {"counts": ("i32",) * 5}, POINTERS[dtype])

@@ -34,7 +34,7 @@ def test_overview(dmtl):
 
 
 def test_training_help_names_every_key(dmtl):
-    """All keys of the configuration but `model.tasks`, which the data set decides."""
+    """All keys of the configuration but tables of tables, which files have."""
     from dataclasses import fields
 
     from dmtl.models import ModelConfig
@@ -42,8 +42,9 @@ def test_training_help_names_every_key(dmtl):
 
     out = dmtl("train", "--help").out
     sections = {"data": DataConfig, "model": ModelConfig, "optim": OptimConfig, "log": LogConfig}
+    tables = [("model", "tasks"), ("data", "sources")]
     for section, kind in sections.items():
-        for name in (f.name for f in fields(kind) if (section, f.name) != ("model", "tasks")):
+        for name in (f.name for f in fields(kind) if (section, f.name) not in tables):
             assert f"--{section}.{name.replace('_', '-')}" in out
     assert "model.tasks" not in out
 
@@ -61,7 +62,11 @@ def test_training_help_names_every_key(dmtl):
         (["claim", "--model.diffusion", "none"], "to be compared with the baseline"),
         (["demo", "--steps", "0"], "optim.steps must be at least 1"),
         (["eval"], "pass either MODEL or --from-maps, got neither"),
-        (["predict", "model"], "IMAGE must be at least one file or folder, got none"),
+        (["predict"], "IMAGE must be at least one file or folder, got none"),
+        (["predict", "six-tasks"], "IMAGE must be at least one file or folder, got none after six-tasks"),
+        (["predict", "photos"], "photos: no such file or folder, expected an image, a video or a folder"),
+        (["predict", "a.jpg", "six-tasks"], "MODEL must come before the images, got six-tasks after a.jpg"),
+        (["convert", "m", "t", "--half", "--to-official"], "--half is for model folders"),
         (["report"], "RUN must name at least one run, got none"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -85,7 +90,6 @@ def test_wrong_words_are_one_line(dmtl, tmp_path, words, expected):
         (["train", "--data.size", "64"], ["'--data.size'", "Expected 2 values"]),
         (["train", "--optim.steps", "0"], ["optim.steps must be at least 1"]),
         (["train", "--model.width", "7"], ["model.width must be a multiple of model.heads = 4"]),
-        (["predict"], ["MODEL"]),
         (["predict", "model", "a.png", "--steps", "many"], ["--steps", "INT|{auto}", "'many'"]),
         (["convert", "a.pth"], ["TARGET"]),
         (["data"], ["{check, show, labels, "]),

@@ -136,6 +136,17 @@ def test_processes_share_the_images(dmtl, tmp_path, trained, count, processes, k
     assert tree(tmp_path / "three") == tree(tmp_path / "one")
 
 
+def test_a_data_set_and_maps_of_another_command(dmtl, tmp_path, trained, data):
+    """Of a data set only the images are predicted; `eval --save-maps` leaves what predict wrote as it is."""
+    out = dmtl("predict", trained, data, "--out", "maps", "--no-pictures").out
+    assert "6 images predicted" in out and "only its images are inputs" in out
+    before = tree(tmp_path / "maps")
+    assert {name for name in before if "semseg" in str(name)} == {f"semseg/{id}.png" for id in "abcdef"}
+    status, out, err = dmtl("eval", trained, "--data", data, "--save-maps", "maps")
+    assert (status, out) == (2, "") and "maps: holds maps of dmtl predict, choose another folder" in err
+    assert tree(tmp_path / "maps") == before
+
+
 def test_shards_and_another_model(dmtl, tmp_path, trained, baseline, data):
     """`--shard` from the command line; the maps of another model are refused."""
     for k in (2, 1):

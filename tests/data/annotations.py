@@ -259,7 +259,8 @@ def studio_task(number: int, name: str, *annotations: dict) -> dict:
 
 
 def write_label_studio(root: Path) -> dict:
-    """A rectangle, a brush mask and a polygon; a submitted empty annotation; one that was skipped."""
+    """A rectangle, a brush mask, a point, a rectangle without a label or pixels, and a polygon; a submitted
+    empty annotation; one that was skipped."""
     write_images(root / "images")
     (_, *car), (_, *tree) = BOXES["a"]
     mask = np.zeros((HEIGHT, WIDTH), bool)
@@ -268,6 +269,7 @@ def write_label_studio(root: Path) -> dict:
         region("rectanglelabels", {**percent_box(car), "rectanglelabels": ["car"]}),
         region("brushlabels", {"format": "rle", "rle": brush(mask), "brushlabels": ["tree"]}, "brush"),
         region("keypointlabels", {"x": 1, "y": 1, "width": 1, "keypointlabels": ["car"]}),
+        region("rectangle", percent_box([5, 5, 5, 5]), id="y"),
     ]
     points = [[100 * x / WIDTH, 100 * y / HEIGHT] for x, y in corners(*BOXES["b"][0][1:])]
     second = [region("polygonlabels", {"points": points, "closed": True, "polygonlabels": ["tree"]})]
@@ -287,12 +289,16 @@ COLOURS = np.array([[0, 0, 0], [10, 120, 30], [200, 0, 60]], np.uint8)
 
 
 def write_voc(root: Path) -> dict:
+    """Masks of colours, of a palette and of grey values."""
     write_images(root / "JPEGImages")
     (root / "SegmentationClass").mkdir()
     lines = [f"{name}:{','.join(map(str, colour))}::" for name, colour in zip(CLASSES, COLOURS.tolist())]
     (root / "labelmap.txt").write_text("# label:color_rgb:parts:actions\n" + "\n".join(lines) + "\n")
-    for name in NAMES[:3]:
-        (root / "SegmentationClass" / f"{name}.png").write_bytes(png(COLOURS[expected(name)]))
+    masks = [Image.fromarray(expected(name)) for name in NAMES[:3]]
+    masks[0] = Image.fromarray(COLOURS[expected("a")])
+    masks[1].putpalette(COLOURS.ravel().tolist())
+    for name, mask in zip(NAMES, masks, strict=False):
+        mask.save(root / "SegmentationClass" / f"{name}.png")
     return {"source": root}
 
 

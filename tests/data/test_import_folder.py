@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import unicodedata
+
 import numpy as np
 import pytest
 import yaml
@@ -17,6 +20,8 @@ from .annotations import (
     NAMES,
     WRITERS,
     corners,
+    cvat_file,
+    cvat_image,
     expected,
     labelme_file,
     labelme_shape,
@@ -156,6 +161,48 @@ def test_orientation_tags(tmp_path, format):
         import_made(format, tmp_path, tmp_path / "other", lambda root: made)
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("train/a.png", "train\\a.png"),
+        ("train/a.png", "./train//a.png"),
+        (unicodedata.normalize("NFD", "fü/ä.png"), "fü/ä.png"),
+        ("frame_000000.PNG", "frame_000000"),  # CVAT's names of the frames of a video
+    ],
+)
+def test_names_that_are_not_quite_those_of_the_files(tmp_path, file, name):
+    path = tmp_path / "s" / "images" / file
+    write_images(path.parent)
+    (path.parent / "a.png").rename(path)
+    box = '<box label="car" xtl="0" ytl="0" xbr="9" ybr="9" z_order="0"></box>'
+    text = cvat_file(cvat_image(0, name, box)).replace(f"{name}.png", name)
+    (tmp_path / "s" / "annotations.xml").write_text(text)
+    import_made("cvat", tmp_path, tmp_path / "out", lambda root: {"source": root / "s"})
+    (label,) = labels(tmp_path / "out").values()
+    assert label.sum() == 81
+
+
+def test_names_that_are_too_much_alike(tmp_path):
+    """A file without a suffix could be one of two, a.png.png is not a.png, and names in two Unicode forms."""
+    write_images(tmp_path / "images")
+    (tmp_path / "images" / "d.png").rename(tmp_path / "images" / "d.png.png")
+    (tmp_path / "annotations.xml").write_text(cvat_file(cvat_image(0, "d", "")))
+    with pytest.raises(DataError, match="no image file .*images/d.png'"):
+        import_made("cvat", tmp_path, tmp_path / "out", lambda root: {"source": root})
+    (tmp_path / "images" / "a.jpg").write_bytes(b"")
+    text = cvat_file(cvat_image(0, "a", "")).replace("a.png", "a")
+    (tmp_path / "annotations.xml").write_text(text)
+    with pytest.raises(DataError, match="no image file .*images/a'"):
+        import_made("cvat", tmp_path, tmp_path / "out", lambda root: {"source": root})
+    composed, decomposed = (unicodedata.normalize(form, "ä") for form in ("NFC", "NFD"))
+    for name, form in zip("bc", (composed, decomposed), strict=True):
+        (tmp_path / "images" / f"{name}.png").rename(tmp_path / "images" / f"{form}.png")
+    text = cvat_file(cvat_image(0, composed, "") + cvat_image(1, decomposed, ""))
+    (tmp_path / "annotations.xml").write_text(text)
+    with pytest.raises(DataError, match="would be called"):
+        import_made("cvat", tmp_path, tmp_path / "out", lambda root: {"source": root})
+
+
 def test_missing_and_surplus_images(tmp_path):
     for format in ("coco", "coco-panoptic", "labelme", "cvat", "label-studio", "voc"):
         root = tmp_path / format
@@ -164,7 +211,7 @@ def test_missing_and_surplus_images(tmp_path):
         (folder / "b.png").rename(folder / "z.png")
         if format == "voc":  # without lists there is only a mask too many
             found = import_made(format, tmp_path, tmp_path / "voc-out", lambda root: made)
-            assert "left out: 1 mask without an image (b.png)" in found.notes
+            assert "left out: 1 mask without an image, or not PNG (b.png)" in found.notes
             continue
         with pytest.raises(DataError, match=r"no image file .*b\.png.*1 of \d are missing") as error:
             import_made(format, tmp_path, tmp_path / f"{format}-out", lambda root: made)
@@ -196,6 +243,45 @@ def test_splits(tmp_path):
         DataError, match="label 'tre' is not a class of semseg in the target.*did you mean 'tree'"
     ):
         import_made("labelme", root, out, lambda root: {"source": root}, splits=["extra"])
+
+
+def test_an_import_interrupted_in_its_second_split(tmp_path):
+    made, out = WRITERS["labelme"](tmp_path / "s"), tmp_path / "out"
+    import_made("labelme", tmp_path, out, lambda _: made, val=0.3)
+    whole = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    (name,) = (out / "splits" / "val.txt").read_text().split()
+    for path in (out / "splits" / "val.txt", out / "images" / f"{name}.png"):
+        path.unlink()
+    import_made("labelme", tmp_path, out, lambda _: made, val=0.3)
+    assert whole == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("format", ["labelme", "coco", "voc"])
+def test_a_target_that_is_read_from(tmp_path, format):
+    """Repeated after an interruption, it would read what it wrote itself."""
+    made = WRITERS[format](tmp_path / "s")
+    target = {"labelme": "", "coco": "images", "voc": "SegmentationClass"}[format]
+    made |= {"masks": str(tmp_path / "s" / target)} if format == "voc" else {}
+    with pytest.raises(ConfigError, match="TARGET must be another folder than"):
+        import_made(format, tmp_path, tmp_path / "x" / ".." / "s" / target, lambda _: made)
+
+
+def test_a_damaged_mask_is_one_image(tmp_path):
+    """Masks are decoded one image at a time, so that one can be skipped and all need not fit into memory."""
+    for format, file, place in (
+        ("labelme", "a.json", ("shapes", 2, "mask")),
+        ("label-studio", "export.json", (0, "annotations", 0, "result", 1, "value", "rle")),
+    ):
+        made = WRITERS[format](tmp_path / format)
+        content = json.loads((tmp_path / format / file).read_text())
+        holder = content
+        for key in place[:-1]:
+            holder = holder[key]
+        holder[place[-1]] = holder[place[-1]][:20]
+        write_json(tmp_path / format / file, content)
+        found = import_made(format, tmp_path, tmp_path / "out" / format, lambda _: made, skip_corrupt=1)
+        (message,) = found.splits["train"].skipped
+        assert message.startswith(str(tmp_path / format / file)) and found.splits["train"].images == 3
 
 
 def test_an_edited_source_does_not_go_on(tmp_path):

@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
 from pycocotools import mask as coco
 
 from dmtl.data.folder.dataset import Folder
@@ -14,7 +13,6 @@ from dmtl.data.imports.shapes import Bitmap, Box, Ellipse, Polygon, Runs, coco_l
 from dmtl.errors import DataError
 
 from .annotations import (
-    CLASSES,
     HEIGHT,
     NAMES,
     WIDTH,
@@ -37,7 +35,6 @@ from .annotations import (
     write_labelme,
     write_panoptic,
     write_stuff,
-    write_voc,
 )
 from .test_import_folder import import_made, labels
 
@@ -159,13 +156,30 @@ def test_coco_boxes_crowds_and_thin_polygons(tmp_path):
     assert found["b"][0, 20, 40] == 255
 
 
+@pytest.mark.parametrize("segmentation", [None, [], [[]], [[9, 11, 12, 11]]])
+def test_coco_objects_without_an_outline(tmp_path, segmentation):
+    """Whatever says so, the object is somewhere in its box; ids may be 10.0, as pandas writes them."""
+    edit = at("annotations", 0)(with_value(segmentation=segmentation, image_id=10.0))
+    name = "annotations/instances.json"
+    made = import_made("coco", tmp_path, tmp_path / "out", edited(write_coco, tmp_path, edit, name))
+    assert (labels(tmp_path / "out")["a"][0, 10:20, 8:24] == 255).all()
+    assert "1 object with a box alone: its pixels mean nothing" in made.notes
+
+
+def test_coco_background_in_another_case(tmp_path):
+    edit = at("categories")(lambda found: found.append({"id": 0, "name": "Background"}))
+    name = "annotations/instances.json"
+    made = import_made("coco", tmp_path, tmp_path / "out", edited(write_coco, tmp_path, edit, name))
+    assert "labels that differ in case alone are different: Background, background" in made.notes
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
         (without("images"), "no 'images'"),
         (at("images", 1)(with_value(file_name="/etc/a.png")), "images[1]: image file: '/etc/a.png'"),
         (at("images", 1)(with_value(file_name="../a.png")), "images[1]: image file: '../a.png'"),
-        (at("images", 1)(with_value(file_name="a.png")), "would be called 'a', as"),
+        (at("images", 1)(with_value(file_name="a.png")), "images[1]: a second entry for the image 'a'"),
         (at("images", 1)(with_value(file_name="a.jpg")), "would be called 'a', as"),
         (at("images", 1)(with_value(id=10)), "images[1]: a second image has the id 10"),
         (at("images", 1)(with_value(width="wide")), "images[1]: width: 'wide', expected a finite number"),
@@ -273,7 +287,7 @@ def test_labelme_shapes(tmp_path):
         (with_value(imageWidth=3.5), "imageWidth: 3.5, expected a whole number"),
         (at("shapes", 0)(with_value(shape_type="cube")), "shapes[0]: unknown shape 'cube'"),
         (at("shapes", 0)(with_value(label=7)), "shapes[0]: label: 7, expected a name"),
-        (at("shapes", 0)(with_value(points=[[1, 2], [3, 4]])), "polygon of 2 points, expected at least 3"),
+        (at("shapes", 0)(with_value(points=[[1, 2]], shape_type="circle")), "circle of 1 point, expected 2"),
         (at("shapes", 0)(with_value(points=[[1, 2], [3]])), "expected a list of finite numbers"),
         (at("shapes", 0)(with_value(points=[1, 2, 3])), "expected points [x, y]"),
         (at("shapes", 0)(with_value(points=[[1, 2]] * 3, shape_type="rectangle")), "rectangle of 3 points"),
@@ -304,6 +318,19 @@ def test_labelme_files_elsewhere(tmp_path):
     write_json(tmp_path / "s" / "ann" / "again.json", labelme_file("a", shapes))
     with pytest.raises(DataError, match="again.json: a second file for the image 'a.png'"):
         import_made("labelme", tmp_path, tmp_path / "third", lambda _: made)
+
+
+def test_labelme_files_that_nobody_drew(tmp_path):
+    """Hidden files, which systems and editors leave behind, and an outline of two points."""
+    shapes = [labelme_shape("x", corners(0, 0, 9, 9)), labelme_shape("x", [[20, 20], [30, 30]])]
+    write_images(tmp_path / "s")
+    (tmp_path / "s" / "._a.json").write_bytes(b"\0\5\x16\7\xff")
+    write_json(tmp_path / "s" / ".ipynb_checkpoints" / "a-checkpoint.json", labelme_file("a", shapes))
+    write_json(tmp_path / "s" / "b.JSON", labelme_file("b", shapes))
+    made = import_labelme(tmp_path / "s", shapes)
+    found = labels(tmp_path / "out")
+    assert found["a"].sum() == found["b"].sum() == 81 and found["c"] is None
+    assert "left out: 2 thin polygon shapes, without an area" in made.notes
 
 
 # CVAT
@@ -380,7 +407,7 @@ def test_cvat_damage(tmp_path, shapes, message):
         ("<annotations></annotations>", "no images"),
         (f"{LAUGHS}<annotations><version>&b;</version></annotations>", "not readable XML"),
         (cvat_file(cvat_image(0, "/etc/a", "")), "'/etc/a.png', expected a relative path"),
-        (cvat_file(cvat_image(0, "a", "") * 2), "would be called 'a'"),
+        (cvat_file(cvat_image(0, "a", "") * 2), "a second entry for the image 'a'"),
         (cvat_file("").replace("<name>tree</name>", "<name>car</name>"), "a second label is called 'car'"),
     ],
 )
@@ -442,11 +469,33 @@ def test_label_studio_tasks_of_control_tags(tmp_path):
         assert Folder(out, "train").tasks["damage"].classes == ("background", "crack")
 
 
+def test_label_studio_regions_without_a_label(tmp_path):
+    """They cover something, nobody knows what."""
+    box, dot = {"x": 50, "y": 50, "width": 25, "height": 25}, {"x": 1, "y": 1, "width": 0.5}
+    results = [
+        region("rectanglelabels", {**box, "x": 0, "rectanglelabels": ["box"]}, id="a"),
+        region("rectangle", box, id="b"),
+        region("rectanglelabels", {**box, "y": 0, "rectanglelabels": []}, id="c"),
+        region("polygonlabels", {"points": [[1, 1], [2, 2]], "polygonlabels": ["box"]}, id="d"),
+        region("keypoint", dot, id="e"),
+        region("labels", {**dot, "labels": ["box"]}, id="e"),
+    ]
+    made = import_studio(tmp_path / "s", studio_task(1, "a", {"id": 1, "result": results}))
+    wanted = 1 * ((X < 16) & (Y > 24) & (Y < 36))
+    wanted[(X > 32) & (X < 48) & (((Y > 24) & (Y < 36)) | (Y < 12))] = 255
+    np.testing.assert_array_equal(labels(tmp_path / "out")["a"][0], wanted)
+    assert "left out: regions without a label, whose pixels mean nothing: 2" in made.notes
+    assert "left out: polygon regions of fewer than three points: 1" in made.notes
+    assert "left out: keypoint results: 2" in made.notes
+
+
 @pytest.mark.parametrize(
     "url",
     [
         "/data/upload/7/a.png",
         "/data/local-files/?d=photos/a.png",
+        "/data/local-files/?d=photos%5Ca.png",
+        "s3://bucket/a#1.png",
         "https://example.org/x/a.png?size=big",
         "s3://bucket/deep/a.png",
         "a.png",
@@ -455,19 +504,25 @@ def test_label_studio_tasks_of_control_tags(tmp_path):
 def test_label_studio_urls(tmp_path, url):
     task = studio_task(1, "a", {"id": 1, "result": [region("rectanglelabels", {
         "x": 0, "y": 0, "width": 50, "height": 50, "rectanglelabels": ["x"]})]})  # fmt: skip
-    task["data"] = {"photo": url}
+    task["data"] = {"photo": url, "title": "a house"}
+    if "#" in url:
+        write_images(tmp_path / "s")
+        (tmp_path / "s" / "a.png").rename(tmp_path / "s" / "a#1.png")
     import_studio(tmp_path / "s", task)
-    assert labels(tmp_path / "out")["a"].any()
+    (label,) = labels(tmp_path / "out").values()
+    assert label.any()
 
 
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
         (without("annotations"), "(JSON, not JSON-MIN)"),
+        (lambda task: task.pop("data") and task.pop("annotations"), "(JSON, not JSON-MIN)"),
         (with_value(data={"image": "/data/local-files/?x=1"}), "expected the URL of an image"),
         (with_value(data={"image": "../a.png"}), "'../a.png', expected a relative path"),
         (with_value(data={"left": "a.png", "right": "b.png"}), "data: no 'image'"),
         (at("annotations", 0, "result", 0)(with_value(type="bitmask")), "unknown result 'bitmask'"),
+        (at("annotations", 0, "result", 0)(with_value(type="rectangle", id="y", value=7)), "value: 7, exp"),
         (at("annotations", 0, "result", 0)(without("original_width")), "no 'original_width'"),
         (at("annotations", 0, "result", 0)(with_value(image_rotation=90)), "the image was rotated"),
         (at("annotations", 0, "result", 0, "value")(without("x")), "no 'x'"),
@@ -483,114 +538,6 @@ def test_label_studio_damage(tmp_path, edit, message):
     with pytest.raises(DataError) as error:
         import_made("label-studio", tmp_path, tmp_path / "out", made)
     assert str(error.value).startswith(str(tmp_path / "export.json")) and message in str(error.value)
-
-
-# VOC
-
-
-def test_voc_as_distributed(tmp_path):
-    """Palette pictures and lists, no labelmap.txt: the classes of PASCAL VOC, 255 between objects."""
-    write_voc(tmp_path)
-    (tmp_path / "labelmap.txt").unlink()
-    lists = tmp_path / "ImageSets" / "Segmentation"
-    lists.mkdir(parents=True)
-    for name, ids in (("train", "a\nb\n"), ("val", "c\n"), ("trainval", "a\nb\nc\n")):
-        (lists / f"{name}.txt").write_text(ids)
-    wanted = np.array([0, 15, 255], np.uint8)[expected("a")]
-    palette = np.zeros((256, 3), np.uint8)
-    palette[15], palette[255] = (192, 128, 128), (224, 224, 192)
-    picture = Image.fromarray(wanted)
-    picture.putpalette(palette.ravel().tolist())
-    picture.save(tmp_path / "SegmentationClass" / "a.png")
-    Image.fromarray(wanted).save(tmp_path / "SegmentationClass" / "b.png")  # grey
-    Image.fromarray(palette[wanted]).save(tmp_path / "SegmentationClass" / "c.png")
-    made = import_made("voc", tmp_path, tmp_path / "out", lambda root: {"source": root})
-    found = labels(tmp_path / "out") | labels(tmp_path / "out", "val")
-    for name in "abc":
-        np.testing.assert_array_equal(found[name][0], wanted, err_msg=name)
-    assert Folder(tmp_path / "out", "val").tasks["semseg"].classes[15] == "person"
-    assert "left out: 1 image file that no list names (d.png)" in made.notes
-    made = import_made("voc", tmp_path, tmp_path / "one", lambda root: {"source": root}, splits=["val"])
-    assert list(made.splits) == ["val"]
-
-
-def test_voc_values_and_classes(tmp_path):
-    """Grey masks of 0, 1, 2, whose classes are given, or which labelmap.txt lists in their order."""
-    for given in (True, False):
-        root = tmp_path / str(given)
-        write_voc(root)
-        for path in (root / "SegmentationClass").iterdir():
-            path.write_bytes(png(expected(path.stem)))
-        if given:
-            (root / "labelmap.txt").unlink()
-        options = {"classes": CLASSES} if given else {}
-        import_made("voc", root, tmp_path / f"out-{given}", lambda root: {"source": root}, **options)
-        np.testing.assert_array_equal(labels(tmp_path / f"out-{given}")["a"][0], expected("a"))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("car:1,2::", "line 1: 'car:1,2::', expected a label and its colour"),
-        ("car:1,2,300::", "expected a label and its colour"),
-        ("car:1,2,3::\ntree:1,2,3::", "line 2: a second label has the colour 1,2,3"),
-        ("car:1,2,3::\ncar:1,2,4::", "line 2: a second label is called 'car'"),
-        ("# nothing", "no labels"),
-        ("car:0,0,0::\ntree:10,120,30::", "a.png: colour (200, 0, 60) of no label"),
-    ],
-)
-def test_voc_damage(tmp_path, text, message):
-    write_voc(tmp_path)
-    (tmp_path / "labelmap.txt").write_text(text)
-    with pytest.raises(DataError) as error:
-        import_made("voc", tmp_path, tmp_path / "out", lambda root: {"source": root})
-    assert message in str(error.value)
-
-
-# Hugging Face
-
-
-def test_huggingface_parquet_and_splits(tmp_path):
-    """Parquet files, and a dictionary of splits, of which "validation" is called val."""
-    import datasets
-
-    made = write_huggingface(tmp_path / "s")
-    table = datasets.load_from_disk(str(tmp_path / "s"))
-    table.to_parquet(str(tmp_path / "one.parquet"))
-    import_made(
-        "huggingface", tmp_path, tmp_path / "out", lambda _: made | {"source": tmp_path / "one.parquet"}
-    )
-    both = datasets.DatasetDict({"train": table, "validation": table.select([1, 0])})
-    both.save_to_disk(str(tmp_path / "both"))
-    import_made("huggingface", tmp_path, tmp_path / "two", lambda _: made | {"source": tmp_path / "both"})
-    found = labels(tmp_path / "two", "val")
-    np.testing.assert_array_equal(found["validation/000001"][0], expected("a"))
-    for out in ("out", "two"):
-        assert labels(tmp_path / out, task="depth")["train/000001"].unique().tolist() == [1.5]
-        assert labels(tmp_path / out, task="depth")["train/000003"] is None
-
-
-def test_huggingface_kinds_and_scale(tmp_path):
-    import datasets
-
-    write_images(tmp_path / "images")
-    deep = Image.fromarray(np.full((HEIGHT, WIDTH), 1500, np.uint16))
-    mask = Image.fromarray((expected("a") > 0).astype(np.uint8))
-    rows = {"image": [Image.open(tmp_path / "images/a.png")], "deep": [deep], "mask": [mask], "note": ["x"]}
-    datasets.Dataset.from_dict(rows).cast_column("deep", datasets.Image()).save_to_disk(str(tmp_path / "s"))
-    columns = {"depth": "deep", "cracks:binary": "mask"}
-    made = {"source": tmp_path / "s", "map": columns, "scale": {"depth": 0.5}}
-    import_made("huggingface", tmp_path, tmp_path / "out", lambda _: made)
-    assert labels(tmp_path / "out", task="depth")["row/000000"].unique().tolist() == [750]
-    np.testing.assert_array_equal(labels(tmp_path / "out", task="cracks")["row/000000"][0], expected("a") > 0)
-    with pytest.raises(DataError, match="expected --scale depth=UNITS_PER_STEP"):
-        import_made("huggingface", tmp_path, tmp_path / "other", lambda _: made | {"scale": {}})
-    with pytest.raises(DataError, match="column 'note' holds .*, expected images"):
-        bad = made | {"map": {"image": "note", **columns}}
-        import_made("huggingface", tmp_path, tmp_path / "other", lambda _: bad)
-    with pytest.raises(DataError, match=r"row 0, column 'note'"):
-        bad = made | {"map": {"depth": "note"}, "scale": {}}
-        import_made("huggingface", tmp_path, tmp_path / "third", lambda _: bad)
 
 
 def test_a_package_that_is_not_installed(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +11,7 @@ import torch
 
 from dmtl.diffusion import CounterNoise
 from dmtl.engine.engine import Engine
-from dmtl.engine.graphs import CudaCapture, Graphs
+from dmtl.engine.graphs import Graphs
 from tests.fakecuda import FakeCuda
 from tests.models.cases import small_model
 
@@ -28,15 +29,17 @@ def test_readers_pin_memory_meanwhile(fake):
             reader.submit(fake.pin).result()
             return {"y": 2 * x}
 
-        graphs = Graphs(CudaCapture())
+        graphs = Graphs()
         for value in (1.0, 2.0, 3.0):
             assert graphs("key", compute, [torch.full((3,), value)])["y"].tolist() == 3 * [2 * value]
     assert fake.captures == 1
 
 
 def test_a_host_synchronisation_fails(fake):
+    graphs = Graphs()
+    graphs("key", lambda x: x * float(x.sum()), [torch.ones(2)])  # eager
     with pytest.raises(RuntimeError, match="capturing"):
-        Graphs(CudaCapture())("key", lambda x: x * float(x.sum()), [torch.ones(2)])
+        graphs("key", lambda x: x * float(x.sum()), [torch.ones(2)])
 
 
 def test_results_are_the_callers(fake):
@@ -47,7 +50,7 @@ def test_results_are_the_callers(fake):
         z.mul_(2)
         return [z[1:], (z.sum(), torch.cat([x, y]))]
 
-    graphs = Graphs(CudaCapture())
+    graphs = Graphs()
     found = []
     for seed in range(3):
         torch.manual_seed(seed)
@@ -62,12 +65,81 @@ def test_engine(fake, options):
     """Two sizes, new images and seeds: every answer is that of an engine without graphs."""
     model = small_model(**options)
     plain, engine = Engine(model), Engine(model)
-    engine._graphs = Graphs(CudaCapture())
-    for seed, size in enumerate([(64, 64), (32, 64), (64, 64), (32, 64)]):
+    engine._graphs = Graphs()
+    for seed, size in enumerate([(64, 64), (32, 64)] * 3):
         image, noise = torch.randn(1, 3, *size), CounterNoise(seed)
         found, expected = (e.maps(image, noise=noise).maps for e in (engine, plain))
         assert all(torch.equal(found[task], expected[task]) for task in expected)
     assert fake.captures == 2
+
+
+def twice(x):
+    """A computation whose graph holds as many bytes as x has."""
+    return 2 * x
+
+
+FIFTY = [torch.arange(1.0, n + 1) for n in range(1, 51)]  # one float32 to fifty
+
+
+def ask(graphs: Graphs, *inputs: torch.Tensor) -> None:
+    for x in inputs:
+        torch.testing.assert_close(graphs(len(x), twice, [x]), 2 * x)
+
+
+def test_a_folder_with_a_size_for_each_image_captures_nothing(fake):
+    """Nor does the second trip through it: no graph would be replayed before it is dropped."""
+    graphs = Graphs()
+    ask(graphs, *FIFTY, *FIFTY)
+    assert fake.captures == 0 and len(graphs) == 0
+
+
+def test_fifty_sizes_are_bounded_in_number_and_memory(fake):
+    graphs = Graphs(memory=4 * 120)
+    most, number = 0, 0
+    for x in FIFTY:
+        ask(graphs, x, x, x)  # eager, captured, replayed
+        assert fake.reserved == graphs.held
+        most, number = max(most, graphs.held), max(number, len(graphs))
+    assert fake.captures == 50
+    assert most <= 4 * 120 and number == 8
+    assert len(graphs) == 2 and graphs.held == 4 * (49 + 50)
+
+
+def test_the_least_recently_used_graph_is_dropped(fake):
+    graphs = Graphs(limit=2)
+    a, b, c = FIFTY[:3]
+    ask(graphs, a, a, b, b, a, c, c)
+    assert fake.captures == 3 and len(graphs) == 2
+    ask(graphs, a, c, a, c)
+    assert fake.captures == 3
+    ask(graphs, b, b)
+    assert fake.captures == 4
+
+
+def test_a_large_graph_is_not_kept(fake):
+    """Its signature is computed eagerly from then on, and it drops no other."""
+    graphs = Graphs(memory=4 * 10)
+    small, large = FIFTY[4], FIFTY[10]
+    ask(graphs, small, small, large, large)
+    assert fake.captures == 2 and graphs.held == fake.reserved == 4 * 5
+    ask(graphs, large, large, small)
+    assert fake.captures == 2
+
+
+def test_images_of_fifty_sizes(fake):
+    """Through an engine, in the order of a shuffled folder in which some sizes are frequent."""
+    model = small_model(tasks=["edge"], diffusion="none")
+    plain, engine = Engine(model), Engine(model)
+    engine._graphs = Graphs(memory=8 << 20)
+    draw = random.Random(0)
+    sizes = [(n, 33) for n in range(15, 65)] + draw.choices([(20, 33), (64, 33), (40, 33)], k=50)
+    draw.shuffle(sizes)
+    for number, size in enumerate(sizes):
+        image = torch.randn(1, 3, *size)
+        assert torch.equal(engine.maps(image).maps["edge"], plain.maps(image).maps["edge"]), number
+        assert fake.reserved == engine._graphs.held <= 8 << 20
+    assert len(set(sizes)) == 50
+    assert 3 <= fake.captures <= 10
 
 
 @pytest.mark.gpu

@@ -11,8 +11,10 @@ import torch
 
 import dmtl
 from dmtl.engine.engine import Engine
+from dmtl.engine.graphs import Graphs
 from dmtl.engine.memory import SHARE, peak_bytes, tile_side
 from dmtl.models import ModelConfig
+from tests.fakecuda import FakeCuda
 from tests.models.cases import small_config, small_model
 
 MODEL = dict(width=128, backbone_width=32)
@@ -124,3 +126,16 @@ def test_tiles_are_those_of_the_engine(monkeypatch, samples):
     monkeypatch.setattr(engine.network, "initial", watched)
     engine.maps(torch.zeros(1, 3, side, side))
     assert set(seen) == {(smaller, smaller)}
+
+
+def test_memory_is_asked_until_a_signature_has_its_graph(monkeypatch):
+    """Once for a photograph's size, twice for one that comes back, however often."""
+    FakeCuda(monkeypatch)
+    engine, asked = Engine(small_model(tasks=["edge"], diffusion="none")), []
+    engine._graphs = Graphs()
+    monkeypatch.setattr("dmtl.engine.engine.available_bytes", asked.append)
+    for expected in (1, 2, 2, 2):
+        engine.maps(torch.zeros(1, 3, 32, 32))
+        assert len(asked) == expected
+    engine.maps(torch.zeros(1, 3, 64, 32))
+    assert len(asked) == 3

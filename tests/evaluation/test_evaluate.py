@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dmtl.data import LabelMatrix, eval_transform, make_loader, open_dataset
 from dmtl.diffusion import CounterNoise
@@ -97,15 +98,14 @@ def test_shares_add_up_to_the_bit(model, dataset):
         sums = scoring._Sums(World())
         for batch in scoring._share(batches(dataset, 1), World(rank, 3)):
             seen.append(batch.position)
-            options = dict(noise=CounterNoise(0, batch.index))
             with torch.inference_mode():
-                sums.add(scores(batch, list(model.tasks), options))
+                sums.add(scores(batch, list(model.tasks), steps=None, seed=0))
         states.append((sums.counts, sums.parts))
     assert seen == [0, 3, 6, 1, 4, 7, 2, 5]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "gathered", lambda value: states)
         meters = scoring._Sums(World(0, 3)).meters(scores.meter)
-    for (name, kind), meter in meters.items():
+    for (name, kind, _), meter in meters.items():
         assert repr(meter.compute()) == repr(alone[name if kind == "final" else f"initial/{name}"])
 
 
@@ -222,3 +222,27 @@ def test_uncertainty_is_scored_over_all_batches(model, dataset):
     one, many = (score(engine, batches(dataset, size), tasks=["edge", "heat"]) for size in (8, 3))
     for task in ("edge", "heat"):
         assert one[task]["uncertainty_auroc"] == pytest.approx(many[task]["uncertainty_auroc"], abs=1e-3)
+
+
+def test_an_image_is_predicted_at_its_own_size_whatever_shares_its_batch(tmp_path):
+    """Landscape and portrait images in one batch are padded to a square for their labels only."""
+    rng = np.random.default_rng(0)
+    for index, size in enumerate([(40, 70), (70, 40), (40, 70)]):
+        for folder, picture in (("images", (*size, 3)), ("edge", size)):
+            path = tmp_path / folder / f"{index}.png"
+            path.parent.mkdir(exist_ok=True)
+            limit = 256 if folder == "images" else 2
+            Image.fromarray(rng.integers(0, limit, picture).astype(np.uint8)).save(path)
+    (tmp_path / "dataset.yaml").write_text("tasks: {edge: {kind: binary}}\n")
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "val.txt").write_text("0\n1\n2\n")
+    data = open_dataset(tmp_path, "val")
+    model = create_model("diffusionmtl", data.tasks, width=8, heads=2, backbone_width=4, blocks=1).eval()
+    singly, together = [], []
+    for size, maps in ((1, singly), (3, together)):
+        keep = lambda batch, found, maps=maps: maps.extend(  # noqa: E731
+            found["edge"][row][batch.unpadded(row)] for row in range(len(batch))
+        )
+        score(Engine(model), batches(data, size), on_maps=keep)
+    for one, other in zip(singly, together, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

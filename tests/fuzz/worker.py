@@ -88,13 +88,19 @@ def run(reader: Reader, name: str, numbers: range, folder: Path, canary: Canary)
     for number in numbers:
         rng = Random(f"{name} {number}")
         path = rng.choice(list(whole))
-        path.write_bytes(reader.damage(rng, whole[path], whole[rng.choice(list(whole))]))
+        replace(path, reader.damage(rng, whole[path], whole[rng.choice(list(whole))]))
         limit(SECONDS, WAIT)
         result = outcome(reader, path, canary)
         limit(0, 0)
         print(json.dumps([name, number, *result]), flush=True)
-        path.write_bytes(whole[path])
+        replace(path, whole[path])
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file again. Many file systems flush one to the disk that is cut to nothing first."""
+    path.unlink()
+    path.write_bytes(content)
 
 
 def limit(computing: float, clock: float) -> None:

@@ -11,7 +11,6 @@ from dmtl.errors import CheckpointError, ConfigError
 from dmtl.models import DiffusionMTL, ModelConfig, create_model, from_pretrained
 from dmtl.models.published import (
     TASK_ORDER,
-    convert_official,
     convert_to_official,
     model_from_official,
     official_state,
@@ -19,6 +18,12 @@ from dmtl.models.published import (
 from dmtl.models.weights import read_state
 from dmtl.tasks import make_task
 from tests.models.cases import small_model
+
+
+def convert_official(source, directory):
+    model = from_pretrained(source)
+    model.save_pretrained(directory)
+    return model
 
 
 def small_official(**options) -> dict[str, torch.Tensor]:

@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 
+from dmtl.nn import resnet
+from dmtl.nn.folding import fold_batch_norms_
 from dmtl.nn.resnet import DEPTHS, BasicBlock, Pointwise, ResNet
 
 
@@ -61,6 +63,66 @@ def test_block_formula():
     shortcut = block.downsample[1](torch.nn.functional.conv2d(x, block.downsample[0].weight, stride=2))
     torch.testing.assert_close(block(x), torch.relu(inner + shortcut))
     assert BasicBlock(8, 8).downsample is None
+
+
+def folded(width: int = 8) -> ResNet:
+    """A network without batch norms, whose shortcuts have a bias."""
+    net = ResNet((1, 2, 1, 1), width).eval()
+    for norm in (module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        torch.nn.init.normal_(norm.bias)
+        norm.running_mean.normal_()
+    return fold_batch_norms_(net)
+
+
+@torch.no_grad()
+def test_biases_of_shortcuts_are_merged():
+    net, image = folded(), torch.randn(2, 3, 64, 64)
+    expected = net(image)
+    for block in net.layer2:
+        block.merge_biases_()
+    assert net.layer2[0].downsample[0].bias is None and net.layer3[0].downsample[0].bias is not None
+    for found, want in zip(net(image), expected, strict=True):
+        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_cudnns_epilogues(monkeypatch):
+    """As on a GPU, with compositions in cuDNN's place: each convolution with its bias, residual and ReLU is
+    one call; no other is left."""
+    calls = []
+
+    def relu(x, weight, bias, stride, padding, dilation, groups):
+        calls.append("relu")
+        return torch.conv2d(x, weight, bias, stride, padding, dilation, groups).relu()
+
+    def add_relu(x, weight, z, alpha, bias, *where):
+        calls.append("add_relu")
+        return (torch.conv2d(x, weight, bias, *where) + alpha * z).relu()
+
+    net, image = folded(), torch.randn(2, 3, 64, 64)
+    expected = net(image)
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", relu)
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", add_relu)
+    monkeypatch.setattr(resnet, "_fused_by_cudnn", lambda device, dtype: True)
+    for found, want in zip(net(image), expected, strict=True):
+        torch.testing.assert_close(found, want)
+    assert (calls.count("relu"), calls.count("add_relu")) == (6, 5)
+    calls.clear()
+    ResNet((1, 1, 1, 1), 8)(image)  # its norms are not folded
+    assert not calls
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_cudnns_epilogues_on_a_gpu(dtype):
+    net, image = folded(64), torch.randn(2, 3, 64, 64)
+    expected = net.double()(image.double())
+    net = net.to("cuda", dtype).to(memory_format=torch.channels_last)
+    assert resnet._fused_by_cudnn(torch.device("cuda"), dtype)
+    for found, want in zip(net(image.to("cuda", dtype)), expected, strict=True):
+        assert (found.cpu().double() - want).norm() <= 30 * torch.finfo(dtype).eps * want.norm()
 
 
 @pytest.mark.parametrize(

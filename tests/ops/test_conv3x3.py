@@ -16,6 +16,7 @@ import dmtl.ops
 from .tools import DEVICE, missing
 
 BACKENDS = [name for name in ("reference", "cpu", "triton") if not missing(name, "conv3x3")]
+needs_triton = pytest.mark.skipif("triton" not in BACKENDS, reason=missing("triton", "conv3x3"))
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}
 
 
@@ -112,6 +113,14 @@ def test_against_composition(backend, relu):
     compare(make_case((1,), 8, 16, 4, 6, relu=relu, biases=False, taps=False), backend)
 
 
+@needs_triton
+def test_a_residual_that_triton_does_not_take():
+    """Without a ReLU, or with tap biases, the operator has another backend, never a wrong result."""
+    case = make_case((1, 2), 16, 8, 4, 5, relu=False, biases=True, taps=True)
+    with dmtl.ops.use_backend(conv3x3="triton"), pytest.raises(NotImplementedError, match="a residual needs"):
+        dmtl.ops.conv3x3(**case, residual=torch.zeros(3, 8, 4, 5))
+
+
 @st.composite
 def cases(draw, dtypes, multiple: int, most: int, rows: int):
     """A case of a drawn shape; channels are multiples of `multiple`."""
@@ -143,9 +152,6 @@ def test_drawn_shapes_reference(case):
 @settings(max_examples=200)
 def test_drawn_shapes_cpu(case):
     compare(case, "cpu")
-
-
-needs_triton = pytest.mark.skipif("triton" not in BACKENDS, reason=missing("triton", "conv3x3"))
 
 
 def compare_tiled(case: dict, m: int, n: int, k: int) -> None:
@@ -183,10 +189,10 @@ def test_triton_bias_gradients_are_few_launches(counts):
             return func(*args, **(kwargs or {}))
 
     g = torch.randn(sum(counts), 16, 5, 7, device=DEVICE).half()
-    needs = False, False, True, False
+    needs = False, False, True, False, False
     weights = [g.new_zeros(16, 16, 3, 3) for _ in counts]
     with Count() as count:
-        *_, found, taps = module.conv3x3_backward(g, g, weights, None, list(counts), False, *needs)
+        *_, found, taps, _ = module.conv3x3_backward(g, g, weights, None, list(counts), False, *needs)
     assert count.launches <= 2 * len(counts) + 1 and taps == []
     for bias, rows in zip(found, g.split(counts), strict=True):
         torch.testing.assert_close(bias, rows.double().sum((0, 2, 3)).half(), rtol=2e-3, atol=1e-3)
@@ -282,6 +288,8 @@ BAD = [
         ValueError,
         r"tap_biases\[0\] must be of shape \[4, 3, 3\], got \[4\]",
     ),
+    (dict(residual=X), ValueError, r"residual must be of shape \[2, 4, 3, 3\], got \[2, 8, 3, 3\]"),
+    (dict(residual=X[:, :4].double()), TypeError, "residual must be of x's dtype float32, got float64"),
     (dict(packed=WEIGHTS[:1]), ValueError, "packed must be of 2 tasks, got 1"),
     (dict(counts=torch.tensor([1, 1])), TypeError, "counts must be a list, got Tensor"),
     (dict(counts=[1.0, 1]), TypeError, "counts must be a list of ints, got float"),

@@ -52,10 +52,10 @@ class BrightnessModel(nn.Module):
 class FakeEngine:
     """The interface of `Engine` around a BrightnessModel; the second draw of the noise is as the first."""
 
-    def __init__(self, model, device, *, precision, steps, eta, sampler, tasks, samples, tile, inplace):
+    def __init__(self, model, device, *, precision, steps, samples, **options):
         self.model, self.steps, self.samples = model, steps, samples
         self.precision = "fp32" if precision == "auto" else precision
-        self.options = {"eta": eta, "sampler": sampler, "tasks": tasks, "tile": tile, "inplace": inplace}
+        self.options = options
 
     def maps(self, image, tasks, *, noise):
         self.noise = noise

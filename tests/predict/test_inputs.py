@@ -61,6 +61,18 @@ def test_outputs_inside_the_input_folder_are_not_inputs(tmp_path):
     assert names(tmp_path, ["."], "out")[0] == ["a"]
 
 
+def test_of_a_data_set_only_images_are_inputs(tmp_path):
+    """They are named by their ids, or by their paths if the given folder holds the data set."""
+    files = ("dataset.yaml", "images/a.jpg", "images/b/c.png", "depth/a.png", "edge/a.png", "samples.png")
+    touch(tmp_path, *(f"in/set/{file}" for file in files), "in/d.jpg", "in/dataset.yaml")
+    assert names(tmp_path, ["in/set"]) == (["a", "b/c"], [])
+    assert names(tmp_path, ["in"]) == (["d", "set/images/a", "set/images/b/c"], [])
+    assert names(tmp_path, ["in/set/depth"]) == (["a"], [])
+    assert names(tmp_path, ["in/set", "in/set/images"]) == (["a", "b/c"], [])
+    _, _, [group] = find_inputs([tmp_path / "in/set"], tmp_path / "out")
+    assert str(group) == ("4 files and folders of a data set (dataset.yaml, ...): only its images are inputs")
+
+
 def test_missing_and_empty(tmp_path):
     (tmp_path / "empty").mkdir()
     found, failures = names(tmp_path, ["empty", "nowhere.jpg"])

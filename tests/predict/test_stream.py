@@ -344,7 +344,7 @@ def test_the_summary_says_what_bounds(model, tmp_path, monkeypatch, stage):
             return real(*arguments, **options)
 
         monkeypatch.setattr(where, name, slow)
-        found = predictor.predict_files([tmp_path / "in"], tmp_path / "out", pictures=False)
+        found = predictor.predict_files([tmp_path / "in"], tmp_path / f"out {pause}", pictures=False)
         assert "images/s" in str(found) and "% computing" in str(found)
         waits = found.waits
         waited = waits.reading if stage == "reading" else found.seconds - waits.reading - waits.writing

@@ -16,7 +16,7 @@ enum class DecodeKind : int32_t { argmax = 0, softmax = 1, sigmoid = 2, value = 
 
 struct DecodeMapParams {
     void* out;      // [rows, height, width] int64 or float, or [rows, 3, height, width] float
-    float* logits;  // [rows, classes, h, w], written first
+    float* logits;  // [rows, classes, h, w], a workspace
     const void* x;  // [rows, channels, h, w] with strides in elements
     const void *weight, *bias;  // [classes, channels], [classes]; or null: x holds the logits; no bias
     int64_t stride_n, stride_c, stride_y, stride_x;

@@ -22,7 +22,8 @@ class Show:
     """
 
     data: Source = "scenes"
-    """"scenes", a folder with dataset.yaml, or a benchmark as distributed."""
+    """"scenes", a folder with dataset.yaml, a benchmark as distributed, or a configuration (.toml) with
+    [[data.sources]]."""
     split: str = "train"
     """Split to show."""
     count: int = 8
@@ -49,6 +50,10 @@ def run(args: Show) -> int:
     say(f"{facts['name']} {facts['split']}: {facts['images']} images")
     rows = ((name, task["kind"], str(task["exist"])) for name, task in facts["tasks"].items())
     console.print(table_of(("task", "kind", "labels"), rows, left=3))
+    if dataset.sources:
+        tables = dataset.available().of_sources(dataset.sources).items()
+        sources = ((name, str(len(t)), *map(str, t.statistics()["per_task"].values())) for name, t in tables)
+        console.print(table_of(("source", "images", *dataset.tasks), sources))
     if kind == ".png":
         write_sheet(dataset, args.count, args.out)
         say(f"wrote {args.out} (image, {', '.join(dataset.tasks)})")
@@ -62,14 +67,15 @@ def run(args: Show) -> int:
 
 
 def write_sheet(dataset: LabelledImages, count: int, out: str) -> None:
-    """The first images and their labels, a row each."""
+    """Write images evenly spread over the split and their labels, a row each."""
     import numpy as np
     from PIL import Image
 
     from dmtl.data.folder.check import picture_row
     from dmtl.runtime.files import write_atomically
+    from dmtl.train.pictures import evenly
 
-    rows = [picture_row(dataset.read(i), dataset.tasks) for i in range(min(count, len(dataset)))]
+    rows = [picture_row(dataset.read(i), dataset.tasks) for i in evenly(len(dataset), count)]
     width = max(row.shape[1] for row in rows)
     sheet = np.concatenate(
         [np.pad(row, ((0, 2), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]

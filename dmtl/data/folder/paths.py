@@ -28,7 +28,10 @@ def inner_path(name: str, where: str) -> str:
         or len(name.encode(errors="replace")) > 240
     )
     if unsafe or name == ".":
-        raise DataError(f"{where}: {name[:80]!r}, expected a relative path without '..' inside the data set")
+        raise DataError(
+            f"{where}: {name[:80]!r}, expected a relative path without '..' inside the data set, printable, "
+            "without spaces around it and of at most 240 bytes"
+        )
     return name
 
 

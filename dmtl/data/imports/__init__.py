@@ -77,21 +77,25 @@ def import_folder(
 
     Raises:
         ConfigError: an option that cannot work.
-        DataError: annotations that are damaged or contradict the images, named by file and entry; a split
-            that `out` has already.
+        DataError: annotations that are damaged or contradict the images, named by file and entry;
+            `out` has all of the splits already.
     """
     out = Path(out)
+    for folder in _inputs(Path(source), options):
+        if folder.resolve() == out.resolve():
+            raise ConfigError(f"TARGET must be another folder than {folder}, which files are read from")
     with tempfile.TemporaryDirectory(prefix="dmtl-import-") as scratch:
         known = _known_classes(out)
         found = read_source(format, source, options, Context(known, skip_corrupt, Path(scratch)))
         chosen = _divide(found.splits, splits, val, source)
-        for split in chosen:
-            listing = out / "splits" / f"{plain_name(split, f'{source}: name of a split')}.txt"
-            if listing.exists():
-                raise DataError(
-                    f"{listing}: exists already, expected a new split: import into a new folder, or name "
-                    "other splits with --split"
-                )
+        names = [plain_name(split, f"{source}: name of a split") for split in chosen]
+        listings = [out / "splits" / f"{name}.txt" for name in names]
+        # if only some exist, an import was interrupted: the exporter compares them with this source
+        if all(listing.exists() for listing in listings):
+            raise DataError(
+                f"{listings[0]}: exists already, expected a new split: import into a new folder, or name "
+                "other splits with --split"
+            )
         written = {}
         for split, dataset in chosen.items():
             dataset.name, dataset.split = out.resolve().name, split
@@ -120,6 +124,12 @@ def read_source(format: str, source: str | os.PathLike, options: Options, contex
             follows = ", ".join(f"--{name}" for name in sorted(made.follows))
             raise ConfigError(f"--{name} has no meaning for {format}, which follows {follows}")
     return made.read(Path(source), options, context)
+
+
+def _inputs(source: Path, options: Options) -> list[Path]:
+    """Return the folders that files are read from."""
+    images = options.images or (source if source.is_dir() else source.parent)
+    return [source, *(Path(folder) for folder in (images, options.masks) if folder)]
 
 
 def _known_classes(out: Path) -> dict[str, list[str]]:

@@ -38,7 +38,7 @@ def read_instances(source: Path, options: Options, context: Context) -> Found:
     """Draw the segmentations of objects in the order of the file; crowds count as their category.
 
     The pixels of an object that has a box alone mean nothing. Polygons of fewer than three points are left
-    out.
+    out; an object that has no other has a box alone.
     """
     root = read_json(source, WHAT)
     categories = _categories(root)
@@ -50,17 +50,16 @@ def read_instances(source: Path, options: Options, context: Context) -> Found:
         label = _one(categories, node["category_id"], "category")
         drawn = shapes.setdefault(node["image_id"].key(), [])
         segmentation = node.get("segmentation")
-        if segmentation is None or not segmentation.value:
-            drawn.append((VOID, _box(node)))
-            boxes += 1
-        elif isinstance(segmentation.value, dict):
+        if segmentation is not None and isinstance(segmentation.value, dict):
             runs = _runs(segmentation, image.size)
             image.size = runs.size
             drawn.append((label, runs))
-        else:
-            outlines = [outline for part in segmentation.list() if len(outline := _outline(part)) > 2]
-            thin += len(segmentation.value) - len(outlines)
-            drawn.append((label, Polygon(tuple(outlines))))
+            continue
+        parts = [] if segmentation is None else [_outline(part) for part in segmentation.list()]
+        outlines = tuple(outline for outline in parts if len(outline) > 2)
+        thin += len(parts) - len(outlines)
+        boxes += not outlines
+        drawn.append((label, Polygon(outlines)) if outlines else (VOID, _box(node)))
     for key, image in images.items():
         if key in shapes or options.empty:
             where = f"{source}: image {key!r}"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dmtl.data.base import LabelledImages, Sample
-from dmtl.data.folder.paths import inner_path
+from dmtl.data.folder.paths import inner_path, nfc
 from dmtl.data.images import read_image, read_label_image, turned_hint
 from dmtl.data.imports.legend import IGNORE, VOID, Legend
 from dmtl.data.imports.shapes import Shape
@@ -171,7 +171,9 @@ def check_entries(source: Path, entries: Sequence[Entry], may_lack: int) -> None
     seen: dict[str, Entry] = {}
     for entry in entries:
         inner_path(entry.id, f"{entry.where}: id of {entry.image.name!r:.80}")
-        if (other := seen.setdefault(entry.id, entry)) is not entry:
+        if (other := seen.setdefault(nfc(entry.id), entry)) is not entry:
+            if entry.image == other.image:
+                raise DataError(f"{entry.where}: a second entry for the image {entry.id!r}, expected one")
             raise DataError(
                 f"{entry.where}: image {str(entry.image)!r:.200} would be called {entry.id!r}, as "
                 f"{str(other.image)!r:.200} is, expected names that differ without their suffixes"

@@ -9,14 +9,15 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from functools import cached_property
+from pathlib import Path, PureWindowsPath
 from types import ModuleType
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError
 
 import numpy as np
 
-from dmtl.data.folder.paths import inner_path, inside, read_text
+from dmtl.data.folder.paths import inner_path, inside, nfc, read_text
 from dmtl.data.images import IMAGE_SUFFIXES
 from dmtl.errors import DataError, one_line
 from dmtl.text import plural, shortened
@@ -81,7 +82,9 @@ class Node:
         return int(value)
 
     def key(self) -> int | str:
-        """Return what identifies an entry: a whole number or a string."""
+        """Return what identifies an entry: a whole number (12.0 is one) or a string."""
+        if isinstance(self.value, float):
+            return self.whole()
         if type(self.value) not in (int, str):
             raise self.unlike("a number or a string")
         return self.value
@@ -169,26 +172,43 @@ class Images:
     def path(self, name: str, where: object) -> Path:
         """Return the path of `name`, which need not exist.
 
+        A name may have "\\" between its folders, another Unicode form than the file, or no suffix, as CVAT's
+        names of frames.
+
         Raises:
             DataError: it is absolute or leaves the folder.
         """
-        return inside(self.root, self.root / inner_path(name, f"{where}: image file"))
+        name = PureWindowsPath(name).as_posix()
+        path = inside(self.root, self.root / inner_path(name, f"{where}: image file"))
+        return path if path.is_file() else self._by_name.get(nfc(name)) or path
+
+    @cached_property
+    def _by_name(self) -> dict[str, Path | None]:
+        """The files by their names in NFC and by these without a suffix; None if two files share one."""
+        found: dict[str, Path | None] = {}
+        paths = {nfc(path.relative_to(self.root).as_posix()): path for path in self.files()}
+        for name, path in paths.items():
+            stem = os.path.splitext(name)[0]
+            # a.jpg.png is the mask of a.jpg rather than that image
+            if _suffix(stem) not in IMAGE_SUFFIXES:
+                found[stem] = None if stem in found else path
+        return found | paths
 
     def id(self, path: Path) -> str:
         """Return the name of an image in the data set: its path in this folder without its suffix."""
         return path.relative_to(self.root).with_suffix("").as_posix()
 
-    def files(self, without: Iterable[Path] = ()) -> list[Path]:
-        """Return all image files below the folder, in their order.
+    def files(self, without: Iterable[Path] = (), suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
+        """Return all files with one of `suffixes` below the folder, in their order.
 
-        Those below `without` are left out, and those of data sets in the folder format: what an earlier
-        import wrote here is not an input.
+        Those below `without` are left out, hidden ones, and those of data sets in the folder format: what an
+        earlier import wrote here is not an input.
         """
         skipped = {folder.resolve() for folder in without}
         found: list[Path] = []
         for folder, names, files in os.walk(self.root):
             names[:] = [name for name in names if not _is_skipped(Path(folder, name), skipped)]
-            found += (Path(folder, n) for n in files if _suffix(n) in IMAGE_SUFFIXES and n[0] != ".")
+            found += (Path(folder, n) for n in files if _suffix(n) in suffixes and n[0] != ".")
         return sorted(found)
 
 

@@ -143,7 +143,12 @@ class _Rows(LabelledImages):
 
         self.source, self.image, self.columns, self.scratch = source, image, dict(columns), scratch
         self.scale, self.ignored = dict(options.scale), [int(value) for value in options.ignore]
-        pictures = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]
+        # other libraries write pictures as plain {"bytes", "path"}
+        pictures = [
+            name
+            for name, kind in table.features.items()
+            if isinstance(kind, datasets.Image) or (isinstance(kind, dict) and "bytes" in kind)
+        ]
         for name in pictures:
             table = table.cast_column(name, datasets.Image(decode=False))
         if image not in pictures:

@@ -2,7 +2,7 @@
 
 https://labelstud.io/guide/export. A submitted annotation without regions says that the image holds nothing.
 A task without annotations, or whose annotations were all skipped, is not labelled. Predictions are not
-labels.
+labels. The pixels of a region without a label mean nothing.
 Browsers show images by their orientation tags, and so are labels drawn.
 """
 
@@ -16,10 +16,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from dmtl.data.images import MAX_PIXELS
+from dmtl.data.images import IMAGE_SUFFIXES, MAX_PIXELS
 from dmtl.data.imports.dataset import Drawing, Entry
 from dmtl.data.imports.files import Images, Node, left_out, read_json
 from dmtl.data.imports.format import Context, Format, Found, Options, annotated
+from dmtl.data.imports.legend import VOID
 from dmtl.data.imports.shapes import Bitmap, Ellipse, Polygon, Shape, turned_box
 from dmtl.errors import ConfigError, DataError, did_you_mean
 from dmtl.text import plural
@@ -57,6 +58,8 @@ def read_label_studio(source: Path, options: Options, context: Context) -> Found
     tags: set[str] = set()
     entries: list[Entry] = []
     for node in read_json(source, WHAT).list():
+        if node.get("annotations") is None:
+            raise DataError(f"{node.where}: no 'annotations', expected {WHAT} (JSON, not JSON-MIN)")
         path = _image(node["data"], images)
         entry = Entry(images.id(path), path, node.where)
         entries.append(entry)
@@ -96,18 +99,21 @@ def _image(data: Node, images: Images) -> Path:
     """Return the file of a task's image: the longest end of its URL that exists below the folder."""
     if not isinstance(data.value, dict):
         raise data.unlike("an object")
-    texts = [key for key, value in data.value.items() if isinstance(value, str)]
-    key = "image" if "image" in texts else texts[0] if len(texts) == 1 else "image"
+    texts = {key: value for key, value in data.value.items() if isinstance(value, str)}
+    urls = [key for key, text in texts.items() if any(suffix in text.lower() for suffix in IMAGE_SUFFIXES)]
+    keys = urls if len(urls) == 1 else [*texts]
+    key = keys[0] if len(keys) == 1 and "image" not in texts else "image"
     url = data[key].path()
     ends = [url]
     if "://" in url or url.startswith("/"):
         try:
-            parts = urlsplit(url)
+            # "#" is part of a file's name: an image has no fragments
+            parts = urlsplit(url.replace("#", "%23"))
             local = parts.path.startswith("/data/local-files")
             name = parse_qs(parts.query)["d"][0] if local else unquote(parts.path)
         except (ValueError, KeyError):
             raise data[key].unlike("the URL of an image") from None
-        pieces = [piece for piece in PurePosixPath(name).parts if piece != "/"]
+        pieces = [piece for piece in PurePosixPath(name.replace("\\", "/")).parts if piece != "/"]
         ends = ["/".join(pieces[start:]) for start in range(len(pieces))] or [name]
     paths = [images.path(end, f"{data.where}: {key}") for end in ends]
     return next((path for path in paths if path.is_file()), paths[-1])
@@ -115,8 +121,6 @@ def _image(data: Node, images: Images) -> Path:
 
 def _annotation(task: Node, omitted: Counter[str]) -> Node | None:
     """Return the annotation of a task that counts; None if there is none."""
-    if "annotations" not in task.value:
-        raise DataError(f"{task.where}: no 'annotations', expected {WHAT} (JSON, not JSON-MIN)")
     submitted = []
     for annotation in task["annotations"].list():
         cancelled = annotation.get("was_cancelled")
@@ -148,9 +152,6 @@ def _regions(results: Node, omitted: Counter[str]) -> _Regions:
             raise DataError(
                 f"{node.where}: unknown result {kind!r:.60}, expected one of {', '.join((*AREAS, *FLAT))}"
             )
-        if kind in AREAS:
-            omitted[f"{kind} regions without a label"] += 1
-            continue
         size = node["original_height"].whole(), node["original_width"].whole()
         if 0 in size or size[0] * size[1] > MAX_PIXELS or regions.size not in (None, size):
             raise DataError(
@@ -158,16 +159,19 @@ def _regions(results: Node, omitted: Counter[str]) -> _Regions:
             )
         if (turn := node.get("image_rotation")) is not None and turn.number():
             raise DataError(f"{node.where}: the image was rotated in the tool, expected image_rotation 0")
-        labels = node["value"][kind].list()
-        if len(labels) != 1:
+        chosen = node["value"].get(kind)
+        labels = [] if chosen is None else [label.text() for label in chosen.list()]
+        if len(labels) > 1:
             raise DataError(f"{node.where}: {plural(len(labels), 'label')}, expected one for each region")
         shape = _shape(node["value"], tool, size)
-        if shape is None:
-            omitted["keypoint results"] += 1
+        if isinstance(shape, str):
+            omitted[shape] += 1
             continue
+        if not labels:
+            omitted["regions without a label, whose pixels mean nothing"] += 1
         tag = node.get("from_name")
         regions.size = size
-        regions.found.append(("" if tag is None else tag.text(), labels[0].text(), shape))
+        regions.found.append(("" if tag is None else tag.text(), labels[0] if labels else VOID, shape))
     return regions
 
 
@@ -176,18 +180,23 @@ def _id(node: Node) -> str:
     return "" if id is None else str(id.value)
 
 
-def _shape(value: Node, tool: str, size: tuple[int, int]) -> Shape | None:
-    """Return a region in pixels; None if a region of "labels" has no area. Values are in percent."""
+def _shape(value: Node, tool: str, size: tuple[int, int]) -> Shape | str:
+    """Return a region, whose values are in percent, in pixels; what it is, if it has no area."""
     height, width = size
     if "rle" in value.value:
-        return Bitmap(_brush(value["rle"], size))
+        packed = value["rle"].numbers()
+        if packed.ndim != 1 or (packed < 0).any() or (packed > 255).any():
+            raise value["rle"].unlike("a list of bytes")
+        return _Brush(packed.astype(np.uint8).tobytes(), size)
     if "points" in value.value:
         points = value["points"].numbers()
-        if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3:
-            raise value["points"].unlike("at least three points [x, y]")
+        if points.ndim != 2 or points.shape[1] != 2:
+            raise value["points"].unlike("points [x, y]")
+        if len(points) < 3:
+            return "polygon regions of fewer than three points"
         return Polygon((points * (width / 100, height / 100),))
-    if tool == "" and "radiusX" not in value.value and value.get("width") is None:
-        return None
+    if tool == "" and "radiusX" not in value.value and "height" not in value.value:
+        return "keypoint results"
     turn = value.get("rotation")
     degrees = 0.0 if turn is None else turn.number()
     x, y = value["x"].number() * width / 100, value["y"].number() * height / 100
@@ -198,43 +207,48 @@ def _shape(value: Node, tool: str, size: tuple[int, int]) -> Shape | None:
     return turned_box(x, y, *sides, degrees, (x, y))
 
 
-def _brush(node: Node, size: tuple[int, int]) -> np.ndarray:
-    """Decode a brush mask, bool [H, W]: RGBA pixels in runs of bits, of which alpha counts.
+@dataclass(frozen=True)
+class _Brush:
+    """A brush mask of an image of `size`, unpacked only when it is painted: RGBA pixels in runs of bits, of
+    which alpha counts.
 
     A number of values (32 bits), the bits of a value less 1 (5), four lengths of counts less 1 (4 each); then
     blocks: a bit that says whether one value repeats, which of the lengths the count has (2), the count less
     1, and the value or values.
     """
-    packed = node.numbers()
-    if packed.ndim != 1 or (packed < 0).any() or (packed > 255).any():
-        raise node.unlike("a list of bytes")
-    bits = "".join(f"{byte:08b}" for byte in packed.astype(int).tolist())
-    place = 0
 
-    def take(count: int) -> int:
-        nonlocal place
-        if place + count > len(bits):
-            raise DataError(f"{node.where}: ends too early, expected all pixels of the image")
-        place += count
-        return int(bits[place - count : place], 2)
+    packed: bytes
+    size: tuple[int, int]
 
-    total, word = take(32), take(5) + 1
-    lengths = [take(4) + 1 for _ in range(4)]
-    if total != size[0] * size[1] * 4:
-        raise DataError(
-            f"{node.where}: {total} values, expected {size[0] * size[1] * 4}, "
-            f"RGBA of {size[1]}x{size[0]} pixels"
-        )
-    values = np.zeros(total, np.uint8)
-    start = 0
-    while start < total:
-        repeats = take(1)
-        end = start + 1 + take(lengths[take(2)])
-        if end > total:
-            raise DataError(f"{node.where}: goes beyond the image, expected {total} values")
-        values[start:end] = take(word) & 255 if repeats else [take(word) & 255 for _ in range(end - start)]
-        start = end
-    return values.reshape(*size, 4)[:, :, 3] > 0
+    def paint(self, ids: np.ndarray, value: int) -> None:
+        bits = "".join(f"{byte:08b}" for byte in self.packed)
+        place = 0
+
+        def take(count: int) -> int:
+            nonlocal place
+            if place + count > len(bits):
+                raise ValueError("rle: ends too early, expected all pixels of the image")
+            place += count
+            return int(bits[place - count : place], 2)
+
+        total, word = take(32), take(5) + 1
+        lengths = [take(4) + 1 for _ in range(4)]
+        height, width = self.size
+        if total != height * width * 4:
+            raise ValueError(
+                f"rle: {total} values, expected {height * width * 4}, RGBA of {width}x{height} pixels"
+            )
+        values = np.zeros(total, np.uint8)
+        start = 0
+        while start < total:
+            repeats = take(1)
+            end = start + 1 + take(lengths[take(2)])
+            if end > total:
+                raise ValueError(f"rle: goes beyond the image, expected {total} values")
+            count = 1 if repeats else end - start
+            values[start:end] = [take(word) & 255 for _ in range(count)]
+            start = end
+        Bitmap(values.reshape(height, width, 4)[:, :, 3] > 0).paint(ids, value)
 
 
 LABEL_STUDIO = Format(

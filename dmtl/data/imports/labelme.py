@@ -12,6 +12,7 @@ import io
 import math
 import os
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
@@ -37,7 +38,7 @@ def read_labelme(source: Path, options: Options, context: Context) -> Found:
     images = here if options.images is None else Images(options.images)
     entries = {path: Entry(images.id(path), path, str(path)) for path in images.files()}
     flat: Counter[str] = Counter()
-    for file in sorted(here.root.rglob("*.json")):
+    for file in here.files(suffixes=(".json",)):
         root = read_json(file, "a LabelMe file")
         path = _image_path(root["imagePath"], file, here, images)
         entry = entries.setdefault(path, Entry(images.id(path), path, str(file)))
@@ -79,9 +80,12 @@ def _shape(node: Node, flat: Counter[str]) -> tuple[str, Shape] | None:
     points = node["points"].numbers()
     if points.ndim != 2 or points.shape[1] != 2:
         raise node["points"].unlike("points [x, y]")
+    if name == "polygon" and len(points) < 3:
+        flat["thin polygon"] += 1
+        return None
     counts = _POINTS.get(name)
-    if len(points) not in counts if counts else len(points) < 3:
-        expected = " or ".join(map(str, counts)) if counts else "at least 3"
+    if counts and len(points) not in counts:
+        expected = " or ".join(map(str, counts))
         raise DataError(f"{node.where}: {name} of {plural(len(points), 'point')}, expected {expected}")
     if name == "rectangle" and len(points) == 2:
         return label, Box(*points.ravel().tolist())
@@ -90,33 +94,40 @@ def _shape(node: Node, flat: Counter[str]) -> tuple[str, Shape] | None:
         radius = math.dist(points[0], rim)
         return label, Ellipse(x, y, radius, radius)
     if name == "mask":
-        return label, _mask(node["mask"], points)
+        mask = node["mask"]
+        if not isinstance(mask.value, str):
+            raise mask.unlike("a PNG file in base64")
+        return label, _Mask(mask.value, points)
     if name in ("polygon", "rectangle", "oriented_rectangle"):
         return label, Polygon((points,))
     known = ", ".join(["polygon", *_POINTS, *FLAT])
     raise DataError(f"{node.where}: unknown shape {name!r:.60}, expected one of {known}")
 
 
-def _mask(node: Node, points: np.ndarray) -> Bitmap:
-    """Return the mask of a PNG file in base64, whose corners are the points."""
-    if not isinstance(node.value, str):
-        raise node.unlike("a PNG file in base64")
-    try:
-        content = base64.b64decode(node.value, validate=True)
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise ValueError(f"{picture.width}x{picture.height} pixels")
-            mask = np.asarray(picture) != 0
-    except (binascii.Error, OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{node.where}: {one_line(error)}, expected a PNG file in base64") from None
-    corners = np.rint(points).astype(int)
-    left, top = corners.min(0).tolist()
-    width, height = (np.ptp(corners, axis=0) + 1).tolist()
-    if mask.ndim != 2 or abs(mask.shape[0] - height) > 1 or abs(mask.shape[1] - width) > 1:
-        raise DataError(
-            f"{node.where}: pixels of shape {list(mask.shape)}, expected [{height}, {width}] of its points"
-        )
-    return Bitmap(mask, left, top)
+@dataclass(frozen=True)
+class _Mask:
+    """A PNG file in base64 whose corners are `points`, decoded only when it is painted."""
+
+    text: str
+    points: np.ndarray
+
+    def paint(self, ids: np.ndarray, value: int) -> None:
+        try:
+            content = base64.b64decode(self.text, validate=True)
+            with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    raise ValueError(f"{picture.width}x{picture.height} pixels")
+                mask = np.asarray(picture) != 0
+        except (binascii.Error, OSError, ValueError, SyntaxError) as error:
+            raise ValueError(f"mask: {one_line(error)}, expected a PNG file in base64") from None
+        corners = np.rint(self.points).astype(int)
+        left, top = corners.min(0).tolist()
+        width, height = (np.ptp(corners, axis=0) + 1).tolist()
+        if mask.ndim != 2 or abs(mask.shape[0] - height) > 1 or abs(mask.shape[1] - width) > 1:
+            raise ValueError(
+                f"mask: pixels of shape {list(mask.shape)}, expected [{height}, {width}] of its points"
+            )
+        Bitmap(mask, left, top).paint(ids, value)
 
 
 LABELME = Format(read_labelme, frozenset({"images", "task", "classes", "ignore", "background"}))

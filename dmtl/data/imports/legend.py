@@ -70,7 +70,7 @@ def class_task(
             f"{', '.join(classes):.300}{did_you_mean(gone[0], classes)}; import into a new folder, or choose "
             "labels with --classes and --ignore"
         )
-    notes = _alike(labels)
+    notes = _alike([*labels, *classes])
     if gone:
         shown = shortened(f"{label!r} ({used[label]})" for label in gone)
         notes.append(f"left out: labels that --classes does not name: {shown}")
@@ -91,7 +91,7 @@ def class_task(
 def _alike(labels: Sequence[str]) -> list[str]:
     """Return a note about labels that differ in case alone, which somebody may have typed."""
     forms: dict[str, list[str]] = {}
-    for label in labels:
+    for label in dict.fromkeys(labels):
         forms.setdefault(label.casefold(), []).append(label)
     alike = [label for found in forms.values() if len(found) > 1 for label in found]
     return [f"labels that differ in case alone are different: {', '.join(alike)}"] if alike else []

@@ -5,8 +5,10 @@
     ROOT/ImageSets/Segmentation/train.txt      one id per line; without lists all images are one split
     ROOT/labelmap.txt                          label:red,green,blue:parts:actions in a line
 
-Without labelmap.txt values are those of PASCAL VOC, or 0, 1, ... of --classes. An image without a mask is
-not labelled. The colour (224, 224, 192) and the value 255 mean nothing.
+With labelmap.txt masks are read by their colours; grey masks by their values, unless all colours of the list
+are grey. Without it masks are read by their values, which are those of PASCAL VOC, or 0, 1, ... of --classes,
+and RGB masks by the colours of PASCAL VOC. An image without a mask is not labelled. The colour
+(224, 224, 192) and the value 255 mean nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from dmtl.data.folder.paths import find_files, read_ids, read_text
-from dmtl.data.images import IMAGE_SUFFIXES, read_image, read_label_image
+from dmtl.data.images import IMAGE_SUFFIXES, read_codes
 from dmtl.data.imports.dataset import Entry, ValueMap
 from dmtl.data.imports.files import Images, Node, left_out, unique_names
 from dmtl.data.imports.format import Context, Format, Found, Options, annotated
@@ -36,7 +38,7 @@ def read_voc(source: Path, options: Options, context: Context) -> Found:
     images = Images(options.images or root / "JPEGImages")
     masks = Images(options.masks or root / "SegmentationClass")
     file = root / "labelmap.txt"
-    if file.is_file():
+    if listed := file.is_file():
         colours = _label_colours(file)
     else:
         names = options.classes or PASCAL
@@ -62,28 +64,53 @@ def read_voc(source: Path, options: Options, context: Context) -> Found:
     for entry in entries:
         if entry.id in labelled:
             path = masks.path(labelled[entry.id], root)
-            entry.labels[options.task] = _Colours(path, values, known)
-    left = [path for path in masks.files() if masks.id(path) not in labelled]
-    notes += left_out(left, "mask", "without an image")
+            entry.labels[options.task] = _Colours(path, values, known, listed)
+    read = {masks.root / name for name in labelled.values()}
+    left = [path for path in masks.files() if path not in read]
+    notes += left_out(left, "mask", "without an image, or not PNG")
     listed_labels = {options.task: list(colours.values())}
     return annotated(source, options, context, entries, listed_labels, notes, complete=True)
 
 
 @dataclass(frozen=True)
 class _Colours(ValueMap):
-    """Values, or the colours of labels: those of a palette, if all of them are colours of labels."""
+    """Values, or the colours of labels; `listed`: labelmap.txt lists them.
+
+    The kind of a file decides which of the two is read, never the pixels that it happens to have.
+    """
 
     colours: Mapping[Colour, str]
+    listed: bool
 
     def stored(self) -> np.ndarray:
-        stored = read_label_image(self.path)
-        rgb = read_image(self.path).permute(1, 2, 0).numpy() if stored.ndim == 2 else stored
+        codes = read_codes(self.path)
+        if codes.values.ndim == 3:
+            return self._of_colours(codes.values)
+        palette = codes.most is None and not codes.numbers
+        greys = all(len(set(colour)) == 1 for colour, label in self.colours.items() if label != VOID)
+        if not palette and not (self.listed and greys and codes.values.dtype == np.uint8):
+            return codes.values
+        rgb = read_codes(self.path, colours=True).values
+        if self.listed:
+            return self._of_colours(rgb)
+        try:
+            by_colour = self._of_colours(rgb)
+        except DataError:
+            # colours that only are to be looked at
+            return codes.values
+        if (by_colour != codes.values).any():
+            raise DataError(
+                f"{self.path}: its palette has the colours of other labels than its values, expected a "
+                "labelmap.txt that gives the colours, or a grey mask of values"
+            )
+        return codes.values
+
+    def _of_colours(self, rgb: np.ndarray) -> np.ndarray:
+        """Return the values of labels by their colours, uint8 [H, W, 3]."""
         coded = rgb.astype(np.int64) @ np.array([65536, 256, 1])
         found, places = np.unique(coded, return_inverse=True)
         colours: list[Colour] = [(c >> 16, c >> 8 & 255, c & 255) for c in found.tolist()]
         unknown = [colour for colour in colours if colour not in self.colours]
-        if unknown and stored.ndim == 2:
-            return stored
         if unknown:
             raise DataError(f"{self.path}: colour {unknown[0]} of no label ({len(unknown)} such colours)")
         by_label = {label: value for value, label in self.values.items()}
@@ -91,10 +118,11 @@ class _Colours(ValueMap):
 
 
 def _lists(root: Path) -> dict[str, list[str]]:
-    """Return the ids of each split; "trainval", which repeats others, is none."""
-    folder = root / "ImageSets" / "Segmentation"
-    files = [path for path in sorted(folder.glob("*.txt")) if path.stem != "trainval"]
-    return {path.stem: read_ids(path) for path in files}
+    """Return the ids of each split. "trainval", which repeats others, is none; alone it lists all images."""
+    files = sorted((root / "ImageSets" / "Segmentation").glob("*.txt"))
+    if [path.stem for path in files] == ["trainval"]:
+        return {"": read_ids(files[0])}
+    return {path.stem: read_ids(path) for path in files if path.stem != "trainval"}
 
 
 def _label_colours(file: Path) -> dict[Colour, str]:

@@ -170,6 +170,10 @@ class LabelMatrix:
         matrix = np.stack(columns, 1) if tasks else np.zeros((len(ids), 0), bool)
         return LabelMatrix(ids, tasks, matrix, self.name)
 
+    def of_sources(self, names: Iterable[str]) -> dict[str, LabelMatrix]:
+        """Return the table of each source's images, of data sets joined (`dmtl.data.sources`)."""
+        return {name: self.subset([id for id in self.ids if id.startswith(f"{name}/")]) for name in names}
+
     def intersect(self, other: LabelMatrix) -> LabelMatrix:
         """Keep labels that both tables allow, over this table's images and tasks (matched by name)."""
         return LabelMatrix(self.ids, self.tasks, self.matrix & other.subset(self.ids, self.tasks).matrix)

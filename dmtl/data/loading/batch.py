@@ -26,6 +26,8 @@ class Batch:
     present     task -> bool [B], always on the CPU, so that selecting rows never waits for a device
     valid_size  (h, w) of each image without its padding
     valid_at    (top, left) of each image in its padding; default: (0, 0)
+    sizes       (h, w) of each sample before it was padded to the largest here; default: that of `image`
+    sources     names of the sources of a data set that joins several (`dmtl.data.sources`)
     epoch, position   this is batch number `position` of epoch `epoch`
     total       images of the step over all processes, including skipped ones; default: B
     labelled    task -> the same for labelled samples; default: those here
@@ -44,10 +46,13 @@ class Batch:
     labelled: dict[str, int] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     valid_at: list[tuple[int, int]] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.total = self.total or len(self.ids)
         self.valid_at = self.valid_at or [(0, 0)] * len(self.ids)
+        self.sizes = self.sizes or [(self.image.shape[-2], self.image.shape[-1])] * len(self.ids)
         self.labelled = self.labelled or {name: int(on.sum()) for name, on in self.present.items()}
 
     def __len__(self) -> int:
@@ -73,7 +78,7 @@ class Batch:
             rows = slice(start, start + size)
             part = self._each(itemgetter(rows))
             part.ids, part.valid_size = self.ids[rows], self.valid_size[rows]
-            part.valid_at = self.valid_at[rows]
+            part.valid_at, part.sizes = self.valid_at[rows], self.sizes[rows]
             part.present = {name: on[rows] for name, on in self.present.items()}
             part.skipped = [] if start else self.skipped
             parts.append(part)
@@ -94,6 +99,7 @@ class Collate:
 
     def __init__(self, dataset: LabelledImages, tasks: list[str]):
         self.tasks = {name: dataset.tasks[name] for name in tasks}
+        self.sources = tuple(dataset.sources)
 
     def __call__(
         self, items: list[tuple[tuple[int, int, int, int], Sample | DataError | OSError]]
@@ -122,6 +128,8 @@ class Collate:
             epoch=keys[0][0],
             position=keys[0][1],
             valid_at=[s.valid_at for s in samples],
+            sizes=[s.size for _, s in read],
+            sources=self.sources,
         )
         return batch, errors
 

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from dmtl.data.base import LabelledImages, Sample
+from dmtl.data.base import LabelledImages, Sample, source_of
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.data.loading.batch import Batch, Collate
-from dmtl.data.loading.order import Balanced, earlier
+from dmtl.data.loading.order import Balanced, Weighted, earlier
 from dmtl.data.loading.transforms import Transform, eval_transform
 from dmtl.data.loading.wrappers import Cached
 from dmtl.data.parallel import end_if_lost, watched
@@ -35,7 +35,8 @@ class LoaderOptions:
     Args:
         batch_size: images of a batch, over all processes.
         seed: for the order and the augmentations.
-        shuffle: a new order for each epoch (training); False keeps the order of the data set (evaluation).
+        shuffle: a new order for each epoch (training), with images of several sources as often as their
+            weights say; False keeps the order of the data set (evaluation).
         drop_last: drop an incomplete last batch; default: when shuffling.
         only_labelled: skip images without any visible label; default: when shuffling.
         balance: every batch has a visible label of every task. Images of tasks with few labels then occur
@@ -106,9 +107,16 @@ class Loader:
                 f"{dataset.name}: split {dataset.split!r} has no image with a visible label of "
                 f"{', '.join(visible.tasks) or 'any task'}"
             )
-        if options.drop_last and len(self._rows) < self.batch_size:
+        self._weighted = _weighted(dataset, self._rows) if options.shuffle else None
+        if self._weighted is not None and options.balance:
             raise DataError(
-                f"{dataset.name}: split {dataset.split!r} has {len(self._rows)} labelled images, "
+                f"{dataset.name}: balance decides how often images are drawn, and so do weights of sources; "
+                "remove one of the two"
+            )
+        self._drawn = len(self._rows) if self._weighted is None else len(self._weighted)  # in an epoch
+        if options.drop_last and self._drawn < self.batch_size:
+            raise DataError(
+                f"{dataset.name}: split {dataset.split!r} has {self._drawn} labelled images, "
                 f"expected at least batch_size = {self.batch_size}"
             )
         self._balance = _balanced(dataset, visible, self._rows, self.batch_size) if options.balance else None
@@ -120,7 +128,7 @@ class Loader:
 
     @property
     def _steps(self) -> int:
-        full, rest = divmod(len(self._rows), self.batch_size)
+        full, rest = divmod(self._drawn, self.batch_size)
         return full + bool(rest and not self.options.drop_last)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -152,6 +160,8 @@ class Loader:
         if not self.options.shuffle:
             return self._rows
         rng = np.random.default_rng([self.options.seed, epoch])
+        if self._weighted is not None:
+            return self._rows[self._weighted.order(rng)]
         if self._balance is None:
             return rng.permutation(self._rows)
         return self._rows[self._balance.order(rng, self._steps)]
@@ -248,6 +258,15 @@ def make_loader(
     if labels is not None:
         visible = visible.intersect(labels)
     return Loader(dataset, visible, transform or eval_transform(), chosen)
+
+
+def _weighted(dataset: LabelledImages, rows: np.ndarray) -> Weighted | None:
+    """Return how to draw images of several sources; None if all are drawn alike."""
+    if all(weight == 1 for weight in dataset.sources.values()):
+        return None
+    number = {name: place for place, name in enumerate(dataset.sources)}
+    group = np.array([number[source_of(dataset.ids[row])] for row in rows.tolist()])
+    return Weighted(group, list(dataset.sources.values()))
 
 
 def _balanced(dataset: LabelledImages, visible: LabelMatrix, rows: np.ndarray, batch_size: int) -> Balanced:

@@ -1,8 +1,9 @@
-"""Epoch orders in which every batch has a label of every task."""
+"""Epoch orders in which every batch has a label of every task, or images occur as often as they should."""
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -90,6 +91,35 @@ class Balanced:
             left = {missing & ~pattern for pattern in self._largest if pattern >> task & 1}
             self._known[key] = any(self._fits(m, slots - 1) for m in sorted(left, key=int.bit_count))
         return self._known[key]
+
+
+class Weighted:
+    """Order rows of several groups, whose rows occur a number of times in an epoch that need not be whole.
+
+    A row of weight 2.5 occurs twice, and a third time in the epochs that choose it at random: each epoch
+    draws the same number of rows of a group, its size times its weight, rounded, and at least one.
+
+    Args:
+        group: of each row, int [N].
+        weights: of each group.
+    """
+
+    def __init__(self, group: np.ndarray, weights: Sequence[float]):
+        self.parts = []
+        for number, weight in enumerate(weights):
+            if len(rows := np.flatnonzero(group == number)):
+                self.parts.append((rows, max(1, round(len(rows) * weight))))
+
+    def __len__(self) -> int:
+        return sum(draws for _, draws in self.parts)
+
+    def order(self, rng: np.random.Generator) -> np.ndarray:
+        """Return places in `group`, int64 [len(self)]."""
+        chosen = []
+        for rows, draws in self.parts:
+            times, rest = divmod(draws, len(rows))
+            chosen += [rows] * times + [rng.permutation(rows)[:rest]]
+        return rng.permutation(np.concatenate(chosen))
 
 
 def earlier(order: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ class Wrapper(LabelledImages):
     def __init__(self, dataset: LabelledImages):
         super().__init__(dataset.name, dataset.split, dataset.tasks, dataset.ids)
         self.dataset, self.evaluation = dataset, dataset.evaluation
-        self.boundary_task = dataset.boundary_task
+        self.boundary_task, self.sources = dataset.boundary_task, dataset.sources
 
     def _at(self, index: int) -> int:
         """Return the position of image number `index` in `dataset`."""

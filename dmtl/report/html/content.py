@@ -89,6 +89,8 @@ class ReportData:
     Attributes:
         warning: why the methods must not be compared.
         summary: `Comparison.summary`.
+        sources: names of the sources of the last method's data, if it joins several.
+        by_source: its main metrics, with a value for each of them and for "all".
         order: methods, if the metric rows alone would give another order.
         delta: Delta_MTL in percent of each method against the first one.
         runs: number of runs (seeds) in every mean.
@@ -101,6 +103,8 @@ class ReportData:
     summary: Sequence[Mapping[str, str]] = ()
     label_matrix: LabelMatrix | None = None
     metrics: Sequence[MetricRow] = ()
+    sources: Sequence[str] = ()
+    by_source: Sequence[MetricRow] = ()
     order: Sequence[str] = ()
     delta: Mapping[str, Value] = field(default_factory=dict)
     runs: int = 1
@@ -159,5 +163,5 @@ def render(data: ReportData) -> str:
         panels=data.compared if len(data.compared) <= MOST_PANELS else [],
         charts=[(chart, svg) for chart in data.curves if (svg := chart_svg(chart))],
         colours=COLOURS,
-        labels=label_section(data.label_matrix),
+        labels=label_section(data.label_matrix, data.sources),
     )

@@ -52,7 +52,7 @@ def dataset_report(
         "dataset.html.j2",
         title=f"{dataset.name}, {dataset.split}",
         facts=_facts(dataset, statistics),
-        labels=label_section(dataset.available()),
+        labels=label_section(dataset.available(), dataset.sources),
         samples=samples,
         legends=_legends(dataset.tasks),
         panels=[_panel(task) for task in statistics.tasks.values()],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from dmtl.data import LabelMatrix
 from dmtl.text import plural
+from dmtl.train.pictures import evenly
 
 MAX_SIDE = 320  # pixels; larger pictures are downscaled to keep the page small
 MIN_SIDE = 96  # pixels; smaller pictures are enlarged in blocks, not smoothed
@@ -43,20 +45,23 @@ def picture(rgb: np.ndarray) -> Picture:
     return Picture(uri, image.width, image.height, max(image.size) < MIN_SIDE)
 
 
-def label_section(labels: LabelMatrix | None) -> dict | None:
-    """Return the counts of labels, and for each task an SVG strip with a bar for every labelled image.
+def label_section(labels: LabelMatrix | None, sources: Iterable[str] = ()) -> dict | None:
+    """Return the counts of labels, of all images and of each source, and for each task an SVG strip with a
+    bar for every labelled image.
 
-    Only the first 400 images are drawn; the counts cover all.
+    At most 400 images are drawn, evenly spread; the counts cover all.
     """
     if labels is None or not len(labels.ids):
         return None
-    facts = labels.statistics()
+    facts, parts = labels.statistics(), labels.of_sources(sources)
+    drawn = evenly(len(labels), MAX_COLUMNS)
     each = [(n, images) for n, images in facts["labels_per_image"].items() if images]
     return {
         "rows": [
-            (task, count, _strip(labels.column(task)[:MAX_COLUMNS], task, column, count))
+            (task, count, _strip(labels.column(task)[drawn], task, column, count))
             for column, (task, count) in enumerate(facts["per_task"].items())
         ],
+        "sources": [(name, len(part), part.matrix.sum(0).tolist()) for name, part in parts.items()],
         "images": facts["images"],
         "shown": min(facts["images"], MAX_COLUMNS),
         "total": facts["labels"],

@@ -15,7 +15,7 @@ from dmtl.models import from_pretrained
 from dmtl.report.html.content import ReportData, write_report
 from dmtl.report.html.predictions import sample_pictures
 from dmtl.report.html.uncertainty import averaging, error_auroc
-from dmtl.report.runs.comparison import Comparison, metric_rows
+from dmtl.report.runs.comparison import Comparison, metric_rows, source_rows
 from dmtl.report.runs.curves import curves
 from dmtl.report.runs.methods import Method
 from dmtl.report.runs.run import Run
@@ -41,8 +41,8 @@ def write_page(
     """Write the page of a comparison. Sections whose logs, labels, models or data are missing are left out.
 
     Args:
-        train_set: sources of the pictures; default: as configured in the last method's first run.
-        val_set: sources of the pictures; default: as configured in the last method's first run.
+        train_set: images for the training pictures; default: as configured in the last method's first run.
+        val_set: images for the validation pictures; default: as configured in the last method's first run.
         pictures: validation images, predicted by the first run of every method; default: 4, or none if
             there are more than two methods.
         train_pictures: the same for the training split.
@@ -92,6 +92,7 @@ def report_data(comparison: Comparison) -> ReportData:
     labels = list(methods)[::-1]
     what = " compared with ".join(labels) if few else f"{len(labels)} methods"
     shown = comparison.with_initial() if few else methods
+    sources = [source["name"] for source in last.setting("data", "sources", [])]
     return ReportData(
         title=f"{what} on {_data_name(last)}",
         warning=comparison.warning,
@@ -99,6 +100,8 @@ def report_data(comparison: Comparison) -> ReportData:
         summary=comparison.summary(),
         label_matrix=last.labels if few else None,
         metrics=metric_rows(shown),
+        sources=sources,
+        by_source=source_rows(list(methods.values())[-1]) if few and last.sources else (),
         order=list(shown),
         delta={label: delta.value for label, delta in comparison.deltas.items()},
         runs=max((len(delta.each) for delta in comparison.deltas.values()), default=1),
@@ -131,4 +134,6 @@ def _facts(methods: Mapping[str, Method]) -> list[tuple[str, object]]:
 
 
 def _data_name(run: Run) -> str:
+    if sources := run.setting("data", "sources"):
+        return "+".join(source["name"] for source in sources)
     return Path(str(run.setting("data", "root", "unknown data"))).name

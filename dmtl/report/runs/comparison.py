@@ -26,7 +26,7 @@ from dmtl.report.runs.run import LOWER_IS_BETTER, Metrics, Run, find_runs, read_
 from dmtl.report.runs.values import Value, best_of, mean_of, value_of
 
 # What two runs must share for their metrics to be comparable.
-SAME = ("root", "tasks", "size", "resize", "train_count", "val_count", "labels", "label_seed")
+SAME = ("root", "sources", "tasks", "size", "resize", "train_count", "val_count", "labels", "label_seed")
 
 BySeed = Mapping[int, Metrics]
 
@@ -237,6 +237,22 @@ def metric_rows(methods: Mapping[str, Method]) -> list[MetricRow]:
             unit = unit_of(metric, first.tasks.get(task))
             better = higher if metric == primary else metric not in LOWER_IS_BETTER
             rows.append(MetricRow(task, metric, unit, better, values, metric == primary))
+    return rows
+
+
+def source_rows(method: Method) -> list[MetricRow]:
+    """Return the main metric of each task with a value for each source of the data, and for "all" of them. A
+    source without labels of the task in one of the runs has none."""
+    rows = []
+    for task, metric, higher in method.judged:
+        runs = [run for run in method.runs if task in run.primary]
+        values = {"all": value_of([run.metrics[task][metric] for run in runs])}
+        for source in runs[0].sources:
+            found = [run.sources.get(source, {}).get(task, {}).get(metric) for run in runs]
+            known = [value for value in found if value is not None]
+            if len(known) == len(runs):
+                values[source] = value_of(known)
+        rows.append(MetricRow(task, metric, unit_of(metric, runs[0].tasks.get(task)), higher, values))
     return rows
 
 

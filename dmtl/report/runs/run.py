@@ -44,6 +44,7 @@ class Run:
         seconds: training time so far.
         file: the file that the metrics come from.
         protocol: how they were scored, if the file records it.
+        sources: of a data set that joins several, {source: metrics of its images}.
     """
 
     path: Path
@@ -58,6 +59,7 @@ class Run:
     finished: bool = True
     file: str = TRAINING
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    sources: Mapping[str, Metrics] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -91,9 +93,10 @@ def read_run(path: str | os.PathLike, unfinished: bool = False) -> Run:
     log = RunLog.read(path / "log.jsonl")
     finished = not unfinished or (path / TRAINING).is_file()
     summary = _read(path / TRAINING) if finished else _last_evaluation(path, log)
-    metrics, primary = _metrics_in(summary, path / TRAINING, "dmtl train")
+    metrics, primary, sources = _metrics_in(summary, path / TRAINING, "dmtl train")
     seconds = summary.get("seconds") or max((row.get("seconds", 0.0) for row in log), default=None)
     run = Run(path, metrics, primary, summary.get("step"), seconds, log=log, finished=finished)
+    run.sources = sources
     if (path / "config.toml").is_file():
         run.config = _read(path / "config.toml")
     if (path / "labels.csv").is_file():
@@ -115,12 +118,14 @@ def with_evaluation(run: Run) -> Run:
         size = run.setting("data", "size") if run.setting("data", "resize", True) else None
         return dataclasses.replace(run, protocol={"size": size})
     found = _read(file)
-    metrics, primary = _metrics_in(found, file, "dmtl eval --json")
+    metrics, primary, sources = _metrics_in(found, file, "dmtl eval --json")
     protocol = found.get("protocol", {})
     if not isinstance(protocol, Mapping):
         raise DataError(f"{file}: protocol is {protocol!r}, expected an object")
     primary = {**run.primary, **primary}
-    return dataclasses.replace(run, metrics=metrics, primary=primary, file=EVAL, protocol=protocol)
+    return dataclasses.replace(
+        run, metrics=metrics, primary=primary, file=EVAL, protocol=protocol, sources=sources
+    )
 
 
 def find_runs(path: str | os.PathLike) -> list[Path]:
@@ -171,16 +176,22 @@ def unit_of(metric: str, task: Task | None) -> str:
     return "" if task is None else task.metric_unit(metric)
 
 
-def _metrics_in(summary: Mapping, file: Path, writer: str) -> tuple[dict, dict]:
-    """Return `metrics` and `primary`, as in `Run`, from what the command `writer` wrote into `file`."""
+def _metrics_in(summary: Mapping, file: Path, writer: str) -> tuple[dict, dict, dict]:
+    """Return `metrics`, `primary` and `sources`, as in `Run`, from what the command `writer` wrote into
+    `file`."""
+
+    def read(metrics: Mapping) -> dict:
+        return {str(t): {str(k): number(v) for k, v in m.items()} for t, m in metrics.items()}
+
     try:
-        metrics = {str(t): {str(k): number(v) for k, v in m.items()} for t, m in summary["metrics"].items()}
+        metrics = read(summary["metrics"])
+        sources = {str(source): read(found) for source, found in summary.get("sources", {}).items()}
         primary = {str(t): (str(n), number(v), bool(h)) for t, (n, v, h) in summary["primary"].items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f'{file}: not as `{writer}` writes it ({error!r}), expected "metrics" and "primary" by task'
         ) from error
-    return metrics, primary
+    return metrics, primary, sources
 
 
 def _last_evaluation(path: Path, log: Sequence[dict]) -> dict:
