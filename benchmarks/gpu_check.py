@@ -286,7 +286,7 @@ PARTS: dict[str, tuple[Callable[[Rows, str, float], bool], int]] = {
 
 
 def run_part(rows: Rows, part: str, device: str, limit_s: float) -> bool:
-    """Run a part in a process of its own; what it could not say for itself becomes a row."""
+    """Run a part in a separate process; if it could not report its own failure, add a row for it."""
     command = [sys.executable, "-m", "benchmarks.gpu_check", "--child", part, "--device", device]
     command += ["--out", str(rows.path), "--seconds", str(limit_s)]
     started = time.perf_counter()

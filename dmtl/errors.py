@@ -1,4 +1,4 @@
-"""Errors that a user can mend. The command line prints them as one line, without a traceback."""
+"""Errors that a user can fix. The command line prints them as one line, without a traceback."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches

@@ -1,5 +1,5 @@
-"""`dmtl info`: versions, what was built, and which backend each op takes here, with the reasons against the
-others."""
+"""Report versions, what was built, and which backend each op uses on this machine, with the reasons against
+the others."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def _native() -> dict[str, dict]:
 
 
 def _ops(devices: list[str]) -> list[dict]:
-    """One row for each op, device and dtype: the backend that serves it and the reasons against the others.
+    """Return one row per op, device and dtype: the backend that serves it, and why the others do not.
 
-    A tensor of no elements stands for the call: support depends on device and dtype only.
+    It asks with an empty tensor: support depends only on device and dtype.
     """
     rows = []
     for spec in registry.REGISTRY.values():
@@ -66,9 +66,9 @@ def _ops(devices: list[str]) -> list[dict]:
 
 
 def info() -> dict:
-    """Everything that `print_info` shows, JSON-able: versions, machine, native modules, devices, ops.
+    """Return everything that `print_info` shows, JSON-able: versions, machine, native modules, devices, ops.
 
-    Asks torch for devices (so it initialises CUDA where there is one); computes nothing.
+    Asks torch for devices (so it initialises CUDA, if there is a GPU); computes nothing.
     """
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     return {
@@ -122,8 +122,8 @@ def print_info() -> None:
 
 
 def _backend_table(device: str, rows: list[dict]) -> Table:
-    """op x backend, the dtypes in the cells: green where automatic or asked-for choice takes that backend,
-    plain where it could serve, "-" where it cannot."""
+    """Return a table of op x backend with dtypes in the cells: green if the backend is used, plain if it
+    could serve the call, "-" if it cannot."""
     from rich.table import Table
 
     title = f"\nBackends of each op for {device} tensors (green: taken)"
@@ -149,7 +149,7 @@ def _cell(row: dict, backend: str) -> str:
 
 
 def _absences(rows: list[dict]) -> dict[str, str]:
-    """Backends that serve no op here, and why: the reason that most ops give."""
+    """Return the backends that serve no op here, each with the reason that most ops give."""
     found = {}
     for backend in registry.BACKENDS:
         reasons = [row["why_not"][backend][-1] for row in rows if backend in row["why_not"]]

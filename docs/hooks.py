@@ -21,6 +21,7 @@ COPIES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "dmtl/models/builtin/six-tasks/README.md": "six-tasks.md",
     "kernels/README.md": "operators.md",
     "kernels/triton/resources.md": "triton-resources.md",
     "benchmarks/README.md": "benchmarks.md",

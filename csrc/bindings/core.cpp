@@ -127,7 +127,7 @@ PYBIND11_MODULE(_core, m) {
     m.def("use_isa", &use_isa, "Choose the instruction set (for tests).");
 
     m.def("philox_words", &philox_words, py::arg("seed_task_sample"), py::arg("step"), py::arg("count"),
-          "Words behind the first elements of a row (for tests).");
+          "Random words of the first elements of a row (for tests).");
 
     m.def("kernels", &names, "Names of the kernels in this build.");
     m.def("call", &call, py::arg("name"), py::arg("dtype"), py::arg("threads"), py::arg("fields"),

@@ -1,4 +1,4 @@
-// Batch norm of channels-last maps with the clamp behind it, and its backward. Compiled once per instruction set (DMTL_ISA).
+// Batch norm of channels-last maps with the clamp after it, and its backward. Compiled once per instruction set (DMTL_ISA).
 //
 // Lanes are channels. Pixels are divided into parts of a fixed size: each leaves its own sums, which are added up in order,
 // so that results depend neither on the number of threads nor on the width of a register.

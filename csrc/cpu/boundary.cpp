@@ -17,7 +17,7 @@ struct CountsParams {
     const uint8_t* label;  // [images, h, w], of Label
     int64_t images, h, w;
     int64_t levels;        // number of thresholds, at most 255
-    int64_t parts;         // of the thresholds of an image, each a piece of work of its own
+    int64_t parts;         // of the thresholds of an image, each one item of work
     double reach;          // pixels
 };
 

@@ -1,4 +1,4 @@
-// What the backward of conv3x3 needs beside the data gradient (csrc/cpu/conv3x3.cpp): ReLU's gate with the sums over pixels,
+// What the backward of conv3x3 needs besides the data gradient (csrc/cpu/conv3x3.cpp): ReLU's gate with the sums over pixels,
 // which are the gradients of biases and tap biases, and the weight gradient by Winograd's transforms, products of transformed
 // patches and transformed gradients over the tiles. Compiled once per instruction set (DMTL_ISA).
 #include "dmtl/conv3x3_cpu.h"
@@ -7,7 +7,7 @@
 namespace dmtl::DMTL_ISA {
 namespace {
 
-// d_weights: laid out as conv3x3_cpu.h's weights, k channels of x, n of grad; tasks without rows are left alone.
+// d_weights: laid out as conv3x3_cpu.h's weights, k channels of x, n of grad; tasks without rows are not written.
 struct WeightGradientParams {
     float* d_weights[kMostTasks];
     const float* x;     // [rows, height, width, k]
@@ -16,7 +16,7 @@ struct WeightGradientParams {
     int64_t tasks, height, width, k, n, stride_k, stride_n, stride_tap;
 };
 
-// gated = grad where not out <= 0, null where there is no ReLU (then out is null, too); sums of it for each task.
+// gated = grad where not out <= 0, null without ReLU (then out is null, too); sums of it for each task.
 struct GateParams {
     float* gated;
     const float* grad;

@@ -11,7 +11,7 @@ constexpr int64_t kPiece = 2048;  // rows at a time
 
 struct TokenMlpParams {
     void* out;
-    void* h;  // [rows, hidden], or null: nobody wants it
+    void* h;  // [rows, hidden], or null if it is not needed
     const void *x, *norm_weight, *norm_bias, *fc1_weight, *fc1_bias, *fc2_weight, *fc2_bias;
     int64_t rows, width, hidden;
     float eps;

@@ -108,9 +108,9 @@ def _size_table(facts: dict) -> Table:
     for row in facts["sizes"]:
         work = [row["flops"][stage] for stage in stages]
         tile = "whole" if row["tile"] is None else f"{row['tile']} px"
-        figures = (number(value / 1e9) for value in (*work, sum(work)))
+        giga = (number(value / 1e9) for value in (*work, sum(work)))
         size, seen = ("{}x{}".format(*row[key]) for key in ("size", "seen"))
-        rows.append((size, seen, *figures, mebibytes(row["peak_bytes"]).removesuffix(" MiB"), tile))
+        rows.append((size, seen, *giga, mebibytes(row["peak_bytes"]).removesuffix(" MiB"), tile))
     columns = ("size", "seen", *(f"{stage}\nGFLOP" for stage in (*stages, "all")), "peak\nMiB", "tiles")
     title = f"\nA prediction of all tasks, {plural(facts['batch'], 'image')} at once"
     return table_of(columns, rows, title)

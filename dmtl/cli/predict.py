@@ -42,20 +42,20 @@ class Predict:
     sampler: str | None = None
     """How the chain steps: "ancestral", "ddim", "dpmpp_2m" or a registered one; default: as trained."""
     samples: int = 1
-    """Draws of the noise to average; from 2 on OUT/uncertainty says where they differ."""
+    """Noise samples to average; with 2 or more, OUT/uncertainty shows where they differ."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     """"auto" is fp32 on a CPU and bf16 on a GPU."""
     batch_size: int | None = None
     """Images of equal size to compute together; default: 1 on a CPU, up to 8 on a GPU."""
     tile: int | None = None
-    """Side in pixels of the tiles of large images; 0: never; default: where memory would not suffice."""
+    """Side in pixels of the tiles of large images; 0: never; default: only if memory would not suffice."""
     downscale: int | None = None
     """Factor by which the network sees images smaller, such as 4 for large photos; 1: full size; default:
     about the size of the training images. Maps keep the image's size."""
     every: int = 1
-    """Of a video, take every N-th frame."""
+    """Predict only every N-th frame of a video."""
     frames: int | None = None
-    """Of a video, take at most N frames."""
+    """Predict at most N frames of a video."""
     pictures: bool = True
     """Also write coloured pictures and an overview sheet per image, or videos of them."""
     npy: tyro.conf.FlagCreatePairsOff[bool] = False

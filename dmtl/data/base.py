@@ -73,24 +73,27 @@ class LabelledImages:
         return f"{type(self).__name__}({self.name!r}, {self.split!r}, {len(self)} images, {list(self.tasks)})"
 
     def read(self, index: int, tasks: Iterable[str] | None = None) -> Sample:
-        """The image at `index` with the labels of `tasks` (all tasks when None) that exist.
+        """Read the image at `index` with the labels of `tasks` (None: all) that exist.
 
-        Labels of other tasks are not read at all. Raises DataError naming the file when one is damaged.
+        Labels of other tasks are not read at all.
+
+        Raises:
+            DataError: a file is damaged; names it.
         """
         raise NotImplementedError
 
     def available(self) -> LabelMatrix:
-        """Which labels exist, over `ids` and `tasks`."""
+        """Return which labels exist, over `ids` and `tasks`."""
         return LabelMatrix.full(self.ids, list(self.tasks))
 
     def image_file(self, index: int) -> Path | None:
-        """The file that `read` reads the image from, which a copy of the data set can take over; None: there
-        is none, or `read` changes its pixels."""
+        """Return the file of an image, which a copy of the data set can use unchanged; None if there is no
+        file or `read` changes its pixels."""
         return None
 
     def stored(self, index: int, task: str) -> np.ndarray | None:
-        """The values of a label as its file holds them, before `read` makes them labels; None if there is
-        no label, or no file."""
+        """Return the values in the file of a label, before `read` makes them a label; None if there is no
+        label or no file."""
         return None
 
     def boundaries(self, index: int) -> Tensor | None:
@@ -101,8 +104,8 @@ class LabelledImages:
         return None
 
     def identity(self, task: str | None = None) -> list:
-        """What the images depend on, or the labels of `task`, in plain values: `DiskCached` keeps data of
-        different identity apart. A subclass adds what else decides its pixels: a folder, a seed, a size."""
+        """Return what the images, or the labels of `task`, depend on, in plain values: `DiskCached` separates
+        data of different identity. A subclass adds what else decides its pixels: a folder, a seed, a size."""
         spec = None if task is None else {k: v for k, v in self.tasks[task].spec().items() if k != "weight"}
         return [type(self).__name__, self.name, self.split, self.ids, spec]
 
@@ -116,7 +119,7 @@ class LabelledImages:
         return []
 
     def wanted(self, tasks: Iterable[str] | None) -> list[str]:
-        """Checked names of `tasks`; all tasks when None."""
+        """Return the names in `tasks` after a check; None: all."""
         tasks = list(self.tasks if tasks is None else tasks)
         for task in tasks:
             if task not in self.tasks:
@@ -130,7 +133,7 @@ def source_of(id: str) -> str:
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
-    """The sentence "unknown task 'semsge', did you mean 'semseg'? available: ..."."""
+    """Return the message "unknown task 'semsge', did you mean 'semseg'? available: ..."."""
     known = [str(k) for k in known]
     near = nearest(name, known)
     hint = f", did you mean {near!r}?" if near else ";"

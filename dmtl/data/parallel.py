@@ -81,7 +81,7 @@ def end_if_lost(worker: int) -> None:
 
 
 def _shared_memory() -> str:
-    """The size of shared memory, for a message; "" where it is not a folder."""
+    """Return the size of shared memory, for a message; "" if it is not a folder."""
     shared = "/dev/shm"
     return f"of {shutil.disk_usage(shared).total / 1e6:,.1f} MB " if os.path.isdir(shared) else ""
 

@@ -89,21 +89,21 @@ def score(
     Args:
         model: a model, whose mode is restored; or a `dmtl.Engine`; or what has `tasks`, `device` and
             `maps_of(batch, names)` -> decoded maps, such as `dmtl.evaluation.saved_maps.SavedMaps`. With an
-            engine that averages several draws, tasks also get "uncertainty_auroc"
+            engine that averages several noise samples, tasks also get "uncertainty_auroc"
             (`dmtl.metrics.ErrorAuroc`).
         tasks: default every task that model and batches share. As a mapping, the tasks as the data set has
             them: these then say which label values count, the order of classes (which are matched by name),
-            and the figures.
+            and the metrics.
         steps: denoising steps, default as trained; an engine also takes "auto".
         seed: of the chain's noise; an image's noise depends on its place in the data set, not on the batches.
-        initial: also score the initial predictions, as "initial/<task>" (of one draw).
+        initial: also score the initial predictions, as "initial/<task>" (of one noise sample).
         boundaries: also score thin tasks with this; their final predictions only.
         on_batch: called with the number of images done, in this process.
         on_maps: called with every batch of this process and its final decoded maps.
         on_sources: called at the end with the metrics of each source's images, if the data set joins several:
             source -> the same as is returned, for the tasks of which it has labels.
         world: the processes that share the batches. Each of them calls `score` with an equal model and the
-            same batches, takes every `size`-th, and returns the figures of one process, to the bit.
+            same batches, takes every `size`-th, and returns the metrics that one process would, to the bit.
 
     Raises:
         ConfigError: a task means something else to the model than to the data set.

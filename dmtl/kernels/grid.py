@@ -35,7 +35,7 @@ def _aligned(x: Tensor) -> Tensor:
 
 def why_not_channels(channels: int) -> list[str]:
     """Return the reason of kernels that move 16 bytes at a time."""
-    return [f"{channels} channels are no multiple of 8"] if channels % 8 else []
+    return [f"{channels} channels are not a multiple of 8"] if channels % 8 else []
 
 
 def sizes(x: Tensor, reduction: int) -> dict[str, int]:

@@ -42,7 +42,7 @@ class NoisingOps:
 
     launch_noising(op, out, x, y, noise, t_B, coef_x, coef_y, coef_noise, key_B3, step, channels_last); y with
     its coefficients, noise and key_B3 may be None.
-    launch_scaling(op, outs, grad, t_B, tables); an out is None where it is not needed.
+    launch_scaling(op, outs, grad, t_B, tables); an out that is not needed is None.
     """
 
     launch_noising: Callable[..., None]

@@ -23,7 +23,7 @@ def why_not_bf16(x: Tensor) -> list[str]:
 
 def why_not_sizes(**sizes: int) -> list[str]:
     """Return reasons against sizes that are not multiples of 8."""
-    return [f"{name} of {size} channels is no multiple of 8" for name, size in sizes.items() if size % 8]
+    return [f"{name} of {size} channels is not a multiple of 8" for name, size in sizes.items() if size % 8]
 
 
 def dense(**tensors: Tensor | None) -> dict[str, Tensor | None]:

@@ -32,7 +32,7 @@ def recorded(
     list). A result after the first that has no `grad_<result>` is not differentiable.
 
     An operator whose last argument is `save` returns, if that is True, what its backward pass needs after its
-    first result. The function supplies this argument and returns the first result alone.
+    first result. The function supplies this argument and returns only the first result.
 
     Args:
         spec: an operation that is registered.

@@ -117,7 +117,7 @@ def _reference(
 
 
 def _norm(norm_weight, norm_bias, weight) -> tuple[Tensor, Tensor]:
-    """LayerNorm's parameters in the dtype of the arithmetic, one and zero where they are missing."""
+    """LayerNorm's parameters in the dtype of the arithmetic, one and zero if they are missing."""
     one = torch.ones(weight.shape[0], dtype=wide_dtype(weight.dtype), device=weight.device)
     return (
         one if norm_weight is None else norm_weight.to(one.dtype),

@@ -1,6 +1,6 @@
 """Cross-attention with its norms, projections and residual (DiffusionMTL, arXiv 2403.15389).
 
-Legend: R rows, N tokens that ask, M tokens that answer, C channels, h heads of d = C / h channels each.
+Legend: R rows, N query tokens, M key tokens, C channels, h heads of d = C / h channels each.
 
     q = LayerNorm_x(x) q_weight^T                       [R, N, C]    (or given: `query`)
     k, v = LayerNorm_y(y) kv_weight^T                   [R, M, C] each, kv_weight = [K; V] stacked
@@ -34,12 +34,12 @@ from .rows import wide_dtype
 from .samples import draws
 from .tokens import epsilon, norm_backward, normalised, shaped, summed, wide
 
-# norm_x and q_weight are None where the query is given.
+# norm_x and q_weight are None if the query is given.
 _INPUTS = (
     "Tensor x, Tensor y, Tensor? norm_x_weight, Tensor? norm_x_bias, Tensor norm_y_weight, "
     "Tensor norm_y_bias, Tensor? q_weight, Tensor kv_weight, Tensor proj_weight"
 )
-# -> out, then what a backward pass needs where `save` (else empty): q (empty where given), kv, a, lse.
+# -> out, then what a backward pass needs if `save` (else empty): q (empty where given), kv, a, lse.
 _SCHEMA = (
     f"({_INPUTS}, Tensor proj_bias, Tensor? query, int heads, float eps, bool save) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
@@ -70,7 +70,7 @@ def _reference(
     kv = F.linear(normalised(y, norm_y_weight, norm_y_bias, eps), kv_weight)
     if save:
         a, lse = _core(q, kv, heads)
-    else:  # the library's own fused kernels, where nobody asks for the log-sum-exp
+    else:  # the library's own fused kernels, if the log-sum-exp is not needed
         k, v = (_heads(part, heads) for part in kv.chunk(2, dim=-1))
         a = _joined(F.scaled_dot_product_attention(_heads(q, heads), k, v))
     out = (x + F.linear(a, proj_weight, proj_bias)).contiguous()
@@ -80,7 +80,7 @@ def _reference(
 
 
 def _core(q, kv, heads: int) -> tuple[Tensor, Tensor]:
-    """a and the log-sum-exp of the scores."""
+    """Return a and the log-sum-exp of the scores."""
     k, v = (wide(_heads(part, heads)) for part in kv.chunk(2, dim=-1))
     scores = (wide(_heads(q, heads)) * k.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     return _joined(scores.softmax(-1) @ v).to(q.dtype), scores.logsumexp(-1)
@@ -104,14 +104,14 @@ def _reference_backward(
 
 
 def _project_backward(d_out, x, norm_weight, norm_bias, weight, eps) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, norm_weight, norm_bias and weight in out = LayerNorm(x) weight^T."""
+    """Return the gradients of x, norm_weight, norm_bias and weight in out = LayerNorm(x) weight^T."""
     d_out, rows = d_out.flatten(0, 1), x.flatten(0, 1)
     d_x, d_norm_weight, d_norm_bias, n = norm_backward(d_out @ weight, rows, norm_weight, norm_bias, eps)
     return d_x.reshape(x.shape), d_norm_weight, d_norm_bias, d_out.T @ n
 
 
 def _core_backward(d_a, q, kv, a, lse, heads: int) -> tuple[Tensor, Tensor]:
-    """Gradients of q and of [k, v] from that of a."""
+    """Return the gradients of q and of [k, v] from that of a."""
     dtype, scale = q.dtype, (q.shape[-1] // heads) ** -0.5
     q, d_a, a = (wide(_heads(part, heads)) for part in (q, d_a, a))
     k, v = (wide(_heads(part, heads)) for part in kv.chunk(2, dim=-1))
@@ -154,7 +154,7 @@ def _fake_backward(
 
 
 def _kind(x, y, norm_x_weight, norm_x_bias, norm_y_weight, norm_y_bias, q_weight, *rest) -> tuple:
-    """What a call's speed depends on; rows to the next power of two, so that ragged batches are few kinds."""
+    """Return what the speed of a call depends on; rows are rounded to powers of two to time few calls."""
     heads, *others = (value for value in rest if isinstance(value, int))
     return (x.shape[0].bit_length(), *x.shape[1:], y.shape[1], heads, q_weight is None, *others)
 
@@ -175,7 +175,7 @@ class _CrossAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        saved = ctx.saved_tensors  # read once: checkpointing computes them again when they are
+        saved = ctx.saved_tensors  # read once: with checkpointing, each access computes them again
         *found, d_q = torch.ops.dmtl.cross_attention_backward(grad, *saved, *ctx.options)
         if saved[6] is None:  # the query was given: only the residual leads to x
             found = [

@@ -5,7 +5,7 @@ operator, below the dispatcher: graphs, exports and checkpoints never name one. 
 reaches `dmtl.kernels`, which it loads by name: kernels import the specifications that they implement.
 
 Choice, strongest first: `use_backend(op="name")`, `use_backend("name")`, `DMTL_BACKEND_<OP>`, `DMTL_BACKEND`,
-automatic (the first of `AUTOMATIC` that can; of the operators that say so, the fastest of those that can). An
+automatic (the first of `AUTOMATIC` that can serve the call; for some operators, the fastest that can). An
 explicit choice succeeds or raises NotImplementedError with every candidate's reasons.
 Overrides are global to the process, because backward passes run on other threads.
 """
@@ -90,7 +90,7 @@ _NO_KERNEL = "has no kernel for this op"
 
 
 def add(spec: OpSpec) -> OpSpec:
-    """Register the spec and its operators with torch. One that writes an argument writes its first."""
+    """Register the spec and its operators with torch. One that works in place writes its first argument."""
     REGISTRY[spec.name] = spec
     for operator in filter(None, (spec.forward, spec.backward, *spec.variants)):
         name, run = operator.name, partial(_run, spec, operator)
@@ -133,7 +133,7 @@ def reasons_against(
 ) -> list[str]:
     """Return why `backend` cannot serve a call of the op with these data tensors; empty when it can.
 
-    operator, args: the call itself, where the shapes of its arguments count too.
+    operator, args: the call itself, if the shapes of its arguments matter too.
     """
     if backend == "reference":
         return why_not(_REFERENCE, tensors)
@@ -216,7 +216,7 @@ def _floating(args: Sequence) -> list[Tensor]:
 
 def _run(spec: OpSpec, operator: Operator, *args: Any) -> Any:
     tensors = _floating(args)
-    # What the op computes on, beside tables of coefficients (which stay float32).
+    # What the op computes on, without the tables of coefficients (which stay float32).
     data = [x for x in tensors if x.dim() > 1 or x is tensors[0]]
     if operator.check_values is not None and data[0].device.type == "cpu":
         operator.check_values(*args)

@@ -125,7 +125,7 @@ def token_mlp(
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
-    """Arguments for tests and benchmarks: single tokens, sizes that are no multiple of a tile, slices."""
+    """Arguments for tests and benchmarks: single tokens, sizes that are not multiples of a tile, slices."""
     draw = draws(len(size), dtype, device)
 
     def case(x: Tensor, hidden: int) -> dict:

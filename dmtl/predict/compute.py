@@ -16,7 +16,7 @@ from dmtl.predict.outputs import ImageMaps
 from dmtl.runtime.memory import is_out_of_memory
 
 GPU_BATCH = 8
-_GPU_BATCH_PIXELS = 8 * 512 * 512  # in a batch whose size nobody chose
+_GPU_BATCH_PIXELS = 8 * 512 * 512  # in a batch whose size was not set
 
 
 @dataclass
@@ -79,7 +79,7 @@ class BatchPredictor:
         return PredictedBatch([DataError(f"not enough memory for {width}x{height} pixels")])
 
     def singly(self, images: Sequence[Tensor]) -> PredictedBatch:
-        """Predict each image alone."""
+        """Predict the images one by one."""
         parts = [self([image]) for image in images]
         copies = [part.copied for part in parts if part.copied is not None]
         return PredictedBatch([part.maps[0] for part in parts], copies[-1] if copies else None)

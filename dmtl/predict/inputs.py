@@ -1,4 +1,4 @@
-"""From the paths on a command line to image and video files, each with a name of its own for its outputs."""
+"""From the paths on a command line to image and video files, each with its own name for its outputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dmtl.predict import video
 from dmtl.predict.maps import holds_maps
 
 SUFFIXES = IMAGE_SUFFIXES + video.SUFFIXES
-_HIDDEN = "hidden files and folders are no inputs"
+_HIDDEN = "hidden files and folders are not predicted"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Files or folders below the given ones that are no inputs, for one reason.
+    """Files or folders below the given ones that are not predicted, for one reason.
 
     kind    their suffix, or what else they have in common
     first   path of the first
@@ -66,7 +66,7 @@ def find_inputs(
     folder format only `images` is searched. A file is named by its file name, a file found in a folder by its
     path below that folder, or below its `images` if it is a data set. Where two inputs would so get one name,
     all names are paths below the deepest folder that holds every input; two files that differ in nothing but
-    their suffix keep it in their names, and so does a video beside a folder of its name.
+    their suffix keep it in their names, and so does a video next to a folder of its name.
     """
     found: dict[Path, Path] = {}  # file -> the folder that its name starts from; given twice, predicted once
     failures: list[Failure] = []
@@ -144,7 +144,7 @@ class _Walk:
         if folder.is_symlink():
             return self._pass_by(folder, "links to folders", "not followed, pass the folder itself")
         return not holds_maps(folder) or self._pass_by(
-            folder, "folders of maps", "dmtl wrote these, they are no inputs"
+            folder, "folders of maps", "dmtl wrote these, they are not predicted"
         )
 
     def _takes(self, file: Path) -> bool:

@@ -8,7 +8,7 @@ Several processes and jobs may fill one folder. Each takes one part of the input
 
 The part that finds all others complete writes the index. There are no locks: files are written whole, each by
 one process, and the index is a function of the parts, so that two parts that finish together write the same.
-Whatever is interrupted leaves records behind that the next call, of any number of parts, takes over.
+Whatever is interrupted leaves records that the next call, of any number of parts, takes over.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Ledger:
         """
         index = self._read_index()
         if index is None:
-            self._write_index({}, complete=False)  # first of all: tells whether the folder can be written
+            self._write_index({}, complete=False)  # first of all: fails if the folder cannot be written
         earlier = self._records_of(index) if index else {}
         for path in self._files("*-of-*.open") + self._files("*-of-*.jsonl"):
             stored = _read_part(path)

@@ -1,4 +1,4 @@
-"""Stages that overlap: threads read ahead, the caller computes, threads write behind.
+"""Stages that overlap: threads read ahead, the caller computes, other threads write.
 
 Order is kept throughout, both queues are short, and an exception in a thread is raised in the caller.
 """
@@ -60,7 +60,7 @@ def read_ahead(calls: Generator[tuple[Executor, Callable[[], T]]], depth: int, w
 def batched(
     results: Iterable[T], key: Callable[[T], K | None], limit: Callable[[K], int]
 ) -> Iterator[list[T]]:
-    """Neighbours with equal keys in lists of at most `limit(key)`; what has no key (None) comes alone."""
+    """Neighbours with equal keys in lists of at most `limit(key)`; what has no key (None) is not grouped."""
     batch: list[T] = []
     held: K | None = None
     for result in results:

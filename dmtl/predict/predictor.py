@@ -162,7 +162,7 @@ class Predictor:
             pictures: also write coloured pictures and overview sheets.
             npy: also write unit vectors as .npy.
             every: of a video, take every n-th frame.
-            frames: of a video, take at most so many.
+            frames: maximum number of frames of a video.
             progress: called with the number of images (and frames) that are done and of all, after each, as
                 far as this process predicts them.
             shard: (k, n), predict the k-th of n parts of the inputs; the part that finds all others complete

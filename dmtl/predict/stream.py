@@ -71,8 +71,8 @@ class Stream:
         """Predicts all inputs in these units.
 
         Raises OSError where an output cannot be written, and whatever a thread raises that is not the fault
-        of one input. What was computed before is written and collected all the same, and no thread is left
-        behind.
+        of one input. What was computed before is written and collected all the same, and no thread
+        survives.
         """
         with ExitStack() as stack:
             pools = (

@@ -46,7 +46,7 @@ class VideoReader:
     Args:
         path: of the file.
         every: take every n-th frame, beginning with the first.
-        frames: take at most so many.
+        frames: maximum number of frames.
 
     Attributes, known once the first frame is there:
         rate: frames taken per second of the video, on average.
@@ -61,8 +61,8 @@ class VideoReader:
         self.time, self.time_base = Fraction(0), _DEFAULT_BASE
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
-        """(number in the file, uint8 [3, H, W] upright); raises DataError, after the frames before, where the
-        file is no video, damaged or cut short."""
+        """Yield (number in the file, uint8 [3, H, W] upright). If the file is not a video, damaged or cut
+        short, raise DataError after the frames that can be read."""
         av = require_av()
         try:
             container = av.open(str(self.path))
@@ -131,7 +131,7 @@ class _Clock:
 
 
 class VideoWriter:
-    """Several videos of the same frames, one for each picture: H.264 in MP4 (MPEG-4 where there is no H.264
+    """Several videos of the same frames, one for each picture: H.264 in MP4 (MPEG-4 if there is no H.264
     encoder).
 
     The files appear, whole, when `close` is called.
@@ -178,7 +178,7 @@ class VideoWriter:
 
 
 class _File:
-    """One video under way in a temporary file beside its place."""
+    """One video that is being written, in a temporary file next to its final place."""
 
     def __init__(self, path: Path, rate: Fraction, base: Fraction):
         self.path, self._rate, self._base, self._last = path, rate, base, -1

@@ -1,4 +1,4 @@
-"""What every task has in common: its options, its checks, its spec.
+"""Define what every task has in common: options, checks, specification.
 
 Shape letters: B batch, C logit channels, K label channels, H rows, W columns.
 """
@@ -35,7 +35,7 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 @dataclass(frozen=True)
 class Words:
-    """How reports and maps.json speak of a kind.
+    """Words that reports and maps.json use for a kind.
 
     kind         of labels
     map          what a number of a decoded prediction is
@@ -71,7 +71,7 @@ class Task(Stored):
     decoding: ClassVar[str | None] = None  # `decode` as a kind of `dmtl.ops.decode_map`, if it has this kind
     unit: ClassVar[str] = ""  # of decoded values: "m" for distances in metres
     words: ClassVar[Words] = Words()
-    primary: ClassVar[str]  # the figure of `new_metric()` that enters Delta_MTL
+    primary: ClassVar[str]  # the metric of `new_metric()` that enters Delta_MTL
     higher_is_better: ClassVar[bool]
     graded: ClassVar[bool] = False  # errors are amounts (`error`), not right or wrong
     # Positives are a pixel or two wide: they survive when labels shrink, and can be scored as boundaries.
@@ -82,7 +82,7 @@ class Task(Stored):
     _loss_kind: ClassVar[Callable[[Any], dict[str, Any]]]  # a method, where `loss` has a name for it
 
     def __post_init__(self) -> None:
-        """Checks the options; subclasses extend it."""
+        """Check the options; subclasses extend it."""
         self._require(
             isinstance(self.name, str) and _NAME.fullmatch(self.name) is not None,
             "name",
@@ -97,31 +97,32 @@ class Task(Stored):
 
     @property
     def value_channels(self) -> int:
-        """Number of channels D of `values`."""
+        """The number of channels D of `values`."""
         return self.label_channels
 
     @property
     def error_unit(self) -> str:
-        """Unit of `error`."""
+        """The unit of `error`."""
         return self.unit or "label units"
 
     @property
     def uncertainty_unit(self) -> str:
-        """Unit of `uncertainty`."""
+        """The unit of `uncertainty`."""
         return f"{self.unit}²" if self.unit else "label units squared"
 
     def metric_unit(self, metric: str) -> str:
-        """Unit of one of the numbers that `new_metric()` computes, other than percent; mostly empty."""
+        """Return the unit of a number that `new_metric()` computes; "" if it is a percentage or has none."""
         return ""
 
     def loss(self, logits_BCHW: Tensor, label_BKHW: Tensor) -> Tensor:
-        """Loss of each sample.
+        """Compute the loss of each sample.
 
         Args:
             logits_BCHW: floating point. Computed in fp32 (fp64 for fp64 logits), with or without autocast.
             label_BKHW: any real dtype. Ignored pixels take no part; their logits get exactly zero gradient.
 
-        Returns: [B], mean over the sample's valid pixels; exactly 0, with zero gradient, where there is none.
+        Returns:
+            [B], mean over the sample's valid pixels; exactly 0, with zero gradient, if it has none.
         """
         self._check_logits("loss", logits_BCHW)
         self._check_label("loss", label_BKHW, "label_BKHW", like=logits_BCHW)
@@ -137,14 +138,15 @@ class Task(Stored):
         return loss_B1HW.sum((1, 2, 3)) / count_B
 
     def loss_of_map(self, logits_BChw: Tensor, label_BKHW: Tensor) -> Tensor:
-        """`loss` of logits at 1/8 of the resolution, interpolated bilinearly and cropped to the label.
+        """Compute `loss` of logits at 1/8 resolution, interpolated bilinearly and cropped to the label.
 
         Args:
             logits_BChw: as in `loss`, with 8 h >= H and 8 w >= W.
             label_BKHW: as in `loss`.
 
-        Returns: [B]; NaN for a sample with a valid pixel at a logit that is not finite. No logits of the
-        label's size are stored (`dmtl.ops.map_loss`), unless `loss_kind` is None.
+        Returns:
+            [B]; NaN for a sample with a valid pixel at a logit that is not finite. No logits of the label's
+            size are stored (`dmtl.ops.map_loss`), unless `loss_kind` is None.
         """
         self._check_logits("loss_of_map", logits_BChw)
         if (kind := self.loss_kind) is not None:
@@ -155,16 +157,16 @@ class Task(Stored):
 
     @property
     def loss_kind(self) -> dict[str, Any] | None:
-        """`loss` as keyword arguments of `dmtl.ops.map_loss`; None where there are none, as for a subclass
-        with channels, `valid`, `_pixel_loss` or `loss` of its own."""
+        """`loss` as keyword arguments of `dmtl.ops.map_loss`; None if it cannot be written so, as for a
+        subclass that defines channels, `valid`, `_pixel_loss` or `loss` itself."""
         defines = next(c for c in type(self).__mro__ if _LOSS & vars(c).keys())
         return {"ignore": self.ignore, **self._loss_kind()} if "_loss_kind" in vars(defines) else None
 
     def decode(self, logits_BCHW: Tensor) -> Tensor:
-        """Return the map that a person wants, as `dmtl.ops.decode_map` defines it for the kind `decoding`.
+        """Turn logits into a map, as `dmtl.ops.decode_map` defines it for the kind `decoding`.
 
         Class ids are int64 [B,H,W]; probabilities and numbers (in the label's unit) float32 [B,H,W]; unit
-        vectors float32 [B,3,H,W], shorter only where the logits themselves vanish.
+        vectors float32 [B,3,H,W], shorter than 1 only if the logits vanish.
         """
         self._check_logits("decode", logits_BCHW)
         if self.decoding is None:
@@ -172,41 +174,42 @@ class Task(Stored):
         return decode_logits(logits_BCHW.float(), self.decoding)
 
     def values(self, logits_BCHW: Tensor) -> Tensor:
-        """What draws of a prediction are averaged in, float32 [B,D,H,W]: the decoded map; for classes their
-        probabilities."""
+        """Return what is averaged over noise samples, float32 [B,D,H,W]: the decoded map, or probabilities
+        of classes."""
         map = self.decode(logits_BCHW)
         return map if map.ndim == 4 else map[:, None]
 
     def mean_values(self, label_BKhwN: Tensor, valid_B1hwN: Tensor) -> Tensor:
-        """Average labels over their last axis, in the terms in which `values` gives predictions.
+        """Average labels over their last axis, in the form that `values` has for predictions.
 
         Args:
             label_BKhwN: any real dtype, 0 where not valid.
             valid_B1hwN: floating point, 1 for pixels with a label, else 0.
 
-        Returns: float32 [B,D,h,w], the mean over valid pixels; 0 if there are none.
+        Returns:
+            float32 [B,D,h,w], the mean over valid pixels; 0 if there are none.
         """
         return label_BKhwN.float().sum(-1) / valid_B1hwN.sum(-1).clamp(min=1)
 
     def from_values(self, mean_BDHW: Tensor) -> Tensor:
-        """The map, as `decode` gives it, of values averaged over draws."""
+        """Return the map, as `decode` does, of values averaged over noise samples."""
         return mean_BDHW[:, 0]
 
     def uncertainty(self, mean_BDHW: Tensor, variance_BHW: Tensor) -> Tensor:
-        """How unsure draws are of each pixel, float32 [B,H,W], from the mean of their values and the variance
-        (summed over D): see the kind. Larger is less sure; 0 is the least."""
+        """Return the uncertainty of each pixel, float32 [B,H,W], 0 or more, from mean and variance (summed
+        over D) of the values of noise samples. What it measures depends on the kind."""
         return variance_BHW
 
     def error(self, map: Tensor, label_BKHW: Tensor) -> Tensor:
-        """How wrong a decoded map is at each pixel, float32 [B,H,W]: 0 or 1, or (`graded`) an amount. Means
-        nothing where the label does not."""
+        """Return the error of a decoded map at each pixel, float32 [B,H,W]: 0 or 1, or (`graded`) an amount.
+        It has no meaning in ignored pixels."""
         raise NotImplementedError(f"{type(self).__name__}.error")
 
     def meaning(self) -> dict[str, Any]:
         return super().meaning() | ({"unit": self.unit} if self.unit else {})
 
     def described(self, entry: Mapping[str, Any]) -> Task:
-        """Return this task as an entry of maps.json describes it; what it leaves out is as here.
+        """Return this task with the options that an entry of maps.json has; all others stay.
 
         Raises:
             ConfigError: the entry describes predictions of another kind or unit.
@@ -217,7 +220,7 @@ class Task(Stored):
         return self
 
     def to_terms_of(self, other: Task) -> Callable[[Tensor], Tensor]:
-        """Return what turns decoded predictions of this task into those of `other`, which has its name.
+        """Return a function that turns predictions of this task into those of `other`, which has its name.
 
         Options that do not change what a decoded value means (`ignore`, `log`, `score`, ...) may differ.
 
@@ -231,81 +234,84 @@ class Task(Stored):
         return lambda map: map
 
     def map_difference(self, expected: Tensor, got: Tensor, logits: Callable[[], Tensor]) -> float:
-        """How far two decoded predictions of equal shape are apart, as far as their logits justify it.
+        """Return how much two decoded predictions of equal shape differ, apart from ties of their logits.
 
         Args:
             expected: a map as `decode` returns it.
             got: the map to compare with it.
             logits: computes the logits [B,C,H,W] of `expected`, for kinds in which they matter.
 
-        Returns: by default `relative_difference`; see the kind.
+        Returns:
+            By default `relative_difference`; see the kind.
         """
         return relative_difference(expected, got)
 
     def valid(self, label_BKHW: Tensor) -> Tensor:
-        """Pixels whose label means something, bool [..., 1, H, W]."""
+        """Return which pixels have a label, bool [..., 1, H, W]."""
         return known_pixels(label_BKHW, self.ignore)
 
     def new_metric(self, **options: Any) -> Metric:
-        """A fresh metric whose `update` takes decoded maps and labels [B,K,H,W]."""
+        """Create a metric whose `update` takes decoded maps and labels [B,K,H,W]."""
         raise NotImplementedError(f"{type(self).__name__}.new_metric")
 
     def picture(self, map: Array, value_range: Range = None) -> np.ndarray:
-        """uint8 [H,W,3] of one decoded map ([H,W], or [3,H,W] for vectors).
+        """Return one decoded map ([H,W], or [3,H,W] for vectors) as a picture, uint8 [H,W,3].
 
-        `value_range` fixes the ends of the colour scale where there is one, so that several pictures compare.
+        Args:
+            map: as `decode` returns it, for one image.
+            value_range: ends of the colour scale, if the kind has one, so that several pictures compare.
         """
         dims = 2 if self.label_channels == 1 else 3
         return self._paint(as_array(map, f"{self.name}.picture", "map", dims), value_range)
 
     def label_picture(self, label_KHW: Array, value_range: Range = None) -> np.ndarray:
-        """uint8 [H,W,3] of one label in the colours of `picture`; ignored pixels are mid-grey."""
+        """Return one label in the colours of `picture`, uint8 [H,W,3]; ignored pixels are mid-grey."""
         return self._paint(self._known(label_KHW, "label_picture"), value_range)
 
     def legend(self) -> Legend:
-        """What the colours of `picture` mean; empty where that cannot be said in a few words."""
+        """Return what the colours of `picture` mean; empty if that takes more than a few words."""
         return []
 
     def value_range(self, label_KHW: Array) -> Range:
-        """Ends of the colour scale that suit this label, for `picture`; None where colours are fixed."""
+        """Return the ends of a colour scale for this label, for `picture`; None if colours are fixed."""
         return None
 
     def flip(self, label_KHW: Tensor) -> Tensor:
-        """The label of the image mirrored left to right."""
+        """Return the label of the mirrored image (left to right)."""
         self._check_label("flip", label_KHW, "label_KHW", dims=3)
         return label_KHW.flip(-1)
 
     def zoom(self, label_KHW: Tensor, factor: float) -> Tensor:
-        """What magnifying the image by `factor` does to label values, not to their places: mostly nothing."""
+        """Adapt label values, not their places, to an image magnified by `factor`: mostly unchanged."""
         self._check_label("zoom", label_KHW, "label_KHW", dims=3)
         if not (isinstance(factor, (int, float)) and math.isfinite(factor) and factor > 0):
             raise ValueError(f"{self.name}.zoom: factor must be a positive number, got {factor!r}")
         return label_KHW
 
     def crop(self, label_KHW: Tensor) -> Tensor:
-        """The label of a part of the image, cut out: mostly itself."""
+        """Adapt a label that was cut to a part of its image: mostly unchanged."""
         self._check_label("crop", label_KHW, "label_KHW", dims=3)
         return label_KHW
 
     def spec(self) -> dict[str, Any]:
-        """JSON-able description; `task_from_spec` rebuilds an equal task from it."""
+        """Return a JSON-able description, from which `task_from_spec` makes an equal task."""
         options = {f.name: getattr(self, f.name) for f in fields(self)}
         options = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
         return {"name": options.pop("name"), "kind": self.kind, **options}
 
     def _pixel_loss(self, logits_BCHW: Tensor, label_BKHW: Tensor, valid_B1HW: Tensor) -> Tensor:
-        """Loss of each pixel [B,1,H,W]; its mean over valid pixels is the loss of the sample.
+        """Return the loss of each pixel [B,1,H,W]; its mean over valid pixels is the loss of the sample.
 
         Called with logits in fp32 or fp64, and with logits and labels already 0 at ignored pixels.
         """
         raise NotImplementedError(f"{type(self).__name__}._pixel_loss")
 
     def _paint(self, values: np.ndarray, value_range: Range) -> np.ndarray:
-        """uint8 [H,W,3] of values [H,W], or [K,H,W] of several channels; mid-grey where they mean nothing."""
+        """Return values [H,W], or [K,H,W] of several channels, as uint8 [H,W,3]; NaN is mid-grey."""
         raise NotImplementedError(f"{type(self).__name__}._paint")
 
     def _known(self, label_KHW: Array, function: str) -> np.ndarray:
-        """The values of a label as `_paint` takes them, float32; NaN where it means nothing."""
+        """Return the values of a label for `_paint`, float32, NaN in ignored pixels."""
         label = as_array(label_KHW, f"{self.name}.{function}", "label_KHW", 3)
         known = self.valid(torch.from_numpy(np.ascontiguousarray(label))).numpy()
         values = np.where(known, label.astype(np.float32), np.float32("nan"))
@@ -349,12 +355,12 @@ class Task(Stored):
 
 
 def relative_difference(expected: Tensor, got: Tensor) -> float:
-    """Largest |got - expected|, relative where |expected| is above 1; NaN where `got` is not finite."""
+    """Return the largest |got - expected|, relative if |expected| is above 1; NaN if `got` is not finite."""
     return ((got - expected).abs() / expected.abs().clamp(min=1)).max().item()
 
 
 def as_array(x: Array, function: str, argument: str, dims: int) -> np.ndarray:
-    """A NumPy view of a map or label on any device, with its number of dimensions checked."""
+    """Return a map or label on any device as a NumPy array, after checking its number of dimensions."""
     array = x.detach().cpu() if isinstance(x, Tensor) else x
     if isinstance(array, Tensor):
         array = (array.float() if array.dtype == torch.bfloat16 else array).numpy()

@@ -41,15 +41,15 @@ class Binary(Ids):
         self._require(isinstance(self.thin, bool), "thin", "true or false", self.thin)
 
     def mean_values(self, label_BKhwN: Tensor, valid_B1hwN: Tensor) -> Tensor:
-        """Share of positives."""
+        """Return the share of positives."""
         return super().mean_values(label_BKhwN > 0.5, valid_B1hwN)
 
     def uncertainty(self, mean_BDHW: Tensor, variance_BHW: Tensor) -> Tensor:
-        """Entropy of the averaged probability, in nats: 0 .. log 2."""
+        """Return the entropy of the averaged probability, in nats: 0 .. log 2."""
         return (torch.special.entr(mean_BDHW) + torch.special.entr(1 - mean_BDHW))[:, 0]
 
     def error(self, map: Tensor, label_BKHW: Tensor) -> Tensor:
-        """1 where the probability is on the other side of one half."""
+        """Return 1 where the probability is on the wrong side of one half, else 0."""
         return ((map > 0.5) != (label_BKHW[:, 0] > 0.5)).float()
 
     def _paint(self, values: np.ndarray, value_range: Range) -> np.ndarray:
@@ -70,11 +70,11 @@ class Binary(Ids):
         return value
 
     def assumed_reading(self, most: int | None) -> tuple[float, float] | None:
-        """Shares of the largest code."""
+        """Read codes as shares of the largest one."""
         return None if most is None else (1 / most, 0.0)
 
     def map_to_pixels(self, map: np.ndarray) -> Pixels:
-        """8 bits: the probability times 255."""
+        """Return 8-bit codes: the probability times 255."""
         return Pixels(rounded(map * 255.0, np.uint8))
 
     def map_format(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Mask(Binary):
         return {"kind": "logistic", "positive_weight": self.pos_weight}
 
     def new_metric(self, **options: Any) -> PixelF:
-        """`dmtl.metrics.PixelF`: best F (beta 1) over thresholds, percent."""
+        """Create a `dmtl.metrics.PixelF`: best F (beta 1) over thresholds, percent."""
         return PixelF(ignore=self.ignore, **options)
 
 

@@ -55,7 +55,7 @@ class Ids(Task):
         colors: Mapping[int, int] | None = None,
         **_: float | None,
     ) -> Tensor:
-        """Ids; `values` and `colors` are the tables of `reading`."""
+        """Convert stored values to ids; `values` and `colors` are the tables of `reading`."""
         if colors is not None:
             if stored.dtype != np.uint8 or stored.ndim != 3 or stored.shape[2] != 3:
                 raise DataError(
@@ -171,7 +171,7 @@ class Classes(Ids):
         return logits_BCHW.float().softmax(1)
 
     def mean_values(self, label_BKhwN: Tensor, valid_B1hwN: Tensor) -> Tensor:
-        """Shares of the classes."""
+        """Return the shares of the classes."""
         b, _, h, w, _ = label_BKhwN.shape
         shares_BhwD = valid_B1hwN.new_zeros(b, h, w, self.channels)
         shares_BhwD.scatter_add_(3, label_BKhwN[:, 0].long(), valid_B1hwN[:, 0])
@@ -181,15 +181,15 @@ class Classes(Ids):
         return mean_BDHW.argmax(1)
 
     def uncertainty(self, mean_BDHW: Tensor, variance_BHW: Tensor) -> Tensor:
-        """Entropy of the averaged probabilities, in nats: 0 .. log n."""
+        """Return the entropy of the averaged probabilities, in nats: 0 .. log n."""
         return torch.special.entr(mean_BDHW).sum(1)
 
     def error(self, map: Tensor, label_BKHW: Tensor) -> Tensor:
-        """1 where the class is another."""
+        """Return 1 where the class is wrong, else 0."""
         return (map != label_BKHW[:, 0]).float()
 
     def map_difference(self, expected: Tensor, got: Tensor, logits: Callable[[], Tensor]) -> float:
-        """How far apart the logits of two different ids are; infinite for an id that no class has."""
+        """Return the distance of the logits where ids differ; infinite for an id that no class has."""
         if torch.equal(expected, got):
             return 0.0
         if not ((got >= 0) & (got < self.channels)).all():
@@ -202,7 +202,7 @@ class Classes(Ids):
         return super().meaning() | {"classes": list(self.classes)}
 
     def described(self, entry: Mapping[str, Any]) -> Task:
-        """As the entry says, with its own names of classes, in its order."""
+        """Return this task with the class names of the entry, in its order."""
         names = entry.get("classes", list(self.classes))
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ConfigError(f"classes is {names!r:.80}, expected a list of names")
@@ -210,8 +210,8 @@ class Classes(Ids):
         return replace(self, classes=tuple(names))
 
     def to_terms_of(self, other: Task) -> Callable[[Tensor], Tensor]:
-        """By the names of the classes: ids in another order become those of `other`. As many classes as there
-        are, if one side has no names."""
+        """Match classes by name: ids in another order become those of `other`. If one side has no names, only
+        the number of classes must agree."""
         if not isinstance(other, Classes):
             return super().to_terms_of(other)
         nameless = any(list(task.classes) == _numbered(task.channels) for task in (self, other))
@@ -231,7 +231,7 @@ class Classes(Ids):
         return lambda map: ids.to(map.device)[map]
 
     def new_metric(self, **options: Any) -> MeanIoU:
-        """`dmtl.metrics.MeanIoU`: mIoU, pixel accuracy and the IoU of each class, percent."""
+        """Create a `dmtl.metrics.MeanIoU`: mIoU, pixel accuracy and the IoU of each class, percent."""
         return MeanIoU(self.classes, ignore=self.ignore, **options)
 
     def legend(self) -> Legend:
@@ -263,5 +263,5 @@ class Classes(Ids):
 
 
 def _numbered(count: int) -> list[str]:
-    """What classes without names are called."""
+    """Return names for classes without names."""
     return [f"class {id}" for id in range(count)]

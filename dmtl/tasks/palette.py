@@ -95,7 +95,7 @@ def class_palette(classes: tuple[str, ...]) -> np.ndarray:
             continue
         candidates = np.array([_spread(j) for j in range(i, i + 9 + 3 * len(classes))], float)
         distance = np.linalg.norm(candidates[:, None] - np.stack(taken), axis=-1).min(1)
-        # The first that is clearly different, so that hues keep turning; the farthest where there is none.
+        # The first that is clearly different, so that hues keep turning; if there is none, the farthest.
         clear = distance > 60
         taken.append(candidates[clear.argmax() if clear.any() else distance.argmax()])
         colours.append(taken[-1])

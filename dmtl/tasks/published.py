@@ -43,7 +43,7 @@ class HumanParts(Classes):
     weight: float = 2.0
 
     def crop(self, label_KHW: Tensor) -> Tensor:
-        """Wholly ignored where nobody is left in it, as whole images without a person are (published)."""
+        """Crop; a crop without a person is ignored as a whole, as published for whole images."""
         label_KHW = super().crop(label_KHW)
         somebody = ((label_KHW != 0) & self.valid(label_KHW)).any()
         return label_KHW if somebody else torch.full_like(label_KHW, self.ignore)
@@ -57,7 +57,7 @@ class Sal(Binary):
 
         L = 1/n sum_i w(y_i) CE_i,     w(1) = n- / n,  w(0) = n+ / n
 
-    Divided by the number of pixels, not by the sum of weights. A sample that shows one class only has loss 0.
+    Divided by the number of pixels, not by the sum of weights. A sample with only one class has loss 0.
     """
 
     name: str = "sal"
@@ -79,7 +79,7 @@ class Sal(Binary):
         return {"kind": "logistic", "balanced": True}
 
     def new_metric(self, **options: Any) -> metrics.MaxF:
-        """`dmtl.metrics.MaxF`: maxF (beta^2 = 0.3) and its published variant maxF_paper, percent."""
+        """Create a `dmtl.metrics.MaxF`: maxF (beta^2 = 0.3) and its published variant maxF_paper, percent."""
         return metrics.MaxF(ignore=self.ignore, **options)
 
 
@@ -93,7 +93,7 @@ class Normals(UnitVector):
 
 @dataclass(frozen=True, kw_only=True)
 class Edge(Binary):
-    """Is a pixel on the boundary of something.
+    """Whether a pixel is on the boundary of an object.
 
     Published loss, mean over valid pixels: -(b y log p + (1 - b) (1 - y) log(1 - p)), b = `balance` = 0.95.
     """
@@ -116,7 +116,7 @@ class Edge(Binary):
         return {"kind": "logistic", "positive_weight": self.balance, "negative_weight": 1 - self.balance}
 
     def new_metric(self, **options: Any) -> metrics.Edge:
-        """`dmtl.metrics.Edge`: pixelF (best F of pixels over thresholds, percent) and losses."""
+        """Create a `dmtl.metrics.Edge`: pixelF (best F of pixels over thresholds, percent) and losses."""
         return metrics.Edge(ignore=self.ignore, balance=self.balance, **options)
 
 

@@ -28,7 +28,7 @@ class Scalar(Task):
     `distance`: values are distances from the camera, in metres, so magnifying the image divides them.
     `inverse`: values are inverse distances (disparities) in any unit, so magnifying multiplies them.
     `low`, `high`: ends of the colour scale (otherwise the 1st and 99th percentile of each picture).
-    `score`: the figure that enters Delta_MTL, "rmse" or "abs_err".
+    `score`: the metric that enters Delta_MTL, "rmse" or "abs_err".
     With `log`, `distance` or `inverse` a label of 0 or less has no meaning and is ignored. `ignore` is the
     lowest float32 unless it is given, so no number is ignored by accident; files mark pixels by NaN.
     """

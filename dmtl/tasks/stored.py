@@ -84,7 +84,7 @@ class Stored:
             unknown: the stored number that means "no label"; None: 0 in codes, none in a .npy.
 
         Returns:
-            [K, H, W] of `label_dtype`; `ignore` where there is no label.
+            [K, H, W] of `label_dtype`; `ignore` in pixels without a label.
 
         Raises:
             DataError: the values cannot be a label of this task. The message says what was expected.
@@ -106,13 +106,14 @@ class Stored:
         return torch.from_numpy(np.where(known.all(0), self._not_ignored(value), np.float32(self.ignore)))
 
     def _not_ignored(self, value: np.ndarray) -> np.ndarray:
-        """Known numbers, float32, as they may stand next to `ignore`."""
+        """Known numbers, float32, changed if they would equal `ignore`."""
         return value
 
     def label_to_stored(self, label_KHW: Tensor) -> np.ndarray:
         """Convert a label to the values of a file that `label_from_stored` reads as this label.
 
-        Returns: uint8 [H, W] of ids, float32 [H, W] or [H, W, K] of numbers (NaN where there is no label).
+        Returns:
+            uint8 [H, W] of ids, float32 [H, W] or [H, W, K] of numbers (NaN in pixels without a label).
         """
         label_KHW = torch.where(self.valid(label_KHW), label_KHW, torch.nan)
         return (label_KHW[0] if self.label_channels == 1 else label_KHW.permute(1, 2, 0)).numpy()

@@ -115,7 +115,7 @@ class UnitVector(Task):
         return torch.from_numpy(vector)
 
     def label_to_stored(self, label_KHW: Tensor) -> np.ndarray:
-        """float32 [H, W, 3], zeros where there is no label."""
+        """float32 [H, W, 3], zeros in pixels without a label."""
         return torch.where(self.valid(label_KHW), label_KHW, 0.0).permute(1, 2, 0).numpy()
 
     def label_problem(self, label_KHW: Tensor) -> str | None:
@@ -161,6 +161,6 @@ class UnitVector(Task):
 
 
 def _lengths(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Of vectors, from arrays of their components; without a warning where they are not finite."""
+    """Return the lengths of vectors, given by component; no warning if they are not finite."""
     with np.errstate(invalid="ignore", over="ignore"):
         return np.sqrt(x * x + y * y + z * z)

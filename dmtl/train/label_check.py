@@ -1,8 +1,8 @@
 """Check labels before the first step: a quick version of `dmtl data check`.
 
 Files are listed, not read. Labels are read until every class was seen, at most `LOOKED_AT` of a task, evenly
-spread over the split; of two classes, so many in any case. A task whose labels so far are ignored everywhere
-is read on until one is not.
+spread over the split; always as many of a task with two classes. If a task's labels so far are ignored
+everywhere, reading continues until one is not.
 """
 
 from __future__ import annotations

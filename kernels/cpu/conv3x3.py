@@ -56,7 +56,7 @@ def conv3x3_backward(
 
 
 def _gate(grad, weights, out, counts, need_biases, need_taps) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The gradient behind the ReLU (or without one the gradient itself), channels-last, and its sums."""
+    """Return the gradient before the ReLU (without one, the gradient itself), channels-last, and its sums."""
     g = grad = grad.contiguous(memory_format=torch.channels_last)
     d_biases = [weight.new_empty(weight.shape[0]) for weight in weights] if need_biases else []
     d_taps = [weight.new_empty(weight.shape[0], 3, 3) for weight in weights] if need_taps else []

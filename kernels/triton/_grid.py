@@ -18,14 +18,14 @@ CONFIGS = [WIDE, NARROW]
 
 
 def config_for(channels: int) -> dict[str, int]:
-    """The tile for maps of so many channels."""
+    """Return the tile for maps with this number of channels."""
     if INTERPRETED:  # which pays for every program
         return {"TOKENS": 64, "CHANNELS": triton.next_power_of_2(channels), "num_warps": 4}
     return WIDE if channels >= WIDE["CHANNELS"] // 2 else NARROW
 
 
 def tiles(config: dict[str, int], tokens: int, channels: int) -> tuple[int, int]:
-    """Grid of programs over so many tokens (or cells) and channels."""
+    """Return the grid of programs over these numbers of tokens (or cells) and channels."""
     return triton.cdiv(tokens, config["TOKENS"]), triton.cdiv(channels, config["CHANNELS"])
 
 

@@ -1,5 +1,5 @@
-"""Products of tokens with weights in Triton, with what stands before and behind them: LayerNorm in front;
-bias, GELU, its derivative and a residual behind. And LayerNorm's backward pass.
+"""Products of tokens with weights in Triton, fused with their neighbours: LayerNorm before a product; bias,
+GELU, its derivative and a residual after it. And LayerNorm's backward pass.
 
 All matrices are row-major and dense: a [rows, k], weight [n, k] as torch's Linear holds it (or [k, n]), out
 [rows, n]. Sums and everything between load and store are float32; the operands of a product have the

@@ -145,7 +145,7 @@ def _put_kernel(
 
 
 def _plain(*values: int) -> tuple[int, ...]:
-    """Triton compiles anew for an integer argument that is 1 or a multiple of 16: these are neither."""
+    """Return integers that are neither 1 nor a multiple of 16, for which Triton would compile again."""
     return tuple(16 * value + 2 for value in values)
 
 

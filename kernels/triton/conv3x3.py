@@ -1,19 +1,19 @@
-"""conv3x3 in Triton: an implicit GEMM over channels-last maps, all
-tasks in one launch; forward and data gradient.
+"""conv3x3 in Triton: an implicit GEMM over channels-last maps, all tasks in one launch; forward and data
+gradient.
 
 A program makes BLOCK_M pixels x BLOCK_N output channels of one task. The reduction runs over (tap, channel),
 channel innermost, so that every load is a run of channels of one shifted pixel; bias, tap biases, residual
 and ReLU happen on the accumulator. Both products read the weights where they lie, [K, 3, 3, C]: the data
-gradient walks the taps backwards and reduces over K, so nobody flips or transposes them. The weight gradient
-is the library's.
+gradient walks the taps backwards and reduces over K, so they are never flipped or transposed. The weight
+gradient is the library's.
 
 One launch, not one for each task: a task of few rows does not fill the device, and the tails of separate
 launches add up (counts 9, 0, 7, 3, 5 of 32x32 pixels on 132 SMs: 8 rounds of tiles instead of 6). The rows of
 each task travel as kernel arguments, so nothing is copied to the device.
 
 Floor (H200, bf16): 19.3 GFLOP for a map 512 -> 512 at 64x64, 24.5 us at the 788 TFLOP/s that a large matmul
-reaches; 1,500 FLOP a byte, so memory is no bound. Not timed there yet: automatic choice measures this kernel
-beside cuDNN.
+reaches; 1,500 FLOP a byte, so memory is not the limit. Not timed there yet: automatic choice measures this
+kernel and cuDNN.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _tile(ptr, valid, n, channels):
     return tl.load(ptr + at, mask=valid[:, None] & (n < channels)[None, :], other=0.0).to(tl.float32)
 
 
-# One binary for maps of every size: Triton would compile anew for sizes that are 1, or multiples of 16.
+# One binary for maps of every size: Triton would compile again for sizes that are 1, or multiples of 16.
 @triton.jit(do_not_specialize=["height", "width", "groups_in", "groups_out"])
 def _conv3x3_kernel(
     out_ptr, x_ptr, residual_ptr, weight_ptrs, bias_ptrs, tap_ptrs, counts, height, width, groups_in,

@@ -67,7 +67,7 @@ def _upsample_add_kernel(
 @triton.jit
 def _share(pixel, token, grid, REDUCTION: tl.constexpr):
     """What a pixel of an axis gives to a token at most one and a half blocks away: linear in their distance,
-    except that the outermost half of a block belongs to its token alone."""
+    except that the outermost half of a block belongs only to its token."""
     way = 2 * pixel + 1 - (2 * token + 1) * REDUCTION  # from centre to centre, in halves of a pixel
     alone = ((token == 0) & (way < 0)) | ((token == grid - 1) & (way > 0))
     return tl.where(alone, 1.0, 1.0 - tl.abs(way).to(tl.float32) / (2 * REDUCTION))

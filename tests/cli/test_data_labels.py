@@ -42,10 +42,10 @@ def test_probabilities(dmtl, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--p", "0.3"], "p is for --setting random-labels"),
+        (["--p", "0.3"], "--p can only be used with --setting random-labels"),
         (
             ["--setting", "random-labels", "--p", "semsge=0.3"],
-            "p names 'semsge', which is no task of the data",
+            "p names 'semsge', which is not a task of the data",
         ),
         (["--setting", "random-labels", "--p", "x"], "p must be numbers or task=number, got 'x'"),
         (["--setting", "random-labels", "--p", "nan"], "p must be from 0 to 1, got 'nan'"),

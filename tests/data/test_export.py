@@ -335,7 +335,7 @@ def test_a_damaged_sample_stops_it_and_mending_goes_on(source, whole, tmp_path):
     damaged = source / "semseg" / "train-004.png"
     good = damaged.read_bytes()
     damaged.write_bytes(good[:60])
-    message = f"{damaged}: .*sample 'train/004'; 4 of 9 samples of train are in .*repeat to go on"
+    message = f"{damaged}: .*sample 'train/004'; 4 of 9 samples of train are in .*repeat to continue"
     with pytest.raises(DataError, match=message):
         export_folder(Tiny(source, "train"), tmp_path / "out")
     assert not (tmp_path / "out" / "splits").exists() and len(lines(tmp_path / "out")) == 4

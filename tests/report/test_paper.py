@@ -415,7 +415,7 @@ def test_files(tmp_path):
     assert (table["benchmark"], table["setting"], table["reference"]) == ("nyud-13", "one-label", "STL")
     [row] = [row for row in table["rows"] if row["name"] == "Feature" and not row["published"]]
     assert row["delta"]["each"] == pytest.approx([10.0, 10.0]) and row["delta"]["paired"] is True
-    assert row["figures"]["semseg"]["spread"] == pytest.approx(2.2 / math.sqrt(2)) and len(row["runs"]) == 2
+    assert row["results"]["semseg"]["spread"] == pytest.approx(2.2 / math.sqrt(2)) and len(row["runs"]) == 2
     tex = (tmp_path / "t.tex").read_text()
     body = [line for line in tex.splitlines() if line.endswith(r"\\")]
     assert (

@@ -33,15 +33,15 @@ def test_published_rows_name_their_source_and_fill_nothing_in():
         assert (
             row.source
             and row.setting in SETTINGS
-            and row.figures.keys() <= set(BENCHMARKS[row.benchmark].tasks)
+            and row.results.keys() <= set(BENCHMARKS[row.benchmark].tasks)
         )
-        assert not row.figures or set(row.figures) == set(BENCHMARKS[row.benchmark].tasks)
-        assert not row.figures or all(value > 0 for value in row.figures.values())
+        assert not row.results or set(row.results) == set(BENCHMARKS[row.benchmark].tasks)
+        assert not row.results or all(value > 0 for value in row.results.values())
     memory = [row for row in every_row() if "memory" in row.source]
     assert [(row.method, bool(row.doubt)) for row in memory] == [("MTL", True)]
     cityscapes = [row for row in published("cityscapes-7", "one-label") if not row.network]
     assert [row.method for row in cityscapes] == ["STL", "MTL", "MTPSL", "Prediction", "Feature"]
-    assert not any(row.figures for row in cityscapes)  # none was recovered
+    assert not any(row.results for row in cityscapes)  # none was recovered
 
 
 def test_doubtful_rows_and_other_networks_enter_no_statement():

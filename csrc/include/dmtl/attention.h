@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kScoreFloats = 64 * 1024;  // scores of a block of queries, at most
 
-constexpr int64_t kQueries = 14;               // a block is a multiple of so many
+constexpr int64_t kQueries = 14;               // a block is a multiple of this
 
 // q and a [rows, n, heads d], kv [rows, m, 2 heads d], keys then values.
 template <class T>

@@ -33,7 +33,7 @@ struct Conv3x3Params {
     bool flipped, relu;
 };
 
-// Frequency f of the weights stands at packed + f * weight_plane(k, n), as gemm.h's panels. The 16 floats between the planes
+// Frequency f of the weights is at packed + f * weight_plane(k, n), as gemm.h's panels. The 16 floats between the planes
 // keep them from being a power of two apart, where 36 streams would share one cache set.
 inline int64_t weight_plane(int64_t k, int64_t n) { return packed_floats(k, n) + kLanes16; }
 inline int64_t weight_floats(int64_t k, int64_t n) { return kFrequencies * weight_plane(k, n); }

@@ -8,8 +8,8 @@
 //     pack_rows(b, ldb, k, n, packed, threads);           // B itself, row-major [k, n]
 //     pack_columns(weight, ldw, k, n, packed, threads);   // B = weight^T, weight row-major [n, k] as torch's Linear holds it
 //
-// A [m, k] is read through a `source` and C is written through an `epilogue`, both functors, so that what stands before and
-// behind a product (LayerNorm, a patch gather, 16-bit storage; bias, GELU, residual) needs no pass of its own:
+// A [m, k] is read through a `source` and C is written through an `epilogue`, both functors, so that what is
+// done before and after a product (LayerNorm, a patch gather, 16-bit storage; bias, GELU, residual) needs no separate pass:
 //
 //     source(row, rows, k, count, out, stride): out[r * stride + c] = A[row + r, k + c] for r < rows, c < count (count <= 256)
 //     (a source with `static constexpr bool by_columns = true`: out[c * stride + r], for A^T in memory)
@@ -20,7 +20,7 @@
 //         for (int64_t j = 0; j < count; ++j) c[row * ldc + column + j] = v[j] + bias[column + j];
 //     });
 //
-// `gemm_block` is the serial piece of it, for kernels with a parallel loop of their own. Source and epilogue are called from
+// `gemm_block` is the serial piece of it, for kernels that have their own parallel loop. Source and epilogue are called from
 // several threads at once; the epilogue once for each row and run of columns, a block's rows in order of columns. gemm_block
 // reads all of its rows of A before it writes anything, so an item that takes all columns may write C over A.
 //
@@ -119,7 +119,7 @@ struct ByColumns<Source, std::void_t<decltype(Source::by_columns)>> : std::bool_
 
 using Tile = float[kTileRows][kTileVectors * kLanes16];
 
-// tile (=|+=) a[rows, depth] times `vectors` panels from b on, which stand b_stride floats apart.
+// tile (=|+=) a[rows, depth] times `vectors` panels from b on, at intervals of b_stride floats.
 template <int rows, int vectors, bool by_columns>
 void tile_product(const float* a, const float* b, int64_t b_stride, int64_t depth, bool add, Tile& tile) {
     F32x16 sum[rows][vectors];

@@ -1,5 +1,5 @@
 // Run body(i) for i in [0, items) on at most `threads` OpenMP threads (serially where OpenMP is missing). Items are handed out
-// one by one, so that a thread which loses its core holds up nobody but its own item.
+// one by one, so that a thread which loses its core delays only its own item.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,7 @@ inline void parallel_for(int64_t items, int threads, const Body& body) {
     for (int64_t i = 0; i < items; ++i) body(i);
 }
 
-// A large output is usually memory that no page stands behind yet, and faulting it in 4 KiB at a time costs more than computing
+// A large output is usually memory without pages yet, and faulting it in 4 KiB at a time costs more than computing
 // it. Ask the kernel for huge pages there and fault each of them in by one thread: threads that meet on a page both clear it.
 // What the memory holds stays.
 inline void expect_writes(void* begin, int64_t bytes, int threads = 1) {

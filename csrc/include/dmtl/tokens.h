@@ -1,5 +1,5 @@
-// What the kernels on tokens [rows, width] share around their matrix products (gemm.h): LayerNorm in front of a product and its
-// backward pass behind one, sums over rows, panels made of computed values. Arithmetic in float32 on any storage type; sums run
+// What the kernels on tokens [rows, width] share around their matrix products (gemm.h): LayerNorm before a product and its
+// backward pass after one, sums over rows, panels made of computed values. Arithmetic in float32 on any storage type; sums run
 // in an order that depends on the shapes alone.
 #pragma once
 
@@ -131,7 +131,7 @@ void pack_computed(int64_t k, int64_t n, float* packed, int threads, const Eleme
 // Sums over rows in float32, as [items, width] partial sums of kRowsEach rows each.
 inline int64_t partial_sums(int64_t rows) { return (rows + kRowsEach - 1) / kRowsEach; }
 
-// total (+)= the sum of `items` partial sums that stand `stride` floats apart. In double: gradients of a bias cancel.
+// total (+)= the sum of `items` partial sums at intervals of `stride` floats. In double: gradients of a bias cancel.
 inline void add_partial(const float* partial, int64_t items, int64_t stride, int64_t width, bool add, float* total) {
     for (int64_t first = 0; first < width; first += kLanes16) {
         const int64_t count = width - first < kLanes16 ? width - first : kLanes16;

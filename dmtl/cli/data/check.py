@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Check:
-    """Read everything and list what is wrong: damaged files, sizes, class ids, ranges, lengths of vectors,
-    images and ids that are there twice, classes without a label, files that no split names, that are not read
-    or that are not as the manifest says, links out of the folder.
+    """Read every file and list what is wrong.
 
-    The exit status is 1 if anything is.
+    Reported are damaged files; wrong sizes, class ids, ranges and vector lengths; duplicate images and ids;
+    classes without a label; files that no split lists, that are never read, or that differ from the manifest;
+    links out of the folder. The exit status is 1 if there is any.
     """
 
     data: Source = "scenes"
@@ -35,15 +35,15 @@ class Check:
     splits: list[str] = dataclasses.field(default_factory=lambda: ["train", "val"])
     """Splits to read."""
     count: int | None = None
-    """At most so many images per split."""
+    """Maximum number of images per split."""
     format: str | None = None
-    """Which benchmark DATA is, where its folders fit several: as for `dmtl data convert`."""
+    """Format of a benchmark, if its folders fit several; the names are those of `dmtl data convert`."""
     lines: int = 10
-    """At most so many lines per kind of problem; the rest is counted."""
+    """Maximum number of lines per kind of problem; the rest is counted."""
     json: str | None = None
-    """A file for all of them."""
+    """Also write all problems to this JSON file."""
     workers: int = 0
-    """Processes that read; 0: one, this."""
+    """Processes that read; 0: only this one."""
 
 
 def run(args: Check) -> int:

@@ -21,15 +21,13 @@ if TYPE_CHECKING:
 class Labels:
     """Choose which labels may be seen; write them as a CSV file for `data.labels`.
 
-    `dmtl data labels ROOT` gives every image the label of one task, the tasks
-    in equal numbers. With `--setting random-labels` every label stays with
-    probability `--p`, at least one an image. The choice follows from seed, id
-    and task alone: the same on every machine, in any order.
+    `dmtl data labels DATA` gives every image the label of one task, all tasks equally often. With
+    `--setting random-labels` every label is kept with probability `--p`, at least one per image. The choice
+    depends only on seed, id and task: it is the same on every machine, in any order.
 
-    `dmtl data labels ROOT --from FILE` takes a choice published with MTPSL or
-    DiffusionMTL (.pth, .npy), or a CSV file, and keeps the labels that ROOT has.
-    Without ROOT all of the file is converted. Where it has no names of images,
-    they are "train/0", "train/1"..., as in converted NYUD-v2 and Cityscapes.
+    `dmtl data labels DATA --from FILE` reads a split published with MTPSL or DiffusionMTL (.pth, .npy), or a
+    CSV file, and keeps the labels that DATA has. Without DATA the whole file is converted. If the file has no
+    image names, they are "train/0", "train/1"..., as in converted NYUD-v2 and Cityscapes.
     """
 
     data: Annotated[str | None, *positional("[DATA]")] = None
@@ -38,7 +36,7 @@ class Labels:
     """"one-label", "random-labels" or "full"."""
     p: list[str] = field(default_factory=list)
     """For "random-labels": the probability of a label, as one number, as one for each task ("edge=0.1
-    semseg=0.8"), or both: the number is for the tasks not named. Default: 0.5."""
+    semseg=0.8"), or both: the number then holds for all other tasks. Default: 0.5."""
     seed: int = 0
     """Seed of the choice."""
     source: Annotated[str | None, tyro.conf.arg(name="from")] = None
@@ -47,7 +45,7 @@ class Labels:
     """Tasks to choose among, or to take from --from; for a file whose columns have no names: their names in
     order. Default: all, and the published names."""
     split: str = "train"
-    """Which split."""
+    """Split to choose labels for."""
     count: int | None = None
     """Images of `scenes`."""
     out: str = "labels.csv"
@@ -56,7 +54,7 @@ class Labels:
 
 def run(args: Labels) -> int:
     if args.p and (args.setting != "random-labels" or args.source is not None):
-        raise ConfigError("p is for --setting random-labels, got another choice")
+        raise ConfigError("--p can only be used with --setting random-labels")
     if args.setting not in ("one-label", "random-labels", "full"):
         raise ConfigError(
             '--setting must be "one-label", "random-labels" or "full" (--from takes files), '
@@ -101,7 +99,7 @@ def _probabilities(words: Iterable[str], tasks: list[str]) -> dict[str, float]:
     for word in words:
         task, _, number = word.rpartition("=")
         if task and task not in tasks:
-            raise ConfigError(f"p names {task!r}, which is no task of the data ({', '.join(tasks)})")
+            raise ConfigError(f"p names {task!r}, which is not a task of the data ({', '.join(tasks)})")
         try:
             given[task] = float(number)
         except ValueError:

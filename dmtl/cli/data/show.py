@@ -15,25 +15,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Show:
-    """Print tasks and label counts, and write a page: samples with all labels coloured, which image has which
-    label, shares of classes and ranges of values. Or, as .png, a sheet of the samples alone.
+    """Print tasks and label counts, and write a page.
+
+    The page shows samples with all labels coloured, which image has which label, shares of classes and ranges
+    of values. With --out as .png, only a sheet of samples is written.
     """
 
     data: Source = "scenes"
     """"scenes", a folder with dataset.yaml, a benchmark as distributed, or a configuration (.toml) with
     [[data.sources]]."""
     split: str = "train"
-    """Which split."""
+    """Split to show."""
     count: int = 8
     """Samples to show."""
     format: str | None = None
-    """Which benchmark DATA is, where its folders fit several: as for `dmtl data convert`."""
+    """Format of a benchmark, if its folders fit several; the names are those of `dmtl data convert`."""
     out: str = "data.html"
     """The page (.html) or the sheet (.png) to write."""
     measured: int = 200
-    """Images that the page's statistics are taken over, evenly spread."""
+    """Number of images, evenly spread, for the page's statistics."""
     workers: int = 0
-    """Processes that read for them; 0: one, this."""
+    """Processes that read for the statistics; 0: only this one."""
 
 
 def run(args: Show) -> int:

@@ -53,7 +53,7 @@ class Problem:
 
     @classmethod
     def of(cls, error: DataError, kind: str = "file", where: str = "") -> Problem:
-        """What an error says; `where` for one that begins with no place of its own."""
+        """Return what an error says; `where` is used if it names no place itself."""
         place, colon, what = str(error).partition(": ")
         return cls(kind, place, what) if colon else cls(kind, where, place)
 

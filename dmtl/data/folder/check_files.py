@@ -24,8 +24,8 @@ def check_files(
     workers: int = 0,
     progress: Callable[[Sequence], Iterable] = iter,
 ) -> list[Problem]:
-    """Lists links out of the folder, ids without an image, files that no split names, files of other types
-    than are read, and files that are missing, changed or unknown by `manifest.jsonl`, where there is one.
+    """List links out of the folder, ids without an image, files that no split names, files of types that are
+    not read, and, if there is a `manifest.jsonl`, files that are missing in it, changed or unknown to it.
 
     Args:
         workers: processes that read the files for their SHA-256; 0: this one.
@@ -125,7 +125,7 @@ def _difference(root: Path, name: str, size: int, digest: str) -> str | None:
         if manifest.digest_of((root / name).read_bytes())[1] != digest:
             return "has another SHA-256, expected the bytes that were converted"
     except DataError:
-        return None  # a link out of the data set, which is a problem of its own
+        return None  # a link out of the data set is reported separately
     except OSError as error:
         return f"cannot be read ({error.strerror}), expected it as converted"
     return None

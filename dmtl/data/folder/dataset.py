@@ -26,7 +26,7 @@ Images and labels are turned by their orientation tags: labels are drawn on imag
 sign; otherwise numbers, as .npy does. A PNG of numbers that `dmtl predict` wrote is read by the scale in it.
 
     labels: labels.csv                                  # hides the labels that the table does not show
-    evaluation: {frame: [512, 512], max_dist: 0.0075}   # how published figures are taken (`LabelledImages`)
+    evaluation: {frame: [512, 512], max_dist: 0.0075}   # the published protocol (`LabelledImages`)
     boundaries: contours            # ROOT/contours/ID.png, 0 and 1: the truth of the boundary benchmark
                                     # for the first task that is thin (edge, or binary with `thin: true`)
     description: any text
@@ -224,7 +224,7 @@ class Folder(LabelledImages):
         return find_files(self._inside(folder), suffixes, self.ids)
 
     def _find_boundaries(self, folder: str) -> dict[str, str]:
-        """Files of all ids, or of none: half a truth would be scored beside another one."""
+        """Return files of all ids, or of none: two kinds of truth must not be mixed in one score."""
         found = self._find(folder, (".png",))
         missing = [id for id in self.ids if id not in found]
         if found and missing:

@@ -145,7 +145,7 @@ def read_task(name: str, options: dict[str, Any], path: Path) -> tuple[Task, dic
         if count and task.ignore not in range(count, 256):
             raise DataError(
                 f"task {name!r}: ignore is {task.ignore:g}, expected a pixel value up to 255 "
-                "that is no label, because these labels are stored in 8 bits"
+                "that is not a label, because these labels are stored in 8 bits"
             )
         if count > 255:
             raise DataError(f"task {name!r}: {count} classes, expected at most 255 (8-bit labels)")

@@ -3,7 +3,7 @@
     {"id": "city/0001", "split": "train", "files": {"images/city/0001.png": [81234, "9f86d0..."], ...}}
 
 A line is appended when the files of its sample are all there, so a conversion that was interrupted knows
-where to go on. It is also the only thing that finds a damaged JPEG whose decoder does not complain.
+where to resume. It is also the only thing that finds a damaged JPEG whose decoder does not complain.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Entry:
 
 
 def size_of(root: Path, path: str) -> int | None:
-    """Bytes of a file of the data set; None where there is none. DataError for a link out of it."""
+    """Return the bytes of a file of the data set, None if it is missing; DataError for a link out of it."""
     try:
         return os.stat(inside(root, root / path)).st_size
     except OSError:
@@ -48,15 +48,17 @@ def size_of(root: Path, path: str) -> int | None:
 
 
 def digest_of(content: bytes) -> tuple[int, str]:
-    """(bytes, SHA-256) as an entry records them."""
+    """Return (bytes, SHA-256) as an entry records them."""
     return len(content), hashlib.sha256(content).hexdigest()
 
 
 def read_manifest(root: Path) -> list[Entry]:
-    """The entries of `root/manifest.jsonl`; none where there is no such file.
+    """Return the entries of `root/manifest.jsonl`, none if the file is missing.
 
-    A last line without its end, which an interrupted writer leaves, is not counted. DataError that names the
-    line for any other that is no entry.
+    A last line without its end, which an interrupted writer leaves, is not counted.
+
+    Raises:
+        DataError: any other line that is not an entry; names it.
     """
     path = inside(root, root / NAME)
     try:

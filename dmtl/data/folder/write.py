@@ -106,7 +106,7 @@ def export_folder(
         try:
             unknown, skipped = _collect(writer, results, done, skip_corrupt)
         except OSError as error:
-            state = f"{len(done)} of {len(dataset)} samples are in {writer.root}, repeat to go on"
+            state = f"{len(done)} of {len(dataset)} samples are in {writer.root}, repeat to continue"
             raise OSError(error.errno, f"{error.strerror or error}; {state}") from None
         ordered = [done[id] for id in dataset.ids if id in done]
         if not ordered:
@@ -144,8 +144,8 @@ def _collect(
                 if len(skipped) > skip_corrupt:
                     state = f"{len(done)} of {len(data)} samples of {data.split} are in {writer.root}"
                     raise DataError(
-                        f"{found} (sample {data.ids[index]!r}; {state}; mend it or let some be "
-                        "skipped, and repeat to go on)"
+                        f"{found} (sample {data.ids[index]!r}; {state}; fix it or allow "
+                        "some to be skipped, and repeat to continue)"
                     )
                 continue
             done[entry.id] = entry
@@ -253,7 +253,7 @@ class _Writer:
         if foreign := next((entry for entry in mine if entry.id not in ids), None):
             raise DataError(
                 f"{path}: has {foreign.id!r} in {self.dataset.split}, which {self.dataset.name} has not, "
-                "expected to go on from the same source"
+                "expected the source that the folder was begun from"
             )
         if self.listing.exists() and not set(read_ids(self.listing)) <= {entry.id for entry in mine}:
             raise DataError(f"{self.listing}: exists already, expected a new split or an empty folder")
@@ -295,7 +295,7 @@ class _Writer:
             if contents != entry.files:
                 raise DataError(
                     f"{self.root}: files of {entry.id!r} are not those of {self.dataset.name} as given here, "
-                    "expected to go on from the same source"
+                    "expected the source that the folder was begun from"
                 )
 
     def record(self, entries: Sequence[Entry]) -> None:

@@ -70,7 +70,7 @@ def import_folder(
         splits: of a format with splits, those to write (default: all); of others, the one to write it as
             (default: "train").
         val: share of the labelled images of a format without splits that are written as the split "val".
-            They follow from their names alone.
+            They depend only on the names.
         skip_corrupt: images of a split that may be left out because they are missing or cannot be read.
         workers: processes that read and write; 0: this one.
         progress: given the name of a split, wraps the loop over its samples.

@@ -98,7 +98,7 @@ def _alike(labels: Sequence[str]) -> list[str]:
 
 
 def _check_choice(labels: Sequence[str], choice: Choice, *, closed: bool) -> None:
-    """Check the labels that are named; `closed`: there can be no others than `labels`."""
+    """Check the labels that are named; `closed`: only `labels` can occur."""
     for name in choice.ignore:
         if name not in labels:
             raise ConfigError(f"--ignore: no label is called {name!r}{did_you_mean(name, labels)}")

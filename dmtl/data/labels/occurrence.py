@@ -22,7 +22,7 @@ class Occurrence:
         labels: how many were examined.
         useful: of these, how many have a known pixel.
         ignored: of these, how many have a pixel with the value `ignore`.
-        doubtful: of these, masks of two classes that hold one class and `ignore` alone.
+        doubtful: of these, masks of two classes that hold only one class and `ignore`.
         unscaled: of these, files of floats although the task has a `scale`.
         classes: ids that occur.
     """

@@ -107,7 +107,7 @@ class Resize:
 
 
 class HorizontalFlip:
-    """Mirrors left to right with probability `p`; each task adapts its values."""
+    """Mirror left to right with probability `p`; each task adapts its values."""
 
     def __init__(self, p: float = 0.5):
         if not 0 <= p <= 1:

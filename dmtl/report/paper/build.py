@@ -203,9 +203,9 @@ def _printed(printed: Published, columns: Sequence[Column]) -> Row:
     """Make a published row. A column with another metric stays empty, and then there is no Delta."""
     own = [column.task for column in columns if column in BENCHMARKS[printed.benchmark].columns]
     delta = published_delta(printed) if len(own) == len(columns) else None
-    figures = {task: value for task, value in printed.figures.items() if task in own}
+    results = {task: value for task, value in printed.results.items() if task in own}
     return Row(
-        printed.method, figures, printed=printed, delta=None if delta is None else Delta([delta], tasks=own)
+        printed.method, results, printed=printed, delta=None if delta is None else Delta([delta], tasks=own)
     )
 
 

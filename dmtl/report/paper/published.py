@@ -1,6 +1,6 @@
 """The paper's tables: the columns of each benchmark, and its published results.
 
-    published("pascal-context", "one-label")[0].figures["semseg"]      # 50.34
+    published("pascal-context", "one-label")[0].results["semseg"]      # 50.34
 
 The results are in published.toml, each row with its source. Nothing is filled in: results that were not
 recovered are missing, and a row that is not verified says why (`doubt`).
@@ -111,14 +111,14 @@ BENCHMARKS = {
 
 @dataclass(frozen=True)
 class Published:
-    """A published row. `figures` by task, {} if not recovered; `doubt`: why it is not verified; `network`:
+    """A published row. `results` by task, {} if not recovered; `doubt`: why it is not verified; `network`:
     the name if it is another network; `delta`: Delta_MTL as printed, `delta_doubt`: why that is uncertain."""
 
     benchmark: str
     setting: str
     method: str
     source: str
-    figures: Mapping[str, float] = field(default_factory=dict)
+    results: Mapping[str, float] = field(default_factory=dict)
     doubt: str = ""
     network: str = ""
     delta: float | None = None
@@ -156,12 +156,12 @@ def published_delta(row: Published) -> float | None:
         (
             other
             for other in published(row.benchmark, row.setting)
-            if other.method == "STL" and other.figures and other.network == row.network and not other.doubt
+            if other.method == "STL" and other.results and other.network == row.network and not other.doubt
         ),
         None,
     )
-    if reference is None or row is reference or not row.figures:
+    if reference is None or row is reference or not row.results:
         return None
     columns = BENCHMARKS[row.benchmark].columns
-    ours, theirs = ({c.task: {c.metric: each.figures[c.task]} for c in columns} for each in (row, reference))
+    ours, theirs = ({c.task: {c.metric: each.results[c.task]} for c in columns} for each in (row, reference))
     return delta_mtl(ours, theirs, [column.judged for column in columns])

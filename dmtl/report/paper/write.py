@@ -74,7 +74,7 @@ def write_json(path: str | os.PathLike, tables: Sequence[PaperTable]) -> None:
 
 def _plain(table: PaperTable, row: Row) -> dict:
     results = {task: numbers_of(value) for task, value in row.values.items()}
-    about: dict = {"method": row.method, "name": row.name, "published": row.published, "figures": results}
+    about: dict = {"method": row.method, "name": row.name, "published": row.published, "results": results}
     if row.printed:
         about |= {key: getattr(row.printed, key) for key in ("source", "doubt", "network")}
         about["printed_delta"] = row.printed.delta

@@ -95,7 +95,7 @@ class Method:
 
 
 def kind_of(run: Run, several: bool) -> str:
-    """Return the one of KINDS that a run is.
+    """Return which of KINDS a run is.
 
     Args:
         several: whether its data set has several tasks.
