@@ -171,8 +171,12 @@ class _Writer:
     def __call__(
         self, index: int
     ) -> tuple[Entry, dict[tuple[str, str], int]] | tuple[None, str] | DataError | OSError:
-        """Write a sample. Return its entry and its pixels by (task, "unknown" or "all"); or None and a
-        message if it cannot be read; or the error that must end the conversion: returned, it arrives unchanged."""
+        """Write a sample.
+
+        Returns:
+            Its entry and its pixels by (task, "unknown" or "all"); or None and a message if it cannot be
+            read; or an error that must end the conversion, so that it arrives unchanged.
+        """
         try:
             try:
                 contents, labels = self.contents(index)
