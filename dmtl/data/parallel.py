@@ -1,4 +1,4 @@
-"""One function for many items, in several processes where that pays: what reading a whole data set needs."""
+"""Call a function for many items, in several processes if asked to, as for reading a whole data set."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ R = TypeVar("R")
 
 
 def in_parallel(function: Callable[[T], R], items: Sequence[T], workers: int = 0) -> Iterator[R]:
-    """`function(item)` of each item, in their order.
+    """Yield `function(item)` of each item, in their order.
 
-    In every call torch has one thread: pixels of one sample are too few for more, which wait for each other.
+    In every call torch has one thread: one sample has too few pixels for more.
 
-    workers: processes; 0 calls the function here. They end with this process, however it ends; results
-        travel between processes, so they are small and hold no tensors. An error ends the loop; WorkerError
-        if a process dies.
+    workers: processes; 0 calls the function here. They end with this process, however it ends. Results travel
+        between processes, so they should be small and hold no tensors. An error ends the loop; WorkerError if
+        a process dies.
     """
     if not workers:
         yield from (_with_one_thread(function, item) for item in items)

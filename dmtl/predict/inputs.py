@@ -1,4 +1,4 @@
-"""From the paths on a command line to image and video files, each with its own name for its outputs."""
+"""Find the image and video files among some paths, and a name for the outputs of each."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class LeftOut:
 def find_inputs(
     paths: Iterable[str | os.PathLike], out_dir: str | os.PathLike
 ) -> tuple[list[Input], list[Failure], list[LeftOut]]:
-    """Every image and video below `paths`, sorted within each folder, the paths that lead to none, and what
-    was left out.
+    """Return every image and video below `paths`, sorted within each folder; the paths that lead to none; and
+    what was left out.
 
     Files are taken whatever their suffix; folders are searched to any depth for known suffixes, without
     hidden entries, links to folders, folders that `dmtl predict` wrote, and `out_dir`. Of a data set in the
@@ -105,7 +105,7 @@ def find_inputs(
 
 
 def _is_dataset(folder: Path) -> bool:
-    """Return whether a folder is a data set in the folder format, whose labels are no inputs."""
+    """Return whether a folder is a data set in the folder format, whose labels are not predicted."""
     return (folder / "dataset.yaml").is_file() and (folder / "images").is_dir()
 
 
@@ -114,7 +114,7 @@ def _common_folder(folders: Iterable[Path]) -> Path:
 
 
 class _Walk:
-    """Finds images and videos in folders, and counts what it passes by."""
+    """Finds images and videos in folders, and counts what it leaves out."""
 
     def __init__(self, out_dir: Path, failures: list[Failure]):
         self.out_dir, self.failures = out_dir, failures
@@ -132,7 +132,7 @@ class _Walk:
             yield from (path for name in sorted(files) if self._takes(path := Path(here, name)))
 
     def left_out(self) -> list[LeftOut]:
-        """What was passed by so far, the most frequent first."""
+        """Return what was left out so far, the most frequent first."""
         groups = sorted(self._passed.items(), key=lambda group: -len(group[1]))
         return [LeftOut(kind, len(paths), str(next(iter(paths))), reason) for (kind, reason), paths in groups]
 

@@ -1,4 +1,4 @@
-"""Who predicts what, if several processes or jobs share a list of inputs: a pure function of the list."""
+"""Decide which process predicts which inputs of a shared list: a pure function of the list."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Part:
 
     @property
     def together(self) -> range:
-        """The parts of this process and of those that were started with it."""
+        """Return the parts of this process and of those that were started with it."""
         return range(self.first, self.last + 1)
 
     def shards(self, numbers: Iterable[int]) -> list[int]:

@@ -26,7 +26,7 @@ class Waits:
 
     @contextmanager
     def during(self, stage: str) -> Iterator[None]:
-        """Adds the time inside to "reading" or "writing"."""
+        """Add the time inside to "reading" or "writing"."""
         start = time.perf_counter()
         try:
             yield
@@ -35,10 +35,10 @@ class Waits:
 
 
 def read_ahead(calls: Generator[tuple[Executor, Callable[[], T]]], depth: int, waits: Waits) -> Generator[T]:
-    """Results of `calls` in their order, each made by its executor; `depth` of them are under way.
+    """Yield the results of `calls` in their order, each computed by its executor, `depth` of them at a time.
 
-    `calls` is asked for the next call when there is room, so it may end by what earlier calls found. Closing
-    this generator cancels calls that have not begun and closes `calls`.
+    The next call is requested only when there is room, so `calls` may end because of what earlier ones found.
+    Closing this generator cancels calls that have not begun and closes `calls`.
     """
     under_way: deque[Future] = deque()
     try:
@@ -60,7 +60,7 @@ def read_ahead(calls: Generator[tuple[Executor, Callable[[], T]]], depth: int, w
 def batched(
     results: Iterable[T], key: Callable[[T], K | None], limit: Callable[[K], int]
 ) -> Iterator[list[T]]:
-    """Neighbours with equal keys in lists of at most `limit(key)`; what has no key (None) is not grouped."""
+    """Yield lists of neighbours with equal keys, at most `limit(key)` each; no key (None): a list of one."""
     batch: list[T] = []
     held: K | None = None
     for result in results:
@@ -81,9 +81,9 @@ class WriteBehind:
     """Jobs of writing threads, collected in the order in which they were added.
 
     Args:
-        collect: gets each job's result, in the caller's thread.
-        depth: jobs under way at most.
-        budget: total weight of the jobs under way at most; one job alone may weigh more.
+        collect: is called with each job's result, in the caller's thread.
+        depth: maximum number of unfinished jobs.
+        budget: maximum total weight of unfinished jobs; a single job may weigh more.
     """
 
     def __init__(self, collect: Callable[[Any], None], depth: int, budget: int, waits: Waits):

@@ -68,11 +68,13 @@ class Stream:
         self._behind = WriteBehind(self._collect, self.writing + 2, MOST_PIXELS, ledger.waits)
 
     def run(self, units: Sequence[Sequence[Input]]) -> None:
-        """Predicts all inputs in these units.
+        """Predict all inputs in these units.
 
-        Raises OSError where an output cannot be written, and whatever a thread raises that is not the fault
-        of one input. What was computed before is written and collected all the same, and no thread
-        survives.
+        If it raises, what was computed before is still written and collected, and no thread survives.
+
+        Raises:
+            OSError: an output cannot be written.
+            Exception: whatever a thread raises that is not the fault of one input.
         """
         with ExitStack() as stack:
             pools = (
@@ -121,7 +123,7 @@ class Stream:
                 self._decoder.submit(clip.close)
 
     def _clip(self, item: Input) -> Generator[Frame | VideoEnd]:
-        """The frames of a video, then a `VideoEnd`; run by one thread."""
+        """Yield the frames of a video, then a `VideoEnd`; run by one thread."""
         video = VideoReader(item.path, self.every, self.frames)
         count, failure = 0, None
         try:
@@ -145,7 +147,7 @@ class Stream:
     def _hand_over(
         self, group: list[Frame | VideoEnd | Failure | None], computed: PredictedBatch | None
     ) -> None:
-        """To the writing threads."""
+        """Pass results to the writing threads."""
         if computed is None:
             (other,) = group
             if isinstance(other, (VideoEnd, Failure)):
@@ -192,7 +194,7 @@ class Stream:
         return other
 
     def _collect(self, result: tuple[Frame, dict, Any] | Failure | VideoEnd) -> None:
-        """In the order of the inputs."""
+        """Collect results in the order of the inputs."""
         if isinstance(result, VideoEnd):
             item, frames = result.item, result.frames
             record = self.ledger.record(item.path)
@@ -223,7 +225,7 @@ class Stream:
             self.report(self._done, self._total)
 
     def _kind(self, result: object) -> tuple[int, int, int] | None:
-        """What the images of a batch have in common: their unit and their size."""
+        """Return what the images of a batch have in common: their unit and their size."""
         return (self._unit_of[result.item], *result.size) if isinstance(result, Frame) else None
 
     def _expect(self, video: Input, frames: int) -> None:
@@ -232,7 +234,7 @@ class Stream:
 
 
 def _give_way() -> None:
-    """Lets computing threads go first: they wait for each other, so one that is kept waiting delays all.
+    """Lower this thread's priority: computing threads wait for each other, so a delay of one delays all.
 
     Measured with a small model on two cores: a quarter more images per second.
     """
@@ -241,7 +243,7 @@ def _give_way() -> None:
 
 
 def _of_one_input(error: Exception) -> Exception:
-    """An error of an output as one of its input, if it concerns no other: its name. Raises any other."""
+    """Return an output error that concerns only its input (its name) as one of that input; raise others."""
     if not isinstance(error, OSError):
         return error
     if error.errno != errno.ENAMETOOLONG:

@@ -6,13 +6,14 @@ import os
 
 import torch
 
-from dmtl.errors import ConfigError
+from dmtl.errors import ConfigError, one_line
 
 
 def pick_device(device: str | torch.device) -> torch.device:
     """Return the device of this name; "auto" is the first GPU if there is one, else the CPU.
 
-    Raises ConfigError for a name that torch does not know, and for a device that does not work here.
+    Raises:
+        ConfigError: torch does not know the name, or the device does not work here.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -24,8 +25,10 @@ def pick_device(device: str | torch.device) -> torch.device:
     try:
         torch.empty(0, device=picked)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"device must be one that works here, got {str(device)!r} ({reason})") from None
+        # torch lists every backend that it knows in one long line
+        raise ConfigError(
+            f"device must be one that works here, got {str(device)!r} ({one_line(error)})"
+        ) from None
     return picked
 
 

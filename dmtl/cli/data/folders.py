@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Convert:
     """Write a benchmark, as its authors distribute it, as a folder to train on.
 
-    Images are copied byte for byte, labels keep their values. It may be interrupted at any point: the same
+    Images are copied byte for byte, labels keep their values. After an interruption, the same
     command continues where it stopped.
     """
 
@@ -58,7 +58,7 @@ def convert(args: Convert) -> int:
 class Export:
     """Write a data set as a folder: images, one folder per task, splits, dataset.yaml, manifest.jsonl.
 
-    It may be interrupted at any point: the same command continues where it stopped.
+    After an interruption, the same command continues where it stopped.
     """
 
     data: Annotated[str, *positional("DATA")]

@@ -11,7 +11,7 @@
       normals: {kind: unit_vector}                           # RGB, n = 2 x / 255 - 1; or .npy float [H, W, 3]
       depth:  {kind: scalar, scale: 0.001}                   # 16-bit PNG, 0 = unknown; or .npy [H, W]
 
-Any name may stand under `tasks`; a name that `dmtl.tasks` does not know gets the default loss of its
+`tasks` may have any names; one that `dmtl.tasks` does not know gets the default loss of its
 kind. Further keys (`ignore`, `weight`, ...) go to `dmtl.tasks.make_task`. Four keys say how files are read,
 whatever their type; a key that a kind does not have is an error (docs/data.md has the details):
 
@@ -31,7 +31,7 @@ sign; otherwise numbers, as .npy does. A PNG of numbers that `dmtl predict` wrot
                                     # for the first task that is thin (edge, or binary with `thin: true`)
     description: any text
 
-No file is read that lies outside ROOT, not through a link either; ROOT itself may be a link.
+No file outside ROOT is read, not even through a link; ROOT itself may be a link.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Folder(LabelledImages):
         self._table = None if table is None else self._read_table(self._inside(inner_path(table, where)))
 
     def available(self) -> LabelMatrix:
-        """Labels whose file exists and which the table of `dataset.yaml`, if there is one, does not hide."""
+        """Return the labels whose file exists, without those that the table of `dataset.yaml` hides."""
         return self._available
 
     def read(self, index: int, tasks: Iterable[str] | None = None) -> Sample:
@@ -137,7 +137,7 @@ class Folder(LabelledImages):
         return self._inside("images", self._images[self.ids[index]])
 
     def label_file(self, index: int, task: str) -> Path | None:
-        """Where the label is, hidden or not; None: the image has none."""
+        """Return the file of a label, hidden or not; None if the image has none."""
         name = self._files[task].get(self.ids[index])
         return None if name is None else self._inside(task, name)
 
@@ -170,7 +170,7 @@ class Folder(LabelledImages):
         return torch.from_numpy(found > 0)
 
     def identity(self, task: str | None = None) -> list:
-        """With the place of the folder, and size and time of every file: an edited one is another."""
+        """Add the path of the folder, and size and time of every file: an edited file is another one."""
         folder, files = ("images", self._images) if task is None else (task, self._files[task])
         stamps = [_stamp(self.root / folder / files[id]) if id in files else None for id in self.ids]
         return [*super().identity(task), str(self.root.resolve()), self._reads.get(task or "", {}), stamps]
@@ -186,7 +186,7 @@ class Folder(LabelledImages):
         return {i: set(self._available.tasks_of(i)) for i in self.ids}
 
     def _read_table(self, path: Path) -> LabelMatrix | None:
-        """The label table for this split; None where it speaks of none of the split's images."""
+        """Return the label table for this split; None if it lists none of the split's images."""
         table = LabelMatrix.read_csv(path)
         if not set(table.ids) & set(self.ids):
             return None
@@ -236,7 +236,7 @@ class Folder(LabelledImages):
 
 
 def read_split(root: Path, split: str) -> list[str]:
-    """The ids of `splits/<split>.txt`, in its order."""
+    """Return the ids of `splits/<split>.txt`, in its order."""
     known = sorted(p.stem for p in (root / "splits").glob("*.txt"))
     if split not in known:
         raise DataError(f"{root / 'splits'}: {unknown_name('split', split, known)}")

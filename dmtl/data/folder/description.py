@@ -1,4 +1,4 @@
-"""`dataset.yaml`: what it says, checked."""
+"""Read and check `dataset.yaml`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ EVALUATION = ("frame", "max_dist")
 
 
 class _Plain(yaml.SafeLoader):
-    """YAML as people mean it: numbers of YAML 1.2 (1e-3, 010), no key twice, and no references, which unfold
-    to any size. A list as a key becomes a tuple."""
+    """Loads numbers as YAML 1.2 does (1e-3, 010); refuses duplicate keys, and references, which can unfold to
+    any size. A list as a key becomes a tuple."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -47,7 +47,7 @@ class _Plain(yaml.SafeLoader):
         return mapping
 
     def construct_decimal(self, node: yaml.ScalarNode) -> int:
-        """Without the octal numbers of YAML 1.1."""
+        """Read an integer as decimal: YAML 1.1 would read 010 as octal."""
         text = self.construct_scalar(node).replace("_", "")
         return int(text) if _DECIMAL.fullmatch(text) else self.construct_yaml_int(node)
 

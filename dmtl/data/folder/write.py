@@ -1,4 +1,4 @@
-"""Write any data set in the folder format, sample by sample: an interrupted call is continued by the next."""
+"""Write any data set in the folder format, sample by sample; the next call continues an interrupted one."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _PATIENCE_S = 10  # for the lock: processes of a killed writer leave within 5 s
 
 @dataclass(frozen=True)
 class Exported:
-    """What a call of `export_folder` left; as a path, the folder.
+    """The result of `export_folder`; as a path, the folder.
 
-    images: of the split, all of them; `written` by this call
-    labels: files by task; `size` in bytes is that of all files of the split
-    unknown: of the written samples, by task: pixels that mean nothing, and all
+    images: number of images of the split; `written`: those written by this call
+    labels: number of files by task; `size`: bytes of all files of the split
+    unknown: by task, number of pixels without a label and of all pixels, in the written samples
     skipped: one message for each sample that could not be read
     """
 
@@ -66,23 +66,23 @@ def export_folder(
     progress: Callable[[Sequence], Iterable] = iter,
     verify_all: bool = False,
 ) -> Exported:
-    """Writes `dataset` to the folder `out`; `Folder(out, dataset.split)` then reads the same values.
+    """Write `dataset` to the folder `out`; `Folder(out, dataset.split)` then reads the same values.
 
-    An image file that a folder may hold is copied byte for byte, others become PNG; class ids become PNG,
-    numbers .npy, and of a benchmark as distributed labels are stored exactly as `Distribution.stored` gives
-    them. `manifest.jsonl` records every file; the list of the split is written last.
+    Image files of a type that a folder may hold are copied byte for byte, others become PNG. Class ids become
+    PNG, numbers .npy; labels of a benchmark as distributed are stored as `Distribution.stored` returns them.
+    `manifest.jsonl` records every file. The list of the split is written last.
 
-    The same call after an interruption, whatever it was, keeps the samples whose files are all there and
-    ends with the same folder, byte for byte. After a complete call it writes nothing. Another split may be
-    added; files that are not its own are never replaced.
+    After an interruption the same call keeps all complete samples and ends with the same folder, byte for
+    byte. After a complete call it writes nothing. Another split may be added; files of others are never
+    replaced.
 
     Args:
-        labels: only what it shows is written; None: all labels.
+        labels: write only the labels that it shows; None: all.
         skip_corrupt: samples that may be left out because they cannot be read; one more is an error.
         workers: processes that read and write; 0: this one.
         progress: wraps the loop over the samples that are written.
-        verify_all: after an interruption compare every finished sample with the source, not two of them: the
-            source may have been edited since.
+        verify_all: after an interruption compare every finished sample with the source, instead of two: the
+            source may have been edited.
 
     Raises:
         DataError: a damaged sample; a folder that holds something else, was begun from another source, or is
@@ -129,8 +129,8 @@ def export_folder(
 def _collect(
     writer: _Writer, results: Iterable[tuple[int, Any]], done: dict[str, Entry], skip_corrupt: int
 ) -> tuple[Counter, list[str]]:
-    """Adds what is finished to the manifest and to `done`. Returns pixels by (task, "unknown" or "all"), and
-    a message for each sample that was skipped; raises what cannot be skipped."""
+    """Add finished samples to the manifest and to `done`. Return pixels by (task, "unknown" or "all"), and a
+    message for each skipped sample; raise errors that cannot be skipped."""
     data = writer.dataset
     unknown: Counter[tuple[str, str]] = Counter()
     skipped: list[str] = []
@@ -158,7 +158,7 @@ def _collect(
 
 
 class _Writer:
-    """One split on its way into a folder; called with an index it writes the files of that sample."""
+    """Writes one split into a folder; a call with an index writes the files of that sample."""
 
     def __init__(self, dataset: LabelledImages, root: Path, labels: LabelMatrix | None):
         self.dataset, self.root, self.labels = dataset, root, labels
@@ -171,8 +171,12 @@ class _Writer:
     def __call__(
         self, index: int
     ) -> tuple[Entry, dict[tuple[str, str], int]] | tuple[None, str] | DataError | OSError:
-        """Write a sample. Returns its entry and its pixels by (task, "unknown" or "all"); None and a message
-        if it cannot be read; what must end the conversion as a value, so that it arrives as it was raised."""
+        """Write a sample.
+
+        Returns:
+            Its entry and its pixels by (task, "unknown" or "all"); or None and a message if it cannot be
+            read; or an error that must end the conversion, so that it arrives unchanged.
+        """
         try:
             try:
                 contents, labels = self.contents(index)
@@ -190,7 +194,7 @@ class _Writer:
         return Entry(self.dataset.ids[index], self.dataset.split, files), unknown
 
     def contents(self, index: int) -> tuple[dict[str, bytes], dict[str, Tensor]]:
-        """The files of a sample, path -> content, and its labels by task; every pixel has been decoded."""
+        """Decode a sample; return its files, path -> content, and its labels by task."""
         image, stored, labels = self._read(index)
         id, source = self.dataset.ids[index], self.dataset.image_file(index)
         if source is not None and self._can_copy(source):
@@ -239,8 +243,8 @@ class _Writer:
         return False
 
     def recorded(self) -> tuple[list[Entry], list[Entry]]:
-        """What the folder has of other splits and of this one. DataError where it cannot be the beginning of
-        what is to be written."""
+        """Return the folder's entries of other splits and of this one. DataError if the folder was not begun
+        from this data set."""
         entries = manifest.read_manifest(self.root)
         mine = [entry for entry in entries if entry.split == self.dataset.split]
         others = [entry for entry in entries if entry.split != self.dataset.split]
@@ -260,7 +264,7 @@ class _Writer:
         return others, mine
 
     def describe(self) -> None:
-        """Writes dataset.yaml, or checks that the one that is there says the same."""
+        """Write dataset.yaml, or check that the existing one says the same."""
         data, path = self.dataset, self.root / "dataset.yaml"
         specs = {name: task.spec() for name, task in data.tasks.items()}
         text = {
@@ -287,7 +291,7 @@ class _Writer:
             write_text(path, description_text(found))
 
     def verify(self, done: dict[str, Entry], all: bool) -> None:
-        """Makes the first and the last finished sample again, or all: another source gives other files."""
+        """Make the first and the last finished sample again, or all: another source gives other files."""
         indices = [index for index, id in enumerate(self.dataset.ids) if id in done]
         for index in indices if all else dict.fromkeys(indices[:1] + indices[-1:]):
             entry = done[self.dataset.ids[index]]
@@ -299,7 +303,7 @@ class _Writer:
                 )
 
     def record(self, entries: Sequence[Entry]) -> None:
-        """Makes these the whole manifest, split by split."""
+        """Write a manifest of exactly these entries, split by split."""
         entries = sorted(entries, key=lambda entry: entry.split)
         _write_if_new(self.root / manifest.NAME, "".join(f"{entry.line()}\n" for entry in entries))
 
@@ -330,7 +334,7 @@ def _locked(root: Path) -> Iterator[None]:
 
 
 def _remove_leftovers(root: Path) -> None:
-    """Temporary files of a writer that was killed."""
+    """Remove temporary files of a writer that was killed."""
     for folder, _, names in os.walk(root):
         for name in names:
             if name.startswith(".") and is_temporary(name):
