@@ -84,7 +84,7 @@ SAMPLERS = {
     "feature": dict(steps=4, seed=5, sampler="dpmpp_2m"),
     "prediction": dict(steps=3, seed=2**63),
 }
-QUICK = ("feature",)
+QUICK = ("baseline",)  # cli/test_export.py exports a model with a chain
 
 
 @pytest.mark.parametrize("form", [f if f in QUICK else pytest.param(f, marks=slow) for f in FORMS])

@@ -56,11 +56,11 @@ SPECS = [
     ("batch", "side", "samples", "options"),
     [
         (1, 384, 1, {}),
-        (4, 384, 1, {}),
         (1, 384, 1, {"backbone": "efficientnet_lite0"}),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
+                (4, 384, 1, {}),
                 (1, 640, 1, {}),
                 (4, 640, 1, {}),
                 (1, 384, 8, {}),

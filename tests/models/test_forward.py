@@ -58,8 +58,17 @@ def test_a_subset_of_tasks_gives_their_share_of_the_whole(models, diffusion, tas
     same(part.initial, {task: whole.initial[task] for task in tasks})
 
 
-@pytest.mark.parametrize("backend", backend_params("cpu", "triton", "cuda"))
-@pytest.mark.parametrize("diffusion", ["prediction", pytest.param("feature", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("diffusion", "backend"),
+    [
+        pytest.param(mechanism, *backend.values, marks=[*backend.marks, *slow])
+        for mechanism in MECHANISMS
+        for backend in backend_params("cpu", "triton", "cuda")
+        for slow in [
+            [] if mechanism == "prediction" and backend.values != ("triton",) else [pytest.mark.slow]
+        ]
+    ],
+)
 def test_every_backend_gives_the_same_model(diffusion, backend):
     """Maps, predictions and gradients with every op that the backend has by that backend."""
     names = {name for name, spec in REGISTRY.items() if not serves(spec, backend, torch.float32)}

@@ -27,7 +27,11 @@ def same(a, b):
     ("options", "arguments"),
     [
         ({}, dict(noise=CounterNoise(3, torch.tensor([9, 2])))),
-        (dict(diffusion="prediction", residual=True, token_reduction=2), dict(steps=3, eta=0.0, trace=True)),
+        pytest.param(
+            dict(diffusion="prediction", residual=True, token_reduction=2),
+            dict(steps=3, eta=0.0, trace=True),
+            marks=pytest.mark.slow,
+        ),
         (dict(diffusion="none"), dict(tasks=("edge",))),
         pytest.param(dict(without=["noise", "condition"]), {}, marks=pytest.mark.slow),
         pytest.param(dict(sampler="dpmpp_2m"), dict(steps=4), marks=pytest.mark.slow),

@@ -198,6 +198,7 @@ def test_triton_bias_gradients_are_few_launches(counts):
         torch.testing.assert_close(bias, rows.double().sum((0, 2, 3)).half(), rtol=2e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @needs_triton
 def test_triton_tiles():
     """Tasks whose pixels end inside a tile, channels that end inside

@@ -21,19 +21,18 @@ from .tools import DEVICE, DTYPES, backend_params, missing
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid|All-NaN):RuntimeWarning:triton")  # the interpreter
 each_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 each_backend = pytest.mark.parametrize("backend", backend_params(op="map_loss"))
-# Triton's interpreter takes seconds for what the others do in milliseconds: one task of each kind at once.
-QUICK_IN_TRITON = ("semseg", "edge", "normals", "depth")
-each_backend_and_task = pytest.mark.parametrize(
-    ("backend", "task"),
-    [
-        pytest.param(*backend.values, task, id=f"{backend.values[0]}-{name}", marks=[*backend.marks, *slow])
-        for name, task in TASKS.items()
-        for backend in backend_params(op="map_loss")
-        for slow in [
-            [pytest.mark.slow] if backend.values[0] == "triton" and name not in QUICK_IN_TRITON else []
-        ]
-    ],
-)
+
+
+def backend_and_task(*quick: str):
+    """Every backend with every task. Triton's interpreter takes seconds for what the others do in
+    milliseconds: `make test` has it compute these tasks only."""
+    cases = []
+    for backend in backend_params(op="map_loss"):
+        (name,) = backend.values
+        for task in TASKS:
+            slow = [pytest.mark.slow] if name == "triton" and task not in quick else []
+            cases.append(pytest.param(name, TASKS[task], id=f"{name}-{task}", marks=[*backend.marks, *slow]))
+    return pytest.mark.parametrize(("backend", "task"), cases)
 
 
 def composed(task, logits, label):
@@ -66,7 +65,7 @@ def check(backend, task, logits, label):
         assert float((grad.double() - true_grad).abs().amax()) <= bound
 
 
-@each_backend_and_task
+@backend_and_task("semseg", "edge", "normals", "depth")  # one of each kind
 def test_against_the_tasks_loss(backend, task):
     logits = 2 * torch.randn(3, task.channels, 4, 5, device=DEVICE)
     frames = ((27, 33), (32, 40), (1, 40))
@@ -121,7 +120,7 @@ def test_drawn_shapes_triton(backend, case):
     check(backend, *case)
 
 
-@each_backend_and_task
+@backend_and_task("edge")
 def test_nothing_is_labelled(backend, task):
     """Rows without a valid pixel have loss 0 and gradient 0 exactly, whatever their logits; others keep
     theirs."""
@@ -141,7 +140,7 @@ def test_nothing_is_labelled(backend, task):
     assert torch.equal(loss[:1], expected) and grad[0].isfinite().all() and grad[0].any()
 
 
-@each_backend_and_task
+@backend_and_task("edge")
 def test_ignored_pixels_take_no_part(backend, task):
     """Logits whose every pixel is ignored have gradient 0 and may hold anything."""
     label = label_of(task, 1, 32, 32).float()
@@ -156,7 +155,7 @@ def test_ignored_pixels_take_no_part(backend, task):
             assert loss.isfinite().all() and not grad[..., 2:].any() and grad[..., :2].isfinite().all()
 
 
-@each_backend_and_task
+@backend_and_task("edge")
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_logit_that_is_not_finite(backend, task, value):
     label = label_of(task, 2, 16, 16).to(DEVICE)
