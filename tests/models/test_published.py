@@ -58,6 +58,7 @@ def assert_same(ours, theirs):
         assert ours[key].dtype == theirs[key].dtype and torch.equal(ours[key], theirs[key]), key
 
 
+@pytest.mark.slow
 def test_published_size_round_trip(golden_dir, tmp_path):
     """All 410 tensors at their real shapes: file -> folder -> file, bit for bit."""
     state = json.loads((golden_dir / "official_state_dict.json").read_text())

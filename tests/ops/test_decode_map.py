@@ -130,7 +130,7 @@ def test_drawn_shapes_triton(backend, case):
     check(backend, *case)
 
 
-@pytest.mark.parametrize("backend", backend_params())
+@pytest.mark.parametrize("backend", backend_params(slow="triton"))
 def test_many_classes(backend):
     check(backend, torch.randn(1, 300, 2, 3, device=DEVICE), None, None, "argmax", (6, 9), 3)
 

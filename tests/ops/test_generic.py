@@ -25,6 +25,7 @@ from .tools import (
 
 SPECS = [pytest.param(spec, id=name) for name, spec in REGISTRY.items()]
 SIZES = ("tiny", "odd")
+LONG = ("map_loss", "posterior_step", "condition_tokens", "noisy_tokens")  # seconds to check each
 
 
 def quick(name: str, backend: str, dtype: torch.dtype) -> bool:
@@ -169,7 +170,13 @@ def _detached(arg):
         for size in SIZES
     ],
 )
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(
+    "spec",
+    [
+        pytest.param(spec, id=name, marks=[pytest.mark.slow] if name in LONG else [])
+        for name, spec in REGISTRY.items()
+    ],
+)
 def test_opcheck(spec, backend, size):
     """Schema, fake, autograd registration and AOT dispatch of the forward and of the backward operator."""
     if reason := serves(spec, backend, torch.float32):

@@ -167,7 +167,7 @@ def test_a_logit_that_is_not_finite(backend, task, value):
         assert loss.isfinite().tolist() == [True, False]
 
 
-@each_backend
+@pytest.mark.parametrize("backend", backend_params(op="map_loss", slow="triton"))
 def test_large_margins(backend):
     """No overflow, and small losses keep their digits."""
     margins = torch.tensor([-200.0, -90.0, -20.0, -5.0, 5.0, 20.0, 90.0, 200.0], device=DEVICE).reshape(
@@ -187,7 +187,7 @@ def test_large_margins(backend):
     torch.testing.assert_close(classes.double(), expected, rtol=2e-6, atol=2e-7)
 
 
-@each_backend
+@pytest.mark.parametrize("backend", backend_params(op="map_loss", slow="triton"))
 def test_label_values(backend):
     """Ids out of range count as ignored, fractions are cut off; more than one half is positive; a vector of
     zeros has no meaning, nor have labels of 0 and less where only positive ones have any."""

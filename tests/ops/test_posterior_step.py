@@ -68,7 +68,7 @@ def test_rows_with_and_without_noise(backend):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("backend", backend_params())
+@pytest.mark.parametrize("backend", backend_params(slow="triton"))
 def test_in_place_is_the_same_to_the_bit(backend, dtype):
     """x_t becomes the result, whatever the layouts, and stays where it was."""
     for size in ("tiny", "odd"):
@@ -83,7 +83,7 @@ def test_in_place_is_the_same_to_the_bit(backend, dtype):
 
 @pytest.mark.parametrize("channels", [3, 8, 12, 72])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("backend", backend_params())
+@pytest.mark.parametrize("backend", backend_params(slow="triton"))
 def test_channels_last_is_the_same_to_the_bit(backend, dtype, channels):
     """As dense rows: noise sampled, given and none, in place or not, whole vectors of channels or not."""
     x0_hat, x_t, noise = torch.randn(3, 3, channels, 6, 10, device=DEVICE).to(dtype)

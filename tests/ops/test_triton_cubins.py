@@ -55,6 +55,7 @@ def test_one_form_of_each_kernel(tmp_path):
     check(rows)
 
 
+@pytest.mark.slow
 def test_integers_may_be_one(tmp_path):
     assert {row["kernel"] for row in compiled(tmp_path, "--quick", "--ones", "--archs", "90")} == kernels()
 

@@ -17,10 +17,17 @@ FOR_CPUS = ("batch_norm", "depthwise_conv")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def backend_params(*names: str, op: str | None = None) -> list:
-    """pytest parameters for the backends, each skipped where it cannot run the op (or any op)."""
+def backend_params(*names: str, op: str | None = None, slow: str = "") -> list:
+    """pytest parameters for the backends, each skipped where it cannot run the op (or any op). `slow` is one
+    that only `make test-all` runs: Triton's interpreter takes seconds for what others do in milliseconds."""
     return [
-        pytest.param(name, marks=pytest.mark.skipif(bool(missing(name, op)), reason=missing(name, op)))
+        pytest.param(
+            name,
+            marks=[
+                pytest.mark.skipif(bool(missing(name, op)), reason=missing(name, op)),
+                *([pytest.mark.slow] if name == slow else []),
+            ],
+        )
         for name in names or BACKENDS
     ]
 

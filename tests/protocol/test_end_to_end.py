@@ -41,7 +41,7 @@ SMALL = [
 ]
 
 
-QUICK = ("pascal-context", "nyud-13", "cityscapes-19")
+QUICK = ("pascal-context",)
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,7 @@ def check_steps(images: Path, out: Path, processes: int, job: str, runs: list[st
         assert len(counts) > kinds and max(counts) == worker.STEPS  # tasks were absent everywhere, some steps
 
 
+@pytest.mark.slow
 def test_twenty_steps_of_two_processes_equal_one(images, tmp_path):
     check_steps(images, tmp_path, 2, "joined", ["joined", "mtpsl"])
 
