@@ -19,7 +19,6 @@ from PIL import Image
 import dmtl
 from dmtl.cli import COMMANDS, main
 from dmtl.data import open_dataset
-from dmtl.errors import DmtlError
 from dmtl.train.toml import read_config
 from tests.data.annotations import WRITERS
 
@@ -132,15 +131,6 @@ def street(folder: Path, name: str = "street.jpg") -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)).save(folder / name)
 
 
-def built_in() -> bool:
-    """Whether this version comes with a model."""
-    try:
-        dmtl.from_pretrained("six-tasks")
-    except DmtlError:
-        return False
-    return True
-
-
 def test_readme_is_one_page():
     assert len(README.split()) <= 900
     screen = "\n".join(README.splitlines()[:50])
@@ -148,7 +138,6 @@ def test_readme_is_one_page():
         assert text in screen, text
 
 
-@pytest.mark.skipif(not built_in(), reason="no built-in model in this version")
 def test_predict_without_training(tmp_path, monkeypatch, one_thread):
     monkeypatch.chdir(tmp_path)
     street(tmp_path)

@@ -16,9 +16,6 @@ from dmtl.models.weights import WEIGHTS, halve
 from tests.models.cases import small_model
 
 TASKS = ["semseg", "depth", "normals", "edge", "sal", "clothes"]
-needs_weights = pytest.mark.skipif(
-    not (pretrained.BUILTIN_FOLDER / WEIGHTS).is_file(), reason="this checkout has no weights of six-tasks"
-)
 
 
 @pytest.fixture
@@ -103,7 +100,6 @@ def test_what_holds_a_model(tmp_path, stand_in):
     assert found == {"run", "old", "torn"} and holds_model(stand_in)
 
 
-@needs_weights
 def test_the_model_itself(monkeypatch, one_thread):
     """At most 12 MB, six tasks, finite maps of a photo, no network, and a card with results."""
 
