@@ -270,5 +270,5 @@ def test_the_documented_example(monkeypatch):
     text = (Path(__file__).resolve().parents[2] / "docs" / "inference.md").read_text()
     monkeypatch.setattr(dmtl, "from_pretrained", lambda folder: small_model())
     names = {"image": torch.randn(1, 3, 40, 50)}
-    exec(text.split("```python\n")[1].split("```")[0], names)
+    exec(text.split("## The engine")[1].split("```python\n")[1].split("```")[0], names)
     assert names["out"].maps["semseg"].shape == (1, 40, 50) and bool(names["out"].finite["semseg"])
