@@ -68,15 +68,18 @@ class CounterNoise:
             )
         else:
             samples_R = pairs.repeat(self.samples.to(x.device))
-        numbers = [
-            task_number(task) for task, n in zip(pairs.tasks, pairs.counts, strict=True) for _ in range(n)
-        ]
-        if len(samples_R) != len(numbers):
-            signals = f"{len(numbers)} rows of {len(pairs.tasks)} tasks"
+        named, rows = samples_R.shape[0], sum(pairs.counts)  # symbolic in an export; len() would not be
+        if named != rows:
             raise ValueError(
-                f"CounterNoise: samples must name every image, got {len(samples_R)} for {signals}"
+                f"CounterNoise: samples must name every image, got {named} for {rows} rows of "
+                f"{len(pairs.tasks)} tasks"
             )
-        number_R = torch.tensor(numbers, dtype=torch.int64).to(x.device, non_blocking=True)
+        numbers = [(task_number(task), n) for task, n in zip(pairs.tasks, pairs.counts, strict=True)]
+        if torch.compiler.is_compiling():  # the number of rows may be symbolic
+            number_R = joined([torch.full((n,), number, device=x.device) for number, n in numbers])
+        else:
+            flat = [number for number, n in numbers for _ in range(n)]
+            number_R = torch.tensor(flat, dtype=torch.int64).to(x.device, non_blocking=True)
         if isinstance(self.seed, Tensor):
             seed_R = self.seed.expand(samples_R.shape)
         else:

@@ -75,6 +75,8 @@ def recorded(
         @staticmethod
         @once_differentiable
         def backward(ctx: Any, *incoming: Any) -> Any:
+            if incoming[0] is None:  # of the only result that has a gradient
+                return (None,) * len(ctx.needs_input_grad)
             wanted = dict(zip(inputs, _nested(ctx.needs_input_grad[1:], ctx.lengths), strict=False))
             # Read once: under activation checkpointing every access computes them again.
             saved = ctx.saved_tensors
