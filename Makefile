@@ -12,7 +12,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint $(CONSTRAINTS) --editable
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(CONSTRAINTS) $(shell find csrc kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: demo docs lint test test-all fuzz bench benchmark gpu-check clean
+.PHONY: demo docs lint test test-all fuzz bench benchmark gpu-check wheel clean
 
 demo: $(VENV)/.installed            ## train on rendered scenes, write runs/demo/report.html
 	$(RUN) -m dmtl demo --out runs/demo --overwrite
@@ -40,12 +40,16 @@ bench: $(VENV)/.installed           ## time the whole model next to two baseline
 benchmark: $(VENV)/.installed-test  ## time the operators next to PyTorch
 	$(RUN) -m pytest benchmarks --benchmark-only
 
+wheel: $(VENV)/.installed-build     ## dist/: an sdist, and the wheel built from it, both in isolation
+	rm -rf dist
+	$(RUN) -m build
+
 gpu-check:                          ## on a CUDA machine: build, time and test everything; rows in benchmarks/results
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
 	$(PYTHON) -m benchmarks.gpu_check
 
 clean:
-	rm -rf $(VENV) .cache build runs
+	rm -rf $(VENV) .cache build dist runs
 
 $(RUN):
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer not found; set PYTHON=..." >&2; exit 1; }
@@ -61,6 +65,10 @@ $(VENV)/.installed-test: $(SOURCES) | $(RUN)
 
 $(VENV)/.installed-docs: pyproject.toml $(CONSTRAINTS) | $(RUN)
 	$(INSTALL) '.[docs]'
+	touch $@
+
+$(VENV)/.installed-build: | $(RUN)
+	$(PIP) install --quiet build
 	touch $@
 
 $(VENV)/.installed-lint: pyproject.toml | $(RUN)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -102,6 +103,30 @@ def test_metadata():
     assert names == {"torch", "numpy", "safetensors", "tyro", "rich", "pillow", "jinja2", "pyyaml"}
     assert not any("torch" in requirement for requirement in PROJECT["build-system"]["requires"])
     assert PROJECT["tool"]["setuptools"]["include-package-data"] is False
+
+
+def test_one_version():
+    """`dmtl.__version__` is the only version; other files that name it agree."""
+    import dmtl
+
+    assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "dmtl.__version__"}
+    assert f"\nversion: {dmtl.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## [{dmtl.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_lowest_versions_are_documented():
+    text = (ROOT / "docs" / "install.md").read_text()
+    for requirement in PROJECT["project"]["dependencies"]:
+        name, lowest = requirement.split(">=")
+        assert f"\n| {name} | {lowest} |" in text, requirement
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a git checkout")
+def test_the_sdist_has_every_folder():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    folders = {path.partition("/")[0] for path in listed.splitlines() if "/" in path}
+    grafted = re.findall(r"^graft (.+)$", (ROOT / "MANIFEST.in").read_text(), re.MULTILINE)
+    assert folders - {"dmtl"} == set(grafted)  # setuptools itself adds dmtl
 
 
 def test_data_files_are_declared():

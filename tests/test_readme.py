@@ -295,6 +295,7 @@ def test_options_of_the_prose():
     """`--some.option` in inline code is an option of a command (docs/cli.md lists them), or of pytest."""
     known = set(re.findall(r"--[a-z][\w.-]+", TEXT[ROOT / "docs" / "cli.md"]))
     known |= {"--benchmark-only", "--quick", "--parts", "--hypothesis-profile", "--max-restarts"}
+    known |= {"--no-deps", "--no-build-isolation"}  # of pip
     for path in PAGES:
         code = " ".join(re.findall(r"`([^`\n]+)`", TEXT[path]))
         used = set(re.findall(r"--[a-z][\w.-]+", code))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dmtl.cli import COMMANDS
+from dmtl.data import export_shards, open_dataset
 from dmtl.models import ModelConfig
 from dmtl.train import toml
 from dmtl.train.claim import claim_of
@@ -41,13 +42,20 @@ def test_toml(tmp_path, monkeypatch):
     assert (config.optim.lr, config.optim.task_weights, config.optim.epochs) == (1e-5, {"edge": 25}, 100)
     (tmp_path / "sources.toml").write_text(sources.replace('extends = "', 'extends = "configs/'))
     config = toml.read_config(tmp_path / "sources.toml")
-    assert [(s.name, s.weight) for s in config.data.sources] == [("nyud", 2), ("bsds", 1), ("kitchens", 1)]
+    assert [(s.name, s.weight) for s in config.data.sources] == [
+        ("nyud", 2),
+        ("bsds", 1),
+        ("kitchens", 1),
+        ("streets", 1),
+    ]
     write_source(tmp_path / "nyud", {**ROOMS, "edge": {"kind": "binary"}})
     write_source(tmp_path / "bsds", LINES)
     write_source(tmp_path / "kitchens" / "nyud", ROOMS)
+    for split in ("train", "val"):
+        export_shards(open_dataset(tmp_path / "kitchens" / "nyud", split), tmp_path / "streets", 1)
     monkeypatch.chdir(tmp_path)
     data = open_data(config.data)
-    assert list(data.tasks) == ["semseg", "depth", "edge"] and len(data.train) == 18
+    assert list(data.tasks) == ["semseg", "depth", "edge"] and len(data.train) == 24
     (tmp_path / "table.toml").write_text(table.replace('extends = "', 'extends = "configs/claims/'))
     claim = claim_of(toml.read_config(tmp_path / "table.toml"), toml.read_methods(tmp_path / "table.toml"))
     assert list(claim.methods) == ["stl", "mtl", "mtl-equal-time", "feature"] and claim.baseline == "mtl"

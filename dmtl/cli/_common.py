@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,9 @@ def bars(stderr: bool = False) -> Iterator[Callable[[str], Callable[..., None]]]
     )
     where = Console(stderr=True) if stderr else console
     hidden = stderr and not where.is_terminal
-    with Progress(*columns, console=where, disable=hidden, transient=stderr) as progress:
+    progress = Progress(*columns, console=where, disable=hidden, transient=stderr)
+    # before rich 14.3 the end of a hidden one is an empty line
+    with nullcontext() if hidden else progress:
 
         def new_bar(label: str) -> Callable[..., None]:
             bar = progress.add_task(label, total=None, note="")

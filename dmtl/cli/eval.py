@@ -34,8 +34,8 @@ class Eval:
 
     model: Annotated[str | None, *MODEL] = None
     data: str = "scenes"
-    """"scenes", a folder with dataset.yaml, a benchmark as distributed, or a configuration (.toml) with
-    [[data.sources]]."""
+    """"scenes", a folder with dataset.yaml, shards, a benchmark as distributed, or a configuration (.toml)
+    with [[data.sources]]."""
     split: str = "val"
     """Split to evaluate."""
     size: tuple[int, int] | None = None

@@ -32,6 +32,7 @@ _HOME = {
     "LabelMatrix": "labels.matrix",
     "read_split_table": "labels.published",
     "Folder": "folder.dataset",
+    "Shards": "shards.dataset",
     "Scenes": "scenes",
     "Cached": "loading.wrappers",
     "DiskCached": "loading.disk_cache",
@@ -45,6 +46,7 @@ _HOME = {
     "check_dataset": "folder.check",
     "summary": "folder.check",
     "export_folder": "folder.write",
+    "export_shards": "shards.write",
     "open_distribution": "benchmarks.detect",
     "Source": "sources",
 }
@@ -68,8 +70,8 @@ def open_dataset(
     format: str | None = None,
 ) -> LabelledImages:
     """Open `"scenes"` (rendered, needs no files) or another registered name, the path of a folder with a
-    `dataset.yaml`, that of a benchmark as its authors distribute it, or a configuration (.toml) with
-    `[[data.sources]]`.
+    `dataset.yaml`, that of a benchmark as its authors distribute it, path or URL of shards such as
+    `"DIR/{000000..000127}.tar"`, or a configuration (.toml) with `[[data.sources]]`.
 
     Args:
         split: "train", "val", ... as the data set has them.
@@ -145,8 +147,14 @@ def made_to_order(name_or_path: str | os.PathLike) -> bool:
 
 
 def _on_disk(path: str, split: str, tasks: Iterable[str] | None, format: str | None) -> LabelledImages:
-    """A folder with a `dataset.yaml`, or a benchmark as distributed."""
+    """A folder with a `dataset.yaml`, shards, or a benchmark as distributed."""
     folder = "a folder with images/, splits/ and dataset.yaml"
+    from dmtl.data.shards.member import is_shards
+
+    if is_shards(path):
+        from dmtl.data.shards.dataset import Shards
+
+        return Shards(path, split, tasks)
     if not os.path.isdir(path):
         hint = did_you_mean(path, DATASETS.names(), " (", ")")
         raise DataError(

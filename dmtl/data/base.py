@@ -17,6 +17,7 @@ from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.errors import DataError, nearest
 
 if TYPE_CHECKING:
+    from dmtl.data.shards.member import Member
     from dmtl.tasks import Task
 
 
@@ -86,9 +87,14 @@ class LabelledImages:
         """Return which labels exist, over `ids` and `tasks`."""
         return LabelMatrix.full(self.ids, list(self.tasks))
 
-    def image_file(self, index: int) -> Path | None:
+    def image_file(self, index: int) -> Path | Member | None:
         """Return the file of an image, which a copy of the data set can use unchanged; None if there is no
         file or `read` changes its pixels."""
+        return None
+
+    def shard_numbers(self) -> np.ndarray | None:
+        """Return which shard each image is in, int [N], -1 for none: those of a few shards are then drawn
+        together (`Loader`). None: any order of the images reads as fast."""
         return None
 
     def stored(self, index: int, task: str) -> np.ndarray | None:

@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from dmtl.data.opening import MAX_PIXELS, BoundedFile, check_size, opened
+from dmtl.data.shards.member import AnyFile
 from dmtl.errors import DataError, one_line
 from dmtl.runtime.files import write_bytes
 
@@ -46,7 +47,7 @@ _TURNS = {
 }
 
 
-def read_image(path: str | os.PathLike, *, upright: bool = True) -> Tensor:
+def read_image(path: AnyFile, *, upright: bool = True) -> Tensor:
     """Read an image file as RGB, uint8 [3, H, W]; the first frame of a file that has several.
 
     Args:
@@ -85,7 +86,7 @@ def to_rgb(image: Image.Image, *, upright: bool = True) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def image_size(path: str | os.PathLike, *, upright: bool = True) -> tuple[int, int]:
+def image_size(path: AnyFile, *, upright: bool = True) -> tuple[int, int]:
     """Return (height, width) of what `read_image` gives; pixels are decoded only if a tag turns the image."""
     with opened(path) as image:
         if upright and _orientation(image, early=True) > 4:
@@ -105,13 +106,13 @@ class Appearance:
     transparent: bool
 
 
-def appearance(path: str | os.PathLike) -> Appearance:
+def appearance(path: AnyFile) -> Appearance:
     """Return the `Appearance` of an image file, without decoding its pixels."""
     with opened(path) as image:
         return Appearance(_orientation(image, early=True), image.has_transparency_data)
 
 
-def turned_hint(path: str | os.PathLike, found: Sequence[int], size: tuple[int, int]) -> str:
+def turned_hint(path: AnyFile, found: Sequence[int], size: tuple[int, int]) -> str:
     """Say what to do about a label of the size that an image has before its orientation tag turns it.
 
     Args:
@@ -147,7 +148,7 @@ class Codes:
     reading: tuple[float, float] | None = None
 
 
-def read_codes(path: str | os.PathLike, *, colours: bool = False) -> Codes:
+def read_codes(path: AnyFile, *, colours: bool = False) -> Codes:
     """Read the label or map of a PNG or TIFF file as it is stored, turned by its orientation tag.
 
     Args:
@@ -190,7 +191,7 @@ def read_codes(path: str | os.PathLike, *, colours: bool = False) -> Codes:
         return Codes(values, most=most, reading=reading)
 
 
-def read_label_image(path: str | os.PathLike) -> np.ndarray:
+def read_label_image(path: AnyFile) -> np.ndarray:
     """Read the values of the label map in a PNG or TIFF file as they are stored (`read_codes`).
 
     Returns:
@@ -200,7 +201,7 @@ def read_label_image(path: str | os.PathLike) -> np.ndarray:
     return read_codes(path).values
 
 
-def read_npy(path: str | os.PathLike) -> np.ndarray:
+def read_npy(path: AnyFile) -> np.ndarray:
     """Read an array of numbers from a .npy file; its header is compared with the file's size first."""
     try:
         with BoundedFile(path) as file:

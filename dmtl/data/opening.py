@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,6 +10,7 @@ from functools import cache
 
 from PIL import Image, features
 
+from dmtl.data.shards.member import AnyFile, Member
 from dmtl.errors import DataError, one_line
 
 MAX_PIXELS = 64_000_000
@@ -25,12 +25,13 @@ _EXPECTED = f"expected an image ({', '.join(FORMATS)}, HEIC or AVIF)"
 
 
 class BoundedFile(io.BufferedReader):
-    """A file for reading.
+    """A file, or a member of a shard, for reading.
 
     It never asks for more than the file has: a chunk may claim gigabytes, which would be allocated."""
 
-    def __init__(self, path: str | os.PathLike):
-        super().__init__(io.FileIO(path))
+    def __init__(self, path: AnyFile):
+        raw = io.BytesIO(path.content()) if isinstance(path, Member) else io.FileIO(path)
+        super().__init__(raw)
         self.length = self.seek(0, io.SEEK_END)
         self.seek(0)
 
@@ -40,7 +41,7 @@ class BoundedFile(io.BufferedReader):
 
 
 @contextmanager
-def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
+def opened(path: AnyFile) -> Iterator[Image.Image]:
     """An image whose pixels are not decoded yet. Whatever fails inside is a DataError that names the file."""
     with ExitStack() as stack:
         try:

@@ -30,6 +30,7 @@ from torch import Tensor
 from dmtl.data.base import LabelledImages, Sample, unknown_name
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.data.loading.wrappers import Wrapper
+from dmtl.data.shards.member import Member, is_shards
 from dmtl.errors import ConfigError, DataError
 from dmtl.fields import convert_fields
 from dmtl.tasks import KINDS, Task, make_task
@@ -46,7 +47,7 @@ class Source:
     root: str = ""
     """As `data.root`."""
     name: str = ""
-    """What its images are called by, "NAME/ID"; default: the name of the folder."""
+    """What its images are called by, "NAME/ID"; default: the name of the folder, also of shards."""
     weight: float = 1.0
     """How often an epoch draws each of its images; 0.5: a different half of them in every epoch."""
     drop: list[str] = field(default_factory=list)
@@ -62,7 +63,8 @@ class Source:
                 f"data.sources: root is {self.root}, expected a data set; list its sources here"
             )
         if not self.name:
-            object.__setattr__(self, "name", os.path.basename(os.path.abspath(self.root)))
+            place = os.path.dirname(self.root) if is_shards(self.root) else self.root
+            object.__setattr__(self, "name", os.path.basename(os.path.abspath(place)))
         if not self.name or "/" in self.name or not self.name.isprintable():
             raise ConfigError(
                 f"data.sources: the name of {self.root} must be printable and without /, got {self.name!r}; "
@@ -183,9 +185,17 @@ class Joined(LabelledImages):
             matrix[first : first + len(part), [columns[t] for t in part.tasks]] = part.available().matrix
         return LabelMatrix(self.ids, list(self.tasks), matrix)
 
-    def image_file(self, index: int) -> Path | None:
+    def image_file(self, index: int) -> Path | Member | None:
         part, at = self._at(index)
         return part.image_file(at)
+
+    def shard_numbers(self) -> np.ndarray | None:
+        numbers = [part.shard_numbers() for part in self.parts]
+        if all(each is None for each in numbers):
+            return None
+        return np.concatenate(
+            [np.full(len(part), -1) if p is None else p for p, part in zip(numbers, self.parts)]
+        )
 
     def stored(self, index: int, task: str) -> np.ndarray | None:
         part, at = self._at(index)

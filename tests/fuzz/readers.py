@@ -6,12 +6,14 @@ import io
 import json
 import os
 import pickle
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
+from unittest import mock
 
 import numpy as np
 import torch
@@ -30,6 +32,10 @@ from dmtl.data.imports import Options, read_source
 from dmtl.data.imports.format import Context
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.data.labels.published import read_split_table
+from dmtl.data.shards.dataset import Shards
+from dmtl.data.shards.index import scan
+from dmtl.data.shards.member import Member, Shard
+from dmtl.data.shards.write import export_shards
 from tests.data.annotations import WRITERS
 from tests.fixtures import write_fixture
 from tests.fuzz.mutate import annotation, mutate, png, zipped
@@ -237,6 +243,43 @@ def read_folder(path: Path) -> None:
             data.read(index)
 
 
+def shards(folder: Path) -> list[Path]:
+    """The same data set in shards, with their indices."""
+    data_set(folder / "from")
+    root = folder / "set"
+    for split in ("train", "val"):
+        export_shards(Folder(folder / "from" / "set", split), root / split, 1)
+    return [path for path in sorted(root.rglob("*")) if path.is_file()]
+
+
+def read_shards(path: Path) -> None:
+    with mock.patch("dmtl.data.shards.index.write_index"):  # of a tar that has another size now
+        for split in ("train", "val"):
+            data = Shards(str(root_of(path) / split / "{000000..000000}.tar"), split)
+            for index in range(len(data)):
+                data.read(index)
+
+
+def tars() -> dict[str, bytes]:
+    """In all forms, with long names and attributes."""
+    made = {}
+    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w", format=form, pax_headers={"comment": "all"}) as tar:
+            for name in ("a.png", "a.sal.png", f"{'city/' * 20}{'b' * 90}.png"):
+                info = tarfile.TarInfo(name)
+                info.size, info.pax_headers = 600, {"mtime": "1.5", "comment": "é" * 300}
+                tar.addfile(info, io.BytesIO(bytes(600)))
+        made[f"{form}.tar"] = stream.getvalue()
+    return made
+
+
+def read_tar(path: Path) -> None:
+    shard = Shard.of(str(path))
+    for name, offset, size in scan(shard):
+        Member(shard, name, offset, size).read_bytes()
+
+
 def manifest(folder: Path) -> list[Path]:
     root = folder / "set"
     root.mkdir()
@@ -340,6 +383,8 @@ READERS = {
     "dataset.yaml": Reader(description, read_description, names=root_of),
     "evil-dataset.yaml": Reader(evil_descriptions, read_description, names=root_of, valid=False),
     "folder": Reader(data_set, read_folder, png, root_of, memory=VECTORS),
+    "shards": Reader(shards, read_shards, names=root_of, memory=VECTORS),
+    "tar": Reader(files(tars), read_tar),
     "ids": Reader(files(lambda: {"train.txt": b"a\ncity/b\n2008_000003\n\n0001\n"}), read_ids),
     **IMPORTS,
     "manifest": Reader(manifest, lambda path: read_manifest(path.parent)),

@@ -30,8 +30,8 @@ class Check:
     """
 
     data: Source = "scenes"
-    """"scenes", a folder with dataset.yaml, a benchmark as distributed, or a configuration (.toml) with
-    [[data.sources]]."""
+    """"scenes", a folder with dataset.yaml, shards, a benchmark as distributed, or a configuration (.toml)
+    with [[data.sources]]."""
     splits: list[str] = dataclasses.field(default_factory=lambda: ["train", "val"])
     """Splits to read."""
     count: int | None = None

@@ -56,17 +56,20 @@ def convert(args: Convert) -> int:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a data set as a folder: images, one folder per task, splits, dataset.yaml, manifest.jsonl.
+    """Write a data set as a folder: images, one folder per task, splits, dataset.yaml, manifest.jsonl. With
+    --shards, write WebDataset shards instead.
 
     After an interruption, the same command continues where it stopped.
     """
 
     data: Annotated[str, *positional("DATA")]
-    """"scenes" or a folder with dataset.yaml."""
+    """"scenes", a folder with dataset.yaml, or shards."""
     out: Annotated[str, *positional("OUT")]
     """Folder to write, or to continue."""
     split: str = "train"
     """Which split."""
+    shards: int | None = None
+    """Write tar files of at most so many MB, such as 256."""
     count: int | None = None
     """Maximum number of images."""
     size: tuple[int, int] | None = None
@@ -78,13 +81,15 @@ class Export:
 
 
 def export(args: Export) -> int:
-    from dmtl.data import export_folder, open_dataset
+    from dmtl.data import export_folder, export_shards, open_dataset
 
     dataset = open_dataset(args.data, args.split, size=args.size, count=args.count)
     progress = bar(f"{dataset.name} {args.split}")
-    made = export_folder(
-        dataset, args.out, skip_corrupt=args.skip_corrupt, workers=args.workers, progress=progress
-    )
+    options: dict = {"skip_corrupt": args.skip_corrupt, "workers": args.workers, "progress": progress}
+    if args.shards is None:
+        made = export_folder(dataset, args.out, **options)
+    else:
+        made = export_shards(dataset, args.out, args.shards, **options)
     summarise({args.split: made})
     return 0
 

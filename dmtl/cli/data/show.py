@@ -22,8 +22,8 @@ class Show:
     """
 
     data: Source = "scenes"
-    """"scenes", a folder with dataset.yaml, a benchmark as distributed, or a configuration (.toml) with
-    [[data.sources]]."""
+    """"scenes", a folder with dataset.yaml, shards, a benchmark as distributed, or a configuration (.toml)
+    with [[data.sources]]."""
     split: str = "train"
     """Split to show."""
     count: int = 8

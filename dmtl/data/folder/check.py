@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
-from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -16,6 +15,7 @@ from dmtl.data.images import appearance
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.data.labels.occurrence import Occurrence, is_unscaled
 from dmtl.data.parallel import in_parallel
+from dmtl.data.shards.member import AnyFile
 from dmtl.errors import DataError
 from dmtl.tasks import Task
 
@@ -130,7 +130,7 @@ def _check_sample(
     return problems, blake2b(sample.image.contiguous().numpy().data, digest_size=16).digest(), known
 
 
-def _shown_otherwise(path: Path | None) -> list[Problem]:
+def _shown_otherwise(path: AnyFile | None) -> list[Problem]:
     """Why an image file looks different from its stored pixels."""
     if path is None:
         return []

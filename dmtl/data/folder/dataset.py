@@ -40,29 +40,19 @@ import os
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from dmtl.data.base import LabelledImages, Sample, unknown_name
-from dmtl.data.folder.description import read_description, read_task
-from dmtl.data.folder.label_maps import read_label, read_stored
+from dmtl.data.base import unknown_name
+from dmtl.data.folder.described import Described
+from dmtl.data.folder.description import read_description
 from dmtl.data.folder.paths import find_files, foreign_files, inner_path, inside, nfc, read_ids
-from dmtl.data.images import (
-    IMAGE_SUFFIXES,
-    LABEL_SUFFIXES,
-    image_size,
-    read_image,
-    read_label_image,
-    turned_hint,
-)
+from dmtl.data.images import IMAGE_SUFFIXES, LABEL_SUFFIXES
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.errors import DataError
 
 
-class Folder(LabelledImages):
+class Folder(Described):
     """The images of one split of a folder, with all tasks of `dataset.yaml` or those in `tasks`.
 
     ids: only these of the split.
@@ -81,27 +71,11 @@ class Folder(LabelledImages):
                 f"{root}: no such folder, expected a data set with images/, splits/ and dataset.yaml"
             )
         description = read_description(self.root)
-        chosen = list(description["tasks"]) if tasks is None else list(tasks)
-        for task in chosen:
-            if task not in description["tasks"]:
-                raise DataError(
-                    f"{self.root / 'dataset.yaml'}: {unknown_name('task', task, description['tasks'])}"
-                )
-        path = self.root / "dataset.yaml"
-        options = description["tasks"]
-        made = {t: read_task(t, options[t], path) for t in options if t in chosen}
-        self._reads = {t: reading for t, (_, reading) in made.items()}
         listed = read_split(self.root, split)
-        super().__init__(
-            description["name"],
-            split,
-            {t: task for t, (task, _) in made.items()},
-            listed if ids is None else [nfc(id) for id in ids],
-        )
+        wanted = listed if ids is None else [nfc(id) for id in ids]
+        super().__init__(description, self.root / "dataset.yaml", split, tasks, wanted)
         if unlisted := set(self.ids) - set(listed):
             raise DataError(f"{self.root / 'splits' / split}.txt: no id {min(unlisted)!r}, expected it there")
-        self.evaluation = description.get("evaluation", {})
-
         self._images = self._find("images", IMAGE_SUFFIXES)
         missing = [i for i in self.ids if i not in self._images]
         if missing:
@@ -116,8 +90,7 @@ class Folder(LabelledImages):
             {} if self._boundary_folder is None else self._find_boundaries(self._boundary_folder)
         )
         if self._boundaries:
-            every = (read_task(t, options[t], path)[0] for t in options)
-            self.boundary_task = next((task.name for task in every if task.thin), None)
+            self.use_boundaries()
         table = description.get("labels")
         where = f"{self.root / 'dataset.yaml'}: labels"
         self._table = None if table is None else self._read_table(self._inside(inner_path(table, where)))
@@ -126,24 +99,12 @@ class Folder(LabelledImages):
         """Return the labels whose file exists, without those that the table of `dataset.yaml` hides."""
         return self._available
 
-    def read(self, index: int, tasks: Iterable[str] | None = None) -> Sample:
-        sample = Sample(self.ids[index], read_image(self.image_file(index)))
-        for task in self.wanted(tasks):
-            if task in self._visible[sample.id]:
-                sample.labels[task] = self._read_label(task, index, sample.size)
-        return sample
-
     def image_file(self, index: int) -> Path:
         return self._inside("images", self._images[self.ids[index]])
 
     def label_file(self, index: int, task: str) -> Path | None:
-        """Return the file of a label, hidden or not; None if the image has none."""
         name = self._files[task].get(self.ids[index])
         return None if name is None else self._inside(task, name)
-
-    def stored(self, index: int, task: str) -> np.ndarray | None:
-        path = self.label_file(index, task)
-        return None if path is None else read_stored(path).values
 
     def unread(self, task: str) -> list[str]:
         """Files in the folder of a task that no split reads, and whose image is not there to be left out."""
@@ -151,23 +112,14 @@ class Folder(LabelledImages):
         pictures = {id for id, _ in foreign_files(self._inside("images"), (), set())}
         return [name for _, name in foreign_files(self._inside(task), LABEL_SUFFIXES, listed | pictures)]
 
-    def definition(self, task: str) -> dict[str, Any]:
-        return {**super().definition(task), **self._reads[task]}
-
-    def boundaries(self, index: int) -> Tensor | None:
+    def boundary_file(self, index: int) -> Path | None:
         if not self._boundaries:
             return None
         assert self._boundary_folder is not None
-        path = self._inside(self._boundary_folder, self._boundaries[self.ids[index]])
-        found, size = read_label_image(path), image_size(self.image_file(index))
-        if found.shape != size:
-            raise DataError(
-                f"{path}: pixels of shape {list(found.shape)}, expected {list(size)} as images/"
-                f"{self._images[self.ids[index]]}" + self._turned(index, found.shape, size)
-            )
-        if found.max() > 1:
-            raise DataError(f"{path}: value {found.max()}, expected 0 and 1 (a boundary)")
-        return torch.from_numpy(found > 0)
+        return self._inside(self._boundary_folder, self._boundaries[self.ids[index]])
+
+    def image_name(self, index: int) -> str:
+        return f"images/{self._images[self.ids[index]]}"
 
     def identity(self, task: str | None = None) -> list:
         """Add the path of the folder, and size and time of every file: an edited file is another one."""
@@ -180,10 +132,6 @@ class Folder(LabelledImages):
         exists = np.array([[i in self._files[t] for t in self.tasks] for i in self.ids], bool)
         on_disk = LabelMatrix(self.ids, list(self.tasks), exists.reshape(len(self.ids), len(self.tasks)))
         return on_disk if self._table is None else on_disk.intersect(self._table)
-
-    @cached_property
-    def _visible(self) -> dict[str, set[str]]:
-        return {i: set(self._available.tasks_of(i)) for i in self.ids}
 
     def _read_table(self, path: Path) -> LabelMatrix | None:
         """Return the label table for this split; None if it lists none of the split's images."""
@@ -200,22 +148,6 @@ class Folder(LabelledImages):
                     f"one of {', '.join(LABEL_SUFFIXES[1:])}"
                 )
         return table
-
-    def _read_label(self, task: str, index: int, size: tuple[int, int]) -> Tensor:
-        path = self.label_file(index, task)
-        assert path is not None  # labels that are there alone are read
-        label = read_label(path, self.tasks[task], **self._reads[task])
-        if label.shape[-2:] != size:
-            raise DataError(
-                f"{path}: label of {label.shape[-1]}x{label.shape[-2]} pixels, "
-                f"expected {size[1]}x{size[0]} as images/{self._images[self.ids[index]]}"
-                + self._turned(index, label.shape[-2:], size)
-            )
-        return label
-
-    def _turned(self, index: int, found: tuple[int, ...], size: tuple[int, int]) -> str:
-        hint = turned_hint(self.image_file(index), found, size)
-        return hint and f" is shown: {hint}"
 
     def _inside(self, *parts: str) -> Path:
         return inside(self.root, self.root.joinpath(*parts))

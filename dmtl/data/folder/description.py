@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,15 @@ def description_text(content: dict[str, Any]) -> str:
 def read_description(root: Path) -> dict:
     """`dataset.yaml`, checked: {"name": str, "tasks": {name: options}}, and of `KEYS` those given."""
     path = inside(root, root / "dataset.yaml")
-    text = read_text(path, "a description of the data set")
+    return parse_description(read_text(path, "a description of the data set"), path, root.resolve().name)
+
+
+def parse_description(text: str, path: Path, name: str, keys: Sequence[str] = KEYS) -> dict[str, Any]:
+    """Return what the text of a dataset.yaml says, with this name if it gives none, and no other keys.
+
+    Raises:
+        DataError: beginning with `path`.
+    """
     if len(text) > MAX_DESCRIPTION:
         raise DataError(f"{path}: {len(text)} characters, expected at most {MAX_DESCRIPTION}")
     try:
@@ -82,8 +90,8 @@ def read_description(root: Path) -> dict:
     if not isinstance(content, dict) or not isinstance(content.get("tasks"), dict) or not content["tasks"]:
         raise DataError(f"{path}: no tasks, expected `tasks:` with one entry per task, each with its `kind`")
     for key in content:
-        if key not in KEYS:
-            raise DataError(f"{path}: {unknown_name('key', str(key), KEYS)}")
+        if key not in keys:
+            raise DataError(f"{path}: {unknown_name('key', str(key), keys)}")
     taken = {"images": "the images", "splits": "the splits"}
     if "boundaries" in content:
         folder = plain_name(content["boundaries"], f"{path}: boundaries")
@@ -107,7 +115,7 @@ def read_description(root: Path) -> dict:
         raise DataError(f"{path}: labels is {content['labels']!r:.80}, expected the name of a CSV file")
     if "evaluation" in content:
         _check_evaluation(content["evaluation"], path)
-    return {**content, "name": str(content.get("name", root.resolve().name))}
+    return {**content, "name": str(content.get("name", name))}
 
 
 def _check_evaluation(options: object, path: Path) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from dmtl.data.images import Codes, npy_bytes, png_bytes, read_codes, read_npy
+from dmtl.data.shards.member import Member
 from dmtl.errors import DataError
 from dmtl.tasks import Task
 
@@ -29,7 +30,7 @@ READING_OPTIONS = (
 )  # keys of dataset.yaml that concern the files, not the task
 
 
-def read_label(path: Path, task: Task, **reading: Any) -> Tensor:
+def read_label(path: Path | Member, task: Task, **reading: Any) -> Tensor:
     """Return the label map [K, H, W] at `path`; `reading` is what `Task.reading` gives.
 
     Raises DataError naming the file when it is damaged or its values are not what the task allows.
@@ -43,7 +44,7 @@ def read_label(path: Path, task: Task, **reading: Any) -> Tensor:
     return decode_label(values, task, path, numbers=numbers, **reading)
 
 
-def read_stored(path: Path, *, colours: bool = False) -> Codes:
+def read_stored(path: Path | Member, *, colours: bool = False) -> Codes:
     """Return what a .npy, PNG or TIFF file holds; of a picture with `colours`, its colours."""
     if path.suffix.lower() == ".npy":
         return Codes(read_npy(path), numbers=True)
@@ -51,7 +52,7 @@ def read_stored(path: Path, *, colours: bool = False) -> Codes:
 
 
 def decode_label(
-    stored: np.ndarray, task: Task, where: str | Path, *, numbers: bool, **reading: Any
+    stored: np.ndarray, task: Task, where: str | Path | Member, *, numbers: bool, **reading: Any
 ) -> Tensor:
     """Return `Task.label_from_stored`; `where` begins the message of its error."""
     try:

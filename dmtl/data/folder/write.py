@@ -27,6 +27,7 @@ from dmtl.data.folder.paths import inner_path, inside, plain_name, read_ids
 from dmtl.data.images import IMAGE_SUFFIXES, appearance, png_bytes
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.data.parallel import in_parallel
+from dmtl.data.shards.member import Member
 from dmtl.errors import DataError
 from dmtl.runtime.files import is_temporary, write_bytes, write_text
 
@@ -91,9 +92,9 @@ def export_folder(
 
     After an error the call can be repeated.
     """
-    writer = _Writer(dataset, Path(out), labels)
+    writer = SampleWriter(dataset, Path(out), labels)
     writer.root.mkdir(parents=True, exist_ok=True)
-    with _locked(writer.root):
+    with locked(writer.root):
         others, mine = writer.recorded()
         writer.describe()
         done = {entry.id: entry for entry in mine if entry.complete(writer.root)}
@@ -127,7 +128,7 @@ def export_folder(
 
 
 def _collect(
-    writer: _Writer, results: Iterable[tuple[int, Any]], done: dict[str, Entry], skip_corrupt: int
+    writer: SampleWriter, results: Iterable[tuple[int, Any]], done: dict[str, Entry], skip_corrupt: int
 ) -> tuple[Counter, list[str]]:
     """Add finished samples to the manifest and to `done`. Return pixels by (task, "unknown" or "all"), and a
     message for each skipped sample; raise errors that cannot be skipped."""
@@ -157,7 +158,7 @@ def _collect(
     return unknown, skipped
 
 
-class _Writer:
+class SampleWriter:
     """Writes one split into a folder; a call with an index writes the files of that sample."""
 
     def __init__(self, dataset: LabelledImages, root: Path, labels: LabelMatrix | None):
@@ -187,11 +188,15 @@ class _Writer:
         except (DataError, OSError) as error:
             return error
         files = {path: manifest.digest_of(content) for path, content in contents.items()}
-        unknown: dict[tuple[str, str], int] = {}
+        return Entry(self.dataset.ids[index], self.dataset.split, files), self.pixels(labels)
+
+    def pixels(self, labels: dict[str, Tensor]) -> dict[tuple[str, str], int]:
+        """Return the number of pixels of labels by (task, "unknown" or "all")."""
+        found: dict[tuple[str, str], int] = {}
         for task, label in labels.items():
             valid = self.dataset.tasks[task].valid(label)
-            unknown |= {(task, "unknown"): int((~valid).sum()), (task, "all"): valid.numel()}
-        return Entry(self.dataset.ids[index], self.dataset.split, files), unknown
+            found |= {(task, "unknown"): int((~valid).sum()), (task, "all"): valid.numel()}
+        return found
 
     def contents(self, index: int) -> tuple[dict[str, bytes], dict[str, Tensor]]:
         """Decode a sample; return its files, path -> content, and its labels by task."""
@@ -211,7 +216,7 @@ class _Writer:
             files[f"{BOUNDARIES}/{id}.png"] = png_bytes(found.numpy().astype(np.uint8))
         return files, labels
 
-    def _can_copy(self, source: Path) -> bool:
+    def _can_copy(self, source: Path | Member) -> bool:
         """Whether the copy of an image file is read as this data set reads the original."""
         if source.suffix.lower() not in IMAGE_SUFFIXES:
             return False
@@ -219,9 +224,8 @@ class _Writer:
         return not isinstance(self.dataset, Distribution) or appearance(source).orientation == 1
 
     def _read(self, index: int) -> tuple[Tensor, dict[str, np.ndarray], dict[str, Tensor]]:
-        data, id = self.dataset, self.dataset.ids[index]
-        shown = None if self.labels is None else set(self.labels.tasks_of(id))
-        tasks = [task for task in data.tasks if shown is None or task in shown]
+        data = self.dataset
+        tasks = self.shown(data.ids[index])
         if not isinstance(data, Distribution):
             sample = data.read(index, tasks)
             stored = {task: data.tasks[task].label_to_stored(label) for task, label in sample.labels.items()}
@@ -231,6 +235,11 @@ class _Writer:
         stored = {task: values for task, values in found.items() if values is not None}
         labels = {task: data.decoded(index, task, v, size) for task, v in stored.items()}
         return image, stored, labels
+
+    def shown(self, id: str) -> list[str]:
+        """Return the tasks whose labels of an image are written."""
+        shown = None if self.labels is None else set(self.labels.tasks_of(id))
+        return [task for task in self.dataset.tasks if shown is None or task in shown]
 
     @cached_property
     def has_boundaries(self) -> bool:
@@ -265,16 +274,24 @@ class _Writer:
 
     def describe(self) -> None:
         """Write dataset.yaml, or check that the existing one says the same."""
-        data, path = self.dataset, self.root / "dataset.yaml"
-        specs = {name: task.spec() for name, task in data.tasks.items()}
+        path = self.root / "dataset.yaml"
+        found = read_description(self.root) if path.exists() else None
+        text = self.description(found, path)
+        if text != found:
+            write_text(path, description_text(text))
+
+    def description(self, found: dict[str, Any] | None, path: Path) -> dict[str, Any]:
+        """Return what dataset.yaml says of the data set; `found`, with boundaries if it has some, if this was
+        read from `path`. DataError if it says something else."""
+        data = self.dataset
         text = {
             "name": data.name,
-            "tasks": {name: {k: v for k, v in spec.items() if k != "name"} for name, spec in specs.items()},
+            "tasks": self.options(),
             "evaluation": {k: list(v) if isinstance(v, tuple) else v for k, v in data.evaluation.items()},
             "description": f"Converted from {data.format}." if isinstance(data, Distribution) else "",
         }
         text = {key: value for key, value in text.items() if value}
-        found = read_description(self.root) if path.exists() else text
+        found = text if found is None else found
         if found["tasks"] != text["tasks"]:
             raise DataError(f"{path}: declares other tasks, expected those of {data.name}")
         for key in ("name", "evaluation", "description"):
@@ -287,8 +304,12 @@ class _Writer:
             if BOUNDARIES in text["tasks"]:
                 raise DataError(f"export_folder: a task is called {BOUNDARIES!r}, expected another name")
             found = {**found, "boundaries": BOUNDARIES}
-        if not path.exists() or found != read_description(self.root):
-            write_text(path, description_text(found))
+        return found
+
+    def options(self) -> dict[str, dict[str, Any]]:
+        """Return what `tasks` of dataset.yaml says, by task."""
+        specs = {name: task.spec() for name, task in self.dataset.tasks.items()}
+        return {name: {k: v for k, v in spec.items() if k != "name"} for name, spec in specs.items()}
 
     def verify(self, done: dict[str, Entry], all: bool) -> None:
         """Make the first and the last finished sample again, or all: another source gives other files."""
@@ -316,7 +337,7 @@ class _Writer:
 
 
 @contextmanager
-def _locked(root: Path) -> Iterator[None]:
+def locked(root: Path) -> Iterator[None]:
     handle = os.open(root, os.O_RDONLY)
     try:
         for attempt in range(_PATIENCE_S * 10 + 1):

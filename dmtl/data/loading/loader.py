@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from dmtl.data.base import LabelledImages, Sample, source_of
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.data.loading.batch import Batch, Collate
-from dmtl.data.loading.order import Balanced, Weighted, earlier
+from dmtl.data.loading.order import Balanced, Weighted, earlier, in_blocks
 from dmtl.data.loading.transforms import Transform, eval_transform
 from dmtl.data.loading.wrappers import Cached
 from dmtl.data.parallel import end_if_lost, watched
@@ -107,6 +107,7 @@ class Loader:
                 f"{dataset.name}: split {dataset.split!r} has no image with a visible label of "
                 f"{', '.join(visible.tasks) or 'any task'}"
             )
+        self._shards = _shards(dataset) if options.shuffle else None
         self._weighted = _weighted(dataset, self._rows) if options.shuffle else None
         if self._weighted is not None and options.balance:
             raise DataError(
@@ -160,11 +161,18 @@ class Loader:
         if not self.options.shuffle:
             return self._rows
         rng = np.random.default_rng([self.options.seed, epoch])
-        if self._weighted is not None:
-            return self._rows[self._weighted.order(rng)]
-        if self._balance is None:
-            return rng.permutation(self._rows)
-        return self._rows[self._balance.order(rng, self._steps)]
+        if self._balance is not None:
+            return self._rows[self._balance.order(rng, self._steps)]
+        if self._weighted is None:
+            order = rng.permutation(self._rows)
+        else:
+            order = self._rows[self._weighted.order(rng)]
+        if self._shards is not None:
+            source, shard = self._shards
+            for number in np.unique(source[shard >= 0]):
+                at = np.flatnonzero((source[order] == number) & (shard[order] >= 0))
+                order[at] = in_blocks(order[at], shard[order[at]], rng)
+        return order
 
     def chosen(self, epoch: int, position: int) -> tuple[np.ndarray, np.ndarray]:
         """Return a batch's images over all processes, and how often each occurred before in this epoch."""
@@ -264,9 +272,19 @@ def _weighted(dataset: LabelledImages, rows: np.ndarray) -> Weighted | None:
     """Return how to draw images of several sources; None if all are drawn alike."""
     if all(weight == 1 for weight in dataset.sources.values()):
         return None
+    return Weighted(_sources(dataset)[rows], list(dataset.sources.values()))
+
+
+def _shards(dataset: LabelledImages) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the source and the shard of each image; None if no image is in a shard."""
+    shard = dataset.shard_numbers()
+    return None if shard is None else (_sources(dataset), shard)
+
+
+def _sources(dataset: LabelledImages) -> np.ndarray:
+    """Return the number of the source of each image, int [N]."""
     number = {name: place for place, name in enumerate(dataset.sources)}
-    group = np.array([number[source_of(dataset.ids[row])] for row in rows.tolist()])
-    return Weighted(group, list(dataset.sources.values()))
+    return np.array([number[source_of(id)] if number else 0 for id in dataset.ids])
 
 
 def _balanced(dataset: LabelledImages, visible: LabelMatrix, rows: np.ndarray, batch_size: int) -> Balanced:

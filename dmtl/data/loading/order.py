@@ -8,6 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
+TOGETHER = 8
+"""Shards whose images are mixed in an epoch."""
+
 
 class Balanced:
     """Order rows of a label matrix so that each batch has a label of each task.
@@ -120,6 +123,21 @@ class Weighted:
             times, rest = divmod(draws, len(rows))
             chosen += [rows] * times + [rng.permutation(rows)[:rest]]
         return rng.permutation(np.concatenate(chosen))
+
+
+def in_blocks(order: np.ndarray, shard: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Rearrange an order so that images of `TOGETHER` shards at a time follow each other.
+
+    Blocks of shards are drawn at random, and within a block images keep their order. With no more shards than
+    `TOGETHER` nothing changes.
+
+    Args:
+        order: any order, int [M].
+        shard: of each entry of it, int [M].
+    """
+    known, place = np.unique(shard, return_inverse=True)
+    block = rng.permutation(len(known)) // TOGETHER
+    return order[np.argsort(block[place], kind="stable")]
 
 
 def earlier(order: np.ndarray) -> np.ndarray:

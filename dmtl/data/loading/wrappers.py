@@ -15,6 +15,7 @@ from torch import Tensor
 from dmtl.data.base import LabelledImages, Sample
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.data.loading.transforms import check_size, resize, resize_thin
+from dmtl.data.shards.member import Member
 from dmtl.errors import DataError
 
 
@@ -36,8 +37,11 @@ class Wrapper(LabelledImages):
     def available(self) -> LabelMatrix:
         return self._exists
 
-    def image_file(self, index: int) -> Path | None:
+    def image_file(self, index: int) -> Path | Member | None:
         return self.dataset.image_file(self._at(index))
+
+    def shard_numbers(self) -> np.ndarray | None:
+        return self.dataset.shard_numbers()
 
     def stored(self, index: int, task: str) -> np.ndarray | None:
         return self.dataset.stored(self._at(index), task)
@@ -162,6 +166,10 @@ class Subset(Wrapper):
 
     def available(self) -> LabelMatrix:
         return self.dataset.available().subset(ids=self.ids)
+
+    def shard_numbers(self) -> np.ndarray | None:
+        numbers = self.dataset.shard_numbers()
+        return None if numbers is None else numbers[self.indices]
 
     def identity(self, task: str | None = None) -> list:
         return ["Subset", self.indices, self.dataset.identity(task)]
