@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,7 @@ def main(arguments: list[str]) -> int:
         except OSError:
             raise ConfigError(f"--port must be a free port, got {args.port or 'none from 7860 on'}") from None
         say(f"open {blocks.local_url} in a browser; Ctrl-C ends")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # also leaves no upload behind
         try:
             threading.Event().wait()
         except KeyboardInterrupt:

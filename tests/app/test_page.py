@@ -66,12 +66,12 @@ def browser():
 
 @pytest.fixture
 def server(model, tmp_path):
-    """The address of a page of `model`."""
+    """The address of a page of `model`; it ends by SIGTERM and leaves no file behind."""
     pytest.importorskip("gradio")
     model.save_pretrained(tmp_path / "model")
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(Path(dmtl.__file__).parents[1]), *sys.path])
-    }
+    (tmp_path / "tmp").mkdir()
+    path = os.pathsep.join([str(Path(dmtl.__file__).parents[1]), *sys.path])
+    environment = os.environ | {"PYTHONPATH": path, "TMPDIR": str(tmp_path / "tmp")}
     command = [sys.executable, "-c", SERVER, str(tmp_path / "model")]
     with open(tmp_path / "errors", "w") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
@@ -82,8 +82,9 @@ def server(model, tmp_path):
         assert process.poll() is None, (tmp_path / "errors").read_text()
     finally:
         process.terminate()
-        process.wait()
+        status = process.wait()
         process.stdout.close()
+    assert status == 0 and not any((tmp_path / "tmp").glob("dmtl-app-*"))
 
 
 @pytest.mark.slow
