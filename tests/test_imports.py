@@ -28,6 +28,7 @@ RANKS = [
     {"dmtl.evaluation"},
     {"dmtl.train"},
     {"dmtl.report"},
+    {"dmtl.app"},
     {"dmtl.cli"},
     {"dmtl.__main__"},
 ]

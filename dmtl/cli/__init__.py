@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": "predict images, videos and folders: try `dmtl predict photo.jpg`",
     "claim": "train several methods over several seeds and compare them with a baseline",
     "report": "show or compare runs, or the paper's tables: on the terminal, as a page, as files",
+    "app": "show the maps of your photos in the browser",
     "export": "export a model as one file that runs without dmtl: ONNX or .pt2",
     "convert": "write a model folder or the published checkpoint from any model",
     "data": "convert a benchmark, show or check a data set, choose labels",

@@ -1,21 +1,12 @@
-"""Helpers shared by commands: progress bars, tables."""
+"""Helpers shared by commands: output, tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
@@ -26,9 +17,9 @@ if TYPE_CHECKING:
 console = Console()
 
 
-def say(text: object) -> None:
+def say(text: object, where: Console = console) -> None:
     """Print one line as it is: no wrapping, no colour, and brackets in a path are not markup."""
-    console.print(str(text), soft_wrap=True, highlight=False, markup=False)
+    where.print(str(text), soft_wrap=True, highlight=False, markup=False)
 
 
 def write_files(content: object, *outputs: tuple[str | None, Callable[[str, Any], object]]) -> list[str]:
@@ -43,69 +34,6 @@ def write_files(content: object, *outputs: tuple[str | None, Callable[[str, Any]
             write(path, content)
             lines.append(f"wrote {path}")
     return lines
-
-
-@contextmanager
-def bars(stderr: bool = False) -> Iterator[Callable[[str], Callable[..., None]]]:
-    """Yield a function that adds a progress bar, `label -> update(done, total, note="")`.
-
-    Args:
-        stderr: draw there, only if it is a terminal, and clear the bars at the end.
-    """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    where = Console(stderr=True) if stderr else console
-    hidden = stderr and not where.is_terminal
-    progress = Progress(*columns, console=where, disable=hidden, transient=stderr)
-    # before rich 14.3 the end of a hidden one is an empty line
-    with nullcontext() if hidden else progress:
-
-        def new_bar(label: str) -> Callable[..., None]:
-            bar = progress.add_task(label, total=None, note="")
-
-            def update(done: int, total: int, note: str = "") -> None:
-                progress.update(bar, completed=done, total=total, note=note)
-
-            return update
-
-        yield new_bar
-
-
-def bar(label: str) -> Callable[[Sequence], Iterable]:
-    """Return a function that draws a progress bar around a loop over a sequence."""
-
-    def track(items: Sequence) -> Iterable:
-        if not len(items):
-            return
-        with bars() as new_bar:
-            update = new_bar(label)
-            for done, item in enumerate(items):
-                update(done, len(items))
-                yield item
-            update(len(items), len(items))
-
-    return track
-
-
-@contextmanager
-def training_bars() -> Iterator[Callable[[str], Callable[[int, int, float], None]]]:
-    """Yield a function `label -> on_step(step, steps, loss)` that adds a bar."""
-    with bars() as new_bar:
-
-        def new_run(label: str) -> Callable[[int, int, float], None]:
-            update = new_bar(label)
-            return lambda step, steps, loss: update(
-                step, steps, f"loss {'-' if loss != loss else f'{loss:.3g}'}"
-            )
-
-        yield new_run
 
 
 def table_of(

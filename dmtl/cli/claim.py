@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.box import SIMPLE_HEAD
 
 from dmtl.cli._common import console, say, table_of, write_files
+from dmtl.cli._progress import Relay
 from dmtl.cli.train import FromFile, parse_run
 from dmtl.errors import ConfigError
 from dmtl.train.claim import FILE, claim_of
@@ -69,8 +70,9 @@ def main(arguments: list[str]) -> int:
         return results
 
     collect()
+    relay = Relay({str(job.out): job.log for job in jobs})
     try:
-        failed = run_jobs(jobs, args.processes, say, collect)
+        failed = run_jobs(jobs, args.processes, say, collect, on_wait=relay)
     except RunStopped as stopped:
         print(f"dmtl claim: {stopped}", file=sys.stderr)
         return stopped.status

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from dmtl.cli._arguments import parse
-from dmtl.cli._common import console, metric_table, say, training_bars
+from dmtl.cli._common import console, metric_table, say
+from dmtl.cli._progress import Relay, TrainingProgress, progress
 from dmtl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -112,8 +113,11 @@ def _train(base: RunConfig, out: Path, processes: int) -> list[str]:
         config = dataclasses.replace(base, out=str(out / name), model=model)
         return Job(label, out / name, (), lambda: config)
 
+    jobs = list(map(job, RUNS))
+    if not console.file.isatty():
+        return run_jobs(jobs, processes, say, on_wait=Relay({str(job.out): job.log for job in jobs}))
     with _bars(base.optim.steps, out) as look:
-        return run_jobs(list(map(job, RUNS)), processes, on_wait=look)
+        return run_jobs(jobs, processes, on_wait=look)
 
 
 @contextmanager
@@ -121,13 +125,16 @@ def _bars(steps: int, out: Path) -> Iterator:
     """Yield a function that updates a bar for each run from its log."""
     from dmtl.train.log import RunLog
 
-    with training_bars() as new_bar:
-        bars = {out / name / "log.jsonl": new_bar(f"{label:12}") for name, (label, _) in RUNS.items()}
+    with progress() as new_bar:
+        bars = {
+            out / name / "log.jsonl": TrainingProgress(new_bar(f"{label:12}"))
+            for name, (label, _) in RUNS.items()
+        }
 
         def look() -> None:
-            for log, on_step in bars.items():
+            for log, shown in bars.items():
                 if rows := [row for row in RunLog.read(log) if row["event"] == "train"]:
-                    on_step(rows[-1]["step"], steps, rows[-1]["loss"])
+                    shown.on_step(rows[-1]["step"], steps, rows[-1]["loss"])
 
         yield look
         look()

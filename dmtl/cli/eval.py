@@ -12,7 +12,8 @@ import tyro
 from rich.table import Table
 
 from dmtl.cli._arguments import MODEL, parse
-from dmtl.cli._common import bar, console, final_and_initial, metric_table, source_table, table_of
+from dmtl.cli._common import console, final_and_initial, metric_table, source_table, table_of
+from dmtl.cli._progress import bar
 from dmtl.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 import tyro
 
 from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import bars, say
+from dmtl.cli._common import say
+from dmtl.cli._progress import progress
 from dmtl.errors import ConfigError
 
 
@@ -92,7 +93,7 @@ def main(arguments: list[str]) -> int:
         tile=args.tile,
         downscale=args.downscale,
     )
-    with bars(stderr=True) if world.main else nullcontext() as new_bar:
+    with progress(stderr=True) if world.main else nullcontext() as new_bar:
         summary = predictor.predict_files(
             images,
             args.out,
@@ -100,7 +101,7 @@ def main(arguments: list[str]) -> int:
             npy=args.npy,
             every=args.every,
             frames=args.frames,
-            progress=None if new_bar is None else new_bar("predicting"),
+            progress=None if new_bar is None else new_bar("predicting", "images"),
             shard=shard,
             world=world,
         )

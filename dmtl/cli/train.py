@@ -12,7 +12,8 @@ from typing import Annotated, TypeVar
 import tyro
 
 from dmtl.cli._arguments import parse, positional
-from dmtl.cli._common import console, final_and_initial, metric_table, say, source_table, training_bars
+from dmtl.cli._common import console, final_and_initial, metric_table, say, source_table
+from dmtl.cli._progress import STEPS, TrainingProgress, progress
 from dmtl.errors import ConfigError
 from dmtl.train.config import RunConfig
 from dmtl.train.presets import recipe
@@ -57,9 +58,10 @@ def main(arguments: list[str]) -> int:
     trainer = Trainer(config, resume=args.resume, say=say, profile=args.profile)
     if trainer.step:
         trainer.say(f"resumed at step {trainer.step}")
-    with training_bars() if trainer.world.main else nullcontext() as new_bar:
+    with progress() if trainer.world.main else nullcontext() as new_bar:
         if new_bar is not None:
-            trainer.on_step = new_bar(config.out)
+            shown = TrainingProgress(new_bar(config.out, STEPS), trainer.model.tasks)
+            trainer.on_step, trainer.on_eval = shown.on_step, shown.on_eval
         trainer.on_step(trainer.step, trainer.steps, math.nan)
         try:
             metrics = trainer.fit()

@@ -64,7 +64,7 @@ def run_jobs(
 
     Args:
         on_done: called after every successful run.
-        on_wait: called several times a second while runs are active.
+        on_wait: called several times a second while runs are active, and once after a run has ended.
 
     Raises:
         ConfigError: a finished run has another configuration.
@@ -87,8 +87,9 @@ def run_jobs(
                 if not running:
                     break
                 time.sleep(_PAUSE)
+                ended = [process for process in running if process.poll() is not None]
                 on_wait()
-                for process in [p for p in running if p.poll() is not None]:
+                for process in ended:
                     job = running.pop(process)
                     if process.returncode or not finished(job.out):
                         failed.append(f"{job.name} failed: {_last_line(job.log)} ({job.log})")

@@ -59,6 +59,7 @@ class Trainer:
         data: the result of `open_data` for this configuration, to share between runs; default: opened here.
         resume: continue from the run's last intact checkpoint; without one, start at the beginning.
         on_step: called after every step with (step, steps, last logged loss); for progress bars.
+        on_eval: called after every evaluation with (step, steps, metrics).
         say: called with one line for the user: poor labels, corrupt checkpoints, skipped steps.
         profile: also write a profile of three steps to `OUT/profile`.
 
@@ -76,11 +77,13 @@ class Trainer:
         data: Data | None = None,
         resume: bool = False,
         on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+        on_eval: Callable[[int, int, Metrics], None] = lambda step, steps, metrics: None,
         say: Callable[[str], object] = lambda text: None,
         profile: bool = False,
     ):
         config = as_config(config)
-        self.config, self.on_step, self.profile = config, on_step, profile
+        self.config, self.profile = config, profile
+        self.on_step, self.on_eval = on_step, on_eval
         self.out = Path(config.out)
         traces = [*self.out.glob("log.jsonl"), *self.out.glob("checkpoints/step-*.pt")]
         if traces and not resume:
@@ -130,12 +133,8 @@ class Trainer:
         self.objectives = batch_loss.objectives
         module = distributed.wrap(batch_loss, config.execution, self.world)
         self.ema = MovingAverage(self.model, config.optim.ema) if config.optim.ema else None
-        self.optimizer = optimizer_for(
-            config.optim,
-            self.model,
-            extra=self.weighting.parameters(),
-            objectives=self.objectives.parameters(),
-        )
+        others = {"extra": self.weighting.parameters(), "objectives": self.objectives.parameters()}
+        self.optimizer = optimizer_for(config.optim, self.model, **others)
         factor = schedule(config.optim, self.steps_per_epoch)
         self._step = Step(
             batch_loss,
@@ -290,6 +289,7 @@ class Trainer:
         metrics = self._scored(model)
         delta, better = self.best.judge(self.step, metrics)
         log.write("eval", self.step, seconds=self.seconds, delta=delta, metrics=metrics, sources=self.sources)
+        self.on_eval(self.step, self.steps, metrics)
         if better:
             self._keep(model, self.out / "best", self.out / "best" / "metrics.json", metrics)
         if self.config.log.tensorboard and self.config.log.pictures and self.world.main:

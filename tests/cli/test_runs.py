@@ -295,8 +295,9 @@ def test_claim(dmtl, tmp_path, data):
 
 @pytest.mark.slow
 def test_claim_without_methods(dmtl, tmp_path, data):
-    """The configuration, and its baselines at equal steps and at equal time."""
+    """The configuration, and its baselines at equal steps and at equal time; with the progress of each."""
     status, out, _ = dmtl("claim", "--data.root", data, *SHORT, "--seeds", 3, "--out", "claim")
+    assert "claim/seed3/mtl: 2 of 2 steps, loss" in out and "claim/seed3/diffusion: 2 of 2 steps, loss" in out
     assert status == 0 and "gain over initial maps" in " ".join(out.split())
     claim = json.loads((tmp_path / "claim" / "claim.json").read_text())
     assert [run["method"] for run in claim["runs"]] == ["diffusion", "mtl", "mtl_equal_time"]

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmtl.cli._arguments import Source
-from dmtl.cli._common import bar, console, say, table_of
+from dmtl.cli._common import console, say, table_of
+from dmtl.cli._progress import bar
 from dmtl.text import plural
 
 if TYPE_CHECKING:

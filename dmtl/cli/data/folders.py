@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from dmtl.cli._arguments import positional
-from dmtl.cli._common import bar, console, say, table_of
+from dmtl.cli._common import console, say, table_of
+from dmtl.cli._progress import bar
 
 if TYPE_CHECKING:
     from dmtl.data.folder.write import Exported

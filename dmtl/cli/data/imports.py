@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from dmtl.cli._arguments import positional
-from dmtl.cli._common import bar, say
+from dmtl.cli._common import say
+from dmtl.cli._progress import bar
 from dmtl.cli.data.folders import summarise
 from dmtl.errors import ConfigError
 

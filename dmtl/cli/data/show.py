@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmtl.cli._arguments import Source
-from dmtl.cli._common import bar, console, say, table_of
+from dmtl.cli._common import console, say, table_of
+from dmtl.cli._progress import bar
 
 if TYPE_CHECKING:
     from dmtl.data.base import LabelledImages

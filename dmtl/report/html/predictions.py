@@ -87,11 +87,20 @@ def _cells(task: Task, name: str, prediction: Prediction, scale: Range, chains: 
     def paint(caption: str, logits: Tensor) -> Cell:
         return Cell(caption, task.picture(task.decode(logits.float())[0].cpu(), scale))
 
-    trace = prediction.trace.get(task.name, [])
-    if not trace:
-        return [paint(name, prediction.final[task.name])]
-    # The last step of the chain is the final prediction: show it once.
     prefix = "" if chains == 1 else f"{name}: "
-    steps = [paint(f"{prefix}step {k}", logits) for k, logits in enumerate(trace[:-1], 1)]
-    final = paint(f"{prefix}step {len(trace)}, final", prediction.final[task.name])
-    return [paint(f"{prefix}initial map", prediction.initial[task.name]), *steps, final]
+    shown = stages(prediction, task.name)
+    if len(shown) == 1:
+        return [paint(name, prediction.final[task.name])]
+    return [paint(prefix + caption, logits) for caption, logits in shown]
+
+
+def stages(prediction: Prediction, task: str) -> list[tuple[str, Tensor]]:
+    """Return captions and logits of a task in the order of the chain; of a model without a chain only the
+    final ones."""
+    trace = prediction.trace.get(task, [])
+    if not trace:
+        return [("final map", prediction.final[task])]
+    # The last step of the chain is the final prediction: show it once.
+    steps = [(f"step {k}", logits) for k, logits in enumerate(trace[:-1], 1)]
+    final = (f"step {len(trace)}, final", prediction.final[task])
+    return [("initial map", prediction.initial[task]), *steps, final]
