@@ -141,7 +141,7 @@ def test_readme_is_one_page():
 def test_predict_without_training(tmp_path, monkeypatch, one_thread):
     monkeypatch.chdir(tmp_path)
     street(tmp_path)
-    words, _ = commands("README.md", "Predict")
+    words, *_ = commands("README.md", "Predict")
     assert words == ["predict", "street.jpg"] and main(words) == 0
     assert len(list((tmp_path / "predictions" / "pictures").iterdir())) == 6
 
