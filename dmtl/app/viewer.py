@@ -20,6 +20,7 @@ from dmtl.data.images import read_image
 from dmtl.data.loading.transforms import normalise
 from dmtl.engine.engine import Engine
 from dmtl.engine.scale import downscale_for, downscaled
+from dmtl.engine.tiles import FACTOR
 from dmtl.errors import DataError
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.models.initial import decode
@@ -135,9 +136,9 @@ class Viewer:
             maps, unsure = ({k: v[0].cpu() for k, v in x.items()} for x in (out.maps, out.uncertainty))
             averaged = Averaged(maps, unsure)
         size = (height, width)
-        last = averaged.maps if averaged else self._decoded(list(found.values())[-1], size, 8 * factor)
+        last = averaged.maps if averaged else self._decoded(list(found.values())[-1], size, FACTOR * factor)
         scales = {name: colour_scale(self.tasks[name], None, map) for name, map in last.items()}
-        return Analysis(path, options, image, reduced, 8 * factor, found, averaged, scales)
+        return Analysis(path, options, image, reduced, FACTOR * factor, found, averaged, scales)
 
     def _decoded(self, logits: dict[str, Tensor], size: tuple[int, int], factor: int) -> dict[str, Tensor]:
         return {name: decode(self.tasks[name], x, size, factor)[0] for name, x in logits.items()}
@@ -188,7 +189,7 @@ class Viewer:
         """
         options = analysis.options
         # the network sees the photo as small as it saw it for the page
-        downscale = analysis.reduced * analysis.factor // 8 if analysis.reduced > 1 else None
+        downscale = analysis.reduced * analysis.factor // FACTOR if analysis.reduced > 1 else None
         with self._lock, TemporaryDirectory(dir=folder) as out:
             predictor = Predictor(
                 self.model,

@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 import os
 import tomllib
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor
 
 from dmtl.data.base import LabelledImages, Sample, unknown_name
+from dmtl.data.folder.paths import nfc
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.data.loading.wrappers import Wrapper
 from dmtl.data.shards.member import Member, is_shards
@@ -321,7 +321,7 @@ def _differences(one: Task, other: Task) -> list[tuple[str, str, str]]:
     """Return the options in which two tasks differ: (name, value, value). The order of classes and the value
     of pixels without a label may differ."""
     mine, theirs = ({k: v for k, v in task.spec().items() if k != "ignore"} for task in (one, other))
-    if sorted(map(_nfc, one.label_names)) == sorted(map(_nfc, other.label_names)):
+    if sorted(map(nfc, one.label_names)) == sorted(map(nfc, other.label_names)):
         mine.pop("classes", None)
         theirs.pop("classes", None)
     keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
@@ -330,7 +330,3 @@ def _differences(one: Task, other: Task) -> list[tuple[str, str, str]]:
 
 def _shown(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", name)

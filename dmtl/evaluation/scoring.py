@@ -214,6 +214,8 @@ class _Scores:
         groups: dict[tuple[int, int], list[int]] = {}
         for row, size in enumerate(batch.sizes):
             groups.setdefault(size, []).append(row)
+        if len(groups) == 1:  # nothing was padded: without copies
+            return self._maps(batch.image, names, dict(steps=steps, noise=CounterNoise(seed, batch.index)))
         found: tuple[_Maps, _Maps, _Maps] = ({}, {}, {})
         for (height, width), rows in groups.items():
             image, noise = batch.image[rows, :, :height, :width], CounterNoise(seed, batch.index[rows])
