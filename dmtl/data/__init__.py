@@ -77,7 +77,7 @@ def open_dataset(
         split: "train", "val", ... as the data set has them.
         tasks: names of the tasks wanted; None: all it has.
         size: (height, width) of the images; None: as they are (scenes: their default).
-        count: at most so many images (of each source); None: all (scenes: their default).
+        count: maximum number of images (of each source); None: all (scenes: their default).
         seed: of the rendered scenes.
         format: of a benchmark (`dmtl.data.benchmarks.detect.FORMATS`); None: inferred from its folders.
 
@@ -121,7 +121,7 @@ def open_sources(
         split: as each of them has it.
         tasks: names of the tasks wanted, as they are called here; None: all.
         size: (height, width) of rendered images; others stay as they are.
-        count: at most so many images of each; None: all.
+        count: maximum number of images of each; None: all.
         made: images of each rendered source; None: `count`, or their default.
 
     Raises:

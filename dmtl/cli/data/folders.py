@@ -70,7 +70,7 @@ class Export:
     split: str = "train"
     """Which split."""
     shards: int | None = None
-    """Write tar files of at most so many MB, such as 256."""
+    """Write tar files of at most this size in MB, such as 256."""
     count: int | None = None
     """Maximum number of images."""
     size: tuple[int, int] | None = None

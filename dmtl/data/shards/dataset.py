@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import product
@@ -32,6 +33,7 @@ from dmtl.data.shards.index import places
 from dmtl.data.shards.member import IMAGES, Member, Shard, is_remote, member_name, read_file, split_name
 from dmtl.errors import DataError
 from dmtl.runtime.files import write_text
+from dmtl.text import shortened
 
 FILE = "dataset.yaml"
 KEYS = (*(key for key in FOLDER_KEYS if key != "labels"), "splits", "unfinished")
@@ -50,7 +52,9 @@ def shard_paths(root: str) -> list[str]:
         if counted:
             first, last = map(int, counted.groups())
             if not first <= last < first + MAX_SHARDS:
-                raise DataError(f"{root}: {{{text}}} counts {last - first + 1} shards, expected some")
+                raise DataError(
+                    f"{root}: {{{text}}} counts {last - first + 1} shards, expected 1 to {MAX_SHARDS}"
+                )
             parts.append([f"{n:0{len(counted[1])}}" for n in range(first, last + 1)])
         elif (place % 2 and "," not in text) or (not place % 2 and re.search("[{}]", text)):
             raise DataError(f"{root}: braces around {text!r:.60}, expected {{000000..000127}} or {{a,b}}")
@@ -132,7 +136,7 @@ class Shards(Described):
         ours = set(splits[split])
         self.shards = [Shard.of(path) for path in paths if path.rpartition("/")[2] in ours]
         if not self.shards:
-            raise DataError(f"{root}: no shard of {split}, which has {', '.join(splits[split][:3])}, ...")
+            raise DataError(f"{root}: no shard of {split}, which has {shortened(splits[split], 3)}")
         self._boundary_folder: str | None = content.get("boundaries")
         self._folders = [IMAGES, *content["tasks"]]
         if self._boundary_folder is not None:
@@ -184,8 +188,7 @@ class Shards(Described):
             ids += rows
             tables.append(table)
         if len(set(ids)) < len(ids):
-            seen: set[str] = set()
-            twice = next(id for id in ids if id in seen or seen.add(id))  # type: ignore[func-returns-value]
+            twice = next(id for id, times in Counter(ids).items() if times > 1)
             raise DataError(f"{self.root}: {twice!r} is in two shards, expected it in one")
         if not ids:
             raise DataError(f"{self.root}: no image in these shards, expected files such as 0001.jpg")

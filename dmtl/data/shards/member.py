@@ -61,7 +61,7 @@ class Shard:
             return cls(path, status.st_size, status.st_mtime_ns)
         except DataError:
             raise
-        except Exception as error:  # packages of fsspec have types of their own
+        except Exception as error:  # fsspec's packages raise many types
             raise DataError(f"{path}: cannot be read ({one_line(error)}), expected a shard") from error
 
     def read(self, offset: int, size: int) -> bytes:
@@ -166,7 +166,7 @@ def _opened(shard: Shard, process: int) -> _Local | _Remote:
 
 
 class _Local:
-    """Closed when nobody uses it any more, a thread in the middle of a read included."""
+    """Closed after its last use, even if a thread still reads when the cache drops it."""
 
     def __init__(self, path: str):
         self.handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

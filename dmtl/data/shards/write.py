@@ -44,7 +44,7 @@ def export_shards(
     after an interruption keeps the complete shards. Another split may be added later.
 
     Args:
-        megabytes: at most so many MB (10^6 bytes) in a shard, which is held in memory.
+        megabytes: maximum size of a shard in MB (10^6 bytes); one shard is held in memory.
         labels: only what it shows is written; None: all labels.
         skip_corrupt: samples that may be left out because they cannot be read; one more is an error.
         workers: processes that read; 0: this one.
@@ -127,7 +127,7 @@ class _Tar:
         for name, header, content in files:
             self.places.append(Place(name, self.size - len(_END) + len(header), len(content)))
             self.parts += [header, content, bytes(-len(content) % BLOCK)]
-            self.size += len(header) + len(content) + -len(content) % BLOCK
+            self.size += _length(header, content)
 
     def bytes(self) -> bytes:
         return b"".join([*self.parts, _END])
@@ -138,7 +138,7 @@ def _tars(samples: Iterable[tuple[str, dict[str, bytes]]], megabytes: int) -> It
     tar = _Tar()
     for id, contents in samples:
         files = [_file(path, content) for path, content in contents.items()]
-        size = sum(len(header) + len(content) + -len(content) % BLOCK for _, header, content in files)
+        size = sum(_length(header, content) for _, header, content in files)
         if size + len(_END) > megabytes * _MB:
             raise DataError(
                 f"{id!r} needs {size / 1e6:.1f} MB, expected a shard of {megabytes} MB to hold it"
@@ -158,6 +158,11 @@ def _file(path: str, content: bytes) -> tuple[str, bytes, bytes]:
     info = tarfile.TarInfo(member_name(folder, id, suffix))
     info.size = len(content)
     return info.name, info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"), content
+
+
+def _length(header: bytes, content: bytes) -> int:
+    """Return the bytes of a file in a tar, filled up to whole blocks."""
+    return len(header) + len(content) + -len(content) % BLOCK
 
 
 class _Copier(SampleWriter):
@@ -228,7 +233,7 @@ def _samples(
             skipped.append(str(found))
             if len(skipped) > skip_corrupt:
                 raise DataError(
-                    f"{found} (sample {id!r}; mend it or let some be skipped, and repeat to go on)"
+                    f"{found} (sample {id!r}; repair it or allow some to be skipped, and repeat to continue)"
                 )
             continue
         unknown.update(found[1])
