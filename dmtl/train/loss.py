@@ -78,8 +78,9 @@ def pair_losses(
 ) -> PairLosses:
     """Compute losses of all labelled pairs, in float32 whatever the precision.
 
+    The other arguments are those of `partial_label_loss`.
+
     Args:
-        prediction, labels, tasks, final: as in `partial_label_loss`.
         rows: task -> int64 rows of the batch that have its label, on the labels' device.
         upsampled: False if the prediction's logits are at 1/8 resolution.
     """
