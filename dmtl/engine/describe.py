@@ -58,7 +58,7 @@ def describe_model(
         how: dict[str, Any] = {
             "itemsize": form.maps.itemsize,
             "history": history,
-            "fused": device.type == "cpu",
+            "fused": form.fused,
         }
         peak = peak_bytes(*wish, **how)
         peak += DECODED * len(tasks) * batch * (size[0] * size[1] - seen[0] * seen[1])
@@ -73,7 +73,7 @@ def describe_model(
         "network": _network(config),
         "parameters": {part: sum(n.values()) for part, n in parameters(model).items()},
         "parameter_bytes": sum(p.numel() for p in model.parameters()) * form.maps.itemsize,
-        "transformed_bytes": _transformed(model, form, device),
+        "transformed_bytes": _transformed(model, form),
         "device": str(device),
         "precision": precision,
         "batch": batch,
@@ -108,9 +108,9 @@ def _network(config: ModelConfig) -> str:
     return f"{text}, {config.blocks} cross blocks of {config.heads} heads, a token for {side}x{side} pixels"
 
 
-def _transformed(model: nn.Module, form: Form, device: torch.device) -> int:
+def _transformed(model: nn.Module, form: Form) -> int:
     """Count bytes that the engine keeps besides the parameters: transformed weights of the 3x3 convolutions
-    after the encoder, except the condition's, which has another form; on a CPU those of fused blocks."""
+    after the encoder, except the condition's, which has another form, and those of fused blocks."""
     total = fused = 0
     for name, module in model.named_modules():
         if isinstance(module, (SeparableBlock, InvertedResidual)):
@@ -120,4 +120,4 @@ def _transformed(model: nn.Module, form: Form, device: torch.device) -> int:
         if module.kernel_size == (3, 3) and "condition" not in name:
             total += FREQUENCIES * module.in_channels * -(-module.out_channels // PANEL) * PANEL
     transformed = total * form.maps.itemsize if form.pack else 0
-    return transformed + (fused * torch.float32.itemsize if device.type == "cpu" else 0)
+    return transformed + (fused * torch.float32.itemsize if form.fused else 0)

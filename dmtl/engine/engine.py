@@ -328,7 +328,7 @@ class Engine:
                 itemsize=self.form.maps.itemsize,
                 samples=len(call.noises),
                 history=self._plan(call).history if self.network.mtdnet is not None else 0,
-                fused=self.device.type == "cpu",
+                fused=self.form.fused,
             )
         return side if side and max(height, width) > side else None
 

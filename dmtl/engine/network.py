@@ -46,7 +46,7 @@ class Network:
         backbone = initial.backbone.to(form.maps)
         # torch's stubs do not know this call.
         self.backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if next(model.parameters()).device.type == "cpu":
+        if form.fused:
             fuse_blocks_(self.backbone)
         self.embed = self._ready(GroupedConv.of([initial.embed]))
         self.decoders = {task: self._decoder(initial.decoders[task]) for task in self.tasks}
