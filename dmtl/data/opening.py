@@ -17,7 +17,7 @@ MAX_PIXELS = 64_000_000
 MAX_RATIO = 2000
 """Maximum ratio of decoded bytes to the bytes of a JPEG or PNG file: deflate reaches 1032, JPEG about 1200. A
 file with a higher ratio is incomplete; Pillow would invent the missing rows."""
-# Pillow's only decoders that may run, except those of HEIC and AVIF for files that begin like one.
+# No other decoder of Pillow may run, except those of HEIC and AVIF for files that begin like one.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _LIMIT = f"expected at most {MAX_PIXELS // 1_000_000} million pixels"
@@ -46,7 +46,7 @@ class BoundedFile(io.BufferedReader):
 def opened(path: AnyFile) -> Iterator[Image.Image]:
     """Open an image without decoding its pixels.
 
-    Errors inside the `with` block become a DataError with its name.
+    Any error inside the `with` block becomes a DataError that names the file.
     """
     with ExitStack() as stack:
         try:
@@ -87,7 +87,7 @@ def check_size(image: Image.Image, length: int | None = None) -> None:
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
         raise DataError(f"too large ({image.width}x{image.height}), {_LIMIT}")
-    bits = 8 * len(image.getbands()) if len(image.getbands()) > 1 else 1  # of a pixel, at least
+    bits = 8 * len(image.getbands()) if len(image.getbands()) > 1 else 1  # bits of a pixel, at least
     if image.format in ("JPEG", "PNG") and length is not None and pixels * bits > 8 * MAX_RATIO * length:
         raise DataError(
             f"{image.width}x{image.height} pixels in only {length} bytes, expected a complete image"

@@ -66,10 +66,8 @@ class ModelConfig:
     """True: no gradient flows from the chain into the initial network, which is then trained like the plain
     baseline."""
     residual: bool = False
-    """True: the final prediction is the initial one plus a correction that starts at zero.
-
-    False: as published.
-    """
+    """True: the final prediction is the initial one plus a correction that starts at zero. False: as
+    published."""
     detach_condition: bool = True
     """True: no gradient flows from the condition into the initial predictions (published)."""
     image_size: tuple[int, int] | None = None

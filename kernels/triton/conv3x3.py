@@ -2,9 +2,9 @@
 
 A program computes BLOCK_M pixels x BLOCK_N output channels of one task. The reduction runs over (tap,
 channel) with the channel innermost, so that every load reads consecutive channels of one shifted pixel. Bias,
-tap biases, residual and ReLU are applied to the accumulator. Both products read the weights as they are, [K,
-3, 3, C]: the data gradient uses the taps in reverse order and reduces over K, so weights are never flipped or
-transposed. torch computes the weight gradient.
+tap biases, residual and ReLU are applied to the accumulator. Both products read the weights as they are
+([K, 3, 3, C]): the data gradient uses the taps in reverse order and reduces over K, so weights are never
+flipped or transposed. torch computes the weight gradient.
 
 There is one launch for all tasks, because a task with few rows does not fill the device, and the tails of
 separate launches add up (counts 9, 0, 7, 3, 5 of 32x32 pixels on 132 SMs: 8 rounds of tiles instead of 6).
@@ -95,8 +95,8 @@ def _conv3x3_kernel(
     n = tl.program_id(0) % columns * BLOCK_N + tl.arange(0, BLOCK_N)
 
     # Which task is this tile of?
-    task_begin = tl.zeros((), tl.int64)  # its first pixel among all
-    size = 0  # its pixels
+    task_begin = tl.zeros((), tl.int64)  # index of the task's first pixel
+    size = 0  # number of the task's pixels
     tile_in_task = 0
     weight_ptr = weight_ptrs[0]
     if BIAS:
@@ -188,7 +188,8 @@ def _launch(out, x, residual, weights, biases, taps, counts, relu, backward, con
     with torch.cuda.device_of(x):
         _conv3x3_kernel[grid](
             out, x, residual, tuple(weights), tuple(biases) or None, tuple(taps) or None,
-            # Nor for the counts, which are neither in this form (a tuple cannot be excepted).
+            # Triton would also compile again for counts that are 1 or multiples of 16. Encoded like this they
+            # are neither (`do_not_specialize` does not support tuples).
             tuple(16 * n + 2 for n in counts), h, w, x.shape[1] // 8, out.shape[1] // 8,
             TASKS=len(weights), BIAS=bool(biases), TAPS=bool(taps), RESIDUAL=residual is not None, RELU=relu,
             BACKWARD=backward, EVEN=x.shape[1] % block_k == 0 and out.shape[1] % block_n == 0, **config,

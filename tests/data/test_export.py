@@ -262,7 +262,7 @@ def test_another_source_is_refused(source, whole, tmp_path):
     fewer = write_tiny(tmp_path / "fewer", train=4)
     with pytest.raises(DataError, match="has 'train/004' in train, which tiny has not"):
         export_folder(Tiny(fewer, "train"), whole)
-    with pytest.raises(DataError, match="dataset.yaml: declares other tasks"):
+    with pytest.raises(DataError, match="dataset.yaml: has other tasks than the data set"):
         export_folder(Tiny(source, "train", ["depth"]), whole)
     renamed = Tiny(source, "train")
     renamed.name = "huge"

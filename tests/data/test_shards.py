@@ -139,12 +139,12 @@ def test_an_interrupted_export_is_continued(folder, tmp_path, monkeypatch):
     for path in whole.iterdir():
         assert (broken / path.name).read_bytes() == path.read_bytes(), path.name
     assert export_shards(data, broken, 1).written == 0
-    with pytest.raises(DataError, match="expected to go on from the same source"):
+    with pytest.raises(DataError, match="expected the source from which the export was begun"):
         export_shards(Folder(folder, "train", ids=["a"]), broken, 1)
     one_shard(tmp_path / "others", {"a.png": png(0)})
-    with pytest.raises(DataError, match=r"dataset\.yaml: declares other tasks"):
+    with pytest.raises(DataError, match=r"dataset\.yaml: has other tasks than the data set"):
         export_shards(data, tmp_path / "others", 1)
-    with pytest.raises(DataError, match=r"dataset\.yaml: lists other shards than 000000\.tar"):
+    with pytest.raises(DataError, match=r"dataset\.yaml: splits does not list 000000\.tar"):
         export_shards(Shards(str(tmp_path / "others" / "x.tar"), "train"), tmp_path / "others", 1)
 
 
@@ -169,7 +169,7 @@ def test_an_index_is_made_once_and_again_if_the_shard_changes(tmp_path):
     assert len(Shards(root, "train")) == 30 and index.read_text() != text
     assert first.identity() != Shards(root, "train").identity()
     index.write_text(text.replace(text.split()[2], str(Path(root).stat().st_size), 1))  # of another tar
-    with pytest.raises(DataError, match=r"x\.tar/a\.png: .*0\.png.* is in its place: delete the index"):
+    with pytest.raises(DataError, match=r"x\.tar/a\.png: .*0\.png.* is in its place: the index is wrong"):
         Shards(root, "train").read(0)
     index.write_text("no index")
     with pytest.raises(DataError, match=r"x\.tar\.index: not an index .* delete it"):
