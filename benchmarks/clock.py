@@ -1,4 +1,4 @@
-"""Statistics of times, and the machine's ceilings, measured the same way everywhere."""
+"""Statistics of times, and the limits of the machine, measured in the same way by all benchmarks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dmtl.runtime.measure import seconds
 
 
 def fastest(call: Callable[[], object], device: torch.device, rounds: int = 9) -> float:
-    """Return the shortest of `rounds` calls after a warm-up, in seconds."""
+    """Return the time of the shortest of `rounds` calls after a warm-up, in seconds."""
     for _ in range(3):
         call()
     return min(seconds(call, device) for _ in range(rounds))
 
 
 def quantiles_ms(times_s: list[float]) -> dict[str, float]:
-    """Return median, 20th and 80th percentile."""
+    """Return median, 20th and 80th percentile in milliseconds."""
     if len(times_s) == 1:
         times_s = times_s * 2
     cuts = statistics.quantiles(times_s, n=5, method="inclusive")
@@ -29,8 +29,11 @@ def quantiles_ms(times_s: list[float]) -> dict[str, float]:
 
 
 def ratios(times_s: Mapping[str, list[float]], reference: str) -> dict[str, float]:
-    """Return name -> how many times faster than the reference: the median over rounds, since the machine's
-    load varies more between rounds than within one."""
+    """Return name -> speed relative to the reference.
+
+    It is the median over rounds of the ratio, because the load of the machine varies more between rounds than
+    within one.
+    """
     return {
         name: statistics.median(r / t for r, t in zip(times_s[reference], times, strict=True))
         for name, times in times_s.items()
@@ -47,8 +50,11 @@ def copy_rate(device: torch.device) -> float:
 
 @functools.cache
 def compute_rate(precision: str, device: torch.device) -> float:
-    """Return the operations per second of the library's best dense product: a square matrix product or, on a
-    CPU (whose BLAS may miss the widest vectors), a direct convolution."""
+    """Return the operations per second of torch's fastest dense product.
+
+    This is a square matrix product or, on a CPU whose BLAS may not use the widest vectors, a direct
+    convolution.
+    """
     dtype, n = DTYPES[precision], 1024 if device.type == "cpu" else 8192
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     with torch.inference_mode(), tf32(precision == "tf32"):

@@ -1,5 +1,7 @@
-"""Settings of the benchmarks: `pytest benchmarks --benchmark-only`. Threads by DMTL_BENCH_THREADS (default:
-torch's choice)."""
+"""Settings of the benchmarks, `pytest benchmarks --benchmark-only`.
+
+DMTL_BENCH_THREADS sets the number of threads; the default is torch's.
+"""
 
 import os
 
@@ -13,7 +15,7 @@ torch.set_num_threads(int(os.environ.get("DMTL_BENCH_THREADS", torch.get_num_thr
 
 
 def pytest_benchmark_update_machine_info(config, machine_info) -> None:
-    """Add what a stored row needs for later comparison (pytest-benchmark adds the commit)."""
+    """Add facts about the machine to a stored row, to compare it later (pytest-benchmark adds the commit)."""
     from dmtl.info import info
 
     facts = info()
@@ -22,8 +24,10 @@ def pytest_benchmark_update_machine_info(config, machine_info) -> None:
 
 @pytest.fixture
 def bench(benchmark, request):
-    """Time one contender of an op on one call; see `harness`. Rates, the floor and its fraction go into the
-    row's extra_info."""
+    """Time one contender of an operator on one call; see `harness`.
+
+    Rates, the floor and the fraction of it that was reached are written to the row's extra_info.
+    """
 
     def run(spec, contender, call, eager, work=NO_WORK, backward=False):
         parameters = request.node.callspec.params

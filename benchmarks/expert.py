@@ -1,10 +1,10 @@
-"""The network executed by a good engineer without custom kernels: the second baseline for our speed.
+"""The network as a good engineer would run it without custom kernels: the second baseline for our speed.
 
-The function is that of `published.py`. It uses channels_last, autocast, inference mode, torch.compile with
-constants folded ("freezing": batch norms in convolutions, weights in the library's layout), on a GPU with
-CUDA graphs; all tasks that share weights in one batch; F.scaled_dot_product_attention. The noise is one
-buffer filled in place by torch's generator: on a CPU compiled code generates it at a third of that rate. What
-remains is the subject of this package: algebra across layers, and custom operators.
+It computes the same function as `published.py`, with channels_last, autocast, inference mode, torch.compile
+with folded constants ("freezing": batch norms in convolutions, weights in the library's layout), CUDA graphs
+on a GPU, all tasks that share weights in one batch, and F.scaled_dot_product_attention. The noise is one
+buffer that torch's generator fills in place; on a CPU, compiled code would generate it at a third of that
+rate. It lacks only what is the subject of this package: algebra across layers, and custom operators.
 """
 
 from __future__ import annotations
@@ -31,13 +31,16 @@ class Expert:
     """The expert's execution of a `DiffusionMTL` (either mechanism, without our options) for images of one
     shape.
 
-    The first mode that compiles is kept if its calls are faster than eager ones, as a careful engineer would
+    The first mode that compiles is used if its calls are faster than eager ones, as a careful engineer would
     check; `how` records the outcome.
 
     Args:
-        image: an example [B, 3, H, W] on the model's device; noise buffer and compiled code fit its shape.
-        precision: "fp32", "tf32" (its flags are the caller's), "bf16" or "fp16" (autocast).
-        modes: of torch.compile, the first that works is used; empty: eager.
+        model: the model.
+        image: an example [B, 3, H, W] on the model's device; noise buffers and compiled code fit its shape.
+        tasks: names of the tasks to predict; None: all.
+        precision: "fp32", "tf32" (the caller sets torch's flags), "bf16" or "fp16" (autocast).
+        steps: number of denoising steps; None: as trained.
+        modes: modes of torch.compile, of which the first that works is used; empty: eager.
     """
 
     def __init__(
@@ -63,8 +66,10 @@ class Expert:
             self._choose(image, modes)
 
     def maps(self, image: Tensor, noise: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Predict task -> decoded map, [B, H, W] or [B, 3, H, W]. noise: {task: [draws, B, C, h, w]},
-        default: drawn."""
+        """Predict task -> decoded map, [B, H, W] or [B, 3, H, W].
+
+        `noise` is {task: [noise samples, B, C, h, w]}; None: draw it.
+        """
         for draw, buffers in enumerate(self.noise):
             for task, buffer in buffers.items():
                 buffer.normal_() if noise is None else buffer.copy_(noise[task][draw])
@@ -95,7 +100,7 @@ class Expert:
             try:
                 self._function = compiled(self._forward, mode)
                 self.maps(image)
-            except Exception as error:  # compiler failures belong in its row
+            except Exception as error:  # a failure of the compiler is a result of the benchmark
                 reasons.append(f"{mode} failed: {type(error).__name__}")
                 torch.compiler.reset()
                 continue
@@ -143,7 +148,8 @@ class Expert:
 def denoised(
     model: DiffusionMTL, tokens: Tensor, noisy: dict[str, Tensor], level: float
 ) -> dict[str, Tensor]:
-    """Denoise all tasks' signals: the shared blocks process one batch of task-major rows."""
+    """Denoise the signals of all tasks: the shared blocks process their rows, sorted by task, in one
+    batch."""
     denoiser = model.mtdnet.denoiser
     time_C = denoiser.time_embedding(torch.full((1,), level, device=tokens.device))
     skip = torch.cat([denoiser.pre_layers[task](x) for task, x in noisy.items()])
@@ -161,7 +167,7 @@ def denoised(
 
 
 def compiled(function: Callable, mode: str) -> Callable:
-    """Compile `function` for one shape in inference, quietly; constants are folded in the first call."""
+    """Compile `function` for one shape in inference, without output; the first call folds constants."""
     from torch._inductor import config
 
     inner = torch.compile(function, mode=mode, fullgraph=True, dynamic=False)
@@ -183,7 +189,7 @@ def compiled(function: Callable, mode: str) -> Callable:
 
 
 def fastest_s(call: Callable[[], object], device: torch.device) -> float:
-    """Return the shortest of three calls, in seconds."""
+    """Return the time of the shortest of three calls, in seconds."""
     return min(seconds(call, device) for _ in range(3))
 
 

@@ -17,10 +17,10 @@ from .plain import initial_network
 
 
 class ExpertTraining:
-    """The expert's training loss of a `DiffusionMTL` for images whose sides are multiples of 32.
+    """The expert's training loss of a `DiffusionMTL`, for images whose sides are multiples of 32.
 
-    The network's part is compiled for the shapes and labels it sees (a run would compile it for each batch
-    composition), losses are eager. `how` records the outcome.
+    The network is compiled for the shapes and labels of the batch; a real run would have to compile it for
+    each combination of labels. Losses are eager. `how` records the outcome.
     """
 
     def __init__(self, model: DiffusionMTL, precision: str, modes: tuple[str, ...]):
@@ -30,14 +30,14 @@ class ExpertTraining:
         self.how = "eager, channels_last"
 
     def choose(self, batch: Batch, step: Callable[[Batch], None]) -> None:
-        """Compile if a mode works and its steps on this batch are faster than eager ones."""
+        """Use a compiled network if a mode works and its steps on this batch are faster than eager ones."""
         reasons = []
         for mode in self.modes:
             try:
                 self._network = torch.compile(self._logits, mode=mode, dynamic=False)
                 with warnings.catch_warnings(action="ignore"):
                     step(batch)
-            except Exception as error:  # compiler failures belong in its row
+            except Exception as error:  # a failure of the compiler is a result of the benchmark
                 reasons.append(f"{mode} failed: {type(error).__name__}")
                 torch.compiler.reset()
                 continue
@@ -54,7 +54,10 @@ class ExpertTraining:
         self.how = "; ".join([self.how, *reasons])
 
     def loss(self, batch: Batch, noise: dict[str, Tensor] | None = None) -> Tensor:
-        """Return the scalar to differentiate. noise: {task: [draws, B, C, h, w]}; default: randn_like."""
+        """Return the scalar to differentiate.
+
+        `noise` is {task: [samples, B, C, h, w]}; None: use randn_like.
+        """
         tasks, device = self.model.tasks, batch.image.device
         rows = {task: r for task, r in labelled_rows(batch.present, device).items() if len(r)}
         if noise is not None:

@@ -1,11 +1,11 @@
 """`make gpu-check`: everything that needs a CUDA machine, in one command of under ten minutes.
 
-Each part is a process with a time limit and appends its rows to a file as soon as it knows them, one JSON
-object each: commit, versions, device, name, values. A part that fails or runs out of time leaves a row that
-says so, and the next one begins. First what is quick and what is ours, last the expert, whose compiler takes
-minutes. Needs torch, Triton, pytest and hypothesis; not the packages of the command line.
+Each part is a process with a time limit. It appends its rows to a file as soon as it has them, one JSON
+object each: commit, versions, device, name, values. If a part fails or runs out of time, a row says so, and
+the next part starts. Quick parts and those of our own code come first, and the expert, whose compiler takes
+minutes, comes last. It needs torch, Triton, pytest and hypothesis, but not the packages of the command line.
 
-`--device cpu` runs the same code at toy sizes, to see that it works; its numbers mean nothing.
+`--device cpu` runs the same code at toy sizes, to test it; the resulting numbers are meaningless.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Rows:
-    """The result file: every row has what is needed to compare it later."""
+    """The file with the results: every row has the facts that are needed to compare it later."""
 
     def __init__(self, path: Path, device: str):
         self.path = path
@@ -50,8 +50,10 @@ class Rows:
             file.write(json.dumps(row) + "\n")
 
     def print_table(self, begin: int) -> None:
-        """Print a line for each row after the first `begin` bytes of the file: operators as medians next to
-        eager torch, everything else as it is."""
+        """Print a line for each row after the first `begin` bytes of the file.
+
+        Operators are printed as medians and ratios to eager torch, other rows as they are.
+        """
         with open(self.path, encoding="utf-8") as file:
             file.seek(begin)
             added = [json.loads(line) for line in file]
@@ -72,7 +74,10 @@ class Rows:
 
 
 def finished(command: Sequence[str], limit_s: float, **variables: str) -> tuple[int, str]:
-    """Exit status and output of a command; 124 if it and its children were stopped after `limit_s`."""
+    """Run a command; return its exit status and output.
+
+    124: it and its children were stopped after `limit_s`.
+    """
     process = subprocess.Popen(
         command, cwd=ROOT, env=os.environ | variables, text=True, errors="replace", start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -103,7 +108,8 @@ def run_all(rows: Rows, commands: Mapping[str, Sequence[str]], limit_s: float, *
 
 
 def small_calls(rows: Rows, device: str, limit_s: float) -> bool:
-    """Small calls of every operator, a process each, so that a kernel that crashes takes no other along."""
+    """Run small calls of every operator, each in its own process, so that a crash does not affect the
+    others."""
     backends = ("cuda", "triton") if device == "cuda" else ("cpu",)
     program = [sys.executable, "-m", "tests.ops.small_calls"]
     commands = {
@@ -130,7 +136,7 @@ def run_tests(rows: Rows, device: str, limit_s: float) -> bool:
 def run_sanitizer(rows: Rows, device: str, limit_s: float) -> bool:
     """Run compute-sanitizer over small calls of the CUDA kernels.
 
-    No result (the tool is missing, refuses the device or needs longer) is left out, and said.
+    If there is no result, because the tool is missing, rejects the device or takes too long, a row says so.
     """
     tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if device != "cuda" or not Path(tool).is_file():
@@ -150,15 +156,17 @@ def run_sanitizer(rows: Rows, device: str, limit_s: float) -> bool:
     return passed
 
 
-# The operator benchmarks that fit into the command's time: the published image and a training batch,
-# compiled torch only on the first in bfloat16.
+# The operator benchmarks that fit into the time of the command: the published image and a training batch;
+# compiled torch only for the first one in bfloat16.
 SELECTED = "(published-1 or training-ragged) and not (compiled and (float32 or training-ragged))"
 COSTLY_FIRST = ("conv3x3", "cross_attention", "token_mlp")
 
 
 def run_benchmarks(rows: Rows, device: str, limit_s: float) -> bool:
-    """The operator benchmarks, one row per case and contender; file by file, so that a time limit loses only
-    what comes last."""
+    """Run the operator benchmarks, with one row per case and contender.
+
+    They run file by file, so that only the last ones are lost if time runs out.
+    """
     started = time.perf_counter()
     complete, selected = True, SELECTED if device == "cuda" else "tiny and float32 and not compiled"
     names = [path.stem.removeprefix("test_") for path in sorted((ROOT / "benchmarks").glob("test_*.py"))]
@@ -174,7 +182,7 @@ def run_benchmarks(rows: Rows, device: str, limit_s: float) -> bool:
             report = Path(folder) / "benchmarks.json"
             command = [sys.executable, "-m", "pytest", "-q", f"benchmarks/test_{name}.py", "--benchmark-only"]
             code, out = finished([*command, "-k", selected, f"--benchmark-json={report}"], left_s)
-            if code not in (0, 5):  # 5: nothing of this file is selected
+            if code not in (0, 5):  # 5: pytest selected nothing in this file
                 rows.add(f"benchmark {name}", error=out[-2000:], rc=code)
                 complete = False
             if report.is_file():
@@ -200,7 +208,7 @@ def predict(rows: Rows, device: str, limit_s: float, words: Sequence[str]) -> bo
 
 
 def engine(rows: Rows, device: str, limit_s: float) -> bool:
-    """Time the engine alone at batches 1, 8 and 32, then its parts; a process each."""
+    """Time the engine alone with batches of 1, 8 and 32, then its parts, each in its own process."""
     until = time.perf_counter() + limit_s
     toy = ["--quick", "--size", "64", "64"] if device == "cpu" else ["--precision", "bf16"]
     ours = ["--parts", "contenders", "--contenders", "dmtl", "--compile", "none"]
@@ -211,7 +219,7 @@ def engine(rows: Rows, device: str, limit_s: float) -> bool:
 
 
 def train(rows: Rows, device: str, limit_s: float) -> bool:
-    """Time our training step, then the published one: one label an image and random labels."""
+    """Time our training step, then the published one, with one label per image and with random labels."""
     case = training_case(device)
     never_waits(rows, case.but(batch=5), device)
     for batch in (5,) if device == "cpu" else (6, 24):
@@ -246,7 +254,7 @@ def training_case(device: str) -> Case:
 
 
 def race(rows: Rows, case: Case, labels: str, wanted: list[tuple[str, str]]) -> None:
-    """Time these steps, taking turns, and add a row for each."""
+    """Time these steps, which take turns, and add a row for each."""
     toy = case.device == "cpu"
     run = TrainingRace(TrainingCase(case, labels), wanted, modes=() if toy else ("default",))
     for _ in range(2 if toy else 7):
@@ -282,7 +290,7 @@ PARTS: dict[str, tuple[Callable[[Rows, str, float], bool], int]] = {
     "sanitizer": (run_sanitizer, 50),
     "expert": (expert, 130),
 }
-"""Name -> (what it does, its seconds), in their order."""
+"""Name of a part -> (function, time limit in seconds), in the order of execution."""
 
 
 def run_part(rows: Rows, part: str, device: str, limit_s: float) -> bool:
@@ -290,7 +298,7 @@ def run_part(rows: Rows, part: str, device: str, limit_s: float) -> bool:
     command = [sys.executable, "-m", "benchmarks.gpu_check", "--child", part, "--device", device]
     command += ["--out", str(rows.path), "--seconds", str(limit_s)]
     started = time.perf_counter()
-    code, out = finished(command, limit_s + 15)  # its own limits come first
+    code, out = finished(command, limit_s + 15)  # the part's own limit applies first
     print(out, end="", flush=True)
     if code not in (0, 1):
         rows.add(part, error=out[-2000:] or "no output", rc=code)
@@ -299,11 +307,11 @@ def run_part(rows: Rows, part: str, device: str, limit_s: float) -> bool:
 
 
 def child(rows: Rows, part: str, device: str, limit_s: float) -> int:
-    # TF32 is asked for by name; everything else is judged by the tolerances of float32.
+    # TF32 is only used where it is requested by name; everything else must meet the tolerances of float32.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
         return 0 if PARTS[part][0](rows, device, limit_s) else 1
-    except Exception as error:  # of whatever kind: the next part has to run
+    except Exception as error:  # any error: the next part has to run
         rows.add(part, error=f"{type(error).__name__}: {error}"[-2000:])
         return 1
 

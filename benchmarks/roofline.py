@@ -1,8 +1,8 @@
-"""Where the engine's time goes, and how close each part is to the machine's limits.
+"""Measure where the engine spends its time, and how close each part is to the limits of the machine.
 
-A stage is a range that the engine names for torch's profiler; its operators are the calls inside. On a GPU a
-captured graph shows no ranges: there, stages come from a profile of the same call outside a graph (kernels
-only), and the whole from the replayed call.
+A stage is a range that the engine names for torch's profiler; its operators are the calls inside. On a GPU, a
+captured graph has no ranges. There, stages are measured by profiling the same call outside a graph (kernels
+only), and the whole by the replayed call.
 """
 
 from __future__ import annotations
@@ -30,24 +30,28 @@ _TIMED = {
     "token_mlp": ("dmtl::token_mlp",),
     "cross_attention": ("dmtl::cross_attention",),
 }
-_COUNTED = ("token_mlp", "cross_attention")  # in the tokens' dtype
+_COUNTED = ("token_mlp", "cross_attention")  # operators that compute in the tokens' dtype
 _PRECISION = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 class _Uncaptured(CounterNoise):
-    """The same noise by another type: the engine only replays graphs for `CounterNoise` itself."""
+    """The same noise as another class, because the engine only replays graphs for `CounterNoise` itself."""
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """The machine's limits: operations per second by operator (they may use different dtypes), and bytes per
-    second of a copy."""
+    """The limits of the machine.
+
+    compute  operations per second by operator, because operators may use different dtypes
+    copy     bytes per second of a copy
+    """
 
     compute: Mapping[str, float]
     copy: float
 
     def floor_s(self, parts: Iterable[work.Part], winograd: bool) -> float:
-        """Return the least time of the parts in seconds: for each the longer of operations and bytes."""
+        """Return the minimum time of the parts in seconds: for each, that of operations or bytes if it is
+        longer."""
         return sum(
             max(work.flops([part], winograd) / self.compute[part.operator], part.bytes / self.copy)
             for part in parts
@@ -96,8 +100,11 @@ def _ceilings(form, precision: str, device: torch.device) -> Ceilings:
 
 
 def _profiled(engine, image: torch.Tensor, device: torch.device) -> dict[tuple[str, str], float]:
-    """Return (stage, operator) -> seconds; operators "all", those of `_NAMED`, and "winograd" for the part of
-    dmtl::conv3x3 that is not the library's."""
+    """Return (stage, operator) -> seconds.
+
+    Operators are "all", those of `_NAMED`, and "winograd" for the part of dmtl::conv3x3 that torch does not
+    compute.
+    """
     gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu
     with profile(activities=activities) as profiler:
@@ -106,12 +113,12 @@ def _profiled(engine, image: torch.Tensor, device: torch.device) -> dict[tuple[s
 
 
 def _in_stages(times: Mapping[tuple[str, str], float]) -> float:
-    """Sum the seconds in all stages."""
+    """Return the sum of the seconds in all stages."""
     return sum(taken for (_, operator), taken in times.items() if operator == "all")
 
 
 def read(events: Iterable, gpu: bool) -> dict[tuple[str, str], float]:
-    """Read events for `_profiled`. On a GPU the time of a call is that of the kernels it launched."""
+    """Sum up events for `_profiled`. On a GPU, the time of a call is that of the kernels it launched."""
     found: dict[tuple[str, str], float] = {}
 
     def add(stage: str, operator: str, event) -> None:
@@ -131,7 +138,7 @@ def read(events: Iterable, gpu: bool) -> dict[tuple[str, str], float]:
 
 
 def _outermost(events: Iterable) -> Iterator:
-    """Yield the calls named by us, without those nested in them."""
+    """Yield the calls that the engine names, without calls nested in them."""
     for event in events:
         if event.name in _NAMED:
             yield event
@@ -140,7 +147,7 @@ def _outermost(events: Iterable) -> Iterator:
 
 
 def _library(event) -> Iterator[bool]:
-    """Whether a call below convolves in the library."""
+    """Yield whether nested calls are convolutions of torch."""
     for child in event.cpu_children:
         yield child.name in _CONVOLVE
         yield from _library(child)
@@ -149,7 +156,7 @@ def _library(event) -> Iterator[bool]:
 def table(
     times: Mapping[tuple[str, str], float], whole_s: float, counted: Iterable[work.Part], ceilings: Ceilings
 ) -> Iterator[dict]:
-    """Build the rows of `roofline` from measured times and counts."""
+    """Yield the rows of `roofline` from measured times and counts."""
     counted = [replace(p, winograd=p.winograd and (p.stage, "winograd") in times) for p in counted]
     for stage in work.STAGES:
         parts = [part for part in counted if part.stage == stage]

@@ -1,8 +1,10 @@
-"""`python -m benchmarks.shards FOLDER`: images per second from a folder and from its shards, on a cold cache.
+"""`python -m benchmarks.shards FOLDER`: compare images per second from a folder and from its shards, with a
+cold cache.
 
 FOLDER is a data set in the folder format, with more images than a disk reads in a second. Its shards are
-written to --out, on the same disk. Before each epoch the pages of every file are dropped from the cache. Both
-give the same samples, which is checked; epochs take turns, and medians and their ratio are printed as JSON.
+written to --out, on the same disk. Before each epoch, the pages of all files are dropped from the cache. Both
+must give the same samples, which is checked. Epochs take turns, and medians and their ratio are printed as
+JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from dmtl.data import LabelledImages, export_shards, make_loader, open_dataset, 
 
 
 def drop(folder: Path) -> int:
-    """Drop the pages of all files below a folder from the cache; returns their bytes."""
+    """Drop the pages of all files below a folder from the cache; return the size of the files in bytes."""
     size = 0
     for path in filter(Path.is_file, folder.rglob("*")):
         handle = os.open(path, os.O_RDONLY)
@@ -36,7 +38,7 @@ def drop(folder: Path) -> int:
 
 
 def check(ours: LabelledImages, theirs: LabelledImages, indices: Iterable[int]) -> None:
-    """Raise unless both give the same samples."""
+    """Exit with an error unless both data sets give the same samples."""
     for index in indices:
         a, b = ours.read(index), theirs.read(index)
         same = a.id == b.id and torch.equal(a.image, b.image) and a.labels.keys() == b.labels.keys()
@@ -45,7 +47,7 @@ def check(ours: LabelledImages, theirs: LabelledImages, indices: Iterable[int]) 
 
 
 def epoch_seconds(data: LabelledImages, workers: int, epoch: int, size: tuple[int, int]) -> float:
-    """Time one epoch of the training loader, the start of its processes included."""
+    """Time one epoch of the training loader, including the start of its processes."""
     started = time.perf_counter()
     for _ in make_loader(
         data, transform=train_transform(size), batch_size=8, workers=workers, epoch=epoch, drop_last=False

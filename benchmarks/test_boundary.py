@@ -1,9 +1,9 @@
 """The boundary metric on a frame of 512x512: thinning and exact matching at every threshold.
 
-The baseline is what the libraries offer: thinning by NumPy's look-up, matching by scipy's exact assignment of
-a sparse matrix, separately at every threshold (the metric's fallback without its native core). It takes
-minutes for 101 thresholds, so the compared rows use 11. Maps are soft, noisy and displaced boundaries of
-random segments with false ones nearby, as from networks, or noise.
+The baseline uses only libraries: thinning by table look-ups in NumPy, and matching by scipy's exact
+assignment of a sparse matrix, separately at every threshold (the metric's fallback without its native core).
+It takes minutes for 101 thresholds, so rows that compare contenders use 11. Maps are noise, or boundaries of
+random segments as networks predict them: soft, noisy and displaced, with false ones nearby.
 """
 
 from __future__ import annotations

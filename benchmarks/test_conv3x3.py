@@ -1,6 +1,6 @@
-"""conv3x3 with bias and ReLU on all tasks' maps, vs. the library's convolution one task after another: as
+"""conv3x3 with bias and ReLU on the maps of all tasks, vs. torch's convolution one task after another: as
 published (NCHW), in channels-last, and compiled. Rates count direct convolution, so a Winograd kernel may
-pass the ceiling."""
+exceed the ceiling."""
 
 from __future__ import annotations
 

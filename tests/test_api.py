@@ -151,7 +151,7 @@ def test_evaluate_by_a_protocol_of_ones_own(run, data):
         (dict(tasks=["depth"]), ConfigError, "the data set has no task 'depth' .it has semseg, edge, heat"),
         (dict(ids=["i1", "i9"]), DataError, "ids: 1 of 2 are unknown, the first is 'i1', .*split 'val'"),
         (dict(protocol=Protocol(boundary_ids=["x"])), DataError, "boundary_ids: 1 of 1 are unknown"),
-        (dict(protocol=Protocol(boundaries="raw"), tasks=["heat"]), ConfigError, "boundaries need a"),
+        (dict(protocol=Protocol(boundaries="raw"), tasks=["heat"]), ConfigError, "boundaries needs a"),
     ],
 )
 def test_evaluations_that_cannot_work(run, data, options, error, message):

@@ -1,5 +1,6 @@
-// Fills a kernel's parameter struct from Python keyword arguments, by the kernel's field table. Pointers are integers
-// (tensor.data_ptr()), arrays are sequences (a shorter one leaves the rest zero). Every field must be named, no other may be.
+// Fills the parameter struct of a kernel from Python keyword arguments, according to the kernel's field table. Pointers are
+// integers (tensor.data_ptr()), arrays are sequences (if one is too short, the rest is zero). All fields must be given, and no
+// others.
 #pragma once
 
 #include "dmtl/kernel_table.h"
@@ -13,7 +14,7 @@
 
 namespace dmtl {
 
-constexpr size_t kMostParams = 4096;  // bytes of the largest parameter struct
+constexpr size_t kMostParams = 4096;  // maximum bytes of a parameter struct
 
 struct Arguments {
     alignas(16) std::byte bytes[kMostParams] = {};

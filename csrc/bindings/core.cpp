@@ -1,4 +1,4 @@
-// dmtl._core: Python's door to the CPU kernels. Knows numbers and pointers, not torch.
+// dmtl._core: the Python bindings of the CPU kernels. They get numbers and pointers and do not use torch.
 #include "arguments.h"
 #include "dmtl/philox.h"
 
@@ -11,7 +11,7 @@
 #include <unordered_map>
 #include <vector>
 
-// Every file of csrc/cpu, in every instruction set: its table of kernels.
+// The kernel tables of all files in csrc/cpu, for every instruction set.
 #define DMTL_FILE(op)                                                          \
     namespace dmtl::baseline { extern const CpuKernelTable op##_kernels; }     \
     namespace dmtl::avx2 { extern const CpuKernelTable op##_kernels; }         \
@@ -27,7 +27,7 @@ enum class Isa { baseline, avx2, avx512 };
 
 const char* name_of(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline"; }
 
-// What this build holds and this processor runs, best last.
+// The instruction sets for which this build has kernels and which this processor supports, best last.
 std::vector<Isa> usable() {
     std::vector<Isa> found{Isa::baseline};
 #if defined(DMTL_X86)
@@ -68,7 +68,7 @@ std::vector<uint32_t> philox_words(std::array<int64_t, 3> seed_task_sample, int3
     return words;
 }
 
-// The kernels of one name, by instruction set.
+// The kernels with one name, by instruction set.
 struct Variants {
     const dmtl::CpuKernel* by_isa[3] = {};
 };
@@ -152,14 +152,14 @@ PYBIND11_MODULE(_core, m) {
 #else
     m.attr("openmp") = false;
 #endif
-    m.def("isas", &isas, "Instruction sets that this build holds and this processor runs, best last.");
-    m.def("isa", [] { return std::string(name_of(chosen)); }, "The instruction set in use.");
+    m.def("isas", &isas, "Return the instruction sets of this build that this processor supports, best last.");
+    m.def("isa", [] { return std::string(name_of(chosen)); }, "Return the instruction set in use.");
     m.def("use_isa", &use_isa, "Choose the instruction set (for tests).");
 
     m.def("philox_words", &philox_words, py::arg("seed_task_sample"), py::arg("step"), py::arg("count"),
-          "Random words of the first elements of a row (for tests).");
+          "Return the random words of the first elements of a row (for tests).");
 
-    m.def("kernels", &names, "Names of the kernels in this build.");
+    m.def("kernels", &names, "Return the names of the kernels in this build.");
     m.def("call", &call, py::arg("name"), py::arg("dtype"), py::arg("threads"), py::arg("fields"),
           "Run a kernel on the fields of its parameter struct.");
     py::class_<Calls>(m, "Calls", "Calls of kernels that can run again, in the same order.")

@@ -1,4 +1,5 @@
-// dmtl._core_cuda: Python's door to the CUDA kernels. Imports without a GPU (static CUDA runtime), knows no torch.
+// dmtl._core_cuda: the Python bindings of the CUDA kernels. The module imports without a GPU (static CUDA runtime) and does not
+// use torch.
 #include "arguments.h"
 #include "dmtl/cuda_kernel.h"
 
@@ -11,7 +12,7 @@
 #include <unordered_map>
 #include <vector>
 
-// Every file of kernels/cuda: its table of kernels.
+// The kernel tables of all files in kernels/cuda.
 #define DMTL_FILE(op) \
     namespace dmtl::cuda { extern const CudaKernelTable op##_kernels; }
 #include "cuda_files.inc"
@@ -60,7 +61,7 @@ PYBIND11_MODULE(_core_cuda, m) {
     m.doc() = "CUDA kernels of dmtl (called through dmtl.kernels.cuda)";
     m.attr("archs") = DMTL_CUDA_ARCHS;
     m.attr("toolkit") = DMTL_CUDA_TOOLKIT;
-    m.def("kernels", &names, "Names of the kernels in this build.");
+    m.def("kernels", &names, "Return the names of the kernels in this build.");
     m.def("call", &call, py::arg("name"), py::arg("dtype"), py::arg("stream"), py::arg("fields"),
           "Launch a kernel on the fields of its parameter struct.");
 }

@@ -1,6 +1,6 @@
 // Batch norm of channels-last maps with the clamp after it, and its backward. Compiled once per instruction set (DMTL_ISA).
 //
-// Lanes are channels. Pixels are divided into parts of a fixed size: each leaves its own sums, which are added up in order,
+// Lanes are channels. Pixels are divided into parts of a fixed size. Each part has its own sums, which are added up in order,
 // so that results depend neither on the number of threads nor on the width of a register.
 #include "dmtl/kernel_table.h"
 #include "dmtl/parallel.h"
@@ -11,7 +11,7 @@
 namespace dmtl::DMTL_ISA {
 namespace {
 
-constexpr int64_t kSerialBelow = 16384;  // elements that are not worth a second thread
+constexpr int64_t kSerialBelow = 16384;  // with fewer elements, a second thread does not pay off
 
 struct BatchNormParams {
     void* out;
@@ -65,7 +65,7 @@ struct Parts {
     int64_t size(int64_t index) const { return pixels - index * part < part ? pixels - index * part : part; }
 };
 
-// A part's mean and its sum of squared differences from it.
+// The mean of a part, and the sum of squared differences from it.
 template <class T>
 void moments(float* mean, float* squares, const T* x, int64_t pixels, int64_t C) {
     for (int64_t c = 0; c < C; ++c) mean[c] = squares[c] = 0.0f;
@@ -85,7 +85,7 @@ void moments(float* mean, float* squares, const T* x, int64_t pixels, int64_t C)
     }
 }
 
-// The parts' moments put together (Chan, Golub and LeVeque 1983).
+// Combines the moments of all parts (Chan, Golub and LeVeque 1983).
 void combine(const BatchNormParams& p, const Parts& parts) {
     for (int64_t c = 0; c < p.channels; ++c) {
         double mean = 0.0, squares = 0.0, count = 0.0;
@@ -131,7 +131,7 @@ void forward(const BatchNormParams& p, int threads) {
     });
 }
 
-// The gradient that passed the clamp.
+// The gradient after the clamp.
 DMTL_INLINE float gated(float grad, float y, float low, float high) { return y > low && y < high ? grad : 0.0f; }
 
 template <class T>

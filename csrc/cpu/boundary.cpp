@@ -1,4 +1,4 @@
-// Counts of the boundary benchmark: thinned binary maps at all thresholds, matched with the thinned truth.
+// The counts of the boundary benchmark: binary maps at all thresholds are thinned and matched with the thinned ground truth.
 #include "dmtl/kernel_table.h"
 #include "dmtl/matching.h"
 #include "dmtl/parallel.h"
@@ -6,7 +6,7 @@
 namespace dmtl::DMTL_ISA {
 namespace {
 
-// The truth's pixels as bytes.
+// Values of the ground truth.
 enum Label : uint8_t { kNothing = 0, kBoundary = 1, kUnknown = 2 };
 
 struct CountsParams {
@@ -17,7 +17,7 @@ struct CountsParams {
     const uint8_t* label;  // [images, h, w], of Label
     int64_t images, h, w;
     int64_t levels;        // number of thresholds, at most 255
-    int64_t parts;         // of the thresholds of an image, each one item of work
+    int64_t parts;         // number of parts into which the thresholds of an image are divided; each is one item of work
     double reach;          // pixels
 };
 
@@ -37,8 +37,8 @@ int64_t count(const BitImage& image) {
     return pixels;
 }
 
-// Gives a side of the matching these pixels, yet to be settled; those not known are spare. Removals come first: they leave fewer
-// neighbours to look at.
+// Replaces the pixels of one side of the matching; they must be settled afterwards. Pixels that are not `known` are spare.
+// Removals come first, because they leave fewer neighbours to visit.
 void replace(Matching& matching, int side, const BitImage& pixels, const BitImage& known) {
     const BitImage& before = matching.pixels(side);
     Matching::each_pixel(before, pixels, [&](int64_t pixel) { matching.remove(side, pixel); });
@@ -47,7 +47,7 @@ void replace(Matching& matching, int side, const BitImage& pixels, const BitImag
     });
 }
 
-// The first threshold of a part of the work on an image. A threshold's work grows with the pixels that come with it.
+// The first threshold of a part. The work of a threshold grows with the number of pixels that are added at it.
 int64_t first_of(int64_t part, const CountsParams& p, const int64_t (&pixels_at)[256]) {
     const int64_t always = p.h * p.w / 100 + 1, all = p.h * p.w - pixels_at[0] + p.levels * always;
     int64_t t = 0;
@@ -55,7 +55,7 @@ int64_t first_of(int64_t part, const CountsParams& p, const int64_t (&pixels_at)
     return t;
 }
 
-// A part of an image's thresholds, from the highest, where there is least, to the lowest.
+// Counts a part of an image's thresholds, from the highest, which has the fewest pixels, to the lowest.
 void count_part(const CountsParams& p, int64_t image, int64_t part) {
     const uint8_t* level = p.level + image * p.h * p.w;
     const uint8_t* label = p.label + image * p.h * p.w;
@@ -79,7 +79,8 @@ void count_part(const CountsParams& p, int64_t image, int64_t part) {
         pixels.fill(level, [t](uint8_t value) { return value > t; });
         thin(pixels, scratch);
         const int64_t predicted = count(pixels);
-        // Pixels that come before the other side has any find no neighbours and wait; the fewer then look for partners.
+        // At the first threshold, insert the side with more pixels first: it finds no neighbours yet, so only the smaller side
+        // has to search for partners.
         const bool begin = t == last - 1, truth_first = actual > predicted;
         if (begin && truth_first) replace(matching, kTruth, truth, known);
         replace(matching, kPrediction, pixels, known);
@@ -97,7 +98,7 @@ void boundary_counts(const CountsParams& p, DType, int threads) {
 
 struct MatchParams {
     int64_t* result;         // pairs, cost in hundredths of a pixel
-    const uint8_t* mask[2];  // [h, w]: 0 nothing, 1 a pixel, 2 a spare one
+    const uint8_t* mask[2];  // [h, w]: 0 no pixel, 1 a pixel, 2 a spare pixel
     int64_t h, w;
     double reach;
 };

@@ -1,5 +1,5 @@
 // condition_tokens: patches of the maps times the folded weight, then LayerNorm and the query projection; and its backward.
-// Patches and normalised tokens are made where a product reads them. Compiled once per instruction set.
+// Patches and normalised tokens are computed while a product reads them, and not stored. Compiled once per instruction set.
 #include "dmtl/condition_tokens.h"
 #include "dmtl/tokens.h"
 
@@ -8,7 +8,7 @@ namespace {
 
 using Params = ConditionTokensParams;
 
-// A of the product: row = token, k = (channel, ky, kx).
+// The left side A of the product: a row is a token, k is (channel, ky, kx).
 template <class T>
 struct Patches {
     const Params& p;
@@ -24,7 +24,7 @@ struct Patches {
         }
     }
 
-    // One channel of a patch that lies inside the image, from its first tap on.
+    // Copies one channel of a patch that is completely inside the image, starting at its first tap.
     void inner(Corner corner, Tap first, float* out) const {
         const int64_t step_y = p.stride_y[first.map], step_x = p.stride_x[first.map];
         const T* from = static_cast<const T*>(p.maps[first.map]) + corner.sample * p.stride_b[first.map] + first.offset +
@@ -34,7 +34,7 @@ struct Patches {
     }
 };
 
-// An epilogue: rows of `out` [., width] in its storage type.
+// An epilogue that writes rows of `out` [., width] in its storage type.
 template <class T>
 struct Store {
     T* out;
@@ -86,7 +86,7 @@ void widen(const T* from, int64_t count, float* out, int threads) {
     });
 }
 
-// out[c] = the sum of x's column c, in double: rows may be many and their terms cancel.
+// out[c] = the sum of column c of x, in double precision, because there may be many rows whose terms cancel.
 template <class T>
 void column_sums(const float* x, int64_t rows, int64_t width, T* out, int threads) {
     parallel_for((width + kLanes16 - 1) / kLanes16, rows * width < 32768 ? 1 : threads, [=](int64_t item) {
@@ -98,13 +98,14 @@ void column_sums(const float* x, int64_t rows, int64_t width, T* out, int thread
     });
 }
 
-// Floats that query_backward works in.
+// The number of floats of scratch memory that query_backward needs.
 inline int64_t query_floats(const Params& p) {
     const int64_t rows = row_count(p);
     return 2 * rows * p.width + 3 * p.width + partial_sums(rows) * 2 * p.width;
 }
 
-// Through the query and its LayerNorm: the parameters' gradients, and d_tokens [rows, width] grows by theirs.
+// The backward pass of the query and its LayerNorm: computes the gradients of the parameters, and adds to d_tokens [rows,
+// width].
 template <class T>
 void query_backward(const Params& p, float* d_tokens, float* work, int threads) {
     const int64_t rows = row_count(p), width = p.width;

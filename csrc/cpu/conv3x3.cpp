@@ -1,19 +1,19 @@
-// 3x3 convolution of channels-last maps, grouped by task, by Winograd's F(4x4, 3x3); the data gradient is the same with the
-// weights flipped and exchanged. Compiled once per instruction set (DMTL_ISA).
-// Tiles go through in blocks, those of all tasks in one row: transform the patches, multiply them at each of the 36 frequencies
-// by their task's transformed weights (writing the products over the patches), and transform back.
+// 3x3 convolution of channels-last maps, grouped by task, by Winograd's F(4x4, 3x3). The data gradient is the same computation
+// with flipped weights whose input and output channels are exchanged. Compiled once per instruction set (DMTL_ISA).
+// The tiles of all tasks form one sequence, which is processed in blocks: transform the patches; at each of the 36 frequencies,
+// multiply them by the transformed weights of their task, overwriting the patches with the products; transform back.
 #include "dmtl/conv3x3_cpu.h"
 #include "dmtl/kernel_table.h"
 
 namespace dmtl::DMTL_ISA {
 namespace {
 
-constexpr int64_t kWeightFloats = int64_t{3} << 20;    // of the weights packed here at a time, at least one task's
+constexpr int64_t kWeightFloats = int64_t{3} << 20;    // limit of weights packed at a time, but at least one task's
 
-// Consecutive tasks whose weights stand packed.
+// Consecutive tasks whose weights are packed.
 struct Group {
     int64_t first, last;   // tasks
-    Range tiles;           // among all tiles of the call
+    Range tiles;           // their tiles, among all tiles of the call
     const float* packed[kMostTasks];
     const float* biases;   // tables of the tasks from `first` on, bias_floats each
     int64_t bias_stride, bias_floats;
@@ -23,7 +23,7 @@ struct Group {
     }
 };
 
-// Products of the block's tiles: an item is one frequency of some tiles of one task.
+// The products of the tiles of a block. A work item is one frequency of some tiles of one task.
 void multiply(const Conv3x3Params& p, const Group& g, const Tiling& tiling, Range block, const Spectrum& s, int threads) {
     int64_t end = g.tiles.begin;
     for (int64_t task = g.first; task < g.last; ++task) {
@@ -56,10 +56,10 @@ int64_t task_of(const Conv3x3Params& p, int64_t row) {
 void convolve_block(const Conv3x3Params& p, const Group& g, const Tiling& tiling, Range block, int threads) {
     const int64_t widest = p.k > p.n ? p.k : p.n, pixels = p.height * p.width;
     Spectrum s;
-    s.stride = (widest + 15) / 16 * 16 + 16;  // neither rows nor planes a power of two apart: they would share cache sets
+    s.stride = (widest + 15) / 16 * 16 + 16;  // rows and planes a power of two apart would share cache sets
     s.plane = (block.size() * s.stride + 1023) / 1024 * 1024 + 16;
     s.data = Workspace::floats(Slot::maps, kFrequencies * s.plane);
-    if (block.size() * p.k * p.n < (int64_t{1} << 14)) threads = 1;  // less than a thread's start is worth
+    if (block.size() * p.k * p.n < (int64_t{1} << 14)) threads = 1;  // too little work for a second thread
     parallel_for(block.size(), threads, [&](int64_t slot) {
         const Tiling::Place place = tiling.at(block.begin + slot);
         transform_tile_in(p.x + place.row * pixels * p.k, tiling, place, p.k, {0, p.k}, s, slot);
@@ -72,7 +72,7 @@ void convolve_block(const Conv3x3Params& p, const Group& g, const Tiling& tiling
     });
 }
 
-// Packs what is not packed yet, and lays the biases out.
+// Packs weights that are not packed yet, and fills the tables of biases.
 void prepare(const Conv3x3Params& p, Group& g, int threads) {
     const bool taps = p.tap_biases[0] != nullptr;
     const int64_t floats = weight_floats(p.k, p.n);
@@ -127,7 +127,7 @@ void pack(const PackParams& p, DType, int threads) {
 }
 
 struct ReleaseParams {
-    int64_t keep;  // bytes a buffer may have
+    int64_t keep;  // free buffers of more bytes
 };
 void release(const ReleaseParams& p, DType, int) { Workspace::shrink(p.keep); }
 

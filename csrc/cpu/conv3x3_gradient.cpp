@@ -1,13 +1,14 @@
-// What the backward of conv3x3 needs besides the data gradient (csrc/cpu/conv3x3.cpp): ReLU's gate with the sums over pixels,
-// which are the gradients of biases and tap biases, and the weight gradient by Winograd's transforms, products of transformed
-// patches and transformed gradients over the tiles. Compiled once per instruction set (DMTL_ISA).
+// The backward of conv3x3 except for the data gradient (csrc/cpu/conv3x3.cpp). The gate applies ReLU's derivative and sums over
+// pixels, which gives the gradients of biases and tap biases. The weight gradient uses Winograd's transforms: it sums products
+// of transformed patches and transformed gradients over the tiles. Compiled once per instruction set (DMTL_ISA).
 #include "dmtl/conv3x3_cpu.h"
 #include "dmtl/kernel_table.h"
 
 namespace dmtl::DMTL_ISA {
 namespace {
 
-// d_weights: laid out as conv3x3_cpu.h's weights, k channels of x, n of grad; tasks without rows are not written.
+// d_weights has the layout of the weights in conv3x3_cpu.h, with k channels of x and n of grad. Tasks without rows are not
+// written.
 struct WeightGradientParams {
     float* d_weights[kMostTasks];
     const float* x;     // [rows, height, width, k]
@@ -16,7 +17,7 @@ struct WeightGradientParams {
     int64_t tasks, height, width, k, n, stride_k, stride_n, stride_tap;
 };
 
-// gated = grad where not out <= 0, null without ReLU (then out is null, too); sums of it for each task.
+// gated = grad, or 0 where out <= 0; both are null without ReLU. The sums are those of gated for each task.
 struct GateParams {
     float* gated;
     const float* grad;
@@ -29,7 +30,8 @@ struct GateParams {
 
 int64_t padded(int64_t channels) { return (channels + kLanes16 - 1) / kLanes16 * kLanes16; }
 
-// -- The gate. A line of pixels leaves its sum, its first and its last pixel; tasks add their lines up in order.
+// -- The gate. For each line of pixels it stores the sum, the first and the last pixel; lines are then added up in order by
+// task.
 
 void gate_line(const GateParams& p, int64_t line, float* sums) {
     const int64_t stride = padded(p.n);
@@ -48,7 +50,7 @@ void gate_line(const GateParams& p, int64_t line, float* sums) {
         }
 }
 
-// Sixteen channels of one task: sums over the pixels whose tap (a, b) is inside the image; the middle tap is inside everywhere.
+// For sixteen channels of one task: sums over the pixels whose tap (a, b) is inside the image. The middle tap always is.
 void add_lines(const GateParams& p, int64_t task, const float* lines, int64_t images, int64_t c) {
     const int64_t stride = padded(p.n), count = p.n - c < kLanes16 ? p.n - c : kLanes16;
     F32x16 sums[kTaps][kTaps];
@@ -77,7 +79,7 @@ void gate(const GateParams& p, DType, int threads) {
     for (int64_t task = 0; task < p.tasks; ++task) rows += p.counts[task];
     const int64_t stride = kTaps * padded(p.n), pixels = rows * p.height * p.width;
     if (p.gated != nullptr) expect_writes(p.gated, pixels * p.n * static_cast<int64_t>(sizeof(float)), threads);
-    if (pixels * p.n < (int64_t{1} << 14)) threads = 1;  // less than a thread's start is worth
+    if (pixels * p.n < (int64_t{1} << 14)) threads = 1;  // too little work for a second thread
     float* lines = Workspace::floats(Slot::other, rows * p.height * stride);
     parallel_for(rows * p.height, threads, [&](int64_t line) { gate_line(p, line, lines + line * stride); });
     const int64_t panels = padded(p.n) / kLanes16;
@@ -87,7 +89,7 @@ void gate(const GateParams& p, DType, int threads) {
 
 // -- The weight gradient.
 
-// Transformed gradients as panels of a product over the block's tiles: [frequency][panel of 16 channels][tile][16].
+// Transforms gradients to panels of a product over the tiles of a block: [frequency][panel of 16 channels][tile][16].
 void transform_gradient_tile(const float* image, const Tiling& t, const Tiling::Place& p, int64_t channels, float* panels,
                              int64_t plane, int64_t tiles, int64_t slot) {
     for (int64_t c = 0; c < channels; c += kLanes16) {
@@ -104,12 +106,13 @@ void transform_gradient_tile(const float* image, const Tiling& t, const Tiling::
     }
 }
 
-// Weight matrices are gone through in pieces of some channels in (rows) and out, all frequencies of one together, so that the
-// sums, four times the weights' memory, are transformed back out of the cache. A thread transforms its rows' patches for itself.
+// Weight matrices are processed in pieces of some input channels (rows) and some output channels (columns), with all
+// frequencies of a piece together. So the sums, which take four times the memory of the weights, are still in the cache when
+// they are transformed back. Each thread transforms the patches of its own rows.
 struct Pieces {
     static constexpr int64_t most_rows = 64, most_columns = 256;
-    static constexpr int64_t stride = most_columns + kLanes16;       // of a row of sums
-    static constexpr int64_t plane = most_rows * stride + kLanes16;  // of the sums of one frequency
+    static constexpr int64_t stride = most_columns + kLanes16;       // floats of a row of sums
+    static constexpr int64_t plane = most_rows * stride + kLanes16;  // floats of the sums of one frequency
     static constexpr int64_t floats = kFrequencies * plane;
     int64_t k, panels, height, down, across;
     Pieces(int64_t k, int64_t n, int threads) : k(k), panels(padded(n) / kLanes16) {
@@ -122,7 +125,7 @@ struct Pieces {
     Range columns(int64_t i) const { return share(panels, across, i); }  // in panels
 };
 
-// Transformed gradients of a block of tiles.
+// The transformed gradients of a block of tiles.
 struct Gradients {
     const float* data;
     int64_t plane;
@@ -151,7 +154,7 @@ Spectrum transform_patches(const WeightGradientParams& p, const Tiling& tiling, 
     return s;
 }
 
-// sums [frequency][row][column] of a piece (=|+=) the products of a block's tiles.
+// Sets (or adds to) the sums [frequency][row][column] of a piece the products of a block's tiles.
 void add_products(const Spectrum& patches, const Gradients& g, int64_t n, int64_t rows, Range panels, bool add, float* sums) {
     for (int64_t f = 0; f < kFrequencies; ++f) {
         float* out = sums + f * Pieces::plane;
@@ -165,7 +168,7 @@ void add_products(const Spectrum& patches, const Gradients& g, int64_t n, int64_
     }
 }
 
-// Squares of at most 16 rows and 8 columns, written along the direction in which the weights lie.
+// Transforms sums back in blocks of at most 16 rows and 8 columns, and writes along the contiguous direction of the weights.
 void transform_back(const WeightGradientParams& p, const float* sums, Range rows, Range panels, float* d_weight) {
     constexpr int taps = kTaps * kTaps, width = 8, height = 16;
     const int64_t first = panels.begin * kLanes16, last = panels.end * kLanes16 < p.n ? panels.end * kLanes16 : p.n;
@@ -195,7 +198,7 @@ void transform_back(const WeightGradientParams& p, const float* sums, Range rows
 void weight_gradient_of(const WeightGradientParams& p, const Tiling& tiling, Range all, float* d_weight, int threads) {
     const Pieces pieces(p.k, p.n, threads);
     const int64_t most = most_tiles(p.n, p.n), blocks = (all.size() + most - 1) / most;
-    // Sums of several blocks wait for the next one in memory.
+    // With several blocks, the sums are kept in memory until the next block.
     float* waiting = nullptr;
     if (blocks > 1) waiting = Workspace::floats(Slot::weights, pieces.down * pieces.across * Pieces::floats);
     for (int64_t b = 0; b < blocks; ++b) {
@@ -222,7 +225,7 @@ void weight_gradient(const WeightGradientParams& p, DType, int threads) {
         const int64_t tiles = p.counts[task] * tiling.per_row();
         if (tiles == 0) continue;
         expect_writes(p.d_weights[task], kTaps * kTaps * p.k * p.n * static_cast<int64_t>(sizeof(float)), threads);
-        const int team = tiles * p.k * p.n < (int64_t{1} << 14) ? 1 : threads;  // else less than a thread's start is worth
+        const int team = tiles * p.k * p.n < (int64_t{1} << 14) ? 1 : threads;  // 1: too little work for a second thread
         weight_gradient_of(p, tiling, {first, first + tiles}, p.d_weights[task], team);
         first += tiles;
     }

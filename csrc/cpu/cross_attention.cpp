@@ -1,24 +1,24 @@
-// out = x + proj(attention(LayerNorm(x) q^T, LayerNorm(y) kv^T)) and its backward pass. LayerNorm is computed where the projections
-// read their left sides; rows go through in pieces whose intermediate results stay in the cache.
+// out = x + proj(attention(LayerNorm(x) q^T, LayerNorm(y) kv^T)) and its backward pass. LayerNorm is computed while the
+// projections read their left sides. Rows are processed in pieces whose intermediate results stay in the cache.
 #include "dmtl/attention.h"
 #include "dmtl/kernel_table.h"
 
 namespace dmtl::DMTL_ISA {
 namespace {
 
-constexpr int64_t kPiece = 2048;  // tokens at a time
+constexpr int64_t kPiece = 2048;  // maximum tokens of a piece
 
 struct CrossAttentionParams {
     void* out;
-    void *q, *kv, *a;  // for the backward pass, or null; q null also where `query` is given
-    float* lse;        // likewise
+    void *q, *kv, *a;  // results for the backward pass, or null; q is also null if `query` is given
+    float* lse;        // a result for the backward pass, or null
     const void *x, *y, *query, *norm_x_weight, *norm_x_bias, *norm_y_weight, *norm_y_bias;
     const void *q_weight, *kv_weight, *proj_weight, *proj_bias;
     int64_t rows, n, m, width, heads;
     float eps;
 };
 
-// With q_weight null the query was given: d_q is wanted and d_x, d_norm_x_*, d_q_weight are not.
+// If q_weight is null, the query was given: d_q is computed, and d_x, d_norm_x_* and d_q_weight are not.
 struct CrossAttentionBackwardParams {
     void *d_x, *d_y, *d_norm_x_weight, *d_norm_x_bias, *d_norm_y_weight, *d_norm_y_bias;
     void *d_q_weight, *d_kv_weight, *d_proj_weight, *d_proj_bias, *d_q;
@@ -126,7 +126,8 @@ inline BackwardBuffers buffers_for(int64_t asks, int64_t answers, int64_t width)
     return b;
 }
 
-// Gradients in out = LayerNorm(x) weight^T from d_out [rows, columns]: of x (+ residual), the norm's parameters and weight.
+// The gradients of out = LayerNorm(x) weight^T, from d_out [rows, columns]: those of x (+ residual), of the norm's parameters
+// and of the weight.
 template <class T>
 void project_backward(const float* d_out, const T* x, const void* norm_weight, const void* norm_bias, float eps, int64_t rows,
                       const Panels& weight, const T* residual, T* d_x, bool add, float* d_norm_weight, float* d_norm_bias,

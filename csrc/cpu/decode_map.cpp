@@ -1,5 +1,5 @@
-// decode_map: 1x1 head at low resolution, then every row of the map interpolated and decoded without storing its logits.
-// Pixels of one phase (see decode_map.h) lie side by side in the buffers, so that lanes run along the row whatever the factor.
+// decode_map: the 1x1 head at low resolution; then every row of the map is interpolated and decoded without storing its logits.
+// Pixels of one phase (see decode_map.h) are next to each other in the buffers, so that lanes run along the row for any factor.
 #include "dmtl/decode_map.h"
 #include "dmtl/tokens.h"
 
@@ -10,7 +10,7 @@ namespace {
 
 using Params = DecodeMapParams;
 
-// A of the head's product: row = pixel.
+// The left side A of the head's product: a row is a pixel.
 template <class T>
 struct Pixels {
     const Params& p;
@@ -29,8 +29,8 @@ struct Pixels {
     }
 };
 
-// The head of one to kFewClasses classes on channels-last features: sums along the channels. A product would copy x into its tiles
-// first and fill sixteen columns; this takes half its time.
+// The head of one to kFewClasses classes on channels-last features, as sums along the channels. A matrix product would first
+// copy x into tiles, and would compute sixteen columns; this takes half the time.
 constexpr int kFewClasses = 3, kPixels = 4;
 
 template <class T, int classes, int pixels>
@@ -101,8 +101,8 @@ void head(const Params& p, int threads) {
          });
 }
 
-// One thread's work on one row of the map. Buffers are `span` floats long, a multiple of the lanes; `planes` of them hold
-// factor phases each.
+// The work of one thread on one row of the map. A buffer has `span` floats, a multiple of the lanes; `planes` buffers have
+// `factor` phases each.
 struct RowWork {
     const Params& p;
     int64_t count;  // numbers j that the row's width needs
@@ -117,7 +117,7 @@ struct RowWork {
         line = Workspace::floats(Slot::other, span * (1 + 4 * p.factor));
         for (int i = 0; i < 3; ++i) value[i] = line + span * (1 + i * p.factor);
         index = reinterpret_cast<int32_t*>(line + span * (1 + 3 * p.factor));
-        for (int64_t j = p.w + 2; j < span; ++j) line[j] = 0.0f;  // lanes beyond the row compute something harmless
+        for (int64_t j = p.w + 2; j < span; ++j) line[j] = 0.0f;  // lanes beyond the row only need a harmless value
     }
 
     void interpolate_rows(const float* upper, const float* lower, float down) const {
@@ -127,7 +127,7 @@ struct RowWork {
         line[p.w + 1] = line[p.w];
     }
 
-    // use(number j, its phase's offset + j, interpolated value) for all phases
+    // Calls use(number j, offset of the phase + j, interpolated value) for all phases.
     template <class Use>
     void each(const Use& use) const {
         const int64_t whole = (count + kLanes16 - 1) / kLanes16 * kLanes16;
@@ -139,7 +139,7 @@ struct RowWork {
         }
     }
 
-    // The phases' buffer as a row of the map.
+    // Writes the buffer of all phases as a row of the map.
     template <class In, class Out>
     void interleave(const In* from, Out* to) const {
         for (int64_t j = 0; j < count; ++j) {

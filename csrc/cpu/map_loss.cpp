@@ -1,9 +1,10 @@
-// map_loss and its backward. A band is the pixel rows between two rows of logits (half as many above the first and below the
-// last): forward, each band adds up its pixels' losses; backward, each finds what it gives to the two rows of logits, and every
-// row adds what its two bands gave. All sums have one order, whatever the threads and the instruction set.
+// map_loss and its backward. A band consists of the pixel rows between two rows of logits (half as many above the first and
+// below the last row). Forward, each band adds up the losses of its pixels. Backward, each band computes its contribution to
+// the two rows of logits, and each row of logits adds the contributions of its two bands. The order of all sums is independent
+// of the number of threads and of the instruction set.
 //
-// Along a row, pixels 8 k + q of one q lie side by side in the buffers: between logits k - 1 and k (q < 4) or k and k + 1, all
-// equally far, so that lanes run along k. Numbers outside the row stand for its ends.
+// In the buffers, the pixels 8 k + q of a row with the same q are next to each other. They are all equally far from the logits
+// k - 1 and k (q < 4), or k and k + 1, between which they are, so lanes run along k. Indices outside the row mean its ends.
 #include "dmtl/decode_map.h"
 #include "dmtl/map_loss.h"
 #include "dmtl/parallel.h"
@@ -18,19 +19,19 @@ namespace {
 
 using Params = MapLossParams;
 constexpr int64_t kFactor = 8;
-constexpr int64_t kSerialBelow = 16384;  // pixels that are not worth a second thread
+constexpr int64_t kSerialBelow = 16384;  // with fewer pixels, a second thread does not pay off
 
 int64_t sixteens(int64_t count) { return (count + kLanes16 - 1) / kLanes16 * kLanes16; }
 
-// One thread's work on one band. Buffers along k are `span` floats long, a multiple of the lanes.
+// The work of one thread on one band. Buffers along k have `span` floats, a multiple of the lanes.
 struct Band {
     const Params& p;
-    const int64_t row, number;  // the band lies between rows number - 1 and number of the logits
-    const int64_t count;        // lanes k that the frame's width needs, rounded up
+    const int64_t row, number;  // the band is between rows number - 1 and number of the logits
+    const int64_t count;        // number of lanes k that the width of the frame needs, rounded up
     const int64_t span;
-    float* line;   // [channels, span]: logits between their two rows, from number -1 on
+    float* line;   // [channels, span]: logits interpolated between their two rows, from index -1 on
     float* d_line; // [channels, span], backward
-    float* z;      // [channels, span]: interpolated logits of one q, and what becomes of them
+    float* z;      // [channels, span]: interpolated logits of one q, later overwritten by results
     float* y;      // [label channels, kFactor, span]
     float* plain;  // [kFactor * span]: one row of the label, from left to right
     float *a, *b, *c, *d;  // [span]
@@ -46,7 +47,7 @@ struct Band {
         plain = y + kFactor * label_channels() * span;
         a = plain + kFactor * span;
         b = a + span, c = b + span, d = c + span;
-        for (int64_t i = 0; i < p.channels * span; ++i) line[i] = 0.0f;  // lanes beyond the row compute something harmless
+        for (int64_t i = 0; i < p.channels * span; ++i) line[i] = 0.0f;  // lanes beyond the row only need a harmless value
     }
 
     int64_t label_channels() const { return kind() == LossKind::unit ? 3 : 1; }
@@ -56,10 +57,10 @@ struct Band {
         const int64_t end = kFactor * number + kFactor / 2, frame = p.height;
         return number == p.h ? (frame < kFactor * p.h ? frame : kFactor * p.h) : end < frame ? end : frame;
     }
-    // How far a pixel row lies from the upper to the lower row of logits.
+    // The position of a pixel row between the upper (0) and the lower (1) row of logits.
     float down(int64_t pixel_row) const { return way(between(pixel_row, kFactor).phase, kFactor); }
     static float across(int64_t q) { return way((q + kFactor / 2) % kFactor, kFactor); }
-    static int64_t first(int64_t q) { return q < kFactor / 2 ? 0 : 1; }  // where k = 0 finds its left logit in `line`
+    static int64_t first(int64_t q) { return q < kFactor / 2 ? 0 : 1; }  // index in `line` of the left logit of k = 0
 
     void interpolate_rows(int64_t pixel_row) const {
         const int64_t plane = p.h * p.w, upper = number > 0 ? number - 1 : 0, lower = number < p.h ? number : p.h - 1;
@@ -85,7 +86,7 @@ struct Band {
         }
     }
 
-    // Labels of one pixel row, as the losses want them, into y; adds to the valid pixels and those above one half.
+    // Reads the labels of one pixel row into y, in the form that the losses need. Counts valid pixels and those above one half.
     template <class Label>
     void read_labels(int64_t pixel_row, int32_t* counted) const {
         const int64_t plane = p.height * p.width;
@@ -160,7 +161,7 @@ struct Band {
         }
     }
 
-    // exp(z - largest z) in z, their sum in b, the label's z - largest z in c.
+    // Computes exp(z - largest z) in z, their sum in b, and z - largest z of the labelled class in c.
     void exponentials(const float* id) const {
         float *largest = a, *sum = b, *picked = c;
 #pragma omp simd
@@ -183,7 +184,8 @@ struct Band {
         }
     }
 
-    // Losses of the pixels of one q: in a, where the label is above one half (`logistic`) in b instead; 0 where it has no meaning.
+    // Computes the losses of the pixels of one q in a; for `logistic`, those with a label above one half are in b instead. The
+    // loss of a pixel without a label is 0.
     void losses(int64_t q) const {
         const float* label = y + q * span;
         float *to = a, *to_above = b;
@@ -217,7 +219,7 @@ struct Band {
         }
     }
 
-    // Gradients of the pixels of one q, times `factor`, in the place of z.
+    // Replaces z by the gradients of the pixels of one q, times `factor`.
     void gradients(int64_t q, float factor, const Weights& weights) const {
         const float* label = y + q * span;
         float *z0 = z, *z1 = z + span, *z2 = z + 2 * span;
@@ -271,7 +273,7 @@ struct Band {
         }
     }
 
-    // What the pixels of one q give to the logits on their left and on their right.
+    // Adds the gradients of the pixels of one q to those of the logits on their left and right.
     void spread(int64_t q) const {
         const float right = across(q), left = 1.0f - right;
         for (int64_t channel = 0; channel < p.channels; ++channel) {
@@ -284,7 +286,7 @@ struct Band {
         }
     }
 
-    // The gradients of a line of logits, shared between the row above the band and the one below it.
+    // Divides the gradients of a line of logits between the row above the band and the row below it.
     void share_rows(float* parts, float lower) const {
         for (int64_t channel = 0; channel < p.channels; ++channel) {
             float *from = d_line + channel * span, *above = parts + channel * p.w, *below = above + p.channels * p.w;
@@ -347,7 +349,7 @@ struct Band {
     }
 };
 
-// The logits in float32, side by side; NaN for those that are not finite.
+// Copies the logits as contiguous float32; those that are not finite become NaN.
 template <class T>
 void widen(const Params& p, int threads) {
     parallel_for(p.rows * p.channels * p.h, threads, [&](int64_t item) {
@@ -395,13 +397,13 @@ template <class T>
 void gather(const Params& p, int threads) {
     parallel_for(p.rows * p.h, threads, [&](int64_t item) {
         const int64_t row = item / p.h, y = item % p.h, side = p.channels * p.w;
-        const float* parts = p.parts + (row * (p.h + 1) + y) * 2 * side;  // of the band above y; the one below follows
+        const float* parts = p.parts + (row * (p.h + 1) + y) * 2 * side;  // parts of the band above y; those below y follow
         T* to = static_cast<T*>(p.d_logits) + row * p.d_stride_n + y * p.d_stride_y;
         for (int64_t channel = 0; channel < p.channels; ++channel)
             for (int64_t x = 0; x < p.w; ++x) {
                 const float* at = parts + channel * p.w + x;
                 float sum = at[side] + at[2 * side];
-                if (y == 0) sum += at[0];  // at the border both rows of a band are one
+                if (y == 0) sum += at[0];  // at the border, both rows of a band are the same row
                 if (y == p.h - 1) sum += at[3 * side];
                 store(to + channel * p.d_stride_c + x * p.d_stride_x, sum);
             }

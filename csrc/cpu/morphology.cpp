@@ -1,4 +1,4 @@
-// Thinning of binary images (thin).
+// Thins binary images (`dmtl.metrics.morphology.thin`).
 #include "dmtl/bit_image.h"
 #include "dmtl/kernel_table.h"
 #include "dmtl/parallel.h"
@@ -8,7 +8,7 @@ namespace {
 
 struct ThinParams {
     uint8_t* out;         // [count, h, w], 0 or 1
-    const uint8_t* mask;  // [count, h, w], 0 or not
+    const uint8_t* mask;  // [count, h, w], zero or nonzero
     int64_t count, h, w;
 };
 

@@ -1,4 +1,4 @@
-// skip = x + bias and its tokens in one pass over x, and the backward. Compiled once per instruction set (DMTL_ISA).
+// skip = x + bias and the tokens of skip in one pass over x, and the backward. Compiled once per instruction set (DMTL_ISA).
 #include "dmtl/parallel.h"
 #include "dmtl/storage.h"
 #include "dmtl/grid.h"
@@ -8,7 +8,7 @@
 namespace dmtl::DMTL_ISA {
 namespace {
 
-constexpr int64_t kSerialBelow = 16384;  // elements that are not worth a second thread
+constexpr int64_t kSerialBelow = 16384;  // with fewer elements, a second thread does not pay off
 
 // out = x + bias over `pixels` neighbouring pixels.
 template <class T>
@@ -19,7 +19,7 @@ void add_bias(T* out, const T* x, const T* bias, int64_t pixels, int64_t channel
     }
 }
 
-// An item is one row of tokens, with its r rows of pixels.
+// A work item is one row of tokens with its r rows of pixels.
 template <class T, int r>
 void forward(const NoisyTokensParams& p, int threads) {
     const int64_t grid_h = p.height / r, grid_w = p.width / r, C = p.channels, line = p.width * C;
@@ -47,7 +47,7 @@ void forward(const NoisyTokensParams& p, int threads) {
     });
 }
 
-// d_x of the r pixels of one block in one pixel row, added up in `part` [C] (or null).
+// Computes d_x of the r pixels of one block in one pixel row, and adds it to `part` [C] (or null).
 template <class T, int r, bool centre>
 void spread(T* d_x, const T* grad_skip, const T* grad_tokens, float* part, int64_t C) {
 #pragma omp simd
@@ -64,7 +64,7 @@ void spread(T* d_x, const T* grad_skip, const T* grad_tokens, float* part, int64
     }
 }
 
-// One row of tokens, with its r rows of pixels: a part of d_bias.
+// Computes one row of tokens with its r rows of pixels, and a part of d_bias.
 template <class T, int r>
 void backward_item(const NoisyTokensBackwardParams& p, int64_t item, float* part) {
     const int64_t grid_w = p.width / r, C = p.channels, line = p.width * C;
@@ -82,7 +82,7 @@ void backward_item(const NoisyTokensBackwardParams& p, int64_t item, float* part
         }
 }
 
-// d_bias of one row (or of all rows): the parts in their order, whichever thread made them.
+// d_bias of one row (or of all rows): adds up the parts in a fixed order, independent of the threads that computed them.
 template <class T>
 void sum_parts(T* d_bias, const float* parts, int64_t count, int64_t C) {
 #pragma omp simd

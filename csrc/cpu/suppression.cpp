@@ -1,5 +1,5 @@
-// Non-maximum suppression of boundary maps (suppress): dmtl/metrics/suppression.py has the formulas, and the same operations in
-// the same order.
+// Non-maximum suppression of boundary maps (suppress). dmtl/metrics/suppression.py has the formulas; it does the same
+// operations in the same order.
 #include "dmtl/kernel_table.h"
 #include "dmtl/parallel.h"
 #include "dmtl/scalar.h"
@@ -14,7 +14,7 @@ struct SuppressParams {
     double* out;        // [h, w]
     const double* map;  // [h, w]
     int64_t h, w;
-    int64_t margin;     // rows and columns in which boundaries fade
+    int64_t margin;     // number of outermost rows and columns in which boundaries fade out
     double generosity;
 };
 
@@ -29,13 +29,13 @@ double* doubles(Slot slot, int64_t count) {
     return static_cast<double*>(Workspace::get(slot, count * static_cast<int64_t>(sizeof(double))));
 }
 
-// Index i of a row of n that continues in its mirror images.
+// The index in [0, n) of position i of a row that is continued by mirroring.
 int64_t mirrored(int64_t i, int64_t n) {
     i = (i % (2 * n) + 2 * n) % (2 * n);
     return i < n ? i : 2 * n - 1 - i;
 }
 
-// to[x] = the sum of kWidth rows, that many elements apart, in order, divided.
+// to[x] = the sum, in order, of kWidth rows that are `apart` elements apart, divided by `divisor`.
 void running_sum(double* to, const double* from, int64_t apart, int64_t count, double divisor) {
 #pragma omp simd
     for (int64_t x = 0; x < count; ++x) {
@@ -68,7 +68,7 @@ double bilinear(const SuppressParams& p, double y, double x) {
     return above * (1.0 - down) + below * down;
 }
 
-// Whether a pixel is no less than its neighbours across the boundary.
+// Whether a pixel is not less than its neighbours across the boundary.
 bool is_ridge(const SuppressParams& p, const double* smooth, int64_t y, int64_t x) {
     const auto s_x = [&](int64_t row, int64_t column) {
         return difference([&](int64_t i) { return smooth[row * p.w + i]; }, column, p.w);

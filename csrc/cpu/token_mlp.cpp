@@ -1,5 +1,5 @@
-// out = x + fc2(GELU(fc1(LayerNorm(x)))) and its backward pass. LayerNorm and GELU are computed where the products read their
-// left sides, so that besides h nothing is stored; rows go through in pieces whose h stays in the cache.
+// out = x + fc2(GELU(fc1(LayerNorm(x)))) and its backward pass. LayerNorm and GELU are computed while the products read their
+// left sides, so that only h is stored. Rows are processed in pieces whose h stays in the cache.
 #include "dmtl/kernel_table.h"
 #include "dmtl/special.h"
 #include "dmtl/tokens.h"
@@ -7,7 +7,7 @@
 namespace dmtl::DMTL_ISA {
 namespace {
 
-constexpr int64_t kPiece = 2048;  // rows at a time
+constexpr int64_t kPiece = 2048;  // maximum rows of a piece
 
 struct TokenMlpParams {
     void* out;

@@ -1,4 +1,4 @@
-// Tokens, interpolated bilinearly, plus the skip map, and the backward. Compiled once per instruction set (DMTL_ISA).
+// out = tokens, interpolated bilinearly, + the skip map; and the backward. Compiled once per instruction set (DMTL_ISA).
 #include "dmtl/parallel.h"
 #include "dmtl/storage.h"
 #include "dmtl/grid.h"
@@ -8,11 +8,11 @@
 namespace dmtl::DMTL_ISA {
 namespace {
 
-constexpr int64_t kSerialBelow = 16384;  // elements that are not worth a second thread
-constexpr int64_t kRun = 512;            // channels that the backward takes at a time
+constexpr int64_t kSerialBelow = 16384;  // with fewer elements, a second thread does not pay off
+constexpr int64_t kRun = 512;            // number of channels that the backward processes at a time
 
-// Pixels [begin, end) of one cell in one pixel row; out and skip point to the pixel `begin`. corner: upper left, upper right,
-// lower left, lower right.
+// Computes pixels [begin, end) of one cell in one pixel row; out and skip point to the pixel `begin`. `corner` has the tokens
+// at the upper left, upper right, lower left and lower right.
 template <class T, int r, int begin, int end>
 void cell_row(T* out, const T* skip, const T* const (&corner)[4], float way_y, int64_t C) {
 #pragma omp simd
@@ -26,7 +26,7 @@ void cell_row(T* out, const T* skip, const T* const (&corner)[4], float way_y, i
     }
 }
 
-// An item is one row of pixels.
+// A work item is one row of pixels.
 template <class T, int r>
 void forward(const UpsampleAddParams& p, int threads) {
     using Axis = Cell<r>;
@@ -56,8 +56,8 @@ void forward(const UpsampleAddParams& p, int threads) {
     });
 }
 
-// What pixels [begin, end) of one cell in one pixel row (grad points to the pixel `begin`) give to the tokens on its left and on
-// its right.
+// Adds the gradients of pixels [begin, end) of one cell in one pixel row (grad points to the pixel `begin`) to those of the
+// tokens on its left and right.
 template <class T, int r, int begin, int end>
 void gather_row(float* left, float* right, const T* grad, float share_y, int64_t channels, int64_t C) {
 #pragma omp simd
@@ -73,8 +73,8 @@ void gather_row(float* left, float* right, const T* grad, float share_y, int64_t
     }
 }
 
-// Row i of one map's tokens, channels [begin, begin + channels): from cell to cell, a token is complete when the cell on its right
-// has been added.
+// Computes row i of the tokens of one map, channels [begin, begin + channels), from cell to cell. A token is complete when the
+// cell on its right has been added.
 template <class T, int r>
 void gather(T* d_tokens, const T* grad, int64_t i, int64_t channels, const UpsampleAddBackwardParams& p) {
     using Axis = Cell<r>;
@@ -96,14 +96,14 @@ void gather(T* d_tokens, const T* grad, int64_t i, int64_t channels, const Upsam
         }
 #pragma omp simd
         for (int64_t c = 0; c < channels; ++c) {
-            const float own = j == 0 || j == grid_w ? left[c] + right[c] : left[c];  // at the border both are one token
+            const float own = j == 0 || j == grid_w ? left[c] + right[c] : left[c];  // at the border, both are the same token
             if (j > 0) store(d_tokens + (j - 1) * C + c, carried[c] + own);
             carried[c] = j == 0 ? own : right[c];
         }
     }
 }
 
-// An item is one row of tokens.
+// A work item is one row of tokens.
 template <class T, int r>
 void backward(const UpsampleAddBackwardParams& p, int threads) {
     const int64_t grid_h = p.height / r, grid_w = p.width / r, C = p.channels;

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 DATASETS: Registry[Callable[..., LabelledImages]] = Registry(
     "data set", {"scenes": "dmtl.data.scenes:Scenes"}
 )
-"""By the names that `open_dataset` takes next to paths: (split, tasks=names or None) -> the data set.
+"""Functions `f(split, tasks=names or None)` that open a data set, by the name that `open_dataset` accepts.
 
-One with an attribute `to_order` makes images of any number and size: it also gets `seed`, and `count` and
-`size` if they are not None.
+A function with a true attribute `to_order` makes any number of images of any size. It is also called with
+`seed`, and with `count` and `size` if they are not None.
 """
 
 _HOME = {
@@ -69,20 +69,23 @@ def open_dataset(
     seed: int = 0,
     format: str | None = None,
 ) -> LabelledImages:
-    """Open `"scenes"` (rendered, needs no files) or another registered name, the path of a folder with a
-    `dataset.yaml`, that of a benchmark as its authors distribute it, path or URL of shards such as
-    `"DIR/{000000..000127}.tar"`, or a configuration (.toml) with `[[data.sources]]`.
+    """Open one split of a data set.
 
     Args:
-        split: "train", "val", ... as the data set has them.
-        tasks: names of the tasks wanted; None: all it has.
-        size: (height, width) of the images; None: as they are (scenes: their default).
-        count: maximum number of images (of each source); None: all (scenes: their default).
-        seed: of the rendered scenes.
-        format: of a benchmark (`dmtl.data.benchmarks.detect.FORMATS`); None: inferred from its folders.
+        name_or_path: `"scenes"` (rendered, needs no files) or another registered name; the path of a folder
+            with a `dataset.yaml`, or of a benchmark as its authors distribute it; the path or URL of shards,
+            such as `"DIR/{000000..000127}.tar"`; or a configuration (.toml) with `[[data.sources]]`.
+        split: a split of the data set, such as "train" or "val".
+        tasks: names of the tasks to use; None: all tasks of the data set.
+        size: (height, width) of the images; None: their own size (scenes: the default size).
+        count: maximum number of images, of each source if there are several; None: all (scenes: the default
+            number).
+        seed: seed of rendered scenes; other data sets ignore it.
+        format: format of a benchmark (`dmtl.data.benchmarks.detect.FORMATS`); None: inferred from its
+            folders.
 
     Raises:
-        DataError: nothing of this name or format; lists what is known.
+        DataError: there is no such data set, format, split or task; the message lists the known ones.
     """
     name = os.fspath(name_or_path)
     if made_to_order(name):
@@ -117,12 +120,12 @@ def open_sources(
     """Open several data sets as one (`dmtl.data.sources`).
 
     Args:
-        sources: with different names.
-        split: as each of them has it.
-        tasks: names of the tasks wanted, as they are called here; None: all.
-        size: (height, width) of rendered images; others stay as they are.
-        count: maximum number of images of each; None: all.
-        made: images of each rendered source; None: `count`, or their default.
+        sources: the data sets; their names must differ.
+        split: the split to open; every source must have it.
+        tasks: names of the tasks to use, after renaming; None: all.
+        size: (height, width) of rendered images; images from files keep their size.
+        count: maximum number of images of each source; None: all.
+        made: number of images of each rendered source; None: `count`, or the source's default.
 
     Raises:
         ConfigError: two sources disagree about a task, or a task to drop or rename is unknown.
@@ -147,7 +150,7 @@ def made_to_order(name_or_path: str | os.PathLike) -> bool:
 
 
 def _on_disk(path: str, split: str, tasks: Iterable[str] | None, format: str | None) -> LabelledImages:
-    """A folder with a `dataset.yaml`, shards, or a benchmark as distributed."""
+    """Open a folder with a `dataset.yaml`, shards, or a benchmark as distributed."""
     folder = "a folder with images/, splits/ and dataset.yaml"
     from dmtl.data.shards.member import is_shards
 

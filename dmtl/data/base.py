@@ -1,4 +1,4 @@
-"""What every data set is: a list of images, each with the label maps of some of the tasks.
+"""The base class of all data sets: a list of images, each with the label maps of some of the tasks.
 
 Shape letters: B batch, K label channels of a task (1, or 3 for unit vectors), H height, W width.
 """
@@ -41,15 +41,15 @@ class Sample:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the image."""
+        """Return (height, width) of the image."""
         return self.image.shape[-2], self.image.shape[-1]
 
 
 class LabelledImages:
-    """A map-style data set: `ids` and `tasks` are known at once, pixels are read by `read`.
+    """A map-style data set: `ids` and `tasks` are known as soon as it is opened, `read` reads the pixels.
 
-    A subclass calls `super().__init__(...)` and defines `read`; it overrides `available` when some labels
-    do not exist. Instances must pickle, because loader workers get a copy.
+    A subclass calls `super().__init__(...)` and defines `read`. It overrides `available` if some labels do
+    not exist. Instances must be picklable, because loader workers get a copy.
     """
 
     name: str
@@ -57,11 +57,12 @@ class LabelledImages:
     tasks: dict[str, Task]
     ids: list[str]
     evaluation: dict[str, Any] = {}
-    """How published metrics are taken, if the data set says so: "frame" [H, W] that predictions are scored
-    in, "max_dist" of the boundary benchmark as a share of the image's diagonal."""
+    """Settings of the published metrics, if the data set defines them. "frame" is the size [H, W] to which
+    images are padded before scoring. "max_dist" is the tolerance of the boundary benchmark as a fraction of
+    the image's diagonal."""
     sources: dict[str, float] = {}
-    """Of several data sets joined (`dmtl.data.sources`): their names, and how often an epoch of training
-    draws an image of each. The id of an image is then "NAME/ID"."""
+    """If several data sets were joined (`dmtl.data.sources`): name of a source -> how often a training epoch
+    draws each of its images. The id of an image is then "NAME/ID"."""
 
     def __init__(self, name: str, split: str, tasks: dict[str, Task], ids: list[str]):
         self.name, self.split, self.tasks, self.ids = name, split, tasks, ids
@@ -84,48 +85,60 @@ class LabelledImages:
         raise NotImplementedError
 
     def available(self) -> LabelMatrix:
-        """Return which labels exist, over `ids` and `tasks`."""
+        """Return which labels exist, for all `ids` and `tasks`."""
         return LabelMatrix.full(self.ids, list(self.tasks))
 
     def image_file(self, index: int) -> Path | Member | None:
-        """Return the file of an image, which a copy of the data set can use unchanged; None if there is no
-        file or `read` changes its pixels."""
+        """Return the file of an image, if a copy of the data set can use it unchanged.
+
+        None: there is no file, or `read` changes its pixels.
+        """
         return None
 
     def shard_numbers(self) -> np.ndarray | None:
-        """Return which shard each image is in, int [N], -1 for none: those of a few shards are then drawn
-        together (`Loader`). None: any order of the images reads as fast."""
+        """Return the shard of each image, int [N], -1 for images in no shard.
+
+        `Loader` then draws images of a few shards together. None: images can be read equally fast in any
+        order.
+        """
         return None
 
     def stored(self, index: int, task: str) -> np.ndarray | None:
-        """Return the values in the file of a label, before `read` makes them a label; None if there is no
-        label or no file."""
+        """Return the values in a label's file as they are stored, before `read` decodes them.
+
+        None: there is no label or no file.
+        """
         return None
 
     def boundaries(self, index: int) -> Tensor | None:
-        """Return where the boundary benchmark sees boundaries of `boundary_task`, bool [H, W].
+        """Return the true boundaries of `boundary_task` for the boundary benchmark, bool [H, W].
 
-        None: the data set does not say so separately, and boundaries are where the task's label is 1.
+        None: the data set does not store them separately; the boundaries are where the task's label is 1.
         """
         return None
 
     def identity(self, task: str | None = None) -> list:
-        """Return what the images, or the labels of `task`, depend on, in plain values: `DiskCached` separates
-        data of different identity. A subclass adds what else decides its pixels: a folder, a seed, a size."""
+        """Return plain values on which the images (`task` None) or the labels of `task` depend.
+
+        `DiskCached` keeps data of different identities apart. A subclass adds whatever else decides its
+        pixels, such as a folder, a seed or a size.
+        """
         spec = None if task is None else {k: v for k, v in self.tasks[task].spec().items() if k != "weight"}
         return [type(self).__name__, self.name, self.split, self.ids, spec]
 
     def definition(self, task: str) -> dict[str, Any]:
-        """Return what the labels of a task mean, in plain values: a run is resumed with the same ones only. A
-        subclass adds how it reads them."""
+        """Return what the labels of a task mean, in plain values; a run resumes only if they are unchanged.
+
+        A subclass adds how it reads the labels.
+        """
         return self.tasks[task].spec()
 
     def unread(self, task: str) -> list[str]:
-        """Return the files that are kept with the labels of a task, but are not the label of any image."""
+        """Return the files among the labels of a task that are not the label of any image."""
         return []
 
     def wanted(self, tasks: Iterable[str] | None) -> list[str]:
-        """Return the names in `tasks` after a check; None: all."""
+        """Return `tasks` as a list, or the names of all tasks for None; raise DataError for unknown names."""
         tasks = list(self.tasks if tasks is None else tasks)
         for task in tasks:
             if task not in self.tasks:
@@ -134,7 +147,7 @@ class LabelledImages:
 
 
 def source_of(id: str) -> str:
-    """Return the name of the source that an image is from, if its data set has several."""
+    """Return the name of the source in an image's id, for data sets with several sources."""
     return id.partition("/")[0]
 
 

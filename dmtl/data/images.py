@@ -1,9 +1,9 @@
 """Read and write images and label files. Training, evaluation and prediction all read pixels here.
 
-An image is read as viewers show it: turned by its orientation tag, transparency on white, 16-bit grey scaled
-to 8 bits, CMYK and palettes as RGB. A label or map is read as its file stores it: 4-bit grey is 0 to 15.
-Whatever is wrong with a file ends in a DataError that names it. Sizes are checked on the header, before a
-pixel is decoded: a small file can claim to be enormous.
+An image is read as viewers show it: turned by its orientation tag, with transparent pixels on white, 16-bit
+grey scaled to 8 bits, and CMYK and palettes converted to RGB. A label or map is read as its file stores it:
+4-bit grey is 0 to 15. If anything is wrong with a file, DataError names it. Sizes are checked in the header
+before any pixel is decoded, because a small file can claim to be enormous.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from dmtl.data.shards.member import AnyFile
 from dmtl.errors import DataError, one_line
 from dmtl.runtime.files import write_bytes
 
-MAX_HEADER = 1 << 16  # of a .npy file: more than any array of numbers needs
+MAX_HEADER = 1 << 16  # bytes of the header of a .npy file: more than any array of numbers needs
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jfif",
     ".jpe", ".heic", ".heif", ".avif",
 )  # fmt: skip
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
 _ORIENTATION, _PHOTOMETRIC, _SAMPLE_FORMAT, _BITS = 0x0112, 262, 339, 258
-_STEPS = {"L;2": 85, "L;4": 17}  # by which Pillow multiplies grey of 2 and 4 bits
+_STEPS = {"L;2": 85, "L;4": 17}  # factor by which Pillow multiplies grey values of 2 and 4 bits
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -48,10 +48,11 @@ _TURNS = {
 
 
 def read_image(path: AnyFile, *, upright: bool = True) -> Tensor:
-    """Read an image file as RGB, uint8 [3, H, W]; the first frame of a file that has several.
+    """Read an image file as RGB, uint8 [3, H, W]; if it has several frames, the first.
 
     Args:
-        upright: follow the orientation tag. False gives the pixels as they are stored.
+        path: a file, or a member of a shard.
+        upright: follow the orientation tag; False: return the pixels as they are stored.
 
     Raises:
         DataError: the file is missing, not an image, damaged, truncated or larger than 64 million pixels.
@@ -63,9 +64,13 @@ def read_image(path: AnyFile, *, upright: bool = True) -> Tensor:
 def to_rgb(image: Image.Image, *, upright: bool = True) -> Tensor:
     """Convert a Pillow image of any mode to RGB, uint8 [3, H, W], by the rules of this module.
 
+    Args:
+        image: the image; it may not be decoded yet.
+        upright: follow the orientation tag; False: keep the pixels as they are stored.
+
     Raises:
-        DataError: more than 64 million pixels, or values whose white is unknown (floating-point pixels, grey
-            beyond 16 bits).
+        DataError: more than 64 million pixels, or pixels for which the value of white is unknown
+            (floating-point numbers, grey of more than 16 bits).
     """
     check_size(image)
     if image.mode in ("F", "LAB"):
@@ -75,7 +80,7 @@ def to_rgb(image: Image.Image, *, upright: bool = True) -> Tensor:
     if image.mode.startswith("I"):
         grey = _sixteen_bits(image)
         shade = (grey * 255 + white // 2) // white
-        shade = 255 - shade if negative else shade  # which Pillow does for 8 bits alone
+        shade = 255 - shade if negative else shade  # Pillow itself does this only for 8 bits
         shade[grey == image.info.get("transparency", -1)] = 255
         pixels = np.repeat(shade.astype(np.uint8)[..., None], 3, axis=2)
     else:
@@ -87,7 +92,10 @@ def to_rgb(image: Image.Image, *, upright: bool = True) -> Tensor:
 
 
 def image_size(path: AnyFile, *, upright: bool = True) -> tuple[int, int]:
-    """Return (height, width) of what `read_image` gives; pixels are decoded only if a tag turns the image."""
+    """Return (height, width) of the image that `read_image` returns.
+
+    Pixels are decoded only if the orientation tag swaps height and width.
+    """
     with opened(path) as image:
         if upright and _orientation(image, early=True) > 4:
             image = _upright(image)
@@ -98,8 +106,8 @@ def image_size(path: AnyFile, *, upright: bool = True) -> tuple[int, int]:
 class Appearance:
     """Why an image file may look different from its stored pixels.
 
-    orientation  its tag, 1 to 8; 1 if it has none that means anything
-    transparent  it has an alpha channel, or a palette index or colour that is transparent
+    orientation  its orientation tag, 1 to 8; 1 without a valid tag
+    transparent  it has an alpha channel, or a transparent palette index or colour
     """
 
     orientation: int
@@ -113,15 +121,15 @@ def appearance(path: AnyFile) -> Appearance:
 
 
 def turned_hint(path: AnyFile, found: Sequence[int], size: tuple[int, int]) -> str:
-    """Say what to do about a label of the size that an image has before its orientation tag turns it.
+    """Explain a label of the wrong size if it fits the image as stored, before its orientation tag turns it.
 
     Args:
-        path: of the image.
+        path: the image file.
         found: (height, width) of the label.
-        size: that of the image as viewers show it.
+        size: (height, width) of the image as viewers show it.
 
     Returns:
-        A clause for the error about the label's size; "" if the tag does not explain it.
+        A clause for the error message that says what to do; "" if the tag does not explain the size.
     """
     if tuple(found) != size[::-1] or (tag := appearance(path).orientation) < 5:
         return ""
@@ -133,13 +141,13 @@ def turned_hint(path: AnyFile, found: Sequence[int], size: tuple[int, int]) -> s
 
 @dataclass(frozen=True)
 class Codes:
-    """What the file of a label or map holds.
+    """The content of a label or map file.
 
-    values   as `read_label_image` returns them
-    numbers  these are the values meant; False: they are codes, as in a PNG
-    most     the largest code that the bits of a pixel can hold; None for palette indices and for numbers
-    reading  (scale, offset) if the file itself says that value = offset + scale * code, as `dmtl predict`
-             writes it
+    values   the array, as `read_label_image` returns it
+    numbers  True: `values` are the actual numbers (.npy, some TIFFs); False: they are codes, as in a PNG
+    most     the largest code that a pixel of the file can hold; None for palette indices and for numbers
+    reading  (scale, offset) if the file says that value = offset + scale * code, as files of `dmtl predict`
+             do; otherwise None
     """
 
     values: np.ndarray
@@ -149,13 +157,14 @@ class Codes:
 
 
 def read_codes(path: AnyFile, *, colours: bool = False) -> Codes:
-    """Read the label or map of a PNG or TIFF file as it is stored, turned by its orientation tag.
+    """Read the stored values of a label or map in a PNG or TIFF file, turned by its orientation tag.
 
     Args:
-        colours: give the colours of 8-bit pixels, of a palette too, as uint8 [H, W, 3].
+        path: a file, or a member of a shard.
+        colours: return 8-bit pixels, including those with a palette, as colours, uint8 [H, W, 3].
 
     Raises:
-        DataError: as of `read_image`; also for values that could mean two things, or would be rounded.
+        DataError: as for `read_image`; also if values would be ambiguous or rounded.
     """
     with opened(path) as image:
         if image.format not in ("PNG", "TIFF"):
@@ -192,20 +201,26 @@ def read_codes(path: AnyFile, *, colours: bool = False) -> Codes:
 
 
 def read_label_image(path: AnyFile) -> np.ndarray:
-    """Read the values of the label map in a PNG or TIFF file as they are stored (`read_codes`).
+    """Read the stored values of a label map in a PNG or TIFF file (`read_codes`).
 
     Returns:
-        uint8 [H, W] (grey or palette indices of 1 to 8 bits), uint8 [H, W, 3] (RGB), uint16 [H, W] (16-bit
-        grey), or of a TIFF also int8, int32 (signed, or of 32 bits) or float32 [H, W]: numbers as in a .npy.
+        uint8 [H, W] for grey or palette indices of 1 to 8 bits, uint8 [H, W, 3] for RGB, uint16 [H, W] for
+        16-bit grey. A TIFF can also hold numbers, as a .npy does: int8, int32 or float32 [H, W].
     """
     return read_codes(path).values
 
 
 def read_npy(path: AnyFile) -> np.ndarray:
-    """Read an array of numbers from a .npy file; its header is compared with the file's size first."""
+    """Read an array of numbers from a .npy file.
+
+    The size that the header claims is compared with that of the file before anything is allocated.
+
+    Raises:
+        DataError: the file is missing, damaged, or does not hold numbers; the message names it.
+    """
     try:
         with BoundedFile(path) as file:
-            # a header may claim gigabytes, and they would be allocated
+            # NumPy would allocate whatever a header claims, which may be gigabytes.
             head = io.BytesIO(file.read(MAX_HEADER))
             version = np.lib.format.read_magic(head)
             if version not in ((1, 0), (2, 0)):
@@ -224,7 +239,7 @@ def read_npy(path: AnyFile) -> np.ndarray:
                 raise ValueError(f"holds {dtype}")
             if count < 0 or count * dtype.itemsize != stored:
                 raise ValueError(
-                    f"its header promises {count * dtype.itemsize} bytes of data, the file has {stored}"
+                    f"its header claims {count * dtype.itemsize} bytes of data, but the file has {stored}"
                 )
             if len(shape) < 2 or count > 3 * MAX_PIXELS or 0 in shape:
                 raise ValueError(f"has shape {shape}")
@@ -262,21 +277,22 @@ def npy_bytes(array: np.ndarray | Tensor) -> bytes:
 
 
 def write_png(path: str | os.PathLike, pixels: np.ndarray | Tensor) -> None:
-    """Write `png_bytes`; the file appears complete or not at all."""
+    """Write pixels as a PNG file (`png_bytes`), atomically: the file appears complete or not at all."""
     write_bytes(Path(path), png_bytes(pixels))
 
 
 def write_npy(path: str | os.PathLike, array: np.ndarray | Tensor) -> None:
-    """Write `npy_bytes`; the file appears complete or not at all."""
+    """Write an array as a .npy file (`npy_bytes`), atomically."""
     write_bytes(Path(path), npy_bytes(array))
 
 
 def _orientation(image: Image.Image, *, early: bool = False) -> int:
-    """The orientation tag, 1 to 8; `early`: pixels are not decoded yet."""
+    """Return the orientation tag, 1 to 8. `early`: do not decode pixels to find it."""
     try:
         if early and image.format == "PNG" and "exif" not in image.info:
             _find_late_tags(image)
-        # the base class's: that of a PNG file decodes all pixels to look for tags after them
+        # Call the base class: for a PNG file, Pillow's override decodes all pixels to look for tags after
+        # them.
         tag = Image.Image.getexif(image).get(_ORIENTATION)
     except Exception:  # damaged metadata, which viewers ignore
         return 1
@@ -284,7 +300,8 @@ def _orientation(image: Image.Image, *, early: bool = False) -> int:
 
 
 def _find_late_tags(image: Image.Image) -> None:
-    """Adds tags that a PNG has after its pixels, where Pillow finds them only once these are decoded."""
+    """Add the tags that a PNG file has after its pixels; Pillow alone finds them only by decoding the
+    pixels."""
     file: IO[bytes] = image.fp  # type: ignore[attr-defined]  # images of files have it
     place = file.tell()
     file.seek(8)
@@ -298,26 +315,26 @@ def _find_late_tags(image: Image.Image) -> None:
 
 
 def _tag(image: Image.Image, number: int, default: int | None = None) -> int | None:
-    """The first value of a tag of a TIFF file that is open; `default` for other images."""
+    """Return the first value of a tag of an open TIFF file; `default` for other files."""
     found = getattr(image, "tag_v2", {}).get(number, default)
     return found[0] if isinstance(found, tuple) else found
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How a PNG or TIFF file that is open packs its pixels, in Pillow's terms: "L;4" is grey of 4 bits."""
+    """Return how an open PNG or TIFF file packs its pixels, in Pillow's terms: "L;4" is grey of 4 bits."""
     tiles = getattr(image, "tile", None)
     packing = tiles[0][3] if tiles else image.mode
     return str(packing if isinstance(packing, str) else packing[0])
 
 
 def _white(image: Image.Image) -> int:
-    """The value of white in 16-bit grey, which may have fewer bits in a TIFF."""
+    """Return the value of white in 16-bit grey; a TIFF may use fewer bits."""
     bits = _tag(image, _BITS, 16) or 16
     return (1 << bits) - 1 if 8 < bits < 16 else 65535
 
 
 def _own_reading(image: Image.Image) -> tuple[float, float] | None:
-    """(scale, offset) in the text chunk "dmtl" of a PNG."""
+    """Return (scale, offset) from the text chunk "dmtl" of a PNG file; None without that chunk."""
     text = image.info.get("dmtl")
     if image.format != "PNG" or text is None:
         return None
@@ -328,17 +345,17 @@ def _own_reading(image: Image.Image) -> tuple[float, float] | None:
             return scale, offset
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
         pass
-    raise DataError(f'text "dmtl" is {str(text)!r:.80}, expected {{"offset": ..., "scale": ...}}')
+    raise DataError(f'text chunk "dmtl" is {str(text)!r:.80}, expected {{"offset": ..., "scale": ...}}')
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    image.load()  # Pillow itself turns a TIFF here, and forgets its tag
+    image.load()  # for a TIFF, this turns the image and removes the tag
     turn = _TURNS.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
 
 
 def _sixteen_bits(image: Image.Image) -> np.ndarray:
-    """int64 [H, W] of grey values up to 65535."""
+    """Return grey values of 0 to 65535 as int64 [H, W]; raise DataError for others."""
     grey = np.asarray(image).astype(np.int64)
     if grey.min() < 0 or grey.max() > 65535:
         raise DataError(f"pixels range from {grey.min()} to {grey.max()}, expected 16-bit ones (0 to 65535)")

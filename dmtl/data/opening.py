@@ -1,4 +1,4 @@
-"""Open image files: which decoders may see them, how large they may be, and what is said of damaged ones."""
+"""Open image files: the allowed decoders, the limits on size, and the error messages for damaged files."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from dmtl.errors import DataError, one_line
 
 MAX_PIXELS = 64_000_000
 MAX_RATIO = 2000
-"""Bytes of pixels to one of a JPEG or PNG file: deflate reaches 1032, JPEG about 1200. Pillow would make up
-missing rows."""
-# No other decoder of Pillow is ever reached, but that of HEIC or AVIF for a file that begins as one.
+"""Maximum ratio of decoded bytes to the bytes of a JPEG or PNG file: deflate reaches 1032, JPEG about 1200. A
+file with a higher ratio is incomplete; Pillow would invent the missing rows."""
+# No other decoder of Pillow may run, except those of HEIC and AVIF for files that begin like one.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _LIMIT = f"expected at most {MAX_PIXELS // 1_000_000} million pixels"
@@ -25,9 +25,11 @@ _EXPECTED = f"expected an image ({', '.join(FORMATS)}, HEIC or AVIF)"
 
 
 class BoundedFile(io.BufferedReader):
-    """A file, or a member of a shard, for reading.
+    """Read a file, or a member of a shard.
 
-    It never asks for more than the file has: a chunk may claim gigabytes, which would be allocated."""
+    A read never requests more bytes than the file has: a damaged chunk may claim gigabytes, which Python
+    would allocate.
+    """
 
     def __init__(self, path: AnyFile):
         raw = io.BytesIO(path.content()) if isinstance(path, Member) else io.FileIO(path)
@@ -42,7 +44,10 @@ class BoundedFile(io.BufferedReader):
 
 @contextmanager
 def opened(path: AnyFile) -> Iterator[Image.Image]:
-    """An image whose pixels are not decoded yet. Whatever fails inside is a DataError that names the file."""
+    """Open an image without decoding its pixels.
+
+    Any error inside the `with` block becomes a DataError that names the file.
+    """
     with ExitStack() as stack:
         try:
             file = stack.enter_context(BoundedFile(path))
@@ -75,17 +80,26 @@ def opened(path: AnyFile) -> Iterator[Image.Image]:
 
 
 def check_size(image: Image.Image, length: int | None = None) -> None:
-    """Raises unless the header's size is allowed and, in JPEG and PNG, fits the file's length in bytes."""
+    """Raise DataError if the header claims too many pixels, or more than a file of `length` bytes can hold.
+
+    The second check needs `length`, and is made for JPEG and PNG.
+    """
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
         raise DataError(f"too large ({image.width}x{image.height}), {_LIMIT}")
-    bits = 8 * len(image.getbands()) if len(image.getbands()) > 1 else 1  # of a pixel, at least
+    bits = 8 * len(image.getbands()) if len(image.getbands()) > 1 else 1  # bits of a pixel, at least
     if image.format in ("JPEG", "PNG") and length is not None and pixels * bits > 8 * MAX_RATIO * length:
-        raise DataError(f"{image.width}x{image.height} pixels in {length} bytes, expected a complete image")
+        raise DataError(
+            f"{image.width}x{image.height} pixels in only {length} bytes, expected a complete image"
+        )
 
 
 def _formats(head: bytes) -> tuple[str, ...]:
-    """The decoders for a file that begins so; DataError that says what to install for them."""
+    """Return the decoders for a file that begins with `head`.
+
+    Raises:
+        DataError: the decoder is not installed; the message says what to install.
+    """
     if head[4:8] != b"ftyp":
         return FORMATS
     box = head[: int.from_bytes(head[:4], "big")]
@@ -102,7 +116,7 @@ def _formats(head: bytes) -> tuple[str, ...]:
 
 
 def _unread(head: bytes, formats: tuple[str, ...]) -> str:
-    """What a file is that begins so and that no decoder takes."""
+    """Describe a file that begins with `head` and that no decoder accepts."""
     if formats != FORMATS:
         return f"a damaged {formats[0].replace('HEIF', 'HEIC')} image"
     return "a TIFF of unsupported pixels" if head[:4] in (b"II*\0", b"MM\0*") else "not an image"

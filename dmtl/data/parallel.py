@@ -1,4 +1,4 @@
-"""Call a function for many items, in several processes if asked to, as for reading a whole data set."""
+"""Call a function for many items, optionally in several processes, for example to read a whole data set."""
 
 from __future__ import annotations
 
@@ -21,13 +21,19 @@ R = TypeVar("R")
 
 
 def in_parallel(function: Callable[[T], R], items: Sequence[T], workers: int = 0) -> Iterator[R]:
-    """Yield `function(item)` of each item, in their order.
+    """Yield `function(item)` for each item, in order.
 
-    In every call torch has one thread: one sample has too few pixels for more.
+    torch uses one thread in each call, because a single sample has too few pixels for more. The processes end
+    when this process ends, for whatever reason.
 
-    workers: processes; 0 calls the function here. They end with this process, however it ends. Results travel
-        between processes, so they should be small and hold no tensors. An error ends the loop; WorkerError if
-        a process dies.
+    Args:
+        function: called with one item. With `workers`, its results are sent between processes, so they should
+            be small and contain no tensors.
+        items: the arguments of the calls.
+        workers: number of processes; 0: call the function in this process.
+
+    Raises:
+        WorkerError: a process died. Errors of the function itself also end the loop.
     """
     if not workers:
         yield from (_with_one_thread(function, item) for item in items)
@@ -47,41 +53,47 @@ def in_parallel(function: Callable[[T], R], items: Sequence[T], workers: int = 0
 
 
 def watched(loader: DataLoader, option: str) -> Iterator:
-    """Iterate the loader; WorkerError if one of its processes dies. `option` is the one to set to 0 then."""
+    """Iterate over the loader; raise WorkerError if one of its processes dies.
+
+    `option` is the name of the setting for the number of processes: the message suggests to set it to 0.
+    """
     before = signal.getsignal(signal.SIGCHLD)
     try:
         iterator = iter(loader)
         if before is not None and threading.current_thread() is threading.main_thread():
-            # DataLoader's own handler would raise in the middle of a step; a wait for a batch notices as well
+            # DataLoader's own handler would raise in the middle of a step. Waiting for a batch notices, too.
             signal.signal(signal.SIGCHLD, before)
         yield from iterator
     except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
-        # An error of the function itself begins with "Caught"; other types are of a result that a process was
-        # still handing over when it died.
+        # torch begins the message of the function's own error with "Caught". Errors of other types come from
+        # a result that a process was still sending when it died.
         died = "DataLoader worker" if isinstance(error, RuntimeError) else ""
         if not loader.num_workers or str(error).startswith("Caught ") or not str(error).startswith(died):
             raise
         raise WorkerError(
-            f"a process that reads data died ({one_line(error)}): it was killed, or ran out of memory, or "
-            f"shared memory {_shared_memory()}is too small: raise that (docker run --shm-size), or set "
+            f"a process that reads data died ({one_line(error)}): it was killed, it ran out of memory, or "
+            f"shared memory {_shared_memory()}is too small: increase it (docker run --shm-size), or set "
             f"{option} to 0"
         ) from None
 
 
 def end_if_lost(worker: int) -> None:
-    """End a process of a DataLoader if it cannot hand over a result, which its queue would drop and wait for
-    forever: a `worker_init_fn` of loaders that are `watched`."""
+    """End a DataLoader's worker process if it cannot send a result: the `worker_init_fn` of `watched`
+    loaders.
+
+    Without this, the queue would drop the result and the loader would wait for it forever.
+    """
 
     def die(error: BaseException, result: object) -> None:
         print(f"process {os.getpid()} (data worker): {one_line(error)}", file=sys.stderr, flush=True)
         os._exit(1)
 
-    # the hook that multiprocessing offers for this
+    # multiprocessing's own hook for errors while sending
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(die)  # type: ignore[attr-defined]
 
 
 def _shared_memory() -> str:
-    """Return the size of shared memory, for a message; "" if it is not a folder."""
+    """Return the size of shared memory for a message; "" if there is no /dev/shm."""
     shared = "/dev/shm"
     return f"of {shutil.disk_usage(shared).total / 1e6:,.1f} MB " if os.path.isdir(shared) else ""
 

@@ -1,4 +1,4 @@
-"""Several data sets as one: the union of their images and tasks, in which no image needs all labels.
+"""Join several data sets: the union of their images and tasks. No image needs labels of all tasks.
 
     [[data.sources]]
     root = "nyud"
@@ -8,8 +8,8 @@
     root = "bsds"
     rename = {boundaries = "edge"}
 
-An image is called "SOURCE/ID". Sources that share a task agree in its options and in the names of its
-classes; their order may differ, and labels are then read as ids of the first source.
+The id of an image is "SOURCE/ID". Sources that share a task must agree on its options and on the names of its
+classes. The order of the classes may differ: labels are converted to the ids of the first source.
 """
 
 from __future__ import annotations
@@ -47,20 +47,22 @@ class Source:
     root: str = ""
     """As `data.root`."""
     name: str = ""
-    """What its images are called by, "NAME/ID"; default: the name of the folder, also of shards."""
+    """Name of the source: ids of its images are "NAME/ID". Default: the name of the folder, also of
+    shards."""
     weight: float = 1.0
-    """How often an epoch draws each of its images; 0.5: a different half of them in every epoch."""
+    """How often an epoch draws each of its images; 0.5 draws a random half of them in each epoch."""
     drop: list[str] = field(default_factory=list)
-    """Tasks that are not learned from it."""
+    """Tasks of the data set that are not used."""
     rename: dict[str, str] = field(default_factory=dict)
-    """Its name of a task -> the name to use."""
+    """Name of a task in the data set -> name to use instead."""
 
     def __post_init__(self) -> None:
         if not self.root:
             raise ConfigError("data.sources: a source has no root, expected a folder with dataset.yaml")
         if self.root.endswith(".toml"):
             raise ConfigError(
-                f"data.sources: root is {self.root}, expected a data set; list its sources here"
+                f"data.sources: root is the configuration {self.root}, expected a data set; list the sources "
+                "of that file here"
             )
         if not self.name:
             place = os.path.dirname(self.root) if is_shards(self.root) else self.root
@@ -77,7 +79,7 @@ class Source:
 
 
 class Part(Wrapper):
-    """A data set as one source of several: ids begin with its name, tasks are renamed or left out."""
+    """One source of several: ids begin with its name, and tasks are renamed or left out."""
 
     def __init__(self, dataset: LabelledImages, source: Source):
         super().__init__(dataset)
@@ -90,7 +92,7 @@ class Part(Wrapper):
         self.boundary_task = next((n for n, own in self._own.items() if own == dataset.boundary_task), None)
 
     def adopt(self, tasks: Mapping[str, Task]) -> None:
-        """Keep these tasks only, and give their labels in these terms."""
+        """Keep only these tasks, and convert labels to their class ids and `ignore` values."""
         for name in [name for name in self.tasks if name not in tasks]:
             del self.tasks[name], self._own[name]
         for name in self.tasks:
@@ -108,7 +110,7 @@ class Part(Wrapper):
         return replace(sample, id=self.ids[index], labels=labels)
 
     def _label(self, task: str, label_KHW: Tensor) -> Tensor:
-        """Return a label of the data set in the terms of `tasks`."""
+        """Convert a label of the data set to the class ids and the `ignore` value of `tasks`."""
         if task in self._ids:
             return self._ids[task][label_KHW.long()]
         mine, ours = self.dataset.tasks[self._own[task]], self.tasks[task]
@@ -139,11 +141,11 @@ class Part(Wrapper):
 class Joined(LabelledImages):
     """The images of several parts, one part after the other, with the union of their tasks.
 
-    `evaluation` has the values on which all parts agree that give any.
+    `evaluation` has the settings that all parts which have any agree on.
 
     Args:
-        parts: with different names.
-        tasks: only these of the union; parts without any of them are left out.
+        parts: the sources; their names must differ.
+        tasks: names of the tasks to use; None: all. Parts without any of them are left out.
 
     Raises:
         ConfigError: two parts mean different things by the name of a task.
@@ -170,7 +172,7 @@ class Joined(LabelledImages):
         self.evaluation = {k: values[0] for k, values in given.items() if all(v == values[0] for v in values)}
 
     def _at(self, index: int) -> tuple[Part, int]:
-        """Return the part that has an image, and its place there."""
+        """Return the part that has the image, and the image's index in that part."""
         number = int(np.searchsorted(self._first, index, side="right")) - 1
         return self.parts[number], index - int(self._first[number])
 
@@ -213,14 +215,15 @@ class Joined(LabelledImages):
         return ["Joined", self.ids, *([part.name, part.identity(task)] for part in parts)]
 
     def definition(self, task: str) -> dict[str, Any]:
-        """With that of each source."""
+        """Add the definition of each source."""
         each = {part.name: part.definition(task) for part in self.parts if task in part.tasks}
         return {**self.tasks[task].spec(), "sources": each}
 
 
 def read_sources(path: str | os.PathLike) -> list[Source]:
-    """Return `[[data.sources]]` of a configuration file such as a run's config.toml. Files that it extends
-    are not read.
+    """Return the `[[data.sources]]` of a configuration file such as a run's config.toml.
+
+    Files that the configuration extends are not read.
 
     Raises:
         ConfigError: the file cannot be read or has no sources; a key or value is wrong.
@@ -258,7 +261,7 @@ def check_names(sources: Iterable[Source]) -> None:
 
 
 def _names(dataset: LabelledImages, source: Source) -> dict[str, str]:
-    """Return the tasks that a source brings: their names here -> in its data set."""
+    """Return the tasks that a source contributes: new name -> name in its data set."""
     kept = [task for task in dataset.tasks if task not in source.drop]
     for key, tasks, known in (("drop", source.drop, dataset.tasks), ("rename", source.rename, kept)):
         for task in tasks:
@@ -280,10 +283,15 @@ def _names(dataset: LabelledImages, source: Source) -> dict[str, str]:
 
 
 def _renamed(task: Task, name: str, source: Source) -> Task:
-    """Return a task under another name: one that is renamed `edge` gets the loss and weight of `edge`."""
+    """Return a task under another name.
+
+    The new name also decides the defaults: a task that is renamed to `edge` gets the loss and weight of
+    `edge`.
+    """
     if task.name == name:
         return task
-    # what its name implied is kept, what neither name nor dataset.yaml said follows from the new name
+    # Keep what the old name implied. What neither the old name nor dataset.yaml set follows from the new
+    # name.
     implied = {f.name: f.default for cls in (type(task), KINDS[task.kind]) for f in fields(cls)}
     options = {k: v for k, v in task.spec().items() if k not in ("name", "kind") and v != implied[k]}
     try:
@@ -295,7 +303,7 @@ def _renamed(task: Task, name: str, source: Source) -> Task:
 
 
 def _union(parts: Sequence[Part]) -> dict[str, Task]:
-    """Return the tasks of all parts; raises ConfigError if two differ about one."""
+    """Return the tasks of all parts; raise ConfigError if two parts define a task differently."""
     union: dict[str, Task] = {}
     first: dict[str, str] = {}
     for part in parts:
@@ -311,15 +319,17 @@ def _union(parts: Sequence[Part]) -> dict[str, Task]:
                 )
                 raise ConfigError(
                     f"data.sources: {first[name]} and {part.name} differ about {name}: {told}. "
-                    f'Call one otherwise (rename = {{{name} = "..."}}), leave one out (drop = ["{name}"]), '
-                    "or make them alike in dataset.yaml (`values:` says which class a stored value is)"
+                    f'Rename one (rename = {{{name} = "..."}}), leave one out (drop = ["{name}"]), '
+                    "or make them equal in dataset.yaml (`values:` says which class a stored value means)"
                 )
     return union
 
 
 def _differences(one: Task, other: Task) -> list[tuple[str, str, str]]:
-    """Return the options in which two tasks differ: (name, value, value). The order of classes and the value
-    of pixels without a label may differ."""
+    """Return the options in which two tasks differ, as (name, value of one, value of other).
+
+    The order of the classes and the `ignore` value may differ.
+    """
     mine, theirs = ({k: v for k, v in task.spec().items() if k != "ignore"} for task in (one, other))
     if sorted(map(nfc, one.label_names)) == sorted(map(nfc, other.label_names)):
         mine.pop("classes", None)

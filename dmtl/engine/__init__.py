@@ -1,4 +1,4 @@
-"""The inference engine: a trained model as one fast function from images to maps, and its export."""
+"""The inference engine, a trained model as a fast function from images to maps; and its export."""
 
 from dmtl.engine.engine import Engine
 

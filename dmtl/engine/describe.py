@@ -20,7 +20,8 @@ from dmtl.tasks import Task
 from dmtl.text import plural
 
 STAGES = ("initial", "condition", "chain")  # decoding moves memory and computes almost nothing
-FREQUENCIES, PANEL = 36, 16  # of transformed 3x3 weights: numbers for 9 taps; channels out are filled up
+# Transformed 3x3 weights have 36 numbers instead of 9 taps, and output channels padded to a multiple of 16.
+FREQUENCIES, PANEL = 36, 16
 
 
 def describe_model(
@@ -29,19 +30,20 @@ def describe_model(
     sizes: Iterable[tuple[int, int]],
     batch: int = 1,
 ) -> dict:
-    """Describe a model, its work and its memory.
+    """Describe a model, the operations of a prediction, and its memory.
 
-    Bytes and operations are those of the engine's defaults on the device: its precision, all tasks, steps as
-    trained, one noise sample.
+    Bytes and operations are those of an engine with default options on the device: default precision, all
+    tasks, steps as trained, one noise sample.
 
     Args:
-        model: as created or loaded.
-        device: where it will predict.
-        sizes: (height, width) of images, in pixels.
-        batch: images at once.
+        model: a model that was created or loaded.
+        device: the device on which it will predict.
+        sizes: (height, width) of images in pixels.
+        batch: number of images in a batch.
 
     Returns:
-        JSON-able: tasks, mechanism, network, parameters, bytes, and a row for each size.
+        Values that can be written as JSON: tasks, mechanism, network, parameters, bytes, and a row for each
+        size.
     """
     config, tasks = model.config, list(model.tasks.values())
     precision = PRECISIONS[device.type][0]
@@ -83,7 +85,7 @@ def describe_model(
 
 
 def _classes(task: Task) -> list[str]:
-    """Return the names of class ids, none if a task's map holds other values."""
+    """Return the names of class ids; [] if the maps of a task hold other values."""
     return [] if task.map_dtype.is_floating_point else list(task.label_names)
 
 
@@ -109,8 +111,11 @@ def _network(config: ModelConfig) -> str:
 
 
 def _transformed(model: nn.Module, form: Form) -> int:
-    """Count bytes that the engine keeps besides the parameters: transformed weights of the 3x3 convolutions
-    after the encoder, except the condition's, which has another form, and those of fused blocks."""
+    """Count the bytes of transformed weights that the engine keeps in addition to the parameters.
+
+    They belong to the 3x3 convolutions after the encoder, except that of the condition, which has another
+    form, and to fused blocks of the encoder.
+    """
     total = fused = 0
     for name, module in model.named_modules():
         if isinstance(module, (SeparableBlock, InvertedResidual)):

@@ -5,11 +5,11 @@
     out.maps["semseg"], out.maps["depth"]
     engine(image).final["depth"]                 # logits, as model(image) returns them
 
-Everything that depends only on the parameters is prepared once (`dmtl.engine.network`). `maps` never
-allocates full-size logits. A call signature that comes back is replayed without Python
-(`dmtl.engine.graphs`), on a GPU as a CUDA graph, on a CPU, for small images, as a recording
-(`dmtl.engine.replay`). Large images are tiled if memory does not suffice (`dmtl.engine.tiles`). Several
-noise samples give a map of the model's uncertainty (`dmtl.engine.noise`). In fp32 an engine computes the
+Everything that depends only on the parameters is computed once (`dmtl.engine.network`). `maps` never
+allocates full-size logits. Repeated call signatures are replayed without Python (`dmtl.engine.graphs`): on a
+GPU as a CUDA graph, on a CPU, for small images, as a recording (`dmtl.engine.replay`). Large images are split
+into tiles if memory does not suffice (`dmtl.engine.tiles`). From several noise samples the engine computes
+maps of the model's uncertainty (`dmtl.engine.noise`). In fp32, an engine computes the
 same function as its model.
 """
 
@@ -44,37 +44,38 @@ from dmtl.runtime import native
 from dmtl.runtime.memory import Pool, return_freed
 
 AUTO_STEPS = 8  # maximum for steps="auto", unless the model was trained with more
-GRAPHS = 1 / 8  # of a GPU's memory, for captured graphs
-RECORDINGS = 128 << 20  # bytes of memory, for recordings of a CPU's calls
-OVERLAP = 4  # neighbouring tiles share a quarter of a side
+GRAPHS = 1 / 8  # share of a GPU's memory for captured graphs
+RECORDINGS = 128 << 20  # bytes for recordings of a CPU's calls
+OVERLAP = 4  # neighbouring tiles overlap by 1/4 of their side
 
 
 class Engine:
     """A model ready for fast prediction.
 
     Args:
-        model: `DiffusionMTL` or a baseline. It is copied and not modified, unless `inplace`.
-        device: default: that of the model.
+        model: a `DiffusionMTL` or a baseline. It is copied and not modified, unless `inplace` is True.
+        device: device to compute on; None: that of the model.
         precision: "fp32", "tf32" (GPU), "bf16", "fp16" (GPU), or "auto": fp32 on a CPU and bf16 on a GPU.
-            On a CPU "bf16" keeps fp32 wherever that was measured to be faster, as for Winograd's convolution.
-        steps: denoising steps; None: as trained; "auto": stop as soon as a step changes no task's logits by
-            more than `tolerance` (relative, in L2 over the batch), after at most max(8, as trained) steps.
-        eta: as in `DiffusionMTL.forward`; default: as configured in the model.
-        sampler: as in `DiffusionMTL.forward`; default: as configured in the model.
-        tasks: names predicted by default; default: all.
-        samples: noise samples to average; from 2 on, maps have an uncertainty.
-        seed: of the noise.
-        tile: side of the tiles of larger images in pixels that the network sees, a multiple of 32; 0: never;
-            None: only if memory does not suffice.
-        downscale: factor by which the network sees images smaller, at least 1 (not smaller); maps have the
-            image's size in any case. None: as suits the size of the training images, if the model knows it
+            On a CPU, "bf16" keeps fp32 wherever that was measured to be faster, as for Winograd's
+            convolution.
+        steps: number of denoising steps. None: as trained. "auto": stop as soon as a step changes no task's
+            logits by more than `tolerance`, at most after 8 steps or the trained number if that is larger.
+        eta: see `DiffusionMTL.forward`; None: as configured in the model.
+        sampler: see `DiffusionMTL.forward`; None: as configured in the model.
+        tasks: names of the tasks that are predicted by default; None: all.
+        samples: number of noise samples to average; with 2 or more, maps have an uncertainty.
+        seed: seed of the noise.
+        tile: side of the tiles into which larger images are split, in pixels after downscaling, a multiple of
+            32. 0: no tiles. None: tiles only if memory does not suffice.
+        downscale: factor of at least 1 by which images are scaled down for the network; maps always have the
+            size of the image. None: chosen by the size of the training images, if the model stores it
             (`dmtl.engine.scale`).
-        tolerance: see steps.
-        inplace: modify the model instead of copying it; it cannot be used afterwards.
+        tolerance: limit of the relative change (L2 over the batch) for steps="auto".
+        inplace: modify the model instead of copying it; the model cannot be used afterwards.
 
     Raises:
-        ConfigError: an option that cannot work, by name.
-        TypeError: a model that is not one of ours.
+        ConfigError: an option has a value that cannot work; the message names it.
+        TypeError: `model` is not a model of this package.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Engine:
         self.steps, self.samples, self.tile, self.tolerance = steps, samples, tile, tolerance
         self.downscale = downscale
         self.sampler = self.config.sampler_for(sampler, eta)
-        make_sampler(*self.sampler)  # ConfigError now
+        make_sampler(*self.sampler)  # raises ConfigError here, not in the first call
         self.chosen = self._checked_tasks(tasks)
         self.noise = CounterNoise(seed)
         self._check_options(steps, samples)
@@ -119,7 +120,7 @@ class Engine:
         with torch.inference_mode():
             self.form = choose_form(own, self.device, self.precision)
             self.network = Network(own, self.form)
-        return_freed()  # memory of folded layers
+        return_freed()  # the memory of layers that were folded away
         self._graphs: Graphs | None = None
         if self.device.type == "cuda":
             total = torch.cuda.get_device_properties(self.device).total_memory
@@ -145,20 +146,22 @@ class Engine:
 
         Args:
             image: float32 [B, 3, H, W] on the engine's device, ImageNet-normalised, any H and W.
-            tasks: instead of the engine's.
-            steps: instead of the engine's.
-            eta: instead of the engine's.
-            sampler: instead of the engine's.
-            samples: instead of the engine's.
-            noise: default `CounterNoise(seed)`; another source gives only one noise sample.
+            tasks: names of the tasks to predict; None: those of the engine.
+            steps: number of denoising steps, or "auto"; None: that of the engine.
+            eta: see `DiffusionMTL.forward`; None: that of the engine.
+            sampler: see `DiffusionMTL.forward`; None: that of the engine.
+            noise: source of the noise; None: `CounterNoise(seed)`. Other classes of sources only allow one
+                noise sample.
+            samples: number of noise samples; None: that of the engine.
 
         Returns:
-            Maps, whether they are finite, uncertainties (if samples > 1), and the steps taken (0 in a model
-            without a chain).
+            The maps, whether they are finite, uncertainties (if samples > 1), and the number of steps (0 for
+            a model without a chain).
 
         Raises:
-            TypeError: the type or dtype of an argument.
-            ValueError: the value or shape of an argument.
+            TypeError: an argument has a wrong type or dtype.
+            ValueError: the image has a wrong shape or device.
+            ConfigError: another argument has a value that cannot work.
         """
         call = self._call(
             image, tasks, steps, eta, sampler, noise, self.samples if samples is None else samples
@@ -184,8 +187,10 @@ class Engine:
         sampler: str | None = None,
         noise: NoiseSource | None = None,
     ) -> Prediction:
-        """Return logits at the image's size, final and initial, like `DiffusionMTL.forward` (float32, no
-        trace), for one noise sample; arguments as in `maps`."""
+        """Return final and initial logits at the image's size, float32, for one noise sample.
+
+        The result is that of `DiffusionMTL.forward` without a trace. `maps` describes the arguments.
+        """
         call = replace(self._call(image, tasks, steps, eta, sampler, noise, 1), initial=True)
         if not call.wanted:
             return Prediction({}, {}, {})
@@ -201,9 +206,12 @@ class Engine:
 
     @contextmanager
     def _computing(self, padded: Tensor, call: _Call) -> Iterator[None]:
-        """Set TF32 as the precision requires. On a CPU large maps come from the engine's pool, which is
-        emptied if the call signature changes and for a large image: idle blocks would add to the encoder's
-        peak, and faulting them in again takes only a hundredth of the time there."""
+        """In this context, set TF32 as the precision requires and, on a CPU, use the engine's memory pool.
+
+        The pool is emptied if the call signature changes. It is also emptied before a large image: idle
+        blocks would add to the encoder's peak memory, and the page faults of new ones take only 1 % of the
+        time there.
+        """
         kind = (padded.shape, len(call.wanted), len(call.noises))
         if kind != self._last_kind or padded.numel() >= LARGE:
             self._pool.release()
@@ -221,7 +229,7 @@ class Engine:
         noise: NoiseSource | None,
         samples: int,
     ) -> _Call:
-        """Check the arguments and fill in all defaults."""
+        """Check the arguments and fill in the defaults."""
         self._check_image(image)
         steps = self.steps if steps is None else steps
         self._check_options(steps, samples)
@@ -243,14 +251,14 @@ class Engine:
     def _all_logits(
         self, padded: Tensor, call: _Call, side: int | None
     ) -> tuple[list[dict[str, Tensor]], int]:
-        """Compute `_logits` of the whole image, in tiles if a side is given."""
+        """Compute `_logits` of the whole image, in tiles of `side` pixels if it is not None."""
         if side is None:
             return self._run("logits", padded, call)
         overlap = max(side // OVERLAP // PAD_MULTIPLE, 1) * PAD_MULTIPLE
         return tiled(lambda tile: self._run("logits", tile, call), padded, side, overlap)
 
     def _run(self, what: str, tile: Tensor, call: _Call) -> tuple:
-        """Compute `_predicted_maps` or `_logits` of a padded image or tile, replaying a graph if possible."""
+        """Call the method `what` for a padded image or tile, by replaying a graph if possible."""
         compute = self._predicted_maps if what == "maps" else self._plain_logits
         small = self.device.type != "cpu" or tile.numel() < LARGE  # large images take long in the kernels
         if self._graphs is None or not small or not _capturable(call):
@@ -264,7 +272,7 @@ class Engine:
 
     @staticmethod
     def _signature(what: str, tile: Tensor, call: _Call) -> tuple:
-        """Return all that a computation depends on besides pixels and noise."""
+        """Return everything that a computation depends on, except pixels and noise."""
         core = native.core() if tile.device.type == "cpu" else None
         how = (torch.get_num_threads(), core.isa(), choices()) if core else ()
         return what, tuple(tile.shape), replace(call, noises=len(call.noises)), how
@@ -278,8 +286,10 @@ class Engine:
         return *self._decoded(draws, call), steps
 
     def _logits(self, padded: Tensor, call: _Call) -> tuple[list[dict[str, Tensor]], int]:
-        """Return task -> logits at 1/8 resolution for each noise sample, preceded by the initial ones if
-        requested; and the steps taken."""
+        """Return task -> logits at 1/8 resolution for each noise sample, and the number of steps.
+
+        If the call requests them, initial logits come first in the list.
+        """
         network = self.network
         with record_function("dmtl: initial"):
             features, logits = network.initial(padded, call.wanted)
@@ -296,7 +306,7 @@ class Engine:
         return self.network.mtdnet.plan(self.device, call.steps, eta, sampler)
 
     def _decoded(self, draws: list[dict[str, Tensor]], call: _Call) -> tuple[dict, dict, dict]:
-        """Decode maps, whether they are finite, and (for several noise samples) their uncertainty."""
+        """Return decoded maps, whether they are finite, and (for several noise samples) their uncertainty."""
         maps, uncertain = {}, {}
         factor = FACTOR * call.downscale
         with record_function("dmtl: decode"):
@@ -311,13 +321,13 @@ class Engine:
     def _tile(self, what: str, padded: Tensor, call: _Call) -> int | None:
         """Return the side of the tiles; None: the whole image at once."""
         if self._graphs is not None and self._signature(what, padded, call) in self._graphs:
-            return None  # it has its memory
+            return None  # its graph already holds the memory
         batch, height, width = padded.shape[0], *padded.shape[-2:]
         side = self.tile
         if side is None:
             available = available_bytes(self.device)
             if available is not None and self._graphs is not None and self.device.type != "cpu":
-                available -= self._graphs.held  # their memory looks free between two replays
+                available -= self._graphs.held  # memory of graphs looks free between two replays
             return tile_side(
                 self.config,
                 len(call.wanted),
@@ -343,9 +353,11 @@ class Engine:
     def _check_options(steps: int | str | None, samples: int) -> None:
         number = isinstance(steps, int) and not isinstance(steps, bool) and steps >= 1
         if not (steps is None or steps == "auto" or number):
-            raise ConfigError(f'Engine: steps must be a number from 1, "auto" or None, got {steps!r}')
+            raise ConfigError(
+                f'Engine: steps must be an integer of at least 1, "auto" or None, got {steps!r}'
+            )
         if not isinstance(samples, int) or isinstance(samples, bool) or samples < 1:
-            raise ConfigError(f"Engine: samples must be a number from 1, got {samples!r}")
+            raise ConfigError(f"Engine: samples must be an integer of at least 1, got {samples!r}")
 
     def _check_image(self, image: Tensor) -> None:
         if not isinstance(image, Tensor) or image.dtype != torch.float32:
@@ -353,7 +365,7 @@ class Engine:
             raise TypeError(f"Engine: image must be a float32 tensor, got {got}")
         if image.dim() != 4 or image.shape[1] != 3 or 0 in image.shape[2:]:
             raise ValueError(
-                f"Engine: image must have shape [B, 3, H, W] with pixels, got {list(image.shape)}"
+                f"Engine: image must have shape [B, 3, H, W] without zeros, got {list(image.shape)}"
             )
         if image.device.type != self.device.type:
             raise ValueError(f"Engine: image must be on {self.device}, got {image.device}")
@@ -361,7 +373,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class _Call:
-    """The request of one call of the engine, with all defaults filled in."""
+    """The arguments of one call of the engine, with defaults filled in."""
 
     wanted: tuple[str, ...]
     size: tuple[int, int]
@@ -369,19 +381,19 @@ class _Call:
     steps: int
     sampler: tuple[str, float | None]  # name and eta
     tolerance: float | None
-    noises: Any  # list[NoiseSource]; in a graph's key, their number
+    noises: Any  # list[NoiseSource]; in the key of a graph, the length of that list
     initial: bool = False
 
 
 def _capturable(call: _Call) -> bool:
-    """Whether the call's work is known before it starts, and its noise is that of `CounterNoise`."""
+    """Return whether a call can be captured: its steps are fixed and its noise comes from `CounterNoise`."""
     return call.tolerance is None and all(type(noise) is CounterNoise for noise in call.noises)
 
 
 def _draws(noise: NoiseSource, samples: int) -> list[NoiseSource]:
-    """Return the sources of several noise samples; the first one is the noise itself."""
+    """Return the sources of several noise samples; the first one is `noise` itself."""
     if samples == 1:
         return [noise]
     if not isinstance(noise, CounterNoise):
-        raise ConfigError(f"Engine: samples must be 1 with noise from {type(noise).__name__}, got {samples}")
+        raise ConfigError(f"Engine: samples must be 1 if noise is a {type(noise).__name__}, got {samples}")
     return [noise.another(number) for number in range(samples)]

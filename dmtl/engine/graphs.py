@@ -1,9 +1,9 @@
-"""Graphs by call signature: launches are recorded once and replayed without Python.
+"""Keep graphs by call signature: launches are recorded once and replayed without Python.
 
 On a GPU they are CUDA graphs, on a CPU recordings of kernel calls (`dmtl.engine.replay`).
 
-A folder of photographs may have an image size for each image, so a signature is captured only when it comes
-back soon, and the graphs are bounded in number and in memory.
+In a folder of photographs, every image may have another size. So a signature is only captured if it repeats
+soon, and the graphs are limited in number and memory.
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ Capture = Callable[[Compute, Sequence[Tensor]], Captured | None]
 
 
 def cuda_capture(compute: Compute, inputs: Sequence[Tensor]) -> Captured:
-    """Capture compute(*inputs); return (replay, outputs, bytes of device memory that the graph holds).
+    """Capture compute(*inputs) in a CUDA graph.
 
-    Each graph has its own memory, which the device gets back when the graph is dropped.
+    Each graph has its own memory, which is freed when the graph is dropped.
+
+    Returns:
+        A function that replays the graph, the outputs, and the bytes of device memory that the graph holds.
     """
     device = inputs[0].device
     with torch.cuda.device(device):
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved()
-        # The first, eager call compiled and measured; this one is for libraries that prepare each thread.
+        # An earlier eager call compiled and measured. This one is for libraries that prepare each thread.
         replay, outputs = capture(lambda: compute(*inputs), device, warm_up=1)
         torch.cuda.empty_cache()
         return replay, outputs, torch.cuda.memory_reserved() - before
@@ -53,17 +56,17 @@ class _Graph(NamedTuple):
 
 
 class Graphs:
-    """The most recently used graphs.
+    """Keep the most recently used graphs.
 
-    A signature is captured when it comes again before `limit` others came for the first time. Others are
-    computed eagerly: their graphs would be dropped before they were replayed.
+    A signature is captured at its second call, if fewer than `limit` new signatures came in between. All
+    others are computed eagerly, because their graphs would be dropped before a replay.
 
     Args:
-        capture: (compute, inputs) -> (replay, outputs, bytes): records compute(*inputs) on these tensors; or
-            None if it cannot be recorded.
-        limit: graphs to keep; the least recently used one is dropped first.
-        memory: bytes that they may hold together. A signature whose graph alone needs more is computed
-            eagerly: its launches are a small part of its time.
+        capture: function (compute, inputs) -> (replay, outputs, bytes) that captures compute(*inputs), or returns
+            None if that is impossible.
+        limit: maximum number of graphs; the least recently used one is dropped first.
+        memory: maximum bytes that all graphs may hold. A signature whose graph alone needs more is computed
+            eagerly: launches are a small part of its time.
     """
 
     def __init__(self, capture: Capture = cuda_capture, limit: int = 8, memory: float = float("inf")):
@@ -82,14 +85,16 @@ class Graphs:
 
     @property
     def held(self) -> int:
-        """Return the bytes of memory that the graphs hold."""
+        """Return the bytes of memory that all graphs hold."""
         return sum(graph.size for graph in self._kept.values())
 
     def __call__(self, key: Hashable, compute: Compute, inputs: Sequence[Tensor]) -> Any:
         """Return compute(*inputs) in tensors that the caller owns.
 
         Args:
-            key: all that the computation depends on besides the inputs' elements (shapes too).
+            key: everything that the computation depends on (also shapes), except the elements of the inputs.
+            compute: function of the inputs that returns tensors in dicts, lists and tuples.
+            inputs: tensors on the device.
         """
         if not self._lock.acquire(blocking=False):  # another thread writes the graphs' memory
             return compute(*inputs)
@@ -102,7 +107,7 @@ class Graphs:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key].run(inputs)
-        eager = self._seen.get(key)  # None: not seen lately
+        eager = self._seen.get(key)  # None: not seen recently
         if eager is not False:
             self._remember(key, bool(eager))
             return compute(*inputs)

@@ -1,4 +1,4 @@
-"""The 1x1 heads of several tasks as one batched product, and what a product of all tasks is good for."""
+"""Compute the 1x1 heads of several tasks as one batched product, and check all their logits at once."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 
 class Logits(dict[str, Tensor]):
-    """Task -> logits [B, C_T, h, w].
+    """A dictionary: task -> logits [B, C_T, h, w].
 
-    joint: the tensor [T, B h w, K] that they are parts of, or None. What else it holds is zeros, or NaN for
-    pixels whose features are not finite.
+    `joint` is the tensor [T, B h w, K] of which they are views, or None. Its other elements are zero, or NaN
+    for pixels whose features are not finite.
     """
 
     joint: Tensor | None = None
 
 
 class Heads:
-    """The heads of tasks whose maps are packed in one tensor, padded with zeros to the most channels.
+    """The heads of tasks whose maps are packed in one tensor; their weights are padded to equal channels.
 
     Args:
         heads: task -> 1x1 convolution of C channels.
@@ -36,7 +36,7 @@ class Heads:
                 self.bias_T1K[number, 0, : head.out_channels] = head.bias
 
     def __call__(self, x: Tensor) -> Logits:
-        """Packed maps [T B, C, h, w] of all tasks, the same B rows for each -> logits, as views."""
+        """Compute logits, as views, from the packed maps of all tasks [T B, C, h, w], B rows for each."""
         rows, _, h, w = x.shape
         tasks, channels, most = self.weight_TCK.shape
         pixels = x.to(self.weight_TCK.dtype).permute(0, 2, 3, 1).reshape(tasks, -1, channels)
@@ -48,9 +48,9 @@ class Heads:
 
 
 def finite(draws: Sequence[Mapping[str, Tensor]], tasks: Sequence[str]) -> dict[str, Tensor]:
-    """Return task -> bool scalar, whether its logits are finite in all noise samples."""
+    """Return task -> bool scalar: whether its logits are finite in all noise samples."""
     peaks = [_peaks(draw, tasks) for draw in draws]
-    most = peaks[0] if len(peaks) == 1 else torch.stack(peaks).amax(0)  # NaN if there is one
+    most = peaks[0] if len(peaks) == 1 else torch.stack(peaks).amax(0)  # NaN if any logit is NaN
     return dict(zip(tasks, (most < torch.inf).unbind(), strict=True))
 
 

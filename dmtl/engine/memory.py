@@ -18,10 +18,10 @@ from dmtl.nn.efficientnet import InvertedResidual, SeparableBlock
 from dmtl.tasks import task_from_spec
 
 SHARE = 0.8  # share of the available memory that a prediction may use
-DECODED = 12  # bytes for each pixel of a decoded map and that of the previous call, on average
-SMALLEST_TILE = 256  # pixels; less would show too little of the scene
-_SIDE = 256  # pixels of the image for which an encoder's maps are counted
-_PATCHES, _WEIGHTS = 48 << 20, 28 << 20  # bytes that a CPU's convolutions transform at a time, at most
+DECODED = 12  # average bytes per pixel of a decoded map, together with that of the previous call
+SMALLEST_TILE = 256  # pixels; smaller tiles would show too little of the scene
+_SIDE = 256  # side in pixels of the image for which an encoder's maps are counted
+_PATCHES, _WEIGHTS = 48 << 20, 28 << 20  # limits in bytes of what a CPU's convolution transforms at a time
 
 
 def peak_bytes(
@@ -36,15 +36,24 @@ def peak_bytes(
     history: int = 0,
     fused: bool = True,
 ) -> int:
-    """Estimate the bytes of a prediction besides the parameters, to about a third (measured on a CPU).
+    """Estimate the bytes of a prediction without its parameters, to about a third (measured on a CPU).
 
-    Counted for each requested task in maps [B, C, H/8, W/8]: its signal, its skip map and its tokens in the
-    cross blocks, which the engine keeps between calls; its signal once more if another noise sample needs it,
-    and for each earlier estimate that the sampler keeps (`history`). Added to these: the encoder's largest
-    maps (`encoder_numbers`), the transforms of convolutions, the decoded maps of this and the previous call,
-    and the bands in which noise samples are averaged.
+    For each requested task, these maps [B, C, H/8, W/8] count: its signal, its skip map and its tokens in the
+    cross blocks, which the engine keeps between calls; its signal again if another noise sample needs it; and
+    each earlier estimate that the sampler keeps. Further parts are the encoder's largest maps
+    (`encoder_numbers`), the transforms of convolutions, the decoded maps of this and the previous call, and
+    the bands in which noise samples are averaged.
 
-    fused: whether blocks of the encoder are computed without storing their inner maps, as on a CPU.
+    Args:
+        config: configuration of the model.
+        wanted: number of requested tasks.
+        batch: number of images.
+        height: height of the images in pixels.
+        width: width of the images in pixels.
+        itemsize: bytes of a number.
+        samples: number of noise samples.
+        history: number of earlier estimates that the sampler keeps.
+        fused: whether blocks of the encoder are computed without storing their inner maps, as on a CPU.
     """
     height, width = (-(-side // PAD_MULTIPLE) * PAD_MULTIPLE for side in (height, width))
     pixels = batch * height * width
@@ -66,10 +75,10 @@ def peak_bytes(
 
 @functools.cache
 def encoder_numbers(backbone: str, width: int, fused: bool = True) -> tuple[float, int]:
-    """Count an encoder's peak of live numbers, from a run on a small image (timm's: without storage).
+    """Count the largest number of elements that an encoder has in memory at a time.
 
-    It is the largest of: input and output of one layer, with batch norms folded; its maps at 1/8 resolution
-    and their concatenation.
+    The encoder is run on a small image (timm's: without storage). The peak is the larger of two: input and
+    output of one layer, with batch norms folded; and the maps at 1/8 resolution with their concatenation.
 
     Args:
         backbone: a name for `make_backbone`.
@@ -77,7 +86,7 @@ def encoder_numbers(backbone: str, width: int, fused: bool = True) -> tuple[floa
         fused: count an inverted residual as one layer.
 
     Returns:
-        Numbers for each pixel of the image, and the channels of all maps together.
+        The number of elements per pixel of the image, and the number of channels of all maps together.
     """
     most = 0
 
@@ -86,7 +95,7 @@ def encoder_numbers(backbone: str, width: int, fused: bool = True) -> tuple[floa
         read = sum(x.numel() for x in inputs if isinstance(x, Tensor) and x is not output)
         most = max(most, read + (output.numel() if isinstance(output, Tensor) else 0))
 
-    # Ours are small, and the meta device would import torch's compiler, which takes as long as torch itself.
+    # Our encoders are small, and the meta device would import torch's compiler, as slow as importing torch.
     device = "cpu" if backbone in BACKBONES else "meta"
     with torch.random.fork_rng(devices=[]), torch.device(device), torch.no_grad():
         encoder = make_backbone(backbone, width).eval()
@@ -110,7 +119,9 @@ def tile_side(
     **options: Any,
 ) -> int | None:
     """Return the side of square tiles for a prediction that does not fit into `SHARE` of the available bytes.
-    None if it fits as a whole, or if the available memory is unknown."""
+
+    None: it fits as a whole, or the available memory is unknown. `options` are those of `peak_bytes`.
+    """
     if available is None or peak_bytes(config, wanted, batch, height, width, **options) <= SHARE * available:
         return None
     side = largest_tile(config, wanted, batch, int(SHARE * available), **options)
@@ -118,7 +129,7 @@ def tile_side(
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Return free memory of the device, or of the machine (and its container) for "cpu"; None if unknown."""
+    """Return the free bytes of a GPU or, for a CPU, of the machine and its container; None if unknown."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached

@@ -1,7 +1,7 @@
-"""Noise of an engine's calls: keys for captured graphs, and the average of several noise samples.
+"""Noise in the engine: keys for captured graphs, and the average of several noise samples.
 
-Samples are averaged as `Task.values` of their logits (probabilities, unit vectors, values) at the image's
-size, a band of rows at a time, so that memory does not grow with classes times pixels.
+The average is that of `Task.values` (probabilities, unit vectors, numbers) at the size of the image. It is
+computed for a band of rows at a time, so that memory does not grow with classes times pixels.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from dmtl.diffusion.noise import Draws
 from dmtl.diffusion.pairs import joined
 from dmtl.tasks import Task
 
-BAND = 1 << 22  # elements of upsampled logits held at a time
+BAND = 1 << 22  # maximum elements of upsampled logits in memory at a time
 
 
 @dataclass(frozen=True)
 class KeyedNoise:
-    """Noise of known keys, which a captured graph reads again at every replay.
+    """Noise from given keys, which a captured graph reads again at every replay.
 
-    key_R3: keys of the rows of all these tasks, from `keys_of`.
+    tasks   names of the tasks
+    key_R3  keys of the rows of all these tasks, from `keys_of`
     """
 
     tasks: tuple[str, ...]
     key_R3: Tensor
 
     def draws(self, pairs: Pairs, x: Tensor) -> Draws:
-        """Return the draws for signals whose rows are whole batches of some of the tasks."""
+        """Return the noise of signals whose rows are the whole batch for each of some tasks."""
         each = dict(zip(self.tasks, self.key_R3.chunk(len(self.tasks)), strict=True))
         key = self.key_R3 if pairs.tasks == self.tasks else joined([each[task] for task in pairs.tasks])
         return lambda draw: {"key_B3": key, "step": draw}
@@ -42,7 +43,10 @@ class KeyedNoise:
 def keys_of(
     noises: Sequence[CounterNoise], tasks: tuple[str, ...], batch: int, device: torch.device
 ) -> list[Tensor]:
-    """Return the keys [R, 3] of each noise for a batch of all tasks. The usual ones are kept."""
+    """Return the keys [R, 3] of each noise source for a batch of all tasks.
+
+    Keys of usual sources are cached.
+    """
     usual = (noise.samples is None and isinstance(noise.seed, int) for noise in noises)
     return [
         (_usual_key(noise.seed, tasks, batch, device) if kept else _key(noise, tasks, batch, device))
@@ -64,9 +68,10 @@ def average(task: Task, draws: Sequence[Tensor], size: tuple[int, int], factor: 
     """Return the map of the mean over noise samples, and its uncertainty, float32 [B, H, W].
 
     Args:
+        task: the task.
         draws: logits [B, C_T, h, w] of each noise sample.
-        size: H and W of the image, at most factor h and factor w (the rest was padding).
-        factor: pixels of the image to each of the logits', in both directions.
+        size: (H, W) of the image, at most (factor h, factor w): the rest is padding.
+        factor: side of the square of image pixels for each pixel of the logits.
     """
     maps, uncertain = [], []
     for rows in _bands(draws[0], size, factor):
@@ -74,7 +79,7 @@ def average(task: Task, draws: Sequence[Tensor], size: tuple[int, int], factor: 
         squares = torch.zeros_like(mean[:, 0])
         for number, logits in enumerate(draws[1:], 2):
             values = task.values(_upsampled(logits, rows, size, factor))
-            change = values - mean  # Welford: avoids differences of large squares
+            change = values - mean  # Welford's algorithm avoids differences of large squares
             mean = mean + change / number
             squares += (change * (values - mean)).sum(1)
         maps.append(task.from_values(mean))
@@ -91,8 +96,10 @@ def _bands(logits: Tensor, size: tuple[int, int], factor: int) -> Iterator[tuple
 
 
 def _upsampled(logits: Tensor, rows: tuple[int, int], size: tuple[int, int], factor: int) -> Tensor:
-    """Upsample rows of the logits bilinearly, exactly as if upsampling all: interpolation needs one more row
-    on either side."""
+    """Upsample some rows of the logits bilinearly, with exactly the result of upsampling all rows.
+
+    Interpolation needs one more row on either side.
+    """
     begin, end = rows
     above, below = min(begin, 1), min(logits.shape[-2] - end, 1)
     part = logits[..., begin - above : end + below, :].float()

@@ -1,4 +1,4 @@
-"""How a network computes on a device: dtypes, tasks together or apart, transformed weights."""
+"""Choose how a network computes on a device: dtypes, tasks together or apart, transformed weights."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from dmtl.nn.precision import DTYPES
 from dmtl.runtime.measure import Fastest, warm_seconds
 
 PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("bf16", "fp16", "tf32", "fp32")}
-"""Device -> supported precisions, the default first."""
+"""Type of device -> supported precisions, the default first."""
 
-_PACKED_BYTES = 256 << 20  # of transformed weights to keep; beyond, they are transformed in every call
-_PROBE = 64  # rows and columns of the map that dtypes are compared on: an image of 512x512
+_PACKED_BYTES = 256 << 20  # keep transformed weights up to this size; otherwise transform them in every call
+_PROBE = 64  # rows and columns of the map on which dtypes are compared: that of a 512x512 image
 
 
 @dataclass(frozen=True)
 class Form:
     """How a network computes.
 
-    maps: dtype of everything with pixels. tokens: dtype of the cross blocks. apart: process tasks' maps one
-    after another instead of in one packed tensor: less memory, and a CPU keeps each in its cache. pack: keep
-    convolution weights transformed for their backend (four times their memory with Winograd). fused: compute
-    inverted residuals of the encoder by `ops.inverted_residual`.
+    maps    dtype of maps
+    tokens  dtype of the cross blocks
+    apart   process the maps of tasks one after another, not in one packed tensor: this needs less memory, and
+            each map fits into a CPU's cache
+    pack    keep convolution weights transformed for their backend, with Winograd in four times the memory
+    fused   compute inverted residuals of the encoder with `ops.inverted_residual`
     """
 
     maps: torch.dtype = torch.float32
@@ -38,9 +40,12 @@ class Form:
 
 
 def choose_form(model: DiffusionMTL | MultiTaskBaseline, device: torch.device, precision: str) -> Form:
-    """Choose the form that suits the device. On a CPU in bf16, maps and tokens each use the dtype whose
-    kernels were measured to be faster, on layers of this model's width. Not both are lowered: that errs by up
-    to 2.3e-2 on the published network, either alone by at most 1.6e-2."""
+    """Choose the form that suits the device.
+
+    On a CPU in bf16, maps and tokens use the dtype with the faster kernels, measured on layers of this
+    model's width. At most one of the two uses bf16: both together have an error of up to 2.3e-2 on the
+    published network, one alone of at most 1.6e-2.
+    """
     dtype = DTYPES[precision]
     if device.type != "cpu":
         return Form(dtype, dtype, apart=False, pack=True)
@@ -59,14 +64,14 @@ def choose_form(model: DiffusionMTL | MultiTaskBaseline, device: torch.device, p
 def _faster(
     kind: tuple, way: Callable[[torch.dtype], Callable[[], Tensor]], dtype: torch.dtype
 ) -> torch.dtype:
-    """Return float32, or dtype if that was measured to be faster; measured once per kind."""
+    """Return `dtype` if it was measured to be faster than float32, else float32; measure once per kind."""
     ways = {"fp32": way(torch.float32), "lower": way(dtype)}
     chosen = _fastest.choose((*kind, dtype, torch.get_num_threads()), ways, torch.device("cpu"))
     return dtype if chosen == "lower" else torch.float32
 
 
 def _least_seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Return the least of several rounds, after warm-up (page faults, processor clock)."""
+    """Return the shortest time of several rounds, after a warm-up (page faults, processor clock)."""
     return min(warm_seconds(call, device) for _ in range(3))
 
 

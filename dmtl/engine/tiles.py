@@ -1,8 +1,8 @@
 """Predict large images in tiles, and blend the tiles' logits into one map without seams.
 
-Tiles overlap, and their logits are blended with weights that fall linearly towards a tile's edge, so the map
-is continuous. Attention reaches across a whole image but only across one tile: tiled maps are close to
-untiled ones, not equal.
+Tiles overlap, and their logits are blended with weights that fall linearly towards the edges of a tile, so
+the map is continuous. Attention only reaches across one tile instead of the whole image, so tiled maps are
+close to untiled ones, but not equal.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ FACTOR = 8  # logits are at 1/8 resolution
 
 
 def starts(length: int, side: int, overlap: int) -> list[int]:
-    """Return where tiles of `side` pixels that cover `length` start, evenly spread, neighbours sharing at
-    least `overlap`. All are multiples of 32, as length, side and overlap must be."""
+    """Return the starts of tiles of `side` pixels that cover `length` pixels.
+
+    The tiles are evenly spread and overlap by at least `overlap` pixels. All arguments must be multiples of
+    32, and so are the starts.
+    """
     if length <= side:
         return [0]
     count = -(-(length - overlap) // (side - overlap))
@@ -34,11 +37,14 @@ def tiled(
     """Compute logits of a padded image [B, 3, H, W] from those of its tiles.
 
     Args:
-        predict: tile [B, 3, h, w] -> (for each noise sample {task: logits [B, C_T, h/8, w/8]}, steps taken).
-        side: of a tile, a multiple of 32.
-        overlap: of neighbouring tiles, a multiple of 32 below side.
+        predict: function that returns, for a tile [B, 3, h, w], the logits {task: [B, C_T, h/8, w/8]} of each
+            noise sample, and the number of steps.
+        padded: the image, H and W multiples of 32.
+        side: side of a tile, a multiple of 32.
+        overlap: minimum overlap of neighbouring tiles, a multiple of 32 below `side`.
 
-    Returns: for each noise sample {task: float32 [B, C_T, H/8, W/8]}; the most steps that a tile took.
+    Returns:
+        {task: float32 [B, C_T, H/8, W/8]} for each noise sample, and the largest number of steps of a tile.
     """
     height, width = padded.shape[-2:]
     rows, columns = (starts(length, side, overlap) for length in (height, width))
@@ -72,7 +78,7 @@ def tiled(
 
 
 def _ramp(length: int, overlap: int, device: torch.device) -> Tensor:
-    """Return weights that are 1 inside and fall linearly over the overlap to both ends, never to 0."""
+    """Return weights that are 1 inside and fall linearly over the overlap towards both ends, but not to 0."""
     place = torch.arange(length, device=device) + 0.5
     nearest = torch.minimum(place, length - place)
     return (nearest / max(overlap, 1)).clamp(max=1.0)

@@ -1,4 +1,4 @@
-"""Metrics of a baseline, and Delta_MTL against it."""
+"""Read the metrics of a baseline, and compute Delta_MTL compared with it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from dmtl.metrics.delta import delta_mtl, judged
 from dmtl.runtime.files import number
 
 EVAL = "eval.json"
-"""The file in a run's folder with the metrics of a separate evaluation."""
+"""Name of the file in a run's folder with the metrics of a separate evaluation."""
 
 TaskMetrics = Mapping[str, Mapping[str, float]]
 Primary = Mapping[str, tuple[str, float, bool]]
-"""Task -> the name of its main metric, its value, whether higher is better."""
+"""Task -> (name of its main metric, value, whether higher is better)."""
 
 
 def read_reference(
     path: str | Path | None, option: str = "log.baseline"
 ) -> dict[str, dict[str, float]] | None:
-    """Read metrics by task from a run's folder or its metrics.json; return None for None.
+    """Read metrics by task from a run's folder or its metrics.json.
 
     Args:
-        option: where the path comes from, for messages.
+        path: the folder or file; None: return None.
+        option: name of the option with the path, for messages.
 
     Raises:
-        ConfigError: nothing is there, or it holds no metrics.
+        ConfigError: the file is missing or holds no metrics.
     """
     if path is None:
         return None
@@ -41,13 +42,14 @@ def read_reference(
             f"{option} must be a finished run or its metrics.json: {file}: {error.strerror}"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError(f"{option}: {file}: holds no metrics of a run") from None
+        raise ConfigError(f"{option}: {file}: has no metrics, expected metrics.json of a run") from None
 
 
 def read_baseline(paths: Iterable[str | Path]) -> dict[str, Mapping[str, float]]:
-    """Read metrics by task of stored runs: RUN/eval.json, else RUN/metrics.json, or such a file.
+    """Read the metrics of stored runs by task; several single-task runs are combined.
 
-    Several single-task runs are combined.
+    Args:
+        paths: folders of runs, with eval.json or else metrics.json; or such files.
 
     Raises:
         ConfigError: a run has no metrics, or two runs have the same task.
@@ -58,18 +60,23 @@ def read_baseline(paths: Iterable[str | Path]) -> dict[str, Mapping[str, float]]
         found = read_reference(scored if scored.is_file() else path, "baseline") or {}
         for task, values in found.items():
             if task in reference and not task.startswith("initial/"):
-                raise ConfigError(f"baseline: {path} has {task}, as one before it has; expected it once")
+                raise ConfigError(
+                    f"baseline: {path} has the task {task}, like an earlier run, expected it only once"
+                )
             reference[task] = values
     return reference
 
 
 def check_baseline(reference: TaskMetrics, wanted: Mapping[str, str]) -> None:
-    """Raise ConfigError unless the baseline has these metrics, task -> name; call it before scoring."""
+    """Raise ConfigError unless the baseline has the metrics in `wanted` (task -> name of a metric).
+
+    Call it before scoring, which may take long.
+    """
     for task, metric in wanted.items():
         if not math.isfinite(reference.get(task, {}).get(metric, math.nan)):
             raise ConfigError(
-                f"baseline has no {metric} of {task}; evaluate its runs by the same protocol first, each "
-                f"into its {EVAL}"
+                f"baseline has no {metric} of {task}; first evaluate its runs with the same protocol, and "
+                f"write the result of each to its {EVAL}"
             )
 
 

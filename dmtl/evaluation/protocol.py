@@ -1,4 +1,4 @@
-"""Score a model on a data set by a protocol: which images, in which frame, and boundaries how."""
+"""Score a model on a data set by a protocol: which images, in which frame, and how boundaries are scored."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ SUPPRESSIONS = ("seism", "raw")
 
 @dataclass(frozen=True)
 class Protocol:
-    """How predictions are scored. The defaults are the default protocol.
+    """How predictions are scored. The default values are the default protocol.
 
     Attributes:
-        frame: (height, width) that images are padded to on all sides; None: each at its own size.
+        frame: (height, width) to which images are padded on all sides; None: each image keeps its size.
         boundaries: also score boundaries by odsF, oisF and AP: "seism" (after non-maximum suppression, as
-            published) or "raw"; None: pixel by pixel only.
-        max_dist: how far matched boundaries may be apart, as a share of the image's diagonal; None: as the
-            data set says, else 0.0075.
-        boundary_ids: images whose boundaries are scored; None: all.
+            published) or "raw"; None: only score pixel by pixel.
+        max_dist: maximum distance of matched boundary pixels, as a fraction of the image's diagonal; None:
+            the value of the data set, or 0.0075.
+        boundary_ids: ids of the images whose boundaries are scored; None: all.
 
     Raises:
-        ConfigError: a value that cannot work.
+        ConfigError: an attribute has a value that cannot work.
     """
 
     frame: tuple[int, int] | None = None
@@ -49,13 +49,15 @@ class Protocol:
             known = ", ".join(SUPPRESSIONS)
             raise ConfigError(f"boundaries must be one of {known} or None, got {self.boundaries!r}")
         if self.max_dist is not None and not 0 < self.max_dist < 1:
-            raise ConfigError(f"max_dist must be between 0 and 1 (of the diagonal), got {self.max_dist:g}")
+            raise ConfigError(
+                f"max_dist must be a fraction of the diagonal between 0 and 1, got {self.max_dist:g}"
+            )
 
     @classmethod
     def published(cls, dataset: LabelledImages, tasks: Iterable[str]) -> Protocol:
-        """Return the protocol of the published results on a data set, if `tasks` are scored.
+        """Return the protocol of the published results on a data set, for scoring `tasks`.
 
-        The frame and the tolerance of boundaries are those that `dataset.evaluation` names.
+        The frame and the tolerance of boundaries come from `dataset.evaluation`.
         """
         frame = dataset.evaluation.get("frame")
         thin = any(dataset.tasks[task].thin for task in tasks)
@@ -78,25 +80,26 @@ def evaluate(
     """Score a model on a data set.
 
     Args:
-        model: a model; an `Engine` (for its device, precision, averaged noise samples); or whatever
+        model: a model; an `Engine`, to choose device, precision and noise samples; or anything that
             `from_pretrained` loads.
-        data: a split of a data set, as `open_dataset` returns it; or what it opens, for the split "val".
-        protocol: "default": every image at its own size; "published": frame, boundaries and tolerance as in
-            the published results, in fp32; or a `Protocol`.
-        tasks: names of the tasks to score, default all that model and data share.
-        ids: images to score, default all.
-        steps: denoising steps, default as trained; "auto": until a step changes little.
-        seed: of the chain's noise.
+        data: a split of a data set (from `open_dataset`); or anything that `open_dataset` opens, of which the
+            split "val" is scored.
+        protocol: "default": every image at its own size. "published": frame, boundaries and tolerance of the
+            published results, in fp32. Or a `Protocol`.
+        tasks: names of the tasks to score; None: all that model and data share.
+        ids: ids of the images to score; None: all.
+        steps: number of denoising steps; None: as trained; "auto": until a step changes little.
+        seed: seed of the noise.
         initial: also score the initial predictions, as "initial/<task>".
-        batch_size: images at once.
-        world: the processes that share the images (`dmtl.runtime.distributed.connect`); default: this one.
+        batch_size: number of images in a batch.
+        world: the processes that share the images (`dmtl.runtime.distributed.connect`); None: only this one.
 
     Returns:
         {task: {metric: value}}.
 
     Raises:
-        ConfigError: an unknown protocol or task, tasks of one name that differ.
-        DataError: a damaged file, unknown ids.
+        ConfigError: a protocol or task is unknown, or a task means different things to model and data.
+        DataError: a file is damaged, or an id is unknown.
 
     Examples:
         >>> evaluate("runs/mine", open_dataset("my-data", "val"))["semseg"]["mIoU"]
@@ -127,19 +130,19 @@ def _engine(model: DiffusionMTL | MultiTaskBaseline | Engine | str | os.PathLike
 class Evaluation:
     """A data set prepared for scoring by a protocol.
 
-    An image has the same place, hence the same noise, whatever else is scored.
+    The noise of an image depends on its index in the data set, and not on which other images are scored.
 
     Args:
         dataset: a split of a data set.
-        names: of the tasks to score.
-        protocol: how.
-        ids: images to score, default all.
-        batch_size: images at once.
-        data: what the data set is called in `description`, default its name.
+        names: names of the tasks to score.
+        protocol: how to score.
+        ids: ids of the images to score; None: all.
+        batch_size: number of images in a batch.
+        data: name of the data set in `description`; None: its own name.
 
     Raises:
-        ConfigError: boundaries are asked for, and no scored task has them.
-        DataError: unknown ids.
+        ConfigError: boundaries are requested, but none of the tasks has boundaries.
+        DataError: an id is unknown.
     """
 
     def __init__(
@@ -160,7 +163,7 @@ class Evaluation:
         self.needed = {
             task: [dataset.ids[row] for row in rows[visible.column(task)[rows]]] for task in visible.tasks
         }
-        """task -> ids of the images whose label is scored."""
+        """Task -> ids of the images whose label is scored."""
         self.description: dict[str, Any] = {
             "data": dataset.name if data is None else data,
             "split": dataset.split,
@@ -170,7 +173,7 @@ class Evaluation:
             "max_dist": None,
             "boundary_images": None,
         }
-        """What metrics depend on besides the model, JSON-able."""
+        """Everything that the metrics depend on except the model, in values that JSON can hold."""
         self.boundaries = None
         if protocol.boundaries is not None:
             self.boundaries = self._boundaries(dataset, protocol, protocol.boundaries)
@@ -181,8 +184,8 @@ class Evaluation:
         thin = [name for name in self.needed if self.tasks[name].thin]
         if not thin:
             raise ConfigError(
-                "boundaries need a binary task with `thin: true`, such as edge, among those scored, "
-                f"got {', '.join(self.needed)}"
+                "scoring boundaries needs a binary task with `thin: true`, such as edge, "
+                f"got only {', '.join(self.needed)}"
             )
         max_dist = protocol.max_dist or dataset.evaluation.get("max_dist", MAX_DIST)
         ids = None if protocol.boundary_ids is None else set(protocol.boundary_ids)
@@ -210,7 +213,7 @@ class Evaluation:
         return text + ")"
 
     def primary(self) -> dict[str, str]:
-        """Return the main metric of every task."""
+        """Return task -> name of its main metric."""
         odsf = f"odsF_{self.description['boundaries']}"
         return {
             name: odsf if self.boundaries is not None and task.thin else task.primary
@@ -218,7 +221,7 @@ class Evaluation:
         }
 
     def notes(self) -> dict[str, dict[str, str]]:
-        """Return task -> metric -> what it is, if its name does not say it."""
+        """Return task -> metric -> a short explanation, for metrics whose name is not enough."""
         found = {}
         for name, task in self.tasks.items():
             found[name] = dict(task.new_metric().notes)
@@ -230,8 +233,9 @@ class Evaluation:
         """Score an engine, a model, or saved maps.
 
         Args:
-            source, options: as in `dmtl.evaluation.scoring.score`.
-            batches: those of `loader`, the default, if they are watched on their way.
+            source: the `model` of `dmtl.evaluation.scoring.score`.
+            batches: the batches of `loader`, for example wrapped by a progress bar; None: `loader` itself.
+            options: other arguments of `dmtl.evaluation.scoring.score`.
         """
         batches = self.loader if batches is None else batches
         return score(source, batches, tasks=self.tasks, boundaries=self.boundaries, **options)
@@ -245,14 +249,18 @@ def shared_tasks(
     source: object = "the model",
     data: object = "the data set",
 ) -> list[str]:
-    """Return the names of the tasks to score: those wanted, or all that both sides have.
+    """Return the names of the tasks to score.
 
     Args:
-        ours: of the model or of saved maps, called `source` in errors.
-        theirs: of the data set, called `data` in errors.
+        ours: tasks of the model or of saved maps.
+        theirs: tasks of the data set.
+        wanted: names of the tasks to score; None: all that both sides have.
+        source: what messages call the model or the saved maps.
+        data: what messages call the data set.
 
     Raises:
-        ConfigError: one side lacks a wanted task, both mean different things by a name, or they share none.
+        ConfigError: one side lacks a task in `wanted`, a task means different things to the two sides, or
+            they share no task.
     """
     names = [task for task in ours if task in theirs] if wanted is None else list(wanted)
     for name in names:
@@ -264,7 +272,7 @@ def shared_tasks(
         converter(name, ours[name], theirs[name], source, data)
     if not names:
         both = f"{', '.join(ours) or 'none'} and {', '.join(theirs)}"
-        raise ConfigError(f"{source} and {data} share no task ({both})")
+        raise ConfigError(f"{source} and {data} have no task in common ({both})")
     return names
 
 

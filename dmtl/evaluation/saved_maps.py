@@ -1,7 +1,7 @@
 """Folders of maps to score: `MapWriter` writes them, `SavedMaps` reads those of any program.
 
-    DIR/<task>/<id>.png or .npy    the map of image `id`, of its size; if both exist, the .npy counts;
-                                   .tif and .tiff are read too, whole numbers as PNG and others as .npy
+    DIR/<task>/<id>.png or .npy    the map of image `id`, in its size; if both exist, the .npy is used;
+                                   .tif and .tiff are read too: whole numbers like a PNG, others like a .npy
     DIR/maps.json                  how to read the files; needed only for scalars in PNG
 
 | kind        | read                                                                             | written |
@@ -12,15 +12,17 @@
 | unit_vector | .npy of floats [H, W, 3] or [3, H, W]; or RGB PNG, component = value / 127.5 - 1  | .npy    |
 | scalar      | .npy of numbers [H, W]; or grey PNG, value = offset + scale * pixel, see below    | .npy    |
 
-What maps.json says of a task counts: its classes, which are matched with those of the data set by name, and
-its unit. Without it, class ids are those of the data set.
+If maps.json describes a task, its classes and unit are used; classes are matched with those of the data set
+by name. Without maps.json, class ids are those of the data set.
 
-`scale` and `offset` of scalars in PNG are in maps.json as `dmtl predict` gives them: under `tasks`, or for
-each image in its `reading`, which is also in the PNG itself (text chunk "dmtl"). Those of binary tasks count
-too. What is written is read back to the bit, but for probabilities in 8 bits. These are rounded, and come
-back within 1/510; those of thin tasks are cut off as in the published files, and come back within 1/255: the
-boundary benchmark cuts off the same way, so its metrics stay the same. As float32 .npy probabilities are
-exact.
+`scale` and `offset` of scalars in PNG are in maps.json, as `dmtl predict` writes them: under `tasks`, or in
+the `reading` of each image, which is also in the PNG itself (text chunk "dmtl"). Binary tasks may have them,
+too.
+
+Maps are read back exactly as they were written, except probabilities in 8 bits. These are rounded to the
+nearest code, an error of at most 1/510. Those of thin tasks are rounded down as in the published files, an
+error of at most 1/255. The boundary benchmark rounds down in the same way, so its metrics stay the same.
+Probabilities in float32 .npy files are exact.
 """
 
 from __future__ import annotations
@@ -51,19 +53,20 @@ _PICTURES = (".png", ".tif", ".tiff")
 
 
 class MapWriter:
-    """Write the maps of batches into `folder`, each without its padding, inside a `with` statement.
+    """Write the maps of batches, without padding, into a folder. Use it in a `with` statement.
 
-    maps.json is written at its end, also after an error or Ctrl-C.
+    maps.json is written at the end of the `with` block, also after an error or Ctrl-C.
 
     Args:
-        folder: new, empty, or an earlier output of `MapWriter`.
-        tasks: whose maps will come.
-        about: what maps.json says of all of them.
-        floats: probabilities as .npy, not rounded to 8 bits.
-        world: the processes that write into this folder; the first one lists the images of all.
+        folder: a new or empty folder, or one that `MapWriter` wrote.
+        tasks: the tasks whose maps will be added.
+        about: content of maps.json that concerns all maps.
+        floats: write probabilities as float32 .npy instead of rounding them to 8 bits.
+        world: the processes that write into this folder; the first one lists the images of all. None: only
+            this process.
 
     Raises:
-        DataError: the folder holds other things, such as maps of `dmtl predict`.
+        DataError: the folder holds other files, such as maps of `dmtl predict`.
         OSError: a file cannot be written; the message names it.
     """
 
@@ -78,12 +81,14 @@ class MapWriter:
     ):
         self.world = World() if world is None else world
         self.folder, self.tasks, self.about = output_folder(folder), dict(tasks), dict(about)
-        if "inputs" in (read_index(self.folder) or {}):  # its maps.json says what is done: it would be lost
+        if "inputs" in (
+            read_index(self.folder) or {}
+        ):  # this would overwrite its maps.json and so its records
             raise DataError(f"{folder}: holds maps of dmtl predict, choose another folder")
         numbers = (name for name, task in tasks.items() if task.map_dtype.is_floating_point)
         self.arrays = {name for name in numbers if floats or not tasks[name].label_names}
         self.images: list[dict] = []
-        self.write_index()  # first: fails if the folder cannot be written, and marks it as ours
+        self.write_index()  # first, to fail early if the folder cannot be written; also marks it as ours
 
     def __enter__(self) -> MapWriter:
         return self
@@ -95,14 +100,14 @@ class MapWriter:
             self.write_index()
 
     def add(self, batch: Batch, maps: Mapping[str, Tensor]) -> None:
-        """The maps of a batch, task -> [B, H, W] or [B, K, H, W]."""
+        """Write the maps of a batch, task -> [B, H, W] or [B, K, H, W]."""
         for row, id in enumerate(batch.ids):
             for name, map in maps.items():
                 self._write(name, id, map[row][..., *batch.unpadded(row)].cpu())
             self.images.append({"name": id, "size": list(batch.valid_size[row])})
 
     def write_index(self) -> None:
-        """maps.json, of what was added so far."""
+        """Write maps.json with the images added so far."""
         tasks = {name: self._description(name) for name in self.tasks}
         index = {"format": FORMAT, **self.about, "tasks": tasks, "images": self.images}
         write_json(self.folder / "maps.json", index, indent=1)
@@ -121,22 +126,23 @@ class MapWriter:
         else:
             task = self.tasks[name]
             write_bytes(path, encode_map(task, (map * 255).floor() / 255 if task.thin else map)[0])
-        stale.unlink(missing_ok=True)  # of an earlier output in the other format
+        stale.unlink(missing_ok=True)  # a map that an earlier call wrote in the other format
 
     def _suffixes(self, name: str) -> tuple[str, str]:
         return (".npy", ".png") if name in self.arrays else (".png", ".npy")
 
 
 class SavedMaps:
-    """The maps in a folder in the place of a model (`dmtl.evaluation.scoring.score`).
+    """Read the maps in a folder, to score them instead of a model (`dmtl.evaluation.scoring.score`).
 
     Args:
-        folder: see the module.
-        tasks: what the maps are (`saved_tasks`).
-        needed: task -> ids of the images that must have a map; others may.
+        folder: a folder of maps, as the module describes it.
+        tasks: the tasks of the maps (`saved_tasks`).
+        needed: task -> ids of the images that must have a map; other images may have one.
 
     Raises:
-        DataError: lists what is missing; when maps are read, names the file.
+        DataError: maps are missing; the message lists them. When maps are read: a file is damaged or has
+            another size; the message names it.
     """
 
     device = torch.device("cpu")
@@ -162,19 +168,20 @@ class SavedMaps:
         self._masks: dict[str, bool] = {}
 
     def _reading(self, name: str, id: str) -> tuple[float, float] | None:
-        """(scale, offset) of a PNG, if maps.json has it or the maps of the task are masks of 0 and 1."""
+        """Return (scale, offset) of a PNG if maps.json has it, or if all maps of the task are masks of 0 and
+        1."""
         if (described := self._described(name, id)) is not None:
             return described
         of_masks = self.tasks[name].assumed_reading(1)
         if of_masks is None:
             return None
-        if name not in self._masks:  # one with more than that ends the search, mostly the first
+        if name not in self._masks:  # the search ends at a map that is not a mask, usually the first one
             pictures = (path for path in self.files[name].values() if path.suffix.lower() in _PICTURES)
             self._masks[name] = all(read_stored(path).values.max() <= 1 for path in pictures)
         return of_masks if self._masks[name] else None
 
     def maps_of(self, batch: Batch, names: Iterable[str]) -> dict[str, Tensor]:
-        """Decoded maps in the frame of the batch; 0 in its padding and where an image has none."""
+        """Return decoded maps in the frame of the batch; 0 in the padding and for images without a map."""
         frame = tuple(batch.image.shape[-2:])
         out = {}
         for name in names:
@@ -190,7 +197,7 @@ class SavedMaps:
 
 
 def saved_tasks(folder: str | os.PathLike, tasks: Mapping[str, Task]) -> dict[str, Task]:
-    """Return those of `tasks` of which `folder` has maps, as its maps.json describes them.
+    """Return the tasks of which a folder has maps, with the options in its maps.json.
 
     Raises:
         DataError: there is no such folder, or its maps are of another kind or unit.
@@ -204,7 +211,7 @@ def saved_tasks(folder: str | os.PathLike, tasks: Mapping[str, Task]) -> dict[st
         if (Path(folder) / name).is_dir():
             entry = entries.get(name, {}) if isinstance(entries, dict) else None
             if not isinstance(entry, dict):
-                raise DataError(f"{path}: tasks.{name} is not an object, expected what `dmtl predict` writes")
+                raise DataError(f"{path}: tasks.{name} is not an object, expected one as in `dmtl predict`'s")
             try:
                 found[name] = task.described(entry)
             except ConfigError as error:
@@ -215,14 +222,17 @@ def saved_tasks(folder: str | os.PathLike, tasks: Mapping[str, Task]) -> dict[st
 def read_map(
     path: Path, task: Task, size: tuple[int, int], reading: tuple[float, float] | None = None
 ) -> Tensor:
-    """A decoded map as `task.decode` gives it for one image: int64 or float32 [H, W], or float32 [K, H, W].
+    """Read a decoded map of one image: int64 or float32 [H, W], or float32 [K, H, W], as from `task.decode`.
 
     Args:
-        size: (H, W), the image's.
-        reading: (scale, offset) of a PNG, if neither itself nor its kind says so.
+        path: a PNG, TIFF or .npy file.
+        task: the task of the map.
+        size: (H, W) of the image.
+        reading: (scale, offset) of a PNG, used if neither the file nor the kind of task defines it.
 
     Raises:
-        DataError: another size, or values that cannot be such a map; names the file.
+        DataError: the map has another size, or its values are not those of the task; the message names the
+            file.
     """
     found = read_stored(path)
     stored = _fitting(path, found.values, size, task.label_channels)
@@ -232,24 +242,24 @@ def read_map(
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     if not np.isfinite(value).all():
-        raise DataError(f"{path}: values that are not finite, expected a number at every pixel")
+        raise DataError(f"{path}: some values are not finite, expected a number at every pixel")
     return torch.from_numpy(np.ascontiguousarray(value))
 
 
 def _fitting(path: Path, stored: np.ndarray, size: tuple[int, int], channels: int) -> np.ndarray:
-    """The values as [H, W] or [K, H, W]."""
+    """Return values as [H, W] or [K, H, W]; raise DataError if their shape does not fit the image."""
     layouts: dict[tuple[int, ...], np.ndarray] = {size: stored} if channels == 1 else {}
     if stored.ndim == 3:
         layouts |= {(*size, channels): np.moveaxis(stored, 2, 0), (channels, *size): stored}
     if stored.shape not in layouts:
         expected = [*size, *([channels] if channels > 1 else [])]
-        raise DataError(f"{path}: values of shape {list(stored.shape)}, expected {expected} as the image")
+        raise DataError(f"{path}: values of shape {list(stored.shape)}, expected {expected} like the image")
     fitting = layouts[stored.shape]
     return fitting[0] if channels == 1 and fitting.ndim == 3 else fitting
 
 
 def _index(path: Path) -> dict[str, Any]:
-    """What maps.json holds; nothing if there is no such file."""
+    """Return the content of maps.json; {} if there is no such file."""
     if not path.is_file():
         return {}
     try:
@@ -262,7 +272,7 @@ def _index(path: Path) -> dict[str, Any]:
 
 
 def _readings(path: Path) -> Callable[[str, str], tuple[float, float] | None]:
-    """(task, id) -> (scale, offset) of a scalar's PNG, from maps.json; None if it does not say."""
+    """Return a function (task, id) -> (scale, offset) of a PNG from maps.json, or None if it does not say."""
     index = _index(path)
     try:
         tasks = dict(index.get("tasks", {}))
@@ -275,6 +285,8 @@ def _readings(path: Path) -> Callable[[str, str], tuple[float, float] | None]:
             found = images.get(nfc(id), {}).get(task) or tasks.get(task, {})
             return (float(found["scale"]), float(found.get("offset", 0))) if "scale" in found else None
         except (TypeError, ValueError, AttributeError):
-            raise DataError(f"{path}: how to read {task}/{id} is unclear, expected numbers") from None
+            raise DataError(
+                f"{path}: scale or offset of {task}/{id} is not a number, expected numbers"
+            ) from None
 
     return reading

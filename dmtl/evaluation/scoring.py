@@ -1,7 +1,7 @@
-"""Metrics of a model on a data set, by one process or by several.
+"""Compute metrics of a model on a data set, in one process or several.
 
-Every batch is summed on its own, and floating-point sums are added in the order of the batches: they come out
-in the same bits however many processes share the batches. Counts do in any order.
+Each batch is summed separately, and floating-point sums are added in the order of the batches. So the result
+has the same bits for any number of processes. Integer counts can be added in any order.
 """
 
 from __future__ import annotations
@@ -27,21 +27,23 @@ from dmtl.tasks import Task
 Metrics = dict[str, dict[str, float]]
 Meter = Metric | ErrorAuroc
 _AUROC = "uncertainty_auroc"
-# A task, what of it is scored ("final", "initial", "boundaries" or _AUROC), and the source of the images: ""
-# if there are no sources or no labels.
+# (task, what is scored: "final", "initial", "boundaries" or _AUROC, source of the images). The source is ""
+# if the data set has no sources, or if there are no labels.
 _Key = tuple[str, str, str]
-_Rows = slice | list[int]  # of a batch
+_Rows = slice | list[int]  # rows of a batch
 _State = dict[str, Tensor]
 _Maps = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Boundaries:
-    """Score thin tasks (`Task.thin`) as boundaries too, on predictions without their padding.
+    """How thin tasks (`Task.thin`) are scored as boundaries, on predictions without their padding.
 
-    metric  makes a metric of probabilities [B, H, W] and labels [B, 1, H, W], given the ignored label value
-    truth   place in the data set, task -> bool [H, W], or None: where the task's label is 1
-    ids     of these images only; None: of all that have a label of the task
+    metric  function (ignored label value) -> metric of probabilities [B, H, W] and labels [B, 1, H, W]
+    truth   function (index in the data set, task) -> true boundaries, bool [H, W]; None: they are where the
+    label
+            is 1
+    ids     ids of the images to score; None: all that have a label of the task
     """
 
     metric: Callable[[float], Metric]
@@ -51,9 +53,9 @@ class Boundaries:
     def update(
         self, meter: Metric, batch: Batch, task: str, map_BHW: Tensor, rows: _Rows = slice(None)
     ) -> None:
-        """Add one task's predictions for the images of a batch, images of equal size together.
+        """Add the predictions of a task for the images of a batch, or only for `rows`, to a metric.
 
-        rows: of these images only.
+        Images of equal size are added together.
         """
         pairs: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         index_B = batch.index.tolist()
@@ -84,26 +86,32 @@ def score(
     on_sources: Callable[[dict[str, Metrics]], object] = lambda found: None,
     world: World | None = None,
 ) -> Metrics:
-    """{task: {metric: value}} over all batches, on the model's device.
+    """Score a model over all batches, on the model's device.
 
     Args:
-        model: a model, whose mode is restored; or a `dmtl.Engine`; or what has `tasks`, `device` and
-            `maps_of(batch, names)` -> decoded maps, such as `dmtl.evaluation.saved_maps.SavedMaps`. With an
-            engine that averages several noise samples, tasks also get "uncertainty_auroc"
-            (`dmtl.metrics.ErrorAuroc`).
-        tasks: default every task that model and batches share. As a mapping, the tasks as the data set has
-            them: these then say which label values count, the order of classes (which are matched by name),
-            and the metrics.
-        steps: denoising steps, default as trained; an engine also takes "auto".
-        seed: of the chain's noise; an image's noise depends on its place in the data set, not on the batches.
-        initial: also score the initial predictions, as "initial/<task>" (of one noise sample).
-        boundaries: also score thin tasks with this; their final predictions only.
-        on_batch: called with the number of images done, in this process.
-        on_maps: called with every batch of this process and its final decoded maps.
-        on_sources: called at the end with the metrics of each source's images, if the data set joins several:
-            source -> the same as is returned, for the tasks of which it has labels.
-        world: the processes that share the batches. Each of them calls `score` with an equal model and the
-            same batches, takes every `size`-th, and returns the metrics that one process would, to the bit.
+        model: a model, whose mode is restored afterwards; a `dmtl.Engine`; or an object with `tasks`,
+            `device` and `maps_of(batch, names)` -> decoded maps, such as
+            `dmtl.evaluation.saved_maps.SavedMaps`. If an engine averages several noise samples, tasks also
+            get "uncertainty_auroc" (`dmtl.metrics.ErrorAuroc`).
+        batches: the batches to score.
+        tasks: names of the tasks to score; None: all that model and batches share. If this is a mapping, its
+            values are the tasks of the data set, which then define the ignored label values, the order of
+            classes (matched by name) and the metrics.
+        steps: number of denoising steps; None: as trained. An engine also accepts "auto".
+        seed: seed of the noise. The noise of an image depends on its index in the data set, not on the
+            batches.
+        initial: also score the initial predictions (of one noise sample), as "initial/<task>".
+        boundaries: also score the final predictions of thin tasks in this way.
+        on_batch: called after each batch of this process with the number of images scored.
+        on_maps: called with each batch of this process and its final decoded maps.
+        on_sources: called at the end, if the data set joins several sources, with {source: metrics}; the
+            metrics are those of the source's images, for the tasks of which it has labels.
+        world: the processes that share the batches. Each process calls `score` with an equal model and the
+            same batches, scores every `size`-th batch, and returns the metrics of all, in the same bits as a
+            single process. None: only this process.
+
+    Returns:
+        {task: {metric: value}}.
 
     Raises:
         ConfigError: a task means something else to the model than to the data set.
@@ -132,7 +140,7 @@ def score(
 
 
 def _metrics(meters: Mapping[_Key, Meter]) -> Metrics:
-    """Compute the metrics of every task; the meters are of one source."""
+    """Compute the metrics of every task from meters, which are all of one source."""
     metrics: Metrics = {}
     for (name, kind, _), meter in meters.items():
         if isinstance(meter, ErrorAuroc):
@@ -145,7 +153,7 @@ def _metrics(meters: Mapping[_Key, Meter]) -> Metrics:
 
 
 def _share(batches: Iterable[Batch], world: World) -> Iterator[Batch]:
-    """Every `world.size`-th batch from number `world.rank` on; a loader reads no others."""
+    """Return every `world.size`-th batch from number `world.rank` on; a `Loader` does not read the others."""
     if world.size > 1 and hasattr(batches, "shard"):
         return iter(batches.shard(world.rank, world.size))
     return islice(batches, world.rank, None, world.size)
@@ -153,7 +161,10 @@ def _share(batches: Iterable[Batch], world: World) -> Iterator[Batch]:
 
 @dataclass(frozen=True)
 class _Scores:
-    """How batches become meters. `tasks` are those of the labels; the model's own decode its logits."""
+    """Compute the meters of batches.
+
+    `tasks` are those of the labels; the model's own tasks decode its logits.
+    """
 
     model: Any
     tasks: Mapping[str, Task]
@@ -162,19 +173,19 @@ class _Scores:
     on_maps: Callable[[Batch, Mapping[str, Tensor]], None]
 
     def meter(self, key: _Key) -> Meter:
-        """An empty one."""
+        """Return an empty meter for a key."""
         task, kind = self.tasks[key[0]], key[1]
         if kind == _AUROC:
             return ErrorAuroc(task.graded)
         if kind == "boundaries":
-            assert self.boundaries is not None  # else nothing has such a key
+            assert self.boundaries is not None  # otherwise there is no such key
             return self.boundaries.metric(task.ignore)
         return task.new_metric()
 
     def __call__(
         self, batch: Batch, names: list[str], steps: int | str | None, seed: int
     ) -> dict[_Key, Meter]:
-        """The meters of one batch."""
+        """Return the meters of one batch."""
         initial: _Maps
         uncertainty: _Maps
         if hasattr(self.model, "maps_of"):
@@ -206,15 +217,15 @@ class _Scores:
     def _predicted(
         self, batch: Batch, names: list[str], steps: int | str | None, seed: int
     ) -> tuple[_Maps, _Maps, _Maps]:
-        """Final maps, initial maps and uncertainties.
+        """Return final maps, initial maps and uncertainties.
 
-        Images of equal size are predicted together, without the padding to the largest of the batch, so that
-        an image's maps do not depend on the others.
+        Images of equal size are predicted together, without the padding to the largest of the batch. So the
+        maps of an image do not depend on other images.
         """
         groups: dict[tuple[int, int], list[int]] = {}
         for row, size in enumerate(batch.sizes):
             groups.setdefault(size, []).append(row)
-        if len(groups) == 1:  # nothing was padded: without copies
+        if len(groups) == 1:  # nothing was padded, so no copies are needed
             return self._maps(batch.image, names, dict(steps=steps, noise=CounterNoise(seed, batch.index)))
         found: tuple[_Maps, _Maps, _Maps] = ({}, {}, {})
         for (height, width), rows in groups.items():
@@ -250,8 +261,11 @@ def _sources(batch: Batch) -> list[tuple[str, _Rows]]:
 
 
 class _Sums:
-    """What this process's batches add up to. Counts are added as they come; floating-point sums (a few
-    numbers) and the pixels of ErrorAuroc are kept apart by batch until all processes' are at hand."""
+    """Add up the meters of this process's batches.
+
+    Counts are added immediately. Floating-point sums (a few numbers) and the pixels of ErrorAuroc are kept
+    for each batch until those of all processes have been gathered.
+    """
 
     def __init__(self, world: World):
         self.world = world
@@ -259,7 +273,7 @@ class _Sums:
         self.parts: list[dict[_Key, _State]] = []
 
     def add(self, meters: Mapping[_Key, Meter]) -> None:
-        """The next batch."""
+        """Add the meters of the next batch."""
         part: dict[_Key, _State] = {}
         for key, meter in meters.items():
             part[key] = state = meter.state()
@@ -268,8 +282,10 @@ class _Sums:
         self.parts.append(part)
 
     def meters(self, new: Callable[[_Key], Meter]) -> dict[_Key, Meter]:
-        """Meters (made by `new`) that hold all batches of all processes, in the order in which a batch first
-        had them."""
+        """Return meters, created by `new`, with the batches of all processes.
+
+        Keys are in the order in which they first occurred in a batch.
+        """
         here = _on_cpu(self.counts), [_on_cpu(part) for part in self.parts]
         everywhere = gathered(here) if self.world.size > 1 else [here]
         counts: dict[_Key, _State] = {}
@@ -304,7 +320,11 @@ def converter(
     source: object = "the model",
     data: object = "the data set",
 ) -> Callable[[Tensor], Tensor]:
-    """Return `Task.to_terms_of`; an error names the task and both sides."""
+    """Return a function that converts predictions of `ours` to those of `theirs` (`Task.to_terms_of`).
+
+    Raises:
+        ConfigError: the tasks mean different things; the message names the task, `source` and `data`.
+    """
     try:
         return ours.to_terms_of(theirs)
     except ConfigError as error:
@@ -313,7 +333,10 @@ def converter(
 
 @contextmanager
 def for_inference(model: Any) -> Iterator[None]:
-    """A module in eval mode, the mode of each of its parts restored afterwards; anything else as it is."""
+    """In this context, put a module into eval mode; afterwards restore the mode of each part.
+
+    Objects that are not modules stay unchanged.
+    """
     modes = [(m, m.training) for m in model.modules()] if isinstance(model, nn.Module) else []
     if modes:
         model.eval()
@@ -325,8 +348,10 @@ def for_inference(model: Any) -> Iterator[None]:
 
 
 def primary_metrics(metrics: Metrics, tasks: Mapping[str, Task]) -> dict[str, tuple[str, float, bool]]:
-    """task -> (name of the metric that enters Delta_MTL, its value, whether higher is better); of boundaries
-    that were scored as such it is odsF."""
+    """Return task -> (name of the metric that enters Delta_MTL, value, whether higher is better).
+
+    If a task was scored as boundaries, this metric is odsF.
+    """
     primary = {}
     for name, task in tasks.items():
         if name in metrics:

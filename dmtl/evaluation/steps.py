@@ -1,4 +1,4 @@
-"""Metrics and time of an engine for several numbers of denoising steps."""
+"""Compare metrics and time of an engine for several numbers of denoising steps."""
 
 from __future__ import annotations
 
@@ -24,12 +24,15 @@ def compare_steps(
     """Score an engine with each number of steps.
 
     Args:
-        several: as `steps` of `Engine.maps`.
-        watch: wraps the batches of each pass, for a progress bar.
-        options: of `Evaluation.score`.
+        evaluation: the prepared data set.
+        engine: the engine to score.
+        several: the values of `steps` (see `Engine.maps`).
+        watch: wraps the batches of each pass, for example in a progress bar.
+        options: other arguments of `Evaluation.score`.
 
     Returns:
-        For each of them "steps", "metrics", "ms_per_image", and for "auto" also "steps_taken" on average.
+        A dictionary for each value with "steps", "metrics" and "ms_per_image"; for "auto" also "steps_taken",
+        the average number of steps.
     """
     rows = []
     for steps in several:
@@ -44,14 +47,14 @@ def compare_steps(
 
 
 class TimedEngine:
-    """An engine with a clock, without the first call, which may compile and measure."""
+    """Measure the time of an engine's calls, except the first one, which may compile and measure."""
 
     def __init__(self, engine: Engine):
         self.engine, self.tasks, self.device = engine, engine.tasks, engine.device
         self.seconds, self.calls, self.taken = 0.0, 0, 0
 
     def maps(self, image: Tensor, tasks: Iterable[str], **options: Any) -> Maps:
-        """`Engine.maps`; its time and steps are added up."""
+        """Call `Engine.maps`, and add up its time and steps."""
         if not self.calls:
             self.engine.maps(image, tasks, **options)
         found: list[Maps] = []

@@ -1,4 +1,4 @@
-"""Metrics: sums over predictions and labels that merge over batches and processes, and Delta_MTL.
+"""Metrics, whose sums can be merged over batches and processes, and Delta_MTL.
 
 | class | predictions | metrics |
 | --- | --- | --- |

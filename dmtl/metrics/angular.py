@@ -1,4 +1,4 @@
-"""Angle between predicted and labelled directions.
+"""Measure the angle between predicted and labelled directions.
 
     angle = 2 atan2(|a - b|, |a + b|),  a and b of unit length
 
@@ -21,13 +21,14 @@ _BINS_PER_DEGREE = 100
 def normalise(x_B3HW: Tensor, shortest: float = 1e-12) -> Tensor:
     """Return x / max(|x|, shortest) along dimension 1, with a finite gradient everywhere.
 
-    Written out because on the CPU a norm over any but the last dimension is 30 times slower.
+    The norm is written out, because torch's norm over any dimension but the last is 30 times slower on the
+    CPU.
     """
     return x_B3HW * x_B3HW.square().sum(1, keepdim=True).clamp(min=shortest**2).rsqrt()
 
 
 def angle_deg(a_B3HW: Tensor, b_B3HW: Tensor) -> Tensor:
-    """Return the angle between vectors of any length in degrees, [B, H, W]."""
+    """Return the angle between two vectors of any length, in degrees, [B, H, W]."""
     a_B3HW, b_B3HW = normalise(a_B3HW), normalise(b_B3HW)
     apart_BHW = (a_B3HW - b_B3HW).square().sum(1).sqrt()
     return torch.atan2(apart_BHW, (a_B3HW + b_B3HW).square().sum(1).sqrt()) * (360 / math.pi)
@@ -36,8 +37,8 @@ def angle_deg(a_B3HW: Tensor, b_B3HW: Tensor) -> Tensor:
 class Angular(Metric):
     """`mean`, `median`, `rmse` in degrees; `within_11.25`, `within_22.5`, `within_30` in percent of pixels.
 
-    All are taken over the valid pixels of the data set (no channel ignored, vector not zero). The median
-    comes from a histogram with bins of 0.01 degree and is the centre of its bin: accurate to 0.005 degree.
+    All are computed over the valid pixels of the data set: no component is ignored and the vector is not
+    zero. The median is the centre of a histogram bin of 0.01 degree, so it is accurate to 0.005 degree.
     """
 
     map_channels = 3

@@ -1,4 +1,4 @@
-"""The base of all metrics: sums over pixels that add up over batches and processes.
+"""The base class of all metrics: sums over pixels, which can be added over batches and processes.
 
 Shape letters: B batch, K label channels, H rows, W columns.
 """
@@ -21,13 +21,13 @@ class Metric:
         metric.merge(other_process_state)                    # any split of the data gives the same result
         metric.compute()                                     # {"mIoU": 41.3, ...}
 
-    The state is a dict of int64 and float64 sums: counts merge exactly, others to the rounding of float64.
+    The state is a dict of int64 and float64 sums. Counts merge exactly, other sums up to float64 rounding.
     Subclasses declare their sums and add to them in `_accumulate`.
     """
 
     map_channels: ClassVar[int] = 1  # 1: maps are [B,H,W]; 3: maps are [B,3,H,W]
     integer_map: ClassVar[bool] = False
-    notes: Mapping[str, str] = {}  # metric -> what it is, if its name does not say
+    notes: Mapping[str, str] = {}  # metric -> a short explanation, if the name is not enough
 
     def __init__(
         self,
@@ -45,10 +45,13 @@ class Metric:
         """Add a batch.
 
         Args:
-            map: decoded, [B,H,W] (class ids: an integer dtype; otherwise floating) or [B,3,H,W].
+            map: decoded predictions: class ids [B,H,W] of an integer dtype, or floating-point [B,H,W] or
+                [B,3,H,W].
             label_BKHW: any real dtype, on the device of `map`; ignored and non-finite pixels are skipped.
 
-        Raises `TypeError` for a wrong dtype, `ValueError` for a wrong shape or device.
+        Raises:
+            TypeError: a wrong dtype.
+            ValueError: a wrong shape or device.
         """
         self._check(map, label_BKHW)
         if next(iter(self._sums.values())).device != map.device:
@@ -64,9 +67,11 @@ class Metric:
         return {k: v.clone() for k, v in self._sums.items()}
 
     def merge(self, state: Mapping[str, Tensor]) -> None:
-        """Add what another metric of the same kind has seen.
+        """Add the sums in the state of another metric of the same kind.
 
-        Raises `ValueError` if the names or shapes in `state` differ from this metric's."""
+        Raises:
+            ValueError: the names or shapes in `state` differ from those of this metric.
+        """
         here, there = ({k: list(v.shape) for k, v in s.items()} for s in (self._sums, state))
         if here != there:
             raise ValueError(f"{type(self).__name__}.merge: state must be {here}, got {there}")
@@ -74,13 +79,16 @@ class Metric:
             self._sums[name] = self._sums[name] + value.to(self._sums[name])
 
     def to(self, device: torch.device | str) -> Metric:
-        """Move the sums. `update` does so itself if maps are on another device."""
+        """Move the sums to a device and return the metric.
+
+        `update` also moves them to the device of its maps.
+        """
         self._sums = {k: v.to(device) for k, v in self._sums.items()}
         self._constants = {k: v.to(device) for k, v in self._constants.items()}
         return self
 
     def reset(self) -> None:
-        """Forget everything seen."""
+        """Set all sums to zero."""
         self._sums = {k: torch.zeros_like(v) for k, v in self._sums.items()}
 
     def _valid(self, label_BKHW: Tensor) -> Tensor:
@@ -113,7 +121,8 @@ class Metric:
 
 
 def known_pixels(label: Tensor, ignore: float) -> Tensor:
-    """Return where a label [...,K,H,W] is known: all channels finite and not `ignore`; bool [...,1,H,W]."""
+    """Return where a label [...,K,H,W] is known, bool [...,1,H,W]: all channels are finite and not
+    `ignore`."""
     return (torch.isfinite(label) & (label != ignore)).all(-3, keepdim=True)
 
 
@@ -122,18 +131,19 @@ def histogram(index: Tensor, bins: int) -> Tensor:
     index = index.flatten()
     if index.device.type == "cpu":
         return torch.bincount(index, minlength=bins)
-    # On a device bincount waits for the largest index. Scatter does not, and integer sums are exact.
+    # On a GPU, bincount would make the host wait for the largest index. Scatter does not, and integers are
+    # exact.
     counts = torch.zeros(bins, dtype=torch.int64, device=index.device)
     return counts.scatter_add_(0, index, torch.ones_like(index))
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Return an empty sum."""
+    """Return a sum that starts at zero."""
     return torch.zeros(shape, dtype=dtype)
 
 
 def ratio(numerator: float, denominator: float) -> float:
-    """Return numerator / denominator, NaN for 0 / 0: a metric over no pixel is undefined."""
+    """Return numerator / denominator, or NaN for 0 / 0: without valid pixels, a metric is undefined."""
     return numerator / denominator if denominator else float("nan")
 
 

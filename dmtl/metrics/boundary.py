@@ -1,20 +1,20 @@
 """The boundary benchmark: odsF, oisF and AP, as in published multi-task results.
 
-A map E is made binary at 101 thresholds t = 0.001, 0.01, 0.02 .. 0.99, 0.999, thinned (`thin`) and matched
-one-to-one with the thinned truth, pixels at most `max_dist` image diagonals apart (`match_pixels`). With the
-numbers of pairs, of predicted and of true pixels, summed over images,
+A map E is binarised at 101 thresholds t = 0.001, 0.01, 0.02 .. 0.99, 0.999 and thinned (`thin`). Its pixels
+are matched one-to-one with those of the thinned ground truth that are at most `max_dist` image diagonals away
+(`match_pixels`). With the numbers of pairs, of predicted and of true pixels, summed over images,
 
     precision P = pairs / predicted     recall R = pairs / true
     F = 2 P R / (P + R) = 2 pairs / (predicted + true)
 
-    odsF   the largest F of the sums at one threshold
-    oisF   F of the sums at each image's own best threshold (the lowest of equals)
+    odsF   the largest F at any single threshold for all images
+    oisF   F if each image uses its own best threshold (the lowest of equally good ones)
     AP     sum over r = 0, 0.01 .. 1 of P(r) / 100, where P is linear between the thresholds' (R, P) and
            nothing beyond them
 
-all in percent, 0 for 0 / 0. AP follows the Berkeley benchmark, including its two oddities: 101 values are
-divided by 100, so it may reach 101 %, and a curve with a single recall value (a perfect binary map) has zero
-area. Of thresholds with equal recall the lowest counts.
+All are in percent, and 0 for 0 / 0. AP follows the Berkeley benchmark, including two peculiarities: the sum
+of 101 values is divided by 100, so it can reach 101 %; and a curve with a single recall value (a perfect
+binary map) has zero area. If several thresholds have the same recall, the lowest one is used.
 """
 
 from __future__ import annotations
@@ -38,16 +38,18 @@ class Boundary(Metric):
     """`odsF_<protocol>`, `oisF_<protocol>`, `AP_<protocol>` (percent) and `ods_threshold_<protocol>`.
 
     Args:
-        protocol: "seism", as published: E is the ridges of the map (`suppress`), predicted where E > t.
-            "raw": the map itself, predicted where E >= t.
+        protocol: "seism" (published): E is the map after non-maximum suppression (`suppress`), and a pixel is
+            predicted if E > t. "raw": E is the map itself, and a pixel is predicted if E >= t.
         max_dist: the largest distance of a pair as a fraction of the image diagonal; published results use
             0.0075 on PASCAL-Context and 0.011 on NYUD-v2.
-        quantise: cut maps to multiples of 1/255 first, as in the PNG files that the published program reads.
+        ignore: label value of pixels without a label.
+        quantise: first round maps down to multiples of 1/255, like the PNG files that the published program
+            reads.
 
-    Labels above 0.5 are boundaries and are thinned here. Pixels with an unknown label are not true
-    boundaries. Predictions on them are thinned like all others; they count if a true pixel nearby is their
-    partner, and are ignored otherwise. Scores are clamped to [0, 1], NaN becomes 0. Counts are made on the
-    CPU, so `update` waits for maps on a device. All sums are integers.
+    Labels above 0.5 are boundaries and are thinned here. Pixels without a label are not true boundaries.
+    Predictions on them are thinned like all others, but only count if they are matched with a true pixel
+    nearby. Maps are clamped to [0, 1], and NaN becomes 0. Pixels are counted on the CPU, so `update` waits
+    for maps on a GPU. All sums are integers.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class Boundary(Metric):
             raise ValueError(f"Boundary: protocol must be seism or raw, got {protocol}")
         if not max_dist >= 0:
             raise ValueError(
-                f"Boundary: max_dist must be a fraction of the image diagonal >= 0, got {max_dist}"
+                f"Boundary: max_dist must be a fraction of the image diagonal, 0 or more, got {max_dist}"
             )
         self.protocol, self.max_dist, self.quantise = protocol, float(max_dist), quantise
         means = {"seism": "published: of ridges", "raw": "of the map as it is"}[protocol]
@@ -92,7 +94,7 @@ class Boundary(Metric):
         self._add(**{name: value.to(self._sums[name]) for name, value in added.items()})
 
     def _levels(self, map_BHW: Tensor) -> np.ndarray:
-        """Return how many thresholds each pixel reaches, uint8 [B,H,W]."""
+        """Return the number of thresholds that each pixel reaches, uint8 [B,H,W]."""
         map_BHW = map_BHW.nan_to_num(nan=0.0, posinf=1.0, neginf=0.0).clamp(0, 1)
         if self.quantise:
             map_BHW = (map_BHW * 255).to(torch.uint8).float() / 255
@@ -118,7 +120,7 @@ class Boundary(Metric):
 
 
 def _f(matched: Tensor, predicted: Tensor, actual: Tensor) -> Tensor:
-    """Return F, float64; 0 if both sides are empty."""
+    """Return F, float64; 0 if there are neither predicted nor true pixels."""
     return 2 * matched.double() / (predicted + actual).clamp(min=1)
 
 

@@ -18,7 +18,7 @@ class Depth(Metric):
     """`rmse` and `abs_err` in the unit of the labels; with `relative`, also `log_rmse`, `abs_rel`, `sq_rel`.
 
     With `relative`, labels of 0 or less are skipped and, as published, predictions of 0 or less become 1e-9.
-    `first` is the metric that `compute` returns first.
+    `compute` returns the metric `first` as the first one.
     """
 
     notes = {"rmse": "unit of the label", "abs_err": "unit of the label"}
@@ -34,7 +34,7 @@ class Depth(Metric):
         if self.relative:
             valid_BHW = valid_BHW & (label_BHW > 0)
             map_BHW = torch.where(map_BHW <= 0, 1e-9, map_BHW)
-        # 1 on both sides adds nothing to any sum.
+        # In other pixels label and prediction are both 1, which adds 0 to every sum.
         y_BHW = torch.where(valid_BHW, label_BHW, 1).double()
         p_BHW = torch.where(valid_BHW, map_BHW, 1).double()
         d_BHW = p_BHW - y_BHW

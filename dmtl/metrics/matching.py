@@ -1,17 +1,18 @@
-"""Exact one-to-one matching of boundary pixels.
+"""Match boundary pixels one-to-one, exactly.
 
 Of all matchings that pair pixels at most D pixels apart, find one that minimises
 
     sum over pairs of their distance + 100 D * (pixels of both sides without a partner)
 
-This is the cost of the Berkeley benchmark's correspondPixels (its default outlier cost). As there, distances
-and costs are integers, hundredths of a pixel: rint(100 distance), ceil(100 * 100 D). Among equal costs more
-pairs win, so the number of pairs depends only on the two masks. The published program connects outliers at
-random and may miss the minimum; this does not. Unlike it, we have spare pixels: they may be partners but cost
-nothing if they are not. Predictions where the truth is unknown are spare.
+This is the cost of the Berkeley benchmark's correspondPixels with its default outlier cost. As there,
+distances and costs are integers, in hundredths of a pixel: rint(100 distance), ceil(100 * 100 D). Of
+matchings with equal cost, the one with more pairs wins, so the number of pairs depends only on the two masks.
+The published program connects outliers at random and may miss the minimum; this one does not. In addition,
+pixels can be spare: a spare pixel may have a partner, but costs nothing without one. Predictions on pixels
+without a label are spare.
 
-The native core (csrc/include/dmtl/matching.h) updates one matching from threshold to threshold. Without it
-scipy solves an assignment at each (`pip install scipy`). Results are equal.
+The native core (csrc/include/dmtl/matching.h) updates one matching from threshold to threshold. Without it,
+scipy (`pip install scipy`) solves a separate assignment problem for each threshold. The results are equal.
 """
 
 from __future__ import annotations
@@ -25,24 +26,29 @@ from dmtl.metrics.base import describe
 from dmtl.metrics.morphology import thin
 from dmtl.runtime import native
 
-NOTHING, BOUNDARY, UNKNOWN = 0, 1, 2  # byte values of the truth
+NOTHING, BOUNDARY, UNKNOWN = 0, 1, 2  # values of the ground truth in `boundary_counts`
 HUNDREDTHS, OUTLIER = 100, 100
-MOST_REACH = 20000.0  # pixels
+MOST_REACH = 20000.0  # largest allowed reach, pixels
 
 
 def match_pixels(
     a_HW: np.ndarray, b_HW: np.ndarray, reach: float, spare_HW: np.ndarray | None = None
 ) -> tuple[int, float]:
-    """Return the best matching of two masks.
+    """Find the best matching of two masks.
 
     Args:
         a_HW: bool [H, W].
         b_HW: bool [H, W].
         reach: D, the largest distance of a pair in pixels, 0 .. 20,000.
-        spare_HW: bool [H, W]: where pixels of a are spare; default: nowhere.
+        spare_HW: bool [H, W]: where pixels of a are spare; None: nowhere.
 
-    Returns: the number of pairs, and the least cost in pixels.
-    Raises `TypeError` for a dtype, `ValueError` for a shape or reach, `ImportError` without core and scipy.
+    Returns:
+        The number of pairs, and the minimum cost in pixels.
+
+    Raises:
+        TypeError: a mask is not bool.
+        ValueError: the masks differ in shape, or `reach` is out of range.
+        ImportError: neither the native core nor scipy is available.
     """
     spare_HW = np.zeros_like(a_HW) if spare_HW is None else spare_HW
     for name, mask_HW in (("a_HW", a_HW), ("b_HW", b_HW), ("spare_HW", spare_HW)):
@@ -50,7 +56,7 @@ def match_pixels(
             raise TypeError(f"match_pixels: {name} must be a bool array [H, W], got {describe(mask_HW)}")
     if a_HW.ndim != 2 or not a_HW.shape == b_HW.shape == spare_HW.shape:
         masks = " and ".join(map(describe, (a_HW, b_HW, spare_HW)))
-        raise ValueError(f"match_pixels: the masks must be bool arrays [H, W] of one shape, got {masks}")
+        raise ValueError(f"match_pixels: the masks must be arrays [H, W] of the same shape, got {masks}")
     check_reach("match_pixels", reach)
     core = native.core()
     if core is None:
@@ -72,12 +78,14 @@ def boundary_counts(
 
     Args:
         level_BHW: uint8; a pixel is predicted at thresholds 0 .. level - 1. Predictions are thinned.
-        truth_BHW: uint8: BOUNDARY pixels are thinned; predictions on UNKNOWN pixels are spare.
+        truth_BHW: uint8, NOTHING, BOUNDARY or UNKNOWN. BOUNDARY pixels are thinned; predictions on UNKNOWN
+            pixels are spare.
         levels: number of thresholds T, at most 255.
-        reach: the largest distance of a pair, pixels.
+        reach: the largest distance of a pair in pixels.
 
-    Returns: int64 (pairs [B, T], predicted pixels [B, T], true pixels [B]). Spare pixels count as predicted
-    if they have a partner.
+    Returns:
+        int64 arrays: pairs [B, T], predicted pixels [B, T], true pixels [B]. Spare pixels count as predicted
+        only if they have a partner.
     """
     images, h, w = level_BHW.shape
     matched_BT, predicted_BT = np.zeros((2, images, levels), np.int64)
@@ -101,7 +109,7 @@ def boundary_counts(
 
 def check_reach(function: str, reach: float) -> None:
     if not 0 <= reach <= MOST_REACH:
-        raise ValueError(f"{function}: reach must be 0 .. {MOST_REACH:.0f} pixels, got {reach}")
+        raise ValueError(f"{function}: reach must be between 0 and {MOST_REACH:.0f} pixels, got {reach}")
 
 
 def _counts(level_HW: np.ndarray, truth_HW: np.ndarray, levels: int, reach: float) -> tuple:
@@ -119,8 +127,12 @@ def _counts(level_HW: np.ndarray, truth_HW: np.ndarray, levels: int, reach: floa
 
 
 def _assign(a_HW: np.ndarray, b_HW: np.ndarray, reach: float, spare_HW: np.ndarray) -> tuple[int, int, int]:
-    """Solve a sparse assignment with scipy. Return pairs, least cost in hundredths of a pixel, and spare
-    pixels of a without a partner."""
+    """Match two masks by solving a sparse assignment problem with scipy.
+
+    Returns:
+        The number of pairs, the minimum cost in hundredths of a pixel, and the number of spare pixels without
+        a partner.
+    """
     try:
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import min_weight_full_bipartite_matching
@@ -140,9 +152,9 @@ def _assign(a_HW: np.ndarray, b_HW: np.ndarray, reach: float, spare_HW: np.ndarr
     square = ((a[i] - b[j]) ** 2).sum(1)
     i, j, square = (x[square <= reach * reach] for x in (i, j, square))
     distance = np.rint(HUNDREDTHS * np.sqrt(square)).astype(np.int64)
-    # Every pixel may take its own outlier, at a cost; the two outliers of a pair take each other for free.
-    # Costs are doubled and a pair costs one less, so that of equal costs more pairs win. They are raised by
-    # 2, since scipy reads 0 as missing.
+    # Each pixel has its own outlier, to which it can be assigned at a cost; the outliers of paired pixels are
+    # assigned to each other for free. Costs are doubled and a pair costs one less, so that of equal costs the
+    # matching with more pairs wins. All costs are raised by 2, because scipy reads 0 as "no edge".
     rows = np.concatenate([i, np.arange(m), m + np.arange(n), m + j])
     columns = np.concatenate([j, n + np.arange(m), np.arange(n), n + i])
     costs = np.concatenate([2 * distance - 1, 2 * alone, np.zeros_like(distance)]) + 2.0

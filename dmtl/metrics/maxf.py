@@ -1,9 +1,9 @@
-"""Best F measure of a probability map over a set of thresholds, from counts over the whole data set.
+"""Compute the best F measure of probability maps over thresholds, from counts over the whole data set.
 
     F_beta = (1 + beta^2) P R / (beta^2 P + R) = (1 + beta^2) TP / (predicted + beta^2 actual)
 
-A pixel is predicted positive if its score is at least the threshold. One histogram of scores per label value
-gives the counts at all thresholds.
+A pixel is predicted positive if its score is at least the threshold. The counts at all thresholds come from
+one histogram of scores for each label value.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from dmtl.metrics.base import Metric, histogram, ratio, zeros
 
 
 class BestF(Metric):
-    """Counts for F at every threshold, of one or more scores of the same pixel.
+    """Base class: counts for F at every threshold, for one or more scores of each pixel.
 
     Args:
         thresholds: T ascending values.
         scores: names of the scores; subclasses compute them in `_scores`.
+        ignore: label value of pixels to skip.
+        sums: further sums of a subclass, initially zero.
     """
 
     def __init__(self, thresholds: Tensor, scores: tuple[str, ...], *, ignore: float = 255.0, **sums: Tensor):
@@ -57,11 +59,11 @@ class BestF(Metric):
 
 
 class MaxF(BestF):
-    """Saliency: maximal F, beta^2 = 0.3, thresholds 0.05, 0.10 .. 0.95. Percent.
+    """Metric of saliency: the maximum of F with beta^2 = 0.3 over thresholds 0.05, 0.10 .. 0.95, in percent.
 
-    `maxF` compares the probability itself. `maxF_paper` is the published variant: the probability passes
-    through another sigmoid first, which leaves five working points (all pixels, and p >= 0.2007, 0.4055,
-    0.6190, 0.8473). Use it only to compare with published numbers.
+    `maxF` compares the probability itself with the thresholds. `maxF_paper` is the published variant, which
+    first applies another sigmoid to the probability. That leaves only five distinct operating points (all
+    pixels, and p >= 0.2007, 0.4055, 0.6190, 0.8473). Use it only to compare with published numbers.
     """
 
     beta2 = 0.3
@@ -78,9 +80,9 @@ class MaxF(BestF):
 
 
 class PixelF(BestF):
-    """`pixelF`: maximal F of pixels, beta = 1, thresholds 0.01 .. 0.99. Percent.
+    """`pixelF`: the maximum of F with beta = 1 over thresholds 0.01 .. 0.99, pixel by pixel, in percent.
 
-    No tolerance: a boundary displaced by one pixel is a miss. This is not odsF and is smaller.
+    There is no tolerance: a boundary that is displaced by one pixel is a miss. So pixelF is lower than odsF.
     """
 
     notes = {"pixelF": "no tolerance, not odsF"}
@@ -96,15 +98,15 @@ class PixelF(BestF):
 
 
 class Edge(PixelF):
-    """`pixelF` (percent, see `PixelF`), `loss` (published) and `bce`.
+    """`pixelF` (percent, see `PixelF`), `loss` (as published) and `bce`.
 
-    With y the label, p the probability, b = `balance`, over valid pixels:
+    With y the label, p the probability and b = `balance`, over valid pixels:
 
         bce  = mean_pixels -(b y log p + (1 - b) (1 - y) log(1 - p))
         loss = mean_batches mean_pixels b y softplus(-p) + (1 - b) (1 - y) softplus(p)
 
-    `loss` is the published metric, which treats the probability as a logit. It is the mean over `update`
-    calls of each call's mean, so it depends on the batch size: compare it only between equal batches.
+    `loss` is the published metric, which treats the probability as a logit. It is the mean over calls of
+    `update` of the mean over pixels, so it depends on the batch size: only compare it for equal batch sizes.
     """
 
     notes = PixelF.notes | {"loss": "published: sigmoid twice", "bce": "definition"}

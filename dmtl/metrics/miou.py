@@ -1,9 +1,9 @@
-"""Intersection over union of classes, over the whole data set.
+"""Compute the intersection over union of classes over the whole data set.
 
     IoU_c = TP_c / (TP_c + FP_c + FN_c),   mIoU = 100 mean_c IoU_c
 
 The counts come from one confusion matrix. As published, a class that occurs in no label and no prediction has
-IoU 0 and still enters the mean; `absent="skip"` excludes it.
+IoU 0 and counts in the mean; `absent="skip"` excludes such classes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class MeanIoU(Metric):
     """`mIoU`, `pixel_acc` (valid pixels with the right class) and `IoU/<class>`, all in percent.
 
     Args:
-        classes: names, or their number.
-        ignore: label value to skip; labels outside 0 .. n-1 are skipped too.
-        absent: "zero" (published) or "skip".
+        classes: names of the classes, or their number n.
+        ignore: label value to skip; labels outside 0 .. n-1 are skipped, too.
+        absent: IoU of classes that never occur: "zero" (published) or "skip".
 
-    A predicted id outside 0 .. n-1 is a miss of the labelled class, but not a false positive.
+    A predicted id outside 0 .. n-1 counts as a miss of the labelled class, but not as a false positive.
     """
 
     integer_map = True

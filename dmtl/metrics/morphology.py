@@ -8,7 +8,8 @@ pixel x1 .. x8, counter-clockwise from the right one, a subiteration deletes pix
     G2  2 <= min(sum_k x_{2k-1} | x_{2k}, sum_k x_{2k} | x_{2k+1}) <= 3
     G3  (x2 | x3 | ~x8) & x1 = 0     in the first,   (x6 | x7 | ~x4) & x5 = 0     in the second
 
-Outside the image everything is 0. MATLAB's bwmorph(mask, 'thin', Inf) and scikit-image's `thin` are the same.
+Pixels outside the image are 0. MATLAB's bwmorph(mask, 'thin', Inf) and scikit-image's `thin` give the same
+result.
 """
 
 from __future__ import annotations
@@ -26,13 +27,17 @@ _NEIGHBOURS = ((0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1,
 
 
 def thin(mask_HW: np.ndarray) -> np.ndarray:
-    """Thin the mask to lines of one pixel.
+    """Thin the mask to lines that are one pixel wide.
 
     Args:
         mask_HW: bool [H, W].
 
-    Returns: bool [H, W], a subset of the mask.
-    Raises `TypeError` for another dtype, `ValueError` for another shape.
+    Returns:
+        bool [H, W], a subset of the mask.
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: another shape.
     """
     if not isinstance(mask_HW, np.ndarray) or mask_HW.dtype != bool:
         raise TypeError(f"thin: mask_HW must be a bool array [H, W], got {describe(mask_HW)}")
@@ -50,12 +55,18 @@ def thin(mask_HW: np.ndarray) -> np.ndarray:
 
 
 def outline(ids_HW: np.ndarray) -> np.ndarray:
-    """Return where a pixel's id differs from its right, lower or lower right neighbour's: bool [H, W].
+    """Return where the id of a pixel differs from that of its right, lower or lower right neighbour.
+
+    This is the Berkeley benchmark's seg2bmap at full size.
 
     Args:
-        ids_HW: ids of segments [H, W], any dtype that can be compared.
+        ids_HW: ids of segments [H, W], of any dtype that can be compared.
 
-    This is the Berkeley benchmark's seg2bmap at full size. Raises `ValueError` for another shape.
+    Returns:
+        bool [H, W].
+
+    Raises:
+        ValueError: another shape.
     """
     if ids_HW.ndim != 2:
         raise ValueError(f"outline: ids_HW must be an array [H, W], got {describe(ids_HW)}")
@@ -68,7 +79,7 @@ def outline(ids_HW: np.ndarray) -> np.ndarray:
 
 @cache
 def _tables() -> tuple[np.ndarray, np.ndarray]:
-    """Return which neighbourhoods (bit i - 1 is x_i) each subiteration deletes: two bool [256]."""
+    """Return for both subiterations which neighbourhoods (bit i - 1 is x_i) are deleted: two bool [256]."""
     code = np.arange(256)
     x = [
         (code >> (i - 1) & 1).astype(bool) for i in (8, 1, 2, 3, 4, 5, 6, 7, 8, 1)

@@ -1,4 +1,4 @@
-"""Non-maximum suppression of boundary maps, which the published protocol applies before thresholding.
+"""Apply non-maximum suppression to boundary maps, as the published protocol does before thresholding.
 
 After P. Dollar and C. L. Zitnick, "Fast edge detection using structured forests" (2015) and its toolbox:
 
@@ -8,8 +8,8 @@ After P. Dollar and C. L. Zitnick, "Fast edge detection using structured forests
     E       = 0 where 1.01 E is less than E (bilinear) one pixel along the normal on either side
     E       = E times 0, 1/5 .. 4/5 on the five outermost rows and columns (fewer in images below 10 pixels)
 
-Derivatives are central differences, one-sided at the border. All is float64 and without trigonometric
-functions, so that the native core, NumPy and every machine give the same bits.
+Derivatives are central differences, one-sided at the border. Everything is computed in float64 and without
+trigonometric functions, so that the native core and NumPy give the same bits on every machine.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ import torch
 from dmtl.runtime import native
 
 TRIANGLE = 4  # radius of the smoothing
-MARGIN = 5  # boundaries fade within this many pixels of the border
+MARGIN = 5  # boundaries fade out towards the border over this number of pixels
 GENEROSITY = 1.01
 
 
 def suppress(map_HW: np.ndarray) -> np.ndarray:
-    """Return a boundary map's ridges; everything else is 0.
+    """Keep only the ridges of a boundary map; everything else becomes 0.
 
     Args:
         map_HW: float [H, W].
 
-    Returns: float64 [H, W]."""
+    Returns:
+        float64 [H, W].
+    """
     map_HW = np.ascontiguousarray(map_HW, np.float64)
     if not map_HW.size:
         return map_HW.copy()
@@ -48,7 +50,7 @@ def suppress(map_HW: np.ndarray) -> np.ndarray:
 
 
 def _ridges(map_HW: np.ndarray) -> np.ndarray:
-    """Return the map where it is not less than across the boundary, 0 elsewhere."""
+    """Return the map where it is not less than its neighbours across the boundary, and 0 elsewhere."""
     y, x = np.nonzero(map_HW)
     across, along, value = (field_HW[y, x] for field_HW in (*_normal(map_HW), map_HW))
     length = np.sqrt(across * across + along * along)
@@ -64,7 +66,7 @@ def _ridges(map_HW: np.ndarray) -> np.ndarray:
 
 
 def _normal(map_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a vector (x, y) across the boundary, of any length."""
+    """Return a vector (x, y) of any length that points across the boundary, at each pixel."""
     smooth_HW = _smooth(_smooth(map_HW).T).T
     s_y, s_x = _difference(smooth_HW.T).T, _difference(smooth_HW)
     s_xx, s_xy, s_yy = _difference(s_x), _difference(s_x.T).T, _difference(s_y.T).T
@@ -72,7 +74,7 @@ def _normal(map_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _smooth(x_HW: np.ndarray) -> np.ndarray:
-    """Smooth by the triangle along the first axis: two running means of 5, whose convolution it is."""
+    """Smooth along the first axis by the triangle, which is the convolution of two running means of 5."""
     x_HW = np.pad(x_HW, ((TRIANGLE, TRIANGLE), (0, 0)), mode="symmetric")
     width = TRIANGLE + 1
     for _ in range(2):
@@ -92,7 +94,7 @@ def _difference(x_HW: np.ndarray) -> np.ndarray:
 
 
 def _bilinear(map_HW: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Interpolate the map between pixels; outside it, repeat its border."""
+    """Interpolate the map bilinearly at (y, x); outside, repeat its border."""
     h, w = map_HW.shape
     y, x = np.clip(y, 0, max(h - 1.001, 0)), np.clip(x, 0, max(w - 1.001, 0))
     y0, x0 = y.astype(np.int64), x.astype(np.int64)

@@ -1,5 +1,5 @@
-"""Models: configuration, initial network, MTDNet, DiffusionMTL and its baselines; how to create, load and
-convert them."""
+"""Models: configuration, initial network, MTDNet, DiffusionMTL and its baselines; creation, loading and
+conversion."""
 
 from dmtl.models.config import ModelConfig
 from dmtl.models.create import create_model

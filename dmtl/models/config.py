@@ -20,8 +20,9 @@ class ModelConfig:
     `chain_init`."""
 
     tasks: list[dict] = field(default_factory=list)
-    """Task specifications (`Task.spec()`), in the order in which the condition concatenates their maps. Also
-    accepts task objects, names of known tasks, and a mapping of task objects (`data.tasks`)."""
+    """Task specifications (`Task.spec()`), in the order in which the condition concatenates their
+    predictions. Also accepts task objects, names of known tasks, and a mapping of task objects
+    (`data.tasks`)."""
     backbone: str = "resnet18"
     """"resnet18", "resnet34", "efficientnet_lite0" to "_lite2", or any timm model with `features_only` (extra
     `dmtl[timm]`)."""
@@ -34,46 +35,49 @@ class ModelConfig:
     diffusion: Literal["feature", "prediction", "none"] = "feature"
     """What is noised and denoised: "feature", "prediction", or "none" (the plain multi-task baseline)."""
     steps: int = 2
-    """S, the denoising steps."""
+    """S, the number of denoising steps."""
     beta_start: float = 1e-3
     """Variance of the first noise level."""
     beta_end: float = 1e-2
     """Variance of the last noise level."""
     betas: list[float] | None = None
-    """The whole schedule, if it is not of the published form; overrides steps, beta_start and beta_end."""
+    """The variances of all noise levels, if they do not have the published form; replaces steps, beta_start
+    and beta_end."""
     signal_scale: float = 1.0
     """Factor on the clean signal before it is noised: larger means less noise relative to the signal."""
     sampler: str | None = None
     """The sampler: "ancestral" (published), "ddim", "dpmpp_2m" (second order, for many steps), or a
     registered one; default: "ancestral", or "ddim" if `eta` is set."""
     eta: float | None = None
-    """Noise of "ddim": 1 is the ancestral sampler, 0 (its default) a deterministic one."""
+    """Amount of noise of "ddim": 1 is the ancestral sampler, 0 (the default) is deterministic."""
     heads: int = 4
     """Attention heads."""
     blocks: int = 4
-    """Cross blocks, shared by all tasks."""
+    """Number of cross blocks, which all tasks share."""
     mlp_ratio: int = 4
-    """Hidden width of the blocks' MLPs, in units of C."""
+    """Hidden width of the blocks' MLPs, as a multiple of C."""
     token_reduction: Literal[1, 2, 4] = 4
-    """Side of the square of 1/8-map positions that share a token: 4 (published); 2 or 1 for small images."""
+    """Side of the square of positions of the 1/8 map that share a token: 4 (published); 2 or 1 for small
+    images."""
     chain_init: Literal["identity", "default"] = "identity"
     """Initialisation of MTDNet: "identity" passes its signal on nearly unchanged; "default" (published) loses
     most of it."""
     detach_signal: bool = False
-    """True: no gradient flows from the chain into the initial network, which then learns like the plain
+    """True: no gradient flows from the chain into the initial network, which is then trained like the plain
     baseline."""
     residual: bool = False
-    """True: the final map is the initial one plus a correction that starts at zero. False: as published."""
+    """True: the final prediction is the initial one plus a correction that starts at zero. False: as
+    published."""
     detach_condition: bool = True
     """True: no gradient flows from the condition into the initial predictions (published)."""
     image_size: tuple[int, int] | None = None
-    """Height and width of the training images; training fills it in if it resizes them. At prediction, an
-    image with at least four times as many pixels is seen smaller (`dmtl.engine.scale`). None: images are seen
-    as they are (published)."""
+    """Height and width of the training images; training sets it if it resizes images. For prediction, images
+    with at least four times as many pixels are scaled down (`dmtl.engine.scale`). None: images keep their
+    size (published)."""
     without: list[Literal["noise", "condition"]] = field(default_factory=list)
-    """Ablations. "noise": nothing is added to the signal at any step. "condition": the denoiser sees zeros
-    instead of the initial predictions. Parameters and operations do not change; with both, MTDNet is only
-    more layers."""
+    """Ablations. "noise": no noise is added to the signal at any step. "condition": the denoiser gets zeros
+    instead of the initial predictions. Parameters and operations stay the same; with both ablations, MTDNet
+    only adds layers."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", _specifications(self.tasks))
@@ -108,13 +112,14 @@ class ModelConfig:
             raise ConfigError(f"model.signal_scale must be positive and finite, got {self.signal_scale}")
 
     def sampler_for(self, sampler: str | None = None, eta: float | None = None) -> tuple[str, float | None]:
-        """Return name and eta of the requested sampler, or of the configured one if none is named."""
+        """Return name and eta of the requested sampler, or those of the configuration if none is
+        requested."""
         if sampler is None:
             sampler, eta = self.sampler, self.eta if eta is None else eta
         return sampler or ("ancestral" if eta is None else "ddim"), eta
 
     def to_dict(self) -> dict:
-        """Return a JSON-able dictionary; `from_dict` rebuilds the configuration."""
+        """Return a dictionary of JSON values, from which `from_dict` builds an equal configuration."""
         return dataclasses.asdict(self)
 
     @classmethod

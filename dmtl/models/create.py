@@ -39,8 +39,8 @@ def create_model(
         The model, on the CPU and in training mode.
 
     Raises:
-        ConfigError: an unknown name or option (with the nearest known one), no tasks, an invalid value, or
-            ImageNet weights that are not available.
+        ConfigError: a name or option is unknown (the message suggests the nearest one), there are no tasks, a
+            value is invalid, or ImageNet weights are not available.
         CheckpointError: the file with the encoder's weights is missing, damaged or of another encoder.
 
     Examples:

@@ -1,8 +1,8 @@
 """The multi-task conditioned denoiser (DiffusionMTL, arXiv 2403.15389).
 
-Shapes: R rows, the (sample, task) pairs of the batch sorted by task; C width, h x w the 1/8 map, N =
-(h/r)(w/r) tokens with r = token_reduction. Maps of all tasks are one packed tensor, and everything on the hot
-path is an operator of `dmtl.ops`.
+Shapes: R rows, one for each (sample, task) pair of the batch, sorted by task; C width; h x w the 1/8 map; N =
+(h/r)(w/r) tokens with r = token_reduction. The maps of all tasks are packed in one tensor. All computation on
+the hot path uses operators of `dmtl.ops`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ from dmtl.nn.precision import cast, cast_all
 
 
 class Condition(nn.Module):
-    """Turn all tasks' initial logits into condition tokens: a 3x3 convolution of their concatenation and a
-    bilinear reduction (published: by four), which fold into one patch product."""
+    """Compute condition tokens from the initial logits of all tasks.
+
+    This is a 3x3 convolution of their concatenation and a bilinear reduction (published: by four). Both are
+    linear, so they are folded into one patch product.
+    """
 
     def __init__(self, channels: int, width: int, reduction: int = 4):
         super().__init__()
@@ -33,18 +36,21 @@ class Condition(nn.Module):
         self.reduction = reduction
 
     def forward(self, initial: Mapping[str, Tensor], block: CrossBlock) -> tuple[Tensor, Tensor | None]:
-        """{task: [B, C_T, h, w]} -> tokens [B, N, C], and the first cross block's query for them, which all
-        tasks and steps share."""
+        """Compute tokens [B, N, C] from initial logits {task: [B, C_T, h, w]}.
+
+        Also returns the query of the first cross block for the tokens, which is the same for all tasks and
+        steps.
+        """
         return self.tokens(initial, self.folded(), block)
 
     def folded(self) -> Tensor:
-        """Fold the convolution and the reduction after it into one patch product's weight."""
+        """Return the weight of the patch product: the convolution and the reduction after it."""
         return ops.fold_reduction(self.conv.weight, self.reduction)
 
     def tokens(
         self, initial: Mapping[str, Tensor], folded: Tensor, block: CrossBlock
     ) -> tuple[Tensor, Tensor | None]:
-        """Run `forward` with a folded weight."""
+        """Compute `forward` with a folded weight."""
         norm = block.norm1
         return ops.condition_tokens(
             cast_all(list(initial.values())),
@@ -60,12 +66,14 @@ class Condition(nn.Module):
 
 @dataclass(frozen=True)
 class Layers:
-    """The layers of some tasks, collected once for all steps of a run.
+    """The layers of some tasks, collected once for all steps of a chain.
 
-    pre: one group for each signal. point: the trunks' 1x1 layers, or None if they are folded into the first
-    3x3. trunks: the 3x3 layers, one list for all rows, or one for each task ("apart"). last: if a trunk ends
-    in C_T channels, the last layer of each task. timed: level -> pre with the time embedding in its biases,
-    if levels are known beforehand.
+    pre     the layers before the cross blocks: one group for each signal
+    point   the trunks' 1x1 layers; None if they are folded into the first 3x3
+    trunks  the trunks' 3x3 layers: one list for all rows, or one for each task if tasks are apart
+    last    the last layer of each task, if trunks end in C_T channels; otherwise empty
+    blocks  the cross blocks
+    timed   level -> `pre` with the time embedding added to its biases, if the levels are known beforehand
     """
 
     pre: list[GroupedConv]
@@ -77,9 +85,11 @@ class Layers:
 
 
 class Denoiser(nn.Module):
-    """Estimate the clean signals from (condition, noisy signals, step), all tasks' rows in one pass.
+    """Estimate the clean signals from condition, noisy signals and step, for the rows of all tasks in one
+    pass.
 
     Args:
+        config: configuration of the model.
         signals: task -> channels of the signal that is denoised (C for features, C_T for predictions).
     """
 
@@ -98,8 +108,11 @@ class Denoiser(nn.Module):
         )
 
     def layers(self, tasks: Sequence[str], *, fold: bool = False, pack: bool = False) -> Layers:
-        """Return the layers of these tasks, their rows in one packed tensor. For inference: `fold` the 1x1
-        into the 3x3 after it, `pack` the weights as their backend needs them."""
+        """Return the layers of these tasks for rows in one packed tensor.
+
+        For inference, `fold` folds the 1x1 into the 3x3 after it, and `pack` transforms the weights for their
+        backend in advance.
+        """
         pre = [_conv(self.pre_layers[task]) for task in tasks]
         trunks = [list(self.trunks[task].children()) for task in tasks]
         point, first, second, third = ([_conv(trunk[i]) for trunk in trunks] for i in (0, 1, 3, 5))
@@ -118,7 +131,8 @@ class Denoiser(nn.Module):
         )
 
     def timed(self, layers: Layers, level: float) -> list[GroupedConv]:
-        """Return the first layers with this step's time embedding in their biases."""
+        """Return the layers before the cross blocks with the time embedding of a step added to their
+        biases."""
         time_C = self.time_embedding.of_level(level)
         return [group.shifted(time_C) for group in layers.pre]
 
@@ -131,10 +145,19 @@ class Denoiser(nn.Module):
         level: float,
         layers: Layers,
     ) -> list[Tensor]:
-        """Denoise the signals, given condition tokens (and the first block's query for them) of every row.
+        """Denoise the signals.
 
-        Signals in and out: one packed [R, C, h, w] (features), or one for each task, [n, C, h, w] (features,
-        layers apart) or [n, C_T, h, w] (predictions). Tokens may have another dtype."""
+        Signals, in and out, are one packed tensor [R, C, h, w] (features), or one for each task: [n, C, h, w]
+        (features, tasks apart) or [n, C_T, h, w] (predictions).
+
+        Args:
+            tokens_RNC: condition tokens of every row; may have another dtype than the signals.
+            query_RNC: the first block's query for them; None: compute it.
+            noisy: the noisy signals.
+            pairs: the rows of each task.
+            level: the step.
+            layers: the layers of these tasks.
+        """
         each, apart = [(count,) for count in pairs.counts], len(layers.trunks) > 1
         pre = layers.timed[level] if level in layers.timed else self.timed(layers, level)
         counts = each if len(pre) > 1 else [pairs.counts]
@@ -150,7 +173,9 @@ class Denoiser(nn.Module):
         tokens = x.to(skips[0].dtype).split([skip.shape[0] for skip in skips])
         skips.reverse()
 
-        def start(i: int) -> Tensor:  # no one else holds its result, so memory is freed early
+        def start(
+            i: int,
+        ) -> Tensor:  # a function, so that only its caller holds the result and can free it early
             return ops.upsample_add(tokens[i], skips.pop(), reduction=self.reduction)
 
         maps = [
@@ -178,7 +203,7 @@ def _conv(layer: nn.Module) -> nn.Conv2d:
 
 
 def _trunk(width: int, channels: int, rectified: bool) -> nn.Sequential:
-    """Build 1x1, then three 3x3 with ReLU, also at the end for features but not for predictions (logits)."""
+    """Build a 1x1 and three 3x3 convolutions with ReLU; the last one is `rectified` for features only."""
     layers = [
         nn.Conv2d(width, width, 1),
         nn.Conv2d(width, width, 3, padding=1),

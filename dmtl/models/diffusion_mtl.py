@@ -1,4 +1,4 @@
-"""DiffusionMTL: the initial network and MTDNet in one model; and the plain baselines made of the same
+"""DiffusionMTL, which joins the initial network and MTDNet; and the plain baselines, built from the same
 parts."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dmtl.tasks import Task, task_from_spec
 
 
 class _DenseModel(nn.Module):
-    """Base of DiffusionMTL and its baselines: configuration, tasks, the initial network, files."""
+    """Base class of DiffusionMTL and its baselines: configuration, tasks, the initial network, files."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -51,8 +51,10 @@ class _DenseModel(nn.Module):
         labelled: Mapping[str, Tensor] | None = None,
         upsampled: bool = True,
     ) -> Prediction:
-        """Return the initial network's logits as both initial and final prediction; arguments as in
-        `DiffusionMTL.forward`."""
+        """Return the logits of the initial network as both initial and final prediction.
+
+        `DiffusionMTL.forward` describes the arguments.
+        """
         self._check_image(image)
         rows = dict.fromkeys(self._chosen(tasks)) if labelled is None else _labelled_rows(self, labelled)
         padded = pad_image(image)
@@ -62,9 +64,11 @@ class _DenseModel(nn.Module):
         return Prediction(maps, maps, {})
 
     def _learning(self, rows: Mapping[str, Tensor | None], apart: bool = True) -> Collection[str] | None:
-        """Return the tasks whose decoders get a gradient from the loss: those with rows, if the others'
-        predictions are used without gradient (`apart`). None (all) for a compiled network, which would
-        recompile for every choice."""
+        """Return the tasks whose decoders get a gradient from the loss; None: all.
+
+        If the predictions of other tasks are used without gradient (`apart`), these are the tasks with rows.
+        For a compiled network the result is None, because it would be recompiled for every set of tasks.
+        """
         compiled = self.initial._compiled_call_impl is not None or torch.compiler.is_compiling()
         return tuple(rows) if apart and not compiled else None
 
@@ -79,8 +83,10 @@ class _DenseModel(nn.Module):
         sampler: str | None = None,
         noise: NoiseSource | None = None,
     ) -> Maps:
-        """Return the final logits as decoded by `task.decode`, without full-size logits in memory; arguments
-        as in `DiffusionMTL.forward`."""
+        """Predict decoded maps: the final logits, decoded by `task.decode` without storing full-size logits.
+
+        `DiffusionMTL.forward` describes the arguments.
+        """
         options = dict(steps=steps, eta=eta, sampler=sampler, noise=noise)
         logits = self(image, tasks, upsampled=False, **options).final
         size = (image.shape[-2], image.shape[-1])
@@ -91,8 +97,9 @@ class _DenseModel(nn.Module):
         """Write `config.json` and `model.safetensors` into `directory`, each atomically.
 
         Args:
-            half: store the weights of convolutions and linear layers in float16, for half of the size; see
-                `dmtl.models.weights.halve`. Loading converts them back to float32, exactly.
+            directory: folder to write to; it is created if it does not exist.
+            half: store the weights of convolutions and linear layers in float16, which halves the size (see
+                `dmtl.models.weights.halve`). Loading converts them back to float32.
         """
         write_weights(directory, self.config.to_dict(), self.state_dict(), half)
 
@@ -139,7 +146,7 @@ class _DenseModel(nn.Module):
 
 
 class DiffusionMTL(_DenseModel):
-    """Initial network + MTDNet (CVPR 2024, arXiv 2403.15389).
+    """The initial network and MTDNet (CVPR 2024, arXiv 2403.15389).
 
     Examples:
         >>> model = dmtl.from_pretrained("runs/demo/diffusion")
@@ -172,20 +179,26 @@ class DiffusionMTL(_DenseModel):
         Args:
             image: float [B, 3, H, W], ImageNet-normalised, any H and W (padded internally to multiples of 32,
                 then cropped).
-            tasks: names, default all. The initial network always computes all: the condition needs them.
-            labelled: task -> int64 rows of the batch that have its label; only these are denoised. Excludes
-                `tasks`.
-            steps: denoising steps, default as trained.
-            eta: noise of "ddim": 1 ancestral, 0 deterministic; default as configured.
-            sampler: "ancestral", "ddim", "dpmpp_2m" or a registered one; default as configured, or "ddim" if
-                `eta` is given.
-            noise: default `CounterNoise(0)`.
+            tasks: names of the tasks to predict; None: all. The initial network always computes all of them,
+                because the condition needs them.
+            labelled: task -> int64 rows of the batch that have its label; only these are denoised. Cannot be
+                used together with `tasks`.
+            steps: number of denoising steps; None: as trained.
+            eta: amount of noise of "ddim": 1 is ancestral, 0 deterministic; None: as configured.
+            sampler: "ancestral", "ddim", "dpmpp_2m" or a registered one; None: as configured, or "ddim" if
+                `eta` is set.
+            noise: source of the noise; None: `CounterNoise(0)`.
             trace: also return the logits after every step.
-            upsampled: False leaves logits at 1/8 of the padded image's size, as `ops.map_loss` expects them.
+            upsampled: True: upsample logits to the size of the image. False: leave them at 1/8 of the padded
+                image's size, as `ops.map_loss` expects them.
+
+        Raises:
+            TypeError: an argument has a wrong type or dtype.
+            ValueError: a shape is wrong, a task is unknown, or both `tasks` and `labelled` are set.
         """
         self._check_image(image)
         if labelled is not None and tasks is not None:
-            raise ValueError("DiffusionMTL: tasks and labelled must not both be given")
+            raise ValueError("DiffusionMTL: pass either tasks or labelled, not both")
         rows = dict.fromkeys(self._chosen(tasks)) if labelled is None else _labelled_rows(self, labelled)
         padded = pad_image(image)
         features, initial = self.initial(padded, self._learning(rows, self.config.detach_condition))
@@ -225,12 +238,13 @@ class MultiTaskBaseline(_DenseModel):
         trace: bool = False,
         upsampled: bool = True,
     ) -> Prediction:
-        """Predict as `DiffusionMTL.forward`; steps, eta, sampler, noise are ignored, the trace is empty."""
+        """Predict as `DiffusionMTL.forward` does; steps, eta, sampler and noise are ignored, the trace is
+        empty."""
         return self.initial_prediction(image, tasks, labelled=labelled, upsampled=upsampled)
 
 
 def _sizer(padded: Tensor, image: Tensor, upsampled: bool) -> Callable[[Tensor], Tensor]:
-    """Return a function that resizes logits at 1/8 resolution as a `Prediction` holds them."""
+    """Return a function that brings logits at 1/8 resolution to the size that the `Prediction` shall have."""
     frame, size = (padded.shape[-2], padded.shape[-1]), (image.shape[-2], image.shape[-1])
     return (lambda logits: upsample(logits, frame, size)) if upsampled else (lambda logits: logits)
 

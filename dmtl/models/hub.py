@@ -30,7 +30,7 @@ def download(repo_id: str, **options: Any) -> Path:
     try:
         hub = _huggingface_hub()
         return Path(hub.snapshot_download(repo_id, allow_patterns=[CONFIG, WEIGHTS], **options))
-    except Exception as error:  # a download can raise anything
+    except Exception as error:  # a download may raise anything
         reason = f"; {error}" if isinstance(error, ConfigError) else f", nor on the Hub ({one_line(error)})"
         raise CheckpointError(f"{repo_id}: no such file or folder here{reason}") from error
 

@@ -1,4 +1,4 @@
-"""The initial network: image -> a feature map and a prediction of every task at 1/8 resolution."""
+"""The initial network: it computes a feature map and a prediction of every task at 1/8 resolution."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from dmtl.nn.resnet import BasicBlock
 from dmtl.tasks import Task
 
 PAD_MULTIPLE = 32
-"""The denoiser halves the 1/8 map twice more, so the padded image is a multiple of 32 in both directions."""
+"""Images are padded to multiples of 32 pixels, because the denoiser halves the 1/8 map twice more."""
 
 
 class InitialNetwork(nn.Module):
-    """Shared encoder, then one decoder and one 1x1 head per task.
+    """A shared encoder, then one decoder and one 1x1 head per task.
 
     Args:
+        config: configuration of the model.
         channels: task name -> logit channels C_T.
     """
 
     def __init__(self, config: ModelConfig, channels: Mapping[str, int]):
         super().__init__()
         self.backbone = make_backbone(config.backbone, config.backbone_width)
-        # nn.Module's stubs know no `channels`
+        # nn.Module's type stubs do not know `channels`.
         channels_in: int = sum(self.backbone.channels)  # type: ignore[arg-type]
         self.embed = Conv3x3(channels_in, config.width)
         self.decoders = nn.ModuleDict(
@@ -47,13 +48,16 @@ class InitialNetwork(nn.Module):
     def forward(
         self, image: Tensor, learning: Collection[str] | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Image [B, 3, H, W], H and W multiples of 32 -> features [B, C, H/8, W/8] and logits [B, C_T, H/8,
-        W/8] by task. learning: tasks whose decoders may get a gradient (default: all); the others store
-        nothing for it."""
+        """Compute features [B, C, H/8, W/8] and logits [B, C_T, H/8, W/8] by task.
+
+        Args:
+            image: [B, 3, H, W], H and W multiples of 32.
+            learning: tasks whose decoders may get a gradient; None: all. The others store no activations.
+        """
         return self.decode(self.encode(image), learning)
 
     def encode(self, image: Tensor) -> Tensor:
-        """Run the first half of `forward`: image -> the feature map [B, C, H/8, W/8] for all decoders."""
+        """Compute the first half of `forward`: the feature map [B, C, H/8, W/8] for all decoders."""
         size = (image.shape[-2] // 8, image.shape[-1] // 8)
         with lowered(self.backbone), lowered(self.embed):
             maps = [
@@ -65,7 +69,7 @@ class InitialNetwork(nn.Module):
     def decode(
         self, shared: Tensor, learning: Collection[str] | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Run the second half of `forward`."""
+        """Compute the second half of `forward` from the feature map."""
         features, logits = {}, {}
         with lowered(self.decoders), lowered(self.heads):
             for task, decoder in self.decoders.items():
@@ -76,22 +80,26 @@ class InitialNetwork(nn.Module):
 
 
 def pad_image(image: Tensor) -> Tensor:
-    """Pad right and bottom with zeros (the mean colour) to the next multiples of 32; return the same tensor
-    if no padding is needed."""
+    """Pad an image at the right and bottom with zeros (the mean colour) to multiples of 32.
+
+    If no padding is needed, the same tensor is returned.
+    """
     height, width = image.shape[-2:]
     pad = (-width % PAD_MULTIPLE, -height % PAD_MULTIPLE)
     return F.pad(image, (0, pad[0], 0, pad[1])) if any(pad) else image
 
 
 def upsample(logits: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Upsample logits at 1/8 resolution to the padded image's size bilinearly; crop to the image."""
+    """Upsample logits at 1/8 resolution bilinearly to the size of the padded image, and crop to `size`."""
     logits = F.interpolate(logits, padded, mode="bilinear", align_corners=False)
     return logits if tuple(padded) == tuple(size) else logits[..., : size[0], : size[1]]
 
 
 def decode(task: Task, logits: Tensor, size: tuple[int, int], factor: int = 8) -> Tensor:
-    """Decode logits at 1/factor of the padded image's resolution to a map of the image's size, without large
-    logits if the task has a kernel for that."""
+    """Decode logits at 1/factor of the padded image's resolution to a map of `size` = (height, width).
+
+    If `dmtl.ops.decode_map` knows the task's decoding, full-size logits are not stored.
+    """
     if task.decoding is not None:
         return ops.decode_map(cast(logits), kind=task.decoding, size=size, factor=factor)
     return task.decode(upsample(logits, (factor * logits.shape[-2], factor * logits.shape[-1]), size))

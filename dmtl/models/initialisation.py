@@ -1,10 +1,10 @@
-"""Initialisation of MTDNet.
+"""Initialise MTDNet.
 
-The chain has no normalisation and, for every denoising step, five convolutions a task. Under torch's default
-each of them shrinks the signal, so after two steps the output hardly depends on the image: the final loss
-first teaches constants, and its gradient disturbs the shared network. Initialised near the identity, the
-chain passes on its input, and the condition, the time embedding and the noise-robust corrections grow from
-small values.
+The chain has no normalisation, and five convolutions per task in every denoising step. With torch's default
+initialisation, each of them shrinks the signal, so that the output hardly depends on the image after two
+steps. The network then first learns constants, and the gradient of the final loss disturbs the shared
+network. Initialised near the identity, the chain passes its input on. The effects of condition and time
+embedding, and corrections of noise, grow from small values during training.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from dmtl.models.denoiser import Condition, Denoiser
 from dmtl.nn.cross_block import CrossBlock
 
 SMALL = 0.1
-"""Factor on everything added to the identity."""
+"""Factor on the random weights that are added to the identity."""
 
 
 @torch.no_grad()
 def start_as_identity(condition: Condition, denoiser: Denoiser) -> None:
-    """Set convolutions to identity + 0.1 He-normal noise (He-normal if channel counts differ) and branches to
-    small values."""
+    """Initialise convolutions as identity + 0.1 He-normal noise, and branches with small values.
+
+    If a convolution changes the number of channels, it gets He-normal weights without the identity.
+    """
     for group in (denoiser.pre_layers, denoiser.trunks):
         for conv in (m for m in group.modules() if isinstance(m, nn.Conv2d)):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
@@ -43,7 +45,7 @@ def start_as_identity(condition: Condition, denoiser: Denoiser) -> None:
 
 @torch.no_grad()
 def start_without_correction(denoiser: Denoiser, heads: nn.ModuleDict) -> None:
-    """Zero the last layer of every task, so that a residual model starts exactly at its initial
+    """Set the last layer of every task to zero: a residual model then starts exactly at its initial
     predictions."""
     trunks = [trunk for trunk in denoiser.trunks.values() if isinstance(trunk, nn.Sequential)]
     for layer in list(heads.values()) or [trunk[-1] for trunk in trunks]:

@@ -1,8 +1,8 @@
-"""MTDNet: the diffusion process on every task's initial signal, and its denoiser (DiffusionMTL, arXiv
-2403.15389).
+"""MTDNet: the diffusion process on the initial signal of every task, and its denoiser (arXiv 2403.15389).
 
-Feature Diffusion noises the preliminary decoder's feature and computes the prediction from the denoised
-feature. Prediction Diffusion noises the preliminary logits and denoises them into the final logits.
+Feature Diffusion adds noise to the features of the preliminary decoders and computes predictions from the
+denoised features. Prediction Diffusion adds noise to the preliminary logits and denoises them to the final
+logits.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from dmtl.nn.precision import Weights, lower, lowered, using
 
 
 class MTDNet(nn.Module):
-    """Denoise initial features or logits; return them after every step, at 1/8 resolution.
+    """Denoise initial features or logits at 1/8 resolution.
 
     Args:
-        channels: task -> logit channels C_T, the tasks in the order in which the condition concatenates them.
+        config: configuration of the model.
+        channels: task -> logit channels C_T, in the order in which the condition concatenates the tasks.
     """
 
     def __init__(self, config: ModelConfig, channels: Mapping[str, int]):
@@ -54,12 +55,15 @@ class MTDNet(nn.Module):
         eta: float | None = None,
         sampler: str | None = None,
     ) -> Plan:
-        """Return the chain's coefficients on `device`, cached; arguments as in `DiffusionMTL.forward`."""
+        """Return the coefficients of the chain on `device`; they are cached.
+
+        `DiffusionMTL.forward` describes the other arguments.
+        """
         key = (steps, *self.config.sampler_for(sampler, eta), str(device))
         if torch.compiler.is_compiling():  # constants of the graph
             return self._plans.get(key) or self._new_plan(*key[:3], device)
         if key not in self._plans:
-            with torch.inference_mode(False):  # training may use tensors first computed in an evaluation
+            with torch.inference_mode(False):  # training may later use tensors that an evaluation computed
                 self._plans[key] = self._new_plan(*key[:3], device)
         return self._plans[key]
 
@@ -71,7 +75,7 @@ class MTDNet(nn.Module):
         return replace(plan, sqrt_one_minus_abar=none, sigma=none)
 
     def condition_input(self, initial: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the input of the condition: the initial logits, or zeros in a model without it."""
+        """Return the input of the condition: the initial logits, or zeros in a model without condition."""
         if "condition" in self.config.without:
             return {t: torch.zeros_like(m) for t, m in initial.items()}
         return {t: m.detach() if self.config.detach_condition else m for t, m in initial.items()}
@@ -85,14 +89,18 @@ class MTDNet(nn.Module):
         noise: NoiseSource,
         trace: bool = False,
     ) -> list[Denoised]:
-        """Denoise the tasks in `rows` (task -> batch rows [n], None: all rows).
+        """Run the chain for the tasks in `rows`.
 
         Args:
-            features: every task's preliminary feature [B, C, h, w].
-            initial: every task's preliminary logits [B, C_T, h, w].
+            features: preliminary features of every task, [B, C, h, w].
+            initial: preliminary logits of every task, [B, C_T, h, w].
+            rows: task -> rows of the batch [n]; None: all rows.
+            plan: coefficients from `plan`.
+            noise: source of the noise.
+            trace: return the state after every step.
 
         Returns:
-            The state after the last step; with `trace` after every step, noisiest first.
+            A list with the state after the last step or, with `trace`, after every step, the noisiest first.
         """
         config = self.config
         tokens_BNC, query_BNC = self.condition(self.condition_input(initial), self.denoiser.blocks[0])
@@ -105,7 +113,11 @@ class MTDNet(nn.Module):
         if config.detach_signal:
             start, packed = ([x.detach() for x in signals] for signals in (start, packed))
         fold = _worth_folding(start, plan, pairs, config.width)
-        kinds = (nn.Conv2d, nn.Linear, nn.LayerNorm)  # the cross blocks' operators cast their norms
+        kinds = (
+            nn.Conv2d,
+            nn.Linear,
+            nn.LayerNorm,
+        )  # LayerNorm: operators of the cross blocks cast theirs, too
         weights = lower(self.denoiser, len(plan.levels), kinds)
         run = Run(
             pairs=pairs,
@@ -120,11 +132,14 @@ class MTDNet(nn.Module):
         return list(self.chain(start, run, every=trace))
 
     def chain(self, start: list[Tensor], run: Run, every: bool) -> Iterator[Denoised]:
-        """Noise the clean signals and denoise them; yield the state after every step, or only the last.
+        """Add noise to the clean signals and denoise them; yield the state after every step, or only the
+        last.
 
         Args:
-            start: one packed tensor [R, C, h, w], or one for each task. The list is emptied, so its memory is
-            freed as soon as the signals are noised.
+            start: the clean signals: one packed tensor [R, C, h, w], or one tensor for each task. The list is
+                emptied, so that their memory is freed as soon as noise was added.
+            run: everything else that the chain needs.
+            every: yield the state after every step, not only after the last.
         """
         config, pairs = self.config, run.pairs
         groups = [pairs] if len(start) == 1 else pairs.single()
@@ -149,7 +164,7 @@ class MTDNet(nn.Module):
             yield Denoised(pairs, estimate, run.anchors)
 
     def _denoised(self, weights: Weights, run: Run, noisy: list[Tensor], level: float) -> list[Tensor]:
-        """Run the denoiser, with a step's own weights if there are any."""
+        """Run the denoiser, with the weights of this step if each step has its own copy."""
         with using(weights):
             layers = run.layers or self.denoiser.layers(run.pairs.tasks)
             return self.denoiser(run.tokens, run.query, noisy, run.pairs, level, layers)
@@ -167,9 +182,17 @@ class MTDNet(nn.Module):
 
 @dataclass(frozen=True)
 class Run:
-    """What the chain needs besides its signals: the pairs of its rows, the condition's tokens and first query
-    for every row, the denoiser's layers (None if each step has its own weights, `nn.precision.lower`), the
-    steps, the noise and, in a residual model, the initial logits to add corrections to."""
+    """What the chain needs besides its signals.
+
+    pairs    the (sample, task) pairs of the rows
+    tokens   condition tokens of every row
+    query    the first cross block's query of every row
+    layers   layers of the denoiser; None if each step has its own copy of the weights
+    plan     the steps
+    noise    source of the noise
+    anchors  the initial logits to which a residual model adds its corrections; otherwise None
+    weights  the weights of each step (`nn.precision.lower`), if each step has its own copy
+    """
 
     pairs: Pairs
     tokens: Tensor
@@ -183,8 +206,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Denoised:
-    """The chain's state after a step: the pairs, their signals (one packed tensor, or one for each task), and
-    a residual model's anchors."""
+    """The state of the chain after a step.
+
+    pairs    the (sample, task) pairs of the rows
+    signals  one packed tensor, or one for each task
+    anchors  the initial logits of a residual model; otherwise None
+    """
 
     pairs: Pairs
     signals: list[Tensor]
@@ -198,8 +225,11 @@ class Denoised:
 
 
 def _worth_folding(start: list[Tensor], plan: Plan, pairs: Pairs, width: int) -> bool:
-    """Whether folding pays: a 1x1 into a 3x3 costs 9 C^3 multiply-adds a task and saves C^2 for every pixel,
-    row and step. Only for inference (under autograd and in compiled graphs the plain layers are kept)."""
+    """Return whether folding the 1x1 into the 3x3 after it saves time.
+
+    It costs 9 C^3 multiply-adds per task and saves C^2 for every pixel, row and step. It is only for
+    inference: under autograd and in compiled graphs the layers stay separate.
+    """
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     pixels = sum(x.shape[0] * x.shape[-2] * x.shape[-1] for x in start) * len(plan.levels)

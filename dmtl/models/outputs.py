@@ -1,4 +1,4 @@
-"""What a model returns: logits, or decoded maps."""
+"""The results of a model: logits, or decoded maps."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Prediction:
     """Logits at the image's size [H, W], or at 1/8 of the padded image's size with `upsampled=False`.
 
     Attributes:
-        final: task -> [n, C_T, H, W]; n is B, or the number of labelled rows if `labelled` was given.
-        initial: the same rows and tasks, as predicted by the initial network.
-        trace: task -> list of [n, C_T, H, W] after every denoising step, the noisiest first; empty unless
-            requested.
+        final: task -> logits [n, C_T, H, W]; n is B, or the number of labelled rows if `labelled` was passed.
+        initial: logits of the initial network for the same tasks and rows.
+        trace: task -> list of logits [n, C_T, H, W] after every denoising step, the noisiest first; empty
+            unless requested.
     """
 
     final: dict[str, Tensor]
@@ -32,11 +32,12 @@ class Maps:
     """Decoded maps at the image's size.
 
     Attributes:
-        maps: task -> what `task.decode` returns, [B, H, W] or [B, 3, H, W].
-        finite: task -> bool scalar on the device, whether all inputs of the decoding are finite (class ids
-            would not show it).
-        uncertainty: task -> float32 [B, H, W], if several noise samples were averaged (`dmtl.Engine`).
-        steps: denoising steps taken, if an engine counts them.
+        maps: task -> the result of `task.decode`, [B, H, W] or [B, 3, H, W].
+        finite: task -> bool scalar on the device: whether all decoded logits are finite, which class ids
+            would not show.
+        uncertainty: task -> float32 [B, H, W], if several noise samples were averaged (`dmtl.Engine`);
+            otherwise empty.
+        steps: number of denoising steps that an engine made; None for a model.
     """
 
     maps: dict[str, Tensor]

@@ -17,7 +17,7 @@ from dmtl.models.weights import CONFIG, WEIGHTS, load_state, read_state, read_we
 BUILTIN = "six-tasks"
 """Name of the model that comes with the package."""
 BUILTIN_FOLDER = Path(__file__).parent / "builtin" / BUILTIN
-CARD = "README.md"  # in a model folder: the model card
+CARD = "README.md"  # file name of the model card in a model folder
 
 
 def from_pretrained(
@@ -26,7 +26,7 @@ def from_pretrained(
     """Load a trained model.
 
     Args:
-        source: default: "six-tasks", the model that comes with the package. Or one of
+        source: the model to load; None: "six-tasks", the model that comes with the package. Or one of
 
             - the folder of a run: loads the model in its `model/`,
             - a folder written by `save_pretrained`: config.json and model.safetensors,
@@ -38,8 +38,8 @@ def from_pretrained(
         The model, on the CPU and in eval mode.
 
     Raises:
-        CheckpointError: the model is missing, damaged or foreign, or "six-tasks" is also a path here. The
-            message names the file.
+        CheckpointError: the model is missing, damaged or of another format, or "six-tasks" is also a path in
+            the current folder. The message names the file.
     """
     if source is None:
         return _from_folder(BUILTIN_FOLDER)
@@ -47,8 +47,8 @@ def from_pretrained(
     if source == BUILTIN:
         if path.exists():
             raise CheckpointError(
-                f"{source}: is a path here, and the name of the model that comes with dmtl; pass ./{source} "
-                f"for the path, or {BUILTIN_FOLDER} for the model"
+                f"{source}: is both a path here and the name of the model that comes with dmtl; pass "
+                f"./{source} for the path, or {BUILTIN_FOLDER} for the model"
             )
         path = BUILTIN_FOLDER
     if path.is_file():
@@ -64,7 +64,7 @@ def from_pretrained(
 
 
 def holds_model(folder: str | os.PathLike) -> bool:
-    """Return whether a folder is a run or a model folder, even if it is not complete."""
+    """Return whether a folder is a run or a model folder, even an incomplete one."""
     files = (CONFIG, WEIGHTS, f"model/{CONFIG}", "config.toml")
     return any((Path(folder) / file).is_file() for file in files)
 

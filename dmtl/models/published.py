@@ -1,8 +1,8 @@
-"""Convert between the published checkpoint format and ours, losslessly.
+"""Convert between the published checkpoint format and that of this package, without loss.
 
-The published file is `torch.save` of {optimizer, scheduler, model, epoch, iter_count}; `model` holds 410
-tensors whose names may carry DistributedDataParallel's prefix `module.`. Only tensors and plain containers
-are unpickled.
+The published file is written by `torch.save` of {optimizer, scheduler, model, epoch, iter_count}. `model`
+holds 410 tensors, whose names may have DistributedDataParallel's prefix `module.`. Only tensors and plain
+containers are unpickled.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dmtl.tasks import make_task
 TASK_ORDER = ("semseg", "human_parts", "sal", "normals", "edge")
 """The order in which the published network concatenates its predictions."""
 
-# (published prefix, our prefix); the star is a task's name
+# (prefix in the published format, prefix here); the star is the name of a task
 _PREFIXES = (
     ("backbone.", "initial.backbone."),
     ("backbone_embed.", "initial.embed."),
@@ -43,17 +43,18 @@ _SCHEDULE = "diffusion_model."
 
 
 def convert_to_official(model: DiffusionMTL | MultiTaskBaseline, target: str | Path) -> None:
-    """Write a model as a file in the published format (with empty optimiser and scheduler states).
+    """Write a model as a file in the published format, with empty states of optimiser and scheduler.
 
     Raises:
         ConfigError: the published format cannot hold such a model.
+        OSError: the file cannot be written.
     """
     config = model.config
     unusual = config.diffusion != "feature" or config.residual
     if not isinstance(model, DiffusionMTL) or unusual or config.token_reduction != 4 or config.without:
         raise ConfigError(
-            "only Feature Diffusion with tokens at 1/32 and without residual output has a "
-            f"published form, got diffusion = {config.diffusion!r}, "
+            "only models with Feature Diffusion, tokens at 1/32, no residual output and no ablation fit into "
+            f"the published format, got diffusion = {config.diffusion!r}, "
             f"token_reduction = {config.token_reduction}, residual = {config.residual}, "
             f"without = {list(config.without)}"
         )
@@ -63,24 +64,32 @@ def convert_to_official(model: DiffusionMTL | MultiTaskBaseline, target: str | P
 
 
 def model_from_official(state: Mapping[str, Tensor], source: str = "state") -> DiffusionMTL:
-    """Build a Feature Diffusion model from published names. Sizes, tasks, S and betas are inferred from the
-    tensors."""
+    """Build a Feature Diffusion model from tensors under their published names.
+
+    Sizes, tasks, S and betas are inferred from the tensors. `source` names them in messages.
+
+    Raises:
+        CheckpointError: the tensors are not those of a published model.
+    """
     config = config_from_official(state, source)
     model = DiffusionMTL(config).eval()
-    check_state(official_state(model), state, source)  # reports published names
+    check_state(official_state(model), state, source)  # first, because its messages use the published names
     model.load_state_dict({our_name(key): value for key, value in state.items() if not _is_buffer(key)})
     return model
 
 
 def official_state(model: DiffusionMTL) -> dict[str, Tensor]:
-    """Return a model's tensors under the published names, with the twelve schedule buffers."""
+    """Return a model's tensors under their published names, including the twelve buffers of the schedule."""
     state = {published_name(key): value for key, value in model.state_dict().items()}
     buffers = schedule_of(model.config).official_buffers()
     return state | {_SCHEDULE + name: table for name, table in buffers.items()}
 
 
 def config_from_official(state: Mapping[str, Tensor], source: str = "state") -> ModelConfig:
-    """Infer the configuration of a published state dict. The number of heads is not stored; it is four."""
+    """Infer the configuration of a published state dict.
+
+    It does not store the number of heads, which is four.
+    """
     try:
         return _read_config(state, source)
     except KeyError as error:
@@ -121,7 +130,8 @@ def _read_config(state: Mapping[str, Tensor], source: str) -> ModelConfig:
 
 
 def _schedule(betas: Tensor, buffers: Mapping[str, Tensor], source: str) -> dict:
-    """Return S and the range of betas that reproduce all stored buffers bit for bit, or the betas."""
+    """Return S and the range of betas if they reproduce all stored buffers bit for bit; otherwise all
+    betas."""
     values = betas.double().flatten().tolist()
     if not values or not all(0 < value < 1 for value in values):
         raise CheckpointError(f"{source}: {_SCHEDULE}betas must be numbers between 0 and 1, got {values[:8]}")
@@ -156,12 +166,12 @@ def _is_buffer(key: str) -> bool:
 
 
 def published_name(key: str) -> str:
-    """Return the published name of one of our tensors."""
+    """Return the published name of a tensor of our models."""
     return _translated(key, ((ours, published) for published, ours in _PREFIXES))
 
 
 def our_name(key: str) -> str:
-    """Return our name of a published tensor."""
+    """Return the name in our models of a published tensor."""
     return _translated(key, _PREFIXES)
 
 

@@ -1,5 +1,7 @@
-"""Weights on disk: `config.json` + `model.safetensors`, written atomically and read without arbitrary
-unpickling."""
+"""Read and write weights: `config.json` and `model.safetensors`.
+
+Writes are atomic; reads run no pickled code.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +37,16 @@ _NUMPY_NUMBERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [  #
 def write_weights(
     directory: str | Path, config: Mapping, state: Mapping[str, Tensor], half: bool = False
 ) -> None:
-    """Write both files atomically. Raises OSError naming the file if the disk is full.
+    """Write `config.json` and `model.safetensors`, each atomically.
 
     Args:
-        half: store what `halve` can store in float16.
+        directory: folder to write to; it is created if it does not exist.
+        config: content of `config.json`.
+        state: tensors by name.
+        half: store tensors in float16 as `halve` does.
+
+    Raises:
+        OSError: a file cannot be written, for example because the disk is full; the message names it.
     """
     directory = Path(directory)
     state = halve(state) if half else state
@@ -51,10 +59,11 @@ def write_weights(
 def halve(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Round the weights of convolutions and linear layers to float16.
 
-    Tensors of at most one dimension keep their dtype: biases, normalisation layers with their running
-    statistics, and counters. They are few, and a running variance may be outside of float16's range, 6e-8 to
-    65,504. So does a tensor that rounding would change by more than 0.1 % (relative L2), because its numbers
-    are outside of that range; numbers inside change by at most 0.05 %.
+    Tensors of at most one dimension keep their dtype: biases, parameters and running statistics of
+    normalisation layers, and counters. They are small, and a running variance may be outside the range of
+    float16 (6e-8 to 65,504). A tensor also keeps its dtype if rounding would change it by more than 0.1 %
+    (relative, in L2), because some of its numbers are outside that range. Numbers inside the range change by
+    at most 0.05 %.
     """
     rounded = {key: value.half() for key, value in state.items() if value.dim() > 1}
     return {
@@ -64,12 +73,16 @@ def halve(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_close(rounded: Tensor, value: Tensor) -> bool:
-    """Whether the relative error is at most `HALF_ERROR`; False if a number is not finite."""
+    """Return whether the relative error (L2) is at most `HALF_ERROR`; False if a number is not finite."""
     return bool((rounded.double() - value.double()).norm() <= HALF_ERROR * value.double().norm())
 
 
 def read_weights(directory: str | Path) -> tuple[dict, dict[str, Tensor]]:
-    """Read (configuration, tensors) from a folder written by `write_weights`."""
+    """Read (configuration, tensors) from a folder that `write_weights` wrote.
+
+    Raises:
+        CheckpointError: a file is missing or damaged; the message names it.
+    """
     directory = Path(directory)
     for name in (CONFIG, WEIGHTS):
         if not (directory / name).is_file():
@@ -81,15 +94,18 @@ def read_weights(directory: str | Path) -> tuple[dict, dict[str, Tensor]]:
     except (ValueError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{directory / CONFIG}: not valid JSON ({error})") from None
     if not isinstance(config, dict):
-        raise CheckpointError(f"{directory / CONFIG}: must hold an object, got {type(config).__name__}")
+        raise CheckpointError(f"{directory / CONFIG}: must hold a JSON object, got {type(config).__name__}")
     return config, _read_safetensors(directory / WEIGHTS)
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """Read tensors by name, without the prefix `module.`, from a `.safetensors` or `torch.save` file.
 
-    A torch file may hold the tensors directly or below "model" (the published checkpoint) or "state_dict".
-    Only tensors, plain containers and NumPy numbers are unpickled. Raises CheckpointError.
+    A torch file may hold the tensors directly, or under the key "model" (the published checkpoint) or
+    "state_dict". Only tensors, plain containers and NumPy numbers are unpickled.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds something else; the message names it.
     """
     path = Path(path)
     if not path.is_file():
@@ -115,7 +131,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load every tensor or raise CheckpointError with the first keys and shapes that do not fit."""
+    """Load all tensors into a model; raise CheckpointError with the first keys and shapes that do not fit."""
     check_state(model.state_dict(), state, source)
     model.load_state_dict(state)
 
@@ -149,7 +165,7 @@ def _read_torch(path: Path) -> object:
             return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise CheckpointError(
-                f"{path}: no checkpoint, or one with more than weights in it, which is not unpickled "
+                f"{path}: not a checkpoint, or it contains other objects than weights, which are not loaded "
                 f"({load_refusal(error)})"
             ) from None
         except Exception as error:  # a damaged file makes torch.load raise almost anything
@@ -166,12 +182,12 @@ def _save(tensors: Mapping[str, Tensor], path: str) -> None:
 
 
 def write_torch(path: str | Path, content: object) -> None:
-    """Save with `torch.save`, atomically. Raises OSError naming `path` if the disk is full."""
+    """Write a file with `torch.save`, atomically; raise OSError, which names `path`, if that fails."""
 
     def write(temporary: str) -> None:
         try:
             torch.save(content, temporary)
-        except RuntimeError as error:  # how torch's writer reports a full disk
+        except RuntimeError as error:  # torch's writer reports a full disk in this way
             reason = str(error).splitlines()[0]
             text = f"PyTorch could not write the whole file, is the disk full? ({reason})"
             raise OSError(None, text) from None
@@ -180,6 +196,6 @@ def write_torch(path: str | Path, content: object) -> None:
 
 
 def load_refusal(error: Exception) -> str:
-    """Return torch.load's error in one line, without its advice to unpickle untrusted files."""
+    """Return the error of torch.load in one line, without its advice to unpickle untrusted files."""
     lines = re.split(r"trusted source\.|WeightsUnpickler error:", str(error))[-1].strip().splitlines()
     return lines[0].split(". ")[0] if lines else type(error).__name__

@@ -1,8 +1,8 @@
-"""The work of one prediction, counted from the configuration of its model.
+"""Count the operations and bytes of one prediction from the configuration of its model.
 
-Two counts: of the published execution, layer by layer, and of the folded one. There, layers with nothing in
-between are merged (the trunks' 1x1 into the 3x3 after it, the condition's convolution and reduction into one
-patch product), and the condition's first query is computed once for all tasks and steps.
+There are two counts. The published one executes the network layer by layer. The folded one merges adjacent
+linear layers: the trunks' 1x1 into the 3x3 after it, and the condition's convolution and reduction into one
+patch product. It also computes the condition's first query only once for all tasks and steps.
 
 Legend: B images, R = B rows of each requested task, C channels, h x w the 1/8 map, N tokens.
 """
@@ -22,16 +22,21 @@ from dmtl.tasks import task_from_spec
 
 STAGES = ("initial", "condition", "chain", "decode")
 OPERATORS = ("convolutions", "token_mlp", "cross_attention", "everything else")
-WINOGRAD = 4.0  # F(4x4, 3x3): 36 products for 16 results that need 144 directly
+WINOGRAD = 4.0  # F(4x4, 3x3) needs 36 products for 16 results, the direct algorithm 144
 
 
 @dataclass(frozen=True)
 class Part:
-    """One layer, with all its rows.
+    """The work of one layer on all its rows.
 
-    flops: two per multiply-add, for the direct algorithm. bytes: inputs, parameters and results, once each.
-    winograd: a 3x3 convolution of stride 1 outside the encoder, which the CPU's operator computes by
-    Winograd's algorithm with a quarter of the products.
+    stage     part of the network, such as "initial" or "chain"
+    operator  operator that computes the layer
+    layer     name of the layer
+    flops     operations of the direct algorithm; a multiply-add counts as two
+    bytes     size of inputs, parameters and results, each counted once
+    winograd  the layer is a 3x3 convolution of stride 1 outside the encoder: the CPU's operator computes it
+    by
+              Winograd's algorithm with a quarter of the products
     """
 
     stage: str
@@ -55,17 +60,19 @@ def count(
     """Count every layer of one prediction, including decoding.
 
     Args:
-        size: height and width of the images.
-        steps: denoising steps, default as trained.
-        tasks: names to predict, default all.
-        published: layer by layer as published, else folded.
+        config: configuration of the model.
+        size: (height, width) of the images in pixels.
+        batch: number of images.
+        steps: number of denoising steps; None: as trained.
+        tasks: names of the tasks to predict; None: all.
+        published: count the published execution, layer by layer; False: count the folded one.
         itemsize: bytes of a number in maps, tokens and parameters.
     """
     height, width = (math.ceil(side / PAD_MULTIPLE) * PAD_MULTIPLE for side in size)
     frame = (height, width)
     channels = {task.name: task.channels for task in map(task_from_spec, config.tasks)}
     wanted = list(channels if tasks is None else tasks)
-    if config.diffusion == "none":  # the other tasks' maps are not needed
+    if config.diffusion == "none":  # without a condition, the maps of other tasks are not needed
         channels = {task: channels[task] for task in wanted}
     parts = list(_initial(config, channels, frame, batch, itemsize))
     if config.diffusion != "none":
@@ -80,12 +87,12 @@ def count(
 
 
 def flops(parts: Iterable[Part], winograd: bool = False) -> float:
-    """Sum operations of parts; winograd: with a quarter of the products where that algorithm applies."""
+    """Return the sum of operations; with `winograd`, layers that can use that algorithm count a quarter."""
     return sum(part.flops / (WINOGRAD if winograd and part.winograd else 1) for part in parts)
 
 
 def parameters(model: DiffusionMTL | MultiTaskBaseline) -> dict[str, dict[str, int]]:
-    """Count parameters: part -> numbers of trained and of frozen ones."""
+    """Count parameters: part of the model -> {"trained": number, "frozen": number}."""
     parts = {"encoder": ["initial.backbone"], "initial decoders": ["initial"]}
     if isinstance(model, DiffusionMTL):
         parts |= {
@@ -103,7 +110,8 @@ def parameters(model: DiffusionMTL | MultiTaskBaseline) -> dict[str, dict[str, i
 def _initial(
     config: ModelConfig, channels: dict[str, int], frame: tuple[int, int], batch: int, itemsize: int
 ) -> Iterator[Part]:
-    """Build the initial network without storage; hooks record shapes of its convolutions and products."""
+    """Yield the layers of the initial network: build it without storage, run it, and record shapes by
+    hooks."""
     found: list[Part] = []
     with torch.device("meta"):
         network = InitialNetwork(config, channels).eval()
@@ -154,14 +162,14 @@ class _Chain:
         if self.published:
             yield self._conv("condition", "condition.conv", total, C, 3, self.batch)
             return
-        taps = 9 if self.config.token_reduction == 1 else 16  # a 3x3 around a pixel, or around 2x2 of them
+        taps = 9 if self.config.token_reduction == 1 else 16  # 3x3 around one pixel, 4x4 around 2x2 pixels
         N = self.batch * self.tokens
         moved = self.batch * total * self.h * self.w + taps * total * C + 2 * N * C + C * C
         work = 2 * N * C * (taps * total + C)
         yield Part("condition", "everything else", "condition_tokens", work, self.itemsize * moved)
 
     def step(self, first: bool) -> Iterator[Part]:
-        """Count one denoiser pass over all requested tasks, with the noising before it."""
+        """Count one pass of the denoiser over all requested tasks, including the noising before it."""
         config, C = self.config, self.config.width
         for task in self.wanted:
             signal = C if config.diffusion == "feature" else self.channels[task]
@@ -178,7 +186,7 @@ class _Chain:
         yield self._moved("upsample_add", tokens + 2 * maps)
 
     def heads(self) -> Iterator[Part]:
-        """Count denoised features to logits, once."""
+        """Count the heads, which compute logits from denoised features."""
         if self.config.diffusion == "feature":
             for task in self.wanted:
                 C, out = self.config.width, self.channels[task]
@@ -214,7 +222,7 @@ def _decode(
     batch: int,
     itemsize: int,
 ) -> Iterator[Part]:
-    """Count logits read and maps written once."""
+    """Count the decoding, which reads logits and writes maps once."""
     pixels, small = batch * size[0] * size[1], batch * frame[0] * frame[1] // 64
     for task in map(task_from_spec, config.tasks):
         if task.name in wanted:

@@ -1,1 +1,1 @@
-"""Building blocks: parameters and calls, with no formulas beyond standard layers."""
+"""Building blocks of the models: modules that hold parameters and call operators."""

@@ -19,7 +19,8 @@ from dmtl.nn.resnet import DEPTHS, ResNet
 from dmtl.registry import Registry
 
 BACKBONES: Registry[Callable[[int], nn.Module]] = Registry("backbone")
-"""By `model.backbone`: width of the first ResNet stage -> encoder. Other names are timm's."""
+"""Value of `model.backbone` -> function (width of the first ResNet stage) that builds the encoder. Other
+names are those of timm."""
 
 
 def _lite(name: str, width: int) -> EfficientNetLite:
@@ -45,22 +46,24 @@ def list_backbones(*, timm: bool = False) -> list[str]:
 
 
 def make_backbone(name: str, width: int = 64) -> nn.Module:
-    """Build an encoder `image [B, 3, H, W] -> list of maps` with an attribute `channels`; random weights.
+    """Build an encoder with random weights: image [B, 3, H, W] -> list of maps with `encoder.channels`
+    channels.
 
     Args:
         name: one of `list_backbones()`, or the name of a timm model (needs the extra `dmtl[timm]`).
         width: channels of the first ResNet stage, 64 in the published network; ignored for other encoders.
 
     Raises:
-        ConfigError: nothing has that name, or timm is needed and cannot be imported.
+        ConfigError: there is no encoder of that name, or timm is needed and cannot be imported.
     """
     return BACKBONES.get(name)(width) if name in BACKBONES else TimmBackbone(name)
 
 
 class TimmBackbone(nn.Module):
-    """A timm encoder whose last (up to four) maps feed the model; parameters have timm's names below `net.`.
+    """A timm encoder. Its last maps, at most four, are used; its parameters have timm's names after `net.`.
 
-    Input images have ImageNet's mean and spread and are converted to those of the encoder's weights.
+    Images are ImageNet-normalised and are converted to the mean and deviation that the encoder's weights
+    expect.
     """
 
     input_scale: Tensor
@@ -98,12 +101,12 @@ class TimmBackbone(nn.Module):
         return [m.permute(0, 3, 1, 2) for m in maps] if self._channels_last else list(maps)
 
     def pretrained_state(self) -> dict[str, Tensor]:
-        """Let timm download the encoder's ImageNet weights; return them under this module's names."""
+        """Download the encoder's ImageNet weights with timm, and return them under this module's names."""
         net = _create(_timm(self.name), self.name, pretrained=True)
         return {f"net.{key}": value for key, value in net.state_dict().items()}
 
     def adapt_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Put the prefix `net.` before names that lack it."""
+        """Return a state in which all names have the prefix `net.`."""
         return {key if key.startswith("net.") else f"net.{key}": value for key, value in state.items()}
 
 
@@ -118,16 +121,16 @@ def _timm(name: str) -> ModuleType:
         ) from None
     except RuntimeError as error:  # torchvision's compiled operators do not match this torch
         raise ConfigError(
-            f"backbone = {name!r}: timm does not import here because torchvision was built for another "
-            f"torch ({error}); pip install torchvision timm -c constraints.txt"
+            f"backbone = {name!r}: timm cannot be imported, because torchvision was built for another torch "
+            f"({error}); pip install torchvision timm -c constraints.txt"
         ) from None
     return timm
 
 
 def _create(timm: ModuleType, name: str, pretrained: bool = False) -> Any:
-    """Create the network; transformers are set to accept any image size, by their own option."""
+    """Create the network; transformers get timm's option to accept any image size."""
     common = dict(features_only=True, pretrained=pretrained)
     for option in ({"dynamic_img_size": True}, {"strict_img_size": False}):
-        with suppress(TypeError):  # the model knows no such option
+        with suppress(TypeError):  # the model does not have that option
             return timm.create_model(name, **common, **option)
     return timm.create_model(name, **common)

@@ -1,4 +1,4 @@
-"""A batch norm and the activation after it, by the fused operator if that trains faster."""
+"""Compute a batch norm and the activation after it, with the fused operator if that trains faster."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from dmtl import ops
 
 
 def norm_act(norm: nn.Module, x: Tensor, high: float | None = math.inf) -> Tensor:
-    """Apply a batch norm (or what folding left of it), then clamp to [0, high].
+    """Apply a batch norm, then clamp to [0, high].
 
-    In training mode a CPU computes channels-last maps with `ops.batch_norm`, which updates the same running
-    statistics. The library computes everything else (evaluation, GPUs, compiled graphs, other norms).
+    In training mode on a CPU, `ops.batch_norm` computes channels-last maps. In all other cases (evaluation,
+    GPUs, compiled graphs, other norms) torch does.
 
     Args:
-        norm: its parameters and statistics are used and updated as if it were called.
+        norm: the batch norm, or the module that replaced it by folding. Its parameters and running statistics
+            are used and updated as if it were called.
         x: [B, C, h, w].
         high: infinity for ReLU, 6 for ReLU6, None for no activation.
     """

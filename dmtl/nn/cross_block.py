@@ -12,8 +12,11 @@ from dmtl.nn.precision import cast, cast_all
 
 
 class CrossAttention(nn.Module):
-    """Projections of multi-head attention from x to y, with a bias only in the last. Heads are side by side;
-    kv holds the keys' weights above the values'."""
+    """Parameters of multi-head attention from x to y. Only the last projection has a bias.
+
+    The channels of the heads are next to each other. In `kv`, the rows of the keys' weights come before those
+    of the values.
+    """
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -24,7 +27,7 @@ class CrossAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """The two layers of fc2(GELU(fc1(x)))."""
+    """Parameters of the MLP fc2(GELU(fc1(x)))."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
@@ -33,8 +36,12 @@ class Mlp(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """y += mlp_kv(norm y); x += attention(norm x, norm y); x += mlp(norm x). The noisy stream is updated
-    before it is read."""
+    """A block of cross attention from the condition's tokens x to the noisy tokens y.
+
+        y += mlp_kv(norm y);  x += attention(norm x, norm y);  x += mlp(norm x)
+
+    So the noisy tokens are updated before they are read.
+    """
 
     def __init__(self, width: int, heads: int, mlp_ratio: int = 4):
         super().__init__()
@@ -47,7 +54,10 @@ class CrossBlock(nn.Module):
         self.mlp_kv = Mlp(width, mlp_ratio * width)
 
     def forward(self, x_RNC: Tensor, y_RMC: Tensor, query_RNC: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return both streams, updated. query: attn.q(norm1(x)) if the caller already has it."""
+        """Return the updated x and y.
+
+        `query_RNC` is attn.q(norm1(x)) if the caller has already computed it.
+        """
         y_RMC = _token_mlp(y_RMC, self.norm2_kv, self.mlp_kv)
         norm, norm_kv, attn = self.norm1, self.norm_kv, self.attn
         layers: list[Tensor] = [norm.weight, norm.bias, norm_kv.weight, norm_kv.bias]

@@ -1,4 +1,5 @@
-"""Time embedding of the denoiser: sinusoids of the step, then two linear layers (DDPM, arXiv 2006.11239)."""
+"""The time embedding of the denoiser: sinusoids of the step, then two linear layers (DDPM, arXiv
+2006.11239)."""
 
 from __future__ import annotations
 
@@ -9,8 +10,10 @@ from torch import Tensor, nn
 
 
 def sinusoidal_embedding(t_B: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Return [cos(t w_i), sin(t w_i)], w_i = max_period^(-i / (dim/2)): t [B] (steps, may be fractional) ->
-    [B, dim] float32."""
+    """Return [cos(t w_i), sin(t w_i)] with w_i = max_period^(-i / (dim/2)), float32 [B, dim].
+
+    t [B] are the steps, which may be fractional.
+    """
     half = dim // 2
     frequencies = torch.exp(
         torch.arange(half, dtype=torch.float32, device=t_B.device) * (-math.log(max_period) / half)
@@ -20,7 +23,7 @@ def sinusoidal_embedding(t_B: Tensor, dim: int, max_period: float = 10_000.0) ->
 
 
 class TimeEmbedding(nn.Module):
-    """Step t [B] -> vector [B, width]."""
+    """Embed steps t [B] as vectors [B, width]."""
 
     def __init__(self, width: int, frequencies: int = 256):
         super().__init__()
@@ -30,7 +33,7 @@ class TimeEmbedding(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The first layer's weight, whose dtype and device are the module's."""
+        """Return the weight of the first layer, for the dtype and device of the module."""
         first = self.mlp[0]
         assert isinstance(first, nn.Linear)
         return first.weight
@@ -39,14 +42,14 @@ class TimeEmbedding(nn.Module):
         return self._embedded(sinusoidal_embedding(t_B, self.frequencies))
 
     def of_level(self, level: float) -> Tensor:
-        """Return the vector [width] of one step, whose sinusoids are kept."""
+        """Return the vector [width] of one step; its sinusoids are cached."""
         key = (level, self.weight.device)
         sinusoid = self._sinusoids.get(key)
         if sinusoid is None:
-            with torch.inference_mode(False):  # training may use what was first computed in an evaluation
+            with torch.inference_mode(False):  # training may later use what an evaluation computed
                 t_1 = torch.full((1,), level, device=self.weight.device)
                 sinusoid = sinusoidal_embedding(t_1, self.frequencies)
-            if not torch.compiler.is_compiling():  # there it is a constant of the graph
+            if not torch.compiler.is_compiling():  # in a compiled graph it is a constant
                 self._sinusoids[key] = sinusoid
         return self._embedded(sinusoid)[0]
 

@@ -1,4 +1,4 @@
-"""3x3 convolutions of several tasks on packed rows: parameters by task, in one call."""
+"""3x3 convolutions of several tasks with their own parameters, computed in one call on packed rows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,15 @@ from dmtl.nn.precision import cast, cast_all
 
 @dataclass(frozen=True)
 class GroupedConv:
-    """The parameters of one layer for T tasks, as `ops.conv3x3` expects them. Folded and packed forms are for
-    inference: they are computed once, without a graph."""
+    """The parameters of one layer for T tasks, as `ops.conv3x3` expects them.
+
+    Folded and packed forms are only for inference: they are computed once, without an autograd graph.
+
+    weights     weight of each task, [K, C, 3, 3]
+    biases      bias of each task, [K]
+    tap_biases  bias of each tap of each task; None if no 1x1 was folded in
+    packed      weights transformed for their backend; None if they are not
+    """
 
     weights: list[Tensor]
     biases: list[Tensor]
@@ -25,13 +32,13 @@ class GroupedConv:
 
     @classmethod
     def of(cls, layers: Sequence[nn.Conv2d]) -> GroupedConv:
-        """Group one 3x3 layer per task, ready for training."""
+        """Group one 3x3 layer per task; the result can be trained."""
         biases = [layer.bias for layer in layers if layer.bias is not None]
         return cls(cast_all([layer.weight for layer in layers]), cast_all(biases))
 
     @classmethod
     def after_1x1(cls, pointwise: Sequence[nn.Conv2d], layers: Sequence[nn.Conv2d]) -> GroupedConv:
-        """Fold a 1x1 and the 3x3 right after it into one 3x3; the tap biases make the border exact."""
+        """Fold a 1x1 and the 3x3 right after it into one 3x3; tap biases make it exact at the border, too."""
         folded = [
             ops.fold_1x1(layer.weight, layer.bias, point.weight, point.bias)
             for point, layer in zip(pointwise, layers, strict=True)
@@ -40,12 +47,13 @@ class GroupedConv:
         return cls(cast_all(weights), cast_all(biases), cast_all(taps))
 
     def pack(self) -> GroupedConv:
-        """Transform the weights for their backend in advance, so that no call has to."""
+        """Return a group whose weights are already transformed for their backend, so that calls need not do
+        it."""
         return replace(self, packed=[ops.pack_conv3x3(weight) for weight in self.weights])
 
     @classmethod
     def join(cls, groups: Sequence[GroupedConv]) -> GroupedConv:
-        """Join the tasks of several groups into one."""
+        """Join the tasks of several groups into one group."""
         taps = [group.tap_biases for group in groups if group.tap_biases is not None]
         packed = [group.packed for group in groups if group.packed is not None]
         return cls(
@@ -56,11 +64,11 @@ class GroupedConv:
         )
 
     def shifted(self, shift_K: Tensor) -> GroupedConv:
-        """Add a vector to every task's bias."""
+        """Return a group with a vector [K] added to the bias of every task."""
         return replace(self, biases=cast_all([(bias + shift_K).to(bias.dtype) for bias in self.biases]))
 
     def detached(self) -> GroupedConv:
-        """Detach from the graph, sharing memory."""
+        """Return a group that shares its memory but is detached from the autograd graph."""
 
         def alone(tensors: list[Tensor] | None) -> list[Tensor] | None:
             return None if tensors is None else [x.detach() for x in tensors]
@@ -69,7 +77,7 @@ class GroupedConv:
         return GroupedConv(weights, biases, alone(self.tap_biases), alone(self.packed))
 
     def to(self, dtype: torch.dtype, memory_format: torch.memory_format) -> GroupedConv:
-        """Convert all parameters to this dtype and the weights to this layout, not packed."""
+        """Return a group with all parameters in this dtype and weights in this layout; it is not packed."""
         taps = None if self.tap_biases is None else [taps.to(dtype) for taps in self.tap_biases]
         weights = [weight.to(dtype, memory_format=memory_format) for weight in self.weights]
         return GroupedConv(weights, [bias.to(dtype) for bias in self.biases], taps)
@@ -77,8 +85,10 @@ class GroupedConv:
     def __call__(
         self, x: Tensor, counts: Sequence[int], *, relu: bool, residual: Tensor | None = None
     ) -> Tensor:
-        """Convolve x [R, C, h, w] with counts[t] rows of task t -> [R, K, h, w]; residual as in
-        `ops.conv3x3`."""
+        """Convolve x [R, C, h, w], of which counts[t] rows belong to task t; return [R, K, h, w].
+
+        `ops.conv3x3` describes `relu` and `residual`.
+        """
         return ops.conv3x3(
             cast(x),
             self.weights,

@@ -1,5 +1,7 @@
-"""Arithmetic precision: names of precisions, TF32 on and off, and mixed precision for the fused ops (under
-`torch.autocast` they compute in its dtype, like torch's own products)."""
+"""Arithmetic precision: names of precisions, TF32, and mixed precision of the fused operators.
+
+Under `torch.autocast`, fused operators compute in its dtype, like torch's own matrix products.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, 
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device has instructions for bf16: a GPU since Ampere, a CPU with AVX-512 BF16 or AMX.
+    """Return whether the device has instructions for bf16: GPUs since Ampere, CPUs with AVX-512 BF16 or AMX.
 
-    Otherwise PyTorch emulates bf16; a CPU with AVX2 then trains about ten times slower than in fp32.
+    Otherwise PyTorch emulates bf16; with AVX2, training is then about ten times slower than in fp32.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -25,7 +27,10 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def training_precision(precision: str, device: torch.device) -> str:
-    """Resolve "auto" to "bf16" if the device has instructions for it, else "fp32"; keep other names."""
+    """Resolve "auto": "bf16" if the device has instructions for it, otherwise "fp32".
+
+    Other names are kept.
+    """
     if precision != "auto":
         return precision
     return "bf16" if has_bf16(device) else "fp32"
@@ -33,8 +38,10 @@ def training_precision(precision: str, device: torch.device) -> str:
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Allow or forbid TF32 in torch's float32 products and convolutions within this context; without effect
-    on a CPU."""
+    """Allow or forbid TF32 in torch's float32 products and convolutions in this context.
+
+    No effect on a CPU.
+    """
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
     before = products.allow_tf32, convolutions.allow_tf32
     try:
@@ -60,12 +67,12 @@ def cast(x: Tensor | None) -> Tensor | None:
 
 
 def cast_all(xs: Sequence[Tensor]) -> list[Tensor]:
-    """Apply `cast` to each."""
+    """Apply `cast` to each tensor."""
     return [cast(x) for x in xs]
 
 
 Weights = list[tuple[nn.Module, str, Tensor]]
-"""Modules, names of their parameters, and what stands in their place."""
+"""List of (module, name of its parameter, tensor that replaces the parameter)."""
 
 
 def lower(
@@ -73,15 +80,17 @@ def lower(
 ) -> list[Weights]:
     """Cast a module's weights to autocast's dtype, all of them in one operator.
 
-    These are weights and biases that autocast, or the fused ops, would cast wherever they are used. Each copy
-    is for one use: the gradients of all copies are added up in the parameters' dtype.
+    Otherwise autocast, or the fused operators, would cast each weight and bias at every use. Use each copy
+    only once: the gradients of all copies are added up in the dtype of the parameters.
 
     Args:
-        kinds: modules whose parameters are cast, torch's and ours: what others do with theirs is not known.
+        module: the module whose weights are cast.
+        copies: number of copies.
+        kinds: classes of modules whose parameters are cast. Other classes may use theirs in unknown ways.
 
     Returns:
-        The weights of each copy, for `using`; empty ones if there is nothing to cast: without autocast or
-        gradients, and for compiled modules, whose compiler casts for itself.
+        The weights of each copy, for `using`. They are empty if there is nothing to cast: without autocast,
+        without gradients, or for compiled modules, whose compiler casts the weights.
     """
     device = next((p.device.type for p in module.parameters()), "cpu")
     lowers = torch.is_grad_enabled() and torch.is_autocast_enabled(device)
@@ -102,7 +111,7 @@ def lower(
 
 @contextmanager
 def using(weights: Weights) -> Iterator[None]:
-    """Compute with these weights in this context."""
+    """Replace parameters by these weights in this context."""
     own = [part._parameters[name] for part, name, _ in weights]
     try:
         for part, name, x in weights:
@@ -119,7 +128,7 @@ def lowered(module: nn.Module) -> AbstractContextManager[None]:
 
 
 class _Lower(torch.autograd.Function):
-    """Tensors in a lower dtype, several times; see `lower`."""
+    """Cast tensors to a lower dtype, making several copies; see `lower`."""
 
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, copies: int, *xs: Tensor) -> tuple[Tensor, ...]:
@@ -150,7 +159,9 @@ class _Lower(torch.autograd.Function):
 
 
 def sources(node: Any, output: int) -> list[tuple[Any, int]]:
-    """Return the functions, with the number of the output, that this output of an autograd function comes
-    from: of a cast of many tensors, only its own."""
+    """Return the autograd functions, each with the number of its output, from which an output was computed.
+
+    An output of `lower`, which casts many tensors, comes only from its own input.
+    """
     following = list(node.next_functions)
     return [following[output % len(following)]] if isinstance(node, _Lower._backward_cls) else following

@@ -1,4 +1,4 @@
-"""Prediction: image files and videos in, maps and pictures out."""
+"""Prediction: read images and videos, write maps and pictures."""
 
 from dmtl.predict.inputs import Failure
 from dmtl.predict.outputs import Summary

@@ -1,4 +1,4 @@
-"""Batches of images through the engine, with a fallback if memory does not suffice."""
+"""Predict batches of images with the engine, with a fallback if memory does not suffice."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from dmtl.predict.outputs import ImageMaps
 from dmtl.runtime.memory import is_out_of_memory
 
 GPU_BATCH = 8
-_GPU_BATCH_PIXELS = 8 * 512 * 512  # in a batch whose size was not set
+_GPU_BATCH_PIXELS = 8 * 512 * 512  # pixels of a batch on a GPU, if its size was not set
 
 
 @dataclass
 class PredictedBatch:
-    """Maps of a batch on their way to the CPU, one for each image, or the error that an image had."""
+    """The results of a batch, which may still be on their way to the CPU: maps or an error for each image."""
 
     maps: list[ImageMaps | DataError]
     copied: torch.cuda.Event | None = None
 
     def wait(self) -> None:
-        """Wait until the maps may be read."""
+        """Wait until the maps are on the CPU."""
         if self.copied is not None:
             self.copied.synchronize()
 
     @property
     def finite(self) -> bool:
-        """Whether all maps are finite; call `wait` first."""
+        """Return whether all maps are finite; call `wait` first."""
         return all(bool(f) for m in self.maps if isinstance(m, ImageMaps) for f in m.finite.values())
 
 
@@ -42,9 +42,10 @@ class BatchPredictor:
 
     Args:
         engine: a `dmtl.Engine`; its default tasks are predicted.
-        device: that of the engine.
-        seed: of the noise, which is the same for every image.
-        batch_size: images that go together at most; None: 1 on a CPU, up to 8 on a GPU.
+        device: device of the engine.
+        tasks: names of the tasks that the engine predicts.
+        seed: seed of the noise, which is the same for every image.
+        batch_size: maximum number of images in a batch; None: 1 on a CPU, up to 8 on a GPU.
     """
 
     def __init__(
@@ -54,19 +55,19 @@ class BatchPredictor:
         self.seed, self.batch_size = seed, batch_size
 
     def limit(self, height: int, width: int) -> int:
-        """Return how many images of this size go together at most."""
+        """Return the maximum number of images of this size in a batch."""
         if self.batch_size is not None:
             return self.batch_size
         if self.device.type != "cuda" or self.engine.steps == "auto":
             return 1
         fitting = max(1, min(GPU_BATCH, _GPU_BATCH_PIXELS // (height * width)))
-        return 1 << (fitting.bit_length() - 1)  # a power of two, so that full batches fill a unit
+        return 1 << (fitting.bit_length() - 1)  # a power of two, so that whole batches fill a unit of inputs
 
     def __call__(self, images: Sequence[Tensor]) -> PredictedBatch:
         """Predict uint8 images [3, H, W] of one size.
 
-        If memory does not suffice for all together they are predicted one by one, and an image too large for
-        it gets a DataError instead of maps. On a GPU this returns before the maps are there.
+        If memory does not suffice for the batch, images are predicted one by one. An image that still does
+        not fit gets a DataError instead of maps. On a GPU, this returns before the maps are on the CPU.
         """
         try:
             return self._together(images)
@@ -76,7 +77,7 @@ class BatchPredictor:
         if len(images) > 1:
             return self.singly(images)
         height, width = images[0].shape[-2:]
-        return PredictedBatch([DataError(f"not enough memory for {width}x{height} pixels")])
+        return PredictedBatch([DataError(f"not enough memory to predict {width}x{height} pixels")])
 
     def singly(self, images: Sequence[Tensor]) -> PredictedBatch:
         """Predict the images one by one."""

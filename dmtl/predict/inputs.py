@@ -1,4 +1,4 @@
-"""Find the image and video files among some paths, and a name for the outputs of each."""
+"""Find the image and video files below some paths, and choose the names of their outputs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ _HIDDEN = "hidden files and folders are not predicted"
 
 @dataclass(frozen=True)
 class Input:
-    """One file. The outputs of an image are called `name` ("street/0001", with `/` on every system) plus
-    suffix, those of a video's frames `name` plus the frame's number."""
+    """One input file.
+
+    path  the file
+    name  name of its outputs, such as "street/0001" (with `/` on every system): outputs of an image add a
+    suffix,
+          those of a video's frame add the frame's number
+    """
 
     path: Path
     name: str
@@ -31,7 +36,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Failure:
-    """An input that gave no output, and why."""
+    """An input without output, and the reason."""
 
     path: str
     reason: str
@@ -39,10 +44,12 @@ class Failure:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Files or folders below the given ones that are not predicted, for one reason.
+    """Files or folders below the requested ones that are not predicted, all for the same reason.
 
-    kind    their suffix, or what else they have in common
-    first   path of the first
+    kind    their suffix, or another property that they share
+    count   how many there are
+    first   path of the first one
+    reason  why they are not predicted
     """
 
     kind: str
@@ -58,17 +65,21 @@ class LeftOut:
 def find_inputs(
     paths: Iterable[str | os.PathLike], out_dir: str | os.PathLike
 ) -> tuple[list[Input], list[Failure], list[LeftOut]]:
-    """Return every image and video below `paths`, sorted within each folder; the paths that lead to none; and
-    what was left out.
+    """Find every image and video below `paths`.
 
-    Files are taken whatever their suffix; folders are searched to any depth for known suffixes, without
-    hidden entries, links to folders, folders that `dmtl predict` wrote, and `out_dir`. Of a data set in the
-    folder format only `images` is searched. A file is named by its file name, a file found in a folder by its
-    path below that folder, or below its `images` if it is a data set. Where two inputs would so get one name,
-    all names are paths below the deepest folder that holds every input; two files that differ in nothing but
-    their suffix keep it in their names, and so does a video next to a folder of its name.
+    A path to a file is an input whatever its suffix. Folders are searched to any depth for files with known
+    suffixes. Hidden entries, links to folders, folders that `dmtl predict` wrote, and `out_dir` are left out.
+    In a data set in the folder format, only `images` is searched.
+
+    The name of an input is its file name without suffix. If it was found in a folder, the name is its path
+    below that folder, or below the folder's `images` if that is a data set. If two inputs would get the same
+    name, all names become paths below the deepest folder that contains every input. If two files differ only
+    in their suffixes, or a video lies next to a folder of its name, names keep the suffix.
+
+    Returns:
+        The inputs, sorted within each folder; the paths that led to no input; and what was left out.
     """
-    found: dict[Path, Path] = {}  # file -> the folder that its name starts from; given twice, predicted once
+    found: dict[Path, Path] = {}  # file -> folder to which its name is relative; each file counts once
     failures: list[Failure] = []
     out_dir = Path(out_dir).resolve()
     walk = _Walk(out_dir, failures)
@@ -114,7 +125,7 @@ def _common_folder(folders: Iterable[Path]) -> Path:
 
 
 class _Walk:
-    """Finds images and videos in folders, and counts what it leaves out."""
+    """Find images and videos in folders, and count what is left out."""
 
     def __init__(self, out_dir: Path, failures: list[Failure]):
         self.out_dir, self.failures = out_dir, failures
@@ -142,7 +153,7 @@ class _Walk:
         if folder.name.startswith("."):
             return self._pass_by(folder, "hidden", _HIDDEN)
         if folder.is_symlink():
-            return self._pass_by(folder, "links to folders", "not followed, pass the folder itself")
+            return self._pass_by(folder, "links to folders", "links are not followed, pass the folder itself")
         return not holds_maps(folder) or self._pass_by(
             folder, "folders of maps", "dmtl wrote these, they are not predicted"
         )
@@ -166,13 +177,13 @@ class _Walk:
 
 
 def _names(paths: list[PurePosixPath]) -> list[str]:
-    # Compared without case: on some file systems A.png and a.png are one file.
+    # Names are compared without case, because A.png and a.png are the same file on some file systems.
     stems = [str(p.with_suffix("")) for p in paths]
     twice = Counter(stem.lower() for stem in stems)
     folders = {str(folder).lower() for path in paths for folder in path.parents}
 
     def clash(path: PurePosixPath, name: str) -> bool:
-        """A video's frames would go into a folder that holds others."""
+        """Return whether the frames of a video would be written into a folder with other outputs."""
         return path.suffix.lower() in video.SUFFIXES and name.lower() in folders
 
     kept = [twice[stem.lower()] > 1 or clash(p, stem) for p, stem in zip(paths, stems, strict=True)]

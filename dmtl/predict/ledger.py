@@ -1,14 +1,15 @@
-"""What is done in a folder of predictions, by one process or by many.
+"""Keep track of what was predicted into a folder, by one process or by many.
 
-Several processes and jobs may fill one folder. Each takes one part of the inputs and keeps a record of it:
+Several processes and jobs may fill one folder. Each predicts one part of the inputs and keeps a record of it:
 
-    OUT/.parts/3-of-16.open    under way: a line for every input whose outputs are all written
+    OUT/.parts/3-of-16.open    unfinished: a line for every input whose outputs have all been written
     OUT/.parts/3-of-16.jsonl   complete
-    OUT/maps.json              written first, without images, and again whenever all parts are complete
+    OUT/maps.json              the index: written first without images, and again when all parts are complete
 
-The part that finds all others complete writes the index. There are no locks: files are written whole, each by
-one process, and the index is a function of the parts, so that two parts that finish together write the same.
-Whatever is interrupted leaves records that the next call, of any number of parts, takes over.
+The part that finds all others complete writes the index. No locks are needed: each file is written by a
+single process, atomically, and the index only depends on the parts, so two parts that finish together write
+the same index. Records of an interrupted call are reused by the next one, even if it has another number of
+parts.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ from dmtl.predict.pipeline import Waits
 from dmtl.runtime.files import json_text, write_json, write_text
 
 FOLDER = ".parts"
-_PAUSE = 0.5  # seconds between two looks at other parts
-_VISIBLE = 90  # seconds after which a file must be seen on all machines; network file systems cache for 60
-_DAMAGED = "not readable, expected what `dmtl predict` writes; delete it to begin again"
+_PAUSE = 0.5  # seconds between two checks of other parts
+_VISIBLE = 90  # seconds until all machines must see a file; network file systems cache for up to 60
+_DAMAGED = "not readable, expected a file that `dmtl predict` wrote; delete it to start again"
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -49,21 +50,26 @@ def fingerprint(model: nn.Module) -> str:
 
 @dataclass
 class Record:
-    """What is known of one input: its entries in maps.json, for a video also its own, and what failed."""
+    """The record of one input.
+
+    images    entries of its images or frames in maps.json
+    video     entry of the video in maps.json; None for an image
+    failures  what failed
+    """
 
     images: list[dict] = field(default_factory=list)
     video: dict | None = None
     failures: list[Failure] = field(default_factory=list)
 
     def whole(self, item: Input) -> bool:
-        """Whether this is all of an input, under the name that it has now."""
+        """Return whether the record covers all of an input, under its current name."""
         entry = self.video if item.is_video else next(iter(self.images), None)
         return entry is not None and entry["name"] == item.name and not self.failures
 
 
 @dataclass
 class _Stored:
-    """A file of a part: its first line, and the records by the path of the input."""
+    """The content of a part's file: its first line, and records by the path of the input."""
 
     head: dict
     inputs: str
@@ -74,14 +80,14 @@ class _Stored:
 
 
 class Ledger:
-    """What is done of one list of inputs. Call `begin`, `end` for each input, then `finish` or `interrupt`.
+    """Keep track of one list of inputs. Call `begin`, `end` for each input, then `finish` or `interrupt`.
 
     Args:
-        outputs: of the folder.
-        listing: what `find_inputs` returns.
-        head: what the maps depend on, for maps.json.
-        part: which of the inputs this process predicts.
-        batch: images that are computed together at most.
+        outputs: writes the outputs into the folder.
+        listing: the result of `find_inputs`.
+        head: everything that the maps depend on, for maps.json.
+        part: the part of the inputs that this process predicts.
+        batch: maximum number of images in a batch.
     """
 
     def __init__(
@@ -104,15 +110,15 @@ class Ledger:
         self._journal: IO[str] | None = None
 
     def begin(self) -> list[list[Input]]:
-        """Open this part and return the units that are missing, those with a failure among them.
+        """Open this part and return the units that must be predicted, including those that failed before.
 
         Raises:
-            DataError: the folder was made with another model or other options.
+            DataError: the folder holds maps of another model or other options.
             OSError: the folder cannot be written.
         """
         index = self._read_index()
         if index is None:
-            self._write_index({}, complete=False)  # first of all: fails if the folder cannot be written
+            self._write_index({}, complete=False)  # first, to fail early if the folder cannot be written
         earlier = self._records_of(index) if index else {}
         for path in self._files("*-of-*.open") + self._files("*-of-*.jsonl"):
             stored = _read_part(path)
@@ -127,7 +133,8 @@ class Ledger:
         self._kept = _count(self.records)
         write_text(self._path(self.part.number, "open"), self._content())
         self._path(self.part.number, "jsonl").unlink(missing_ok=True)
-        # Announced before looking: of two calls with different options that begin together, one sees both.
+        # First announce this part, then look: of two calls with other options that start together, one
+        # notices.
         for path in self._files("*-of-*.open"):
             if (other := _read_part(path, records=False)) is not None and other.head != self.head:
                 self._path(self.part.number, "open").unlink()
@@ -139,10 +146,10 @@ class Ledger:
         return todo
 
     def check_shared(self) -> None:
-        """Wait until the parts of all processes started together are seen here, after they have begun.
+        """Wait until the files of all processes that were started together are visible here, after `begin`.
 
         Raises:
-            DataError: they write to other folders.
+            DataError: a process writes to another folder.
         """
         end = time.monotonic() + _VISIBLE
         while unseen := [n for n in self.part.together if not any(self._exists(n))]:
@@ -154,11 +161,11 @@ class Ledger:
             time.sleep(_PAUSE)
 
     def record(self, path: object) -> Record:
-        """Return the record of an input, to be added to."""
+        """Return the record of an input, to which the caller adds."""
         return self.records.setdefault(str(path), Record())
 
     def end(self, path: object) -> None:
-        """Note that all outputs of an input are written, or have failed."""
+        """Record that all outputs of an input have been written or have failed."""
         assert self._journal is not None
         try:
             self._journal.write(_line(str(path), self.records[str(path)]))
@@ -167,7 +174,7 @@ class Ledger:
             raise OSError(error.errno, f"cannot write {self._journal.name}: {error.strerror}") from None
 
     def interrupt(self) -> None:
-        """Leave a record of what is done."""
+        """Write a record of what was predicted so far."""
         if self._journal is not None:
             self._journal.close()
         if self.part.count == 1:
@@ -175,12 +182,13 @@ class Ledger:
             shutil.rmtree(self.out_dir / FOLDER, ignore_errors=True)
 
     def finish(self, seconds: float) -> Summary:
-        """Close this part. The first of the processes started together waits for the others, and writes the
-        index if all parts are complete.
+        """Close this part. The first of the processes started together waits for the others.
+
+        It writes the index if all parts are complete.
 
         Returns:
-            What there is of all parts; while other shards are missing, of this one; in the other processes,
-            of this part.
+            In the first process: a summary of all parts or, while other shards are missing, of this shard. In
+            other processes: a summary of this part.
         """
         assert self._journal is not None
         self._journal.close()
@@ -204,7 +212,7 @@ class Ledger:
         summary.written, summary.videos = [entry["name"] for entry in entries], videos
         summary.rescaled.update(name for entry in entries for name in self.outputs.rescaled(entry))
         summary.kept = len(entries) - sum(part.done for part in parts)
-        if len(parts) == len(self.part.together):  # shards that ran at other times have no common speed
+        if len(parts) == len(self.part.together):  # a speed makes no sense for shards that ran at other times
             summary.seconds = max(part.seconds for part in parts)
             means = {stage: sum(part.waits[stage] for part in parts) / len(parts) for stage in parts[0].waits}
             summary.waits = Waits(**means)
@@ -213,8 +221,8 @@ class Ledger:
     def _missing(self) -> list[int]:
         """Return the parts that are not complete.
 
-        A part without a file is complete if the index says that all inputs are accounted for: another part
-        has written it and removed the files.
+        A part without a file is complete if the index covers all inputs: another part has then written the
+        index and removed the files.
         """
         unsure = []
         for number in range(self.part.count):
@@ -226,8 +234,10 @@ class Ledger:
         return unsure
 
     def _gather(self, numbers: Sequence[int]) -> list[_Stored] | None:
-        """Return the files of these parts, after the index if some are there no longer; None if the index
-        does not have them either."""
+        """Return the contents of these parts' files. If some were removed, the index comes first.
+
+        None: some files were removed, but the index does not cover them.
+        """
         found = [_read_part(self._path(number, "jsonl")) for number in numbers]
         parts = [part for part in found if part is not None]
         if len(parts) < len(numbers):
@@ -238,7 +248,7 @@ class Ledger:
         return parts
 
     def _is_current(self, item: Input, record: Record) -> bool:
-        """Whether all files of an input are there, and none is older than the input."""
+        """Return whether all output files of an input exist, and none is older than the input."""
         try:
             if not record.whole(item):
                 return False
@@ -246,7 +256,7 @@ class Ledger:
             changed = max(times.st_mtime_ns, times.st_ctime_ns)
             files = self.outputs.files(item, record.images)
             return all(file.stat().st_mtime_ns >= changed for file in files)
-        except (OSError, KeyError, TypeError, AttributeError):  # no such file, or a damaged record
+        except (OSError, KeyError, TypeError, AttributeError):  # a file is missing, or the record is damaged
             return False
 
     def _in_order(self, records: dict[str, Record]) -> tuple[list[dict], list[dict], list[Failure]]:
@@ -261,7 +271,8 @@ class Ledger:
         return _Stored(self.head, self.digest, done, seconds, asdict(self.waits), self.records)
 
     def _read_index(self) -> dict | None:
-        """Return maps.json, if there is one. Raises DataError if it is of another model or other options."""
+        """Return maps.json, None if there is none; raise DataError if it is of another model or other
+        options."""
         path = self.out_dir / "maps.json"
         try:
             index = json.loads(path.read_text(encoding="utf-8"))
@@ -275,7 +286,7 @@ class Ledger:
         return index
 
     def _records_of(self, index: dict) -> dict[str, Record]:
-        """Return the records that maps.json was made of."""
+        """Return the records from which maps.json was written."""
         records: dict[str, Record] = {}
         try:
             for entry in index["images"]:
@@ -298,7 +309,10 @@ class Ledger:
                 )
 
     def _write_index(self, records: dict[str, Record], complete: bool) -> None:
-        """maps.json, whole or not at all. `inputs` says of which list of inputs it holds everything."""
+        """Write maps.json atomically.
+
+        Its key `inputs` identifies the list of inputs that it covers completely.
+        """
         images, videos, failures = self._in_order(records)
         index = {
             **self.head,
@@ -337,7 +351,7 @@ def _joined(parts: Iterable[_Stored]) -> dict[str, Record]:
 
 
 def _read_part(path: Path, records: bool = True) -> _Stored | None:
-    """Read the file of a part, or None if it is not there. The torn line of a killed process ends it."""
+    """Read the file of a part; None if there is none. Reading stops at a partial line of a killed process."""
     try:
         with open(path, encoding="utf-8") as file:
             stored = _Stored(**json.loads(file.readline()))

@@ -1,11 +1,11 @@
-"""Predictions as PNG and .npy files, in the natural format of each kind (`Task.map_to_pixels`).
+"""Encode predictions as PNG and .npy files, in the natural format of each kind (`Task.map_to_pixels`).
 
 classes      8-bit palette PNG; the pixel value is the class id, the palette makes it a picture
              (16-bit grey above 256 classes)
 binary       8-bit grey PNG; probability = value / 255
-distance     16-bit grey PNG in millimetres; metres = value / 1000; where these do not hold it as any scalar
-scalar       16-bit grey PNG; value = offset + scale * pixel, both given for each image in maps.json and
-             in the PNG itself (text chunk "dmtl")
+distance     16-bit grey PNG in millimetres; metres = value / 1000; as a scalar if millimetres cannot hold it
+scalar       16-bit grey PNG; value = offset + scale * pixel, with scale and offset of each image in maps.json
+             and in the PNG itself (text chunk "dmtl")
 unit_vector  8-bit RGB PNG; component = value / 127.5 - 1; also float16 .npy [3, H, W] on request
 """
 
@@ -28,7 +28,7 @@ FORMAT = "dmtl maps 1"
 
 
 def read_index(folder: Path) -> dict | None:
-    """Return the maps.json of `dmtl predict` or `dmtl eval --save-maps`; None if the folder has none."""
+    """Return the maps.json that `dmtl predict` or `dmtl eval --save-maps` wrote; None if there is none."""
     try:
         index = json.loads((folder / "maps.json").read_text(encoding="utf-8"))
         return index if index["format"] == FORMAT else None
@@ -37,32 +37,36 @@ def read_index(folder: Path) -> dict | None:
 
 
 def holds_maps(folder: Path) -> bool:
-    """Whether a folder is what `dmtl predict` or `dmtl eval --save-maps` wrote, by its maps.json."""
+    """Return whether `dmtl predict` or `dmtl eval --save-maps` wrote the folder, judged by its maps.json."""
     return read_index(folder) is not None
 
 
 def encode_map(task: Task, map: Tensor) -> tuple[bytes, dict]:
-    """A decoded map ([H, W], or [K, H, W] for vectors) as PNG, and how to read this one.
+    """Encode a decoded map, [H, W] or [K, H, W] for vectors, as PNG.
 
-    The second part is {"offset": ..., "scale": ...} for scalars and empty for all others, whose files are
-    all read alike (`Task.map_format`).
+    Returns:
+        The file's content, and how to read it: {"offset": ..., "scale": ...} for scalars. For other kinds
+        this is empty, because all their files are read in the same way (`Task.map_format`).
     """
     return _encode(task.map_to_pixels(map.detach().cpu().numpy()))
 
 
 def encode_scalar(value_HW: np.ndarray) -> tuple[bytes, dict]:
-    """Numbers as 16-bit grey PNG, and the {"offset": ..., "scale": ...} that reads them; both are in the PNG
-    too."""
+    """Encode numbers as a 16-bit grey PNG; return it and the {"offset": ..., "scale": ...} to read it.
+
+    The PNG also contains offset and scale.
+    """
     return _encode(linear_pixels(value_HW))
 
 
 def uncertainty_picture(value_HW: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3], dark (certain) to glowing; white is the 99th percentile of this map."""
+    """Draw an uncertainty map, uint8 [H, W, 3], from dark (certain) to bright: the 99th percentile is
+    white."""
     return apply_scale(EMBER, value_HW / max(float(np.percentile(value_HW, 99)), 1e-12))
 
 
 def describe_uncertainty(task: Task) -> dict:
-    """How to read the files of this task's uncertainty, for maps.json."""
+    """Return a description for maps.json of how to read the uncertainty maps of a task."""
     return {"means": f"{task.words.uncertainty} in {task.uncertainty_unit}", "png": LINEAR}
 
 
@@ -74,7 +78,7 @@ def encode_npy(map: Tensor) -> bytes:
 
 
 def encode_picture(rgb: np.ndarray) -> bytes:
-    """uint8 [H, W, 3] as PNG: a sixth larger than it could be, for two thirds of the time."""
+    """Encode uint8 [H, W, 3] as PNG with fast compression: 1/6 larger files in 2/3 of the time."""
     return _png(Image.fromarray(np.ascontiguousarray(rgb)), level=1)
 
 

@@ -1,22 +1,23 @@
-"""The folder that predictions go to: what is written for an image or a frame, and the account of it.
+"""Write predictions into a folder: the files of an image or a frame, and a summary.
 
-`<name>` is the file's name without suffix, below a given folder the path there (see `find_inputs`); for the
-frames of a video the video's name, "/" and the frame's number in six digits.
+`<name>` is the input's name (`find_inputs`): its file name without suffix, or its path below the folder in
+which it was found. For a frame of a video it is the video's name, "/" and the frame's number in six digits.
 
     OUT/<task>/<name>.png              the map in its natural format (see `dmtl.predict.maps`)
     OUT/<task>/<name>.npy              unit vectors as float16 [3, H, W], with npy=True
-    OUT/uncertainty/<task>/<name>.png  where the draws of the noise differ, 16-bit grey, with samples > 1
+    OUT/uncertainty/<task>/<name>.png  how much the noise samples differ, 16-bit grey, with samples > 1
     OUT/pictures/<task>/<name>.png     the map in colours
     OUT/overview/<name>.png            the image and all its pictures on one sheet
-    OUT/pictures/<task>/<video>.mp4    the same of a whole video, each frame at its time
+    OUT/pictures/<task>/<video>.mp4    the pictures of a whole video, each frame at its time
     OUT/overview/<video>.mp4
-    OUT/maps.json                      how to read the maps, what they were made with, the images done (with
-                                       the `time` of frames, in seconds after the first), the failures, and
-                                       what was left out
-    OUT/.parts                         while a prediction is under way (see `dmtl.predict.ledger`)
+    OUT/maps.json                      how to read the maps, the model and options that made them, the
+    predicted
+                                       images (frames with their `time` in seconds after the first), the
+                                       failures, and what was left out
+    OUT/.parts                         only during a prediction (see `dmtl.predict.ledger`)
 
-Maps have the size of the image as players and viewers show it (EXIF orientation, or a video's mirroring and
-rotation, applied).
+Maps have the size of the image as viewers and players show it: the EXIF orientation, or the mirroring and
+rotation of a video, are applied.
 """
 
 from __future__ import annotations
@@ -54,14 +55,15 @@ RESERVED = ("pictures", "overview", "uncertainty")
 
 @dataclass(frozen=True)
 class Frame:
-    """An image ready to be computed: a file, or one frame of a video.
+    """An image to predict: a file, or one frame of a video.
 
-    image   uint8 [3, H, W]
-    number  of the frame in its video, from 0; None for an image file
-    rate    frames per second that are taken of the video
-    expected  how many are taken of it, an estimate
-    time    seconds after the first frame of the video
-    time_base  seconds in which the video counts time
+    item       the input file
+    image      uint8 [3, H, W], RGB
+    number     number of the frame in its video, from 0; None for an image file
+    rate       number of frames to predict per second of the video
+    expected   estimated number of frames to predict
+    time       time of the frame in seconds after the first one
+    time_base  unit of the video's times in seconds
     """
 
     item: Input
@@ -74,7 +76,7 @@ class Frame:
 
     @property
     def name(self) -> str:
-        """What its outputs are called."""
+        """Return the name of the outputs."""
         return self.item.name if self.number is None else f"{self.item.name}/{self.number:06}"
 
     @property
@@ -85,12 +87,12 @@ class Frame:
 
 @dataclass(frozen=True)
 class ImageMaps:
-    """What the model says about one image, on the CPU.
+    """The predictions for one image, on the CPU.
 
     maps         task -> [H, W], or [K, H, W] for vectors
-    finite       task -> bool scalar
-    uncertainty  task -> float32 [H, W]; empty for one draw
-    steps        denoising steps taken
+    finite       task -> bool scalar: whether the model's output is finite
+    uncertainty  task -> float32 [H, W]; empty for a single noise sample
+    steps        number of denoising steps; None if it was not counted
     """
 
     maps: dict[str, Tensor]
@@ -99,7 +101,7 @@ class ImageMaps:
     steps: int | None
 
     def check(self) -> None:
-        """DataError where the model's output is not finite."""
+        """Raise DataError if the model's output is not finite."""
         for name, finite in self.finite.items():
             if not finite:
                 raise DataError(f"{name}: the model's output is not finite")
@@ -107,20 +109,20 @@ class ImageMaps:
 
 @dataclass
 class Summary:
-    """What `predict_files` did, together with what it found done.
+    """The result of `predict_files`, including predictions that already existed.
 
-    `ok` is false when any input failed; the command line then exits with a non-zero status. `waits` says how
-    many of the `seconds` went by while nothing was computed because no image was there yet, or because the
-    images computed were not yet written.
+    `ok` is False if any input failed; the command line then exits with a non-zero status. `waits` says for
+    how many of the `seconds` nothing was computed, because no image had been read yet or because maps were
+    still being written.
     """
 
     out_dir: Path
     written: list[str] = field(default_factory=list)  # names of the images and frames predicted
-    kept: int = 0  # of these, how many were there before
+    kept: int = 0  # number of these that existed before
     missing: list[int] = field(default_factory=list)  # shards that are not complete yet
     failures: list[Failure] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)  # of the given folders
-    rescaled: Counter[str] = field(default_factory=Counter)  # task -> maps that its usual scale cannot hold
+    left_out: list[LeftOut] = field(default_factory=list)  # what was found in folders but not predicted
+    rescaled: Counter[str] = field(default_factory=Counter)  # task -> number of maps with an unusual scale
     videos: list[dict] = field(default_factory=list)  # input, name, frames, frames_per_second
     seconds: float = 0.0
     waits: Waits = field(default_factory=Waits)
@@ -138,7 +140,7 @@ class Summary:
             counts.append(f"{plural(frames, 'frame')} of {plural(len(self.videos), 'video')}")
         lines = [f"{' and '.join(counts)} predicted into {self.out_dir}"]
         if self.kept:
-            lines[0] += f", {self.kept:,} of them before"
+            lines[0] += f", {self.kept:,} of them earlier"
         if len(self.written) > self.kept and self.seconds > 0:
             unit = "frames" if len(counts) == 1 and frames else "images"
             lines[0] += f" ({(len(self.written) - self.kept) / self.seconds:.2f} {unit}/s)"
@@ -149,7 +151,7 @@ class Summary:
                 "{:.0f} % waiting for maps to be written".format(*shares)
             )
         lines += [
-            f"{task}: the usual scale cannot hold {plural(count, 'map')}; `reading` in maps.json has another"
+            f"{task}: {plural(count, 'map')} did not fit into the usual scale; see `reading` in maps.json"
             for task, count in self.rescaled.items()
         ]
         if self.left_out:
@@ -161,15 +163,15 @@ class Summary:
         if self.missing:
             numbers = ", ".join(map(str, self.missing))
             lines.append(
-                f"maps.json follows when all shards have predicted the same inputs; not yet: {numbers}"
+                f"maps.json is written when all shards have predicted the same inputs; missing: {numbers}"
             )
         return "\n".join(lines)
 
 
 class Outputs:
-    """Writes maps and pictures below `out_dir`.
+    """Write maps and pictures below `out_dir`.
 
-    `write` may be called by several threads; the methods for videos by one thread only, frames in order.
+    Several threads may call `write`. Only one thread may call the methods for videos, with frames in order.
     """
 
     def __init__(self, out_dir: Path, tasks: dict[str, Task], *, pictures: bool, npy: bool):
@@ -178,14 +180,18 @@ class Outputs:
         self._scaled = {name for name, task in tasks.items() if "scale" in task.map_format()}
 
     def rescaled(self, entry: dict) -> set[str]:
-        """Return the tasks that have a scale for all maps, but another one for this entry of maps.json."""
+        """Return the tasks whose map in this entry of maps.json has another scale than the usual one."""
         return self._scaled & entry.get("reading", {}).keys()
 
     def write(self, frame: Frame, maps: ImageMaps) -> tuple[dict, dict[str, np.ndarray]]:
-        """Writes what belongs to one image. Returns its entry in maps.json and, for a frame of a video, the
-        pictures for `add_to_video`.
+        """Write the outputs of one image or frame.
 
-        OSError, naming the file, where one cannot be written; DataError for maps that are not finite.
+        Returns:
+            Its entry in maps.json and, for a frame of a video, the pictures for `add_to_video`.
+
+        Raises:
+            DataError: maps are not finite.
+            OSError: a file cannot be written; the message names it.
         """
         maps.check()
         entry: dict[str, Any] = {"input": str(frame.item.path), "name": frame.name, "size": list(frame.size)}
@@ -213,7 +219,7 @@ class Outputs:
         return entry, pictures
 
     def add_to_video(self, frame: Frame, pictures: dict[str, np.ndarray]) -> None:
-        """The frame's pictures, if there are any, at the end of its video's."""
+        """Append the pictures of a frame to the files of its video."""
         if pictures:
             if frame.item not in self._videos:
                 paths = {name: self._picture_path(name, f"{frame.item.name}.mp4") for name in pictures}
@@ -222,21 +228,21 @@ class Outputs:
             self._videos[frame.item].add(pictures, frame.time)
 
     def end_video(self, item: Input) -> None:
-        """Finishes the video's files."""
+        """Finish the files of a video."""
         if item in self._videos:
             self._videos.pop(item).close()
 
     def end_videos(self) -> None:
-        """Finishes what is under way when a run is stopped, as far as that goes."""
+        """Finish all open video files, as far as possible, when a run is stopped."""
         while self._videos:
             _, writer = self._videos.popitem()
             try:
                 writer.close()
-            except OSError:  # what stopped the run is the error to tell
+            except OSError:  # the error that stopped the run is the one to report
                 continue
 
     def files(self, item: Input, entries: Iterable[dict]) -> Iterator[Path]:
-        """Every file of an input, by its entries in maps.json."""
+        """Yield all output files of an input, according to its entries in maps.json."""
         for entry in entries:
             name = entry["name"]
             for task_name, task in self.tasks.items():
@@ -251,7 +257,7 @@ class Outputs:
                 yield self._picture_path(name, f"{item.name}{suffix}")
 
     def remove_torn(self, items: Iterable[Input]) -> None:
-        """Remove what a killed process left of files of these inputs under temporary names."""
+        """Remove temporary files that a killed process left among the outputs of these inputs."""
         names: dict[Path, set[str]] = {}  # folder -> names of outputs without suffix
         videos: set[Path] = set()  # folders of frames
         for item in items:
@@ -268,7 +274,7 @@ class Outputs:
                     file.unlink(missing_ok=True)
 
     def _painted(self, frame: Frame, maps: ImageMaps) -> dict[str, np.ndarray]:
-        """task -> uint8 [H, W, 3], and "overview"."""
+        """Draw the pictures of an image: task -> uint8 [H, W, 3], and "overview"."""
         pictures = {name: np.asarray(task.picture(maps.maps[name])) for name, task in self.tasks.items()}
         shown = [("image", frame.image.permute(1, 2, 0).numpy())]
         for name, picture in pictures.items():
@@ -283,13 +289,13 @@ class Outputs:
 
 
 def output_folder(out_dir: str | os.PathLike) -> Path:
-    """Refuse a folder with foreign content: predictions in a data set would overwrite its labels."""
+    """Return the output folder; raise DataError if it holds other files, such as the labels of a data set."""
     path = Path(out_dir)
     if path.exists() and not path.is_dir():
         raise DataError(f"{path}: is a file, expected a folder for the maps")
-    # A temporary file may be the first that another process, or a killed one, writes here.
+    # Temporary files are allowed: they may be the first files of another process, or of a killed one.
     if path.is_dir() and not all(is_temporary(file.name) for file in path.iterdir()) and not holds_maps(path):
         raise DataError(
-            f"{path}: holds other files, expected a new or empty folder, or an earlier output of predict"
+            f"{path}: holds other files, expected a new or empty folder, or one that `dmtl predict` wrote"
         )
     return path

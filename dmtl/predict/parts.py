@@ -1,4 +1,4 @@
-"""Decide which process predicts which inputs of a shared list: a pure function of the list."""
+"""Decide which process predicts which inputs. The decision depends only on the list of inputs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dmtl.runtime.distributed import World
 
 
 def units_of(inputs: Iterable[Input], size: int) -> Iterator[list[Input]]:
-    """Cut the inputs into what is computed together: up to `size` neighbouring images, or one video.
+    """Divide the inputs into units: up to `size` neighbouring images, or one video.
 
-    Batches never cross a unit, so the maps of an image do not depend on how the units are shared.
+    A batch never spans two units, so the maps of an image do not depend on how units are distributed.
     """
     for is_video, run in groupby(inputs, key=lambda item: item.is_video):
         items, step = list(run), 1 if is_video else size
@@ -24,7 +24,8 @@ def units_of(inputs: Iterable[Input], size: int) -> Iterator[list[Input]]:
 
 @dataclass(frozen=True)
 class Part:
-    """One of `count` parts of the inputs; `first` to `last` are those of the processes started together."""
+    """Part `number` of `count` parts of the inputs; `first` to `last` are those of processes started
+    together."""
 
     number: int = 0
     count: int = 1
@@ -33,7 +34,7 @@ class Part:
 
     @classmethod
     def of(cls, shard: tuple[int, int], world: World) -> Part:
-        """Return the part of a process in a shard (k, n), 1 <= k <= n."""
+        """Return the part of a process in shard k of n, where `shard` is (k, n) with 1 <= k <= n."""
         k, n = shard
         if not 1 <= k <= n:
             raise ConfigError(f"predict_files: shard must be (k, n) with 1 <= k <= n, got ({k}, {n})")
@@ -42,15 +43,16 @@ class Part:
 
     @property
     def together(self) -> range:
-        """Return the parts of this process and of those that were started with it."""
+        """Return the numbers of the parts of this process and of those that were started together with it."""
         return range(self.first, self.last + 1)
 
     def shards(self, numbers: Iterable[int]) -> list[int]:
-        """Return the shards, from 1, of these parts."""
+        """Return the shards, counted from 1, to which these parts belong."""
         return sorted({number // len(self.together) + 1 for number in numbers})
 
     def take(self, units: Iterable[list[Input]]) -> Iterator[list[Input]]:
-        """Deal out units in turn, images from the first part on and videos from the last."""
+        """Yield the units of this part. Units go to the parts in turn: images from the first, videos from the
+        last part."""
         turn = {False: self.number, True: self.count - 1 - self.number}
         dealt: Counter[bool] = Counter()
         for unit in units:

@@ -1,6 +1,6 @@
-"""Stages that overlap: threads read ahead, the caller computes, other threads write.
+"""Overlap reading, computing and writing: threads read ahead, the caller computes, other threads write.
 
-Order is kept throughout, both queues are short, and an exception in a thread is raised in the caller.
+The order is kept, both queues are short, and an exception in a thread is raised in the caller.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass
 class Waits:
-    """Seconds that the caller spent waiting for threads that read, and for threads that write."""
+    """Seconds that the caller waited for threads that read, and for threads that write."""
 
     reading: float = 0.0
     writing: float = 0.0
 
     @contextmanager
     def during(self, stage: str) -> Iterator[None]:
-        """Add the time inside to "reading" or "writing"."""
+        """Add the time spent in this context to the stage "reading" or "writing"."""
         start = time.perf_counter()
         try:
             yield
@@ -35,10 +35,10 @@ class Waits:
 
 
 def read_ahead(calls: Generator[tuple[Executor, Callable[[], T]]], depth: int, waits: Waits) -> Generator[T]:
-    """Yield the results of `calls` in their order, each computed by its executor, `depth` of them at a time.
+    """Yield the results of `calls` in order; each is computed by its executor, at most `depth` at a time.
 
-    The next call is requested only when there is room, so `calls` may end because of what earlier ones found.
-    Closing this generator cancels calls that have not begun and closes `calls`.
+    The next call is requested only when it can be started, so the results of earlier calls may decide where
+    `calls` ends. Closing this generator cancels calls that have not started, and closes `calls`.
     """
     under_way: deque[Future] = deque()
     try:
@@ -60,7 +60,8 @@ def read_ahead(calls: Generator[tuple[Executor, Callable[[], T]]], depth: int, w
 def batched(
     results: Iterable[T], key: Callable[[T], K | None], limit: Callable[[K], int]
 ) -> Iterator[list[T]]:
-    """Yield lists of neighbours with equal keys, at most `limit(key)` each; no key (None): a list of one."""
+    """Yield lists of consecutive results with equal keys, at most `limit(key)` each; for key None, one
+    alone."""
     batch: list[T] = []
     held: K | None = None
     for result in results:
@@ -78,12 +79,13 @@ def batched(
 
 
 class WriteBehind:
-    """Jobs of writing threads, collected in the order in which they were added.
+    """Collect the results of writing jobs in the order in which the jobs were added.
 
     Args:
-        collect: is called with each job's result, in the caller's thread.
+        collect: called with the result of each job, in the caller's thread.
         depth: maximum number of unfinished jobs.
         budget: maximum total weight of unfinished jobs; a single job may weigh more.
+        waits: the time of waiting is added here.
     """
 
     def __init__(self, collect: Callable[[Any], None], depth: int, budget: int, waits: Waits):
@@ -92,14 +94,14 @@ class WriteBehind:
         self._weight = 0
 
     def room(self, weight: int = 0) -> None:
-        """Wait until a job of this weight may be added; collect what is done. Raises what a job raised."""
+        """Wait until a job of this weight may be added; collect finished jobs, and raise their errors."""
         while self._jobs and (
             self._jobs[0][0].done() or len(self._jobs) >= self._depth or self._weight + weight > self._budget
         ):
             self._collect_first()
 
     def add(self, job: Future, weight: int = 0) -> None:
-        """Call `room` first."""
+        """Add a job; the caller must have called `room` with its weight."""
         self._jobs.append((job, weight))
         self._weight += weight
 
@@ -117,7 +119,7 @@ class WriteBehind:
     def _collect_first(self) -> None:
         job, weight = self._jobs[0]
         with self._waits.during("writing"):
-            job.exception()  # waits; an interruption leaves the job where it is
+            job.exception()  # waits; if the wait is interrupted, the job stays in the queue
         self._jobs.popleft()
         self._weight -= weight
         self._collect(job.result())

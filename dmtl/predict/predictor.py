@@ -1,5 +1,7 @@
-"""Predict maps for images of any size: one image in memory, or files and folders into a folder of maps
-(`dmtl.predict.outputs` says what is written there)."""
+"""Predict maps for images of any size: one image in memory, or files and folders.
+
+Maps of files are written to a folder; `dmtl.predict.outputs` describes its content.
+"""
 
 from __future__ import annotations
 
@@ -36,27 +38,28 @@ class Predictor:
     """A trained model, ready to predict.
 
     Args:
-        model: a model, of which an `Engine` is made, or whatever `dmtl.from_pretrained` loads: the folder of
-            a run or model, a published file, an id on the Hub; default: the model that comes with dmtl.
-        device: anything `torch.device` accepts, or "auto"; default: where the model is (loaded: on the CPU).
-        steps: denoising steps, default as trained; "auto": until the maps no longer change.
-        eta: noise of "ddim", as in `DiffusionMTL.forward`; default as configured in the model.
-        sampler: as in `DiffusionMTL.forward`; default as configured in the model.
-        tasks: names of the tasks to predict, default all.
-        seed: of the chain's noise. Every image gets the same noise, so its maps do not depend on what else is
-            predicted.
-        precision: "fp32", "tf32", "bf16", "fp16", or "auto": what suits the device.
-        samples: noise samples that are averaged; from 2 on there are uncertainty maps too.
-        batch_size: images of equal size that are computed together; default 1 on a CPU and up to 8 on a GPU.
-        tile: side of the tiles of large images in pixels, 0: never, default: if memory would not suffice.
-        downscale: factor by which the network sees images smaller; maps keep the image's size. Default: as
-            suits the size of the training images, as in `dmtl.Engine`.
-        inplace: take the model over instead of copying it; it cannot be used afterwards.
+        model: a model, or anything that `dmtl.from_pretrained` loads: the folder of a run or model, a
+            published file, an id on the Hub. None: the model that comes with dmtl.
+        device: anything that `torch.device` accepts, or "auto"; None: the device of the model (a loaded model
+            is on the CPU).
+        steps: number of denoising steps; None: as trained; "auto": until the maps no longer change.
+        eta: amount of noise of "ddim", see `DiffusionMTL.forward`; None: as configured in the model.
+        sampler: see `DiffusionMTL.forward`; None: as configured in the model.
+        tasks: names of the tasks to predict; None: all.
+        seed: seed of the noise. Every image gets the same noise, so its maps do not depend on other images.
+        precision: "fp32", "tf32", "bf16", "fp16", or "auto": fp32 on a CPU and bf16 on a GPU.
+        samples: number of noise samples to average; with 2 or more, there are also uncertainty maps.
+        batch_size: maximum number of images of equal size in a batch; None: 1 on a CPU, up to 8 on a GPU.
+        tile: side of the tiles into which large images are split, in pixels; 0: no tiles; None: tiles only if
+            memory does not suffice.
+        downscale: factor by which images are scaled down for the network; maps keep the size of the image.
+            None: chosen by the size of the training images, see `dmtl.Engine`.
+        inplace: modify the model instead of copying it; the model cannot be used afterwards.
 
     Raises:
-        ConfigError: a device that is not there, an unknown task (with the nearest name), options that cannot
-            work.
-        CheckpointError: a model that cannot be loaded.
+        ConfigError: the device does not work on this machine, a task is unknown (the message suggests the
+            nearest name), or an option has a value that cannot work.
+        CheckpointError: the model cannot be loaded.
 
     Examples:
         >>> predictor = Predictor()
@@ -86,7 +89,8 @@ class Predictor:
                 raise ConfigError(f"Predictor: {option} must be at least 1, got {value}")
         if steps == "auto" and (batch_size or 1) > 1:
             raise ConfigError(
-                f'Predictor: batch_size must be 1 with steps="auto" (it looks at the batch), got {batch_size}'
+                f'Predictor: batch_size must be 1 with steps="auto", because images of a batch would '
+                f"influence each other's steps, got {batch_size}"
             )
         if model is None or isinstance(model, (str, os.PathLike)):
             model, inplace = from_pretrained(model), True
@@ -123,9 +127,9 @@ class Predictor:
             probabilities and numbers; float32 [3, H, W] for unit vectors.
 
         Raises:
-            TypeError, ValueError: another kind of image.
-            DataError: a file that cannot be read, an image too large for the memory, maps that are not
-                finite.
+            TypeError: `image` has another type or dtype.
+            ValueError: `image` has another shape.
+            DataError: the file cannot be read, the image does not fit into memory, or maps are not finite.
         """
         batch = self._batches([_as_tensor(image)])
         batch.wait()
@@ -151,31 +155,32 @@ class Predictor:
         """Predict every image and every video among `paths` (files and folders) into `out_dir`.
 
         Reading, computing and writing overlap. Inputs that cannot be read or do not fit into memory are
-        skipped and listed in the summary; of a damaged video the frames before the damage are kept.
+        skipped and listed in the summary. For a damaged video, the frames before the damage are kept.
 
-        An input is predicted only if its outputs are missing or older than it, or if it failed before. So a
-        call that was interrupted, or whose inputs have become more, continues.
+        An input is predicted only if its outputs are missing or older than the input, or if it failed before.
+        So a repeated call continues after an interruption, and predicts inputs that are new.
 
         Args:
-            out_dir: a new or empty folder, or one that `predict_files` filled before with this model and
-                these options.
+            paths: image files, video files, and folders of them.
+            out_dir: a new or empty folder, or one that `predict_files` wrote with this model and these
+                options.
             pictures: also write coloured pictures and overview sheets.
             npy: also write unit vectors as .npy.
-            every: of a video, take every n-th frame.
-            frames: maximum number of frames of a video.
-            progress: called with the number of images (and frames) that are done and of all, after each, as
-                far as this process predicts them.
-            shard: (k, n), predict the k-th of n parts of the inputs; the part that finds all others complete
+            every: predict every n-th frame of a video.
+            frames: maximum number of frames of a video; None: all.
+            progress: called after each image or frame with the number of those that this process has
+                finished, and the number of all that it predicts.
+            shard: (k, n): predict the k-th of n parts of the inputs. The part that finds all others complete
                 writes maps.json.
             world: the processes that share the inputs (or the shard) and call this together, from
-                `dmtl.runtime.distributed.connect`; the first one waits for the others and returns the summary
-                of all.
+                `dmtl.runtime.distributed.connect`. The first one waits for the others and returns the summary
+                of all. None: only this process.
 
         Raises:
-            OSError: an output cannot be written (no permission, full disk); names the path.
-            DataError: `out_dir` holds other things, or maps of another model or other options.
-            ConfigError: a task is called like one of our folders, `every` or `frames` is below 1, the shard
-                does not exist, or only videos are given and PyAV is missing.
+            OSError: an output cannot be written (no permission, full disk); the message names the path.
+            DataError: `out_dir` holds other files, or maps of another model or other options.
+            ConfigError: a task has the name of a folder that dmtl writes, `every` or `frames` is below 1, the
+                shard does not exist, or all inputs are videos and PyAV is missing.
         """
         self._check_files(every, frames)
         part = Part.of(shard, World() if world is None else world)
@@ -188,8 +193,8 @@ class Predictor:
         ledger = Ledger(outputs, listing, head, part, self._batches.limit(1, 1))
         if len(part.together) > 1 and len({str(seen) for seen in gathered((ledger.digest, head))}) > 1:
             raise DataError(
-                f"{out}: the processes see different inputs, models, threads or devices, expected the "
-                "same in all; wait until no file is added, and set OMP_NUM_THREADS alike on all machines"
+                f"{out}: the processes have different inputs, models, threads or devices, expected the same "
+                "in all; wait until no more files are added, and set OMP_NUM_THREADS alike on all machines"
             )
         todo = ledger.begin()
         if len(part.together) > 1:
@@ -204,7 +209,10 @@ class Predictor:
         return ledger.finish(time.perf_counter() - start)
 
     def _head(self) -> dict[str, Any]:
-        """What the maps depend on. The last bits depend on batches, tiles, the device and a CPU's threads."""
+        """Return everything that the maps depend on.
+
+        Batches, tiles, device and threads affect the last bits.
+        """
         head: dict[str, Any] = {
             "format": FORMAT,
             "model": self.fingerprint,

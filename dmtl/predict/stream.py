@@ -1,8 +1,8 @@
-"""Files through the model into a folder, with reading, computing and writing at the same time.
+"""Predict files into a folder, with reading, computing and writing at the same time.
 
-Images are read by several threads; the frames of videos by one, in order. The caller's thread computes. Maps
-and pictures are encoded and written by several threads, videos by one. Entries of maps.json and failures come
-in the order of the inputs, whoever is done first. Batches stay within a unit (see `dmtl.predict.ledger`).
+Several threads read images; one thread reads the frames of videos in order. The caller's thread computes.
+Several threads encode and write maps and pictures; one thread writes videos. Entries of maps.json and
+failures are in the order of the inputs. Batches never span two units (see `dmtl.predict.parts`).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from dmtl.predict.outputs import Frame, ImageMaps, Outputs
 from dmtl.predict.pipeline import WriteBehind, batched, read_ahead
 from dmtl.predict.video import VideoReader
 
-MOST_PIXELS = 16_000_000  # computed and not yet written: some 30 bytes each in maps and pictures
+MOST_PIXELS = 16_000_000  # maximum of pixels waiting to be written: about 30 bytes each in maps and pictures
 
 
 @dataclass(frozen=True)
 class VideoEnd:
-    """Follows the last frame of a video; says what was wrong with the rest of it."""
+    """The end of a video, after its last frame. `failure` says what was wrong with the rest, if anything."""
 
     item: Input
     frames: int
@@ -43,7 +43,7 @@ class VideoEnd:
 
 
 class Stream:
-    """One run over many files. Results go into `ledger` as they come."""
+    """One run over many files. Results are added to `ledger`."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Stream:
         self._without_pictures: set[Input] = set()  # videos whose pictures cannot be written
         self._unit_of: dict[Input, int] = {}
         self._videos: set[str] = set()  # paths
-        self._frames_of: dict[Input, int] = {}  # of videos, as far as known; before, one counts as one
+        self._frames_of: dict[Input, int] = {}  # expected frames of videos; until it is known, 1
         cores = os.cpu_count() or 1
         self.reading, self.writing = min(4, cores), min(16, cores)  # threads
         self._on_gpu = predict.device.type == "cuda"
@@ -70,11 +70,12 @@ class Stream:
     def run(self, units: Sequence[Sequence[Input]]) -> None:
         """Predict all inputs in these units.
 
-        If it raises, what was computed before is still written and collected, and no thread survives.
+        After an error, everything that was computed before is still written and collected, and all threads
+        end.
 
         Raises:
             OSError: an output cannot be written.
-            Exception: whatever a thread raises that is not the fault of one input.
+            Exception: a thread raised an error that does not concern only one input.
         """
         with ExitStack() as stack:
             pools = (
@@ -98,7 +99,9 @@ class Stream:
 
     def _stages(self, inputs: Sequence[Input]) -> None:
         depth = 2 * self.predict.limit(1, 1) + self.reading
-        lag = 1 if self._on_gpu else 0  # batches that the GPU may still be at when the next one is launched
+        lag = (
+            1 if self._on_gpu else 0
+        )  # number of unfinished batches on the GPU when the next one is launched
         launched: deque[tuple[list, PredictedBatch | None]] = deque()
         with closing(read_ahead(self._calls(inputs), depth, self.ledger.waits)) as results:
             for group in batched(results, self._kind, lambda kind: self.predict.limit(*kind[1:])):
@@ -116,14 +119,14 @@ class Stream:
                 continue
             clip = self._clip(item)
             try:
-                # What is asked for after its end is None.
+                # `next` after the end returns None.
                 while clip.gi_frame is not None:  # type: ignore[attr-defined]  # generator functions have it
                     yield self._decoder, partial(next, clip, None)
             finally:
                 self._decoder.submit(clip.close)
 
     def _clip(self, item: Input) -> Generator[Frame | VideoEnd]:
-        """Yield the frames of a video, then a `VideoEnd`; run by one thread."""
+        """Yield the frames of a video, then a `VideoEnd`; only one thread runs this."""
         video = VideoReader(item.path, self.every, self.frames)
         count, failure = 0, None
         try:
@@ -156,7 +159,9 @@ class Stream:
             return
         computed.wait()
         frames = [frame for frame in group if isinstance(frame, Frame)]
-        if len(frames) > 1 and not computed.finite:  # which of them?
+        if (
+            len(frames) > 1 and not computed.finite
+        ):  # predict them one by one to find out which are not finite
             computed = self.predict.singly([frame.image for frame in frames])
             computed.wait()
         for frame, maps in zip(frames, computed.maps, strict=True):
@@ -194,7 +199,7 @@ class Stream:
         return other
 
     def _collect(self, result: tuple[Frame, dict, Any] | Failure | VideoEnd) -> None:
-        """Collect results in the order of the inputs."""
+        """Add a result to the ledger; called in the order of the inputs."""
         if isinstance(result, VideoEnd):
             item, frames = result.item, result.frames
             record = self.ledger.record(item.path)
@@ -225,7 +230,7 @@ class Stream:
             self.report(self._done, self._total)
 
     def _kind(self, result: object) -> tuple[int, int, int] | None:
-        """Return what the images of a batch have in common: their unit and their size."""
+        """Return the unit and the size of an image, which all images of a batch share; None for others."""
         return (self._unit_of[result.item], *result.size) if isinstance(result, Frame) else None
 
     def _expect(self, video: Input, frames: int) -> None:
@@ -234,16 +239,16 @@ class Stream:
 
 
 def _give_way() -> None:
-    """Lower this thread's priority: computing threads wait for each other, so a delay of one delays all.
+    """Lower the priority of this thread, because computing threads wait for each other: one delay delays all.
 
-    Measured with a small model on two cores: a quarter more images per second.
+    With a small model on two cores, this gave a quarter more images per second.
     """
-    if sys.platform == "linux":  # elsewhere priority is the process's, not the thread's
+    if sys.platform == "linux":  # on other systems, priorities belong to the process and not to the thread
         os.nice(10)
 
 
 def _of_one_input(error: Exception) -> Exception:
-    """Return an output error that concerns only its input (its name) as one of that input; raise others."""
+    """Return an output error that concerns only one input (because of its name); raise all others."""
     if not isinstance(error, OSError):
         return error
     if error.errno != errno.ENAMETOOLONG:

@@ -1,4 +1,4 @@
-"""Video files as frames, and frames as video files, through PyAV (`pip install 'dmtl[video]'`)."""
+"""Read the frames of video files, and write video files, with PyAV (`pip install 'dmtl[video]'`)."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ SUFFIXES = (
 )  # fmt: skip
 _DEFAULT_RATE = Fraction(25)
 _DEFAULT_BASE = Fraction(1, 30_000)
-_SHORT = 0.5  # seconds that may be missing at the end of a sound file, whose duration is often rounded
+_SHORT = 0.5  # seconds that may be missing at the end of an intact file, because durations are often rounded
 
 
 def require_av() -> ModuleType:
-    """PyAV, or a ConfigError that says how to get it."""
+    """Import PyAV; raise a ConfigError that says how to install it if it is missing."""
     try:
         import av
     except ImportError as error:
@@ -41,18 +41,19 @@ def require_av() -> ModuleType:
 
 
 class VideoReader:
-    """The frames of one video file, in order.
+    """Iterate over the frames of one video file, in order.
 
     Args:
-        path: of the file.
-        every: take every n-th frame, beginning with the first.
-        frames: maximum number of frames.
+        path: the file.
+        every: yield every n-th frame, beginning with the first.
+        frames: maximum number of frames; None: all.
 
-    Attributes, known once the first frame is there:
-        rate: frames taken per second of the video, on average.
-        expected: how many frames there will be (an estimate, 1 where the file does not say).
-        time: of the last frame, in seconds after the first; by the rate where the file does not say.
-        time_base: seconds in which the file counts time.
+    Attributes, known after the first frame:
+        rate: average number of frames yielded per second of the video.
+        expected: estimated number of frames that will be yielded; 1 if the file does not say.
+        time: time of the last frame in seconds after the first; computed from the rate if the file does not
+            say.
+        time_base: unit of the file's times in seconds.
     """
 
     def __init__(self, path: Path, every: int = 1, frames: int | None = None):
@@ -61,8 +62,11 @@ class VideoReader:
         self.time, self.time_base = Fraction(0), _DEFAULT_BASE
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield (number in the file, uint8 [3, H, W] upright). If the file is not a video, damaged or cut
-        short, raise DataError after the frames that can be read."""
+        """Yield (number in the file, uint8 [3, H, W] upright) for each frame.
+
+        Raises:
+            DataError: the file is not a video, is damaged or truncated; raised after the readable frames.
+        """
         av = require_av()
         try:
             container = av.open(str(self.path))
@@ -72,7 +76,9 @@ class VideoReader:
             if not container.streams.video:
                 raise DataError(f"{self.path}: no video in it, expected {', '.join(SUFFIXES)}")
             stream = container.streams.video[0]
-            stream.thread_type = "SLICE"  # threads over frames lose the frames before an error, and the error
+            stream.thread_type = (
+                "SLICE"  # with frame threads, an error and the frames before it would be lost
+            )
             duration = _duration(container, stream)
             rate = next(
                 (r for r in (stream.average_rate, stream.guessed_rate) if r and r < 1000), _DEFAULT_RATE
@@ -96,7 +102,7 @@ class VideoReader:
                 last = float(frame.duration * stream.time_base) if frame.duration else 0.0
                 end = max(end, frame.time + last - (stream.start_time or 0) * float(stream.time_base))
         if not taken:
-            raise DataError(f"{self.path}: damaged or truncated (no frame in it), expected a complete video")
+            raise DataError(f"{self.path}: damaged or truncated (it has no frame), expected a complete video")
         if duration is not None and end + _SHORT < duration:
             raise DataError(
                 f"{self.path}: damaged or truncated (ends after {end:.1f} of {duration:.1f} s), "
@@ -109,10 +115,10 @@ class VideoReader:
 
 
 class _Clock:
-    """Times of the frames of a video, in seconds after the first.
+    """Compute the times of a video's frames, in seconds after the first.
 
-    A frame without a time, or with one that is not after the frame before (containers that know no reordered
-    frames), follows by the rate.
+    Some frames have no time, or one that is not later than the frame before (in containers that do not
+    support reordered frames). Their time is computed from the rate.
     """
 
     def __init__(self, step: Fraction):
@@ -131,15 +137,15 @@ class _Clock:
 
 
 class VideoWriter:
-    """Several videos of the same frames, one for each picture: H.264 in MP4 (MPEG-4 if there is no H.264
-    encoder).
+    """Write several videos of the same frames, one for each picture.
 
-    The files appear, whole, when `close` is called.
+    They are H.264 in MP4, or MPEG-4 if there is no H.264 encoder. The complete files appear when `close` is
+    called.
 
     Args:
         paths: caption of a picture -> file.
-        rate: frames per second, on average.
-        time_base: seconds in which time is counted, as far as MPEG-4 can state it; None: 1 / rate.
+        rate: average number of frames per second.
+        time_base: unit of times in seconds, rounded if MPEG-4 cannot represent it; None: 1 / rate.
     """
 
     def __init__(self, paths: dict[str, Path], rate: Fraction, time_base: Fraction | None = None):
@@ -153,10 +159,10 @@ class VideoWriter:
 
         Args:
             pictures: caption -> uint8 [H, W, 3].
-            time: when it is shown, in seconds after the first; None: by the rate.
+            time: time of the frame in seconds after the first one; None: computed from the rate.
 
         Raises:
-            OSError: it cannot be written; the message names the file.
+            OSError: a file cannot be written; the message names it.
         """
         time = self.frames / self.rate if time is None else time
         for caption, file in self._files.items():
@@ -164,7 +170,7 @@ class VideoWriter:
         self.frames += 1
 
     def close(self) -> None:
-        """Finishes all files; OSError when one cannot be written, and then none is left half."""
+        """Finish all files; raise OSError if one cannot be written. No partial file is left in that case."""
         try:
             for file in self._files.values():
                 file.finish()
@@ -172,13 +178,13 @@ class VideoWriter:
             self.discard()
 
     def discard(self) -> None:
-        """Drops what is not finished."""
+        """Delete unfinished files."""
         for file in self._files.values():
             file.discard()
 
 
 class _File:
-    """One video that is being written, in a temporary file next to its final place."""
+    """A video that is being written to a temporary file next to its final path."""
 
     def __init__(self, path: Path, rate: Fraction, base: Fraction):
         self.path, self._rate, self._base, self._last = path, rate, base, -1
@@ -188,7 +194,7 @@ class _File:
 
     def add(self, picture_HW3: np.ndarray, time: Fraction) -> None:
         av = require_av()
-        # Encoders take even sides only.
+        # Encoders only accept even sides.
         margin = [(0, n % 2) for n in picture_HW3.shape[:2]]
         picture_HW3 = np.pad(picture_HW3, [*margin, (0, 0)], mode="edge")
         with self._errors(av):
@@ -197,7 +203,7 @@ class _File:
             frame = av.VideoFrame.from_ndarray(picture_HW3, format="rgb24")
             if (frame.width, frame.height) != (self._stream.width, self._stream.height):
                 frame = frame.reformat(self._stream.width, self._stream.height)
-            self._last = max(self._last + 1, round(time / self._base))  # encoders want times that grow
+            self._last = max(self._last + 1, round(time / self._base))  # encoders need increasing times
             frame.pts, frame.time_base = self._last, self._base
             self._container.mux(self._stream.encode(frame))
 
@@ -214,7 +220,7 @@ class _File:
 
     def discard(self) -> None:
         if self._container is not None:
-            with suppress(require_av().FFmpegError, OSError):  # an earlier error is being told
+            with suppress(require_av().FFmpegError, OSError):  # an earlier error is the one to report
                 self._container.close()
             self._container = None
         if self._part is not None and os.path.exists(self._part):
@@ -224,7 +230,7 @@ class _File:
     def _open(self, av: ModuleType, height: int, width: int) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
-            os.lstat(self.path)  # a name that no file can have fails now, not after the last frame
+            os.lstat(self.path)  # an impossible file name must fail here, not after the last frame
         handle, self._part = tempfile.mkstemp(**temporary_name(self.path))
         os.close(handle)
         codec, options = _encoder(av)
@@ -243,22 +249,22 @@ class _File:
 
 
 def _decoded(av: ModuleType, container: Any, stream: Any, path: Path) -> Iterator:
-    """All frames that can be had; then DataError if there was damage."""
+    """Yield all readable frames; then raise DataError if the file is damaged."""
     try:
         for packet in container.demux(stream):
             yield from packet.decode()
         return
     except av.FFmpegError as error:
         damage = one_line(error)
-    with suppress(av.FFmpegError):  # what the decoder still holds
+    with suppress(av.FFmpegError):  # flush the frames that the decoder still holds
         yield from stream.codec_context.decode(None)
     raise DataError(f"{path}: damaged or truncated ({damage}), expected a complete video")
 
 
 def _upright(frame: Any) -> Tensor:
-    """uint8 [3, H, W], mirrored and turned as the file's display matrix says, to a quarter.
+    """Return a frame as uint8 [3, H, W], mirrored and turned by quarters as the file's display matrix says.
 
-    The matrix takes column p and row q to column a p + c q and row b p + d q.
+    The matrix maps column p and row q to column a p + c q and row b p + d q.
     """
     pixels = frame.to_ndarray(format="rgb24")
     found = [bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"]
@@ -271,7 +277,7 @@ def _upright(frame: Any) -> Tensor:
 
 
 def _duration(container: Any, stream: Any) -> float | None:
-    """Seconds of video that the file promises; None where only its sound may be so long."""
+    """Return the duration of the video in seconds; None if only the file's sound may have this duration."""
     if stream.duration:
         return float(stream.duration * stream.time_base)
     alone = len(container.streams) == 1
@@ -279,7 +285,7 @@ def _duration(container: Any, stream: Any) -> float | None:
 
 
 def _encodable(rate: Fraction) -> Fraction:
-    """A rate that MPEG-4 can state: both parts below 2^16."""
+    """Return the nearest rate that MPEG-4 can represent: numerator and denominator below 2^16."""
     rate = Fraction(rate).limit_denominator(1001)
     return rate if 0 < rate.numerator < 2**16 else Fraction(max(1, min(round(rate), 1000)))
 

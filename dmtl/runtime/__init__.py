@@ -1,1 +1,1 @@
-"""The base of all packages: native modules, devices, memory, timing of calls, atomic files."""
+"""Basic services for all packages: native modules, devices, memory, timing of calls, atomic file writes."""

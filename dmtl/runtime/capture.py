@@ -1,4 +1,4 @@
-"""Capture of CUDA graphs: what was launched once is replayed, without the host in the way."""
+"""Capture CUDA graphs: kernels that were launched once are replayed without work on the host."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ import torch
 def capture(
     compute: Callable[[], Any], device: torch.device, warm_up: int = 1, pool: Any = None
 ) -> tuple[Callable[[], None], Any]:
-    """Capture compute() in a CUDA graph and return (replay, its outputs), which every replay writes again.
+    """Capture `compute()` in a CUDA graph.
 
-    Only what this thread does can disturb the capture ("thread_local"): other threads may pin memory, as the
-    readers of images do, or compute meanwhile.
+    The capture mode is "thread_local": other threads may compute, or pin memory as the readers of images do,
+    in the meantime.
 
     Args:
-        warm_up: eager calls before, on another stream: they compile, measure and fill caches.
-        pool: of `torch.cuda.graph_pool_handle`, to share memory with other graphs; None: its own.
+        compute: the function to capture.
+        device: a GPU.
+        warm_up: number of eager calls before the capture, on another stream; they compile kernels, measure
+            alternatives and fill caches.
+        pool: memory pool from `torch.cuda.graph_pool_handle` to share with other graphs; None: a new pool.
+
+    Returns:
+        A function that replays the graph, and the outputs of `compute`, which every replay overwrites.
     """
     with torch.cuda.device(device):
         stream = torch.cuda.Stream()

@@ -1,4 +1,4 @@
-"""Devices by name."""
+"""Find devices by name, and count processor cores."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dmtl.errors import ConfigError, one_line
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """Return the device of this name; "auto" is the first GPU if there is one, else the CPU.
+    """Return the device of this name; "auto" is the first GPU if there is one, otherwise the CPU.
 
     Raises:
-        ConfigError: torch does not know the name, or the device does not work here.
+        ConfigError: torch does not know the name, or the device does not work on this machine.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -25,9 +25,9 @@ def pick_device(device: str | torch.device) -> torch.device:
     try:
         torch.empty(0, device=picked)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        # torch lists every backend that it knows in one long line
+        # torch's own message lists all its backends in one long line, so it is not shown.
         raise ConfigError(
-            f"device must be one that works here, got {str(device)!r} ({one_line(error)})"
+            f"device must be one that works on this machine, got {str(device)!r} ({one_line(error)})"
         ) from None
     return picked
 

@@ -1,4 +1,4 @@
-"""The processes of one run: ranks, connection, and collective operations."""
+"""The processes of one distributed run: ranks, connection, and collective operations."""
 
 from __future__ import annotations
 
@@ -17,13 +17,19 @@ from dmtl.runtime.devices import pick_device
 from dmtl.runtime.rendezvous import environment, fresh_store
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for the others: longer than the first reading of a data set. torchrun notices a
-dead process at once; this is for one that hangs."""
+"""How long a process waits for the others: longer than the first reading of a data set takes. It only matters
+for processes that hang; torchrun notices dead ones at once."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run. `device` is that of this process."""
+    """The place of this process in a run.
+
+    rank        number of this process
+    size        number of processes
+    local_rank  number of this process on its machine
+    device      device of this process
+    """
 
     rank: int = 0
     size: int = 1
@@ -32,17 +38,20 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes files and prints."""
+        """Return whether this is the process that writes files and prints (rank 0)."""
         return self.rank == 0
 
 
 def connect(device: str | torch.device = "auto") -> World:
-    """Connect the processes that torchrun started (gloo on a CPU; NCCL on GPUs, one each). Without torchrun,
-    return this process alone. A second call returns the same world.
+    """Connect the processes that torchrun started: with gloo on CPUs, with NCCL on GPUs, one for each
+    process.
+
+    Without torchrun, the result is a world of only this process. A second call returns the same world.
 
     Raises:
-        ConfigError: a device that does not work here, a single GPU ("cuda:1") for several processes, more
-            processes than GPUs, an incomplete environment, processes that cannot be reached.
+        ConfigError: the device does not work on this machine, one GPU ("cuda:1") is requested for several
+            processes, there are more processes than GPUs, torchrun's environment variables are incomplete, or
+            the other processes cannot be reached.
     """
     size = environment("WORLD_SIZE", 1)
     if size == 1:
@@ -65,7 +74,7 @@ def connect(device: str | torch.device = "auto") -> World:
 
 
 def disconnect() -> None:
-    """Leave the other processes; called automatically when Python exits."""
+    """Disconnect from the other processes. Python calls it automatically at exit."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -75,13 +84,11 @@ def _own_device(device: str | torch.device, local: int, size: int) -> torch.devi
     if picked.type != "cuda":
         return picked
     if torch.device("cuda" if device == "auto" else device).index is not None:
-        raise ConfigError(
-            f'device must be "auto", "cpu" or "cuda" with {size} processes, got {str(device)!r}'
-        )
+        raise ConfigError(f'device must be "auto", "cpu" or "cuda" for {size} processes, got {str(device)!r}')
     if local >= torch.cuda.device_count():
         raise ConfigError(
-            f"torchrun's --nproc-per-node must be at most {torch.cuda.device_count()}, the GPUs of this "
-            f"machine, got at least {local + 1}"
+            f"torchrun's --nproc-per-node must be at most {torch.cuda.device_count()}, the number of GPUs of "
+            f"this machine, got at least {local + 1}"
         )
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
@@ -95,7 +102,7 @@ def total(tensor: Tensor) -> Tensor:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether `flag` is true in some process. Waits for the others, not for a GPU."""
+    """Return whether `flag` is true in any process. Waits for the other processes, but not for a GPU."""
     if not dist.is_initialized():
         return flag
     vote = torch.tensor(int(flag))
@@ -104,8 +111,10 @@ def any_rank(flag: bool) -> bool:
 
 
 def gathered(value: Any) -> list:
-    """Return every process's value by rank: any picklable object, of one type in all. Waits for the
-    others."""
+    """Gather a picklable value from all processes, and return them in the order of the ranks.
+
+    The values must have the same type in all processes. Waits for the other processes.
+    """
     if not dist.is_initialized():
         return [value]
     values = [None] * dist.get_world_size()
@@ -114,5 +123,5 @@ def gathered(value: Any) -> list:
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until all processes have called this function."""
     any_rank(False)

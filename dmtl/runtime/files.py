@@ -1,4 +1,4 @@
-"""Atomic file writes: a reader never sees a partial file."""
+"""Write files atomically: a reader never sees a partial file."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_LONGEST_NAME = 255  # bytes, on nearly all file systems
+_LONGEST_NAME = 255  # limit in bytes on nearly all file systems
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[str], object]) -> None:
-    """Call `write` with a temporary name in the target's folder, then rename that over `path`.
+    """Call `write` with the name of a temporary file in the folder of `path`, then rename that file to
+    `path`.
 
-    If `write` or the rename fails, the old file is unchanged and nothing is left over. An OSError (full disk,
-    read-only folder) is raised again with a message that names `path`.
+    If `write` or the rename fails, an existing file stays unchanged and no temporary file is left.
+
+    Raises:
+        OSError: the file cannot be written (full disk, read-only folder); the message names `path`.
     """
     path = Path(path)
     temporary = None
@@ -54,12 +57,12 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """`write_atomically` for UTF-8 text; names of files that are not text keep their bytes."""
+    """Write UTF-8 text atomically. File names in it that are not valid text (surrogates) keep their bytes."""
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def json_text(value: object, indent: int | None = None) -> str:
-    """Return JSON valid for strict readers: null for NaN and infinity, which the format lacks (RFC 8259)."""
+    """Return JSON that strict parsers accept: NaN and infinity, which JSON lacks (RFC 8259), become null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
@@ -69,7 +72,7 @@ def write_json(path: str | os.PathLike, value: object, indent: int = 2) -> None:
 
 
 def number(value: Any) -> float:
-    """Return a number written by `json_text`: NaN for null."""
+    """Convert a number that `json_text` wrote back to float: null becomes NaN."""
     return math.nan if value is None else float(value)
 
 
@@ -82,6 +85,7 @@ def _finite(value: Any) -> Any:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether this is the name of a temporary file of `write_atomically`, left by a killed writer."""
+    """Return whether this is the name of a temporary file of `write_atomically`; a killed process leaves
+    one."""
     suffix = re.escape(Path(name).suffix)
     return re.fullmatch(rf"\..+{suffix}\.[a-z0-9_]{{8}}{suffix}", name) is not None

@@ -1,8 +1,8 @@
-"""The fastest of several ways to compute the same thing, found by timing each once for every kind of call.
-On a GPU, replays of CUDA graphs are timed.
+"""Choose the fastest of several ways to compute the same result, by timing each once per call signature.
 
-Choices on a GPU are remembered in a file, choices.json in $DMTL_CACHE or else the user's cache folder, so the
-next process need not measure. DMTL_CACHE="" remembers nothing; delete the file to forget.
+On a GPU, replays of CUDA graphs are timed. Choices for GPUs are stored in choices.json, in $DMTL_CACHE or
+else in the user's cache folder, so that the next process need not measure. DMTL_CACHE="" disables the file.
+Delete it to measure again.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from dmtl.runtime.capture import capture
 from dmtl.runtime.files import write_text
 
 ROUNDS = 5
-_CALLS = 4  # in a graph that is timed, so that its own launch counts little
+_CALLS = 4  # calls in a graph that is timed, so that the launch of the graph itself counts little
 
 
 class Fastest:
-    """Remember the winner of each call signature: for the life of the process, and for a GPU also on disk.
+    """Remember the fastest way for each call signature: in this process, and for GPUs also in the file.
 
-    timer(call, device) -> seconds of one call, warmed up. name: key of these choices in the file; None: never
-    stored.
+    Args:
+        timer: function (call, device) -> seconds of one warm call; None: `warm_seconds`.
+        name: key of these choices in the file; None: do not store them.
     """
 
     def __init__(
@@ -44,9 +45,14 @@ class Fastest:
     def choose(self, kind: Hashable, ways: Mapping[str, Callable[[], object]], device: torch.device) -> str:
         """Time `ways` by calling them and return the name of the fastest.
 
-        Nothing is measured, and the first name is returned, if there is nothing to compare, while a CUDA
-        graph is captured, and under torch.use_deterministic_algorithms (two processes may measure
-        differently, and two ways may round differently).
+        In three cases nothing is measured and the first name is returned: there is only one way; a CUDA graph
+        is being captured; or torch.use_deterministic_algorithms is on, because two processes may choose
+        differently and two ways may round differently.
+
+        Args:
+            kind: the call signature.
+            ways: name -> function without arguments.
+            device: device on which they run.
         """
         first = next(iter(ways))
         if len(ways) == 1 or torch.are_deterministic_algorithms_enabled():
@@ -73,12 +79,12 @@ def cache_folder() -> Path | None:
     base = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(base) if base else Path.home() / ".cache") / "dmtl"
-    except RuntimeError:  # a user without a home
+    except RuntimeError:  # the user has no home folder
         return None
 
 
 def _machine(device: torch.device) -> str:
-    """Describe what a choice is valid for: another GPU, torch or dmtl version measures again."""
+    """Return the GPU and the versions of torch and dmtl: a choice is only valid for these."""
     return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, dmtl {dmtl.__version__}"
 
 
@@ -100,7 +106,7 @@ def _stored(device: torch.device, name: str, kind: Hashable) -> str | None:
 
 
 def _store(device: torch.device, name: str, kind: Hashable, winner: str) -> None:
-    """Add a choice to the file. If the folder is not writable, the next process measures again."""
+    """Add a choice to the file. If that fails, the next process measures again."""
     folder = cache_folder()
     if folder is None:
         return
@@ -111,9 +117,9 @@ def _store(device: torch.device, name: str, kind: Hashable, winner: str) -> None
 
 
 def seconds(call: Callable[[], object], device: torch.device, rounds: int = 1) -> float:
-    """Time `rounds` calls in a row and return the median in seconds, including the device's work.
+    """Time `rounds` calls in a row and return the median time of a call in seconds, including GPU work.
 
-    On a GPU the times are between events of its stream, otherwise wall-clock times.
+    On a GPU the times are measured by events of its stream, otherwise by the wall clock.
     """
     if device.type != "cuda":
         return statistics.median(_wall_seconds(call) for _ in range(rounds))
@@ -128,10 +134,10 @@ def seconds(call: Callable[[], object], device: torch.device, rounds: int = 1) -
 
 
 def warm_seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Return the median time of several calls after a first one, which also compiles.
+    """Return the median time of several calls in seconds, after a first one that also compiles.
 
-    On a GPU the calls are replays of a CUDA graph: the engine replays its network, so what the host needs to
-    launch a call must not decide.
+    On a GPU the calls are replays of a CUDA graph. The engine replays its network as a graph too, so the time
+    that the host needs to launch a call must not influence the choice.
     """
     if device.type != "cuda":
         call()

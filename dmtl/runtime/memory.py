@@ -1,7 +1,7 @@
-"""Memory reuse across calls: large outputs of CPU kernels come from a pool while one is in use.
+"""Reuse memory across calls: while a pool is in use, large outputs of CPU kernels come from it.
 
-Page faults of a fresh block of many megabytes cost more than many operators, and a heap that exchanges such
-blocks with the system fragments. A pool keeps blocks of the requested sizes.
+The page faults of a fresh block of many megabytes cost more than many operators do. A heap that returns such
+blocks to the system and gets them back also fragments. A pool keeps blocks of the requested sizes instead.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-_SMALLEST = 1 << 20  # bytes; torch allocates smaller ones
+_SMALLEST = 1 << 20  # bytes; smaller tensors are allocated by torch
 _local = threading.local()
 
 
 class Pool:
-    """Blocks of memory that tensors borrow: a block is free again when its last tensor is gone."""
+    """Blocks of memory for tensors: a block is free again after its last tensor was deleted."""
 
     def __init__(self) -> None:
         self._free: dict[int, list[mmap.mmap]] = defaultdict(list)
@@ -31,7 +31,7 @@ class Pool:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Use the pool in this context for large outputs of CPU kernels called by this thread."""
+        """In this context, use the pool for large outputs of CPU kernels that this thread calls."""
         before = getattr(_local, "pool", None)
         _local.pool = self
         try:
@@ -52,7 +52,7 @@ class Pool:
             if hasattr(mmap, "MADV_HUGEPAGE"):
                 block.madvise(mmap.MADV_HUGEPAGE)
             self.blocks += 1
-        loan = (ctypes.c_char * size).from_buffer(block)  # lives as long as the tensors on it
+        loan = (ctypes.c_char * size).from_buffer(block)  # lives as long as the tensors that use it
         weakref.finalize(loan, self._free[size].append, block)
         return torch.frombuffer(loan, dtype=torch.uint8)
 
@@ -63,8 +63,10 @@ def empty(
     memory_format: torch.memory_format = torch.contiguous_format,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Allocate like torch.empty, on the CPU if no device is given; large CPU tensors come from the pool in
-    use. With channels_last the shape is [B, C, H, W]."""
+    """Allocate like torch.empty; large CPU tensors come from the pool in use. `device` None means the CPU.
+
+    With channels_last the shape is [B, C, H, W].
+    """
     if device is not None and device.type != "cpu":
         return torch.empty(tuple(shape), dtype=dtype, memory_format=memory_format, device=device)
     pool = getattr(_local, "pool", None)
@@ -81,7 +83,7 @@ def empty(
 
 
 def empty_like(x: Tensor) -> Tensor:
-    """Allocate like torch.empty_like; on the CPU like `empty` if x is large and dense."""
+    """Allocate like torch.empty_like; if x is large, dense and on the CPU, allocate like `empty`."""
     if getattr(_local, "pool", None) is not None and x.device.type == "cpu" and x.nbytes >= _SMALLEST:
         if x.is_contiguous():
             return empty(x.shape, x.dtype)
@@ -91,12 +93,12 @@ def empty_like(x: Tensor) -> Tensor:
 
 
 def return_freed() -> None:
-    """Return freed heap memory to the system, if the C library can."""
+    """Return freed heap memory to the system, if the C library supports that."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that a device, or the machine, has not enough memory."""
+    """Return whether an exception means that a device or the machine ran out of memory."""
     known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     return known or "allocate memory" in str(error) or "out of memory" in str(error)

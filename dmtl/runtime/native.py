@@ -1,4 +1,4 @@
-"""The compiled modules `dmtl._core` (CPU) and `dmtl._core_cuda`: loaded once, and why one is missing."""
+"""Load the compiled modules `dmtl._core` (CPU) and `dmtl._core_cuda` once, or say why one is missing."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ def _load(name: str) -> tuple[ModuleType | None, str]:
         if error.name != f"dmtl.{name}":
             return None, f"dmtl.{name} cannot be loaded: {error}"
         needed = "nvcc" if name == "_core_cuda" else "C++ compiler"
-        return None, f"dmtl.{name} was not built (no {needed} when dmtl was installed, or switched off)"
+        return (
+            None,
+            f"dmtl.{name} was not built (dmtl was installed without {needed}, or with it switched off)",
+        )
     except ImportError as error:
         return None, f"dmtl.{name} cannot be loaded: {error}"
 
 
 def core() -> ModuleType | None:
-    """Return `dmtl._core`, or None; `why_no_core` says why."""
+    """Return the module `dmtl._core`; None if it is missing (see `why_no_core`)."""
     return _load("_core")[0]
 
 
@@ -34,13 +37,16 @@ def why_no_core() -> list[str]:
 
 
 def core_cuda() -> ModuleType | None:
-    """Return `dmtl._core_cuda`, or None; `why_no_core_cuda` says why. Does not touch a device."""
+    """Return the module `dmtl._core_cuda` without using a GPU; None if it is missing (see
+    `why_no_core_cuda`)."""
     return _load("_core_cuda")[0]
 
 
 def why_no_core_cuda() -> list[str]:
-    """Return reasons why the CUDA kernels cannot run here; empty if they can. Touches a device only if the
-    module exists."""
+    """Return reasons why the CUDA kernels cannot run here; empty if they can.
+
+    Initialises CUDA only if the module exists.
+    """
     reason = _load("_core_cuda")[1]
     if reason:
         return [reason]

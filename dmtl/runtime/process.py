@@ -1,4 +1,4 @@
-"""Call a function in a separate process, which isolates its memory and its crashes."""
+"""Call a function in a separate process, to isolate its memory and its crashes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dmtl.errors import DmtlError
 
 
 class ProcessError(RuntimeError):
-    """The call failed or took too long. `signal`: the number of the signal that killed it, else None."""
+    """The call failed or took too long. `signal` is the number of the signal that killed it, or None."""
 
     def __init__(self, message: str, signal: int | None = None) -> None:
         super().__init__(message)
@@ -34,14 +34,15 @@ def call_in_process(
     """Return `function(**arguments)`, computed in a new Python process.
 
     Args:
-        function: "module:name" of anything that this process could import.
-        arguments: JSON-able, like the result.
+        function: "module:name" of a function that can be imported.
+        arguments: its arguments, in values that JSON can hold; the same holds for its result.
         limit_s: seconds after which the process is stopped.
-        threads: torch's threads there; default: as many as here.
+        threads: number of torch's threads in the process; None: as many as in this one.
         without: environment variables to remove.
 
     Raises:
-        ProcessError: with the last line that the process wrote to stderr.
+        ProcessError: the call failed or took too long; the message is the last line that the process wrote to
+            stderr.
     """
     environment = {name: value for name, value in os.environ.items() if name not in without}
     environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
@@ -64,7 +65,8 @@ def call_in_process(
 
 
 def main() -> int:
-    """Read a call from stdin and print its result, both as JSON; errors of dmtl are one line on stderr."""
+    """Read a call from stdin and print its result, both as JSON; print errors of dmtl as one line on
+    stderr."""
     asked = json.load(sys.stdin)
     torch.set_num_threads(asked["threads"])
     module, _, name = asked["function"].partition(":")

@@ -1,8 +1,9 @@
-"""How the processes of a run find each other, also after a restart by torchrun.
+"""Let the processes of a run find each other, also after a restart by torchrun.
 
-torchrun's store outlives the processes, so restarted ones may read the addresses of their dead predecessors
-(https://github.com/pytorch/pytorch/issues/135712), and its restart count differs between machines. Here every
-start agrees on a new prefix for everything it writes into the store.
+torchrun's store outlives the processes, so restarted processes may read the addresses of their dead
+predecessors (https://github.com/pytorch/pytorch/issues/135712). Its restart count may differ between
+machines, so it does not help. Here the processes of each start agree on a new prefix for everything that they
+write to the store.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from dmtl.errors import ConfigError
 
 
 def environment(name: str, default: int | None = None) -> int:
-    """Read a number set by torchrun. Raises ConfigError if it is missing or not a number."""
+    """Return the number in an environment variable that torchrun sets.
+
+    Raises:
+        ConfigError: the variable is not a number, or is missing and there is no default.
+    """
     value = os.environ.get(name)
     if value is None and default is not None:
         return default
@@ -30,14 +35,16 @@ def environment(name: str, default: int | None = None) -> int:
 
 
 def fresh_store(timeout: timedelta) -> tuple[dist.Store, int, int]:
-    """Return a fresh store shared by all processes of this start, the rank and the number of processes.
+    """Return a store that only the processes of this start use, the rank, and the number of processes.
 
-    Every other process greets the first one with a newly drawn number. The first answers all of them with the
-    name of the new start. A process that finds its number in the answer confirms under that name, where
-    nothing old can be. An answer to an old greeting is ignored, and greetings are read again.
+    Every process except the first one writes a greeting with a new random number. The first process answers
+    all greetings with the name of the new start. A process that finds its own number in the answer confirms
+    it under that name, where there cannot be any old entries. A process ignores answers to old greetings; the
+    first one then reads the greetings again.
 
     Raises:
-        RuntimeError, ValueError: the store cannot be reached, or processes are missing.
+        RuntimeError: the store cannot be reached, or processes are missing.
+        ValueError: the store cannot be reached.
     """
     store, rank, size = next(iter(dist.rendezvous("env://", timeout=timeout)))
     mine, deadline = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
@@ -55,4 +62,4 @@ def fresh_store(timeout: timedelta) -> tuple[dist.Store, int, int]:
                 store.add(f"dmtl/{name}", 1)
                 return dist.PrefixStore(f"dmtl/{name}/", store), rank, size
         time.sleep(0.02)
-    raise RuntimeError(f"not all {size} processes have come within {timeout}")
+    raise RuntimeError(f"not all {size} processes joined within {timeout}")

@@ -1,4 +1,4 @@
-"""What a backend supports, as data, and the one function that explains why it cannot serve a call."""
+"""Describe what a backend supports, and explain why it cannot serve a call."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Support:
-    """Conditions under which a backend's module can serve its op.
+    """Conditions under which a backend's module can serve its operator.
 
-    devices: device types of the tensors. dtypes: floating dtypes of the op's data. available: reasons why the
-    backend is missing on this machine (empty: it is available). shapes, backward_shapes: called with the
-    arguments of the forward or the backward operator, return reasons against their shapes.
+    devices          device types of the tensors
+    dtypes           floating-point dtypes of the operator's data
+    available        returns reasons why the backend is missing on this machine; empty: it is available
+    shapes           called with the arguments of the forward operator; returns reasons why their shapes are
+    not
+                     supported; None: all shapes are
+    backward_shapes  the same for the backward operator
     """
 
     devices: tuple[str, ...]
@@ -30,7 +34,7 @@ def why_not(
 ) -> list[str]:
     """Return why a backend with this support cannot serve a call with these tensors; empty if it can.
 
-    args: the arguments of the forward (or backward) operator, if their shapes matter.
+    `args` are the arguments of the forward (or `backward`) operator; None: do not check shapes.
     """
     reasons = []
     for device in sorted({tensor.device.type for tensor in tensors} - set(support.devices)):

@@ -1,4 +1,5 @@
-"""Tasks: what each kind of map is. `make_task` and `task_from_spec` make one; `KNOWN` and `KINDS` list them.
+"""Tasks define what each predicted map is. `make_task` and `task_from_spec` create one; `KNOWN` and `KINDS`
+list the known names and the kinds.
 
 A name in `KNOWN` means the published task, with its loss, metric and weight. Any other name needs a `kind`.
 """
@@ -55,7 +56,7 @@ KINDS: dict[str, type[Task]] = {
 
 
 def make_task(name: str, kind: str | None = None, **options: Any) -> Task:
-    """The task called `name`.
+    """Create the task called `name`.
 
     Args:
         name: one of `KNOWN`, or a new name.
@@ -63,7 +64,8 @@ def make_task(name: str, kind: str | None = None, **options: Any) -> Task:
         options: fields of the task's class, such as `weight`, `ignore`, `classes`.
 
     Raises:
-        ConfigError: a kind that contradicts the name, an unknown option, a value that cannot work.
+        ConfigError: the kind contradicts the name or is missing, an option is unknown, or its value cannot
+            work.
     """
     if kind is not None and kind not in KINDS:
         raise ConfigError(
@@ -91,7 +93,10 @@ def make_task(name: str, kind: str | None = None, **options: Any) -> Task:
 
 
 def list_tasks() -> list[str]:
-    """Return the names of the known tasks. Any other name makes a custom task, with a `kind`."""
+    """Return the names of the known tasks.
+
+    With any other name, `make_task` creates a custom task of a `kind`.
+    """
     return list(KNOWN)
 
 
@@ -99,11 +104,11 @@ def task_from_spec(spec: Mapping[str, Any] | Task | str) -> Task:
     """Return the task that `spec` describes.
 
     Args:
-        spec: `Task.spec()`, or an entry of `dataset.yaml` with its name added; a known task's name; or a
-            task, which is returned as it is.
+        spec: the result of `Task.spec()`; an entry of `dataset.yaml` with the key "name" added; the name of a
+            known task; or a task, which is returned unchanged.
 
     Raises:
-        ConfigError: as `make_task`.
+        ConfigError: `spec` has no name, or `make_task` raises it.
     """
     if isinstance(spec, Task):
         return spec
@@ -116,8 +121,12 @@ def task_from_spec(spec: Mapping[str, Any] | Task | str) -> Task:
 
 
 def chosen_tasks(function: str, known: Iterable[str], wanted: Iterable[str] | None) -> list[str]:
-    """Names of `wanted` (None: of all) without repetition. `ConfigError`, in the words of `function`, for a
-    name that is not known (with the nearest one), and where nothing is wanted."""
+    """Return the names in `wanted` without repetition; None: all `known` ones.
+
+    Raises:
+        ConfigError: a name is unknown (the message suggests the nearest one), or `wanted` is empty. The
+            message begins with `function`.
+    """
     known = list(known)
     names = list(dict.fromkeys(known if wanted is None else wanted))
     for name in names:

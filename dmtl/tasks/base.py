@@ -27,20 +27,20 @@ Array = Tensor | np.ndarray
 Range = tuple[float, float] | None  # (low, high)
 Legend = list[tuple[str, tuple[int, int, int]]]  # what a colour means, and its red, green, blue
 
-# The class that defines the first of these defines the loss, and says in `_loss_kind` what
-# `dmtl.ops.map_loss` calls it, if it has a name for it.
+# Methods that define the loss. The first class (in method resolution order) that defines one of them defines
+# the loss. If `dmtl.ops.map_loss` can compute it, that class also defines `_loss_kind`.
 _LOSS = {"channels", "valid", "_pixel_loss", "loss", "_loss_kind"}
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True)
 class Words:
-    """Words that reports and maps.json use for a kind.
+    """Words for a kind of task in reports and maps.json.
 
-    kind         of labels
-    map          what a number of a decoded prediction is
+    kind         what labels are
+    map          what a value of a decoded prediction is
     uncertainty  what `Task.uncertainty` measures
-    mistake      what counts as an error of a pixel when errors are compared with uncertainty
+    mistake      when a pixel counts as wrong, for comparing errors with uncertainty
     """
 
     kind: str = "numbers"
@@ -53,33 +53,36 @@ class Words:
 class Task(Stored):
     """One kind of map that the network predicts: its channels, loss, decoding, metric, picture and files.
 
-    A task is immutable and holds no tensor, so one object serves model, data and training, on any device.
-    The fields below (and those that subclasses add) are its options: `spec()` writes them down and
-    `task_from_spec` reads them.
+    A task is immutable and holds no tensors, so the same object is used by model, data and training, on any
+    device. The fields below and those that subclasses add are its options: `spec()` returns them and
+    `task_from_spec` creates an equal task from them.
 
     Raises:
-        ConfigError: an option that cannot work.
-        TypeError: the dtype of a tensor.
-        ValueError: the shape of a tensor.
+        ConfigError: an option has a value that cannot work.
+        TypeError: from methods, if a tensor has a wrong dtype.
+        ValueError: from methods, if a tensor has a wrong shape.
     """
 
     name: str
     weight: float = 1.0  # w_t, factor of this task's loss
-    ignore: float = 255.0  # label value without meaning; labels that are not finite have none either
+    ignore: float = 255.0  # label value of pixels without a label; non-finite values also mean no label
 
     channels: ClassVar[int]  # number of logit channels C
-    decoding: ClassVar[str | None] = None  # `decode` as a kind of `dmtl.ops.decode_map`, if it has this kind
+    decoding: ClassVar[str | None] = None  # kind of `dmtl.ops.decode_map` that computes `decode`, if any
     unit: ClassVar[str] = ""  # of decoded values: "m" for distances in metres
     words: ClassVar[Words] = Words()
     primary: ClassVar[str]  # the metric of `new_metric()` that enters Delta_MTL
     higher_is_better: ClassVar[bool]
-    graded: ClassVar[bool] = False  # errors are amounts (`error`), not right or wrong
-    # Positives are a pixel or two wide: they survive when labels shrink, and can be scored as boundaries.
+    graded: ClassVar[bool] = False  # `error` is an amount, not just right or wrong
+    # Positives are lines of one or two pixels: they are kept when labels shrink, and can be scored as
+    # boundaries.
     thin: ClassVar[bool] = False
     unit_length: ClassVar[bool] = False  # labels and predictions are vectors of length 1
     label_names: ClassVar[tuple[str, ...]] = ()  # what labels 0, 1, ... mean; none if labels are numbers
-    required_label: ClassVar[int | None] = None  # labels without it anywhere teach nothing
-    _loss_kind: ClassVar[Callable[[Any], dict[str, Any]]]  # a method, where `loss` has a name for it
+    required_label: ClassVar[int | None] = (
+        None  # labels in which this id never occurs are useless for training
+    )
+    _loss_kind: ClassVar[Callable[[Any], dict[str, Any]]]  # a method, if `dmtl.ops.map_loss` knows the loss
 
     def __post_init__(self) -> None:
         """Check the options; subclasses extend it."""
@@ -89,7 +92,7 @@ class Task(Stored):
             "letters, digits, '_' or '-', beginning with a letter",
             self.name,
         )
-        # A task names a sub-module, which must not hide what `ModuleDict` has already (`keys`, `type`, ...).
+        # A task's name becomes the name of a sub-module, which must not hide an attribute of `ModuleDict`.
         free = not hasattr(torch.nn.ModuleDict, self.name)
         self._require(free, "name", "a name that PyTorch modules do not use", self.name)
         self._number("weight", low=0.0)
@@ -97,17 +100,17 @@ class Task(Stored):
 
     @property
     def value_channels(self) -> int:
-        """The number of channels D of `values`."""
+        """Return the number D of channels of `values`."""
         return self.label_channels
 
     @property
     def error_unit(self) -> str:
-        """The unit of `error`."""
+        """Return the unit of `error`."""
         return self.unit or "label units"
 
     @property
     def uncertainty_unit(self) -> str:
-        """The unit of `uncertainty`."""
+        """Return the unit of `uncertainty`."""
         return f"{self.unit}²" if self.unit else "label units squared"
 
     def metric_unit(self, metric: str) -> str:
@@ -118,11 +121,13 @@ class Task(Stored):
         """Compute the loss of each sample.
 
         Args:
-            logits_BCHW: floating point. Computed in fp32 (fp64 for fp64 logits), with or without autocast.
-            label_BKHW: any real dtype. Ignored pixels take no part; their logits get exactly zero gradient.
+            logits_BCHW: floating point. The loss is computed in fp32 (fp64 for fp64 logits), also under
+                autocast.
+            label_BKHW: any real dtype. Ignored pixels do not count; their logits get a gradient of exactly
+                zero.
 
         Returns:
-            [B], mean over the sample's valid pixels; exactly 0, with zero gradient, if it has none.
+            [B], the mean over the valid pixels of each sample; exactly 0, with zero gradient, if it has none.
         """
         self._check_logits("loss", logits_BCHW)
         self._check_label("loss", label_BKHW, "label_BKHW", like=logits_BCHW)
@@ -145,8 +150,8 @@ class Task(Stored):
             label_BKHW: as in `loss`.
 
         Returns:
-            [B]; NaN for a sample with a valid pixel at a logit that is not finite. No logits of the label's
-            size are stored (`dmtl.ops.map_loss`), unless `loss_kind` is None.
+            [B]; NaN for a sample with a valid pixel whose logit is not finite. Unless `loss_kind` is None,
+            `dmtl.ops.map_loss` computes it without storing logits of the label's size.
         """
         self._check_logits("loss_of_map", logits_BChw)
         if (kind := self.loss_kind) is not None:
@@ -157,16 +162,20 @@ class Task(Stored):
 
     @property
     def loss_kind(self) -> dict[str, Any] | None:
-        """`loss` as keyword arguments of `dmtl.ops.map_loss`; None if it cannot be written so, as for a
-        subclass that defines channels, `valid`, `_pixel_loss` or `loss` itself."""
+        """Return `loss` as keyword arguments of `dmtl.ops.map_loss`.
+
+        None: `map_loss` cannot compute it, for example because a subclass defines its own channels, `valid`,
+        `_pixel_loss` or `loss`.
+        """
         defines = next(c for c in type(self).__mro__ if _LOSS & vars(c).keys())
         return {"ignore": self.ignore, **self._loss_kind()} if "_loss_kind" in vars(defines) else None
 
     def decode(self, logits_BCHW: Tensor) -> Tensor:
-        """Turn logits into a map, as `dmtl.ops.decode_map` defines it for the kind `decoding`.
+        """Decode logits to a map, as `dmtl.ops.decode_map` defines it for the kind `decoding`.
 
-        Class ids are int64 [B,H,W]; probabilities and numbers (in the label's unit) float32 [B,H,W]; unit
-        vectors float32 [B,3,H,W], shorter than 1 only if the logits vanish.
+        Returns:
+            int64 [B,H,W] of class ids; float32 [B,H,W] of probabilities, or of numbers in the label's unit;
+            or float32 [B,3,H,W] of unit vectors, which are shorter than 1 only if the logits are nearly 0.
         """
         self._check_logits("decode", logits_BCHW)
         if self.decoding is None:
@@ -174,13 +183,15 @@ class Task(Stored):
         return decode_logits(logits_BCHW.float(), self.decoding)
 
     def values(self, logits_BCHW: Tensor) -> Tensor:
-        """Return what is averaged over noise samples, float32 [B,D,H,W]: the decoded map, or probabilities
-        of classes."""
+        """Return the values to average over noise samples, float32 [B,D,H,W].
+
+        These are the decoded map or, for classes, the probabilities.
+        """
         map = self.decode(logits_BCHW)
         return map if map.ndim == 4 else map[:, None]
 
     def mean_values(self, label_BKhwN: Tensor, valid_B1hwN: Tensor) -> Tensor:
-        """Average labels over their last axis, in the form that `values` has for predictions.
+        """Average labels over their last axis N, in the same form as `values` of predictions.
 
         Args:
             label_BKhwN: any real dtype, 0 where not valid.
@@ -192,24 +203,28 @@ class Task(Stored):
         return label_BKhwN.float().sum(-1) / valid_B1hwN.sum(-1).clamp(min=1)
 
     def from_values(self, mean_BDHW: Tensor) -> Tensor:
-        """Return the map, as `decode` does, of values averaged over noise samples."""
+        """Return the map of values averaged over noise samples, in the same form as `decode`."""
         return mean_BDHW[:, 0]
 
     def uncertainty(self, mean_BDHW: Tensor, variance_BHW: Tensor) -> Tensor:
-        """Return the uncertainty of each pixel, float32 [B,H,W], 0 or more, from mean and variance (summed
-        over D) of the values of noise samples. What it measures depends on the kind."""
+        """Return the uncertainty of each pixel, float32 [B,H,W], 0 or more; its measure depends on the kind.
+
+        Args:
+            mean_BDHW: mean of `values` over noise samples.
+            variance_BHW: their variance, summed over D.
+        """
         return variance_BHW
 
     def error(self, map: Tensor, label_BKHW: Tensor) -> Tensor:
-        """Return the error of a decoded map at each pixel, float32 [B,H,W]: 0 or 1, or (`graded`) an amount.
-        It has no meaning in ignored pixels."""
+        """Return the error of each pixel of a decoded map, float32 [B,H,W]: an amount if `graded`, else 0 or
+        1. It has no meaning in ignored pixels."""
         raise NotImplementedError(f"{type(self).__name__}.error")
 
     def meaning(self) -> dict[str, Any]:
         return super().meaning() | ({"unit": self.unit} if self.unit else {})
 
     def described(self, entry: Mapping[str, Any]) -> Task:
-        """Return this task with the options that an entry of maps.json has; all others stay.
+        """Return this task with the options in an entry of maps.json; other options stay unchanged.
 
         Raises:
             ConfigError: the entry describes predictions of another kind or unit.
@@ -220,12 +235,13 @@ class Task(Stored):
         return self
 
     def to_terms_of(self, other: Task) -> Callable[[Tensor], Tensor]:
-        """Return a function that turns predictions of this task into those of `other`, which has its name.
+        """Return a function that converts predictions of this task to those of `other`, a task of the same
+        name.
 
-        Options that do not change what a decoded value means (`ignore`, `log`, `score`, ...) may differ.
+        Options that do not change the meaning of a decoded value (`ignore`, `log`, `score`, ...) may differ.
 
         Raises:
-            ConfigError: the two mean different things.
+            ConfigError: predictions of the two tasks mean different things.
         """
         mine, theirs = self.meaning(), other.meaning()
         for key in {**mine, **theirs}:
@@ -234,15 +250,17 @@ class Task(Stored):
         return lambda map: map
 
     def map_difference(self, expected: Tensor, got: Tensor, logits: Callable[[], Tensor]) -> float:
-        """Return how much two decoded predictions of equal shape differ, apart from ties of their logits.
+        """Return a measure of the difference between two decoded predictions of equal shape.
+
+        Differences that come from nearly equal logits count little.
 
         Args:
             expected: a map as `decode` returns it.
             got: the map to compare with it.
-            logits: computes the logits [B,C,H,W] of `expected`, for kinds in which they matter.
+            logits: function that computes the logits [B,C,H,W] of `expected`, for kinds that need them.
 
         Returns:
-            By default `relative_difference`; see the kind.
+            `relative_difference`, unless the kind defines another measure.
         """
         return relative_difference(expected, got)
 
@@ -255,25 +273,25 @@ class Task(Stored):
         raise NotImplementedError(f"{type(self).__name__}.new_metric")
 
     def picture(self, map: Array, value_range: Range = None) -> np.ndarray:
-        """Return one decoded map ([H,W], or [3,H,W] for vectors) as a picture, uint8 [H,W,3].
+        """Draw one decoded map as a picture, uint8 [H,W,3].
 
         Args:
-            map: as `decode` returns it, for one image.
-            value_range: ends of the colour scale, if the kind has one, so that several pictures compare.
+            map: [H,W], or [3,H,W] for vectors: the result of `decode` for one image.
+            value_range: ends of the colour scale, if the kind has one; pass the same to compare pictures.
         """
         dims = 2 if self.label_channels == 1 else 3
         return self._paint(as_array(map, f"{self.name}.picture", "map", dims), value_range)
 
     def label_picture(self, label_KHW: Array, value_range: Range = None) -> np.ndarray:
-        """Return one label in the colours of `picture`, uint8 [H,W,3]; ignored pixels are mid-grey."""
+        """Draw one label in the colours of `picture`, uint8 [H,W,3]; ignored pixels are mid-grey."""
         return self._paint(self._known(label_KHW, "label_picture"), value_range)
 
     def legend(self) -> Legend:
-        """Return what the colours of `picture` mean; empty if that takes more than a few words."""
+        """Return the meaning of the colours of `picture`; empty if a few words cannot explain them."""
         return []
 
     def value_range(self, label_KHW: Array) -> Range:
-        """Return the ends of a colour scale for this label, for `picture`; None if colours are fixed."""
+        """Return the ends of a colour scale that suits this label; None if the colours are fixed."""
         return None
 
     def flip(self, label_KHW: Tensor) -> Tensor:
@@ -282,19 +300,22 @@ class Task(Stored):
         return label_KHW.flip(-1)
 
     def zoom(self, label_KHW: Tensor, factor: float) -> Tensor:
-        """Adapt label values, not their places, to an image magnified by `factor`: mostly unchanged."""
+        """Adapt label values, not their positions, to an image magnified by `factor`.
+
+        Most kinds return the label unchanged; distances are divided by `factor`.
+        """
         self._check_label("zoom", label_KHW, "label_KHW", dims=3)
         if not (isinstance(factor, (int, float)) and math.isfinite(factor) and factor > 0):
             raise ValueError(f"{self.name}.zoom: factor must be a positive number, got {factor!r}")
         return label_KHW
 
     def crop(self, label_KHW: Tensor) -> Tensor:
-        """Adapt a label that was cut to a part of its image: mostly unchanged."""
+        """Adapt a label after cropping. Most tasks return it unchanged."""
         self._check_label("crop", label_KHW, "label_KHW", dims=3)
         return label_KHW
 
     def spec(self) -> dict[str, Any]:
-        """Return a JSON-able description, from which `task_from_spec` makes an equal task."""
+        """Return a description in JSON values, from which `task_from_spec` creates an equal task."""
         options = {f.name: getattr(self, f.name) for f in fields(self)}
         options = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
         return {"name": options.pop("name"), "kind": self.kind, **options}
@@ -302,12 +323,12 @@ class Task(Stored):
     def _pixel_loss(self, logits_BCHW: Tensor, label_BKHW: Tensor, valid_B1HW: Tensor) -> Tensor:
         """Return the loss of each pixel [B,1,H,W]; its mean over valid pixels is the loss of the sample.
 
-        Called with logits in fp32 or fp64, and with logits and labels already 0 at ignored pixels.
+        `loss` calls it with logits in fp32 or fp64. Logits and labels are already 0 in ignored pixels.
         """
         raise NotImplementedError(f"{type(self).__name__}._pixel_loss")
 
     def _paint(self, values: np.ndarray, value_range: Range) -> np.ndarray:
-        """Return values [H,W], or [K,H,W] of several channels, as uint8 [H,W,3]; NaN is mid-grey."""
+        """Draw values [H,W], or [K,H,W] of several channels, as uint8 [H,W,3]; NaN becomes mid-grey."""
         raise NotImplementedError(f"{type(self).__name__}._paint")
 
     def _known(self, label_KHW: Array, function: str) -> np.ndarray:
@@ -317,7 +338,7 @@ class Task(Stored):
         values = np.where(known, label.astype(np.float32), np.float32("nan"))
         return values[0] if self.label_channels == 1 else values
 
-    # Checks. They look at types and shapes only, never at values, so nothing waits for the device.
+    # Checks. They only look at types and shapes, never at values, so that nothing waits for the device.
 
     def _check_logits(self, function: str, logits_BCHW: Tensor) -> None:
         contract = f"a floating-point tensor [B, {self.channels}, H, W]"
@@ -355,7 +376,7 @@ class Task(Stored):
 
 
 def relative_difference(expected: Tensor, got: Tensor) -> float:
-    """Return the largest |got - expected|, relative if |expected| is above 1; NaN if `got` is not finite."""
+    """Return the largest |got - expected| / max(1, |expected|); NaN if `got` is not finite."""
     return ((got - expected).abs() / expected.abs().clamp(min=1)).max().item()
 
 

@@ -1,4 +1,4 @@
-"""Kind `binary`: every pixel has a property or lacks it."""
+"""The kind `binary`: every pixel has a property or does not have it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from dmtl.tasks.stored import Pixels, rounded
 
 @dataclass(frozen=True, kw_only=True)
 class Binary(Ids):
-    """What binary tasks share: a sigmoid logit, a map of probabilities, labels 0 and 1 (above 0.5 is 1)."""
+    """Base class of binary tasks: a sigmoid logit, a map of probabilities, labels 0 and 1 (above 0.5 is
+    1)."""
 
-    thin: bool = False  # type: ignore[misc]  # see Task.thin; here every task has its own
+    thin: bool = False  # type: ignore[misc]  # see Task.thin; for binary tasks it is an option
 
     kind = "binary"
     channels = 1
@@ -41,7 +42,7 @@ class Binary(Ids):
         self._require(isinstance(self.thin, bool), "thin", "true or false", self.thin)
 
     def mean_values(self, label_BKhwN: Tensor, valid_B1hwN: Tensor) -> Tensor:
-        """Return the share of positives."""
+        """Return the share of positives, float32 [B,1,h,w]."""
         return super().mean_values(label_BKhwN > 0.5, valid_B1hwN)
 
     def uncertainty(self, mean_BDHW: Tensor, variance_BHW: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ class Binary(Ids):
         return value
 
     def assumed_reading(self, most: int | None) -> tuple[float, float] | None:
-        """Read codes as shares of the largest one."""
+        """Return the scale 1 / `most`: a code is a probability times the largest possible code."""
         return None if most is None else (1 / most, 0.0)
 
     def map_to_pixels(self, map: np.ndarray) -> Pixels:
@@ -106,5 +107,8 @@ class Mask(Binary):
 def weighted_bce(
     logits: Tensor, positive: Tensor, positive_weight: float | Tensor, negative_weight: float | Tensor
 ) -> Tensor:
-    """-(w+ y log p + w- (1 - y) log(1 - p)), p = sigmoid(logits), per element and without overflow."""
+    """Return the weighted binary cross-entropy of each element, computed without overflow.
+
+    It is -(w+ y log p + w- (1 - y) log(1 - p)) with p = sigmoid(logits) and y = `positive`.
+    """
     return positive * positive_weight * F.softplus(-logits) + ~positive * negative_weight * F.softplus(logits)

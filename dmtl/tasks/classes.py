@@ -1,4 +1,4 @@
-"""Kind `classes`: every pixel belongs to one of n classes. And what it shares with the kind `binary`."""
+"""The kind `classes`: every pixel belongs to one of n classes; and its base class, shared with `binary`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dmtl.text import shortened
 
 @dataclass(frozen=True, kw_only=True)
 class Ids(Task):
-    """Labels are 8-bit ids of `label_names`, predictions are (averaged in) probabilities."""
+    """Base class of tasks whose labels are 8-bit ids of `label_names`; probabilities are averaged."""
 
     label_dtype = torch.uint8
     reading_options = ("values", "colors")
@@ -32,11 +32,13 @@ class Ids(Task):
     uncertainty_unit = "nats"
 
     def reading(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return `values` and `colors` as tables, stored value or colour -> id."""
+        """Return the options `values` and `colors` as tables: stored value or colour -> id."""
         super().reading(options)
         readers = {"values": read_value, "colors": read_colour}
         if len(options) > 1:
-            raise ConfigError(f"task {self.name!r}: both values and colors are given, expected one of them")
+            raise ConfigError(
+                f"task {self.name!r}: both values and colors are set, expected only one of them"
+            )
         names, ignore = self.label_names, int(self.ignore)
         try:
             tables = {k: class_table(k, v, names, ignore, readers[k]) for k, v in options.items()}
@@ -60,7 +62,7 @@ class Ids(Task):
             if stored.dtype != np.uint8 or stored.ndim != 3 or stored.shape[2] != 3:
                 raise DataError(
                     f"{stored.dtype} values of shape {list(stored.shape)}, expected 8-bit colours [H, W, 3] "
-                    "because dataset.yaml has `colors`"
+                    "because dataset.yaml sets `colors`"
                 )
             return self._recoded(colour_codes(stored)[None], "colors", colors)
         if stored.ndim == 3 and stored.shape[2] == 3:
@@ -115,10 +117,11 @@ class Ids(Task):
 class Classes(Ids):
     """Softmax over n classes, cross-entropy; labels are class ids 0 .. n-1.
 
-    Ids outside that range count as ignored here (a device cannot raise in mid-step); data sets reject them.
+    Other ids count as ignored here, because a GPU cannot raise an error in the middle of a step; data sets
+    reject them when they read labels.
     """
 
-    classes: tuple[str, ...] = ()  # names; an integer n means n classes without names
+    classes: tuple[str, ...] = ()  # names of the classes; an integer n means n classes without names
 
     kind = "classes"
     decoding = "argmax"
@@ -171,7 +174,7 @@ class Classes(Ids):
         return logits_BCHW.float().softmax(1)
 
     def mean_values(self, label_BKhwN: Tensor, valid_B1hwN: Tensor) -> Tensor:
-        """Return the shares of the classes."""
+        """Return the shares of the classes, float32 [B,n,h,w]."""
         b, _, h, w, _ = label_BKhwN.shape
         shares_BhwD = valid_B1hwN.new_zeros(b, h, w, self.channels)
         shares_BhwD.scatter_add_(3, label_BKhwN[:, 0].long(), valid_B1hwN[:, 0])
@@ -189,7 +192,8 @@ class Classes(Ids):
         return (map != label_BKHW[:, 0]).float()
 
     def map_difference(self, expected: Tensor, got: Tensor, logits: Callable[[], Tensor]) -> float:
-        """Return the distance of the logits where ids differ; infinite for an id that no class has."""
+        """Return the largest gap between the logits of two differing ids; infinite if an id is not a
+        class."""
         if torch.equal(expected, got):
             return 0.0
         if not ((got >= 0) & (got < self.channels)).all():
@@ -210,8 +214,10 @@ class Classes(Ids):
         return replace(self, classes=tuple(names))
 
     def to_terms_of(self, other: Task) -> Callable[[Tensor], Tensor]:
-        """Match classes by name: ids in another order become those of `other`. If one side has no names, only
-        the number of classes must agree."""
+        """Return a function that converts class ids to those of `other`, matching classes by name.
+
+        If one of the tasks has no names, only the number of classes must agree.
+        """
         if not isinstance(other, Classes):
             return super().to_terms_of(other)
         nameless = any(list(task.classes) == _numbered(task.channels) for task in (self, other))
@@ -222,8 +228,8 @@ class Classes(Ids):
         )
         if sorted(mine) != sorted(theirs):
             raise ConfigError(
-                f"its classes are {', '.join(self.classes)} there and {', '.join(other.classes)} here; "
-                "classes are matched by name, expected the same names in any order"
+                f"its classes are {', '.join(self.classes)} there and {', '.join(other.classes)} here, "
+                "expected the same names in any order, because classes are matched by name"
             )
         if mine == theirs:
             return lambda map: map
@@ -247,7 +253,7 @@ class Classes(Ids):
         return stored.astype(np.int64)
 
     def map_to_pixels(self, map: np.ndarray) -> Pixels:
-        """8-bit class ids with a palette that makes them a picture; 16-bit ones above 256 classes."""
+        """Return 8-bit class ids with a palette for display, or 16-bit ids for more than 256 classes."""
         if self.channels > 256:
             return Pixels(map.astype(np.uint16))
         return Pixels(map.astype(np.uint8), class_palette(self.classes))

@@ -1,4 +1,4 @@
-"""Colours of the pictures: classes, probabilities, numbers, directions."""
+"""Colours for pictures of classes, probabilities, numbers and directions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 GREY = np.array([128, 128, 128], np.uint8)  # no label here
 
-# Things that people expect in a certain colour, whatever their number in the list of classes.
+# Classes that people expect in a certain colour, whatever their position in the list.
 _FAMILIAR = {
     "background": "20242e",
     "void": "20242e",
@@ -49,7 +49,8 @@ def _rgb(code: str) -> tuple[int, int, int]:
 
 
 def _scale(codes: str) -> np.ndarray:
-    """256 colours, float32 [256,3], interpolated between equally spaced hexadecimal ones."""
+    """Return a scale of 256 colours, float32 [256,3], interpolated between hexadecimal ones at equal
+    steps."""
     anchors = np.array([_rgb(c) for c in codes.split()], np.float32)
     at = np.linspace(0, len(anchors) - 1, 256)
     return np.stack([np.interp(at, np.arange(len(anchors)), anchors[:, i]) for i in range(3)], -1)
@@ -61,7 +62,7 @@ SPECTRUM = _scale("33205c 4054c2 3b93ea 31c6cf 4fe28c a9ee58 edd348 fb9a38 e6511
 
 
 def apply_scale(scale: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Colours uint8 [...,3] of shares 0 .. 1 of the scale; what is not finite is grey."""
+    """Return the colours, uint8 [...,3], at positions 0 .. 1 of the scale; non-finite positions are grey."""
     share = np.asarray(share, np.float32)
     finite = np.isfinite(share)
     index = np.rint(np.clip(np.where(finite, share, 0), 0, 1) * (len(scale) - 1)).astype(np.int64)
@@ -69,7 +70,7 @@ def apply_scale(scale: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 
 def vector_colours(vector_3HW: np.ndarray) -> np.ndarray:
-    """x, y, z from -1 .. 1 as red, green, blue, uint8 [H,W,3]; what is not finite is grey."""
+    """Draw x, y, z in -1 .. 1 as red, green, blue, uint8 [H,W,3]; non-finite vectors are grey."""
     vector_HW3 = np.moveaxis(np.asarray(vector_3HW, np.float32), 0, -1)
     finite = np.isfinite(vector_HW3).all(-1, keepdims=True)
     colour = np.rint(np.clip(np.where(finite, vector_HW3, 0) * 0.5 + 0.5, 0, 1) * 255).astype(np.uint8)
@@ -77,13 +78,13 @@ def vector_colours(vector_3HW: np.ndarray) -> np.ndarray:
 
 
 def swatches(names: Iterable[str], colours_N3: np.ndarray) -> list[tuple[str, tuple[int, int, int]]]:
-    """Names with their colours, as entries of a legend."""
+    """Return names with their colours as entries of a legend."""
     return [(name, (int(r), int(g), int(b))) for name, (r, g, b) in zip(names, colours_N3, strict=True)]
 
 
 @lru_cache(maxsize=64)
 def class_palette(classes: tuple[str, ...]) -> np.ndarray:
-    """One colour for each class, uint8 [n,3]: the familiar one by name, otherwise one far from the rest."""
+    """Return one colour per class, uint8 [n,3]: a familiar one if the name has one, else a distinct one."""
     familiar = [_FAMILIAR.get(name.lower()) for name in classes]
     first = [None if code in familiar[:i] else code for i, code in enumerate(familiar)]
     taken = [GREY.astype(float)]
@@ -95,7 +96,8 @@ def class_palette(classes: tuple[str, ...]) -> np.ndarray:
             continue
         candidates = np.array([_spread(j) for j in range(i, i + 9 + 3 * len(classes))], float)
         distance = np.linalg.norm(candidates[:, None] - np.stack(taken), axis=-1).min(1)
-        # The first that is clearly different, so that hues keep turning; if there is none, the farthest.
+        # Use the first colour that is clearly different, so that hues keep changing; else the most different
+        # one.
         clear = distance > 60
         taken.append(candidates[clear.argmax() if clear.any() else distance.argmax()])
         colours.append(taken[-1])
@@ -105,7 +107,10 @@ def class_palette(classes: tuple[str, ...]) -> np.ndarray:
 
 
 def _spread(i: int) -> tuple[int, int, int]:
-    """Neighbouring i get hues a golden angle apart, and saturation and brightness that change with them."""
+    """Return colour number i.
+
+    Hues of consecutive i are a golden angle apart; saturation and value vary too.
+    """
     hue = (0.58 + 0.61803399 * i) % 1.0
     red, green, blue = colorsys.hsv_to_rgb(hue, (0.72, 0.5, 0.85)[i % 3], (0.93, 0.78, 0.66)[(i // 3) % 3])
     return round(255 * red), round(255 * green), round(255 * blue)

@@ -1,4 +1,4 @@
-"""The published tasks: custom kinds with their names, losses, metrics and weights."""
+"""The published tasks: kinds with the published names, losses, metrics and weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PASCAL = (
 
 @dataclass(frozen=True, kw_only=True)
 class SemSeg(Classes):
-    """Which thing or stuff a pixel shows; the 21 classes of PASCAL VOC unless others are given."""
+    """Semantic segmentation; by default the 21 classes of PASCAL VOC."""
 
     name: str = "semseg"
     classes: tuple[str, ...] = PASCAL
@@ -36,14 +36,14 @@ PARTS = ("background", "head", "torso", "upper arm", "lower arm", "upper leg", "
 
 @dataclass(frozen=True, kw_only=True)
 class HumanParts(Classes):
-    """Which part of a person a pixel shows."""
+    """Segmentation of human parts; by default background and the six parts of PASCAL-Part."""
 
     name: str = "human_parts"
     classes: tuple[str, ...] = PARTS
     weight: float = 2.0
 
     def crop(self, label_KHW: Tensor) -> Tensor:
-        """Crop; a crop without a person is ignored as a whole, as published for whole images."""
+        """Ignore all pixels of a crop without a person, as published for whole images."""
         label_KHW = super().crop(label_KHW)
         somebody = ((label_KHW != 0) & self.valid(label_KHW)).any()
         return label_KHW if somebody else torch.full_like(label_KHW, self.ignore)
@@ -51,13 +51,14 @@ class HumanParts(Classes):
 
 @dataclass(frozen=True, kw_only=True)
 class Sal(Binary):
-    """Salient or not.
+    """Saliency: whether a pixel is salient.
 
     Published loss, with n+ and n- valid pixels of each class in the sample, n = n+ + n-:
 
         L = 1/n sum_i w(y_i) CE_i,     w(1) = n- / n,  w(0) = n+ / n
 
-    Divided by the number of pixels, not by the sum of weights. A sample with only one class has loss 0.
+    The sum is divided by the number of pixels, not by the sum of the weights. A sample with only one class
+    has loss 0.
     """
 
     name: str = "sal"
@@ -85,7 +86,7 @@ class Sal(Binary):
 
 @dataclass(frozen=True, kw_only=True)
 class Normals(UnitVector):
-    """Orientation of the visible surface, in the camera frame that the data set gives."""
+    """Surface normals, in the camera frame of the data set."""
 
     name: str = "normals"
     weight: float = 10.0
@@ -93,7 +94,7 @@ class Normals(UnitVector):
 
 @dataclass(frozen=True, kw_only=True)
 class Edge(Binary):
-    """Whether a pixel is on the boundary of an object.
+    """Edges: whether a pixel is on the boundary of an object.
 
     Published loss, mean over valid pixels: -(b y log p + (1 - b) (1 - y) log(1 - p)), b = `balance` = 0.95.
     """
@@ -120,14 +121,16 @@ class Edge(Binary):
         return metrics.Edge(ignore=self.ignore, balance=self.balance, **options)
 
 
-_MARK = 255.0  # of an unknown distance
+_MARK = 255.0  # label value of an unknown distance
 
 
 @dataclass(frozen=True, kw_only=True)
 class Depth(Scalar):
-    """Distance of the visible surface from the camera, in metres; with `distance=False, inverse=True` the
-    inverse of it. Labels of 0 or less are ignored. In memory 255 marks an unknown distance, as in the
-    published code; a distance of exactly 255 in a file is read as the next smaller float.
+    """Depth: distance of the visible surface from the camera in metres, or its inverse.
+
+    With `distance=False, inverse=True`, values are inverse distances. Labels of 0 or less are ignored. In
+    memory, 255 marks an unknown distance, as in the published code. So a distance of exactly 255 in a file is
+    read as the next smaller float.
     """
 
     name: str = "depth"

@@ -1,4 +1,4 @@
-"""Which class a stored value or colour means: the options `values` and `colors` of dataset.yaml."""
+"""Map stored values or colours to class ids, as the options `values` and `colors` of dataset.yaml say."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from dmtl.text import shortened
 
 IGNORE = "ignore"  # the word for pixels without a label
 _HEX = re.compile(r"#[0-9a-fA-F]{6}")
-_LARGEST = 1 << 31  # of a stored value
+_LARGEST = 1 << 31  # limit of a stored value
 
 
 def read_value(thing: object) -> int | None:
-    """Return a stored value; None for anything else."""
+    """Return `thing` if it can be a stored value; otherwise None."""
     if not isinstance(thing, int) or isinstance(thing, bool):
         return None
     return thing if abs(thing) < _LARGEST else None
 
 
 def read_colour(thing: object) -> int | None:
-    """Return the code 65536 r + 256 g + b of [r, g, b] or "#rrggbb"; None for anything else."""
+    """Return the code 65536 r + 256 g + b of a colour [r, g, b] or "#rrggbb"; None for anything else."""
     if isinstance(thing, str):
         return int(thing[1:], 16) if _HEX.fullmatch(thing) else None
     if not isinstance(thing, (list, tuple)) or len(thing) != 3:
@@ -37,18 +37,20 @@ def read_colour(thing: object) -> int | None:
 def class_table(
     option: str, entries: object, names: Sequence[str], ignore: int, read: Callable[[object], int | None]
 ) -> dict[int, int]:
-    """Return the table of `recode` that an option describes.
+    """Return the table for `recode` that an option describes: stored value or colour code -> id.
 
     Args:
-        option: its name, for messages.
-        entries: a list of what is stored for each class; or a mapping, stored value -> class or class ->
-            stored value(s). A class is its name, its id, or "ignore" (also null, or the ignore value itself).
-        names: of the classes.
-        ignore: the id of pixels without a label.
+        option: name of the option, for messages.
+        entries: a list of the stored value of each class; or a mapping from stored values to classes, or from
+            classes to one or more stored values. A class is its name, its id, or "ignore" (also null, or the
+            ignore value itself).
+        names: names of the classes.
+        ignore: id of pixels without a label.
         read: `read_value` or `read_colour`.
 
     Raises:
-        ConfigError: something else, an unknown class, or one stored value for two classes.
+        ConfigError: `entries` has another form, names an unknown class, or gives a stored value to two
+            classes.
     """
     table: dict[int, int] = {}
     for stored, word in _pairs(option, entries, names, read):
@@ -61,8 +63,12 @@ def class_table(
 
 
 def recode(codes: np.ndarray, table: Mapping[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return (uint8 ids of stored values, whether the table has them), both of the shape of `codes`."""
-    if codes.dtype == np.uint8:  # 256 look-ups in place of one for each pixel
+    """Convert stored values to ids.
+
+    Returns:
+        uint8 ids, and bool: whether the table has the value; both of the shape of `codes`.
+    """
+    if codes.dtype == np.uint8:  # look up 256 values instead of each pixel
         ids, known = recode(np.arange(256), table)
         return ids[codes], known[codes]
     keys = np.array(sorted(table), np.int64)
@@ -73,20 +79,20 @@ def recode(codes: np.ndarray, table: Mapping[int, int]) -> tuple[np.ndarray, np.
 
 
 def colour_codes(stored_HW3: np.ndarray) -> np.ndarray:
-    """Return the codes of `read_colour` of uint8 [H, W, 3], int64 [H, W]."""
+    """Convert colours, uint8 [H, W, 3], to the codes of `read_colour`, int64 [H, W]."""
     red, green, blue = np.moveaxis(stored_HW3.astype(np.int64), 2, 0)
     return red << 16 | green << 8 | blue
 
 
 def stored_name(option: str, code: int) -> str:
-    """What messages call a stored value or colour."""
+    """Return the name of a stored value or colour in messages."""
     return f"#{code:06x}" if option == "colors" else str(code)
 
 
 def _pairs(
     option: str, entries: object, names: Sequence[str], read: Callable[[object], int | None]
 ) -> Iterator[tuple[int, Any]]:
-    """(stored, class) for each entry."""
+    """Yield (stored value or colour code, class) for each entry."""
     what = "[r, g, b] or '#rrggbb'" if option == "colors" else "whole numbers"
     if isinstance(entries, list):
         if len(entries) != len(names):
@@ -108,7 +114,7 @@ def _pairs(
 
 
 def _class_id(option: str, word: object, names: Sequence[str], ignore: int) -> int:
-    if isinstance(word, bool):  # how YAML reads the names of a binary task's classes
+    if isinstance(word, bool):  # YAML reads the class names "true" and "false" of a binary task as bool
         word = "yes" if word else "no"
     if isinstance(word, str) and word in names:
         return names.index(word)

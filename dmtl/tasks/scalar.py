@@ -1,4 +1,4 @@
-"""Kind `scalar`: every pixel has a number."""
+"""The kind `scalar`: every pixel has a number."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from dmtl.tasks.palette import SPECTRUM, apply_scale, swatches
 from dmtl.tasks.stored import Pixels, rounded
 
 _SCORES = ("rmse", "abs_err")
-# Metres. 16 bits of millimetres hold no more, and are too coarse for less.
+# Metres. 16 bits of millimetres cannot hold larger distances, and are too coarse if all are below 1 m.
 _FAR, _NEAR = 65.5354, 1.0
 NO_NUMBER = float(np.finfo(np.float32).min)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scalar(Task):
-    """One logit that is the value itself (or its logarithm), masked L1.
+    """One logit that is the value itself, or its logarithm; the loss is a masked L1. Options:
 
-    Options: `log`: the logit is the natural logarithm of the value, and the loss compares logarithms.
-    `distance`: values are distances from the camera, in metres, so magnifying the image divides them.
-    `inverse`: values are inverse distances (disparities) in any unit, so magnifying multiplies them.
-    `low`, `high`: ends of the colour scale (otherwise the 1st and 99th percentile of each picture).
-    `score`: the metric that enters Delta_MTL, "rmse" or "abs_err".
-    With `log`, `distance` or `inverse` a label of 0 or less has no meaning and is ignored. `ignore` is the
-    lowest float32 unless it is given, so no number is ignored by accident; files mark pixels by NaN.
+        log        the logit is the natural logarithm of the value, and the loss compares logarithms
+        distance   values are distances from the camera in metres: magnifying an image divides them
+        inverse    values are inverse distances (disparities) in any unit: magnifying multiplies them
+        low, high  ends of the colour scale; default: the 1st and 99th percentile of each picture
+        score      the metric that enters Delta_MTL: "rmse" or "abs_err"
+
+    With `log`, `distance` or `inverse`, labels of 0 or less are ignored. The default of `ignore` is the
+    lowest float32, so that no number is ignored by accident; files mark unknown pixels by NaN.
     """
 
     ignore: float = NO_NUMBER
@@ -73,7 +74,7 @@ class Scalar(Task):
 
     @property
     def positive(self) -> bool:
-        """Only values above 0 mean something."""
+        """Return whether only values above 0 are valid."""
         return self.log or self.distance or self.inverse
 
     def valid(self, label_BKHW: Tensor) -> Tensor:
@@ -93,11 +94,11 @@ class Scalar(Task):
         return "exp" if self.log else "value"
 
     def error(self, map: Tensor, label_BKHW: Tensor) -> Tensor:
-        """Absolute difference, in the label's unit."""
+        """Return the absolute difference, float32 [B,H,W], in the label's unit."""
         return (map - label_BKHW[:, 0]).abs().float()
 
     def new_metric(self, **options: Any) -> metrics.Depth:
-        """`dmtl.metrics.Depth`: `score` first, rmse, abs_err; relative errors where values are positive."""
+        """Create a `dmtl.metrics.Depth` with `score` first; it has relative errors if values are positive."""
         return metrics.Depth(ignore=self.ignore, relative=self.positive, first=self.score, **options)
 
     def legend(self) -> Legend:
@@ -105,7 +106,8 @@ class Scalar(Task):
         return swatches(names, self.picture(np.array([[0.0, 1.0]]), (0.0, 1.0))[0])
 
     def map_to_pixels(self, map: np.ndarray) -> Pixels:
-        """Distances in millimetres, if these hold those of an image; others as 16 bits hold them best."""
+        """Return 16-bit pixels: distances as millimetres if these can hold all of them, else the full
+        range."""
         low, high = (0.0, 0.0) if not self.distance else (float(map.min()), float(map.max()))
         if low >= 0 and _NEAR <= high <= _FAR:
             return Pixels(rounded(map * 1000.0, np.uint16))
@@ -115,6 +117,7 @@ class Scalar(Task):
         if not self.distance:
             return super().map_format()
         text = (
+            # `dmtl predict` compares this text when it resumes, so it must not change.
             "16-bit grey, millimetres; metres = value / 1000. An image whose distances these do not hold "
             "(below 0, above 65.535 m, or none of 1 m or more) has another scale and offset in its `reading`"
         )
@@ -144,6 +147,6 @@ class Scalar(Task):
         values = values.astype(np.float32)
         low, high = value_range or self._range(values)
         share = (np.where(np.isfinite(values), values, np.nan) - low) / (high - low)
-        # Distances run from warm (near) to cold (far), other numbers from cold (low) to warm (high), so that
-        # what is near is warm in inverse distances too.
+        # Distances run from warm (near) to cold (far), other numbers from cold (low) to warm (high). So near
+        # pixels are warm in pictures of inverse distances, too.
         return apply_scale(SPECTRUM, 1 - share if self.distance else share)

@@ -1,4 +1,4 @@
-"""Several pictures on one captioned sheet."""
+"""Arrange several pictures with captions on one sheet."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ GAP, LINE = 12, 26  # pixels between pictures, and of a caption
 
 
 def sheet(pictures: Iterable[tuple[str, np.ndarray | None]], columns: int | None = None) -> np.ndarray:
-    """Captions and pictures uint8 [H, W, 3], all of one size, in reading order on one uint8 picture; large
-    ones are reduced. None leaves a place empty.
+    """Arrange pictures with captions on one sheet, in reading order; large pictures are scaled down.
 
-    columns: pictures in a row; default by their number.
+    Args:
+        pictures: (caption, uint8 [H, W, 3]) pairs, all of one size; None instead of a picture leaves a gap.
+        columns: number of pictures in a row; None: chosen by the number of pictures.
+
+    Returns:
+        uint8 [H', W', 3].
     """
     tiles = [(caption, None if rgb is None else _reduced(rgb)) for caption, rgb in pictures]
     images = [image for _, image in tiles if image is not None]

@@ -1,4 +1,7 @@
-"""How labels and predictions of a task are laid out in files: arrays to arrays; other rooms own the files."""
+"""Convert labels and predictions of a task to the arrays in their files, and back.
+
+Only arrays are converted here; other packages read and write the files.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,13 @@ LINEAR = "16-bit grey; value = offset + scale * pixel, with offset and scale of 
 
 @dataclass(frozen=True)
 class Pixels:
-    """A prediction as the pixels of a PNG.
+    """A prediction as the pixels of a PNG file.
 
     values   uint8 or uint16 [H, W], or uint8 [H, W, 3]
-    palette  colours of the values of an 8-bit image, uint8 [n, 3]
-    reading  {"offset": ..., "scale": ...} that reads this one; empty if all files of the task are read alike
+    palette  colours of the values of an 8-bit image, uint8 [n, 3]; None: no palette
+    reading  {"offset": ..., "scale": ...} of this file: value = offset + scale * pixel. Empty if all files of
+    the
+             task are read in the same way
     """
 
     values: np.ndarray
@@ -31,7 +36,10 @@ class Pixels:
 
 
 class Stored:
-    """The files of labels and predictions. The defaults are those of numbers, K of them for each pixel."""
+    """The part of `Task` that converts labels and predictions to arrays in files, and back.
+
+    The methods here suit tasks of numbers, K for each pixel; other kinds override them.
+    """
 
     kind: ClassVar[str]
     label_channels: ClassVar[int] = 1
@@ -40,7 +48,7 @@ class Stored:
     label_dtype: ClassVar[torch.dtype] = torch.float32
     map_dtype: ClassVar[torch.dtype] = torch.float32  # of decoded predictions
 
-    # What `Task` adds.
+    # Defined by `Task`.
     name: str
     ignore: float
     valid: Callable[[Tensor], Tensor]
@@ -49,20 +57,20 @@ class Stored:
         """Check the options of dataset.yaml that say how labels are read.
 
         Args:
-            options: of `scale`, `unknown`, `values` and `colors` those given.
+            options: those of `scale`, `unknown`, `values` and `colors` that are set.
 
         Returns:
             Keyword arguments of `label_from_stored`, in plain values.
 
         Raises:
-            ConfigError: an option that this kind does not have, or a value that cannot work.
+            ConfigError: this kind does not have the option, or its value cannot work.
         """
         for key, value in options.items():
             if key not in self.reading_options:
                 known = ", ".join(self.reading_options) or "none"
                 raise ConfigError(
-                    f"task {self.name!r}: {key} has no meaning for files of kind {self.kind}, "
-                    f"expected no such option (this kind has {known})"
+                    f"task {self.name!r}: {key} does not apply to files of kind {self.kind}, "
+                    f"expected one of {known}"
                 )
             if key in ("scale", "unknown"):
                 number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -75,19 +83,19 @@ class Stored:
     def label_from_stored(
         self, stored: np.ndarray, *, numbers: bool, scale: float | None = None, unknown: float | None = None
     ) -> Tensor:
-        """Convert what the file of a label holds to the label.
+        """Convert the values stored in a label's file to the label.
 
         Args:
             stored: [H, W] or [H, W, K].
-            numbers: True for the values themselves, as .npy holds them; False for 8- or 16-bit codes, as PNG.
-            scale: value of one step of a whole number, in a code or in a .npy; floats are in their unit.
-            unknown: the stored number that means "no label"; None: 0 in codes, none in a .npy.
+            numbers: True for actual numbers, as in a .npy; False for 8- or 16-bit codes, as in a PNG.
+            scale: value of one step of a stored whole number; stored floats are not scaled.
+            unknown: the stored number that means "no label"; None: 0 in codes, none in numbers.
 
         Returns:
             [K, H, W] of `label_dtype`; `ignore` in pixels without a label.
 
         Raises:
-            DataError: the values cannot be a label of this task. The message says what was expected.
+            DataError: the values cannot be a label of this task; the message says what was expected.
         """
         stored_KHW = self._channels_first(stored)
         unknown = 0 if unknown is None and not numbers else unknown
@@ -106,38 +114,41 @@ class Stored:
         return torch.from_numpy(np.where(known.all(0), self._not_ignored(value), np.float32(self.ignore)))
 
     def _not_ignored(self, value: np.ndarray) -> np.ndarray:
-        """Known numbers, float32, changed if they would equal `ignore`."""
+        """Return known numbers, float32, with those that equal `ignore` changed to the nearest other
+        float."""
         return value
 
     def label_to_stored(self, label_KHW: Tensor) -> np.ndarray:
-        """Convert a label to the values of a file that `label_from_stored` reads as this label.
+        """Convert a label to the values to store in a file; `label_from_stored` converts them back.
 
         Returns:
-            uint8 [H, W] of ids, float32 [H, W] or [H, W, K] of numbers (NaN in pixels without a label).
+            uint8 [H, W] of ids; or float32 [H, W] or [H, W, K] of numbers, NaN in pixels without a label.
         """
         label_KHW = torch.where(self.valid(label_KHW), label_KHW, torch.nan)
         return (label_KHW[0] if self.label_channels == 1 else label_KHW.permute(1, 2, 0)).numpy()
 
     def label_problem(self, label_KHW: Tensor) -> str | None:
-        """Say what is wrong with the values of a label of the right shape and dtype; None if nothing is."""
+        """Return what is wrong with the values of a label, whose shape and dtype are right; None if nothing
+        is."""
         return None
 
     def stored_problem(self, stored: np.ndarray) -> str | None:
-        """Say what is wrong with a file's values that `label_from_stored` takes anyway, or None."""
+        """Return what is wrong with stored values that `label_from_stored` accepts nevertheless; else
+        None."""
         return None
 
     def map_from_stored(
         self, stored: np.ndarray, *, numbers: bool, reading: tuple[float, float] | None = None
     ) -> np.ndarray:
-        """Convert what the file of a prediction holds to the prediction.
+        """Convert the values stored in a prediction's file to the prediction.
 
         Args:
             stored: [H, W], or [K, H, W] for vectors.
             numbers: as in `label_from_stored`.
-            reading: (scale, offset) of a code.
+            reading: (scale, offset) of codes: value = offset + scale * code.
 
         Returns:
-            As `Task.decode` of one image: int64 or float32 [H, W], or float32 [K, H, W].
+            The map in the form of `Task.decode` for one image: int64 or float32 [H, W], or float32 [K, H, W].
 
         Raises:
             DataError: the values cannot be a prediction of this task.
@@ -152,7 +163,8 @@ class Stored:
         return (stored * reading[0] + reading[1]).astype(np.float32)
 
     def assumed_reading(self, most: int | None) -> tuple[float, float] | None:
-        """Return (scale, offset) of the codes of predictions that nothing describes; None if that is a guess.
+        """Return the default (scale, offset) of codes in a file that does not say; None if there is no
+        default.
 
         Args:
             most: the largest code that the file can hold; None for palette indices.
@@ -160,19 +172,19 @@ class Stored:
         return None
 
     def map_to_pixels(self, map: np.ndarray) -> Pixels:
-        """Convert a prediction ([H, W], or [K, H, W] for vectors) to pixels, as exactly as they allow."""
+        """Convert a prediction, [H, W] or [K, H, W] for vectors, to pixels, as precisely as these allow."""
         return linear_pixels(map)
 
     def map_format(self) -> dict[str, Any]:
-        """Describe how to read the pixels of predictions, for maps.json."""
+        """Return a description for maps.json of how to read the pixels of predictions."""
         return {**self.meaning(), "png": LINEAR}
 
     def meaning(self) -> dict[str, Any]:
-        """Say what predictions mean, for maps.json: two tasks of equal meaning can be compared."""
+        """Return what predictions mean, for maps.json: tasks of equal meaning can be compared."""
         return {"kind": self.kind}
 
     def _channels_first(self, stored: np.ndarray) -> np.ndarray:
-        """[H, W] or [H, W, K] as [K, H, W]."""
+        """Return values [H, W] or [H, W, K] as [K, H, W]; DataError for another shape."""
         stored_HWK = stored[:, :, None] if stored.ndim == 2 else stored
         if stored_HWK.ndim != 3 or stored_HWK.shape[2] != self.label_channels:
             expected = "one value per pixel, grey or palette"
@@ -183,7 +195,7 @@ class Stored:
 
 
 def linear_pixels(value_HW: np.ndarray) -> Pixels:
-    """Spread numbers over 16 bits, the smallest to the largest of this image."""
+    """Encode numbers in 16 bits that span the range from the smallest to the largest one."""
     low, high = float(value_HW.min()), float(value_HW.max())
     scale = (high - low) / 65535 or 1.0
     stored = rounded((value_HW.astype(np.float64) - low) / scale, np.uint16)
@@ -196,5 +208,5 @@ def rounded(value: np.ndarray, dtype: type) -> np.ndarray:
 
 
 def listed(values: np.ndarray) -> str:
-    """The different values, at most eight of them, for messages."""
+    """Return the distinct values as text for messages, at most eight of them."""
     return shortened(np.unique(values))

@@ -1,4 +1,4 @@
-"""Kind `unit_vector`: every pixel has a direction in space."""
+"""The kind `unit_vector`: every pixel has a direction in space."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from dmtl.tasks.base import Range, Task, Words
 from dmtl.tasks.palette import vector_colours
 from dmtl.tasks.stored import Pixels, rounded
 
-# Rounding to 8 bits cannot take a unit vector further than this: black, grey and white mean "no label".
+# A unit vector rounded to 8 bits always has a length in this range; black, grey and white do not: no label.
 _ROUNDED_LENGTH = (0.5, 1.5)
 _DECODED = np.arange(256, dtype=np.uint8) * np.float32(2 / 255) - 1
 _UNKNOWN_GREY = np.isin(np.arange(256), (0, 127, 128, 255))
-_TOLERANCE = {"f": 1e-3, "u": 0.01}  # of lengths: numbers; three codes rounded to 8 bits
+_TOLERANCE = {"f": 1e-3, "u": 0.01}  # allowed error of a length, for floats and for 8-bit codes
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitVector(Task):
-    """Three logits, normalised; L1 distance to the label summed over x, y, z (published for normals).
+    """Three logits that are normalised to a unit vector.
 
-    Labels are unit vectors; a pixel where any component is ignored, or whose vector is zero, has no label.
-    Component 0 points along the image rows, so a mirrored image negates it.
+    The loss is the L1 distance to the label, summed over x, y, z, as published for normals. Labels are unit
+    vectors. A pixel has no label if any component equals `ignore` or the vector is zero. Component 0 points
+    along the image rows, so mirroring an image negates it.
     """
 
     kind = "unit_vector"
@@ -60,32 +61,38 @@ class UnitVector(Task):
         return {"kind": "unit"}
 
     def mean_values(self, label_BKhwN: Tensor, valid_B1hwN: Tensor) -> Tensor:
-        """The mean direction."""
+        """Return the mean of the vectors, float32 [B,3,h,w]."""
         return normalise(super().mean_values(label_BKhwN, valid_B1hwN), SHORTEST)
 
     def from_values(self, mean_BDHW: Tensor) -> Tensor:
         return normalise(mean_BDHW, SHORTEST)
 
     def uncertainty(self, mean_BDHW: Tensor, variance_BHW: Tensor) -> Tensor:
-        """Angular spread of the draws in degrees, 0 .. 90: asin sqrt(1 - R^2) with R the length of the mean
-        vector, which is the rms angle to the mean where that is small (Mardia and Jupp, Directional
-        Statistics, 2000, section 9.2: R). 1 - R^2 is the variance of unit vectors."""
+        """Return the angular spread of the noise samples in degrees, 0 .. 90.
+
+        It is asin sqrt(1 - R^2), where R is the length of the mean vector (Mardia and Jupp, Directional
+        Statistics, 2000, section 9.2) and 1 - R^2 the variance of unit vectors. If the spread is small, it is
+        the rms angle to the mean.
+        """
         return torch.rad2deg(torch.asin(variance_BHW.clamp(0, 1).sqrt()))
 
     def error(self, map: Tensor, label_BKHW: Tensor) -> Tensor:
-        """Angle in degrees."""
+        """Return the angle to the label in degrees, float32 [B,H,W]."""
         return angle_deg(map.float(), label_BKHW.float())
 
     def map_difference(self, expected: Tensor, got: Tensor, logits: Callable[[], Tensor]) -> float:
-        """Largest difference times the length of the vector that was normalised, where that is below 1: the
-        direction of a short one means little."""
+        """Return the largest difference, weighted by min(1, length of the logits).
+
+        The direction of a short vector of logits is not reliable.
+        """
         if torch.equal(expected, got):
             return 0.0
         length_B1HW = logits().norm(dim=1, keepdim=True).clamp(max=1)
         return ((got - expected).abs() * length_B1HW).max().item()
 
     def new_metric(self, **options: Any) -> Angular:
-        """`dmtl.metrics.Angular`: mean, median, rms angle in degrees; percent within 11.25, 22.5, 30."""
+        """Create a `dmtl.metrics.Angular`: mean, median, rms angle in degrees; percent within 11.25, 22.5,
+        30."""
         return Angular(ignore=self.ignore, **options)
 
     def _paint(self, values: np.ndarray, value_range: Range) -> np.ndarray:
@@ -97,7 +104,10 @@ class UnitVector(Task):
         return torch.cat([x_1HW, mirrored_KHW[1:]])
 
     def label_from_stored(self, stored: np.ndarray, *, numbers: bool, **_: float | None) -> Tensor:
-        """Unit vectors; codes n mean 2 n / 255 - 1. What is far from length 1 has no label."""
+        """Convert stored vectors to unit vectors; a code n means 2 n / 255 - 1.
+
+        Vectors whose length is far from 1 mean "no label".
+        """
         if stored.ndim != 3 or stored.shape[2] != 3 or (numbers and stored.dtype.kind != "f"):
             raise DataError(
                 f"{stored.dtype} values of shape {list(stored.shape)}, "
@@ -115,7 +125,7 @@ class UnitVector(Task):
         return torch.from_numpy(vector)
 
     def label_to_stored(self, label_KHW: Tensor) -> np.ndarray:
-        """float32 [H, W, 3], zeros in pixels without a label."""
+        """Return float32 [H, W, 3], zeros in pixels without a label."""
         return torch.where(self.valid(label_KHW), label_KHW, 0.0).permute(1, 2, 0).numpy()
 
     def label_problem(self, label_KHW: Tensor) -> str | None:
@@ -125,9 +135,9 @@ class UnitVector(Task):
         return None
 
     def stored_problem(self, stored: np.ndarray) -> str | None:
-        """Other lengths than 1, which `label_from_stored` makes 1.
+        """Return what is wrong if vectors are not of length 1, which `label_from_stored` would normalise.
 
-        Zeros and what is not finite have no label, in codes (uint8) also black, mid-grey and white.
+        Zero and non-finite vectors mean "no label"; in codes (uint8) also black, mid-grey and white.
         """
         tolerance = _TOLERANCE[stored.dtype.kind]
         x, y, z = stored.transpose(2, 0, 1)
@@ -152,7 +162,7 @@ class UnitVector(Task):
         return value if numbers else value / np.float32(127.5) - 1
 
     def map_to_pixels(self, map: np.ndarray) -> Pixels:
-        """x, y, z from -1 to 1 as 8-bit red, green, blue."""
+        """Return x, y, z in -1 .. 1 as 8-bit red, green, blue."""
         return Pixels(np.moveaxis(rounded((map + 1.0) * 127.5, np.uint8), 0, -1))
 
     def map_format(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The loss of a batch as one module, which processes share and a step differentiates."""
+"""Compute the loss of a batch in one module, which a step differentiates and DDP or FSDP2 can wrap."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class BatchLoss(nn.Module):
-    """Compute the loss of the labelled pairs from (batch, step), over the images of the whole step.
+    """Compute the loss of the labelled pairs of a batch, divided by the number of images of the whole step.
 
-    The initial network sees the whole batch, the denoiser only the labelled (sample, task) pairs, all tasks
-    in one call per denoising step. Noise follows from (seed, step, sample), so it does not depend on how a
+    The initial network processes the whole batch, the denoiser only the labelled (sample, task) pairs, with
+    all tasks in one call per denoising step. Noise depends only on (seed, step, sample), and not on how the
     batch is divided.
 
-    `objectives` add their losses. Their weights are trained with the model's, and are not part of the model.
+    `objectives` add their losses. Their weights are trained together with the model, but are not part of it.
     """
 
     def __init__(self, model: DiffusionMTL | MultiTaskBaseline, weighting: Weighting, config: OptimConfig):
@@ -41,16 +41,17 @@ class BatchLoss(nn.Module):
 
     @property
     def by_name(self) -> Mapping[str, Objective]:
-        """Return `objectives`; their container is typed as one of arbitrary modules."""
+        """Return `objectives` with their type: `nn.ModuleDict` is typed as a container of arbitrary
+        modules."""
         return cast("Mapping[str, Objective]", self.objectives)
 
     def forward(self, batch: Batch, step: int, denoises: bool) -> tuple[Tensor, PairLosses]:
-        """Return the scalar to differentiate (0 if no pair is labelled) and the pairs' losses, detached.
+        """Return the scalar to differentiate (0 if no pair is labelled) and the detached losses of the pairs.
 
         Args:
-            batch: on the model's device, whole or a part of the step's images.
-            step: the step's number, from 0.
-            denoises: False: run only the initial network and score its predictions as final ones.
+            batch: all or some of the step's images, on the model's device.
+            step: number of the step, from 0.
+            denoises: False: run only the initial network, and treat its predictions as the final ones.
         """
         device = batch.image.device
         precision = AUTOCAST.get(training_precision(self.config.precision, device))
@@ -93,7 +94,7 @@ class BatchLoss(nn.Module):
         return total, losses
 
     def _added(self, seen: Seen, total: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the parts of all objectives [n], and the total with them, over the whole step's images."""
+        """Return the losses [n] of all objectives by part, and the total including them."""
         added = {}
         for name, objective in self.by_name.items():
             weight = self.config.objectives[name] / seen.batch.total

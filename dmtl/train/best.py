@@ -10,11 +10,11 @@ from dmtl.tasks import Task
 
 
 class Best:
-    """Keep the evaluation with the highest Delta_MTL, and count later ones.
+    """Keep the evaluation with the highest Delta_MTL, and count the evaluations after it.
 
-    Delta_MTL is relative to `reference`, metrics by task. For a task that it lacks (or has as 0 or NaN), it
-    is relative to the first evaluation in which the task's primary metric is neither. Tasks that cannot be
-    compared are ignored.
+    Delta_MTL is relative to `reference`, metrics by task. If the reference lacks a task, or its metric there
+    is 0 or NaN, that task is compared with the first evaluation in which its primary metric is neither 0 nor
+    NaN. Tasks that cannot be compared are ignored.
     """
 
     def __init__(self, tasks: Mapping[str, Task], reference: Mapping[str, Mapping[str, float]] | None = None):
@@ -25,8 +25,10 @@ class Best:
         self._learn(reference or {})
 
     def judge(self, step: int, metrics: Mapping[str, Mapping[str, float]]) -> tuple[float, bool]:
-        """Return Delta_MTL of this evaluation in percent, NaN if no task can be compared, and whether it is
-        the best so far."""
+        """Return Delta_MTL of an evaluation in percent, and whether it is the best so far.
+
+        Delta_MTL is NaN if no task can be compared.
+        """
         self._learn(metrics)
         tasks = [
             task
@@ -43,7 +45,7 @@ class Best:
         return delta, better
 
     def state_dict(self) -> dict:
-        """Return only numbers."""
+        """Return the state, which consists only of numbers."""
         return {key: getattr(self, key) for key in ("reference", "step", "delta", "since")}
 
     def load_state_dict(self, state: Mapping) -> None:

@@ -28,13 +28,14 @@ _NAME = re.compile(r"step-(\d+)\.pt")
 
 
 class DamagedCheckpoint(CheckpointError):
-    """A file is truncated or has other bytes than were written. The message names it."""
+    """A checkpoint file is truncated, or its bytes differ from those written. The message names it."""
 
 
 class Checkpoints:
     """The checkpoints of a run, `folder/step-00000123.pt`, of which the newest `keep` are kept.
 
-    Any number of processes may read, one may write. Nothing is touched before the first `save`.
+    Any number of processes may read, but only one may write. No file is created or changed before the first
+    `save`.
     """
 
     def __init__(self, folder: str | Path, keep: int):
@@ -45,12 +46,13 @@ class Checkpoints:
     def save(self, step: int, state: Mapping, *, wait: bool = False) -> None:
         """Copy `state` now and write the copy in a thread; with `wait`, return when it is on disk.
 
-        `state` holds tensors, numbers, strings and None in dictionaries, lists and tuples; it may change as
-        soon as this returns. A write still in progress is waited for first, so at most one copy is in memory.
+        `state` holds tensors, numbers, strings and None in dictionaries, lists and tuples; it may be changed
+        as soon as this returns. If the previous write is still in progress, this waits for it first, so that
+        at most one copy is in memory.
 
         Raises:
-            OSError: this write (with `wait`) or the previous one failed; names the file, the reason and the
-                last good checkpoint, which still exists.
+            OSError: this write (with `wait`) or the previous one failed; the message names the file, the
+                reason and the last good checkpoint, which still exists.
             TypeError: `state` holds something else.
         """
         self.wait()
@@ -59,18 +61,20 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Return when nothing is left to write. Raises OSError as `save` does."""
+        """Wait until everything is written; raise OSError if a write failed, as `save` does."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
     def latest(self, say: Callable[[str], object]) -> dict | None:
-        """Return the newest intact checkpoint, tensors on the CPU; None if there is no file.
+        """Return the newest intact checkpoint with tensors on the CPU; None if there is no file.
 
-        Corrupt ones are reported by `say` and renamed to `*.damaged`, so that they are not tried again.
+        Corrupt checkpoints are reported by `say` and renamed to `*.damaged`, so that they are not tried
+        again.
 
         Raises:
-            CheckpointError: all are corrupt (they keep their names), or one is intact but foreign.
+            CheckpointError: all checkpoints are corrupt (they then keep their names), or one is intact but
+                cannot be loaded.
         """
         files, damaged = self._files(), {}
         for step in sorted(files, reverse=True):
@@ -103,7 +107,7 @@ class Checkpoints:
             _sync(self.folder)  # the new name is on disk before an old file is deleted
         except OSError as error:
             files = self._files()
-            good = f"the last good checkpoint is {files[max(files)]}" if files else "there is none before it"
+            good = f"the last good checkpoint is {files[max(files)]}" if files else "no earlier one exists"
             raise OSError(error.errno, f"{error.strerror or error}; {good}") from None
         files = self._files()
         for old in sorted(number for number in files if number <= step)[: -self.keep]:
@@ -111,7 +115,7 @@ class Checkpoints:
 
 
 def _sync(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
+    """Write the directory entries of a folder to disk, so that they survive a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -126,7 +130,10 @@ def snapshot(state: Any) -> Any:
     """Return a copy of nested dictionaries, lists and tuples, with tensors in separate CPU memory.
 
     Tensors of a GPU are copied through pinned memory, with one synchronisation for all. NumPy numbers become
-    plain ones. Raises TypeError for what a checkpoint cannot hold.
+    plain ones.
+
+    Raises:
+        TypeError: `state` holds something that a checkpoint cannot hold.
     """
     devices: set[torch.device] = set()
 
@@ -143,7 +150,7 @@ def snapshot(state: Any) -> Any:
         if value is None:
             return None
         raise TypeError(
-            "save: a checkpoint holds tensors, numbers, strings, None and containers of them, "
+            "save: state must consist of tensors, numbers, strings, None and containers of them, "
             f"got {type(value).__name__}"
         )
 
@@ -159,11 +166,11 @@ def state_bytes(state: object) -> int:
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """Return the state of one file, tensors on the CPU.
+    """Return the state in one file, with tensors on the CPU.
 
     Raises:
-        DamagedCheckpoint: a byte differs from what was written.
-        CheckpointError: it is intact, but holds more than tensors and plain containers.
+        DamagedCheckpoint: the bytes of the file differ from those written.
+        CheckpointError: the file is intact, but holds other objects than tensors and plain containers.
     """
     with open(path, "rb") as file:
         try:
@@ -177,14 +184,15 @@ def read_checkpoint(path: str | Path) -> dict:
             return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
             raise CheckpointError(
-                f"{path}: its digest fits, but torch does not load it ({load_refusal(error)})"
+                f"{path}: its SHA-256 matches, but torch cannot load it ({load_refusal(error)})"
             ) from None
 
 
 class _Digesting:
-    """A file for torch to write to: every byte also goes into the digest.
+    """A file for torch to write to, which also adds every byte to the digest.
 
-    An exception halfway would make torch keep the file open, using its space; `error` stores it instead.
+    If `write` raised an exception, torch would keep the file open and its space in use. So `error` stores the
+    exception instead.
     """
 
     def __init__(self, file: BinaryIO):
@@ -202,7 +210,7 @@ class _Digesting:
         return len(view)
 
     def flush(self) -> None:
-        """Do nothing; torch calls it."""
+        """Do nothing; torch needs this method."""
 
 
 def _write_file(path: str, state: dict) -> None:
@@ -215,7 +223,7 @@ def _write_file(path: str, state: dict) -> None:
 
 
 def _is_whole(file: BinaryIO) -> bool:
-    """Whether a file ends in the SHA-256 of what comes before it."""
+    """Return whether a file ends with the SHA-256 of the bytes before it."""
     digest = hashlib.sha256()
     left = os.fstat(file.fileno()).st_size - digest.digest_size
     while left > 0 and (block := file.read(min(left, 1 << 20))):
@@ -225,7 +233,7 @@ def _is_whole(file: BinaryIO) -> bool:
 
 
 def _set_aside(path: Path) -> str:
-    """Rename a corrupt file, unless another process has; say where it is."""
+    """Rename a corrupt file, unless another process has done so; return a text that says where it is."""
     target = path.with_name(f"{path.name}.damaged")
     with contextlib.suppress(OSError):
         path.replace(target)

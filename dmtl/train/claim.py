@@ -1,4 +1,4 @@
-"""The methods of a results table: a run configuration, and the changes of each method.
+"""Define the methods of a results table: one run configuration, and the settings that each method changes.
 
     [methods.stl]                    # one run for each task
     single_task = true
@@ -11,9 +11,9 @@
     time_of = "feature"              # as many steps as fit into that method's training time
     [methods.feature]
 
-`methods.baseline` names the reference for Delta_MTL, by default "mtl". A file without this section compares
-its own configuration with the baseline at equal steps and at equal time. Every method runs once per seed.
-Initialisation, order, augmentation and noise depend on the seed; data and labels do not.
+`methods.baseline` names the reference for Delta_MTL; the default is "mtl". A file without the section
+[methods] compares its own configuration with the baseline at equal steps and at equal time. Every method runs
+once per seed. Initialisation, order, augmentation and noise depend on the seed; data and labels do not.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DEFAULT = {
     "mtl_equal_time": {"like": "mtl", "time_of": "diffusion"},
 }
 FILE = "claim.json"
-"""File names of a table's results in its folder."""
+"""Names of the files with the results of a table, in its folder."""
 
 
 @dataclass
@@ -64,8 +64,11 @@ class Method:
     """One row of a table.
 
     Attributes:
+        name: name in the configuration and of the folder of its runs.
+        label: name in the table.
         config: its configuration, except seed, folder and, with `time_of`, the number of steps.
-        like, time_of: names of other methods. Both or only `like` may be given.
+        like: name of the method whose settings it starts from.
+        time_of: name of the method whose training time it gets; needs `like`.
         tasks: the tasks of single-task runs; None: one run learns all tasks.
     """
 
@@ -78,11 +81,11 @@ class Method:
 
     @property
     def sources(self) -> list[str]:
-        """The methods whose runs determine how many steps fit into the time."""
+        """Return the methods whose runs determine how many steps fit into the training time."""
         return [name for name in (self.like, self.time_of) if self.time_of and name is not None]
 
     def folders(self, out: str | Path, seed: int) -> dict[str | None, Path]:
-        """Return the folder of every run of a seed, by its task (None: all tasks)."""
+        """Return the folder of every run with this seed, by task (None: all tasks)."""
         folder = Path(out) / f"seed{seed}" / self.name
         return {None: folder} if self.tasks is None else {task: folder / task for task in self.tasks}
 
@@ -123,14 +126,14 @@ class Claim:
     def _config(
         self, method: Method, seed: int, task: str | None, folder: Path, needs: Sequence[Path]
     ) -> RunConfig:
-        """Return the configuration of one run; `needs` are finished."""
+        """Return the configuration of one run; the runs in `needs` are finished."""
         config = method.config
         data = config.data if task is None else dataclasses.replace(config.data, tasks=[task])
         optim = dataclasses.replace(config.optim, seed=seed)
         if needs:
             own, *others = (json.loads((path / "metrics.json").read_text(encoding="utf-8")) for path in needs)
             steps = max(1, round(own["step"] * sum(other["seconds"] for other in others) / own["seconds"]))
-            # a longer run has a longer warm-up, to keep the shape of its schedule
+            # Scale the warm-up with the length of the run, to keep the shape of the schedule.
             warmup = round(optim.warmup * steps / own["step"])
             optim = dataclasses.replace(optim, steps=steps, epochs=0, warmup=warmup)
         return dataclasses.replace(config, out=str(folder), data=data, optim=optim)
@@ -140,10 +143,11 @@ def claim_of(config: RunConfig, section: object = None) -> Claim:
     """Return the table described by a configuration and its section `[methods]`.
 
     Args:
-        section: from `read_methods`; None: the configuration and its baselines.
+        config: the configuration that the methods change.
+        section: the result of `read_methods`; None: compare the configuration itself with its baselines.
 
     Raises:
-        ConfigError: names the method and the key that is wrong.
+        ConfigError: the section is wrong; the message names the method and the key.
     """
     if section is None:
         if config.model.diffusion == "none":
@@ -180,7 +184,7 @@ def _check(name: str, values: Any, tables: Mapping[str, Mapping]) -> None:
                 raise ConfigError(f"methods.{name}.{key} must name a method without {key}, got {other!r}")
     if "time_of" in values and "like" not in values:
         raise ConfigError(
-            f"methods.{name}.time_of needs methods.{name}.like, the method whose time per step is known"
+            f"methods.{name}.time_of needs methods.{name}.like, a method with the same time per step"
         )
 
 
@@ -197,7 +201,7 @@ def _method(name: str, config: RunConfig, tables: Mapping[str, Mapping]) -> Meth
             text = str(error)
             raise ConfigError(text if text.startswith(prefix) else f"{prefix}: {text}") from None
     if single and "time_of" in own:
-        raise ConfigError(f"{prefix}.time_of cannot be combined with single-task runs")
+        raise ConfigError(f"{prefix}.time_of cannot be combined with single_task runs; remove one of them")
     tasks = _tasks(config) if single else None
     return Method(name, own.get("label", name), config, own.get("like"), own.get("time_of"), tasks)
 
@@ -209,7 +213,7 @@ def _tasks(config: RunConfig) -> tuple[str, ...]:
 
 
 def _known(where: str, name: str, methods: Iterable[str]) -> str:
-    """Return the name if it is one of the methods."""
+    """Return `name` if it is one of the methods; raise ConfigError otherwise."""
     if name not in methods:
         hint = did_you_mean(name, methods)
         raise ConfigError(f"{where}: no method is named {name!r}{hint} (methods: {', '.join(methods)})")

@@ -1,4 +1,4 @@
-"""Cross-task consistency, MTPSL: a loss on the tasks that an image has no label for.
+"""Cross-task consistency (MTPSL): a loss for the tasks of which an image has no label.
 
 W.-H. Li, X. Liu and H. Bilen, "Learning Multiple Dense Prediction Tasks from Partially Annotated Data",
 CVPR 2022, arXiv 2111.14893; code VICO-UoE/MTPSL (MIT), `Mapfns` in `model/mapfns.py`. For every image with
@@ -57,10 +57,12 @@ _LAYERS = 2
 
 @dataclass(frozen=True)
 class TaskPairs:
-    """Ordered pairs (s, t) of tasks for which an image has no label of s but one of t; int64 on the CPU.
+    """Ordered pairs (s, t) of tasks such that an image has no label of s but one of t; int64 on the CPU.
 
-    images [N]: batch rows with both labelled and unlabelled tasks. image [P]: the image of each pair, as an
-    index into `images`. source, target [P]: s and t, as indices of the tasks.
+    images  [N]: rows of the batch that have labelled and unlabelled tasks
+    image   [P]: the image of each pair, as an index into `images`
+    source  [P]: s of each pair, as the index of a task
+    target  [P]: t of each pair, as the index of a task
     """
 
     images: Tensor
@@ -70,7 +72,8 @@ class TaskPairs:
 
     @classmethod
     def of(cls, present: Mapping[str, Tensor]) -> TaskPairs:
-        """Find pairs from masks [B] on the CPU: which images have a label of which task."""
+        """Find the pairs from masks on the CPU, task -> bool [B]: whether an image has a label of the
+        task."""
         known_BT = torch.stack(list(present.values()), 1)
         images = (known_BT.any(1) & ~known_BT.all(1)).nonzero()[:, 0]
         known_NT = known_BT[images]
@@ -81,7 +84,7 @@ class TaskPairs:
 
 
 class MappingNetwork(nn.Module):
-    """Map predictions and labels of tasks into joint spaces of task pairs.
+    """Map predictions and labels into the joint space of each pair of tasks.
 
     Args:
         channels: task -> channels D of its maps.
@@ -108,13 +111,13 @@ class MappingNetwork(nn.Module):
     def forward(
         self, maps: Mapping[str, Tensor], image: Tensor, source: Tensor, target: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Map the maps of both tasks of every pair into its space, [P, width, h, w] each.
+        """Map both tasks of every pair into the pair's space; return two tensors [P, width, h, w].
 
         Args:
             maps: task -> [N, D, h, w], for all tasks.
-            image: int64 [P], which of the N images a pair is of.
-            source: int64 [P], number of the first task.
-            target: int64 [P], number of the second task.
+            image: int64 [P], the image of each pair, 0 .. N - 1.
+            source: int64 [P], index of the first task of each pair.
+            target: int64 [P], index of the second task of each pair.
         """
         tasks, images = len(maps), len(next(iter(maps.values())))
         x = torch.cat([layer(maps[task]) for task, layer in self.inputs.items()])  # task by task
@@ -123,7 +126,9 @@ class MappingNetwork(nn.Module):
         scale, shift = self.condition[torch.cat([code, code])][..., None, None].unbind(3)
         for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             x = norm(layer(x))
-            x = x.index_select(0, rows) if i == 0 else x  # up to here pairs share their inputs
+            x = (
+                x.index_select(0, rows) if i == 0 else x
+            )  # before this, pairs share the results of input layers
             x = F.relu(torch.addcmul(shift[:, i].to(x.dtype), scale[:, i].to(x.dtype), x))
         return self.output(x).chunk(2)
 
@@ -151,21 +156,21 @@ class Consistency(Objective):
         return TaskPairs.of({name: batch.present[name] for name in self.tasks})
 
     def reaches(self, batch: Batch) -> bool:
-        """Return whether the batch has a pair; an image with some labels needs the map of every task."""
+        """Return whether the batch has a pair, so that maps of all tasks are needed."""
         return len(self._pairs(batch)) > 0
 
     def forward(self, seen: Seen) -> dict[str, Tensor]:
         """Return "consistency", D(m_s, m_t), and "consistency_regulariser", D(m_s, f) + D(m_t, f).
 
-        Each is float32 [P], pairs in the order of `TaskPairs`; without a pair the result is empty. Labels may
-        have any values in rows without one; their size is at most 8 h and 8 w. Nothing waits for the device.
+        Each is float32 [P], in the order of `TaskPairs`; without pairs the result is {}. Labels may have any
+        values in rows without a label; their size is at most (8 h, 8 w). Nothing waits for the device.
         """
         present, labels, logits = seen.batch.present, seen.batch.labels, seen.logits
         feature_BChw = seen.feature
         pairs = self._pairs(seen.batch)
         if not len(pairs):
             return {}
-        assert feature_BChw is not None and logits is not None  # since `dense` is set
+        assert feature_BChw is not None and logits is not None  # because `dense` is True
 
         def sent(x: Tensor) -> Tensor:
             return x.to(feature_BChw.device, non_blocking=True)
@@ -194,23 +199,34 @@ class Consistency(Objective):
 
 
 def cosine_distance(x_PChw: Tensor, y_PChw: Tensor, valid_P1hw: Tensor) -> Tensor:
-    """Average 1 - x . y over valid pixels, for vectors of length 1; [P], 0 without a valid pixel."""
+    """Return the mean of 1 - x .
+
+    y over valid pixels, [P], for vectors of length 1; 0 without valid pixels.
+    """
     distance = torch.where(valid_P1hw[:, 0], 1 - (x_PChw * y_PChw).sum(1), 0.0)
     return distance.sum((1, 2)) / valid_P1hw.sum((1, 2, 3)).clamp(min=1)
 
 
 def predicted_map(task: Task, logits_BChw: Tensor) -> Tensor:
-    """Convert logits to inputs of the mapping network, float32: probabilities, unit vectors, or values
-    divided by the largest magnitude of each map."""
+    """Convert logits to inputs of the mapping network, float32 [B, D, h, w].
+
+    These are probabilities, unit vectors, or numbers divided by the largest magnitude of each map.
+    """
     return _comparable(task, task.values(logits_BChw))
 
 
 def label_map(task: Task, label_BKHW: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Convert a label like `predicted_map`, float32 [B, D, h, w]; also return where it is known, bool
-    [B, 1, h, w]. Each position is the mean over the known ones of its 8x8 pixels, 0 if there are none.
+    """Convert a label to an input of the mapping network at 1/8 resolution, like `predicted_map`.
+
+    A position is the mean over the known ones of its 8x8 pixels; 0 if none is known.
 
     Args:
-        size: h and w; positions beyond the label are unknown.
+        task: the task of the label.
+        label_BKHW: the label.
+        size: (h, w) of the result; positions beyond the label are unknown.
+
+    Returns:
+        The input, float32 [B, D, h, w], and where it is known, bool [B, 1, h, w].
     """
     pad = (0, _BLOCK * size[1] - label_BKHW.shape[3], 0, _BLOCK * size[0] - label_BKHW.shape[2])
     valid = task.valid(label_BKHW)

@@ -1,13 +1,13 @@
-"""One run on several processes: torchrun, DDP or FSDP2, and states independent of their number.
+"""Train one run on several processes: torchrun, DDP or FSDP2, and states that do not depend on their number.
 
 Every process reads its rows of the same global batch (`dmtl.data.loading.loader`) and divides its loss by the
-number of images of the whole step. Gradients of a wrapped module are therefore *sums* over the processes, and
-equal those of one process with the whole batch, to rounding.
+number of images of the whole step. So gradients of a wrapped module are *sums* over the processes. Up to
+rounding, they equal those of one process with the whole batch.
 
-Processes have labels of different tasks, and the parameters of a task get a gradient only if it is labelled.
-Both DDP and FSDP2 need every process to reduce the same gradients. So every trainable parameter takes part
-everywhere, without adding a zero anywhere. A parameter that has no gradient in any process keeps none, as in
-one process, and the optimiser skips it (no decay, no moments).
+Processes have labels of different tasks, and the parameters of a task only get a gradient if it is labelled.
+But DDP and FSDP2 need all processes to reduce the same gradients. Therefore every trainable parameter takes
+part in every process, without adding zeros. If a parameter has no gradient in any process, it keeps none, as
+in one process, and the optimiser skips it (no decay, no moments).
 
     world = connect(config.device)
     run = wrap(objective, config.execution, world)      # objective(...) -> (loss, ...) or loss
@@ -43,7 +43,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def share_buffers(model: nn.Module, world: World) -> None:
-    """Copy the first process's buffers (statistics of batch norms) to all."""
+    """Copy the buffers of the first process (statistics of batch norms) to all processes."""
     if world.size > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
@@ -52,46 +52,50 @@ def share_buffers(model: nn.Module, world: World) -> None:
 def wrap(module: nn.Module, execution: ExecutionConfig, world: World) -> nn.Module:
     """Wrap a module so that forward and backward span all processes; return it unchanged for one.
 
-    Its forward must return the loss, or a tuple that starts with it: this process's share of a sum over all.
-    After `backward` gradients are sums over the processes; do not scale the loss by their number. Every
-    process runs at least one forward and backward in a step, even without a label (any scalar is a loss
-    then). With `last_micro_batch` their numbers may differ, except with synchronised batch norms.
+    The forward of the module must return the loss, or a tuple that starts with it: this process's share of
+    the sum over all processes. After `backward`, gradients are sums over the processes, so do not scale the
+    loss by their number. Every process must run at least one forward and backward in a step, even without
+    labels (then any scalar can be the loss). With `last_micro_batch`, processes may run different numbers of
+    them, except with synchronised batch norms.
 
     Freeze parameters before this call. FSDP2 shards the parameters of `module` in place: create optimisers
-    afterwards (over the same module), and pass its state dicts through `full_tensors` and `sharded`. Its
+    afterwards, over the same module, and pass its state dicts through `full_tensors` and `sharded`. Its
     weights lose the channels-last layout.
 
     Raises:
-        ConfigError: synchronised batch norms on a CPU; a torch too old for FSDP2 with partial labels;
-            parameters that it cannot shard.
+        ConfigError: batch norms shall be synchronised on CPUs, torch is too old for FSDP2 with partial
+            labels, or FSDP2 cannot shard a parameter.
     """
     if world.size == 1:
         return module
     if execution.sync_bn:
         if world.device.type != "cuda":
-            raise ConfigError(f"execution.sync_bn must be false on {world.device.type}: it needs GPUs")
+            raise ConfigError(f"execution.sync_bn must be false on a {world.device.type}, it needs GPUs")
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # in place, with the same parameters
     share = _Share(module, world.size)
     if execution.parallel == "fsdp":
         return _sharded_module(share, world.device)
-    # 1x1 convolutions have two layouts at once, and their gradients the other one
+    # Weights of 1x1 convolutions have two layouts at once, and their gradients may use the other one.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    known = inspect.signature(DistributedDataParallel).parameters  # torch 2.13 renamed it
+    known = inspect.signature(DistributedDataParallel).parameters  # torch 2.13 renamed the option
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {buffers: False}
     return DistributedDataParallel(share, gradient_as_bucket_view=True, **options)
 
 
 def expect(run: nn.Module, key: Hashable) -> None:
-    """Prepare a step; call it before the step's forwards. `key` decides which parameters get a gradient and
-    is the same in all processes: the tasks labelled anywhere in the step, and whether the chain runs."""
+    """Prepare a step; call it before the step's forwards.
+
+    `key` is everything that decides which parameters get a gradient: the tasks that are labelled in any
+    process, and whether the chain runs. It must be the same in all processes.
+    """
     if (share := _share_of(run)) is not None:
         share.expect(key)
 
 
 @contextmanager
 def last_micro_batch(run: nn.Module, last: bool) -> Iterator[None]:
-    """Run one micro-batch in this context: gradients stay local, and are reduced with the last one."""
+    """In this context, run one micro-batch: gradients stay local and are reduced with the `last` one."""
     if isinstance(run, DistributedDataParallel) and not last:
         with run.no_sync():
             yield
@@ -107,11 +111,12 @@ def last_micro_batch(run: nn.Module, last: bool) -> Iterator[None]:
 def drop_absent(run: nn.Module, complete: bool = True) -> None:
     """Set gradients to None if no process had one; call it after a step's backwards.
 
-    The processes ask each other only when the step's key (`expect`) is new.
+    The processes only communicate if the key of the step (`expect`) is new; otherwise the result is known.
 
     Args:
-        complete: False if this process lacks labels that the key promises (skipped corrupt samples); nothing
-            learned from such a step is remembered.
+        run: the wrapped module.
+        complete: False if this process lacks labels that the key announced, because corrupt samples were
+            skipped. The result of such a step is not remembered.
     """
     if (share := _share_of(run)) is not None:
         share.drop_absent(complete)
@@ -123,7 +128,9 @@ class _Share(nn.Module):
     def __init__(self, module: nn.Module, size: int):
         super().__init__()
         self.module, self.size = module, size
-        self.touched: Sequence[Tensor] | None = None  # FSDP2: None, it reduces zeros for missing gradients
+        self.touched: Sequence[Tensor] | None = (
+            None  # None with FSDP2, which reduces zeros for missing gradients
+        )
         self._absent: dict[Hashable, list[int]] = {}
         self._key: Hashable = None
         self._reached: set[int] | None = None
@@ -165,8 +172,11 @@ class _Share(nn.Module):
 
 
 class _Everything(torch.autograd.Function):
-    """The identity of a loss that depends on every parameter, with an undefined gradient: autograd adds
-    nothing to anything, and DDP, notified that the gradient is ready, treats a missing one as zeros."""
+    """Return the loss unchanged, but make it depend on every parameter, with undefined gradients.
+
+    So autograd adds nothing, but DDP is notified that the gradients are ready, and treats missing ones as
+    zeros.
+    """
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, size: int, *parameters: Tensor) -> Tensor:
@@ -179,7 +189,7 @@ class _Everything(torch.autograd.Function):
 
 
 def _leaves(loss: Tensor) -> set[int]:
-    """Return the ids of the tensors that `loss.backward()` would give a gradient."""
+    """Return the ids of the tensors that would get a gradient from `loss.backward()`."""
     nodes = [(loss.grad_fn, 0)]
     seen, leaves = set(nodes), set()
     while nodes:
@@ -201,7 +211,8 @@ def _share_of(run: nn.Module) -> _Share | None:
 
 
 def _sharded_module(share: _Share, device: torch.device) -> nn.Module:
-    """Apply FSDP2 to everything at once: modules here read each other's parameters outside their forward."""
+    """Apply FSDP2 to the whole module at once, because parts read each other's parameters outside of
+    forward."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -217,7 +228,7 @@ def _sharded_module(share: _Share, device: torch.device) -> nn.Module:
         parameter.data = parameter.data.contiguous()
     mesh = init_device_mesh(device.type, (share.size,))
     fully_shard(share, mesh=mesh, reshard_after_forward=False)
-    fsdp: Any = share  # FSDP2 has changed its class
+    fsdp: Any = share  # FSDP2 has changed the class of the object
     fsdp.set_reduce_scatter_unused_params(True)
     return share
 
@@ -228,11 +239,14 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
 
 
 def full_tensors(state: Any, keep: bool = True) -> Any:
-    """Return a state dict (nested dicts, lists, tuples) with sharded tensors gathered on the CPU, all else
-    unchanged. With sharded tensors every process must call it, at the same place.
+    """Return a state dict (nested dicts, lists, tuples) with sharded tensors gathered on the CPU.
+
+    Everything else is unchanged. If there are sharded tensors, all processes must make this call together.
 
     Args:
-        keep: False drops each gathered tensor at once and returns None, for processes that only take part.
+        state: the state dict.
+        keep: False: drop each gathered tensor at once and return None, for processes that do not need the
+            result.
     """
     if isinstance(state, Mapping):
         made = {key: full_tensors(value, keep) for key, value in state.items()}
@@ -245,8 +259,10 @@ def full_tensors(state: Any, keep: bool = True) -> Any:
 
 
 def sharded(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Shard whole tensors, the same in every process, like those of `like` (the state dict to load into): the
-    reverse of `full_tensors` for a model."""
+    """Shard whole tensors like those of `like`, the state dict to load into: the inverse of `full_tensors`.
+
+    The tensors must be the same in all processes.
+    """
     return {
         name: _as(value, like[name]) if hasattr(like.get(name), "full_tensor") else value
         for name, value in state.items()
@@ -254,8 +270,11 @@ def sharded(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Load whole tensors with `optimizer.load_state_dict`, each laid out like its parameter: a fused
-    optimiser reads the memory of both in order, whatever the strides."""
+    """Load a state of whole tensors into an optimiser, with each tensor in the memory layout of its
+    parameter.
+
+    The layouts must agree, because a fused optimiser reads both in memory order and ignores strides.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {
         index: {
@@ -270,7 +289,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
 
 
 def full_copy(model: Model) -> Model:
-    """Copy the model with whole parameters, to evaluate or save; every process must call it."""
+    """Copy the model with whole parameters, to evaluate or save it; all processes must call this together."""
     whole = {
         id(p): nn.Parameter(_full(p.detach()).clone(), requires_grad=p.requires_grad)
         for p in model.parameters()
@@ -283,7 +302,10 @@ def _full(tensor: Tensor) -> Tensor:
 
 
 def _as(value: Tensor, like: Tensor) -> Tensor:
-    """Shard and lay out `value` like `like`; nothing is sent, since every process has all of it."""
+    """Shard and lay out `value` like `like`.
+
+    Nothing is communicated, because every process has all of `value`.
+    """
     if not hasattr(like, "full_tensor"):
         return torch.empty_like(like, requires_grad=False).copy_(value)
     from torch.distributed.tensor import DTensor, distribute_tensor

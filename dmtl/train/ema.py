@@ -1,4 +1,4 @@
-"""An exponential moving average of a model's weights."""
+"""Keep an exponential moving average of a model's weights."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class MovingAverage(Generic[Model]):
-    """`average` follows `model`: w <- d w + (1 - d) w_model after every step, buffers included.
+    """The average of a model: after every step, w <- d w + (1 - d) w_model for all weights and buffers.
 
     The decay d rises from 0.1 to `decay` as (1 + step) / (10 + step), so that the first weights are soon
-    forgotten. Integer buffers (batch counts) are copied. Frozen weights do not change at all; a skipped step
-    counts as one that did not change the weights. Nothing here waits for the device.
+    forgotten. Integer buffers (batch counts) are copied. Frozen weights never change; a skipped step counts
+    as a step that left the weights unchanged. Nothing here waits for the device.
 
-    Parameters may be sharded (FSDP2) before the average is created. It is then sharded alike, and every
-    process averages its share.
+    If parameters are sharded (FSDP2) before the average is created, the average is sharded in the same way,
+    and every process averages its own shard.
     """
 
     def __init__(self, model: Model, decay: float):
@@ -41,5 +41,5 @@ class MovingAverage(Generic[Model]):
 
 
 def _here(model: nn.Module) -> list[Tensor]:
-    """Return the tensors of a model's weights and statistics in this process; of shards, their local part."""
+    """Return the tensors of a model's weights and statistics; for sharded ones, the local part."""
     return [t.to_local() if hasattr(t, "to_local") else t for t in model.state_dict().values()]

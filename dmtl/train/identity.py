@@ -12,7 +12,8 @@ from dmtl.train.setup import Data
 
 
 def identity(config: RunConfig) -> dict[str, dict]:
-    """Return the part of a configuration that determines the weights, with JSON types."""
+    """Return the part of a configuration that determines the trained weights, in values that JSON can
+    hold."""
     values = dataclasses.asdict(config)
     for key in ("cache", "cache_dir", "workers", "val_count", "skip_corrupt"):
         values["data"].pop(key)
@@ -20,9 +21,9 @@ def identity(config: RunConfig) -> dict[str, dict]:
 
 
 def what_changed(stored: Mapping[str, Mapping], config: RunConfig) -> str:
-    """Name the first key in which a stored `identity` differs, "optim.lr was 0.001, now 0.5"; "" if none.
+    """Return the first difference to a stored `identity`, such as "optim.lr was 0.001, now 0.5"; "" if none.
 
-    Keys newer than the stored identity count with their defaults.
+    Keys that did not exist when the identity was stored count with their defaults.
     """
     defaults = identity(RunConfig())
     for section, values in identity(config).items():
@@ -34,9 +35,10 @@ def what_changed(stored: Mapping[str, Mapping], config: RunConfig) -> str:
 
 
 def meaning_changed(state: Mapping[str, Any], data: Data) -> str:
-    """Name the first task or option of dataset.yaml changed since a checkpoint was written; "" if none.
+    """Return the first change of tasks or of dataset.yaml since a checkpoint was written; "" if there is
+    none.
 
-    Checkpoints of older versions do not store it.
+    Checkpoints of older versions do not store this; then nothing is compared.
     """
     now = data.definition()
     stored = json.loads(state["data"]) if "data" in state else now

@@ -25,10 +25,10 @@ class Job:
     """One run.
 
     Attributes:
-        name: shown to the user.
-        out: the run's folder. Its configuration and its output are next to it, `OUT.toml` and `OUT.log`.
-        needs: folders of runs that must be finished before.
-        config: makes the configuration when those are finished.
+        name: name of the run in messages.
+        out: folder of the run. Its configuration and output are next to it, in `OUT.toml` and `OUT.log`.
+        needs: folders of runs that must be finished first.
+        config: function that returns the configuration; called when the runs in `needs` are finished.
     """
 
     name: str
@@ -59,16 +59,19 @@ def run_jobs(
 ) -> list[str]:
     """Run unfinished jobs, `processes` at a time, and return a line for every run that failed.
 
-    With more than one process, each has one thread, unless OMP_NUM_THREADS is set. An interrupted run
-    resumes. If this process is asked to stop, it stops the runs, which save their state.
+    With more than one process, each uses one thread unless OMP_NUM_THREADS is set. Interrupted runs resume.
+    If this process is asked to stop, it stops the runs, which save their state.
 
     Args:
+        jobs: the runs.
+        processes: number of runs at a time.
+        say: called with a line for the user.
         on_done: called after every successful run.
         on_wait: called several times a second while runs are active, and once after a run has ended.
 
     Raises:
         ConfigError: a finished run has another configuration.
-        RunStopped: SIGTERM or Ctrl-C.
+        RunStopped: SIGTERM or Ctrl-C arrived.
     """
     waiting, failed = list(jobs), []
     running: dict[subprocess.Popen, Job] = {}
@@ -105,11 +108,11 @@ def run_jobs(
     if stop.requested:
         text = f"stopped by {stop.name}; finished runs are kept, and the same command resumes the others"
         raise RunStopped(text, 128 + stop.number)
-    return failed + [f"{job.name} was skipped: it needs the time of a run that failed" for job in waiting]
+    return failed + [f"{job.name} was skipped, because a run that it needs failed" for job in waiting]
 
 
 def _settled(job: Job) -> bool:
-    """Return whether a run is finished; raise if its configuration is not the current one."""
+    """Return whether a run is finished; raise ConfigError if it was trained with another configuration."""
     if not (job.ready and finished(job.out)):
         return False
     if changed := what_changed(identity(read_config(job.out / "config.toml")), job.config()):

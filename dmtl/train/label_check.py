@@ -1,8 +1,8 @@
-"""Check labels before the first step: a quick version of `dmtl data check`.
+"""Check labels before the first step, as a quick version of `dmtl data check`.
 
-Files are listed, not read. Labels are read until every class was seen, at most `LOOKED_AT` of a task, evenly
-spread over the split; always as many of a task with two classes. If a task's labels so far are ignored
-everywhere, reading continues until one is not.
+Files are only listed. At most `LOOKED_AT` labels of each task are read, evenly spread over the split. Reading
+stops earlier if every class was seen, except for tasks with two classes. If all pixels read so far of a task
+are ignored, reading continues until one is not.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from dmtl.data.sources import Joined
 from dmtl.errors import ConfigError, DataError
 from dmtl.text import plural, shortened
 
-LOOKED_AT = 64  # labels of a task
-SHOWN = 3  # names of files
+LOOKED_AT = 64  # number of labels read per task
+SHOWN = 3  # number of file names in a message
 
 
 def refuse_unlabelled(train: LabelledImages, labels: LabelMatrix) -> None:
-    """Check that every task has a label that training may see.
+    """Check that every task has a visible training label.
 
     Raises:
-        ConfigError: naming the tasks that have none.
+        ConfigError: a task has none; the message names these tasks.
     """
     bare = [task for task in labels.tasks if not labels.column(task).any()]
     if not bare:
@@ -61,11 +61,14 @@ def label_notes(
     """Return what a user should know about the labels before training on them.
 
     Args:
-        skip_corrupt: pass over what cannot be read.
+        train: the training images.
+        val: the validation images.
+        labels: which labels training may use.
+        skip_corrupt: skip samples that cannot be read.
 
     Raises:
         ConfigError: every pixel of all visible labels of a task is ignored.
-        DataError: a label that was looked at, or its image, cannot be read.
+        DataError: a label or its image cannot be read.
     """
     train, val, scored = _as_stored(train), _as_stored(val), val.available()
     notes = [
@@ -115,12 +118,12 @@ def _notes(train: LabelledImages, val: LabelledImages, labels: LabelMatrix, skip
 
 
 def _is_rendered(data: LabelledImages) -> bool:
-    """Whether labels are rendered, and so as they should be."""
+    """Return whether labels are rendered, so that they need no check."""
     return getattr(data, "to_order", False)
 
 
 def _look(train: LabelledImages, labels: LabelMatrix, skip_corrupt: bool) -> dict[str, Occurrence]:
-    """What occurs in the visible labels, as the module says."""
+    """Read some of the visible labels, as the module describes, and count what occurs in them."""
     found = {task: Occurrence(train.tasks[task]) for task in labels.tasks}
     definitions = {task: train.definition(task) for task in labels.tasks}
 
@@ -128,7 +131,7 @@ def _look(train: LabelledImages, labels: LabelMatrix, skip_corrupt: bool) -> dic
         occurrence = found[task]
         if not occurrence.useful:
             return True
-        # of a mask of two classes every label tells, not every class
+        # With two classes, read all of them: each label matters, not only whether both classes occur.
         more = bool(occurrence.absent) or len(occurrence.task.label_names) == 2
         return more and occurrence.labels < LOOKED_AT
 
@@ -141,7 +144,7 @@ def _look(train: LabelledImages, labels: LabelMatrix, skip_corrupt: bool) -> dic
                 sample = train.read(row, wanted)
             except DataError:
                 if skip_corrupt:
-                    continue  # the loader counts and logs it
+                    continue  # the loader will count and log the sample
                 raise
             for task, label in sample.labels.items():
                 stored = train.stored(row, task) if "scale" in definitions[task] else None
@@ -153,7 +156,7 @@ def _look(train: LabelledImages, labels: LabelMatrix, skip_corrupt: bool) -> dic
 
 
 def _in_both(train: LabelledImages, val: LabelledImages) -> list[str]:
-    """Ids of the validation images whose files are training images."""
+    """Return the ids of validation images that are also training images, judged by their files."""
     place = {id: index for index, id in enumerate(train.ids)}
     shared = [(id, place[id], index) for index, id in enumerate(val.ids) if id in place]
     files = ((id, train.image_file(here), val.image_file(there)) for id, here, there in shared)
@@ -161,7 +164,7 @@ def _in_both(train: LabelledImages, val: LabelledImages) -> list[str]:
 
 
 def _as_stored(data: LabelledImages) -> LabelledImages:
-    """The data set below the wrappers, whose copies are for the steps."""
+    """Return the data set below the wrappers, so that this check does not fill their caches."""
     while isinstance(data, (Cached, DiskCached, Resized)):
         data = data.dataset
     return data

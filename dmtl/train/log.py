@@ -1,4 +1,4 @@
-"""The log of a run: one JSON object per line, and TensorBoard events on request."""
+"""Write the log of a run: one JSON object per line and, if requested, TensorBoard events."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ class RunLog:
     """Append rows to `RUN/log.jsonl`; each row has "event" and "step".
 
     Args:
-        directory: the run's folder.
-        resume_step: when resuming, rows of later steps are dropped first (they will be written again).
+        directory: folder of the run.
+        resume_step: step from which the run resumes: rows of later steps are removed, and will be written
+            again.
         tensorboard: also write events below `RUN/tensorboard`.
-        active: False writes nothing, for processes other than the first.
+        active: False: write nothing, for all processes but the first.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class RunLog:
                 self._writer.add_scalar(f"{event}/{name}", value, step)
 
     def pictures(self, step: int, pictures: dict) -> None:
-        """Write uint8 [H, W, 3] arrays by name, only to TensorBoard."""
+        """Write pictures, name -> uint8 [H, W, 3], to TensorBoard only."""
         if self._writer is not None:
             for name, picture in pictures.items():
                 self._writer.add_image(name, picture, step, dataformats="HWC")
@@ -56,7 +57,7 @@ class RunLog:
 
     @staticmethod
     def read(path: str | Path) -> list[dict]:
-        """Read all complete rows of a log; a partial last line (of a killed run) is skipped."""
+        """Read all complete rows of a log. A partial last line, which a killed run leaves, is skipped."""
         path = Path(path)
         if not path.is_file():
             return []

@@ -1,6 +1,6 @@
-"""The loss of partially labelled batches (DiffusionMTL, arXiv 2403.15389).
+"""Compute the loss of partially labelled batches (DiffusionMTL, arXiv 2403.15389).
 
-A sample b with n_b of the T tasks labelled contributes
+A sample b with labels of n_b of the T tasks contributes
 
     (T / n_b) sum_t w_t ( L_t(final) + a L_t(initial) ) / B,      a = 0.5 as published
 
@@ -23,15 +23,19 @@ from dmtl.train.weighting import Weighting
 
 @dataclass(frozen=True)
 class PairLosses:
-    """Unweighted losses of the labelled (sample, task) pairs: task -> float32 [n], rows in the order of the
-    batch. `initial` is empty for a baseline. `added`: the losses of the run's objectives."""
+    """Unweighted losses of the labelled (sample, task) pairs.
+
+    final    task -> float32 [n], rows in the order of the batch
+    initial  the same for the initial predictions; empty for a baseline
+    added    the losses of the run's objectives
+    """
 
     final: dict[str, Tensor]
     initial: dict[str, Tensor]
     added: dict[str, Tensor] = field(default_factory=dict)
 
     def parts(self, images: int) -> dict[str, Tensor]:
-        """ "<task>" and "initial/<task>": sum over the labelled samples, over `images`; without a graph."""
+        """Return "<task>" and "initial/<task>" -> sum over labelled samples divided by `images`, detached."""
         named = {**self.final, **{f"initial/{task}": losses for task, losses in self.initial.items()}}
         if not named:
             return {}
@@ -40,7 +44,7 @@ class PairLosses:
 
     @classmethod
     def joined(cls, several: Sequence[PairLosses]) -> PairLosses:
-        """Join the losses of a batch's parts, in order."""
+        """Join the losses of the parts of a batch, in order."""
         if len(several) == 1:
             return several[0]
 
@@ -51,13 +55,15 @@ class PairLosses:
         return cls(*(along([getattr(part, kind.name) for part in several]) for kind in fields(cls)))
 
     def detached(self) -> PairLosses:
-        """Detach from the graph."""
+        """Return these losses, detached from the graph."""
         return PairLosses(*({t: loss.detach() for t, loss in kind.items()} for kind in vars(self).values()))
 
 
 def labelled_rows(present: Mapping[str, Tensor], device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Return task -> int64 rows that have its label, from CPU masks [B]; the copy to the device does not wait
-    for it."""
+    """Return task -> rows that have its label, int64 on `device`, from masks [B] on the CPU.
+
+    The copy to the device does not wait for it.
+    """
     return {task: mask.nonzero()[:, 0].to(device, non_blocking=True) for task, mask in present.items()}
 
 
@@ -76,13 +82,13 @@ def pair_losses(
     final: bool = True,
     upsampled: bool = True,
 ) -> PairLosses:
-    """Compute losses of all labelled pairs, in float32 whatever the precision.
+    """Compute the losses of all labelled pairs, in float32 for any precision of the model.
 
-    The other arguments are those of `partial_label_loss`.
+    `partial_label_loss` describes the other arguments.
 
     Args:
         rows: task -> int64 rows of the batch that have its label, on the labels' device.
-        upsampled: False if the prediction's logits are at 1/8 resolution.
+        upsampled: False if the logits of the prediction are at 1/8 resolution.
     """
     last, initial = {}, {}
     for name, logits in prediction.final.items():
@@ -105,9 +111,12 @@ def weighted_sum(
 ) -> Tensor | None:
     """Return the scalar to differentiate; None if no pair is labelled.
 
+    `partial_label_loss` describes the other arguments.
+
     Args:
-        images: B, if `present` is only a part of the step's batch.
-        weighting: default: only the tasks' own weights.
+        losses: the losses of the pairs.
+        images: number of images B in the whole step; None: `present` has all of them.
+        weighting: factors on the weights of the tasks; None: none.
     """
     if not losses.final:
         return None
@@ -138,18 +147,23 @@ def partial_label_loss(
     initial_weight: float = 0.5,
     final: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the total loss (scalar, to differentiate) and its parts (detached scalars on the device).
+    """Compute the loss of a batch and its parts.
 
     Args:
-        prediction: of `model(image, labelled=labelled_rows(present))`: rows of each task in the order of
-            the batch.
+        prediction: the result of `model(image, labelled=labelled_rows(present))`: the rows of each task are
+            in the order of the batch.
         labels: task -> [B, K, H, W], with any values in rows without a label.
         present: task -> bool [B] on the CPU, for every task of the model.
+        tasks: the tasks of the model by name.
         initial_weight: weight a of the initial network's losses.
         final: False for a baseline, whose initial predictions are its final ones.
 
     Returns:
-        parts: "<task>" and "initial/<task>": sum over labelled samples of the unweighted loss, over B.
+        The total loss, a scalar to differentiate; and its parts "<task>" and "initial/<task>", detached
+        scalars on the device: the sum of the unweighted loss over labelled samples, divided by B.
+
+    Raises:
+        ValueError: no pair is labelled.
     """
     rows = {name: labelled_rows(present, labels[name].device)[name] for name in prediction.final}
     losses = pair_losses(prediction, labels, rows, tasks, final=final)

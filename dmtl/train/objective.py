@@ -1,7 +1,7 @@
-"""Objectives: extra losses of a run, by the names of `optim.objectives`.
+"""Objectives: extra losses of a run, which `optim.objectives` names.
 
-The trainer handles objectives generically: it shares, optimises, clips, saves and restores their parameters
-with the model's, and drops them at the end of the run.
+The trainer treats the parameters of all objectives in the same way: it distributes, optimises, clips, saves
+and restores them together with those of the model, and drops them at the end of the run.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Seen:
-    """What an objective sees of a step, or of a micro-batch of it.
+    """The input of an objective: what the model computed in a step, or in a micro-batch of it.
 
-    prediction: logits of the labelled (image, task) pairs at 1/8 resolution, rows in the order of the batch.
-    feature [B, C, h, w]: the input of all decoders. logits: task -> [B, C_T, h, w], for every task and image.
-    Both are None unless an objective of the run requests them (`Objective.dense`). All have a gradient.
+    batch       the images and labels
+    prediction  logits of the labelled (image, task) pairs at 1/8 resolution, rows in the order of the batch
+    feature     [B, C, h, w], the input of all decoders
+    logits      task -> [B, C_T, h, w], for every task and image
+
+    `feature` and `logits` are None unless an objective of the run requests them (`Objective.dense`).
+    Gradients flow through all of them.
     """
 
     batch: Batch
@@ -38,11 +42,11 @@ class Seen:
 
 
 class Objective(nn.Module):
-    """An extra loss, which may have parameters; `Objective(model)` creates it on the CPU with random weights.
+    """Base class of extra losses, which may have parameters. `Objective(model)` creates it on the CPU.
 
-    parts: names of its losses in the log, with the weight of each within the objective.
-    dense: whether it needs `Seen.feature` and `Seen.logits`, which only the plain baseline has
-    (`model.diffusion = "none"`).
+    parts  name of a loss in the log -> its weight within the objective
+    dense  whether it needs `Seen.feature` and `Seen.logits`, which only the plain baseline has
+           (`model.diffusion = "none"`)
     """
 
     parts: Mapping[str, float] = {}
@@ -52,14 +56,17 @@ class Objective(nn.Module):
         super().__init__()
 
     def reaches(self, batch: Batch) -> bool:
-        """Return whether the objective adds anything to the loss of a batch, without waiting for the device.
+        """Return whether the objective adds anything to the loss of a batch; must not wait for the device.
 
-        Only then do its parameters and inputs get a gradient.
+        Its parameters and inputs only get a gradient if this is True.
         """
         return True
 
     def forward(self, seen: Seen) -> dict[str, Tensor]:
-        """Return float32 [n] for each of `parts`, or {}; the sum over the step is divided by its images."""
+        """Return name of a part -> losses, float32 [n], or {}.
+
+        The sum over the step is divided by the step's number of images.
+        """
         raise NotImplementedError(f"{type(self).__name__}.forward")
 
 
@@ -81,10 +88,10 @@ def make_objectives(
 ) -> nn.ModuleDict:
     """Return the objectives of `optim.objectives` by name, on the model's device.
 
-    Random weights depend only on `seed`. Objectives with weight 0 are skipped.
+    Their random weights depend only on `seed`. Objectives with weight 0 are left out.
 
     Raises:
-        ConfigError: the model lacks something an objective needs.
+        ConfigError: the model lacks something that an objective needs.
     """
     made = nn.ModuleDict()
     for name, weight in weights.items():

@@ -15,7 +15,7 @@ from dmtl.train.config import OptimConfig
 
 _ENCODER = "initial.backbone"
 _STAGE = re.compile(r"(?:net\.)?(?:model\.)?((?:layers?|stages|blocks|s)[._]?)(\d+)[._]")
-"""A numbered stage at the beginning of an encoder's parameter name: "layer1." (ResNets), timm's "stages_0."
+"""Pattern of a numbered stage at the beginning of a parameter's name: "layer1." (ResNets), timm's "stages_0."
 (ConvNeXt), "layers_0." (Swin), "blocks.0." (ViT, EfficientNet), "s1." (RegNet)."""
 
 
@@ -25,19 +25,20 @@ def optimizer_for(
     extra: Iterable[nn.Parameter] = (),
     objectives: Iterable[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
-    """Create Adam or AdamW over trained parameters, with one fused kernel per group.
+    """Create Adam or AdamW over the trained parameters, with one fused kernel per group.
 
-    A group has a `name` and a `factor` on the schedule's learning rate: "initial" 1 (preceded by groups for
-    the encoder if its factors differ from 1), "mtdnet" `config.mtdnet_lr`, "weighting" 1, "objectives" 1.
-    Parameters in `config.freeze` are frozen here (`frozen`) and are in no group.
+    Each group has a `name` and a `factor` on the schedule's learning rate: "initial" 1 (after groups of the
+    encoder if its factors differ from 1), "mtdnet" `config.mtdnet_lr`, "weighting" 1, "objectives" 1.
+    Parameters in `config.freeze` are frozen here (`frozen`) and belong to no group.
 
     Args:
+        config: the section `optim`.
         model: network with parameters `initial.*` and, with diffusion, `mtdnet.*`.
         extra: parameters of the loss weighting; a separate group, without weight decay.
         objectives: parameters of extra losses; a separate group.
 
     Raises:
-        ConfigError: `config.freeze` names nothing, or leaves nothing to train.
+        ConfigError: an entry of `config.freeze` matches no parameter, or nothing is left to train.
     """
     frozen(config, model)
     stages = _encoder_stages(config, model)
@@ -62,11 +63,11 @@ def optimizer_for(
 
 
 def _encoder_stages(config: OptimConfig, model: nn.Module) -> dict[str, tuple[str, float]]:
-    """Return parameter name -> (group, factor) for the encoder; empty if it learns like the rest.
+    """Return parameter name -> (group, factor) for the encoder; empty if all its factors are 1.
 
-    The last stage has `backbone_lr`, every earlier stage `layer_decay` times its successor's; the stem counts
-    as a stage. An encoder without numbered stages has the plain factor. Normalisation after the last stage
-    belongs to it.
+    The factor of the last stage is `backbone_lr`; that of each earlier stage is `layer_decay` times the
+    factor of the next one. The stem counts as a stage. An encoder without numbered stages has the factor
+    `backbone_lr`. Normalisation after the last stage belongs to that stage.
     """
     names = [name for name, _ in model.named_parameters() if name.startswith(_ENCODER + ".")]
     if config.layer_decay == 1:
@@ -84,8 +85,10 @@ def _encoder_stages(config: OptimConfig, model: nn.Module) -> dict[str, tuple[st
 
 
 def _stage_of(names: list[str]) -> list[str]:
-    """Return the stage of each encoder parameter: "stem", then "layer1" and so on in forward order; all "" if
-    stages cannot be identified (fewer than two, of several kinds, not in order)."""
+    """Return the stage of each encoder parameter: "stem", then "layer1" and so on in forward order.
+
+    All are "" if stages cannot be identified: there are fewer than two, of several kinds, or not in order.
+    """
     found = [_STAGE.match(name) for name in names]
     kinds = {match[1] for match in found if match}
     numbers = [int(match[2]) for match in found if match]
@@ -101,11 +104,11 @@ def _stage_of(names: list[str]) -> list[str]:
 def frozen(config: OptimConfig, model: nn.Module) -> list[str]:
     """Freeze every parameter that `config.freeze` names; return their names.
 
-    An entry is the name of a module or parameter: "initial.backbone.layer1" freezes everything below it, but
-    not "initial.backbone.layer10". `set_train` handles batch norms.
+    An entry is the full name of a module or parameter: "initial.backbone.layer1" freezes everything in that
+    module, but not "initial.backbone.layer10". `set_train` handles batch norms.
 
     Raises:
-        ConfigError: nothing has that name; the message gives the nearest one.
+        ConfigError: an entry is not the name of a module or parameter; the message suggests the nearest one.
     """
     names = [name for name, _ in model.named_parameters()]
     held: dict[str, None] = {}
@@ -125,8 +128,11 @@ def frozen(config: OptimConfig, model: nn.Module) -> list[str]:
 
 
 def set_train(model: nn.Module, config: OptimConfig) -> None:
-    """Call `model.train()`, except for batch norms that keep their statistics: all of them with
-    `config.freeze_bn`, else those with frozen weights, since an untrained part must not drift."""
+    """Call `model.train()`, except for batch norms that keep their statistics.
+
+    With `config.freeze_bn` these are all batch norms, otherwise those with frozen weights, because a part
+    that is not trained must not change.
+    """
     model.train()
     for module in model.modules():
         if isinstance(module, _BatchNorm):
@@ -136,14 +142,16 @@ def set_train(model: nn.Module, config: OptimConfig) -> None:
 
 
 def total_steps(config: OptimConfig, steps_per_epoch: int) -> int:
-    """Return the run's optimiser steps: whole epochs if `config.epochs` is set, else `config.steps`."""
+    """Return the number of optimiser steps: whole epochs if `config.epochs` is set, otherwise
+    `config.steps`."""
     return config.epochs * steps_per_epoch if config.epochs else config.steps
 
 
 def schedule(config: OptimConfig, steps_per_epoch: int) -> Callable[[int], float]:
-    """Return a function: step, from 0 -> factor on `config.lr`, linear warm-up times the schedule's shape.
+    """Return a function: step, from 0 -> factor on `config.lr`.
 
-    The defaults give min(1, (step + 1) / warmup) (1 - step / steps)^power.
+    It is a linear warm-up times the schedule's shape: min(1, (step + 1) / warmup) (1 - step / steps)^power by
+    default.
     """
     if steps_per_epoch < 1:
         raise ValueError(f"schedule: steps_per_epoch must be at least 1, got {steps_per_epoch}")

@@ -16,21 +16,26 @@ from dmtl.evaluation.scoring import for_inference
 from dmtl.tasks import Task
 from dmtl.tasks.sheet import sheet
 
-UNKNOWN = 128  # grey of pixels, or whole pictures, without a label
+UNKNOWN = 128  # grey value of pixels, or whole pictures, without a label
 
 
 def validation_pictures(
     model: Any, data: LabelledImages, count: int, *, tasks: list[str] | None = None, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Make sheets of `count` images evenly spread over a split: the image and, for every task, label, initial
-    map (if the model has a chain) and final map side by side.
+    """Draw sheets of some images of a split.
+
+    A sheet shows the image and, for every task, the label, the initial map (if the model has a chain) and the
+    final map side by side.
 
     Args:
-        model: a model, whose mode is restored.
-        tasks: default all that model and data share.
-        seed: of the chain's noise, which depends on an image's index in the data set as in evaluation.
+        model: a model, whose mode is restored afterwards.
+        data: the split.
+        count: number of images, evenly spread over the split.
+        tasks: names of the tasks; None: all that model and data share.
+        seed: seed of the noise; as in evaluation, it also depends on the image's index in the data set.
 
-    Returns: "validation/<image id>" -> uint8 [H, W, 3].
+    Returns:
+        "validation/<image id>" -> uint8 [H, W, 3].
     """
     names = [n for n in model.tasks if n in data.tasks and (tasks is None or n in tasks)]
     sheets: dict[str, np.ndarray] = {}
@@ -42,7 +47,7 @@ def validation_pictures(
             prediction = predicted(model, model.device, sample.image, index, seed=seed, tasks=names)
             kinds = {"initial": prediction.initial, "final": prediction.final}
             if model.config.diffusion == "none":
-                del kinds["initial"]  # the final map is the same
+                del kinds["initial"]  # it is the same as the final map
             sheets[f"validation/{sample.id}"] = _sheet(sample, {n: model.tasks[n] for n in names}, kinds)
     return sheets
 
@@ -50,7 +55,10 @@ def validation_pictures(
 def _sheet(
     sample: Sample, tasks: Mapping[str, Task], kinds: Mapping[str, Mapping[str, Tensor]]
 ) -> np.ndarray:
-    """Make a row per task: label and maps; the image precedes the first. kinds: caption -> logits by task."""
+    """Draw one row per task with label and maps; the first row starts with the image.
+
+    `kinds` maps a caption to logits by task.
+    """
     image = np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy())
     unknown = np.full_like(image, UNKNOWN)
     pictures: list[tuple[str, np.ndarray | None]] = []
@@ -67,19 +75,23 @@ def _sheet(
 def predicted(
     model: Any, device: torch.device, image_CHW: Tensor, index: int, *, seed: int, **options: Any
 ) -> Any:
-    """Predict one image uint8 [3, H, W] with `model` (or an engine's `maps`), with the noise that evaluation
-    uses for its index in the data set."""
+    """Predict one image, uint8 [3, H, W], with a model or an engine's `maps`.
+
+    The noise is that of evaluation for an image with this `index` in the data set.
+    """
     noise = CounterNoise(seed, torch.tensor([index], device=device))
     return model(normalise(image_CHW.to(device))[None], noise=noise, **options)
 
 
 def colour_scale(task: Task, label_KHW: Tensor | None, map_HW: Tensor) -> tuple[float, float] | None:
-    """Return one colour scale for all pictures of a task and an image, so that steps are comparable: the
-    label's, or the decoded map's if there is none. None if colours are fixed."""
+    """Return one colour scale for all pictures of a task and an image, so that they can be compared.
+
+    It is that of the label or, without a label, that of the decoded map. None: the colours are fixed.
+    """
     return task.value_range(map_HW[None] if label_KHW is None else label_KHW)
 
 
 def evenly(length: int, count: int) -> list[int]:
-    """Return at most `count` indices evenly spread over `length`."""
+    """Return at most `count` indices that are evenly spread over 0 .. length - 1."""
     count = min(count, length)
     return [round((i + 0.5) * length / count - 0.5) for i in range(count)]

@@ -1,8 +1,8 @@
 """Estimate the work, memory and time of a training run before it starts.
 
-`plan` counts what follows from the configuration: data, labels, parameters, work, steps, files. `measure`
-runs a few real steps on the run's first batches in a separate process (so that memory is that process's
-peak). `forecast` combines both. Nothing is written.
+`plan` counts what follows from the configuration: data, labels, parameters, operations, steps, files.
+`measure` runs a few real steps on the run's first batches in a separate process, whose peak memory it
+reports. `forecast` combines both. Nothing is written.
 """
 
 from __future__ import annotations
@@ -38,15 +38,17 @@ LEAST_STEPS, MOST_STEPS, ENOUGH_S = (
     3,
     20,
     4.0,
-)  # measured steps: at least, at most; stop after this many seconds
-EVALUATED = 8  # images: a batch of the evaluation
+)  # measured steps: minimum, maximum; stop after this many seconds
+EVALUATED = 8  # images in a batch of the evaluation
 LIMIT_S = 3600
-FLOAT = 4  # bytes of the parameters and of the optimiser's moments
+FLOAT = 4  # bytes of a number in parameters and in the optimiser's moments
 
 
 def plan(config: RunConfig) -> dict:
-    """Count what can be known without running anything; JSON-able, sizes in bytes. Opens the data set and
-    reads some labels for "notes"."""
+    """Return what can be known without running a step, in values that JSON can hold, with sizes in bytes.
+
+    Opens the data set, and reads some labels for "notes".
+    """
     data = open_data(config.data, config.optim.task_weights)
     loader = training_loader(config, data)
     model = _model(config, data)
@@ -86,10 +88,10 @@ def plan(config: RunConfig) -> dict:
 def forecast(facts: dict, config: RunConfig, measured: dict) -> dict:
     """Estimate memory and time of the whole run from `plan` and `measure`.
 
-    Memory: the measured peak, the growth of the sample cache and, if steps continue while checkpoints are
-    written, the copy of the state being written. Time: a step computes, and waits for its batch if no worker
-    prepares it meanwhile; the first epoch reads files, later ones use the cache. Workers with a memory cache
-    start by reading all samples.
+    Memory is the measured peak, plus the growth of the sample cache, plus the copy of the state that is
+    written to a checkpoint while steps continue. The time of a step is that of its computation, plus the wait
+    for its batch if no worker prepares it in the meantime. The first epoch reads files, later ones use the
+    cache. Workers with a memory cache start by reading all samples.
     """
     steps, data = facts["steps"], facts["data"]
     images = steps["images"]
@@ -128,7 +130,7 @@ def forecast(facts: dict, config: RunConfig, measured: dict) -> dict:
 
 
 def _sources(data: Data, loader: Loader) -> list[dict]:
-    """Count the images and visible labels of each source; none if the data set has no sources."""
+    """Count the images and visible labels of each source; [] if the data set has no sources."""
     names = data.train.sources
     order = loader.order(0)[: len(loader) * loader.batch_size]
     drawn = Counter(source_of(data.train.ids[index]) for index in order.tolist()) if names else {}
@@ -146,15 +148,19 @@ def _sources(data: Data, loader: Loader) -> list[dict]:
 
 
 def pairs_of_steps(loader: Loader) -> np.ndarray:
-    """Return labelled images of every task in every step of the first epoch, int [steps, tasks]."""
+    """Return the number of labelled images of every task in every step of the first epoch, int [steps,
+    tasks]."""
     size = loader.batch_size
     order = loader.order(0)[: len(loader) * size]
     return np.add.reduceat(loader.visible.matrix[order].astype(int), np.arange(0, len(order), size))
 
 
 def work(config: RunConfig, model: DiffusionMTL | MultiTaskBaseline, pairs: dict[str, float]) -> dict:
-    """Count floating-point operations of an average step's forward pass by stage, two per multiply-add; only
-    convolutions and products, MTDNet for the labelled pairs."""
+    """Count the floating-point operations of the forward pass of an average step, by stage.
+
+    A multiply-add counts as two. Only convolutions and matrix products count, and MTDNet only for labelled
+    pairs.
+    """
     images, (height, width) = config.optim.batch_size, config.data.size
     forward = dict.fromkeys(("initial", "condition", "chain"), 0.0)
     for part in count(model.config, (height, width), published=True):
@@ -168,7 +174,7 @@ def work(config: RunConfig, model: DiffusionMTL | MultiTaskBaseline, pairs: dict
 
 
 def _model(config: RunConfig, data: Data) -> DiffusionMTL | MultiTaskBaseline:
-    """Build the run's model without storage, frozen like the run's."""
+    """Build the run's model without storage, with the same frozen parts."""
     with torch.device("meta"):
         model = create_model(config.model, data.tasks)
     frozen(config.optim, model)
@@ -176,8 +182,10 @@ def _model(config: RunConfig, data: Data) -> DiffusionMTL | MultiTaskBaseline:
 
 
 def _files(config: RunConfig, model: DiffusionMTL | MultiTaskBaseline) -> dict[str, int]:
-    """Return the bytes of a checkpoint, of a model on disk, and of everything a run keeps: its last
-    checkpoints and one being written, the best and the last model."""
+    """Return the bytes of a checkpoint, of a model on disk, and of all files that a run keeps.
+
+    These are its last checkpoints and one that is being written, and the best and the last model.
+    """
     weights = state_bytes(model.state_dict())
     weighting = make_weighting(config.optim, model.tasks)
     trained = [p for p in (*model.parameters(), *weighting.parameters()) if p.requires_grad]
@@ -198,14 +206,22 @@ def measure(config: RunConfig, threads: int | None = None) -> dict:
     """Measure a few steps and an evaluation of one batch in a separate process.
 
     Returns:
-        step_s: seconds of each measured step, without waiting for its batch. read_s, again_s: seconds to read
-        and transform an image, the first time and later. evaluation_s: seconds per image, everything
-        included. peak_bytes: the process's largest resident set. device_bytes: largest allocation on a GPU,
-        else 0. held_bytes: samples then in the memory cache; train_bytes, val_bytes: of one sample.
-        cache_limit: bytes that a split may cache. cores: that this process may use.
+        A dictionary::
+
+            step_s        seconds of each measured step, without the wait for its batch
+            read_s        seconds to read and transform an image for the first time
+            again_s       seconds to read and transform an image later
+            evaluation_s  seconds to evaluate an image, including reading
+            peak_bytes    largest resident set of the process
+            device_bytes  largest allocation on a GPU, otherwise 0
+            held_bytes    bytes of the samples in the memory cache at the end
+            train_bytes   bytes of a training sample in the cache
+            val_bytes     bytes of a validation sample in the cache
+            cache_limit   bytes that a split may cache
+            cores         cores that this process may use
 
     Raises:
-        ConfigError: the steps failed, with their message.
+        ConfigError: the steps failed; the message is that of their error.
     """
     try:
         return call_in_process(
@@ -225,7 +241,10 @@ def measure(config: RunConfig, threads: int | None = None) -> dict:
 
 
 def measured(values: dict) -> dict:
-    """Measure in this process what `measure` returns. values: the run's configuration as a dictionary."""
+    """Measure the result of `measure` in this process.
+
+    `values` is the run's configuration as a dictionary.
+    """
     from dmtl.train.trainer import Trainer
 
     config = config_from_dict(values)
@@ -241,13 +260,13 @@ def measured(values: dict) -> dict:
     train_bytes = _held(data.train) / len({int(i) for batch in batches for i in batch.index})
     again, _ = _timed_batches(loader, LEAST_STEPS)
     steps: list[float] = []
-    for number in range(1 + MOST_STEPS):  # the first warms up
+    for number in range(1 + MOST_STEPS):  # the first one is a warm-up
         batch = batches[number % len(batches)]
         steps.append(seconds(lambda: trainer.take(batch), trainer.device))  # noqa: B023
         if number >= LEAST_STEPS and sum(steps[1:]) > ENOUGH_S:
             break
     pairs = pairs_of_steps(loader).sum(1)
-    if pairs.max() > pairs[:LEAST_STEPS].max():  # peak memory is that of the step with most pairs
+    if pairs.max() > pairs[:LEAST_STEPS].max():  # the step with most labelled pairs needs the most memory
         trainer.take(next(loader.stream(int(pairs.argmax()))))
     evaluation = [seconds(trainer.evaluate, trainer.device) for _ in range(2)]
     return {
@@ -275,14 +294,14 @@ def peak_bytes() -> int:
 
 
 def _timed_batches(loader: Loader, number: int) -> tuple[float, list]:
-    """Return the seconds for the first batches, and the batches."""
+    """Read the first batches; return the seconds that this took, and the batches."""
     begin = time.perf_counter()
     batches = [batch for _, batch in zip(range(number), loader.stream(), strict=False)]
     return time.perf_counter() - begin, batches
 
 
 def _first(dataset: LabelledImages, number: int) -> LabelledImages:
-    """Return the first images; cached in memory if those of `dataset` are."""
+    """Return a data set of the first images, cached in memory if `dataset` is."""
     images = range(min(number, len(dataset)))
     if isinstance(dataset, Cached):
         return Cached(Subset(dataset.dataset, images))
@@ -290,5 +309,5 @@ def _first(dataset: LabelledImages, number: int) -> LabelledImages:
 
 
 def _held(dataset: LabelledImages) -> int:
-    """Return the bytes of the samples in memory."""
+    """Return the bytes of the samples in the memory cache."""
     return dataset.used_bytes if isinstance(dataset, Cached) else 0

@@ -11,9 +11,9 @@ from dmtl.train.config import DataConfig, LogConfig, OptimConfig, RunConfig
 def recipe() -> RunConfig:
     """Return the default configuration of `dmtl train`.
 
-    These settings measured best on small real data sets: a small network on a pretrained encoder, which
-    trains on a CPU in minutes (`docs/results.md`). The published network is in `configs/`. Without the
-    encoder's weights (extra `dmtl[encoders]`) training starts from random ones.
+    These settings gave the best results on small real data sets: a small network on a pretrained encoder,
+    which trains on a CPU in minutes (`docs/results.md`). The published network is in `configs/`. If the
+    encoder's weights (extra `dmtl[encoders]`) are not installed, training starts from random ones.
     """
     return RunConfig(
         data=DataConfig(size=(128, 160)),

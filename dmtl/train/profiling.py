@@ -14,11 +14,12 @@ WARM_UP, RECORDED = 3, 3
 
 
 class Profile:
-    """Record a few steps after warm-up; write `trace.json.gz` (Chrome, Perfetto) and `table.txt`.
+    """Record a few steps after a warm-up; write `trace.json.gz` (for Chrome or Perfetto) and `table.txt`.
 
     Args:
-        folder: output folder.
-        say: called when the files are written.
+        folder: folder to write to.
+        step: number of the run's first step.
+        say: called with a line for the user when the files are written.
     """
 
     def __init__(self, folder: Path, step: int, say: Callable[[str], object]):
@@ -32,12 +33,12 @@ class Profile:
         self._written = False
 
     def step(self) -> None:
-        """Call after every step."""
+        """Note the end of a step; must be called after every step."""
         if not self._written:
             self._profiler.step()
 
     def close(self) -> None:
-        """Call at the end of the run; reports if it was too short to record."""
+        """End the profile, and report if the run was too short; must be called at the end of the run."""
         if not self._written:
             self._profiler.stop()
         if not self._written:

@@ -1,4 +1,4 @@
-"""Create the objects of a run from its configuration: data, labels, model."""
+"""Create the data, labels and model of a run from its configuration."""
 
 from __future__ import annotations
 
@@ -64,13 +64,14 @@ class Data:
 
         Raises:
             ConfigError: every pixel of all visible labels of a task is ignored.
-            DataError: a file that was looked at cannot be read, and `data.skip_corrupt` allows none.
+            DataError: one of the files that were checked cannot be read, and `data.skip_corrupt` is 0.
         """
         for note in label_notes(self.train, self.val, self.labels, skip_corrupt=config.skip_corrupt > 0):
             say(note)
 
     def definition(self) -> list[list]:
-        """Return what the labels mean, JSON-able: [task, options] in the order of the tasks."""
+        """Return what the labels mean: [task, options] in the order of the tasks, in values that JSON can
+        hold."""
         return json.loads(json.dumps([[task, self.train.definition(task)] for task in self.tasks]))
 
 
@@ -105,9 +106,13 @@ def open_data(config: DataConfig, task_weights: dict[str, float] | None = None) 
 def open_split(
     config: DataConfig, split: str, tasks: Iterable[str] | None = None, resize: bool = False
 ) -> LabelledImages:
-    """Open a split of `data.root` or `data.sources`, with all tasks or these.
+    """Open a split of `data.root` or `data.sources`.
 
-    resize: to `data.size`; rendered images have it in any case.
+    Args:
+        config: the section `data`.
+        split: "train" or "val".
+        tasks: names of the tasks; None: all.
+        resize: resize images to `data.size`; rendered images always have that size.
     """
     size = (config.size[0], config.size[1])
     made = config.train_count if split == "train" else config.val_count
@@ -127,9 +132,10 @@ def open_split(
 def choose_labels(
     config: DataConfig, dataset: LabelledImages, among: LabelledImages | None = None
 ) -> LabelMatrix:
-    """Return the label matrix that `data.labels` describes, over the data set's images and tasks.
+    """Return the label matrix that `data.labels` describes, for the images and tasks of `dataset`.
 
-    A generated split is drawn over the tasks of `among`, the same images with more tasks.
+    A generated split is drawn over the tasks of `among`, which has the same images and may have more tasks;
+    None: over those of `dataset`.
     """
     among = dataset if among is None else among
     if config.labels == "full":
@@ -147,7 +153,7 @@ def choose_labels(
 
 
 def _split_table(config: DataConfig, dataset: LabelledImages) -> LabelMatrix:
-    """Read a table of visible labels. Rows without names are the training images in their order."""
+    """Read a table of visible labels. If its rows have no names, they are the training images in order."""
     table = read_split_table(config.labels, config.label_tasks)
     unnamed = table.ids == [f"train/{row}" for row in range(len(table.ids))]
     if unnamed and not set(dataset.ids) & set(table.ids):
@@ -167,7 +173,8 @@ def _deciding(config: DataConfig, train: LabelledImages) -> LabelledImages:
 
 
 def training_loader(config: RunConfig, data: Data, pin: bool = False, world: World | None = None) -> Loader:
-    """Load augmented batches of the training split with visible labels: this process's share of each."""
+    """Return a loader of augmented training batches with visible labels: this process's share of each
+    batch."""
     world = World() if world is None else world
     if config.optim.batch_size < world.size:
         raise ConfigError(
@@ -177,8 +184,8 @@ def training_loader(config: RunConfig, data: Data, pin: bool = False, world: Wor
     uneven = config.optim.batch_size % world.size or config.data.skip_corrupt
     if world.size > 1 and config.execution.sync_bn and config.execution.micro_batch and uneven:
         raise ConfigError(
-            "execution.sync_bn with execution.micro_batch needs as many images in each process: "
-            f"optim.batch_size a multiple of {world.size} and data.skip_corrupt = 0, "
+            "execution.sync_bn with execution.micro_batch needs equally many images in each process: set "
+            f"optim.batch_size to a multiple of {world.size} and data.skip_corrupt to 0, "
             f"got {config.optim.batch_size} and {config.data.skip_corrupt}"
         )
     c = config.data
@@ -199,7 +206,7 @@ def training_loader(config: RunConfig, data: Data, pin: bool = False, world: Wor
 
 
 def evaluation_loader(data: Data, workers: int = 0) -> Loader:
-    """Load the validation split with all its labels, in order."""
+    """Return a loader of the validation split with all its labels, in order."""
     return make_loader(data.val, None, eval_transform(), batch_size=8, shuffle=False, workers=workers)
 
 
@@ -209,8 +216,10 @@ def model_for(
     """Build a fresh model for these tasks; its random weights depend only on `optim.seed`.
 
     Args:
-        weights: False leaves the encoder's weights random, whatever `optim.backbone_weights` is, because a
-            checkpoint will replace them.
+        config: the configuration of the run.
+        tasks: the tasks by name.
+        weights: load the encoder's weights as `optim.backbone_weights` says. False: leave them random,
+            because a checkpoint will replace them.
 
     Raises:
         ConfigError: the tasks differ from those of the data, or the encoder's weights are not available.
@@ -236,10 +245,12 @@ def model_for(
 
 
 def hints(config: RunConfig, device: torch.device, weights: bool) -> Iterator[str]:
-    """Yield warnings on valid settings that cost accuracy or time here.
+    """Yield warnings about valid settings that cost accuracy or time on this device.
 
     Args:
-        weights: whether the encoder's weights are loaded, rather than replaced by a checkpoint's.
+        config: the configuration of the run.
+        device: device of the run.
+        weights: whether the encoder's weights are loaded, and not replaced by those of a checkpoint.
     """
     name = config.model.backbone
     if weights and config.optim.backbone_weights == "auto" and pretrained_source(name) is None:
@@ -255,10 +266,11 @@ def hints(config: RunConfig, device: torch.device, weights: bool) -> Iterator[st
 
 
 def check_batch_norms(config: RunConfig, model: nn.Module, world: World) -> None:
-    """Refuse one-pixel deepest maps with one image per batch norm: they have no variance.
+    """Check that batch norms see more than one value per channel, which would have no variance.
 
     Raises:
-        ConfigError: names the settings that cause it.
+        ConfigError: the encoder's deepest map has one pixel and a batch norm sees one image; the message
+            names the settings that cause this.
     """
     pixels = math.prod(math.ceil(side / PAD_MULTIPLE) for side in config.data.size)
     batch, micro = config.optim.batch_size, config.execution.micro_batch
@@ -290,12 +302,15 @@ def _load_encoder(backbone: nn.Module, config: RunConfig) -> None:
 
 
 def _check_root(root: str) -> None:
-    """Raise ConfigError for a benchmark as distributed, whose labels would be recomputed in every epoch, and
-    for a configuration."""
+    """Raise ConfigError if `root` is a configuration, or a distributed benchmark.
+
+    The labels of a distributed benchmark would have to be recomputed in every epoch.
+    """
     folder = Path(root)
     if folder.suffix == ".toml":
         raise ConfigError(
-            f"data.root is {root}, expected a data set; a configuration is CONFIG, the first word"
+            f"data.root is the configuration {root}, expected a data set; pass a configuration as the first "
+            "argument CONFIG"
         )
     if root in DATASETS or not folder.is_dir() or (folder / "dataset.yaml").exists():
         return

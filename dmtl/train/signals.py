@@ -12,9 +12,9 @@ from dmtl.errors import DmtlError
 
 
 class RunStopped(DmtlError):
-    """A run was asked to stop (SIGTERM, Ctrl-C), or stopped itself; its state is saved.
+    """A run was asked to stop (SIGTERM, Ctrl-C), or stopped itself. Its state is saved.
 
-    status: exit status of the process: 128 + the signal's number, as in shells, or 1.
+    `status` is the exit status for the process: 128 + the number of the signal, as in shells, or 1.
     """
 
     def __init__(self, message: str, status: int = 1):
@@ -23,12 +23,15 @@ class RunStopped(DmtlError):
 
 
 class Interrupted(BaseException):
-    """A stop was requested during a wait that may never end."""
+    """A stop was requested during a wait that might never end."""
 
 
 class StopRequest:
-    """Let SIGTERM and the first Ctrl-C only set `requested` in this context; a second Ctrl-C interrupts as
-    usual. Outside the main thread, where Python allows no handlers, nothing changes."""
+    """In this context, let SIGTERM and the first Ctrl-C only set `requested`; a second Ctrl-C interrupts as
+    usual.
+
+    Outside the main thread, where Python allows no signal handlers, nothing changes.
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -39,17 +42,18 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has arrived."""
+        """Return whether a signal has arrived."""
         return self.number != 0
 
     @property
     def name(self) -> str:
-        """The name of the signal; SIGTERM if another process received it."""
+        """Return the name of the signal; SIGTERM if another process received it."""
         return signal.Signals(self.number or signal.SIGTERM).name
 
     @contextmanager
     def ends_waiting(self) -> Iterator[None]:
-        """Raise `Interrupted` on a signal in this context, for a wait that can be aborted without loss."""
+        """In this context, raise `Interrupted` on a signal; use it for waits that can be aborted without
+        loss."""
         self._waits = True
         try:
             if self.requested:

@@ -1,8 +1,7 @@
-"""One optimiser step, which never waits for a GPU.
+"""Run optimiser steps, which never wait for a GPU.
 
-Gradients of micro-batches accumulate; they are clipped. A step with a loss or gradient that is not finite
-changes nothing: the optimiser's kernel reads the flag on the device. The host learns the outcome when `read`
-is called.
+The gradients of micro-batches are accumulated and then clipped. If a loss or gradient is not finite, the step
+changes nothing: the optimiser's kernel reads a flag on the device. The host gets the outcome from `read`.
 """
 
 from __future__ import annotations
@@ -25,14 +24,20 @@ from dmtl.train.config import RunConfig
 from dmtl.train.loss import PairLosses
 
 _LARGE = 64 << 20
-"""Bytes of parameters from which a step on a CPU returns freed memory: the peak falls by 4 % at the published
-width."""
+"""Bytes of parameters above which a step on a CPU returns freed memory to the system. At the published width,
+this lowers the peak by 4 %."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A step that changed nothing. pairs: task -> names of the samples whose loss is not finite; if none is
-    to blame (the gradient or an extra loss is not finite), every pair of the step."""
+    """A step that changed nothing.
+
+    step    number of the step
+    reason  what was not finite
+    pairs   task -> ids of the samples whose loss is not finite. If there are none, because only the gradient
+    or an
+            extra loss is not finite: all labelled samples of the step
+    """
 
     step: int
     reason: str
@@ -41,7 +46,7 @@ class Skipped:
 
 @dataclass
 class Report:
-    """The result of `Step.read`: values of the last step, and steps skipped since the last call."""
+    """The result of `Step.read`: values of the last step, and the steps skipped since the previous call."""
 
     values: dict[str, float] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
@@ -64,10 +69,13 @@ class Step:
     """Run steps: `step(batch, number)`.
 
     Args:
-        batch_loss: with its model in training mode.
-        module: the batch loss wrapped for several processes (`distributed.wrap`), or itself.
-        optimizer: fused; its groups' "factor" scales the learning rate.
-        rate: number of the step -> learning rate.
+        batch_loss: the loss, whose model is in training mode.
+        module: the batch loss wrapped for several processes (`distributed.wrap`), or the batch loss itself.
+        optimizer: a fused optimiser; "factor" of a group scales its learning rate.
+        config: the configuration of the run.
+        rate: function from the number of a step to the learning rate.
+        total_steps: number of steps of the run.
+        world: the processes of the run.
         say: called with one line for the user.
     """
 
@@ -92,7 +100,7 @@ class Step:
         self._taken: list[_Taken] = []
         self._statistics = _Statistics(batch_loss.model)
         size = sum(p.numel() * p.element_size() for p in batch_loss.parameters())
-        # memory freed by the forward does not fit gradients; in a small model it does not matter
+        # Blocks that the forward pass freed do not fit the gradients. In a small model this does not matter.
         self._returns_memory = self.device.type == "cpu" and size > _LARGE
 
     def __call__(self, batch: Batch, number: int) -> None:
@@ -116,11 +124,11 @@ class Step:
 
     @property
     def due(self) -> bool:
-        """Whether `read` costs nothing, or has been postponed for long."""
+        """Return whether `read` would not wait for the device, or has not been called for long."""
         return self.device.type == "cpu" or len(self._taken) >= 50
 
     def read(self) -> Report:
-        """Return values of the last step, over all processes; waits for the device."""
+        """Return the values of the last step over all processes, and skipped steps; waits for the device."""
         report = Report()
         for taken in self._taken:
             if bool(taken.bad):
@@ -138,7 +146,7 @@ class Step:
         return report
 
     def state_dict(self) -> dict:
-        """Return what the next step depends on besides weights and optimiser."""
+        """Return everything that the next step depends on, except weights and optimiser."""
         return {
             "scaler": self.scaler.state_dict(),
             "micro_batch": self.micro_batch,
@@ -154,7 +162,10 @@ class Step:
     # gradients
 
     def _gradients_in_memory(self, batch: Batch, number: int) -> tuple[PairLosses, Tensor]:
-        """Run `_gradients`; if memory does not suffice, again with half the micro-batch, once in a run."""
+        """Run `_gradients`.
+
+        If memory does not suffice, repeat it with half the micro-batch, once in a run.
+        """
         self._statistics.keep()
         for _ in range(2):
             try:
@@ -163,7 +174,8 @@ class Step:
                 if not is_out_of_memory(error):
                     raise
                 failure = one_line(error)
-            # The traceback, which keeps the failed step's tensors alive, is gone by now.
+            # Here, outside the except block, the traceback no longer keeps the tensors of the failed step
+            # alive.
             self.optimizer.zero_grad(set_to_none=True)
             self._statistics.restore(torch.ones((), dtype=torch.bool, device=self.device))
             if self.device.type == "cuda":
@@ -174,7 +186,7 @@ class Step:
     def _halve(self, images: int, failure: str) -> None:
         now = min(self.micro_batch or images, images)
         advice = "lower optim.batch_size or data.size, or set execution.recompute = true"
-        if self.world.size > 1:  # the others wait inside a collective call: cannot recover
+        if self.world.size > 1:  # no recovery: the other processes wait inside a collective call
             raise ConfigError(f"execution.micro_batch = {now} does not fit into memory ({failure}); {advice}")
         if self.halved or now == 1:
             again = "still " if self.halved else ""
@@ -188,8 +200,11 @@ class Step:
         )
 
     def _gradients(self, batch: Batch, number: int) -> tuple[PairLosses, Tensor]:
-        """Accumulate the gradients of all micro-batches; return the pairs' losses and the sum of the parts'
-        scalars."""
+        """Accumulate the gradients of all micro-batches.
+
+        Returns:
+            The losses of the pairs, and the sum of the micro-batches' scalars.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         parts = batch.split(self.micro_batch) if self.micro_batch else [batch]
         denoises = self.denoises(number)
@@ -210,12 +225,12 @@ class Step:
         return PairLosses.joined(losses), total
 
     def _reached(self, batch: Batch) -> tuple[bool, ...]:
-        """Return for each objective whether it adds to the loss of the step in any process."""
+        """Return for each objective whether it adds to the loss of this step in any process."""
         objectives = self.batch_loss.by_name.values()
         return tuple(any_rank(objective.reaches(batch)) for objective in objectives)
 
     def denoises(self, number: int) -> bool:
-        """Whether MTDNet has joined by this step."""
+        """Return whether MTDNet is trained in this step (`optim.mtdnet_start`)."""
         optim = self.config.optim
         return isinstance(self.batch_loss.model, DiffusionMTL) and (
             number >= optim.mtdnet_start * self.total_steps
@@ -224,8 +239,11 @@ class Step:
     # guard
 
     def _clip(self) -> dict[str, Tensor]:
-        """Return gradient norms, clipped as configured: over everything (published), or for each of the two
-        networks if no gradient flows between them."""
+        """Clip the gradients as configured, and return their norms.
+
+        There is one norm over everything (published), or one for each of the two networks if no gradient
+        flows between them.
+        """
         model = self.batch_loss.model
         clipped: dict[str, nn.Module] = {"grad_norm": self.batch_loss}
         if isinstance(model, DiffusionMTL) and model.config.detach_signal and model.config.detach_condition:
@@ -234,8 +252,11 @@ class Step:
         return {name: distributed.clip_grad_norm(part.parameters(), most) for name, part in clipped.items()}
 
     def _agreed(self, bad: Tensor, norms: dict[str, Tensor]) -> Tensor:
-        """Return whether any process has seen a non-finite value. Gradients are common to all. Under fp16 the
-        scaler handles them, and the steps it skips are part of its search for a scale."""
+        """Return whether any process had a non-finite value.
+
+        Gradients are the same in all processes. With fp16 the scaler checks them instead, and steps that it
+        skips are a part of its search for a scale.
+        """
         if not self.scaler.is_enabled():
             for norm in norms.values():
                 bad = bad | ~torch.isfinite(norm)
@@ -298,8 +319,10 @@ def _both(pairs: PairLosses, task: str) -> Tensor:
 
 
 class _Statistics:
-    """Batch norms' running statistics, which a failed or skipped step must not change. Those of one dtype are
-    kept in one tensor, since they are many and small."""
+    """Keep and restore the running statistics of batch norms, which a failed or skipped step must not change.
+
+    Those of one dtype are kept in one tensor, because they are many and small.
+    """
 
     def __init__(self, model: nn.Module):
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -314,7 +337,7 @@ class _Statistics:
 
     @torch.no_grad()
     def restore(self, when: Tensor) -> None:
-        """Restore if the flag is set, without reading it on the host."""
+        """Restore the statistics if the flag `when` is set, without reading it on the host."""
         for dtype, buffers in self.groups.items():
             right = torch.where(when, self.kept[dtype], _flat(buffers)).split([b.numel() for b in buffers])
             torch._foreach_copy_(buffers, [part.view_as(b) for part, b in zip(right, buffers, strict=True)])

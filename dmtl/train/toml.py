@@ -1,15 +1,15 @@
-"""A run's configuration as TOML: read with what it extends, checked key by key, written resolved.
+"""Read and write configurations as TOML. A file may extend others; every key is checked.
 
     extends = "base.toml"                 # or a list; relative to this file
     out = "runs/mine"
     [optim]
     lr = 1e-4
 
-A file's values override those of the files it extends, later files of a list override earlier ones. Tables
-are merged key by key, including `optim.task_weights` and `optim.objectives`; everything else, including
-lists, is replaced.
+A file overrides the values of the files that it extends, and later files of a list override earlier ones.
+Tables are merged key by key, including `optim.task_weights` and `optim.objectives`; everything else,
+including lists, is replaced.
 
-A section `[methods]` is for `dmtl claim` (`dmtl.train.claim`) and not part of a run.
+The section `[methods]` is for `dmtl claim` (`dmtl.train.claim`); it is not part of a run.
 """
 
 from __future__ import annotations
@@ -30,8 +30,12 @@ METHODS = "methods"
 
 
 def read_config(path: str | os.PathLike) -> RunConfig:
-    """Read a TOML file, with what it extends. Raises ConfigError naming the file (and the files that led
-    there), the key and, for a typo, the nearest key."""
+    """Read a TOML file and the files that it extends.
+
+    Raises:
+        ConfigError: a file cannot be read, or a key or value is wrong. The message names the file, the files
+            that extend it, the key and, for an unknown key, the nearest known one.
+    """
     values = _resolved((Path(path),))
     values.pop(METHODS, None)
     try:
@@ -41,42 +45,46 @@ def read_config(path: str | os.PathLike) -> RunConfig:
 
 
 def as_config(config: RunConfig | Mapping | str | os.PathLike) -> RunConfig:
-    """Return a configuration given as such, as the path of a TOML file, or as nested tables."""
+    """Return a configuration from a `RunConfig`, the path of a TOML file, or nested tables."""
     if isinstance(config, RunConfig):
         return config
     return config_from_dict(config) if isinstance(config, Mapping) else read_config(config)
 
 
 def read_methods(path: str | Path) -> object:
-    """Return the section `[methods]` of a TOML file and what it extends, unchecked; None without one."""
+    """Return the section `[methods]` of a TOML file and the files it extends, unchecked; None if there is
+    none."""
     return _resolved((Path(path),)).get(METHODS)
 
 
 def override(config: RunConfig, values: Mapping, prefix: str) -> RunConfig:
-    """Return the configuration with some values overridden, as by a file that extends it.
+    """Return the configuration with some values overridden, as a file that extends it would do.
 
     Raises:
-        ConfigError: a key is unknown or a value invalid; `prefix` is where the values come from.
+        ConfigError: a key is unknown or a value is invalid. The message begins with `prefix`, which says
+            where the values come from.
     """
     typed = convert_fields(RunConfig, values, prefix)
     return _build(RunConfig, _merge(dataclasses.asdict(config), typed))
 
 
 def config_from_dict(values: Mapping) -> RunConfig:
-    """Build a RunConfig from nested tables, checking types."""
+    """Build a RunConfig from nested tables; raise ConfigError for unknown keys and wrong types or values."""
     return _build(RunConfig, convert_fields(RunConfig, values, ""))
 
 
 def write_config(config: RunConfig, path: str | Path) -> None:
-    """Write the resolved configuration as TOML, for `read_config`."""
+    """Write the complete configuration as TOML, which `read_config` reads."""
     from dmtl.runtime.files import write_text
 
     write_text(path, to_toml(config))
 
 
 def to_toml(config: RunConfig) -> str:
-    """Return TOML text: plain keys first, then one table per section. None is omitted; TOML has no such
-    value."""
+    """Return TOML text: plain keys first, then one table per section.
+
+    Keys with the value None are omitted, because TOML has no such value.
+    """
     values = dataclasses.asdict(config)
     tables = {key: values.pop(key) for key, value in list(values.items()) if isinstance(value, dict)}
     text = [_assignment(k, v) for k, v in values.items() if v is not None]
@@ -86,7 +94,8 @@ def to_toml(config: RunConfig) -> str:
 
 
 def _resolved(chain: tuple[Path, ...]) -> dict:
-    """Read the last file of `chain` over those it extends; the files before it led there."""
+    """Read the last file of `chain` and merge it with the files it extends; each file of `chain` extends the
+    next."""
     path, told = chain[-1], ": extends ".join(map(str, chain))
     if path.resolve() in [earlier.resolve() for earlier in chain[:-1]]:
         raise ConfigError(f"{told}: a configuration must not extend itself")
@@ -101,7 +110,7 @@ def _resolved(chain: tuple[Path, ...]) -> dict:
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(f"{told}: extends must be the name of a file or a list of names, got {bases!r}")
     try:
-        # check here, where the file with a wrong key is known
+        # Check the keys here, where it is known which file they are in.
         own = {key: value for key, value in values.items() if key != METHODS}
         convert_fields(RunConfig, own, "", also=("extends", METHODS))
     except ConfigError as error:
@@ -135,13 +144,13 @@ def _toml(value: object) -> str:
         return f"[\n{text},\n]" if lines else f"[{text}]"
     if isinstance(value, float) and value != value:
         return "nan"
-    if isinstance(value, str):  # JSON's escapes are TOML's, except beyond 16 bits
+    if isinstance(value, str):  # JSON and TOML have the same escapes, except for characters beyond 16 bits
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return json.dumps(value) if isinstance(value, bool) else repr(value)
 
 
 def _build(cls: type, arguments: Mapping) -> typing.Any:
-    """Build a configuration class, its nested sections from their own arguments."""
+    """Build a configuration class, including its nested sections."""
     kinds = typing.get_type_hints(cls)
     return cls(**{name: _built(kinds[name], value) for name, value in arguments.items()})
 

@@ -1,7 +1,7 @@
-"""Factors on the task weights: fixed, learned uncertainties, or the learning pace of each task.
+"""Factors on the weights of tasks: fixed, from learned uncertainties, or from the learning pace of each task.
 
-A labelled pair (sample, task) with loss L enters the total as `scale(task) * L + penalty(task)`. Batches may
-lack tasks, so nothing here relies on all being present.
+A labelled (sample, task) pair with loss L adds `scale(task) * L + penalty(task)` to the total. A batch may
+lack labels of some tasks, so nothing here assumes that all tasks are present.
 """
 
 from __future__ import annotations
@@ -26,19 +26,22 @@ class Options(Protocol):
 
 
 class Weighting(nn.Module):
-    """Fixed weights, and the interface of the others. The state dict is all that a resumed run needs."""
+    """Fixed weights, and the base class of other weightings.
+
+    Its state dict is all that a resumed run needs.
+    """
 
     @property
     def fixed(self) -> bool:
-        """Whether all scales are 1, all penalties 0, and losses need not be observed."""
+        """Return whether all scales are 1 and all penalties 0, so that losses need not be observed."""
         return type(self) is Weighting
 
     def scale(self, task: str) -> Tensor | float:
-        """Return the factor on the task's losses, a scalar."""
+        """Return the factor on the losses of a task, a scalar."""
         return 1.0
 
     def penalty(self, task: str) -> Tensor | float:
-        """Return what is added to the scaled loss of every labelled pair, a scalar."""
+        """Return the number that is added to the scaled loss of every labelled pair of a task, a scalar."""
         return 0.0
 
     def observe(self, task_losses: Mapping[str, Tensor], counts: Mapping[str, int | Tensor]) -> None:
@@ -50,18 +53,19 @@ class Weighting(nn.Module):
         """
 
     def merge(self, reduce: Callable[[Tensor], object]) -> None:
-        """Make the state the same on all processes; with several, call it before a checkpoint.
+        """Make the state the same in all processes; with several processes, call it before a checkpoint.
 
         Args:
-            reduce: adds a tensor over all processes, in place.
+            reduce: function that sums a tensor over all processes, in place.
         """
 
     def end_epoch(self, reduce: Callable[[Tensor], object]) -> None:
-        """End an epoch, on all processes; `reduce` as for `merge`."""
+        """End an epoch; all processes must call it. For `reduce` see `merge`."""
 
 
 class Uncertainty(Weighting):
-    """exp(-s) L + s with a learned s = log variance for each task, 0 at the start (scale 1).
+    """Learned uncertainties: exp(-s) L + s with a learned s = log variance for each task, initially 0 (scale
+    1).
 
     Kendall, Gal and Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and
     Semantics", CVPR 2018, arXiv 1705.07115. This is twice their regression form L / (2 sigma^2) + log sigma
@@ -85,7 +89,9 @@ class Uncertainty(Weighting):
 
 
 class DynamicAverage(Weighting):
-    """T softmax(r / temperature), r_t = L_t(e - 1) / L_t(e - 2), L_t(e) the mean loss of task t over epoch e.
+    """Dynamic weight average: the weights are T softmax(r / temperature), r_t = L_t(e - 1) / L_t(e - 2).
+
+    L_t(e) is the mean loss of task t over epoch e, and T the number of tasks.
 
     Liu, Johns and Davison, "End-to-End Multi-Task Learning with Attention", CVPR 2019, arXiv 1803.10704. In
     the first two epochs all weights are 1. A task without a label in an epoch keeps its last mean; r is 1
@@ -138,7 +144,7 @@ class DynamicAverage(Weighting):
 
 
 WEIGHTINGS: Registry[Callable[[Iterable[str], Options], Weighting]] = Registry("weighting")
-"""By `optim.weighting`: (tasks, configuration) -> the weighting."""
+"""Value of `optim.weighting` -> function (tasks, configuration) that creates the weighting."""
 
 WEIGHTINGS.register("fixed")(lambda tasks, config: Weighting())
 WEIGHTINGS.register("uncertainty")(lambda tasks, config: Uncertainty(tasks))

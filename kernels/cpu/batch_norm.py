@@ -10,7 +10,7 @@ from dmtl.runtime.memory import empty
 
 SUPPORT = CPU.support()
 
-# Elements of which one item makes a separate sum; fixed, so that sums do not depend on the number of threads.
+# Elements per partial sum; a fixed number, so that sums do not depend on the number of threads.
 _PART = 1 << 14
 
 
@@ -48,6 +48,6 @@ def _sizes(x: Tensor) -> dict[str, int]:
 
 
 def _scratch(sizes: dict[str, int]) -> Tensor:
-    """Two sums of every channel for each part."""
+    """Allocate scratch memory for two sums of every channel in each part."""
     parts = -(-sizes["pixels"] // sizes["part"])
     return torch.empty(parts, 2, sizes["channels"])

@@ -1,6 +1,7 @@
 """conv3x3 and its backward by Winograd's F(4x4, 3x3) in csrc/cpu/conv3x3.cpp and conv3x3_gradient.cpp.
 
-A convolution of so few pixels that transforming the weights would cost more than it saves is the library's.
+If a convolution has so few pixels that transforming the weights would cost more than it saves, torch computes
+it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from dmtl.ops.conv3x3 import SPEC, residual_gradient
 from dmtl.runtime.memory import empty, empty_like
 
 _MOST_TASKS = 64  # kMostTasks of conv3x3_cpu.h
-# Transforming weights is worth it from one pixel of a task for this many weight matrix elements (measured for
-# 32 to 512 channels: 1 to 500 pixels).
+# Transforming weights pays off if a task has at least one pixel for this number of elements of the weight
+# matrix (measured: from 1 pixel with 32 channels to 500 pixels with 512 channels).
 _ELEMENTS_A_PIXEL = 512
 
 
@@ -56,7 +57,8 @@ def conv3x3_backward(
 
 
 def _gate(grad, weights, out, counts, need_biases, need_taps) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Return the gradient before the ReLU (without one, the gradient itself), channels-last, and its sums."""
+    """Return the gradient before the ReLU, channels-last, and its sums; without a ReLU, it is `grad`
+    itself."""
     g = grad = grad.contiguous(memory_format=torch.channels_last)
     d_biases = [weight.new_empty(weight.shape[0]) for weight in weights] if need_biases else []
     d_taps = [weight.new_empty(weight.shape[0], 3, 3) for weight in weights] if need_taps else []
@@ -92,7 +94,7 @@ def _weight_gradients(g: Tensor, x: Tensor, weights: list[Tensor], counts: list[
 
 
 def pack(weight: Tensor) -> Tensor:
-    """The weight [K, C, 3, 3], transformed: float32 [36, C * (K rounded up to 16) + 16]."""
+    """Transform a weight [K, C, 3, 3] to float32 [36, C * (K rounded up to 16) + 16]."""
     K, C = weight.shape[:2]
     (weight,) = _one_layout([weight])
     packed = weight.new_empty(_packed_shape(weight))
@@ -104,7 +106,7 @@ def pack(weight: Tensor) -> Tensor:
 
 
 def release_workspace(keep: int = 0) -> None:
-    """Give back what the calling thread keeps between calls: buffers of more than `keep` bytes."""
+    """Free the buffers of more than `keep` bytes that the calling thread keeps between calls."""
     CPU.call("conv3x3_release", torch.empty(0), keep=keep)
 
 
@@ -123,7 +125,7 @@ def _few_pixels(x: Tensor, weights: list[Tensor], counts: list[int]) -> bool:
 
 
 def _one_layout(weights: list[Tensor]) -> list[Tensor]:
-    """The weights, with the same strides all, and one step from tap to tap."""
+    """Return the weights such that all have the same strides, and a constant step from tap to tap."""
     strides = weights[0].stride()
     if strides[2] == 3 * strides[3] and all(weight.stride() == strides for weight in weights):
         return weights
@@ -131,13 +133,13 @@ def _one_layout(weights: list[Tensor]) -> list[Tensor]:
 
 
 def _strides(weight: Tensor, flipped: bool) -> dict[str, int]:
-    """What the kernel calls row and column of a weight matrix, and the step from tap to tap."""
+    """Return the strides of the rows, columns and taps of a weight matrix, as the kernel names them."""
     n, k, _, tap = weight.stride()
     return {"stride_k": n if flipped else k, "stride_n": k if flipped else n, "stride_tap": tap}
 
 
 def _convolve(x, weights, biases, tap_biases, packed, counts, *, relu: bool, flipped: bool) -> Tensor:
-    """Winograd's convolution, or with `flipped` the data gradient's."""
+    """Compute the convolution by Winograd's algorithm, or with `flipped` the data gradient."""
     x = x.contiguous(memory_format=torch.channels_last)
     rows, k, height, width = x.shape
     n = weights[0].shape[1 if flipped else 0]

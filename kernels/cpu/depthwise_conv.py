@@ -35,12 +35,12 @@ def depthwise_conv_backward(grad, x, weight, stride, padding, need_x, need_weigh
 
 
 def _taps(weight: Tensor) -> Tensor:
-    """float32 [k k, C], so that neighbouring channels are neighbours in memory."""
+    """Return the weight as float32 [k k, C], so that neighbouring channels are neighbours in memory."""
     return weight.flatten(1).t().float().contiguous()
 
 
 def _call(name: str, x: Tensor, out: Tensor, stride: int, padding: int, /, **fields) -> None:
-    """Call a kernel that reads maps like x and writes (or reads, too) maps like `out`."""
+    """Call a kernel that reads maps like `x`, and writes or also reads maps like `out`."""
     B, C, H, W = x.shape
     h, w = out.shape[2:]
     CPU.call(

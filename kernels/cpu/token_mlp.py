@@ -1,5 +1,7 @@
-"""token_mlp and its backward by the C++ kernels in csrc/cpu/token_mlp.cpp. Their arithmetic is float32 for
-all storage types; what is left to the library: see `dmtl.kernels.tokens`."""
+"""token_mlp and its backward by the C++ kernels in csrc/cpu/token_mlp.cpp.
+
+Their arithmetic is float32 for all storage types. `dmtl.kernels.tokens` says which calls are left to torch.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-// condition_tokens: the patches' product with the folded weight, the tokens' moments, LayerNorm and projection of the query; and
-// the two kernels of its backward that take patches out of the maps and put them back. Floor at one image (34 channels, C = 512):
-// 0.28 GFLOP and 2 MB, less than a launch; there are three.
+// condition_tokens: the product of patches with the folded weight, the moments of tokens, LayerNorm and the projection of the
+// query; and the two kernels of its backward that gather patches from the maps and add them back. Floor for one image (34
+// channels, C = 512): 0.28 GFLOP and 2 MB, less than the time of a launch; there are three launches.
 #include "dmtl/condition_tokens.h"
 #include "dmtl/product_cuda.cuh"
 
@@ -19,7 +19,7 @@ struct Patches {
     __device__ float at(Corner corner, Tap tap) const { return patch_value<T>(p, corner, tap); }
 };
 
-// LayerNorm of the tokens.
+// The LayerNorm of the tokens, as a source of the product.
 template <class T>
 struct Normed {
     struct Row {
@@ -40,7 +40,7 @@ struct Normed {
     }
 };
 
-// Rows of `out` [., n].
+// An epilogue that writes rows of `out` [., n].
 template <class T>
 struct Store {
     T* out;
@@ -56,7 +56,7 @@ __device__ float warp_sum(float x) {
     return x;
 }
 
-// A warp for each token.
+// One warp for each token.
 template <class T>
 __global__ void __launch_bounds__(kThreads) moments_kernel(Params p) {
     const int64_t row = int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32;
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads) moments_kernel(Params p) {
     if (lane == 0) p.stats[2 * row] = mean, p.stats[2 * row + 1] = rstd;
 }
 
-// A block for each token.
+// One block for each token.
 template <class T>
 __global__ void __launch_bounds__(kThreads) take_kernel(Params p) {
     const int64_t depth = patch_size(p);
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kThreads) take_kernel(Params p) {
     for (int64_t k = threadIdx.x; k < depth; k += kThreads) store(out + k, patch_value<T>(p, corner, tap_of(p, k)));
 }
 
-// A thread for each pixel and channel of all maps.
+// One thread for each pixel and channel of all maps.
 template <class T>
 __global__ void __launch_bounds__(kThreads) put_kernel(Params p) {
     const int64_t height = p.grid_h * p.reduction, width = p.grid_w * p.reduction;

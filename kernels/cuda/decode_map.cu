@@ -1,5 +1,6 @@
-// decode_map: the 1x1 head, if there is one, as a product over pixels into float32 logits at low resolution, then a thread for
-// each pixel of the map, which interpolates class after class. Floor at one image, 21 classes: 4 MB of bf16 read, 2 MB of class ids written.
+// decode_map: the 1x1 head, if there is one, as a product over pixels that gives float32 logits at low resolution; then one
+// thread for each pixel of the map interpolates class after class. Floor for one image with 21 classes: 4 MB of bf16 read, 2 MB
+// of class ids written.
 #include "dmtl/decode_map.h"
 #include "dmtl/product_cuda.cuh"
 
@@ -34,14 +35,14 @@ struct StoreLogits {
     }
 };
 
-// The logits at low resolution: what the product wrote, or x itself.
+// The logits at low resolution: the result of the product, or x itself.
 template <class T>
 struct Logits {
     const T* first;
     int64_t stride_n, stride_c, stride_y, stride_x;
 };
 
-// The four logits around a pixel of the map, as offsets from a class's first.
+// The four logits around a pixel of the map, as offsets from the first logit of a class.
 struct Corners {
     int64_t left_top, right_top, left_bottom, right_bottom;
     float down, across;

@@ -1,5 +1,5 @@
-// skip = x + bias and its tokens in one pass over x, and the backward. A thread takes all pixels of a token's block, one vector of
-// channels wide. Floor: the map read and written once; tokens alone read the centres.
+// skip = x + bias and the tokens of skip in one pass over x, and the backward. A thread processes all pixels of a token's block
+// for one vector of channels. Floor: the map is read and written once; if only tokens are computed, only the centres are read.
 #include "dmtl/grid_cuda.cuh"
 
 #include <type_traits>
@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(NoisyTokensParams p, 
     }
 }
 
-// A block makes one part of d_bias: tokens_per_part tokens of one row. The bound of two blocks a multiprocessor
-// gives it the registers that it needs on sm_80.
+// A block computes one part of d_bias, over tokens_per_part tokens of one row. The bound of two blocks per multiprocessor gives
+// it the registers that it needs on sm_80.
 template <class T, int r>
 __global__ void __launch_bounds__(kThreads, 2) backward_kernel(NoisyTokensBackwardParams p, int lanes, int64_t parts_per_row) {
     using V = Vec<T>;
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(NoisyTokensBackwa
     }
 }
 
-// d_bias[group] = sum of its `count` parts: eight threads a channel, then those eight in their order.
+// d_bias[group] = sum of its `count` parts: eight threads per channel, whose eight sums are then added in order.
 template <class T>
 __global__ void __launch_bounds__(kThreads) sum_parts_kernel(void* d_bias, const float* parts, int64_t count, int64_t C) {
     constexpr int kWidth = 32, kDepth = kThreads / kWidth;

@@ -1,6 +1,6 @@
-// Tokens, interpolated bilinearly, plus the skip map, and the backward. Forward: a thread takes one cell of one pixel row (r pixels
-// between the same four tokens). Backward: a thread takes a token and gathers its share in a fixed order; its neighbours read
-// the same pixels from the cache. Floor: the map read and written once; backward, the gradient read once.
+// out = tokens, interpolated bilinearly, + the skip map; and the backward. Forward: a thread computes one cell of one pixel row
+// (r pixels between the same four tokens). Backward: a thread gathers the gradient of one token in a fixed order; its
+// neighbours read the same pixels from the cache. Floor: the map is read and written once; backward, the gradient is read once.
 #include "dmtl/grid_cuda.cuh"
 
 #include <type_traits>

@@ -1,6 +1,8 @@
-"""The core of cross-attention in Triton: softmax(q k^T / sqrt(d)) v for each row and head, blockwise over
-the keys, and its backward pass. Nothing of size N x M reaches memory; no atomics, so equal inputs give
-equal bits.
+"""The core of cross-attention in Triton: softmax(q k^T / sqrt(d)) v for each row and head, and its backward
+pass.
+
+It is computed in blocks of keys, so nothing of size N x M is stored. There are no atomics, so equal inputs
+give equal bits.
 
 q, a and their gradients [R, N, h d], kv [R, M, 2 h d] (keys, then values), lse and delta [R, h, N] float32.
 Heads are padded to a power of two by masks.
@@ -15,8 +17,8 @@ from torch import Tensor
 
 from dmtl.kernels.triton._launch import POINTERS, compilation
 
-# Tiles by element size and by head size, the largest that spill nothing: float32 has no tensor cores, and
-# d_k and d_v of wide heads need the registers of eight warps.
+# Tiles by element size and head size: the largest ones without register spills. float32 cannot use tensor
+# cores, and d_k and d_v of wide heads need the registers of eight warps.
 HALF = {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
 HALF_WIDE = {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
 HALF_DEEP = {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 3}
@@ -27,7 +29,8 @@ CONFIGS = [HALF, HALF_WIDE, HALF_DEEP, HALF_LONG, SINGLE, SINGLE_WIDE]
 
 
 def configs(dtype: torch.dtype, d: int, n: int) -> tuple[dict, dict, dict]:
-    """Launch configurations of the forward kernel, of d_q and of d_k, d_v."""
+    """Return the launch configurations of the forward kernel, of that for d_q, and of that for d_k and
+    d_v."""
     wide = d > 64
     if dtype == torch.float32:
         return (SINGLE_WIDE if wide else SINGLE,) * 3
@@ -38,7 +41,7 @@ def configs(dtype: torch.dtype, d: int, n: int) -> tuple[dict, dict, dict]:
 
 @triton.jit
 def _tile(ptr, row, there_row, stride, d, BLOCK_D: tl.constexpr):
-    """Rows of one head, [rows, BLOCK_D], zero outside."""
+    """Load rows of one head, [rows, BLOCK_D], zero outside."""
     column = tl.arange(0, BLOCK_D)
     there = there_row[:, None] & (column < d)[None, :]
     return tl.load(ptr + row[:, None] * stride + column[None, :], mask=there, other=0.0)
@@ -53,7 +56,8 @@ def _put(ptr, value, row, there_row, stride, d, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def _head(n, m, heads, d):
-    """(number of the program's row and head, stride of a token, where it begins in [R, N, h d] and in kv)."""
+    """Return the number of the program's row and head, the stride of a token, and the offsets of the head in
+    [R, N, h d] and in kv."""
     pair = tl.program_id(1).to(tl.int64)
     r, head = pair // heads, pair % heads
     width = heads * d
@@ -65,7 +69,7 @@ def _attention_fwd_kernel(
     a_ptr, lse_ptr, q_ptr, kv_ptr, n, m, heads, d, scale,
     KEEP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """a and, where KEEP, lse of BLOCK_M tokens of one head."""
+    """Compute a and, if KEEP, lse of BLOCK_M tokens of one head."""
     pair, width, from_x, from_y = _head(n, m, heads, d)
     asks = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     asking = asks < n
@@ -97,7 +101,7 @@ def _attention_dq_kernel(
     d_q_ptr, delta_ptr, d_a_ptr, a_ptr, lse_ptr, q_ptr, kv_ptr, n, m, heads, d, scale,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """d_q and delta = sum(d_a a) of BLOCK_M tokens of one head."""
+    """Compute d_q and delta = sum(d_a a) of BLOCK_M tokens of one head."""
     pair, width, from_x, from_y = _head(n, m, heads, d)
     asks = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     asking = asks < n
@@ -127,7 +131,7 @@ def _attention_dkv_kernel(
     d_kv_ptr, delta_ptr, d_a_ptr, lse_ptr, q_ptr, kv_ptr, n, m, heads, d, scale,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """d_k and d_v of BLOCK_N answering tokens of one head."""
+    """Compute d_k and d_v of BLOCK_N tokens (keys and values) of one head."""
     pair, width, from_x, from_y = _head(n, m, heads, d)
     answers = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     answering = answers < m
@@ -154,7 +158,7 @@ def _attention_dkv_kernel(
 
 
 def block_d(d: int) -> int:
-    """Columns of a tile that holds a head."""
+    """Return the number of columns of a tile that holds a head."""
     return max(16, triton.next_power_of_2(d))
 
 
@@ -164,7 +168,7 @@ def _sizes(q: Tensor, kv: Tensor, heads: int) -> tuple:
 
 
 def attention(q: Tensor, kv: Tensor, heads: int, keep: bool) -> tuple[Tensor, Tensor | None]:
-    """(a, lse or None)."""
+    """Return a, and lse or None."""
     a, (r, n, _) = torch.empty_like(q), q.shape
     lse = q.new_empty(r, heads, n, dtype=torch.float32) if keep else None
     sizes = _sizes(q, kv, heads)
@@ -198,7 +202,7 @@ _KINDS = {"scale": "fp32", "lse_ptr": "*fp32", "delta_ptr": "*fp32", "d": "i32:1
 
 
 def compilations() -> list[tuple]:
-    """Every form of every kernel for heads of 64 and 128 channels (`_launch.compilation`)."""
+    """Return every form of every kernel, for heads of 64 and 128 channels (`_launch.compilation`)."""
     found = []
     for dtype, pointer in POINTERS.items():
         for d in (64, 128):

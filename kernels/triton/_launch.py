@@ -1,4 +1,5 @@
-"""What all Triton modules share: where they run, and the forms in which their kernels are compiled ahead."""
+"""Shared parts of all Triton modules: where they run, and the forms in which kernels are compiled in
+advance."""
 
 from __future__ import annotations
 
@@ -9,10 +10,10 @@ import torch
 
 from dmtl.runtime.support import Support
 
-# Triton decides when a kernel is decorated, that is when its module is imported.
+# Triton reads the variable when a kernel is decorated, that is, when its module is imported.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-"""Storage type -> pointer to it as Triton spells it."""
+"""Storage type -> Triton's name of a pointer to it."""
 
 
 def support(
@@ -21,11 +22,12 @@ def support(
     *,
     products: bool = False,
 ) -> Support:
-    """Return what an op supports here.
+    """Return what an operator supports in Triton.
 
     Args:
-        shapes, backward_shapes: reasons against the shapes of a call (see `Support`).
-        products: whether its kernels multiply matrices, which the interpreter does wrongly in bfloat16.
+        shapes: returns reasons why the shapes of a call are not supported (see `Support`).
+        backward_shapes: the same for the backward operator.
+        products: whether the kernels multiply matrices, which the interpreter does wrongly in bfloat16.
     """
     wrong = {torch.bfloat16} if products and INTERPRETED else set()
     dtypes = tuple(dtype for dtype in POINTERS if dtype not in wrong)
@@ -41,13 +43,14 @@ def _missing() -> list[str]:
 def compilation(
     kernel, config: dict[str, int], constants: dict, kinds: dict, pointer: str | None = None
 ) -> tuple:
-    """Return (kernel, signature, constants, options), one form in which a kernel may be launched.
+    """Return (kernel, signature, constants, options): one form in which a kernel may be launched.
 
     Args:
-        config: launch configuration; what is spelt in capitals are constants of the kernel.
-        constants: its other constants, and None for pointers that are absent.
-        kinds: types of arguments by name, as Triton spells them.
-        pointer: type of the other arguments that end in `_ptr`; all further ones are i32.
+        kernel: the kernel.
+        config: launch configuration; keys in capitals are constants of the kernel.
+        constants: other constants of the kernel, and None for pointers that are absent.
+        kinds: types of arguments by name, in Triton's notation.
+        pointer: type of all other arguments that end in `_ptr`; all remaining arguments are i32.
     """
     constants = constants | {name: value for name, value in config.items() if name.isupper()}
     options = {name: value for name, value in config.items() if not name.isupper()}

@@ -1,9 +1,9 @@
-"""Products of tokens with weights in Triton, fused with their neighbours: LayerNorm before a product; bias,
-GELU, its derivative and a residual after it. And LayerNorm's backward pass.
+"""Products of tokens with weights in Triton, fused with the operations around them; and LayerNorm's backward
+pass.
 
-All matrices are row-major and dense: a [rows, k], weight [n, k] as torch's Linear holds it (or [k, n]), out
-[rows, n]. Sums and everything between load and store are float32; the operands of a product have the
-storage type.
+A LayerNorm may come before a product; bias, GELU, its derivative and a residual may come after it. All
+matrices are row-major and dense: a [rows, k], weight [n, k] as in torch's Linear (or [k, n]), out [rows, n].
+The operands of a product have the storage type; sums and everything else between load and store are float32.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dmtl.kernels.triton._launch import POINTERS, compilation
 
-# Tiles for 16-bit products: small ones where large ones would leave processors idle; TALL where GELU's
-# derivative needs the registers. float32 has no tensor cores.
+# Tiles for 16-bit products: SMALL if large ones would leave multiprocessors idle; TALL if GELU's derivative
+# needs the registers. float32 cannot use tensor cores.
 SMALL = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 4}
 LARGE = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
 TALL = {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
@@ -26,7 +26,7 @@ _PROCESSORS = 132
 
 
 def config(rows: int, n: int, dtype: torch.dtype, large: dict = LARGE) -> dict:
-    """The launch configuration of a product with [rows, n] results."""
+    """Return the launch configuration of a product with [rows, n] results."""
     if dtype == torch.float32:
         return SINGLE
     tiles = triton.cdiv(rows, large["BLOCK_M"]) * triton.cdiv(n, large["BLOCK_N"])
@@ -41,7 +41,7 @@ def gelu_cdf(h):
 
 @triton.jit
 def _statistics(a_ptr, row, inside, k, eps, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Mean and 1 / std of each row, block by block (Chan's update), so that one reading is enough."""
+    """Return mean and 1 / std of each row. Chan's update by blocks needs to read the row only once."""
     mean = tl.zeros((BLOCK_M,), tl.float32)
     spread = tl.zeros((BLOCK_M,), tl.float32)
     for start in range(0, k, BLOCK_K):
@@ -64,7 +64,7 @@ def _product(
     NORM: tl.constexpr, TRANSPOSED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The [BLOCK_M, BLOCK_N] tile of LayerNorm(a) weight^T (or without the norm), in float32."""
+    """Return the [BLOCK_M, BLOCK_N] tile of LayerNorm(a) weight^T (or of a weight^T) in float32."""
     if NORM:
         mean, rstd = _statistics(a_ptr, row, inside, k, eps, BLOCK_M, BLOCK_K)
     out = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -94,8 +94,10 @@ def _linear_kernel(
     RESIDUAL: tl.constexpr, DERIVATIVE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """out = [GELU](a weight^T + bias) + residual, aux the same before GELU. DERIVATIVE: out = (a weight)
-    GELU'(h), aux = GELU(h)."""
+    """Compute out = [GELU](a weight^T + bias) + residual, and aux = a weight^T + bias.
+
+    DERIVATIVE: out = (a weight) GELU'(h) and aux = GELU(h).
+    """
     tiles = tl.cdiv(n, BLOCK_N)
     row = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -128,8 +130,8 @@ def _norm_pair_kernel(
     kv_weight_ptr, x_rows, y_rows, q_n, kv_n, k, eps,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """q = LayerNorm(x) q_weight^T and kv = LayerNorm(y) kv_weight^T, the tiles of one after those of the
-    other."""
+    """Compute q = LayerNorm(x) q_weight^T and kv = LayerNorm(y) kv_weight^T; the tiles of kv come after those
+    of q."""
     q_tiles = tl.cdiv(q_n, BLOCK_N) * tl.cdiv(x_rows, BLOCK_M)
     tile = tl.program_id(0)
     if tile < q_tiles:
@@ -157,7 +159,7 @@ def norm_pair(
     x: Tensor, y: Tensor, norm_x: tuple[Tensor, Tensor], norm_y: tuple[Tensor, Tensor], q_weight: Tensor,
     kv_weight: Tensor, eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(LayerNorm(x) q_weight^T, LayerNorm(y) kv_weight^T) for x [rows, k], y [other rows, k], in one
+    """Return LayerNorm(x) q_weight^T and LayerNorm(y) kv_weight^T for x [rows, k], y [other rows, k], in one
     launch."""
     (q_n, k), kv_n = q_weight.shape, kv_weight.shape[0]
     q, kv = x.new_empty(x.shape[0], q_n), y.new_empty(y.shape[0], kv_n)
@@ -178,8 +180,11 @@ def linear(
     a: Tensor, weight: Tensor, *, bias: Tensor | None = None, norm: tuple[Tensor, Tensor, float] | None =
     None, gelu: bool = False, keep: bool = False, residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """(a weight^T + bias, through GELU where asked, + residual; the value before GELU where `keep`). a
-    [rows, k] goes through LayerNorm(weight, bias, eps) first where `norm` is given."""
+    """Return a weight^T + bias, with GELU if `gelu`, + residual; and the value before GELU if `keep`, else
+    None.
+
+    If `norm` = (weight, bias, eps) is given, LayerNorm is applied to a [rows, k] first.
+    """
     rows, k = a.shape
     n = weight.shape[0]
     out = a.new_empty(rows, n)
@@ -197,7 +202,7 @@ def linear(
 
 
 def gelu_backward(grad: Tensor, weight: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """((grad weight) GELU'(h), GELU(h)) for grad [rows, k], weight [k, n], h [rows, n]."""
+    """Return (grad weight) GELU'(h), and GELU(h), for grad [rows, k], weight [k, n], h [rows, n]."""
     (rows, k), n = grad.shape, weight.shape[1]
     out, g = torch.empty_like(h), torch.empty_like(h)
     chosen = config(rows, n, grad.dtype, TALL)
@@ -216,7 +221,7 @@ def _norm_backward_kernel(
     d_x_ptr, n_ptr, partial_ptr, grad_ptr, x_ptr, weight_ptr, bias_ptr, residual_ptr,
     rows, rows_each, width, eps, RESIDUAL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """rows_each rows of d_x, of LayerNorm(x) and of partial sums for d_weight, d_bias."""
+    """Compute rows_each rows of d_x and of LayerNorm(x), and their partial sums for d_weight and d_bias."""
     column = tl.arange(0, BLOCK_C)
     left = column < width
     weight = tl.load(weight_ptr + column, mask=left, other=0.0).to(tl.float32)[None, :]
@@ -247,7 +252,8 @@ def _norm_backward_kernel(
 
 
 def norm_config(width: int) -> dict:
-    """Whole rows, as many at a time as eight warps hold without spilling."""
+    """Return a configuration with as many whole rows at a time as eight warps hold without register
+    spills."""
     columns = triton.next_power_of_2(width)
     return {"BLOCK_R": max(1, 2048 // columns), "BLOCK_C": columns, "num_warps": 8}
 
@@ -255,10 +261,12 @@ def norm_config(width: int) -> dict:
 def norm_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(d_x + residual, d_weight, d_bias, LayerNorm(x)) for grad, x [rows, C]."""
+    """Return d_x + residual, d_weight, d_bias and LayerNorm(x) for grad, x [rows, C]."""
     rows, width = x.shape
     d_x, n = torch.empty_like(x), torch.empty_like(x)
-    rows_each = max(32, triton.cdiv(rows, 512))  # by the shape alone, so that all machines add in one order
+    rows_each = max(
+        32, triton.cdiv(rows, 512)
+    )  # depends only on the shape: all machines add in the same order
     programs = triton.cdiv(rows, rows_each)
     partial = x.new_empty(programs, 2, width, dtype=torch.float32)
     with torch.cuda.device_of(x):
@@ -274,7 +282,7 @@ def norm_backward(
 _FLAGS = ("NORM", "TRANSPOSED", "BIAS", "GELU", "AUX", "RESIDUAL", "DERIVATIVE")
 _OPTIONAL = ("aux_ptr", "norm_weight_ptr", "norm_bias_ptr", "bias_ptr", "residual_ptr", "h_ptr")
 _FORMS = [
-    (("norm_weight_ptr", "norm_bias_ptr"), ("NORM",)),  # keys and values where the query is given
+    (("norm_weight_ptr", "norm_bias_ptr"), ("NORM",)),  # keys and values, if the query is given
     (("norm_weight_ptr", "norm_bias_ptr", "bias_ptr"), ("NORM", "BIAS", "GELU")),
     (("aux_ptr", "norm_weight_ptr", "norm_bias_ptr", "bias_ptr"), ("NORM", "BIAS", "GELU", "AUX")),
     (("bias_ptr", "residual_ptr"), ("BIAS", "RESIDUAL")),
@@ -292,7 +300,7 @@ def _linear_form(pointer: str, chosen: dict, pointers: tuple[str, ...], flags: t
 
 
 def compilations() -> list[tuple]:
-    """Every form of every kernel (`_launch.compilation`)."""
+    """Return every form of every kernel (`_launch.compilation`)."""
     found = []
     for pointer in POINTERS.values():
         plain, derivative = ((SINGLE,), (SINGLE,)) if pointer == "*fp32" else ((SMALL, LARGE), (SMALL, TALL))

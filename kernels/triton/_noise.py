@@ -1,4 +1,4 @@
-"""Triton device functions for the noise that dmtl/ops/philox.py defines; the arithmetic of
+"""Triton device functions for the noise that dmtl/ops/philox.py defines, with the arithmetic of
 csrc/include/dmtl/philox.h."""
 
 import triton
@@ -11,8 +11,10 @@ _EMULATE_FMA = tl.constexpr(INTERPRETED)
 
 @triton.jit
 def _fma(a, b, c):
-    """a b + c rounded once. The interpreter has no such operation: there float64 holds the product
-    exactly."""
+    """Return a b + c with one rounding.
+
+    The interpreter lacks this operation, but float64 holds the product exactly.
+    """
     if _EMULATE_FMA:
         return (a.to(tl.float64) * b + c).to(tl.float32)
     return tl.fma(a, b, c)
@@ -20,7 +22,7 @@ def _fma(a, b, c):
 
 @triton.jit
 def _philox(block, k0, k1, c1, c2, c3):
-    """Four words, uint32 like `block`, from one counter and key."""
+    """Return four words, uint32 like `block`, from one counter and key."""
     a = tl.full((), 0xD2511F53, tl.uint32)
     b = tl.full((), 0xCD9E8D57, tl.uint32)
     c0 = block
@@ -85,8 +87,10 @@ def _box_muller(radius_word, angle_word):
 
 @triton.jit
 def draw_apart(block, seed, task, sample, step):
-    """Normals of the first, second, third and fourth elements of the blocks [BLOCK] (uint32). seed, task,
-    sample: int64 scalars."""
+    """Return the normals of the first, second, third and fourth elements of the blocks [BLOCK] (uint32).
+
+    seed, task and sample are int64 scalars.
+    """
     c3 = step.to(tl.uint32) | ((sample >> 32).to(tl.uint32) & 0xFFFF) << 16
     k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
     w0, w1, w2, w3 = _philox(block, k0, k1, sample.to(tl.uint32), task.to(tl.uint32), c3)
@@ -97,6 +101,6 @@ def draw_apart(block, seed, task, sample, step):
 
 @triton.jit
 def draw(block, seed, task, sample, step):
-    """Normals [4 * BLOCK] of the elements of the blocks, in order; see `draw_apart`."""
+    """Return the normals [4 * BLOCK] of the elements of the blocks in order; see `draw_apart`."""
     n0, n1, n2, n3 = draw_apart(block, seed, task, sample, step)
     return tl.reshape(tl.join(tl.join(n0, n2), tl.join(n1, n3)), (4 * block.shape[0],))

@@ -1,5 +1,8 @@
-"""Triton kernels of the two noising ops and of their backward. A program makes 4 * BLOCK elements of one
-row; with channels last, those of BLOCK_C neighbouring channels, so that it moves whole lines."""
+"""Triton kernels of the two noising operators and of their backward.
+
+A program computes 4 * BLOCK elements of one row; with channels last, those of BLOCK_C neighbouring channels,
+so that it accesses whole cache lines.
+"""
 
 import itertools
 
@@ -11,7 +14,7 @@ from dmtl.kernels.noising import NoisingOps
 from dmtl.kernels.triton._launch import INTERPRETED, POINTERS, compilation, support
 from dmtl.kernels.triton._noise import draw, draw_apart
 
-BLOCK = 4096 if INTERPRETED else 256  # the interpreter pays for every program
+BLOCK = 4096 if INTERPRETED else 256  # in the interpreter, every program costs time
 BLOCK_C = 64
 SUPPORT = support()
 
@@ -43,7 +46,7 @@ def _noising_last_kernel(
     groups, channels, table_size, step, stride_out, stride_x, stride_y, stride_noise,
     HAS_Y: tl.constexpr, GIVEN: tl.constexpr, DRAWN: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """`groups` of four pixels; a block of the noise is the four pixels of one channel."""
+    """Compute `groups` of four pixels; a Philox block is the four pixels of one channel."""
     row = tl.program_id(1).to(tl.int64)
     tiles = tl.cdiv(channels, BLOCK_C)
     index = tl.arange(0, BLOCK)
@@ -69,8 +72,8 @@ def _noised(
     out_ptr, x_ptr, y_ptr, y_row, noise_ptr, noise_row, t, coef_x_ptr, coef_y_ptr, coef_noise_ptr, table_size,
     offset, inside, eps, HAS_Y: tl.constexpr, GIVEN: tl.constexpr, DRAWN: tl.constexpr,
 ):  # fmt: skip
-    """Compute and store the elements at these offsets of a row. eps: their noise, if DRAWN."""
-    valid = (t >= 0) & (t < table_size)  # a bad index gives a row of NaN
+    """Compute and store the elements at these offsets of a row. `eps` is their noise, if DRAWN."""
+    valid = (t >= 0) & (t < table_size)  # an invalid index gives a row of NaN
     x = tl.load(x_ptr + offset, mask=inside, other=0.0).to(tl.float32)
     value = tl.load(coef_x_ptr + t, mask=valid, other=float("nan")) * x
     if HAS_Y:
@@ -126,7 +129,7 @@ OPS = NoisingOps(_launch_noising, _launch_scaling)
 
 
 def compilations() -> list[tuple]:
-    """Every form of the kernels that a call may compile (`_launch.compilation`)."""
+    """Return every form of the kernels that a call may compile (`_launch.compilation`)."""
     flags = (False, True)
     found = []
     for pointer, last, has_y, source in itertools.product(

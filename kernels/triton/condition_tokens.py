@@ -1,12 +1,13 @@
-"""condition_tokens and its backward in Triton: two launches, an implicit GEMM that gathers the patches from
-the maps and the LayerNorm + projection of `_linear`.
+"""condition_tokens and its backward in Triton.
 
-A tile of tokens walks the maps one after the other (their addresses and channel counts are launch arguments),
-k running over (channel, ky, kx) as the weight stores it. Backward: the library's products around two kernels
-that take the patches out of the maps and add them back; LayerNorm's from `_linear`.
+Forward, there are two launches: an implicit GEMM that gathers patches from the maps, and the LayerNorm and
+projection of `_linear`. A tile of tokens processes the maps one after the other; their addresses and numbers
+of channels are launch arguments. k runs over (channel, ky, kx), as the weight stores it. Backward, two
+kernels gather patches from the maps and add them back, around products that torch computes; LayerNorm's
+backward is that of `_linear`.
 
-Floor at one image (five tasks, 34 channels, C = 512): 0.28 GFLOP and 2 MB, less than
-a launch: two launches, about 5 us.
+Floor for one image (five tasks, 34 channels, C = 512): 0.28 GFLOP and 2 MB take less time than a launch; two
+launches take about 5 us.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dmtl.kernels.triton._launch import POINTERS, compilation, support
 from dmtl.kernels.triton._linear import linear, norm_backward
 from dmtl.ops.condition_tokens import GEOMETRY, empty_outputs
 
-# Few tokens: narrow tiles give more programs. float32 has no tensor cores.
+# There are few tokens, and narrow tiles give more programs. float32 cannot use tensor cores.
 HALF = {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3}
 SINGLE = {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 16, "num_warps": 4, "num_stages": 2}
 PATCHES = {"BLOCK_M": 32, "BLOCK_K": 32, "num_warps": 8, "num_stages": 1}
@@ -40,13 +41,13 @@ SUPPORT = support(_shapes, shared.backward_shapes, products=True)
 
 @triton.jit
 def _integer(x):
-    """A launch argument as `_plain` made it."""
+    """Return the integer of a launch argument that `_plain` made."""
     return x // 16
 
 
 @triton.jit
 def _values(map_ptr, strides, at: tl.constexpr, sample, y0, x0, inside, k, count, h, w, SIDE: tl.constexpr):
-    """Values k = (channel, ky, kx) of patches whose first pixels are (y0, x0), zeros outside the map."""
+    """Load values k = (channel, ky, kx) of patches whose first pixels are (y0, x0); zeros outside the map."""
     y = y0[:, None] + (k % (SIDE * SIDE) // SIDE)[None, :]
     x = x0[:, None] + (k % SIDE)[None, :]
     there = inside[:, None] & (k < count)[None, :] & (y >= 0) & (y < h) & (x >= 0) & (x < w)
@@ -61,7 +62,7 @@ def _product_kernel(
     MAPS: tl.constexpr, BIAS: tl.constexpr, REDUCTION: tl.constexpr, SIDE: tl.constexpr, PADDING:
     tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Tokens [rows, width] = patches weight^T + bias."""
+    """Compute tokens [rows, width] = patches weight^T + bias."""
     tiles = tl.cdiv(width, BLOCK_N)
     row = tl.program_id(0) // tiles * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(0) % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -94,7 +95,7 @@ def _take_kernel(
     MAPS: tl.constexpr, REDUCTION: tl.constexpr, SIDE: tl.constexpr, PADDING: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """patches [rows, depth]."""
+    """Gather patches [rows, depth] from the maps."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = row < rows
     sample = (row // (grid_h * grid_w)).to(tl.int64)
@@ -119,7 +120,7 @@ def _put_kernel(
     MAPS: tl.constexpr, REDUCTION: tl.constexpr, SIDE: tl.constexpr, PADDING: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """d_maps (channels-last): every pixel adds up what the patches that it is part of hold for it."""
+    """Compute d_maps (channels-last): every pixel adds up its gradients in all patches that contain it."""
     pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     w = grid_w * REDUCTION
     y = pixel // w % (grid_h * REDUCTION) + PADDING
@@ -145,12 +146,13 @@ def _put_kernel(
 
 
 def _plain(*values: int) -> tuple[int, ...]:
-    """Return integers that are neither 1 nor a multiple of 16, for which Triton would compile again."""
+    """Encode integers so that they are neither 1 nor a multiple of 16, for which Triton would compile
+    again."""
     return tuple(16 * value + 2 for value in values)
 
 
 def _where(maps: list[Tensor]) -> dict:
-    """The launch arguments that say where the maps lie."""
+    """Return the launch arguments with the addresses, channels and strides of the maps."""
     return dict(
         map_ptrs=tuple(maps), channels=_plain(*(m.shape[1] for m in maps)),
         strides=_plain(*(step for m in maps for step in m.stride())),
@@ -189,7 +191,7 @@ def condition_tokens(
 
 
 def _take(maps: list[Tensor], weight: Tensor, reduction: int) -> Tensor:
-    """The patches [rows, C_t k k]."""
+    """Return the patches [rows, C_t k k]."""
     sizes = _grid(maps, weight, reduction)
     rows = maps[0].shape[0] * sizes["grid_h"] * sizes["grid_w"]
     patches = weight.new_empty(rows, sizes["depth"])
@@ -203,7 +205,7 @@ def _take(maps: list[Tensor], weight: Tensor, reduction: int) -> Tensor:
 def _put(
     d_patches: Tensor, d_maps: list[Tensor | None], maps: list[Tensor], weight: Tensor, reduction: int
 ) -> None:
-    """The gradients of the maps, those that d_maps has a place for."""
+    """Compute the gradients of the maps for which `d_maps` has a tensor."""
     firsts = [sum(m.shape[1] for m in maps[:i]) for i in range(len(maps))]
     needed = [(out, first) for out, first in zip(d_maps, firsts, strict=True) if out is not None]
     outs = tuple(out for out, _ in needed)
@@ -220,7 +222,7 @@ def condition_tokens_backward(*args) -> list[Tensor]:
 
 
 def compilations() -> list[tuple]:
-    """Every form of the kernels, for five maps (`_launch.compilation`)."""
+    """Return every form of the kernels, for five maps (`_launch.compilation`)."""
     found = []
     for pointer in POINTERS.values():
         kinds = dict.fromkeys(("map_ptrs", "d_map_ptrs"), (pointer,) * 5)

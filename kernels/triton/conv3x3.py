@@ -1,19 +1,18 @@
-"""conv3x3 in Triton: an implicit GEMM over channels-last maps, all tasks in one launch; forward and data
-gradient.
+"""conv3x3 and its data gradient in Triton: an implicit GEMM over channels-last maps, all tasks in one launch.
 
-A program makes BLOCK_M pixels x BLOCK_N output channels of one task. The reduction runs over (tap, channel),
-channel innermost, so that every load is a run of channels of one shifted pixel; bias, tap biases, residual
-and ReLU happen on the accumulator. Both products read the weights where they lie, [K, 3, 3, C]: the data
-gradient walks the taps backwards and reduces over K, so they are never flipped or transposed. The weight
-gradient is the library's.
+A program computes BLOCK_M pixels x BLOCK_N output channels of one task. The reduction runs over (tap,
+channel) with the channel innermost, so that every load reads consecutive channels of one shifted pixel. Bias,
+tap biases, residual and ReLU are applied to the accumulator. Both products read the weights as they are
+([K, 3, 3, C]): the data gradient uses the taps in reverse order and reduces over K, so weights are never
+flipped or transposed. torch computes the weight gradient.
 
-One launch, not one for each task: a task of few rows does not fill the device, and the tails of separate
-launches add up (counts 9, 0, 7, 3, 5 of 32x32 pixels on 132 SMs: 8 rounds of tiles instead of 6). The rows of
-each task travel as kernel arguments, so nothing is copied to the device.
+There is one launch for all tasks, because a task with few rows does not fill the device, and the tails of
+separate launches add up (counts 9, 0, 7, 3, 5 of 32x32 pixels on 132 SMs: 8 rounds of tiles instead of 6).
+The row counts of the tasks are kernel arguments, so nothing is copied to the device.
 
-Floor (H200, bf16): 19.3 GFLOP for a map 512 -> 512 at 64x64, 24.5 us at the 788 TFLOP/s that a large matmul
-reaches; 1,500 FLOP a byte, so memory is not the limit. Not timed there yet: automatic choice measures this
-kernel and cuDNN.
+Floor (H200, bf16): 19.3 GFLOP for a map 512 -> 512 at 64x64, 24.5 us at the 788 TFLOP/s that a large matrix
+product reaches; 1,500 FLOP per byte, so memory is not the limit. Not timed there yet: the automatic choice
+measures this kernel and cuDNN.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from dmtl.ops.conv3x3 import SPEC, residual_gradient
 from dmtl.ops.grid import empty_map
 from dmtl.runtime.measure import Fastest
 
-_MAX_TASKS = 16  # more take further launches
+_MAX_TASKS = 16  # more tasks need further launches
 
 
 def _odd_channels(weights: list[Tensor]) -> list[str]:
@@ -56,30 +55,31 @@ def _config(m: int, n: int, k: int, warps: int, stages: int) -> dict[str, int]:
     return dict(BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, num_warps=warps, num_stages=stages)
 
 
-# By dtype, the first one the default where nothing may be measured.
+# Configurations by dtype; the first one is used if nothing may be measured.
 CONFIGS = {
     torch.float32: [_config(128, 128, 16, 8, 3), _config(64, 64, 32, 8, 3)],
     torch.bfloat16: [_config(128, 128, 64, 8, 3), _config(128, 256, 32, 8, 4), _config(64, 128, 64, 4, 4)],
 }
 CONFIGS[torch.float16] = CONFIGS[torch.bfloat16]
 _fastest = Fastest(name="conv3x3 in Triton")
-_MEASURE = not INTERPRETED  # the interpreter's time says nothing
+_MEASURE = not INTERPRETED  # times in the interpreter are meaningless
 
 
 @triton.jit
 def _inside(y, x, dy, dx, height, width):
-    """Whether the pixel shifted by a tap is in the image."""
+    """Return whether the pixel that is shifted by a tap is inside the image."""
     return (y + dy >= 0) & (y + dy < height) & (x + dx >= 0) & (x + dx < width)
 
 
 @triton.jit
 def _tile(ptr, valid, n, channels):
-    """Columns n of a tile's pixels, the first of which is at ptr, in float32."""
+    """Load columns n of a tile's pixels, the first of which is at ptr, as float32."""
     at = (tl.arange(0, valid.shape[0]) * channels)[:, None] + n[None, :]
     return tl.load(ptr + at, mask=valid[:, None] & (n < channels)[None, :], other=0.0).to(tl.float32)
 
 
-# One binary for maps of every size: Triton would compile again for sizes that are 1, or multiples of 16.
+# One binary for maps of all sizes: otherwise Triton would compile again for sizes that are 1 or multiples of
+# 16.
 @triton.jit(do_not_specialize=["height", "width", "groups_in", "groups_out"])
 def _conv3x3_kernel(
     out_ptr, x_ptr, residual_ptr, weight_ptrs, bias_ptrs, tap_ptrs, counts, height, width, groups_in,
@@ -91,12 +91,12 @@ def _conv3x3_kernel(
     c_in = groups_in * 8  # so the compiler knows that channels come in vectors of 16 bytes
     c_out = groups_out * 8
     columns = tl.cdiv(c_out, BLOCK_N)
-    tile = tl.program_id(0) // columns  # neighbours share the pixels
+    tile = tl.program_id(0) // columns  # neighbouring programs share the same pixels
     n = tl.program_id(0) % columns * BLOCK_N + tl.arange(0, BLOCK_N)
 
     # Which task is this tile of?
-    task_begin = tl.zeros((), tl.int64)  # its first pixel among all
-    size = 0  # its pixels
+    task_begin = tl.zeros((), tl.int64)  # index of the task's first pixel
+    size = 0  # number of the task's pixels
     tile_in_task = 0
     weight_ptr = weight_ptrs[0]
     if BIAS:
@@ -129,7 +129,7 @@ def _conv3x3_kernel(
     x_ptr += tile_begin * c_in
     k = tl.arange(0, BLOCK_K)
     blocks = tl.cdiv(c_in, BLOCK_K)
-    # 16-bit sums begin with the residual and float32 ones end with it: the other way round, registers spill.
+    # 16-bit sums start with the residual, and float32 sums end with it: otherwise registers would spill.
     if RESIDUAL and x_ptr.dtype.element_ty != tl.float32:
         acc = _tile(residual_ptr + tile_begin * c_out, valid, n, c_out)
     else:
@@ -157,7 +157,7 @@ def _conv3x3_kernel(
         acc = tl.dot(a, b, acc, input_precision="ieee")
 
     column = n < c_out
-    if TAPS:  # nine more input channels: one for each tap, 1 where it is inside the image
+    if TAPS:  # nine more input channels, one for each tap: 1 if it is inside the image, else 0
         tap = tl.arange(0, 16)
         reached = _inside(y[:, None], x[:, None], tap[None, :] // 3 - 1, tap[None, :] % 3 - 1, height, width)
         reached = reached & (tap < 9)[None, :]
@@ -177,7 +177,7 @@ def _conv3x3_kernel(
 
 
 def pack(weight: Tensor) -> Tensor:
-    """The weight stored as [K, 3, 3, C]."""
+    """Return the weight stored as [K, 3, 3, C]."""
     return weight.contiguous(memory_format=torch.channels_last)
 
 
@@ -188,7 +188,8 @@ def _launch(out, x, residual, weights, biases, taps, counts, relu, backward, con
     with torch.cuda.device_of(x):
         _conv3x3_kernel[grid](
             out, x, residual, tuple(weights), tuple(biases) or None, tuple(taps) or None,
-            # Nor for the counts, which are neither in this form (a tuple cannot be excepted).
+            # Triton would also compile again for counts that are 1 or multiples of 16. Encoded like this they
+            # are neither (`do_not_specialize` does not support tuples).
             tuple(16 * n + 2 for n in counts), h, w, x.shape[1] // 8, out.shape[1] // 8,
             TASKS=len(weights), BIAS=bool(biases), TAPS=bool(taps), RESIDUAL=residual is not None, RELU=relu,
             BACKWARD=backward, EVEN=x.shape[1] % block_k == 0 and out.shape[1] % block_n == 0, **config,
@@ -196,7 +197,7 @@ def _launch(out, x, residual, weights, biases, taps, counts, relu, backward, con
 
 
 def _convolve(x, weights, biases, taps, counts, relu=False, backward=False, residual=None) -> Tensor:
-    """The kernel on channels-last maps, at most _MAX_TASKS tasks in a launch."""
+    """Run the kernel on channels-last maps, with at most _MAX_TASKS tasks per launch."""
     channels = weights[0].shape[1 if backward else 0]
     x = x.contiguous(memory_format=torch.channels_last)
     out = empty_map(x, (x.shape[0], channels, *x.shape[2:]))
@@ -216,7 +217,7 @@ def _convolve(x, weights, biases, taps, counts, relu=False, backward=False, resi
 
 
 def _choose_config(launch: Callable[[dict], None], out: Tensor, x: Tensor, backward: bool) -> dict[str, int]:
-    """The configuration that is the fastest for calls of this kind, measured at the first one."""
+    """Return the fastest configuration for calls of this signature, which the first one measures."""
     configs = {str(config): config for config in CONFIGS[x.dtype][: None if _MEASURE else 1]}
     kind = (x.device, x.dtype, *x.shape[1:], out.shape[1], out.shape[0].bit_length(), backward)
     return configs[_fastest.choose(kind, {name: partial(launch, c) for name, c in configs.items()}, x.device)]
@@ -244,14 +245,14 @@ def conv3x3_backward(
         d_x = _convolve(g, [pack(weight) for weight in weights], [], [], counts, backward=True)
     needs = False, need_weights, need_biases and need_taps, need_taps, False
     _, d_weights, d_biases, d_taps, _ = SPEC.backward.reference(g, x, weights, None, counts, False, *needs)
-    if need_biases and not need_taps:  # one pass over all rows, not a sum for each tap
+    if need_biases and not need_taps:  # one pass over all rows instead of a sum for each tap
         sums = g.sum((2, 3), dtype=torch.float32)
         d_biases = [rows.sum(0).to(g.dtype) for rows in sums.split(counts)]
     return d_x, d_weights, d_biases, d_taps, residual_gradient(g, grad, need_residual)
 
 
 def compilations() -> list[tuple]:
-    """Every form of the kernel that a call may compile, for five tasks (`_launch.compilation`)."""
+    """Return every form of the kernel that a call may compile, for five tasks (`_launch.compilation`)."""
     flags = [False, True]
     forms = [(bias, taps, False, relu, False) for bias, taps, relu in itertools.product(flags, flags, flags)]
     forms += [(True, False, True, True, False), (False, False, False, False, True)]

@@ -1,6 +1,7 @@
-"""decode_map in Triton: the 1x1 head as a GEMM over pixels into float32 logits at low resolution, then one
-program for a piece of a row of the map, which interpolates class after class and keeps only what the decoding
-needs.
+"""decode_map in Triton.
+
+The 1x1 head is a GEMM over pixels that gives float32 logits at low resolution. Then each program computes a
+piece of a row of the map: it interpolates class after class and only keeps what the decoding needs.
 
 Floor at one image, 21 classes: 4 MB of bf16 feature read, 2 MB of class ids written, 1.5 us at 4 TB/s; two
 launches.
@@ -29,7 +30,7 @@ def _head_kernel(
     logits_ptr, x_ptr, weight_ptr, bias_ptr, pixels, cells, channels, classes,
     BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """logits [rows, classes, cells] float32 of channels-last features [pixels, channels]."""
+    """Compute logits [rows, classes, cells], float32, of channels-last features [pixels, channels]."""
     pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     x_ptr += pixel.to(tl.int64)[:, None] * channels
@@ -49,8 +50,10 @@ def _head_kernel(
 
 @triton.jit
 def _between(x, size, FACTOR: tl.constexpr):
-    """The two logits between which map pixels lie, and how far from the first to the second: see
-    csrc/include/dmtl/decode_map.h."""
+    """Return the two logits between which map pixels are, and their position from the first to the second.
+
+    See csrc/include/dmtl/decode_map.h.
+    """
     shifted = x - FACTOR // 2 + FACTOR
     low = shifted // FACTOR - 1
     way = (2 * (shifted % FACTOR) + (1 - FACTOR % 2)).to(tl.float32) / (2 * FACTOR)
@@ -59,7 +62,7 @@ def _between(x, size, FACTOR: tl.constexpr):
 
 @triton.jit
 def _logit(ptr, upper, lower, left, right, down, across):
-    """Interpolated value: first between the rows, then along them."""
+    """Return the interpolated value: first between the rows, then along them."""
     a = tl.load(ptr + upper + left).to(tl.float32)
     b = tl.load(ptr + upper + right).to(tl.float32)
     a += down * (tl.load(ptr + lower + left).to(tl.float32) - a)
@@ -143,7 +146,7 @@ def _logits(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def compilations() -> list[tuple]:
-    """Every form of the kernels, of the upsampling by 8 and one other (`_launch.compilation`)."""
+    """Return every form of the kernels, for upsampling by 8 and by another factor (`_launch.compilation`)."""
     found = []
     for pointer in POINTERS.values():
         for bias in ({"BIAS": True}, {"BIAS": False, "bias_ptr": None}):

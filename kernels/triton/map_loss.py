@@ -1,11 +1,13 @@
-"""map_loss and its backward in Triton. A program takes cells, the squares of 8x8 pixels between four
-neighbouring logits (those at the border hold a half or a quarter of them), and goes through their pixels one
-after the other, all channels at once. Forward, it leaves the sums of its pixels, which one program a row adds
-up; backward, what its cells give to each of their four logits, and every logit adds its four parts. All in a
-fixed order.
+"""map_loss and its backward in Triton.
 
-Floor at six images of 512x512, 21 classes: 1.6 MB of labels and 1 MB of bf16 logits read, 33 million
-exponentials.
+A program processes some cells: the squares of 8x8 pixels between four neighbouring logits (those at the
+border have a half or a quarter of the pixels). It processes their pixels one after the other, with all
+channels at once. Forward, it stores the sums over its pixels, which one program per row adds up. Backward, it
+stores the contributions of its cells to their four logits, and every logit adds its four contributions. All
+sums have a fixed order.
+
+Floor for six images of 512x512 with 21 classes: 1.6 MB of labels and 1 MB of bf16 logits are read, and 33
+million exponentials computed.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from dmtl.kernels.triton._launch import INTERPRETED, POINTERS, compilation, supp
 from dmtl.ops.decode_map import SHORTEST
 from dmtl.ops.map_loss import empty_losses
 
-MOST_CHANNELS = 64  # more are left to the reference
-TILE = 256  # entries of a program's tile of cells x channels
+MOST_CHANNELS = 64  # the reference computes calls with more channels
+TILE = 256  # number of entries of a program's tile of cells x channels
 GATHER = {"BLOCK": 512, "num_warps": 4}
 FINISH = {"BLOCK": 128, "num_warps": 4}
 _SHORTEST_SQUARE = tl.constexpr(SHORTEST**2)
@@ -38,7 +40,7 @@ SUPPORT = support(_too_many, lambda grad, logits, *others: _too_many(logits, *ot
 
 @triton.jit
 def _logit(ptr, inside):
-    """A tile of logits; NaN for those that are not finite."""
+    """Load a tile of logits; those that are not finite become NaN."""
     logit = tl.load(ptr, mask=inside, other=0.0).to(tl.float32)
     return logit + (logit - logit)
 
@@ -50,7 +52,7 @@ def _known(label, ignore):
 
 @triton.jit
 def _softplus(x):
-    """log(1 + exp x), by the logarithm's series where exp is small."""
+    """Return log(1 + exp x); if exp x is small, by the series of the logarithm."""
     e = tl.exp(-tl.abs(x))
     near = tl.log(1.0 + e)
     far = e * (1.0 - e * (0.5 - e * 0.33333334))
@@ -69,8 +71,10 @@ def _sign(x):
 
 @triton.jit
 def _label(label_ptr, at, plane, here, c, channels, ignore, lowest, KIND: tl.constexpr, LOG: tl.constexpr):
-    """(y, [CELLS, CHANNELS] for "unit" and [CELLS, 1] for others; valid [CELLS, 1]) of one pixel of each
-    cell."""
+    """Return the labels y of one pixel of each cell, and whether they are valid, [CELLS, 1].
+
+    y is [CELLS, CHANNELS] for "unit" and [CELLS, 1] for other kinds.
+    """
     if KIND == "unit":
         y = tl.load(label_ptr + at + c * plane, mask=here & (c < channels), other=0.0).to(tl.float32)
         unknown = tl.sum(tl.where(_known(y, ignore) | (c >= channels), 0, 1), 1, keep_dims=True)
@@ -92,8 +96,10 @@ def _label(label_ptr, at, plane, here, c, channels, ignore, lowest, KIND: tl.con
 def _value(
     z, y, c, channels, weight_above, weight_below, KIND: tl.constexpr, GRAD: tl.constexpr
 ):  # fmt: skip
-    """Loss [CELLS, 1] (of "logistic" without its weight) or gradient [CELLS, CHANNELS] of one pixel of each
-    cell."""
+    """Return the loss [CELLS, 1] or, with GRAD, the gradient [CELLS, CHANNELS] of one pixel of each cell.
+
+    The loss of "logistic" is without its weight.
+    """
     if KIND == "cross_entropy":
         mine = c == y.to(tl.int32)
         z = tl.where(c < channels, z, float("-inf"))
@@ -128,7 +134,7 @@ def _value(
 
 @triton.jit
 def _weights(counts_ptr, row, positive_weight, negative_weight, balanced):
-    """(valid pixels of the row, at least 1; w+, w-)"""
+    """Return the number of valid pixels of the row (at least 1), w+ and w-."""
     valid = tl.maximum(tl.load(counts_ptr + 2 * row), 1).to(tl.float32)
     share = tl.load(counts_ptr + 2 * row + 1).to(tl.float32) / valid
     return (
@@ -145,8 +151,11 @@ def _cells_kernel(
     ignore, lowest, positive_weight, negative_weight, balanced,
     KIND: tl.constexpr, LOG: tl.constexpr, GRAD: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Forward: sums [rows, programs, 2] of the losses below and above one half, tallies [rows, programs, 2]
-    of the valid pixels and those above. GRAD: parts [rows, 4, cells, channels]."""
+    """Process the cells of a program.
+
+    Forward: compute sums [rows, programs, 2] of the losses of labels below and above one half, and tallies
+    [rows, programs, 2] of valid pixels and of those above. GRAD: compute parts [rows, 4, cells, channels].
+    """
     row = tl.program_id(1).to(tl.int64)
     cells = (h + 1) * (w + 1)
     cell = (tl.program_id(0) * CELLS + tl.arange(0, CELLS))[:, None]
@@ -226,7 +235,7 @@ def _finish_kernel(
     loss_ptr, counts_ptr, sums_ptr, tallies_ptr, programs, positive_weight, negative_weight, balanced,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One row's loss and counts from the sums of its programs."""
+    """Compute the loss and the counts of one row from the sums of its programs."""
     row = tl.program_id(0).to(tl.int64)
     below, above = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     valid_count, above_count = tl.zeros((BLOCK,), tl.int32), tl.zeros((BLOCK,), tl.int32)
@@ -251,7 +260,7 @@ def _finish_kernel(
 def _gather_kernel(
     d_ptr, parts_ptr, stride_n, stride_c, stride_y, stride_x, channels, h, w, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Every logit's gradient: its parts from the four cells around it."""
+    """Compute the gradient of every logit: the sum of the parts from the four cells around it."""
     row = tl.program_id(1).to(tl.int64)
     entry = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = entry < h * w * channels
@@ -269,13 +278,13 @@ def _gather_kernel(
 
 def _config(channels: int) -> dict[str, int]:
     width = triton.next_power_of_2(channels)
-    width = width if width <= 4 else max(16, width)  # fewer forms
-    cells = 64 if INTERPRETED else min(128, TILE // width)  # the interpreter pays for every operation
+    width = width if width <= 4 else max(16, width)  # fewer forms to compile
+    cells = 64 if INTERPRETED else min(128, TILE // width)  # in the interpreter, every operation costs time
     return {"CELLS": cells, "CHANNELS": width, "num_warps": 4, "num_stages": 1}
 
 
 class _Call:
-    """One launch of the kernel over cells, for the arguments of an operator."""
+    """Launch the kernel over cells for the arguments of an operator."""
 
     def __init__(self, logits: Tensor, label: Tensor, options: tuple):
         kind, ignore, positive_weight, negative_weight, balanced, log, positive = options
@@ -330,7 +339,7 @@ _KINDS |= {"tallies_ptr": "*i32", "counts_ptr": "*i32"}
 
 
 def compilations() -> list[tuple]:
-    """Every form of the kernels (`_launch.compilation`)."""
+    """Return every form of the kernels (`_launch.compilation`)."""
     found = [compilation(_finish_kernel, FINISH, {}, _KINDS)]
     for pointer in POINTERS.values():
         found.append(compilation(_gather_kernel, GATHER, {}, _KINDS | {"d_ptr": pointer}))
@@ -344,7 +353,7 @@ def compilations() -> list[tuple]:
 
 
 def _cells_forms(kinds: dict[str, str], constants: dict, config: dict) -> list[tuple]:
-    """Forward and backward."""
+    """Return the forms of forward and backward."""
     forward, backward = ("sums_ptr", "tallies_ptr"), ("parts_ptr", "grad_ptr", "counts_ptr")
     return [
         compilation(_cells_kernel, config, constants | {"GRAD": grad} | dict.fromkeys(absent), kinds)

@@ -1,8 +1,8 @@
 """noisy_tokens and its backward in Triton.
 
-A program takes TOKENS tokens with all pixels of their blocks, and
-CHANNELS channels, the fastest dimension of both.
-Floor: the map read and written once (and the tokens); without a bias the centres read, a quarter of it.
+A program processes TOKENS tokens with all pixels of their blocks, for CHANNELS channels (the innermost
+dimension). Floor: the map is read and written once (and the tokens); without a bias only the centres are
+read, a quarter of it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from dmtl.ops.noisy_tokens import bias_shape
 
 __all__ = ["CONFIGS", "SUPPORT", "compilations", "noisy_tokens", "noisy_tokens_backward"]
 
-_SUM_ROWS = 16  # partial sums of d_bias added at a time
+_SUM_ROWS = 16  # number of partial sums of d_bias that are added at a time
 
 
 @triton.constexpr_function
 def _in_centre(dy, dx, reduction):
-    """Whether a token is a mean over this pixel of its block."""
+    """Return whether a token's mean includes this pixel of its block."""
     first, count = (1 if reduction == 4 else 0), min(reduction, 2)
     return first <= dy < first + count and first <= dx < first + count
 
 
 @triton.jit
 def _first_pixel(token, grid_w, REDUCTION: tl.constexpr):
-    """Upper left pixel of the tokens' blocks; tokens and pixels are counted through all rows."""
+    """Return the upper left pixel of the tokens' blocks; tokens and pixels are numbered over all rows."""
     line = token // grid_w
     return line * REDUCTION * (grid_w * REDUCTION) + token % grid_w * REDUCTION
 
@@ -96,7 +96,7 @@ def _noisy_tokens_backward_kernel(
 
 @triton.jit
 def _sum_parts_kernel(out_ptr, parts_ptr, count, channels, TOKENS: tl.constexpr, CHANNELS: tl.constexpr):
-    """out[g] = sum of the parts [g * count, (g + 1) * count), always in the same order."""
+    """Compute out[g] = sum of the parts [g * count, (g + 1) * count), always in the same order."""
     group = tl.program_id(0).to(tl.int64)
     c = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
     total = tl.zeros((TOKENS, CHANNELS), tl.float32)
@@ -149,7 +149,7 @@ def noisy_tokens_backward(grad_skip, grad_tokens, bias_dim, reduction) -> tuple[
 
 
 def compilations() -> list[tuple]:
-    """Every form of the kernels that a call may compile: (kernel, signature, constants, options)."""
+    """Return every form of the kernels that a call may compile (`_launch.compilation`)."""
     found = []
     for dtype in SUPPORT.dtypes:
         for config in CONFIGS:

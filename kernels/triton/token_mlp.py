@@ -1,10 +1,12 @@
 """token_mlp and its backward in Triton.
 
 Forward: LayerNorm + fc1 + bias + GELU in one kernel, fc2 + bias + residual in another. Backward: d_h and
-GELU(h) in one product kernel, LayerNorm's backward in another; the plain products between them (data and
-weight gradients) are the library's, which is at its best there.
-There is no CUDA kernel: on a GPU automatic choice times these kernels against the reference (the library's
-products) once for each kind of call.
+GELU(h) in one product kernel, LayerNorm's backward in another. torch computes the plain products between them
+(data and weight gradients), which it does best.
+
+There is no CUDA kernel: on a GPU, the automatic choice compares these kernels with the reference (torch's
+products) once for each call signature.
+
 Floor at 5 x 256 tokens, C = 512, H = 2048: 5.4 GFLOP, 7 us at 780 TFLOP/s; two launches.
 """
 

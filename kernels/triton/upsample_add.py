@@ -1,9 +1,9 @@
 """upsample_add and its backward in Triton.
 
-Forward: a program takes cells, the squares between the centres of four neighbouring tokens, with all their
-pixels (cells at the border hold a half or a quarter of them). Backward: a program takes tokens, and each
-gathers its share from the pixels around it, in a fixed order. Floor: the map read and written once; backward,
-the gradient read once.
+Forward: a program computes all pixels of some cells, the squares between the centres of four neighbouring
+tokens (cells at the border have a half or a quarter of the pixels). Backward: a program gathers the gradients
+of some tokens from the pixels around them, in a fixed order. Floor: the map is read and written once;
+backward, the gradient is read once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["CONFIGS", "SUPPORT", "compilations", "upsample_add", "upsample_add_b
 
 @triton.constexpr_function
 def _way(step, reduction):
-    """How far a cell's pixel lies from its first to its second token."""
+    """Return the position of a cell's pixel between its first (0) and second (1) token."""
     return (2 * step + 1) / (2 * reduction) if reduction > 1 else 0.0
 
 
@@ -36,7 +36,7 @@ def _upsample_add_kernel(
     out_ptr, tokens_ptr, skip_ptr, cells, grid_h, grid_w, channels,
     REDUCTION: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    HALF: tl.constexpr = REDUCTION // 2  # at reduction 1 a cell is a pixel and its token
+    HALF: tl.constexpr = REDUCTION // 2  # at reduction 1, a cell is a pixel and its token
     MORE: tl.constexpr = 1 if REDUCTION > 1 else 0
     cell = (tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS))[:, None]
     c = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
@@ -66,9 +66,11 @@ def _upsample_add_kernel(
 
 @triton.jit
 def _share(pixel, token, grid, REDUCTION: tl.constexpr):
-    """What a pixel of an axis gives to a token at most one and a half blocks away: linear in their distance,
-    except that the outermost half of a block belongs only to its token."""
-    way = 2 * pixel + 1 - (2 * token + 1) * REDUCTION  # from centre to centre, in halves of a pixel
+    """Return the weight of a pixel in a token that is at most one and a half blocks away, along one axis.
+
+    It is linear in their distance, except that the outermost half of a block belongs only to its own token.
+    """
+    way = 2 * pixel + 1 - (2 * token + 1) * REDUCTION  # distance of their centres, in half pixels
     alone = ((token == 0) & (way < 0)) | ((token == grid - 1) & (way > 0))
     return tl.where(alone, 1.0, 1.0 - tl.abs(way).to(tl.float32) / (2 * REDUCTION))
 
@@ -127,7 +129,7 @@ def upsample_add_backward(grad, reduction) -> Tensor:
 
 
 def compilations() -> list[tuple]:
-    """Every form of the kernels that a call may compile: (kernel, signature, constants, options)."""
+    """Return every form of the kernels that a call may compile (`_launch.compilation`)."""
     return [
         compilation(kernel, dtype, config, {"REDUCTION": reduction}, {})
         for kernel in (_upsample_add_kernel, _upsample_add_backward_kernel)

@@ -198,7 +198,7 @@ def test_data_without_the_models_tasks(dmtl, tmp_path, trained, data, folder):
     (folder / "dataset.yaml").write_text("tasks: {semseg: {kind: classes, classes: [a, b]}}")
     refused(dmtl("eval", trained, "--data", folder), "'semseg'", "matched by name", "a, b")
     (folder / "dataset.yaml").write_text("tasks: {fog: {kind: scalar}}")
-    refused(dmtl("eval", trained, "--data", folder), "share no task")
+    refused(dmtl("eval", trained, "--data", folder), "no task in common")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip"])
@@ -217,7 +217,7 @@ def test_checkpoint_with_code_inside(dmtl, tmp_path):
             return (os.mkdir, (str(tmp_path / "trapped"),))
 
     (tmp_path / "evil.pth.tar").write_bytes(pickle.dumps({"model": Trap()}, protocol=2))
-    refused(dmtl("convert", "evil.pth.tar", "out"), "evil.pth.tar", "mkdir", "not unpickled")
+    refused(dmtl("convert", "evil.pth.tar", "out"), "evil.pth.tar", "mkdir", "not loaded")
     assert not (tmp_path / "trapped").exists()
 
 
@@ -283,7 +283,7 @@ def test_output_below_a_file(dmtl, tmp_path, trained, data, words):
         ([], "cannot write run/best/model.safetensors"),
         (
             ["--log.checkpoint-every", "1"],
-            "cannot write run/checkpoints/step-00000001.pt: File too large; there is none before it",
+            "cannot write run/checkpoints/step-00000001.pt: File too large; no earlier one exists",
         ),
     ],
 )

@@ -44,7 +44,7 @@ def test_the_card_has_the_results_of_the_run(builtin, trained):
 
 def test_a_card_without_a_place_for_results_is_refused(dmtl, tmp_path, trained):
     (tmp_path / "README.md").write_text("Mine.\n")
-    refused(dmtl("convert", trained, "."), "README.md: has no lines <!-- begin")
+    refused(dmtl("convert", trained, "."), "README.md: lacks the lines <!-- begin")
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
     assert dmtl("convert", trained / "model", "other").status == 0  # a model folder has no results
     assert sorted(path.name for path in (tmp_path / "other").iterdir()) == [
@@ -66,7 +66,7 @@ def test_a_photo_alone(dmtl, tmp_path, builtin, data):
         assert (tmp_path / "predictions" / task / "photo.png").is_file()
     assert (tmp_path / "predictions" / "overview" / "photo.png").is_file()
     by_name = dmtl("predict", BUILTIN, "photo.png").out
-    assert "1 image predicted into predictions, 1 of them before" in by_name and "model:" not in by_name
+    assert "1 image predicted into predictions, 1 of them earlier" in by_name and "model:" not in by_name
 
 
 def test_by_name_in_other_commands(dmtl, builtin, data):

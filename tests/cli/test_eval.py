@@ -266,14 +266,14 @@ def test_maps_that_cannot_be_scored(dmtl, tmp_path, pascal):
     (tmp_path / "maps").mkdir()
     assert dmtl(*words)[0::2] == (
         2,
-        f"dmtl eval: maps and {pascal} share no task (none and {', '.join(TASK_ORDER)})\n",
+        f"dmtl eval: maps and {pascal} have no task in common (none and {', '.join(TASK_ORDER)})\n",
     )
     (tmp_path / "maps" / "sal").mkdir()
     for id, size in SIZES.items():
         Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / "maps" / "sal" / f"{id}.png")
     assert dmtl(*words).status == 0
     Image.fromarray(np.zeros(FRAME, np.uint8)).save(tmp_path / "maps" / "sal" / "b.png")
-    message = "maps/sal/b.png: values of shape [64, 64], expected [47, 30] as the image"
+    message = "maps/sal/b.png: values of shape [64, 64], expected [47, 30] like the image"
     assert dmtl(*words)[0::2] == (2, f"dmtl eval: {message}\n")
     (tmp_path / "maps" / "sal" / "c.png").unlink()
     (tmp_path / "maps" / "sal" / "d.png").unlink()
@@ -374,10 +374,14 @@ def test_an_unknown_choice_lists_the_known_ones(dmtl):
 @pytest.mark.parametrize(
     ("stored", "words", "message"),
     [
-        ([{"sal": {"maxF": 1}}], ["sal", "edge"], "baseline has no pixelF of edge; evaluate its runs"),
-        ([{"sal": {"maxF": 1}}, {"sal": {"maxF": 2}}], ["sal"], "1.json has sal, as one before it has"),
+        ([{"sal": {"maxF": 1}}], ["sal", "edge"], "baseline has no pixelF of edge; first evaluate its runs"),
+        (
+            [{"sal": {"maxF": 1}}, {"sal": {"maxF": 2}}],
+            ["sal"],
+            "1.json has the task sal, like an earlier run",
+        ),
         ([{"sal": {"maxF": 1}}, {"edge": {"pixelF": 3}}], ["sal", "edge", "--published"], "no odsF_seism of"),
-        ([{"sal": {"maxF": 0}}], ["sal"], "baseline: delta_mtl: reference must not be 0 at sal maxF"),
+        ([{"sal": {"maxF": 0}}], ["sal"], "baseline: delta_mtl: reference must not be 0 for sal maxF"),
     ],
 )
 def test_baselines_that_cannot_be_compared(dmtl, tmp_path, pascal, official, stored, words, message):
@@ -390,7 +394,7 @@ def test_baselines_that_cannot_be_compared(dmtl, tmp_path, pascal, official, sto
 
 def test_boundaries_need_a_thin_task(dmtl, pascal, official):
     words = ["eval", official, "--data", pascal, "--tasks", "sal"]
-    message = "boundaries need a binary task with `thin: true`, such as edge, among those scored, got sal"
+    message = "scoring boundaries needs a binary task with `thin: true`, such as edge, got only sal"
     assert dmtl(*words, "--boundaries", "raw")[0::2] == (2, f"dmtl eval: {message}\n")
     assert dmtl(*words, "--published").status == 0
 

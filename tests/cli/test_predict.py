@@ -129,7 +129,7 @@ def test_processes_share_the_images(dmtl, tmp_path, trained, count, processes, k
     assert done.returncode == 1 and "1 failed" in done.stdout, done.stderr  # as with one process: 0003
     assert done.stdout.count(f"{count - 1:,} images predicted into three") == 1, done.stdout
     assert done.stdout.count("predicted into") == 1
-    before = re.search(r"([\d,]+) of them before", done.stdout)
+    before = re.search(r"([\d,]+) of them earlier", done.stdout)
     assert (before is not None) == killed
     assert before is None or 0 < int(before[1].replace(",", "")) < count - 1
     assert "1 .txt (notes.txt)" in done.stdout

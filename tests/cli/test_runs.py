@@ -167,7 +167,7 @@ def test_eval_of_several_draws(dmtl, tmp_path, trained, data):
     [
         (["--steps", "0"], "steps must be numbers from 1 or \"auto\", got '0'"),
         (["--precision", "fp8"], "precision must be one of auto, fp32, bf16 on a cpu, got 'fp8'"),
-        (["--samples", "0"], "samples must be a number from 1, got 0"),
+        (["--samples", "0"], "samples must be an integer of at least 1, got 0"),
     ],
 )
 def test_eval_refuses(dmtl, trained, data, words, message):

@@ -56,7 +56,7 @@ BAD_FILES = [
         encoded(GREY.astype(np.float32), "TIFF"),
         "pixels of mode F, expected grey, RGB or CMYK",
     ),
-    ("semseg/a.png", encoded(GREY[:-1]), "label of 32x23 pixels, expected 32x24 as images/a.png"),
+    ("semseg/a.png", encoded(GREY[:-1]), "label of 32x23 pixels, expected 32x24 like images/a.png"),
     ("semseg/a.png", encoded(GREY + 7), "value 7 in 768 pixels, expected 0 to 2, or 255 (ignore)"),
     ("semseg/a.png", encoded(arrays(0)["images"]), "expected one value per pixel"),
     ("semseg/a.png", encoded(arrays(0)["depth"]), "uint16 values, expected 8-bit class ids"),
@@ -66,14 +66,14 @@ BAD_FILES = [
     ("semseg/a.npy", npy(GREY.astype(float)), "float64 values, expected 8-bit class ids"),
     ("semseg/a.npy", npy(GREY.astype(int) - 1), "value -1 in 768 pixels"),
     ("semseg/a.npy", npy(np.array({"a": 1})), "holds object"),
-    ("semseg/a.npy", npy(GREY)[:-5], "its header promises 768 bytes of data, the file has 763"),
+    ("semseg/a.npy", npy(GREY)[:-5], "its header claims 768 bytes of data, but the file has 763"),
     (
         "semseg/a.npy",
         b"\x93NUMPY\x01\x00\x76\x00"
         + b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000, 1000000)"
         + b", }".ljust(49)
         + b"\n",
-        "its header promises 8000000000000 bytes",
+        "its header claims 8000000000000 bytes",
     ),
     ("semseg/a.npy", b"text", "not a readable array"),
     (
@@ -104,7 +104,7 @@ def test_bad_files(folder, name, content, message):
         ("a\nb\nx1\nx2\n", "2 of 4 ids have no image, the first is 'x1', expected images/x1.jpg"),
         ("a\nb\na\n", "line 3: id 'a' is on line 1 too"),
         ("\n\n", "empty, expected one id per line"),
-        ("../a\n", "line 1: '../a', expected a relative path without '..'"),
+        ("../a\n", "line 1: '../a', expected a relative path inside the data set"),
         ("/etc/passwd\n", "line 1: '/etc/passwd'"),
         ("a/../../b\n", "line 1: "),
         ("C:\\x\n", "line 1: "),
@@ -185,7 +185,7 @@ def test_two_files_for_one_id(folder):
     [
         (
             "a,0,1,1,1,1\nb,1,1,1,1,1\nc/d,1,1,1,1,1\n",
-            "promises 1 labels of semseg that do not exist, the first is 'b'",
+            "lists 1 labels of semseg that do not exist, the first is 'b'",
         ),
         (
             "a,0,1,1,1,1\n",
@@ -230,8 +230,11 @@ def test_no_path_leaves_the_folder(parts, joined):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("description: [&a [x, x], &b [*a, *a]]\ntasks: {sal: *b}", "a reference with *, expected its value"),
-        ("description: [&a {x: 1}]\ntasks: {<<: [*a, *a]}", "a reference with *, expected its value"),
+        (
+            "description: [&a [x, x], &b [*a, *a]]\ntasks: {sal: *b}",
+            "a reference with *, expected the value itself",
+        ),
+        ("description: [&a {x: 1}]\ntasks: {<<: [*a, *a]}", "a reference with *, expected the value itself"),
         ("tasks: {mine: {kind: classes, classes: 99999999999}}", "classes must be at most 65536"),
         ("tasks: {depth: {scale: 1" + "0" * 400 + "}}", "expected a number"),
         ("tasks: {sal: {weight: 1" + "0" * 400 + "}}", "int too large"),
@@ -258,7 +261,7 @@ def test_more_pixels_than_bytes_can_hold(tmp_path):
     header = b"IHDR" + size + whole[24:29]
     (tmp_path / "x.png").write_bytes(whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:])
     for read in (images.read_image, images.read_label_image, images.image_size):
-        with pytest.raises(DataError, match=f"x.png: 15x4000000 pixels in {len(whole)} bytes"):
+        with pytest.raises(DataError, match=f"x.png: 15x4000000 pixels in only {len(whole)} bytes"):
             read(tmp_path / "x.png")
 
 

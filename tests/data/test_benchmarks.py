@@ -67,7 +67,7 @@ def test_several_formats_in_one_folder_are_not_guessed_between(written, tmp_path
     root = shutil.copytree(written["cityscapes-7"], tmp_path / "both")
     for split in ("train", "val"):
         shutil.copytree(written["cityscapes-19"] / split / "label_19", root / split / "label_19")
-    message = "holds cityscapes-7 and cityscapes-19, expected one of them as format"
+    message = "holds cityscapes-7 and cityscapes-19, pass one of them as format"
     for open_it in (open_dataset, open_distribution):
         with pytest.raises(DataError, match=message):
             open_it(root, "train")

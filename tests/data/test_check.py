@@ -122,7 +122,7 @@ def test_images_that_look_different_from_their_pixels_are_listed(folder):
     assert [(p.kind, p.where, p.is_fault) for p in problems] == [
         ("shown", str(folder / f"images/{id}.png"), False) for id in "ab"
     ]
-    assert "orientation tag 3" in problems[0].what and "transparency" in problems[1].what
+    assert "orientation tag 3" in problems[0].what and "transparent" in problems[1].what
 
 
 def test_lengths_of_odd_numbers():

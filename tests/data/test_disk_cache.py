@@ -179,7 +179,7 @@ def test_damaged_files_are_noticed_and_made_again(tmp_path, synthetic, harm, par
     (path,) = (p for p in files(tmp_path) if p.parent.name.startswith(part))
     good = path.read_bytes()
     harm(path)
-    with pytest.warns(UserWarning, match="damaged cache file .*, written again") as told:
+    with pytest.warns(UserWarning, match="damaged cache file .*, writing it again") as told:
         assert same(cached.read(0), whole)
     assert len(told) == 1 and str(told[0].message).startswith(f"{path}: ")
     assert [p.name for p in files(path.parent)] == [path.name] and len(path.read_bytes()) == len(good)

@@ -257,12 +257,12 @@ def test_another_source_is_refused(source, whole, tmp_path):
     """Other pictures under the same names, fewer images, other tasks, another data set: nothing changes."""
     before = contents(whole)
     other = write_tiny(tmp_path / "other", seed=1)
-    with pytest.raises(DataError, match="files of 'train/000' are not those of tiny as given here"):
+    with pytest.raises(DataError, match="files of 'train/000' differ from those of tiny"):
         export_folder(Tiny(other, "train"), whole)
     fewer = write_tiny(tmp_path / "fewer", train=4)
     with pytest.raises(DataError, match="has 'train/004' in train, which tiny has not"):
         export_folder(Tiny(fewer, "train"), whole)
-    with pytest.raises(DataError, match="dataset.yaml: declares other tasks"):
+    with pytest.raises(DataError, match="dataset.yaml: has other tasks than the data set"):
         export_folder(Tiny(source, "train", ["depth"]), whole)
     renamed = Tiny(source, "train")
     renamed.name = "huge"
@@ -322,7 +322,9 @@ def test_two_writers_at_once_are_refused(source, whole, monkeypatch):
     monkeypatch.setattr("dmtl.data.folder.write._PATIENCE_S", 0)
     handle = os.open(whole, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
-    with pytest.raises(DataError, match="whole: is being written, expected one process at a time"):
+    with pytest.raises(
+        DataError, match="whole: another process is writing here, expected one process at a time"
+    ):
         export_folder(Tiny(source, "train"), whole)
     os.close(handle)
     assert export_folder(Tiny(source, "train"), whole).written == 0
@@ -335,7 +337,7 @@ def test_a_damaged_sample_stops_it_and_mending_goes_on(source, whole, tmp_path):
     damaged = source / "semseg" / "train-004.png"
     good = damaged.read_bytes()
     damaged.write_bytes(good[:60])
-    message = f"{damaged}: .*sample 'train/004'; 4 of 9 samples of train are in .*repeat to continue"
+    message = f"{damaged}: .*sample 'train/004'; 4 of 9 samples of train are in .*repeat the call to continue"
     with pytest.raises(DataError, match=message):
         export_folder(Tiny(source, "train"), tmp_path / "out")
     assert not (tmp_path / "out" / "splits").exists() and len(lines(tmp_path / "out")) == 4

@@ -161,8 +161,8 @@ def test_without_a_word_there_is_no_evaluation(folder):
         ({"evaluation": {"max_dist": float("nan")}}, "max_dist is nan"),
         ({"evaluation": {"max_dist": "0.1"}}, "max_dist is '0.1'"),
         ({"boundaries": "../contours"}, "boundaries: '../contours', expected letters"),
-        ({"boundaries": "images"}, "boundaries is 'images', the folder of the images"),
-        ({"boundaries": "edge"}, "cannot be called 'edge', the folder of the boundaries"),
+        ({"boundaries": "images"}, "boundaries is 'images', which is the folder of the images"),
+        ({"boundaries": "edge"}, "cannot be called 'edge', because that is the folder of the boundaries"),
     ],
 )
 def test_a_description_that_cannot_be_is_refused(folder, changes, message):

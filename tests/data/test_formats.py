@@ -68,8 +68,8 @@ def test_numbers_in_tiff_files(tmp_path, dtype, bits, order):
         (tiff(GREY.astype(np.float64), 64), "a TIFF of unsupported pixels"),
         (png(np.stack([GREY * 100] * 3, 2), 16), "RGB of 16 bits, expected RGB of 8 bits or a .npy"),
         (png(np.stack([GREY] * 4, 2)), "pixels of mode RGBA"),
-        (png(GREY, 16, chunk(b"tEXt", b"dmtl\0{}")), "text \"dmtl\" is '{}', expected"),
-        (png(GREY, 16, chunk(b"tEXt", b'dmtl\0{"scale": NaN, "offset": 0}')), 'text "dmtl" is'),
+        (png(GREY, 16, chunk(b"tEXt", b"dmtl\0{}")), "text chunk \"dmtl\" is '{}', expected"),
+        (png(GREY, 16, chunk(b"tEXt", b'dmtl\0{"scale": NaN, "offset": 0}')), 'text chunk "dmtl" is'),
     ],
 )
 def test_labels_that_could_mean_two_things(tmp_path, content, message):

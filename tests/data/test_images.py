@@ -142,9 +142,7 @@ def test_labels_of_an_image_that_is_turned(folder, tag):
     exif = Image.Exif()
     exif[0x0112] = tag
     Image.fromarray(arrays(0)["images"]).save(folder / "images/a.png", exif=exif)
-    message = (
-        f"edge/a.png: label of {WIDTH}x{HEIGHT} pixels, expected {HEIGHT}x{WIDTH} as images/a.png is shown"
-    )
+    message = f"label of {WIDTH}x{HEIGHT} pixels, expected {HEIGHT}x{WIDTH} like images/a.png as it is shown"
     with pytest.raises(DataError, match=f"{message}: its orientation tag {tag} .* remove the tag"):
         Folder(folder, "val").read(0, ["edge"])
     Image.fromarray(np.ascontiguousarray(TURNS[tag](arrays(0)["edge"]))).save(folder / "edge/a.png")

@@ -199,7 +199,7 @@ def test_names_that_are_too_much_alike(tmp_path):
         (tmp_path / "images" / f"{name}.png").rename(tmp_path / "images" / f"{form}.png")
     text = cvat_file(cvat_image(0, composed, "") + cvat_image(1, decomposed, ""))
     (tmp_path / "annotations.xml").write_text(text)
-    with pytest.raises(DataError, match="would be called"):
+    with pytest.raises(DataError, match="gets the same id"):
         import_made("cvat", tmp_path, tmp_path / "out", lambda root: {"source": root})
 
 
@@ -262,7 +262,7 @@ def test_a_target_that_is_read_from(tmp_path, format):
     made = WRITERS[format](tmp_path / "s")
     target = {"labelme": "", "coco": "images", "voc": "SegmentationClass"}[format]
     made |= {"masks": str(tmp_path / "s" / target)} if format == "voc" else {}
-    with pytest.raises(ConfigError, match="TARGET must be another folder than"):
+    with pytest.raises(ConfigError, match="TARGET must not be"):
         import_made(format, tmp_path, tmp_path / "x" / ".." / "s" / target, lambda _: made)
 
 
@@ -294,7 +294,7 @@ def test_an_edited_source_does_not_go_on(tmp_path):
     shapes = [labelme_shape(label, corners(0, 0, 9, 9)) for label in ("car", "tree")]
     former = (tmp_path / "s" / "b.json").read_text()
     write_json(tmp_path / "s" / "b.json", labelme_file("b", shapes))
-    with pytest.raises(DataError, match="files of 'b' are not those of out"):
+    with pytest.raises(DataError, match="files of 'b' differ from those of out"):
         import_made("labelme", tmp_path, tmp_path / "out", lambda _: made)
     (tmp_path / "s" / "b.json").write_text(former)
     assert import_made("labelme", tmp_path, tmp_path / "out", lambda _: made).splits["train"].images == 4
@@ -304,15 +304,15 @@ def test_an_edited_source_does_not_go_on(tmp_path):
     ("format", "options", "message"),
     [
         ("cooc", {}, "FORMAT must be one of coco, .*did you mean 'coco'"),
-        ("voc", {"background": "sky"}, "--background has no meaning for voc, which follows --classes"),
-        ("labelme", {"empty": True}, "--empty has no meaning for labelme"),
-        ("coco", {"map": {"semseg": "x"}}, "--map has no meaning for coco"),
+        ("voc", {"background": "sky"}, "--background has no effect for voc, which only uses --classes"),
+        ("labelme", {"empty": True}, "--empty has no effect for labelme"),
+        ("coco", {"map": {"semseg": "x"}}, "--map has no effect for coco"),
         ("coco", {"classes": ("cra", "tree")}, "--classes: no label is called 'cra'; did you mean 'car'"),
         ("cvat", {"ignore": ("trees",)}, "--ignore: no label is called 'trees'; did you mean 'tree'"),
         ("cvat", {"classes": ("car",), "ignore": ("car",)}, "--ignore: 'car' is one of --classes"),
-        ("labelme", {"val": 1.5}, "--val must be a share"),
+        ("labelme", {"val": 1.5}, "--val must be a fraction"),
         ("labelme", {"val": 0.01}, "--val 0.01 of 3 labelled images"),
-        ("labelme", {"splits": ["a", "b"]}, "--split must be one name"),
+        ("labelme", {"splits": ["a", "b"]}, "--split must be a single name"),
         ("labelme", {"splits": ["../x"]}, "name of a split"),
         ("coco", {"images": "nowhere"}, "nowhere: no such folder"),
         ("coco", {"task": "edge"}, "task 'edge': kind must be 'binary' for this name"),
@@ -328,11 +328,11 @@ def test_an_edited_source_does_not_go_on(tmp_path):
             "--scale must be a positive number",
         ),
         ("huggingface", {"scale": {"depth": -1.0}}, "--scale must be a positive number"),
-        ("huggingface", {"ignore": ("car",)}, "--ignore must be stored values of classes, got car"),
+        ("huggingface", {"ignore": ("car",)}, "--ignore must list pixel values of class maps, got car"),
         (
             "huggingface",
             {"map": {"depth": "depth"}},
-            "--classes must be those of one task",
+            "--classes can only be used if --map names exactly one task",
         ),
         ("huggingface", {"classes": None}, "--classes must name the classes of semseg"),
     ],

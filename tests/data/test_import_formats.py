@@ -96,7 +96,7 @@ def test_runs(seed):
         (Runs(np.array([5, 5]), (3, 3)), "runs of 10 pixels in all, expected 9"),
         (Runs(np.array([12, -3]), (3, 3)), "runs of 9 pixels"),
         (Runs("oo", (3, 3)), "end within a number"),
-        (Runs("1~", (3, 3)), "'~' among its compressed runs"),
+        (Runs("1~", (3, 3)), "invalid character '~' in its compressed runs"),
     ],
 )
 def test_shapes_that_do_not_fit(shape, message):
@@ -149,7 +149,7 @@ def test_coco_boxes_crowds_and_thin_polygons(tmp_path):
     made = import_made(
         "coco", tmp_path, tmp_path / "out", edited(write_coco, tmp_path, edit, "annotations/instances.json")
     )
-    assert "2 objects with a box alone: its pixels mean nothing" in made.notes
+    assert "2 objects with only a box, whose pixels are ignored" in made.notes
     assert "left out: 1 polygon of fewer than three points" in made.notes
     found = labels(tmp_path / "out")
     assert found["a"][0, 20, 10] == 255 and found["a"][0, 4, 55] == 2 and found["a"][0, 30, 30] == 0
@@ -158,19 +158,19 @@ def test_coco_boxes_crowds_and_thin_polygons(tmp_path):
 
 @pytest.mark.parametrize("segmentation", [None, [], [[]], [[9, 11, 12, 11]]])
 def test_coco_objects_without_an_outline(tmp_path, segmentation):
-    """Whatever says so, the object is somewhere in its box; ids may be 10.0, as pandas writes them."""
+    """An object without an outline is somewhere in its box. Ids may be 10.0, as pandas writes them."""
     edit = at("annotations", 0)(with_value(segmentation=segmentation, image_id=10.0))
     name = "annotations/instances.json"
     made = import_made("coco", tmp_path, tmp_path / "out", edited(write_coco, tmp_path, edit, name))
     assert (labels(tmp_path / "out")["a"][0, 10:20, 8:24] == 255).all()
-    assert "1 object with a box alone: its pixels mean nothing" in made.notes
+    assert "1 object with only a box, whose pixels are ignored" in made.notes
 
 
 def test_coco_background_in_another_case(tmp_path):
     edit = at("categories")(lambda found: found.append({"id": 0, "name": "Background"}))
     name = "annotations/instances.json"
     made = import_made("coco", tmp_path, tmp_path / "out", edited(write_coco, tmp_path, edit, name))
-    assert "labels that differ in case alone are different: Background, background" in made.notes
+    assert "labels that differ only in case are different classes: Background, background" in made.notes
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_coco_background_in_another_case(tmp_path):
         (at("images", 1)(with_value(file_name="/etc/a.png")), "images[1]: image file: '/etc/a.png'"),
         (at("images", 1)(with_value(file_name="../a.png")), "images[1]: image file: '../a.png'"),
         (at("images", 1)(with_value(file_name="a.png")), "images[1]: a second entry for the image 'a'"),
-        (at("images", 1)(with_value(file_name="a.jpg")), "would be called 'a', as"),
+        (at("images", 1)(with_value(file_name="a.jpg")), "gets the same id 'a' as"),
         (at("images", 1)(with_value(id=10)), "images[1]: a second image has the id 10"),
         (at("images", 1)(with_value(width="wide")), "images[1]: width: 'wide', expected a finite number"),
         (at("categories", 1)(with_value(name="tree")), "categories[1]: a second category is called 'tree'"),
@@ -271,7 +271,7 @@ def test_labelme_shapes(tmp_path):
     wanted[40:48, :9] = 2
     wanted[:3, 50:60] = 1
     np.testing.assert_array_equal(labels(tmp_path / "out")["a"][0], wanted)
-    assert "labels that differ in case alone are different: Slab, slab" in made.notes
+    assert "labels that differ only in case are different classes: Slab, slab" in made.notes
     for kind in ("point", "line", "points"):
         assert f"left out: 1 {kind} shape, without an area" in made.notes
 
@@ -282,7 +282,10 @@ def test_labelme_shapes(tmp_path):
         (without("shapes"), "no 'shapes'"),
         (without("imagePath"), "no 'imagePath'"),
         (with_value(imagePath="../a.png"), "'../a.png', expected a relative path"),
-        (with_value(imagePath="C:\\photos\\a.png"), "'C:/photos/a.png', expected a path from this file"),
+        (
+            with_value(imagePath="C:\\photos\\a.png"),
+            "'C:/photos/a.png', expected a path relative to this file",
+        ),
         (with_value(imageHeight=None, imageWidth=3.5, shapes=[{}]), "shapes[0]: no 'label'"),
         (with_value(imageWidth=3.5), "imageWidth: 3.5, expected a whole number"),
         (at("shapes", 0)(with_value(shape_type="cube")), "shapes[0]: unknown shape 'cube'"),
@@ -484,7 +487,7 @@ def test_label_studio_regions_without_a_label(tmp_path):
     wanted = 1 * ((X < 16) & (Y > 24) & (Y < 36))
     wanted[(X > 32) & (X < 48) & (((Y > 24) & (Y < 36)) | (Y < 12))] = 255
     np.testing.assert_array_equal(labels(tmp_path / "out")["a"][0], wanted)
-    assert "left out: regions without a label, whose pixels mean nothing: 2" in made.notes
+    assert "left out: regions without a label, whose pixels are ignored: 2" in made.notes
     assert "left out: polygon regions of fewer than three points: 1" in made.notes
     assert "left out: keypoint results: 2" in made.notes
 

@@ -86,7 +86,7 @@ def stripes(*values, palette=()):
         # the colour of the value 1 is that of label 2, and 2 has the colour of none
         ([stripes(1, palette=[0, 0, 0, 128, 0, 0, 0, 128, 0]), stripes(2, palette=[0] * 6 + [0, 128, 0])],
          "background:0,0,0\nroad:10,10,10\ncar:128,0,0", r"colour \(0, 128, 0\) of no label"),
-        ([stripes(1, palette=[0, 0, 0, 0, 128, 0])], None, "colours of other labels than its values"),
+        ([stripes(1, palette=[0, 0, 0, 0, 128, 0])], None, "gives values the colours of other labels"),
         ([stripes(128)], None, "no label has the value 128"),  # which is also the grey of cars
     ],
 )  # fmt: skip
@@ -178,7 +178,7 @@ def test_huggingface_kinds_and_scale(tmp_path):
     import_made("huggingface", tmp_path, tmp_path / "out", lambda _: made)
     assert labels(tmp_path / "out", task="depth")["row/000000"].unique().tolist() == [750]
     np.testing.assert_array_equal(labels(tmp_path / "out", task="cracks")["row/000000"][0], expected("a") > 0)
-    with pytest.raises(DataError, match="expected --scale depth=UNITS_PER_STEP"):
+    with pytest.raises(DataError, match="set --scale depth=UNITS_PER_STEP"):
         import_made("huggingface", tmp_path, tmp_path / "other", lambda _: made | {"scale": {}})
     with pytest.raises(DataError, match="column 'note' holds .*, expected images"):
         bad = made | {"map": {"image": "note", **columns}}

@@ -158,10 +158,10 @@ BAD = {
     "one column": ({"labels_weights": torch.zeros(2, 1)}, "1 columns without names, expected 2 or 3"),
     "flat": ({"labels_weights": torch.zeros(6)}, "shape [6]"),
     "two entries": ({"labels_weights": torch.zeros(2, 3), "x": 1}, "neither labels_weights nor lists"),
-    "bare tensor": (torch.zeros(2, 3), "holds Tensor without entries by name"),
+    "bare tensor": (torch.zeros(2, 3), "holds Tensor, not entries by name"),
     "other tensor": ({"weights": torch.zeros(2, 3)}, "neither labels_weights nor lists"),
-    "nothing": ({}, "without entries"),
-    "number": (5, "holds int without entries"),
+    "nothing": ({}, "not entries by name"),
+    "number": (5, "holds int, not entries"),
     "uneven": (by_image(a=[1]), "lists of 1 and of 5 numbers"),
     "three numbers": ({"a": [1, 0, 1]}, "3 columns without names, expected 5 as published"),
     "two": (by_image(a=[1, 0, 2, 0, 0]), "neither 0 nor 1"),
@@ -211,7 +211,10 @@ def rezipped(path, change):
             lambda m: m.update({"x/data.pkl": b"\x80\x02cos\nsystem\n"}),
             "refers to 'os.system', which is not allowed",
         ),
-        (lambda m: m.update({"x/data/0": bytes(MAX_BYTES)}) or zipfile.ZIP_DEFLATED, "a zip file that grows"),
+        (
+            lambda m: m.update({"x/data/0": bytes(MAX_BYTES)}) or zipfile.ZIP_DEFLATED,
+            "a zip file that is larger when unpacked",
+        ),
     ],
 )
 def test_bad_zip_files(tmp_path, change, message):

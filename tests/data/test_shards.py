@@ -132,19 +132,19 @@ def test_an_interrupted_export_is_continued(folder, tmp_path, monkeypatch):
         export_shards(data, broken, 1, progress=ends)
     with pytest.raises(DataError, match="export of train was interrupted; repeat it"):
         Shards(str(broken / "000000.tar"), "train")
-    with pytest.raises(DataError, match="export of train was interrupted, expected it to be finished first"):
+    with pytest.raises(DataError, match="export of train was interrupted, repeat and finish it first"):
         export_shards(Folder(folder, "val", tasks=None), broken, 1)
     (broken / "000001.tar").write_bytes(b"half")  # of a writer that was killed before it was listed
     assert export_shards(data, broken, 1).written == 2
     for path in whole.iterdir():
         assert (broken / path.name).read_bytes() == path.read_bytes(), path.name
     assert export_shards(data, broken, 1).written == 0
-    with pytest.raises(DataError, match="expected to go on from the same source"):
+    with pytest.raises(DataError, match="expected the source from which the export was begun"):
         export_shards(Folder(folder, "train", ids=["a"]), broken, 1)
     one_shard(tmp_path / "others", {"a.png": png(0)})
-    with pytest.raises(DataError, match=r"dataset\.yaml: declares other tasks"):
+    with pytest.raises(DataError, match=r"dataset\.yaml: has other tasks than the data set"):
         export_shards(data, tmp_path / "others", 1)
-    with pytest.raises(DataError, match=r"dataset\.yaml: lists other shards than 000000\.tar"):
+    with pytest.raises(DataError, match=r"dataset\.yaml: splits does not list 000000\.tar"):
         export_shards(Shards(str(tmp_path / "others" / "x.tar"), "train"), tmp_path / "others", 1)
 
 
@@ -169,7 +169,7 @@ def test_an_index_is_made_once_and_again_if_the_shard_changes(tmp_path):
     assert len(Shards(root, "train")) == 30 and index.read_text() != text
     assert first.identity() != Shards(root, "train").identity()
     index.write_text(text.replace(text.split()[2], str(Path(root).stat().st_size), 1))  # of another tar
-    with pytest.raises(DataError, match=r"x\.tar/a\.png: .*0\.png.* is in its place: delete the index"):
+    with pytest.raises(DataError, match=r"x\.tar/a\.png: .*0\.png.* is in its place: the index is wrong"):
         Shards(root, "train").read(0)
     index.write_text("no index")
     with pytest.raises(DataError, match=r"x\.tar\.index: not an index .* delete it"):
@@ -297,8 +297,8 @@ def test_damaged_tars(tmp_path):
     damaged[second + 3] ^= 1
     for bad, message in (
         (bytes(damaged), rf"x\.tar: no file at byte {second} \(bad checksum\)"),  # tarfile would end there
-        (content[:1200], r"x\.tar: no file at byte 1024|not all there"),
-        (content[: second + 520], r"x\.tar/b\.png: its \d+ bytes are not all there"),
+        (content[:1200], r"x\.tar: no file at byte 1024|the tar ends before"),
+        (content[: second + 520], r"x\.tar/b\.png: the tar ends before its \d+ bytes"),
         (b"\x1f\x8b" + content, r"x\.tar: no file at byte 0 .* expected an uncompressed tar"),
         (b"", r"x\.tar: no file at byte 0 \(empty header\)"),
     ):
@@ -324,7 +324,7 @@ def test_dataset_yaml(tmp_path):
         ({"splits": {"train": "y.tar"}}, r"x\.tar is in no split"),
         ({"splits": {"train": "{x,x}.tar"}}, "a shard is in two splits"),
         ({"splits": {"train": "{9..1}.tar"}}, r"dataset\.yaml: splits: \{9\.\.1\}\.tar: "),
-        ({"splits": {"val": "x.tar", "train": "y.tar"}}, "no shard of train"),
+        ({"splits": {"val": "x.tar", "train": "y.tar"}}, "has no shard of the split 'train'"),
         ({"splits": {"train": ["x.tar"]}}, "no splits"),
         ({"tasks": {}}, "no tasks"),
         ({"labels": "a.csv"}, "unknown key 'labels'"),

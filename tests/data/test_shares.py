@@ -51,8 +51,8 @@ def test_a_process_reads_its_rows_only(synthetic):
         (dict(world=0), "world must be an integer of at least 1, got 0"),
         (dict(world=5, batch_size=4), "batch_size must be at least the number of processes, 5, got 4"),
         (dict(world=2, shuffle=False), "drop_last must be True if world > 1"),
-        (dict(balance=True, shuffle=False), "balance needs shuffle and drop_last"),
-        (dict(balance=True, drop_last=False), "balance needs shuffle and drop_last"),
+        (dict(balance=True, shuffle=False), "shuffle and drop_last must be True if balance is True"),
+        (dict(balance=True, drop_last=False), "shuffle and drop_last must be True if balance is True"),
         (dict(skip_corrupt=-1), "skip_corrupt must be an integer of at least 0"),
     ],
 )

@@ -143,7 +143,7 @@ def test_refused(roots, changes, message):
         (dict(root="a", weight=0.0), "weight of a must be above 0 and finite, got 0"),
         (dict(root="a", name="b/c"), "the name of a must be printable and without /"),
         (dict(root="/"), 'the name of / must be .*; set another: name = "..."'),
-        (dict(root="x.toml"), "root is x.toml, expected a data set"),
+        (dict(root="x.toml"), "root is the configuration x.toml, expected a data set"),
     ],
 )
 def test_refused_values(options, message):
@@ -264,7 +264,7 @@ def test_balance(joined, roots):
     labels = LabelMatrix.one_label(joined.ids, list(joined.tasks), 0, joined.available())
     loader = make_loader(joined, labels, train_transform((16, 16)), batch_size=3, balance=True)
     assert all(all(on.any() for on in batch.present.values()) for batch in loader)
-    with pytest.raises(DataError, match="balance decides how often images are drawn, and so do weights"):
+    with pytest.raises(DataError, match="balance and weights of sources both decide how often"):
         make_loader(weighted(roots, rooms=2.0), batch_size=3, balance=True)
 
 

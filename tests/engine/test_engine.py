@@ -133,7 +133,7 @@ def test_draws_are_averaged():
         torch.testing.assert_close(out.uncertainty[name], expected, rtol=1e-2, atol=1e-3)
     assert not engine.maps(image, samples=1).uncertainty
     assert_close(engine.maps(image, samples=1).maps, model.maps(image).maps)
-    with pytest.raises(ValueError, match="samples must be 1 with noise from ArrayNoise"):
+    with pytest.raises(ValueError, match="samples must be 1 if noise is a ArrayNoise"):
         engine.maps(image, noise=ArrayNoise({}))
 
 
@@ -246,8 +246,8 @@ def _resident() -> int:
     [
         (dict(precision="int8"), "precision must be one of auto, fp32, bf16 on a cpu, got 'int8'"),
         (dict(tasks=["edgy"]), "tasks must be among semseg, normals, edge, heat, got 'edgy'"),
-        (dict(steps=0), 'steps must be a number from 1, "auto" or None, got 0'),
-        (dict(samples=0), "samples must be a number from 1, got 0"),
+        (dict(steps=0), 'steps must be an integer of at least 1, "auto" or None, got 0'),
+        (dict(samples=0), "samples must be an integer of at least 1, got 0"),
         (dict(tile=100), "tile must be 0 or a multiple of 32, got 100"),
     ],
 )

@@ -144,16 +144,16 @@ def test_maps_of_any_program(tmp_path, task, stored, expected):
 @pytest.mark.parametrize(
     ("task", "stored", "message"),
     [
-        ("semseg", np.uint8(CODES % 3)[:4], "values of shape [4, 7], expected [5, 7] as the image"),
+        ("semseg", np.uint8(CODES % 3)[:4], "values of shape [4, 7], expected [5, 7] like the image"),
         ("semseg", np.uint8(np.stack([CODES] * 3, 2)), "values of shape [5, 7, 3], expected [5, 7]"),
         ("semseg", np.uint8(CODES % 5), "value 3, 4, expected class ids from 0 to 2"),
         ("semseg", np.int8(CODES % 3 - 1), "value -1, expected class ids from 0 to 2"),
         ("semseg", np.float32(CODES % 3), "float32 values, expected whole class ids from 0 to 2"),
         ("edge", np.float32(CODES), "expected probabilities as floats from 0 to 1"),
         ("edge", np.int64(CODES), "int64 values from 7 to 250, expected probabilities"),
-        ("sal", np.full((5, 7), np.nan), "values that are not finite"),
-        ("normals", np.float32(CODES), "values of shape [5, 7], expected [5, 7, 3] as the image"),
-        ("depth", np.full((5, 7), np.inf), "values that are not finite"),
+        ("sal", np.full((5, 7), np.nan), "values are not finite"),
+        ("normals", np.float32(CODES), "values of shape [5, 7], expected [5, 7, 3] like the image"),
+        ("depth", np.full((5, 7), np.inf), "values are not finite"),
         ("depth", CODES.astype(np.uint16), "expected a .npy of floats, or tasks.depth.scale in maps.json"),
     ],
 )

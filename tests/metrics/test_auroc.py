@@ -35,7 +35,7 @@ def test_the_ends_of_the_scale():
         auroc.update(score, error, torch.ones_like(error, dtype=torch.bool))
         assert auroc.compute() == expected
     assert math.isnan(ErrorAuroc(graded=True).compute())
-    with pytest.raises(ValueError, match="must have one shape"):
+    with pytest.raises(ValueError, match="must have the same shape"):
         auroc.update(error, error, error[0] > 0)
 
 

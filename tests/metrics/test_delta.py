@@ -52,10 +52,14 @@ def test_takes_tasks_by_name_and_a_subset():
 @pytest.mark.parametrize(
     ("ours", "reference", "message"),
     [
-        ({}, {"sal": {"maxF": 60.0}}, "delta_mtl: metrics must be finite at sal maxF, got nothing"),
-        ({"sal": {"maxF": math.nan}}, {"sal": {"maxF": 60.0}}, "metrics must be finite at sal maxF, got nan"),
-        ({"sal": {"maxF": 60.0}}, {"sal": {"F": 60.0}}, "reference must be finite at sal maxF, got nothing"),
-        ({"sal": {"maxF": 60.0}}, {"sal": {"maxF": 0.0}}, "reference must not be 0 at sal maxF, got 0"),
+        ({}, {"sal": {"maxF": 60.0}}, "delta_mtl: metrics must be finite for sal maxF, got nothing"),
+        (
+            {"sal": {"maxF": math.nan}},
+            {"sal": {"maxF": 60.0}},
+            "metrics must be finite for sal maxF, got nan",
+        ),
+        ({"sal": {"maxF": 60.0}}, {"sal": {"F": 60.0}}, "reference must be finite for sal maxF, got nothing"),
+        ({"sal": {"maxF": 60.0}}, {"sal": {"maxF": 0.0}}, "reference must not be 0 for sal maxF, got 0"),
     ],
 )
 def test_bad_tables(ours, reference, message):
@@ -64,5 +68,5 @@ def test_bad_tables(ours, reference, message):
 
 
 def test_needs_a_task():
-    with pytest.raises(ValueError, match="delta_mtl: tasks must be at least one task, got none"):
+    with pytest.raises(ValueError, match="delta_mtl: tasks must have at least one task, got none"):
         delta_mtl({}, {}, [])

@@ -176,10 +176,10 @@ def test_errors(monkeypatch):
     ):
         match_pixels(mask, mask.astype(int), 1.0)
     for masks in ((mask, mask[:, :1], 1.0), (mask, mask, 1.0, mask[:, :1])):
-        with pytest.raises(ValueError, match=r"of one shape, got bool \[2, 2\] and .*bool \[2, 1\]"):
+        with pytest.raises(ValueError, match=r"of the same shape, got bool \[2, 2\] and .*bool \[2, 1\]"):
             match_pixels(*masks)
     for reach in (-1.0, math.nan, 1e5):
-        with pytest.raises(ValueError, match="match_pixels: reach must be 0 .. 20000 pixels, got"):
+        with pytest.raises(ValueError, match="match_pixels: reach must be between 0 and 20000 pixels, got"):
             match_pixels(mask, mask, reach)
     monkeypatch.setattr(native, "core", lambda: None)
     monkeypatch.setitem(sys.modules, "scipy.spatial", None)

@@ -83,6 +83,6 @@ def test_files(tmp_path):
     image = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         assert equal(loaded(image).final, model(image).final)
-    with pytest.raises(ValueError, match=r"has a published form, .* without = \['condition'\]"):
+    with pytest.raises(ValueError, match=r"the published format, got .* without = \['condition'\]"):
         convert_to_official(model, tmp_path / "official.pth")
     assert list(TASKS) == list(loaded.tasks)

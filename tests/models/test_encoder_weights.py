@@ -142,7 +142,9 @@ def test_a_prefix_is_named(tmp_path, name, prefix):
     encoder = make_backbone(name, 8)
     state = {prefix + key: value for key, value in random_state(encoder).items()}
     torch.save(state | {"neck.weight": torch.zeros(3)}, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match=f"names fit below the prefix {re.escape(repr(prefix))}: save"):
+    with pytest.raises(
+        CheckpointError, match=f"names fit without the prefix {re.escape(repr(prefix))}: save"
+    ):
         load_backbone(encoder, tmp_path / "w.pth")
     below = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     torch.save(below, tmp_path / "w.pth")

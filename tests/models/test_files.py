@@ -79,7 +79,7 @@ def test_corrupt_weights(saved, damage):
     [
         ("{", "not valid JSON"),
         ("\xff", "not valid JSON"),
-        ("[1]", "must hold an object, got list"),
+        ("[1]", "must hold a JSON object, got list"),
         ('{"widht": 3}', r"model\.widht is not a known key; did you mean 'model.width'"),
         ('{"width": "a"}', "must be of type int"),
         ('{"tasks": [{"name": "foo"}]}', "kind must be given"),

@@ -330,7 +330,7 @@ def test_bad_arguments(diffusion):
         with pytest.raises(TypeError, match=rf"{name}: labelled\['edge'\] must be an int64 tensor of rows"):
             model(image, labelled={"edge": rows})
     if diffusion == "feature":
-        with pytest.raises(ValueError, match="tasks and labelled must not both be given"):
+        with pytest.raises(ValueError, match="pass either tasks or labelled, not both"):
             model(image, ["edge"], labelled={"edge": torch.tensor([0])})
         for steps in (0, -1):
             with pytest.raises(ValueError, match="plan: steps must be at least 1"):

@@ -108,7 +108,7 @@ def test_equal_to_timm(name):
     try:
         import timm
     except (ImportError, RuntimeError):
-        pytest.skip("timm does not import here")
+        pytest.skip("timm cannot be imported")
     torch.manual_seed(0)
     theirs = timm.create_model(f"tf_{name}", features_only=True).eval()
     ours = make_backbone(name).eval()

@@ -84,7 +84,7 @@ def test_shards_together_are_one_call(model, tmp_path, images, order, batch_size
     for place, k in enumerate(order):
         summary = predictor.predict_files([images], tmp_path / "shards", shard=(k, 3))
         assert summary.missing == sorted(order[place + 1 :])
-        assert ("maps.json follows" in str(summary)) == bool(summary.missing)
+        assert ("maps.json is written" in str(summary)) == bool(summary.missing)
         if summary.missing:
             assert index(tmp_path / "shards")["inputs"] is None
     assert tree(tmp_path / "shards") == tree(tmp_path / "whole")
@@ -120,7 +120,7 @@ def test_processes_that_share_no_folder(model, tmp_path, monkeypatch):
 
 def test_processes_that_see_different_inputs(model, tmp_path, monkeypatch):
     monkeypatch.setattr("dmtl.predict.predictor.gathered", lambda seen: [seen, ("other", seen[1])])
-    with pytest.raises(DataError, match="out: the processes see different inputs"):
+    with pytest.raises(DataError, match="out: the processes have different inputs"):
         Predictor(model).predict_files([save(tmp_path / "a.png")], tmp_path / "out", world=World(0, 2))
     assert not (tmp_path / "out").exists()
 
@@ -152,7 +152,7 @@ def test_a_killed_shard_continues_with_any_number_of_parts(model, tmp_path, imag
     assert all(files[name] == expected[name] for name in files if not name.endswith(".mp4"))
     assert done <= {path.stat().st_ino for path in out.rglob("*.png")}  # none of these was written again
     assert len(model.calls) - before == (1 if kind == "images" else 7)
-    assert summary.kept > 0 and f", {summary.kept} of them before" in str(summary)
+    assert summary.kept > 0 and f", {summary.kept} of them earlier" in str(summary)
 
 
 def test_an_interrupted_call_continues(model, tmp_path, images):

@@ -158,7 +158,7 @@ def opened_bytes(png):
 def test_a_summary_of_many():
     text = str(Summary(Path("out"), written=["a"] * 1234, rescaled=Counter(depth=1000)))
     assert text.startswith("1,234 images predicted into out")
-    assert "depth: the usual scale cannot hold 1,000 maps; `reading` in maps.json has another" in text
+    assert "depth: 1,000 maps did not fit into the usual scale; see `reading` in maps.json" in text
 
 
 def test_pictures_can_be_left_out(model, tmp_path):

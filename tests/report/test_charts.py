@@ -53,7 +53,7 @@ def test_long_series_are_averaged_and_bad_points_left_out():
     assert chart_svg(Chart("t", "x", "y", {"a": ([], [])})) is None
     assert chart_svg(Chart("t", "x", "y", {"a": ([1], [-1.0])}, log_y=True)) is None
     assert chart_svg(Chart("t", "x", "y", {"a": ([1], [3.0])})) is not None
-    with pytest.raises(ValueError, match="as many y as x values, got 2 x and 1 y"):
+    with pytest.raises(ValueError, match="equally many x and y values, got 2 x and 1 y"):
         chart_svg(Chart("t", "x", "y", {"a": ([1, 2], [3.0])}))
 
 

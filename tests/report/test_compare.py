@@ -173,7 +173,7 @@ def test_runs_that_are_not_comparable_are_told_in_one_line(tmp_path, old, new, t
 def test_other_labels_and_other_tasks_are_told(tmp_path):
     base, ours = write_run(tmp_path / "m", 40.0, 1.0), write_run(tmp_path / "d", 44.0, 0.9, "feature")
     LabelMatrix.one_label(IDS, list(TASKS), 5).write_csv(ours / "labels.csv")
-    assert re.search("d learned from other labels than .*m.$", compare([base, ours]).warning)
+    assert re.search("d used other training labels than .*m.$", compare([base, ours]).warning)
     found = json.loads((base / "metrics.json").read_text())
     del found["metrics"]["edge"], found["primary"]["edge"]
     (base / "metrics.json").write_text(json.dumps(found))

@@ -234,7 +234,7 @@ def test_without_single_task_runs_delta_is_against_the_multi_task_baseline_and_s
     write_run(tmp_path / "m", nyud(40.0, 0.5, 25.0))
     write_run(tmp_path / "f", nyud(44.0, 0.45, 26.0), "feature")
     [table] = tables([tmp_path])
-    assert table.reference.method == "MTL" and said(table, "is against MTL: there are no STL runs here.")
+    assert table.reference.method == "MTL" and said(table, "is relative to MTL: there are no STL runs.")
     assert measured(table, "Feature").delta.value == pytest.approx((10 + 10 - 4) / 3)
     [alone] = tables([tmp_path / "f"])
     assert alone.reference is None and said(alone, "No Delta_MTL") and alone.measured[0].delta is None
@@ -264,7 +264,7 @@ def test_delta_over_a_part_of_the_tasks_is_marked(tmp_path):
     row = measured(table, "Feature")
     assert row.delta.tasks == ["semseg", "normals"] and row.delta.value == pytest.approx((10 - 4) / 2)
     assert table.cells(row)[-1].mean == "+3.00*"
-    assert said(table, "* Delta_MTL of Feature is over 2 of 3 tasks: without depth.")
+    assert said(table, "* Delta_MTL of Feature covers 2 of 3 tasks: without depth.")
     assert not said(table, " published.")
 
 
@@ -306,7 +306,7 @@ def test_boundaries_are_odsf_or_nothing_and_saliency_is_the_papers_variant(tmp_p
     assert "edge" not in measured(table, "MTL").values  # its pixelF is something else
     assert measured(table, "Feature").values["edge"] == 64.0
     assert measured(table, "Feature").values["sal"] == 77.0 and measured(table, "MTL").values["sal"] == 76.0
-    assert said(table, "No odsF of MTL") and said(table, "over 4 of 5 tasks: without edge")
+    assert said(table, "No odsF of MTL") and said(table, "covers 4 of 5 tasks: without edge")
     assert said(table, "Scored differently: results of Feature from eval.json; of MTL from metrics.json.")
     assert said(table, "Runs of MTL were scored in no frame") and not said(table, "Feature were scored")
     [exact] = tables([mtl, feature], exact=True)
@@ -332,7 +332,7 @@ def test_rows_scored_differently_are_told(tmp_path):
     assert said(table, "Scored differently: the frame is none (MTL), 288 × 384 (Feature).")
     assert said(table, "the number of images is 654 (MTL), 10 (Feature)")
     assert said(table, "Runs of Feature were scored on 10 images, published results on 654.")
-    assert said(table, "Feature learned from nyud13 and was scored on else/where.")
+    assert said(table, "Feature was trained on nyud13 and scored on else/where.")
     write_eval(
         second, metrics, boundaries="seism", max_dist=0.011
     )  # MTL's has no boundaries: nothing to compare
@@ -345,12 +345,12 @@ def test_other_labels_are_told(tmp_path):
     write_run(tmp_path / "m", nyud(1.0, 1.0, 1.0))
     write_run(tmp_path / "n", nyud(1.0, 1.0, 1.0), "prediction")
     [table] = tables([tmp_path])
-    assert not said(table, "other images") and said(table, "Measured rows learned from newly drawn labels")
+    assert not said(table, "other images") and said(table, "Measured rows were trained on newly drawn labels")
     swapped = {"semseg": IDS[1::3], "depth": IDS[0::3], "normals": IDS[2::3]}
     write_run(tmp_path / "f", nyud(1.0, 1.0, 1.0), "feature", table=swapped)
     [table] = tables([tmp_path])
-    assert said(table, "Feature learned semseg from other images than MTL.")
-    assert not said(table, "Feature learned normals")
+    assert said(table, "Feature was trained on semseg labels of other images than MTL.")
+    assert not said(table, "Feature was trained on normals")
 
 
 def test_damaged_files_are_named(tmp_path):

@@ -127,7 +127,7 @@ def test_unfair_comparisons_are_said_aloud(tmp_path):
     ours = write_run(tmp_path / "d", 44.0, 0.9, "feature", seed=3, labels_seed=1)
     base = write_run(tmp_path / "m", 40.0, 1.0, step=10)
     data = data_of(MTL=[base], DiffusionMTL=[ours])
-    assert data.warning.endswith(f"{ours} learned from other labels than {base}.")
+    assert data.warning.endswith(f"{ours} used other training labels than {base}.")
     assert [row["steps"] for row in data.summary] == ["10", "20"]
     assert data.summary[1]["basis"] == "not paired: 3 against MTL's mean"
     assert "compare the metrics, not the losses" in " ".join(data.notes)

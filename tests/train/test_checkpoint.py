@@ -162,7 +162,7 @@ def test_the_newest_stay(tmp_path):
 
 def test_what_a_checkpoint_cannot_hold(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1)
-    with pytest.raises(TypeError, match="save: a checkpoint holds tensors, .* got object"):
+    with pytest.raises(TypeError, match="save: state must consist of tensors, .* got object"):
         checkpoints.save(1, {"a": [1, {"b": object()}]})
     checkpoints.wait()
     assert os.listdir(tmp_path) == []
@@ -312,7 +312,7 @@ def test_all_damage_is_seen_before_anything_is_unpickled(tmp_path, monkeypatch):
         count += 1
     assert count > 850
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="torch does not load it .said 'loaded'"):
+    with pytest.raises(CheckpointError, match="torch cannot load it .said 'loaded'"):
         read_checkpoint(path)
 
 
@@ -365,7 +365,7 @@ class Payload:
 def test_whole_but_foreign(tmp_path):
     one_file(tmp_path)
     checkpoint._write_file(str(file_of(tmp_path, 2)), {"step": Payload(tmp_path / "executed")})
-    with pytest.raises(CheckpointError, match="its digest fits, but torch does not load it") as caught:
+    with pytest.raises(CheckpointError, match="its SHA-256 matches, but torch cannot load it") as caught:
         Checkpoints(tmp_path, keep=1).latest(silent)
     assert not isinstance(caught.value, DamagedCheckpoint) and not (tmp_path / "executed").exists()
 
@@ -429,7 +429,7 @@ def test_files_too_large(tmp_path, tensors):
 def test_nothing_good_before(tmp_path):
     (tmp_path / "file").write_text("")
     checkpoints = Checkpoints(tmp_path / "file", keep=1)
-    with pytest.raises(OSError, match="cannot write .*: .*; there is none before it"):
+    with pytest.raises(OSError, match="cannot write .*: .*; no earlier one exists"):
         checkpoints.save(1, state_of(1), wait=True)
     checkpoints.wait()
 

@@ -70,7 +70,7 @@ def test_methods_change_what_the_file_says(tmp_path):
         ),
         (
             {"mtl": {}, "s": {"single_task": True}, "t": {"like": "s", "time_of": "mtl"}},
-            "methods.t.time_of cannot be combined with single-task runs",
+            "methods.t.time_of cannot be combined with single_task runs",
         ),
         ({"own": {}}, "methods.baseline must name .* .methods: own."),
         ({}, "methods.baseline must name .* .methods: none."),
@@ -123,7 +123,7 @@ def test_a_failed_run_leaves_out_what_needs_it(tmp_path):
     ]
     failed = run_jobs(jobs)
     assert len(failed) == 2 and failed[0].startswith("bad failed: dmtl train: ")
-    assert failed[1] == "after was skipped: it needs the time of a run that failed"
+    assert failed[1] == "after was skipped, because a run that it needs failed"
     assert not (tmp_path / "done.log").exists() and (tmp_path / "bad.log").is_file()
 
 

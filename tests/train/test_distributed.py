@@ -201,14 +201,14 @@ def test_processes_that_cannot_be_reached(two_processes):
 def test_gpus_that_are_not_there(two_processes):
     two_processes.setattr(processes, "pick_device", lambda name: torch.device("cuda"))
     two_processes.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ConfigError, match='device must be "auto", "cpu" or "cuda" with 2 processes, got'):
+    with pytest.raises(ConfigError, match='device must be "auto", "cpu" or "cuda" for 2 processes, got'):
         processes.connect("cuda:1")
-    with pytest.raises(ConfigError, match="--nproc-per-node must be at most 1, the GPUs of this machine"):
+    with pytest.raises(ConfigError, match="--nproc-per-node must be at most 1, the number of GPUs"):
         processes.connect("cuda")
 
 
 def test_batch_norms_are_synchronised_on_gpus_only():
-    with pytest.raises(ConfigError, match="execution.sync_bn must be false on cpu"):
+    with pytest.raises(ConfigError, match="execution.sync_bn must be false on a cpu"):
         distributed.wrap(nn.Linear(2, 2), ExecutionConfig(sync_bn=True), World(0, 2))
 
 
@@ -224,7 +224,7 @@ def test_synchronised_batch_norms_meet_in_every_micro_batch(images, tmp_path):
     execution = dict(sync_bn=True, micro_batch=1)
     config = worker.config_for(images, tmp_path, execution=execution)
     training_loader(config, open_data(config.data), world=World(0, 2))
-    with pytest.raises(ConfigError, match="optim.batch_size a multiple of 3 and .* got 4 and 0"):
+    with pytest.raises(ConfigError, match="optim.batch_size to a multiple of 3 and .* got 4 and 0"):
         training_loader(config, open_data(config.data), world=World(0, 3))
 
 

@@ -205,16 +205,14 @@ def test_floats_next_to_a_scale_are_reported(root):
         np.save(path.with_suffix(".npy"), np.full((32, 32), 2.5, np.float32))
         path.unlink()
     (line,) = told(run(root))
-    assert line.startswith(
-        "heat: 1 of its 1 labels are files of floats, which are read in their unit: `scale`"
-    )
+    assert line.startswith("heat: 1 of its 1 labels are files of floats, which are read without `scale`")
 
 
 def test_masks_drawn_in_two_ways_are_reported(root):
     Image.fromarray(np.resize(np.uint8([0, 255]), (32, 32))).save(root / "edge" / "i7.png")
     (line,) = told(run(root))
     assert line.startswith(
-        "edge: 1 of its 8 labels hold one class and 255 (ignored) alone: if 255 means 'yes'"
+        "edge: 1 of its 8 labels hold only one class and 255 (ignored): if 255 means 'yes'"
     )
 
 

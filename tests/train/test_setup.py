@@ -171,7 +171,7 @@ def test_pinned_batches(config_for, workers):
 def test_pick_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(ConfigError, match="device must be one that works here, got 'cuda:99'"):
+    with pytest.raises(ConfigError, match="device must be one that works on this machine, got 'cuda:99'"):
         pick_device("cuda:99")
     with pytest.raises(ConfigError, match='device must be "auto", "cpu", "cuda" or "cuda:N", got .gpu.'):
         pick_device("gpu")

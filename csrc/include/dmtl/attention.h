@@ -9,11 +9,11 @@
 namespace dmtl {
 namespace {
 
-constexpr int64_t kScoreFloats = 64 * 1024;  // scores of a block of queries, at most
+constexpr int64_t kScoreFloats = 64 * 1024;  // maximum number of scores of a block of queries
 
-constexpr int64_t kQueries = 14;               // a block is a multiple of this
+constexpr int64_t kQueries = 14;               // the number of queries in a block is a multiple of this
 
-// q and a [rows, n, heads d], kv [rows, m, 2 heads d], keys then values.
+// q and a are [rows, n, heads d]; kv is [rows, m, 2 heads d], keys before values.
 template <class T>
 struct Attention {
     const T* q;
@@ -24,16 +24,16 @@ struct Attention {
     const T* query(int64_t pair) const { return q + pair / heads * n * width() + pair % heads * d; }
     const T* key(int64_t pair) const { return kv + pair / heads * m * 2 * width() + pair % heads * d; }
     const T* value(int64_t pair) const { return key(pair) + width(); }
-    int64_t stride() const { return (m + kLanes16 - 1) / kLanes16 * kLanes16; }  // of the scores
+    int64_t stride() const { return (m + kLanes16 - 1) / kLanes16 * kLanes16; }  // floats of a row of scores
     int64_t block() const {
-        // By the shape alone: gradients are added up block by block, in one order on all instruction sets.
+        // Depends only on the shape: gradients are added up block by block, in the same order for all instruction sets.
         const int64_t fitting = kScoreFloats / stride() / kQueries * kQueries;
         const int64_t rows = fitting < kQueries ? kQueries : fitting;
         return rows < n ? rows : n;
     }
 };
 
-// Row of m scores, of the given stride, to exp(score - max); returns max and 1 / sum.
+// Replaces a row of m scores by exp(score - max); returns max and 1 / sum.
 struct Softmax {
     float top, inverse, sum;
 };
@@ -56,7 +56,7 @@ inline Softmax exponentials(float* score, int64_t m, int64_t stride) {
     return {top, 1.0f / total, total};
 }
 
-// Queries [first, last) of one row and head.
+// Computes queries [first, last) of one row and head.
 template <class T>
 void attend(const Attention<T>& c, int64_t pair, Range queries, T* a, float* lse) {
     const int64_t stride = c.stride(), block = c.block(), width = c.width();
@@ -99,7 +99,7 @@ void attention(const Attention<T>& c, int64_t rows, T* a, float* lse, int thread
                  [&](int64_t item) { attend(c, item / parts, share(c.n, parts, item % parts), a, lse); });
 }
 
-// Gradients of one row and head: P and dS of a block of queries in the cache, dK and dV added up over the blocks.
+// Computes the gradients of one row and head. P and dS of a block of queries stay in the cache; dK and dV are sums over blocks.
 template <class T>
 void attend_backward(const Attention<T>& c, int64_t pair, const float* d_a, const T* a, const float* lse, float* d_q,
                      float* d_kv) {
@@ -162,7 +162,7 @@ void attend_backward(const Attention<T>& c, int64_t pair, const float* d_a, cons
     }
 }
 
-// d_q and d_kv (float32) from d_a.
+// Computes d_q and d_kv (float32) from d_a.
 template <class T>
 void attention_backward(const Attention<T>& c, int64_t rows, const float* d_a, const T* a, const float* lse, float* d_q,
                         float* d_kv, int threads) {

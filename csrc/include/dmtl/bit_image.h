@@ -1,4 +1,4 @@
-// Binary images of one bit a pixel, and thinning on whole words of them.
+// Binary images with one bit per pixel, and thinning of 64 pixels at a time.
 #pragma once
 
 #include "dmtl/scalar.h"
@@ -10,7 +10,7 @@
 namespace dmtl {
 namespace {
 
-// Memory of plain elements, zero at first. (A std::vector here would be one function for all instruction sets.)
+// An array of plain elements that are initially zero. (Functions of std::vector would be shared by all instruction sets.)
 template <class T>
 class Array {
 public:
@@ -29,7 +29,7 @@ private:
 
 constexpr int64_t kWordBits = 64;
 
-// Pixel x of row y is bit x % 64 of word x / 64. One row and one word of zeros lie around the image.
+// Pixel x of row y is bit x % 64 of word x / 64. The image is surrounded by one row and one word of zeros.
 class BitImage {
 public:
     const int64_t h, w, words;
@@ -41,7 +41,7 @@ public:
     DMTL_INLINE void set(int64_t y, int64_t x) const { row(y)[x / kWordBits] |= uint64_t{1} << (x % kWordBits); }
     DMTL_INLINE void clear(int64_t y, int64_t x) const { row(y)[x / kWordBits] &= ~(uint64_t{1} << (x % kWordBits)); }
 
-    // Pixels where the test of a byte holds.
+    // Sets the pixels for whose byte the test is true.
     template <class Test>
     void fill(const uint8_t* pixels, Test test) const {
         for (int64_t y = 0; y < h; ++y) {
@@ -61,9 +61,9 @@ private:
     const Array<uint64_t> data_;
 };
 
-// The pixels of words [0, words) that a subiteration of Lam, Lee and Suen's thinning deletes, given the rows above, at and below.
-// With the neighbours x1 .. x8 counted from the right one against the clock: exactly one of the four corners or sides is entered
-// (G1), the pixel is neither an end nor inside (G2), and it lies on the side that this subiteration works on (G3).
+// The pixels of words [0, words) that a subiteration of Lam, Lee and Suen's thinning deletes, from the rows above, at and below
+// them. x1 .. x8 are the neighbours, counter-clockwise from the right one. dmtl/metrics/morphology.py has the conditions: G1,
+// the pixel connects nothing; G2, it is neither an end nor inside; G3, it is on the side that this subiteration thins.
 template <bool second>
 uint64_t deletable(const uint64_t* above, const uint64_t* here, const uint64_t* below, uint64_t* gone, int64_t words) {
     uint64_t any = 0;
@@ -86,17 +86,18 @@ uint64_t deletable(const uint64_t* above, const uint64_t* here, const uint64_t* 
     return any;
 }
 
-// Thinning until nothing changes: MATLAB's bwmorph(..., 'thin', Inf). `gone` is scratch of the same size, zero before and after.
+// Thins until nothing changes, like MATLAB's bwmorph(..., 'thin', Inf). `gone` is scratch memory of the same size; it must be
+// zero before, and is zero afterwards.
 inline void thin(const BitImage& image, const BitImage& gone) {
     const int64_t h = image.h, words = image.words;
     const Array<int64_t> changed(h + 2);  // the subiteration that last changed row y, at y + 1
     int64_t latest = 0;
     for (int64_t now = 1; latest >= now - 2; ++now) {
-        // Rows where nothing changed around them since the last subiteration of this kind have nothing to delete.
+        // A row has nothing to delete if it and its neighbours have not changed since the last subiteration of this kind.
         for (int64_t y = 0; y < h; ++y) {
             if (changed[y] < now - 2 && changed[y + 1] < now - 2 && changed[y + 2] < now - 2) continue;
             const auto step = now % 2 == 0 ? &deletable<true> : &deletable<false>;
-            // The margin remembers whether there is something to delete.
+            // The word before the row stores whether there is something to delete.
             gone.row(y)[-1] = step(image.row(y - 1), image.row(y), image.row(y + 1), gone.row(y), words);
         }
         for (int64_t y = 0; y < h; ++y) {

@@ -1,4 +1,4 @@
-// Parameters of condition_tokens, and its arithmetic shared by the CPU and the CUDA kernels: where the values of a patch lie.
+// Parameters of condition_tokens, and the part that CPU and CUDA kernels share: where the values of a patch are.
 #pragma once
 
 #include "dmtl/kernel_table.h"
@@ -8,16 +8,17 @@ namespace dmtl {
 
 constexpr int kMostMaps = 16;
 
-// K maps [samples, channels, h, w] of any strides (in elements), seen as patches: the token at (y, x) of a sample's
-// grid_h x grid_w grid is made of side x side pixels from (reduction y - padding, reduction x - padding) on, zeros outside.
-// Rows are tokens of all samples. Every other tensor is contiguous, d_maps channels_last. What a kernel has no use for is null.
+// K maps [samples, channels, h, w] of any strides (in elements) are divided into patches: the token at (y, x) of a sample's
+// grid_h x grid_w grid is computed from side x side pixels, starting at (reduction y - padding, reduction x - padding); pixels
+// outside are zero. Rows are the tokens of all samples. All other tensors are contiguous, d_maps is channels-last. Pointers
+// that a kernel does not need are null.
 struct ConditionTokensParams {
     const void* maps[kMostMaps];
-    int64_t first[kMostMaps];  // the map's first channel among the channels of all maps
+    int64_t first[kMostMaps];  // index of the map's first channel among the channels of all maps
     int64_t stride_b[kMostMaps], stride_c[kMostMaps], stride_y[kMostMaps], stride_x[kMostMaps];
     int64_t map_count, channels;  // channels of all maps together
     int64_t samples, grid_h, grid_w;
-    int64_t reduction, side, padding;  // side: of the square kernel
+    int64_t reduction, side, padding;  // side: rows and columns of the kernel
     const void *weight, *bias;                           // [width, channels, side, side], [width] or null
     const void *norm_weight, *norm_bias, *query_weight;  // [width], [query_width, width]; null without query
     int64_t width, query_width;
@@ -52,7 +53,7 @@ constexpr Field kConditionTokensFields[] = {
     DMTL_FIELD(ConditionTokensParams, d_norm_bias), DMTL_FIELD(ConditionTokensParams, d_query_weight),
 };
 
-// The token of a row: its sample and the first pixel of its patch, which padding may put outside the image.
+// The token of a row: its sample and the first pixel of its patch, which may be outside the image because of the padding.
 struct Corner {
     int64_t sample, y, x;
 };
@@ -66,7 +67,7 @@ DMTL_INLINE Corner corner_of(const ConditionTokensParams& p, int64_t row) {
     return {row / (p.grid_h * p.grid_w), cell / p.grid_w * p.reduction - p.padding, cell % p.grid_w * p.reduction - p.padding};
 }
 
-// Value k = (channel, ky, kx) of every patch: whose map, how far into it for the channel, which pixel of the patch.
+// Value k = (channel, ky, kx) of every patch: its map, the offset of its channel in the map, and its pixel in the patch.
 struct Tap {
     int map;
     int64_t offset, y, x;
@@ -93,7 +94,7 @@ DMTL_INLINE float patch_value(const ConditionTokensParams& p, Corner corner, Tap
                 y * p.stride_y[tap.map] + x * p.stride_x[tap.map]);
 }
 
-// What pixel (y, x) of a sample's channel collects from the gradients of the patches that it is part of.
+// The gradient of pixel (y, x) of a channel: the sum of the gradients of all patches that contain it.
 template <class T>
 DMTL_INLINE float pixel_gradient(const ConditionTokensParams& p, const T* d_patches, int64_t sample, int64_t channel, int64_t y,
                                  int64_t x) {

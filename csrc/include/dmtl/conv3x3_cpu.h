@@ -1,4 +1,4 @@
-// What the convolution kernels (csrc/cpu/conv3x3.cpp) are made of: parameters, packing of weights, what happens to one tile.
+// The parts of the convolution kernels (csrc/cpu/conv3x3.cpp): parameters, packing of weights, and the processing of one tile.
 #pragma once
 
 #include "dmtl/gemm.h"
@@ -8,7 +8,7 @@ namespace dmtl {
 namespace {
 
 constexpr int kMostTasks = 64;
-constexpr int64_t kKeptBytes = int64_t{48} << 20;  // of a buffer between calls
+constexpr int64_t kKeptBytes = int64_t{48} << 20;  // maximum bytes of a buffer that is kept between calls
 
 // Weights of each task: n columns of the product (channels out), k rows (channels in), 9 taps, at weight[column * stride_n +
 // row * stride_k + tap * stride_tap]. The data gradient exchanges rows and columns and has the taps `flipped`.
@@ -19,8 +19,8 @@ struct PackParams {
     bool flipped;
 };
 
-// Images [rows, height, width, k] -> [rows, height, width, n]; rows sorted by task. packed: by `pack_weights` for every task,
-// or null for every task: packed here, from `weights`.
+// Images [rows, height, width, k] -> [rows, height, width, n], with rows sorted by task. `packed` is the result of
+// `pack_weights` for every task, or null for every task; the kernel then packs `weights` itself.
 struct Conv3x3Params {
     float* out;
     const float* x;
@@ -28,20 +28,20 @@ struct Conv3x3Params {
     const float* weights[kMostTasks];
     const float* biases[kMostTasks];      // [n] or null
     const float* tap_biases[kMostTasks];  // [n, 3, 3] or null
-    int64_t counts[kMostTasks];           // rows of each task
+    int64_t counts[kMostTasks];           // number of rows of each task
     int64_t tasks, height, width, k, n, stride_k, stride_n, stride_tap;
     bool flipped, relu;
 };
 
-// Frequency f of the weights is at packed + f * weight_plane(k, n), as gemm.h's panels. The 16 floats between the planes
-// keep them from being a power of two apart, where 36 streams would share one cache set.
+// Frequency f of the weights is at packed + f * weight_plane(k, n), as panels of gemm.h. Without the 16 floats between the
+// planes, they would be a power of two apart, and 36 streams would share one cache set.
 inline int64_t weight_plane(int64_t k, int64_t n) { return packed_floats(k, n) + kLanes16; }
 inline int64_t weight_floats(int64_t k, int64_t n) { return kFrequencies * weight_plane(k, n); }
 
-// Transformed weights of more floats are written past the caches, which would not hold them until they are read.
+// Transformed weights of more floats are written past the caches, because they would be evicted before they are read.
 constexpr int64_t kCacheFloats = int64_t{2} << 20;
 
-// Sixteen columns (one panel), rows [first, last).
+// Packs sixteen columns (one panel), rows [first, last).
 inline void pack_piece(const PackParams& p, const float* weight, float* packed, int64_t panel, int64_t first, int64_t last) {
     constexpr int taps = kTaps * kTaps;
     const int64_t column = panel * kLanes16, plane = weight_plane(p.k, p.n);
@@ -73,7 +73,7 @@ inline void pack_weights(const PackParams& p, int threads) {
     });
 }
 
-// The 4x4 tiles of all images of a call, in order of rows, and the map they are cut from.
+// The 4x4 tiles of all images of a call, in the order of the rows, and the map that contains them.
 struct Tiling {
     int64_t height, width, down, across;
     Tiling(int64_t h, int64_t w) : height(h), width(w), down((h + kOut - 1) / kOut), across((w + kOut - 1) / kOut) {}
@@ -88,14 +88,15 @@ struct Tiling {
     bool inner(const Place& p) const { return p.y > 0 && p.x > 0 && p.y + kOut < height && p.x + kOut < width; }
 };
 
-// Tiles of a block: their transformed patches should stay in the last-level cache, but weights are read once for each block.
+// The number of tiles in a block. Their transformed patches should stay in the last-level cache, but weights are read once per
+// block.
 inline int64_t most_tiles(int64_t k, int64_t n) {
     constexpr int64_t floats = int64_t{6} << 20, least = 64;
     const int64_t fitting = floats / (kFrequencies * ((k > n ? k : n) + 32));
     return fitting > least ? fitting : least;
 }
 
-// Transformed patches, and in their place afterwards the products: frequency f of tile t at data + f * plane + t * stride.
+// Transformed patches, later overwritten by the products. Frequency f of tile t is at data + f * plane + t * stride.
 struct Spectrum {
     float* data;
     int64_t plane, stride;
@@ -116,7 +117,7 @@ DMTL_INLINE void load_patch(const float* image, const Tiling& t, const Tiling::P
         }
 }
 
-// Channels [part.begin, part.end) of one tile; begin is a multiple of 16, and stands first in the spectrum.
+// Transforms channels [part.begin, part.end) of one tile; begin is a multiple of 16, and comes first in the spectrum.
 template <bool inner>
 void transform_channels_in(const float* image, const Tiling& t, const Tiling::Place& p, int64_t channels, Range part,
                            const Spectrum& s, int64_t slot) {
@@ -135,8 +136,8 @@ inline void transform_tile_in(const float* image, const Tiling& t, const Tiling:
                : transform_channels_in<false>(image, t, p, channels, part, s, slot);
 }
 
-// What is added to a pixel: the bias and the tap biases of the taps that fall inside the image. There are 16 cases, by which of
-// the neighbours above, below, to the left and to the right exist; all of them: the last.
+// What is added to a pixel: the bias and the tap biases of the taps that are inside the image. There are 16 cases: which of the
+// neighbours above, below, on the left and on the right exist. In the last case all of them do.
 struct Biases {
     const float* table;  // [16, n rounded up to 16], or with `one` only the last case
     int64_t stride;
@@ -148,7 +149,7 @@ struct Biases {
     }
 };
 
-// Whether a tap is outside the image where the neighbours of `which` exist.
+// Whether a tap is outside the image in the case `which`.
 inline bool outside(int tap, int which) {
     return (tap / 3 == 0 && !(which & 1)) || (tap / 3 == 2 && !(which & 2)) || (tap % 3 == 0 && !(which & 4)) ||
            (tap % 3 == 2 && !(which & 8));

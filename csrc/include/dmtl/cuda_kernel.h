@@ -1,4 +1,4 @@
-// Kernel tables of the CUDA files: an entry point checks nothing but the launch itself and never synchronises.
+// Kernel tables of the CUDA files. An entry point only checks the launch itself, and never synchronises.
 #pragma once
 
 #include "dmtl/kernel_table.h"

@@ -1,8 +1,8 @@
 // Parameters of decode_map, and its arithmetic for one pixel, shared by the CPU and the CUDA kernels.
 //
-// Upsampling by a factor f (align_corners=False): map pixel x lies at (x + 1/2) / f - 1/2 between two logits. With s = f / 2
-// (rounded down) and x = f (j - 1) + p + s, 0 <= p < f, these are numbers j - 1 and j, the phase p alone says how far apart it
-// lies from them, and numbers outside the row stand for its ends.
+// Upsampling by a factor f (align_corners=False): map pixel x is at (x + 1/2) / f - 1/2 between two logits. With s = f / 2
+// (rounded down) and x = f (j - 1) + p + s, 0 <= p < f, these are the logits j - 1 and j, and the phase p alone determines the
+// position between them. Indices outside the row mean its ends.
 #pragma once
 
 #include "dmtl/kernel_table.h"
@@ -18,7 +18,7 @@ struct DecodeMapParams {
     void* out;      // [rows, height, width] int64 or float, or [rows, 3, height, width] float
     float* logits;  // [rows, classes, h, w], a workspace
     const void* x;  // [rows, channels, h, w] with strides in elements
-    const void *weight, *bias;  // [classes, channels], [classes]; or null: x holds the logits; no bias
+    const void *weight, *bias;  // [classes, channels] or null if x holds the logits; [classes] or null
     int64_t stride_n, stride_c, stride_y, stride_x;
     int64_t rows, channels, classes, h, w;
     int64_t height, width, factor;
@@ -36,7 +36,7 @@ constexpr Field kDecodeMapFields[] = {
     DMTL_FIELD(DecodeMapParams, width),    DMTL_FIELD(DecodeMapParams, factor),   DMTL_FIELD(DecodeMapParams, kind),
 };
 
-// Where a map pixel lies between two logits, numbers outside [0, size) not yet replaced by the ends.
+// The two logits between which a map pixel is; indices outside [0, size) are not yet replaced by the ends.
 struct Between {
     int64_t low, phase;
     DMTL_INLINE int64_t first(int64_t size) const { return low < 0 ? 0 : low < size ? low : size - 1; }
@@ -48,14 +48,14 @@ DMTL_INLINE Between between(int64_t x, int64_t factor) {
     return {shifted / factor - 1, shifted % factor};
 }
 
-// How far from the first to the second.
+// The position between the first (0) and the second (1) logit.
 DMTL_INLINE float way(int64_t phase, int64_t factor) {
     return static_cast<float>(2 * phase + (factor % 2 == 0 ? 1 : 0)) / static_cast<float>(2 * factor);
 }
 
 DMTL_INLINE float lerp(float a, float b, float way) { return fma32(way, b - a, a); }
 
-// Does `value` take the lead from `best`? NaN counts as largest; the first of equals stays.
+// Whether `value` replaces `best` as the largest. NaN counts as largest; of equal values, the first one stays.
 DMTL_INLINE bool leads(float value, float best) { return (value > best) | ((value != value) & (best == best)); }
 
 DMTL_INLINE float sigmoid32(float u) { return 1.0f / (1.0f + exp32(-u)); }

@@ -1,30 +1,31 @@
-// Matrix products in float32 for CPU kernels: C = A B, one source for every instruction set, equal bits on all of them and for
-// every number of threads. (About 90 % of the processor's fused multiply-add peak with AVX-512.)
+// Matrix products in float32 for CPU kernels: C = A B. One source serves every instruction set, with equal bits on all of them
+// and for every number of threads. (With AVX-512 it reaches about 90 % of the processor's peak of fused multiply-adds.)
 //
-// B [k, n] is packed once into panels of 16 columns (column panel p, row r at packed[(p k + r) 16]; the last panel is filled up
-// with zeros):
+// B [k, n] is packed once into panels of 16 columns: row r of panel p is at packed[(p k + r) 16], and the last panel is padded
+// with zeros:
 //
 //     float* packed = Workspace::floats(Slot::weights, packed_floats(k, n));
 //     pack_rows(b, ldb, k, n, packed, threads);           // B itself, row-major [k, n]
-//     pack_columns(weight, ldw, k, n, packed, threads);   // B = weight^T, weight row-major [n, k] as torch's Linear holds it
+//     pack_columns(weight, ldw, k, n, packed, threads);   // B = weight^T, weight row-major [n, k] as in torch's Linear
 //
-// A [m, k] is read through a `source` and C is written through an `epilogue`, both functors, so that what is
-// done before and after a product (LayerNorm, a patch gather, 16-bit storage; bias, GELU, residual) needs no separate pass:
+// A [m, k] is read by a `source` and C is written by an `epilogue`; both are functors. So operations before and after a product
+// (LayerNorm, gathering of patches, 16-bit storage; bias, GELU, residual) need no separate pass:
 //
 //     source(row, rows, k, count, out, stride): out[r * stride + c] = A[row + r, k + c] for r < rows, c < count (count <= 256)
 //     (a source with `static constexpr bool by_columns = true`: out[c * stride + r], for A^T in memory)
-//     epilogue(row, column, values, count): values[0 .. count) are C[row, column ...], count <= 32; write them where they go
+//     epilogue(row, column, values, count): values[0 .. count) are C[row, column ...], count <= 32; the epilogue stores them
 //
 //     gemm(m, {packed, k, n}, threads, RowsOf<float>{a, lda}, [&](int64_t row, int64_t column, const float* v, int64_t count) {
 //     #pragma omp simd
 //         for (int64_t j = 0; j < count; ++j) c[row * ldc + column + j] = v[j] + bias[column + j];
 //     });
 //
-// `gemm_block` is the serial piece of it, for kernels that have their own parallel loop. Source and epilogue are called from
-// several threads at once; the epilogue once for each row and run of columns, a block's rows in order of columns. gemm_block
-// reads all of its rows of A before it writes anything, so an item that takes all columns may write C over A.
+// `gemm_block` is the serial version, for kernels that have their own parallel loop. Several threads call source and epilogue
+// at once. The epilogue is called once for each row and run of columns; for a row, in the order of the columns. gemm_block
+// reads all of its rows of A before it writes anything, so a work item that computes all columns may overwrite A with C.
 //
-// Each element of C is a sum of partial sums over 256 consecutive k, each of them accumulated with fma from zero in order of k.
+// Each element of C is the sum of partial sums over 256 consecutive k; each partial sum starts at zero and uses fma in order of
+// k.
 #pragma once
 
 #include "dmtl/parallel.h"
@@ -43,12 +44,12 @@ constexpr int kTileRows = 6, kTileVectors = 1;  // 12 accumulators of 16 registe
 #else
 constexpr int kTileRows = 2, kTileVectors = 1;
 #endif
-constexpr int64_t kDepth = 256;                      // k of a partial sum
-constexpr int64_t kTileStride = kDepth + 16;         // floats between the rows of a packed tile: no power of two
-constexpr int64_t kColumnStride = kTileRows < 8 ? 8 : 16;  // ... between its columns, where it lies by columns
-constexpr int64_t kSliceFloats = kColumnStride * kTileStride;        // room for a tile's k of one partial sum, either way
-constexpr int64_t kBlockRows = 5 * 14;               // rows whose A is held at once; smaller where k is large
-constexpr int64_t kBlockFloats = 64 * 1024;          // ... within this many floats
+constexpr int64_t kDepth = 256;                      // number of k in a partial sum
+constexpr int64_t kTileStride = kDepth + 16;         // floats between the rows of a packed tile; not a power of two
+constexpr int64_t kColumnStride = kTileRows < 8 ? 8 : 16;  // floats between its columns, if it is stored by columns
+constexpr int64_t kSliceFloats = kColumnStride * kTileStride;        // size of a tile for one partial sum, in either layout
+constexpr int64_t kBlockRows = 5 * 14;               // maximum rows of A in memory at a time; fewer if k is large
+constexpr int64_t kBlockFloats = 64 * 1024;          // maximum floats of these rows
 
 struct Panels {
     const float* data;
@@ -59,7 +60,7 @@ struct Panels {
 
 inline int64_t packed_floats(int64_t k, int64_t n) { return (n + kLanes16 - 1) / kLanes16 * kLanes16 * k; }
 
-// packed = panels of B, where b(r, c) is B's element at row r and column c.
+// packed = panels of B, where b(r, c) is the element of B at row r and column c.
 template <class Element>
 void pack_panels(int64_t k, int64_t n, float* packed, int threads, const Element& b) {
     const int64_t panels = (n + kLanes16 - 1) / kLanes16;
@@ -82,7 +83,7 @@ void pack_columns(const T* weight, int64_t ldw, int64_t k, int64_t n, float* pac
     pack_panels(k, n, packed, threads, [=](int64_t r, int64_t c) { return load(weight + c * ldw + r); });
 }
 
-// Sources: A as it lies in memory, and A = a^T.
+// Sources: A as it is in memory, and A = a^T.
 template <class T>
 struct RowsOf {
     const T* a;
@@ -105,7 +106,7 @@ struct ColumnsOf {
         for (int64_t c = 0; c < count; ++c) {
             const T* from = a + (k + c) * lda + row;
             if constexpr (std::is_same_v<T, float>)
-                F32x16::load(from, rows).store(out + c * stride);  // what is too much, the next column overwrites
+                F32x16::load(from, rows).store(out + c * stride);  // the next column overwrites the excess
             else
                 for (int64_t r = 0; r < rows; ++r) out[c * stride + r] = load(from + r);
         }
@@ -119,7 +120,7 @@ struct ByColumns<Source, std::void_t<decltype(Source::by_columns)>> : std::bool_
 
 using Tile = float[kTileRows][kTileVectors * kLanes16];
 
-// tile (=|+=) a[rows, depth] times `vectors` panels from b on, at intervals of b_stride floats.
+// Sets tile to, or adds to it, a[rows, depth] times `vectors` panels that start at b and are b_stride floats apart.
 template <int rows, int vectors, bool by_columns>
 void tile_product(const float* a, const float* b, int64_t b_stride, int64_t depth, bool add, Tile& tile) {
     F32x16 sum[rows][vectors];
@@ -165,7 +166,7 @@ struct Range {
 // Part i of [0, total) in `parts` nearly equal parts.
 inline Range share(int64_t total, int64_t parts, int64_t i) { return {total * i / parts, total * (i + 1) / parts}; }
 
-// Rows of C and panels of B, serially.
+// Computes some rows of C and panels of B, serially.
 template <class Source, class Epilogue>
 void gemm_block(Range rows, const Panels& b, Range panels, const Source& source, const Epilogue& epilogue) {
     const int64_t tiles = (rows.size() + kTileRows - 1) / kTileRows;
@@ -195,7 +196,7 @@ void gemm_block(Range rows, const Panels& b, Range panels, const Source& source,
             for (int64_t r = 0; r < part.size(); ++r) {
                 const int64_t row = rows.begin + part.begin + r;
                 if (width == kTileVectors * kLanes16)
-                    epilogue(row, column, tile[r], kTileVectors * kLanes16);  // a constant for the compiler
+                    epilogue(row, column, tile[r], kTileVectors * kLanes16);  // here the count is a compile-time constant
                 else
                     epilogue(row, column, tile[r], width);
             }
@@ -203,7 +204,7 @@ void gemm_block(Range rows, const Panels& b, Range panels, const Source& source,
     }
 }
 
-// Row blocks that `threads` threads share well.
+// The number of row blocks, chosen so that `threads` threads get equal work.
 inline int64_t row_blocks(int64_t m, int64_t k, int threads) {
     const int64_t fitting = kBlockFloats / (k > 0 ? k : 1) / kTileRows * kTileRows;
     const int64_t most = fitting > kBlockRows ? kBlockRows : fitting < kTileRows ? kTileRows : fitting;
@@ -214,9 +215,9 @@ inline int64_t row_blocks(int64_t m, int64_t k, int threads) {
 template <class Source, class Epilogue>
 void gemm(int64_t m, const Panels& b, int threads, const Source& source, const Epilogue& epilogue) {
     if (m == 0 || b.n == 0) return;
-    if (m * b.n * b.k < (int64_t{1} << 17)) threads = 1;  // less than a thread's start is worth
+    if (m * b.n * b.k < (int64_t{1} << 17)) threads = 1;  // too little work for a second thread
     const int64_t blocks = row_blocks(m, b.k, threads);
-    // Few rows: threads share the columns as well, in pairs of panels.
+    // With few rows, the columns are divided among threads as well, in pairs of panels.
     const int64_t pairs = (b.count() + 1) / 2;
     int64_t groups = blocks % threads == 0 ? 1 : threads;
     if (groups > pairs) groups = pairs;

@@ -1,6 +1,6 @@
-// Between a map [rows, height, width, channels] (channels last) and its tokens, the mean of the 2x2 centre of every reduction x
-// reduction block: parameters of noisy_tokens and upsample_add, and the geometry that the CPU and the CUDA kernels share.
-// Height and width are multiples of reduction, which is 1, 2 or 4. Everything is dense.
+// Parameters of noisy_tokens and upsample_add, and the geometry that their CPU and CUDA kernels share. These operators convert
+// between a map [rows, height, width, channels] (channels last) and its tokens. A token is the mean of the 2x2 centre of a
+// reduction x reduction block. Height and width are multiples of reduction, which is 1, 2 or 4. All tensors are dense.
 #pragma once
 
 #include "dmtl/kernel_table.h"
@@ -11,9 +11,9 @@
 
 namespace dmtl {
 
-// skip = x + bias;  tokens = mean of the centres of skip
+// skip = x + bias;  tokens = means of the centres of skip
 struct NoisyTokensParams {
-    void* skip;            // or null: tokens only
+    void* skip;            // or null: compute only tokens
     void* tokens;
     const void* x;
     const void* bias;      // or null
@@ -21,7 +21,7 @@ struct NoisyTokensParams {
     int64_t rows, height, width, channels, reduction;
 };
 
-// d_x = grad_skip + grad_tokens spread over the centres;  d_bias = sum of d_x over the pixels (and rows)
+// d_x = grad_skip + grad_tokens, distributed over the centres;  d_bias = sum of d_x over the pixels (and rows)
 struct NoisyTokensBackwardParams {
     void* d_x;
     void* d_bias;          // [channels], or [rows, channels] if bias_stride is not 0, or null
@@ -40,7 +40,7 @@ struct UpsampleAddParams {
     int64_t rows, height, width, channels, reduction;
 };
 
-// d_tokens: every token gathers its share of the gradient
+// d_tokens: every token gathers its part of the gradient
 struct UpsampleAddBackwardParams {
     void* d_tokens;
     const void* grad;
@@ -78,7 +78,7 @@ constexpr Field kUpsampleAddBackwardFields[] = {
     DMTL_FIELD(UpsampleAddBackwardParams, reduction),
 };
 
-// The centre of a block: pixels [kFirst, kFirst + kCentre) in both directions, kShare each.
+// The centre of a block: pixels [kFirst, kFirst + kCentre) in both directions, each with the weight kShare.
 template <int r>
 struct Centre {
     static constexpr int kCount = r == 1 ? 1 : 2;
@@ -89,15 +89,15 @@ struct Centre {
     }
 };
 
-// Sum of a block's centre; at(dy, dx) is its pixel.
+// The sum over the centre of a block; at(dy, dx) returns a pixel.
 template <int r, class At>
 DMTL_INLINE float centre_sum(const At& at) {
     constexpr int a = Centre<r>::kFirst, b = a + Centre<r>::kCount - 1;
     return r == 1 ? at(a, a) : (at(a, a) + at(a, b)) + (at(b, a) + at(b, b));
 }
 
-// Along one axis, interpolation falls into cells: cell i lies between the centres of the tokens i - 1 and i (clamped to the
-// grid), and its r pixels, numbered from first_pixel, are (2 k + 1) / (2 r) of the way. At reduction 1 a token is its pixel.
+// Along one axis, pixels are divided into cells. Cell i is between the centres of the tokens i - 1 and i (clamped to the grid).
+// Its r pixels, counted from first_pixel, are at (2 k + 1) / (2 r) between them. At reduction 1, a token is its pixel.
 template <int r>
 struct Cell {
     static DMTL_INLINE int64_t count(int64_t grid) { return r == 1 ? grid : grid + 1; }
@@ -108,7 +108,7 @@ struct Cell {
     static DMTL_INLINE float way(int k) { return r == 1 ? 0.0f : static_cast<float>(2 * k + 1) / (2 * r); }
 };
 
-// What pixel y gives to token i, which must be one of the two that it lies between: the transpose of the above.
+// The weight of pixel y in token i, which must be one of the two tokens around the pixel: the transpose of the above.
 template <int r>
 DMTL_INLINE float share(int64_t y, int64_t i, int64_t grid) {
     using C = Cell<r>;

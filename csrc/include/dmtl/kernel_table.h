@@ -1,11 +1,12 @@
-// How a kernel file says what it holds: constant tables of names, parameter fields and entry points, which the bindings read.
-// Nothing here runs at start-up, so a file compiled for an instruction set that the processor lacks does no harm.
+// Tables of kernels: each kernel file has a constant table of names, parameter fields and entry points, which the bindings
+// read. Nothing here runs at start-up, so a file that was compiled for an instruction set that the processor lacks does no
+// harm.
 //
 //     constexpr Field kFields[] = {DMTL_FIELD(Params, out), DMTL_FIELD(Params, count)};
 //     DMTL_KERNELS(my_op, cpu_kernel<Params, &my_op>("my_op", kFields), ...)      at the end of csrc/cpu/my_op.cpp
 //     DMTL_KERNELS(my_op, cuda_kernel<Params, &my_op>("my_op", kFields), ...)     at the end of kernels/cuda/my_op.cu
 //
-// CMake finds the table by the file's name. A kernel may be called anything; by custom `<op>` and `<op>_backward`.
+// CMake finds the table by the name of the file. Kernels are usually called `<op>` and `<op>_backward`.
 #pragma once
 
 #include "dmtl/params.h"
@@ -70,7 +71,7 @@ constexpr CpuKernel cpu_kernel(const char* name, const Field (&fields)[n]) {
 
 #define DMTL_FIELD(Params, member) ::dmtl::field<decltype(Params::member)>(#member, offsetof(Params, member))
 
-// The file's table, `<op>_kernels` in the namespace at hand.
+// Defines the table of the file, `<op>_kernels`, in the current namespace.
 #define DMTL_KERNELS_OF(Entry, op, ...)                                    \
     namespace { constexpr Entry op##_list[] = {__VA_ARGS__}; }             \
     extern const Entry##Table op##_kernels;                                \

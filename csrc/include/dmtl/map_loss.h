@@ -11,14 +11,14 @@ namespace dmtl {
 enum class LossKind : int32_t { cross_entropy = 0, logistic = 1, unit = 2, absolute = 3 };
 
 struct MapLossParams {
-    float* loss;          // [rows], or null: backward
+    float* loss;          // [rows]; null in the backward
     int32_t* counts;      // [rows, 2]: valid pixels, those above one half; written forward, read backward
     double* sums;         // scratch, forward: [rows, h + 1, 2], losses of the pixels below and above one half
     int32_t* band_counts; // scratch, forward: [rows, h + 1, 2]
     const float* grad;    // [rows]
     void* d_logits;       // [rows, channels, h, w] with strides in elements
     float* parts;         // scratch, backward: [rows, h + 1, 2, channels, w], for the logits above and below a band
-    float* wide;          // scratch: [rows, channels, h, w], the logits
+    float* wide;          // scratch: [rows, channels, h, w], the logits in float32
     const void* logits;   // with strides
     const void* label;    // [rows, 1 or 3, height, width], dense
     int64_t d_stride_n, d_stride_c, d_stride_y, d_stride_x;
@@ -46,10 +46,10 @@ constexpr Field kMapLossFields[] = {
 };
 
 constexpr float kLargest = 3.40282347e38f;
-constexpr float kUnknown = std::numeric_limits<float>::quiet_NaN();  // a label without meaning, of `unit` and `absolute`
-constexpr float kNone = -1.0f;                                       // and of the others
+constexpr float kUnknown = std::numeric_limits<float>::quiet_NaN();  // an ignored label, for `unit` and `absolute`
+constexpr float kNone = -1.0f;                                       // an ignored label, for other kinds
 
-// The label, NaN where it has no meaning.
+// The label, or NaN if it is ignored.
 DMTL_INLINE float known(float label, float ignore) {
     const float finite = label + (label - label);
     return label == ignore ? kUnknown : finite;
@@ -60,7 +60,7 @@ DMTL_INLINE float softplus32(float x) { return (x > 0.0f ? x : 0.0f) + log1p32(e
 // 1, 0 or -1; NaN for NaN
 DMTL_INLINE float sign32(float x) { return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : x; }
 
-// w+ and w- of a row.
+// The weights w+ and w- of a row.
 struct Weights {
     float positive, negative;
     Weights(const MapLossParams& p, const int32_t* counts) : positive(p.positive_weight), negative(p.negative_weight) {

@@ -1,19 +1,21 @@
 // Exact one-to-one matching of two sets of pixels that change a little at a time.
 //
-// Of all matchings that pair pixels at most `reach` apart, one with the least
+// Of all matchings that pair pixels at most `reach` apart, it finds one with the minimum of
 //
-//     sum over pairs of their distance + 100 reach * (pixels of both sides without a partner, spare ones left out)
+//     sum over pairs of their distance + 100 reach * (pixels of both sides without a partner, except spare ones)
 //
-// A spare pixel may become a partner and costs nothing where it does not. Distances and costs are integers, hundredths of a
-// pixel. Among equal costs more pairs win, so the number of pairs depends on the two sets alone and not on how they came about.
+// A spare pixel may have a partner, and costs nothing without one. Distances and costs are integers, in hundredths of a pixel.
+// Of matchings with equal cost, one with more pairs wins. So the number of pairs only depends on the two sets, and not on the
+// changes that led to them.
 //
-// Every pixel has a price >= 0. With `gain` what a pair is worth (what its pixels cost alone less their distance),
+// Every pixel has a price >= 0. The gain of a pair is what its pixels would cost without a partner, minus their distance. The
+// conditions
 //
 //     price(a) + price(b) >= gain(a, b),     = gain(a, b) for partners,     price = 0 without a partner
 //
-// proves that no matching is worth more (linear-programming duality). Changes break only the last condition, and only for pixels
-// that come or lose their partner: `settle` restores it for one of them along a shortest path of alternating pairs (Dijkstra's on
-// price(a) + price(b) - gain(a, b)), which touches the neighbourhood where prices change and nothing else.
+// prove that no matching has a larger total gain (linear-programming duality). Changes only break the last condition, and only
+// for pixels that are inserted or lose their partner. `settle` restores it for one of them along a shortest path of alternating
+// pairs (Dijkstra's algorithm on price(a) + price(b) - gain(a, b)), which only visits the neighbourhood where prices change.
 #pragma once
 
 #include "dmtl/bit_image.h"
@@ -53,7 +55,7 @@ private:
     int64_t size_ = 0, room_ = 0;
 };
 
-// Smallest first: a heap of (distance, pixel).
+// A heap of (distance, pixel), smallest first.
 class Queue {
 public:
     bool empty() const { return heap_.size() == 0; }
@@ -87,7 +89,7 @@ class Matching {
 public:
     const int64_t h, w;
 
-    // reach: in pixels, at most kMostReach.
+    // `reach` is in pixels, at most kMostReach.
     Matching(int64_t height, int64_t width, double reach)
         : h(height), w(width), radius_(static_cast<int64_t>(reach)), half_(radius_ + 1), distance_((radius_ + 1) * (radius_ + 1)),
           outlier_(static_cast<int32_t>(std::ceil(kHundredths * kOutlier * reach))),
@@ -101,12 +103,12 @@ public:
             }
     }
 
-    static constexpr double kMostReach = 20000.0;  // gains and sums of two are 32-bit integers
+    static constexpr double kMostReach = 20000.0;  // so that sums of two gains fit into 32-bit integers
     static constexpr double kHundredths = 100.0, kOutlier = 100.0;
 
     const BitImage& pixels(int side) const { return sides_[side].present; }
 
-    // After insertions and removals, `settle_all` makes the matching the best again.
+    // After insertions and removals, `settle_all` makes the matching optimal again.
     void insert(int side, int64_t pixel, bool spare = false) {
         Node& node = sides_[side].nodes[pixel];
         node.mate = kNone, node.price = node.search = 0, node.alone = spare ? 0 : outlier_;
@@ -138,10 +140,10 @@ public:
 
     int64_t pairs() const { return pairs_; }
 
-    // Of a side's present pixels.
+    // Whether a pixel, which must be inserted, has a partner.
     bool paired(int side, int64_t pixel) const { return sides_[side].nodes[pixel].mate != kNone; }
 
-    // The least cost, in hundredths of a pixel.
+    // The minimum cost, in hundredths of a pixel.
     int64_t cost() const {
         int64_t sum = 0;
         const BitImage none(h, w);
@@ -158,7 +160,7 @@ public:
         return sum;
     }
 
-    // Pixels of one image that are not in the other; the body may change either at the pixel.
+    // Calls body for the pixels of one image that are not in the other; it may change both images at the pixel.
     template <class Body>
     static void each_pixel(const BitImage& image, const BitImage& without, const Body& body) {
         for (int64_t y = 0; y < image.h; ++y)
@@ -170,7 +172,7 @@ public:
 private:
     static constexpr int32_t kNone = -1;
 
-    // alone: what it costs to have no partner. distance and parent belong to the search whose number is in `search`.
+    // alone: the cost of having no partner. distance and parent belong to the search with the number `search`.
     struct Node {
         int32_t mate, price, alone, distance, parent, search;
     };
@@ -179,17 +181,17 @@ private:
         Node* const nodes;
     };
 
-    // Of both sides; undefined until a pixel is inserted. One matching at a time in a thread.
+    // The nodes of both sides, undefined until a pixel is inserted. A thread can have one matching at a time.
     static Node* nodes(int64_t pixels) {
         return static_cast<Node*>(Workspace::get(Slot::other, 2 * pixels * static_cast<int64_t>(sizeof(Node))));
     }
 
-    // Doubled, and one more, so that no two numbers of pairs are ever worth the same.
+    // Twice the gain plus one, so that matchings with different numbers of pairs never have the same gain.
     DMTL_INLINE static int32_t gain(const Node& a, const Node& b, int32_t distance) {
         return 2 * (a.alone + b.alone - distance) + 1;
     }
 
-    // body(pixel of the other side, distance) for all within reach.
+    // Calls body(pixel of the other side, distance) for all pixels within reach.
     template <class Body>
     DMTL_INLINE void each_neighbour(int side, int64_t pixel, const Body& body) const {
         const BitImage& others = sides_[1 - side].present;
@@ -212,14 +214,14 @@ private:
         }
     }
 
-    // Finds a partner for a pixel whose price is positive, or brings the price down to zero.
+    // Finds a partner for a pixel whose price is positive, or reduces the price to zero.
     void settle(int side, int32_t root) {
         Node *const mine = sides_[side].nodes, *const theirs = sides_[1 - side].nodes;
         if (mine[root].mate != kNone || mine[root].price == 0) return;
         ++searches_;
         queue_.clear(), reached_.clear();
-        // How the path ends: at a pixel of the other side without partner, or at one of this side that gives its partner away
-        // and whose price is then zero (the root itself: no partner is worth its price).
+        // The path ends at a pixel of the other side without a partner (`free`), or at one of this side that gives up its
+        // partner and whose price then becomes zero (`giving`; if this is the root, it stays without a partner).
         int32_t shortest = mine[root].price, giving = root, free = kNone;
         mine[root].distance = 0;
         queue_.push(0, root);
@@ -227,7 +229,7 @@ private:
             int32_t distance, pixel;
             queue_.pop(distance, pixel);
             if (distance >= shortest) break;
-            if (distance > mine[pixel].distance) continue;  // found again on a shorter path
+            if (distance > mine[pixel].distance) continue;  // a shorter path to it was found in the meantime
             reached_.push(pixel);
             const int32_t base = distance + mine[pixel].price;
             each_neighbour(side, pixel, [&](int64_t other, int32_t apart) {
@@ -258,7 +260,7 @@ private:
         } else {
             ++pairs_;
         }
-        for (int32_t other = free; other != kNone;) {  // every pixel of this side on the path takes the partner it was reached from
+        for (int32_t other = free; other != kNone;) {  // every pixel of this side on the path gets the next one as its partner
             const int32_t pixel = theirs[other].parent, before = mine[pixel].mate;
             theirs[other].mate = pixel, mine[pixel].mate = other;
             other = pixel == root ? kNone : before;
@@ -270,7 +272,7 @@ private:
     const Array<int32_t> distance_;  // [|dy|, |dx|], hundredths of a pixel
     const int32_t outlier_;
     const Side sides_[2];
-    List<int32_t> loose_[2];  // pixels whose price may be positive though they have no partner
+    List<int32_t> loose_[2];  // pixels whose price may be positive although they have no partner
     Queue queue_;
     List<int32_t> reached_;
     int32_t searches_ = 0;

@@ -14,7 +14,7 @@ struct RowCoefs {
 
 DMTL_INLINE RowCoefs row_coefs(const NoisingParams& p, int64_t row) {
     const int64_t t = p.t[row];
-    if (t < 0 || t >= p.table_size) {  // refused earlier on the CPU; elsewhere the row becomes NaN
+    if (t < 0 || t >= p.table_size) {  // the row becomes NaN; on a CPU, this was already checked earlier
         const float nan = float_of(0x7FC00000u);
         return {nan, nan, nan};
     }

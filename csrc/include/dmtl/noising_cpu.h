@@ -1,5 +1,5 @@
-// CPU loops of the two noising ops and their backward. Plain loops over lanes, which the compiler turns into vectors of whatever
-// width the translation unit is built for; only the generator itself is written with intrinsics.
+// CPU loops of the two noising operators and their backward. They are plain loops over lanes, which the compiler vectorises for
+// the instruction set of the translation unit. Only the generator itself is written with intrinsics.
 #pragma once
 
 #include "dmtl/noising.h"
@@ -10,15 +10,15 @@
 namespace dmtl {
 namespace {
 
-constexpr int64_t kLanes = 32;              // Philox blocks at a time
-constexpr int64_t kChunk = 8192;            // elements per parallel item; a multiple of 4 * kLanes
-constexpr int64_t kSerialBelow = 16384;     // elements that are not worth a second thread
+constexpr int64_t kLanes = 32;              // number of Philox blocks at a time
+constexpr int64_t kChunk = 8192;            // elements per work item; a multiple of 4 * kLanes
+constexpr int64_t kSerialBelow = 16384;     // with fewer elements, a second thread does not pay off
 
 struct Noise4 {
     float lane[4][kLanes];  // [element of the block][block]
 };
 
-// Normals of the kLanes blocks first, first + stride, ...
+// Draws normals for the kLanes blocks first, first + stride, ...
 inline __attribute__((always_inline)) void draw(uint32_t first, uint32_t stride, NoiseKey key, Noise4& n) {
     uint32_t words[4][kLanes];
     philox_lanes(first, stride, key, words);
@@ -46,8 +46,8 @@ void combine(const Row<T>& row, int64_t begin, int64_t end) {
                                                     has_noise ? load(row.noise + i) : 0.0f));
 }
 
-// At most `most` elements from `begin` with drawn noise, fewer where only `left` are left. The full count is a constant for the
-// compiler: no loop remains of it.
+// Computes up to `most` elements from `begin` on with drawn noise, fewer if only `left` are left. The full count is a
+// compile-time constant, so the compiler can unroll the loop.
 template <class T, bool has_y, int64_t most>
 inline __attribute__((always_inline)) void combine_some(const Row<T>& row, int64_t begin, int64_t left, const float* eps) {
     T* out = row.out + begin;
@@ -64,7 +64,7 @@ inline __attribute__((always_inline)) void combine_some(const Row<T>& row, int64
     }
 }
 
-// Elements [begin, end) of a row in logical order; begin is a multiple of four.
+// Computes elements [begin, end) of a row in logical order; begin is a multiple of four.
 template <class T, bool has_y>
 void combine_drawn(const Row<T>& row, NoiseKey key, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i += 4 * kLanes) {
@@ -77,11 +77,11 @@ void combine_drawn(const Row<T>& row, NoiseKey key, int64_t begin, int64_t end) 
     }
 }
 
-// Groups [begin, end) of four pixels of a channels-last row: a block's four elements are four neighbouring pixels of one
-// channel, so lanes run along the channels and nothing needs transposing.
+// Computes groups [begin, end) of four pixels of a channels-last row. The four elements of a Philox block are four neighbouring
+// pixels of one channel, so lanes run along the channels and nothing has to be transposed.
 template <class T, bool has_y>
 void combine_drawn_channels_last(const Row<T>& row, NoiseKey key, int64_t channels, int64_t groups, int64_t begin, int64_t end) {
-    constexpr int64_t run = 8 * kLanes;  // channels drawn ahead, so that each pixel is written in one long run
+    constexpr int64_t run = 8 * kLanes;  // number of channels drawn ahead, so that each pixel is written in one long run
     float eps[4][run];
     for (int64_t group = begin; group < end; ++group) {
         for (int64_t start = 0; start < channels; start += run) {
@@ -103,7 +103,7 @@ void noising(const NoisingParams& p, int threads) {
     if (p.batch == 0 || p.count == 0) return;
     const bool drawn = p.key != nullptr;
     const bool channels_last = drawn && p.channels > 0;
-    // An item is a piece of one row, counted in elements or, channels last, in groups of four pixels.
+    // A work item is a piece of one row, counted in elements or, with channels last, in groups of four pixels.
     const int64_t groups = channels_last ? p.count / p.channels / 4 : 0;
     const int64_t units = channels_last ? groups : p.count;
     const int64_t per_item = channels_last ? 1 + kChunk / (4 * p.channels) : kChunk;
@@ -144,7 +144,7 @@ void scaling(const ScalingParams& p, int threads) {
         const int64_t begin = item % pieces * kChunk;
         const int64_t end = begin + kChunk < p.count ? begin + kChunk : p.count;
         const T* grad = static_cast<const T*>(p.grad) + b * p.stride_grad;
-        for (int i = 0; i < 3; ++i) {  // the chunk of grad stays in the first-level cache between the outputs
+        for (int i = 0; i < 3; ++i) {  // the chunk of grad stays in the first-level cache for all outputs
             if (p.out[i] == nullptr) continue;
             T* out = static_cast<T*>(p.out[i]) + b * p.stride_out;
             const float scale = p.table[i][p.t[b]];

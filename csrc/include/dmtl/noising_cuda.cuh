@@ -1,6 +1,6 @@
-// CUDA kernels of the two noising ops and their backward. One thread makes the four elements of a Philox block; block y counts
-// rows, and threads stride over the row. Contiguous rows of aligned data move as one vector access per thread; with channels last, a
-// thread takes 16 bytes of channels of the four pixels.
+// CUDA kernels of the two noising operators and their backward. One thread computes the four elements of a Philox block; the y
+// index of a block is the row, and threads stride over the row. If rows are contiguous and aligned, a thread uses one vector
+// access; with channels last, it processes 16 bytes of channels of the four pixels.
 #pragma once
 
 #include "dmtl/cuda_kernel.h"
@@ -20,7 +20,8 @@ struct alignas(4 * sizeof(T)) Four {
     T value[4];
 };
 
-// Elements 4 block .. of a row: offset of the first and the distance to the next (1, or `channels` for channels last).
+// The four elements of a Philox block in a row: offset of the first one, and distance to the next (1, or `channels` with
+// channels last).
 struct Place {
     int64_t first, step;
 };
@@ -31,7 +32,7 @@ DMTL_INLINE Place place_of(int64_t block, int64_t channels, int64_t groups) {
     return {4 * group * channels + block / groups, channels};
 }
 
-// What the elements of a row have in common, and the value of one.
+// The values that all elements of a row have in common, and the computation of one element.
 template <class T, bool has_y, bool has_noise, bool drawn>
 struct Row {
     RowCoefs coef;
@@ -90,7 +91,8 @@ __global__ void __launch_bounds__(kThreads) noising_kernel(NoisingParams p) {
     }
 }
 
-// Channels last: a thread makes the four pixels of a Philox block, a vector of channels wide, so that a warp moves whole lines.
+// Channels last: a thread computes the four pixels of a Philox block for a vector of channels, so that a warp accesses whole
+// lines.
 template <class T, bool has_y, bool has_noise, bool drawn>
 __global__ void __launch_bounds__(kThreads) noising_last_kernel(NoisingParams p, uint32_t groups, uint32_t vectors) {
     using V = Vec<T>;
@@ -136,13 +138,13 @@ __global__ void __launch_bounds__(kThreads) scaling_kernel(ScalingParams p) {
     }
 }
 
-// Whether rows of T begin at multiples of `bytes`.
+// Whether all rows of T begin at multiples of `bytes`.
 template <class T>
 bool aligned(const void* pointer, int64_t stride, size_t bytes) {
     return reinterpret_cast<uintptr_t>(pointer) % bytes == 0 && stride * sizeof(T) % bytes == 0;
 }
 
-// Grid: rows in y (at most 65535 a launch), enough blocks in x to fill the device once over.
+// The grid: rows in y (at most 65535 per launch), and enough blocks in x to fill the device once.
 inline dim3 grid_for(int64_t units, int64_t rows) {
     const int64_t wanted = (units + kThreads - 1) / kThreads;
     const int64_t most = 4096 / rows + 1;

@@ -1,5 +1,4 @@
-// Parameters of the two noising ops and of their backward. Strides count elements between rows (samples); inside a row data is
-// dense.
+// Parameters of the two noising operators and of their backward. Strides are elements between rows (samples); a row is dense.
 #pragma once
 
 #include "dmtl/kernel_table.h"
@@ -12,14 +11,14 @@ struct NoisingParams {
     const void* x;
     const void* y;         // or null
     const void* noise;     // given noise, or null
-    const int64_t* key;    // [batch, 3]: draw the noise, or null; with neither there is no noise
+    const int64_t* key;    // [batch, 3]: key to draw the noise, or null; if noise is null too, there is no noise
     const int64_t* t;      // [batch], in [0, S)
     const float* coef_x;   // [S]
     const float* coef_y;   // [S], or null
     const float* coef_noise;
     int64_t batch;
     int64_t count;         // elements of a row
-    int64_t channels;      // 0: rows in logical order. Else rows lie as [count / channels, channels] (channels last)
+    int64_t channels;      // 0: rows are in logical order; otherwise they are [count / channels, channels] (channels last)
     int64_t stride_out, stride_x, stride_y, stride_noise;
     int64_t table_size;    // S
     int32_t step;

@@ -1,5 +1,5 @@
-// Run body(i) for i in [0, items) on at most `threads` OpenMP threads (serially where OpenMP is missing). Items are handed out
-// one by one, so that a thread which loses its core delays only its own item.
+// Runs body(i) for i in [0, items) on at most `threads` OpenMP threads, or serially without OpenMP. Items are assigned one by
+// one, so that a thread which loses its core only delays its own item.
 #pragma once
 
 #include <cstdint>
@@ -24,9 +24,9 @@ inline void parallel_for(int64_t items, int threads, const Body& body) {
     for (int64_t i = 0; i < items; ++i) body(i);
 }
 
-// A large output is usually memory without pages yet, and faulting it in 4 KiB at a time costs more than computing
-// it. Ask the kernel for huge pages there and fault each of them in by one thread: threads that meet on a page both clear it.
-// What the memory holds stays.
+// The memory of a large output usually has no pages yet, and page faults of 4 KiB each cost more than the computation. So this
+// requests huge pages from the operating system, and lets one thread fault in each of them: if two threads fault on the same
+// page, both clear it. The content of the memory does not change.
 inline void expect_writes(void* begin, int64_t bytes, int threads = 1) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     constexpr uintptr_t huge = uintptr_t{1} << 21;

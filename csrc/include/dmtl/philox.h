@@ -1,5 +1,5 @@
-// The noise of dmtl for one block of four elements. Layout and definition: the docstring of dmtl/ops/philox.py.
-// The same operations in the same order on CPU (scalar, AVX2, AVX-512) and CUDA.
+// The noise of dmtl for one block of four elements. The docstring of dmtl/ops/philox.py defines it. CPU (scalar, AVX2, AVX-512)
+// and CUDA do the same operations in the same order.
 #pragma once
 
 #include "dmtl/scalar.h"
@@ -9,7 +9,7 @@
 namespace dmtl {
 namespace {
 
-// What one row of key_B3 and the step contribute to key and counter.
+// The parts of key and counter that come from one row of key_B3 and from the step.
 struct NoiseKey {
     uint32_t k0, k1;      // seed
     uint32_t c1, c2, c3;  // sample low, task, step | sample high << 16
@@ -67,7 +67,7 @@ DMTL_INLINE float minus_two_log(float u) {
     return -2.0f * fma32(exponent, 0.693359375f, f + low);
 }
 
-// sqrt(-2 ln u) times cosine and sine of the angle, from one pair of words.
+// sqrt(-2 ln u) times cosine and sine of an angle, from one pair of words.
 DMTL_INLINE void box_muller(uint32_t radius_word, uint32_t angle_word, float* n0, float* n1) {
     const float u = static_cast<float>(radius_word) * 0x1p-32f + 0x1p-33f;
 #if defined(__CUDA_ARCH__)
@@ -95,7 +95,7 @@ DMTL_INLINE void box_muller(uint32_t radius_word, uint32_t angle_word, float* n0
     *n1 = r * float_of(sin_bits);
 }
 
-// Normals of elements 4 block .. 4 block + 3.
+// Draws the normals of elements 4 block .. 4 block + 3.
 DMTL_INLINE void normals(uint32_t block, NoiseKey key, float* n0, float* n1, float* n2, float* n3) {
     const Words w = philox(block, key);
     box_muller(w.w0, w.w1, n0, n1);

@@ -1,6 +1,6 @@
-// Philox words of many consecutive counters at once on x86. Compilers do not find the 32 x 32 -> 64 bit multiplication that the
-// generator is made of, so it is spelled out here: even and odd lanes of a vector travel separately as 64-bit lanes whose upper
-// halves are never looked at, and a product serves as both the high and the low word.
+// Philox words of many consecutive counters at once on x86. Compilers do not recognise the 32 x 32 -> 64 bit multiplication of
+// the generator, so it is written with intrinsics. Even and odd lanes of a vector are kept separately as 64-bit lanes whose
+// upper halves are never read, and one product gives both the high and the low word.
 #pragma once
 
 #include "dmtl/philox.h"
@@ -46,7 +46,7 @@ struct Vec {
 };
 #endif
 
-// Words of the blocks first, first + stride, ..., n of them: out[word][block].
+// Computes the words of the n blocks first, first + stride, ...: out[word][block].
 template <int64_t n>
 DMTL_INLINE void philox_lanes(uint32_t first, uint32_t stride, NoiseKey key, uint32_t (&out)[4][n]) {
 #if defined(__AVX512F__) || defined(__AVX2__)

@@ -1,9 +1,9 @@
-// A product of what a source computes with a weight: out [rows, n] = A [rows, depth] weight^T, in tiles of 32 x 32 that suit few
-// rows and short sums. 16-bit types run on the tensor cores (one 16 x 16 fragment for each of four warps), float32 on fused
+// The product out [rows, n] = A [rows, depth] weight^T, where a source computes A. It uses tiles of 32 x 32, which suit few
+// rows and short sums. 16-bit types use the tensor cores (one 16 x 16 fragment for each of four warps), float32 uses fused
 // multiply-adds; sums are float32.
 //
-//     source.row(r) -> what a row of A needs; source.column(k) -> what a column needs; source.at(row, column) -> float
-//     epilogue(r, c, value) writes an element of the result
+//     source.row(r), source.column(k): values of a row and of a column of A;  source.at(row, column): an element
+//     epilogue(r, c, value): writes an element of the result
 #pragma once
 
 #include "dmtl/cuda_kernel.h"
@@ -19,11 +19,11 @@
 namespace dmtl {
 namespace {
 
-constexpr int kSide = 32;           // of a tile, and its depth
+constexpr int kSide = 32;           // rows and columns of a tile, and its depth
 constexpr int kProductThreads = 128;
 constexpr int kRowsAtOnce = kProductThreads / kSide;
-constexpr int kEach = kSide / kRowsAtOnce;  // rows of a tile that a thread fills
-constexpr int kOutStride = kSide + 8;  // elements between a tile's rows in shared memory: no bank conflicts, aligned fragments
+constexpr int kEach = kSide / kRowsAtOnce;  // number of rows of a tile that a thread fills
+constexpr int kOutStride = kSide + 8;  // elements between rows in shared memory: no bank conflicts, and aligned fragments
 
 template <class T>
 using Tensorial = std::conditional_t<std::is_same_v<T, bf16>, __nv_bfloat16, __half>;
@@ -34,7 +34,7 @@ struct Tiles {
     T a[kSide][kStride], b[kSide][kStride];  // [row][k], [column][k]
 };
 
-// A thread's share of the tile's sums.
+// The sums of a tile that a thread computes.
 template <class T>
 struct Sums {
     nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> sum;

@@ -1,4 +1,4 @@
-// What host and device code share at the level of one number: function qualifiers, fused multiply-add, bits, 16-bit floats.
+// Code for single numbers that host and device share: function qualifiers, fused multiply-add, bits, 16-bit floats.
 #pragma once
 
 #include <cstdint>
@@ -66,18 +66,20 @@ DMTL_INLINE void store(bf16* p, float x) {
 DMTL_INLINE float load(const fp16* p) {
     const uint32_t sign = static_cast<uint32_t>(p->bits & 0x8000u) << 16;
     const uint32_t magnitude = static_cast<uint32_t>(p->bits & 0x7FFFu) << 13;
-    // Scaling by 2^112 moves the exponent bias from 15 to 127 and normalises subnormals; inf and nan get theirs back by hand.
+    // Scaling by 2^112 moves the exponent bias from 15 to 127 and normalises subnormals; the exponent of inf and nan is then
+    // set.
     const uint32_t scaled = bits_of(float_of(magnitude) * 0x1p112f);
     return float_of(sign | (magnitude >= 0x0F800000u ? (magnitude | 0x7F800000u) : scaled));
 }
 DMTL_INLINE void store(fp16* p, float x) {
     const uint32_t bits = bits_of(x);
     const uint32_t magnitude = bits & 0x7FFFFFFFu;
-    // Normal result: move the bias, round to nearest even on the 13 bits that go. Subnormal: an addition does the rounding.
+    // Normal result: move the bias, and round to nearest even when 13 bits are dropped. Subnormal: an addition does the
+    // rounding.
     const uint32_t normal = (magnitude - 0x38000000u + 0x0FFFu + ((magnitude >> 13) & 1u)) >> 13;
     const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - 0x3F000000u;
     uint32_t half = magnitude < 0x38800000u ? subnormal : normal;
-    half = magnitude >= 0x477FF000u ? 0x7C00u : half;               // rounds past 65504
+    half = magnitude >= 0x477FF000u ? 0x7C00u : half;               // rounds to more than 65504: infinity
     half = magnitude > 0x7F800000u ? 0x7E00u : half;                // nan
     p->bits = static_cast<uint16_t>(half | ((bits >> 16) & 0x8000u));
 }

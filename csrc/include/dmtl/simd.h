@@ -1,12 +1,11 @@
 // Sixteen floats at a time, on every instruction set: one AVX-512 register, two AVX2 registers or sixteen plain numbers. A
 // kernel written with F32x16 does the same arithmetic in the same order everywhere, so all instruction sets give the same bits.
-// There are no hidden fused multiply-adds: a fused one is spelled `fma`. max(a, b) and min(a, b) are b where
-// either is NaN.
+// There are no implicit fused multiply-adds, only explicit ones by `fma`. max(a, b) and min(a, b) are b if either is NaN.
 //
 //     F32x16 sum = F32x16::zero();
 //     for (k...) sum = fma(F32x16::all(a[k]), F32x16::load(b + 16 * k), sum);
 //     sum.store(out);            // sum.store(out, n) writes only the first n < 16
-//     sum.stream(out);           // past the caches, to 64 aligned bytes; seen by other threads after `finish_streams()`
+//     sum.stream(out);           // writes 64 aligned bytes past the caches; other threads see them after `finish_streams()`
 #pragma once
 
 #include "dmtl/scalar.h"

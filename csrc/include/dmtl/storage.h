@@ -1,4 +1,4 @@
-// From a storage type's name at run time to the type itself.
+// Converts the name of a storage type at run time to the type itself.
 #pragma once
 
 #include "dmtl/params.h"

@@ -1,6 +1,6 @@
-// What the kernels on tokens [rows, width] share around their matrix products (gemm.h): LayerNorm before a product and its
-// backward pass after one, sums over rows, panels made of computed values. Arithmetic in float32 on any storage type; sums run
-// in an order that depends on the shapes alone.
+// Shared parts of the kernels on tokens [rows, width], around their matrix products (gemm.h): LayerNorm before a product and
+// its backward pass after one, sums over rows, and panels of computed values. Arithmetic is float32 for any storage type. The
+// order of sums only depends on the shapes.
 #pragma once
 
 #include "dmtl/gemm.h"
@@ -12,9 +12,9 @@
 namespace dmtl {
 namespace {
 
-constexpr int64_t kRowsEach = 32;  // rows of a partial sum, and of a parallel item
+constexpr int64_t kRowsEach = 32;  // number of rows in a partial sum, and in a work item
 
-// Sixteen numbers from p on, zeros after the first n < 16.
+// Loads sixteen numbers from p on; with n < 16, those after the first n are zero.
 DMTL_INLINE F32x16 load16(const float* p) { return F32x16::load(p); }
 DMTL_INLINE F32x16 load16(const float* p, int64_t n) { return F32x16::load(p, n); }
 template <class T>
@@ -24,7 +24,7 @@ DMTL_INLINE F32x16 load16(const T* p, int64_t n = kLanes16) {
     return F32x16::load(wide);
 }
 
-// Calls body(first, count, load) for the row's sixteens; load(p) reads that part of a row.
+// Calls body(first, count, load) for each group of up to sixteen numbers of a row; load(p) reads this group of a row.
 template <class Body>
 DMTL_INLINE void by_sixteens(int64_t width, const Body& body) {
     int64_t c = 0;
@@ -70,7 +70,7 @@ Moments moments_of(const T* row, int64_t width, float eps) {
     F32x16 square = F32x16::zero();
     by_sixteens(width, [&](int64_t c, int64_t count) {
         F32x16 apart = part(row, c, count) - F32x16::all(mean);
-        if (count < kLanes16) {  // what lies beyond the row is zero, not zero minus the mean
+        if (count < kLanes16) {  // lanes beyond the row must be zero, not zero minus the mean
             float lane[kLanes16] = {};
             apart.store(lane, count);
             apart = F32x16::load(lane);
@@ -88,7 +88,7 @@ void row_moments(const T* x, int64_t rows, int64_t width, float eps, Moments* ou
     });
 }
 
-// LayerNorm as it is read: a source of gemm's left side, and elements of its right side.
+// LayerNorm computed while it is read: as a source of gemm's left side, and as elements of its right side.
 template <class T>
 struct Normed {
     const T* x;
@@ -111,7 +111,7 @@ struct Normed {
     }
 };
 
-// Panels (gemm.h) of B [k, n] with computed elements b(row, column).
+// Packs panels (gemm.h) of B [k, n] whose elements b(row, column) are computed.
 template <class Element>
 void pack_computed(int64_t k, int64_t n, float* packed, int threads, const Element& b) {
     parallel_for((n + kLanes16 - 1) / kLanes16, k * n < 16384 ? 1 : threads, [&](int64_t p) {
@@ -128,10 +128,11 @@ void pack_computed(int64_t k, int64_t n, float* packed, int threads, const Eleme
     });
 }
 
-// Sums over rows in float32, as [items, width] partial sums of kRowsEach rows each.
+// The number of partial sums, of kRowsEach rows each, in a float32 sum over rows.
 inline int64_t partial_sums(int64_t rows) { return (rows + kRowsEach - 1) / kRowsEach; }
 
-// total (+)= the sum of `items` partial sums at intervals of `stride` floats. In double: gradients of a bias cancel.
+// Sets total to, or adds to it, the sum of `items` partial sums that are `stride` floats apart. The sum is in double precision,
+// because terms of a bias gradient cancel.
 inline void add_partial(const float* partial, int64_t items, int64_t stride, int64_t width, bool add, float* total) {
     for (int64_t first = 0; first < width; first += kLanes16) {
         const int64_t count = width - first < kLanes16 ? width - first : kLanes16;
@@ -143,7 +144,7 @@ inline void add_partial(const float* partial, int64_t items, int64_t stride, int
     }
 }
 
-// total (+)= sum of the rows of x; partial holds partial_sums(rows) * width floats.
+// Sets total to, or adds to it, the sum of the rows of x; partial has partial_sums(rows) * width floats.
 template <class T>
 void sum_rows(const T* x, int64_t rows, int64_t width, bool add, float* total, float* partial, int threads) {
     parallel_for(partial_sums(rows), rows * width < 32768 ? 1 : threads, [&](int64_t item) {
@@ -156,8 +157,8 @@ void sum_rows(const T* x, int64_t rows, int64_t width, bool add, float* total, f
     add_partial(partial, partial_sums(rows), width, width, add, total);
 }
 
-// LayerNorm's backward pass: d_x = (g - mean(g) - z mean(g z)) rstd (+ residual) with g = grad weight, and
-// d_weight (+)= sum grad z, d_bias (+)= sum grad. partial holds partial_sums(rows) * 2 width floats.
+// The backward pass of LayerNorm: d_x = (g - mean(g) - z mean(g z)) rstd (+ residual) with g = grad weight; and
+// d_weight (+)= sum grad z, d_bias (+)= sum grad. partial has partial_sums(rows) * 2 width floats.
 template <class T>
 void norm_backward(const float* grad, const T* x, const Moments* moments, const T* weight, const T* residual, int64_t rows,
                    int64_t width, T* d_x, bool add, float* d_weight, float* d_bias, float* partial, int threads) {
@@ -205,8 +206,8 @@ void weight_gradient(const T* a, int64_t m, const Panels& b, bool add, float* ou
     });
 }
 
-// Gradients of n parameters, added up in float32: in the results themselves where these are float32, else in `own` (which holds
-// the sum of their sizes), to be rounded at the end.
+// Gradients of n parameters, added up in float32. If the results are float32, they are the sums themselves; otherwise the sums
+// are in `own` (which has the sum of their sizes) and are rounded at the end.
 template <class T, int n>
 struct Gradients {
     T* result[n];
@@ -227,7 +228,7 @@ struct Gradients {
     }
 };
 
-// Equal pieces of `total` rows with at most `most` tokens in each.
+// The number of equal pieces of `total` rows such that each has at most `most` tokens.
 inline int64_t pieces_of(int64_t total, int64_t tokens_each, int64_t most) {
     const int64_t rows = most / tokens_each > 0 ? most / tokens_each : 1;
     return (total + rows - 1) / rows;

@@ -1,9 +1,10 @@
-// Winograd's minimal filtering F(4x4, 3x3): a 3x3 convolution's 4x4 outputs from a 6x6 patch with 36 products instead of 144.
+// Winograd's minimal filtering F(4x4, 3x3) computes 4x4 outputs of a 3x3 convolution from a 6x6 patch with 36 products instead
+// of 144.
 //     output = A^T ((G weight G^T) . (B^T patch B)) A,   . elementwise, summed over the input channels
-// Interpolation points 0, +-a, +-b and infinity with a = sqrt(1/2), b = sqrt(2): symmetric, so that pairs share their sums, and
-// close to 1, so that little is lost to cancellation (relative error about 1.5e-6; the textbook's 0, +-1, +-2: 3e-6). With
-// a^2 b^2 = 1 most constants are powers of two.
-// Legend: Lanes holds the same element of many channels; a transform takes six (or three) of them, `stride` entries apart.
+// The interpolation points are 0, +-a, +-b and infinity with a = sqrt(1/2), b = sqrt(2). They are symmetric, so that pairs
+// share their sums, and close to 1, so that cancellation costs little precision (relative error about 1.5e-6; 3e-6 with the
+// textbook's 0, +-1, +-2). Because a^2 b^2 = 1, most constants are powers of two. Legend: Lanes has the same element of many
+// channels; a transform reads six (or three) of them, `stride` entries apart.
 #pragma once
 
 #include "dmtl/simd.h"
@@ -43,7 +44,7 @@ DMTL_INLINE void transform_output(const Lanes* m, int stride, Lanes* out, int ou
     out[3 * out_stride] = fma(all(0.5 * kPointA), odd_a, all(2.0 * kPointB) * odd_b) + m5;
 }
 
-// Eight doubles at a time (split by the compiler where registers are shorter).
+// Eight doubles at a time (the compiler splits them if registers are shorter).
 typedef double F64x8 __attribute__((vector_size(64)));
 typedef float F32x8 __attribute__((vector_size(32)));
 
@@ -71,7 +72,7 @@ DMTL_INLINE void transform_weight(const Lanes* g, int stride, Lanes* out, int ou
     out[5 * out_stride] = g2;
 }
 
-// A y for four gradients of outputs, and G^T u for six sums: A^T's and G's counterparts in the weight gradient
+// A y for four gradients of outputs, and G^T u for six sums: the counterparts of A^T and G in the weight gradient
 //     d weight = G^T (sum over tiles of (B^T patch B) . (A gradient A^T)) G
 template <class Lanes>
 DMTL_INLINE void transform_gradient(const Lanes* y, int stride, Lanes* out, int out_stride) {
@@ -96,7 +97,7 @@ DMTL_INLINE void transform_sums(const F64x8* u, int stride, F64x8* out, int out_
     out[2 * out_stride] = 0.5 * even_a + 2.0 * even_b + u5;
 }
 
-// Sixteen lanes of a 6x6 patch to 36 frequencies and of 36 products to 4x4 outputs; columns first.
+// Transforms sixteen lanes: a 6x6 patch to 36 frequencies, and 36 products to 4x4 outputs; columns first.
 DMTL_INLINE void transform_patch(const F32x16 (&patch)[kFrequencies], F32x16 (&out)[kFrequencies]) {
     F32x16 half[kFrequencies];
     for (int j = 0; j < kPatch; ++j) transform_input(patch + j, kPatch, half + j, kPatch);
@@ -109,21 +110,21 @@ DMTL_INLINE void transform_products(const F32x16 (&products)[kFrequencies], F32x
     for (int i = 0; i < kOut; ++i) transform_output(half + kPatch * i, 1, out + kOut * i, 1);
 }
 
-// Sixteen lanes of 4x4 gradients to 36 frequencies.
+// Transforms sixteen lanes of 4x4 gradients to 36 frequencies.
 DMTL_INLINE void transform_gradients(const F32x16 (&gradient)[kOut * kOut], F32x16 (&out)[kFrequencies]) {
     F32x16 half[kPatch * kOut];
     for (int j = 0; j < kOut; ++j) transform_gradient(gradient + j, kOut, half + j, kOut);
     for (int i = 0; i < kPatch; ++i) transform_gradient(half + kOut * i, 1, out + kPatch * i, 1);
 }
 
-// Sixteen lanes of 3x3 weights to 36 frequencies.
+// Transforms sixteen lanes of 3x3 weights to 36 frequencies.
 DMTL_INLINE void transform_weights(const F32x16 (&weight)[kTaps * kTaps], F32x16 (&out)[kFrequencies]) {
     F32x16 half[kPatch * kTaps];
     for (int j = 0; j < kTaps; ++j) transform_weight(weight + j, kTaps, half + j, kTaps);
     for (int i = 0; i < kPatch; ++i) transform_weight(half + kTaps * i, 1, out + kPatch * i, 1);
 }
 
-// Eight lanes of 36 sums back to the gradient of 3x3 weights.
+// Transforms eight lanes of 36 sums back to the gradient of 3x3 weights.
 DMTL_INLINE void transform_weight_sums(const float* sums, int64_t stride, float* out, int64_t out_stride) {
     F64x8 u[kFrequencies], half[kTaps * kPatch], g[kTaps * kTaps];
     for (int f = 0; f < kFrequencies; ++f) load_widened(sums + f * stride, u[f]);

@@ -1,5 +1,6 @@
-// Scratch memory that outlives a call: one buffer for each thread and slot, grown when asked for more and never shrunk, so that
-// repeated calls fault no pages in. Contents are undefined. Slots keep apart what one thread holds at the same time.
+// Scratch memory that is kept between calls, so that repeated calls cause no page faults. There is one buffer for each thread
+// and slot, which grows on demand and only shrinks by `shrink`. Contents are undefined. Different slots are for buffers that
+// one thread uses at the same time.
 #pragma once
 
 #include "dmtl/parallel.h"
@@ -14,11 +15,11 @@ enum class Slot : int { a_block, maps, weights, other, count };
 
 class Workspace {
 public:
-    // At least `bytes` of this thread's memory, aligned to 64 bytes.
+    // Returns at least `bytes` of this thread's memory, aligned to 64 bytes.
     static void* get(Slot slot, int64_t bytes) {
         return buffers()[static_cast<int>(slot)].grown(bytes);
     }
-    // Gives this thread's buffers back that are larger than `keep` bytes.
+    // Frees the buffers of this thread that are larger than `keep` bytes.
     static void shrink(int64_t keep) {
         for (Workspace& buffer : buffers())
             if (buffer.bytes_ > keep) buffer.free();

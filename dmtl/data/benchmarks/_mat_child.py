@@ -1,8 +1,13 @@
-"""Parse MATLAB files for `dmtl.data.benchmarks.mat`, in a process started from this file's path.
+"""Parse MATLAB files for `dmtl.data.benchmarks.mat`, which runs this file as a separate process.
 
-It imports nothing of dmtl and answers requests on standard input until that closes. Its first answer says
-whether it can: None, or the reason why not. A request is a pickled (names, content), an answer a pickled
-{name: value} or the reason for none; values are text, lists, {field: value} and (dtype, shape, numbers).
+The process imports nothing of dmtl. It answers requests on standard input until that closes. Every message
+is a pickle:
+
+    first answer   None if scipy can be imported, otherwise a str with the reason
+    request        (names of the wanted variables, content of a file)
+    answer         {name: value}, or a str that says why the file cannot be parsed
+
+A value is a str, a list, {field: value} or (dtype, shape, bytes of the numbers).
 """
 
 import errno
@@ -13,6 +18,13 @@ import sys
 
 
 def main(memory: int, seconds: int, most_numbers: int) -> None:
+    """Answer requests until standard input closes.
+
+    Args:
+        memory: maximum address space of this process, bytes.
+        seconds: maximum CPU time for one request.
+        most_numbers: maximum number of elements of one array.
+    """
     try:
         import scipy.io.matlab  # noqa: F401
     except ImportError as error:
@@ -31,27 +43,29 @@ def main(memory: int, seconds: int, most_numbers: int) -> None:
         limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + seconds)
         try:
             answer(parse(names, content, most_numbers))
-        except MemoryError:  # a new process reads the next file: this one may have lost memory
+        except MemoryError:
+            # This process may not get all its memory back, so a new one must read the next file.
             sys.exit(errno.ENOMEM)
         except Exception as error:  # scipy raises many types on damaged files
             answer(f"{type(error).__name__}: {error}")
 
 
 def answer(value: object) -> None:
-    # complete before anything is sent: no partial answer if memory runs out
+    """Send a value to the parent as a pickle."""
+    # Pickle all of it first: if memory runs out here, no partial answer is sent.
     data = pickle.dumps(value, protocol=5)
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
 
 
 def limit(kind: int, amount: int) -> None:
-    """Set a limit of this process, which it can raise again up to its initial one."""
+    """Set a soft resource limit of this process; the hard limit stays, so a later call can raise it again."""
     hard = resource.getrlimit(kind)[1]
     resource.setrlimit(kind, (amount if hard == resource.RLIM_INFINITY else min(amount, hard), hard))
 
 
 def parse(names: list, content: bytes, most_numbers: int) -> dict:
-    """Return the variables `names` of a file."""
+    """Return the variables `names` of a file as plain types; raise ValueError if one is missing."""
     from scipy.io import matlab
 
     variables = matlab.loadmat(io.BytesIO(content), variable_names=names)

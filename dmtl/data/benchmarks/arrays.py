@@ -1,4 +1,4 @@
-"""Benchmarks distributed as one .npy file per image and label, as by MTAN.
+"""Read benchmarks that are distributed as one .npy file per image and label, in the layout of MTAN.
 
     ROOT/{train,val}/image/ROW.npy      floats from 0 to 1, [H, W, 3]
     ROOT/{train,val}/<label>/ROW.npy    class ids [H, W] with -1 = unknown; numbers [H, W] or [H, W, 1] with
@@ -26,7 +26,7 @@ from dmtl.errors import DataError
 
 
 class Arrays(Distribution):
-    """Base of the readers; ids are "train/ROW", so that they differ between splits."""
+    """Base class of these readers. Ids include the split ("train/0"), so they differ between splits."""
 
     folders: ClassVar[dict[str, str]] = {}
     """Task -> folder of its labels."""
@@ -38,8 +38,8 @@ class Arrays(Distribution):
             rows = _rows(folder)
             if odd := set(rows) ^ set(range(len(self))):
                 raise DataError(
-                    f"{folder}: {len(rows)} labels, the first difference is {min(odd)}.npy, "
-                    f"expected one for each of the {len(self)} images"
+                    f"{folder}: {len(rows)} labels, expected one for each of the {len(self)} images; "
+                    f"the first file that is missing or has no image is {min(odd)}.npy"
                 )
 
     def folder(self, task: str) -> Path:
@@ -73,7 +73,11 @@ class Arrays(Distribution):
 
 
 def class_ids(array: np.ndarray, count: int, path: Path, hint: str = "") -> np.ndarray:
-    """Return uint8 [H, W] of ids 0 .. count-1, 255 for -1; `hint` ends the message about others."""
+    """Convert class ids 0 .. count-1, and -1 for unknown, to uint8 [H, W] with 255 for unknown.
+
+    Raises:
+        DataError: another shape, dtype or value; `hint` is appended to the message about values.
+    """
     array = _one_per_pixel(array, path)
     known = (array >= 0) & (array < count) & (array == np.floor(array))  # False for NaN
     wrong = ~known & (array != -1)
@@ -88,7 +92,11 @@ def class_ids(array: np.ndarray, count: int, path: Path, hint: str = "") -> np.n
 
 
 def numbers(array: np.ndarray, path: Path) -> np.ndarray:
-    """Return float32 [H, W] of positive numbers, NaN for 0."""
+    """Convert positive numbers, and 0 for unknown, to float32 [H, W] with NaN for unknown.
+
+    Raises:
+        DataError: another shape or dtype, or a negative or non-finite value.
+    """
     array = _one_per_pixel(array, path)
     with np.errstate(over="ignore"):
         value = array.astype(np.float32)
@@ -102,9 +110,12 @@ def numbers(array: np.ndarray, path: Path) -> np.ndarray:
 
 
 def vectors(array: np.ndarray, path: Path) -> np.ndarray:
-    """Return float32 [H, W, 3] of unit vectors, zeros for unknown.
+    """Convert vectors [H, W, 3] to unit vectors, float32 [H, W, 3]; zeros mean unknown and stay zeros.
 
-    Vectors shortened by interpolation are normalised, as everywhere angles are measured.
+    Shorter vectors, which interpolation leaves, are normalised.
+
+    Raises:
+        DataError: another shape or dtype, or a component outside [-1, 1].
     """
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype.kind not in "fi":
         raise unlike(array, path, "vectors [H, W, 3]")

@@ -25,8 +25,12 @@ from dmtl.tasks import Task
 class Distribution(LabelledImages):
     """One split of a benchmark in the folder `root`, with all its tasks or those in `tasks`.
 
-    A subclass defines the class attributes, `_ids`, `image` and `stored`, and if they differ `image_file` and
-    `boundaries`. Raises DataError naming the file.
+    A subclass defines `format`, `splits`, `recognises`, `make_tasks`, `_ids` and `stored`. It also defines
+    `image_file`, or `image` if images are not in image files. It overrides `boundaries` if the boundary
+    benchmark scores other pixels than those of the edge label.
+
+    Raises:
+        DataError: the folder or a file is missing or wrong; the message names it.
     """
 
     format: ClassVar[str]
@@ -45,15 +49,15 @@ class Distribution(LabelledImages):
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
-        """Whether the folder looks like this distribution, judged only by names."""
+        """Return whether the folder looks like this distribution, judged by the names in it."""
         raise NotImplementedError(f"{cls.__name__}.recognises")
 
     def make_tasks(self) -> dict[str, Task]:
-        """Return its tasks by name, in the order of its papers."""
+        """Return the tasks of the benchmark by name, in the order of its papers."""
         raise NotImplementedError(f"{type(self).__name__}.make_tasks")
 
     def _ids(self, split: str) -> list[str]:
-        """Return the split's image names in order; each can be a relative path of the folder format."""
+        """Return the ids of a split in order; each is a relative path, as the folder format allows."""
         raise NotImplementedError(f"{type(self).__name__}._ids")
 
     def image(self, index: int) -> Tensor:
@@ -65,8 +69,12 @@ class Distribution(LabelledImages):
         return read_image(path, upright=False)
 
     def stored(self, index: int, task: str) -> np.ndarray | None:
-        """Return the label as the folder format stores it: uint8 [H, W] of ids, uint8 [H, W, 3] of coded
-        vectors, float32 [H, W] or [H, W, 3] of values; None if this image has none."""
+        """Return a label in the form that the folder format stores.
+
+        Returns:
+            uint8 [H, W] (class ids), uint8 [H, W, 3] (coded vectors), float32 [H, W] (numbers) or float32
+            [H, W, 3] (vectors); None if the image has no label of the task.
+        """
         raise NotImplementedError(f"{type(self).__name__}.stored")
 
     def read(self, index: int, tasks: Iterable[str] | None = None) -> Sample:
@@ -78,13 +86,17 @@ class Distribution(LabelledImages):
         return sample
 
     def decoded(self, index: int, task: str, stored: np.ndarray, size: tuple[int, int]) -> Tensor:
-        """Decode stored values to a label [K, H, W]; DataError unless they fit task and image size."""
+        """Decode stored values to a label [K, H, W] for an image of `size` = (height, width).
+
+        Raises:
+            DataError: the values are not those of the task, or the label has another size than the image.
+        """
         where = f"{self.root}: {task} of {self.ids[index]}"
         label = decode_label(stored, self.tasks[task], where, numbers=stored.dtype.kind == "f")
         if label.shape[-2:] != size:
             raise DataError(
                 f"{where}: {label.shape[-1]}x{label.shape[-2]} pixels, expected {size[1]}x{size[0]} "
-                "as its image"
+                "like its image"
             )
         return label
 
@@ -93,12 +105,18 @@ class Distribution(LabelledImages):
 
 
 def unlike(array: np.ndarray, path: Path, expected: str) -> DataError:
-    """Return the error for a file that holds an array of another dtype or shape than `expected`."""
+    """Return the error for a file whose array has another dtype or shape than `expected`."""
     return DataError(f"{path}: {array.dtype} values of shape {list(array.shape)}, expected {expected}")
 
 
 def unit_image(stored_HW3: np.ndarray, path: Path) -> Tensor:
-    """Convert an image of numbers in [0, 1] (or uint8) to uint8 [3, H, W]; multiples of 1/255 are exact."""
+    """Convert an image [H, W, 3] of floats in [0, 1], or uint8, to uint8 [3, H, W].
+
+    Floats are multiplied by 255 and rounded, so multiples of 1/255 are converted exactly.
+
+    Raises:
+        DataError: another shape or dtype, or a float outside [0, 1].
+    """
     if stored_HW3.ndim != 3 or stored_HW3.shape[2] != 3 or stored_HW3.dtype.kind not in "fu":
         raise unlike(stored_HW3, path, "an image [H, W, 3]")
     if stored_HW3.dtype != np.uint8:

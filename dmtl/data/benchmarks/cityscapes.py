@@ -17,8 +17,8 @@ from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.errors import DataError
 from dmtl.tasks import Task, make_task
 
-# Cordts et al.: The Cityscapes dataset for semantic urban scene understanding, CVPR 2016. Label id in the
-# files of the release, and its name; the position in this table is the class id ("trainId").
+# (label id in the released files, name). The position in this table is the class id, called "trainId" by
+# Cordts et al.: The Cityscapes dataset for semantic urban scene understanding, CVPR 2016.
 LABELS_19 = (
     (7, "road"), (8, "sidewalk"), (11, "building"), (12, "wall"), (13, "fence"), (17, "pole"),
     (19, "traffic light"), (20, "traffic sign"), (21, "vegetation"), (22, "terrain"), (23, "sky"),
@@ -29,13 +29,14 @@ CLASSES_19 = tuple(name for _, name in LABELS_19)
 
 
 class CityscapesArrays(Arrays):
-    """ROOT/{train,val}/{image,<labels>,depth}/ROW.npy, see `dmtl.data.benchmarks.arrays`.
+    """Base class of the array distributions: ROOT/{train,val}/{image,<labels>,depth}/ROW.npy.
 
-    2,975 and 500 images of 128x256 or, in another release, 256x512. Scored at its own size.
+    They have 2,975 training and 500 validation images of 128x256 pixels or, in another release, 256x512.
+    Predictions are scored at that size. `dmtl.data.benchmarks.arrays` describes the files.
 
-    Class ids are in label_7 and label_19, or in `label`, which holds either: a folder with only `label` is
-    read as 7 classes, and an id above 6 in it is an error. Depth is the inverse of a distance (0 to 0.4922;
-    very likely the 16-bit disparity over 65535), 0 = unknown.
+    Class ids are in the folders label_7 and label_19, or in `label`, which may hold either. A folder with
+    only `label` is read as 7 classes; an id above 6 is then an error. Depth is inverse distance, 0 to 0.4922,
+    with 0 for unknown; it is very likely the 16-bit disparity divided by 65535.
     """
 
     classes: ClassVar[int | tuple[str, ...]]
@@ -51,7 +52,7 @@ class CityscapesArrays(Arrays):
 
 
 class Cityscapes7(CityscapesArrays):
-    """7 classes, whose names were not published, and inverse depth."""
+    """Cityscapes with 7 classes, whose names were not published, and inverse depth."""
 
     format = "cityscapes-7"
     classes = 7
@@ -71,7 +72,7 @@ class Cityscapes7(CityscapesArrays):
 
 
 class Cityscapes19(CityscapesArrays):
-    """19 classes and inverse depth."""
+    """Cityscapes with 19 classes and inverse depth."""
 
     format = "cityscapes-19"
     classes = CLASSES_19
@@ -82,7 +83,9 @@ class Cityscapes19(CityscapesArrays):
 
 
 class CityscapesRaw(Distribution):
-    """19 classes and disparity, 1024x2048; 2,975, 500 and 1,525 images. The test split has no labels.
+    """Cityscapes as its authors release it: 19 classes and disparity, at 1024x2048 pixels.
+
+    The splits have 2,975, 500 and 1,525 images; the test split has no labels.
 
     ROOT/leftImg8bit/{train,val,test}/ID_leftImg8bit.png    RGB; an ID is CITY/CITY_SEQ_FRAME
     ROOT/gtFine/{train,val}/ID_gtFine_labelIds.png          uint8 0..33 or 255; 19 of them are scored
@@ -149,7 +152,8 @@ class CityscapesRaw(Distribution):
 
 
 def _train_ids(array: np.ndarray, path: Path) -> np.ndarray:
-    """Map label ids of the release to class ids, uint8 [H, W], 255 for classes not scored."""
+    """Convert label ids of the release to class ids, uint8 [H, W], with 255 for classes that are not
+    scored."""
     if array.ndim != 2 or array.dtype != np.uint8 or ((array > 33) & (array < 255)).any():
         raise DataError(
             f"{path}: {array.dtype} values of shape {list(array.shape)} up to {array.max()}, "
@@ -161,7 +165,8 @@ def _train_ids(array: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _disparity(array: np.ndarray, path: Path) -> np.ndarray:
-    """Return disparity in pixels of the full image, float32 [H, W], NaN for 0."""
+    """Convert 16-bit codes to disparity, float32 [H, W], in pixels of the full image, with NaN for
+    unknown."""
     if array.ndim != 2 or array.dtype != np.uint16:
         raise unlike(array, path, "a 16-bit grey picture")
     return np.where(array > 0, (array.astype(np.float32) - 1) / 256, np.float32("nan"))
@@ -172,7 +177,7 @@ def _depth() -> Task:
 
 
 def _has(folder: Path, labels: str) -> bool:
-    """Whether a split has the arrays of these labels but no normals (NYUD-v2 has them)."""
+    """Return whether a split has arrays of these labels but no normals; NYUD-v2 would have normals."""
     names = ("image", "depth", labels)
     return all((folder / name).is_dir() for name in names) and not (folder / "normal").exists()
 

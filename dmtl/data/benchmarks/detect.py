@@ -20,11 +20,15 @@ FORMATS: dict[str, tuple[str, str]] = {
     "cityscapes-19": ("cityscapes", "Cityscapes19"),
     "cityscapes-raw": ("cityscapes", "CityscapesRaw"),
 }
-"""Format -> module of this package and class, imported on demand."""
+"""Name of a format -> (module of this package, class); the module is imported on demand."""
 
 
 def distribution(format: str) -> type[Distribution]:
-    """Return the reader of a format; DataError with the nearest name if there is none."""
+    """Return the reader class of a format.
+
+    Raises:
+        DataError: an unknown format; the message suggests the nearest name.
+    """
     if format not in FORMATS:
         raise DataError(f"open_distribution: {unknown_name('format', format, FORMATS)}")
     module, name = FORMATS[format]
@@ -32,7 +36,7 @@ def distribution(format: str) -> type[Distribution]:
 
 
 def recognised(root: str | os.PathLike) -> list[str]:
-    """Return all formats that the folder looks like, judged by the names in it."""
+    """Return every format that the folder looks like, judged by the names in it."""
     return [name for name in FORMATS if distribution(name).recognises(Path(root))]
 
 
@@ -43,7 +47,7 @@ def detect(root: str | os.PathLike) -> str | None:
     """
     found = recognised(root)
     if len(found) > 1:
-        raise DataError(f"{root}: holds {' and '.join(found)}, expected one of them as format")
+        raise DataError(f"{root}: holds {' and '.join(found)}, pass one of them as format")
     return found[0] if found else None
 
 
@@ -53,11 +57,14 @@ def open_distribution(
     """Open one split of the benchmark in `root`.
 
     Args:
-        split: name of the split in the benchmark: "train", "val".
-        tasks: names of the tasks to use; None: all it has.
+        root: folder of the benchmark, as its authors distribute it.
+        split: name of the split in the benchmark: "train" or "val" (Cityscapes' release also has "test").
+        tasks: names of the tasks to use; None: all tasks of the benchmark.
         format: one of `FORMATS`; None: what `detect` finds.
 
-    Raises DataError naming the file, or the known formats and the content of the folder.
+    Raises:
+        DataError: an unknown format or split, or a missing or wrong file; the message names the file, or the
+            known formats and what the folder holds.
     """
     if not os.path.isdir(root):
         raise DataError(f"{root}: no such folder, expected one of {', '.join(FORMATS)}")

@@ -1,12 +1,13 @@
-"""Read variables of MATLAB v5 files, parsed by scipy in a child process with limits.
+"""Read variables of MATLAB v5 files. scipy parses them in a child process with limits on memory and time.
 
 scipy's reader is not hardened: damaged files crash it (segmentation fault, bus error) or make it allocate
-without bound. So it never runs in this process. One child (`_mat_child.py`) per process serves all its files.
-It is killed if it hangs and replaced after a crash. Its answers are unpickled without any class. A forked
-process (a loader's worker) starts its own child, and a child ends with its parent.
+without bound. Therefore it never runs in this process. Each process that reads MATLAB files has one child
+(`_mat_child.py`) for all of them. The child is killed if it hangs and replaced if it crashed. Unpickling its
+answers cannot load any class. A forked process, such as a loader's worker, starts its own child. A child ends
+with its parent.
 
-A `ProcessPoolExecutor` does not fit: workers of torch's loaders are daemons, which may not start one; it
-imports the user's script again; and it cannot end a process that hangs.
+A `ProcessPoolExecutor` does not work here: torch's loader workers are daemons and may not start one, it
+imports the user's script again, and it cannot kill a process that hangs.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ def read_mat(path: str | os.PathLike, names: Iterable[str]) -> dict[str, Any]:
     """Read the variables `names` of a MATLAB v5 file (`save -v6` or `-v7`).
 
     Returns:
-        Numbers and logicals: an array in the shape and dtype of the file (at least 2 dimensions; logicals
-        uint8, little-endian). Text: a str, rows joined by newlines. A cell: the list of its elements. A
-        struct array: a list of {field: value}, even for one element. Lists are in column-major order.
+        The value of each variable. Numbers are an array in the shape and dtype of the file, little-endian and
+        with at least 2 dimensions; logicals become uint8. Text is a str, its rows joined by newlines. A cell
+        array is a list, a struct array is a list of {field: value}, both in column-major order.
 
     Raises:
-        DataError: names the file, whatever is wrong with it: not a v5 file, a missing variable, damage, or a
-            limit on memory or time exceeded. If scipy is missing it names the extra to install.
+        DataError: not a v5 file, a missing variable, damage, or a limit on memory or time exceeded; the
+            message names the file. If scipy is missing, it names the extra to install.
     """
     names = list(names)
     expected = f"a MATLAB v5 file with {' and '.join(names)}"
@@ -61,11 +62,11 @@ def read_mat(path: str | os.PathLike, names: Iterable[str]) -> dict[str, Any]:
 
 
 class _Refused(Exception):
-    """Why a file has no answer, without the file's name."""
+    """The reason why a file cannot be read. `read_mat` adds the file's name."""
 
 
 def _content(path: str | os.PathLike) -> bytes:
-    """Read the file's bytes if they begin like those of a v5 file."""
+    """Return the file's bytes; raise `_Refused` unless they begin like a v5 file and are not too many."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise _Refused("not a file")
     with open(path, "rb") as file:
@@ -116,7 +117,10 @@ def _start() -> subprocess.Popen:
 
 
 def _ask(child: subprocess.Popen, request: tuple | None, seconds: float) -> Any:
-    """Send a request, if any, and wait for the answer; a child that gives none is ended."""
+    """Send a request (None: send nothing) and return the child's next answer.
+
+    If there is no answer in time, or the child crashes, end the child and raise `_Refused`.
+    """
     assert child.stdin is not None and child.stdout is not None  # both are pipes
     killer = threading.Timer(seconds, child.kill)
     killer.start()
@@ -147,7 +151,7 @@ def _end(child: subprocess.Popen) -> int:
 
 
 def _value(plain: Any) -> Any:
-    """Rebuild a value of an answer, with arrays in place of (dtype, shape, numbers)."""
+    """Return a value of an answer with every (dtype, shape, bytes) replaced by its array."""
     if isinstance(plain, list):
         return [_value(element) for element in plain]
     if isinstance(plain, dict):
@@ -171,11 +175,11 @@ def _close() -> None:
 
 
 def _forget() -> None:
-    """Drop the child and the lock in a forked process: they belong to the parent."""
+    """Drop the parent's child and lock in a forked process."""
     global _child, _lock
     _lock = threading.Lock()
     if _child is not None:
-        # without flushing the parent's buffer
+        # The raw file: closing the buffered one would flush what the parent has not sent yet.
         _child.stdin.raw.close()  # type: ignore[union-attr]  # a pipe, and so buffered
         _child.returncode = 0  # not ours to wait for
         _child = None

@@ -37,9 +37,12 @@ CLASSES_40 = (
 
 
 class Nyud13(Arrays):
-    """13 classes, depth in metres, normals; 288x384, 795 and 654 images. Scored at its own size.
+    """NYUD-v2 with 13 classes, depth in metres and normals: 795 training and 654 validation images of
+    288x384.
 
-    ROOT/{train,val}/{image,label,depth,normal}/ROW.npy, see `dmtl.data.benchmarks.arrays`.
+    Predictions are scored at that size. The files, described in `dmtl.data.benchmarks.arrays`:
+
+        ROOT/{train,val}/{image,label,depth,normal}/ROW.npy
     """
 
     format = "nyud-13"
@@ -69,7 +72,7 @@ class Nyud40(Distribution):
     ROOT/normals/ID.png             RGB, n = 2 x / 255 - 1; .npy [H, W, 3] from -1 to 1 in the older variant
     ROOT/edge/ID.png                uint8 0 / 255; .npy of 0 / 1 in the older variant
 
-    Images of either variant may have any size, labels either suffix.
+    In both variants, images may have any size and labels may have either suffix.
     """
 
     format = "nyud-40"
@@ -118,9 +121,10 @@ class Nyud40(Distribution):
         return array
 
     def boundaries(self, index: int) -> Tensor | None:
-        """Return the outline of the edge label's areas, as by seg2bmap, bool [H, W]; None without the task.
+        """Return the outlines that the boundary benchmark scores, bool [H, W]; None without the task edge.
 
-        It treats the label's lines as areas, as in published results; the metric thins the outline.
+        As in published results, they are seg2bmap's outlines of the edge label, whose lines count as areas.
+        The metric thins them.
         """
         return torch.from_numpy(outline(self.stored(index, "edge"))) if "edge" in self.tasks else None
 
@@ -138,7 +142,7 @@ class Nyud40(Distribution):
 
 
 def _shifted(array: np.ndarray, path: Path) -> np.ndarray:
-    """Return class ids from the stored 1 .. 40, uint8 [H, W], 255 for 0."""
+    """Convert stored classes 1 .. 40, and 0 for unknown, to ids 0 .. 39 and 255, uint8 [H, W]."""
     count = len(CLASSES_40)
     _whole(array, path)
     if array.min() < 0 or array.max() > count:
@@ -151,7 +155,7 @@ def _shifted(array: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _zero_or_one(array: np.ndarray, path: Path) -> np.ndarray:
-    """Return uint8 [H, W] of 0 and 1 from 0 and 1, or from 0 and 255."""
+    """Convert values 0 and 1, or 0 and 255, to 0 and 1, uint8 [H, W]."""
     _whole(array, path)
     top = 255 if array.max() == 255 else 1
     if not ((array == 0) | (array == top)).all():

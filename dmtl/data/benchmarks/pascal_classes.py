@@ -6,7 +6,7 @@ based on Maninis, Radosavovic, Kokkinos: Attentive single-tasking of multiple ta
 """
 
 PERSON = 15
-"""`class_ind` of people in PASCAL-Part: the position in VOC's list."""
+"""`class_ind` of people in PASCAL-Part: the position of "person" in VOC's list of classes."""
 
 # Part -> class of the task human_parts.
 HUMAN_PARTS = {
@@ -16,10 +16,10 @@ HUMAN_PARTS = {
 }  # fmt: skip
 
 CONTEXT_CLASSES = 459
-"""PASCAL-Context numbers them from 1; 0 is unannotated."""
+"""Number of classes of PASCAL-Context, which counts from 1; 0 means unannotated."""
 
-# The 170 of them with normals for training: those named like one of NYUD-v2's 894 classes, except "unknown"
-# and tvmonitor. The network that predicted the normals was trained only on NYUD-v2.
+# The 170 classes whose pixels have normals. The network that predicted the normals was trained only on
+# NYUD-v2, so these are the classes with the name of one of NYUD-v2's 894, except "unknown" and tvmonitor.
 WITH_NORMALS = (
     3, 4, 6, 9, 10, 11, 13, 15, 17, 18, 22, 23, 29, 30, 33, 34, 36, 37, 38, 39, 41, 43, 46, 49, 50, 51, 53,
     55, 56, 59, 61, 62, 65, 66, 68, 69, 72, 73, 78, 83, 84, 85, 87, 88, 95, 96, 101, 104, 105, 107, 111,

@@ -2,15 +2,15 @@
 
     ROOT/ImageSets/Context/{train,val}.txt      one id per line; 4,998 and 5,105 of them
     ROOT/JPEGImages/ID.jpg                      at most 500 pixels a side
-    ROOT/pascal-context/trainval/ID.mat         LabelMap [H, W], 1..459: edges, and where normals are used
-    ROOT/semseg/VOC12/ID.png                    uint8 0..20, 255; if there is none
-    ROOT/semseg/pascal-context/ID.png           the same
+    ROOT/pascal-context/trainval/ID.mat         LabelMap [H, W], 1..459: gives edges, and where normals count
+    ROOT/semseg/VOC12/ID.png                    uint8 0..20, or 255; if this file is missing:
+    ROOT/semseg/pascal-context/ID.png           the same values
     ROOT/human_parts/ID.mat                     PASCAL-Part: anno.objects(i).parts(j).{part_name, mask}
     ROOT/normals_distill/ID.png                 RGB, n = 2 x / 255 - 1
     ROOT/sal_distill/ID.png                     grey; salient above a half
 
-ImageSets/Parts/*.txt, which other readers write, list the classes in an image's human_parts/ID.mat. They are
-not used, since that file itself is read here.
+The files ImageSets/Parts/*.txt, which other readers write, list the classes in each human_parts/ID.mat. They
+are not used: this reader looks into the .mat files themselves.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _HAS_NORMALS = np.isin(np.arange(CONTEXT_CLASSES + 1), WITH_NORMALS)
 
 
 class PascalContext(Distribution):
-    """Segmentation in 21 classes, human parts in 7, saliency, normals, edges.
+    """PASCAL-Context: segmentation (21 classes), human parts (7 classes), saliency, normals and edges.
 
-    human_parts  255 everywhere in images without any annotated part of a person.
-    normals      known where LabelMap is one of the 170 classes shared with NYUD-v2; elsewhere black, which
-                 means unknown in the folder format.
-    edge         |Laplacian(LabelMap)| > 0 (4 neighbours, mirrored at the border), thinned.
+        human_parts  255 everywhere in images without any annotated part of a person
+        normals      known where LabelMap is one of the 170 classes shared with NYUD-v2; elsewhere black
+                     (unknown in the folder format)
+        edge         |Laplacian(LabelMap)| > 0 (4 neighbours, mirrored at the border), thinned
 
-    Labels with another size than the image are resized as in the published reader: ids by the nearest pixel,
-    after everything else; normals by cubic interpolation of vectors, 0 where unknown. The result is float32,
-    of length 1. Only here, vectors shorter than one half after interpolation are unknown.
+    Labels with another size than the image are resized as in the published reader. Class ids take the nearest
+    pixel, as the last step. Normals are interpolated as vectors (cubic, 0 where unknown) and normalised
+    again, float32. In this case only, vectors shorter than 1/2 after interpolation are unknown.
 
     The .mat files need scipy: `pip install 'dmtl[pascal]'`.
     """
@@ -83,7 +83,7 @@ class PascalContext(Distribution):
         return nearest(_grey(path), size)
 
     def boundaries(self, index: int) -> Tensor | None:
-        """Return the outline of LabelMap, as by seg2bmap, bool [H, W]; None without the task edge."""
+        """Return seg2bmap's outlines of LabelMap, bool [H, W]; None without the task edge."""
         if "edge" not in self.tasks:
             return None
         labels = nearest(self._label_map(index), image_size(self.image_file(index), upright=False))
@@ -124,7 +124,7 @@ class PascalContext(Distribution):
         if codes.shape[:2] == size:
             return np.where(known, codes, np.uint8(0))
         vectors = torch.from_numpy(np.where(known, codes.astype(np.float32) * (2 / 255) - 1, np.float32(0)))
-        # Cubic as in OpenCV: same coefficient (-0.75), pixel centres and border.
+        # torch's bicubic has the coefficient (-0.75), pixel centres and border of OpenCV's.
         resized = F.interpolate(vectors.permute(2, 0, 1)[None], size, mode="bicubic", align_corners=False)
         task = self.tasks["normals"]
         unit = decode_label(resized[0].permute(1, 2, 0).numpy(), task, path, numbers=True)
@@ -132,8 +132,11 @@ class PascalContext(Distribution):
 
 
 def edges(labels_HW: np.ndarray) -> np.ndarray:
-    """Return the edges of a class map, uint8 [H, W] of 0 and 1: where the sum of a pixel's four neighbours is
-    not four times its value, thinned. The border is mirrored without repeating its pixels."""
+    """Return the edges of a class map, uint8 [H, W] of 0 and 1.
+
+    A pixel is an edge if the sum of its four neighbours is not four times its value; edges are then thinned.
+    The border is mirrored without repeating its pixels.
+    """
     around = np.pad(labels_HW.astype(np.int32), 1, mode="reflect")
     middle = around[1:-1, 1:-1]
     neighbours = around[:-2, 1:-1] + around[2:, 1:-1] + around[1:-1, :-2] + around[1:-1, 2:]
@@ -160,7 +163,7 @@ def _grey(path: Path) -> np.ndarray:
 
 
 def _human_parts(anno: Any, path: Path) -> np.ndarray | None:
-    """Paint parts as uint8 [H, W] of 0 .. 6, later over earlier ones; None without a part of a person."""
+    """Paint the parts of people, later over earlier ones: uint8 [H, W], 0 to 6; None if there are none."""
     try:
         people = [thing for thing in anno[0]["objects"] if thing["class_ind"].item() == PERSON]
         masks = [_mask(person["mask"]) for person in people]

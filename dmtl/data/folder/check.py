@@ -1,4 +1,4 @@
-"""What is in a data set, and what is wrong with it."""
+"""Check a data set for problems, and summarise what is in it."""
 
 from __future__ import annotations
 
@@ -20,24 +20,29 @@ from dmtl.errors import DataError
 from dmtl.tasks import Task
 
 KINDS = {
-    "file": "files that cannot be read as what they are",
-    "value": "labels with values that mean nothing",
-    "vector": "vectors in files that are not unit vectors",
-    "image": "images that are there twice",
-    "label": "tasks whose labels teach nothing",
-    "class": "labels that may be meant otherwise (no fault)",
+    "file": "files that cannot be read",
+    "value": "labels with invalid values",
+    "vector": "label files with vectors that are not unit vectors",
+    "image": "duplicate images",
+    "label": "tasks whose labels are useless for training",
+    "class": "labels that may be a mistake (not a fault)",
     "split": "lists of splits",
-    "unlisted": "files of no split",
+    "unlisted": "files that belong to no split",
     "unread": "files of a type that is not read",
-    "manifest": "files that are not as the manifest says",
+    "manifest": "files that differ from the manifest",
     "link": "links out of the data set",
-    "shown": "images that are shown otherwise than stored (no fault)",
+    "shown": "images that look different from their stored pixels (not a fault)",
 }
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: its kind (of `KINDS`), `where` a file, an id or a task, `what` a sentence."""
+    """One problem of a data set.
+
+    kind   a key of `KINDS`
+    where  the file, id or task
+    what   a clause that says what is wrong
+    """
 
     kind: str
     where: str
@@ -48,12 +53,12 @@ class Problem:
 
     @property
     def is_fault(self) -> bool:
-        """False for what is legal, but good to know."""
+        """Return False for things that are allowed, but may be a mistake."""
         return self.kind not in ("shown", "class")
 
     @classmethod
     def of(cls, error: DataError, kind: str = "file", where: str = "") -> Problem:
-        """Return what an error says; `where` is used if it names no place itself."""
+        """Return the problem that an error describes; `where` is used if the message names no file."""
         place, colon, what = str(error).partition(": ")
         return cls(kind, place, what) if colon else cls(kind, where, place)
 
@@ -65,18 +70,20 @@ def check_dataset(
     workers: int = 0,
     progress: Callable[[Sequence], Iterable] = iter,
 ) -> list[Problem]:
-    """Reads everything and lists what is wrong; all is well if no problem `is_fault`.
+    """Read every sample and return the problems; the data set is fine if no problem `is_fault`.
 
-    Damaged files, labels of another size, values out of range, vectors that are not unit vectors (in the
-    label, and in its file before reading makes them so), tasks without any label, or with one class alone,
-    images and ids that are there twice. Also lists classes that no label of the split "train" has, and images
-    with an orientation tag or transparency, which are read as viewers show them. Nothing of a sample is kept
-    but its id and digest.
+    Faults are damaged files, labels of another size than their image, values out of range, vectors in a label
+    or its file that are not unit vectors, tasks without any label or with only one class, and duplicate
+    images or ids. The result also lists classes that no label of the split "train" has, and images with an
+    orientation tag or transparency, which are read as viewers show them. Only the id and the digest of a
+    sample stay in memory.
 
     Args:
-        seen: what is known of other splits, filled for the next call: content and ids of images -> where.
-        workers: processes that read; 0: this one.
-        progress: wraps the loop.
+        dataset: the data set.
+        seen: digests and ids of the images of other splits -> where they are. The images of this split are
+            added, so the same dictionary can be passed for the next one. None: check only within this split.
+        workers: processes that read; 0: use this process.
+        progress: wraps the loop over the samples.
     """
     seen = {} if seen is None else seen
     problems: list[Problem] = []
@@ -96,7 +103,7 @@ def check_dataset(
         seen |= {id: dataset.split} | ({} if digest is None else {digest: here})
     for name, found_in in occurs.items():
         if fault := found_in.fault():
-            # a few images to validate on may well show one class
+            # A small validation set may well show only one class, so that is not a fault.
             grave = dataset.split == "train" or found_in.is_empty
             problems.append(Problem("label" if grave else "class", name, fault))
         elif dataset.split == "train":
@@ -107,7 +114,7 @@ def check_dataset(
 def _check_sample(
     data: LabelledImages, index: int
 ) -> tuple[list[Problem], bytes | None, dict[str, Occurrence]]:
-    """Problems, the hash of the image's pixels, and what occurs in its labels, by task."""
+    """Return problems, the hash of the image's pixels, and what occurs in the labels, by task."""
     sample, problems = _read(data, index, list(data.tasks))
     if sample is None:
         return problems, None, {}
@@ -131,15 +138,15 @@ def _check_sample(
 
 
 def _shown_otherwise(path: AnyFile | None) -> list[Problem]:
-    """Why an image file looks different from its stored pixels."""
+    """Return why viewers show an image file differently from its stored pixels."""
     if path is None:
         return []
     problems, found = [], appearance(path)
     if found.orientation > 1:
-        what = f"orientation tag {found.orientation} turns it, labels are expected to fit the turned image"
+        what = f"orientation tag {found.orientation} turns the image; labels must fit the turned image"
         problems.append(Problem("shown", str(path), what))
     if found.transparent:
-        problems.append(Problem("shown", str(path), "has transparency, which is shown on white"))
+        problems.append(Problem("shown", str(path), "has transparent pixels, which are shown on white"))
     return problems
 
 
@@ -152,9 +159,10 @@ def examine(label: Tensor, task: Task, image_size: tuple[int, int]) -> str | Non
 
 
 def summary(dataset: LabelledImages, labels: LabelMatrix | None = None) -> dict:
-    """JSON-able facts: name, split, number of images, per task its kind and its existing and visible labels.
+    """Summarise a data set in values that can be written as JSON.
 
-    `labels_per_image` says how many images have 0, 1, 2... visible labels.
+    The result has the name, the split, the number of images, and for each task its kind and its numbers of
+    existing and visible labels. `labels_per_image` counts the images with 0, 1, 2... visible labels.
     """
     exists = dataset.available()
     visible = exists if labels is None else exists.intersect(labels.subset(dataset.ids, list(dataset.tasks)))
@@ -176,7 +184,7 @@ def summary(dataset: LabelledImages, labels: LabelMatrix | None = None) -> dict:
 
 
 def picture_row(sample: Sample, tasks: dict[str, Task]) -> np.ndarray:
-    """The image and its label pictures side by side, uint8 [H, n W, 3]; mid-grey without a label."""
+    """Draw an image and its labels side by side, uint8 [H, n W, 3]; a missing label is mid-grey."""
     height, width = sample.size
     blank = np.full((height, width, 3), 128, np.uint8)
     pictures = [
@@ -187,7 +195,7 @@ def picture_row(sample: Sample, tasks: dict[str, Task]) -> np.ndarray:
 
 
 def _read(dataset: LabelledImages, index: int, tasks: list[str]) -> tuple[Sample | None, list[Problem]]:
-    """The sample as far as it can be read: one damaged label does not hide the others."""
+    """Read what can be read of a sample, and the problems of the rest; None if the image cannot be read."""
     try:
         return dataset.read(index, tasks), []
     except DataError:

@@ -1,4 +1,4 @@
-"""What is wrong with the files of a data set in the folder format, whatever they hold."""
+"""Check the files of a data set in the folder format, regardless of their content."""
 
 from __future__ import annotations
 
@@ -24,12 +24,16 @@ def check_files(
     workers: int = 0,
     progress: Callable[[Sequence], Iterable] = iter,
 ) -> list[Problem]:
-    """List links out of the folder, ids without an image, files that no split names, files of types that are
-    not read, and, if there is a `manifest.jsonl`, files that are missing in it, changed or unknown to it.
+    """Return the problems of the files of a data set.
+
+    These are links out of the folder, ids without an image, files that belong to no split, and files of types
+    that are not read. If there is a `manifest.jsonl`, they include files that are missing, were changed or
+    are not in the manifest.
 
     Args:
-        workers: processes that read the files for their SHA-256; 0: this one.
-        progress: wraps the loop over what the manifest names.
+        root: folder of the data set.
+        workers: processes that read files to compare their SHA-256; 0: use this process.
+        progress: wraps the loop over the entries of the manifest.
     """
     root = Path(root)
     description = read_description(root)
@@ -70,7 +74,7 @@ def check_files(
 
 
 def readable_part(root: str | os.PathLike, split: str) -> Folder:
-    """A split without the ids that have no image, which `check_files` lists and `Folder` refuses."""
+    """Open a split without the ids that have no image: `check_files` reports them, `Folder` would raise."""
     root = Path(root)
     listed = read_split(root, split)
     images = find_files(inside(root, root / "images"), IMAGE_SUFFIXES, listed)
@@ -84,7 +88,7 @@ def _recorded(
     workers: int,
     progress: Callable[[Sequence], Iterable],
 ) -> list[Problem]:
-    """What differs from the manifest."""
+    """Return the differences between the files and the manifest."""
     try:
         entries = manifest.read_manifest(root)
     except DataError as error:
@@ -110,7 +114,7 @@ def _recorded(
 
 
 def _compare(root: Path, entry: Entry) -> list[Problem]:
-    """The files of an entry against what it says."""
+    """Return the differences between the files of an entry and what the entry says."""
     wrong = {name: _difference(root, name, *recorded) for name, recorded in entry.files.items()}
     return [Problem("manifest", str(root / name), what) for name, what in wrong.items() if what is not None]
 
@@ -136,7 +140,7 @@ def _suffix(path: str) -> str:
 
 
 def _id(path: str) -> str:
-    """The id of a file `<folder>/<id>.<suffix>`."""
+    """Return the id in a path `<folder>/<id>.<suffix>`."""
     return nfc(os.path.splitext(path.partition("/")[2])[0])
 
 

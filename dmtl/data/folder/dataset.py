@@ -1,9 +1,9 @@
-"""Labelled images in a folder: `images/`, one folder of label maps per task, `splits/` and `dataset.yaml`.
+"""The folder format: `images/`, one folder of label maps per task, `splits/` and `dataset.yaml`.
 
     ROOT/dataset.yaml          name, tasks and other keys (below)
     ROOT/splits/train.txt      one id per line; an id may name a subfolder (`city/0001`)
     ROOT/images/ID.jpg         or .jpeg, .png, .webp, .bmp, .tif, .tiff, .ppm, .pgm, .heic, .avif, ...
-    ROOT/<task>/ID.png         or .tif, .tiff, .npy; a missing file means: no label of this task
+    ROOT/<task>/ID.png         or .tif, .tiff, .npy; if it is missing, the image has no label of this task
 
     tasks:
       semseg: {kind: classes, classes: [sky, road, car]}     # uint8 class ids, 255 = ignore
@@ -11,24 +11,25 @@
       normals: {kind: unit_vector}                           # RGB, n = 2 x / 255 - 1; or .npy float [H, W, 3]
       depth:  {kind: scalar, scale: 0.001}                   # 16-bit PNG, 0 = unknown; or .npy [H, W]
 
-`tasks` may have any names; one that `dmtl.tasks` does not know gets the default loss of its
-kind. Further keys (`ignore`, `weight`, ...) go to `dmtl.tasks.make_task`. Four keys say how files are read,
-whatever their type; a key that a kind does not have is an error (docs/data.md has the details):
+Tasks may have any names; if `dmtl.tasks` does not know the name, the task gets the default loss of its
+kind. Further keys (`ignore`, `weight`, ...) are passed to `dmtl.tasks.make_task`. Four keys say how files of
+any type are read; a key that does not apply to the kind is an error (docs/data.md has the details):
 
-    scale: 0.001       numbers: what one step of a whole number is worth; floats are in their unit
-    unknown: -1        numbers: the stored value without meaning, 0 in PNG and none in .npy by default;
-                       non-finite values have none either, nor has 0 in a distance or its inverse
+    scale: 0.001       numbers: value of one step of a stored whole number; stored floats are not scaled
+    unknown: -1        numbers: the stored value that means unknown; default: 0 in PNG, none in .npy.
+                       Non-finite values are always unknown, and so is 0 in a distance or its inverse
     values: {0: 0, 255: 1}                     classes, binary: stored value -> id, name or "ignore"
     colors: {road: [128, 64, 128], ignore: "#000000"}      classes, binary: RGB of each class
 
-Images and labels are turned by their orientation tags: labels are drawn on images as viewers show them
-(`dmtl.data.images`). A TIFF holds codes, as a PNG does, if these are whole numbers of up to 16 bits without a
-sign; otherwise numbers, as .npy does. A PNG of numbers that `dmtl predict` wrote is read by the scale in it.
+Images and labels are turned by their orientation tags, because labels are drawn on images as viewers show
+them (`dmtl.data.images`). A TIFF of unsigned whole numbers of up to 16 bits holds codes, as a PNG does; any
+other TIFF holds numbers, as a .npy does. A PNG of numbers that `dmtl predict` wrote is read by the scale in
+the file. Other keys:
 
     labels: labels.csv                                  # hides the labels that the table does not show
     evaluation: {frame: [512, 512], max_dist: 0.0075}   # the published protocol (`LabelledImages`)
-    boundaries: contours            # ROOT/contours/ID.png, 0 and 1: the truth of the boundary benchmark
-                                    # for the first task that is thin (edge, or binary with `thin: true`)
+    boundaries: contours            # ROOT/contours/ID.png, 0 and 1: true boundaries for the boundary
+        benchmark # of the first task that is thin (edge, or binary with `thin: true`)
     description: any text
 
 No file outside ROOT is read, not even through a link; ROOT itself may be a link.
@@ -53,9 +54,17 @@ from dmtl.errors import DataError
 
 
 class Folder(Described):
-    """The images of one split of a folder, with all tasks of `dataset.yaml` or those in `tasks`.
+    """One split of a data set in the folder format.
 
-    ids: only these of the split.
+    Args:
+        root: the folder.
+        split: name of the split, such as "train".
+        tasks: names of the tasks to use; None: all of `dataset.yaml`.
+        ids: use only these images of the split; None: all.
+
+    Raises:
+        DataError: the folder violates the format, or has no such split, task or id; the message names the
+            file.
     """
 
     def __init__(
@@ -96,7 +105,7 @@ class Folder(Described):
         self._table = None if table is None else self._read_table(self._inside(inner_path(table, where)))
 
     def available(self) -> LabelMatrix:
-        """Return the labels whose file exists, without those that the table of `dataset.yaml` hides."""
+        """Return which labels exist and are not hidden by the table that `dataset.yaml` names."""
         return self._available
 
     def image_file(self, index: int) -> Path:
@@ -107,7 +116,7 @@ class Folder(Described):
         return None if name is None else self._inside(task, name)
 
     def unread(self, task: str) -> list[str]:
-        """Files in the folder of a task that no split reads, and whose image is not there to be left out."""
+        """Return the files in the folder of a task that belong to no image, of this or another split."""
         listed = {id for path in (self.root / "splits").glob("*.txt") for id in read_ids(path)}
         pictures = {id for id, _ in foreign_files(self._inside("images"), (), set())}
         return [name for _, name in foreign_files(self._inside(task), LABEL_SUFFIXES, listed | pictures)]
@@ -122,7 +131,7 @@ class Folder(Described):
         return f"images/{self._images[self.ids[index]]}"
 
     def identity(self, task: str | None = None) -> list:
-        """Add the path of the folder, and size and time of every file: an edited file is another one."""
+        """Add the path of the folder, and size and time of change of every file, to notice edited files."""
         folder, files = ("images", self._images) if task is None else (task, self._files[task])
         stamps = [_stamp(self.root / folder / files[id]) if id in files else None for id in self.ids]
         return [*super().identity(task), str(self.root.resolve()), self._reads.get(task or "", {}), stamps]
@@ -134,7 +143,7 @@ class Folder(Described):
         return on_disk if self._table is None else on_disk.intersect(self._table)
 
     def _read_table(self, path: Path) -> LabelMatrix | None:
-        """Return the label table for this split; None if it lists none of the split's images."""
+        """Return the rows of the label table for this split; None if it has no image of the split."""
         table = LabelMatrix.read_csv(path)
         if not set(table.ids) & set(self.ids):
             return None
@@ -143,7 +152,7 @@ class Folder(Described):
             claimed = [i for i, on in zip(self.ids, table.column(task)) if on and i not in self._files[task]]
             if claimed:
                 raise DataError(
-                    f"{path}: promises {len(claimed)} labels of {task} that do not exist, the first is "
+                    f"{path}: lists {len(claimed)} labels of {task} that do not exist, the first is "
                     f"{claimed[0]!r}, expected {task}/{claimed[0]}.png or "
                     f"one of {', '.join(LABEL_SUFFIXES[1:])}"
                 )
@@ -156,7 +165,11 @@ class Folder(Described):
         return find_files(self._inside(folder), suffixes, self.ids)
 
     def _find_boundaries(self, folder: str) -> dict[str, str]:
-        """Return files of all ids, or of none: two kinds of truth must not be mixed in one score."""
+        """Return the boundary file of each id; {} if there is none at all.
+
+        Raises:
+            DataError: only some ids have a file: one score must not mix two kinds of ground truth.
+        """
         found = self._find(folder, (".png",))
         missing = [id for id in self.ids if id not in found]
         if found and missing:
@@ -168,7 +181,7 @@ class Folder(Described):
 
 
 def read_split(root: Path, split: str) -> list[str]:
-    """Return the ids of `splits/<split>.txt`, in its order."""
+    """Return the ids of `splits/<split>.txt` in order; raise DataError if there is no such split."""
     known = sorted(p.stem for p in (root / "splits").glob("*.txt"))
     if split not in known:
         raise DataError(f"{root / 'splits'}: {unknown_name('split', split, known)}")
@@ -178,6 +191,6 @@ def read_split(root: Path, split: str) -> list[str]:
 def _stamp(path: Path) -> list[int]:
     try:
         status = path.stat()
-    except OSError:  # whoever reads the file says so
+    except OSError:  # reading the file will report it
         return []
     return [status.st_size, status.st_mtime_ns]

@@ -1,4 +1,4 @@
-"""Images and label maps in files, as `dataset.yaml` describes them: what folders and shards share."""
+"""Base class of folders and shards: images and label maps in files, described by a `dataset.yaml`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Described(LabelledImages):
     """The images of one split, with all tasks of a description or those in `tasks`.
 
     A subclass finds the files: it defines `image_file`, `label_file`, `boundary_file`, `image_name` and
-    `available`, and calls `use_boundaries` if there are any.
+    `available`, and calls `use_boundaries` if there are files of boundaries.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Described(LabelledImages):
         self.evaluation = description.get("evaluation", {})
 
     def use_boundaries(self) -> None:
-        """Take the first thin task of the description, chosen or not, as that of the boundaries."""
+        """Make the first thin task of the description the one that the boundaries belong to, used or not."""
         every = (read_task(t, options, self._where)[0] for t, options in self.options.items())
         self.boundary_task = next((task.name for task in every if task.thin), None)
 
@@ -56,11 +56,11 @@ class Described(LabelledImages):
         raise NotImplementedError
 
     def label_file(self, index: int, task: str) -> Path | Member | None:
-        """Return where the label is, hidden or not; None: the image has none."""
+        """Return the file of a label, even if it is hidden; None if the image has no such label."""
         raise NotImplementedError
 
     def boundary_file(self, index: int) -> Path | Member | None:
-        """Return where the boundaries of the boundary benchmark are; None: nowhere."""
+        """Return the file of the boundaries for the boundary benchmark; None if there is none."""
         raise NotImplementedError
 
     def image_name(self, index: int) -> str:
@@ -89,7 +89,7 @@ class Described(LabelledImages):
         found, size = read_label_image(path), image_size(self.image_file(index))
         if found.shape != size:
             raise DataError(
-                f"{path}: pixels of shape {list(found.shape)}, expected {list(size)} as "
+                f"{path}: pixels of shape {list(found.shape)}, expected {list(size)} like "
                 f"{self.image_name(index)}{self._turned(index, found.shape, size)}"
             )
         if found.max() > 1:
@@ -109,15 +109,15 @@ class Described(LabelledImages):
 
     def _read_label(self, task: str, index: int, size: tuple[int, int]) -> Tensor:
         path = self.label_file(index, task)
-        assert path is not None  # labels that are there alone are read
+        assert path is not None  # only existing labels are read
         label = read_label(path, self.tasks[task], **self._reads[task])
         if label.shape[-2:] != size:
             raise DataError(
                 f"{path}: label of {label.shape[-1]}x{label.shape[-2]} pixels, expected {size[1]}x{size[0]} "
-                f"as {self.image_name(index)}{self._turned(index, label.shape[-2:], size)}"
+                f"like {self.image_name(index)}{self._turned(index, label.shape[-2:], size)}"
             )
         return label
 
     def _turned(self, index: int, found: tuple[int, ...], size: tuple[int, int]) -> str:
         hint = turned_hint(self.image_file(index), found, size)
-        return hint and f" is shown: {hint}"
+        return hint and f" as it is shown: {hint}"

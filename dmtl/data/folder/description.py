@@ -16,18 +16,20 @@ from dmtl.data.images import MAX_PIXELS
 from dmtl.errors import DataError, DmtlError, one_line
 from dmtl.tasks import Task, make_task
 
-MAX_DESCRIPTION = 100_000  # characters; PyYAML takes seconds for odd ones
+MAX_DESCRIPTION = 100_000  # characters; unusual longer texts take PyYAML many seconds
 KEYS = ("name", "tasks", "labels", "evaluation", "boundaries", "description")
 EVALUATION = ("frame", "max_dist")
 
 
 class _Plain(yaml.SafeLoader):
-    """Loads numbers as YAML 1.2 does (1e-3, 010); refuses duplicate keys, and references, which can unfold to
-    any size. A list as a key becomes a tuple."""
+    """Load numbers as YAML 1.2 does (1e-3, 010), and a list as a key as a tuple.
+
+    Duplicate keys are errors, and so are references, which can expand to any size.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("a reference with *, expected its value")
+            raise yaml.YAMLError("a reference with *, expected the value itself")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -40,7 +42,9 @@ class _Plain(yaml.SafeLoader):
             try:
                 twice = key in mapping
             except TypeError:  # cannot be hashed
-                raise yaml.YAMLError(f"{where}: a mapping or lists as a key, expected a name") from None
+                raise yaml.YAMLError(
+                    f"{where}: a key is a mapping or contains one, expected a name"
+                ) from None
             if twice:
                 raise yaml.YAMLError(f"{where}: {key!r} is there twice, expected it once")
             mapping[key] = self.construct_object(value_node, deep=deep)
@@ -53,7 +57,7 @@ class _Plain(yaml.SafeLoader):
 
 
 class _Quoting(yaml.SafeDumper):
-    """Writes what `_Plain` reads: text that looks like a number is quoted."""
+    """Write YAML that `_Plain` reads back unchanged: text that looks like a number is quoted."""
 
 
 _DECIMAL = re.compile(r"[-+]?[0-9]+")
@@ -65,21 +69,32 @@ _Plain.add_constructor("tag:yaml.org,2002:int", _Plain.construct_decimal)
 
 
 def description_text(content: dict[str, Any]) -> str:
-    """Return the text of a dataset.yaml that `read_description` reads as `content`."""
+    """Return `content` as the text of a dataset.yaml, which `read_description` reads back unchanged."""
     return yaml.dump(content, Dumper=_Quoting, sort_keys=False)
 
 
 def read_description(root: Path) -> dict:
-    """`dataset.yaml`, checked: {"name": str, "tasks": {name: options}}, and of `KEYS` those given."""
+    """Read and check `dataset.yaml`: {"name": str, "tasks": {name: options}}, and other `KEYS` if they are
+    set.
+
+    Raises:
+        DataError: the file is missing or wrong; the message names it.
+    """
     path = inside(root, root / "dataset.yaml")
     return parse_description(read_text(path, "a description of the data set"), path, root.resolve().name)
 
 
 def parse_description(text: str, path: Path, name: str, keys: Sequence[str] = KEYS) -> dict[str, Any]:
-    """Return what the text of a dataset.yaml says, with this name if it gives none, and no other keys.
+    """Parse and check the text of a dataset.yaml.
+
+    Args:
+        text: the text.
+        path: the file, for messages.
+        name: name of the data set if the text does not set one.
+        keys: the allowed keys.
 
     Raises:
-        DataError: beginning with `path`.
+        DataError: the text is not YAML, or a key or value is wrong; the message begins with `path`.
     """
     if len(text) > MAX_DESCRIPTION:
         raise DataError(f"{path}: {len(text)} characters, expected at most {MAX_DESCRIPTION}")
@@ -97,14 +112,14 @@ def parse_description(text: str, path: Path, name: str, keys: Sequence[str] = KE
         folder = plain_name(content["boundaries"], f"{path}: boundaries")
         if folder in taken:
             raise DataError(
-                f"{path}: boundaries is {folder!r}, the folder of {taken[folder]}, expected another"
+                f"{path}: boundaries is {folder!r}, which is the folder of {taken[folder]}, expected another"
             )
         taken[folder] = "the boundaries"
     for task, options in content["tasks"].items():
         plain_name(task, f"{path}: name of a task")
         if task in taken:
             raise DataError(
-                f"{path}: a task cannot be called {task!r}, the folder of {taken[task]}, "
+                f"{path}: a task cannot be called {task!r}, because that is the folder of {taken[task]}, "
                 "expected another name"
             )
         if not isinstance(options, dict) or any(not isinstance(key, str) for key in options):
@@ -142,10 +157,10 @@ def _check_evaluation(options: object, path: Path) -> None:
 
 
 def read_task(name: str, options: dict[str, Any], path: Path) -> tuple[Task, dict[str, Any]]:
-    """Return a task of dataset.yaml, and how its files are read (`Task.reading`).
+    """Return a task of dataset.yaml, and the options for reading its files (`Task.reading`).
 
     Raises:
-        DataError: beginning with `path`.
+        DataError: an option is wrong; the message begins with `path`.
     """
     try:
         task = make_task(name, **{key: value for key, value in options.items() if key not in READING_OPTIONS})

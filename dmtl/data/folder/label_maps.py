@@ -1,12 +1,14 @@
-"""Label maps as files: from pixels in their natural format to the project's terms, and back.
+"""Read label maps from files, and encode them as files.
 
-    classes, binary   uint8 [1, H, W]     PNG, grey or palette indices (or .npy of integers), as they are,
-                                          by `values`, or RGB by `colors`
+    kind of task      tensor              file
+    classes, binary   uint8 [1, H, W]     PNG of grey values or palette indices, or .npy of integers: class
+    ids,
+                                          or other values by `values`; or RGB PNG by `colors`
     unit_vector       float32 [3, H, W]   RGB PNG, n = 2 x / 255 - 1, or .npy [H, W, 3]; normalised here
-    scalar            float32 [1, H, W]   grey PNG (8 or 16 bit) times `scale`, 0 = unknown, or .npy [H, W]
-                                          of floats, or of integers (times `scale` if it is given)
+    scalar            float32 [1, H, W]   grey PNG (8 or 16 bit) times `scale`, 0 = unknown; .npy [H, W] of
+                                          floats; or .npy of integers (times `scale` if it is set)
 
-Pixels without meaning hold the task's `ignore` value.
+Unknown pixels have the task's `ignore` value.
 """
 
 from __future__ import annotations
@@ -27,25 +29,31 @@ READING_OPTIONS = (
     "unknown",
     "values",
     "colors",
-)  # keys of dataset.yaml that concern the files, not the task
+)  # keys of dataset.yaml that say how files are read, not what the task is
 
 
 def read_label(path: Path | Member, task: Task, **reading: Any) -> Tensor:
-    """Return the label map [K, H, W] at `path`; `reading` is what `Task.reading` gives.
+    """Read a label map, [K, H, W] in the task's dtype.
 
-    Raises DataError naming the file when it is damaged or its values are not what the task allows.
+    Args:
+        path: a PNG, TIFF or .npy file, or a member of a shard.
+        task: the task of the label.
+        reading: options for reading the file, as `Task.reading` returns them.
+
+    Raises:
+        DataError: the file is damaged, or its values are not allowed for the task; the message names it.
     """
     found = read_stored(path, colours="colors" in reading)
     values, numbers = found.values, found.numbers
     if found.reading is not None:
         scale, offset = found.reading
         values, numbers = (values * scale + offset).astype(np.float32), True
-        reading.pop("scale", None)  # the file has its own
+        reading.pop("scale", None)  # the scale in the file replaces it
     return decode_label(values, task, path, numbers=numbers, **reading)
 
 
 def read_stored(path: Path | Member, *, colours: bool = False) -> Codes:
-    """Return what a .npy, PNG or TIFF file holds; of a picture with `colours`, its colours."""
+    """Read the stored values of a .npy, PNG or TIFF file; with `colours`, the RGB colours of a picture."""
     if path.suffix.lower() == ".npy":
         return Codes(read_npy(path), numbers=True)
     return read_codes(path, colours=colours)
@@ -54,7 +62,8 @@ def read_stored(path: Path | Member, *, colours: bool = False) -> Codes:
 def decode_label(
     stored: np.ndarray, task: Task, where: str | Path | Member, *, numbers: bool, **reading: Any
 ) -> Tensor:
-    """Return `Task.label_from_stored`; `where` begins the message of its error."""
+    """Decode stored values with `Task.label_from_stored`; messages of errors (DataError) begin with
+    `where`."""
     try:
         return task.label_from_stored(stored, numbers=numbers, **reading)
     except DataError as error:
@@ -62,5 +71,5 @@ def decode_label(
 
 
 def label_file(stored: np.ndarray) -> tuple[str, bytes]:
-    """Suffix and content of the file for stored values: PNG for uint8, .npy for numbers."""
+    """Return suffix and content of a file with stored values: PNG for uint8, .npy for others."""
     return (".png", png_bytes(stored)) if stored.dtype == np.uint8 else (".npy", npy_bytes(stored))

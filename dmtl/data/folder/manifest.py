@@ -1,9 +1,9 @@
-"""`manifest.jsonl`: size and SHA-256 of every file of a data set in the folder format, one line a sample.
+"""Read and write `manifest.jsonl`: size and SHA-256 of all files of a data set, one line per sample.
 
     {"id": "city/0001", "split": "train", "files": {"images/city/0001.png": [81234, "9f86d0..."], ...}}
 
-A line is appended when the files of its sample are all there, so a conversion that was interrupted knows
-where to resume. It is also the only thing that finds a damaged JPEG whose decoder does not complain.
+A line is appended after all files of its sample were written, so an interrupted conversion knows where to
+resume. The manifest is also the only way to find a damaged JPEG that decodes without an error.
 """
 
 from __future__ import annotations
@@ -23,24 +23,28 @@ NAME = "manifest.jsonl"
 
 @dataclass(frozen=True)
 class Entry:
-    """The files of one sample: path below the data set -> (bytes, SHA-256 in hexadecimal)."""
+    """The files of one sample: path below the data set -> (size in bytes, SHA-256 in hexadecimal)."""
 
     id: str
     split: str
     files: dict[str, tuple[int, str]]
 
     def line(self) -> str:
-        """Without a line break; equal entries give equal lines."""
+        """Return the entry as a line of JSON, without a line break; equal entries give equal lines."""
         files = {path: list(self.files[path]) for path in sorted(self.files)}
         return json.dumps({"id": self.id, "split": self.split, "files": files}, separators=(",", ":"))
 
     def complete(self, root: Path) -> bool:
-        """Whether all files are there with their sizes."""
+        """Return whether all files exist with the sizes of the entry."""
         return all(size_of(root, path) == size for path, (size, _) in self.files.items())
 
 
 def size_of(root: Path, path: str) -> int | None:
-    """Return the bytes of a file of the data set, None if it is missing; DataError for a link out of it."""
+    """Return the size of a file of the data set in bytes, or None if it is missing.
+
+    Raises:
+        DataError: the file is a link out of the data set.
+    """
     try:
         return os.stat(inside(root, root / path)).st_size
     except OSError:
@@ -48,17 +52,17 @@ def size_of(root: Path, path: str) -> int | None:
 
 
 def digest_of(content: bytes) -> tuple[int, str]:
-    """Return (bytes, SHA-256) as an entry records them."""
+    """Return (size in bytes, SHA-256 in hexadecimal) of a file's content, as in an `Entry`."""
     return len(content), hashlib.sha256(content).hexdigest()
 
 
 def read_manifest(root: Path) -> list[Entry]:
-    """Return the entries of `root/manifest.jsonl`, none if the file is missing.
+    """Return the entries of `root/manifest.jsonl`; [] if the file is missing.
 
-    A last line without its end, which an interrupted writer leaves, is not counted.
+    A last line without a line break, which an interrupted writer leaves, is ignored.
 
     Raises:
-        DataError: any other line that is not an entry; names it.
+        DataError: the file cannot be read, or another line is not an entry; the message names it.
     """
     path = inside(root, root / NAME)
     try:

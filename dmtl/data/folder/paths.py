@@ -1,4 +1,4 @@
-"""Names of a data set's files, which must stay inside its folder, and the text of its lists."""
+"""Check that the names of a data set's files stay inside its folder; read its lists of ids; find files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from dmtl.errors import DataError
 
 
 def inner_path(name: str, where: str) -> str:
-    """`name` if it is a relative path that stays in its folder; `where` begins the message when it is not."""
+    """Return `name` if it is a relative path that stays inside its folder.
+
+    Raises:
+        DataError: it is not; the message begins with `where`.
+    """
     path = PurePosixPath(name)
     unsafe = (
         not name
@@ -29,25 +33,35 @@ def inner_path(name: str, where: str) -> str:
     )
     if unsafe or name == ".":
         raise DataError(
-            f"{where}: {name[:80]!r}, expected a relative path without '..' inside the data set, printable, "
-            "without spaces around it and of at most 240 bytes"
+            f"{where}: {name[:80]!r}, expected a relative path inside the data set: printable, without '..', "
+            "without spaces at its ends, and of at most 240 bytes"
         )
     return name
 
 
 def plain_name(name: object, where: str) -> str:
-    """`name` if it can be one folder or file name; `where` begins the message when it cannot."""
+    """Return `name` if it can be the name of one folder or file.
+
+    Raises:
+        DataError: it cannot; the message begins with `where`.
+    """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
         raise DataError(f"{where}: {str(name)[:80]!r}, expected letters, digits, '_', '-' and '.'")
     return name
 
 
 def inside(root: str | os.PathLike, path: str | os.PathLike) -> Path:
-    """`path`, as it will be opened (`root / "images" / name`), if it is below the folder `root` with all
-    links followed; `root` itself may be a link, and the file need not exist.
+    """Return `path` as a Path if it stays below the folder `root` when all links are followed.
 
-    DataError for a path that is elsewhere, climbs with `..` or leaves through a link, and for what is neither
-    a file nor a folder (opening a pipe would wait for ever).
+    `root` itself may be a link. The file need not exist.
+
+    Args:
+        root: folder of the data set.
+        path: the path to open, including `root`, such as `root / "images" / name`.
+
+    Raises:
+        DataError: the path is not below `root`, contains `..`, or leaves `root` through a link; or it is
+            neither a file nor a folder (opening a pipe would wait forever).
     """
     path = Path(path)
     try:
@@ -70,7 +84,11 @@ def _real_root(root: str) -> str:
 
 
 def read_text(path: str | os.PathLike, what: str) -> str:
-    """The UTF-8 text of a file; DataError when it is missing or holds something else."""
+    """Return the UTF-8 text of a file; `what` says in error messages what the file should be.
+
+    Raises:
+        DataError: the file is missing, or is not UTF-8 text.
+    """
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -82,8 +100,11 @@ def read_text(path: str | os.PathLike, what: str) -> str:
 
 
 def read_ids(path: str | os.PathLike) -> list[str]:
-    """The ids of a list, one per line, in its order; DataError unless each is a relative path and stands
-    there once."""
+    """Return the ids of a list in its order, one per line.
+
+    Raises:
+        DataError: the file cannot be read or is empty, or an id is repeated or not a relative path.
+    """
     lines: dict[str, int] = {}
     for number, line in enumerate(read_text(path, "one id per line").split("\n"), start=1):
         id = nfc(line.strip())
@@ -99,12 +120,17 @@ def read_ids(path: str | os.PathLike) -> list[str]:
 
 
 def nfc(name: str) -> str:
-    """Return the form in which names are compared; file systems differ in how they write accents."""
+    """Return a name in Unicode's form NFC, to compare names: file systems store accents in different
+    forms."""
     return unicodedata.normalize("NFC", name)
 
 
 def find_files(folder: Path, suffixes: tuple[str, ...], ids: Iterable[str]) -> dict[str, str]:
-    """id -> file name below `folder`, for the ids that have one. Each folder is listed once."""
+    """Return id -> file name below `folder`, for the ids that have a file. Each folder is listed only once.
+
+    Raises:
+        DataError: two files have the same id.
+    """
     wanted = {nfc(id): id for id in ids}
     found: dict[str, str] = {}
     for parent in _parents(folder, {id.rpartition("/")[0] for id in wanted}):
@@ -121,7 +147,8 @@ def find_files(folder: Path, suffixes: tuple[str, ...], ids: Iterable[str]) -> d
 
 
 def _parents(folder: Path, wanted: Collection[str]) -> list[str]:
-    """The subfolders of `folder` called `wanted` in NFC, as the file system has them."""
+    """Return the subfolders of `folder` whose names in NFC are in `wanted`, as the file system spells
+    them."""
     direct = [parent for parent in wanted if (folder / parent).is_dir()]
     if len(direct) == len(wanted) or all(map(str.isascii, wanted)):
         return sorted(direct)
@@ -130,9 +157,9 @@ def _parents(folder: Path, wanted: Collection[str]) -> list[str]:
 
 
 def foreign_files(folder: Path, suffixes: tuple[str, ...], ids: Collection[str]) -> list[tuple[str, str]]:
-    """Return (id in NFC, path below `folder`) of the files that are not `ID` with one of `suffixes`.
+    """Return (id in NFC, path below `folder`) of all files that are not one of `ids` with one of `suffixes`.
 
-    Hidden files are left out, and so are those that file managers leave behind.
+    Hidden files and those that file managers create are left out.
     """
     found = []
     for parent, folders, names in os.walk(folder):

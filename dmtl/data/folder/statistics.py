@@ -1,4 +1,4 @@
-"""What the labels of a data set hold: shares of classes and of unknown pixels, values, directions."""
+"""Measure the labels of a data set: shares of classes and of unknown pixels, values, directions."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from dmtl.data.parallel import in_parallel
 from dmtl.errors import DataError
 from dmtl.tasks import Task
 
-DRAWN = 512  # pixels of a label, evenly spread, whose values stand for all in medians and histograms
+DRAWN = 512  # evenly spread pixels of each label from which medians and histograms are estimated
 
 
 @dataclass
 class TaskStatistics:
-    """One task over the labels that were read.
+    """Statistics of one task over the labels that were read.
 
-    labels      how many; `pixels` theirs, `unknown` those without meaning
-    counts      int64 [n]: pixels by class, or of 0 and 1
-    present     int64 [n]: labels with such a pixel
-    values      float32 [m] drawn from known pixels of numbers, [m, K] of vectors
-    low, high   least and greatest known number; NaN for vectors, and without one
+    labels      number of labels
+    pixels      number of their pixels
+    unknown     number of pixels without a known value
+    counts      int64 [n]: number of pixels of each class (binary: of 0 and 1)
+    present     int64 [n]: number of labels that have a pixel of each class
+    values      float32, a sample of known pixels: [m] for numbers, [m, K] for vectors
+    low, high   smallest and largest known number; NaN for vectors, or if no number is known
     """
 
     task: Task
@@ -47,7 +49,13 @@ class TaskStatistics:
 
 @dataclass
 class Statistics:
-    """`images` were read, of these (height, width); `errors` are messages of those that could not be."""
+    """Statistics of the labels of a data set.
+
+    images  number of images that were read
+    sizes   (height, width) -> number of images
+    tasks   statistics by task
+    errors  a message for each image that could not be read
+    """
 
     images: int
     sizes: Counter[tuple[int, int]]
@@ -62,9 +70,13 @@ def measure(
     workers: int = 0,
     progress: Callable[[Sequence], Iterable] = iter,
 ) -> Statistics:
-    """Statistics of the labels at `indices` (None: of all). What cannot be read is left out and reported.
+    """Measure the labels of a data set. Samples that cannot be read are left out and listed in `errors`.
 
-    workers: processes that read; 0: this one. progress: wraps the loop.
+    Args:
+        dataset: the data set.
+        indices: the samples to read; None: all.
+        workers: processes that read; 0: use this process.
+        progress: wraps the loop over the samples.
     """
     indices = list(range(len(dataset)) if indices is None else indices)
     found: dict[str, list[TaskStatistics]] = {name: [] for name in dataset.tasks}
@@ -85,7 +97,7 @@ def measure(
 def _of_sample(
     dataset: LabelledImages, index: int
 ) -> tuple[tuple[int, int], dict[str, TaskStatistics]] | str:
-    """Size of the image and statistics of its labels, or the message of an error."""
+    """Return the size of an image and statistics of its labels, or the message of an error."""
     try:
         sample = dataset.read(index)
     except DataError as error:

@@ -1,4 +1,4 @@
-"""Write any data set in the folder format, sample by sample; the next call continues an interrupted one."""
+"""Write any data set in the folder format, sample by sample. Repeating an interrupted call continues it."""
 
 from __future__ import annotations
 
@@ -32,17 +32,20 @@ from dmtl.errors import DataError
 from dmtl.runtime.files import is_temporary, write_bytes, write_text
 
 BOUNDARIES = "boundaries"
-_PATIENCE_S = 10  # for the lock: processes of a killed writer leave within 5 s
+_PATIENCE_S = 10  # wait for the lock: processes of a killed writer end within 5 s
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The result of `export_folder`; as a path, the folder.
+    """The result of `export_folder`. It can be used as a path: that of the folder.
 
-    images: number of images of the split; `written`: those written by this call
-    labels: number of files by task; `size`: bytes of all files of the split
-    unknown: by task, number of pixels without a label and of all pixels, in the written samples
-    skipped: one message for each sample that could not be read
+    folder   the folder
+    images   number of images in the split
+    written  number of images that this call wrote
+    labels   task -> number of label files
+    size     bytes of all files of the split
+    unknown  task -> (number of unknown pixels, number of pixels) in the samples that this call wrote
+    skipped  a message for each sample that could not be read
     """
 
     folder: Path
@@ -69,28 +72,30 @@ def export_folder(
 ) -> Exported:
     """Write `dataset` to the folder `out`; `Folder(out, dataset.split)` then reads the same values.
 
-    Image files of a type that a folder may hold are copied byte for byte, others become PNG. Class ids become
-    PNG, numbers .npy; labels of a benchmark as distributed are stored as `Distribution.stored` returns them.
-    `manifest.jsonl` records every file. The list of the split is written last.
+    Image files are copied byte for byte if a folder may hold their type; others are written as PNG. Class ids
+    are written as PNG and numbers as .npy. Labels of a distributed benchmark are stored as
+    `Distribution.stored` returns them. `manifest.jsonl` records every file. The list of the split is written
+    last.
 
-    After an interruption the same call keeps all complete samples and ends with the same folder, byte for
-    byte. After a complete call it writes nothing. Another split may be added; files of others are never
-    replaced.
+    After an interruption or an error, the same call can be repeated: it keeps all complete samples and ends
+    with the same folder, byte for byte. After a complete call it writes nothing. Other splits can be added
+    later; their files are never replaced.
 
     Args:
+        dataset: the data set to write.
+        out: folder to write.
         labels: write only the labels that it shows; None: all.
-        skip_corrupt: samples that may be left out because they cannot be read; one more is an error.
-        workers: processes that read and write; 0: this one.
+        skip_corrupt: number of samples that may be left out because they cannot be read; one more is an
+            error.
+        workers: processes that read and write; 0: use this process.
         progress: wraps the loop over the samples that are written.
-        verify_all: after an interruption compare every finished sample with the source, instead of two: the
-            source may have been edited.
+        verify_all: after an interruption, compare every finished sample with the source, because it may have
+            been edited; False: compare only the first and the last one.
 
     Raises:
-        DataError: a damaged sample; a folder that holds something else, was begun from another source, or is
-            being written by another process.
+        DataError: a sample is damaged; or the folder holds something else, was begun from another source, or
+            is being written by another process.
         OSError: the folder cannot be written, for example because the disk is full.
-
-    After an error the call can be repeated.
     """
     writer = SampleWriter(dataset, Path(out), labels)
     writer.root.mkdir(parents=True, exist_ok=True)
@@ -107,7 +112,7 @@ def export_folder(
         try:
             unknown, skipped = _collect(writer, results, done, skip_corrupt)
         except OSError as error:
-            state = f"{len(done)} of {len(dataset)} samples are in {writer.root}, repeat to continue"
+            state = f"{len(done)} of {len(dataset)} samples are in {writer.root}; repeat the call to continue"
             raise OSError(error.errno, f"{error.strerror or error}; {state}") from None
         ordered = [done[id] for id in dataset.ids if id in done]
         if not ordered:
@@ -130,8 +135,11 @@ def export_folder(
 def _collect(
     writer: SampleWriter, results: Iterable[tuple[int, Any]], done: dict[str, Entry], skip_corrupt: int
 ) -> tuple[Counter, list[str]]:
-    """Add finished samples to the manifest and to `done`. Return pixels by (task, "unknown" or "all"), and a
-    message for each skipped sample; raise errors that cannot be skipped."""
+    """Add finished samples to the manifest and to `done`, and raise errors that cannot be skipped.
+
+    Returns:
+        Number of pixels by (task, "unknown" or "all"), and a message for each skipped sample.
+    """
     data = writer.dataset
     unknown: Counter[tuple[str, str]] = Counter()
     skipped: list[str] = []
@@ -145,8 +153,8 @@ def _collect(
                 if len(skipped) > skip_corrupt:
                     state = f"{len(done)} of {len(data)} samples of {data.split} are in {writer.root}"
                     raise DataError(
-                        f"{found} (sample {data.ids[index]!r}; {state}; fix it or allow "
-                        "some to be skipped, and repeat to continue)"
+                        f"{found} (sample {data.ids[index]!r}; {state}; fix the sample or allow some to be "
+                        "skipped, then repeat the call to continue)"
                     )
                 continue
             done[entry.id] = entry
@@ -159,7 +167,7 @@ def _collect(
 
 
 class SampleWriter:
-    """Writes one split into a folder; a call with an index writes the files of that sample."""
+    """Write one split into a folder. Calling the object with an index writes the files of that sample."""
 
     def __init__(self, dataset: LabelledImages, root: Path, labels: LabelMatrix | None):
         self.dataset, self.root, self.labels = dataset, root, labels
@@ -175,8 +183,9 @@ class SampleWriter:
         """Write a sample.
 
         Returns:
-            Its entry and its pixels by (task, "unknown" or "all"); or None and a message if it cannot be
-            read; or an error that must end the conversion, so that it arrives unchanged.
+            The manifest's entry and the number of pixels by (task, "unknown" or "all"). If the sample cannot
+            be read: None and a message. If the conversion must end: the error, returned so that worker
+            processes pass it on unchanged.
         """
         try:
             try:
@@ -191,7 +200,7 @@ class SampleWriter:
         return Entry(self.dataset.ids[index], self.dataset.split, files), self.pixels(labels)
 
     def pixels(self, labels: dict[str, Tensor]) -> dict[tuple[str, str], int]:
-        """Return the number of pixels of labels by (task, "unknown" or "all")."""
+        """Count the pixels of labels by (task, "unknown" or "all")."""
         found: dict[tuple[str, str], int] = {}
         for task, label in labels.items():
             valid = self.dataset.tasks[task].valid(label)
@@ -199,7 +208,7 @@ class SampleWriter:
         return found
 
     def contents(self, index: int) -> tuple[dict[str, bytes], dict[str, Tensor]]:
-        """Decode a sample; return its files, path -> content, and its labels by task."""
+        """Decode a sample; return its files (path -> content) and its labels by task."""
         image, stored, labels = self._read(index)
         id, source = self.dataset.ids[index], self.dataset.image_file(index)
         if source is not None and self._can_copy(source):
@@ -212,15 +221,18 @@ class SampleWriter:
         if self.has_boundaries:
             found = self.dataset.boundaries(index)
             if found is None:
-                raise DataError(f"{self.dataset.name}: {id!r} has no boundaries, expected them as of others")
+                raise DataError(
+                    f"{self.dataset.name}: {id!r} has no boundaries, expected them like the others"
+                )
             files[f"{BOUNDARIES}/{id}.png"] = png_bytes(found.numpy().astype(np.uint8))
         return files, labels
 
     def _can_copy(self, source: Path | Member) -> bool:
-        """Whether the copy of an image file is read as this data set reads the original."""
+        """Return whether a copy of an image file is read in the same way as this data set reads the
+        original."""
         if source.suffix.lower() not in IMAGE_SUFFIXES:
             return False
-        # a benchmark's labels fit the stored pixels, and a folder's images are turned by their tags
+        # Labels of a benchmark fit the pixels as stored, but a folder's images are turned by their tags.
         return not isinstance(self.dataset, Distribution) or appearance(source).orientation == 1
 
     def _read(self, index: int) -> tuple[Tensor, dict[str, np.ndarray], dict[str, Tensor]]:
@@ -237,13 +249,14 @@ class SampleWriter:
         return image, stored, labels
 
     def shown(self, id: str) -> list[str]:
-        """Return the tasks whose labels of an image are written."""
+        """Return the tasks for which the label of an image is written."""
         shown = None if self.labels is None else set(self.labels.tasks_of(id))
         return [task for task in self.dataset.tasks if shown is None or task in shown]
 
     @cached_property
     def has_boundaries(self) -> bool:
-        """Whether the data set has its own boundaries, judged by the first sample that can be read."""
+        """Return whether the data set has separate boundaries, judged by the first sample that can be
+        read."""
         for index in range(len(self.dataset)):
             try:
                 return self.dataset.boundaries(index) is not None
@@ -252,8 +265,11 @@ class SampleWriter:
         return False
 
     def recorded(self) -> tuple[list[Entry], list[Entry]]:
-        """Return the folder's entries of other splits and of this one. DataError if the folder was not begun
-        from this data set."""
+        """Return the entries of the folder's manifest: those of other splits, and those of this one.
+
+        Raises:
+            DataError: the folder was begun from another data set.
+        """
         entries = manifest.read_manifest(self.root)
         mine = [entry for entry in entries if entry.split == self.dataset.split]
         others = [entry for entry in entries if entry.split != self.dataset.split]
@@ -265,15 +281,15 @@ class SampleWriter:
             )
         if foreign := next((entry for entry in mine if entry.id not in ids), None):
             raise DataError(
-                f"{path}: has {foreign.id!r} in {self.dataset.split}, which {self.dataset.name} has not, "
-                "expected the source that the folder was begun from"
+                f"{path}: lists {foreign.id!r} in {self.dataset.split}, which is not in {self.dataset.name}, "
+                "expected the source from which the folder was begun"
             )
         if self.listing.exists() and not set(read_ids(self.listing)) <= {entry.id for entry in mine}:
             raise DataError(f"{self.listing}: exists already, expected a new split or an empty folder")
         return others, mine
 
     def describe(self) -> None:
-        """Write dataset.yaml, or check that the existing one says the same."""
+        """Write dataset.yaml, or check that the existing one agrees with the data set."""
         path = self.root / "dataset.yaml"
         found = read_description(self.root) if path.exists() else None
         text = self.description(found, path)
@@ -281,8 +297,16 @@ class SampleWriter:
             write_text(path, description_text(text))
 
     def description(self, found: dict[str, Any] | None, path: Path) -> dict[str, Any]:
-        """Return what dataset.yaml says of the data set; `found`, with boundaries if it has some, if this was
-        read from `path`. DataError if it says something else."""
+        """Return the content of dataset.yaml for the data set.
+
+        Args:
+            found: the content of the existing file; None if there is none. It is kept, and boundaries are
+                added if the data set has them.
+            path: the file, for messages.
+
+        Raises:
+            DataError: `found` does not agree with the data set.
+        """
         data = self.dataset
         text = {
             "name": data.name,
@@ -293,12 +317,14 @@ class SampleWriter:
         text = {key: value for key, value in text.items() if value}
         found = text if found is None else found
         if found["tasks"] != text["tasks"]:
-            raise DataError(f"{path}: declares other tasks, expected those of {data.name}")
+            raise DataError(
+                f"{path}: has other tasks than the data set to write, expected those of {data.name}"
+            )
         for key in ("name", "evaluation", "description"):
             if found.get(key) != text.get(key):
                 raise DataError(
                     f"{path}: {key} is {found.get(key)!r:.80}, expected {text.get(key)!r:.80} "
-                    f"of the data set that is to be written here"
+                    f"as in the data set to write here"
                 )
         if self.has_boundaries:
             if BOUNDARIES in text["tasks"]:
@@ -307,24 +333,25 @@ class SampleWriter:
         return found
 
     def options(self) -> dict[str, dict[str, Any]]:
-        """Return what `tasks` of dataset.yaml says, by task."""
+        """Return the content of `tasks` in dataset.yaml: options by task."""
         specs = {name: task.spec() for name, task in self.dataset.tasks.items()}
         return {name: {k: v for k, v in spec.items() if k != "name"} for name, spec in specs.items()}
 
     def verify(self, done: dict[str, Entry], all: bool) -> None:
-        """Make the first and the last finished sample again, or all: another source gives other files."""
+        """Compare the first and the last finished sample, or `all`, with the source; DataError if one
+        differs."""
         indices = [index for index, id in enumerate(self.dataset.ids) if id in done]
         for index in indices if all else dict.fromkeys(indices[:1] + indices[-1:]):
             entry = done[self.dataset.ids[index]]
             contents = {path: manifest.digest_of(c) for path, c in self.contents(index)[0].items()}
             if contents != entry.files:
                 raise DataError(
-                    f"{self.root}: files of {entry.id!r} are not those of {self.dataset.name} as given here, "
-                    "expected the source that the folder was begun from"
+                    f"{self.root}: files of {entry.id!r} differ from those of {self.dataset.name}, expected "
+                    "the unchanged source from which the folder was begun"
                 )
 
     def record(self, entries: Sequence[Entry]) -> None:
-        """Write a manifest of exactly these entries, split by split."""
+        """Write a manifest with exactly these entries, split by split."""
         entries = sorted(entries, key=lambda entry: entry.split)
         _write_if_new(self.root / manifest.NAME, "".join(f"{entry.line()}\n" for entry in entries))
 
@@ -332,7 +359,7 @@ class SampleWriter:
         target = inside(self.root, self.root / path)
         if not target.exists() or path in self.replaceable:
             write_bytes(target, content)
-        elif target.read_bytes() != content:  # a writer that was killed leaves whole files: the same ones
+        elif target.read_bytes() != content:  # a killed writer leaves only whole files with the same content
             raise DataError(f"{target}: exists already, expected a new split or an empty folder")
 
 
@@ -346,7 +373,9 @@ def locked(root: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if attempt == _PATIENCE_S * 10:
-                    raise DataError(f"{root}: is being written, expected one process at a time") from None
+                    raise DataError(
+                        f"{root}: another process is writing here, expected one process at a time"
+                    ) from None
                 time.sleep(0.1)
         yield
         fcntl.flock(handle, fcntl.LOCK_UN)

@@ -1,7 +1,7 @@
 """COCO: instances and "stuff" as JSON, panoptic PNG files, and pixel maps of things and stuff.
 
-https://cocodataset.org/#format-data. An image with any annotation is labelled; one without is not, unless
-`empty` says that such images were looked at and hold nothing.
+Format: https://cocodataset.org/#format-data. An image without annotations has no label, unless the option
+`empty` says that such images were annotated and contain no objects.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class _Image:
 
 
 def read_instances(source: Path, options: Options, context: Context) -> Found:
-    """Draw the segmentations of objects in the order of the file; crowds count as their category.
+    """Read objects, whose segmentations are drawn in the order of the file; crowds count as their category.
 
-    The pixels of an object that has a box alone mean nothing. Polygons of fewer than three points are left
-    out; an object that has no other has a box alone.
+    Polygons of fewer than three points are left out. If an object has only a box, or no other polygons, the
+    pixels in its box are ignored.
     """
     root = read_json(source, WHAT)
     categories = _categories(root)
@@ -65,7 +65,7 @@ def read_instances(source: Path, options: Options, context: Context) -> Found:
             where = f"{source}: image {key!r}"
             image.entry.labels[options.task] = Drawing(shapes.get(key, []), where, image.size)
     if boxes:
-        notes.append(f"{plural(boxes, 'object')} with a box alone: its pixels mean nothing")
+        notes.append(f"{plural(boxes, 'object')} with only a box, whose pixels are ignored")
     if thin:
         notes.append(f"left out: {plural(thin, 'polygon')} of fewer than three points")
     listed = {options.task: list(categories.values())}
@@ -73,7 +73,7 @@ def read_instances(source: Path, options: Options, context: Context) -> Found:
 
 
 def read_panoptic(source: Path, options: Options, context: Context) -> Found:
-    """Read a category for each segment of a PNG file; pixels of no segment (black) mean nothing."""
+    """Read a category for each segment of a PNG file; pixels of no segment (black) are ignored."""
     root = read_json(source, "a COCO panoptic file")
     categories = _categories(root)
     images, notes = _images(root, source, options, masks := _masks(source, options, source.with_suffix("")))
@@ -93,10 +93,10 @@ def read_panoptic(source: Path, options: Options, context: Context) -> Found:
 
 
 def read_stuff(source: Path, options: Options, context: Context) -> Found:
-    """Read pixel maps, whose values are the ids of the categories of a JSON file, or 0 for none.
+    """Read pixel maps whose values are category ids of a JSON file, or 0 for no category.
 
-    With a list of labels ("1: person" in a line of labels.txt) as source, values are one less than its
-    numbers, or 255 for none, as in the maps of COCO-Stuff.
+    If the source is a list of labels instead (lines such as "1: person" in labels.txt), a value is the number
+    in the list minus one, or 255 for no label, as in the maps of COCO-Stuff.
     """
     if source.suffix.lower() == ".json":
         root = read_json(source, WHAT)
@@ -121,12 +121,12 @@ def read_stuff(source: Path, options: Options, context: Context) -> Found:
 
 
 class _Segments(ValueMap):
-    """Values are ids of segments: red + 256 green + 65536 blue."""
+    """A map whose values are segment ids, coded as colours: id = red + 256 green + 65536 blue."""
 
     def stored(self) -> np.ndarray:
         rgb = read_label_image(self.path)
         if rgb.ndim != 3:
-            raise DataError(f"{self.path}: one value for each pixel, expected the RGB picture of segments")
+            raise DataError(f"{self.path}: one value for each pixel, expected an RGB picture of segments")
         return rgb.astype(np.int64) @ np.array([1, 256, 65536])
 
     def called(self, value: int) -> str:
@@ -136,7 +136,8 @@ class _Segments(ValueMap):
 def _images(
     root: Node, source: Path, options: Options, masks: Images | None = None
 ) -> tuple[dict[int | str, _Image], list[str]]:
-    """Return the images of a file by their ids, and how many files of their folder it does not list."""
+    """Return the images of a file by id, and notes about image files in their folder that it does not
+    list."""
     folder = Images(source.parent if options.images is None else options.images)
     images: dict[int | str, _Image] = {}
     for node in root["images"].list():
@@ -159,13 +160,13 @@ def _masks(source: Path, options: Options, default: Path) -> Images:
     folder = default if options.masks is None else Path(options.masks)
     if not folder.is_dir():
         raise DataError(
-            f"{source}: no folder {str(folder)!r:.200} of maps, expected it, or give it as --masks"
+            f"{source}: the maps' folder {str(folder)!r:.200} does not exist; name the folder with --masks"
         )
     return Images(folder)
 
 
 def _categories(root: Node) -> dict[int, str]:
-    """Return names by ids, in the order of the ids."""
+    """Return the names of categories by id, sorted by id."""
     nodes = root["categories"].list()
     names = list(unique_names(((n["name"].text(), n.where) for n in nodes), "category"))
     found: dict[int, str] = {}
@@ -177,7 +178,7 @@ def _categories(root: Node) -> dict[int, str]:
 
 
 def _listed_labels(source: Path) -> dict[int, str]:
-    """Return the labels of "NUMBER: NAME" lines by value, which is the number less one."""
+    """Return the names in lines "NUMBER: NAME" by the value in the maps, which is NUMBER minus one."""
     labels: dict[int, str] = {}
     for number, line in enumerate(read_text(source, "a list of labels such as '1: person'").splitlines(), 1):
         if not line.strip():
@@ -201,7 +202,7 @@ def _one(known: Mapping[Any, T], node: Node, what: str) -> T:
 
 
 def _outline(node: Node) -> np.ndarray:
-    """Return one polygon [N, 2] of a flat list of coordinates."""
+    """Convert a flat list of coordinates x, y, x, y, ... to the points of a polygon, [N, 2]."""
     flat = node.numbers()
     if flat.ndim != 1 or len(flat) % 2:
         raise node.unlike("coordinates x, y, x, y, ...")
@@ -217,7 +218,7 @@ def _box(node: Node) -> Box:
 
 
 def _runs(node: Node, size: tuple[int, int] | None) -> Runs:
-    """Return runs, compressed or not, of a mask of the image's size."""
+    """Read the run lengths, compressed or not, of a mask that has the size of the image."""
     sides = node["size"].list()
     if len(sides) != 2:
         raise node["size"].unlike("[height, width]")

@@ -1,8 +1,8 @@
 """CVAT: the XML file of "CVAT for images 1.1".
 
-https://docs.cvat.ai/docs/dataset_management/formats/format-cvat/. The file lists every image of a task, so
-an image without shapes may not have been looked at: it is not labelled, unless `empty` says that such
-images hold nothing. "Segmentation mask 1.1" is the format "voc".
+Format: https://docs.cvat.ai/docs/dataset_management/formats/format-cvat/. The file lists every image of a
+CVAT task, annotated or not. So an image without shapes has no label, unless the option `empty` says that such
+images were annotated and contain no objects. For CVAT's "Segmentation mask 1.1" use the format "voc".
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from dmtl.errors import DataError
 from dmtl.text import plural
 
 FLAT = ("polyline", "points", "tag", "cuboid", "skeleton")
-"""What covers no pixels of an image, as labels and as elements."""
+"""Types of shapes without an area, as labels and as elements of an image; they are left out."""
 _AREAS = ("box", "polygon", "ellipse", "mask")
 
 
 def read_cvat(source: Path, options: Options, context: Context) -> Found:
-    """Draw boxes, polygons, ellipses and masks by their `z_order`, those of one order as in the file."""
+    """Read boxes, polygons, ellipses and masks, drawn by `z_order`; equal ones in the order of the file."""
     source = source / "annotations.xml" if source.is_dir() else source
     root = read_xml(source, "an XML file of CVAT")
     if root.tag != "annotations" or root.find("track") is not None:
@@ -57,7 +57,7 @@ def read_cvat(source: Path, options: Options, context: Context) -> Found:
 
 
 def _labels(root: Element, source: Path) -> list[str]:
-    """Return the labels of the task that can cover pixels, in their order."""
+    """Return the labels of the task that can cover pixels, in the order of the file."""
     meta = root.find("meta")
     found = []
     for number, element in enumerate([] if meta is None else meta.iter("label")):
@@ -68,7 +68,7 @@ def _labels(root: Element, source: Path) -> list[str]:
 
 
 def _shapes(image: Element, where: str, flat: Counter[str]) -> list[tuple[str, Shape]]:
-    """Return the shapes of an image, the lowest first; those without an area are counted in `flat`."""
+    """Return (label, shape) of an image's shapes, the lowest first; count those without an area in `flat`."""
     found: list[tuple[float, str, Shape]] = []
     for number, element in enumerate(image):
         if element.tag in FLAT:

@@ -1,4 +1,4 @@
-"""Annotated images as a data set: what the readers of the formats find, and how it becomes label maps."""
+"""The data set that the readers of annotation formats return; it draws label maps when samples are read."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from dmtl.tasks import Task
 
 @dataclass(frozen=True)
 class Drawing:
-    """A label made of shapes: (name of the label, shape) in their order, the later one on top.
+    """A label map that is drawn from shapes.
 
-    where  file and entry, for messages
-    size   (height, width) of the image that they were drawn on, if the format says so
+    shapes  (label, shape) pairs in drawing order: later ones cover earlier ones
+    where   file and entry, for messages
+    size    (height, width) of the image that the shapes were drawn on; None if the format does not say
     """
 
     shapes: Sequence[tuple[str, Shape]]
@@ -32,14 +33,14 @@ class Drawing:
     size: tuple[int, int] | None = None
 
     def labels(self) -> Iterable[str]:
-        """The labels of its shapes."""
+        """Return the labels of the shapes."""
         return (label for label, _ in self.shapes if label != VOID)
 
     def draw(self, size: tuple[int, int], legend: Legend) -> np.ndarray:
-        """Return class ids, uint8 [H, W].
+        """Draw the label map of an image of `size` = (height, width): class ids, uint8 [H, W].
 
         Raises:
-            DataError: it does not fit an image of this (height, width).
+            DataError: the shapes were drawn on an image of another size, or do not fit this one.
         """
         if self.size is not None:
             _check_size(self.size, size, self.where)
@@ -60,13 +61,17 @@ class Drawing:
 
 @dataclass(frozen=True)
 class ValueMap:
-    """A label made of pixels, whose values stand for labels."""
+    """A label map in an image file, in which each pixel value means a label.
+
+    path    the file
+    values  pixel value -> label
+    """
 
     path: Path
     values: Mapping[int, str]
 
     def labels(self) -> Iterable[str]:
-        """The labels that its values may stand for."""
+        """Return the labels that the values can mean."""
         return (label for label in self.values.values() if label != VOID)
 
     def stored(self) -> np.ndarray:
@@ -77,7 +82,7 @@ class ValueMap:
         return stored
 
     def draw(self, size: tuple[int, int], legend: Legend) -> np.ndarray:
-        """As `Drawing.draw`."""
+        """Return class ids, uint8 [H, W]; see `Drawing.draw`."""
         stored = self.stored()
         _check_size((stored.shape[0], stored.shape[1]), size, str(self.path))
         found, places = np.unique(stored, return_inverse=True)
@@ -89,13 +94,20 @@ class ValueMap:
         return table[places].reshape(stored.shape)
 
     def called(self, value: int) -> str:
-        """Name a value, for messages."""
+        """Describe a value in a message."""
         return f"value {value}"
 
 
 @dataclass
 class Entry:
-    """One image with its labels by task. `where` is its file and entry; `split` if the format has splits."""
+    """One annotated image.
+
+    id      its name in the data set
+    image   path of the image file
+    where   annotation file and entry, for messages
+    labels  task -> label map; a task without a label is missing
+    split   name of the split; "" if the format has no splits
+    """
 
     id: str
     image: Path
@@ -105,7 +117,7 @@ class Entry:
 
 
 class Annotated(LabelledImages):
-    """Images with labels that are drawn when they are read."""
+    """A data set whose label maps are drawn from annotations when a sample is read."""
 
     def __init__(
         self,
@@ -146,7 +158,7 @@ class Annotated(LabelledImages):
 
 
 class SizeError(DataError):
-    """A label of another size than its image. The data set adds the image's name to the message."""
+    """A label has another size than its image. `Annotated.read` appends the image's name to the message."""
 
     def __init__(self, found: tuple[int, int], size: tuple[int, int], where: str):
         super().__init__(
@@ -161,10 +173,10 @@ def _check_size(found: tuple[int, int], size: tuple[int, int], where: str) -> No
 
 
 def check_entries(source: Path, entries: Sequence[Entry], may_lack: int) -> None:
-    """Check that there are images, that their ids differ, and that all but `may_lack` of them exist.
+    """Check that there are images with different ids, and that at most `may_lack` image files are missing.
 
     Raises:
-        DataError: names the first image that is wrong, and counts the missing ones.
+        DataError: the check fails; the message names the first wrong image and the number of missing ones.
     """
     if not entries:
         raise DataError(f"{source}: no images, expected at least one")
@@ -175,13 +187,13 @@ def check_entries(source: Path, entries: Sequence[Entry], may_lack: int) -> None
             if entry.image == other.image:
                 raise DataError(f"{entry.where}: a second entry for the image {entry.id!r}, expected one")
             raise DataError(
-                f"{entry.where}: image {str(entry.image)!r:.200} would be called {entry.id!r}, as "
-                f"{str(other.image)!r:.200} is, expected names that differ without their suffixes"
+                f"{entry.where}: image {str(entry.image)!r:.200} gets the same id {entry.id!r} as "
+                f"{str(other.image)!r:.200}, expected names that differ without their suffixes"
             )
     missing = [entry for entry in entries if not entry.image.is_file()]
     if len(missing) > may_lack:
         raise DataError(
             f"{missing[0].where}: no image file {str(missing[0].image)!r:.200} ({len(missing)} of "
-            f"{len(entries)} are missing): give their folder as --images, or leave them out with "
+            f"{len(entries)} are missing); name the images' folder with --images, or leave them out with "
             f"--skip-corrupt {len(missing)}"
         )

@@ -1,6 +1,6 @@
-"""Read what annotation tools write: JSON and XML with checked values, and the images that they name.
+"""Read the JSON and XML files of annotation tools with checked values, and find the images that they name.
 
-Every error is a DataError that begins with the file and says which entry of it is wrong.
+Every error is a DataError. Its message begins with the file and says which entry is wrong.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from dmtl.errors import DataError, one_line
 from dmtl.text import plural, shortened
 
 MAX_TEXT = 200  # characters of a label's name
-LARGEST = 1e9  # no coordinate, count or size is beyond
+LARGEST = 1e9  # upper limit of coordinates, counts and sizes
 
 
 class Node:
-    """A value of a JSON file and its place there, which begins the messages about it."""
+    """A value of a JSON file, and its place in the file: error messages begin with that."""
 
     __slots__ = ("value", "where")
 
@@ -41,7 +41,7 @@ class Node:
         return found
 
     def get(self, key: str) -> Node | None:
-        """Return what an object has under `key`; None if that is missing or null."""
+        """Return the value under `key` of an object; None if it is missing or null."""
         if not isinstance(self.value, dict):
             raise self.unlike("an object")
         value = self.value.get(key)
@@ -53,7 +53,7 @@ class Node:
         return [Node(value, f"{self.where}[{n}]") for n, value in enumerate(self.value)]
 
     def text(self) -> str:
-        """Return a string that can be the name of a label: printable, not too long, no spaces around it."""
+        """Return the value if it can name a label: a printable string, not too long, no spaces around it."""
         text = self.value
         if not isinstance(text, str) or not text.isprintable() or len(text) > MAX_TEXT:
             raise self.unlike("a name")
@@ -62,7 +62,7 @@ class Node:
         return text
 
     def path(self) -> str:
-        """Return a string that can be a path or a URL."""
+        """Return the value if it can be a path or a URL."""
         if not isinstance(self.value, str) or not self.value:
             raise self.unlike("the name of a file")
         return self.value
@@ -75,14 +75,14 @@ class Node:
         return float(value)
 
     def whole(self) -> int:
-        """Return a whole number from 0; 12.0 is one."""
+        """Return the value if it is a whole number of at least 0; 12.0 counts as one."""
         value = self.number()
         if value < 0 or value != math.floor(value):
-            raise self.unlike("a whole number from 0")
+            raise self.unlike("a whole number of at least 0")
         return int(value)
 
     def key(self) -> int | str:
-        """Return what identifies an entry: a whole number (12.0 is one) or a string."""
+        """Return the value if it can be an id: a whole number (12.0 counts as one) or a string."""
         if isinstance(self.value, float):
             return self.whole()
         if type(self.value) not in (int, str):
@@ -90,7 +90,7 @@ class Node:
         return self.value
 
     def numbers(self) -> np.ndarray:
-        """Return a list of numbers, or of points [x, y], as float64 of that shape."""
+        """Return a list of numbers as float64 [N], or a list of points [x, y] as float64 [N, 2]."""
         try:
             array = np.array(self.value, np.float64) if isinstance(self.value, list) else None
         except (ValueError, TypeError, OverflowError):
@@ -100,11 +100,12 @@ class Node:
         return array
 
     def unlike(self, expected: str) -> DataError:
+        """Return the error that the value is not what was `expected`."""
         return DataError(f"{self.where}: {self.value!r:.60}, expected {expected}")
 
 
 def read_json(path: Path, what: str) -> Node:
-    """Read a JSON file; `what` it should be ends the message if it cannot be read."""
+    """Read a JSON file; `what` says in error messages what the file should be."""
     text = read_text(path, what)
     try:
         return Node(json.loads(text), path)
@@ -113,7 +114,10 @@ def read_json(path: Path, what: str) -> Node:
 
 
 def read_xml(path: Path, what: str) -> Element:
-    """Read an XML file without a document type: entities, which unfold to any size, are refused."""
+    """Read an XML file; `what` says in error messages what it should be.
+
+    A document type is an error, because its entities could expand to any size.
+    """
     parser = package("defusedxml.ElementTree", "import", path)
     try:
         return parser.fromstring(path.read_bytes(), forbid_dtd=True)
@@ -124,12 +128,12 @@ def read_xml(path: Path, what: str) -> Element:
 
 
 def attributes(element: Element, where: str) -> Node:
-    """Return the attributes of an XML element; those that are numbers as numbers."""
+    """Return the attributes of an XML element, with numbers converted."""
     return Node({key: _number(text) for key, text in element.attrib.items()}, where)
 
 
 def numbers_of(node: Node, separators: str = ",") -> np.ndarray:
-    """Return the numbers in a string such as "1.5,2;3,4", float64 [N]."""
+    """Return the numbers in a string such as "1.5,2;3,4" as float64 [N]."""
     text = str(node.value)
     for separator in separators:
         text = text.replace(separator, " ")
@@ -167,16 +171,16 @@ class Images:
     def __init__(self, root: str | os.PathLike):
         self.root = Path(root)
         if not self.root.is_dir():
-            raise DataError(f"{root}: no such folder, expected the images (--images says where they are)")
+            raise DataError(f"{root}: no such folder, expected the images; name their folder with --images")
 
     def path(self, name: str, where: object) -> Path:
-        """Return the path of `name`, which need not exist.
+        """Return the path of the image called `name`; the file need not exist.
 
-        A name may have "\\" between its folders, another Unicode form than the file, or no suffix, as CVAT's
-        names of frames.
+        A name may use "\\" as separator or another Unicode form than the file. It may lack the suffix, like
+        CVAT's names of video frames.
 
         Raises:
-            DataError: it is absolute or leaves the folder.
+            DataError: the name is absolute or leads out of the folder; the message begins with `where`.
         """
         name = PureWindowsPath(name).as_posix()
         path = inside(self.root, self.root / inner_path(name, f"{where}: image file"))
@@ -184,25 +188,25 @@ class Images:
 
     @cached_property
     def _by_name(self) -> dict[str, Path | None]:
-        """The files by their names in NFC and by these without a suffix; None if two files share one."""
+        """Map names in NFC, with and without suffix, to files; to None if two files share a name."""
         found: dict[str, Path | None] = {}
         paths = {nfc(path.relative_to(self.root).as_posix()): path for path in self.files()}
         for name, path in paths.items():
             stem = os.path.splitext(name)[0]
-            # a.jpg.png is the mask of a.jpg rather than that image
+            # a.jpg.png is more likely a mask of a.jpg than the image "a.jpg".
             if _suffix(stem) not in IMAGE_SUFFIXES:
                 found[stem] = None if stem in found else path
         return found | paths
 
     def id(self, path: Path) -> str:
-        """Return the name of an image in the data set: its path in this folder without its suffix."""
+        """Return the id of an image in the data set: its path below this folder, without the suffix."""
         return path.relative_to(self.root).with_suffix("").as_posix()
 
     def files(self, without: Iterable[Path] = (), suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
-        """Return all files with one of `suffixes` below the folder, in their order.
+        """Return all files below the folder with one of `suffixes`, sorted.
 
-        Those below `without` are left out, hidden ones, and those of data sets in the folder format: what an
-        earlier import wrote here is not an input.
+        Hidden files and those below the folders `without` are left out. So are data sets in the folder
+        format: an earlier import may have written one here.
         """
         skipped = {folder.resolve() for folder in without}
         found: list[Path] = []
@@ -221,16 +225,17 @@ def _suffix(name: str) -> str:
 
 
 def left_out(paths: Sequence[Path], noun: str, why: str) -> list[str]:
-    """Return a note about files that are left out, with the first three names; none if there are none."""
+    """Return a list of one note about files that are left out, with the first three names; [] without
+    files."""
     names = shortened((path.name for path in paths), 3)
     return [f"left out: {plural(len(paths), noun)} {why} ({names})"] if paths else []
 
 
 def unique_names(nodes: Iterable[tuple[str, object]], what: str) -> Iterator[str]:
-    """Yield names, each given with its place.
+    """Yield the names of (name, place) pairs.
 
     Raises:
-        DataError: a name is there twice.
+        DataError: a name occurs twice; `what` says what has that name.
     """
     places: dict[str, object] = {}
     for name, where in nodes:

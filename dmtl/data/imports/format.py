@@ -1,4 +1,4 @@
-"""What a format is: a function that reads annotations, and the options that it follows."""
+"""Define what an import format is: a function that reads annotations, and the options that it uses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dmtl.text import plural
 
 @dataclass(frozen=True)
 class Options:
-    """What the files do not say. `dmtl data import --help` has the meaning of each."""
+    """What annotation files do not say. `dmtl data import --help` explains each option."""
 
     images: str | None = None
     masks: str | None = None
@@ -32,10 +32,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Context:
-    """What a reader is given next to the source and the options.
+    """What a reader needs besides the source and the options.
 
-    known     classes of the tasks that the target has already, by task
-    may_lack  images that may be missing
+    known     task -> its classes, for tasks that the target already has
+    may_lack  number of images that may be missing
     scratch   a folder for temporary files
     """
 
@@ -46,22 +46,25 @@ class Context:
 
 @dataclass(frozen=True)
 class Found:
-    """What a reader found: data sets by split ("" for a format without splits), and sentences about what was
-    left out and what has no label."""
+    """What a reader found.
+
+    splits  data sets by split; the only key is "" for a format without splits
+    notes   sentences for the user about what was left out and what has no label
+    """
 
     splits: dict[str, LabelledImages]
     notes: list[str]
 
 
 class Reader(Protocol):
-    """Reads all annotations at once; labels are drawn when the data sets are read."""
+    """A function that reads all annotations of a source; labels are drawn later, when samples are read."""
 
     def __call__(self, source: Path, options: Options, context: Context) -> Found: ...
 
 
 @dataclass(frozen=True)
 class Format:
-    """A reader, and the names of those `Options` that it follows; others are refused."""
+    """A reader, and the names of the `Options` that it uses; setting any other option is an error."""
 
     read: Reader
     follows: frozenset[str]
@@ -77,12 +80,16 @@ def annotated(
     *,
     complete: bool = False,
 ) -> Found:
-    """Return entries as data sets.
+    """Return entries as data sets, one for each split.
 
     Args:
-        listed: labels by task, in their order, as the format lists them; empty if it lists none.
-        notes: what was left out.
-        complete: labels are maps of values, without a background for lack of a shape.
+        source: file or folder of the annotations, for messages.
+        options: the user's choice of classes, background and so on.
+        context: what the target already has, and how many images may be missing.
+        entries: the annotated images.
+        listed: task -> its labels in the order in which the format lists them; empty if it lists none.
+        notes: sentences about what the reader left out; they come first in the result's notes.
+        complete: the labels are maps of values: every pixel has one, so there is no background class.
     """
     check_entries(source, entries, context.may_lack)
     tasks: dict[str, Task] = {}

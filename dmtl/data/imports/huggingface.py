@@ -1,9 +1,9 @@
 """Hugging Face `datasets` with columns of images: saved with `save_to_disk`, parquet files, or a Hub id.
 
-`map` names the column of each task, as {"semseg": "label", "cracks:binary": "mask"}; a name that
-`dmtl.tasks` does not know gets its kind after a colon. The images are in the column that "image" names
-(default: "image"). An empty cell of a task's column means that the image has no label of it. Labels may be
-pictures (class ids, 0 and 1, RGB normals, 16-bit grey times `scale`) or arrays of numbers.
+The option `map` names the column of each task, for example {"semseg": "label", "cracks:binary": "mask"}. A
+task that `dmtl.tasks` does not know needs its kind after a colon. The key "image" of `map` names the column
+of the images (default: "image"). An empty cell means that the image has no label of that task. Labels may be
+pictures (class ids, 0 and 1, RGB normals, or 16-bit grey times `scale`) or arrays of numbers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SUFFIXES = {
 
 
 def read_huggingface(source: Path, options: Options, context: Context) -> Found:
-    """Read columns of images and labels; ids are the split and the number of the row."""
+    """Read columns of images and labels; an id consists of the split and the number of the row."""
     columns = {name.partition(":")[0]: column for name, column in options.map.items()}
     if len(columns) < len(options.map):
         raise ConfigError(f"--map must name each task once, got {', '.join(options.map)}")
@@ -70,7 +70,7 @@ def read_huggingface(source: Path, options: Options, context: Context) -> Found:
 
 
 def _check_options(options: Options, tasks: Mapping[str, Task]) -> None:
-    """Refuse what would have no effect."""
+    """Raise ConfigError for options that would have no effect."""
     for name in options.scale:
         if name not in tasks:
             raise ConfigError(f"--scale: {unknown_name('task', name, tasks)}")
@@ -78,10 +78,13 @@ def _check_options(options: Options, tasks: Mapping[str, Task]) -> None:
             raise ConfigError(f"--scale must be a positive number for a task of numbers, got one for {name}")
     named = [name for name, task in tasks.items() if task.label_names]
     if options.ignore and not (named and all(value.isdecimal() for value in options.ignore)):
-        raise ConfigError(f"--ignore must be stored values of classes, got {', '.join(options.ignore)}")
+        raise ConfigError(f"--ignore must list pixel values of class maps, got {', '.join(options.ignore)}")
     classes = [name for name in named if hasattr(tasks[name], "classes")]
     if options.classes is not None and len(classes) != 1:
-        raise ConfigError(f"--classes must be those of one task, got them for {', '.join(classes) or 'none'}")
+        raise ConfigError(
+            "--classes can only be used if --map names exactly one task of classes, "
+            f"got {', '.join(classes) or 'none'}"
+        )
 
 
 def _is_number(task: Task) -> bool:
@@ -102,7 +105,7 @@ def _task(name: str, options: Options, context: Context) -> Task:
 
 
 def _open(source: Path, scratch: Path) -> dict[str, Any]:
-    """Return the tables of a data set by split; "" for a table without splits."""
+    """Return the tables of a data set by split; the only key is "" for a table without splits."""
     datasets = package("datasets", "datasets", source)
     try:
         if not source.exists():
@@ -125,7 +128,10 @@ def _open(source: Path, scratch: Path) -> dict[str, Any]:
 
 
 class _Rows(LabelledImages):
-    """The rows of a table. Pictures are read from a temporary file, so that every reader names one."""
+    """The rows of a table as a data set.
+
+    A picture is written to a temporary file and read from there, because all readers of pictures read files.
+    """
 
     def __init__(
         self,
@@ -143,7 +149,7 @@ class _Rows(LabelledImages):
 
         self.source, self.image, self.columns, self.scratch = source, image, dict(columns), scratch
         self.scale, self.ignored = dict(options.scale), [int(value) for value in options.ignore]
-        # other libraries write pictures as plain {"bytes", "path"}
+        # Other libraries store pictures as plain {"bytes": ..., "path": ...}.
         pictures = [
             name
             for name, kind in table.features.items()
@@ -194,7 +200,7 @@ class _Rows(LabelledImages):
         return sample
 
     def _label(self, cell: Any, task: Task, where: str) -> Tensor:
-        """Return the label of a cell, a picture or an array of numbers."""
+        """Return the label [K, H, W] in a cell, which holds a picture or an array of numbers."""
         if isinstance(cell, dict):
             file = self._file(cell, where)
             with _named(file, where):
@@ -212,12 +218,10 @@ class _Rows(LabelledImages):
         scale = self.scale.get(task.name)
         if scale is not None and stored.dtype.kind == "f":
             raise DataError(
-                f"{where}: numbers with a fraction, which --scale {task.name}={scale:g} does not scale"
+                f"{where}: floats, but --scale {task.name}={scale:g} is only for whole numbers; remove it"
             )
         if scale is None and not numbers and _is_number(task):
-            raise DataError(
-                f"{where}: whole numbers without a unit, expected --scale {task.name}=UNITS_PER_STEP"
-            )
+            raise DataError(f"{where}: whole numbers without a unit; set --scale {task.name}=UNITS_PER_STEP")
         numbers = numbers and scale is None
         return decode_label(stored, task, where, numbers=numbers, scale=scale)
 
@@ -226,7 +230,7 @@ class _Rows(LabelledImages):
         return f"{self.source}: {split}row {index}, column {column!r}"
 
     def _file(self, cell: Mapping[str, Any] | None, where: str) -> Path:
-        """Write the content of a picture's cell to a file, which lasts until the next call."""
+        """Write the picture in a cell to a temporary file, which the next call overwrites."""
         cell = cell or {}
         content = cell.get("bytes")
         if content is None and cell.get("path"):
@@ -244,7 +248,7 @@ class _Rows(LabelledImages):
 
 @contextmanager
 def _named(file: Path, where: str) -> Iterator[None]:
-    """Name the cell instead of the temporary file."""
+    """Replace the name of the temporary file in a DataError by that of the cell."""
     try:
         yield
     except DataError as error:

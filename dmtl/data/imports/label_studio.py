@@ -1,9 +1,9 @@
 """Label Studio: the JSON export (not JSON-MIN).
 
-https://labelstud.io/guide/export. A submitted annotation without regions says that the image holds nothing.
-A task without annotations, or whose annotations were all skipped, is not labelled. Predictions are not
-labels. The pixels of a region without a label mean nothing.
-Browsers show images by their orientation tags, and so are labels drawn.
+Format: https://labelstud.io/guide/export. A submitted annotation without regions means that the image
+contains no objects. An image without annotations, or whose annotations were all skipped, has no label.
+Predictions in the export are not used. The pixels of a region without a label are ignored. Browsers turn
+images by their orientation tags, so labels fit the turned images.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from dmtl.text import plural
 
 WHAT = "a JSON export of Label Studio"
 AREAS = ("polygon", "rectangle", "ellipse", "brush")
-"""Control tags whose regions cover pixels; with "labels" appended they name the region, too."""
+"""Control tags whose regions cover pixels. With "labels" appended (such as "polygonlabels") they also name
+the label of a region."""
 FLAT = ("keypoint", "vector", "relation", "choices", "textarea", "rating", "number", "taxonomy", "datetime")
-"""Other results, which cover no pixels."""
+"""Types of results that cover no pixels; they are left out."""
 
 
 @dataclass
@@ -41,18 +42,19 @@ class _Regions:
 
 
 def read_label_studio(source: Path, options: Options, context: Context) -> Found:
-    """Draw polygons, rectangles, ellipses and brush strokes in their order.
+    """Read polygons, rectangles, ellipses and brush strokes, drawn in the order of the file.
 
-    `map` gives each task of the data set the name of a control tag (`from_name`); without it all regions are
-    of one task. Of several annotations of an image the ground truth counts, else the last one. An annotation
-    that has regions, but none of a mapped tag, does not label that task, unless `empty` says so.
+    The option `map` assigns a control tag (`from_name`) to each task of the data set; without it, all regions
+    belong to one task. If an image has several annotations, the ground truth is used, or else the last one.
+    If an annotation has regions, but none of a task's tag, the image has no label of that task, unless the
+    option `empty` is set.
     """
     if options.empty and not options.map:
         raise ConfigError("--empty needs --map: an annotation without regions says that the image is empty")
     if options.map and options.task != Options.task:
-        raise ConfigError(f"--task {options.task} has no meaning with --map, which names the tasks")
+        raise ConfigError(f"--task {options.task} has no effect with --map, which names the tasks; remove it")
     if len(options.map) > 1 and options.classes is not None:
-        raise ConfigError("--classes must be of one task, got several with --map")
+        raise ConfigError("--classes can only be used with one task, --map names several")
     images = Images(source.parent if options.images is None else options.images)
     omitted: Counter[str] = Counter()
     tags: set[str] = set()
@@ -87,7 +89,7 @@ def _wanted(tag: str, map: Mapping[str, str]) -> bool:
 
 
 def _label(entry: Entry, regions: _Regions, where: str, options: Options) -> None:
-    """Add the label of each task to an entry."""
+    """Add the label of each task to the entry of an image."""
     for task in options.map or [options.task]:
         name = options.map.get(task)
         shapes = [(label, shape) for tag, label, shape in regions.found if name in (None, tag)]
@@ -96,7 +98,7 @@ def _label(entry: Entry, regions: _Regions, where: str, options: Options) -> Non
 
 
 def _image(data: Node, images: Images) -> Path:
-    """Return the file of a task's image: the longest end of its URL that exists below the folder."""
+    """Return the image file of a Label Studio task: the longest tail of its URL that exists in the folder."""
     if not isinstance(data.value, dict):
         raise data.unlike("an object")
     texts = {key: value for key, value in data.value.items() if isinstance(value, str)}
@@ -107,7 +109,7 @@ def _image(data: Node, images: Images) -> Path:
     ends = [url]
     if "://" in url or url.startswith("/"):
         try:
-            # "#" is part of a file's name: an image has no fragments
+            # URLs of images have no fragment, so "#" is part of the file's name.
             parts = urlsplit(url.replace("#", "%23"))
             local = parts.path.startswith("/data/local-files")
             name = parse_qs(parts.query)["d"][0] if local else unquote(parts.path)
@@ -120,7 +122,10 @@ def _image(data: Node, images: Images) -> Path:
 
 
 def _annotation(task: Node, omitted: Counter[str]) -> Node | None:
-    """Return the annotation of a task that counts; None if there is none."""
+    """Return the annotation to use for a Label Studio task; None if it has none.
+
+    Count others in `omitted`.
+    """
     submitted = []
     for annotation in task["annotations"].list():
         cancelled = annotation.get("was_cancelled")
@@ -136,7 +141,7 @@ def _annotation(task: Node, omitted: Counter[str]) -> Node | None:
 
 
 def _regions(results: Node, omitted: Counter[str]) -> _Regions:
-    """Return the regions of an annotation that have an area."""
+    """Return the regions of an annotation that have an area; count what is left out in `omitted`."""
     regions = _Regions()
     nodes = results.list()
     labelled = {_id(node) for node in nodes if node["type"].text().endswith("labels")}
@@ -147,7 +152,7 @@ def _regions(results: Node, omitted: Counter[str]) -> _Regions:
             omitted[f"{tool} results"] += 1
             continue
         if kind in AREAS and _id(node) in labelled:
-            continue  # the same region comes again, with its label
+            continue  # the export has this region a second time, with its label
         if tool not in (*AREAS, ""):
             raise DataError(
                 f"{node.where}: unknown result {kind!r:.60}, expected one of {', '.join((*AREAS, *FLAT))}"
@@ -168,7 +173,7 @@ def _regions(results: Node, omitted: Counter[str]) -> _Regions:
             omitted[shape] += 1
             continue
         if not labels:
-            omitted["regions without a label, whose pixels mean nothing"] += 1
+            omitted["regions without a label, whose pixels are ignored"] += 1
         tag = node.get("from_name")
         regions.size = size
         regions.found.append(("" if tag is None else tag.text(), labels[0] if labels else VOID, shape))
@@ -181,7 +186,7 @@ def _id(node: Node) -> str:
 
 
 def _shape(value: Node, tool: str, size: tuple[int, int]) -> Shape | str:
-    """Return a region, whose values are in percent, in pixels; what it is, if it has no area."""
+    """Convert a region from percent of the image to pixels; if it has no area, return its description."""
     height, width = size
     if "rle" in value.value:
         packed = value["rle"].numbers()
@@ -209,12 +214,13 @@ def _shape(value: Node, tool: str, size: tuple[int, int]) -> Shape | str:
 
 @dataclass(frozen=True)
 class _Brush:
-    """A brush mask of an image of `size`, unpacked only when it is painted: RGBA pixels in runs of bits, of
-    which alpha counts.
+    """A brush mask of an image of `size`, unpacked only when it is painted.
 
-    A number of values (32 bits), the bits of a value less 1 (5), four lengths of counts less 1 (4 each); then
-    blocks: a bit that says whether one value repeats, which of the lengths the count has (2), the count less
-    1, and the value or values.
+    It consists of RGBA pixels, of which only alpha is used, as a stream of bits::
+
+        header   number of values (32 bits), bits of a value - 1 (5), four bit lengths - 1 (4 each)
+        blocks   1 if one value repeats, else 0 (1 bit); which of the four bit lengths the count has (2 bits);
+                 the count - 1 (of that length); the value, or `count` values
     """
 
     packed: bytes

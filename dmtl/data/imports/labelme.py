@@ -1,7 +1,8 @@
 """LabelMe: a JSON file next to each image.
 
-https://github.com/wkentaro/labelme. An image without a file is not labelled; a file without shapes says
-that the image holds nothing. LabelMe shows images by their orientation tags, and so are labels drawn.
+Format: https://github.com/wkentaro/labelme. An image without a JSON file has no label; a file without shapes
+means that the image contains no objects. LabelMe turns images by their orientation tags, so labels fit the
+turned images.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ from dmtl.errors import DataError, one_line
 from dmtl.text import plural
 
 FLAT = ("point", "points", "line", "linestrip")  # shapes without an area
-IGNORED = "__ignore__"  # LabelMe's own exporters give this label no class
+IGNORED = "__ignore__"  # in LabelMe's own exporters this label is not a class: its pixels are ignored
 _POINTS = {"rectangle": (2, 4), "circle": (2,), "mask": (2,), "oriented_rectangle": (4,)}
 
 
 def read_labelme(source: Path, options: Options, context: Context) -> Found:
-    """Draw polygons, rectangles, circles and masks in the order of each file; leave out points and lines."""
+    """Read polygons, rectangles, circles and masks, drawn in the order of each file; leave out points and
+    lines."""
     here = Images(source)
     images = here if options.images is None else Images(options.images)
     entries = {path: Entry(images.id(path), path, str(path)) for path in images.files()}
@@ -55,13 +57,16 @@ def read_labelme(source: Path, options: Options, context: Context) -> Found:
 
 
 def _image_path(node: Node, file: Path, here: Images, images: Images) -> Path:
-    """Return where the image of a file is: named from the file's folder, or by its name below `images`."""
+    """Return the path of a file's image: relative to the file's folder, or else its name below `images`."""
     name = PureWindowsPath(node.path()).as_posix()
     if images is here and not PureWindowsPath(name).is_absolute() and not PurePosixPath(name).is_absolute():
         beside = os.path.normpath((file.parent / name).relative_to(here.root))
         return here.path(PurePosixPath(beside).as_posix(), file)
     if images is here:
-        raise DataError(f"{node.where}: {name!r:.200}, expected a path from this file, or --images FOLDER")
+        raise DataError(
+            f"{node.where}: {name!r:.200}, expected a path relative to this file; otherwise name the images' "
+            "folder with --images"
+        )
     short = PurePosixPath(name).name
     below = (file.parent.relative_to(here.root) / short).as_posix()
     found = images.path(below, file)
@@ -69,7 +74,7 @@ def _image_path(node: Node, file: Path, here: Images, images: Images) -> Path:
 
 
 def _shape(node: Node, flat: Counter[str]) -> tuple[str, Shape] | None:
-    """Return the label and shape of an entry; None, counted in `flat`, if it has no area."""
+    """Return the label and shape of an entry; if it has no area, count it in `flat` and return None."""
     kind = node.get("shape_type")
     name = "polygon" if kind is None else kind.text()
     label = node["label"].text()
@@ -106,7 +111,8 @@ def _shape(node: Node, flat: Counter[str]) -> tuple[str, Shape] | None:
 
 @dataclass(frozen=True)
 class _Mask:
-    """A PNG file in base64 whose corners are `points`, decoded only when it is painted."""
+    """A mask as a PNG file in base64 between two corners `points`, [2, 2]; decoded only when it is
+    painted."""
 
     text: str
     points: np.ndarray

@@ -1,4 +1,4 @@
-"""Labels by name, and the class ids that they get."""
+"""Assign class ids to the labels of an annotation tool."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from dmtl.text import shortened
 IGNORE = 255
 MOST_CLASSES = 255
 VOID = ""
-"""The label of pixels that mean nothing."""
+"""The label of pixels that are ignored."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which labels become classes, as a person asked for.
+    """Which labels become classes, as the user chose.
 
     classes     only these, in this order; None: all labels
-    background  class of the pixels that no shape covers; None: they mean nothing
-    ignore      labels whose pixels mean nothing
-    known       classes that the target has already
+    background  class of the pixels that no shape covers; None: they are ignored
+    ignore      labels whose pixels are ignored
+    known       classes that the target already has; None: it has no split yet
     """
 
     classes: Sequence[str] | None = None
@@ -35,8 +35,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Legend:
-    """The class ids of a task. `ids` has every label: its id, `IGNORE`, or None if it is left out; `rest` is
-    the id of pixels that no shape covers."""
+    """The class ids of a task.
+
+    ids   label -> class id, `IGNORE`, or None if the label is left out
+    rest  id of the pixels that no shape covers
+    """
 
     ids: Mapping[str, int | None]
     rest: int = IGNORE
@@ -45,18 +48,22 @@ class Legend:
 def class_task(
     source: Path, name: str, listed: Sequence[str], used: Counter[str], choice: Choice
 ) -> tuple[Task, Legend, list[str]]:
-    """Give the labels of a task their class ids.
+    """Assign class ids to the labels of a task.
 
     Args:
-        listed: the labels as the format lists them; empty if it does not, and then they are sorted.
+        source: file or folder of the annotations, for messages.
+        name: name of the task.
+        listed: the labels in the order in which the format lists them; empty if it lists none: labels are
+            then sorted by name.
         used: how often each label occurs.
+        choice: which labels become classes.
 
     Returns:
         The task, its legend, and sentences about what is left out.
 
     Raises:
         ConfigError: the choice names a label that does not exist.
-        DataError: the labels do not suit the target, or are too few or too many.
+        DataError: a label is not a class of the target, or there are too few or too many classes.
     """
     labels = list(dict.fromkeys([*listed, *sorted(used)]))
     _check_choice(labels, choice, closed=bool(listed))
@@ -89,16 +96,17 @@ def class_task(
 
 
 def _alike(labels: Sequence[str]) -> list[str]:
-    """Return a note about labels that differ in case alone, which somebody may have typed."""
+    """Return a note about labels that differ only in case, which may be typing errors; [] if there are
+    none."""
     forms: dict[str, list[str]] = {}
     for label in dict.fromkeys(labels):
         forms.setdefault(label.casefold(), []).append(label)
     alike = [label for found in forms.values() if len(found) > 1 for label in found]
-    return [f"labels that differ in case alone are different: {', '.join(alike)}"] if alike else []
+    return [f"labels that differ only in case are different classes: {', '.join(alike)}"] if alike else []
 
 
 def _check_choice(labels: Sequence[str], choice: Choice, *, closed: bool) -> None:
-    """Check the labels that are named; `closed`: only `labels` can occur."""
+    """Check that the labels in `choice` exist; `closed`: the format lists all `labels`."""
     for name in choice.ignore:
         if name not in labels:
             raise ConfigError(f"--ignore: no label is called {name!r}{did_you_mean(name, labels)}")
@@ -110,7 +118,7 @@ def _check_choice(labels: Sequence[str], choice: Choice, *, closed: bool) -> Non
 
 
 def _classes(labels: Sequence[str], choice: Choice) -> list[str]:
-    """Return the classes in their order: those asked for, those of the target, or all labels."""
+    """Return the classes in order: those chosen, or else those of the target, or else all labels."""
     if choice.classes is not None:
         classes = list(choice.classes)
     elif choice.known is not None:

@@ -1,8 +1,8 @@
-"""Shapes as annotation tools draw them, painted into a map of class ids.
+"""Paint the shapes of annotation tools into a map of class ids.
 
-One rule for all of them: a pixel belongs to a shape if its centre is inside. Coordinates count pixels from
-the top left corner of the image, so the first pixel's centre is (0.5, 0.5). Polygons are filled by
-pycocotools, as COCO's own masks are. Parts outside the image are cut off.
+The same rule holds for all shapes: a pixel belongs to a shape if its centre is inside. Coordinates are in
+pixels from the top left corner of the image, so the first pixel's centre is (0.5, 0.5). Polygons are filled
+by pycocotools, like COCO's own masks. Parts outside the image are cut off.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_OUTLINE = 2_000_000  # pixels; pycocotools allocates about 100 bytes for eac
 
 class Shape(Protocol):
     def paint(self, ids: np.ndarray, value: int) -> None:
-        """Set the pixels of the shape in `ids`, uint8 [H, W].
+        """Set the pixels of the shape to `value` in `ids`, uint8 [H, W].
 
         Raises:
             ValueError: the shape does not fit an image of this size; the message says why.
@@ -30,7 +30,7 @@ class Shape(Protocol):
 
 @dataclass(frozen=True)
 class Polygon:
-    """The union of outlines, each float64 [N, 2] with N at least 3."""
+    """The union of one or more polygons, each float64 [N, 2] of points (x, y) with N at least 3."""
 
     outlines: tuple[np.ndarray, ...]
 
@@ -49,7 +49,7 @@ class Polygon:
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle along the axes, with opposite corners (x0, y0) and (x1, y1)."""
+    """An upright rectangle with opposite corners (x0, y0) and (x1, y1), in any order."""
 
     x0: float
     y0: float
@@ -65,7 +65,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Ellipse:
-    """An ellipse about (x, y), turned clockwise by `degrees`."""
+    """An ellipse with its centre at (x, y), turned clockwise by `degrees`."""
 
     x: float
     y: float
@@ -89,7 +89,7 @@ class Ellipse:
 
 @dataclass(frozen=True)
 class Bitmap:
-    """A mask, bool [h, w], whose first pixel is (left, top) of the image."""
+    """A mask, bool [h, w], whose first pixel is at (left, top) in the image."""
 
     mask: np.ndarray
     left: int = 0
@@ -106,9 +106,12 @@ class Bitmap:
 
 @dataclass(frozen=True)
 class Runs:
-    """Lengths of runs of zeros and ones in turn, of a mask of `size` (height, width) at (left, top).
+    """A run-length encoded mask.
 
-    by_column: the runs go down the columns, as COCO's do; otherwise along the rows.
+    lengths    lengths of alternate runs of zeros and ones, or COCO's compressed string of them
+    size       (height, width) of the mask
+    left, top  position of its first pixel in the image
+    by_column  the runs go down the columns, as in COCO; otherwise along the rows
     """
 
     lengths: np.ndarray | str
@@ -135,19 +138,20 @@ class Runs:
 
 
 def coco_lengths(text: str) -> np.ndarray:
-    """Return the lengths in COCO's compressed string: five bits a character, differences from the third on.
+    """Return the run lengths in COCO's compressed string.
 
-    pycocotools trusts such a string and may read beyond its end.
+    A character holds five bits of a number. From the fourth number on, the string stores the difference from
+    the length two places before. pycocotools does not check such a string and may read beyond its end.
 
     Raises:
-        ValueError: a character means nothing, or the string ends within a number.
+        ValueError: the string has an invalid character or ends within a number.
     """
     lengths: list[int] = []
     value = shift = 0
     for character in text:
         code = ord(character) - 48
         if not 0 <= code < 64 or shift > 40:
-            raise ValueError(f"{character!r} among its compressed runs")
+            raise ValueError(f"invalid character {character!r} in its compressed runs")
         value |= (code & 31) << shift
         shift += 5
         if not code & 32:
@@ -162,7 +166,8 @@ def coco_lengths(text: str) -> np.ndarray:
 def turned_box(
     x: float, y: float, width: float, height: float, degrees: float, about: Sequence[float]
 ) -> Box | Polygon:
-    """Return the shape of a box with the corner (x, y), turned clockwise about a point."""
+    """Return a box with the top left corner (x, y), turned clockwise by `degrees` around the point
+    `about`."""
     if not degrees:
         return Box(x, y, x + width, y + height)
     corners = np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]], np.float64)
@@ -171,7 +176,10 @@ def turned_box(
 
 
 def _check_near(points: np.ndarray, size: tuple[int, ...]) -> None:
-    """Raise unless points are at most one image away from the image: others are of another image."""
+    """Raise ValueError for points that are farther from the image than its own size.
+
+    Such points are likely those of another image.
+    """
     limit = np.array([size[1], size[0]])
     far = (points < -limit) | (points > 2 * limit)
     if far.any():
@@ -182,7 +190,7 @@ def _check_near(points: np.ndarray, size: tuple[int, ...]) -> None:
 def _window(
     ids: np.ndarray, x0: float, y0: float, x1: float, y1: float
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Return the part of `ids` that holds a range of coordinates, and its (left, top)."""
+    """Return the part of `ids` that covers a range of coordinates, and its (left, top)."""
     left, top = max(0, math.floor(x0)), max(0, math.floor(y0))
     return ids[top : max(0, math.ceil(y1) + 1), left : max(0, math.ceil(x1) + 1)], (left, top)
 

@@ -1,14 +1,14 @@
-"""PASCAL VOC and what follows its layout, such as CVAT's "Segmentation mask 1.1".
+"""PASCAL VOC and other data in its layout, such as CVAT's "Segmentation mask 1.1".
 
     ROOT/JPEGImages/ID.jpg                     or --images FOLDER
     ROOT/SegmentationClass/ID.png              colours, palette or grey; or --masks FOLDER
     ROOT/ImageSets/Segmentation/train.txt      one id per line; without lists all images are one split
     ROOT/labelmap.txt                          label:red,green,blue:parts:actions in a line
 
-With labelmap.txt masks are read by their colours; grey masks by their values, unless all colours of the list
-are grey. Without it masks are read by their values, which are those of PASCAL VOC, or 0, 1, ... of --classes,
-and RGB masks by the colours of PASCAL VOC. An image without a mask is not labelled. The colour
-(224, 224, 192) and the value 255 mean nothing.
+With labelmap.txt, masks are read by their colours. Grey masks are read by their values, unless all colours of
+the list are grey. Without labelmap.txt, masks are read by their values: the ids of PASCAL VOC, or 0, 1, ...
+in the order of --classes. RGB masks are then read by the colours of PASCAL VOC. An image without a mask has
+no label. Pixels of the colour (224, 224, 192) or the value 255 are ignored.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Colour = tuple[int, int, int]
 
 
 def read_voc(source: Path, options: Options, context: Context) -> Found:
-    """Read masks whose colours or values stand for labels."""
+    """Read masks whose colours or values mean labels."""
     root = Images(source).root
     images = Images(options.images or root / "JPEGImages")
     masks = Images(options.masks or root / "SegmentationClass")
@@ -74,9 +74,12 @@ def read_voc(source: Path, options: Options, context: Context) -> Found:
 
 @dataclass(frozen=True)
 class _Colours(ValueMap):
-    """Values, or the colours of labels; `listed`: labelmap.txt lists them.
+    """A mask that is read by its values or by the colours of labels.
 
-    The kind of a file decides which of the two is read, never the pixels that it happens to have.
+    The type of the file decides which of the two is read, never the pixels in it.
+
+    colours  colour -> label
+    listed   the colours are those of labelmap.txt
     """
 
     colours: Mapping[Colour, str]
@@ -96,17 +99,17 @@ class _Colours(ValueMap):
         try:
             by_colour = self._of_colours(rgb)
         except DataError:
-            # colours that only are to be looked at
+            # the palette's colours are only for display
             return codes.values
         if (by_colour != codes.values).any():
             raise DataError(
-                f"{self.path}: its palette has the colours of other labels than its values, expected a "
-                "labelmap.txt that gives the colours, or a grey mask of values"
+                f"{self.path}: its palette gives values the colours of other labels, expected a labelmap.txt "
+                "with the colours, or a grey mask of values"
             )
         return codes.values
 
     def _of_colours(self, rgb: np.ndarray) -> np.ndarray:
-        """Return the values of labels by their colours, uint8 [H, W, 3]."""
+        """Convert the colours of labels, uint8 [H, W, 3], to the values of these labels, [H, W]."""
         coded = rgb.astype(np.int64) @ np.array([65536, 256, 1])
         found, places = np.unique(coded, return_inverse=True)
         colours: list[Colour] = [(c >> 16, c >> 8 & 255, c & 255) for c in found.tolist()]
@@ -118,7 +121,10 @@ class _Colours(ValueMap):
 
 
 def _lists(root: Path) -> dict[str, list[str]]:
-    """Return the ids of each split. "trainval", which repeats others, is none; alone it lists all images."""
+    """Return the ids of each split.
+
+    "trainval" is not a split of its own, because it repeats others; if it is the only list, it is all images.
+    """
     files = sorted((root / "ImageSets" / "Segmentation").glob("*.txt"))
     if [path.stem for path in files] == ["trainval"]:
         return {"": read_ids(files[0])}
@@ -126,7 +132,7 @@ def _lists(root: Path) -> dict[str, list[str]]:
 
 
 def _label_colours(file: Path) -> dict[Colour, str]:
-    """Return the labels of labelmap.txt by colour."""
+    """Return the labels in labelmap.txt by their colour."""
     found: dict[Colour, str] = {}
     places: list[tuple[str, object]] = []
     for number, line in enumerate(read_text(file, "lines such as 'car:128,0,0::'").splitlines(), 1):
@@ -151,7 +157,7 @@ def _label_colours(file: Path) -> dict[Colour, str]:
 
 
 def _colour_map(count: int) -> list[Colour]:
-    """Return the colours that PASCAL VOC gives the values 0, 1, ...: their bits spread over the channels."""
+    """Return PASCAL VOC's colours of the values 0 .. count-1: a value's bits, spread over the channels."""
     colours: list[Colour] = []
     for value in range(count):
         channels = [0, 0, 0]

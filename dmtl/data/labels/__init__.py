@@ -1,1 +1,1 @@
-"""Which image has a label for which task: the matrix of labels and the published splits."""
+"""Which images have labels of which tasks: the label matrix and the published tables."""

@@ -1,8 +1,8 @@
 """Which labels of which images may be used: a 0/1 table of images and tasks, addressed by name.
 
-The two settings of the paper, *one label* (each image has exactly one task's label) and *random labels*, are
-drawn from a hash of (seed, id, task), not from a random generator: an image gets the same label on every
-machine, with every library version and in any order of ids.
+The paper has two settings: *one label* (each image has the label of exactly one task) and *random labels*.
+Both are drawn from a hash of (seed, id, task), not from a random generator. So an image gets the same labels
+on every machine, with every library version and in any order of ids.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class LabelMatrix:
     def __post_init__(self) -> None:
         object.__setattr__(self, "ids", [str(i) for i in self.ids])
         object.__setattr__(self, "tasks", [str(t) for t in self.tasks])
-        object.__setattr__(self, "matrix", np.array(self.matrix, dtype=bool))  # our copy
+        object.__setattr__(self, "matrix", np.array(self.matrix, dtype=bool))  # a copy
         if self.matrix.shape != (len(self.ids), len(self.tasks)):
             expected = (len(self.ids), len(self.tasks))
             raise ValueError(f"LabelMatrix: matrix must be {expected}, got {self.matrix.shape}")
@@ -64,7 +64,7 @@ class LabelMatrix:
 
     @classmethod
     def full(cls, ids: Sequence[str], tasks: Sequence[str]) -> LabelMatrix:
-        """Make a table in which every image has every label."""
+        """Return a table in which every image has every label."""
         return cls(list(ids), list(tasks), np.ones((len(ids), len(tasks)), bool))
 
     @classmethod
@@ -73,15 +73,15 @@ class LabelMatrix:
     ) -> LabelMatrix:
         """Give each image the label of exactly one task, with tasks as balanced as possible.
 
-        With every label available the counts differ by at most one. With `available`, only existing labels
-        are chosen and the counts are as even as these allow; an image without any label gets none.
+        If every label is available, the counts differ by at most one. With `available`, only existing labels
+        are chosen and the counts are as even as these allow. An image without any label gets none.
         """
         _check_tasks("one_label", tasks)
         ids, asked, tasks = list(ids), list(tasks), sorted(tasks)
         allowed = _allowed(ids, tasks, available)
         order = sorted(range(len(ids)), key=lambda i: _draw(seed, ids[i]))
         choice, count = np.full(len(ids), -1), [0] * len(tasks)
-        ties = [_draw(seed, "task", task) for task in tasks]  # a seed decides who gets the remainder
+        ties = [_draw(seed, "task", task) for task in tasks]  # the seed decides which tasks get the remainder
         for i in order:
             options = np.flatnonzero(allowed[i])
             if len(options):
@@ -100,11 +100,11 @@ class LabelMatrix:
         p: float | Mapping[str, float] = 0.5,
         available: LabelMatrix | None = None,
     ) -> LabelMatrix:
-        """Keep each label with probability `p` (one number, or one per task), at least one per image."""
+        """Keep each label with probability `p` (one number, or one per task), but at least one per image."""
         _check_tasks("random_labels", tasks)
         ids, tasks = list(ids), list(tasks)
         if isinstance(p, Mapping) and set(p) != set(tasks):
-            raise ValueError(f"random_labels: p must name the tasks {sorted(tasks)}, got {sorted(p)}")
+            raise ValueError(f"random_labels: p must have exactly the tasks {sorted(tasks)}, got {sorted(p)}")
         p_T = np.array([p[t] if isinstance(p, Mapping) else p for t in tasks], dtype=float)
         if not ((p_T >= 0) & (p_T <= 1)).all() or not p_T.any():
             raise ValueError(f"random_labels: p must be in [0, 1] and not all 0, got {p}")
@@ -119,7 +119,11 @@ class LabelMatrix:
 
     @classmethod
     def read_csv(cls, path: str | os.PathLike) -> LabelMatrix:
-        """Read a table: header `id,<task>,<task>,...`, rows of 0 and 1. DataError names file and line."""
+        """Read a CSV table with the header `id,<task>,<task>,...` and rows of 0 and 1.
+
+        Raises:
+            DataError: the file cannot be read, or a line is wrong; the message names file and line.
+        """
         path = Path(path)
         try:
             return _parse(
@@ -129,7 +133,7 @@ class LabelMatrix:
             raise DataError(f"{path}: not a readable table ({error}), expected CSV text") from error
 
     def write_csv(self, path: str | os.PathLike) -> None:
-        """Write the table that `read_csv` reads, atomically."""
+        """Write the table in the format that `read_csv` reads, atomically."""
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(["id", *self.tasks])
@@ -156,7 +160,11 @@ class LabelMatrix:
         return self.matrix[:, self.tasks.index(task)]
 
     def subset(self, ids: Sequence[str] | None = None, tasks: Sequence[str] | None = None) -> LabelMatrix:
-        """Return the table of these images and tasks, in this order. Raises DataError for a missing name."""
+        """Return the table of these images and tasks (None: all), in this order.
+
+        Raises:
+            DataError: the table lacks an image or a task.
+        """
         ids = self.ids if ids is None else list(ids)
         tasks = self.tasks if tasks is None else list(tasks)
         missing = [i for i in ids if nfc(i) not in self._row]
@@ -171,7 +179,8 @@ class LabelMatrix:
         return LabelMatrix(ids, tasks, matrix, self.name)
 
     def of_sources(self, names: Iterable[str]) -> dict[str, LabelMatrix]:
-        """Return the table of each source's images, of data sets joined (`dmtl.data.sources`)."""
+        """Return one table per source, by its name, for a data set that joins several
+        (`dmtl.data.sources`)."""
         return {name: self.subset([id for id in self.ids if id.startswith(f"{name}/")]) for name in names}
 
     def intersect(self, other: LabelMatrix) -> LabelMatrix:
@@ -184,12 +193,15 @@ class LabelMatrix:
         return counted.T @ counted
 
     def agrees(self, other: LabelMatrix) -> bool:
-        """Whether both show the same labels of their common tasks, for the same images in order."""
+        """Return whether both tables have the same ids in order and the same labels of their common tasks."""
         shared = [task for task in self.tasks if task in other.tasks]
         return self.ids == other.ids and self.subset(tasks=shared) == other.subset(tasks=shared)
 
     def statistics(self) -> dict:
-        """Return JSON-able counts: images, labels, labels per task, and images with 0, 1, 2... labels."""
+        """Return counts that can be written as JSON: images, labels, labels per task, images with 0, 1, 2...
+
+        labels.
+        """
         per_image = np.bincount(self.matrix.sum(1), minlength=1) if len(self.ids) else np.zeros(1, int)
         return {
             "images": len(self.ids),

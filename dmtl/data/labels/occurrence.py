@@ -1,4 +1,4 @@
-"""What occurs in labels: whether they are useful for training, and which classes are absent."""
+"""Count what occurs in labels: whether they are useful for training, and which classes are absent."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ SHOWN = 5  # names in a message
 
 @dataclass
 class Occurrence:
-    """What was seen in labels of one task.
+    """Counts over the labels of one task.
 
     Attributes:
-        labels: how many were examined.
-        useful: of these, how many have a known pixel.
-        ignored: of these, how many have a pixel with the value `ignore`.
-        doubtful: of these, masks of two classes that hold only one class and `ignore`.
-        unscaled: of these, files of floats although the task has a `scale`.
-        classes: ids that occur.
+        task: the task.
+        labels: number of labels examined.
+        useful: number of labels with a known pixel.
+        ignored: number of labels with a pixel of the value `ignore`.
+        doubtful: number of labels of a two-class task that hold only one class and `ignore`.
+        unscaled: number of labels stored as floats although the task has a `scale`.
+        classes: class ids that occur.
     """
 
     task: Task
@@ -61,17 +62,17 @@ class Occurrence:
 
     @property
     def absent(self) -> list[int]:
-        """Ids of the classes that do not occur."""
+        """Return the ids of the classes that do not occur."""
         return [id for id in range(len(self.task.label_names)) if id not in self.classes]
 
     @property
     def is_empty(self) -> bool:
-        """Whether no pixel is known, or none of a binary task is positive."""
+        """Return whether no pixel is known or, for a binary task, none is positive."""
         required = self.task.required_label
         return not self.useful or (required is not None and required not in self.classes)
 
     def fault(self) -> str | None:
-        """Say why these labels are useless for training; None if they are useful."""
+        """Return why these labels are useless for training; None if they are useful."""
         if not self.labels:
             return "no readable label at all, expected at least one"
         if not self.useful:
@@ -89,25 +90,25 @@ class Occurrence:
         return f"{text}, while {self.task.ignore:g} (ignored) does: {self._remedy()}"
 
     def notes(self) -> list[str]:
-        """Say what may be a mistake in labels that teach something."""
+        """Return sentences about possible mistakes in labels that are useful for training."""
         found = []
         if absent := self.absent:
             word, occur = ("classes", "occur") if len(absent) > 1 else ("class", "occurs")
             found.append(f"{word} {self._named(absent)} {occur} in none of its {self.labels} labels")
         elif self.doubtful:
             found.append(
-                f"{self.doubtful} of its {self.labels} labels hold one class and {self.task.ignore:g} "
-                f"(ignored) alone: {self._remedy()}"
+                f"{self.doubtful} of its {self.labels} labels hold only one class and {self.task.ignore:g} "
+                f"(ignored): {self._remedy()}"
             )
         if self.unscaled:
             found.append(
-                f"{self.unscaled} of its {self.labels} labels are files of floats, which are read in their "
-                "unit: `scale` is for whole numbers"
+                f"{self.unscaled} of its {self.labels} labels are files of floats, which are read without "
+                "`scale`: it only applies to whole numbers"
             )
         return found
 
     def _remedy(self) -> str:
-        """What to write if the value of `ignore` was meant to be a class."""
+        """Return what to write in dataset.yaml if the value of `ignore` was meant to be a class."""
         ids = sorted(self.classes)
         other = next((id for id in ids if id), 0) if len(ids) > 1 else int(ids == [0])
         value, name = f"{self.task.ignore:g}", self.task.label_names[other]
@@ -120,6 +121,8 @@ class Occurrence:
 
 
 def is_unscaled(stored: np.ndarray, definition: Mapping[str, Any]) -> bool:
-    """Whether a file holds floats, to which the `scale` of its task (`LabelledImages.definition`) does not
-    apply."""
+    """Return whether a file holds floats although its task has a `scale`, which then does not apply.
+
+    `definition` is that of the task (`LabelledImages.definition`).
+    """
     return "scale" in definition and stored.dtype.kind == "f"

@@ -1,12 +1,13 @@
-"""Read tables of visible labels, published or our CSV, recognised by content, not by file name.
+"""Read tables of visible labels: published files, or our CSV. The content decides the format, not the file
+name.
 
     torch.save({"labels_weights": tensor [N, T]})   no names: a row is an image, a column a task
     torch.save({id: [0 or 1, ...]})                 no names of tasks
     np.save of an object {task: [id, ...]}
     CSV                                             id,<task>,<task>,... (`LabelMatrix.read_csv`)
 
-torch's current (zip) and former format are read. Unpickling calls only the functions in `_ALLOWED` and what
-`torch.load(weights_only=True)` allows, so no file can run code.
+torch's current format (zip) and the former one are read. Unpickling can only call the functions in `_ALLOWED`
+and those that `torch.load(weights_only=True)` allows, so no file can run code.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.errors import DataError
 
 TENSOR_COLUMNS = {2: ("semseg", "depth"), 3: ("semseg", "depth", "normals")}
-"""Columns of a tensor: Cityscapes' two and NYUD-v2's three tasks."""
+"""Number of columns of a published tensor -> their tasks: Cityscapes has two and NYUD-v2 three."""
 LIST_COLUMNS = {5: ("semseg", "human_parts", "sal", "normals", "edge")}
-"""Entries of an image's list: PASCAL-Context's five tasks."""
+"""Number of entries in the published list of an image -> their tasks: PASCAL-Context has five."""
 MAX_BYTES = 16 << 20
 MAX_TASKS = 64
 MAX_ENTRIES = 4_000_000
@@ -44,7 +45,7 @@ _FORMER = (
 
 
 class _NotATable(ValueError):
-    """The file is not a table. The message says in one line what it is."""
+    """The file is not a table. The message says what it is instead."""
 
 
 def read_split_table(
@@ -53,13 +54,14 @@ def read_split_table(
     """Read a table in one of the formats above; rows are sorted by id if the file has no order.
 
     Args:
-        tasks: names of the columns if the file has none; default: those of the published files. Otherwise,
-            the columns to read.
-        ids: names of the rows if the file has none; default: "train/0", "train/1"... Otherwise, the rows to
-            read.
+        path: the file.
+        tasks: if the file does not name its columns: their names; None: those of the published files. If it
+            does: the columns to read; None: all.
+        ids: if the file does not name its rows: their names; None: "train/0", "train/1"... If it does: the
+            rows to read; None: all.
 
     Raises:
-        DataError: names the file and what is wrong with it.
+        DataError: the file is not such a table; the message names it and says what is wrong.
     """
     path = Path(path)
     tasks = None if tasks is None else [str(task) for task in tasks]
@@ -81,7 +83,8 @@ def read_split_table(
 
 
 def _start(path: Path) -> bytes:
-    """Read a file with a known beginning, up to one byte more than allowed; else only its beginning."""
+    """Read a file, up to one byte more than allowed; if its beginning is that of no known format, only
+    that."""
     try:
         with open(path, "rb") as file:
             data = file.read(32)
@@ -109,7 +112,7 @@ def _not_allowed(name: str) -> str:
 def _zip(data: bytes) -> Any:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         if sum(member.file_size for member in archive.infolist()) > MAX_BYTES:
-            raise _NotATable("a zip file that grows")
+            raise _NotATable("a zip file that is larger when unpacked")
     return _torch(data)
 
 
@@ -130,7 +133,7 @@ def _npy(data: bytes) -> Any:
     start = file.tell()
     for operation, argument, _ in pickletools.genops(file):  # also rejects lengths beyond the end of file
         if "PUT" in operation.name and argument is not None and argument > len(data):
-            raise _NotATable("damaged")  # pickle would allocate as many objects
+            raise _NotATable("damaged")  # pickle would allocate as many objects as it claims
     file.seek(start)
     array = _Unpickler(file).load()
     if type(array) is not _Array or array.shape != () or len(array.items) != 1:
@@ -147,7 +150,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _DType:
-    """NumPy's type of an object, a text or a number, as described in a pickle."""
+    """The dtype of objects, text or numbers, as a pickle describes it."""
 
     def __init__(self, code: str, *flags: bool):
         if not re.fullmatch(r"[OUbiuf]\d{1,5}", code):
@@ -161,7 +164,7 @@ class _DType:
 
 
 class _Array:
-    """NumPy's array of objects, as described in a pickle: allocates only what the file contains."""
+    """An array of objects, as a pickle describes it; it allocates only what the file contains."""
 
     def __init__(self, *arguments: Any):
         self.shape: tuple[int, ...] = (0,)
@@ -197,7 +200,7 @@ _READERS = {_ZIP: _zip, _FORMER: _torch, _NPY: _npy}
 
 def _table(path: Path, value: Any, tasks: list[str] | None, ids: list[str] | None) -> LabelMatrix:
     if type(value) is not dict or not value:
-        raise _NotATable(f"holds {type(value).__name__} without entries by name")
+        raise _NotATable(f"holds {type(value).__name__}, not entries by name")
     tensor = value.get("labels_weights")
     if type(tensor) is Tensor and len(value) == 1:
         if tensor.numel() > MAX_ENTRIES:  # a view can repeat its elements

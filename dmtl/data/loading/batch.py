@@ -17,21 +17,23 @@ from dmtl.tasks import Task
 
 @dataclass
 class Batch:
-    """B samples of one size: those of a whole step, or one process's share.
+    """B samples padded to one size: the samples of a whole step, or one process's share of them.
 
     ids         names of the images
-    index       int64 [B], their places in the data set (the `sample` of counter-based noise)
+    index       int64 [B], indices of the samples in the data set (the `sample` of counter-based noise)
     image       float32 [B, 3, H, W], ImageNet-normalised
-    labels      task -> [B, K, H, W]; all `ignore` where a sample has no label of the task
-    present     task -> bool [B], always on the CPU, so that selecting rows never waits for a device
+    labels      task -> [B, K, H, W]; all `ignore` if a sample has no label of the task
+    present     task -> bool [B]: whether a sample has a label. Always on the CPU, so that selecting rows
+    never
+                waits for a device
     valid_size  (h, w) of each image without its padding
-    valid_at    (top, left) of each image in its padding; default: (0, 0)
-    sizes       (h, w) of each sample before it was padded to the largest here; default: that of `image`
-    sources     names of the sources of a data set that joins several (`dmtl.data.sources`)
+    valid_at    (top, left) of each image inside its padding; default: (0, 0)
+    sizes       (h, w) of each sample before padding to the largest of the batch; default: that of `image`
+    sources     names of the sources, if the data set joins several (`dmtl.data.sources`)
     epoch, position   this is batch number `position` of epoch `epoch`
-    total       images of the step over all processes, including skipped ones; default: B
-    labelled    task -> the same for labelled samples; default: those here
-    skipped     an error message for each sample skipped because it cannot be read
+    total       number of images in the step over all processes, including skipped ones; default: B
+    labelled    task -> number of labelled images in the step over all processes; default: those of this batch
+    skipped     an error message for each sample that was skipped because it cannot be read
     """
 
     ids: list[str]
@@ -85,7 +87,8 @@ class Batch:
         return parts
 
     def unpadded(self, row: int) -> tuple[slice, slice]:
-        """Return where image number `row` is within its padding: `map[row][..., *batch.unpadded(row)]`."""
+        """Return the (row, column) slices of an image inside its padding: `map[i][...,
+        *batch.unpadded(i)]`."""
         (top, left), (height, width) = self.valid_at[row], self.valid_size[row]
         return slice(top, top + height), slice(left, left + width)
 
@@ -95,7 +98,10 @@ class Batch:
 
 
 class Collate:
-    """Collate samples that could be read (None if there are none), with the others' errors by index."""
+    """Collate the samples that could be read into a batch (None if there are none).
+
+    Also returns the errors of the other samples, with their indices in the data set.
+    """
 
     def __init__(self, dataset: LabelledImages, tasks: list[str]):
         self.tasks = {name: dataset.tasks[name] for name in tasks}

@@ -23,17 +23,18 @@ from dmtl.runtime.files import write_atomically
 
 
 class DiskCached(Wrapper):
-    """Cache samples below `folder` for all workers, processes and later runs that read the same.
+    """Cache samples below `folder` for all workers, processes and later runs that read the same data.
 
         FOLDER/<data set>-<split>/image-<digest>/000007.npz            pixels as they were read, uncompressed
-        FOLDER/<data set>-<split>/<task>-label-<digest>/000007.npz     of labels that somebody asked for
+        FOLDER/<data set>-<split>/<task>-label-<digest>/000007.npz     labels, once they have been requested
 
-    The digest is that of `dataset.identity` and of this package's version. Another data set, split, size or
-    edited file gets another folder, so nothing is ever mixed, and unused folders can be deleted. Files are
-    written atomically (several processes may write the same one) and have a checksum. A damaged file causes a
-    warning and is written again.
+    The digest is that of `dataset.identity` and of this package's version. A different data set, split or
+    size, or an edited file, leads to a different folder, so data never get mixed. Unused folders can be
+    deleted. Files are written atomically (several processes may write the same one) and have a checksum. If a
+    file is damaged, a warning is issued and the file is written again.
 
-    Raises OSError naming the folder if it cannot be written (a full disk).
+    Raises:
+        OSError: the folder cannot be written, for example because the disk is full; the message names it.
     """
 
     def __init__(self, dataset: LabelledImages, folder: str | os.PathLike):
@@ -81,7 +82,7 @@ class DiskCached(Wrapper):
         except (FileNotFoundError, NotADirectoryError):
             return None
         except Exception as error:  # numpy and zipfile raise many types on broken files
-            warnings.warn(f"{path}: damaged cache file ({one_line(error)}), written again", stacklevel=2)
+            warnings.warn(f"{path}: damaged cache file ({one_line(error)}), writing it again", stacklevel=2)
             return None
 
     def _keep(self, index: int, part: str | None, kept: dict[str, Tensor]) -> None:
@@ -92,7 +93,7 @@ class DiskCached(Wrapper):
             raise OSError(
                 error.errno,
                 f"{self.folder}: cannot cache samples here ({error.strerror}), expected a folder with "
-                "enough space; set data.cache_dir to another, or to none",
+                "enough space; set data.cache_dir to another folder, or remove it",
             ) from None
 
 

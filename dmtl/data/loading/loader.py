@@ -1,9 +1,9 @@
-"""Batches that depend only on (seed, epoch, position).
+"""Load batches that depend only on (seed, epoch, position).
 
-The order of an epoch depends on (seed, epoch), the augmentation of an image on (seed, epoch, index). So the
-batches are the same with any number of worker processes, and a run can resume at any position. No global
-random state is used. Several training processes share each batch, rows in order: the samples of a step do
-not depend on the number of processes.
+The order of an epoch depends only on (seed, epoch), and the augmentation of an image on (seed, epoch, index).
+So batches are the same for any number of worker processes, and a run can resume at any position. No global
+random state is used. Several training processes share each batch, in the order of its rows, so the samples of
+a step do not depend on the number of processes either.
 """
 
 from __future__ import annotations
@@ -33,21 +33,23 @@ class LoaderOptions:
     """How a `Loader` makes batches.
 
     Args:
-        batch_size: images of a batch, over all processes.
-        seed: for the order and the augmentations.
-        shuffle: a new order for each epoch (training), with images of several sources as often as their
-            weights say; False keeps the order of the data set (evaluation).
-        drop_last: drop an incomplete last batch; default: when shuffling.
-        only_labelled: skip images without any visible label; default: when shuffling.
-        balance: every batch has a visible label of every task. Images of tasks with few labels then occur
-            several times in an epoch, others not at all. Needs `shuffle` and `drop_last`.
-        skip_corrupt: number of unreadable samples (DataError) that may be skipped, each reported in
+        batch_size: images in a batch, over all processes.
+        seed: seed of the order and the augmentations.
+        shuffle: use a new order in each epoch (training), and draw the images of several sources as often as
+            their weights say. False: keep the order of the data set (evaluation).
+        drop_last: drop an incomplete last batch; None: the value of `shuffle`.
+        only_labelled: skip images without any visible label; None: the value of `shuffle`.
+        balance: include a visible label of every task in every batch. Images of tasks with few labels may
+            then occur several times in an epoch, and others not at all. Needs `shuffle` and `drop_last`.
+        skip_corrupt: number of unreadable samples (DataError) that may be skipped. Each one is reported in
             `Batch.skipped`; one more raises its error.
-        workers: processes that read and transform, two batches ahead each; 0: this process.
-        pin: use page-locked memory, for a GPU.
-        epoch, start: `iter(loader)` yields the batches of this epoch from this position on.
-        rank, world: this process reads its part of every batch, number `rank` of `world` (needs `drop_last`
-            if there are several). For evaluation see `Loader.shard`.
+        workers: processes that read and transform, each two batches ahead; 0: use this process.
+        pin: put batches into page-locked memory, for a GPU.
+        epoch: `iter(loader)` yields the batches of this epoch.
+        start: position of the first batch that `iter(loader)` yields.
+        rank: the number of this process among `world` processes; it reads only its part of every batch.
+        world: number of training processes; more than one needs `drop_last`. For evaluation see
+            `Loader.shard`.
     """
 
     batch_size: int = 8
@@ -82,14 +84,15 @@ class LoaderOptions:
         if self.world > 1 and not self.drop_last:
             raise ValueError(f"make_loader: drop_last must be True if world > 1, got world {self.world}")
         if self.balance and not (self.shuffle and self.drop_last):
-            raise ValueError("make_loader: balance needs shuffle and drop_last")
+            raise ValueError("make_loader: shuffle and drop_last must be True if balance is True")
 
 
 class Loader:
-    """Iterate batches; created by `make_loader`.
+    """Iterate over batches; created by `make_loader`.
 
-    `iter(loader)` yields the epoch `epoch` from `start` on, `loader.stream(step)` continues forever.
-    `loader.corrupt` has the errors of the samples skipped so far, by index in the data set.
+    `iter(loader)` yields the batches of the epoch `epoch` from position `start` on. `loader.stream(step)`
+    yields batches without an end. `loader.corrupt` holds the errors of the samples skipped so far, by index
+    in the data set.
     """
 
     def __init__(
@@ -111,8 +114,8 @@ class Loader:
         self._weighted = _weighted(dataset, self._rows) if options.shuffle else None
         if self._weighted is not None and options.balance:
             raise DataError(
-                f"{dataset.name}: balance decides how often images are drawn, and so do weights of sources; "
-                "remove one of the two"
+                f"{dataset.name}: balance and weights of sources both decide how often images are drawn; "
+                "remove one of them"
             )
         self._drawn = len(self._rows) if self._weighted is None else len(self._weighted)  # in an epoch
         if options.drop_last and self._drawn < self.batch_size:
@@ -123,7 +126,7 @@ class Loader:
         self._balance = _balanced(dataset, visible, self._rows, self.batch_size) if options.balance else None
 
     def __len__(self) -> int:
-        """Return the number of batches of a whole epoch."""
+        """Return the number of batches in a whole epoch."""
         rank, world = self._shard
         return len(range(rank, self._steps, world))
 
@@ -138,7 +141,10 @@ class Loader:
         )
 
     def stream(self, step: int = 0) -> Iterator[Batch]:
-        """Yield endless batches from global number `step` on, without a pause between epochs."""
+        """Yield batches without an end, from batch number `step` (over all epochs) on.
+
+        Workers read ahead across the border of epochs, so there is no pause between them.
+        """
 
         def places() -> Iterator[tuple[int, int]]:
             at = step
@@ -149,7 +155,7 @@ class Loader:
         return self._run(places())
 
     def shard(self, rank: int, world: int) -> Loader:
-        """Return a loader of only the batches whose `position` is `rank` modulo `world`, for evaluation."""
+        """Return a loader of every `world`-th batch, from position `rank` on, for distributed evaluation."""
         if not 0 <= rank < world:
             raise ValueError(f"Loader.shard: rank must be in 0..{world - 1}, got {rank}")
         part = copy.copy(self)
@@ -157,7 +163,7 @@ class Loader:
         return part
 
     def order(self, epoch: int) -> np.ndarray:
-        """Return the data set's indices in the order of `epoch`, over all processes."""
+        """Return indices of the data set in the order of `epoch`, over all processes, int64."""
         if not self.options.shuffle:
             return self._rows
         rng = np.random.default_rng([self.options.seed, epoch])
@@ -175,7 +181,8 @@ class Loader:
         return order
 
     def chosen(self, epoch: int, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return a batch's images over all processes, and how often each occurred before in this epoch."""
+        """Return the images of a batch over all processes: their indices, and how often each has already
+        occurred in this epoch."""
         if epoch not in self._orders:
             order = self.order(epoch)
             self._orders = dict([*self._orders.items(), (epoch, (order, earlier(order)))][-2:])
@@ -189,7 +196,7 @@ class Loader:
             return
         self._share_cache()
         loader: DataLoader = DataLoader(
-            # a data set to DataLoader, if not by its class
+            # DataLoader needs only __getitem__ here, not the class Dataset.
             _Prepared(  # type: ignore[arg-type]
                 self.dataset, self.visible, self.transform, self.options.seed
             ),
@@ -214,7 +221,7 @@ class Loader:
     def _share_cache(self) -> None:
         """Fill a memory cache before workers are forked, so that they share it.
 
-        Otherwise each would fill its own copy, and lose it when an evaluation ends.
+        Otherwise each worker would fill its own copy and lose it at the end of an evaluation.
         """
         if (
             self.options.workers
@@ -227,7 +234,7 @@ class Loader:
             self.dataset.warm(self.visible, rows.tolist(), threads=self.options.workers)
 
     def _judge(self, errors: list[tuple[int, DataError | OSError]]) -> None:
-        """Raise errors that may not be skipped: any OSError, and the first sample beyond `skip_corrupt`."""
+        """Raise an error that may not be skipped: an OSError, or one sample more than `skip_corrupt`."""
         for index, error in errors:
             if not isinstance(error, DataError) or self.options.skip_corrupt == 0:
                 raise error
@@ -247,17 +254,21 @@ def make_loader(
     tasks: Sequence[str] | None = None,
     **options: Any,
 ) -> Loader:
-    """Make batches of `dataset` with the existing labels that `labels` shows (None: all that exist).
+    """Return a loader that makes batches of `dataset`.
 
     Args:
-        labels: matched with the data set by id and task name; hidden labels are never read.
-        transform: e.g. `train_transform(size)`; None normalises only. Different sizes in a batch are padded.
-        tasks: the tasks to load labels for; default: those of `labels` that the data set has, or all.
-        options: as in `LoaderOptions`.
+        dataset: the images and labels.
+        labels: which labels may be used, matched by id and task name; None: all that exist. Other labels are
+            never read.
+        transform: for example `train_transform(size)`; None: only normalise. If the results in a batch differ
+            in size, they are padded.
+        tasks: names of the tasks to load labels for; None: those of `labels` that the data set has, or all.
+        options: fields of `LoaderOptions`.
 
     Raises:
-        DataError: the data set lacks a task, an image has no row in `labels`, nothing is left, or a batch is
+        DataError: the data set lacks a task, an image has no row in `labels`, no image is left, or a batch is
             too small to be balanced.
+        ValueError: an option is wrong.
     """
     chosen = LoaderOptions(**options)
     if tasks is None and labels is not None:
@@ -269,14 +280,15 @@ def make_loader(
 
 
 def _weighted(dataset: LabelledImages, rows: np.ndarray) -> Weighted | None:
-    """Return how to draw images of several sources; None if all are drawn alike."""
+    """Return how to draw images of several sources; None if all have the same weight."""
     if all(weight == 1 for weight in dataset.sources.values()):
         return None
     return Weighted(_sources(dataset)[rows], list(dataset.sources.values()))
 
 
 def _shards(dataset: LabelledImages) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the source and the shard of each image; None if no image is in a shard."""
+    """Return the source number and the shard number of each image, int [N]; None if no image is in a
+    shard."""
     shard = dataset.shard_numbers()
     return None if shard is None else (_sources(dataset), shard)
 
@@ -309,7 +321,7 @@ Key = tuple[int, int, int, int]
 
 
 class _Places:
-    """Turn places (epoch, position) into the keys of this process's samples."""
+    """Yield, for each batch (epoch, position), the keys of this process's samples."""
 
     def __init__(self, loader: Loader, places: Iterator[tuple[int, int]]):
         self.loader, self.places = loader, places
@@ -325,7 +337,10 @@ class _Places:
 
 
 class _Prepared:
-    """Read and transform one sample. Errors are returned as values, so they arrive unchanged."""
+    """Read and transform one sample.
+
+    Errors are returned as values, so that workers pass them on unchanged.
+    """
 
     def __init__(self, dataset: LabelledImages, visible: LabelMatrix, transform: Transform, seed: int):
         self.dataset, self.transform, self.seed = dataset, transform, seed

@@ -1,4 +1,5 @@
-"""Epoch orders in which every batch has a label of every task, or images occur as often as they should."""
+"""Orders of an epoch: every batch has a label of every task, images occur by weight, or shards stay
+together."""
 
 from __future__ import annotations
 
@@ -9,19 +10,20 @@ from functools import cached_property
 import numpy as np
 
 TOGETHER = 8
-"""Shards whose images are mixed in an epoch."""
+"""Number of shards whose images are mixed at a time."""
 
 
 class Balanced:
     """Order rows of a label matrix so that each batch has a label of each task.
 
-    Batches first get one image for each task they lack, scarcest task first: a random one of the fitting
-    images that the epoch has used least often. Images that no batch needed fill the rest, each at most once.
-    So an image repeats only if a task has too few; no batch has an image twice.
+    A batch first gets an image for each task that it lacks, beginning with the task that has the fewest
+    labels: a random one of the images that fit and have been used least often in this epoch. Images that no
+    batch needed fill the rest, each at most once. So an image occurs several times in an epoch only if a task
+    has too few labels, and never twice in a batch.
 
     Args:
         matrix: bool [N, T], labels of the images that may be drawn; every task has at least one.
-        batch_size: images of a batch.
+        batch_size: images in a batch.
     """
 
     def __init__(self, matrix: np.ndarray, batch_size: int):
@@ -35,12 +37,14 @@ class Balanced:
 
     @cached_property
     def needed(self) -> int:
-        """Return how many images a batch needs at least for a label of every task."""
+        """Return the minimum number of images in a batch that has a label of every task."""
         return next(images for images in range(self.tasks + 1) if self._fits(self._every, images))
 
     def order(self, rng: np.random.Generator, batches: int) -> np.ndarray:
-        """Return rows of the matrix, int64 [batches * batch_size]. Needs `needed` <= batch_size and
-        batches * batch_size <= N."""
+        """Return rows of the matrix, int64 [batches * batch_size], batch after batch.
+
+        The caller makes sure that `needed` <= batch_size and batches * batch_size <= N.
+        """
         draw = rng.permutation(self.count)
         used = np.zeros(self.count, bool)
         piles: dict[int, list[tuple[int, int, int]]] = {}  # images of one pattern: (times used, draw, row)
@@ -75,7 +79,7 @@ class Balanced:
 
     @cached_property
     def _largest(self) -> list[int]:
-        """Return the patterns that are not subsets of another."""
+        """Return the patterns (sets of tasks as bits) that are not subsets of another one."""
         kept: list[int] = []
         for pattern in sorted(set(self._patterns), key=int.bit_count, reverse=True):
             if not any(pattern | larger == larger for larger in kept):
@@ -83,7 +87,7 @@ class Balanced:
         return kept
 
     def _fits(self, missing: int, slots: int) -> bool:
-        """Whether `slots` images can cover all tasks of `missing`: exact search, scarcest task first."""
+        """Return whether `slots` images can have labels of all tasks in `missing` (bits), by exact search."""
         if missing.bit_count() <= slots:
             return True
         if missing.bit_count() > slots * self._largest[0].bit_count():
@@ -97,14 +101,14 @@ class Balanced:
 
 
 class Weighted:
-    """Order rows of several groups, whose rows occur a number of times in an epoch that need not be whole.
+    """Order rows of several groups so that each row occurs in an epoch as often as its group's weight says.
 
-    A row of weight 2.5 occurs twice, and a third time in the epochs that choose it at random: each epoch
-    draws the same number of rows of a group, its size times its weight, rounded, and at least one.
+    Each epoch draws the same number of rows from a group: its size times its weight, rounded, and at least
+    one. With a weight of 2.5, every row occurs twice, and a random half of the rows a third time.
 
     Args:
-        group: of each row, int [N].
-        weights: of each group.
+        group: group of each row, int [N].
+        weights: weight of each group.
     """
 
     def __init__(self, group: np.ndarray, weights: Sequence[float]):
@@ -117,7 +121,7 @@ class Weighted:
         return sum(draws for _, draws in self.parts)
 
     def order(self, rng: np.random.Generator) -> np.ndarray:
-        """Return places in `group`, int64 [len(self)]."""
+        """Return indices into `group`, int64 [len(self)], in random order."""
         chosen = []
         for rows, draws in self.parts:
             times, rest = divmod(draws, len(rows))
@@ -126,14 +130,15 @@ class Weighted:
 
 
 def in_blocks(order: np.ndarray, shard: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Rearrange an order so that images of `TOGETHER` shards at a time follow each other.
+    """Rearrange an order so that only `TOGETHER` shards are read at a time.
 
-    Blocks of shards are drawn at random, and within a block images keep their order. With no more shards than
-    `TOGETHER` nothing changes.
+    Shards are grouped at random into blocks, which follow each other; within a block, images keep their
+    order. If there are no more than `TOGETHER` shards, nothing changes.
 
     Args:
-        order: any order, int [M].
-        shard: of each entry of it, int [M].
+        order: the order, int [M].
+        shard: shard of each entry of `order`, int [M].
+        rng: source of randomness.
     """
     known, place = np.unique(shard, return_inverse=True)
     block = rng.permutation(len(known)) // TOGETHER

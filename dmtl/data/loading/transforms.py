@@ -1,10 +1,11 @@
-"""Joint transforms of an image and its labels, written once for every data set and task.
+"""Joint transforms of an image and its labels, for every data set and task.
 
 A transform is called as `transform(sample, tasks, rng)` and returns a new Sample. It never modifies its input
-tensors, so samples can be cached. `rng` is a numpy Generator and the only source of randomness.
+tensors, so samples can be cached. `rng` is a NumPy Generator, the only source of randomness.
 
-The published recipe (PASCAL-Context, NYUD): scale U(0.5, 2) and random crop, mirror, photometric distortion,
-ImageNet normalisation, pad. Only labels in the sample, hence visible ones, can influence it.
+The published recipe (PASCAL-Context, NYUD-v2) is: scale by U(0.5, 2) and crop at random, mirror, photometric
+distortion, ImageNet normalisation, padding. A sample only contains visible labels, so hidden ones cannot
+influence the augmentation.
 """
 
 from __future__ import annotations
@@ -49,9 +50,14 @@ class Compose:
 class RandomScaleCrop:
     """Magnify by s ~ U(scale) and crop at random, without padding: the result may be smaller than `size`.
 
-    The crop is cut before it is magnified: the same picture (to one source pixel) for far less work. If the
-    label of `balance` is visible, up to ten crops are tried until no class covers more than `max_ratio` of it
-    (cat_max_ratio). Values change as `task.zoom` says: magnified depth is nearer.
+    The crop is cut out before it is magnified, which gives the same picture (to one source pixel) with far
+    less work. Label values change as `task.zoom` says: magnified depth is nearer.
+
+    Args:
+        size: maximum (height, width) of the result in pixels.
+        scale: (low, high) of the uniform random factor s.
+        max_ratio: try up to ten crops until no class covers more than this share of the crop (cat_max_ratio).
+        balance: name of the task with these classes; without its label, the first crop is used.
     """
 
     def __init__(
@@ -95,7 +101,7 @@ class RandomScaleCrop:
 
 
 class Resize:
-    """Bring image and labels to `size` = (height, width). Label values do not change, not even depth."""
+    """Resize image and labels to `size` = (height, width). Label values do not change, not even depth."""
 
     def __init__(self, size: tuple[int, int]):
         self.size = check_size("Resize", size)
@@ -107,7 +113,7 @@ class Resize:
 
 
 class HorizontalFlip:
-    """Mirror left to right with probability `p`; each task adapts its values."""
+    """Mirror left to right with probability `p`; each task adapts its label values (normals)."""
 
     def __init__(self, p: float = 0.5):
         if not 0 <= p <= 1:
@@ -155,7 +161,7 @@ class Photometric:
 
 
 class Normalise:
-    """Apply `normalise` to samples."""
+    """Normalise the image of a sample (`normalise`)."""
 
     def __call__(
         self, sample: Sample, tasks: Mapping[str, Task] | None = None, rng: np.random.Generator | None = None
@@ -164,7 +170,10 @@ class Normalise:
 
 
 class PadTo:
-    """Pad a normalised sample below and to the right: image with 0 (mean colour), labels with ignore."""
+    """Pad a normalised sample at the bottom and right to `size` = (height, width).
+
+    The image is padded with 0 (the mean colour), labels with `ignore`. ValueError for a larger sample.
+    """
 
     def __init__(self, size: tuple[int, int]):
         self.size = check_size("PadTo", size)
@@ -184,10 +193,13 @@ class PadTo:
 
 
 class InFrame:
-    """Put a normalised sample in the middle of a frame, as in the published evaluation: the image padded with
-    0 (mean colour), labels with ignore. Of an odd margin the smaller half is above and to the left.
+    """Pad a normalised sample on all sides to `size` = (height, width), as in the published evaluation.
 
-    Raises DataError for an image that does not fit.
+    The image is padded with 0 (the mean colour), labels with `ignore`. If a margin is odd, the smaller half
+    is at the top or left.
+
+    Raises:
+        DataError: the image is larger than the frame.
     """
 
     def __init__(self, size: tuple[int, int]):
@@ -217,7 +229,16 @@ def train_transform(
     max_ratio: float = 0.75,
     balance: str = "semseg",
 ) -> Compose:
-    """Return the published augmentation for crops of `size` = (height, width), each part optional."""
+    """Return the published augmentation.
+
+    Args:
+        size: (height, width) of the crops; smaller images are padded.
+        scale: range of the random magnification; (1, 1): only crop.
+        flip: mirror with probability 1/2.
+        photometric: change brightness, contrast, saturation and hue.
+        max_ratio: see `RandomScaleCrop`.
+        balance: see `RandomScaleCrop`.
+    """
     return Compose(
         [
             RandomScaleCrop(size, scale, max_ratio=max_ratio, balance=balance),
@@ -230,21 +251,28 @@ def train_transform(
 
 
 def eval_transform(size: tuple[int, int] | None = None, frame: tuple[int, int] | None = None) -> Compose:
-    """Return the evaluation transform, without randomness: resize to (height, width) if `size` is given,
-    normalise, pad to a frame of (height, width) if `frame` is given."""
+    """Return the transform for evaluation, which is not random.
+
+    Args:
+        size: (height, width) to resize to; None: keep the size.
+        frame: (height, width) to pad to after normalisation (`InFrame`); None: no padding.
+    """
     resizing = [Resize(size)] if size is not None else []
     return Compose([*resizing, Normalise(), *([InFrame(frame)] if frame is not None else [])])
 
 
 def normalise(image: Tensor) -> Tensor:
-    """Convert RGB in [0, 255] ([..., 3, H, W], any dtype and device) to float32 with ImageNet's mean 0 and
-    standard deviation 1."""
+    """Normalise RGB in [0, 255], [..., 3, H, W] of any dtype and device, by ImageNet's mean and deviation.
+
+    Returns:
+        float32 of the same shape.
+    """
     shift, scale = (constant.to(image.device, non_blocking=True) for constant in (_SHIFT, _SCALE))
     return torch.addcmul(shift, image.float(), scale)
 
 
 def _padded(sample: Sample, tasks: Mapping[str, Task], margin: tuple[int, int, int, int]) -> Sample:
-    """Add `margin` pixels at the (left, right, top, bottom)."""
+    """Pad a sample by `margin` = (left, right, top, bottom) pixels."""
     labels = {name: F.pad(label, margin, value=tasks[name].ignore) for name, label in sample.labels.items()}
     return replace(sample, image=F.pad(sample.image, margin), labels=labels)
 
@@ -259,15 +287,15 @@ def resize(sample: Sample, size: tuple[int, int], tasks: Mapping[str, Task]) -> 
 
 
 def resize_label(label_KHW: Tensor, size: tuple[int, int], task: Task) -> Tensor:
-    """Resize a label to the nearest source pixels; no value is ever mixed with another or with `ignore`.
+    """Resize a label [K, H, W] by taking nearest pixels, so that values are never mixed with each other.
 
-    This would break up a thin class (edges) when shrinking: these use `resize_thin`.
+    Shrinking would break up a thin class (edges), so thin tasks use `resize_thin`.
     """
     return (resize_thin if task.thin else resize_nearest)(label_KHW, size)
 
 
 def resize_nearest(label_KHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize a label to the nearest source pixels."""
+    """Resize a label [K, H, W] to `size` = (height, width) by taking the nearest source pixels."""
     height, width = label_KHW.shape[-2:]
     rows, columns = size
     y = ((torch.arange(rows) * 2 + 1) * height).div(
@@ -278,8 +306,11 @@ def resize_nearest(label_KHW: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_thin(label_KHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize like `resize_nearest`, but each source pixel falls into exactly one target pixel, and one 1 in
-    it is enough: lines stay connected and at most one pixel thick."""
+    """Resize a thin label [K, H, W] to `size` = (height, width) without breaking its lines.
+
+    As `resize_nearest`, but a target pixel is 1 if any source pixel that falls into it is 1. Each source
+    pixel falls into exactly one target pixel, so lines stay connected and do not get thicker.
+    """
     height, width = label_KHW.shape[-2:]
     rows, columns = size
     out = resize_nearest(label_KHW, size)

@@ -20,7 +20,7 @@ from dmtl.errors import DataError
 
 
 class Wrapper(LabelledImages):
-    """A view of `dataset`: its images and labels, which a subclass reads in its own way."""
+    """Base class of data sets that read the images and labels of another one, `dataset`, in their own way."""
 
     def __init__(self, dataset: LabelledImages):
         super().__init__(dataset.name, dataset.split, dataset.tasks, dataset.ids)
@@ -64,7 +64,10 @@ class Wrapper(LabelledImages):
 
 
 class Resized(Wrapper):
-    """`dataset` at one size, (height, width). `Cached(Resized(dataset, size))` decodes each file once."""
+    """Resize all images and labels of `dataset` to `size` = (height, width).
+
+    `Cached(Resized(dataset, size))` decodes each file only once.
+    """
 
     def __init__(self, dataset: LabelledImages, size: tuple[int, int]):
         super().__init__(dataset)
@@ -88,10 +91,10 @@ class Resized(Wrapper):
 
 
 class Cached(Wrapper):
-    """Cache samples in memory (as uint8) until `limit_bytes` are used; the rest is read each time.
+    """Cache samples in memory as they were read, up to `limit_bytes`; other samples are read each time.
 
-    Only requested labels are ever read or cached. A forked process shares the current cache, so a loader with
-    workers calls `warm` first; a pickled copy starts empty.
+    Only requested labels are read and cached. Forked processes share the cache as it is at the fork, so a
+    loader with workers calls `warm` first. A pickled copy starts with an empty cache.
     """
 
     def __init__(self, dataset: LabelledImages, limit_bytes: int = 4 << 30):
@@ -108,9 +111,14 @@ class Cached(Wrapper):
     def warm(
         self, labels: LabelMatrix | None = None, indices: Iterable[int] | None = None, threads: int = 1
     ) -> Cached:
-        """Read the samples of `indices` now (with `labels`, only labels they show), up to the limit.
+        """Read samples into the cache now, up to the limit, and return this data set.
 
-        An unreadable sample is skipped here; whoever reads it later gets its DataError.
+        An unreadable sample is skipped here; reading it later raises its DataError.
+
+        Args:
+            labels: cache only the labels that it shows; None: all that exist.
+            indices: the samples to read; None: all.
+            threads: number of threads that read.
         """
         table = self._exists if labels is None else labels
 
@@ -154,7 +162,7 @@ class Cached(Wrapper):
 
 
 class Subset(Wrapper):
-    """The images at `indices` of `dataset`, in that order."""
+    """Use only the images at `indices` of `dataset`, in that order."""
 
     def __init__(self, dataset: LabelledImages, indices: Sequence[int]):
         super().__init__(dataset)

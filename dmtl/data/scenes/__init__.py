@@ -11,12 +11,13 @@ human_parts  uint8 [1,H,W]    0 background, 1 head (with hair), 2 torso (with ne
 sal          uint8 [1,H,W]    1 on the most prominent things and people; the rule is in `render.salient`
 normals      float32 [3,H,W]  unit vectors in the camera frame: x right, y up, z towards the camera. They face
                               the viewer; a mirrored image negates x
-edge         uint8 [1,H,W]    1 where the pixel to the right or below is of another object or another side
+edge         uint8 [1,H,W]    1 where the pixel to the right or below belongs to another object or another
+side
                               of the room
 depth        float32 [1,H,W]  metres along the optical axis
 
-A scene is a function of (seed, split, index); its size changes only the sampling. The splits use random
-streams with different keys and share no scene.
+A scene depends only on (seed, split, index); the image size only changes how it is sampled. The splits use
+random streams with different keys and share no scene.
 """
 
 from __future__ import annotations
@@ -36,20 +37,21 @@ from dmtl.tasks import make_task
 __all__ = ["CLASSES", "SPLITS", "Scenes"]
 
 SPLITS = {"train": 0, "val": 1, "test": 2}
-"""Splits, and the second half of the key of their random streams."""
+"""Name of a split -> second half of the key of its random stream."""
 
 
 class Scenes(LabelledImages):
-    """`count` rendered images of `size` = (height, width) with exact labels; nothing is stored or downloaded.
+    """Rendered images of furnished rooms with exact labels; nothing is stored or downloaded.
 
     Args:
         split: "train", "val" or "test".
-        count: number of images; the first n images do not depend on it.
+        count: number of images; a larger count appends images and does not change the first ones.
         size: (height, width) in pixels, at least 8 each.
         seed: 0 to 2^63 - 1; each seed gives other scenes.
         tasks: names of the tasks to use; None: all six.
 
-    Raises `DataError` naming the argument.
+    Raises:
+        DataError: an argument is wrong; the message names it.
     """
 
     to_order = True
@@ -79,7 +81,7 @@ class Scenes(LabelledImages):
         self.size, self.seed = (height, width), seed
 
     def read(self, index: int, tasks: Iterable[str] | None = None) -> Sample:
-        """Render image `index` with the labels of `tasks` (None: all of the data set)."""
+        """Render image `index` with the labels of `tasks` (None: all tasks of the data set)."""
         if not 0 <= index < len(self):
             raise IndexError(f"Scenes.read: index must be in 0..{len(self) - 1}, got {index}")
         image, labels = render(self.seed, SPLITS[self.split], int(index), self.size, self.wanted(tasks))

@@ -1,8 +1,8 @@
 """Random numbers for one scene, the same on every machine and in every NumPy release.
 
-Only `BitGenerator.random_raw` is used, whose stream NumPy guarantees; the methods of `numpy.random.Generator`
-may change. Philox is keyed by (seed, split) and its counter starts at the scene's index, so no two scenes
-share a block of the stream: splits are disjoint by construction.
+Only `BitGenerator.random_raw` is used: NumPy guarantees its stream, while the methods of
+`numpy.random.Generator` may change. The key of Philox is (seed, split) and its counter starts at the scene's
+index. Therefore no two scenes share a block of the stream, and splits are disjoint.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _POOL = 1024
 
 
 class Draw:
-    """Random numbers for scene `index` of stream (`seed`, `stream`); all are non-negative integers."""
+    """Draw random numbers for scene `index` of stream (`seed`, `stream`); all three are integers from 0."""
 
     def __init__(self, seed: int, stream: int, index: int):
         self._bits = np.random.Philox(
@@ -27,7 +27,7 @@ class Draw:
         self._pool: list[float] = []
 
     def __call__(self, low: float = 0.0, high: float = 1.0) -> float:
-        """Return a float uniform in [low, high)."""
+        """Return a uniform float in [low, high)."""
         if not self._pool:
             self._pool = ((self._bits.random_raw(_POOL) >> np.uint64(11)) * 2.0**-53).tolist()
         return low + (high - low) * self._pool.pop()
@@ -36,7 +36,7 @@ class Draw:
         return self() < probability
 
     def integer(self, low: int, high: int) -> int:
-        """Return an integer uniform in low..high, both included."""
+        """Return a uniform integer in low..high, both included."""
         return low + math.floor(self() * (high - low + 1))
 
     def pick(self, choices: Sequence[T]) -> T:
@@ -46,7 +46,7 @@ class Draw:
         return 1.0 if self() < 0.5 else -1.0
 
     def bell(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Return float32, mean 0, variance 1: sums of four uniforms, close enough to normal for noise."""
+        """Return float32 numbers of mean 0 and variance 1, nearly normal: sums of four uniform ones."""
         count = math.prod(shape)
         words = self._bits.random_raw(count).astype("<u8").view(np.uint16).reshape(count, 4)
         total = words.sum(axis=1, dtype=np.uint32).astype(np.float32)

@@ -1,7 +1,7 @@
 """Articulated human figures: proportions, poses, clothes, and the solids of each of the six parts.
 
-Figure frame: x to one side, y up, z where the figure faces; lengths are fractions of the body height.
-Proportions follow the artist's canon of seven and a half heads.
+Figure frame: x to one side, y up, z to where the figure faces. Lengths are fractions of the body height.
+Proportions follow the artists' canon, in which a body is seven and a half heads high.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ _HAIR = (
 
 @dataclass
 class Pose:
-    """Angles in radians: pitch swings forward, spread to the side. Pairs hold both sides."""
+    """Angles of the joints in radians.
+
+    Pitch swings a limb forward, spread to the side; pairs hold both sides.
+    """
 
     arm_pitch: tuple[float, float] = (0.0, 0.0)
     arm_spread: tuple[float, float] = (0.14, 0.14)
@@ -56,7 +59,7 @@ def _swap(draw: Draw, a: float, b: float) -> tuple[float, float]:
 
 
 def _each(angles: Iterable[float]) -> tuple[float, float]:
-    """Return the values of both sides."""
+    """Return two angles, one for each side, as a pair."""
     left, right = angles
     return left, right
 
@@ -123,7 +126,7 @@ def _pose_arms(draw: Draw, pose: Pose, arms: str) -> None:
 
 
 def _direction(pitch: float, spread: float, side: float) -> tuple[float, float, float]:
-    """Return a unit vector that points down at 0, 0."""
+    """Return the unit vector of a limb; with both angles 0 it points down."""
     return (side * math.sin(spread), -math.cos(pitch) * math.cos(spread), math.sin(pitch) * math.cos(spread))
 
 
@@ -175,8 +178,9 @@ def add_figure(
 ) -> None:
     """Add the solids of one person.
 
-    `at` is the point on the floor below the hips, `yaw` where it faces (0: +z), `height` in metres. `seat` is
-    the height of the surface it sits on; None: the lower foot stands on the floor.
+    `at` is the point on the floor below the hips, in metres. `yaw` is the direction in which the person
+    faces, in radians (0: +z). `height` is in metres. `seat` is the height of the surface on which the person
+    sits, in metres; None: the person stands with the lower foot on the floor.
     """
     wear = Wardrobe(draw)
     build = draw(0.9, 1.18)  # breadth

@@ -24,7 +24,7 @@ _CROWD = (0,) * 5 + (1,) * 8 + (2,) * 4 + (3,) * 2  # number of people, by frequ
 
 
 def furnish(room: Layout) -> None:
-    """Fill `room`. The order matters: earlier pieces take their place first."""
+    """Fill `room` piece by piece; earlier pieces have the first choice of places."""
     draw = room.draw
     if draw.chance(0.5):
         _door(room)
@@ -190,7 +190,7 @@ def _person(room: Layout, seats: list) -> None:
 
 
 def _thing_on(room: Layout, x: float, y: float, z: float, radius: float) -> None:
-    """Add a vase, a plant, a ball or nothing on a top of that radius."""
+    """Put a vase, a plant, a ball or nothing on a surface at (x, y, z) of this radius, metres."""
     draw, builder = room.draw, room.builder
     kind = draw.pick((VASE, VASE, PLANT, BALL, None))
     at = (x + draw(-0.4, 0.4) * radius, y, z + draw(-0.4, 0.4) * radius)

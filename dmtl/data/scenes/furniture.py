@@ -1,7 +1,7 @@
-"""Furniture and small objects. Each function adds one instance and returns what placing others needs.
+"""Furniture and small objects. Each function adds one piece and returns what is needed to put others on it.
 
-A piece is at `at` = (x, y, z), the centre of its footprint on its support, with its front turned by `yaw`
-(0: +z). Lengths are in metres.
+`at` = (x, y, z) is the centre of the piece's footprint, on the floor or whatever carries it. `yaw` turns its
+front, in radians (0: +z). Lengths are in metres.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def sofa(builder: Builder, instance: int, draw: Draw, at, yaw: float, half_width
 def cabinet(
     builder: Builder, instance: int, draw: Draw, at, yaw: float, half: tuple[float, float], height: float
 ) -> None:
-    """Add drawers, a cupboard or a bookshelf of half extents (x, z); the material draws the front."""
+    """Add drawers, a cupboard or a bookshelf of half extents (x, z); doors and books are only its texture."""
     piece = Piece(builder, instance, at, yaw)
     body = finish(draw)
     plinth = 0.04 if draw.chance(0.6) else 0.0

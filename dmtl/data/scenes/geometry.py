@@ -1,7 +1,8 @@
 """Solids and exact ray casting, vectorised over (solid, ray) pairs.
 
 Every solid is a canonical shape under an affine map, local = A (world - origin). The map leaves the ray
-parameter t unchanged, so hits of different solids compare directly. World frame: metres, right-handed, y up.
+parameter t unchanged, so hits of different solids can be compared directly. World frame: metres,
+right-handed, y up.
 
     N rays   K solids   P (solid, ray) pairs that survive culling
 """
@@ -15,15 +16,16 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 BALL, BOX, DRUM, LIMB = range(4)
-"""Unit ball; cube [-1,1]^3; capped cone of radius 1 + k y, |y| <= 1; hull of two balls on the y axis."""
+"""Canonical shapes: the unit ball; the cube [-1,1]^3; a capped cone of radius 1 + k y, |y| <= 1; the convex
+hull of two balls on the y axis."""
 
 Vector = Sequence[float]
-_CHUNK = 32768  # rays per pass: bounds the K x N culling table at large image sizes
+_CHUNK = 32768  # rays per pass: limits the size of the K x N culling table for large images
 _NEAR = np.float32(1e-4)
 
 
 def apply(matrix_KI: np.ndarray, x_IN: np.ndarray) -> np.ndarray:
-    """Multiply matrices without BLAS, whose threads cost more than they save and whose rounding varies."""
+    """Multiply matrices without BLAS: its threads cost more than they save, and its rounding varies."""
     return np.einsum("ki,in->kn", matrix_KI, x_IN)
 
 
@@ -120,7 +122,10 @@ class Builder:
 
 
 def cast(solids: Solids, origin: np.ndarray, d_3N: np.ndarray, far_N: np.ndarray, ids_N: np.ndarray) -> None:
-    """Find first hits of rays origin + t d, in place: t < far lowers `far_N` to t, `ids_N` is the solid."""
+    """Find the first hit of each ray origin + t d, in place.
+
+    Where a solid is hit at t < `far_N`, `far_N` becomes t and `ids_N` the index of the solid.
+    """
     for start in range(0, d_3N.shape[1], _CHUNK):
         part = slice(start, start + _CHUNK)
         _cast(solids, origin, d_3N[:, part], far_N[part], ids_N[part])
@@ -162,7 +167,7 @@ def _cast(solids, origin, d_3N, far_N, ids_N) -> None:
 
 
 def _entry(a, b, c):
-    """Return the smaller root of a t^2 + 2 b t + c (a > 0) where real and in front, else infinity."""
+    """Return the smaller root of a t^2 + 2 b t + c (a > 0) if it is real and positive, else infinity."""
     disc = b * b - a * c
     t = (-b - np.sqrt(np.maximum(disc, 0))) / a
     return np.where((disc > 0) & (t > _NEAR), t, np.inf)
@@ -196,7 +201,7 @@ def _drum(o, d, extra):
     for t in (
         (-b - root) / a,
         (-b + root) / a,
-    ):  # not just the first root: with a slanted wall it may miss the drum
+    ):  # both roots: with a slanted wall the first one may be outside the drum
         on = (disc > 0) & (t > _NEAR) & (np.abs(oy + t * dy) <= 1)
         best = np.where(on, np.minimum(best, t), best)
     lid = np.where(dy > 0, np.float32(-1), np.float32(1))

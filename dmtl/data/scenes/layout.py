@@ -24,7 +24,7 @@ class Camera:
 
 
 class Layout:
-    """The state while a scene is being furnished."""
+    """A room while it is being furnished: its size, camera and solids, and the places already taken."""
 
     def __init__(self, draw: Draw):
         self.draw = draw

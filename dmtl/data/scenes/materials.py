@@ -11,7 +11,7 @@ from .textures import Colour, Material
 def colour(
     draw: Draw, saturation: tuple[float, float] = (0.1, 0.75), value: tuple[float, float] = (0.25, 0.95)
 ) -> Colour:
-    """Draw a colour in linear light from the given HSV ranges (as displayed)."""
+    """Draw a colour from ranges of HSV as displayed, and return it in linear light."""
     rgb = colorsys.hsv_to_rgb(draw(), draw(*saturation), draw(*value))
     red, green, blue = (c**2.2 for c in rgb)
     return red, green, blue

@@ -51,16 +51,16 @@ def render(
 
 
 def _parts(scene: Scene, surface_N: np.ndarray) -> np.ndarray:
-    """Return uint8 [N], 0 outside people; all IGNORE if the image shows no one, as in PASCAL-Part."""
+    """Return the human part of each pixel, uint8 [N], 0 outside people; all IGNORE if no one is visible."""
     part_N = np.append(scene.solids.part, np.zeros(6, np.uint8))[surface_N]
     return part_N if part_N.any() else np.full_like(part_N, IGNORE)
 
 
 def camera_rays(camera: Camera, size: tuple[int, int]) -> tuple[np.ndarray, np.float32]:
-    """Return ray directions float32 [3,N] in the world, and the side of a pixel at one metre.
+    """Return ray directions, float32 [3,N], in the world frame, and the side of a pixel one metre away.
 
-    The directions are one metre long along the optical axis, so the ray parameter t is the depth. The field
-    of view is that of a square image of the same area.
+    The component of each direction along the optical axis is one metre, so the ray parameter t is the depth.
+    The focal length is that of a square image of the same area.
     """
     height, width = size
     pixel = np.float32(2 * camera.tan_half / np.sqrt(height * width))
@@ -73,7 +73,7 @@ def camera_rays(camera: Camera, size: tuple[int, int]) -> tuple[np.ndarray, np.f
 def first_hits(scene: Scene, rays_3N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return depth float32 [N] and surface id [N] of each ray's first hit."""
     eye = scene.camera.position
-    # From inside a box every ray leaves through the nearest of the three sides that it approaches.
+    # A ray from inside a box leaves it through the nearest of the three sides that it approaches.
     steep = np.where(np.abs(rays_3N) < 1e-9, np.float32(1e-9), rays_3N)
     exits = np.where(steep > 0, (scene.size - eye)[:, None], -eye[:, None]) / steep
     axis = exits.argmin(axis=0)

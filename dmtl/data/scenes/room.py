@@ -20,8 +20,8 @@ class Light:
     position: np.ndarray  # float32 [3]
     colour: np.ndarray  # float32 [3]
     opening: tuple[float, ...] | None = None
-    """None: a lamp, fading with distance. Else the sun, through a window: the wall's axis and coordinate,
-    then the window's range along the wall and its range of heights."""
+    """None for a lamp, whose light fades with distance. For the sun, the window it shines through: axis and
+    coordinate of the wall, range along the wall (2 numbers), range of heights (2 numbers), metres."""
 
 
 @dataclass
@@ -99,7 +99,7 @@ def _lights(room: Layout) -> tuple[list[Light], np.ndarray]:
 
 
 def _sun(room: Layout) -> Light:
-    """Draw a point 9 m outside a window: nearly parallel light, and precise enough in float32."""
+    """Draw a light 9 m outside a window: its rays are nearly parallel, and float32 is precise enough."""
     draw = room.draw
     wall, along, half, middle, tall = draw.pick(room.windows)
     plane, outward = ((0.0, -1.0), (room.width, 1.0), (room.depth, 1.0))[wall]

@@ -21,7 +21,7 @@ _CHUNK = 65536
 
 @dataclass
 class Surface:
-    """The surface at each pixel."""
+    """What each pixel shows: points, normals, viewing directions and texture coordinates."""
 
     point_3N: np.ndarray
     normal_3N: np.ndarray  # unit, towards the camera
@@ -83,7 +83,7 @@ def shade(
 ) -> np.ndarray:
     """Return linear light at the camera, float32 [3,N]; `pixel` is the side of a pixel at one metre.
 
-    `outline_HW` (bool) marks pixels next to another surface, across which shadows must not spread.
+    `outline_HW` (bool) marks pixels next to another surface: the blur of shadows must not cross it.
     """
     materials = [*scene.solids.material, *scene.surfaces]
     facing_N = -(seen.normal_3N * seen.view_3N).sum(axis=0)
@@ -157,7 +157,7 @@ def _openness(scene: Scene, seen: Surface) -> np.ndarray:
     c, r2 = solids.centre[biggest], solids.blocker[biggest, None] ** 2
     for start in range(0, p.shape[1], _CHUNK):
         q, m = p[:, start : start + _CHUNK], n[:, start : start + _CHUNK]
-        # a ball of radius r at the offset w from the point hides about (n . w) r^2 / |w|^3 of its hemisphere
+        # A ball of radius r at the offset w hides about (n . w) r^2 / |w|^3 of a point's hemisphere.
         distance2 = np.maximum(
             (c * c).sum(axis=1)[:, None] - 2 * apply(c, q) + (q * q).sum(axis=0), r2 * np.float32(0.8)
         )
@@ -168,7 +168,10 @@ def _openness(scene: Scene, seen: Surface) -> np.ndarray:
 
 
 def photograph(light_3N: np.ndarray, outline_HW: np.ndarray, draw: Draw) -> np.ndarray:
-    """Return uint8 [3,H,W]: exposure, film curve, vignette, white balance, soft outlines, sensor noise."""
+    """Turn linear light into an image, uint8 [3,H,W].
+
+    Applies exposure, film curve, vignette, white balance, soft outlines and sensor noise.
+    """
     height, width = outline_HW.shape
     luminance = light_3N.mean(axis=0)
     exposure = draw(0.55, 1.0) / (

@@ -1,7 +1,8 @@
-"""Procedural patterns over surface coordinates (u, v) in metres, box-filtered over the pixel's footprint.
+"""Procedural patterns over surface coordinates (u, v) in metres.
 
-Colours are linear light in [0, 1]. A pattern takes (material, u_N, v_N, width_N) and returns float32 [3,N];
-`width` is the side of the pixel's footprint in metres: fine patterns fade to their mean instead of aliasing.
+A pattern is called with (material, u_N, v_N, width_N) and returns linear light in [0, 1], float32 [3,N].
+`width` is the side of a pixel's footprint on the surface in metres. Patterns are averaged over the footprint,
+so fine ones fade to their mean instead of aliasing.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Material:
 
 @lru_cache(maxsize=1)
 def noise_tile() -> np.ndarray:
-    """Return periodic 1/f noise, float32 [512,512], of mean 0 and variance 1, then squashed to 0..1."""
+    """Return periodic 1/f noise, float32 [512,512], normalised to mean 0 and variance 1, then squashed to
+    0..1."""
     white = Draw(0, 2**63, 0).bell((_TILE, _TILE))
     f = np.fft.fftfreq(_TILE) * _TILE
     radius = np.hypot(f[:, None], f[None, : _TILE // 2 + 1])
@@ -44,7 +46,7 @@ def noise_tile() -> np.ndarray:
 
 
 def noise(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Return the tile's value in 0..1 at (u, v), with period 1 in both."""
+    """Return the noise in 0..1 at (u, v); it has period 1 in both directions."""
     i = (u * _TILE).astype(np.int32) & (_TILE - 1)
     j = (v * _TILE).astype(np.int32) & (_TILE - 1)
     return noise_tile()[i, j]
@@ -56,7 +58,10 @@ def cell_tone(i: np.ndarray, j: np.ndarray, seed: int) -> np.ndarray:
 
 
 def pulse(x: np.ndarray, width: np.ndarray, share: float = 0.5) -> np.ndarray:
-    """Average over [x - width/2, x + width/2] a wave of period 1 that is 1 on the first `share`, else 0."""
+    """Return the mean over [x - width/2, x + width/2] of a square wave.
+
+    The wave has period 1; it is 1 on the first `share` of a period and 0 on the rest.
+    """
     width = np.maximum(width, np.float32(1e-3))
 
     def integral(y):
@@ -67,7 +72,7 @@ def pulse(x: np.ndarray, width: np.ndarray, share: float = 0.5) -> np.ndarray:
 
 
 def step(x: np.ndarray, width: np.ndarray | float) -> np.ndarray:
-    """Return 0 below, 1 above zero, averaged over the footprint."""
+    """Return the mean over the footprint of a step from 0 to 1 at x = 0."""
     return np.clip(x / np.maximum(width, np.float32(1e-4)) + np.float32(0.5), 0, 1)
 
 
@@ -157,7 +162,7 @@ def _wall(m, u, v, w):
 
 
 def _inset(m, u, v):
-    """Return the distance to the rim of a panel, metres."""
+    """Return the distance to the rim of a panel in metres."""
     return np.minimum(m.size[0] - np.abs(u), m.size[1] - np.abs(v))
 
 

@@ -1,1 +1,1 @@
-"""WebDataset shards: labelled images in tar files, read by the place of every file in them."""
+"""WebDataset shards: labelled images in tar files, with an index of the position of every file in them."""

@@ -5,8 +5,8 @@
       depth: {kind: scalar, scale: 0.001}
     splits: {train: "{000000..000126}.tar", val: "000127.tar"}
 
-All keys of a folder's dataset.yaml but `labels` have their meaning; `splits` says which shards a split has.
-The root may name some of the shards.
+All keys of a folder's dataset.yaml except `labels` have the same meaning here. `splits` says which shards
+belong to a split. The root may name all shards or only some of them.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ MAX_SHARDS = 1_000_000
 
 
 def shard_paths(root: str) -> list[str]:
-    """Return the paths that a root names: `{000..127}` counts with as many digits, `{a,b}` lists.
+    """Return the paths that a root names: `{000..127}` expands to numbers of 3 digits, `{a,b}` to a and b.
 
     Raises:
-        DataError: a brace without its end, or with something else in it.
+        DataError: a brace is not closed or contains something else, or there are too many shards.
     """
     parts: list[list[str]] = []
     for place, text in enumerate(re.split(r"\{([^{}]*)\}", root)):
@@ -57,7 +57,7 @@ def shard_paths(root: str) -> list[str]:
                 )
             parts.append([f"{n:0{len(counted[1])}}" for n in range(first, last + 1)])
         elif (place % 2 and "," not in text) or (not place % 2 and re.search("[{}]", text)):
-            raise DataError(f"{root}: braces around {text!r:.60}, expected {{000000..000127}} or {{a,b}}")
+            raise DataError(f"{root}: {text!r:.60} in braces, expected {{000000..000127}} or {{a,b}}")
         else:
             parts.append(text.split(",") if place % 2 else [text])
     if (count := math.prod(map(len, parts))) > MAX_SHARDS:
@@ -66,10 +66,16 @@ def shard_paths(root: str) -> list[str]:
 
 
 def read_contents(folder: str) -> dict[str, Any] | None:
-    """Return `dataset.yaml` of a folder or URL, checked, with lists of shards by split; None: no such file.
+    """Read and check the `dataset.yaml` next to shards; None if there is no such file.
+
+    Args:
+        folder: path or URL of the shards' folder.
+
+    Returns:
+        The content of the file, in which `splits` maps each split to a list of paths of shards.
 
     Raises:
-        DataError: it is damaged, or says something else than expected.
+        DataError: the file is damaged or wrong; the message names it.
     """
     path = f"{folder}/{FILE}"
     found = read_file(path)
@@ -89,37 +95,44 @@ def read_contents(folder: str) -> dict[str, Any] | None:
         raise DataError(f"{path}: splits: {error}") from None
     names = [name for shards in content["splits"].values() for name in shards]
     if len(set(names)) < len(names):
-        raise DataError(f"{path}: a shard is in two splits, expected it in one")
+        raise DataError(f"{path}: a shard is in two splits, expected each shard in one")
     return content
 
 
 def write_contents(folder: Path, content: dict[str, Any]) -> None:
-    """Write what `read_contents` reads; the shards of a split are numbered without a gap."""
+    """Write the `dataset.yaml` that `read_contents` reads; shards of a split must be numbered without a
+    gap."""
     splits = {split: shards_root(names) for split, names in content["splits"].items() if names}
     write_text(folder / FILE, description_text({**content, "splits": splits}))
 
 
 def shards_root(names: Sequence[str]) -> str:
-    """Return how to name these shards, such as 000000.tar to 000127.tar, in one word."""
+    """Return one word that names consecutive shards, such as `{000000..000127}.tar`."""
     first, last = (name.removesuffix(".tar") for name in (names[0], names[-1]))
     return f"{{{first}..{last}}}.tar"
 
 
 class Shards(Described):
-    """The images of one split in shards, with all tasks of `dataset.yaml` or those in `tasks`.
+    """One split of a data set in shards.
 
-    Files are found by the index of each shard (`dmtl.data.shards.index`). A file is read by one call from an
-    open shard; nothing of it is kept.
+    The index of each shard says where its files are (`dmtl.data.shards.index`). Each file is read with a
+    single call and is not cached.
+
+    Args:
+        root: path or URL of the shards, such as `"DIR/{000000..000127}.tar"`.
+        split: name of the split, such as "train".
+        tasks: names of the tasks to use; None: all of `dataset.yaml`.
 
     Raises:
-        DataError: names the shard, and the file in it, that is damaged.
+        DataError: a shard, a file in it or `dataset.yaml` is missing or damaged, or there is no such split or
+            task; the message names it.
     """
 
     def __init__(self, root: str, split: str, tasks: Iterable[str] | None = None):
         self.root, paths = root, shard_paths(root)
         folder = root.rpartition("/")[0] or "."
         if any(path.rpartition("/")[0] != root.rpartition("/")[0] for path in paths):
-            raise DataError(f"{root}: shards in several folders, expected braces in the file name only")
+            raise DataError(f"{root}: shards in several folders, expected braces only in the file name")
         content = read_contents(folder)
         where = f"{folder}/{FILE}"
         if content is None:
@@ -136,7 +149,9 @@ class Shards(Described):
         ours = set(splits[split])
         self.shards = [Shard.of(path) for path in paths if path.rpartition("/")[2] in ours]
         if not self.shards:
-            raise DataError(f"{root}: no shard of {split}, which has {shortened(splits[split], 3)}")
+            raise DataError(
+                f"{root}: has no shard of the split {split!r}, expected some of {shortened(splits[split], 3)}"
+            )
         self._boundary_folder: str | None = content.get("boundaries")
         self._folders = [IMAGES, *content["tasks"]]
         if self._boundary_folder is not None:
@@ -154,10 +169,11 @@ class Shards(Described):
                 self.use_boundaries()
 
     def _find(self) -> list[str]:
-        """Find every file of every image. Returns the ids.
+        """Find every file of every image, and return the ids. Fills these arrays of N images and F folders:
 
-        `_offset`, `_size`: int64 [N, F], by image and folder, size -1 if there is no file. `_kind` [N, F]:
-        its suffix, a place in `_suffixes`. `_shard` [N]: a place in `shards`.
+        _offset, _size   int64 [N, F]: position and size of a file in its shard; size -1: no such file
+        _kind            [N, F]: suffix of the file, as an index into `_suffixes`
+        _shard           [N]: shard of the image, as an index into `shards`
         """
         columns = {folder: number for number, folder in enumerate(self._folders)}
         suffixes: dict[str, int] = {}
@@ -231,7 +247,7 @@ class Shards(Described):
         return LabelMatrix(self.ids, list(self.tasks), self._size[:, columns] >= 0)
 
     def identity(self, task: str | None = None) -> list:
-        """With the shards, their sizes and times of change, and where the files are in them."""
+        """Add the shards, their sizes and times of change, and the positions of the files in them."""
         column = self._folders.index(task or IMAGES)
         paths = [s.path if is_remote(s.path) else str(Path(s.path).resolve()) for s in self.shards]
         shards = [[path, shard.size, shard.changed] for path, shard in zip(paths, self.shards)]

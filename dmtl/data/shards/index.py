@@ -1,7 +1,8 @@
-"""Where every file of a shard is: read from its headers once, then from an index next to it.
+"""Index the files of a shard: their positions are read from the tar's headers once, then from an index file.
 
-`000000.tar.index` is text: a line `dmtl-index 1 BYTES` with the size of the tar, then for each file a line
-`OFFSET SIZE NAME`, where OFFSET is that of its content. Deleting it is safe.
+The index `000000.tar.index` is text. Its first line is `dmtl-index 1 BYTES` with the size of the tar. Each
+other line is `OFFSET SIZE NAME` of a file; OFFSET is the position of its content. An index can be deleted at
+any time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ MAX_EXTRA = 1 << 20  # bytes of a long name or of extended attributes
 
 
 class Place(NamedTuple):
-    """A file of a tar: its name, and where its content is, in bytes."""
+    """A file in a tar: its name, and position and size of its content in bytes."""
 
     name: str
     offset: int
@@ -28,12 +29,13 @@ class Place(NamedTuple):
 
 
 def places(shard: Shard) -> list[Place]:
-    """Return the files of a shard, in its order.
+    """Return the files of a shard in order.
 
-    An index of a tar of another size, or one that is missing, is made again and written if the folder can be.
+    If the index is missing, or belongs to a tar of another size, the shard is scanned and the index is
+    written (unless the folder is read-only or remote).
 
     Raises:
-        DataError: shard or index is damaged.
+        DataError: the shard or its index is damaged.
     """
     path = f"{shard.path}.index"
     content = read_file(path)
@@ -41,7 +43,7 @@ def places(shard: Shard) -> list[Place]:
         return found
     found = list(scan(shard))
     if not is_remote(path):
-        with suppress(OSError):  # a folder that is read only
+        with suppress(OSError):  # a read-only folder
             write_index(shard, found)
     return found
 
@@ -53,7 +55,7 @@ def write_index(shard: Shard, found: Iterable[Place]) -> None:
 
 
 def _parse(path: str, content: bytes, shard: Shard) -> list[Place] | None:
-    """Return what an index says; None if it is of a tar of another size."""
+    """Return the files that an index lists; None if it belongs to a tar of another size."""
     try:
         head, *lines = content.decode().split("\n")
         if head != f"{HEAD} {shard.size}":
@@ -67,22 +69,24 @@ def _parse(path: str, content: bytes, shard: Shard) -> list[Place] | None:
             offset, size, name = line.split(" ", 2)
             place = Place(name, int(offset), int(size))
             if place.offset < BLOCK or place.size < 0 or place.offset + place.size > shard.size:
-                raise ValueError(f"line {number}: outside of the {shard.size} bytes of the tar")
+                raise ValueError(f"line {number}: beyond the {shard.size} bytes of the tar")
             found.append(place)
         return found
     except ValueError as error:  # UnicodeDecodeError, too
         raise DataError(
-            f"{path}: not an index ({one_line(error)}); delete it to have it made again"
+            f"{path}: not an index ({one_line(error)}); delete it, and it will be created again"
         ) from None
 
 
 def scan(shard: Shard) -> Iterator[Place]:
-    """Yield the files of a tar from its headers, which Python's tarfile would silently end at a damaged one.
+    """Yield the files of an uncompressed tar, as its headers say.
+
+    Python's tarfile is not used, because it silently stops at a damaged header.
 
     Raises:
-        DataError: naming shard and place; a compressed tar is not a tar.
+        DataError: the tar is damaged or compressed; the message names the shard and the position in it.
     """
-    at, name, size = 0, "", -1  # `name` and `size` of the next file, if members before it say so
+    at, name, size = 0, "", -1  # `name` and `size` are of the next file, if the members before it set them
     while True:
         block = shard.read(at, BLOCK)
         if block == bytes(BLOCK):
@@ -98,7 +102,10 @@ def scan(shard: Shard) -> Iterator[Place]:
         if header.isreg() and not header.issparse():
             place = Place(name or header.name, content, header.size if size < 0 else size)
             if place.offset + place.size > shard.size or place.size < 0:
-                raise DataError(f"{shard.path}/{place.name[:200]}: its {place.size} bytes are not all there")
+                raise DataError(
+                    f"{shard.path}/{place.name[:200]}: the tar ends before its {place.size} bytes, expected "
+                    "a complete tar"
+                )
             if not place.name.isprintable():
                 raise DataError(f"{shard.path}: {place.name[:80]!r} at byte {at}, expected a printable name")
             yield place
@@ -117,7 +124,7 @@ def scan(shard: Shard) -> Iterator[Place]:
 
 
 def _attributes(extra: bytes, where: str, name: str, size: int) -> tuple[str, int]:
-    """Return name and size of the next file; of a pax header, `LENGTH KEY=VALUE` and a line break each."""
+    """Return name and size of the next file, updated by a pax header: lines of `LENGTH KEY=VALUE`."""
     try:
         while extra.strip(b"\0"):
             length = int(extra.split(b" ", 1)[0])

@@ -1,6 +1,6 @@
-"""Read one file of an uncompressed tar, by its place, from a disk or any file system of fsspec.
+"""Read one file of an uncompressed tar by its position, from a disk or any file system of fsspec.
 
-A sample of the data set is a key with several files, as WebDataset lays them out:
+As in WebDataset, the files of a sample have the same key:
 
     city/0001.jpg            the image `city/0001`
     city/0001.semseg.png     its label of the task semseg
@@ -22,19 +22,19 @@ from dmtl.data.folder.paths import nfc
 from dmtl.errors import DataError, one_line
 
 BLOCK = 512  # bytes: the unit of a tar, and the length of a header
-IMAGES = "images"  # where the folder format has images; here their suffix follows the key
-_LONG = 100  # bytes of a name in a header; longer ones are in a member before it
+IMAGES = "images"  # the folder of images in the folder format; in a tar, an image is just KEY.SUFFIX
+_LONG = 100  # maximum bytes of a name in a header; a longer name is in a separate member before it
 
 
 def member_name(folder: str, id: str, suffix: str) -> str:
-    """Return how the file `folder/id.suffix` of the folder format is called in a shard."""
+    """Return the name in a shard of the file `folder/id.suffix` of the folder format."""
     parent, slash, base = id.rpartition("/")
     key = base.replace("%", "%25").replace(".", "%2E")
     return f"{parent}{slash}{key}{'' if folder == IMAGES else '.' + folder}{suffix}"
 
 
 def split_name(name: str) -> tuple[str, str, str]:
-    """Return (folder, id in NFC, suffix) of a file of a shard, the inverse of `member_name`."""
+    """Return (folder, id in NFC, suffix) for the name of a file in a shard: the inverse of `member_name`."""
     parent, slash, base = name.removeprefix("./").rpartition("/")
     key, _, rest = base.partition(".")
     folder, _, suffix = rest.rpartition(".")
@@ -44,7 +44,7 @@ def split_name(name: str) -> tuple[str, str, str]:
 
 @dataclass(frozen=True)
 class Shard:
-    """A tar file: a path or a URL, and its size and time of change (0 if unknown)."""
+    """A tar file: its path or URL, size in bytes, and time of change in nanoseconds (0 if unknown)."""
 
     path: str
     size: int
@@ -52,7 +52,7 @@ class Shard:
 
     @classmethod
     def of(cls, path: str) -> Shard:
-        """Raises DataError if there is no such file."""
+        """Return the shard at a path or URL; raise DataError if there is no such file."""
         try:
             if is_remote(path):
                 system, inner = _file_system(path)
@@ -65,13 +65,13 @@ class Shard:
             raise DataError(f"{path}: cannot be read ({one_line(error)}), expected a shard") from error
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return `size` bytes from `offset` on, fewer at the end of the file.
+        """Return `size` bytes from `offset` on, or fewer at the end of the file.
 
         Raises:
-            DataError: without the path.
+            DataError: the file cannot be read; the message does not name it.
         """
         try:
-            # one open file in each process: a forked one has no connections of its parent
+            # Each process opens the file itself: a forked one must not use its parent's connections.
             return _opened(self, os.getpid()).read(offset, size)
         except Exception as error:  # as above
             raise DataError(f"cannot be read ({one_line(error)})") from error
@@ -94,17 +94,17 @@ class Member:
         return split_name(self.name)[2]
 
     def read_bytes(self) -> bytes:
-        """Return the content. Raises DataError that names shard and member."""
+        """Return the content; raise DataError, which names shard and member, if it cannot be read."""
         try:
             return self.content()
         except DataError as error:
             raise DataError(f"{self}: {error}") from None
 
     def content(self) -> bytes:
-        """Return the content, read together with the header, which must be of this file.
+        """Return the content. The header before it is read too, to check that it belongs to this file.
 
         Raises:
-            DataError: without the name of the file.
+            DataError: the content cannot be read; the message does not name the file.
         """
         found = self.shard.read(self.offset - BLOCK, BLOCK + self.size)
         if len(found) < BLOCK + self.size:
@@ -112,30 +112,36 @@ class Member:
         try:
             header = tarfile.TarInfo.frombuf(found[:BLOCK], "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
-            wrong = f"no header before it ({one_line(error)}): damaged, or the index is of another tar"
+            wrong = f"no header before it ({one_line(error)}): damaged, or the index belongs to another tar"
             raise DataError(wrong) from None
         shortened = len(self.name.encode()) > _LONG or not self.name.isascii()
         if header.size != self.size or not (shortened or split_name(header.name) == split_name(self.name)):
-            raise DataError(f"{header.name!r:.80} of {header.size} bytes is in its place: delete the index")
+            raise DataError(
+                f"{header.name!r:.80} of {header.size} bytes is in its place: the index is wrong, delete it"
+            )
         return found[BLOCK:]
 
 
 AnyFile: TypeAlias = str | os.PathLike | Member
-"""What images and labels are read from."""
+"""Types of the sources of images and labels: files, and members of shards."""
 
 
 def is_shards(root: str) -> bool:
-    """Whether a root names tar files."""
+    """Return whether a root names tar files."""
     return root.endswith(".tar")
 
 
 def is_remote(path: str) -> bool:
-    """Whether fsspec opens it: a URL, or several chained by `::`."""
+    """Return whether fsspec opens a path: it is a URL, or several chained by `::`."""
     return "://" in path or "::" in path
 
 
 def read_file(path: str) -> bytes | None:
-    """Return a whole file, such as an index; None if there is none. Raises DataError if it cannot be read."""
+    """Return the content of a whole file, such as an index; None if it does not exist.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     try:
         if not is_remote(path):
             return Path(path).read_bytes()
@@ -166,7 +172,7 @@ def _opened(shard: Shard, process: int) -> _Local | _Remote:
 
 
 class _Local:
-    """Closed after its last use, even if a thread still reads when the cache drops it."""
+    """An open file, closed after its last use: a thread may still read when the cache drops it."""
 
     def __init__(self, path: str):
         self.handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,4 +1,4 @@
-"""Write any data set as WebDataset shards, one by one: an interrupted call is continued by the next."""
+"""Write any data set as WebDataset shards, one by one. Repeating an interrupted call continues it."""
 
 from __future__ import annotations
 
@@ -39,23 +39,27 @@ def export_shards(
 ) -> Exported:
     """Write `dataset` to `out/000000.tar`, ..., each with its index, and `out/dataset.yaml`.
 
-    Of a folder, or of other shards, files are copied byte for byte, with what dataset.yaml says of them; of
-    another data set they are those that `export_folder` writes. Equal calls write equal bytes. The same call
-    after an interruption keeps the complete shards. Another split may be added later.
+    Files of a folder or of other shards are copied byte for byte, together with their options in
+    dataset.yaml. For any other data set, the files are those that `export_folder` writes. Equal calls write
+    equal bytes. After an interruption, the same call keeps the complete shards. Other splits can be added
+    later.
 
     Args:
+        dataset: the data set to write.
+        out: folder to write.
         megabytes: maximum size of a shard in MB (10^6 bytes); one shard is held in memory.
-        labels: only what it shows is written; None: all labels.
-        skip_corrupt: samples that may be left out because they cannot be read; one more is an error.
-        workers: processes that read; 0: this one.
+        labels: write only the labels that it shows; None: all.
+        skip_corrupt: number of samples that may be left out because they cannot be read; one more is an
+            error.
+        workers: processes that read; 0: use this process.
         progress: wraps the loop over the samples that are written.
 
     Returns:
-        What is there now; `folder` is the root to open.
+        The state of the split after the call; `folder` is the root to open, with braces.
 
     Raises:
-        DataError: a damaged sample, or one that is larger than a shard; a folder that holds something else,
-            or is being written by another process.
+        DataError: a sample is damaged or larger than a shard; or the folder holds something else, or is being
+            written by another process.
         OSError: the folder cannot be written.
     """
     if megabytes < 1:
@@ -72,12 +76,12 @@ def export_shards(
         names = content.setdefault("splits", {}).setdefault(split, [])
         listed = [name for each in content["splits"].values() for name in each]
         if sorted(listed) != [f"{number:06}.tar" for number in range(len(listed))]:
-            raise DataError(f"{path}: lists other shards than 000000.tar and on, expected those of an export")
+            raise DataError(
+                f"{path}: splits does not list 000000.tar, 000001.tar, ..., expected the shards of an export"
+            )
         todo = _todo(dataset, folder, names)
         if (continued := content.get("unfinished", split)) != split:
-            raise DataError(
-                f"{path}: the export of {continued} was interrupted, expected it to be finished first"
-            )
+            raise DataError(f"{path}: the export of {continued} was interrupted, repeat and finish it first")
         if names and "unfinished" not in content:
             todo = []  # what is left was skipped
         begun = "unfinished" in content
@@ -87,7 +91,8 @@ def export_shards(
             name = f"{sum(map(len, content['splits'].values())):06}.tar"
             if (folder / name).exists() and not begun:
                 raise DataError(
-                    f"{folder / name}: exists already, expected an empty folder or earlier shards"
+                    f"{folder / name}: exists already, but dataset.yaml does not list it, expected an empty "
+                    "folder or one with an earlier export"
                 )
             if not begun:
                 write_contents(folder, content)
@@ -134,14 +139,14 @@ class _Tar:
 
 
 def _tars(samples: Iterable[tuple[str, dict[str, bytes]]], megabytes: int) -> Iterator[_Tar]:
-    """Yield shards of samples, given as an id and path -> content."""
+    """Yield shards that hold the samples, which are given as (id, {path: content})."""
     tar = _Tar()
     for id, contents in samples:
         files = [_file(path, content) for path, content in contents.items()]
         size = sum(_length(header, content) for _, header, content in files)
         if size + len(_END) > megabytes * _MB:
             raise DataError(
-                f"{id!r} needs {size / 1e6:.1f} MB, expected a shard of {megabytes} MB to hold it"
+                f"{id!r} needs {size / 1e6:.1f} MB, expected at most {megabytes} MB, the size of a shard"
             )
         if tar.size + size > megabytes * _MB:
             yield tar
@@ -152,7 +157,7 @@ def _tars(samples: Iterable[tuple[str, dict[str, bytes]]], megabytes: int) -> It
 
 
 def _file(path: str, content: bytes) -> tuple[str, bytes, bytes]:
-    """Return name, header and content in a tar of a file of the folder format."""
+    """Return name, header and content that a file of the folder format has in a tar."""
     folder, _, inner = path.partition("/")
     id, suffix = os.path.splitext(inner)
     info = tarfile.TarInfo(member_name(folder, id, suffix))
@@ -161,12 +166,12 @@ def _file(path: str, content: bytes) -> tuple[str, bytes, bytes]:
 
 
 def _length(header: bytes, content: bytes) -> int:
-    """Return the bytes of a file in a tar, filled up to whole blocks."""
+    """Return the bytes that a file takes in a tar, filled up to whole blocks."""
     return len(header) + len(content) + -len(content) % BLOCK
 
 
 class _Copier(SampleWriter):
-    """Of a folder or shards: the files as they are, once they were decoded."""
+    """Copy the files of a folder or shards as they are, after decoding them as a check."""
 
     def options(self) -> dict[str, dict[str, Any]]:
         source, _ = _existing(self.dataset, 0)
@@ -187,7 +192,7 @@ class _Copier(SampleWriter):
 
 
 def _source(dataset: LabelledImages, index: int) -> tuple[Described, int] | None:
-    """Return the folder or shards that have an image, and its place there; None: neither."""
+    """Return the folder or shards that hold an image, and its index there; None if it is in neither."""
     while isinstance(dataset, Subset):
         index, dataset = dataset.indices[index], dataset.dataset
     return (dataset, index) if isinstance(dataset, Described) else None
@@ -200,7 +205,7 @@ def _existing(dataset: LabelledImages, index: int) -> tuple[Described, int]:
 
 
 class _Reader:
-    """Called with an index: the files of that sample, and its pixels by (task, "unknown" or "all")."""
+    """Called with an index, return the files of a sample and its pixels by (task, "unknown" or "all")."""
 
     def __init__(self, writer: SampleWriter):
         self.writer = writer
@@ -211,7 +216,7 @@ class _Reader:
         try:
             contents, labels = self.writer.contents(index)
         except (DataError, OSError) as error:
-            return error  # arrives as it was raised
+            return error  # returned, so that worker processes pass it on unchanged
         return contents, self.writer.pixels(labels)
 
 
@@ -224,7 +229,7 @@ def _samples(
     skipped: list[str],
     skip_corrupt: int,
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield id and files of the samples that can be read; fills `unknown` and `skipped`."""
+    """Yield id and files of the samples that can be read; fill `unknown` and `skipped`."""
     for index, found in zip(progress(todo), in_parallel(_Reader(writer), todo, workers)):
         id = writer.dataset.ids[index]
         if isinstance(found, OSError):
@@ -233,7 +238,7 @@ def _samples(
             skipped.append(str(found))
             if len(skipped) > skip_corrupt:
                 raise DataError(
-                    f"{found} (sample {id!r}; repair it or allow some to be skipped, and repeat to continue)"
+                    f"{found} (sample {id!r}; fix it or allow some to be skipped, then repeat the call)"
                 )
             continue
         unknown.update(found[1])
@@ -241,15 +246,19 @@ def _samples(
 
 
 def _todo(dataset: LabelledImages, folder: Path, names: Sequence[str]) -> list[int]:
-    """Return the samples after those in the shards that are there, which must be of this data set."""
+    """Return the samples that follow those in the existing shards.
+
+    Raises:
+        DataError: the existing shards were not written from this data set.
+    """
     place = {id: index for index, id in enumerate(dataset.ids)}
     first = 0
     for name in names:
         for id in dict.fromkeys(split_name(file.name)[1] for file in places(Shard.of(str(folder / name)))):
             if place.get(id, -1) < first:
                 raise DataError(
-                    f"{folder / name}: has {id!r}, which is not next in {dataset.name}, expected to go on "
-                    "from the same source"
+                    f"{folder / name}: has {id!r}, which is not the next image of {dataset.name}, expected "
+                    "the source from which the export was begun"
                 )
             first = place[id] + 1
     return list(range(first, len(dataset)))

@@ -15,14 +15,15 @@ from dmtl.text import number
 
 WIDTH, HEIGHT = 420, 236
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 40
-MAX_POINTS = 160  # a longer series is averaged in equal groups: more points than pixels only thicken the line
+MAX_POINTS = 160  # longer series are averaged in equal groups: more points than pixels only thicken the line
 COLOURS = 8
 
-Scale = Callable[[float], float]  # from a value to its place in the picture
+Scale = Callable[[float], float]  # from a value to its position in the picture
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return round numbers (1, 2, 2.5 or 5 times a power of ten) over [low, high], in about `count` steps."""
+    """Return about `count` equidistant round numbers in [low, high]; the step is 1, 2, 2.5 or 5 times
+    10^n."""
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"nice_ticks: low and high must be finite, got {low} and {high}")
     if high <= low:
@@ -49,7 +50,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 def _points(xs: Sequence[float], ys: Sequence[float], log_y: bool) -> list[tuple[float, float]]:
     if len(xs) != len(ys):
         raise ValueError(
-            f"chart_svg: series must have as many y as x values, got {len(xs)} x and {len(ys)} y"
+            f"chart_svg: series must have equally many x and y values, got {len(xs)} x and {len(ys)} y"
         )
     pairs = [(float(x), float(y)) for x, y in zip(xs, ys, strict=True)]
     pairs = [(x, y) for x, y in pairs if math.isfinite(x) and math.isfinite(y) and (y > 0 or not log_y)]
@@ -63,7 +64,7 @@ def _points(xs: Sequence[float], ys: Sequence[float], log_y: bool) -> list[tuple
 def _band_points(
     xs: Sequence[float], lows: Sequence[float], highs: Sequence[float], log_y: bool
 ) -> list[tuple[float, float]]:
-    """Return the band's outline: along its upper edge and back along the lower one."""
+    """Return the outline of a band: along its upper edge and back along the lower one."""
     if log_y:  # a lower edge at or below 0 cannot be drawn; the upper one is used
         lows = [low if low > 0 else high for low, high in zip(lows, highs, strict=True)]
     return _points(xs, highs, log_y) + _points(xs, lows, log_y)[::-1]

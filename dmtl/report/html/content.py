@@ -1,7 +1,7 @@
 """The content of a report as plain data, and the page that shows it.
 
-A *method* is one way of training that is compared ("MTL", "DiffusionMTL"); its name is the key in every
-mapping below. The first method is the reference that the others are measured against.
+A *method* is one way of training ("MTL", "DiffusionMTL"). Its name is the key in every mapping below. The
+first method is the reference with which the others are compared.
 """
 
 from __future__ import annotations
@@ -25,12 +25,17 @@ from dmtl.report.runs.values import Value, mean_of, spread_of, tone_of
 from dmtl.runtime.files import write_text
 from dmtl.text import plural
 
-MOST_PANELS = 2  # methods with a headline; more are only listed in the table
+MOST_PANELS = 2  # maximum number of methods with a headline; others are only in the table
 
 
 class Cell(NamedTuple):
-    """One picture: uint8 [H, W, 3], or None if there is none. Below it, if given: a note that asks for
-    attention, and the range of its colours."""
+    """One picture with its caption.
+
+    caption  text below the picture
+    rgb      uint8 [H, W, 3]; None if there is no picture
+    note     a highlighted remark
+    scale    the range of values that the colours show
+    """
 
     caption: str
     rgb: np.ndarray | None
@@ -40,8 +45,13 @@ class Cell(NamedTuple):
 
 @dataclass
 class SamplePictures:
-    """All pictures of one image, uint8 [H, W, 3]: by task label, initial prediction, denoising steps,
-    final."""
+    """All pictures of one image.
+
+    id     id of the image
+    image  uint8 [H, W, 3]
+    rows   task -> pictures of the label, the initial prediction, the denoising steps and the final prediction
+    note   a remark on the image
+    """
 
     id: str
     image: np.ndarray
@@ -54,8 +64,13 @@ class SamplePictures:
 
 
 class UncertaintyRow(NamedTuple):
-    """One task: the probability that a wrong pixel is more uncertain than a right one, the unit of its
-    uncertainty ("entropy, nats"), and which pixels count as wrong."""
+    """How well uncertainty predicts errors of one task.
+
+    task     name of the task
+    auroc    probability that a wrong pixel is more uncertain than a right one
+    measure  measure and unit of the uncertainty ("entropy, nats")
+    wrong    which pixels count as wrong
+    """
 
     task: str
     auroc: float
@@ -65,8 +80,13 @@ class UncertaintyRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """Whether `method` is uncertain where it is wrong: over `images` validation images with `draws` noise
-    samples each."""
+    """Whether a method is uncertain where it is wrong.
+
+    method  name of the method
+    draws   number of noise samples per image
+    images  number of validation images
+    rows    the result of each task
+    """
 
     method: str
     draws: int
@@ -87,14 +107,22 @@ class ReportData:
     """Everything on the page. Sections without data are left out.
 
     Attributes:
-        warning: why the methods must not be compared.
-        summary: `Comparison.summary`.
+        title: heading of the page.
+        warning: why the methods cannot be compared; "" if they can.
+        facts: (name, value) pairs about data and training.
+        summary: result of `Comparison.summary`.
+        label_matrix: which training images have labels of which tasks.
+        metrics: the metrics of all methods.
         sources: names of the sources of the last method's data, if it joins several.
-        by_source: its main metrics, with a value for each of them and for "all".
-        order: methods, if the metric rows alone would give another order.
-        delta: Delta_MTL in percent of each method against the first one.
+        by_source: main metrics of the last method, with a value for each source and for "all".
+        order: order of the methods; empty: that of the metric rows.
+        delta: Delta_MTL in percent of each method compared with the first one.
         runs: number of runs (seeds) in every mean.
-        legends: colours of a task's pictures, `{task: [(name, (r, g, b)), ...]}`.
+        curves: training curves.
+        uncertainty: how well uncertainty predicts errors.
+        samples: pictures of predictions.
+        legends: colours in the pictures of a task, `{task: [(name, (r, g, b)), ...]}`.
+        notes: remarks at the end of the page.
     """
 
     title: str
@@ -116,17 +144,17 @@ class ReportData:
 
     @property
     def methods(self) -> list[str]:
-        """Names of the methods in their `order`, then in the order of the metric rows; the first is the
+        """Return the names of the methods in `order`, then in that of the metric rows; the first one is the
         reference."""
         return list(dict.fromkeys([*self.order, *(name for row in self.metrics for name in row.values)]))
 
     @property
     def compared(self) -> list[str]:
-        """Methods compared with the reference: those with a Delta."""
+        """Return the methods that are compared with the reference: those with a Delta_MTL."""
         return [name for name in self.methods[1:] if name in self.delta]
 
     def verdict(self, method: str) -> str:
-        """Return one sentence on the Delta_MTL of a method that claims no more than the spread allows."""
+        """Return a sentence on the Delta_MTL of a method that claims no more than its spread allows."""
         value, reference = self.delta[method], self.methods[0]
         if not math.isfinite(mean_of(value)):
             return "No Delta_MTL: at least one metric has no finite value."
@@ -134,7 +162,7 @@ class ReportData:
         word = {"good": "ahead of", "bad": "behind", "even": "level with"}[tone]
         if spread_of(value) is None or self.runs < 2:
             result = f"In this run {method} is {word} {reference}."
-            return f"{result} There is only one run of each: the effect of the seed is unknown."
+            return f"{result} There is only one run of each, so the effect of the seed is unknown."
         over = f"over {self.runs} runs of each"
         if tone == "even":
             return f"No clear difference: the mean {over} lies within one standard deviation of zero."
@@ -149,14 +177,17 @@ class ReportData:
 def write_report(path: str | os.PathLike, data: ReportData) -> Path:
     """Write `data` to the HTML file `path`, which needs no network, script or second file.
 
-    Folders are created. The file is written atomically. Raises OSError if it cannot be written.
+    Missing folders are created. The file is written atomically.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     write_text(path, render(data))
     return Path(path)
 
 
 def render(data: ReportData) -> str:
-    """Return the page as text. Every string of `data` is escaped."""
+    """Return the HTML of the page. Every string in `data` is escaped."""
     return page(
         "report.html.j2",
         data=data,

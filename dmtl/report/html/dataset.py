@@ -1,4 +1,5 @@
-"""The page of a data set: samples with their labels, label statistics, which image has which label."""
+"""Write the page of a data set: samples with labels, statistics of labels, and which image has which
+label."""
 
 from __future__ import annotations
 
@@ -21,9 +22,9 @@ from dmtl.tasks.palette import vector_colours
 from dmtl.text import fixed, number
 from dmtl.train.pictures import evenly
 
-MEASURED = 200  # images used for the statistics
-_BINS = 48  # of a histogram
-_CELLS = 25  # of the disc of directions, along its diameter
+MEASURED = 200  # number of images used for the statistics
+_BINS = 48  # bins of a histogram
+_CELLS = 25  # cells along the diameter of the disc of directions
 
 
 def dataset_report(
@@ -35,15 +36,23 @@ def dataset_report(
     workers: int = 0,
     progress: Callable[[Sequence], Iterable] = iter,
 ) -> Path:
-    """Write one self-contained HTML file to `out_path` and return that path.
+    """Write the page of a data set as one self-contained HTML file.
+
+    The page lists samples that cannot be read.
 
     Args:
-        count: samples shown, evenly spread over the split.
-        measured: images used for the statistics, evenly spread; None: all.
-        workers: processes that read them; 0: read in this one.
-        progress: wraps the loop over them.
+        dataset: the data set.
+        out_path: the file to write.
+        count: number of samples to show, evenly spread over the split.
+        measured: number of images used for the statistics, evenly spread; None: all.
+        workers: processes that read these images; 0: use this process.
+        progress: wraps the loop over these images.
 
-    The page names samples that cannot be read. Raises OSError if the page cannot be written.
+    Returns:
+        The path of the page.
+
+    Raises:
+        OSError: the page cannot be written.
     """
     indices = evenly(len(dataset), len(dataset) if measured is None else measured)
     statistics = measure(dataset, indices, workers=workers, progress=progress)
@@ -113,7 +122,7 @@ def _samples(dataset: LabelledImages, indices: Sequence[int]) -> tuple[list[Samp
 
 
 def _panel(found: TaskStatistics) -> dict:
-    """Describe one task: its class shares, largest first, or a picture of its values."""
+    """Describe the labels of one task: shares of its classes, largest first, or a picture of its values."""
     task, svg, text = found.task, None, ""
     names = task.label_names if found.known else ()
     classes = []
@@ -141,7 +150,8 @@ def _panel(found: TaskStatistics) -> dict:
 
 
 def _legends(tasks: Mapping[str, Task]) -> list[tuple[str, list]]:
-    """Return the report's legends, but labels are not probabilities."""
+    """Return the legends of the report, except those of probabilities, because labels are not
+    probabilities."""
     found = []
     for name, task in tasks.items():
         if keys := task.legend():
@@ -151,7 +161,7 @@ def _legends(tasks: Mapping[str, Task]) -> list[tuple[str, list]]:
 
 
 def _histogram(found: TaskStatistics, low: float, high: float) -> Markup:
-    """Draw a histogram of a scalar from `low` to `high` in the colours of its pictures."""
+    """Draw a histogram of numbers from `low` to `high` in the colours of the task's pictures."""
     high = max(high, low + 1e-6)
     counts, edges = np.histogram(found.values, _BINS, (low, high))
     centres = ((edges[:-1] + edges[1:]) / 2).astype(np.float32)
@@ -173,7 +183,7 @@ def _histogram(found: TaskStatistics, low: float, high: float) -> Markup:
 
 
 def _disc(values_N3: np.ndarray) -> Markup:
-    """Draw directions by x and y, seen along the third axis; stronger colours are more frequent."""
+    """Draw how often directions occur, by x and y, seen along the third axis; stronger means more often."""
     edges = np.linspace(-1, 1, _CELLS + 1)
     counts, _, _ = np.histogram2d(values_N3[:, 1], values_N3[:, 0], (edges, edges))
     share = np.log1p(counts) / np.log1p(counts.max())

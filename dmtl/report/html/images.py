@@ -1,4 +1,4 @@
-"""Pictures for the page: PNG data URIs, and the label matrix as a strip."""
+"""Make pictures for the page: PNG data URIs, and the label matrix as strips."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from dmtl.text import plural
 from dmtl.train.pictures import evenly
 
 MAX_SIDE = 320  # pixels; larger pictures are downscaled to keep the page small
-MIN_SIDE = 96  # pixels; smaller pictures are enlarged in blocks, not smoothed
-MAX_COLUMNS = 400  # images drawn in the label strip
+MIN_SIDE = 96  # pixels; smaller pictures are enlarged in blocks, without smoothing
+MAX_COLUMNS = 400  # maximum number of images in a strip
 
 
 class Picture(NamedTuple):
@@ -30,7 +30,7 @@ class Picture(NamedTuple):
 
 
 def picture(rgb: np.ndarray) -> Picture:
-    """Embed a uint8 [H, W, 3] array as a PNG. Raises ValueError for any other array."""
+    """Embed an array, uint8 [H, W, 3], as a PNG; raise ValueError for any other array."""
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.size:
         got = f"{rgb.dtype} {list(rgb.shape)}"
         raise ValueError(f"picture: rgb must be a uint8 array [H, W, 3], got {got}")
@@ -46,10 +46,10 @@ def picture(rgb: np.ndarray) -> Picture:
 
 
 def label_section(labels: LabelMatrix | None, sources: Iterable[str] = ()) -> dict | None:
-    """Return the counts of labels, of all images and of each source, and for each task an SVG strip with a
-    bar for every labelled image.
+    """Return the numbers of labels, of all images and of each source, and an SVG strip for each task.
 
-    At most 400 images are drawn, evenly spread; the counts cover all.
+    A strip has a bar for every labelled image. At most 400 images are drawn, evenly spread; the numbers cover
+    all.
     """
     if labels is None or not len(labels.ids):
         return None

@@ -1,7 +1,7 @@
-"""Pictures of what models predict.
+"""Draw the predictions of models.
 
-For each task, side by side: label, initial prediction, every denoising step, final prediction; also where a
-model is uncertain and where it is wrong.
+For each task, pictures show side by side the label, the initial prediction, every denoising step and the
+final prediction; also where a model is uncertain and where it is wrong.
 """
 
 from __future__ import annotations
@@ -37,16 +37,20 @@ def sample_pictures(
     engine: Engine | None = None,
     note: str = "",
 ) -> list[SamplePictures]:
-    """Return pictures of the images at `indices` by every model.
+    """Draw the predictions of every model for some images.
 
     Args:
-        models: name -> model. A model with a denoising chain shows its initial prediction, its steps and its
-            final prediction; any other only its prediction.
-        labels: what training saw of this split; labels hidden from training are shown and marked. None for a
-            split that was not trained on.
-        seed: seed of the noise, which depends on an image's index in the data set as in evaluation.
-        engine: averages noise samples of one model: adds their uncertainty and the error of their mean.
-        note: shown with every image.
+        models: name -> model. For a model with a denoising chain, the initial prediction, the steps and the
+            final prediction are shown; for other models only the prediction.
+        dataset: the data set.
+        indices: indices of the images.
+        labels: the labels that training used in this split: other labels are shown, too, but marked. None:
+            the split was not used for training.
+        steps: number of denoising steps; None: as trained.
+        seed: seed of the noise; as in evaluation, it also depends on the image's index in the data set.
+        engine: averages noise samples of one model, to add pictures of the uncertainty and of the error of
+            the mean; None: no such pictures.
+        note: remark shown with every image.
     """
     tasks = {n: t for model in models.values() for n, t in model.tasks.items() if n in dataset.tasks}
     result = []
@@ -95,12 +99,11 @@ def _cells(task: Task, name: str, prediction: Prediction, scale: Range, chains: 
 
 
 def stages(prediction: Prediction, task: str) -> list[tuple[str, Tensor]]:
-    """Return captions and logits of a task in the order of the chain; of a model without a chain only the
-    final ones."""
+    """Return (caption, logits) of a task in the order of the chain; without a chain only the final ones."""
     trace = prediction.trace.get(task, [])
     if not trace:
         return [("final map", prediction.final[task])]
-    # The last step of the chain is the final prediction: show it once.
+    # The last step of the chain is the final prediction, so it is shown only once.
     steps = [(f"step {k}", logits) for k, logits in enumerate(trace[:-1], 1)]
     final = (f"step {len(trace)}, final", prediction.final[task])
     return [("initial map", prediction.initial[task]), *steps, final]

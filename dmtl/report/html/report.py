@@ -1,4 +1,4 @@
-"""The page about finished runs: comparison of methods, labels, training curves, pictures."""
+"""Write the page about finished runs: comparison of methods, labels, training curves, pictures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dmtl.train.pictures import evenly
 from dmtl.train.setup import open_data
 from dmtl.train.toml import config_from_dict
 
-FEW = 2  # up to this many methods, show initial predictions and, by default, pictures
+FEW = 2  # with at most this number of methods, show initial predictions and, by default, pictures
 
 
 def write_page(
@@ -41,14 +41,17 @@ def write_page(
     """Write the page of a comparison. Sections whose logs, labels, models or data are missing are left out.
 
     Args:
-        train_set: images for the training pictures; default: as configured in the last method's first run.
-        val_set: images for the validation pictures; default: as configured in the last method's first run.
-        pictures: validation images, predicted by the first run of every method; default: 4, or none if
-            there are more than two methods.
-        train_pictures: the same for the training split.
-        steps: denoising steps for the pictures; default: as trained.
-        samples: noise samples that show where the last method is uncertain, next to its errors; 0 or 1: do
-            not.
+        path: the file to write.
+        comparison: the runs.
+        train_set: images for the training pictures; None: those of the last method's first run.
+        val_set: images for the validation pictures; None: those of the last method's first run.
+        pictures: number of validation images to show with predictions of the first run of every method; None:
+            4, or 0 if there are more than two methods.
+        train_pictures: number of training images to show in the same way.
+        steps: number of denoising steps for the pictures; None: as trained.
+        samples: number of noise samples for pictures of the last method's uncertainty, next to its errors; 0
+            or 1: no such pictures.
+        device: device that predicts the pictures.
 
     Raises:
         OSError: the page cannot be written.
@@ -85,7 +88,7 @@ def write_page(
 
 
 def report_data(comparison: Comparison) -> ReportData:
-    """Return everything in the runs' files, without pictures."""
+    """Return the content of the page as far as the runs' files contain it, without pictures."""
     methods = comparison.methods
     few = len(methods) <= FEW
     last = list(methods.values())[-1].runs[0]
@@ -111,7 +114,8 @@ def report_data(comparison: Comparison) -> ReportData:
 
 
 def _facts(methods: Mapping[str, Method]) -> list[tuple[str, object]]:
-    """List what was trained on what, from the last method's configuration, and all training times."""
+    """Return facts about data, training and model from the last method's configuration, and training
+    times."""
     method = list(methods.values())[-1]
     run = method.runs[0]
     setting: Callable = run.setting

@@ -14,9 +14,12 @@ FUNCTIONS = {"picture": picture, "texts_of": texts_of, "tone_of": tone_of, "fixe
 
 
 def page(template: str, *, folder: Path | None = None, **values: object) -> str:
-    """Return a filled-in template. Strings are escaped; a name without a value is an error.
+    """Fill in a template and return the HTML. Strings are escaped; a name without a value is an error.
 
-    folder: a further folder of templates, which may include those of this package.
+    Args:
+        template: name of the template.
+        folder: another folder with templates, which may include those of this package.
+        values: the values of the names in the template.
     """
     ours = PackageLoader("dmtl.report.html")
     environment = Environment(

@@ -1,4 +1,4 @@
-"""Whether a model is uncertain where it is wrong: several noise samples compared with the labels."""
+"""Show whether a model is uncertain where it is wrong, by comparing several noise samples with the labels."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from dmtl.tasks.palette import EMBER, apply_scale
 from dmtl.text import number
 from dmtl.train.pictures import evenly
 
-IMAGES = 48  # images to score at most,
-PIXELS = 4_000_000  # and at most this many pixels,
-FEWEST = 8  # but at least this many images
+# Score at most this number of images and of pixels, but at least FEWEST images.
+IMAGES = 48
+PIXELS = 4_000_000
+FEWEST = 8
 BATCH = 4
 BRIGHTEST = 99  # percentile of a map at the bright end of its colours
 
 
 def averaging(model: DiffusionMTL | MultiTaskBaseline, samples: int) -> Engine | None:
-    """Return an engine that averages `samples` noise samples, or None if there is nothing to average."""
+    """Return an engine that averages `samples` noise samples; None if the model has no noise to average."""
     if samples < 2 or not isinstance(model, DiffusionMTL):
         return None
     return Engine(model, samples=samples)
@@ -35,10 +36,16 @@ def averaging(model: DiffusionMTL | MultiTaskBaseline, samples: int) -> Engine |
 def error_auroc(
     engine: Engine, dataset: LabelledImages, method: str, steps: int | None = None
 ) -> Uncertainty | None:
-    """Return the AUROC of error by uncertainty for every task.
+    """Return for every task the AUROC with which uncertainty predicts errors.
 
-    It is taken over at most 48 images, fewer if they are large, evenly spread over the data set. Return None
-    if no task of the model has a label. Raises DataError for a damaged file."""
+    It is computed over at most 48 images, fewer if they are large, evenly spread over the data set.
+
+    Returns:
+        The results, or None if the data set has no label of the model's tasks.
+
+    Raises:
+        DataError: a file is damaged.
+    """
     exist = dataset.available()
     names = [task for task in engine.tasks if task in exist.tasks and exist.column(task).any()]
     if not names:
@@ -59,7 +66,10 @@ def error_auroc(
 
 
 def uncertainty_cells(task: Task, averaged: Maps, label_KHW: Tensor | None, draws: int) -> list[Cell]:
-    """Show where noise samples ([1, ...] maps) disagree and, given a label, where their mean is wrong."""
+    """Draw where noise samples disagree and, if there is a label, where their mean is wrong.
+
+    `averaged` are the maps of one image, [1, ...].
+    """
     unsure_HW = averaged.uncertainty[task.name][0].cpu().numpy()
     cells = [_heat(f"uncertainty ({draws} samples)", unsure_HW, task.uncertainty_unit)]
     if label_KHW is not None:
@@ -71,7 +81,7 @@ def uncertainty_cells(task: Task, averaged: Maps, label_KHW: Tensor | None, draw
 
 
 def _heat(caption: str, value_HW: np.ndarray, unit: str) -> Cell:
-    """Colour a map: dark for 0, bright for its 99th percentile, grey if not finite."""
+    """Draw a map of numbers: dark for 0, bright for its 99th percentile, grey if not finite."""
     known = value_HW[np.isfinite(value_HW)]
     top = max(float(np.percentile(known, BRIGHTEST)) if known.size else 0.0, 1e-12)
     reach = number(top, 2)

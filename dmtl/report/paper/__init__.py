@@ -1,1 +1,1 @@
-"""Tables of the published results, with runs next to them."""
+"""Tables of the published results, next to results of runs."""

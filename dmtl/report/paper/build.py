@@ -4,12 +4,12 @@
     row = next(row for row in table.rows if row.method == "Feature" and not row.published)
     row.values["semseg"], row.delta.value       # over seeds: mean and sample standard deviation
 
-A run's benchmark follows from its data set: its tasks, class counts and image names. Its setting follows from
-its labels, its row from its configuration. Single-task runs (one for each task and seed) form one row, STL;
-so do runs that differ only in their seed. Results come from RUN/eval.json (`dmtl eval --json`) if it exists,
-else from RUN/metrics.json.
+The benchmark of a run follows from its data set: tasks, numbers of classes and names of images. The setting
+follows from its labels, and the row from its configuration. Runs that differ only in their seed form one row.
+Single-task runs (one for each task and seed) form the row STL. Results come from RUN/eval.json (`dmtl eval
+--json`) if it exists, otherwise from RUN/metrics.json.
 
-Delta_MTL is relative to STL, or to MTL if there is no STL, over the tasks that both rows have results for.
+Delta_MTL is relative to STL, or to MTL if there is no STL, over the tasks for which both rows have results.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from dmtl.report.runs.methods import KINDS, Method, kind_of, names_of, settings_
 from dmtl.report.runs.run import LOWER_IS_BETTER, PERCENT, Run, find_runs, read_all, with_evaluation
 from dmtl.report.runs.values import value_of
 
-OWN = ("data.tasks", "optim.task_weights")  # single-task runs of one row differ in these
+OWN = ("data.tasks", "optim.task_weights")  # settings in which single-task runs of one row differ
 ODSF = "odsF_seism"
 LABELS = {"mean": "mErr", "abs_err": "absErr", "rmse": "RMSE", ODSF: "odsF"}
 
@@ -62,10 +62,11 @@ def tables(
     """Read runs and build tables from them.
 
     Args:
-        paths: run folders, or folders of runs. Unfinished runs count with their last evaluation.
-        baseline: reference runs for Delta_MTL, such as stored single-task runs; they get rows too.
-        benchmark: the benchmark of all runs, whatever their tasks.
-        exact: score saliency by the exact maxF, not the paper's variant.
+        paths: folders of runs, or folders that contain runs. Unfinished runs count with their last
+            evaluation.
+        baseline: reference runs for Delta_MTL, such as stored single-task runs; they also get rows.
+        benchmark: treat all runs as runs of this benchmark; None: recognise it by their tasks.
+        exact: use the exact maxF of saliency and not the paper's variant.
 
     Raises:
         DataError: a folder is not a run, or a file is damaged.
@@ -126,8 +127,11 @@ def _tasks_of(runs: Iterable[Run]) -> dict[str, int]:
 
 
 def _setting_of(run: Run, others: Iterable[Run]) -> str:
-    """Return the label setting: as configured, or counted from the labels that the run and the `others` with
-    the same label table saw together (a single-task run sees one column)."""
+    """Return the label setting of a run.
+
+    If the configuration does not say, it is inferred from the labels that the run and the `others` with the
+    same label table used together (a single-task run uses one column).
+    """
     asked = run.setting("data", "labels", "unknown labels")
     if asked in SETTINGS:
         return str(asked)
@@ -147,8 +151,10 @@ def _setting_of(run: Run, others: Iterable[Run]) -> str:
 
 
 def _rows(runs: Sequence[Run], columns: Sequence[Column]) -> list[Row]:
-    """Make rows: one per method and configuration. Single-task runs share a row even if their configurations
-    differ, unless a task occurs twice."""
+    """Return one row per method and configuration.
+
+    Single-task runs share a row even if their configurations differ, unless a task occurs twice.
+    """
     several = len(_tasks_of(runs)) > 1
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
@@ -182,7 +188,7 @@ def _table(
     rows: list[Row],
     named: Collection[Path] = (),
 ) -> PaperTable:
-    """Build the table of these measured rows and the published ones."""
+    """Build a table of measured rows and the published ones."""
     reference = next((row for row in rows if _holds(row, named)), None)
     if reference is None:
         reference = next((row for kind in ("STL", "MTL") for row in rows if row.method == kind), None)
@@ -200,7 +206,7 @@ def _table(
 
 
 def _printed(printed: Published, columns: Sequence[Column]) -> Row:
-    """Make a published row. A column with another metric stays empty, and then there is no Delta."""
+    """Return a published row. A column with another metric stays empty, and then there is no Delta_MTL."""
     own = [column.task for column in columns if column in BENCHMARKS[printed.benchmark].columns]
     delta = published_delta(printed) if len(own) == len(columns) else None
     results = {task: value for task, value in printed.results.items() if task in own}

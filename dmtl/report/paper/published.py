@@ -2,8 +2,8 @@
 
     published("pascal-context", "one-label")[0].results["semseg"]      # 50.34
 
-The results are in published.toml, each row with its source. Nothing is filled in: results that were not
-recovered are missing, and a row that is not verified says why (`doubt`).
+The results are in published.toml, each row with its source. Results that could not be recovered are missing.
+If a row is not verified, `doubt` says why.
 """
 
 from __future__ import annotations
@@ -37,9 +37,17 @@ class Column:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What defines a table of the paper. `classes` by task distinguishes benchmarks with the same tasks;
-    `ids` (a regular expression) a release of the same classes in other units. `images` and `frame` describe
-    what its published results were scored on (0, None: unknown)."""
+    """A benchmark, which has its own table in the paper.
+
+    name     name in options
+    title    heading of the table
+    columns  one for each task
+    classes  task -> number of classes; distinguishes benchmarks with the same tasks
+    images   number of images on which published results were scored; 0: unknown
+    frame    (height, width) of the frame in which they were scored; None: unknown
+    notes    remarks below the table
+    ids      regular expression of image names, for a release with the same classes but other units
+    """
 
     name: str
     title: str
@@ -55,8 +63,12 @@ class Benchmark:
         return [column.task for column in self.columns]
 
     def recognises(self, tasks: Mapping[str, int], id: str = "") -> bool:
-        """Whether a data set is this benchmark. `tasks`: {name: classes (1 if it has none)}; `id`: the name
-        of one of its images, "" if unknown."""
+        """Return whether a data set is this benchmark.
+
+        Args:
+            tasks: name of a task -> number of classes, 1 if it has none.
+            id: id of one of the images; "" if unknown.
+        """
         counts = set(tasks) == set(self.tasks) and all(tasks[t] == n for t, n in self.classes.items())
         return counts and (not self.ids or re.fullmatch(self.ids, id) is not None)
 
@@ -111,8 +123,18 @@ BENCHMARKS = {
 
 @dataclass(frozen=True)
 class Published:
-    """A published row. `results` by task, {} if not recovered; `doubt`: why it is not verified; `network`:
-    the name if it is another network; `delta`: Delta_MTL as printed, `delta_doubt`: why that is uncertain."""
+    """A published row.
+
+    benchmark    name of the benchmark
+    setting      label setting
+    method       name of the method
+    source       where the results were published
+    results      task -> result; {} if they could not be recovered
+    doubt        why the row is not verified; "" if it is
+    network      name of the network, if it is not that of the paper
+    delta        Delta_MTL as printed
+    delta_doubt  why `delta` is uncertain; "" if it is not
+    """
 
     benchmark: str
     setting: str
@@ -126,7 +148,7 @@ class Published:
 
     @property
     def reference(self) -> str:
-        """The source, with a dagger and the reason if not verified."""
+        """Return the source, with a dagger and the reason if the row is not verified."""
         return self.source + (f" (†: {self.doubt})" if self.doubt else "")
 
 
@@ -150,8 +172,11 @@ def published(benchmark: str, setting: str) -> list[Published]:
 
 
 def published_delta(row: Published) -> float | None:
-    """Return Delta_MTL in percent against the published single-task networks of the same table and network.
-    None if either was not recovered, and for those networks themselves."""
+    """Return Delta_MTL in percent compared with the published single-task networks.
+
+    These are of the same table and network. None: results could not be recovered, or `row` is that of the
+    single-task networks.
+    """
     reference = next(
         (
             other

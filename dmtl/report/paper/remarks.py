@@ -1,5 +1,4 @@
-"""Remarks on a table of results: what its Delta_MTL is relative to, and why rows cannot be compared with each
-other or with the published ones."""
+"""Write remarks on a table of results: the reference of Delta_MTL, and why rows cannot be compared."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from dmtl.report.runs.values import mean_of, text_of
 from dmtl.text import fixed
 from dmtl.train.setup import GENERATED
 
-OF_BOUNDARIES = ("boundaries", "max_dist", "boundary_images")  # None if no boundaries were scored
+OF_BOUNDARIES = ("boundaries", "max_dist", "boundary_images")  # their values are None without boundaries
 PROTOCOL = {  # keys of a protocol, in words
     "data": "the data",
     "split": "the split",
@@ -50,9 +49,9 @@ def _basis(table: PaperTable) -> list[str]:
     found = [(row, row.delta) for row in table.measured if row.delta]
     remarks = []
     if len(table.measured) > 1 and reference.method != "STL":
-        remarks.append(f"Delta_MTL of measured rows is against {reference.name}: there are no STL runs here.")
+        remarks.append(f"Delta_MTL of measured rows is relative to {reference.name}: there are no STL runs.")
     remarks += [
-        f"Delta_MTL of {row.name} is not paired by seed: against the mean of {reference.name}."
+        f"Delta_MTL of {row.name} is not paired by seed: it is relative to the mean of {reference.name}."
         for row, delta in found
         if not delta.paired
     ]
@@ -60,7 +59,7 @@ def _basis(table: PaperTable) -> list[str]:
         names = ", ".join(row.name for row, delta in found if _missing(table, delta) == missing)
         if missing:
             over = f"{len(table.columns) - len(missing)} of {len(table.columns)} tasks"
-            remarks.append(f"* Delta_MTL of {names} is over {over}: without {', '.join(missing)}.")
+            remarks.append(f"* Delta_MTL of {names} covers {over}: without {', '.join(missing)}.")
     printed = {row.method: row.delta for row in table.rows if row.published and row.certain and row.delta}
     return remarks + [
         f"{row.name}: Delta_MTL {text_of(delta.value, 2, sign=True)} here, "
@@ -79,7 +78,7 @@ def _printed(table: PaperTable) -> list[str]:
     found = [(row, row.printed, row.delta) for row in table.rows if row.printed and row.certain and row.delta]
     if not found:
         return []
-    text = "Delta_MTL of published rows is computed here, against the published STL"
+    text = "Delta_MTL of published rows is computed here, relative to the published STL"
     told: dict[str, list[str]] = {}
     for row, printed, delta in found:
         if printed.delta is None:
@@ -101,7 +100,7 @@ def _files(measured: Iterable[Row]) -> list[str]:
 
 
 def _differences(runs: Iterable[tuple[Row, Run]]) -> list[str]:
-    """Name protocol keys in which rows were scored differently (results of one file each)."""
+    """Name the keys of the protocol in which rows differ (if the results of each row are from one file)."""
     runs, found = list(runs), []
     for file in (EVAL, TRAINING):
         for key, words in PROTOCOL.items():
@@ -118,12 +117,12 @@ def _differences(runs: Iterable[tuple[Row, Run]]) -> list[str]:
     for row, run in runs:
         data, root = run.protocol.get("data"), run.setting("data", "root")
         if data and root and Path(str(data)).name != Path(str(root)).name:
-            found.append(f"{row.name} learned from {root} and was scored on {data}.")
+            found.append(f"{row.name} was trained on {root} and scored on {data}.")
     return list(dict.fromkeys(found))
 
 
 def _labels(runs: Iterable[tuple[Row, Run]]) -> list[str]:
-    """Name rows that learned a task from other images than the first row that has it."""
+    """Name rows that were trained on labels of other images than the first row with the same task."""
     first: dict[str, tuple[str, set[str]]] = {}
     found = []
     for row, labels in ((row, run.labels) for row, run in runs if run.labels):
@@ -131,12 +130,12 @@ def _labels(runs: Iterable[tuple[Row, Run]]) -> list[str]:
             ids = {id for id, on in zip(labels.ids, labels.column(task), strict=True) if on}
             name, theirs = first.setdefault(task, (row.name, ids))
             if ids != theirs:
-                found.append(f"{row.name} learned {task} from other images than {name}.")
+                found.append(f"{row.name} was trained on {task} labels of other images than {name}.")
     return list(dict.fromkeys(found))
 
 
 def _next_to_published(table: PaperTable) -> list[str]:
-    """Say why measured results cannot be compared with published ones."""
+    """Return why measured results cannot be compared with published ones."""
     if table.benchmark is None or not any(row.published and row.values for row in table.rows):
         return []
     reports: dict[str, list[str]] = {}
@@ -160,7 +159,7 @@ def _apart(run: Run, benchmark: Benchmark) -> Iterator[str]:
         where = "another" if frame else "no"
         yield f"were scored in {where} frame, published results in one of {_text(benchmark.frame)}"
     if run.setting("data", "labels") in GENERATED:
-        yield "learned from newly drawn labels, published rows from the published choice"
+        yield "were trained on newly drawn labels, published rows on the published choice"
 
 
 def _not_scored(table: PaperTable) -> list[str]:

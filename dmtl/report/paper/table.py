@@ -14,12 +14,21 @@ from dmtl.report.runs.run import TRAINING, Run
 from dmtl.report.runs.values import Value, best_of, texts_of, tone_of
 
 SHORT = {EVAL: "eval", TRAINING: "train"}
-LOST, REFERENCE = "n.r.", "ref."  # for results not recovered, and for the reference's Delta_MTL
+LOST, REFERENCE = (
+    "n.r.",
+    "ref.",
+)  # texts for results that were not recovered, and for the reference's Delta_MTL
 DAGGER = "\N{DAGGER}"
 
 
 class Cell(NamedTuple):
-    """A result and its spread ("" for one seed) as text; both "" if there is none."""
+    """A result as text.
+
+    mean    the mean over seeds; "" if there is no result
+    spread  the standard deviation; "" for one seed
+    best    whether it is the best of its column
+    tone    colour of a Delta_MTL (`values.tone_of`)
+    """
 
     mean: str = ""
     spread: str = ""
@@ -29,14 +38,15 @@ class Cell(NamedTuple):
 
 @dataclass(eq=False)
 class Row:
-    """A row.
+    """A row of the table.
 
     Attributes:
-        method: its name in the paper, such as "STL" or "Feature".
-        values: results by task, over seeds; a task without results is missing.
-        detail: distinguishes measured rows of one method.
-        measured: the runs of a measured row.
+        method: name of the method in the paper, such as "STL" or "Feature".
+        values: task -> result over seeds; a task without results is missing.
+        detail: text that distinguishes measured rows of the same method.
+        measured: the runs of a measured row; None for a published row.
         printed: the published row; None for a measured row.
+        delta: Delta_MTL, if it was computed.
     """
 
     method: str
@@ -57,12 +67,13 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The name, with a dagger if the row is not verified."""
+        """Return the name, with a dagger if the row is not verified."""
         return self.name + (DAGGER if self.printed and self.printed.doubt else "")
 
     @property
     def certain(self) -> bool:
-        """Whether statements may use it: measured, or verified and of the paper's network."""
+        """Return whether statements may use the row: it is measured, or verified and of the paper's
+        network."""
         return self.printed is None or not (self.printed.doubt or self.printed.network)
 
     @property
@@ -75,14 +86,22 @@ class Row:
 
     @property
     def files(self) -> list[str]:
-        """Names of the files its results come from."""
+        """Return the names of the files with its results."""
         return list(dict.fromkeys(run.file for run in self.runs))
 
 
 @dataclass
 class PaperTable:
-    """A table. `rows` are in the paper's order, within a method published ones first. `benchmark` is None for
-    a data set that is not the paper's. Measured rows have Delta_MTL against `reference`."""
+    """A table of one benchmark and label setting.
+
+    title      heading of the table
+    setting    label setting
+    benchmark  the benchmark; None for a data set that is not in the paper
+    columns    one for each task
+    rows       in the order of the paper; for each method, published rows come first
+    reference  the row to which Delta_MTL of measured rows is relative
+    remarks    sentences below the table
+    """
 
     title: str
     setting: str
@@ -102,26 +121,32 @@ class PaperTable:
 
     @property
     def sources(self) -> list[str]:
-        """The sources of published rows, each once."""
+        """Return the sources of published rows, each only once."""
         return list(dict.fromkeys(row.printed.reference for row in self.rows if row.printed))
 
     def best(self, column: Column, among_published: bool) -> list[Row]:
-        """Return the rows with the best result among the measured or the published ones that are certain;
-        none if there is nothing to compare."""
+        """Return the rows with the best result in a column, among the certain published or measured ones.
+
+        The result is [] if there is nothing to compare.
+        """
         rows = [row for row in self.rows if row.published == among_published and row.certain]
         values = {row: row.values[column.task] for row in rows if column.task in row.values}
         return best_of(values, column.higher_is_better)
 
     def origin(self, row: Row) -> str:
-        """Return where results come from: "[1]" is the first of `sources`, "eval" is eval.json, "train"
-        metrics.json."""
+        """Return where the results of a row come from.
+
+        "[1]" means the first of `sources`, "eval" means eval.json, and "train" metrics.json.
+        """
         if row.printed:
             return f"[{self.sources.index(row.printed.reference) + 1}]"
         return "+".join(SHORT[file] for file in row.files)
 
     def cells(self, row: Row) -> list[Cell]:
-        """Return a row as text, published results as printed: a cell for each column, then Delta_MTL with a
-        star if it does not cover all tasks."""
+        """Return a row as text: a cell for each column, then Delta_MTL.
+
+        Published results are shown as printed. Delta_MTL gets a star if it does not cover all tasks.
+        """
         if not row.measured and not row.values:
             return [Cell(LOST)] * (len(self.columns) + 1)
         cells = []

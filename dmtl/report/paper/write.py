@@ -22,7 +22,7 @@ _TEX |= {DAGGER: r"\textdagger{}", "±": r"$\pm$", "×": r"$\times$", MINUS: "$-
 
 
 def write_page(path: str | os.PathLike, tables: Sequence[PaperTable]) -> None:
-    """Write one self-contained HTML file. Raises OSError if it cannot be written."""
+    """Write tables as one self-contained HTML file; raise OSError if it cannot be written."""
     measured = sum(len(row.runs) for table in tables for row in table.measured)
     subtitle = "The published results, as far as they were recovered"
     if measured:
@@ -31,9 +31,11 @@ def write_page(path: str | os.PathLike, tables: Sequence[PaperTable]) -> None:
 
 
 def write_csv(path: str | os.PathLike, tables: Sequence[PaperTable]) -> None:
-    """Write one row for each result, including Delta_MTL (in percent, no task). `spread` is the sample
-    standard deviation, empty for one seed. `certain` is 0 for published rows not verified or of another
-    network."""
+    """Write tables as CSV: one line for each result, including Delta_MTL (in percent, without a task).
+
+    `spread` is the sample standard deviation, empty for one seed. `certain` is 0 for published rows that are
+    not verified or are of another network.
+    """
     lines: list[tuple] = []
     for table in tables:
         name = table.benchmark.name if table.benchmark else table.title
@@ -53,7 +55,7 @@ def write_csv(path: str | os.PathLike, tables: Sequence[PaperTable]) -> None:
 
 
 def write_json(path: str | os.PathLike, tables: Sequence[PaperTable]) -> None:
-    """Write all tables: columns, rows with results, spreads, runs and sources, and the remarks."""
+    """Write tables as JSON: columns, rows with results, spreads, runs and sources, and the remarks."""
     found = [
         {
             "benchmark": table.benchmark.name if table.benchmark else None,
@@ -94,8 +96,10 @@ def _plain(table: PaperTable, row: Row) -> dict:
 
 
 def write_latex(path: str | os.PathLike, tables: Sequence[PaperTable]) -> None:
-    """Write a `table` environment for each, using the package booktabs. Sources and the meaning of a star are
-    below the results; all remarks are comments."""
+    """Write tables as LaTeX: a `table` environment for each, with the package booktabs.
+
+    Sources and the meaning of a star are below the results. All remarks are comments in the file.
+    """
     files.write_text(path, "% \\usepackage{booktabs}\n\n" + "\n".join(_latex(table) for table in tables))
 
 

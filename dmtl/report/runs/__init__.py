@@ -1,1 +1,1 @@
-"""Read runs from their folders and compare them, independent of any page."""
+"""Read runs from their folders and compare them."""

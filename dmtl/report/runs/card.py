@@ -1,4 +1,4 @@
-"""What a run knows of its model, as a part of the model card (`README.md` of a model folder)."""
+"""Write the part of a model card (`README.md` of a model folder) that follows from a run."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ def model_card(run: Run, model: DiffusionMTL | MultiTaskBaseline, path: str | os
     """Return the model card of a finished run.
 
     Args:
-        path: where the card will be. If a card is there already, only the part between the lines `BEGIN` and
-            `END` is replaced.
+        run: the run.
+        model: its model.
+        path: the file of the card. If it exists, only the part between the lines `BEGIN` and `END` is
+            replaced.
 
     Raises:
-        DataError: the file is there and lacks these lines.
+        DataError: the file exists, but does not have these lines.
     """
     path = Path(path)
     title = f"# {path.absolute().parent.name}\n\n"
@@ -37,13 +39,13 @@ def model_card(run: Run, model: DiffusionMTL | MultiTaskBaseline, path: str | os
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise DataError(
-            f"{path}: has no lines {BEGIN} and {END}; add them where the results go, or delete it"
+            f"{path}: lacks the lines {BEGIN} and {END}; add them where the results shall be, or delete it"
         )
     return f"{before}{BEGIN}\n{_summary(run, model)}{END}{after}"
 
 
 def _summary(run: Run, model: DiffusionMTL | MultiTaskBaseline) -> str:
-    """Return the network, the training, and a table of the main metrics."""
+    """Return text about the network and the training, and a table of the main metrics."""
     facts = describe_model(model, torch.device("cpu"), [])
     size, batch = run.setting("data", "size"), run.setting("optim", "batch_size")
     training = f"{run.step:,} steps" if run.step else "unknown number of steps"
@@ -62,7 +64,7 @@ def _summary(run: Run, model: DiffusionMTL | MultiTaskBaseline) -> str:
 
 
 def _table(run: Run) -> list[str]:
-    """Return a row for each task: where its labels are from and how many, and its main metric."""
+    """Return a table with a row for each task: source and number of its labels, and its main metric."""
     final = Method("final map", [run])
     initial = final.initial()
     methods = {"final map": final} | ({} if initial is None else {"initial map": initial})
@@ -84,6 +86,6 @@ def _labels(run: Run, task: str) -> str:
     if run.labels is None or task not in run.labels.tasks:
         return ""
     ids = [id for id, on in zip(run.labels.ids, run.labels.column(task), strict=True) if on]
-    several = run.setting("data", "sources")  # ids are then `source/id`
+    several = run.setting("data", "sources")  # with sources, ids are `source/id`
     sources = dict.fromkeys(id.partition("/")[0] for id in ids) if several else {}
     return f"{len(ids):,}" + (f" ({', '.join(sources)})" if sources else "")

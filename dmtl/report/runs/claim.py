@@ -1,4 +1,4 @@
-"""Results of a claim: finished runs of its methods as rows of text, Markdown and JSON."""
+"""Write the results of a claim: finished runs of its methods as rows of text, Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -24,27 +24,26 @@ NONE = "-"
 
 @dataclass(frozen=True)
 class Results:
-    """The finished runs of a claim: methods by name, with all runs. The single-task runs of a seed count as
-    one."""
+    """The finished runs of a claim: methods by name. The single-task runs of one seed count as one run."""
 
     claim: Claim
     methods: dict[str, Method]
 
     def delta(self, method: Method) -> Delta | None:
-        """Return Delta_MTL against the baseline, if that is another method and has runs."""
+        """Return Delta_MTL relative to the baseline; None if that is the same method or has no runs."""
         base = self.methods.get(self.claim.baseline)
         if base is None or base == method:
             return None
         return delta_between(method.by_seed, base.by_seed, method.judged)
 
     def gain(self, method: Method) -> Delta | None:
-        """Return Delta_MTL of every seed against its own initial predictions, if any."""
+        """Return Delta_MTL of every seed relative to its own initial predictions; None without these."""
         initial = method.initial()
         return None if initial is None else delta_between(method.by_seed, initial.by_seed, method.judged)
 
 
 def results_of(claim: Claim, out: str | os.PathLike, seeds: Iterable[int]) -> Results:
-    """Read the finished runs below `out`. Raises DataError if one is damaged."""
+    """Read the finished runs below `out`; raise DataError if one is damaged."""
     seeds, methods = list(seeds), {}
     for name, method in claim.methods.items():
         by_seed = [list(method.folders(Path(out), seed).values()) for seed in seeds]
@@ -55,7 +54,8 @@ def results_of(claim: Claim, out: str | os.PathLike, seeds: Iterable[int]) -> Re
 
 
 def table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Return column names and a row for each method, followed by its initial predictions if it has any."""
+    """Return the names of the columns and the rows: each method, and its initial predictions if it has
+    any."""
     methods = results.methods.values()
     judged = list({each.name: each for method in methods for each in method.judged}.values())
     names = [f"{task}, {metric} {'↑' if up else '↓'}" for task, metric, up in judged]
@@ -78,7 +78,7 @@ def table(results: Results) -> tuple[list[str], list[list[str]]]:
 
 
 def _pace(runs: Sequence[Run]) -> float:
-    """Return seconds per step of finished runs that recorded both."""
+    """Return the mean seconds per step of finished runs that recorded steps and time."""
     return sum(run.seconds or 0.0 for run in runs) / sum(run.step or 0 for run in runs)
 
 
@@ -97,7 +97,8 @@ def write_markdown(path: str | os.PathLike, results: Results) -> None:
 
 
 def write_json(path: str | os.PathLike, results: Results) -> None:
-    """Write metrics of every run, the configuration of every method, and Delta_MTL of every seed."""
+    """Write JSON with the metrics of every run, the configuration of every method and Delta_MTL of every
+    seed."""
     claim, runs = results.claim, []
     methods: dict[str, dict[str, object]] = {}
     for name, method in claim.methods.items():

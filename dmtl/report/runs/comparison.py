@@ -4,11 +4,11 @@
     comparison.methods["Feature"].name             # "model.diffusion=feature"
     comparison.deltas["Feature"].value             # mean and sample standard deviation over pairs of runs
 
-Names list what differs and may be long, so methods have short labels: their names in the paper ("MTL",
-"Feature") if these are distinct, else letters.
+A method's name lists the settings in which it differs and may be long. So methods also have short labels:
+their names in the paper ("MTL", "Feature") if these are distinct, otherwise letters.
 
-Delta_MTL is paired by seed: each result against the baseline's result of the same seed. If a method and the
-baseline share no seed, each of its seeds is compared with the baseline's mean.
+Delta_MTL is paired by seed: each result is compared with the baseline's result of the same seed. If a method
+and the baseline have no seed in common, each of its seeds is compared with the baseline's mean.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dmtl.report.runs.methods import Method, kind_of, methods_of
 from dmtl.report.runs.run import LOWER_IS_BETTER, Metrics, Run, find_runs, read_all, unit_of
 from dmtl.report.runs.values import Value, best_of, mean_of, value_of
 
-# What two runs must share for their metrics to be comparable.
+# Settings that must be equal for the metrics of two runs to be comparable.
 SAME = ("root", "sources", "tasks", "size", "resize", "train_count", "val_count", "labels", "label_seed")
 
 BySeed = Mapping[int, Metrics]
@@ -36,10 +36,11 @@ class Delta:
     """Delta_MTL in percent.
 
     Attributes:
-        each: one value for each of `seeds`.
-        tasks: the tasks it is a mean over.
-        paired: each value is against the reference's result of the same seed.
-        why: why there is no value.
+        each: one value for each seed.
+        seeds: the seeds.
+        tasks: the tasks over which it is the mean.
+        paired: whether each value is relative to the reference's result of the same seed.
+        why: why there is no value; "" if there is one.
     """
 
     each: Sequence[float] = ()
@@ -57,7 +58,7 @@ class Delta:
 class MetricRow:
     """One metric of one task, for every method.
 
-    `primary` says that the metric enters Delta_MTL; `unit` ("%", "m", "deg") may be empty.
+    `primary` says whether the metric enters Delta_MTL. `unit` is "%", "m", "deg" or the like, or "".
     """
 
     task: str
@@ -69,7 +70,7 @@ class MetricRow:
 
     @property
     def best(self) -> list[str]:
-        """Return the methods that share the best mean; none if there is nothing to compare."""
+        """Return the methods with the best mean; [] if there is nothing to compare."""
         return best_of(self.values, self.higher_is_better)
 
     def gain(self, method: str, reference: str) -> float:
@@ -82,10 +83,13 @@ class MetricRow:
 
 @dataclass
 class Comparison:
-    """Methods by label, the baseline first, and Delta_MTL of all others.
+    """Methods, and their Delta_MTL relative to the first one, the baseline.
 
     Attributes:
-        warning: why they are not comparable, "" if they are.
+        methods: the methods by label, the baseline first.
+        deltas: Delta_MTL of all other methods by label.
+        warning: why the methods are not comparable; "" if they are.
+        remarks: sentences about the comparison.
     """
 
     methods: dict[str, Method]
@@ -98,7 +102,7 @@ class Comparison:
         return next(iter(self.methods.values()))
 
     def with_initial(self) -> dict[str, Method]:
-        """Return the methods, each followed by its initial predictions if it has any."""
+        """Return the methods by label; each is followed by its initial predictions if it has any."""
         found = {}
         for label, method in self.methods.items():
             found[label] = method
@@ -107,7 +111,7 @@ class Comparison:
         return found
 
     def reference(self, seed: int) -> Metrics:
-        """Return the reference metrics for a run of this seed."""
+        """Return the reference metrics for a run with this seed."""
         return self.baseline.by_seed.get(seed) or _mean(self.baseline.by_seed, self.baseline.judged)
 
     def basis(self, label: str) -> str:
@@ -117,10 +121,10 @@ class Comparison:
         seeds = ", ".join(map(str, delta.seeds))
         if delta.paired:
             return f"paired by seed: {seeds}"
-        return f"not paired: {seeds} against {next(iter(self.methods))}'s mean" if delta.each else ""
+        return f"not paired: {seeds}, relative to {next(iter(self.methods))}'s mean" if delta.each else ""
 
     def summary(self) -> list[dict[str, str]]:
-        """Return a row of text for each method: label, name, basis, seeds, steps, mean training time."""
+        """Return text for each method: label, name, basis of Delta_MTL, seeds, steps, mean training time."""
         rows = []
         for label, method in self.methods.items():
             unfinished = sum(not run.finished for run in method.runs)
@@ -145,14 +149,14 @@ def compare(
     """Read runs and compare them.
 
     Args:
-        paths: run folders, or folders of runs, such as a claim's.
-        baseline: run folders, folders of runs, or the name of a method; default: the first path. If it
-            contains several methods, the first without diffusion is used, if any.
-        labels: what to call the methods, the baseline first.
+        paths: folders of runs, or folders that contain runs, such as that of a claim.
+        baseline: folders of runs, folders that contain runs, or the name of a method; empty: the first path.
+            If it contains several methods, the first one without diffusion is used, or else the first one.
+        labels: labels of the methods, the baseline first; empty: chosen automatically.
 
     Raises:
         DataError: a folder is not a run, or a file is damaged.
-        ConfigError: no path, an unknown baseline, or not one label per method.
+        ConfigError: there are no paths, the baseline is unknown, or there is not one label per method.
     """
     if not paths:
         raise ConfigError("compare: paths must name at least one run, got none")
@@ -169,14 +173,14 @@ def compare(
             labels = [chr(ord("A") + i) if i < 26 else f"M{i + 1}" for i in range(len(methods))]
     elif len(labels) != len(methods):
         names = "; ".join(method.name for method in methods)
-        raise ConfigError(f"compare: labels must have one per method, got {len(labels)} for {names}")
+        raise ConfigError(f"compare: labels must have one label per method, got {len(labels)} for {names}")
     result = comparison_of(dict(zip(labels, methods, strict=True)))
     result.remarks = [*remarks, *result.remarks, *more]
     return result
 
 
 def comparison_of(methods: Mapping[str, Method]) -> Comparison:
-    """Compare methods by label with the first one."""
+    """Compare methods, given by label, with the first one."""
     (first, base), *others = methods.items()
     deltas = {label: delta_between(own.by_seed, base.by_seed, own.judged) for label, own in others}
     remarks = [
@@ -194,11 +198,14 @@ def comparison_of(methods: Mapping[str, Method]) -> Comparison:
 
 
 def delta_between(ours: BySeed, theirs: BySeed, judged: Sequence[Judged], partial: bool = False) -> Delta:
-    """Return Delta_MTL of one method's metrics by seed against those of another.
+    """Return Delta_MTL of a method relative to another one.
 
     Args:
+        ours: metrics of the method by seed.
+        theirs: metrics of the other method by seed.
         judged: the metrics to average over.
-        partial: leave out metrics missing or not finite in either; otherwise such a metric means no Delta.
+        partial: leave out metrics that are missing or not finite on either side. False: if there is such a
+            metric, the result has no value.
     """
     mine, reference = _mean(ours, judged), _mean(theirs, judged)
     shared, why = [], ""
@@ -221,8 +228,10 @@ def delta_between(ours: BySeed, theirs: BySeed, judged: Sequence[Judged], partia
 
 
 def metric_rows(methods: Mapping[str, Method]) -> list[MetricRow]:
-    """Return the main metric of each task first, then its others, without per-class IoU. A method that lacks
-    a metric in one of its seeds has no value there."""
+    """Return the metrics of each task, the main one first, without the IoU of single classes.
+
+    A method that lacks a metric in one of its seeds has no value in that row.
+    """
     known: dict[str, Run] = {}
     for run in (run for method in methods.values() for run in method.runs):
         for task in run.primary:
@@ -241,8 +250,10 @@ def metric_rows(methods: Mapping[str, Method]) -> list[MetricRow]:
 
 
 def source_rows(method: Method) -> list[MetricRow]:
-    """Return the main metric of each task with a value for each source of the data, and for "all" of them. A
-    source without labels of the task in one of the runs has none."""
+    """Return the main metric of each task, with a value for each source of the data and for "all" of them.
+
+    A source has no value if it has no labels of the task in one of the runs.
+    """
     rows = []
     for task, metric, higher in method.judged:
         runs = [run for run in method.runs if task in run.primary]
@@ -272,7 +283,7 @@ def _has(metrics: Metrics, judged: Iterable[Judged], divisor: bool = False) -> b
 
 
 def _not_comparable(methods: Sequence[Method]) -> str:
-    """Say in one line how methods differ in data, size, labels or tasks; "" if they do not."""
+    """Return in one line how methods differ in data, size, labels or tasks; "" if they do not."""
     found = []
     for key in SAME:
         values: dict[str, Path] = {}
@@ -292,7 +303,7 @@ def _not_comparable(methods: Sequence[Method]) -> str:
             break
     labelled = [(run.path, run.labels) for run in (first, *others) if run.labels is not None]
     if apart := next((path for path, labels in labelled if not labelled[0][1].agrees(labels)), None):
-        found.append(f"{apart} learned from other labels than {labelled[0][0]}")
+        found.append(f"{apart} used other training labels than {labelled[0][0]}")
     return f"Not comparable: {'; '.join(found)}." if found else ""
 
 
@@ -308,6 +319,6 @@ def _baseline(methods: Sequence[Method], folders: Sequence[Path]) -> Method:
     paths = {Path(os.path.normpath(path)) for path in folders}
     own = [method for method in methods if any(run.path in paths for run in method.runs)]
     if not own:
-        raise DataError(f"{folders[0]}: has no run with an evaluation, expected the baseline's")
+        raise DataError(f"{folders[0]}: has no run with an evaluation, expected one as the baseline")
     plain = [method for method in own if method.settings.get("model.diffusion") == "none"]
     return plain[0] if len(own) > 1 and plain else own[0]

@@ -1,5 +1,5 @@
-"""Curves from the logs of runs, by method: training loss, Delta_MTL and every task's main metric, as mean and
-spread over runs."""
+"""Make curves from the logs of runs: training loss, Delta_MTL and main metrics of each method over its
+runs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,15 @@ Curve = dict[int, float]  # step -> value
 
 @dataclass(frozen=True)
 class Chart:
-    """A line chart. `series` maps a name to (x values, y values); points that are not finite are left out.
-    `bands` maps series names to the spread around their line: (x values, lower and upper y values)."""
+    """A line chart, in which points that are not finite are left out.
+
+    title    heading
+    x_label  label of the x axis
+    y_label  label of the y axis
+    series   name -> (x values, y values)
+    log_y    use a logarithmic y axis
+    bands    name of a series -> spread around its line: (x values, lower y values, upper y values)
+    """
 
     title: str
     x_label: str
@@ -36,6 +43,7 @@ def curves(comparison: Comparison, initial: bool) -> list[Chart]:
     """Return charts of the training loss, Delta_MTL (if methods are compared) and every task's main metric.
 
     Args:
+        comparison: the methods.
         initial: include the metrics of initial predictions.
     """
     methods = comparison.methods
@@ -69,8 +77,11 @@ def _delta(comparison: Comparison, method: Method, run: Run) -> Curve:
 
 
 def _chart(title: str, y_label: str, series: Mapping[str, Sequence[Curve]], log_y: bool = False) -> Chart:
-    """Chart the mean over runs at the steps that all have, plus and minus one standard deviation. A method
-    without such steps keeps its place, so every method has one colour in all charts."""
+    """Return a chart of the mean over runs, with a band of one standard deviation, at the steps that all runs
+    have.
+
+    A method without such steps keeps its place, so that each method has the same colour in all charts.
+    """
     lines, bands = {}, {}
     for name, found in series.items():
         steps = sorted(set.intersection(*map(set, found)))
@@ -97,6 +108,7 @@ def _finite(found: Mapping[int, float | None]) -> Curve:
 
 
 def _smooth(curve: Curve) -> Curve:
-    """Return a centred running mean over 1/20 of the curve: the loss of one-label batches varies widely."""
+    """Return a centred running mean over 1/20 of the curve, because the loss of one-label batches varies
+    widely."""
     ys, half = list(curve.values()), len(curve) // 40
     return {x: statistics.fmean(ys[max(0, i - half) : i + half + 1]) for i, x in enumerate(curve)}

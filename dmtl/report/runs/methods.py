@@ -19,9 +19,9 @@ from dmtl.text import duration
 from dmtl.train.claim import FILE as CLAIM
 from dmtl.train.config import RunConfig
 
-# Keys and sections on how and where a run was computed, not on what it learned; and the seed.
+# Keys and sections that do not define what a run learned, but how and where it was computed; and the seed.
 APART = ("out", "device", "log", "execution", "optim.seed", "data.workers", "data.cache", "data.cache_dir")
-EQUAL_TIME = "equal time"  # steps of a `dmtl claim` method with another's time budget: differ by seed
+EQUAL_TIME = "equal time"  # stands for the steps of a `dmtl claim` method with `time_of`: they differ by seed
 KINDS = ("STL", "MTL", "MTPSL", "Prediction", "Feature")  # in the order of the paper's tables
 
 Settings = dict[str, object]  # "optim.lr" -> value
@@ -37,8 +37,10 @@ class Method:
 
     @cached_property
     def by_seed(self) -> dict[int, Metrics]:
-        """Return metrics by seed, those of single-task runs merged. If a seed has a task twice, its first run
-        counts."""
+        """Return metrics by seed; those of single-task runs are merged.
+
+        If a seed has several runs of a task, the first one counts.
+        """
         found: dict[int, Metrics] = {}
         for run in sorted(self.runs, key=lambda run: run.seed):
             found[run.seed] = {**run.metrics, **found.get(run.seed, {})}
@@ -64,12 +66,12 @@ class Method:
         return value_of(values) if values and len(values) == len(self.by_seed) else None
 
     def steps(self) -> str:
-        """Return the number of steps of its runs, "2,000" or "1,900 to 2,000"."""
+        """Return the number of steps of its runs as text, "2,000" or "1,900 to 2,000"."""
         steps = sorted({run.step for run in self.runs if run.step is not None})
         return " to ".join(f"{step:,}" for step in dict.fromkeys((steps[0], steps[-1]))) if steps else "n/a"
 
     def time(self) -> str:
-        """Return the mean training time of its runs, "" if unknown."""
+        """Return the mean training time of its runs as text; "" if unknown."""
         times = [run.seconds for run in self.runs if run.seconds]
         return duration(statistics.fmean(times)) if times else ""
 
@@ -82,7 +84,8 @@ class Method:
         return Method(f"{self.name}, initial map", runs) if any(run.metrics for run in runs) else None
 
     def repeated(self) -> list[str]:
-        """Return a remark on every run that does not count because another has its seed and tasks."""
+        """Return a remark on every run that does not count, because another run has the same seed and
+        tasks."""
         seen, remarks = set(), []
         for run in self.runs:
             key = (run.seed, tuple(run.primary))
@@ -103,15 +106,17 @@ def kind_of(run: Run, several: bool) -> str:
     diffusion = str(run.setting("model", "diffusion", "none"))
     if diffusion != "none":
         return diffusion.capitalize()
-    # older runs store the weight under another name
+    # Older runs store the weight of "mtpsl" under another name.
     if run.setting("optim", "objectives", {}).get("mtpsl") or run.setting("optim", "consistency"):
         return "MTPSL"
     return "STL" if several and len(run.primary) == 1 else "MTL"
 
 
 def methods_of(runs: Sequence[Run]) -> tuple[list[Method], list[str]]:
-    """Group runs by method, in the order of the first run of each. Also return remarks on keys that differ
-    between methods but are not in their names."""
+    """Group runs into methods, in the order of each method's first run.
+
+    Also returns remarks on keys that differ between methods but are not in their names.
+    """
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(json.dumps(settings_of(run), sort_keys=True), []).append(run)
@@ -127,7 +132,7 @@ def methods_of(runs: Sequence[Run]) -> tuple[list[Method], list[str]]:
 
 
 def settings_of(run: Run) -> Settings:
-    """Return the settings that define what a run learned; keys newer than its file have their defaults."""
+    """Return the settings that define what a run learned; keys that its file lacks have their defaults."""
     config = run.config
     values: Settings = {}
     for key, default in dataclasses.asdict(RunConfig()).items():
@@ -146,9 +151,10 @@ def settings_of(run: Run) -> Settings:
 
 
 def names_of(settings: Sequence[Settings]) -> tuple[list[str], list[str]]:
-    """Return a name for each, "model.diffusion=none, optim.lr=0.001", and remarks.
+    """Return a name for each method, such as "model.diffusion=none, optim.lr=0.001", and remarks.
 
-    A name lists the keys that differ; of keys that differ together only the first, the others get a remark.
+    A name lists the keys that differ. If several keys always differ together, the name has only the first
+    one, and the others get a remark.
     """
     keys = list(dict.fromkeys(key for values in settings for key in values))
     shown: dict[tuple, str] = {}
@@ -163,7 +169,7 @@ def names_of(settings: Sequence[Settings]) -> tuple[list[str], list[str]]:
             remarks.append(f"{key} differs where {shown[split]} does: {', '.join(each)}.")
         else:
             shown[split] = key
-    for text in (_text, str):  # in full if two names would be equal
+    for text in (_text, str):  # values are written in full if two names would otherwise be equal
         names = [", ".join(f"{key}={text(values.get(key))}" for key in shown.values()) for values in settings]
         if len(set(names)) == len(names):
             break
@@ -171,7 +177,8 @@ def names_of(settings: Sequence[Settings]) -> tuple[list[str], list[str]]:
 
 
 def _has_time_of_another(run: Run) -> bool:
-    """Whether a run belongs to a method of `dmtl claim` whose steps follow from another's training time."""
+    """Return whether a run belongs to a `dmtl claim` method whose steps follow from another's training
+    time."""
     try:
         claim = json.loads((run.path.parent.parent / CLAIM).read_text(encoding="utf-8"))
         return claim["methods"][run.path.name]["time_of"] is not None
@@ -188,7 +195,7 @@ def _flatten(key: str, value: object, into: Settings) -> None:
 
 
 def _text(value: object) -> str:
-    """Return a value in short form; of a path its last part."""
+    """Return a value in short form; for a path, its last part."""
     if value is None:
         return "default"
     if isinstance(value, bool):

@@ -1,6 +1,7 @@
 """Read a run: configuration, labels, log, metrics.
 
-Only `metrics.json`, or an evaluation in the log of an unfinished run, is required; all else is optional.
+Only `metrics.json` is required or, for an unfinished run, an evaluation in the log. All other files are
+optional.
 """
 
 from __future__ import annotations
@@ -31,20 +32,27 @@ SHOWN = ("config.toml", TRAINING, "log.jsonl")
 
 
 class NoEvaluation(DataError):
-    """The run has not reached its first evaluation."""
+    """A run has not reached its first evaluation."""
 
 
 @dataclass
 class Run:
-    """A run.
+    """A run, as far as its folder describes it.
 
     Attributes:
-        metrics: {task: {metric: value}}; for an unfinished run from its last evaluation, at `step`.
+        path: the folder.
+        metrics: {task: {metric: value}}; for an unfinished run, those of its last evaluation.
         primary: {task: (main metric, its value, whether higher is better)}.
-        seconds: training time so far.
-        file: the file that the metrics come from.
+        step: number of steps at which the metrics were computed; None: unknown.
+        seconds: training time until then; None: unknown.
+        config: content of config.toml.
+        labels: the labels that training used; None: unknown.
+        log: rows of log.jsonl.
+        tasks: the tasks of the model by name.
+        finished: whether the run is finished.
+        file: name of the file with the metrics.
         protocol: how they were scored, if the file records it.
-        sources: of a data set that joins several, {source: metrics of its images}.
+        sources: {source: metrics of its images}, if the data set joins several sources.
     """
 
     path: Path
@@ -67,7 +75,7 @@ class Run:
 
     @property
     def planned_steps(self) -> int | None:
-        """Configured number of steps; None if the configuration counts epochs."""
+        """Return the configured number of steps; None if the configuration counts epochs."""
         steps = None if self.setting("optim", "epochs") else self.setting("optim", "steps")
         return steps if isinstance(steps, int) else None
 
@@ -84,10 +92,11 @@ def read_run(path: str | os.PathLike, unfinished: bool = False) -> Run:
     """Read the run in the folder `path`.
 
     Args:
-        unfinished: also read a run without `metrics.json`, up to its last evaluation.
+        path: the folder.
+        unfinished: also accept a run without `metrics.json`, and read it up to its last evaluation.
 
     Raises:
-        DataError: the folder holds no (finished) run, or a file is damaged.
+        DataError: the folder does not hold a (finished) run, or a file is damaged.
     """
     path = Path(path)
     log = RunLog.read(path / "log.jsonl")
@@ -129,7 +138,8 @@ def with_evaluation(run: Run) -> Run:
 
 
 def find_runs(path: str | os.PathLike) -> list[Path]:
-    """Return the run folder itself, or every run below it, sorted. Raises DataError if there is none."""
+    """Return `path` if it is a run, otherwise every run below it, sorted; raise DataError if there is
+    none."""
     path = Path(path)
     if not path.is_dir():
         raise DataError(f"{path}: is not a folder, expected a run or a folder of runs")
@@ -144,7 +154,7 @@ def find_runs(path: str | os.PathLike) -> list[Path]:
 
 
 def read_all(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """Read runs, each folder once; unfinished ones up to their last evaluation.
+    """Read runs, each folder only once; unfinished ones up to their last evaluation.
 
     Returns:
         The runs, and remarks on unfinished runs and on runs left out because they have no evaluation.
@@ -170,15 +180,17 @@ def read_all(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
 
 
 def unit_of(metric: str, task: Task | None) -> str:
-    """Return the unit to display, "" if unknown."""
+    """Return the unit of a metric to display; "" if unknown."""
     if metric.startswith(PERCENT):
         return "%"
     return "" if task is None else task.metric_unit(metric)
 
 
 def _metrics_in(summary: Mapping, file: Path, writer: str) -> tuple[dict, dict, dict]:
-    """Return `metrics`, `primary` and `sources`, as in `Run`, from what the command `writer` wrote into
-    `file`."""
+    """Return `metrics`, `primary` and `sources` (as in `Run`) from the content of a file.
+
+    `writer` is the command that wrote the file, for messages.
+    """
 
     def read(metrics: Mapping) -> dict:
         return {str(t): {str(k): number(v) for k, v in m.items()} for t, m in metrics.items()}
@@ -195,8 +207,10 @@ def _metrics_in(summary: Mapping, file: Path, writer: str) -> tuple[dict, dict, 
 
 
 def _last_evaluation(path: Path, log: Sequence[dict]) -> dict:
-    """Return what `metrics.json` would contain had the run ended with its last evaluation. The log names no
-    main metrics: the first of each task is used."""
+    """Return what `metrics.json` would contain if the run had ended with its last evaluation.
+
+    The log does not name main metrics, so the first metric of each task is used.
+    """
     rows = [row for row in log if row.get("event") == "eval" and row.get("metrics")]
     if not rows:
         raise NoEvaluation(f"{path}: has no evaluation yet, expected metrics.json or one in log.jsonl")

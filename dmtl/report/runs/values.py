@@ -1,4 +1,4 @@
-"""A metric over several runs: its mean and its sample standard deviation."""
+"""Values of a metric over several runs: mean and sample standard deviation."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from dmtl.text import decimals, fixed
 
 Name = TypeVar("Name")
 Value = float | tuple[float, float]
-"""The result of one run, or mean and standard deviation over several."""
+"""The result of one run, or (mean, standard deviation) over several."""
 
 
 def value_of(values: Sequence[float]) -> Value:
-    """Return mean and sample standard deviation, or the number itself if it is the only one. NaN if one of
-    them is not finite."""
+    """Return mean and sample standard deviation, or the number itself if there is only one.
+
+    NaN if one of the numbers is not finite.
+    """
     if not all(map(math.isfinite, values)):
         return math.nan
     return values[0] if len(values) == 1 else (statistics.fmean(values), statistics.stdev(values))
 
 
 def mean_of(value: Value) -> float:
-    """Return the mean, or the result of the only run."""
+    """Return the mean, or the result if there is only one run."""
     return float(value[0] if isinstance(value, (tuple, list)) else value)
 
 
@@ -45,7 +47,7 @@ def text_of(value: Value, digits: int | None = None, sign: bool = False) -> str:
 
 
 def numbers_of(value: Value) -> dict[str, float | None]:
-    """Return mean and spread for a JSON file, which has no NaN: None."""
+    """Return mean and spread for a JSON file; None replaces NaN, which JSON lacks."""
     mean = mean_of(value)
     return {"mean": mean if math.isfinite(mean) else None, "spread": spread_of(value)}
 
@@ -59,7 +61,7 @@ def tone_of(value: Value) -> str:
 
 
 def best_of(values: Mapping[Name, Value], higher_is_better: bool) -> list[Name]:
-    """Return the names that share the best mean; [] if there is nothing to compare, or all are equal."""
+    """Return the names with the best mean; [] if there is nothing to compare, or all are equal."""
     means = {name: mean_of(value) for name, value in values.items()}
     means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
     if len(set(means.values())) < 2:

@@ -15,8 +15,10 @@ COLUMNS = ("method", "task", "metric", "unit", "better", "main", "mean", "spread
 
 
 def write_csv(path: str | os.PathLike, comparison: Comparison) -> None:
-    """Write one row for each method and metric, including Delta_MTL (in percent, no task). `spread` is the
-    sample standard deviation, empty for a single run."""
+    """Write CSV with one line for each method and metric, including Delta_MTL (in percent, without a task).
+
+    `spread` is the sample standard deviation, empty for a single run.
+    """
     lines: list[tuple] = []
     for row in metric_rows(comparison.methods):
         better = "higher" if row.higher_is_better else "lower"
@@ -38,7 +40,7 @@ def write_table(path: str | os.PathLike, columns: Sequence[str], lines: Iterable
 
 
 def write_json(path: str | os.PathLike, comparison: Comparison) -> None:
-    """Write methods with settings, runs, means, spreads, and Delta_MTL with its seeds and tasks."""
+    """Write JSON: methods with settings, runs, means and spreads, and Delta_MTL with its seeds and tasks."""
     rows, methods = metric_rows(comparison.methods), []
     for label, method in comparison.methods.items():
         metrics: dict[str, dict] = {}
