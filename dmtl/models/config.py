@@ -16,8 +16,8 @@ from dmtl.tasks import Task, task_from_spec
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Architecture of the model and of its baselines. The defaults are the published network, except for
-    `chain_init`."""
+    """Architecture of the model and of its baselines. In Python, the defaults are the published network,
+    except for `chain_init`; `dmtl train` has the defaults of its recipe."""
 
     tasks: list[dict] = field(default_factory=list)
     """Task specifications (`Task.spec()`), in the order in which the condition concatenates their maps. Also
@@ -34,13 +34,14 @@ class ModelConfig:
     diffusion: Literal["feature", "prediction", "none"] = "feature"
     """What is noised and denoised: "feature", "prediction", or "none" (the plain multi-task baseline)."""
     steps: int = 2
-    """S, the denoising steps."""
+    """S, the number of denoising steps."""
     beta_start: float = 1e-3
     """Variance of the first noise level."""
     beta_end: float = 1e-2
     """Variance of the last noise level."""
     betas: list[float] | None = None
-    """The whole schedule, if it is not of the published form; overrides steps, beta_start and beta_end."""
+    """Variances of all noise levels, if the schedule does not have the published form; overrides steps,
+    beta_start and beta_end."""
     signal_scale: float = 1.0
     """Factor on the clean signal before it is noised: larger means less noise relative to the signal."""
     sampler: str | None = None
@@ -55,10 +56,11 @@ class ModelConfig:
     mlp_ratio: int = 4
     """Hidden width of the blocks' MLPs, in units of C."""
     token_reduction: Literal[1, 2, 4] = 4
-    """Side of the square of 1/8-map positions that share a token: 4 (published); 2 or 1 for small images."""
+    """Side of the square of positions at 1/8 resolution that share a token: 4 (published); 2 or 1 for small
+    images."""
     chain_init: Literal["identity", "default"] = "identity"
-    """Initialisation of MTDNet: "identity" passes its signal on nearly unchanged; "default" (published) loses
-    most of it."""
+    """Initialisation of MTDNet: "identity" passes its input signal on nearly unchanged; "default" (published)
+    loses most of it."""
     detach_signal: bool = False
     """True: no gradient flows from the chain into the initial network, which then learns like the plain
     baseline."""
@@ -67,13 +69,13 @@ class ModelConfig:
     detach_condition: bool = True
     """True: no gradient flows from the condition into the initial predictions (published)."""
     image_size: tuple[int, int] | None = None
-    """Height and width of the training images; training fills it in if it resizes them. At prediction, an
-    image with at least four times as many pixels is seen smaller (`dmtl.engine.scale`). None: images are seen
-    as they are (published)."""
+    """Height and width of the training images; training sets it if it resizes them. In prediction, an image
+    with at least four times as many pixels is downscaled (`dmtl.engine.scale`). None: images keep their size
+    (published)."""
     without: list[Literal["noise", "condition"]] = field(default_factory=list)
     """Ablations. "noise": nothing is added to the signal at any step. "condition": the denoiser sees zeros
-    instead of the initial predictions. Parameters and operations do not change; with both, MTDNet is only
-    more layers."""
+    instead of the initial predictions. Parameters and operations do not change; with both, MTDNet only adds
+    layers."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", _specifications(self.tasks))
