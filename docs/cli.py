@@ -116,8 +116,10 @@ def table(rows: list[str]) -> str:
 def row(action: argparse.Action) -> str:
     """Return one line of a table."""
     name = ", ".join(action.option_strings)
-    if action.nargs != 0 or not name:
-        name = f"{name} {metavar(action)}".strip()
+    if not name:
+        name = argument(action)
+    elif action.nargs != 0:
+        name = f"{name} {metavar(action)}"
     text = re.sub(r" ?\(default: (None)?\s*\)", "", action.help or "")
     if action.nargs == 0 and len(action.option_strings) == 1:
         text = text.replace(" (default: False)", "")

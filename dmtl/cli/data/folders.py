@@ -64,7 +64,7 @@ class Export:
     """
 
     data: Annotated[str, *positional("DATA")]
-    """"scenes", a folder with dataset.yaml, or shards."""
+    """"scenes", a folder with dataset.yaml, shards, or a configuration (.toml) with [[data.sources]]."""
     out: Annotated[str, *positional("OUT")]
     """Folder to write, or to continue."""
     split: str = "train"

@@ -31,7 +31,8 @@ class Labels:
     """
 
     data: Annotated[str | None, *positional("[DATA]")] = None
-    """"scenes" or a folder with dataset.yaml; default: "scenes", or none with --from."""
+    """"scenes", a folder with dataset.yaml, shards, or a configuration (.toml) with [[data.sources]];
+    default: "scenes", or none with --from."""
     setting: str = "one-label"
     """"one-label", "random-labels" or "full"."""
     p: list[str] = field(default_factory=list)
@@ -47,7 +48,7 @@ class Labels:
     split: str = "train"
     """Split to choose labels for."""
     count: int | None = None
-    """Number of images of `scenes`."""
+    """Maximum number of images."""
     out: str = "labels.csv"
     """The file to write."""
 
