@@ -12,6 +12,7 @@ from rich.box import SIMPLE
 from dmtl.cli._arguments import positional
 from dmtl.cli._common import console, say, table_of
 from dmtl.errors import ConfigError
+from dmtl.text import plural
 
 if TYPE_CHECKING:
     from dmtl.data import LabelMatrix
@@ -117,7 +118,7 @@ def _probabilities(words: Iterable[str], tasks: list[str]) -> dict[str, float]:
 def _show(labels: LabelMatrix) -> None:
     """Labels of each task, images that have two tasks' labels, and images by their number of labels."""
     facts, pairs = labels.statistics(), labels.pairs()
-    say(f"{facts['labels']} labels for {facts['images']} images")
+    say(f"{plural(facts['labels'], 'label')} for {plural(facts['images'], 'image')}")
     rows = []
     for row, task in enumerate(labels.tasks):
         share = pairs[row, row] / max(1, facts["images"])

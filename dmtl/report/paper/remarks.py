@@ -50,9 +50,7 @@ def _basis(table: PaperTable) -> list[str]:
     found = [(row, row.delta) for row in table.measured if row.delta]
     remarks = []
     if len(table.measured) > 1 and reference.method != "STL":
-        remarks.append(
-            f"Delta_MTL of measured rows is relative to {reference.name}; there are no STL runs."
-        )
+        remarks.append(f"Delta_MTL of measured rows is relative to {reference.name}; there are no STL runs.")
     remarks += [
         f"Delta_MTL of {row.name} is not paired by seed; it is relative to the mean of {reference.name}."
         for row, delta in found
