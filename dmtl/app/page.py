@@ -80,7 +80,7 @@ def page(viewer: Viewer, name: str, folder: Path) -> gr.Blocks:
                     samples = gr.Slider(1, MOST_SAMPLES, 1, step=1, label="Noise samples", elem_id="samples")
                     overlay = gr.Slider(0, 1, 0, label="Uncertainty (2 samples or more)", elem_id="overlay")
                     most = max(MOST_STEPS, config.steps)
-                    steps = gr.Slider(1, most, config.steps, step=1, label="Number of denoising steps")
+                    steps = gr.Slider(1, most, config.steps, step=1, label="Denoising steps to take")
                     sampler = gr.Dropdown(SAMPLERS.names(), value=config.sampler_for()[0], label="Sampler")
                 download = gr.Button("Download the maps", elem_id="save")
                 zipped = gr.File(visible=False, label="Maps", interactive=False, elem_id="zip", height=80)
