@@ -24,13 +24,13 @@ HEAD = """\
 
 # Commands
 
-`dmtl COMMAND --help` prints the same. Exit status: 0 done, 1 done with failures that were listed, 2 bad input
-(one line says what is wrong). `torchrun -m dmtl COMMAND` runs `train`, `eval` and `predict` on several
-processes.
+`dmtl COMMAND --help` prints the same texts. The exit status is 0 if all is done, 1 if the listed failures
+occurred, and 2 if the input is wrong (one line says why). `torchrun -m dmtl COMMAND` runs `train`, `eval` and
+`predict` on several processes.
 
-MODEL is a run's folder, a folder with `config.json` and `model.safetensors`, the published checkpoint, or an
-id on the Hugging Face Hub. DATA is `scenes` (rendered rooms, which need no files), a folder with a
-`dataset.yaml`, or for some commands a benchmark as its authors distribute it.
+MODEL is a run's folder, a folder with `config.json` and `model.safetensors`, the published checkpoint, an id
+on the Hugging Face Hub, or `six-tasks`, the built-in model. DATA is `scenes` (rendered rooms, which need no
+files), a folder with a `dataset.yaml`, shards, or for some commands a benchmark as its authors distribute it.
 
 | command | what it does |
 |---|---|
@@ -84,7 +84,7 @@ def section(parser: argparse.ArgumentParser, title: str, shown: set[str]) -> Ite
             are not repeated, and those of this command are added.
     """
     positional = [x for x in parser._actions if not x.option_strings]
-    usage = " ".join([parser.prog, *(metavar(x) for x in positional), "[OPTIONS]"])
+    usage = " ".join([parser.prog, *map(argument, positional), "[OPTIONS]"])
     yield f"{title}\n\n```text\n{usage}\n```"
     yield re.sub(r"\n{3,}", "\n\n", escape(parser.description or "").strip())
     own, tables, repeated = [], [], []
@@ -116,8 +116,10 @@ def table(rows: list[str]) -> str:
 def row(action: argparse.Action) -> str:
     """Return one line of a table."""
     name = ", ".join(action.option_strings)
-    if action.nargs != 0 or not name:
-        name = f"{name} {metavar(action)}".strip()
+    if not name:
+        name = argument(action)
+    elif action.nargs != 0:
+        name = f"{name} {metavar(action)}"
     text = re.sub(r" ?\(default: (None)?\s*\)", "", action.help or "")
     if action.nargs == 0 and len(action.option_strings) == 1:
         text = text.replace(" (default: False)", "")
@@ -131,6 +133,12 @@ def metavar(action: argparse.Action) -> str:
     text = action.metavar if isinstance(action.metavar, str) else " ".join(action.metavar or ())
     text = re.sub(r"\[(\w+) \[\1 \.\.\.\]\]", r"\1 ...", text)
     return re.sub(r"\{([A-Z. ]+)\}", r"\1", text).replace("{None}|", "")
+
+
+def argument(action: argparse.Action) -> str:
+    """Return the placeholder of a positional argument, in brackets if it has a default."""
+    text = metavar(action)
+    return f"[{text}]" if action.nargs == "?" and not text.startswith("[") else text
 
 
 def escape(text: str) -> str:

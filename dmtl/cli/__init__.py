@@ -11,17 +11,17 @@ from dmtl import __version__
 from dmtl.errors import DmtlError, did_you_mean
 
 COMMANDS = {
-    "demo": "train on rendered scenes, compare with the baseline, write a report: start here",
-    "train": "train from a TOML file and options",
+    "demo": "start here: train on rendered scenes, compare with the baseline, write a report",
+    "train": "train a model from a TOML file and options",
     "eval": "evaluate a trained model on a data set",
     "predict": "predict images, videos and folders: try `dmtl predict photo.jpg`",
     "claim": "train several methods over several seeds and compare them with a baseline",
-    "report": "show or compare runs, or the paper's tables: on the terminal, as a page, as files",
+    "report": "show or compare runs, or print the paper's tables; also as a page or as files",
     "app": "show the maps of your photos in the browser",
     "export": "export a model as one file that runs without dmtl: ONNX or .pt2",
     "convert": "write a model folder or the published checkpoint from any model",
-    "data": "convert a benchmark, show or check a data set, choose labels",
-    "info": "show what was built, which backend each operator uses here, or a model",
+    "data": "check, show, import, convert or export a data set; choose labels",
+    "info": "show what was built and which backend each operator uses here; or describe a model",
 }
 
 USAGE = (

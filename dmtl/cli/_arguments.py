@@ -36,7 +36,7 @@ def _weights(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
         return None
     return PrimitiveConstructorSpec(
         nargs="*",
-        metavar="TASK NUMBER ...",
+        metavar="NAME NUMBER ...",
         instance_from_str=_named_numbers,
         is_instance=lambda value: isinstance(value, dict),
         str_from_instance=lambda value: [str(x) for pair in value.items() for x in pair],

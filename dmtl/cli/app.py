@@ -21,9 +21,9 @@ HOST = "127.0.0.1"
 class App:
     """Show the maps of your photos in the browser.
 
-    Prints the address of a page on this machine (it needs dmtl[app]). Drop a photo there: see all maps at
-    every denoising step and where the model is uncertain, click a pixel to read its values, download the
-    maps. Only this machine can open the page, and nothing is sent elsewhere. Ctrl-C ends it.
+    Prints the address of a page on this machine (it needs dmtl[app]). Drop a photo on the page to see all
+    maps at every denoising step and where the model is uncertain. Click a pixel to read its values, or
+    download the maps. Only this machine can open the page, and nothing is sent elsewhere. Ctrl-C ends it.
     """
 
     model: Annotated[str, *MODEL] = "six-tasks"

@@ -25,19 +25,20 @@ class ClaimArgs(FromFile):
     """Train every method of a table from the same labels, once per seed, and print Delta_MTL with its
     spread.
 
-    The section [methods] of CONFIG describes the methods; options override their common base. Without it
-    DiffusionMTL is compared with the multi-task baseline at equal steps and at equal training time. Runs are
-    written to OUT/seedN/METHOD. Finished runs are kept, so an interrupted command resumes.
+    The section [methods] of CONFIG describes the methods; options override their common base. Without this
+    section, DiffusionMTL is compared with the multi-task baseline at equal steps and at equal training time.
+    Runs are written to OUT/seedN/METHOD. Finished runs are kept, so the same command resumes an interrupted
+    one.
     """
 
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Seeds of initialisation, order, augmentation and noise."""
     methods: list[str] = field(default_factory=list)
-    """Methods to train, along with those whose time they need; default: all. The table shows all finished
-    ones."""
+    """Methods to train, along with those whose training time they need; default: all. The table shows all
+    finished methods."""
     processes: int = 1
-    """Runs at the same time. With more than one, each has one thread unless OMP_NUM_THREADS is set. Training
-    times are comparable only between runs under the same conditions."""
+    """Number of runs at the same time. With more than one, each has one thread unless OMP_NUM_THREADS is set.
+    Training times are comparable only between runs under the same conditions."""
     json: str | None = None
     """Also write all results as JSON; they are also in OUT/claim.json."""
     markdown: str | None = None

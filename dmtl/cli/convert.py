@@ -17,17 +17,17 @@ from dmtl.errors import ConfigError
 class Convert:
     """Write a model as a model folder or, with --to-official, as a published checkpoint (.pth.tar).
 
-    Of a published checkpoint only tensors and plain containers are unpickled; S and the noise schedule come
-    from its buffers. If MODEL is a finished run, its network, training and metrics are written to the model
-    card, README.md in TARGET; all else in an earlier card stays.
+    From a published checkpoint, only tensors and plain containers are unpickled; the number of steps and the
+    noise schedule come from its buffers. If MODEL is a finished run, its network, training and metrics are
+    written to the model card (README.md in TARGET); the rest of an existing card is kept.
     """
 
     model: Annotated[str, *MODEL]
     target: Annotated[str, *positional("TARGET")]
     """The folder to write, or (--to-official) the file."""
     half: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Store the weights of convolutions and linear layers in float16, half of the size. Loading converts them
-    back to float32."""
+    """Store the weights of convolutions and linear layers in float16, which takes half the space. Loading
+    converts them back to float32."""
     to_official: tyro.conf.FlagCreatePairsOff[bool] = False
     """Write the published format."""
 

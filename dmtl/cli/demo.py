@@ -34,8 +34,8 @@ RUNS: dict[str, tuple[str, Literal["none"] | None]] = {
 
 @dataclass(frozen=True)
 class Demo:
-    """Learn six tasks from rendered images with one label each, compare with the plain multi-task baseline,
-    write a report.
+    """Learn six tasks from rendered images with one label each, compare the result with the plain multi-task
+    baseline, and write a report.
 
     Trains both models (at the same time, with one thread each, if the machine has several cores), predicts a
     few images, and writes OUT/report.html.
@@ -44,7 +44,7 @@ class Demo:
     out: str = "runs/demo"
     """Folder to write."""
     steps: int | None = None
-    """Training steps of each model; default: the demo's."""
+    """Training steps of each model; default: 400."""
     seed: int = 0
     """Seed of initialisation, order, augmentation and noise."""
     device: str = "auto"

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 class Eval:
     """Score a model, or maps written by any program, on a data set and print every metric.
 
-    The published protocol in one command: `dmtl eval official.pth.tar --data DATA --published`
+    For the published protocol: `dmtl eval official.pth.tar --data DATA --published`
 
-    On several processes or GPUs, with the same results: `torchrun --nproc-per-node 8 -m dmtl eval ...`
+    On several processes or GPUs, with the same result: `torchrun --nproc-per-node 8 -m dmtl eval ...`
     """
 
     model: Annotated[str | None, *MODEL] = None
@@ -46,10 +46,10 @@ class Eval:
     ids: str | None = None
     """File with the images to score, one id per line; default: all."""
     tasks: list[str] | None = None
-    """Tasks to score; default: all that model and data share."""
+    """Tasks to score; default: all that the model and the data share."""
     published: tyro.conf.FlagCreatePairsOff[bool] = False
     """Follow the published protocol: frame and max_dist as given by the data set, boundaries by "seism",
-    fp32; other options override it."""
+    fp32; other options override these settings."""
     frame: tuple[int, int] | None = None
     """Height and width to pad images to, on all sides; default: no padding."""
     boundaries: Literal["seism", "raw"] | None = None
@@ -71,17 +71,17 @@ class Eval:
     per_class: tyro.conf.FlagCreatePairsOff[bool] = False
     """Also print the IoU of every class."""
     steps: list[str] | None = None
-    """Denoising steps, or "auto" (until a step changes little); default: as trained. Several: a table of
-    metrics and time for each."""
+    """Denoising steps, or "auto" (until a step changes little); default: as trained. With several values,
+    print a table of metrics and time for each."""
     sampler: str | None = None
     """Sampler: "ancestral", "ddim", "dpmpp_2m" or a registered one; default: as trained."""
     samples: int = 1
-    """Noise samples to average; from 2 on also prints the AUROC of errors by uncertainty."""
+    """Noise samples to average; with 2 or more, also print the AUROC with which uncertainty finds errors."""
     precision: str = "auto"
     """"fp32", "bf16", or on a GPU also "fp16" and "tf32"; default: fp32 on a CPU, bf16 on a GPU."""
     downscale: int | None = None
-    """Factor by which the network sees images smaller; default: about the size of the training images. Maps
-    keep the image's size, at which they are scored."""
+    """Factor by which images are downscaled for the network; default: a factor that gives about the size of
+    the training images. Maps keep the image's size and are scored at that size."""
     batch_size: int = 8
     """Batch size."""
     seed: int = 0

@@ -16,7 +16,7 @@ class Export:
     """Write a model as one file that runs without dmtl, and check that its output matches the model's.
 
     The file is run before it is saved under its name, and must agree with the model to 1e-4. It accepts any
-    batch size; its metadata describe inputs and outputs.
+    batch size, and its metadata describes inputs and outputs.
     """
 
     model: Annotated[str, *MODEL]
@@ -26,11 +26,11 @@ class Export:
     out: str | None = None
     """File to write; default: model.onnx or model.pt2."""
     size: tuple[int, int] = (512, 512)
-    """Height and width of the images, fixed in the file; with --dynamic the largest."""
+    """Height and width of the images, which are fixed in the file; with --dynamic, the largest ones."""
     dynamic: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Leave height and width open, in multiples of 32 from 64 on (onnx, program)."""
+    """Allow any height and width from 64 to --size that are multiples of 32 (onnx, program)."""
     opset: int | None = None
-    """Version of ONNX's operators; default: the exporter's."""
+    """Version of the ONNX operators; default: the exporter's."""
     tasks: list[str] | None = None
     """Tasks to predict; default: all."""
     steps: int | None = None

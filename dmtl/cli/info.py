@@ -18,14 +18,14 @@ SIZES = (256, 512, 1024, 2048)  # pixels, of square images
 
 @dataclass(frozen=True)
 class Info:
-    """Print versions, native modules, and for every operator its backend here and why others were rejected;
-    or what a model is, its work and its memory."""
+    """Print versions, native modules, and for every operator which backend it uses here and why others were
+    rejected. With MODEL, describe that model and estimate its operations and memory."""
 
     model: Annotated[str | None, *MODEL] = None
     size: tuple[int, int] | None = None
     """Height and width of the model's images; default: squares of 256, 512, 1024 and 2048 pixels."""
     batch: int | None = None
-    """Batch size, default 1."""
+    """Batch size; default: 1."""
     device: str = "auto"
     """Device to predict on: "auto", "cpu", "cuda" or "cuda:N"."""
 

@@ -21,18 +21,18 @@ class Predict:
 
     Writes OUT/<task>/<name>.png (class ids, probabilities, 16-bit depth, normals), OUT/pictures, OUT/overview
     and OUT/maps.json, which says how to read the maps. The maps of a video's frames are
-    OUT/<task>/<name>/<frame>.png, its pictures are videos again (this needs PyAV: dmtl[video]). An unreadable
-    file is reported at the end; the others are done. What a folder has besides images and videos is left out
-    and counted, earlier outputs of this command too.
+    OUT/<task>/<name>/<frame>.png, and its pictures are written as videos (this needs PyAV: dmtl[video]). An
+    unreadable file is reported at the end; the others are still predicted. Files in a folder that are neither
+    images nor videos are skipped and counted, and so are earlier outputs of this command.
 
-    The same command again continues what was interrupted and predicts new inputs. Several processes or GPUs
+    The same command continues an interrupted prediction, and predicts new inputs. Several processes or GPUs
     share the inputs: `torchrun --nproc-per-node 8 -m dmtl predict ...`
     """
 
     words: Annotated[list[str], *positional("[MODEL] IMAGE ...")]
     """IMAGE: image files, video files and folders of them. MODEL: a run's folder, a model folder, a published
     file (.pth.tar), an id on the Hub (org/name), or six-tasks, the model that comes with dmtl; default:
-    six-tasks. The first word is MODEL unless it ends like the name of an image or a video, or is a folder
+    six-tasks. The first argument is MODEL unless it ends like the name of an image or a video, or is a folder
     without a model."""
     out: str = "predictions"
     """Folder to write."""
@@ -41,7 +41,7 @@ class Predict:
     steps: int | Literal["auto"] | None = None
     """Denoising steps, or "auto": until the maps no longer change; default: as trained."""
     sampler: str | None = None
-    """How the chain steps: "ancestral", "ddim", "dpmpp_2m" or a registered one; default: as trained."""
+    """Sampler: "ancestral", "ddim", "dpmpp_2m" or a registered one; default: as trained."""
     samples: int = 1
     """Noise samples to average; with 2 or more, OUT/uncertainty shows where they differ."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
@@ -49,10 +49,11 @@ class Predict:
     batch_size: int | None = None
     """Images of equal size to compute together; default: 1 on a CPU, up to 8 on a GPU."""
     tile: int | None = None
-    """Side in pixels of the tiles of large images; 0: never; default: only if memory would not suffice."""
+    """Side in pixels of the tiles of large images; 0: no tiles; default: tiles only if there would not be
+    enough memory."""
     downscale: int | None = None
-    """Factor by which the network sees images smaller, such as 4 for large photos; 1: full size; default:
-    about the size of the training images. Maps keep the image's size."""
+    """Factor by which images are downscaled for the network, such as 4 for large photos; 1: full size;
+    default: a factor that gives about the size of the training images. Maps keep the image's size."""
     every: int = 1
     """Predict only every N-th frame of a video."""
     frames: int | None = None
@@ -62,7 +63,8 @@ class Predict:
     npy: tyro.conf.FlagCreatePairsOff[bool] = False
     """Also write unit vectors as float16 arrays."""
     shard: str = "1/1"
-    """K/N: predict the K-th of N parts of the inputs; the last to finish writes OUT/maps.json for all."""
+    """K/N: predict the K-th of N parts of the inputs; the last part to finish writes OUT/maps.json for
+    all."""
     seed: int = 0
     """Seed of the chain's noise."""
     device: str = "auto"

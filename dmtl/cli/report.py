@@ -31,22 +31,24 @@ ONLY_RUNS = ("pictures", "samples")
 
 @dataclass(frozen=True)
 class Report:
-    """Show one run or compare several: metrics over seeds, Delta_MTL against a baseline, steps and time; with
-    --out also as a page with labels, curves and pictures of every denoising step.
+    """Show one run or compare several: metrics over seeds, Delta_MTL against a baseline, steps and time. With
+    --out, also write a page with labels, curves and pictures of every denoising step.
 
-    Runs that differ only in their seed are one method, named by what differs from the others. An unfinished
-    run counts with its last evaluation.
+    Runs that differ only in their seed are one method, named by the settings that differ from other methods.
+    An unfinished run counts with its last evaluation.
 
-    With --paper: the paper's tables, one for each benchmark and label setting, next to the published results;
-    without RUN only the published results. Results of a run then come from RUN/eval.json (dmtl eval RUN
-    --json RUN/eval.json) if it exists, and single-task runs, one for each task and seed, form one row, STL.
+    With --paper, print the paper's tables, one for each benchmark and label setting, with the published
+    results next to those of RUN; without RUN, print only the published results. Results of a run then come
+    from RUN/eval.json (dmtl eval RUN --json RUN/eval.json) if it exists. Single-task runs, one for each task
+    and seed, form one row, STL.
     """
 
     runs: Annotated[list[str], *positional("[RUN ...]")] = field(default_factory=list)
     """Run folders, or folders of runs (all below them are read)."""
     baseline: list[str] = field(default_factory=list)
-    """Baseline runs for Delta_MTL, or the name of a method here. Default: the first RUN's method or, in a
-    folder of several, the first without diffusion; with --paper STL among RUN, else MTL."""
+    """Baseline runs for Delta_MTL, or the name of a method in the table. Default: the method of the first RUN
+    or, if that is a folder of several, the first method without diffusion; with --paper, the STL runs among
+    RUN, or else MTL."""
     paper: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the paper's tables."""
     benchmark: str | None = None
@@ -65,10 +67,10 @@ class Report:
     latex: str | None = None
     """With --paper: also write the tables as LaTeX (booktabs)."""
     pictures: int | None = None
-    """Validation images on the page; default: 4, or none for more than two methods."""
+    """Number of validation images on the page; default: 4, or none if there are more than two methods."""
     samples: int | None = None
     """Noise samples for the page's section on how certain the last method is, and whether it is uncertain
-    where it is wrong; 0: omit it; default: 8."""
+    where it is wrong; 0: no such section; default: 8."""
 
 
 def main(arguments: list[str]) -> int:

@@ -33,7 +33,8 @@ T = TypeVar("T", bound=FromFile)
 
 @dataclass(frozen=True)
 class Train(FromFile):
-    """Train a model. Settings come from CONFIG (TOML), options on the command line override them.
+    """Train a model. Settings come from CONFIG (TOML); options on the command line override them. Without
+    CONFIG, training uses the recipe for small data sets.
 
     Writes into OUT: config.toml (resolved), labels.csv, log.jsonl, checkpoints/, best/, model/, metrics.json.
     With torchrun, all processes train together.

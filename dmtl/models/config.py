@@ -16,8 +16,8 @@ from dmtl.tasks import Task, task_from_spec
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Architecture of the model and of its baselines. The defaults are the published network, except for
-    `chain_init`."""
+    """Architecture of the model and of its baselines. In Python, the defaults are the published network,
+    except for `chain_init`; `dmtl train` has the defaults of its recipe."""
 
     tasks: list[dict] = field(default_factory=list)
     """Task specifications (`Task.spec()`), in the order in which the condition concatenates their
@@ -41,8 +41,8 @@ class ModelConfig:
     beta_end: float = 1e-2
     """Variance of the last noise level."""
     betas: list[float] | None = None
-    """The variances of all noise levels, if they do not have the published form; replaces steps, beta_start
-    and beta_end."""
+    """Variances of all noise levels, if the schedule does not have the published form; overrides steps,
+    beta_start and beta_end."""
     signal_scale: float = 1.0
     """Factor on the clean signal before it is noised: larger means less noise relative to the signal."""
     sampler: str | None = None
@@ -57,11 +57,11 @@ class ModelConfig:
     mlp_ratio: int = 4
     """Hidden width of the blocks' MLPs, as a multiple of C."""
     token_reduction: Literal[1, 2, 4] = 4
-    """Side of the square of positions of the 1/8 map that share a token: 4 (published); 2 or 1 for small
+    """Side of the square of positions at 1/8 resolution that share a token: 4 (published); 2 or 1 for small
     images."""
     chain_init: Literal["identity", "default"] = "identity"
-    """Initialisation of MTDNet: "identity" passes its signal on nearly unchanged; "default" (published) loses
-    most of it."""
+    """Initialisation of MTDNet: "identity" passes its input signal on nearly unchanged; "default" (published)
+    loses most of it."""
     detach_signal: bool = False
     """True: no gradient flows from the chain into the initial network, which is then trained like the plain
     baseline."""

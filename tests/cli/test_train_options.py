@@ -51,7 +51,7 @@ def test_options_win_over_the_file_and_its_base(file):
 def test_a_weight_without_a_number(dmtl, words):
     status, _, err = dmtl("train", "--optim.task-weights", *words)
     assert status == 2 and "--optim.task-weights: expected a number after every name" in err
-    assert "--optim.task-weights TASK NUMBER ..." in err
+    assert "--optim.task-weights NAME NUMBER ..." in err
 
 
 MEASURED = dict(step_s=[0.2, 0.2, 0.2], read_s=0.1, again_s=0.05, evaluation_s=0.5, peak_bytes=500 << 20)

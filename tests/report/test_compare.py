@@ -206,7 +206,7 @@ def test_a_seed_that_comes_twice_is_told(tmp_path):
     runs = [write_run(tmp_path / f"m{i}", 40.0 + i, 1.0, seed=4) for i in range(2)]
     comparison = compare([*runs, runs[0]])
     assert len(comparison.methods["MTL"].runs) == 2
-    assert comparison.remarks == [f"m0 has several runs with seed 4: {runs[1]} does not count."]
+    assert comparison.remarks == [f"m0 has several runs with seed 4: {runs[1]} is not counted."]
     assert metric_rows(comparison.methods)[0].values["MTL"] == 40.0
 
 

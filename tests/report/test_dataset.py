@@ -53,7 +53,7 @@ def test_ranges_of_numbers_are_true(page):
     steps = np.stack([arrays(n)["depth"] for n in (1, 2)])
     panel = page().split("<h3>depth ")[1].split("<h3>")[0]
     least, greatest = steps[steps > 0].min() * 0.01, steps.max() * 0.01
-    assert f"least {number(least, 3)}, greatest {number(greatest, 3)}." in panel
+    assert f"minimum {number(least, 3)}, maximum {number(greatest, 3)}." in panel
     assert panel.count("<rect") >= 40  # a histogram
 
 
@@ -70,7 +70,7 @@ def test_what_was_never_seen_is_said(page, folder):  # noqa: F811
 def test_damaged_samples_are_named_and_the_rest_is_shown(page, folder):  # noqa: F811
     (folder / "images" / "b.png").write_bytes(b"damaged")
     text = page()
-    assert "Over 2 of 3 images" in text and "<figcaption>b<" not in text
+    assert "Measured on 2 of 3 images" in text and "<figcaption>b<" not in text
     assert text.count(f"Cannot be read: {folder}/images/b.png: ") == 1
 
 
@@ -82,7 +82,7 @@ def test_names_are_text(page, folder):  # noqa: F811
 
 def test_counts_can_be_chosen(page, folder, tmp_path):  # noqa: F811
     text = page(count=1, measured=2, workers=2)
-    assert text.count('class="tiles"') == 1 and "Over 2 of 3 images" in text
+    assert text.count('class="tiles"') == 1 and "Measured on 2 of 3 images" in text
     describe(folder, evaluation={"frame": [30, 40], "max_dist": 0.01})
     one = dataset_report(Subset(Folder(folder, "train"), [1]), tmp_path / "one.html").read_text()
     assert "<dd>30 × 40</dd>" in one and "<dd>0.01 of the diagonal</dd>" in one

@@ -234,10 +234,10 @@ def test_without_single_task_runs_delta_is_against_the_multi_task_baseline_and_s
     write_run(tmp_path / "m", nyud(40.0, 0.5, 25.0))
     write_run(tmp_path / "f", nyud(44.0, 0.45, 26.0), "feature")
     [table] = tables([tmp_path])
-    assert table.reference.method == "MTL" and said(table, "is relative to MTL: there are no STL runs.")
+    assert table.reference.method == "MTL" and said(table, "is relative to MTL; there are no STL runs.")
     assert measured(table, "Feature").delta.value == pytest.approx((10 + 10 - 4) / 3)
     [alone] = tables([tmp_path / "f"])
-    assert alone.reference is None and said(alone, "No Delta_MTL") and alone.measured[0].delta is None
+    assert alone.reference is None and said(alone, "have no Delta_MTL") and alone.measured[0].delta is None
     assert not said(table, " published.")  # a Delta against MTL stands beside no published one
 
 
@@ -264,7 +264,7 @@ def test_delta_over_a_part_of_the_tasks_is_marked(tmp_path):
     row = measured(table, "Feature")
     assert row.delta.tasks == ["semseg", "normals"] and row.delta.value == pytest.approx((10 - 4) / 2)
     assert table.cells(row)[-1].mean == "+3.00*"
-    assert said(table, "* Delta_MTL of Feature covers 2 of 3 tasks: without depth.")
+    assert said(table, "* Delta_MTL of Feature is over 2 of 3 tasks, without depth.")
     assert not said(table, " published.")
 
 
@@ -286,7 +286,7 @@ def test_of_a_seed_that_comes_twice_the_first_counts(tmp_path):
     write_run(tmp_path / "b", nyud(50.0, 0.5, 25.0), seed=3)
     [table] = tables([tmp_path])
     assert measured(table, "MTL").values["semseg"] == 40.0
-    assert said(table, f"MTL has several runs with seed 3: {tmp_path}/b does not count.")
+    assert said(table, f"MTL has several runs with seed 3: {tmp_path}/b is not counted.")
 
 
 # -- scored how -----------------------------------------------------------------------------------------
@@ -306,9 +306,10 @@ def test_boundaries_are_odsf_or_nothing_and_saliency_is_the_papers_variant(tmp_p
     assert "edge" not in measured(table, "MTL").values  # its pixelF is something else
     assert measured(table, "Feature").values["edge"] == 64.0
     assert measured(table, "Feature").values["sal"] == 77.0 and measured(table, "MTL").values["sal"] == 76.0
-    assert said(table, "No odsF of MTL") and said(table, "covers 4 of 5 tasks: without edge")
-    assert said(table, "Scored differently: results of Feature from eval.json; of MTL from metrics.json.")
-    assert said(table, "Runs of MTL were scored in no frame") and not said(table, "Feature were scored")
+    assert said(table, "No odsF of MTL") and said(table, "over 4 of 5 tasks, without edge")
+    files = "results of Feature are from eval.json; those of MTL are from metrics.json."
+    assert said(table, f"Scored differently: {files}")
+    assert said(table, "Runs of MTL were scored without a frame") and not said(table, "Feature were scored")
     [exact] = tables([mtl, feature], exact=True)
     assert measured(exact, "Feature").values["sal"] == 80.5 and exact.columns[2].label == "exact maxF"
     assert not any(
@@ -325,14 +326,15 @@ def test_rows_scored_differently_are_told(tmp_path):
     write_eval(first, metrics)
     write_eval(second, metrics)
     [table] = tables([tmp_path])
-    assert said(table, "Results of MTL, Feature from eval.json.") and not said(table, "Scored differently")
+    assert said(table, "Results of MTL, Feature are from eval.json.")
+    assert not said(table, "Scored differently")
     assert measured(table, "MTL").values["semseg"] == 40.0  # not metrics.json's 1
     write_eval(second, metrics, frame=[288, 384], images=10, data="else/where")
     [table] = tables([tmp_path])
     assert said(table, "Scored differently: the frame is none (MTL), 288 × 384 (Feature).")
     assert said(table, "the number of images is 654 (MTL), 10 (Feature)")
-    assert said(table, "Runs of Feature were scored on 10 images, published results on 654.")
-    assert said(table, "Feature was trained on nyud13 and scored on else/where.")
+    assert said(table, "Runs of Feature were scored on 10 images; published results cover 654.")
+    assert said(table, "Feature learned from nyud13 and was scored on else/where.")
     write_eval(
         second, metrics, boundaries="seism", max_dist=0.011
     )  # MTL's has no boundaries: nothing to compare
@@ -345,7 +347,7 @@ def test_other_labels_are_told(tmp_path):
     write_run(tmp_path / "m", nyud(1.0, 1.0, 1.0))
     write_run(tmp_path / "n", nyud(1.0, 1.0, 1.0), "prediction")
     [table] = tables([tmp_path])
-    assert not said(table, "other images") and said(table, "Measured rows were trained on newly drawn labels")
+    assert not said(table, "other images") and said(table, "Measured rows learned from newly chosen labels")
     swapped = {"semseg": IDS[1::3], "depth": IDS[0::3], "normals": IDS[2::3]}
     write_run(tmp_path / "f", nyud(1.0, 1.0, 1.0), "feature", table=swapped)
     [table] = tables([tmp_path])

@@ -49,7 +49,7 @@ def test_doubtful_rows_and_other_networks_enter_no_statement():
     pascal = tables_["pascal-context", "one-label"]
     [memory] = [row for row in pascal.rows if row.method == "MTL"]
     assert not memory.certain and memory.label == "MTL†" and memory.delta is not None
-    assert not said(pascal, "MTL:") and said(pascal, "of Prediction and Feature it is the same as printed")
+    assert not said(pascal, "MTL:") and said(pascal, "for Prediction and Feature it is as printed")
     nyud_table = tables_["nyud-13", "one-label"]
     segnet = [row for row in nyud_table.rows if row.printed.network == "SegNet"]
     assert segnet and not any(row.certain or row.delta for row in segnet)

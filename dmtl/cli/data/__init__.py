@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
         {name: kind for name, (kind, _) in SUBCOMMANDS.items()},
         arguments,
         "data",
-        description="Look at a data set, check it, choose labels, import or convert one, export it.",
+        description="Check, show, import, convert or export a data set; choose its labels.",
     )
     run = next(run for kind, run in SUBCOMMANDS.values() if kind is type(options))
     return run(options)

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 class Check:
     """Read every file and list what is wrong.
 
-    Reported are damaged files; wrong sizes, class ids, ranges and vector lengths; duplicate images and ids;
+    Reports damaged files; wrong sizes, class ids, ranges and vector lengths; duplicate images and ids;
     classes without a label; files that no split lists, that are never read, or that differ from the manifest;
-    links out of the folder. The exit status is 1 if there is any.
+    links out of the folder. The exit status is 1 if anything is wrong.
     """
 
     data: Source = "scenes"
@@ -40,7 +40,7 @@ class Check:
     format: str | None = None
     """Format of a benchmark, if its folders fit several; the names are those of `dmtl data convert`."""
     lines: int = 10
-    """Maximum number of lines per kind of problem; the rest is counted."""
+    """Maximum number of lines per kind of problem; the others are only counted."""
     json: str | None = None
     """Also write all problems to this JSON file."""
     workers: int = 0

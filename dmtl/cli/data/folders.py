@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Convert:
     """Write a benchmark, as its authors distribute it, as a folder to train on.
 
-    Images are copied byte for byte, labels keep their values. After an interruption, the same
+    Images are copied byte for byte, and labels read the same as before. After an interruption, the same
     command continues where it stopped.
     """
 
@@ -33,9 +33,9 @@ class Convert:
     splits: list[str] = dataclasses.field(default_factory=lambda: ["train", "val"])
     """Splits to write."""
     skip_corrupt: int = 0
-    """Samples of a split that may be left out because they cannot be read."""
+    """Number of samples of a split that may be skipped because they are unreadable."""
     workers: int = 0
-    """Processes that read and write; 0: one, this."""
+    """Processes that read and write; 0: only this one."""
 
 
 def convert(args: Convert) -> int:
@@ -64,11 +64,11 @@ class Export:
     """
 
     data: Annotated[str, *positional("DATA")]
-    """"scenes", a folder with dataset.yaml, or shards."""
+    """"scenes", a folder with dataset.yaml, shards, or a configuration (.toml) with [[data.sources]]."""
     out: Annotated[str, *positional("OUT")]
     """Folder to write, or to continue."""
     split: str = "train"
-    """Which split."""
+    """Split to export."""
     shards: int | None = None
     """Write tar files of at most this size in MB, such as 256."""
     count: int | None = None
@@ -76,9 +76,9 @@ class Export:
     size: tuple[int, int] | None = None
     """Height and width; default: as they are (scenes: 128 128)."""
     skip_corrupt: int = 0
-    """Samples that may be left out because they cannot be read."""
+    """Number of samples that may be skipped because they are unreadable."""
     workers: int = 0
-    """Processes that read and write; 0: one, this."""
+    """Processes that read and write; 0: only this one."""
 
 
 def export(args: Export) -> int:

@@ -34,28 +34,29 @@ class Import:
     masks: str | None = None
     """Folder of the masks of coco-panoptic, coco-stuff and voc; default: next to SOURCE, as distributed."""
     task: str = "semseg"
-    """Name of the task that the labels are of."""
+    """Task that the labels belong to."""
     classes: list[str] | None = None
-    """Classes in their order; other labels are left out. Default: those of TARGET, else all labels."""
+    """Classes in their order; other labels are skipped. Default: those of TARGET, or else all labels."""
     background: str = "background"
-    """Class of the pixels that no shape covers; "": they mean nothing."""
+    """Class of the pixels that no shape covers; "": they are ignored."""
     ignore: list[str] = dataclasses.field(default_factory=list)
-    """Labels whose pixels mean nothing (huggingface: stored values)."""
+    """Labels whose pixels are ignored (huggingface: stored values)."""
     empty: bool = False
-    """Images without an annotation were looked at and hold nothing (coco, cvat, label-studio)."""
+    """Images without an annotation are labelled as empty (coco, cvat, label-studio)."""
     map: list[str] = dataclasses.field(default_factory=list)
-    """huggingface: TASK=COLUMN, or TASK:KIND=COLUMN for a task of your own, and image=COLUMN.
-    label-studio: TASK=NAME of a control tag."""
+    """huggingface: TASK=COLUMN, or TASK:KIND=COLUMN for a custom task, and image=COLUMN. label-studio:
+    TASK=NAME of a control tag."""
     scale: list[str] = dataclasses.field(default_factory=list)
-    """huggingface: TASK=UNITS, the units per step of a label in whole numbers."""
+    """huggingface: TASK=NUMBER, the value of one step of a label stored as whole numbers."""
     split: list[str] | None = None
-    """Name of the split to write (default: train); of a source with splits, those to take (default: all)."""
+    """Name of the split to write (default: train). If the source has splits: those to import (default:
+    all)."""
     val: float = 0.0
-    """Share of the labelled images to write as the split "val", of a source without splits."""
+    """Share of the labelled images to write as the split "val", if the source has no splits."""
     skip_corrupt: int = 0
-    """Images of a split that may be left out because they are missing or cannot be read."""
+    """Number of images of a split that may be skipped because they are missing or unreadable."""
     workers: int = 0
-    """Processes that read and write; 0: one, this."""
+    """Processes that read and write; 0: only this one."""
 
 
 def run(args: Import) -> int:

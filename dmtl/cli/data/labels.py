@@ -12,6 +12,7 @@ from rich.box import SIMPLE
 from dmtl.cli._arguments import positional
 from dmtl.cli._common import console, say, table_of
 from dmtl.errors import ConfigError
+from dmtl.text import plural
 
 if TYPE_CHECKING:
     from dmtl.data import LabelMatrix
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Labels:
-    """Choose which labels may be seen; write them as a CSV file for `data.labels`.
+    """Choose which labels training may see, and write them as a CSV file for `data.labels`.
 
     `dmtl data labels DATA` gives every image the label of one task, all tasks equally often. With
     `--setting random-labels` every label is kept with probability `--p`, at least one per image. The choice
@@ -31,23 +32,24 @@ class Labels:
     """
 
     data: Annotated[str | None, *positional("[DATA]")] = None
-    """"scenes" or a folder with dataset.yaml; default: "scenes", and with --from none."""
+    """"scenes", a folder with dataset.yaml, shards, or a configuration (.toml) with [[data.sources]];
+    default: "scenes", or none with --from."""
     setting: str = "one-label"
     """"one-label", "random-labels" or "full"."""
     p: list[str] = field(default_factory=list)
     """For "random-labels": the probability of a label, as one number, as one for each task ("edge=0.1
-    semseg=0.8"), or both: the number then holds for all other tasks. Default: 0.5."""
+    semseg=0.8"), or as both; the plain number is then for all other tasks. Default: 0.5."""
     seed: int = 0
     """Seed of the choice."""
     source: Annotated[str | None, tyro.conf.arg(name="from")] = None
     """Convert this file instead: a published table of labels or a CSV file."""
     tasks: list[str] | None = None
-    """Tasks to choose among, or to take from --from; for a file whose columns have no names: their names in
-    order. Default: all, and the published names."""
+    """Tasks to choose among, or to read from the file of --from. If the columns of that file have no names:
+    their names in order. Default: all tasks, and the published names."""
     split: str = "train"
     """Split to choose labels for."""
     count: int | None = None
-    """Images of `scenes`."""
+    """Maximum number of images."""
     out: str = "labels.csv"
     """The file to write."""
 
@@ -116,7 +118,7 @@ def _probabilities(words: Iterable[str], tasks: list[str]) -> dict[str, float]:
 def _show(labels: LabelMatrix) -> None:
     """Labels of each task, images that have two tasks' labels, and images by their number of labels."""
     facts, pairs = labels.statistics(), labels.pairs()
-    say(f"{facts['labels']} labels for {facts['images']} images")
+    say(f"{plural(facts['labels'], 'label')} for {plural(facts['images'], 'image')}")
     rows = []
     for row, task in enumerate(labels.tasks):
         share = pairs[row, row] / max(1, facts["images"])

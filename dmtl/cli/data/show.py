@@ -19,7 +19,7 @@ class Show:
     """Print tasks and label counts, and write a page.
 
     The page shows samples with all labels coloured, which image has which label, shares of classes and ranges
-    of values. With --out as .png, only a sheet of samples is written.
+    of values. If --out ends in .png, only a sheet of samples is written.
     """
 
     data: Source = "scenes"
@@ -28,7 +28,7 @@ class Show:
     split: str = "train"
     """Split to show."""
     count: int = 8
-    """Samples to show."""
+    """Number of samples to show."""
     format: str | None = None
     """Format of a benchmark, if its folders fit several; the names are those of `dmtl data convert`."""
     out: str = "data.html"
@@ -36,7 +36,7 @@ class Show:
     measured: int = 200
     """Number of images, evenly spread, for the page's statistics."""
     workers: int = 0
-    """Processes that read for the statistics; 0: only this one."""
+    """Processes that read images for the statistics; 0: only this one."""
 
 
 def run(args: Show) -> int:

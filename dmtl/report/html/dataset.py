@@ -135,15 +135,15 @@ def _panel(found: TaskStatistics) -> dict:
         svg = _histogram(found, low, high)
         text = (
             f"Median {number(middle, 3)}; 98 % lie between {number(low, 3)} and {number(high, 3)}; "
-            f"least {number(found.low, 3)}, greatest {number(found.high, 3)}."
+            f"minimum {number(found.low, 3)}, maximum {number(found.high, 3)}."
         )
     elif found.known:
         text = f"Mean vector ({', '.join(fixed(float(x), 2) for x in found.values.mean(0))})."
         if task.unit_length:
             svg = _disc(found.values)
             text = (
-                "Seen from the front, x to the right and y downwards: colour is direction, strength is how "
-                f"often it occurs. {text}"
+                "Directions seen from the front, with x to the right and y downwards. The colour is the "
+                f"direction; the stronger it is, the more often the direction occurs. {text}"
             )
     absent = [name for name, count in zip(names, found.counts, strict=True) if not count] if names else []
     return {"found": found, "classes": classes, "absent": absent, "svg": svg, "text": text}

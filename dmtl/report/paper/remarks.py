@@ -45,13 +45,13 @@ def _basis(table: PaperTable) -> list[str]:
         return []
     reference = table.reference
     if reference is None:
-        return ["No Delta_MTL of measured rows: no run of STL or MTL with these data and labels."]
+        return ["Measured rows have no Delta_MTL: there is no run of STL or MTL with these data and labels."]
     found = [(row, row.delta) for row in table.measured if row.delta]
     remarks = []
     if len(table.measured) > 1 and reference.method != "STL":
-        remarks.append(f"Delta_MTL of measured rows is relative to {reference.name}: there are no STL runs.")
+        remarks.append(f"Delta_MTL of measured rows is relative to {reference.name}; there are no STL runs.")
     remarks += [
-        f"Delta_MTL of {row.name} is not paired by seed: it is relative to the mean of {reference.name}."
+        f"Delta_MTL of {row.name} is not paired by seed; it is relative to the mean of {reference.name}."
         for row, delta in found
         if not delta.paired
     ]
@@ -59,7 +59,7 @@ def _basis(table: PaperTable) -> list[str]:
         names = ", ".join(row.name for row, delta in found if _missing(table, delta) == missing)
         if missing:
             over = f"{len(table.columns) - len(missing)} of {len(table.columns)} tasks"
-            remarks.append(f"* Delta_MTL of {names} covers {over}: without {', '.join(missing)}.")
+            remarks.append(f"* Delta_MTL of {names} is over {over}, without {', '.join(missing)}.")
     printed = {row.method: row.delta for row in table.rows if row.published and row.certain and row.delta}
     return remarks + [
         f"{row.name}: Delta_MTL {text_of(delta.value, 2, sign=True)} here, "
@@ -78,24 +78,24 @@ def _printed(table: PaperTable) -> list[str]:
     found = [(row, row.printed, row.delta) for row in table.rows if row.printed and row.certain and row.delta]
     if not found:
         return []
-    text = "Delta_MTL of published rows is computed here, relative to the published STL"
+    text = "Delta_MTL of published rows was computed by dmtl, relative to the published STL"
     told: dict[str, list[str]] = {}
     for row, printed, delta in found:
         if printed.delta is None:
             continue
         same = abs(mean_of(delta.value) - printed.delta) < 0.0051
-        what = "the same as printed" if same else f"not as printed, {fixed(printed.delta, 2, sign=True)}"
+        what = "as printed" if same else f"not as printed ({fixed(printed.delta, 2, sign=True)})"
         doubt = f" (†: {printed.delta_doubt})" if printed.delta_doubt else ""
         told.setdefault(what + doubt, []).append(row.name)
     return [
-        "; ".join([text, *(f"of {' and '.join(names)} it is {what}" for what, names in told.items())]) + "."
+        "; ".join([text, *(f"for {' and '.join(names)} it is {what}" for what, names in told.items())]) + "."
     ]
 
 
 def _files(measured: Iterable[Row]) -> list[str]:
     by_file = {file: [row.name for row in measured if file in row.files] for file in (EVAL, TRAINING)}
-    named = [f"of {', '.join(names)} from {file}" for file, names in by_file.items() if names]
-    text = f"Results {'; '.join(named)}."
+    named = [f"of {', '.join(names)} are from {file}" for file, names in by_file.items() if names]
+    text = f"Results {'; those '.join(named)}."
     return [text if len(named) == 1 else f"Scored differently: {text[0].lower()}{text[1:]}"]
 
 
@@ -153,13 +153,13 @@ def _apart(run: Run, benchmark: Benchmark) -> Iterator[str]:
     """Yield how a run differs from published ones, as the end of a sentence about its row."""
     images, frame = run.protocol.get("images"), run.protocol.get("frame")
     if images is not None and benchmark.images and images != benchmark.images:
-        yield f"were scored on {images:,} images, published results on {benchmark.images:,}"
+        yield f"were scored on {images:,} images; published results cover {benchmark.images:,}"
     as_published = frame and run.file != TRAINING and tuple(frame) == benchmark.frame
     if benchmark.frame and not as_published:
-        where = "another" if frame else "no"
-        yield f"were scored in {where} frame, published results in one of {_text(benchmark.frame)}"
+        where = "in another frame" if frame else "without a frame"
+        yield f"were scored {where}; published results use a frame of {_text(benchmark.frame)}"
     if run.setting("data", "labels") in GENERATED:
-        yield "were trained on newly drawn labels, published rows on the published choice"
+        yield "learned from newly chosen labels, not from the published choice"
 
 
 def _not_scored(table: PaperTable) -> list[str]:
@@ -168,7 +168,7 @@ def _not_scored(table: PaperTable) -> list[str]:
     rows = [row for row in table.measured if any(tasks & run.primary.keys() for run in row.runs)]
     names = ", ".join(row.name for row in rows if not tasks & row.values.keys())
     how = "`dmtl eval RUN --boundaries seism --json RUN/eval.json` scores it"
-    return [f"No odsF of {names}: {how}."] if names else []
+    return [f"No odsF of {names}; {how}."] if names else []
 
 
 def _text(value: object) -> str:

@@ -24,7 +24,7 @@ _TEX |= {DAGGER: r"\textdagger{}", "±": r"$\pm$", "×": r"$\times$", MINUS: "$-
 def write_page(path: str | os.PathLike, tables: Sequence[PaperTable]) -> None:
     """Write tables as one self-contained HTML file; raise OSError if it cannot be written."""
     measured = sum(len(row.runs) for table in tables for row in table.measured)
-    subtitle = "The published results, as far as they were recovered"
+    subtitle = "The published results that could be recovered"
     if measured:
         subtitle = f"{plural(measured, 'run')} next to the published results"
     files.write_text(path, page("paper.html.j2", subtitle=subtitle, tables=tables, lost=LOST, ref=REFERENCE))

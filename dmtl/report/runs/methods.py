@@ -91,7 +91,7 @@ class Method:
             key = (run.seed, tuple(run.primary))
             if key in seen:
                 remarks.append(
-                    f"{self.name} has several runs with seed {run.seed}: {run.path} does not count."
+                    f"{self.name} has several runs with seed {run.seed}: {run.path} is not counted."
                 )
             seen.add(key)
         return remarks
