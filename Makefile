@@ -34,7 +34,7 @@ test-all: $(VENV)/.installed-test   ## then the long ones: wide sweeps, every ke
 fuzz: $(VENV)/.installed-test       ## 20,000 damaged files against every reader (FUZZ="png mat" for some of them)
 	OMP_NUM_THREADS=1 $(RUN) -m tests.fuzz $(FUZZ)
 
-bench: $(VENV)/.installed           ## time the whole model next to two baselines; writes runs/bench/bench.html
+bench: $(VENV)/.installed           ## time whole models next to other executions; writes runs/bench/bench.html
 	$(RUN) -m benchmarks --out runs/bench
 
 benchmark: $(VENV)/.installed-test  ## time the operators next to PyTorch

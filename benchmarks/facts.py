@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 import subprocess
 import time
@@ -18,6 +19,8 @@ def facts(device: torch.device) -> dict:
         "dmtl": dmtl.__version__,
         "commit": _commit(),
         "torch": torch.__version__,
+        "onnxruntime": _version("onnxruntime"),
+        "openvino": _version("openvino"),
         "cuda": torch.version.cuda,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
@@ -34,6 +37,13 @@ def processor() -> str:
         lines = []
     named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return named[0] if named else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _commit() -> str | None:

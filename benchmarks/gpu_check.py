@@ -29,11 +29,13 @@ import torch
 from dmtl.ops.registry import REGISTRY
 
 from . import training
-from .contenders import Case
+from .cases import PUBLISHED, Case
 from .facts import facts
 from .training import TrainingCase, TrainingRace
 
 ROOT = Path(__file__).resolve().parents[1]
+WORDS = ["--cases", PUBLISHED, "--precision", "bf16"]  # of `python -m benchmarks`
+TOY_WORDS = ["--quick", "--size", "64", "64"]
 
 
 class Rows:
@@ -210,11 +212,11 @@ def predict(rows: Rows, device: str, limit_s: float, words: Sequence[str]) -> bo
 def engine(rows: Rows, device: str, limit_s: float) -> bool:
     """Time the engine alone with batches of 1, 8 and 32, then its parts, each in its own process."""
     until = time.perf_counter() + limit_s
-    toy = ["--quick", "--size", "64", "64"] if device == "cpu" else ["--precision", "bf16"]
+    words = TOY_WORDS if device == "cpu" else WORDS
     ours = ["--parts", "contenders", "--contenders", "dmtl", "--compile", "none"]
-    calls = [[*toy, "--batch", n, *ours] for n in (("1",) if device == "cpu" else ("1", "8", "32"))]
-    calls.append([*toy, "--batch", "1", "--parts", "roofline"])
-    done = [predict(rows, device, max(1.0, until - time.perf_counter()), words) for words in calls]
+    calls = [[*words, "--batch", n, *ours] for n in (("1",) if device == "cpu" else ("1", "8", "32"))]
+    calls.append([*words, "--batch", "1", "--parts", "roofline"])
+    done = [predict(rows, device, max(1.0, until - time.perf_counter()), call) for call in calls]
     return all(done)
 
 
@@ -233,10 +235,10 @@ def expert(rows: Rows, device: str, limit_s: float) -> bool:
     """Time the expert next to the engine, in prediction and then in training."""
     until = time.perf_counter() + limit_s
     if device == "cpu":
-        calls = [["--quick", "--size", "64", "64"]]
+        calls = [TOY_WORDS]
     else:
-        calls = [["--precision", "bf16", "--batch", "1", "--compile", "default"],
-                 ["--precision", "bf16", "--batch", "32", "--compile", "none"]]  # fmt: skip
+        calls = [[*WORDS, "--batch", "1", "--compile", "default"],
+                 [*WORDS, "--batch", "32", "--compile", "none"]]  # fmt: skip
     done = [
         predict(rows, device, max(1.0, until - time.perf_counter()), [*words, "--parts", "contenders"])
         for words in calls

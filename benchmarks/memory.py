@@ -8,9 +8,12 @@ from pathlib import Path
 
 import torch
 
+from dmtl.errors import one_line
 from dmtl.runtime.process import ProcessError, call_in_process
 
-from .contenders import Case, case_from, engine, make
+from . import runtimes
+from .cases import Case, case_from
+from .contenders import engine, make, missing
 
 LIMIT_S = 900
 
@@ -35,8 +38,14 @@ def peak_of(function: str, arguments: dict, threads: int | None = None) -> dict:
 
 def row(case: Case, name: str, precision: str, **options) -> dict:
     """Return `peak` with a description of the contender."""
-    facts = {"part": "memory", "contender": name, "precision": precision}
-    facts |= {"size": list(case.size), "batch": case.batch}
+    facts = {"part": "memory", "contender": name, "precision": precision} | case.described()
+    if reason := missing(name, precision):
+        return facts | {"skipped": reason}
+    if name in runtimes.NAMES:
+        try:  # written here, so that the process whose memory counts only loads it
+            options["file"] = str(runtimes.file_of(name, case))
+        except RuntimeError as failure:
+            return facts | {"error": one_line(failure)}
     return facts | peak(case, name, precision, **options)
 
 
@@ -45,11 +54,11 @@ def measured(case: dict, name: str, precision: str, options: dict) -> dict:
     case = case_from(case)
     device = torch.device(case.device)
     image = case.image()
-    model = case.build()
+    model = None if "file" in options else case.build().to(device)
     if name == "dmtl":
         contender = engine(model, image, case, precision, inplace=True)
     else:
-        contender = make(name, model.to(device), image, case, precision, **options)
+        contender = make(name, model, image, case, precision, **options)
     del model
     with torch.inference_mode(), contender.settings():
         for watched in (False, True):

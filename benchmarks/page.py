@@ -18,9 +18,12 @@ from dmtl.report.html.template import page
 from dmtl.runtime.files import write_text
 from dmtl.text import number
 
+from .runtimes import FROM_EXPORT
+
 Rows = Sequence[Mapping]
-WIDTH, LINE, NAME = 720, 26, 128  # of the bars' picture, in its units
+WIDTH, LINE, NAME = 720, 26, 190  # of the bars' picture, in its units
 SIDE, LEFT, BOTTOM = (560, 300), 62, 40  # of the roofline's
+AGAINST = ("published", "expert", *FROM_EXPORT)  # columns of ratios
 _INNER = {"dmtl::conv3x3": "- conv3x3", "library convolutions": "- the library's"}
 
 
@@ -37,28 +40,33 @@ class Table:
 
 def tables(rows: Rows) -> list[Table]:
     """Return a table for every part in the rows, in reading order."""
-    found = [contenders_table(group) for group in _groups(rows, "contenders", "batch")]
-    found += [memory_table(group) for group in _groups(rows, "memory", "batch")]
-    found += [roofline_table(group) for group in _groups(rows, "roofline", "precision")]
+    found = [contenders_table(group) for group in _groups(rows, "contenders")]
+    found += [memory_table(group) for group in _groups(rows, "memory")]
+    found += [roofline_table(group) for group in _groups(rows, "roofline")]
     return found
 
 
-def _groups(rows: Rows, part: str, key: str) -> Iterator[list[Mapping]]:
-    mine = [row for row in rows if row["part"] == part]
-    for value in dict.fromkeys(row[key] for row in mine):
-        yield [row for row in mine if row[key] == value]
+def _groups(rows: Rows, part: str) -> Iterator[list[Mapping]]:
+    """Yield the rows of one part by case, those of the roofline also by precision."""
+    groups: dict[tuple, list[Mapping]] = {}
+    for row in rows:
+        if row["part"] == part:
+            precision = row["precision"] if part == "roofline" else None
+            groups.setdefault((described(row), precision), []).append(row)
+    yield from groups.values()
 
 
 def described(row: Mapping) -> str:
-    """Describe batch and size, "4 x 512 x 512"."""
-    return " x ".join(str(n) for n in (row["batch"], *row["size"]))
+    """Describe case, batch and size, "published, 4 x 512 x 512"."""
+    return f"{row['case']}, " + " x ".join(str(n) for n in (row["batch"], *row["size"]))
 
 
 def contenders_table(rows: Rows) -> Table:
     first = rows[0]
     title = f"{described(first)}, {len(first['tasks'])} tasks, S = {first['steps']}"
-    against = [name for name in ("published", "expert") if any(f"times_{name}" in row for row in rows)]
-    header = ["contender", "precision", "time", "images/s", *(f"x {name}" for name in against), "differs"]
+    against = [name for name in AGAINST if any(f"times_{name}" in row for row in rows)]
+    header = ["contender", "precision", "time", "images/s", *(f"x {name}" for name in against)]
+    header += ["differs", "class pixels"]
     cells, notes = [], []
     for row in rows:
         cell = [row["contender"], row["precision"]]
@@ -67,19 +75,27 @@ def contenders_table(rows: Rows) -> Table:
             cell += [f"{row[f'times_{name}']:.2f}" for name in against]
         else:
             cell += ["-"] * (2 + len(against))
-        cells.append([*cell, f"{row['difference']:.1e}" if "difference" in row else "-"])
-        if about := row.get("error") or row.get("how"):
+        cell.append(f"{row['difference']:.1e}" if "difference" in row else "-")
+        cells.append([*cell, f"{row['class_pixels']:.2%}" if "class_pixels" in row else "-"])
+        if about := _reason(row) or row.get("how"):
             notes.append(f"{row['contender']} {row['precision']}: {about}.")
     notes.append("Medians over rounds in which all take turns; x: times faster than that baseline's best.")
+    notes.append(
+        "Differs: from the fp32 model, the largest of all tasks (share of pixels with another class, "
+        "relative L2 of other maps); class pixels: that share."
+    )
     return Table(title, header, cells, " ".join(notes))
 
 
 def memory_table(rows: Rows) -> Table:
-    cells = [
-        [row["contender"], row["precision"], _mib(row.get("peak_mib")), row.get("error", "")] for row in rows
-    ]
+    cells = [[row["contender"], row["precision"], _mib(row.get("peak_mib")), _reason(row)] for row in rows]
     note = "Each in a separate process, including parameters and libraries; after a warm-up."
     return Table(f"Peak memory, {described(rows[0])}", ["contender", "precision", "peak", ""], cells, note)
+
+
+def _reason(row: Mapping) -> str:
+    """Return why a row has no result, or nothing."""
+    return f"skipped, {row['skipped']}" if "skipped" in row else row.get("error", "")
 
 
 def roofline_table(rows: Rows) -> Table:
@@ -206,9 +222,10 @@ def _decades(x0: float, x1: float, y0: float, y1: float, px, py) -> Iterator[str
 
 def write_page(path: str | os.PathLike, rows: Rows, facts: Mapping) -> Path:
     """Write the page, one self-contained HTML file; OSError if it cannot be written."""
-    bars = [(described(group[0]), bars_svg(group)) for group in _groups(rows, "contenders", "batch")]
+    bars = [(described(group[0]), bars_svg(group)) for group in _groups(rows, "contenders")]
     roofs = [
-        (group[-1]["precision"], roofline_svg(group)) for group in _groups(rows, "roofline", "precision")
+        (f"{described(group[0])}, {group[0]['precision']}", roofline_svg(group))
+        for group in _groups(rows, "roofline")
     ]
     text = page(
         "page.html.j2",

@@ -4,16 +4,20 @@ meaningful."""
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from dmtl.runtime.measure import seconds
 
 from . import clock
-from .contenders import Case, checked, names
+from .cases import Case
+from .contenders import BASELINES, checked, names
 
 LEAST_ROUNDS = 3
+TURN_S = 0.1
+"""A contender's turn lasts at least as long: the threads of the one before it spin for some milliseconds, and
+its own caches are cold."""
 
 
 class Race:
@@ -62,8 +66,8 @@ class Race:
         return found
 
     def round(self) -> None:
-        """Time every contender once."""
-        for title, taken in self._every(lambda call: seconds(call, self.device)).items():
+        """Time every contender for a turn, and take the median of its calls."""
+        for title, taken in self._every(lambda call: turn(call, self.device)).items():
             self.times_s[title].append(taken)
         self.rounds += 1
 
@@ -75,13 +79,13 @@ class Race:
 
     @property
     def spent_s(self) -> float:
-        """Return the seconds timed so far."""
+        """Return the seconds timed so far, counting one call a turn."""
         return sum(sum(times) for times in self.times_s.values())
 
     def result(self) -> list[dict]:
         """Return one row for each contender: times, and how many times faster it is than the fastest form of
-        each baseline (`times_published`, `times_expert`); or the reason why it was not timed."""
-        references = {name: self._fastest(name) for name in ("published", "expert")}
+        each baseline (`times_published`, `times_expert` and so on); or the reason why it was not timed."""
+        references = {name: self._fastest(name) for name in BASELINES}
         against = {
             name: clock.ratios(self.times_s, title) for name, title in references.items() if title is not None
         }
@@ -98,10 +102,17 @@ class Race:
 
     def described(self) -> dict:
         """Describe the prediction, for a row."""
-        case = self.case
-        facts = {"part": "contenders", "size": list(case.size), "batch": case.batch, "steps": self.steps}
-        return facts | {"tasks": self.tasks}
+        facts = {"part": "contenders"} | self.case.described()
+        return facts | {"steps": self.steps, "tasks": self.tasks}
 
     def _fastest(self, name: str) -> str | None:
         titles = [t for t, c in self.contenders.items() if c.name == name and self.times_s[t]]
         return min(titles, key=lambda title: statistics.median(self.times_s[title]), default=None)
+
+
+def turn(call: Callable[[], object], device: torch.device) -> float:
+    """Call for at least `TURN_S` seconds; return the median of the calls' seconds."""
+    times: list[float] = []
+    while sum(times) < TURN_S:
+        times.append(seconds(call, device))
+    return statistics.median(times)

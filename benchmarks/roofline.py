@@ -18,7 +18,7 @@ from dmtl.models import work
 from dmtl.runtime.measure import seconds
 
 from . import clock
-from .contenders import Case
+from .cases import Case
 
 RANGE = "dmtl: "
 _CONVOLVE = ("aten::conv2d", "aten::convolution", "aten::mkldnn_convolution", "aten::cudnn_convolution")
@@ -71,7 +71,7 @@ def roofline(case: Case, precision: str, calls: int = 5) -> list[dict]:
 
     device = torch.device(case.device)
     options = dict(steps=case.steps, tasks=case.tasks)
-    engine = Engine(case.build(), device, precision=precision, inplace=True, **options)
+    engine = Engine(case.build(), device, precision=precision, inplace=True, downscale=1, **options)
     image = case.image()
     for _ in range(3):
         engine.maps(image)
@@ -86,7 +86,7 @@ def roofline(case: Case, precision: str, calls: int = 5) -> list[dict]:
     rows[-1] |= {"published_floor_ms": 1e3 * published / peak, "published_flops": published}
     rows[-1] |= {"peak_flops": peak, "copy_bytes": ceilings.copy}
     rows[-1] |= {"maps": _PRECISION[engine.form.maps], "tokens": _PRECISION[engine.form.tokens]}
-    facts = {"part": "roofline", "precision": precision, "size": list(case.size), "batch": case.batch}
+    facts = {"part": "roofline", "precision": precision} | case.described()
     return [facts | row for row in rows]
 
 

@@ -17,7 +17,7 @@ import torch
 from dmtl.train.config import DataConfig, RunConfig
 
 from . import training
-from .contenders import Case
+from .cases import Case
 from .facts import facts
 from .harness import DEVICE
 from .training import OPTIM, TrainingCase, TrainingRace

@@ -27,7 +27,7 @@ from dmtl.train.step import Step
 from dmtl.train.weighting import make_weighting
 
 from . import clock, contenders, memory
-from .contenders import Case
+from .cases import Case, Noise, case_from, drawn_noise, tasks_of
 from .expert_training import ExpertTraining
 from .published import PublishedTraining
 
@@ -52,7 +52,7 @@ class TrainingCase:
         """Return normal pixels and plausible labels on the case's device, the same every time."""
         generator = torch.Generator().manual_seed(2)
         case = self.case
-        tasks = {task.name: task for task in contenders.tasks_of(case)}
+        tasks = {task.name: task for task in tasks_of(case)}
         present = self.present(list(tasks), generator)
         labels = {name: _label(task, case, generator).to(case.device) for name, task in tasks.items()}
         return Batch(
@@ -89,13 +89,13 @@ def _label(task, case: Case, generator: torch.Generator) -> Tensor:
 
 @dataclass
 class Trainee:
-    """A contender. loss(batch, noise): the scalar to differentiate, noise as `contenders.Noise` (the rows of
+    """A contender. loss(batch, noise): the scalar to differentiate, noise as `cases.Noise` (the rows of
     all images), None: drawn; ours draws its own. step(batch): a whole step."""
 
     name: str
     precision: str
     model: nn.Module
-    loss: Callable[[Batch, contenders.Noise | None], Tensor]
+    loss: Callable[[Batch, Noise | None], Tensor]
     step: Callable[[Batch], object]
     how: str = ""
 
@@ -107,7 +107,7 @@ class Trainee:
         """Return the context for its calls."""
         return tf32(self.precision == "tf32")
 
-    def gradients(self, batch: Batch, noise: contenders.Noise | None) -> tuple[float, dict[str, Tensor]]:
+    def gradients(self, batch: Batch, noise: Noise | None) -> tuple[float, dict[str, Tensor]]:
         """Return the loss, and every parameter's gradient; unused parameters have none."""
         self.model.zero_grad(set_to_none=True)
         loss = self.loss(batch, noise)
@@ -189,7 +189,7 @@ def noise_of(model: DiffusionMTL, batch: Batch) -> dict[str, Tensor]:
     """Return the noise of our step 0 for every task of every image: {task: [draws, B, C, h, w]}."""
     source = CounterNoise(OPTIM.seed << 32, batch.index)
     draws = len(model.mtdnet.plan(batch.image.device).levels)
-    return contenders.drawn_noise(model, batch.image, draws, source)
+    return drawn_noise(model, batch.image, draws, source)
 
 
 def difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
@@ -308,7 +308,7 @@ def peak(case: TrainingCase, name: str, precision: str, **options) -> dict:
 
 def measured(case: dict, labels: str, name: str, precision: str, options: dict) -> dict:
     """Run three steps, the first of which creates the optimiser's state; return this process's peak."""
-    training = TrainingCase(contenders.case_from(case), labels)
+    training = TrainingCase(case_from(case), labels)
     contender, batch = make(training.case, name, precision, **options), training.batch()
     with contender.settings():
         for _ in range(3):

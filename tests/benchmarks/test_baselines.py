@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from benchmarks import expert as module
-from benchmarks.contenders import drawn_noise, worst
+from benchmarks.cases import drawn_noise
+from benchmarks.contenders import worst
 from benchmarks.expert import Expert
 from benchmarks.plain import initial_network
 from benchmarks.published import Published

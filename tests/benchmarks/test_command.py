@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import clock, memory
+from benchmarks.cases import Case
 from benchmarks.page import bars_svg, milliseconds, roofline_svg, tables, write_page
 from tests.models.cases import small_model
 
@@ -20,7 +21,9 @@ def toy(monkeypatch, tmp_path):
     monkeypatch.setattr(clock, "compute_rate", lambda precision, device: 1e12)
     monkeypatch.setattr(clock, "copy_rate", lambda device: 1e11)
     monkeypatch.setattr(memory, "peak", lambda case, name, precision, **_: {"peak_mib": 100.0})
-    monkeypatch.setattr(command, "SMALL", {"width": 32, "backbone_width": 16, "blocks": 1})
+    small = Case(options={"width": 32, "backbone_width": 16, "blocks": 1})
+    monkeypatch.setattr(command, "standard", lambda device: [small, small.but(batch=2)])
+    monkeypatch.setattr(command, "QUICK", small.name)
     monkeypatch.setattr(command.console, "_width", 200)
     monkeypatch.chdir(tmp_path)
 
@@ -39,6 +42,7 @@ def rows_of(path) -> list[dict]:
 def test_everything(tmp_path, capsys):
     assert run(*QUICK, "--parts", "contenders", "memory", "roofline", "--out", "b") == 0
     out = capsys.readouterr().out
+    assert "published, 1 x 64 x 64, 5 tasks" in out and "class pixels" in out
     for words in ("x published", "x expert", "Peak memory", "Roofline", "cross_attention"):
         assert words in out
     rows = rows_of(tmp_path / "b")
@@ -55,7 +59,7 @@ def test_a_model_of_ones_own(tmp_path, capsys):
     small_model(width=32, blocks=1).save_pretrained(tmp_path / "run" / "model")
     words = ("--parts", "contenders", "roofline", "--tasks", "semseg", "heat", "--steps", 3, "--batch", 1, 2)
     assert run("run", "--quick", "--size", 40, 56, "--precision", "fp32", *words) == 0
-    assert "2 x 40 x 56, 2 tasks, S = 3" in capsys.readouterr().out
+    assert "run, 2 x 40 x 56, 2 tasks, S = 3" in capsys.readouterr().out
     rows = rows_of(tmp_path / "bench")
     assert {tuple(row["tasks"]) for row in rows if row["part"] == "contenders"} == {("semseg", "heat")}
 
@@ -73,11 +77,13 @@ def test_a_baseline_model(tmp_path, capsys):
     [
         (["--precision", "int8"], "--precision: invalid choice: 'int8'"),
         (["--precision", "tf32"], "--precision must be one of fp32"),
-        (["--tasks", "edgy"], "--tasks must be among semseg, human_parts, sal, normals, edge, got 'edgy'"),
+        (["--tasks", "edgy"], "semseg, human_parts, sal, normals, edge for published, got 'edgy'"),
         (["--size", "0", "64"], "--size: must be at least 1, got 0"),
         (["--steps", "-1"], "--steps: must be at least 1, got -1"),
         (["--parts", "speed"], "--parts: invalid choice: 'speed'"),
         (["nowhere"], "nowhere"),
+        (["--cases", "large"], "--cases: invalid choice: 'large'"),
+        (["six-tasks", "--cases", "six-tasks"], "pass either MODEL or --cases, not both"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -95,7 +101,8 @@ def test_failures_are_told(monkeypatch, tmp_path, capsys):
     assert (tmp_path / "bench" / "bench.html").is_file()
 
 
-ROW = {"part": "contenders", "size": [8, 8], "batch": 1, "steps": 2, "tasks": ["edge"], "precision": "fp32"}
+ROW = {"part": "contenders", "case": "c", "size": [8, 8], "batch": 1, "steps": 2, "tasks": ["edge"]}
+ROW |= {"precision": "fp32"}
 
 
 def test_bars():
@@ -108,6 +115,16 @@ def test_bars():
     assert "a&lt;b fp32" in svg and "2.00x published" in svg and "broken" not in svg
     ET.fromstring(svg)
     assert bars_svg([ROW | {"contender": "d", "error": "broken"}]) is None
+
+
+def test_tables_are_by_case():
+    """Cases of one batch stay apart; who cannot take part is listed with the reason."""
+    skipped = {"contender": "openvino", "skipped": "the package openvino is not installed"}
+    timed = {"contender": "dmtl", "median_ms": 5.0, "images_per_s": 200.0, "class_pixels": 0.0125}
+    first, second = tables([ROW | skipped, ROW | timed, ROW | timed | {"case": "d"}])
+    assert [first.title, second.title] == [f"{name}, 1 x 8 x 8, 1 tasks, S = 2" for name in "cd"]
+    assert first.cells[0][2:] == ["-", "-", "-", "-"] and first.cells[1][-1] == "1.25%"
+    assert "openvino fp32: skipped, the package openvino is not installed." in first.note
 
 
 def test_roofline_picture():

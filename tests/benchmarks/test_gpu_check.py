@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import contenders, gpu_check, harness
+from benchmarks import cases, contenders, gpu_check, harness
 from tests.fakecuda import FakeCuda
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,7 +125,7 @@ def test_limits_fit_into_ten_minutes():
 
 def test_a_contender_that_cannot_run_leaves_the_others(monkeypatch):
     """It is made, but its first call fails."""
-    case = contenders.Case(size=(32, 32), options={"width": 16, "backbone_width": 8, "blocks": 1})
+    case = cases.Case(size=(32, 32), options={"width": 16, "backbone_width": 8, "blocks": 1})
     model, image = case.build(), case.image()
 
     def published(*args, **options):

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from benchmarks import clock, contenders, memory, roofline
-from benchmarks.contenders import Case, Contender, difference, names, worst
+from benchmarks import race as race_module
+from benchmarks.cases import Case, drawn_noise, standard
+from benchmarks.contenders import Contender, difference, names, worst
 from benchmarks.race import Race
 from dmtl.models import ModelConfig, work
 from dmtl.tasks import make_task
@@ -15,6 +17,7 @@ from tests.models.cases import small_config, small_model
 
 TOY = Case(size=(64, 64), options={"width": 32, "backbone_width": 16, "blocks": 1, "decoder_blocks": 1})
 CPU = torch.device("cpu")
+IN_TORCH = ("published", "expert", "dmtl")
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def quick_ceilings(monkeypatch):
 
 
 def test_race():
-    race = Race(TOY, ["fp32"], modes=())
+    race = Race(TOY, ["fp32"], IN_TORCH, modes=())
     rows = race.run(rounds=3)
     assert [(row["contender"], row["precision"]) for row in rows] == [
         ("published", "fp32"), ("expert", "fp32"), ("dmtl", "fp32"),
@@ -34,13 +37,16 @@ def test_race():
         assert row["difference"] < 1e-3 and row["rounds"] == 3 and row["median_ms"] > 0
         assert row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
         assert row["images_per_s"] == pytest.approx(1e3 / row["median_ms"])
-        assert row["steps"] == 2 and len(row["tasks"]) == 5
+        assert row["case"] == "published" and row["steps"] == 2
+        assert list(row["differences"]) == row["tasks"] and len(row["tasks"]) == 5
+        assert row["difference"] == max(row["differences"].values())
+        assert row["class_pixels"] == max(row["differences"][task] for task in ("semseg", "human_parts"))
     assert rows[0]["times_published"] == rows[1]["times_expert"] == 1.0
     assert json.loads(json.dumps(rows)) == rows
 
 
 def test_rounds_end_in_time():
-    race = Race(TOY, ["fp32"], modes=())
+    race = Race(TOY, ["fp32"], IN_TORCH, modes=())
     assert race.run(rounds=50, most_s=0.0)[0]["rounds"] == 3  # never fewer
 
 
@@ -58,7 +64,7 @@ def test_who_is_wrong_is_not_timed(monkeypatch):
         return made
 
     monkeypatch.setattr(contenders, "make", make)
-    published, expert, ours = Race(TOY, ["fp32"], modes=()).run(rounds=3)
+    published, expert, ours = Race(TOY, ["fp32"], IN_TORCH, modes=()).run(rounds=3)
     assert published["error"] == "RuntimeError: out of memory" and "median_ms" not in published
     assert expert["error"].startswith("differs from the fp32 model by") and "median_ms" not in expert
     assert ours["median_ms"] > 0 and "times_expert" not in ours
@@ -66,14 +72,16 @@ def test_who_is_wrong_is_not_timed(monkeypatch):
 
 def test_names():
     config = ModelConfig(tasks=[make_task("edge").spec()])
-    assert names(CPU, ["fp32"], config) == [("published", "fp32"), ("expert", "fp32"), ("dmtl", "fp32")]
+    assert names(CPU, ["fp32"], config) == [(name, "fp32") for name in contenders.NAMES]
+    bf16 = {who for who, precision in names(CPU, None, config) if precision == "bf16"}
+    assert {"openvino", "published-openvino"} <= bf16 and "onnxruntime" not in bf16
     gpu = names(torch.device("cuda"), None, config)
     assert [who for who in gpu if who[0] != "dmtl"] == [
         ("published", "fp32"), ("published", "tf32"), ("expert", "bf16"),
     ]  # fmt: skip
     assert {p for who, p in gpu if who == "dmtl"} == {"fp32", "tf32", "bf16", "fp16"}
     plain = small_config(diffusion="none")
-    assert {who for who, _ in names(CPU, None, plain)} == {"dmtl"}
+    assert {who for who, _ in names(CPU, None, plain)} == {"onnxruntime", "openvino", "dmtl"}
 
 
 def test_difference():
@@ -85,6 +93,14 @@ def test_difference():
     assert worst(tasks, {}, {"depth": ids}) == float("inf")
     broken = torch.tensor([float("nan"), 1.0])
     assert worst(tasks, {"depth": broken}, {"depth": torch.ones(2)}) == float("inf")
+
+
+def test_a_turn_is_long_enough(monkeypatch):
+    """What takes long is called once; of what is fast, the median of many calls counts."""
+    for each, calls in ((0.5, 1), (0.03, 4)):
+        taken = iter([2 * each, *[each] * 9] if calls > 1 else [each])
+        monkeypatch.setattr(race_module, "seconds", lambda call, device: next(taken))
+        assert race_module.turn(lambda: None, CPU) == each
 
 
 def test_ratios_are_of_rounds():
@@ -189,11 +205,32 @@ def test_case_is_the_published_network():
     assert case.image().shape == (1, 3, 512, 512)
 
 
+def test_standard_cases():
+    """The published network, and the small model that comes with dmtl at two sizes."""
+    cases = standard("cpu")
+    assert [(case.name, case.size, case.batch) for case in cases] == [
+        ("published", (512, 512), 1), ("published", (512, 512), 4),
+        ("six-tasks", (512, 512), 1), ("six-tasks", (512, 512), 8),
+        ("six-tasks", (128, 160), 1), ("six-tasks", (128, 160), 8),
+    ]  # fmt: skip
+    config = cases[-1].build().config
+    assert (config.backbone, config.width) == ("efficientnet_lite0", 64)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_model_that_sees_photos_smaller(tmp_path, batch):
+    """All contenders compute every pixel, also of a model that the engine would show a smaller image."""
+    small_model(width=32, blocks=1, image_size=(32, 32)).save_pretrained(tmp_path)
+    case = Case(size=(64, 96), batch=batch, model=str(tmp_path))
+    rows = Race(case, ["fp32"], IN_TORCH, modes=()).rows
+    assert max(row["difference"] for row in rows) < 1e-3
+
+
 def test_drawn_noise_is_the_models():
     from dmtl.diffusion import ArrayNoise
 
     model, image = small_model(), torch.randn(2, 3, 32, 64)
-    given = ArrayNoise(contenders.drawn_noise(model, image, 2))
+    given = ArrayNoise(drawn_noise(model, image, 2))
     assert worst(model.tasks, model.maps(image, noise=given).maps, model.maps(image).maps) < 1e-6
 
 
@@ -201,15 +238,14 @@ def test_the_benchmark_prints_its_table(monkeypatch, capsys):
     """What `pytest benchmarks/test_inference.py` does, at a toy size and without a compiler."""
     from benchmarks import test_inference as module
 
-    monkeypatch.setattr(module, "Case", lambda **options: TOY.but(**options))
-    monkeypatch.setattr(module, "Race", lambda case: Race(case, ["fp32"], modes=()))
+    monkeypatch.setattr(module, "Race", lambda case: Race(case, ["fp32"], IN_TORCH, modes=()))
 
     def pedantic(call, rounds):
         for _ in range(rounds):
             call()
 
     benchmark = SimpleNamespace(pedantic=pedantic, extra_info={})
-    module.test_inference(benchmark, capsys, 2)
+    module.test_inference(benchmark, capsys, TOY.but(batch=2))
     rows = benchmark.extra_info["contenders"]
     assert [(row["contender"], row["batch"], row["rounds"]) for row in rows] == [
         (name, 2, module.ROUNDS) for name in ("published", "expert", "dmtl")

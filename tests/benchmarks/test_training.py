@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import training
-from benchmarks.contenders import Case
+from benchmarks.cases import Case
 from benchmarks.training import Trainee, TrainingCase, TrainingRace, difference
 from dmtl.train.config import DataConfig, OptimConfig, RunConfig
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.contenders import PASCAL, Case
+from benchmarks.cases import PASCAL, Case
 from benchmarks.training import TrainingCase, ours
 from dmtl.nn import precision
 from dmtl.train.distributed import _leaves

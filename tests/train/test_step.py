@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 import torch
 
-from benchmarks.contenders import drawn_noise
+from benchmarks.cases import drawn_noise
 from benchmarks.published import PublishedTraining
 from dmtl.data.loading.loader import Batch
 from dmtl.diffusion import CounterNoise
