@@ -62,8 +62,8 @@ class Graphs:
     others are computed eagerly, because their graphs would be dropped before a replay.
 
     Args:
-        capture: function (compute, inputs) -> (replay, outputs, bytes) that captures compute(*inputs), or returns
-            None if that is impossible.
+        capture: function (compute, inputs) -> (replay, outputs, bytes) that captures compute(*inputs); it
+            returns None if that is impossible.
         limit: maximum number of graphs; the least recently used one is dropped first.
         memory: maximum bytes that all graphs may hold. A signature whose graph alone needs more is computed
             eagerly: launches are a small part of its time.
