@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <memory>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -102,15 +103,44 @@ std::vector<std::string> names() {
     return found;
 }
 
-void call(const std::string& name, int dtype, int threads, const py::dict& fields) {
+const dmtl::CpuKernel& find(const std::string& name) {
     const auto found = kernels().find(name);
-    if (found == kernels().end()) throw py::value_error("call: name must be one of kernels(), got " + name);
-    const dmtl::CpuKernel& kernel = *found->second.by_isa[static_cast<int>(chosen)];
+    if (found == kernels().end()) throw py::value_error("name must be one of kernels(), got " + name);
+    return *found->second.by_isa[static_cast<int>(chosen)];
+}
+
+void call(const std::string& name, int dtype, int threads, const py::dict& fields) {
+    const dmtl::CpuKernel& kernel = find(name);
     dmtl::Arguments arguments;
     dmtl::fill(arguments, kernel, fields);
     const py::gil_scoped_release release;
     kernel.run(arguments.bytes, static_cast<dmtl::DType>(dtype), threads);
 }
+
+// Calls of kernels, kept with their parameters so that all of them run again without Python.
+class Calls {
+public:
+    void add(const std::string& name, int dtype, int threads, const py::dict& fields) {
+        const dmtl::CpuKernel& kernel = find(name);
+        auto arguments = std::make_unique<dmtl::Arguments>();
+        dmtl::fill(*arguments, kernel, fields);
+        calls_.push_back({&kernel, static_cast<dmtl::DType>(dtype), threads, std::move(arguments)});
+    }
+    void run() const {
+        const py::gil_scoped_release release;
+        for (const Call& call : calls_) call.kernel->run(call.arguments->bytes, call.dtype, call.threads);
+    }
+    size_t size() const { return calls_.size(); }
+
+private:
+    struct Call {
+        const dmtl::CpuKernel* kernel;
+        dmtl::DType dtype;
+        int threads;
+        std::unique_ptr<dmtl::Arguments> arguments;
+    };
+    std::vector<Call> calls_;
+};
 
 }  // namespace
 
@@ -132,4 +162,10 @@ PYBIND11_MODULE(_core, m) {
     m.def("kernels", &names, "Names of the kernels in this build.");
     m.def("call", &call, py::arg("name"), py::arg("dtype"), py::arg("threads"), py::arg("fields"),
           "Run a kernel on the fields of its parameter struct.");
+    py::class_<Calls>(m, "Calls", "Calls of kernels that can run again, in the same order.")
+        .def(py::init<>())
+        .def("add", &Calls::add, py::arg("name"), py::arg("dtype"), py::arg("threads"), py::arg("fields"),
+             "Keep a call with these arguments of `call`; it does not run now. Pointers must stay valid.")
+        .def("run", &Calls::run, "Run all calls.")
+        .def("__len__", &Calls::size);
 }

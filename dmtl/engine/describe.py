@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from dmtl.engine.memory import DECODED, available_bytes, peak_bytes, tile_side
-from dmtl.engine.numerics import PRECISIONS, choose_form
+from dmtl.engine.numerics import PRECISIONS, Form, choose_form
 from dmtl.engine.scale import downscale_for
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.models.config import ModelConfig
 from dmtl.models.work import count, flops, parameters
+from dmtl.nn.efficientnet import InvertedResidual, SeparableBlock
 from dmtl.nn.resnet import DEPTHS
 from dmtl.tasks import Task
 from dmtl.text import plural
@@ -53,9 +55,14 @@ def describe_model(
         parts = count(config, seen, batch)
         work = {stage: flops(part for part in parts if part.stage == stage) for stage in STAGES}
         wish = (config, len(tasks), batch, *seen)
-        peak = peak_bytes(*wish, itemsize=form.maps.itemsize, history=history)
+        how: dict[str, Any] = {
+            "itemsize": form.maps.itemsize,
+            "history": history,
+            "fused": form.fused,
+        }
+        peak = peak_bytes(*wish, **how)
         peak += DECODED * len(tasks) * batch * (size[0] * size[1] - seen[0] * seen[1])
-        side = tile_side(*wish, available, itemsize=form.maps.itemsize, history=history)
+        side = tile_side(*wish, available, **how)
         row = {"size": list(size), "seen": list(seen), "flops": work, "peak_bytes": peak, "tile": side}
         rows.append(row)
     return {
@@ -66,7 +73,7 @@ def describe_model(
         "network": _network(config),
         "parameters": {part: sum(n.values()) for part, n in parameters(model).items()},
         "parameter_bytes": sum(p.numel() for p in model.parameters()) * form.maps.itemsize,
-        "transformed_bytes": _transformed(model) * form.maps.itemsize if form.pack else 0,
+        "transformed_bytes": _transformed(model, form),
         "device": str(device),
         "precision": precision,
         "batch": batch,
@@ -101,13 +108,16 @@ def _network(config: ModelConfig) -> str:
     return f"{text}, {config.blocks} cross blocks of {config.heads} heads, a token for {side}x{side} pixels"
 
 
-def _transformed(model: nn.Module) -> int:
-    """Count what the engine keeps besides the parameters: transformed weights of the 3x3 convolutions after
-    the encoder, except the condition's, which has another form."""
-    total = 0
+def _transformed(model: nn.Module, form: Form) -> int:
+    """Count bytes that the engine keeps besides the parameters: transformed weights of the 3x3 convolutions
+    after the encoder, except the condition's, which has another form, and those of fused blocks."""
+    total = fused = 0
     for name, module in model.named_modules():
+        if isinstance(module, (SeparableBlock, InvertedResidual)):
+            fused += sum(p.numel() for p in module.parameters())
         if name.startswith("initial.backbone") or not isinstance(module, nn.Conv2d):
             continue
         if module.kernel_size == (3, 3) and "condition" not in name:
             total += FREQUENCIES * module.in_channels * -(-module.out_channels // PANEL) * PANEL
-    return total
+    transformed = total * form.maps.itemsize if form.pack else 0
+    return transformed + (fused * torch.float32.itemsize if form.fused else 0)

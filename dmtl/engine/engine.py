@@ -6,10 +6,11 @@
     engine(image).final["depth"]                 # logits, as model(image) returns them
 
 Everything that depends only on the parameters is prepared once (`dmtl.engine.network`). `maps` never
-allocates full-size logits. A GPU replays a CUDA graph for each call signature that comes back
-(`dmtl.engine.graphs`). Large images are tiled if memory does not suffice (`dmtl.engine.tiles`). Several noise
-samples give a map of the model's uncertainty (`dmtl.engine.noise`). In fp32 an engine computes the same
-function as its model.
+allocates full-size logits. A call signature that comes back is replayed without Python
+(`dmtl.engine.graphs`), on a GPU as a CUDA graph, on a CPU, for small images, as a recording
+(`dmtl.engine.replay`). Large images are tiled if memory does not suffice (`dmtl.engine.tiles`). Several
+noise samples give a map of the model's uncertainty (`dmtl.engine.noise`). In fp32 an engine computes the
+same function as its model.
 """
 
 from __future__ import annotations
@@ -31,16 +32,20 @@ from dmtl.engine.memory import available_bytes, tile_side
 from dmtl.engine.network import LARGE, Network
 from dmtl.engine.noise import KeyedNoise, average, keys_of
 from dmtl.engine.numerics import PRECISIONS, choose_form
+from dmtl.engine.replay import cpu_capture
 from dmtl.engine.scale import downscale_for, downscaled
 from dmtl.engine.tiles import FACTOR, tiled
 from dmtl.errors import ConfigError
 from dmtl.models import DiffusionMTL, Maps, MultiTaskBaseline, Prediction
 from dmtl.models.initial import PAD_MULTIPLE, decode, pad_image, upsample
 from dmtl.nn.precision import tf32
+from dmtl.ops.registry import choices
+from dmtl.runtime import native
 from dmtl.runtime.memory import Pool, return_freed
 
 AUTO_STEPS = 8  # maximum for steps="auto", unless the model was trained with more
 GRAPHS = 1 / 8  # of a GPU's memory, for captured graphs
+RECORDINGS = 128 << 20  # bytes of memory, for recordings of a CPU's calls
 OVERLAP = 4  # neighbouring tiles share a quarter of a side
 
 
@@ -119,6 +124,8 @@ class Engine:
         if self.device.type == "cuda":
             total = torch.cuda.get_device_properties(self.device).total_memory
             self._graphs = Graphs(memory=GRAPHS * total)
+        elif self.device.type == "cpu":
+            self._graphs = Graphs(cpu_capture, memory=RECORDINGS)
         self._pool = Pool()
         self._last_kind: tuple[torch.Size, int, int] | None = None
 
@@ -245,7 +252,8 @@ class Engine:
     def _run(self, what: str, tile: Tensor, call: _Call) -> tuple:
         """Compute `_predicted_maps` or `_logits` of a padded image or tile, replaying a graph if possible."""
         compute = self._predicted_maps if what == "maps" else self._plain_logits
-        if self._graphs is None or not _capturable(call):
+        small = self.device.type != "cpu" or tile.numel() < LARGE  # large images take long in the kernels
+        if self._graphs is None or not small or not _capturable(call):
             return compute(tile, call)
         keys = keys_of(call.noises, call.wanted, tile.shape[0], tile.device)
 
@@ -257,7 +265,9 @@ class Engine:
     @staticmethod
     def _signature(what: str, tile: Tensor, call: _Call) -> tuple:
         """Return all that a computation depends on besides pixels and noise."""
-        return what, tuple(tile.shape), replace(call, noises=len(call.noises))
+        core = native.core() if tile.device.type == "cpu" else None
+        how = (torch.get_num_threads(), core.isa(), choices()) if core else ()
+        return what, tuple(tile.shape), replace(call, noises=len(call.noises)), how
 
     def _plain_logits(self, padded: Tensor, call: _Call) -> tuple[list[dict[str, Tensor]], int]:
         draws, steps = self._logits(padded, call)
@@ -306,7 +316,7 @@ class Engine:
         side = self.tile
         if side is None:
             available = available_bytes(self.device)
-            if available is not None and self._graphs is not None:
+            if available is not None and self._graphs is not None and self.device.type != "cpu":
                 available -= self._graphs.held  # their memory looks free between two replays
             return tile_side(
                 self.config,
@@ -318,6 +328,7 @@ class Engine:
                 itemsize=self.form.maps.itemsize,
                 samples=len(call.noises),
                 history=self._plan(call).history if self.network.mtdnet is not None else 0,
+                fused=self.form.fused,
             )
         return side if side and max(height, width) > side else None
 

@@ -1,4 +1,6 @@
-"""CUDA graphs by call signature: launches are recorded once and replayed without the host.
+"""Graphs by call signature: launches are recorded once and replayed without Python.
+
+On a GPU they are CUDA graphs, on a CPU recordings of kernel calls (`dmtl.engine.replay`).
 
 A folder of photographs may have an image size for each image, so a signature is captured only when it comes
 back soon, and the graphs are bounded in number and in memory.
@@ -6,6 +8,7 @@ back soon, and the graphs are bounded in number and in memory.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
@@ -17,10 +20,11 @@ from torch.utils._pytree import tree_map_only
 from dmtl.runtime.capture import capture
 
 Compute = Callable[..., Any]  # tensors -> tensors in dicts, lists and tuples
-Capture = Callable[[Compute, Sequence[Tensor]], tuple[Callable[[], None], Any, int]]
+Captured = tuple[Callable[[], None], Any, int]
+Capture = Callable[[Compute, Sequence[Tensor]], Captured | None]
 
 
-def cuda_capture(compute: Compute, inputs: Sequence[Tensor]) -> tuple[Callable[[], None], Any, int]:
+def cuda_capture(compute: Compute, inputs: Sequence[Tensor]) -> Captured:
     """Capture compute(*inputs); return (replay, outputs, bytes of device memory that the graph holds).
 
     Each graph has its own memory, which the device gets back when the graph is dropped.
@@ -55,7 +59,8 @@ class Graphs:
     computed eagerly: their graphs would be dropped before they were replayed.
 
     Args:
-        capture: (compute, inputs) -> (replay, outputs, bytes): records compute(*inputs) on these tensors.
+        capture: (compute, inputs) -> (replay, outputs, bytes): records compute(*inputs) on these tensors; or
+            None if it cannot be recorded.
         limit: graphs to keep; the least recently used one is dropped first.
         memory: bytes that they may hold together. A signature whose graph alone needs more is computed
             eagerly: its launches are a small part of its time.
@@ -64,7 +69,10 @@ class Graphs:
     def __init__(self, capture: Capture = cuda_capture, limit: int = 8, memory: float = float("inf")):
         self._capture, self._limit, self._memory = capture, limit, memory
         self._kept: OrderedDict[Hashable, _Graph] = OrderedDict()
-        self._seen: OrderedDict[Hashable, bool] = OrderedDict()  # key -> whether its graph was too large
+        self._seen: OrderedDict[Hashable, bool] = (
+            OrderedDict()
+        )  # key -> whether a graph is impossible or too large
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -74,7 +82,7 @@ class Graphs:
 
     @property
     def held(self) -> int:
-        """Return the bytes of device memory that the graphs hold."""
+        """Return the bytes of memory that the graphs hold."""
         return sum(graph.size for graph in self._kept.values())
 
     def __call__(self, key: Hashable, compute: Compute, inputs: Sequence[Tensor]) -> Any:
@@ -83,27 +91,39 @@ class Graphs:
         Args:
             key: all that the computation depends on besides the inputs' elements (shapes too).
         """
+        if not self._lock.acquire(blocking=False):  # another thread writes the graphs' memory
+            return compute(*inputs)
+        try:
+            return self._recorded(key, compute, inputs)
+        finally:
+            self._lock.release()
+
+    def _recorded(self, key: Hashable, compute: Compute, inputs: Sequence[Tensor]) -> Any:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key].run(inputs)
-        too_large = self._seen.get(key)  # None: not seen lately
-        if too_large is not False:
-            self._remember(key, bool(too_large))
+        eager = self._seen.get(key)  # None: not seen lately
+        if eager is not False:
+            self._remember(key, bool(eager))
             return compute(*inputs)
         own = [x.clone() for x in inputs]
         if len(self._kept) >= self._limit:
             self._kept.popitem(last=False)  # before the capture, so that its memory can be reused
-        graph = _Graph(own, *self._capture(compute, own))
-        too_large = graph.size > self._memory
-        self._remember(key, too_large)
-        if not too_large:
+        captured = self._capture(compute, own)
+        if captured is None:
+            self._remember(key, True)
+            return compute(*inputs)
+        graph = _Graph(own, *captured)
+        eager = graph.size > self._memory
+        self._remember(key, eager)
+        if not eager:
             self._kept[key] = graph
             while self.held > self._memory:
                 self._kept.popitem(last=False)
         return graph.run(inputs)
 
-    def _remember(self, key: Hashable, too_large: bool) -> None:
-        self._seen[key] = too_large
+    def _remember(self, key: Hashable, eager: bool) -> None:
+        self._seen[key] = eager
         self._seen.move_to_end(key)
         if len(self._seen) > self._limit:
             self._seen.popitem(last=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from dmtl.engine.noise import BAND
 from dmtl.models.config import ModelConfig
 from dmtl.models.initial import PAD_MULTIPLE
 from dmtl.nn.backbone import BACKBONES, make_backbone
-from dmtl.nn.efficientnet import DepthwiseConv
+from dmtl.nn.efficientnet import InvertedResidual, SeparableBlock
 from dmtl.tasks import task_from_spec
 
 SHARE = 0.8  # share of the available memory that a prediction may use
@@ -33,6 +34,7 @@ def peak_bytes(
     itemsize: int = 4,
     samples: int = 1,
     history: int = 0,
+    fused: bool = True,
 ) -> int:
     """Estimate the bytes of a prediction besides the parameters, to about a third (measured on a CPU).
 
@@ -41,10 +43,12 @@ def peak_bytes(
     and for each earlier estimate that the sampler keeps (`history`). Added to these: the encoder's largest
     maps (`encoder_numbers`), the transforms of convolutions, the decoded maps of this and the previous call,
     and the bands in which noise samples are averaged.
+
+    fused: whether blocks of the encoder are computed without storing their inner maps, as on a CPU.
     """
     height, width = (-(-side // PAD_MULTIPLE) * PAD_MULTIPLE for side in (height, width))
     pixels = batch * height * width
-    numbers, channels = encoder_numbers(config.backbone, config.backbone_width)
+    numbers, channels = encoder_numbers(config.backbone, config.backbone_width, fused)
     one = pixels // 64 * config.width * itemsize
     maps = {"feature": 2 * wanted + 2, "prediction": wanted + 2, "none": 4}[config.diffusion]
     maps += history * wanted
@@ -61,39 +65,39 @@ def peak_bytes(
 
 
 @functools.cache
-def encoder_numbers(backbone: str, width: int) -> tuple[float, int]:
+def encoder_numbers(backbone: str, width: int, fused: bool = True) -> tuple[float, int]:
     """Count an encoder's peak of live numbers, from a run on a small image (timm's: without storage).
 
     It is the largest of: input and output of one layer, with batch norms folded; its maps at 1/8 resolution
-    and their concatenation. The outputs of depthwise convolutions, one of each size, are added: the engine
-    keeps them between calls.
+    and their concatenation.
 
     Args:
         backbone: a name for `make_backbone`.
         width: channels of the first ResNet stage.
+        fused: count an inverted residual as one layer.
 
     Returns:
         Numbers for each pixel of the image, and the channels of all maps together.
     """
-    most, kept = 0, set()
+    most = 0
 
     def count(module: nn.Module, inputs: tuple, output: Tensor) -> None:
         nonlocal most
         read = sum(x.numel() for x in inputs if isinstance(x, Tensor) and x is not output)
         most = max(most, read + (output.numel() if isinstance(output, Tensor) else 0))
-        if isinstance(module, DepthwiseConv):
-            kept.add(output.numel())
 
     # Ours are small, and the meta device would import torch's compiler, which takes as long as torch itself.
     device = "cpu" if backbone in BACKBONES else "meta"
     with torch.random.fork_rng(devices=[]), torch.device(device), torch.no_grad():
         encoder = make_backbone(backbone, width).eval()
-        for module in encoder.modules():
-            if not (list(module.children()) or isinstance(module, _BatchNorm)):
-                module.register_forward_hook(count)
+        blocks = [m for m in encoder.modules() if fused and isinstance(m, (SeparableBlock, InvertedResidual))]
+        inside = {part for block in blocks for part in block.modules()}
+        layers = [m for m in encoder.modules() if not (list(m.children()) or isinstance(m, _BatchNorm))]
+        for module in [*blocks, *(layer for layer in layers if layer not in inside)]:
+            module.register_forward_hook(count)
         encoder(torch.zeros(1, 3, _SIDE, _SIDE))
     channels: int = sum(encoder.channels)  # type: ignore[arg-type]  # nn.Module's stubs know no `channels`
-    return max(most / _SIDE**2, 2 * channels / 64) + sum(kept) / _SIDE**2, channels
+    return max(most / _SIDE**2, 2 * channels / 64), channels
 
 
 def tile_side(
@@ -103,7 +107,7 @@ def tile_side(
     height: int,
     width: int,
     available: int | None,
-    **options: int,
+    **options: Any,
 ) -> int | None:
     """Return the side of square tiles for a prediction that does not fit into `SHARE` of the available bytes.
     None if it fits as a whole, or if the available memory is unknown."""
@@ -122,7 +126,7 @@ def available_bytes(device: torch.device) -> int | None:
     return min(limits) if limits else None
 
 
-def largest_tile(config: ModelConfig, wanted: int, batch: int, available: int, **options: int) -> int:
+def largest_tile(config: ModelConfig, wanted: int, batch: int, available: int, **options: Any) -> int:
     """Return the largest side of a square tile, a multiple of 32, whose prediction fits; at least 256."""
     side = SMALLEST_TILE
     while peak_bytes(config, wanted, batch, side + PAD_MULTIPLE, side + PAD_MULTIPLE, **options) <= available:

@@ -27,6 +27,7 @@ from dmtl.models.config import ModelConfig
 from dmtl.models.denoiser import Denoiser, Layers
 from dmtl.models.mtdnet import Denoised, MTDNet, Run
 from dmtl.nn.cross_block import CrossBlock
+from dmtl.nn.efficientnet import fuse_blocks_
 from dmtl.nn.folding import fold_batch_norms_
 from dmtl.nn.grouped_conv import GroupedConv
 from dmtl.nn.resnet import BasicBlock
@@ -45,6 +46,8 @@ class Network:
         backbone = initial.backbone.to(form.maps)
         # torch's stubs do not know this call.
         self.backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if form.fused:
+            fuse_blocks_(self.backbone)
         self.embed = self._ready(GroupedConv.of([initial.embed]))
         self.decoders = {task: self._decoder(initial.decoders[task]) for task in self.tasks}
         for block in self.backbone.modules():

@@ -26,13 +26,15 @@ class Form:
 
     maps: dtype of everything with pixels. tokens: dtype of the cross blocks. apart: process tasks' maps one
     after another instead of in one packed tensor: less memory, and a CPU keeps each in its cache. pack: keep
-    convolution weights transformed for their backend (four times their memory with Winograd).
+    convolution weights transformed for their backend (four times their memory with Winograd). fused: compute
+    inverted residuals of the encoder by `ops.inverted_residual`.
     """
 
     maps: torch.dtype = torch.float32
     tokens: torch.dtype = torch.float32
     apart: bool = True
     pack: bool = False
+    fused: bool = False
 
 
 def choose_form(model: DiffusionMTL | MultiTaskBaseline, device: torch.device, precision: str) -> Form:
@@ -50,7 +52,8 @@ def choose_form(model: DiffusionMTL | MultiTaskBaseline, device: torch.device, p
         tokens = torch.float32
         if maps == torch.float32:
             tokens = _faster(("token_mlp", width), lambda dtype: _mlp(width, dtype), dtype)
-    return Form(maps, tokens, apart=True, pack=pack)
+    # Where bfloat16 is faster, the library's convolutions have instructions for it that the operator lacks.
+    return Form(maps, tokens, apart=True, pack=pack, fused=maps == torch.float32)
 
 
 def _faster(

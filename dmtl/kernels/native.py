@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dmtl.runtime import native
+from dmtl.runtime.recording import recording
 from dmtl.runtime.support import Support
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -56,12 +57,15 @@ class Native:
         """Run a kernel. `like` names storage type and device; `fields` are the members of its parameter
         struct (tensors as pointers, None as null), all of them."""
         raw = {name: _raw(value) for name, value in fields.items()}
+        dtype, context = DTYPES[like.dtype], self.context(like)
+        if self.device == "cpu" and (target := recording()) is not None:
+            target.kernel(kernel, dtype, context, raw, fields)
         guard = torch.cuda.device_of(like) if self.device == "cuda" else nullcontext()
         module = self.module()
         assert module is not None, "support() is asked first"
         try:
             with guard:
-                module.call(kernel, DTYPES[like.dtype], self.context(like), raw)
+                module.call(kernel, dtype, context, raw)
         except ValueError:
             if kernel in module.kernels():
                 raise

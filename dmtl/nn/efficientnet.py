@@ -115,6 +115,51 @@ class InvertedResidual(nn.Module):
         return y.add_(x) if self.shortcut else y
 
 
+class FusedBlock(nn.Module):
+    """A block whose batch norms are folded, as one operator for inference. It learns nothing."""
+
+    def __init__(self, block: SeparableBlock | InvertedResidual):
+        super().__init__()
+        whole = isinstance(block, InvertedResidual)
+        last = block.conv_pwl if isinstance(block, InvertedResidual) else block.conv_pw
+        self.expand = _layer(block.conv_pw) if whole else None
+        self.depthwise, self.project = _layer(block.conv_dw), _layer(last)
+        self.stride, self.padding = block.conv_dw.stride[0], block.conv_dw.first
+        self.residual = isinstance(block, InvertedResidual) and block.shortcut
+        self.packed = ops.pack_inverted_residual(self.expand, self.depthwise, self.project)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.inverted_residual(
+            x,
+            self.expand,
+            self.depthwise,
+            self.project,
+            stride=self.stride,
+            padding=self.padding,
+            residual=self.residual,
+            high=6.0,
+            packed=self.packed,
+        )
+
+
+def _layer(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Return a convolution's weight, a matrix if it is 1x1, and its bias."""
+    assert conv.bias is not None
+    weight = conv.weight.detach()
+    return weight.flatten(1) if conv.groups == 1 else weight.contiguous(), conv.bias.detach()
+
+
+def fuse_blocks_(network: nn.Module) -> None:
+    """Replace blocks by `FusedBlock`, in place, wherever all their batch norms are folded."""
+    for parent in list(network.modules()):
+        for name, block in list(parent.named_children()):
+            if not isinstance(block, (SeparableBlock, InvertedResidual)):
+                continue
+            norms = [part for part_name, part in block.named_children() if part_name.startswith("bn")]
+            if all(type(norm) is nn.Identity for norm in norms):
+                setattr(parent, name, FusedBlock(block))
+
+
 class EfficientNetLite(nn.Module):
     """ImageNet-normalised image [B, 3, H, W] -> maps at 1/4, 1/8, 1/16 and 1/32 with `channels` channels.
 

@@ -7,6 +7,7 @@ from .conv3x3 import conv3x3, fold_1x1, pack_conv3x3
 from .cross_attention import cross_attention
 from .decode_map import decode_map
 from .depthwise_conv import depthwise_conv
+from .inverted_residual import inverted_residual, pack_inverted_residual
 from .map_loss import map_loss
 from .noisy_tokens import noisy_tokens
 from .posterior_step import posterior_step, posterior_step_
@@ -25,10 +26,12 @@ __all__ = [
     "depthwise_conv",
     "fold_1x1",
     "fold_reduction",
+    "inverted_residual",
     "map_loss",
     "noisy_tokens",
     "normal",
     "pack_conv3x3",
+    "pack_inverted_residual",
     "posterior_step",
     "posterior_step_",
     "q_sample",

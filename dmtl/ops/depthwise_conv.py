@@ -37,11 +37,12 @@ _BACKWARD_SCHEMA = (
 
 
 def out_shape(x: Tensor, stride: int) -> tuple[int, ...]:
+    """Return the shape [B, C, h, w] of the result."""
     return *x.shape[:2], -(-x.shape[2] // stride), -(-x.shape[3] // stride)
 
 
-def _pads(x: Tensor, k: int, stride: int, padding: int) -> tuple[int, int, int, int]:
-    """Left, right, top, bottom; negative where the last pixels are not read."""
+def pads(x: Tensor, k: int, stride: int, padding: int) -> tuple[int, int, int, int]:
+    """Return padding on the left, right, top and bottom; negative where the last pixels are not read."""
     h, w = out_shape(x, stride)[2:]
     right, bottom = ((n - 1) * stride + k - padding - side for n, side in ((w, x.shape[3]), (h, x.shape[2])))
     return padding, right, padding, bottom
@@ -52,7 +53,7 @@ def _reference(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     if out.numel() == 0:
         return out
     wide = wide_dtype(x.dtype)
-    padded = F.pad(x.to(wide), _pads(x, weight.shape[-1], stride, padding))
+    padded = F.pad(x.to(wide), pads(x, weight.shape[-1], stride, padding))
     return out.copy_(F.conv2d(padded, weight.to(wide), stride=stride, groups=x.shape[1]))
 
 
@@ -60,7 +61,7 @@ def _reference_backward(
     grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, need_x: bool, need_weight: bool
 ) -> tuple[Tensor, Tensor]:
     wide, (k, C) = wide_dtype(x.dtype), (weight.shape[-1], x.shape[1])
-    pads = _pads(x, k, stride, padding)
+    around = pads(x, k, stride, padding)
     d_x, d_weight = x.new_empty(0), x.new_empty(0)
     if need_x:
         d_x = empty_map(x)
@@ -68,13 +69,13 @@ def _reference_backward(
         d_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format)
     if x.numel() == 0:
         return d_x, d_weight
-    padded, grad, wide_weight = F.pad(x.to(wide), pads), grad.to(wide), weight.to(wide)
+    padded, grad, wide_weight = F.pad(x.to(wide), around), grad.to(wide), weight.to(wide)
     mask = [need_x, need_weight, False]
     d_padded, d_taps, _ = torch.ops.aten.convolution_backward(
         grad, padded, wide_weight, None, [stride] * 2, [0, 0], [1, 1], False, [0, 0], C, mask
     )
     if need_x:
-        d_x.copy_(F.pad(d_padded, [-side for side in pads]))
+        d_x.copy_(F.pad(d_padded, [-side for side in around]))
     if need_weight:
         d_weight.copy_(d_taps)
     return d_x, d_weight

@@ -86,6 +86,7 @@ REGISTRY: dict[str, OpSpec] = {}
 _fastest = Fastest(name="operators")
 _overrides: list[dict[str, str]] = []
 _announced: set[str] = set()
+_served: dict[str, Callable] = {}  # by the operator's name
 _NO_KERNEL = "has no kernel for this op"
 
 
@@ -94,6 +95,7 @@ def add(spec: OpSpec) -> OpSpec:
     REGISTRY[spec.name] = spec
     for operator in filter(None, (spec.forward, spec.backward, *spec.variants)):
         name, run = operator.name, partial(_run, spec, operator)
+        _served[name] = partial(_serve, spec, operator)
         _LIBRARY.define(name + operator.schema, tags=(torch.Tag.pt2_compliant_tag,))
         _LIBRARY.impl(name, run, "CompositeExplicitAutograd")  # on every device, below autograd
         if operator.schema.startswith("(Tensor(a!)"):
@@ -157,6 +159,13 @@ def requested(op: str) -> tuple[str, str] | None:
     return None
 
 
+def choices() -> tuple:
+    """Return everything that a user can set to choose backends, as a key of computations that used them."""
+    names = ("DMTL_BACKEND", *(f"DMTL_BACKEND_{op.upper()}" for op in REGISTRY))
+    overrides = tuple(tuple(override.items()) for override in _overrides)
+    return overrides, tuple(os.environ.get(name) for name in names)
+
+
 def candidates(spec: OpSpec, device_type: str) -> tuple[str, ...]:
     """Return the backends to try for a call, best first."""
     wish = requested(spec.name)
@@ -214,12 +223,21 @@ def _floating(args: Sequence) -> list[Tensor]:
     return [x for x in flat if isinstance(x, Tensor) and x.is_floating_point()]
 
 
+def serve(overload: torch._ops.OpOverload) -> Callable:
+    """Return what runs below the dispatcher for one of our operators, without the check of values."""
+    return _served[overload._schema.name.removeprefix("dmtl::")]
+
+
 def _run(spec: OpSpec, operator: Operator, *args: Any) -> Any:
+    if operator.check_values is not None and _floating(args)[0].device.type == "cpu":
+        operator.check_values(*args)
+    return _serve(spec, operator, *args)
+
+
+def _serve(spec: OpSpec, operator: Operator, *args: Any) -> Any:
     tensors = _floating(args)
     # What the op computes on, without the tables of coefficients (which stay float32).
     data = [x for x in tensors if x.dim() > 1 or x is tensors[0]]
-    if operator.check_values is not None and data[0].device.type == "cpu":
-        operator.check_values(*args)
     backend = choose(spec, data, operator, args)
     device = data[0].device
     if operator.kind is not None and device.type in MEASURED and requested(spec.name) is None:

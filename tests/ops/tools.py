@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 import dmtl.ops
 from dmtl.ops.registry import BACKENDS, REGISTRY, OpSpec, reasons_against
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FOR_CPUS = ("batch_norm", "depthwise_conv")
+FOR_CPUS = ("batch_norm", "depthwise_conv", "inverted_residual")
 """Ops that speed up training on a CPU alone: on a GPU the modules that use them call the library."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -67,11 +68,7 @@ def to_dtype(sample: dict, names: tuple[str, ...], dtype: torch.dtype) -> dict:
         if value is not None:
             changed[name] = [leaf(x) for x in value] if isinstance(value, list) else leaf(value)
     if not names:
-        changed = {
-            name: value.to(dtype)
-            for name, value in sample.items()
-            if isinstance(value, Tensor) and value.is_floating_point()
-        }
+        changed = tree_map_only(Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, sample)
     return sample | changed
 
 

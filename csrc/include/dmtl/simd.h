@@ -1,6 +1,7 @@
 // Sixteen floats at a time, on every instruction set: one AVX-512 register, two AVX2 registers or sixteen plain numbers. A
 // kernel written with F32x16 does the same arithmetic in the same order everywhere, so all instruction sets give the same bits.
-// There are no hidden fused multiply-adds: a fused one is spelled `fma`. max(a, b) is b where either is NaN.
+// There are no hidden fused multiply-adds: a fused one is spelled `fma`. max(a, b) and min(a, b) are b where
+// either is NaN.
 //
 //     F32x16 sum = F32x16::zero();
 //     for (k...) sum = fma(F32x16::all(a[k]), F32x16::load(b + 16 * k), sum);
@@ -40,6 +41,7 @@ struct F32x16 {
     friend DMTL_INLINE F32x16 operator*(F32x16 a, F32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
     friend DMTL_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
     friend DMTL_INLINE F32x16 max(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+    friend DMTL_INLINE F32x16 min(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
     // value, but 0 where gate <= 0: ReLU's gradient
     friend DMTL_INLINE F32x16 gated(F32x16 value, F32x16 gate) {
         return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(gate.v, _mm512_setzero_ps(), _CMP_NLE_UQ), value.v)};
@@ -71,6 +73,7 @@ struct F32x16 {
         return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
     }
     friend DMTL_INLINE F32x16 max(F32x16 a, F32x16 b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+    friend DMTL_INLINE F32x16 min(F32x16 a, F32x16 b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
     friend DMTL_INLINE F32x16 gated(F32x16 value, F32x16 gate) {
         const __m256 zero = _mm256_setzero_ps();
         return {_mm256_and_ps(_mm256_cmp_ps(gate.lo, zero, _CMP_NLE_UQ), value.lo),
@@ -103,6 +106,9 @@ struct F32x16 {
     }
     friend DMTL_INLINE F32x16 max(F32x16 a, F32x16 b) {
         return each([&](int64_t i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+    }
+    friend DMTL_INLINE F32x16 min(F32x16 a, F32x16 b) {
+        return each([&](int64_t i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
     }
     friend DMTL_INLINE F32x16 gated(F32x16 value, F32x16 gate) {
         return each([&](int64_t i) { return gate.v[i] <= 0.0f ? 0.0f : value.v[i]; });
