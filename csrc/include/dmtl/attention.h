@@ -49,7 +49,7 @@ inline Softmax exponentials(float* score, int64_t m, int64_t stride) {
     F32x16 sum = F32x16::zero();
     for (int64_t j = 0; j < stride; j += kLanes16) {
 #pragma omp simd
-        for (int64_t i = 0; i < kLanes16; ++i) score[j + i] = exp32(score[j + i] - top);
+        for (int64_t i = 0; i < kLanes16; ++i) score[j + i] = decay32(score[j + i] - top);
         sum = sum + F32x16::load(score + j);
     }
     const float total = sum_of(sum);
