@@ -34,6 +34,7 @@ from .page import tables, write_page
 PARTS = ("contenders", "memory", "roofline")
 MODES = ("max-autotune", "reduce-overhead", "default", "none")
 QUICK = BUILTIN  # case of --quick
+WIDEST = 120  # columns that a table of all contenders needs
 console = Console()
 
 
@@ -149,6 +150,8 @@ def _say(text: str) -> None:
 
 
 def _show(rows: list[dict]) -> None:
+    # A narrow terminal wraps the lines, which is better than names that are cut off.
+    wide = Console(width=max(console.width, WIDEST))
     for table in tables(rows):
         shown = Table(title=Text(table.title), title_justify="left", box=SIMPLE_HEAD, padding=0)
         for i, name in enumerate(table.header):
@@ -156,7 +159,7 @@ def _show(rows: list[dict]) -> None:
             shown.add_column(name, justify="left" if left else "right")
         for i, cells in enumerate(table.cells):
             shown.add_row(*map(Text, cells), style="bold" if i in table.strong else None)
-        console.print(shown)
+        wide.print(shown)
         _say(table.note + "\n")
 
 
