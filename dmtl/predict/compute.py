@@ -77,7 +77,7 @@ class BatchPredictor:
         if len(images) > 1:
             return self.singly(images)
         height, width = images[0].shape[-2:]
-        return PredictedBatch([DataError(f"not enough memory to predict {width}x{height} pixels")])
+        return PredictedBatch([DataError(f"not enough memory for {width}x{height} pixels")])
 
     def singly(self, images: Sequence[Tensor]) -> PredictedBatch:
         """Predict the images one by one."""

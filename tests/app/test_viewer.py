@@ -134,7 +134,7 @@ def test_what_cannot_be_predicted(viewer, config, photo, tmp_path, monkeypatch):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(viewer, "_analyse", exhausted)
-    with pytest.raises(DataError, match="not enough memory to predict 100x70 pixels"):
+    with pytest.raises(DataError, match="not enough memory for 100x70 pixels"):
         viewer.analyse(photo, STEPS)
 
 

@@ -260,7 +260,7 @@ def test_another_source_is_refused(source, whole, tmp_path):
     with pytest.raises(DataError, match="files of 'train/000' differ from those of tiny"):
         export_folder(Tiny(other, "train"), whole)
     fewer = write_tiny(tmp_path / "fewer", train=4)
-    with pytest.raises(DataError, match="has 'train/004' in train, which tiny has not"):
+    with pytest.raises(DataError, match="lists 'train/004' in train, which is not in tiny"):
         export_folder(Tiny(fewer, "train"), whole)
     with pytest.raises(DataError, match="dataset.yaml: has other tasks than the data set"):
         export_folder(Tiny(source, "train", ["depth"]), whole)
@@ -268,7 +268,7 @@ def test_another_source_is_refused(source, whole, tmp_path):
     renamed.name = "huge"
     with pytest.raises(DataError, match="dataset.yaml: name is 'tiny', expected 'huge'"):
         export_folder(renamed, whole)
-    with pytest.raises(DataError, match="has 'train/000' in train, which synthetic has not"):
+    with pytest.raises(DataError, match="lists 'train/000' in train, which is not in synthetic"):
         export_folder(Synthetic(count=1), whole)
     assert contents(whole) == before
 

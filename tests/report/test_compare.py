@@ -59,7 +59,7 @@ def test_without_a_common_seed_runs_stand_against_the_mean(tmp_path):
     comparison = compare([*base, ours])
     gain = comparison.deltas["Feature"]
     assert not gain.paired and gain.value == pytest.approx(100 * (51 / 42.5 - 1) / 3)
-    assert comparison.basis("Feature") == "not paired: 7 against MTL's mean"
+    assert comparison.basis("Feature") == "not paired: 7, relative to MTL's mean"
 
 
 def test_baseline_by_folder_by_name_and_by_default(tmp_path):

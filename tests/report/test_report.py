@@ -129,7 +129,7 @@ def test_unfair_comparisons_are_said_aloud(tmp_path):
     data = data_of(MTL=[base], DiffusionMTL=[ours])
     assert data.warning.endswith(f"{ours} used other training labels than {base}.")
     assert [row["steps"] for row in data.summary] == ["10", "20"]
-    assert data.summary[1]["basis"] == "not paired: 3 against MTL's mean"
+    assert data.summary[1]["basis"] == "not paired: 3, relative to MTL's mean"
     assert "compare the metrics, not the losses" in " ".join(data.notes)
 
 
