@@ -16,7 +16,7 @@ same function as its model.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,9 +26,9 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from dmtl.diffusion import CounterNoise, NoiseSource, Plan, make_sampler
-from dmtl.engine.graphs import Graphs
+from dmtl.engine.graphs import Captured, Compute, Graphs
 from dmtl.engine.heads import finite
-from dmtl.engine.memory import available_bytes, tile_side
+from dmtl.engine.memory import RECORDED, available_bytes, tile_side
 from dmtl.engine.network import LARGE, Network
 from dmtl.engine.noise import KeyedNoise, average, keys_of
 from dmtl.engine.numerics import PRECISIONS, choose_form
@@ -45,7 +45,7 @@ from dmtl.runtime.memory import Pool, return_freed
 
 AUTO_STEPS = 8  # maximum for steps="auto", unless the model was trained with more
 GRAPHS = 1 / 8  # share of a GPU's memory for captured graphs
-RECORDINGS = 128 << 20  # bytes for recordings of a CPU's calls
+RECORDINGS = 128 << 20  # bytes for recordings
 OVERLAP = 4  # neighbouring tiles overlap by 1/4 of their side
 
 
@@ -126,7 +126,7 @@ class Engine:
             total = torch.cuda.get_device_properties(self.device).total_memory
             self._graphs = Graphs(memory=GRAPHS * total)
         elif self.device.type == "cpu":
-            self._graphs = Graphs(cpu_capture, memory=RECORDINGS)
+            self._graphs = Graphs(self._record, memory=RECORDINGS)
         self._pool = Pool()
         self._last_kind: tuple[torch.Size, int, int] | None = None
 
@@ -260,8 +260,7 @@ class Engine:
     def _run(self, what: str, tile: Tensor, call: _Call) -> tuple:
         """Call the method `what` for a padded image or tile, by replaying a graph if possible."""
         compute = self._predicted_maps if what == "maps" else self._plain_logits
-        small = self.device.type != "cpu" or tile.numel() < LARGE  # large images take long in the kernels
-        if self._graphs is None or not small or not _capturable(call):
+        if self._graphs is None or not self._repeatable(tile, call):
             return compute(tile, call)
         keys = keys_of(call.noises, call.wanted, tile.shape[0], tile.device)
 
@@ -269,6 +268,17 @@ class Engine:
             return compute(tile, replace(call, noises=[KeyedNoise(call.wanted, key) for key in keys]))
 
         return self._graphs(self._signature(what, tile, call), of_inputs, (tile, *keys))
+
+    def _repeatable(self, tile: Tensor, call: _Call) -> bool:
+        """Whether a graph can repeat a call and is worth its memory. On a CPU, averaging noise samples is not: it
+        works on maps of the image's size."""
+        worth = self.device.type != "cpu" or (tile.numel() <= RECORDED and len(call.noises) == 1)
+        return worth and _capturable(call)
+
+    def _record(self, compute: Compute, inputs: Sequence[Tensor]) -> Captured | None:
+        self._pool.release()  # a recording has its own memory
+        return_freed()
+        return cpu_capture(compute, inputs)
 
     @staticmethod
     def _signature(what: str, tile: Tensor, call: _Call) -> tuple:

@@ -62,11 +62,13 @@ class _Arena(Pool):
         self.addresses: set[int] = set()
 
     def borrow(self, size: int) -> Tensor:
+        """Return the beginning of the smallest free block that suffices."""
         blocks = self.blocks
-        block = super().borrow(size)
+        free = (length for length, some in self._free.items() if some and length >= size)
+        block = super().borrow(min(free, default=size))
         self.size += size if self.blocks > blocks else 0
         self.addresses.add(_storage(block))
-        return block
+        return block[:size]
 
 
 class _Recorder(TorchDispatchMode):
@@ -79,6 +81,11 @@ class _Recorder(TorchDispatchMode):
         self._steps: list[Callable[[], object]] = []
         self._kernels: Any = None  # _core.Calls to which the next kernel belongs
         self._kept: dict[int, Tensor] = {}  # what kernels read besides the arena
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Do not let torch import its compiler (seconds, 160 MB) to keep it away from this mode."""
+        return False
 
     def replay(self) -> None:
         for step in self._steps:
@@ -140,8 +147,9 @@ class _Recorder(TorchDispatchMode):
             address, size = _storage(x), x.untyped_storage().nbytes()
             if address not in self.arena.addresses:
                 return x
-            flat = torch.frombuffer((ctypes.c_char * size).from_address(address), dtype=torch.uint8)
-            return flat.view(x.dtype).as_strided(x.shape, x.stride(), x.storage_offset())
+            memory = (ctypes.c_char * (size - size % x.itemsize)).from_address(address)
+            flat = torch.frombuffer(memory, dtype=x.dtype)
+            return flat.as_strided(x.shape, x.stride(), x.storage_offset())
 
         return tree_map_only(Tensor, alias, values)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +20,7 @@ from dmtl.runtime import native
 from tests.engine.test_engine import MODELS, ids
 from tests.models.cases import small_model
 
+ROOT = Path(__file__).resolve().parents[2]
 ENCODERS = [dict(backbone="efficientnet_lite0"), dict(backbone="resnet18", backbone_width=8)]
 needs_core = pytest.mark.skipif(bool(native.why_no_core()), reason="dmtl._core was not built")
 
@@ -33,8 +38,6 @@ def assert_same_bits(got, expected) -> None:
     for task, map_ in expected.maps.items():
         assert torch.equal(got.maps[task], map_), task
         assert got.finite[task] == expected.finite[task]
-    for task, map_ in expected.uncertainty.items():
-        assert torch.equal(got.uncertainty[task], map_), task
 
 
 @needs_core
@@ -50,12 +53,11 @@ def test_same_bits(options):
     assert len(recorded._graphs) == 2
     for _ in range(3):
         image = torch.randn(1, 3, 64, 64)
-        assert_same_bits(recorded.maps(image, samples=2), eager.maps(image, samples=2))
         mine, other = recorded(image), eager(image)
         for name in mine.final:
             assert torch.equal(mine.final[name], other.final[name])
             assert torch.equal(mine.initial[name], other.initial[name])
-    assert len(recorded._graphs) == 4
+    assert len(recorded._graphs) == 3
 
 
 @needs_core
@@ -134,11 +136,27 @@ def test_memory_is_flat_in_steps():
     assert held[12] < 1.1 * held[2]
 
 
-def test_large_images_are_not_recorded():
-    recorded, _ = pair_of_engines(dict(diffusion="none"))
+@pytest.mark.parametrize(("side", "samples"), [(640, 1), (64, 2)])
+def test_large_images_and_several_samples_are_not_recorded(side, samples):
+    engine = Engine(small_model(), samples=samples)
     for _ in range(3):
-        recorded.maps(torch.randn(2, 3, 256, 256))
-    assert len(recorded._graphs) == 0
+        engine.maps(torch.randn(1, 3, side, side))
+    assert len(engine._graphs) == 0
+
+
+@needs_core
+def test_recording_does_not_import_the_compiler():
+    program = """
+        import sys, torch
+        from dmtl.engine.engine import Engine
+        from tests.models.cases import small_model
+        engine = Engine(small_model())
+        for _ in range(3):
+            engine.maps(torch.randn(1, 3, 64, 64))
+        assert len(engine._graphs) == 1
+        assert "torch._dynamo" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, cwd=ROOT)
 
 
 def test_operators_of_the_library():
