@@ -162,5 +162,5 @@ def test_evaluations_that_cannot_work(run, data, options, error, message):
 def test_protocols_that_cannot_work():
     with pytest.raises(ConfigError, match="boundaries must be one of seism, raw or None, got 'bsds'"):
         Protocol(boundaries="bsds")
-    with pytest.raises(ConfigError, match="max_dist must be between 0 and 1"):
+    with pytest.raises(ConfigError, match="max_dist must be a fraction of the diagonal between 0 and 1"):
         Protocol(boundaries="raw", max_dist=2)

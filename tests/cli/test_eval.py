@@ -350,7 +350,7 @@ def test_tables(score, tmp_path, pascal, official):
         (["m", "--float-maps"], "--float-maps needs --save-maps"),
         (["m", "--max-dist", 0.1], "--max-dist needs --boundaries or --published"),
         (["m", "--boundary-ids", "x"], "--boundary-ids needs --boundaries or --published"),
-        (["m", "--boundaries", "raw", "--max-dist", 2], "max_dist must be between 0 and 1"),
+        (["m", "--boundaries", "raw", "--max-dist", 2], "max_dist must be a fraction of the diagonal"),
         (["nowhere.pth.tar"], "nowhere.pth.tar: no such file or folder"),
         (
             ["--from-maps", "nowhere"],

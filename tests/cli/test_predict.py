@@ -152,7 +152,7 @@ def test_shards_and_another_model(dmtl, tmp_path, trained, baseline, data):
     for k in (2, 1):
         words = [data / "images", "--out", "maps", "--no-pictures"]
         status, out, err = dmtl("predict", trained, *words, "--shard", f"{k}/2")
-        assert (status, err) == (0, "") and ("not yet: 1" in out) == (k == 2)
+        assert (status, err) == (0, "") and ("missing: 1" in out) == (k == 2)
     index = json.loads((tmp_path / "maps" / "maps.json").read_text())
     assert [entry["name"] for entry in index["images"]] == list("abcdef")
     status, out, err = dmtl("predict", baseline, *words)
