@@ -270,8 +270,10 @@ class Engine:
         return self._graphs(self._signature(what, tile, call), of_inputs, (tile, *keys))
 
     def _repeatable(self, tile: Tensor, call: _Call) -> bool:
-        """Whether a graph can repeat a call and is worth its memory. On a CPU, averaging noise samples is not: it
-        works on maps of the image's size."""
+        """Whether a graph can repeat a call and is worth its memory.
+
+        Averaging noise samples on a CPU is not, because it works on maps of the image's size.
+        """
         worth = self.device.type != "cpu" or (tile.numel() <= RECORDED and len(call.noises) == 1)
         return worth and _capturable(call)
 

@@ -334,7 +334,7 @@ def test_rows_scored_differently_are_told(tmp_path):
     assert said(table, "Scored differently: the frame is none (MTL), 288 × 384 (Feature).")
     assert said(table, "the number of images is 654 (MTL), 10 (Feature)")
     assert said(table, "Runs of Feature were scored on 10 images; published results cover 654.")
-    assert said(table, "Feature learned from nyud13 and was scored on else/where.")
+    assert said(table, "Feature was trained on nyud13 and scored on else/where.")
     write_eval(
         second, metrics, boundaries="seism", max_dist=0.011
     )  # MTL's has no boundaries: nothing to compare

@@ -93,7 +93,7 @@ def test_refused(tmp_path, text, message):
 
 
 def test_a_configuration_is_no_root(tmp_path):
-    with pytest.raises(ConfigError, match="data.root is c.toml, expected a data set"):
+    with pytest.raises(ConfigError, match="data.root is the configuration c.toml, expected a data set"):
         open_data(DataConfig(root="c.toml"))
 
 
