@@ -18,14 +18,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
 from dmtl.diffusion import CounterNoise, NoiseSource, Plan, make_sampler
+from dmtl.engine.call import Call, capturable, draws_of
 from dmtl.engine.graphs import Captured, Compute, Graphs
 from dmtl.engine.heads import finite
 from dmtl.engine.memory import RECORDED, available_bytes, tile_side
@@ -205,7 +205,7 @@ class Engine:
         return Prediction(large(final), large(initial), {})
 
     @contextmanager
-    def _computing(self, padded: Tensor, call: _Call) -> Iterator[None]:
+    def _computing(self, padded: Tensor, call: Call) -> Iterator[None]:
         """In this context, set TF32 as the precision requires and, on a CPU, use the engine's memory pool.
 
         The pool is emptied if the call signature changes. It is also emptied before a large image: idle
@@ -228,7 +228,7 @@ class Engine:
         sampler: str | None,
         noise: NoiseSource | None,
         samples: int,
-    ) -> _Call:
+    ) -> Call:
         """Check the arguments and fill in the defaults."""
         self._check_image(image)
         steps = self.steps if steps is None else steps
@@ -236,7 +236,7 @@ class Engine:
         chain, trained = self.network.mtdnet is not None, self.config.steps
         most = max(AUTO_STEPS, trained) if steps == "auto" else trained
         size = (image.shape[-2], image.shape[-1])
-        return _Call(
+        return Call(
             wanted=self.chosen if tasks is None else self._checked_tasks(tasks),
             size=size,
             downscale=self.downscale or downscale_for(self.config.image_size, *size),
@@ -245,11 +245,11 @@ class Engine:
             if eta is None and sampler is None
             else self.config.sampler_for(sampler, eta),
             tolerance=self.tolerance if steps == "auto" and chain else None,
-            noises=_draws(self.noise if noise is None else noise, samples if chain else 1),
+            noises=draws_of(self.noise if noise is None else noise, samples if chain else 1),
         )
 
     def _all_logits(
-        self, padded: Tensor, call: _Call, side: int | None
+        self, padded: Tensor, call: Call, side: int | None
     ) -> tuple[list[dict[str, Tensor]], int]:
         """Compute `_logits` of the whole image, in tiles of `side` pixels if it is not None."""
         if side is None:
@@ -257,7 +257,7 @@ class Engine:
         overlap = max(side // OVERLAP // PAD_MULTIPLE, 1) * PAD_MULTIPLE
         return tiled(lambda tile: self._run("logits", tile, call), padded, side, overlap)
 
-    def _run(self, what: str, tile: Tensor, call: _Call) -> tuple:
+    def _run(self, what: str, tile: Tensor, call: Call) -> tuple:
         """Call the method `what` for a padded image or tile, by replaying a graph if possible."""
         compute = self._predicted_maps if what == "maps" else self._plain_logits
         if self._graphs is None or not self._repeatable(tile, call):
@@ -269,13 +269,13 @@ class Engine:
 
         return self._graphs(self._signature(what, tile, call), of_inputs, (tile, *keys))
 
-    def _repeatable(self, tile: Tensor, call: _Call) -> bool:
+    def _repeatable(self, tile: Tensor, call: Call) -> bool:
         """Whether a graph can repeat a call and is worth its memory.
 
         Averaging noise samples on a CPU is not, because it works on maps of the image's size.
         """
         worth = self.device.type != "cpu" or (tile.numel() <= RECORDED and len(call.noises) == 1)
-        return worth and _capturable(call)
+        return worth and capturable(call)
 
     def _record(self, compute: Compute, inputs: Sequence[Tensor]) -> Captured | None:
         self._pool.release()  # a recording has its own memory
@@ -283,21 +283,21 @@ class Engine:
         return cpu_capture(compute, inputs)
 
     @staticmethod
-    def _signature(what: str, tile: Tensor, call: _Call) -> tuple:
+    def _signature(what: str, tile: Tensor, call: Call) -> tuple:
         """Return everything that a computation depends on, except pixels and noise."""
         core = native.core() if tile.device.type == "cpu" else None
         how = (torch.get_num_threads(), core.isa(), choices()) if core else ()
         return what, tuple(tile.shape), replace(call, noises=len(call.noises)), how
 
-    def _plain_logits(self, padded: Tensor, call: _Call) -> tuple[list[dict[str, Tensor]], int]:
+    def _plain_logits(self, padded: Tensor, call: Call) -> tuple[list[dict[str, Tensor]], int]:
         draws, steps = self._logits(padded, call)
         return [dict(draw) for draw in draws], steps
 
-    def _predicted_maps(self, padded: Tensor, call: _Call) -> tuple[dict, dict, dict, int]:
+    def _predicted_maps(self, padded: Tensor, call: Call) -> tuple[dict, dict, dict, int]:
         draws, steps = self._logits(padded, call)
         return *self._decoded(draws, call), steps
 
-    def _logits(self, padded: Tensor, call: _Call) -> tuple[list[dict[str, Tensor]], int]:
+    def _logits(self, padded: Tensor, call: Call) -> tuple[list[dict[str, Tensor]], int]:
         """Return task -> logits at 1/8 resolution for each noise sample, and the number of steps.
 
         If the call requests them, initial logits come first in the list.
@@ -312,12 +312,12 @@ class Engine:
         draws, steps = network.denoised(features, logits, call.wanted, plan, call.noises, call.tolerance)
         return initial + draws, steps
 
-    def _plan(self, call: _Call) -> Plan:
+    def _plan(self, call: Call) -> Plan:
         sampler, eta = call.sampler
         assert self.network.mtdnet is not None
         return self.network.mtdnet.plan(self.device, call.steps, eta, sampler)
 
-    def _decoded(self, draws: list[dict[str, Tensor]], call: _Call) -> tuple[dict, dict, dict]:
+    def _decoded(self, draws: list[dict[str, Tensor]], call: Call) -> tuple[dict, dict, dict]:
         """Return decoded maps, whether they are finite, and (for several noise samples) their uncertainty."""
         maps, uncertain = {}, {}
         factor = FACTOR * call.downscale
@@ -330,7 +330,7 @@ class Engine:
                     maps[name] = decode(task, logits[0], call.size, factor)
             return maps, finite(draws, call.wanted), uncertain
 
-    def _tile(self, what: str, padded: Tensor, call: _Call) -> int | None:
+    def _tile(self, what: str, padded: Tensor, call: Call) -> int | None:
         """Return the side of the tiles; None: the whole image at once."""
         if self._graphs is not None and self._signature(what, padded, call) in self._graphs:
             return None  # its graph already holds the memory
@@ -381,31 +381,3 @@ class Engine:
             )
         if image.device.type != self.device.type:
             raise ValueError(f"Engine: image must be on {self.device}, got {image.device}")
-
-
-@dataclass(frozen=True)
-class _Call:
-    """The arguments of one call of the engine, with defaults filled in."""
-
-    wanted: tuple[str, ...]
-    size: tuple[int, int]
-    downscale: int
-    steps: int
-    sampler: tuple[str, float | None]  # name and eta
-    tolerance: float | None
-    noises: Any  # list[NoiseSource]; in the key of a graph, the length of that list
-    initial: bool = False
-
-
-def _capturable(call: _Call) -> bool:
-    """Return whether a call can be captured: its steps are fixed and its noise comes from `CounterNoise`."""
-    return call.tolerance is None and all(type(noise) is CounterNoise for noise in call.noises)
-
-
-def _draws(noise: NoiseSource, samples: int) -> list[NoiseSource]:
-    """Return the sources of several noise samples; the first one is `noise` itself."""
-    if samples == 1:
-        return [noise]
-    if not isinstance(noise, CounterNoise):
-        raise ConfigError(f"Engine: samples must be 1 if noise is a {type(noise).__name__}, got {samples}")
-    return [noise.another(number) for number in range(samples)]
