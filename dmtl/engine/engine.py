@@ -28,7 +28,7 @@ from dmtl.diffusion import CounterNoise, NoiseSource, Plan, make_sampler
 from dmtl.engine.call import Call, capturable, draws_of
 from dmtl.engine.graphs import Captured, Compute, Graphs
 from dmtl.engine.heads import finite
-from dmtl.engine.memory import RECORDED, available_bytes, tile_side
+from dmtl.engine.memory import available_bytes, tile_side
 from dmtl.engine.network import LARGE, Network
 from dmtl.engine.noise import KeyedNoise, average, keys_of
 from dmtl.engine.numerics import PRECISIONS, choose_form
@@ -45,6 +45,7 @@ from dmtl.runtime.memory import Pool, return_freed
 
 AUTO_STEPS = 8  # maximum for steps="auto", unless the model was trained with more
 GRAPHS = 1 / 8  # share of a GPU's memory for captured graphs
+RECORDED = 1 << 20  # elements of the largest batch whose calls a CPU records; more take long in the kernels
 RECORDINGS = 128 << 20  # bytes for recordings
 OVERLAP = 4  # neighbouring tiles overlap by 1/4 of their side
 
@@ -280,7 +281,9 @@ class Engine:
     def _record(self, compute: Compute, inputs: Sequence[Tensor]) -> Captured | None:
         self._pool.release()  # a recording has its own memory
         return_freed()
-        return cpu_capture(compute, inputs)
+        recording = cpu_capture(compute, inputs)
+        return_freed()
+        return recording
 
     @staticmethod
     def _signature(what: str, tile: Tensor, call: Call) -> tuple:

@@ -17,7 +17,6 @@ from dmtl.nn.backbone import BACKBONES, make_backbone
 from dmtl.nn.efficientnet import InvertedResidual, SeparableBlock
 from dmtl.tasks import task_from_spec
 
-RECORDED = 1 << 20  # elements of the largest batch whose calls a CPU records; more take long in the kernels
 SHARE = 0.8  # share of the available memory that a prediction may use
 DECODED = 12  # average bytes per pixel of a decoded map, together with that of the previous call
 SMALLEST_TILE = 256  # pixels; smaller tiles would show too little of the scene
@@ -43,7 +42,7 @@ def peak_bytes(
     cross blocks, which the engine keeps between calls; its signal again if another noise sample needs it; and
     each earlier estimate that the sampler keeps. Further parts are the encoder's largest maps
     (`encoder_numbers`), the transforms of convolutions, the decoded maps of this and the previous call, and
-    the bands in which noise samples are averaged. A recording of a small batch has its own maps.
+    the bands in which noise samples are averaged. Recordings (`dmtl.engine.replay`) come on top.
 
     Args:
         config: configuration of the model.
@@ -66,9 +65,7 @@ def peak_bytes(
     encoder = round(numbers * pixels) * itemsize
     patches = 9 * pixels // 64 * (channels + config.width)  # 36 floats for 16 positions
     workspace = min(patches, _PATCHES) + min(144 * config.width**2, _WEIGHTS)
-    live = maps * one + tokens + encoder
-    recorded = live if fused and 3 * pixels <= RECORDED else 0
-    peak = live + recorded + workspace + DECODED * wanted * pixels
+    peak = maps * one + tokens + encoder + workspace + DECODED * wanted * pixels
     if samples > 1 and config.diffusion != "none":
         channels = max((task_from_spec(spec).channels for spec in config.tasks), default=1)
         again = wanted * one if config.diffusion == "feature" else 0

@@ -205,7 +205,7 @@ def test_replayed_graphs(options):
     assert capture.captures == 5 and len(engine._graphs) == 2
     engine.maps(images[0], samples=2)
     out, expected = (e.maps(images[1], samples=2) for e in (engine, plain))
-    assert capture.captures == 6
+    assert capture.captures == (6 if engine.network.mtdnet is None else 5)  # a CPU records one sample only
     assert_close(out.maps, expected.maps, 1e-6)
     assert list(out.uncertainty) == list(expected.uncertainty)
     engine.maps(images[1])
