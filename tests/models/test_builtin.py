@@ -84,7 +84,7 @@ def test_by_name_and_by_default(stand_in):
 def test_a_path_of_its_name_is_refused(stand_in, tmp_path):
     (tmp_path / BUILTIN).mkdir()
     with pytest.raises(
-        CheckpointError, match=f"six-tasks: is a path here.* pass ./six-tasks .*, or {stand_in}"
+        CheckpointError, match=f"six-tasks: is both a path here.* pass ./six-tasks .*, or {stand_in}"
     ):
         from_pretrained(BUILTIN)
     small_model(diffusion="none").save_pretrained(tmp_path / BUILTIN)
