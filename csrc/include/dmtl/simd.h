@@ -22,6 +22,7 @@ constexpr int64_t kLanes16 = 16;
 #if defined(__AVX512F__)
 struct F32x16 {
     __m512 v;
+    static constexpr __mmask16 all_lanes = 0xFFFF;  // GCC 12 warns of its own header's min and max without a mask
     static DMTL_INLINE __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
     static DMTL_INLINE F32x16 zero() { return {_mm512_setzero_ps()}; }
     static DMTL_INLINE F32x16 all(float x) { return {_mm512_set1_ps(x)}; }
@@ -39,8 +40,8 @@ struct F32x16 {
     friend DMTL_INLINE F32x16 operator-(F32x16 a, F32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
     friend DMTL_INLINE F32x16 operator*(F32x16 a, F32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
     friend DMTL_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-    friend DMTL_INLINE F32x16 max(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
-    friend DMTL_INLINE F32x16 min(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+    friend DMTL_INLINE F32x16 max(F32x16 a, F32x16 b) { return {_mm512_maskz_max_ps(all_lanes, a.v, b.v)}; }
+    friend DMTL_INLINE F32x16 min(F32x16 a, F32x16 b) { return {_mm512_maskz_min_ps(all_lanes, a.v, b.v)}; }
     // value, but 0 where gate <= 0: ReLU's gradient
     friend DMTL_INLINE F32x16 gated(F32x16 value, F32x16 gate) {
         return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(gate.v, _mm512_setzero_ps(), _CMP_NLE_UQ), value.v)};
