@@ -309,7 +309,7 @@ def run_part(rows: Rows, part: str, device: str, limit_s: float) -> bool:
 
 
 def child(rows: Rows, part: str, device: str, limit_s: float) -> int:
-    # TF32 is only used where it is requested by name; everything else must meet the tolerances of float32.
+    # TF32 is only used if it is requested by name; everything else must meet the tolerances of float32.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
         return 0 if PARTS[part][0](rows, device, limit_s) else 1

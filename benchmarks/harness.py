@@ -34,6 +34,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 means float32
 ROUNDS = 9
+CHANNELS_LAST = "eager-channels-last"  # the baseline on maps in that order
 MOST_SECONDS = 4.0  # limit for the timed calls of one row on a CPU
 
 
@@ -86,6 +87,12 @@ def contenders(spec: OpSpec, *others: str) -> list:
     return [pytest.param(name, id=f"dmtl-{name}") for name in ours] + ["eager", "compiled", *others]
 
 
+def layout(contender: str) -> torch.memory_format:
+    """Return the order of a contender's maps: NCHW as published for the baselines, unless they are named for
+    another."""
+    return torch.contiguous_format if contender in ("eager", "compiled") else torch.channels_last
+
+
 def _interpreted(backend: str) -> bool:
     """Whether this is Triton's interpreter, which computes on the CPU; its times are meaningless."""
     return backend == "triton" and DEVICE == "cpu"
@@ -115,7 +122,7 @@ def prepared(
     spec: OpSpec, contender: str, call: dict, eager: Callable[..., object], dtype: torch.dtype
 ) -> Callable[[], object]:
     """Return the callable to time. `eager` takes the same arguments as the op's function."""
-    if contender == "eager":
+    if contender in ("eager", CHANNELS_LAST):
         return functools.partial(eager, **call)
     if contender == "compiled":
         torch.compiler.reset()

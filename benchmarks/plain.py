@@ -66,12 +66,21 @@ def _through(blocks: nn.Sequential, x: Tensor) -> Tensor:
     return x
 
 
+def depthwise_convolved(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    """Convolve every channel; symmetric padding is built in, TensorFlow's at stride 2 needs a padded copy.
+
+    Args:
+        padding: zeros on the left and top.
+    """
+    if stride == 1:
+        return F.conv2d(x, weight, bias, padding=padding, groups=x.shape[1])
+    padded = F.pad(x, (padding, weight.shape[-1] - 2 - padding) * 2)
+    return F.conv2d(padded, weight, bias, stride=stride, groups=x.shape[1])
+
+
 def _convolved(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    padding = conv.padding
-    if isinstance(conv, DepthwiseConv) and conv.stride == (1, 1):
-        padding = conv.first
-    elif isinstance(conv, DepthwiseConv):
-        x = F.pad(x, (conv.first, conv.last) * 2)
-    elif getattr(conv, "extra", None) is not None:
+    if isinstance(conv, DepthwiseConv):
+        return depthwise_convolved(x, conv.weight, conv.bias, conv.stride[0], conv.first)
+    if getattr(conv, "extra", None) is not None:
         x = F.pad(x, conv.extra)
-    return F.conv2d(x, conv.weight, conv.bias, conv.stride, padding, groups=conv.groups)
+    return F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, groups=conv.groups)

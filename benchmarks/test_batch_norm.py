@@ -13,9 +13,8 @@ import torch.nn.functional as F
 
 from dmtl.ops.batch_norm import SPEC
 
-from .harness import DEVICE, DTYPES, Work, contenders
+from .harness import CHANNELS_LAST, DEVICE, DTYPES, Work, contenders, layout
 
-CHANNELS_LAST = "eager-channels-last"
 LAYERS = {  # images, channels, height, width
     "tiny": (1, 32, 16, 16),
     "stage1-8x128x160": (8, 96, 64, 80),
@@ -25,9 +24,7 @@ LAYERS = {  # images, channels, height, width
 
 
 def arguments(shape: tuple[int, ...], dtype: torch.dtype, contender: str, tracked: bool = False) -> dict:
-    published = contender in ("eager", "compiled")
-    layout = torch.contiguous_format if published else torch.channels_last
-    x = torch.randn(shape, device=DEVICE).to(dtype, memory_format=layout).requires_grad_(tracked)
+    x = torch.randn(shape, device=DEVICE).to(dtype, memory_format=layout(contender)).requires_grad_(tracked)
     weight, bias = (torch.rand(shape[1], device=DEVICE).requires_grad_(tracked) for _ in range(2))
     return dict(x=x, weight=weight, bias=bias, eps=1e-3, low=0.0, high=6.0)
 
@@ -46,8 +43,7 @@ def work(call: dict, backward: bool = False) -> Work:
 @pytest.mark.parametrize("contender", contenders(SPEC, CHANNELS_LAST))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", LAYERS)
-def test_batch_norm_with_gradients(bench, benchmark, size, dtype, contender):
+def test_batch_norm_with_gradients(bench, size, dtype, contender):
     call = arguments(LAYERS[size], DTYPES[dtype], contender, tracked=True)
     counted = work(call, backward=True)
-    bench(SPEC, "eager" if contender == CHANNELS_LAST else contender, call, eager, counted, backward=True)
-    benchmark.extra_info["contender"] = contender
+    bench(SPEC, contender, call, eager, counted, backward=True)

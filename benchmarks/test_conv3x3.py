@@ -12,9 +12,7 @@ from dmtl import ops
 from dmtl.ops.conv3x3 import SPEC
 from dmtl.ops.registry import BACKENDS
 
-from .harness import DEVICE, DTYPES, SIZES, Size, Work, contenders
-
-CHANNELS_LAST = "eager-channels-last"
+from .harness import CHANNELS_LAST, DEVICE, DTYPES, SIZES, Size, Work, contenders, layout
 
 
 def arguments(size: Size, dtype: torch.dtype, memory_format: torch.memory_format) -> dict:
@@ -44,13 +42,11 @@ def eager(x, weights, biases, counts, relu):
 @pytest.mark.parametrize("contender", contenders(SPEC, CHANNELS_LAST))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
-def test_conv3x3(bench, benchmark, size, dtype, contender):
+def test_conv3x3(bench, size, dtype, contender):
     shape = SIZES[size]
-    published = contender in ("eager", "compiled")
-    call = arguments(shape, DTYPES[dtype], torch.contiguous_format if published else torch.channels_last)
+    call = arguments(shape, DTYPES[dtype], layout(contender))
     if contender in BACKENDS and DTYPES[dtype] == torch.float32:
         with ops.use_backend(conv3x3=contender):  # once, as inference does
             call["packed"] = [ops.pack_conv3x3(weight) for weight in call["weights"]]
     work = Work(flops=2 * 9 * shape.channels**2 * shape.height * shape.width * shape.rows)
-    bench(SPEC, "eager" if contender == CHANNELS_LAST else contender, call, eager, work)
-    benchmark.extra_info["contender"] = contender
+    bench(SPEC, contender, call, eager, work)

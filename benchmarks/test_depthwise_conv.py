@@ -7,13 +7,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from dmtl.ops.depthwise_conv import SPEC
 
-from .harness import DEVICE, DTYPES, Work, contenders
-
-CHANNELS_LAST = "eager-channels-last"
+from .harness import CHANNELS_LAST, DEVICE, DTYPES, Work, contenders, layout
+from .plain import depthwise_convolved
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,10 @@ LAYERS = {
 
 
 def arguments(layer: Layer, dtype: torch.dtype, contender: str, tracked: bool = False) -> dict:
-    published = contender in ("eager", "compiled")
-    layout = torch.contiguous_format if published else torch.channels_last
     x = torch.randn(layer.B, layer.C, layer.H, layer.W, device=DEVICE)
     weight = torch.randn(layer.C, 1, layer.k, layer.k, device=DEVICE) / layer.k
     return dict(
-        x=x.to(dtype, memory_format=layout).requires_grad_(tracked),
+        x=x.to(dtype, memory_format=layout(contender)).requires_grad_(tracked),
         weight=weight.to(dtype).requires_grad_(tracked),
         stride=layer.stride,
         padding=layer.k // 2 if layer.stride == 1 else (layer.k - 2) // 2,
@@ -53,11 +49,7 @@ def arguments(layer: Layer, dtype: torch.dtype, contender: str, tracked: bool = 
 
 
 def eager(x, weight, stride, padding):
-    """Convolve; symmetric padding is built in, TensorFlow's needs a padded copy."""
-    if stride == 1:
-        return F.conv2d(x, weight, padding=padding, groups=x.shape[1])
-    padded = F.pad(x, (padding, weight.shape[-1] - 2 - padding) * 2)
-    return F.conv2d(padded, weight, stride=stride, groups=x.shape[1])
+    return depthwise_convolved(x, weight, None, stride, padding)
 
 
 def work(layer: Layer, call: dict, backward: bool = False) -> Work:
@@ -71,17 +63,15 @@ def work(layer: Layer, call: dict, backward: bool = False) -> Work:
 @pytest.mark.parametrize("contender", contenders(SPEC, CHANNELS_LAST))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", LAYERS)
-def test_depthwise_conv(bench, benchmark, size, dtype, contender):
+def test_depthwise_conv(bench, size, dtype, contender):
     call = arguments(LAYERS[size], DTYPES[dtype], contender)
-    bench(SPEC, "eager" if contender == CHANNELS_LAST else contender, call, eager, work(LAYERS[size], call))
-    benchmark.extra_info["contender"] = contender
+    bench(SPEC, contender, call, eager, work(LAYERS[size], call))
 
 
 @pytest.mark.parametrize("contender", contenders(SPEC, CHANNELS_LAST))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [name for name in LAYERS if "1x512x512" not in name])
-def test_depthwise_conv_with_gradients(bench, benchmark, size, dtype, contender):
+def test_depthwise_conv_with_gradients(bench, size, dtype, contender):
     call = arguments(LAYERS[size], DTYPES[dtype], contender, tracked=True)
     counted = work(LAYERS[size], call, backward=True)
-    bench(SPEC, "eager" if contender == CHANNELS_LAST else contender, call, eager, counted, backward=True)
-    benchmark.extra_info["contender"] = contender
+    bench(SPEC, contender, call, eager, counted, backward=True)

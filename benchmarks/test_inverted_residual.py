@@ -9,11 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dmtl import ops
 from dmtl.ops.inverted_residual import SPEC, pack_inverted_residual
+from dmtl.ops.registry import BACKENDS
 
-from .harness import DEVICE, DTYPES, Work, contenders
-
-CHANNELS_LAST = "eager-channels-last"
+from .harness import CHANNELS_LAST, DEVICE, DTYPES, Work, contenders, layout
+from .plain import depthwise_convolved
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,6 @@ BLOCKS = {
 
 def arguments(block: Block, dtype: torch.dtype, contender: str) -> dict:
     """Return arguments of a block that expands six times."""
-    layout = torch.contiguous_format if contender in ("eager", "compiled") else torch.channels_last
     C, E, N, k = block.C, 6 * block.C, block.N, block.k
 
     def layer(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,7 +51,7 @@ def arguments(block: Block, dtype: torch.dtype, contender: str) -> dict:
         return weight.to(dtype), torch.randn(shape[0], device=DEVICE).to(dtype)
 
     call = dict(
-        x=torch.randn(block.B, C, block.H, block.W, device=DEVICE).to(dtype, memory_format=layout),
+        x=torch.randn(block.B, C, block.H, block.W, device=DEVICE).to(dtype, memory_format=layout(contender)),
         expand=layer(E, C),
         depthwise=layer(E, 1, k, k),
         project=layer(N, E),
@@ -60,20 +60,16 @@ def arguments(block: Block, dtype: torch.dtype, contender: str) -> dict:
         residual=block.stride == 1 and N == C,
         high=6.0,
     )
-    if contender == "dmtl":
-        call["packed"] = pack_inverted_residual(call["expand"], call["depthwise"], call["project"])
+    if contender in BACKENDS:
+        with ops.use_backend(inverted_residual=contender):  # once, as inference does
+            call["packed"] = pack_inverted_residual(call["expand"], call["depthwise"], call["project"])
     return call
 
 
 def eager(x, expand, depthwise, project, stride, padding, residual, high, packed=None):
-    """Convolve three times; TensorFlow's padding needs a padded copy."""
+    """Convolve three times."""
     y = F.conv2d(x, expand[0][:, :, None, None], expand[1]).clamp_(0, high)
-    taps, bias = depthwise
-    if stride == 1:
-        y = F.conv2d(y, taps, bias, padding=padding, groups=len(taps)).clamp_(0, high)
-    else:
-        y = F.pad(y, (padding, taps.shape[-1] - 2 - padding) * 2)
-        y = F.conv2d(y, taps, bias, stride=stride, groups=len(taps)).clamp_(0, high)
+    y = depthwise_convolved(y, *depthwise, stride, padding).clamp_(0, high)
     y = F.conv2d(y, project[0][:, :, None, None], project[1])
     return y.add_(x) if residual else y
 
@@ -89,7 +85,6 @@ def work(block: Block, call: dict) -> Work:
 @pytest.mark.parametrize("contender", contenders(SPEC, CHANNELS_LAST))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", BLOCKS)
-def test_inverted_residual(bench, benchmark, size, dtype, contender):
+def test_inverted_residual(bench, size, dtype, contender):
     call = arguments(BLOCKS[size], DTYPES[dtype], contender)
-    bench(SPEC, "eager" if contender == CHANNELS_LAST else contender, call, eager, work(BLOCKS[size], call))
-    benchmark.extra_info["contender"] = contender
+    bench(SPEC, contender, call, eager, work(BLOCKS[size], call))

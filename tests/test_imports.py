@@ -221,6 +221,20 @@ def test_prediction_starts_without_a_compiler():
     assert out.split() == ["[]"]
 
 
+def test_a_recording_needs_no_compiler():
+    out = run_python("""
+        import sys, torch
+        from dmtl.engine.engine import Engine
+        from dmtl.runtime import native
+        from tests.models.cases import small_model
+        engine = Engine(small_model())
+        for _ in range(3):
+            engine.maps(torch.randn(1, 3, 64, 64))
+        print(len(engine._graphs) == 1 or bool(native.why_no_core()), "torch._dynamo" in sys.modules)
+    """)
+    assert out.split() == ["True", "False"]
+
+
 def test_public_names_exist():
     """Every lazily exposed name can be imported, and an unknown one is an AttributeError."""
     out = run_python("""

@@ -20,6 +20,7 @@ class Call:
     sampler: tuple[str, float | None]  # name and eta
     tolerance: float | None
     noises: Any  # list[NoiseSource]; in the key of a graph, the length of that list
+    how: tuple = ()  # threads, instruction set and backends of a CPU
     initial: bool = False
 
 

@@ -9,8 +9,8 @@ Everything that depends only on the parameters is computed once (`dmtl.engine.ne
 allocates full-size logits. Repeated call signatures are replayed without Python (`dmtl.engine.graphs`): on a
 GPU as a CUDA graph, on a CPU, for small images, as a recording (`dmtl.engine.replay`). Large images are split
 into tiles if memory does not suffice (`dmtl.engine.tiles`). From several noise samples the engine computes
-maps of the model's uncertainty (`dmtl.engine.noise`). In fp32, an engine computes the
-same function as its model.
+maps of the model's uncertainty (`dmtl.engine.noise`). In fp32, an engine computes the same function as its
+model.
 """
 
 from __future__ import annotations
@@ -237,6 +237,7 @@ class Engine:
         chain, trained = self.network.mtdnet is not None, self.config.steps
         most = max(AUTO_STEPS, trained) if steps == "auto" else trained
         size = (image.shape[-2], image.shape[-1])
+        core = native.core() if self.device.type == "cpu" else None
         return Call(
             wanted=self.chosen if tasks is None else self._checked_tasks(tasks),
             size=size,
@@ -247,6 +248,7 @@ class Engine:
             else self.config.sampler_for(sampler, eta),
             tolerance=self.tolerance if steps == "auto" and chain else None,
             noises=draws_of(self.noise if noise is None else noise, samples if chain else 1),
+            how=() if core is None else (torch.get_num_threads(), core.isa(), choices()),
         )
 
     def _all_logits(
@@ -288,9 +290,7 @@ class Engine:
     @staticmethod
     def _signature(what: str, tile: Tensor, call: Call) -> tuple:
         """Return everything that a computation depends on, except pixels and noise."""
-        core = native.core() if tile.device.type == "cpu" else None
-        how = (torch.get_num_threads(), core.isa(), choices()) if core else ()
-        return what, tuple(tile.shape), replace(call, noises=len(call.noises)), how
+        return what, tuple(tile.shape), replace(call, noises=len(call.noises))
 
     def _plain_logits(self, padded: Tensor, call: Call) -> tuple[list[dict[str, Tensor]], int]:
         draws, steps = self._logits(padded, call)

@@ -72,9 +72,8 @@ class Graphs:
     def __init__(self, capture: Capture = cuda_capture, limit: int = 8, memory: float = float("inf")):
         self._capture, self._limit, self._memory = capture, limit, memory
         self._kept: OrderedDict[Hashable, _Graph] = OrderedDict()
-        self._seen: OrderedDict[Hashable, bool] = (
-            OrderedDict()
-        )  # key -> whether a graph is impossible or too large
+        # key -> whether it stays eager, because a graph is impossible or too large
+        self._seen: OrderedDict[Hashable, bool] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:

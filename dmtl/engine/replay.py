@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from dmtl.engine.graphs import Compute
+from dmtl.engine.graphs import Captured, Compute
 from dmtl.ops.registry import serve
 from dmtl.runtime import native
 from dmtl.runtime.memory import Pool
@@ -35,7 +35,7 @@ _ALLOCATIONS = {
 _DEPENDS_ON_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
-def cpu_capture(compute: Compute, inputs: Sequence[Tensor]) -> tuple[Callable[[], None], Any, int] | None:
+def cpu_capture(compute: Compute, inputs: Sequence[Tensor]) -> Captured | None:
     """Record compute(*inputs); return (replay, outputs, bytes of memory that the recording holds).
 
     Returns None if the calls depend on the inputs' elements, so that they cannot be repeated for others.

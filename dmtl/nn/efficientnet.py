@@ -118,14 +118,16 @@ class InvertedResidual(nn.Module):
 class FusedBlock(nn.Module):
     """A block whose batch norms are folded, as one operator for inference. It learns nothing."""
 
+    expand: tuple[Tensor, Tensor] | None
+
     def __init__(self, block: SeparableBlock | InvertedResidual):
         super().__init__()
-        whole = isinstance(block, InvertedResidual)
-        last = block.conv_pwl if isinstance(block, InvertedResidual) else block.conv_pw
-        self.expand = _layer(block.conv_pw) if whole else None
-        self.depthwise, self.project = _layer(block.conv_dw), _layer(last)
+        self.expand, self.residual, project = None, False, block.conv_pw
+        if isinstance(block, InvertedResidual):
+            self.expand, self.residual, project = _layer(block.conv_pw), block.shortcut, block.conv_pwl
+        self.project = _layer(project)
+        self.depthwise = _layer(block.conv_dw)
         self.stride, self.padding = block.conv_dw.stride[0], block.conv_dw.first
-        self.residual = isinstance(block, InvertedResidual) and block.shortcut
         self.packed = ops.pack_inverted_residual(self.expand, self.depthwise, self.project)
 
     def forward(self, x: Tensor) -> Tensor:

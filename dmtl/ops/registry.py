@@ -95,7 +95,7 @@ def add(spec: OpSpec) -> OpSpec:
     REGISTRY[spec.name] = spec
     for operator in filter(None, (spec.forward, spec.backward, *spec.variants)):
         name, run = operator.name, partial(_run, spec, operator)
-        _served[name] = partial(_serve, spec, operator)
+        _served[name] = partial(_run, spec, operator, check=False)
         _LIBRARY.define(name + operator.schema, tags=(torch.Tag.pt2_compliant_tag,))
         _LIBRARY.impl(name, run, "CompositeExplicitAutograd")  # on every device, below autograd
         if operator.schema.startswith("(Tensor(a!)"):
@@ -228,16 +228,12 @@ def serve(overload: torch._ops.OpOverload) -> Callable:
     return _served[overload._schema.name.removeprefix("dmtl::")]
 
 
-def _run(spec: OpSpec, operator: Operator, *args: Any) -> Any:
-    if operator.check_values is not None and _floating(args)[0].device.type == "cpu":
-        operator.check_values(*args)
-    return _serve(spec, operator, *args)
-
-
-def _serve(spec: OpSpec, operator: Operator, *args: Any) -> Any:
+def _run(spec: OpSpec, operator: Operator, *args: Any, check: bool = True) -> Any:
     tensors = _floating(args)
     # What the op computes on, without the tables of coefficients (which stay float32).
     data = [x for x in tensors if x.dim() > 1 or x is tensors[0]]
+    if check and operator.check_values is not None and data[0].device.type == "cpu":
+        operator.check_values(*args)
     backend = choose(spec, data, operator, args)
     device = data[0].device
     if operator.kind is not None and device.type in MEASURED and requested(spec.name) is None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import textwrap
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +16,6 @@ from dmtl.runtime import native
 from tests.engine.test_engine import MODELS, ids
 from tests.models.cases import small_model
 
-ROOT = Path(__file__).resolve().parents[2]
 ENCODERS = [dict(backbone="efficientnet_lite0"), dict(backbone="resnet18", backbone_width=8)]
 needs_core = pytest.mark.skipif(bool(native.why_no_core()), reason="dmtl._core was not built")
 
@@ -142,21 +137,6 @@ def test_large_images_and_several_samples_are_not_recorded(side, samples):
     for _ in range(3):
         engine.maps(torch.randn(1, 3, side, side))
     assert len(engine._graphs) == 0
-
-
-@needs_core
-def test_recording_does_not_import_the_compiler():
-    program = """
-        import sys, torch
-        from dmtl.engine.engine import Engine
-        from tests.models.cases import small_model
-        engine = Engine(small_model())
-        for _ in range(3):
-            engine.maps(torch.randn(1, 3, 64, 64))
-        assert len(engine._graphs) == 1
-        assert "torch._dynamo" not in sys.modules
-    """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, cwd=ROOT)
 
 
 def test_operators_of_the_library():

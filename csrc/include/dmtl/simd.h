@@ -22,7 +22,7 @@ constexpr int64_t kLanes16 = 16;
 #if defined(__AVX512F__)
 struct F32x16 {
     __m512 v;
-    static constexpr __mmask16 all_lanes = 0xFFFF;  // GCC 12 warns of its own header's min and max without a mask
+    static constexpr __mmask16 all_lanes = 0xFFFF;  // with a mask, GCC 12 does not warn about its header
     static DMTL_INLINE __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
     static DMTL_INLINE F32x16 zero() { return {_mm512_setzero_ps()}; }
     static DMTL_INLINE F32x16 all(float x) { return {_mm512_set1_ps(x)}; }
