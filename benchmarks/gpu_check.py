@@ -138,7 +138,7 @@ def run_tests(rows: Rows, device: str, limit_s: float) -> bool:
 def run_sanitizer(rows: Rows, device: str, limit_s: float) -> bool:
     """Run compute-sanitizer over small calls of the CUDA kernels.
 
-    If there is no result, because the tool is missing, rejects the device or takes too long, a row says so.
+    If the tool is missing, rejects the device or takes too long, a row says so.
     """
     tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if device != "cuda" or not Path(tool).is_file():

@@ -200,7 +200,7 @@ def saved_tasks(folder: str | os.PathLike, tasks: Mapping[str, Task]) -> dict[st
     """Return the tasks of which a folder has maps, with the options in its maps.json.
 
     Raises:
-        DataError: there is no such folder, or its maps are of another kind or unit.
+        DataError: the folder is missing, or its maps are of another kind or unit.
     """
     if not Path(folder).is_dir():
         raise DataError(f"{folder}: no such folder, expected one with a folder of maps for each task")
@@ -259,7 +259,7 @@ def _fitting(path: Path, stored: np.ndarray, size: tuple[int, int], channels: in
 
 
 def _index(path: Path) -> dict[str, Any]:
-    """Return the content of maps.json; {} if there is no such file."""
+    """Return the content of maps.json; {} if the file is missing."""
     if not path.is_file():
         return {}
     try:

@@ -66,7 +66,7 @@ def shard_paths(root: str) -> list[str]:
 
 
 def read_contents(folder: str) -> dict[str, Any] | None:
-    """Read and check the `dataset.yaml` next to shards; None if there is no such file.
+    """Read and check the `dataset.yaml` next to shards; None if it is missing.
 
     Args:
         folder: path or URL of the shards' folder.
