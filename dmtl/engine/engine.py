@@ -19,6 +19,7 @@ import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -122,13 +123,13 @@ class Engine:
             self.form = choose_form(own, self.device, self.precision)
             self.network = Network(own, self.form)
         return_freed()  # the memory of layers that were folded away
+        self._pool = Pool()
         self._graphs: Graphs | None = None
         if self.device.type == "cuda":
             total = torch.cuda.get_device_properties(self.device).total_memory
             self._graphs = Graphs(memory=GRAPHS * total)
         elif self.device.type == "cpu":
-            self._graphs = Graphs(self._record, memory=RECORDINGS)
-        self._pool = Pool()
+            self._graphs = Graphs(partial(_recorded, self._pool), memory=RECORDINGS)
         self._last_kind: tuple[torch.Size, int, int] | None = None
 
     @torch.inference_mode()
@@ -280,13 +281,6 @@ class Engine:
         worth = self.device.type != "cpu" or (tile.numel() <= RECORDED and len(call.noises) == 1)
         return worth and capturable(call)
 
-    def _record(self, compute: Compute, inputs: Sequence[Tensor]) -> Captured | None:
-        self._pool.release()  # a recording has its own memory
-        return_freed()
-        recording = cpu_capture(compute, inputs)
-        return_freed()
-        return recording
-
     @staticmethod
     def _signature(what: str, tile: Tensor, call: Call) -> tuple:
         """Return everything that a computation depends on, except pixels and noise."""
@@ -384,3 +378,12 @@ class Engine:
             )
         if image.device.type != self.device.type:
             raise ValueError(f"Engine: image must be on {self.device}, got {image.device}")
+
+
+def _recorded(pool: Pool, compute: Compute, inputs: Sequence[Tensor]) -> Captured | None:
+    """Return `cpu_capture`'s recording, made after the engine's pool is emptied: it has its own memory."""
+    pool.release()
+    return_freed()
+    recording = cpu_capture(compute, inputs)
+    return_freed()
+    return recording

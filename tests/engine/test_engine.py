@@ -1,7 +1,9 @@
 """The engine computes the model's function: against the model, the published network, and itself."""
 
+import gc
 import json
 import random
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +236,21 @@ def test_many_requests():
         assert_close(out.maps, expected.maps, 1e-6)
         growth.append(_resident())
     assert growth[-1] < 1.05 * max(growth[20:28])
+
+
+def test_dropped_engine_frees_its_memory():
+    """Its parameters and recordings do not wait for the garbage collector, which may be off."""
+    engine = Engine(small_model())
+    for _ in range(3):  # computed, recorded, replayed
+        engine.maps(torch.zeros(1, 3, 32, 32))
+    network = weakref.ref(engine.network)
+    gc.collect()
+    gc.disable()
+    try:
+        del engine
+        assert network() is None
+    finally:
+        gc.enable()
 
 
 def _resident() -> int:
