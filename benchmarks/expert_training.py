@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dmtl.data import Batch
-from dmtl.models import DiffusionMTL
+from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.train.loss import labelled_rows, sample_scale
 
 from .expert import DTYPES, denoised, fastest_s, reduced, tokens_of
@@ -17,15 +17,15 @@ from .plain import initial_network
 
 
 class ExpertTraining:
-    """The expert's training loss of a `DiffusionMTL`, for images whose sides are multiples of 32.
+    """The expert's training loss of a model, for images whose sides are multiples of 32.
 
     The network is compiled for the shapes and labels of the batch; a real run would have to compile it for
     each combination of labels. Losses are eager. `how` records the outcome.
     """
 
-    def __init__(self, model: DiffusionMTL, precision: str, modes: tuple[str, ...]):
+    def __init__(self, model: DiffusionMTL | MultiTaskBaseline, precision: str, modes: tuple[str, ...]):
         self.model, self.dtype, self.modes = model, DTYPES[precision], modes
-        self.plan = model.mtdnet.plan(model.device)
+        self.plan = model.mtdnet.plan(model.device) if isinstance(model, DiffusionMTL) else None
         self._network: Callable = self._logits
         self.how = "eager, channels_last"
 
@@ -70,15 +70,20 @@ class ExpertTraining:
         for name, r in rows.items():
             factor = scale[batch.present[name]].to(device, non_blocking=True)
             label = batch.labels[name][r]
-            both = tasks[name].loss(final[name].float(), label)
-            both = both + 0.5 * tasks[name].loss(first[name].float(), label)
-            total = total + tasks[name].weight * (factor * both).sum()
+            loss = tasks[name].loss(first[name].float(), label)
+            if self.plan is not None:
+                loss = tasks[name].loss(final[name].float(), label) + 0.5 * loss
+            total = total + tasks[name].weight * (factor * loss).sum()
         return total
 
     def _logits(self, image: Tensor, rows: dict[str, Tensor], noise) -> tuple[dict, dict]:
         """Return logits of the labelled pairs at the image's size, final and initial."""
-        net, of_features = self.model.mtdnet, self.model.config.diffusion == "feature"
         features, initial = initial_network(self.model.initial, image)
+        size = image.shape[-2:]
+        first = {t: _upsampled(initial[t][r], size) for t, r in rows.items()}
+        if self.plan is None:
+            return first, first
+        net, of_features = self.model.mtdnet, self.model.config.diffusion == "feature"
         condition = net.condition.conv(torch.cat([m.detach() for m in initial.values()], dim=1))
         tokens = tokens_of(reduced(condition, net.condition.reduction))
         tokens = torch.cat([tokens[r] for r in rows.values()])
@@ -97,9 +102,7 @@ class ExpertTraining:
                 c1, c2, sigma = plan.coef1[i], plan.coef2[i], plan.sigma[i]
                 x = {t: c1 * clean[t] + c2 * x[t] + sigma * eps(t, last + 1 - i) for t in x}
         final = {t: net.heads[t](m) for t, m in clean.items()} if of_features else clean
-        size = image.shape[-2:]
-        whole = {t: _upsampled(m, size) for t, m in final.items()}
-        return whole, {t: _upsampled(initial[t][r], size) for t, r in rows.items()}
+        return {t: _upsampled(m, size) for t, m in final.items()}, first
 
 
 def _upsampled(logits: Tensor, size: torch.Size) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dmtl.data import Batch
 from dmtl.diffusion import ArrayNoise
-from dmtl.models import DiffusionMTL
+from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.models.initial import pad_image
 from dmtl.train.loss import sample_scale
 
@@ -100,17 +100,19 @@ class Published:
 
 
 class PublishedTraining:
-    """The published training loss of a `DiffusionMTL` for images whose sides are multiples of 32: the initial
-    network on the whole batch, then one labelled (sample, task) pair after another."""
+    """The published training loss for images whose sides are multiples of 32: the initial network on the whole
+    batch, then one labelled (sample, task) pair after another. A baseline has no chain and one loss a pair."""
 
-    def __init__(self, model: DiffusionMTL):
+    def __init__(self, model: DiffusionMTL | MultiTaskBaseline):
         self.model = model
 
     def loss(self, batch: Batch, noise: dict[str, Tensor] | None = None) -> Tensor:
         """Return the scalar to differentiate. noise: {task: [draws, B, C, h, w]}; default: randn_like."""
-        net, tasks, image = self.model.mtdnet, self.model.tasks, batch.image
+        tasks, image = self.model.tasks, batch.image
+        net = self.model.mtdnet if isinstance(self.model, DiffusionMTL) else None
         features, initial = initial_network(self.model.initial, image)
-        condition = net.condition.conv(torch.cat([m.detach() for m in initial.values()], dim=1))
+        if net is not None:
+            condition = net.condition.conv(torch.cat([m.detach() for m in initial.values()], dim=1))
         scale = sample_scale(batch.present).tolist()
         total = image.new_zeros(())
         for b in range(len(batch)):
@@ -120,10 +122,11 @@ class PublishedTraining:
             for name, task in tasks.items():
                 if not batch.present[name][b]:
                     continue
-                start = features[name] if self.model.config.diffusion == "feature" else initial[name]
-                final = execution._upsampled(execution._denoised(name, start[row], condition[row]), image)
-                first = execution._upsampled(initial[name][row], image)
                 label = batch.labels[name][row]
-                loss = task.loss(final, label) + 0.5 * task.loss(first, label)
+                loss = task.loss(execution._upsampled(initial[name][row], image), label)
+                if net is not None:
+                    start = features[name] if self.model.config.diffusion == "feature" else initial[name]
+                    final = execution._upsampled(execution._denoised(name, start[row], condition[row]), image)
+                    loss = task.loss(final, label) + 0.5 * loss
                 total = total + scale[b] / len(batch) * task.weight * loss.sum()
         return total

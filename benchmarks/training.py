@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dmtl.data import Batch
 from dmtl.diffusion import CounterNoise
-from dmtl.models import DiffusionMTL
+from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.nn.precision import tf32
 from dmtl.runtime.distributed import World
 from dmtl.runtime.measure import seconds
@@ -167,7 +167,7 @@ def expert(case: Case, precision: str, modes: tuple[str, ...] = ("default",)) ->
     return Trainee("expert", precision, model, made.loss, step, made.how)
 
 
-def _step(model: DiffusionMTL, loss: Callable[[Batch], Tensor]) -> Callable[[Batch], None]:
+def _step(model: nn.Module, loss: Callable[[Batch], Tensor]) -> Callable[[Batch], None]:
     """Return a whole step with the published optimiser, fused."""
     optimizer = torch.optim.Adam(model.parameters(), lr=OPTIM.lr, fused=True)
 
@@ -180,13 +180,16 @@ def _step(model: DiffusionMTL, loss: Callable[[Batch], Tensor]) -> Callable[[Bat
     return step
 
 
-def trained_model(case: Case) -> DiffusionMTL:
+def trained_model(case: Case) -> DiffusionMTL | MultiTaskBaseline:
     """Build the case's model on its device, in training mode."""
     return case.build().to(case.device).train()
 
 
-def noise_of(model: DiffusionMTL, batch: Batch) -> dict[str, Tensor]:
-    """Return the noise of our step 0 for every task of every image: {task: [draws, B, C, h, w]}."""
+def noise_of(model: DiffusionMTL | MultiTaskBaseline, batch: Batch) -> dict[str, Tensor]:
+    """Return the noise of our step 0 for every task of every image: {task: [draws, B, C, h, w]}, {} for a
+    baseline."""
+    if not isinstance(model, DiffusionMTL):
+        return {}
     source = CounterNoise(OPTIM.seed << 32, batch.index)
     draws = len(model.mtdnet.plan(batch.image.device).levels)
     return drawn_noise(model, batch.image, draws, source)
