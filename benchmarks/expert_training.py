@@ -60,7 +60,7 @@ class ExpertTraining:
         """
         tasks, device = self.model.tasks, batch.image.device
         rows = {task: r for task, r in labelled_rows(batch.present, device).items() if len(r)}
-        if noise is not None:
+        if noise:
             noise = {task: noise[task][:, r] for task, r in rows.items()}
         with torch.autocast(device.type, self.dtype, enabled=self.dtype is not None):
             image = batch.image.contiguous(memory_format=torch.channels_last)

@@ -100,8 +100,11 @@ class Published:
 
 
 class PublishedTraining:
-    """The published training loss for images whose sides are multiples of 32: the initial network on the whole
-    batch, then one labelled (sample, task) pair after another. A baseline has no chain and one loss a pair."""
+    """The published training loss for images whose sides are multiples of 32.
+
+    The initial network runs on the whole batch, then one labelled (sample, task) pair follows another. A
+    baseline has no chain, and one loss a pair.
+    """
 
     def __init__(self, model: DiffusionMTL | MultiTaskBaseline):
         self.model = model

@@ -1,5 +1,6 @@
 """The training step (forward, loss, backward, clipping, optimiser) vs. the published execution and the
-expert's: published network, five tasks, S = 2, random weights; and the data loader by itself.
+expert's: published network, five tasks, S = 2, and the default network of `dmtl train`, random weights; and
+the data loader by itself.
 
 All contenders of a case take turns, so a row of pytest-benchmark is one round of all; each contender's times
 and ratios are in its extra_info. With DMTL_BENCH_ROWS=FILE all rows, peak memory included, are appended to
@@ -17,7 +18,7 @@ import torch
 from dmtl.train.config import DataConfig, RunConfig
 
 from . import training
-from .cases import Case
+from .cases import Case, recipe_case
 from .facts import facts
 from .harness import DEVICE
 from .training import OPTIM, TrainingCase, TrainingRace
@@ -44,8 +45,18 @@ def keep(rows: list[dict]) -> None:
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("labels", ["one", "random"])
 def test_training_step(benchmark, capsys, batch, labels):
-    race = TrainingRace(_case(batch, labels), modes=MODES)
-    benchmark.pedantic(race.round, rounds=ROUNDS)
+    time_steps(benchmark, capsys, _case(batch, labels), ROUNDS)
+
+
+@pytest.mark.parametrize("diffusion", ["none", "feature"])
+def test_recipe_step(benchmark, capsys, diffusion):
+    """Time the network that `dmtl train` learns by default, as a baseline and with Feature Diffusion."""
+    time_steps(benchmark, capsys, TrainingCase(recipe_case(diffusion, DEVICE)), 9)
+
+
+def time_steps(benchmark, capsys, case: TrainingCase, rounds: int) -> None:
+    race = TrainingRace(case, modes=MODES)
+    benchmark.pedantic(race.round, rounds=rounds)
     rows = race.result()
     benchmark.extra_info["contenders"] = rows
     with capsys.disabled():

@@ -31,10 +31,11 @@ from .cases import Case, Noise, case_from, drawn_noise, tasks_of
 from .expert_training import ExpertTraining
 from .published import PublishedTraining
 
-ALLOWED = {"fp32": (1e-2, 1e-4), "tf32": (0.1, 1e-3), "bf16": (0.5, 1e-2)}
+ALLOWED = {"fp32": (5e-2, 1e-4), "tf32": (0.1, 1e-3), "bf16": (0.5, 1e-2)}
 """Precision -> allowed relative distances of all gradients, and of the loss, from our fp32 step's. Gradients
-through batch norms are small differences of large numbers: at 128x128 the published execution is 1.8e-3 from
-float64 in fp32, ours 2.0e-3, and in bf16 the library's own composition is 0.1 to 0.35 off."""
+through batch norms are small differences of large numbers. Distances from float64: in fp32 at 128x128 1.8e-3
+for the published execution and 2.0e-3 for ours, for the recipe's encoder 1.0e-2 for both and 2.8e-2 for the
+library's channels-last layers; in bf16 0.1 to 0.35 for the library's own composition."""
 LABELS = ("one", "random", "all")
 OPTIM = OptimConfig(optimizer="adam", lr=2e-5, weight_decay=0.0, warmup=0)
 """The published settings: Adam, gradients clipped at 10."""
@@ -75,7 +76,7 @@ class TrainingCase:
 
     def described(self) -> dict:
         """Describe the training case, for a row."""
-        return {"size": list(self.case.size), "batch": self.case.batch, "labels": self.labels}
+        return self.case.described() | {"labels": self.labels}
 
 
 def _label(task, case: Case, generator: torch.Generator) -> Tensor:
@@ -139,7 +140,7 @@ def ours(case: Case, precision: str) -> Trainee:
             taken.read()
 
     def loss(batch: Batch, noise=None) -> Tensor:
-        return batch_loss(batch, 0, True)[0]
+        return batch_loss(batch, 0, taken.denoises(0))[0]
 
     return Trainee("dmtl", precision, model, loss, step, "Step")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import training
-from benchmarks.cases import Case
+from benchmarks.cases import Case, recipe_case
 from benchmarks.training import Trainee, TrainingCase, TrainingRace, difference
 from dmtl.train.config import DataConfig, OptimConfig, RunConfig
 
@@ -29,6 +29,17 @@ def test_everybody_computes_the_same_gradients(labels, pairs):
         assert row["pairs_per_s"] == pytest.approx(1e3 * pairs / row["median_ms"])
     assert rows[0]["times published fp32"] == rows[1]["times expert fp32"] == 1.0
     assert json.loads(json.dumps(rows)) == rows
+
+
+@pytest.mark.parametrize("diffusion", ["none", "feature"])
+def test_the_recipe_is_a_case(diffusion):
+    case = recipe_case(diffusion, "cpu").but(size=(64, 64), batch=3)
+    fp32 = [(name, "fp32") for name in ("published", "expert", "dmtl")]
+    race = TrainingRace(TrainingCase(case), fp32, modes=())
+    race.round()
+    rows = race.result()
+    assert {row["case"] for row in rows} == {f"efficientnet_lite0, diffusion {diffusion}"}
+    assert all(row["difference"] < 3e-2 and row["median_ms"] > 0 for row in rows)
 
 
 def test_who_is_wrong_is_not_timed(monkeypatch):
