@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from dmtl.models.pretrained import BUILTIN
+from dmtl.runtime import cores
 
 from .cases import of_model, recipe_case
 from .facts import facts
@@ -57,14 +58,19 @@ def races() -> Iterator[tuple[str, dict, Race | TrainingRace]]:
 
 def slowdowns(rounds: int) -> Iterator[dict]:
     """Yield a row for each case, contender and number of other processes: the median time, and how many times
-    the undisturbed one it is. The numbers of processes take turns."""
+    the undisturbed one it is. Before timing, kernels may adapt to the machine (`dmtl.runtime.cores`)."""
     for what, case, race in races():
-        for _ in range(rounds):
-            for others in OTHERS:
-                with computing(others):
+        found: dict[str, list[float]] = {title: [] for title in race.times_s}
+        for others in OTHERS:
+            with computing(others):
+                race.round()
+                while not others and cores.threads() < torch.get_num_threads():
                     race.round()
-        for title, times in race.times_s.items():
-            medians = [statistics.median(times[i :: len(OTHERS)]) for i in range(len(OTHERS))]
+                for _ in range(rounds):
+                    race.round()
+            for title, times in race.times_s.items():
+                found[title].append(statistics.median(times[-rounds:]))
+        for title, medians in found.items():
             for others, median in zip(OTHERS, medians, strict=True):
                 row = {"part": "busy", "what": what, **case, "contender": title, "others": others}
                 yield row | {"median_ms": 1e3 * median, "times_quiet": median / medians[0]}

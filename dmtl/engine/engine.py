@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -39,14 +39,16 @@ from dmtl.engine.tiles import FACTOR, tiled
 from dmtl.errors import ConfigError
 from dmtl.models import DiffusionMTL, Maps, MultiTaskBaseline, Prediction
 from dmtl.models.initial import PAD_MULTIPLE, decode, pad_image, upsample
+from dmtl.nn.efficientnet import FusedBlock
 from dmtl.nn.precision import tf32
 from dmtl.ops.registry import choices
-from dmtl.runtime import native
+from dmtl.runtime import cores, native
 from dmtl.runtime.memory import Pool, return_freed
 
 AUTO_STEPS = 8  # maximum for steps="auto", unless the model was trained with more
 GRAPHS = 1 / 8  # share of a GPU's memory for captured graphs
 RECORDED = 1 << 20  # elements of the largest batch whose calls a CPU records; more take long in the kernels
+SMALL = 1 << 18  # elements of the largest batch for which torch's own operators have one thread
 RECORDINGS = 128 << 20  # bytes for recordings
 OVERLAP = 4  # neighbouring tiles overlap by 1/4 of their side
 
@@ -122,6 +124,7 @@ class Engine:
         with torch.inference_mode():
             self.form = choose_form(own, self.device, self.precision)
             self.network = Network(own, self.form)
+        self._fused = any(isinstance(part, FusedBlock) for part in own.modules())
         return_freed()  # the memory of layers that were folded away
         self._pool = Pool()
         self._graphs: Graphs | None = None
@@ -210,6 +213,9 @@ class Engine:
     def _computing(self, padded: Tensor, call: Call) -> Iterator[None]:
         """In this context, set TF32 as the precision requires and, on a CPU, use the engine's memory pool.
 
+        If kernels compute the encoder and images are small, torch's own operators are small, too, and have
+        one thread (`dmtl.runtime.cores`). Then maps do not depend on the number of threads.
+
         The pool is emptied if the call signature changes. It is also emptied before a large image: idle
         blocks would add to the encoder's peak memory, and the page faults of new ones take only 1 % of the
         time there.
@@ -218,7 +224,12 @@ class Engine:
         if kind != self._last_kind or padded.numel() >= LARGE:
             self._pool.release()
         self._last_kind = kind
-        with tf32(self.precision == "tf32"), self._pool.in_use():
+        small = self._fused and padded.numel() <= SMALL
+        with (
+            tf32(self.precision == "tf32"),
+            self._pool.in_use(),
+            cores.for_kernels() if small else nullcontext(),
+        ):
             yield
 
     def _call(
@@ -239,6 +250,8 @@ class Engine:
         most = max(AUTO_STEPS, trained) if steps == "auto" else trained
         size = (image.shape[-2], image.shape[-1])
         core = native.core() if self.device.type == "cpu" else None
+        if core is not None:
+            cores.adapt()
         return Call(
             wanted=self.chosen if tasks is None else self._checked_tasks(tasks),
             size=size,
@@ -249,7 +262,7 @@ class Engine:
             else self.config.sampler_for(sampler, eta),
             tolerance=self.tolerance if steps == "auto" and chain else None,
             noises=draws_of(self.noise if noise is None else noise, samples if chain else 1),
-            how=() if core is None else (torch.get_num_threads(), core.isa(), choices()),
+            how=() if core is None else (cores.threads(), core.isa(), choices()),
         )
 
     def _all_logits(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmtl.runtime import native
+from dmtl.runtime import cores, native
 from dmtl.runtime.recording import recording
 from dmtl.runtime.support import Support
 
@@ -74,7 +74,7 @@ class Native:
             ) from None
 
 
-CPU = Native("cpu", native.core, native.why_no_core, lambda x: torch.get_num_threads())
+CPU = Native("cpu", native.core, native.why_no_core, lambda x: cores.threads())
 CUDA = Native(
     "cuda",
     native.core_cuda,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dmtl.data.loading.loader import Batch
 from dmtl.errors import ConfigError, one_line
 from dmtl.models import DiffusionMTL
+from dmtl.runtime import cores
 from dmtl.runtime.distributed import World, any_rank, gathered, total
 from dmtl.runtime.memory import is_out_of_memory, return_freed
 from dmtl.train import distributed
@@ -105,6 +106,8 @@ class Step:
 
     def __call__(self, batch: Batch, number: int) -> None:
         """Run one step, `number` counted from 0; the batch may be on the CPU."""
+        if self.device.type == "cpu":
+            cores.adapt()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(number) * group["factor"]
         batch = batch.to(self.device, non_blocking=True)

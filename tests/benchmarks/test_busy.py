@@ -17,7 +17,7 @@ def test_every_number_of_processes_has_a_row(monkeypatch):
         busy, "races", lambda: iter([("prediction", TOY.described(), Race(TOY, ["fp32"], busy.WHO))])
     )
     rows = list(busy.slowdowns(rounds=2))
-    assert started == [0, 1, 2, 0, 1, 2]
+    assert started == [0, 1, 2]
     assert [(row["contender"], row["others"]) for row in rows] == [
         (title, others) for title in ("published fp32", "dmtl fp32") for others in busy.OTHERS
     ]

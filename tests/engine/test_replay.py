@@ -94,6 +94,24 @@ def test_what_a_recording_depends_on(monkeypatch):
 
 
 @needs_core
+@pytest.mark.parametrize("diffusion", ["none", "feature", "prediction"])
+def test_maps_do_not_depend_on_the_number_of_threads(diffusion):
+    options = dict(backbone="efficientnet_lite0", diffusion=diffusion)
+    image, threads, found = torch.randn(2, 3, 64, 96), torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            engine = pair_of_engines(options)[0]
+            for _ in range(3):  # computed, recorded, replayed
+                found.append(engine.maps(image))
+                assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(threads)
+    for out in found[1:]:
+        assert_same_bits(out, found[0])
+
+
+@needs_core
 def test_threads():
     """Calls from several threads at a time: one replays, the others compute eagerly."""
     recorded, eager = pair_of_engines({})
