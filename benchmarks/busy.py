@@ -1,6 +1,6 @@
 """How much longer predictions and training steps take while other processes compute.
 
-    python -m benchmarks.busy [--rounds 5] [--out rows.jsonl]
+    python -m benchmarks.busy [--rounds 5] [--contenders dmtl] [--out rows.jsonl]
 
 The others are endless loops of one thread each. With t threads on as many cores, a fair scheduler leaves a
 process t / (t + n) of the cores next to n loops, so its time should grow by the factor 1 + n / t.
@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,20 +46,20 @@ def computing(others: int) -> Iterator[None]:
             loop.wait()
 
 
-def races() -> Iterator[tuple[str, dict, Race | TrainingRace]]:
+def races(who: Sequence[str]) -> Iterator[tuple[str, dict, Race | TrainingRace]]:
     """Yield (what is timed, description of the case, race) one after another, because of their memory."""
     for size in ((512, 512), (128, 160)):
         case = of_model(BUILTIN).but(size=size)
-        yield "prediction", case.described(), Race(case, ["fp32"], WHO)
+        yield "prediction", case.described(), Race(case, ["fp32"], who)
     for diffusion in ("none", "feature"):
         training = TrainingCase(recipe_case(diffusion, "cpu"))
-        yield "training step", training.described(), TrainingRace(training, [(name, "fp32") for name in WHO])
+        yield "training step", training.described(), TrainingRace(training, [(name, "fp32") for name in who])
 
 
-def slowdowns(rounds: int) -> Iterator[dict]:
+def slowdowns(rounds: int, who: Sequence[str] = WHO) -> Iterator[dict]:
     """Yield a row for each case, contender and number of other processes: the median time, and how many times
     the undisturbed one it is. Before timing, kernels may adapt to the machine (`dmtl.runtime.cores`)."""
-    for what, case, race in races():
+    for what, case, race in races(who):
         found: dict[str, list[float]] = {title: [] for title in race.times_s}
         for others in OTHERS:
             with computing(others):
@@ -83,9 +83,10 @@ def main() -> None:
         "--rounds", type=int, default=5, help="times that each contender runs with each number"
     )
     parser.add_argument("--out", type=Path, help="file to which rows are appended as JSON lines")
+    parser.add_argument("--contenders", nargs="+", choices=WHO, default=WHO, help="default: all")
     args = parser.parse_args()
     known = facts(torch.device("cpu"))
-    for row in slowdowns(args.rounds):
+    for row in slowdowns(args.rounds, args.contenders):
         print(json.dumps(row), flush=True)
         if args.out:
             with args.out.open("a", encoding="utf-8") as file:

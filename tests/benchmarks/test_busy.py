@@ -14,7 +14,7 @@ def test_every_number_of_processes_has_a_row(monkeypatch):
     real = busy.computing
     monkeypatch.setattr(busy, "computing", lambda others: started.append(others) or real(others))
     monkeypatch.setattr(
-        busy, "races", lambda: iter([("prediction", TOY.described(), Race(TOY, ["fp32"], busy.WHO))])
+        busy, "races", lambda who: iter([("prediction", TOY.described(), Race(TOY, ["fp32"], who))])
     )
     rows = list(busy.slowdowns(rounds=2))
     assert started == [0, 1, 2]
