@@ -48,7 +48,7 @@ from dmtl.runtime.memory import Pool, return_freed
 AUTO_STEPS = 8  # maximum for steps="auto", unless the model was trained with more
 GRAPHS = 1 / 8  # share of a GPU's memory for captured graphs
 RECORDED = 1 << 20  # elements of the largest batch whose calls a CPU records; more take long in the kernels
-SMALL = 1 << 18  # elements of the largest batch for which torch's own operators have one thread
+SERIAL = 1 << 21  # elements times threads up to which torch's own operators have one thread
 RECORDINGS = 128 << 20  # bytes for recordings
 OVERLAP = 4  # neighbouring tiles overlap by 1/4 of their side
 
@@ -213,8 +213,9 @@ class Engine:
     def _computing(self, padded: Tensor, call: Call) -> Iterator[None]:
         """In this context, set TF32 as the precision requires and, on a CPU, use the engine's memory pool.
 
-        If kernels compute the encoder and images are small, torch's own operators are small, too, and have
-        one thread (`dmtl.runtime.cores`). Then maps do not depend on the number of threads.
+        If kernels compute the encoder, torch's own operators are a small part. Unless there are many threads
+        or pixels, they have one thread (`dmtl.runtime.cores`), which costs 3 % on two cores. Then maps do not
+        depend on the number of threads.
 
         The pool is emptied if the call signature changes. It is also emptied before a large image: idle
         blocks would add to the encoder's peak memory, and the page faults of new ones take only 1 % of the
@@ -224,7 +225,7 @@ class Engine:
         if kind != self._last_kind or padded.numel() >= LARGE:
             self._pool.release()
         self._last_kind = kind
-        small = self._fused and padded.numel() <= SMALL
+        small = self._fused and padded.numel() * torch.get_num_threads() <= SERIAL
         with (
             tf32(self.precision == "tf32"),
             self._pool.in_use(),

@@ -69,8 +69,8 @@ class Cores:
     def for_kernels(self) -> Iterator[None]:
         """In this context, kernels keep their threads and torch's own operators have one.
 
-        An engine uses it for small images. There, torch's operators are small, their parallel regions would
-        wait for cores like any other, and their results depend on the number of threads.
+        An engine uses it where torch's operators are a small part: their parallel regions wait for cores like
+        any other, and their results depend on the number of threads.
         """
         if getattr(self._local, "inside", False):
             yield
