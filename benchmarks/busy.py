@@ -64,7 +64,8 @@ def slowdowns(rounds: int, who: Sequence[str] = WHO) -> Iterator[dict]:
         for others in OTHERS:
             with computing(others):
                 race.round()
-                while not others and cores.threads() < torch.get_num_threads():
+                end = time.monotonic() + 2 * cores.HOLD[1]
+                while not others and cores.threads() < torch.get_num_threads() and time.monotonic() < end:
                     race.round()
                 for _ in range(rounds):
                     race.round()

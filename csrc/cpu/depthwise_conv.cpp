@@ -226,7 +226,7 @@ void add_row(const DepthwiseConvWeightParams& p, const T* grad, const T* x, int6
     for (int v = 0; v < k; ++v) (F32x16::load(sums + v * kLanes16) + sum[v]).store(sums + v * kLanes16);
 }
 
-// An item is a range of channels, in blocks of 16: all their taps. Rows are read once, whatever the number of channels.
+// An item is a range of channels, in blocks of 16: all their taps. All channels of a row are read together.
 template <int k, class T>
 void weight_gradient_of(const DepthwiseConvWeightParams& p, int threads) {
     const int64_t C = p.channels, blocks = (C + kLanes16 - 1) / kLanes16;

@@ -13,8 +13,8 @@ namespace {
 
 constexpr int64_t kWholeFloats = 256 * 1024;  // expanded maps up to this size are computed at once, all threads on each layer
 constexpr int64_t kBandFloats = 64 * 1024;    // of larger ones a thread computes bands of about this size
-constexpr int64_t kBandsPerThread = 4;        // pieces of the work, so that a slow thread has fewer of them ...
-constexpr int64_t kWorthHalos = 4;            // ... each of at least so many times the rows that it expands again
+constexpr int64_t kBandsPerThread = 4;        // pieces of the work, so that a slow thread has fewer of them
+constexpr int64_t kLeastHalos = 4;            // a piece has at least four times the rows that its neighbour expands, too
 
 #if defined(__AVX512F__)
 constexpr int kPixels = 8;  // sums at a time: eight registers of 32
@@ -217,11 +217,11 @@ void inverted_residual(const InvertedResidualParams& p, int threads) {
     const int64_t fitting = (kBandFloats / p.row_floats() - (p.k - p.stride)) / p.stride;
     const int64_t band = fitting > p.out_height ? p.out_height : fitting > 1 ? fitting : 1;
     const int64_t bands = (p.out_height + band - 1) / band;
-    // Every piece expands k - stride rows that its neighbour expands, too: more than one piece a thread has to be worth it.
-    const int64_t worth = p.out_height * p.stride / (kWorthHalos * (p.k - p.stride));
-    const int64_t each = (threads + p.images - 1) / p.images, wanted = (kBandsPerThread * threads + p.images - 1) / p.images;
-    const int64_t most = wanted < worth ? wanted : each > worth ? each : worth;
-    const int64_t pieces = most < bands ? most : bands;
+    // Neighbours both expand k - stride rows, which limits the number of pieces, but every thread gets one.
+    const int64_t worth = p.out_height * p.stride / (kLeastHalos * (p.k - p.stride));
+    const int64_t least = (threads + p.images - 1) / p.images, wanted = (kBandsPerThread * threads + p.images - 1) / p.images;
+    const int64_t limit = worth > least ? worth : least, most = limit < bands ? limit : bands;
+    const int64_t pieces = wanted < most ? wanted : most;
     parallel_for(p.images * pieces, threads, [&](int64_t item) {
         const Range part = share(bands, pieces, item % pieces);
         const int64_t last = part.end * band < p.out_height ? part.end * band : p.out_height;

@@ -124,7 +124,9 @@ class Engine:
         with torch.inference_mode():
             self.form = choose_form(own, self.device, self.precision)
             self.network = Network(own, self.form)
-        self._fused = any(isinstance(part, FusedBlock) for part in own.modules())
+        self._fused = native.core() is not None and any(
+            isinstance(part, FusedBlock) for part in own.modules()
+        )
         return_freed()  # the memory of layers that were folded away
         self._pool = Pool()
         self._graphs: Graphs | None = None
@@ -214,8 +216,8 @@ class Engine:
         """In this context, set TF32 as the precision requires and, on a CPU, use the engine's memory pool.
 
         If kernels compute the encoder, torch's own operators are a small part. Unless there are many threads
-        or pixels, they have one thread (`dmtl.runtime.cores`), which costs 3 % on two cores. Then maps do not
-        depend on the number of threads.
+        or pixels, they have one thread (`dmtl.runtime.cores`), which costs 3 % on two cores. With all numbers
+        of threads for which that holds, maps are the same to the bit.
 
         The pool is emptied if the call signature changes. It is also emptied before a large image: idle
         blocks would add to the encoder's peak memory, and the page faults of new ones take only 1 % of the

@@ -8,6 +8,9 @@ The results of kernels do not depend on the number of threads.
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +20,9 @@ from pathlib import Path
 import torch
 
 INTERVAL = 0.1  # seconds between two measurements
-HOLD = 1.0, 30.0  # seconds until one more thread is tried: at first, and at most after repeated failures
-_SURPLUS = 0.3  # threads that wait, on average, from which on there are too many
-_LEAST = 0.01  # seconds that a measurement must cover
+HOLD = 1.0, 30.0  # seconds until one more thread is tried: at first, and at most after tries that failed
+_ALLOWED = 0.3  # threads that may wait, on average
+_LEAST = 0.01  # processor seconds that a measurement must cover
 
 
 def waited_s() -> float | None:
@@ -27,16 +30,18 @@ def waited_s() -> float | None:
 
     None on systems that do not count them. (Linux: second number in /proc/PID/task/TID/schedstat.)
     """
-    total = 0
+    total = readable = 0
     try:
-        for task in Path("/proc/self/task").iterdir():
+        for task in os.listdir("/proc/self/task"):
             try:
-                total += int((task / "schedstat").read_text().split()[1])
-            except ProcessLookupError:  # the thread has just ended
+                with open(f"/proc/self/task/{task}/schedstat", "rb", buffering=0) as file:
+                    total += int(file.read(64).split()[1])
+                readable += 1
+            except (FileNotFoundError, ProcessLookupError):  # the thread has just ended
                 continue
     except (OSError, IndexError, ValueError):
         return None
-    return 1e-9 * total
+    return 1e-9 * total if readable else None
 
 
 class Cores:
@@ -55,10 +60,8 @@ class Cores:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._waited, self._used, self._clock = waited, used, clock
-        self._spared, self._hold, self._until = 0, HOLD[0], 0.0
+        self._spared, self._hold, self._until, self._tried = 0, HOLD[0], 0.0, False
         self._seen = self._measured()
-        # torch's number of threads before the first thread entered `for_kernels`, and threads inside
-        self._all, self._inside = 1, 0
         self._lock, self._local = threading.Lock(), threading.local()
 
     def threads(self) -> int:
@@ -67,56 +70,75 @@ class Cores:
 
     @contextmanager
     def for_kernels(self) -> Iterator[None]:
-        """In this context, kernels keep their threads and torch's own operators have one.
+        """In this context, kernels that this thread calls keep their threads, and torch's operators have one.
 
         An engine uses it where torch's operators are a small part: their parallel regions wait for cores like
         any other, and their results depend on the number of threads.
         """
-        if getattr(self._local, "inside", False):
+        change = _openmp_threads()
+        if change is None or hasattr(self._local, "most"):
             yield
             return
-        with self._lock:
-            if self._inside == 0:
-                self._all = torch.get_num_threads()
-            self._inside += 1
-        self._local.inside = True
-        torch.set_num_threads(1)
+        self._local.most = most = torch.get_num_threads()
+        change(1)
         try:
             yield
         finally:
-            torch.set_num_threads(self._all)
-            self._local.inside = False
-            with self._lock:
-                self._inside -= 1
-
-    def _most(self) -> int:
-        return self._all if getattr(self._local, "inside", False) else torch.get_num_threads()
+            change(most)
+            del self._local.most
 
     def adapt(self) -> None:
         """Measure how long threads waited since the last time, and change the number of threads.
 
         An engine calls it before a prediction, a trainer before a step.
         """
-        most, now = self._most(), self._clock()
-        if most == 1 or now - self._seen[0] < INTERVAL:
+        if self._most() == 1 or self._clock() - self._seen[0] < INTERVAL:
             return
-        before, self._seen = self._seen, self._measured()
-        if before[1] is None or self._seen[1] is None:
-            return
-        waited, used = self._seen[1] - before[1], self._seen[2] - before[2]
+        if self._lock.acquire(blocking=False):  # else another thread measures
+            try:
+                self._change(*self._since_last_time())
+            finally:
+                self._lock.release()
+
+    def _change(self, waited: float, used: float) -> None:
         if waited + used < _LEAST:
             return
-        surplus = waited / (waited + used) * self.threads()
-        if surplus > _SURPLUS:
-            self._spared = min(most - 1, self._spared + max(1, round(surplus)))
-            self._hold, self._until = min(2 * self._hold, HOLD[1]), now + self._hold
+        now, surplus = self._clock(), waited / (waited + used) * self.threads()
+        if surplus > _ALLOWED:
+            if self._tried:
+                self._hold = min(2 * self._hold, HOLD[1])
+            self._spared = min(self._most() - 1, self._spared + max(1, round(surplus)))
+            self._tried, self._until = False, now + self._hold
         elif now >= self._until:
-            self._spared = max(0, self._spared - 1)
-            if self._spared == 0 and now >= self._until + self._hold:
-                self._hold = HOLD[0]
+            if self._spared:
+                self._spared, self._tried = self._spared - 1, True
+            elif now >= self._until + self._hold:
+                self._tried, self._hold = False, HOLD[0]
+
+    def _since_last_time(self) -> tuple[float, float]:
+        """Return seconds waited and used; zeros if unknown."""
+        before, self._seen = self._seen, self._measured()
+        if before[1] is None or self._seen[1] is None:
+            return 0.0, 0.0
+        return max(0.0, self._seen[1] - before[1]), self._seen[2] - before[2]
 
     def _measured(self) -> tuple[float, float | None, float]:
         return self._clock(), self._waited(), self._used()
+
+    def _most(self) -> int:
+        return getattr(self._local, "most", None) or torch.get_num_threads()
+
+
+@functools.cache
+def _openmp_threads() -> Callable[[int], object] | None:
+    """Return OpenMP's function that sets the number of threads for the calling thread, or None without it.
+
+    `torch.set_num_threads` would set the number for threads that start later, too.
+    """
+    try:
+        return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).omp_set_num_threads
+    except (OSError, AttributeError):
+        return None
 
 
 _cores = Cores()

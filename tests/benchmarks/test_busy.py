@@ -26,8 +26,11 @@ def test_every_number_of_processes_has_a_row(monkeypatch):
         assert row["times_quiet"] == pytest.approx(row["median_ms"] / quiet["median_ms"])
 
 
-def test_the_processes_end():
+def test_the_processes_end(monkeypatch):
+    started, real = [], busy.subprocess.Popen
+    monkeypatch.setattr(busy.subprocess, "Popen", lambda *a: started.append(real(*a)) or started[-1])
     with busy.computing(2):
-        pass
+        assert [process.poll() for process in started] == [None, None]
     with pytest.raises(ZeroDivisionError), busy.computing(1):
         raise ZeroDivisionError
+    assert len(started) == 3 and all(process.poll() is not None for process in started)
