@@ -70,6 +70,7 @@ struct Line {
         const int64_t behind = size_ - at <= 0 ? 0 : (size_ - at - 1) / stride + 1;
         inner = taps == 1 ? Range{before, behind} : Range{before > inner.begin ? before : inner.begin,
                                                           behind < inner.end ? behind : inner.end};
+        if (inner.begin > count) inner.begin = count;
         if (inner.end > count) inner.end = count;
         if (inner.end < inner.begin) inner.end = inner.begin;
     }
@@ -82,7 +83,8 @@ private:
 // Forward, an output pixel reads k neighbouring pixels, `stride` apart from pixel to pixel ...
 struct Forward {
     static int64_t phases(int64_t) { return 1; }
-    static Line line(int64_t, const DepthwiseConvParams& p, int64_t size, int64_t out_size) {
+    template <class Params>
+    static Line line(int64_t, const Params& p, int64_t size, int64_t out_size) {
         Line line(0, 1, p.stride, size, out_size);
         for (int64_t v = 0; v < p.k; ++v) line.add(v, v - p.padding);
         return line;
@@ -195,10 +197,8 @@ void data_gradient(const DepthwiseConvParams& p, int threads) {
 
 // The sums of grad times x over one row of positions, for the k taps of a row.
 template <int k, bool whole, class T>
-void add_row(const DepthwiseConvWeightParams& p, const T* grad, const T* x, int64_t some, float* sums) {
-    const int64_t C = p.channels, lanes = whole ? kLanes16 : some;
-    const int64_t right = p.width + p.padding - k;  // the last column at which all taps are inside
-    const int64_t first = (p.padding + p.stride - 1) / p.stride, last = right < 0 ? 0 : right / p.stride + 1;
+void add_row(const Line& line, int64_t C, const T* grad, const T* x, int64_t some, float* sums) {
+    const int64_t lanes = whole ? kLanes16 : some;
     F32x16 sum[k];
 #pragma GCC unroll 5
     for (int v = 0; v < k; ++v) sum[v] = F32x16::zero();
@@ -206,22 +206,18 @@ void add_row(const DepthwiseConvWeightParams& p, const T* grad, const T* x, int6
         for (int64_t j = begin; j < end; ++j) {
             const F32x16 g = part(grad, j * C, lanes);
 #pragma GCC unroll 5
-            for (int v = 0; v < k; ++v) {
-                const int64_t column = j * p.stride + v - p.padding;
-                if (column >= 0 && column < p.width) sum[v] = fma(g, part(x, column * C, lanes), sum[v]);
-            }
+            for (int v = 0; v < k; ++v)
+                if (line.inside(j, v)) sum[v] = fma(g, part(x, (j * line.stride + line.shift[v]) * C, lanes), sum[v]);
         }
     };
-    const int64_t begin = first < p.out_width ? first : p.out_width;
-    const int64_t end = last < begin ? begin : last < p.out_width ? last : p.out_width;
-    edge(0, begin);
-    for (int64_t j = begin; j < end; ++j) {
+    edge(0, line.inner.begin);
+    for (int64_t j = line.inner.begin; j < line.inner.end; ++j) {
         const F32x16 g = part(grad, j * C, lanes);
-        const T* at = x + (j * p.stride - p.padding) * C;
+        const T* at = x + (j * line.stride + line.shift[0]) * C;
 #pragma GCC unroll 5
         for (int v = 0; v < k; ++v) sum[v] = fma(g, part(at, v * C, lanes), sum[v]);
     }
-    edge(end, p.out_width);
+    edge(line.inner.end, line.count);
 #pragma GCC unroll 5
     for (int v = 0; v < k; ++v) (F32x16::load(sums + v * kLanes16) + sum[v]).store(sums + v * kLanes16);
 }
@@ -231,6 +227,7 @@ template <int k, class T>
 void weight_gradient_of(const DepthwiseConvWeightParams& p, int threads) {
     const int64_t C = p.channels, blocks = (C + kLanes16 - 1) / kLanes16;
     if (p.images * p.height * p.width * C < kSerialBelow) threads = 1;
+    const Line line = Forward::line(0, p, p.width, p.out_width);
     const int64_t items = blocks < kItemsPerThread * threads ? blocks : kItemsPerThread * threads;
     parallel_for(items, threads, [&](int64_t item) {
         const Range mine = share(blocks, items, item);
@@ -246,8 +243,8 @@ void weight_gradient_of(const DepthwiseConvWeightParams& p, int threads) {
                     if (y < 0 || y >= p.height) continue;
                     float* to = sums + ((b - mine.begin) * k + u) * k * kLanes16;
                     const T* from = x + y * p.width * C + c;
-                    lanes == kLanes16 ? add_row<k, true>(p, grad + c, from, lanes, to)
-                                      : add_row<k, false>(p, grad + c, from, lanes, to);
+                    lanes == kLanes16 ? add_row<k, true>(line, C, grad + c, from, lanes, to)
+                                      : add_row<k, false>(line, C, grad + c, from, lanes, to);
                 }
             }
         }
