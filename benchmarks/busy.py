@@ -23,10 +23,10 @@ import torch
 from dmtl.models.pretrained import BUILTIN
 from dmtl.runtime import cores
 
-from .cases import of_model, recipe_case
-from .facts import facts
+from .cases import of_model
+from .facts import keep
 from .race import Race
-from .training import TrainingCase, TrainingRace
+from .training import TrainingCase, TrainingRace, recipe_case
 
 OTHERS = (0, 1, 2)
 WHO = ("published", "dmtl")
@@ -86,12 +86,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file to which rows are appended as JSON lines")
     parser.add_argument("--contenders", nargs="+", choices=WHO, default=WHO, help="default: all")
     args = parser.parse_args()
-    known = facts(torch.device("cpu"))
     for row in slowdowns(args.rounds, args.contenders):
         print(json.dumps(row), flush=True)
         if args.out:
-            with args.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row | known) + "\n")
+            keep([row], args.out, torch.device("cpu"))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from dmtl.models import DiffusionMTL, ModelConfig, create_model, from_pretrained
 from dmtl.models.initial import pad_image
 from dmtl.models.pretrained import BUILTIN
 from dmtl.tasks import Task, make_task
-from dmtl.train.presets import recipe
 
 Noise = Mapping[str, Tensor]  # task -> [draws, B, C, h, w]
 
@@ -42,9 +41,9 @@ class Case:
     @property
     def name(self) -> str:
         """Return the name of the network; with random weights of another shape, its encoder and mechanism."""
-        if self.model or "backbone" not in self.options:
-            return self.model or PUBLISHED
-        return f"{self.options['backbone']}, diffusion {self.options['diffusion']}"
+        if self.model is None and "backbone" in self.options:
+            return f"{self.options['backbone']}, diffusion {self.options['diffusion']}"
+        return self.model or PUBLISHED
 
     def described(self) -> dict:
         """Describe network and images, for a row."""
@@ -75,19 +74,6 @@ def standard(device: str) -> list[Case]:
         *(published.but(batch=batch) for batch in ((1, 8, 32) if device.startswith("cuda") else (1, 4))),
         *(small.but(size=size, batch=batch) for size in ((512, 512), (128, 160)) for batch in (1, 8)),
     ]
-
-
-def recipe_case(diffusion: str, device: str) -> Case:
-    """Return a training batch of `dmtl train`'s default network with three tasks, random weights; `diffusion`
-    is that of `ModelConfig`."""
-    config = recipe()
-    model = config.model
-    options = dict(
-        backbone=model.backbone, width=model.width, token_reduction=model.token_reduction, diffusion=diffusion
-    )
-    tasks = ("semseg", "depth", "normals")
-    batch = config.optim.batch_size
-    return Case(config.data.size, batch, device=device, options=options, all_tasks=tasks)
 
 
 def of_model(model: str) -> Case:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -27,6 +29,13 @@ def facts(device: torch.device) -> dict:
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def keep(rows: Iterable[dict], path: Path, device: torch.device) -> None:
+    """Append rows with their facts to a file of JSON lines."""
+    known = facts(device)
+    with open(path, "a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row | known) + "\n" for row in rows)
 
 
 def processor() -> str:

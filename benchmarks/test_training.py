@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,10 +19,10 @@ import torch
 from dmtl.train.config import DataConfig, RunConfig
 
 from . import training
-from .cases import Case, recipe_case
-from .facts import facts
+from .cases import Case
+from .facts import keep
 from .harness import DEVICE
-from .training import OPTIM, TrainingCase, TrainingRace
+from .training import OPTIM, TrainingCase, TrainingRace, recipe_case
 
 GPU = DEVICE == "cuda"
 SIZE, BATCHES, ROUNDS = ((512, 512), (6, 24), 9) if GPU else ((256, 256), (4, 8), 3)
@@ -32,14 +33,12 @@ def _case(batch: int, labels: str) -> TrainingCase:
     return TrainingCase(Case(size=SIZE, batch=batch, device=DEVICE), labels)
 
 
-def keep(rows: list[dict]) -> None:
+def show(rows: list[dict]) -> None:
     """Show the rows, and append them to the requested file."""
     for row in rows:
         print(json.dumps(row))
     if path := os.environ.get("DMTL_BENCH_ROWS"):
-        known = facts(torch.device(DEVICE))
-        with open(path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row | known) + "\n" for row in rows)
+        keep(rows, Path(path), torch.device(DEVICE))
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -60,7 +59,7 @@ def time_steps(benchmark, capsys, case: TrainingCase, rounds: int) -> None:
     rows = race.result()
     benchmark.extra_info["contenders"] = rows
     with capsys.disabled():
-        keep(rows)
+        show(rows)
     assert [row["error"] for row in rows if "error" in row] == []
 
 
@@ -70,7 +69,7 @@ def test_peak_memory(benchmark, capsys, name, precision):
     case = _case(BATCHES[0], "one")
     row = benchmark.pedantic(lambda: training.peak(case, name, precision, modes=()), rounds=1)
     with capsys.disabled():
-        keep([row])
+        show([row])
     assert row["peak_mib"] > 0
 
 
@@ -80,5 +79,5 @@ def test_loader(benchmark, capsys, workers):
     config = RunConfig(data=DataConfig(size=SIZE, workers=workers), optim=OPTIM)
     row = benchmark.pedantic(lambda: training.loading(config), rounds=1)
     with capsys.disabled():
-        keep([row])
+        show([row])
     assert row["images_per_s"] > 0

@@ -23,6 +23,7 @@ from dmtl.runtime.measure import seconds
 from dmtl.train.batch_loss import BatchLoss
 from dmtl.train.config import ExecutionConfig, OptimConfig, RunConfig
 from dmtl.train.optim import optimizer_for
+from dmtl.train.presets import recipe
 from dmtl.train.step import Step
 from dmtl.train.weighting import make_weighting
 
@@ -77,6 +78,19 @@ class TrainingCase:
     def described(self) -> dict:
         """Describe the training case, for a row."""
         return self.case.described() | {"labels": self.labels}
+
+
+def recipe_case(diffusion: str, device: str) -> Case:
+    """Return a training batch of `dmtl train`'s default network with three tasks, random weights; `diffusion`
+    is that of `ModelConfig`."""
+    config = recipe()
+    model = config.model
+    options = dict(
+        backbone=model.backbone, width=model.width, token_reduction=model.token_reduction, diffusion=diffusion
+    )
+    tasks = ("semseg", "depth", "normals")
+    batch = config.optim.batch_size
+    return Case(config.data.size, batch, device=device, options=options, all_tasks=tasks)
 
 
 def _label(task, case: Case, generator: torch.Generator) -> Tensor:

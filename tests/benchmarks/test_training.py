@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks import training
-from benchmarks.cases import Case, recipe_case
-from benchmarks.training import Trainee, TrainingCase, TrainingRace, difference
+from benchmarks.cases import Case
+from benchmarks.training import Trainee, TrainingCase, TrainingRace, difference, recipe_case
 from dmtl.train.config import DataConfig, OptimConfig, RunConfig
 
 TOY = Case(
