@@ -88,13 +88,18 @@ struct Tiling {
     bool inner(const Place& p) const { return p.y > 0 && p.x > 0 && p.y + kOut < height && p.x + kOut < width; }
 };
 
-// The number of tiles in a block. Their transformed patches should stay in the last-level cache, but weights are read once per
-// block.
+// The number of tiles in a block. Their transformed patches should stay in the cache, but weights are read once per block, so
+// blocks are larger if the weights do not stay there.
 inline int64_t most_tiles(int64_t k, int64_t n) {
-    constexpr int64_t floats = int64_t{6} << 20, least = 64;
+    constexpr int64_t kept_weights = int64_t{3} << 20, least = 64;
+    const int64_t floats = int64_t{weight_floats(k, n) <= kept_weights ? 2 : 6} << 20;
     const int64_t fitting = floats / (kFrequencies * ((k > n ? k : n) + 32));
     return fitting > least ? fitting : least;
 }
+
+// Transforms read or write 36 streams at a time, too many for the processor to foresee. So they prefetch their lines this far
+// ahead, and the pixels of the next tile.
+constexpr int64_t kFloatsAhead = 4 * kLanes16;
 
 // Transformed patches, later overwritten by the products. Frequency f of tile t is at data + f * plane + t * stride.
 struct Spectrum {
@@ -110,6 +115,7 @@ DMTL_INLINE void load_patch(const float* image, const Tiling& t, const Tiling::P
         for (int j = 0; j < kPatch; ++j) {
             const int64_t y = p.y + i - 1, x = p.x + j - 1;
             const float* from = image + (y * t.width + x) * channels + c;
+            if (j >= kPatch - kOut) __builtin_prefetch(from + kOut * channels);
             if (!inner && (y < 0 || x < 0 || y >= t.height || x >= t.width))
                 patch[i * kPatch + j] = F32x16::zero();
             else
@@ -126,7 +132,10 @@ void transform_channels_in(const float* image, const Tiling& t, const Tiling::Pl
         load_patch<inner>(image, t, p, channels, c, patch);
         transform_patch(patch, v);
         float* out = s.data + slot * s.stride + c - part.begin;
-        for (int f = 0; f < kFrequencies; ++f) v[f].store(out + f * s.plane);
+        for (int f = 0; f < kFrequencies; ++f) {
+            __builtin_prefetch(out + f * s.plane + kFloatsAhead, 1);
+            v[f].store(out + f * s.plane);
+        }
     }
 }
 
@@ -174,13 +183,18 @@ inline void transform_tile_out(float* image, const Tiling& t, const Tiling::Plac
         const int64_t count = channels - c < kLanes16 ? channels - c : kLanes16;
         F32x16 m[kFrequencies], y[kOut * kOut];
         const float* from = s.data + slot * s.stride + c;
-        for (int f = 0; f < kFrequencies; ++f) m[f] = F32x16::load(from + f * s.plane, count);
+        for (int f = 0; f < kFrequencies; ++f) {
+            __builtin_prefetch(from + f * s.plane + kFloatsAhead);
+            m[f] = F32x16::load(from + f * s.plane, count);
+        }
         transform_products(m, y);
         for (int64_t i = 0; i < rows; ++i)
             for (int64_t j = 0; j < columns; ++j) {
                 F32x16 value = y[i * kOut + j] + F32x16::load(biases.at(t, p.y + i, p.x + j) + c);
                 if (relu) value = max(F32x16::zero(), value);
-                value.store(image + ((p.y + i) * t.width + p.x + j) * channels + c, count);
+                float* to = image + ((p.y + i) * t.width + p.x + j) * channels + c;
+                __builtin_prefetch(to + kOut * channels, 1);
+                value.store(to, count);
             }
     }
 }

@@ -120,9 +120,15 @@ struct ByColumns<Source, std::void_t<decltype(Source::by_columns)>> : std::bool_
 
 using Tile = float[kTileRows][kTileVectors * kLanes16];
 
+// What later tiles will read: one cache line is prefetched for each k, so that loads from memory are spread over the products.
+struct Ahead {
+    const float* line;
+    int64_t step;  // to the next line; 0 if there is nothing to prefetch
+};
+
 // Sets tile to, or adds to it, a[rows, depth] times `vectors` panels that start at b and are b_stride floats apart.
 template <int rows, int vectors, bool by_columns>
-void tile_product(const float* a, const float* b, int64_t b_stride, int64_t depth, bool add, Tile& tile) {
+void tile_product(const float* a, const float* b, int64_t b_stride, int64_t depth, bool add, Ahead ahead, Tile& tile) {
     F32x16 sum[rows][vectors];
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r)
@@ -130,6 +136,7 @@ void tile_product(const float* a, const float* b, int64_t b_stride, int64_t dept
         for (int v = 0; v < vectors; ++v) sum[r][v] = F32x16::zero();
     for (int64_t k = 0; k < depth; ++k) {
         F32x16 column[vectors];
+        __builtin_prefetch(ahead.line + k * ahead.step);
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; ++v) column[v] = F32x16::load(b + v * b_stride + k * kLanes16);
 #pragma GCC unroll 16
@@ -150,11 +157,11 @@ void tile_product(const float* a, const float* b, int64_t b_stride, int64_t dept
 
 template <int rows, bool by_columns>
 void tile_rows(int64_t count, int vectors, const float* a, const float* b, int64_t b_stride, int64_t depth, bool add,
-               Tile& tile) {
+               Ahead ahead, Tile& tile) {
     if constexpr (rows > 0) {
-        if (count < rows) return tile_rows<rows - 1, by_columns>(count, vectors, a, b, b_stride, depth, add, tile);
-        if (vectors == 1) return tile_product<rows, 1, by_columns>(a, b, b_stride, depth, add, tile);
-        if constexpr (kTileVectors == 2) tile_product<rows, 2, by_columns>(a, b, b_stride, depth, add, tile);
+        if (count < rows) return tile_rows<rows - 1, by_columns>(count, vectors, a, b, b_stride, depth, add, ahead, tile);
+        if (vectors == 1) return tile_product<rows, 1, by_columns>(a, b, b_stride, depth, add, ahead, tile);
+        if constexpr (kTileVectors == 2) tile_product<rows, 2, by_columns>(a, b, b_stride, depth, add, ahead, tile);
     }
 }
 
@@ -185,13 +192,18 @@ void gemm_block(Range rows, const Panels& b, Range panels, const Source& source,
         const int vectors = panels.end - p < kTileVectors ? 1 : kTileVectors;
         const int64_t column = p * kLanes16;
         const int64_t width = b.n - column < vectors * kLanes16 ? b.n - column : vectors * kLanes16;
+        // the next panels; the loop over tiles prefetches them once
+        const int64_t unread = p + 2 * kTileVectors <= panels.end ? kTileVectors * b.k : 0;
         for (int64_t t = 0; t < tiles; ++t) {
             alignas(64) Tile tile;
             const Range part = share(rows.size(), tiles, t);
             for (int64_t s = 0; s < slices; ++s) {
                 const int64_t k = s * kDepth, count = b.k - k < kDepth ? b.k - k : kDepth;
+                const int64_t line = (t * slices + s) * kDepth;
+                const Ahead ahead = line < unread ? Ahead{b.panel(p + kTileVectors) + line * kLanes16, kLanes16}
+                                                  : Ahead{b.panel(p), 0};
                 tile_rows<kTileRows, by_columns>(part.size(), vectors, a + (t * slices + s) * kSliceFloats,
-                                                 b.panel(p) + k * kLanes16, b.k * kLanes16, count, s > 0, tile);
+                                                 b.panel(p) + k * kLanes16, b.k * kLanes16, count, s > 0, ahead, tile);
             }
             for (int64_t r = 0; r < part.size(); ++r) {
                 const int64_t row = rows.begin + part.begin + r;
