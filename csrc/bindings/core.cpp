@@ -18,14 +18,19 @@
     namespace dmtl::avx512 { extern const CpuKernelTable op##_kernels; }
 #include "cpu_files.inc"
 #undef DMTL_FILE
+#define DMTL_FILE(op) namespace dmtl::avx512bf16 { extern const CpuKernelTable op##_kernels; }
+#include "bf16_files.inc"
+#undef DMTL_FILE
 
 namespace py = pybind11;
 
 namespace {
 
-enum class Isa { baseline, avx2, avx512 };
+enum class Isa : int { baseline, avx2, avx512, avx512bf16, count };
 
-const char* name_of(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline"; }
+constexpr int kIsas = static_cast<int>(Isa::count);
+constexpr const char* kIsaNames[kIsas] = {"baseline", "avx2", "avx512", "avx512bf16"};
+const char* name_of(Isa isa) { return kIsaNames[static_cast<int>(isa)]; }
 
 // The instruction sets for which this build has kernels and which this processor supports, best last.
 std::vector<Isa> usable() {
@@ -36,6 +41,7 @@ std::vector<Isa> usable() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
         found.push_back(Isa::avx512);
+    if (found.back() == Isa::avx512 && __builtin_cpu_supports("avx512bf16")) found.push_back(Isa::avx512bf16);
 #endif
     return found;
 }
@@ -68,9 +74,14 @@ std::vector<uint32_t> philox_words(std::array<int64_t, 3> seed_task_sample, int3
     return words;
 }
 
-// The kernels with one name, by instruction set.
+// The kernels with one name, by instruction set; null where it has none of its own.
 struct Variants {
-    const dmtl::CpuKernel* by_isa[3] = {};
+    const dmtl::CpuKernel* by_isa[kIsas] = {};
+    const dmtl::CpuKernel& best(Isa isa) const {
+        int i = static_cast<int>(isa);
+        while (by_isa[i] == nullptr) --i;
+        return *by_isa[i];
+    }
 };
 
 std::unordered_map<std::string, Variants> collect() {
@@ -88,6 +99,11 @@ std::unordered_map<std::string, Variants> collect() {
 #endif
 #include "cpu_files.inc"
 #undef DMTL_FILE
+#if defined(DMTL_X86)
+#define DMTL_FILE(op) add(Isa::avx512bf16, dmtl::avx512bf16::op##_kernels);
+#include "bf16_files.inc"
+#undef DMTL_FILE
+#endif
     return found;
 }
 
@@ -106,7 +122,7 @@ std::vector<std::string> names() {
 const dmtl::CpuKernel& find(const std::string& name) {
     const auto found = kernels().find(name);
     if (found == kernels().end()) throw py::value_error("name must be one of kernels(), got " + name);
-    return *found->second.by_isa[static_cast<int>(chosen)];
+    return found->second.best(chosen);
 }
 
 void call(const std::string& name, int dtype, int threads, const py::dict& fields) {

@@ -46,8 +46,8 @@ T* at(void* base, int64_t element) {
 
 // out = LayerNorm(x) weight^T for packed weights [width, columns].
 template <class T>
-void project(const T* x, const void* norm_weight, const void* norm_bias, float eps, int64_t rows, const Panels& weight,
-             Moments* moments, T* out, int threads) {
+void project(const T* x, const void* norm_weight, const void* norm_bias, float eps, int64_t rows,
+             const PanelsOf<factors_of<T>>& weight, Moments* moments, T* out, int threads) {
     row_moments(x, rows, weight.k, eps, moments, threads);
     const Normed<T> normed{x, weight.k, moments, static_cast<const T*>(norm_weight), static_cast<const T*>(norm_bias)};
     const int64_t columns = weight.n;
@@ -58,12 +58,14 @@ void project(const T* x, const void* norm_weight, const void* norm_bias, float e
 
 template <class T>
 void cross_attention(const CrossAttentionParams& p, int threads) {
-    const int64_t width = p.width, square = packed_floats(width, width), double_square = packed_floats(width, 2 * width);
+    constexpr Factors factors = factors_of<T>;
+    const int64_t width = p.width, square = packed_floats<factors>(width, width);
+    const int64_t double_square = packed_floats<factors>(width, 2 * width);
     float* q_weight = Workspace::floats(Slot::weights, 2 * square + double_square);
     float *kv_weight = q_weight + square, *proj_weight = kv_weight + double_square;
-    if (p.query == nullptr) pack_columns(static_cast<const T*>(p.q_weight), width, width, width, q_weight, threads);
-    pack_columns(static_cast<const T*>(p.kv_weight), width, width, 2 * width, kv_weight, threads);
-    pack_columns(static_cast<const T*>(p.proj_weight), width, width, width, proj_weight, threads);
+    if (p.query == nullptr) pack_columns<factors>(static_cast<const T*>(p.q_weight), width, width, width, q_weight, threads);
+    pack_columns<factors>(static_cast<const T*>(p.kv_weight), width, width, 2 * width, kv_weight, threads);
+    pack_columns<factors>(static_cast<const T*>(p.proj_weight), width, width, width, proj_weight, threads);
     const int64_t longest = p.n > p.m ? p.n : p.m, pieces = pieces_of(p.rows, longest, kPiece), most = p.rows / pieces + 1;
     Moments* moments = static_cast<Moments*>(
         Workspace::get(Slot::other, bytes<Moments>(most * longest) + bytes<T>(most * (2 * p.n + 2 * p.m) * width)));
@@ -87,7 +89,7 @@ void cross_attention(const CrossAttentionParams& p, int threads) {
         const Attention<T> core{q, kv, p.n, p.m, p.heads, width / p.heads};
         attention(core, rows, a, at<float>(p.lse, asks * p.heads), threads);
         T* out = at<T>(p.out, asks * width);
-        gemm(rows * p.n, {proj_weight, width, width}, threads, RowsOf<T>{a, width},
+        gemm(rows * p.n, PanelsOf<factors>{proj_weight, width, width}, threads, RowsOf<T>{a, width},
              [=](int64_t row, int64_t column, const float* v, int64_t count) {
                  const int64_t to = row * width + column;
 #pragma omp simd

@@ -42,10 +42,12 @@ void token_mlp(const TokenMlpParams& p, int threads) {
     const int64_t width = p.width, hidden = p.hidden;
     const T* x = static_cast<const T*>(p.x);
     const T *fc1_bias = static_cast<const T*>(p.fc1_bias), *fc2_bias = static_cast<const T*>(p.fc2_bias);
-    float* fc1 = Workspace::floats(Slot::weights, packed_floats(width, hidden) + packed_floats(hidden, width));
-    float* fc2 = fc1 + packed_floats(width, hidden);
-    pack_columns(static_cast<const T*>(p.fc1_weight), width, width, hidden, fc1, threads);
-    pack_columns(static_cast<const T*>(p.fc2_weight), hidden, hidden, width, fc2, threads);
+    constexpr Factors factors = factors_of<T>;
+    const int64_t fc1_floats = packed_floats<factors>(width, hidden), fc2_floats = packed_floats<factors>(hidden, width);
+    float *packed1 = Workspace::floats(Slot::weights, fc1_floats + fc2_floats), *packed2 = packed1 + fc1_floats;
+    pack_columns<factors>(static_cast<const T*>(p.fc1_weight), width, width, hidden, packed1, threads);
+    pack_columns<factors>(static_cast<const T*>(p.fc2_weight), hidden, hidden, width, packed2, threads);
+    const PanelsOf<factors> fc1{packed1, width, hidden}, fc2{packed2, hidden, width};
     const int64_t pieces = pieces_of(p.rows, 1, kPiece), most = p.rows / pieces + 1;
     Moments* moments = static_cast<Moments*>(
         Workspace::get(Slot::maps, most * (static_cast<int64_t>(sizeof(Moments)) + hidden * static_cast<int64_t>(sizeof(T)))));
@@ -59,11 +61,11 @@ void token_mlp(const TokenMlpParams& p, int threads) {
         T* out = static_cast<T*>(p.out) + piece.begin * width;
         row_moments(from, piece.size(), width, p.eps, moments, threads);
         const Normed<T> normed{from, width, moments, static_cast<const T*>(p.norm_weight), static_cast<const T*>(p.norm_bias)};
-        gemm(piece.size(), {fc1, width, hidden}, threads, normed, [=](int64_t row, int64_t column, const float* v, int64_t count) {
+        gemm(piece.size(), fc1, threads, normed, [=](int64_t row, int64_t column, const float* v, int64_t count) {
 #pragma omp simd
             for (int64_t j = 0; j < count; ++j) store(h + row * hidden + column + j, v[j] + load(fc1_bias + column + j));
         });
-        gemm(piece.size(), {fc2, hidden, width}, threads, GeluOf<T>{h, hidden},
+        gemm(piece.size(), fc2, threads, GeluOf<T>{h, hidden},
              [=](int64_t row, int64_t column, const float* v, int64_t count) {
                  const int64_t at = row * width + column;
 #pragma omp simd

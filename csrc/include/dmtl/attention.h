@@ -1,6 +1,5 @@
-// The core of cross-attention on the CPU: softmax(q k^T / sqrt(d)) v for each row and head, and its backward pass. A block of
-// queries against all keys stays in the cache; the products run on gemm.h. Equal bits for every instruction set and number of
-// threads.
+// The core of cross-attention on the CPU: softmax(q k^T / sqrt(d)) v for each row and head, and its backward pass. Some queries
+// against all keys stay in the cache; the products run on gemm.h. Equal bits for every instruction set and number of threads.
 #pragma once
 
 #include "dmtl/special.h"
@@ -9,9 +8,9 @@
 namespace dmtl {
 namespace {
 
-constexpr int64_t kScoreFloats = 64 * 1024;  // maximum number of scores of a block of queries
-
-constexpr int64_t kQueries = 14;               // the number of queries in a block is a multiple of this
+// The backward pass takes a block of queries at a time.
+constexpr int64_t kScoreFloats = 64 * 1024;  // maximum number of scores of a block
+constexpr int64_t kQueries = 14;             // the number of queries in a block is a multiple of this
 
 // q and a are [rows, n, heads d]; kv is [rows, m, 2 heads d], keys before values.
 template <class T>
@@ -33,59 +32,84 @@ struct Attention {
     }
 };
 
-// Replaces a row of m scores by exp(score - max); returns max and 1 / sum.
+constexpr float kLog2OfE = 1.44269504f;
+
+// The maximum of scale x scores and the sum of exponentials.
 struct Softmax {
-    float top, inverse, sum;
+    float top, sum;
 };
 
-inline Softmax exponentials(float* score, int64_t m, int64_t stride) {
-    for (int64_t j = m; j < stride; ++j) score[j] = -__builtin_inff();
-    F32x16 highest = F32x16::load(score);
-    for (int64_t j = kLanes16; j < stride; j += kLanes16) highest = max(highest, F32x16::load(score + j));
-    float lane[kLanes16];
-    highest.store(lane);
-    float top = lane[0];
-    for (int64_t i = 1; i < kLanes16; ++i) top = lane[i] > top ? lane[i] : top;
-    F32x16 sum = F32x16::zero();
-    for (int64_t j = 0; j < stride; j += kLanes16) {
+// Replaces m scores, a row of a tile (gemm.h), by exp(scale (score - maximum)); scale > 0. Scores up to the next multiple of 16
+// are padding and become 0.
+inline Softmax exponentials(float* scores, int64_t m, float scale) {
+    constexpr int chains = 4;  // sums and maxima in parallel: one alone would wait for its own last result
+    const auto slice = [=](int64_t s) { return scores + s * kSliceFloats; };
+    const auto padded = [=](int64_t s) { return (slice_size(m, s) + kLanes16 - 1) / kLanes16 * kLanes16; };
+    const int64_t slices = slices_of(m);
+    for (int64_t j = slice_size(m, slices - 1); j < padded(slices - 1); ++j) slice(slices - 1)[j] = -__builtin_inff();
+    F32x16 highest[chains], sum[chains];
+    for (int i = 0; i < chains; ++i) highest[i] = F32x16::load(scores), sum[i] = F32x16::zero();
+    const auto by_chains = [&](int64_t s, const auto& body) {
+        const int64_t width = padded(s);
+        for (int64_t j = 0; j < width; j += chains * kLanes16)
+#pragma GCC unroll 4
+            for (int i = 0; i < chains; ++i)
+                if (j + i * kLanes16 < width) body(i, F32x16::load(slice(s) + j + i * kLanes16));
+    };
+    for (int64_t s = 0; s < slices; ++s) by_chains(s, [&](int i, F32x16 x) { highest[i] = max(highest[i], x); });
+    const float top = largest_of(max(max(highest[0], highest[1]), max(highest[2], highest[3])));
+    const float binary = scale * kLog2OfE, binary_top = top * binary;
+    for (int64_t s = 0; s < slices; ++s) {
+        float* score = slice(s);
+        const int64_t width = padded(s);
 #pragma omp simd
-        for (int64_t i = 0; i < kLanes16; ++i) score[j + i] = decay32(score[j + i] - top);
-        sum = sum + F32x16::load(score + j);
+        for (int64_t j = 0; j < width; ++j) score[j] = exp2_decay32(fma32(score[j], binary, -binary_top));
+        by_chains(s, [&](int i, F32x16 x) { sum[i] = sum[i] + x; });
     }
-    const float total = sum_of(sum);
-    return {top, 1.0f / total, total};
+    return {top * scale, sum_of((sum[0] + sum[1]) + (sum[2] + sum[3]))};
 }
 
-// Computes queries [first, last) of one row and head.
+// Computes queries [first, last) of one row and head. In bfloat16, the exponentials are rounded like the other factors, but not
+// in their sum.
 template <class T>
 void attend(const Attention<T>& c, int64_t pair, Range queries, T* a, float* lse) {
-    const int64_t stride = c.stride(), block = c.block(), width = c.width();
-    const int64_t k_floats = packed_floats(c.d, c.m), v_floats = packed_floats(c.m, c.d);
-    float* k = Workspace::floats(Slot::maps, k_floats + v_floats + block * (stride + 1));
-    float *v = k + k_floats, *scores = v + v_floats, *inverse = scores + block * stride;
-    pack_columns(c.key(pair), 2 * width, c.d, c.m, k, 1);
-    pack_rows(c.value(pair), 2 * width, c.m, c.d, v, 1);
-    const Panels keys{k, c.d, c.m}, values{v, c.m, c.d};
-    const float scale = c.scale();
+    constexpr Factors factors = factors_of<T>;
+    const int64_t width = c.width(), k_floats = packed_floats<factors>(c.d, c.m), v_floats = packed_floats<factors>(c.m, c.d);
+    float* k = Workspace::floats(Slot::maps, k_floats + v_floats + (slices_of(c.d) + slices_of(c.m)) * kSliceFloats);
+    float *v = k + k_floats, *q = v + v_floats, *scores = q + slices_of(c.d) * kSliceFloats;
+    pack_columns<factors>(c.key(pair), 2 * width, c.d, c.m, k, 1);
+    pack_rows<factors>(c.value(pair), 2 * width, c.m, c.d, v, 1);
+    const PanelsOf<factors> keys{k, c.d, c.m}, values{v, c.m, c.d};
+    const RowsOf<T> source{c.query(pair), width};
     T* out = a + (c.query(pair) - c.q);
-    for (int64_t begin = queries.begin; begin < queries.end; begin += block) {
-        const int64_t rows = queries.end - begin < block ? queries.end - begin : block;
-        gemm_block({0, rows}, keys, {0, keys.count()}, RowsOf<T>{c.query(pair) + begin * width, width},
-                   [=](int64_t row, int64_t column, const float* x, int64_t count) {
-#pragma omp simd
-                       for (int64_t j = 0; j < count; ++j) scores[row * stride + column + j] = x[j] * scale;
-                   });
+    for (int64_t begin = queries.begin; begin < queries.end; begin += kTileRows) {
+        const int64_t rows = queries.end - begin < kTileRows ? queries.end - begin : kTileRows;
+        load_tile<factors>(source, begin, rows, c.d, q);
+        for (int64_t p = 0; p < keys.count(); p += kTileVectors) {
+            const int64_t column = p * kLanes16;
+            float* to = scores + column / kDepth * kSliceFloats + column % kDepth;
+            multiply_tile(rows, q, keys, p, keys.count() - p < kTileVectors ? 1 : kTileVectors, 0, 0, to, kTileStride);
+        }
+        float inverse[kTileRows];
         for (int64_t r = 0; r < rows; ++r) {
-            const Softmax found = exponentials(scores + r * stride, c.m, stride);
-            inverse[r] = found.inverse;
+            const Softmax found = exponentials(scores + r * kTileStride, c.m, c.scale());
+            inverse[r] = 1.0f / found.sum;
             if (lse != nullptr) lse[pair * c.n + begin + r] = found.top + std::log(found.sum);
         }
-        gemm_block({0, rows}, values, {0, values.count()}, RowsOf<float>{scores, stride},
-                   [=](int64_t row, int64_t column, const float* x, int64_t count) {
-                       T* to = out + (begin + row) * width + column;
+        for (int64_t s = 0; s < slices_of(c.m); ++s)
+            round_factors<factors>(scores + s * kSliceFloats, rows, slice_size(c.m, s));
+        for (int64_t p = 0; p < values.count(); p += kTileVectors) {
+            alignas(64) float tile[kTileRows][kTileVectors * kLanes16];
+            const int vectors = values.count() - p < kTileVectors ? 1 : kTileVectors;
+            const int64_t column = p * kLanes16, left = c.d - column;
+            const int64_t count = left < vectors * kLanes16 ? left : vectors * kLanes16;
+            multiply_tile(rows, scores, values, p, vectors, 0, 0, tile[0], kTileVectors * kLanes16);
+            for (int64_t r = 0; r < rows; ++r) {
+                T* to = out + (begin + r) * width + column;
 #pragma omp simd
-                       for (int64_t j = 0; j < count; ++j) store(to + j, x[j] * inverse[row]);
-                   });
+                for (int64_t j = 0; j < count; ++j) store(to + j, tile[r][j] * inverse[r]);
+            }
+        }
     }
 }
 

@@ -56,12 +56,13 @@ DMTL_INLINE float load(const float* p) { return *p; }
 DMTL_INLINE void store(float* p, float x) { *p = x; }
 
 DMTL_INLINE float load(const bf16* p) { return float_of(static_cast<uint32_t>(p->bits) << 16); }
-DMTL_INLINE void store(bf16* p, float x) {
+DMTL_INLINE uint32_t bf16_bits(float x) {
     const uint32_t bits = bits_of(x);
     const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
     const uint32_t quiet_nan = (bits >> 16) | 0x40u;
-    p->bits = static_cast<uint16_t>((bits & 0x7FFFFFFFu) > 0x7F800000u ? quiet_nan : rounded);
+    return (bits & 0x7FFFFFFFu) > 0x7F800000u ? quiet_nan : rounded;
 }
+DMTL_INLINE void store(bf16* p, float x) { p->bits = static_cast<uint16_t>(bf16_bits(x)); }
 
 DMTL_INLINE float load(const fp16* p) {
     const uint32_t sign = static_cast<uint32_t>(p->bits & 0x8000u) << 16;

@@ -1,6 +1,7 @@
 // Sixteen floats at a time, on every instruction set: one AVX-512 register, two AVX2 registers or sixteen plain numbers. A
 // kernel written with F32x16 does the same arithmetic in the same order everywhere, so all instruction sets give the same bits.
 // There are no implicit fused multiply-adds, only explicit ones by `fma`. max(a, b) and min(a, b) are b if either is NaN.
+// Processors with AVX-512 BF16 also have `pairs` and `fma_pairs` for two bfloat16 in the bits of each float.
 //
 //     F32x16 sum = F32x16::zero();
 //     for (k...) sum = fma(F32x16::all(a[k]), F32x16::load(b + 16 * k), sum);
@@ -40,6 +41,17 @@ struct F32x16 {
     friend DMTL_INLINE F32x16 operator-(F32x16 a, F32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
     friend DMTL_INLINE F32x16 operator*(F32x16 a, F32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
     friend DMTL_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+#if defined(__AVX512BF16__)
+    // low and high numbers, rounded to bfloat16; subnormal numbers become zeros
+    static DMTL_INLINE F32x16 pairs(F32x16 low, F32x16 high) {
+        const auto widened = [](F32x16 x) { return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x.v)); };
+        return {_mm512_castsi512_ps(_mm512_or_si512(widened(low), _mm512_slli_epi32(widened(high), 16)))};
+    }
+    // fma(low a, low b, fma(high a, high b, c)), subnormal numbers as zeros
+    friend DMTL_INLINE F32x16 fma_pairs(F32x16 a, F32x16 b, F32x16 c) {
+        return {_mm512_dpbf16_ps(c.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
+    }
+#endif
     friend DMTL_INLINE F32x16 max(F32x16 a, F32x16 b) { return {_mm512_maskz_max_ps(all_lanes, a.v, b.v)}; }
     friend DMTL_INLINE F32x16 min(F32x16 a, F32x16 b) { return {_mm512_maskz_min_ps(all_lanes, a.v, b.v)}; }
     // value, but 0 where gate <= 0: ReLU's gradient
@@ -114,6 +126,41 @@ struct F32x16 {
         return each([&](int64_t i) { return gate.v[i] <= 0.0f ? 0.0f : value.v[i]; });
     }
 };
+#endif
+
+// The sum of the lanes, and the largest: each lane of the first half with its partner in the second half, until one is left.
+#if defined(__AVX2__) && defined(__FMA__)
+template <class Combine8, class Combine4>
+DMTL_INLINE float reduced(F32x16 x, const Combine8& combine8, const Combine4& combine4) {
+#if defined(__AVX512F__)
+    const __m256 lo = _mm512_castps512_ps256(x.v), hi = _mm512_extractf32x8_ps(x.v, 1);
+#else
+    const __m256 lo = x.lo, hi = x.hi;
+#endif
+    const __m256 eight = combine8(lo, hi);
+    const __m128 four = combine4(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = combine4(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(combine4(two, _mm_movehdup_ps(two)));
+}
+DMTL_INLINE float sum_of(F32x16 x) {
+    return reduced(x, [](__m256 a, __m256 b) { return _mm256_add_ps(a, b); }, [](__m128 a, __m128 b) { return _mm_add_ps(a, b); });
+}
+DMTL_INLINE float largest_of(F32x16 x) {
+    return reduced(x, [](__m256 a, __m256 b) { return _mm256_max_ps(a, b); }, [](__m128 a, __m128 b) { return _mm_max_ps(a, b); });
+}
+#else
+template <class Combine>
+DMTL_INLINE float reduced(F32x16 x, const Combine& combine) {
+    for (int64_t step = kLanes16 / 2; step > 0; step /= 2)
+        for (int64_t i = 0; i < step; ++i) x.v[i] = combine(x.v[i], x.v[i + step]);
+    return x.v[0];
+}
+DMTL_INLINE float sum_of(F32x16 x) {
+    return reduced(x, [](float a, float b) { return a + b; });
+}
+DMTL_INLINE float largest_of(F32x16 x) {
+    return reduced(x, [](float a, float b) { return a > b ? a : b; });
+}
 #endif
 
 DMTL_INLINE void finish_streams() {

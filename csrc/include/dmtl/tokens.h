@@ -37,14 +37,6 @@ DMTL_INLINE F32x16 part(const T* row, int64_t c, int64_t count) {
     return count == kLanes16 ? load16(row + c) : load16(row + c, count);
 }
 
-DMTL_INLINE float sum_of(F32x16 x) {
-    float lane[kLanes16];
-    x.store(lane);
-    for (int64_t step = kLanes16 / 2; step > 0; step /= 2)
-        for (int64_t i = 0; i < step; ++i) lane[i] += lane[i + step];
-    return lane[0];
-}
-
 DMTL_INLINE void add_to(float* sums, F32x16 x, int64_t count) {
     if (count == kLanes16)
         (F32x16::load(sums) + x).store(sums);
