@@ -26,7 +26,8 @@ _CLASSES = {"semseg": 21, "human_parts": 7}
 @dataclass(frozen=True)
 class Case:
     """One prediction. `model`: name or folder of a trained model, or None for random weights with the shape
-    in `options` (`ModelConfig`'s fields; the published network if empty). JSON-able by `dataclasses.asdict`.
+    in `options` (`ModelConfig`'s fields; the published network if empty), with `pretrained` except for the
+    encoder, which then has its ImageNet weights. JSON-able by `dataclasses.asdict`.
     """
 
     size: tuple[int, int] = (512, 512)
@@ -37,6 +38,7 @@ class Case:
     model: str | None = None
     options: dict = field(default_factory=dict)
     all_tasks: tuple[str, ...] = PASCAL
+    pretrained: bool = False
 
     @property
     def name(self) -> str:
@@ -55,7 +57,7 @@ class Case:
             return from_pretrained(self.model)
         specs = [task.spec() for task in tasks_of(self)]
         torch.manual_seed(0)
-        return create_model(ModelConfig(tasks=specs, **self.options)).eval()
+        return create_model(ModelConfig(tasks=specs, **self.options), pretrained=self.pretrained).eval()
 
     def image(self, seed: int = 1) -> Tensor:
         """Return standard normal pixels [B, 3, H, W] on the device."""

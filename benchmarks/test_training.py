@@ -1,6 +1,6 @@
 """The training step (forward, loss, backward, clipping, optimiser) vs. the published execution and the
-expert's: published network, five tasks, S = 2, and the default network of `dmtl train`, random weights; and
-the data loader by itself.
+expert's: published network, five tasks, S = 2, random weights; the default network of `dmtl train`; and the
+data loader by itself.
 
 All contenders of a case take turns, so a row of pytest-benchmark is one round of all; each contender's times
 and ratios are in its extra_info. With DMTL_BENCH_ROWS=FILE all rows, peak memory included, are appended to
@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dmtl.models.encoder_weights import how_to_get, pretrained_source
 from dmtl.train.config import DataConfig, RunConfig
 
 from . import training
@@ -50,7 +51,10 @@ def test_training_step(benchmark, capsys, batch, labels):
 @pytest.mark.parametrize("diffusion", ["none", "feature"])
 def test_recipe_step(benchmark, capsys, diffusion):
     """Time the network that `dmtl train` learns by default, as a baseline and with Feature Diffusion."""
-    time_steps(benchmark, capsys, TrainingCase(recipe_case(diffusion, DEVICE)), 9)
+    case = recipe_case(diffusion, DEVICE)
+    if pretrained_source(case.options["backbone"]) is None:
+        pytest.skip(how_to_get(case.options["backbone"]))
+    time_steps(benchmark, capsys, TrainingCase(case), 9)
 
 
 def time_steps(benchmark, capsys, case: TrainingCase, rounds: int) -> None:

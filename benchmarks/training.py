@@ -32,11 +32,11 @@ from .cases import Case, Noise, case_from, drawn_noise, tasks_of
 from .expert_training import ExpertTraining
 from .published import PublishedTraining
 
-ALLOWED = {"fp32": (5e-2, 1e-4), "tf32": (0.1, 1e-3), "bf16": (0.5, 1e-2)}
+ALLOWED = {"fp32": (1e-2, 1e-4), "tf32": (0.1, 1e-3), "bf16": (0.5, 1e-2)}
 """Precision -> allowed relative distances of all gradients, and of the loss, from our fp32 step's. Gradients
 through batch norms are small differences of large numbers. Distances from float64: in fp32 at 128x128 1.8e-3
-for the published execution and 2.0e-3 for ours, for the recipe's encoder 1.0e-2 for both and 2.8e-2 for the
-library's channels-last layers; in bf16 0.1 to 0.35 for the library's own composition."""
+for the published execution and 2.0e-3 for ours; in bf16 0.1 to 0.35 for the library's own composition. (From
+random weights, the gradients of the recipe's encoder mean nothing in bf16: both are 0.9 to 1.0 away.)"""
 LABELS = ("one", "random", "all")
 OPTIM = OptimConfig(optimizer="adam", lr=2e-5, weight_decay=0.0, warmup=0)
 """The published settings: Adam, gradients clipped at 10."""
@@ -81,8 +81,8 @@ class TrainingCase:
 
 
 def recipe_case(diffusion: str, device: str) -> Case:
-    """Return a training batch of `dmtl train`'s default network with three tasks, random weights; `diffusion`
-    is that of `ModelConfig`."""
+    """Return a training batch of `dmtl train`'s default network with three tasks and ImageNet weights;
+    `diffusion` is that of `ModelConfig`."""
     config = recipe()
     model = config.model
     options = dict(
@@ -90,7 +90,7 @@ def recipe_case(diffusion: str, device: str) -> Case:
     )
     tasks = ("semseg", "depth", "normals")
     batch = config.optim.batch_size
-    return Case(config.data.size, batch, device=device, options=options, all_tasks=tasks)
+    return Case(config.data.size, batch, device=device, options=options, all_tasks=tasks, pretrained=True)
 
 
 def _label(task, case: Case, generator: torch.Generator) -> Tensor:
