@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmtl.nn.efficientnet import DepthwiseConv, EfficientNetLite, InvertedResidual
+from dmtl.nn.efficientnet import DepthwiseConv, EfficientNetLite, InvertedResidual, Stem
 
 
 def initial_network(network, image: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -81,6 +81,6 @@ def depthwise_convolved(x: Tensor, weight: Tensor, bias: Tensor | None, stride: 
 def _convolved(conv: nn.Conv2d, x: Tensor) -> Tensor:
     if isinstance(conv, DepthwiseConv):
         return depthwise_convolved(x, conv.weight, conv.bias, conv.stride[0], conv.first)
-    if getattr(conv, "extra", None) is not None:
+    if isinstance(conv, Stem):
         x = F.pad(x, conv.extra)
     return F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, groups=conv.groups)

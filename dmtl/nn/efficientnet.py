@@ -43,27 +43,46 @@ LITE = {
 """Name -> factors on the channels and on the number of blocks."""
 
 
-class SameConv(nn.Conv2d):
-    """A convolution without bias and with TensorFlow's "SAME" padding for inputs of even size.
+class Stem(nn.Conv2d):
+    """A 3x3 convolution with stride 2, without bias, with TensorFlow's "SAME" padding for images of even size.
 
-    At stride 1 that is symmetric. At stride 2 one pixel more is padded on the right and bottom than on the
-    left and top: (0, 1) for 3x3, (1, 2) for 5x5.
+    One pixel is padded on the right and bottom, none on the left and top.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1):
-        even = stride == 1
-        super().__init__(in_channels, out_channels, kernel, stride, kernel // 2 if even else 0, bias=False)
-        self.extra = None if even else ((kernel - 2) // 2, (kernel - 1) // 2) * 2
+    extra = (0, 1, 0, 1)  # left, right, top, bottom
+
+    def __init__(self, channels: int):
+        super().__init__(3, channels, 3, 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, C, h, w] -> [B, K, h / stride, w / stride]."""
-        return super().forward(x if self.extra is None else F.pad(x, self.extra))
+        """x [B, 3, H, W] -> [B, C, H / 2, W / 2]."""
+        return super().forward(F.pad(x, self.extra))
+
+
+class PointwiseConv(nn.Conv2d):
+    """A 1x1 convolution without bias.
+
+    A CPU computes channels-last float32 maps with `ops.pointwise_conv`, everything else with the library: on
+    processors that multiply bfloat16, its gradients are faster.
+    """
+
+    def __init__(self, in_channels: int, channels: int):
+        super().__init__(in_channels, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, C, h, w] -> [B, K, h, w]."""
+        single = x.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if not single or not _on_cpu(x):
+            return super().forward(x)
+        return _biased(ops.pointwise_conv(x, self.weight), self.bias)
 
 
 class DepthwiseConv(nn.Conv2d):
-    """A `SameConv` with one filter for each channel.
+    """A convolution with one filter for each channel, without bias, and with TensorFlow's "SAME" padding.
 
-    A CPU computes channels-last maps with `ops.depthwise_conv`, everything else with the library.
+    At stride 1 that is symmetric. At stride 2 one pixel more is padded on the right and bottom than on the
+    left and top: (0, 1) for 3x3, (1, 2) for 5x5. A CPU computes channels-last maps with `ops.depthwise_conv`,
+    everything else with the library.
     """
 
     def __init__(self, channels: int, kernel: int, stride: int = 1):
@@ -73,10 +92,18 @@ class DepthwiseConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, C, h, w] -> [B, C, h / stride, w / stride]."""
-        if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last):
-            out = ops.depthwise_conv(cast(x), cast(self.weight), stride=self.stride[0], padding=self.first)
-            return out if self.bias is None else out.add_(cast(self.bias)[:, None, None])
-        return super().forward(F.pad(x, (self.first, self.last) * 2))
+        if not _on_cpu(x):
+            return super().forward(F.pad(x, (self.first, self.last) * 2))
+        out = ops.depthwise_conv(cast(x), cast(self.weight), stride=self.stride[0], padding=self.first)
+        return _biased(out, self.bias)
+
+
+def _on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _biased(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x if bias is None else x.add_(cast(bias)[:, None, None])
 
 
 class SeparableBlock(nn.Module):
@@ -86,7 +113,7 @@ class SeparableBlock(nn.Module):
         super().__init__()
         self.conv_dw = DepthwiseConv(in_channels, kernel)
         self.bn1 = nn.BatchNorm2d(in_channels, EPS)
-        self.conv_pw = SameConv(in_channels, channels, 1)
+        self.conv_pw = PointwiseConv(in_channels, channels)
         self.bn2 = nn.BatchNorm2d(channels, EPS)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,11 +127,11 @@ class InvertedResidual(nn.Module):
     def __init__(self, in_channels: int, channels: int, kernel: int, stride: int, expansion: int):
         super().__init__()
         hidden = in_channels * expansion
-        self.conv_pw = SameConv(in_channels, hidden, 1)
+        self.conv_pw = PointwiseConv(in_channels, hidden)
         self.bn1 = nn.BatchNorm2d(hidden, EPS)
         self.conv_dw = DepthwiseConv(hidden, kernel, stride)
         self.bn2 = nn.BatchNorm2d(hidden, EPS)
-        self.conv_pwl = SameConv(hidden, channels, 1)
+        self.conv_pwl = PointwiseConv(hidden, channels)
         self.bn3 = nn.BatchNorm2d(channels, EPS)
         self.shortcut = stride == 1 and in_channels == channels
 
@@ -177,7 +204,7 @@ class EfficientNetLite(nn.Module):
     def __init__(self, name: str):
         super().__init__()
         width, depth = LITE[name]
-        self.conv_stem = SameConv(3, 32, 3, 2)
+        self.conv_stem = Stem(32)
         self.bn1 = nn.BatchNorm2d(32, EPS)
         stages, in_channels, last = [], 32, len(_STAGES) - 1
         self.channels = []

@@ -10,6 +10,7 @@ from .depthwise_conv import depthwise_conv
 from .inverted_residual import inverted_residual, pack_inverted_residual
 from .map_loss import map_loss
 from .noisy_tokens import noisy_tokens
+from .pointwise_conv import pointwise_conv
 from .posterior_step import posterior_step, posterior_step_
 from .q_sample import normal, q_sample
 from .references import references
@@ -32,6 +33,7 @@ __all__ = [
     "normal",
     "pack_conv3x3",
     "pack_inverted_residual",
+    "pointwise_conv",
     "posterior_step",
     "posterior_step_",
     "q_sample",

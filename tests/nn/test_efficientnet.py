@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from dmtl.models.encoder_weights import load_pretrained, pretrained_source
 from dmtl.models.weights import read_state
 from dmtl.nn.backbone import list_backbones, make_backbone
-from dmtl.nn.efficientnet import LITE, DepthwiseConv, EfficientNetLite, SameConv
+from dmtl.nn.efficientnet import LITE, DepthwiseConv, EfficientNetLite, PointwiseConv, Stem
 
 STORED = json.loads((Path(__file__).parent / "efficientnet_lite.json").read_text())
 CHANNELS = {
@@ -143,17 +143,17 @@ def test_input_is_that_of_the_weights():
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2), (5, 1), (5, 2)])
-def test_same_padding(kernel, stride, layout):
+@pytest.mark.parametrize(
+    "conv", [Stem(6), PointwiseConv(3, 6), *(DepthwiseConv(3, k, s) for k in (3, 5) for s in (1, 2))]
+)
+def test_same_padding(conv, layout):
     """TensorFlow: out = ceil(in / s); (out - 1) s + k - in zeros, the odd one at the end. Even sizes."""
     torch.manual_seed(0)
-    x = torch.randn(2, 4, 12, 20).contiguous(memory_format=layout)
-    convs = [SameConv(4, 6, kernel, stride)] + ([DepthwiseConv(4, kernel, stride)] if kernel > 1 else [])
-    for conv in convs:
-        with torch.no_grad():
-            got = conv(x)
-            expected = by_definition(x, conv.weight, stride, conv.groups)
-        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    x = torch.randn(2, 3, 12, 20).contiguous(memory_format=layout)
+    with torch.no_grad():
+        got = conv(x)
+        expected = by_definition(x, conv.weight, conv.stride[0], conv.groups)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def by_definition(x: torch.Tensor, weight: torch.Tensor, stride: int, groups: int) -> torch.Tensor:
@@ -174,14 +174,14 @@ def by_definition(x: torch.Tensor, weight: torch.Tensor, stride: int, groups: in
     return out
 
 
-def test_depthwise_with_a_bias():
+@pytest.mark.parametrize("conv", [DepthwiseConv(6, 3, 2), PointwiseConv(6, 4)])
+def test_with_a_bias(conv):
     """As the engine's fold leaves it; in both layouts."""
     torch.manual_seed(0)
-    conv = DepthwiseConv(6, 3, 2)
-    conv.bias = torch.nn.Parameter(torch.randn(6))
+    conv.bias = torch.nn.Parameter(torch.randn(conv.out_channels))
     x = torch.randn(2, 6, 8, 10)
     with torch.no_grad():
-        expected = by_definition(x, conv.weight, 2, 6) + conv.bias[:, None, None]
+        expected = by_definition(x, conv.weight, conv.stride[0], conv.groups) + conv.bias[:, None, None]
         for layout in (torch.contiguous_format, torch.channels_last):
             got = conv(x.contiguous(memory_format=layout))
             torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)

@@ -13,7 +13,7 @@ import dmtl.ops
 from dmtl.ops.registry import BACKENDS, REGISTRY, OpSpec, reasons_against
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FOR_CPUS = ("batch_norm", "depthwise_conv", "inverted_residual")
+FOR_CPUS = ("batch_norm", "depthwise_conv", "inverted_residual", "pointwise_conv")
 """Ops that speed up training on a CPU alone: on a GPU the modules that use them call the library."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
