@@ -75,16 +75,20 @@ class Cores:
         An engine uses it where torch's operators are a small part: their parallel regions wait for cores like
         any other, and their results depend on the number of threads.
         """
-        change = _openmp_threads()
-        if change is None or hasattr(self._local, "most"):
+        library = _library()
+        if library is None or hasattr(self._local, "most"):
             yield
             return
+        # MKL, if torch uses it, has its own number; 0 is that of the process
+        set_mkl = getattr(library, "MKL_Set_Num_Threads_Local", lambda number: 0)
         self._local.most = most = torch.get_num_threads()
-        change(1)
+        library.omp_set_num_threads(1)
+        mkl = set_mkl(1)
         try:
             yield
         finally:
-            change(most)
+            set_mkl(mkl)
+            library.omp_set_num_threads(most)
             del self._local.most
 
     def adapt(self) -> None:
@@ -130,13 +134,14 @@ class Cores:
 
 
 @functools.cache
-def _openmp_threads() -> Callable[[int], object] | None:
-    """Return OpenMP's function that sets the number of threads for the calling thread, or None without it.
+def _library() -> ctypes.CDLL | None:
+    """Return torch's library with OpenMP's functions for the calling thread, or None.
 
     `torch.set_num_threads` would set the number for threads that start later, too.
     """
     try:
-        return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).omp_set_num_threads
+        found = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        return found if found.omp_set_num_threads else None
     except (OSError, AttributeError):
         return None
 

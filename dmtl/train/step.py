@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -15,13 +16,15 @@ from torch import Tensor, nn
 
 from dmtl.data.loading.loader import Batch
 from dmtl.errors import ConfigError, one_line
-from dmtl.models import DiffusionMTL
+from dmtl.models import DiffusionMTL, MultiTaskBaseline
+from dmtl.nn.efficientnet import EfficientNetLite
+from dmtl.nn.precision import training_precision
 from dmtl.runtime import cores
 from dmtl.runtime.distributed import World, any_rank, gathered, total
 from dmtl.runtime.memory import is_out_of_memory, return_freed
 from dmtl.train import distributed
 from dmtl.train.batch_loss import BatchLoss
-from dmtl.train.config import RunConfig
+from dmtl.train.config import OptimConfig, RunConfig
 from dmtl.train.loss import PairLosses
 
 _LARGE = 64 << 20
@@ -101,6 +104,7 @@ class Step:
         self._taken: list[_Taken] = []
         self._statistics = _Statistics(batch_loss.model)
         size = sum(p.numel() * p.element_size() for p in batch_loss.parameters())
+        self._by_kernels = _by_kernels(batch_loss.model, self.device, config.optim)
         # Blocks that the forward pass freed do not fit the gradients. In a small model this does not matter.
         self._returns_memory = self.device.type == "cpu" and size > _LARGE
 
@@ -108,6 +112,10 @@ class Step:
         """Run one step, `number` counted from 0; the batch may be on the CPU."""
         if self.device.type == "cpu":
             cores.adapt()
+        with cores.for_kernels() if self._by_kernels else nullcontext():
+            self._step(batch, number)
+
+    def _step(self, batch: Batch, number: int) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(number) * group["factor"]
         batch = batch.to(self.device, non_blocking=True)
@@ -310,6 +318,16 @@ class Step:
                 merged.setdefault(task, []).extend(names)
         reason = "loss" if of_loss or any(spoiled for _, _, spoiled in everywhere) else "gradient"
         return Skipped(taken.step, reason, merged)
+
+
+def _by_kernels(model: DiffusionMTL | MultiTaskBaseline, device: torch.device, optim: OptimConfig) -> bool:
+    """Return whether nearly all of a step is computed by dmtl's kernels.
+
+    Then torch's own operators get one thread: their parallel regions wait for cores that other processes use,
+    and their results depend on the number of threads. This costs a few percent on two free cores.
+    """
+    lite = isinstance(model.initial.backbone, EfficientNetLite)
+    return device.type == "cpu" and lite and training_precision(optim.precision, device) == "fp32"
 
 
 def _labelled(batch: Batch) -> list[str]:

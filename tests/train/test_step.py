@@ -128,6 +128,24 @@ def same(a: dict, b: dict) -> bool:
     return all(torch.equal(a[name].nan_to_num(), b[name].nan_to_num()) for name in a)
 
 
+@pytest.mark.parametrize("diffusion", ["none", "feature", "prediction"])
+def test_bits_do_not_depend_on_the_number_of_threads(diffusion):
+    """Torch's operators have one thread if kernels compute nearly everything."""
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            model = model_for(backbone="efficientnet_lite0", diffusion=diffusion)
+            step = step_for(model)
+            for i in range(2):
+                step(batch_of(i), i)
+            assert torch.get_num_threads() == number
+            found.append(parameters(model))
+    finally:
+        torch.set_num_threads(threads)
+    assert same(found[0], found[1]) and same(found[0], found[2])
+
+
 @pytest.mark.parametrize("micro_batch", [1, 3])
 def test_micro_batches_add_up(micro_batch):
     """With frozen batch norms, which alone see the images together."""
