@@ -26,8 +26,8 @@ _CLASSES = {"semseg": 21, "human_parts": 7}
 @dataclass(frozen=True)
 class Case:
     """One prediction. `model`: name or folder of a trained model, or None for random weights with the shape
-    in `options` (`ModelConfig`'s fields; the published network if empty), with `pretrained` except for the
-    encoder, which then has its ImageNet weights. JSON-able by `dataclasses.asdict`.
+    in `options` (`ModelConfig`'s fields; the published network if empty). With `pretrained`, the encoder
+    has its ImageNet weights. JSON-able by `dataclasses.asdict`.
     """
 
     size: tuple[int, int] = (512, 512)

@@ -36,7 +36,8 @@ ALLOWED = {"fp32": (1e-2, 1e-4), "tf32": (0.1, 1e-3), "bf16": (0.5, 1e-2)}
 """Precision -> allowed relative distances of all gradients, and of the loss, from our fp32 step's. Gradients
 through batch norms are small differences of large numbers. Distances from float64: in fp32 at 128x128 1.8e-3
 for the published execution and 2.0e-3 for ours; in bf16 0.1 to 0.35 for the library's own composition. (From
-random weights, the gradients of the recipe's encoder mean nothing in bf16: both are 0.9 to 1.0 away.)"""
+random weights, the gradients of the recipe's encoder mean nothing in bf16: ours and the library's are 0.9 to
+1.0 away.)"""
 LABELS = ("one", "random", "all")
 OPTIM = OptimConfig(optimizer="adam", lr=2e-5, weight_decay=0.0, warmup=0)
 """The published settings: Adam, gradients clipped at 10."""

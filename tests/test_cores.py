@@ -104,7 +104,7 @@ print(waited_s() - before)
     assert 0.1 < float(done.stdout) < 0.7
 
 
-@pytest.mark.skipif(cores._library() is None, reason="torch was built without OpenMP")
+@pytest.mark.skipif(cores._torch_library() is None, reason="torch was built without OpenMP")
 def test_torchs_operators_get_one_thread(machine):
     wait = machine.cores
     with wait.for_kernels():

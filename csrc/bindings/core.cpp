@@ -11,7 +11,7 @@
 #include <unordered_map>
 #include <vector>
 
-// The kernel tables of all files in csrc/cpu, for every instruction set.
+// The kernel tables of all files in csrc/cpu, for every instruction set that they are compiled for.
 #define DMTL_FILE(op)                                                          \
     namespace dmtl::baseline { extern const CpuKernelTable op##_kernels; }     \
     namespace dmtl::avx2 { extern const CpuKernelTable op##_kernels; }         \
@@ -41,6 +41,8 @@ std::vector<Isa> usable() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
         found.push_back(Isa::avx512);
+#endif
+#if defined(DMTL_AVX512BF16)
     if (found.back() == Isa::avx512 && __builtin_cpu_supports("avx512bf16")) found.push_back(Isa::avx512bf16);
 #endif
     return found;
@@ -74,7 +76,7 @@ std::vector<uint32_t> philox_words(std::array<int64_t, 3> seed_task_sample, int3
     return words;
 }
 
-// The kernels with one name, by instruction set; null where it has none of its own.
+// The kernels with one name, by instruction set; null if there is no separate one.
 struct Variants {
     const dmtl::CpuKernel* by_isa[kIsas] = {};
     const dmtl::CpuKernel& best(Isa isa) const {
@@ -99,7 +101,7 @@ std::unordered_map<std::string, Variants> collect() {
 #endif
 #include "cpu_files.inc"
 #undef DMTL_FILE
-#if defined(DMTL_X86)
+#if defined(DMTL_AVX512BF16)
 #define DMTL_FILE(op) add(Isa::avx512bf16, dmtl::avx512bf16::op##_kernels);
 #include "bf16_files.inc"
 #undef DMTL_FILE

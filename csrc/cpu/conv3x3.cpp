@@ -9,6 +9,9 @@ namespace dmtl::DMTL_ISA {
 namespace {
 
 constexpr int64_t kWeightFloats = int64_t{3} << 20;    // limit of weights packed at a time, but at least one task's
+// Floats of a block of transformed patches. They should stay in the cache, but weights are read once per block, so blocks are
+// larger if the weights do not stay there.
+constexpr int64_t kSmallBlock = int64_t{2} << 20, kLargeBlock = int64_t{6} << 20;
 
 // Consecutive tasks whose weights are packed.
 struct Group {
@@ -101,7 +104,7 @@ void convolve(const Conv3x3Params& p, DType, int threads) {
     expect_writes(p.out, rows * p.height * p.width * p.n * static_cast<int64_t>(sizeof(float)), threads);
     const int64_t fitting = kWeightFloats / weight_floats(p.k, p.n);
     const int64_t together = p.packed[0] != nullptr ? p.tasks : fitting > 1 ? fitting : 1;
-    const int64_t most = most_tiles(p.k, p.n);
+    const int64_t most = most_tiles(p.k, p.n, weight_floats(p.k, p.n) <= kWeightFloats ? kSmallBlock : kLargeBlock);
     int64_t tile = 0;
     Group g{};
     for (g.first = 0; g.first < p.tasks; g.first = g.last) {

@@ -1,5 +1,5 @@
-// 1x1 convolution of channels-last maps, which is a matrix product over their pixels, and its two gradients. Compiled once per
-// instruction set (DMTL_ISA).
+// 1x1 convolution of channels-last float32 maps, which is a matrix product over their pixels, and its two gradients. Compiled
+// once per instruction set (DMTL_ISA).
 #include "dmtl/kernel_table.h"
 #include "dmtl/tokens.h"
 
@@ -10,64 +10,56 @@ constexpr int64_t kPiece = 2048;  // maximum pixels of a partial sum of the weig
 
 // x [pixels, channels], weight [n, channels], out [pixels, n]
 struct PointwiseConvParams {
-    void* out;
-    const void *x, *weight;
+    float* out;
+    const float *x, *weight;
     int64_t pixels, channels, n;
 };
 
 // d_x [pixels, channels] for grad [pixels, n]
 struct PointwiseConvDataParams {
-    void* d_x;
-    const void *grad, *weight;
+    float* d_x;
+    const float *grad, *weight;
     int64_t pixels, channels, n;
 };
 
 struct PointwiseConvWeightParams {
     float* d_weight;
-    const void *grad, *x;
+    const float *grad, *x;
     int64_t pixels, channels, n;
 };
 
 // out [pixels, b.n] = a [pixels, b.k] times packed panels
-template <class T>
-void multiply(const T* a, int64_t pixels, const Panels& b, T* out, int threads) {
+void multiply(const float* a, int64_t pixels, const Panels& b, float* out, int threads) {
     const int64_t columns = b.n;
-    expect_writes(out, pixels * columns * static_cast<int64_t>(sizeof(T)), threads);
-    gemm(pixels, b, threads, RowsOf<T>{a, b.k}, [=](int64_t row, int64_t column, const float* v, int64_t count) {
+    expect_writes(out, pixels * columns * static_cast<int64_t>(sizeof(float)), threads);
+    gemm(pixels, b, threads, RowsOf<float>{a, b.k}, [=](int64_t row, int64_t column, const float* v, int64_t count) {
         round_to(out + row * columns + column, v, count);
     });
 }
 
-template <class T>
-void forward(const PointwiseConvParams& p, int threads) {
+void pointwise_conv(const PointwiseConvParams& p, DType, int threads) {
     float* packed = Workspace::floats(Slot::weights, packed_floats(p.channels, p.n));
-    pack_columns(static_cast<const T*>(p.weight), p.channels, p.channels, p.n, packed, threads);
-    multiply(static_cast<const T*>(p.x), p.pixels, {packed, p.channels, p.n}, static_cast<T*>(p.out), threads);
+    pack_columns(p.weight, p.channels, p.channels, p.n, packed, threads);
+    multiply(p.x, p.pixels, {packed, p.channels, p.n}, p.out, threads);
 }
 
-template <class T>
-void data_gradient(const PointwiseConvDataParams& p, int threads) {
+void data_gradient(const PointwiseConvDataParams& p, DType, int threads) {
     float* packed = Workspace::floats(Slot::weights, packed_floats(p.n, p.channels));
-    pack_rows(static_cast<const T*>(p.weight), p.channels, p.n, p.channels, packed, threads);
-    multiply(static_cast<const T*>(p.grad), p.pixels, {packed, p.n, p.channels}, static_cast<T*>(p.d_x), threads);
+    pack_rows(p.weight, p.channels, p.n, p.channels, packed, threads);
+    multiply(p.grad, p.pixels, {packed, p.n, p.channels}, p.d_x, threads);
 }
 
-template <class T>
-void weight_gradient_of(const PointwiseConvWeightParams& p, int threads) {
-    for (int64_t i = 0; i < p.n * p.channels && p.pixels == 0; ++i) p.d_weight[i] = 0.0f;
+void weight_gradient_of(const PointwiseConvWeightParams& p, DType, int threads) {
+    if (p.pixels == 0)
+        for (int64_t i = 0; i < p.n * p.channels; ++i) p.d_weight[i] = 0.0f;
     const int64_t pieces = pieces_of(p.pixels, 1, kPiece);
     for (int64_t i = 0; i < pieces; ++i) {
         const Range piece = share(p.pixels, pieces, i);
         float* right = Workspace::floats(Slot::maps, packed_floats(piece.size(), p.channels));
-        pack_rows(static_cast<const T*>(p.x) + piece.begin * p.channels, p.channels, piece.size(), p.channels, right, threads);
-        weight_gradient(static_cast<const T*>(p.grad) + piece.begin * p.n, p.n, {right, piece.size(), p.channels}, i > 0,
-                        p.d_weight, threads);
+        pack_rows(p.x + piece.begin * p.channels, p.channels, piece.size(), p.channels, right, threads);
+        weight_gradient(p.grad + piece.begin * p.n, p.n, {right, piece.size(), p.channels}, i > 0, p.d_weight, threads);
     }
 }
-
-DMTL_STORAGE_KERNEL(pointwise_conv, PointwiseConvParams, forward)
-DMTL_STORAGE_KERNEL(pointwise_conv_data, PointwiseConvDataParams, data_gradient)
-DMTL_STORAGE_KERNEL(pointwise_conv_weight, PointwiseConvWeightParams, weight_gradient_of)
 
 constexpr Field kFields[] = {DMTL_FIELD(PointwiseConvParams, out),    DMTL_FIELD(PointwiseConvParams, x),
                              DMTL_FIELD(PointwiseConvParams, weight), DMTL_FIELD(PointwiseConvParams, pixels),
@@ -82,7 +74,7 @@ constexpr Field kWeightFields[] = {DMTL_FIELD(PointwiseConvWeightParams, d_weigh
 }  // namespace
 
 DMTL_KERNELS(pointwise_conv, cpu_kernel<PointwiseConvParams, &pointwise_conv>("pointwise_conv", kFields),
-             cpu_kernel<PointwiseConvDataParams, &pointwise_conv_data>("pointwise_conv_data", kDataFields),
-             cpu_kernel<PointwiseConvWeightParams, &pointwise_conv_weight>("pointwise_conv_weight", kWeightFields))
+             cpu_kernel<PointwiseConvDataParams, &data_gradient>("pointwise_conv_data", kDataFields),
+             cpu_kernel<PointwiseConvWeightParams, &weight_gradient_of>("pointwise_conv_weight", kWeightFields))
 
 }  // namespace dmtl::DMTL_ISA

@@ -60,8 +60,7 @@ class Engine:
         model: a `DiffusionMTL` or a baseline. It is copied and not modified, unless `inplace` is True.
         device: device to compute on; None: that of the model.
         precision: "fp32", "tf32" (GPU), "bf16", "fp16" (GPU), or "auto": fp32 on a CPU and bf16 on a GPU.
-            On a CPU, "bf16" keeps fp32 wherever that was measured to be faster, as for Winograd's
-            convolution.
+            On a CPU, "bf16" applies to the cross blocks only, and only if that was measured to be faster.
         steps: number of denoising steps. None: as trained. "auto": stop as soon as a step changes no task's
             logits by more than `tolerance`, at most after 8 steps or the trained number if that is larger.
         eta: see `DiffusionMTL.forward`; None: as configured in the model.

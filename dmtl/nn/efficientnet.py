@@ -44,7 +44,7 @@ LITE = {
 
 
 class Stem(nn.Conv2d):
-    """A 3x3 convolution with stride 2, without bias, with TensorFlow's "SAME" padding for images of even size.
+    """A 3x3 convolution with stride 2, without bias, and with TensorFlow's "SAME" padding for even sizes.
 
     One pixel is padded on the right and bottom, none on the left and top.
     """
@@ -62,8 +62,8 @@ class Stem(nn.Conv2d):
 class PointwiseConv(nn.Conv2d):
     """A 1x1 convolution without bias.
 
-    A CPU computes channels-last float32 maps with `ops.pointwise_conv`, everything else with the library: on
-    processors that multiply bfloat16, its gradients are faster.
+    A CPU computes channels-last float32 maps with `ops.pointwise_conv`, everything else with the library,
+    whose bfloat16 gradients are faster on processors with such products.
     """
 
     def __init__(self, in_channels: int, channels: int):

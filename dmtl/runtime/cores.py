@@ -72,10 +72,10 @@ class Cores:
     def for_kernels(self) -> Iterator[None]:
         """In this context, kernels that this thread calls keep their threads, and torch's operators have one.
 
-        An engine uses it where torch's operators are a small part: their parallel regions wait for cores like
-        any other, and their results depend on the number of threads.
+        Engines and training steps use it if torch's operators are a small part: their parallel regions wait
+        for cores like any other, and their results depend on the number of threads.
         """
-        library = _library()
+        library = _torch_library()
         if library is None or hasattr(self._local, "most"):
             yield
             return
@@ -134,7 +134,7 @@ class Cores:
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
+def _torch_library() -> ctypes.CDLL | None:
     """Return torch's library with OpenMP's functions for the calling thread, or None.
 
     `torch.set_num_threads` would set the number for threads that start later, too.

@@ -24,7 +24,7 @@ from dmtl.runtime.distributed import World, any_rank, gathered, total
 from dmtl.runtime.memory import is_out_of_memory, return_freed
 from dmtl.train import distributed
 from dmtl.train.batch_loss import BatchLoss
-from dmtl.train.config import OptimConfig, RunConfig
+from dmtl.train.config import RunConfig
 from dmtl.train.loss import PairLosses
 
 _LARGE = 64 << 20
@@ -69,6 +69,9 @@ class _Taken:
     bad: Tensor  # bool, agreed by all processes
 
 
+_FEW_THREADS = 4  # up to which torch's operators may have one thread in a step of kernels
+
+
 class Step:
     """Run steps: `step(batch, number)`.
 
@@ -104,7 +107,7 @@ class Step:
         self._taken: list[_Taken] = []
         self._statistics = _Statistics(batch_loss.model)
         size = sum(p.numel() * p.element_size() for p in batch_loss.parameters())
-        self._by_kernels = _by_kernels(batch_loss.model, self.device, config.optim)
+        self._by_kernels = _by_kernels(batch_loss.model, self.device, config)
         # Blocks that the forward pass freed do not fit the gradients. In a small model this does not matter.
         self._returns_memory = self.device.type == "cpu" and size > _LARGE
 
@@ -320,14 +323,23 @@ class Step:
         return Skipped(taken.step, reason, merged)
 
 
-def _by_kernels(model: DiffusionMTL | MultiTaskBaseline, device: torch.device, optim: OptimConfig) -> bool:
-    """Return whether nearly all of a step is computed by dmtl's kernels.
+def _by_kernels(model: DiffusionMTL | MultiTaskBaseline, device: torch.device, config: RunConfig) -> bool:
+    """Return whether nearly all of a step is computed by dmtl's kernels, on few cores.
 
     Then torch's own operators get one thread: their parallel regions wait for cores that other processes use,
-    and their results depend on the number of threads. This costs a few percent on two free cores.
+    and their results depend on the number of threads. On two free cores this costs nothing that was measured;
+    on many, what one thread does would take most of the time.
     """
-    lite = isinstance(model.initial.backbone, EfficientNetLite)
-    return device.type == "cpu" and lite and training_precision(optim.precision, device) == "fp32"
+    optim = config.optim
+    return (
+        device.type == "cpu"
+        and torch.get_num_threads() <= _FEW_THREADS
+        and isinstance(model.initial.backbone, EfficientNetLite)
+        and model.config.width >= 64  # below it, `Conv3x3` is the library's
+        and training_precision(optim.precision, device) == "fp32"
+        and not config.execution.compile
+        and not optim.objectives
+    )
 
 
 def _labelled(batch: Batch) -> list[str]:

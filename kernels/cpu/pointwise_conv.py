@@ -1,4 +1,7 @@
-"""pointwise_conv and its backward by the C++ kernels in csrc/cpu/pointwise_conv.cpp."""
+"""pointwise_conv and its backward by the C++ kernels in csrc/cpu/pointwise_conv.cpp, float32 only.
+
+The library serves 16-bit numbers: it multiplies bfloat16 if the processor does.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from dmtl.kernels.native import CPU
 from dmtl.ops.pointwise_conv import out_shape
 from dmtl.runtime.memory import empty
 
-SUPPORT = CPU.support()
+SUPPORT = CPU.support(dtypes=(torch.float32,))
 
 
 def pointwise_conv(x, weight) -> Tensor:
@@ -23,12 +26,12 @@ def pointwise_conv_backward(grad, x, weight, need_x, need_weight) -> tuple[Tenso
     grad = grad.contiguous(memory_format=torch.channels_last)
     x = x.contiguous(memory_format=torch.channels_last)
     d_x = empty(x.shape, x.dtype, torch.channels_last) if need_x else x.new_empty(0)
-    d_weight = torch.empty(weight.shape) if need_weight else x.new_empty(0)
+    d_weight = x.new_empty(weight.shape if need_weight else 0)
     if need_x:
         _call("pointwise_conv_data", x, weight, d_x=d_x, grad=grad, weight=weight.contiguous())
     if need_weight:
         _call("pointwise_conv_weight", x, weight, d_weight=d_weight, grad=grad, x=x)
-    return d_x, d_weight.to(weight.dtype)
+    return d_x, d_weight
 
 
 def _call(name: str, x: Tensor, of: Tensor, /, **fields) -> None:

@@ -1,6 +1,7 @@
 """token_mlp and its backward by the C++ kernels in csrc/cpu/token_mlp.cpp.
 
-Their arithmetic is float32 for all storage types. `dmtl.kernels.tokens` says which calls are left to torch.
+Sums are float32; in bfloat16, the factors of forward products are bfloat16. `dmtl.kernels.tokens` says which
+calls are left to torch.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import torch
 from benchmarks import training
 from benchmarks.cases import Case
 from benchmarks.training import Trainee, TrainingCase, TrainingRace, difference, recipe_case
+from dmtl.models.encoder_weights import how_to_get, pretrained_source
 from dmtl.train.config import DataConfig, OptimConfig, RunConfig
 
 TOY = Case(
@@ -31,6 +32,7 @@ def test_everybody_computes_the_same_gradients(labels, pairs):
     assert json.loads(json.dumps(rows)) == rows
 
 
+@pytest.mark.skipif(pretrained_source("efficientnet_lite0") is None, reason=how_to_get("efficientnet_lite0"))
 @pytest.mark.parametrize("diffusion", ["none", "feature"])
 def test_the_recipe_is_a_case(diffusion):
     case = recipe_case(diffusion, "cpu").but(size=(64, 64), batch=3)
@@ -39,7 +41,7 @@ def test_the_recipe_is_a_case(diffusion):
     race.round()
     rows = race.result()
     assert {row["case"] for row in rows} == {f"efficientnet_lite0, diffusion {diffusion}"}
-    assert all(row["difference"] < 3e-2 and row["median_ms"] > 0 for row in rows)
+    assert all(row["difference"] < 1e-2 and row["median_ms"] > 0 for row in rows)
 
 
 def test_who_is_wrong_is_not_timed(monkeypatch):

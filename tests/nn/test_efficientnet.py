@@ -14,6 +14,7 @@ from dmtl.models.encoder_weights import load_pretrained, pretrained_source
 from dmtl.models.weights import read_state
 from dmtl.nn.backbone import list_backbones, make_backbone
 from dmtl.nn.efficientnet import LITE, DepthwiseConv, EfficientNetLite, PointwiseConv, Stem
+from tests.ops.tools import Recorder
 
 STORED = json.loads((Path(__file__).parent / "efficientnet_lite.json").read_text())
 CHANNELS = {
@@ -144,11 +145,13 @@ def test_input_is_that_of_the_weights():
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
-    "conv", [Stem(6), PointwiseConv(3, 6), *(DepthwiseConv(3, k, s) for k in (3, 5) for s in (1, 2))]
+    ("kind", "sizes"),
+    [(Stem, (6,)), (PointwiseConv, (3, 6)), *((DepthwiseConv, (3, k, s)) for k in (3, 5) for s in (1, 2))],
 )
-def test_same_padding(conv, layout):
+def test_same_padding(kind, sizes, layout):
     """TensorFlow: out = ceil(in / s); (out - 1) s + k - in zeros, the odd one at the end. Even sizes."""
     torch.manual_seed(0)
+    conv = kind(*sizes)
     x = torch.randn(2, 3, 12, 20).contiguous(memory_format=layout)
     with torch.no_grad():
         got = conv(x)
@@ -174,10 +177,22 @@ def by_definition(x: torch.Tensor, weight: torch.Tensor, stride: int, groups: in
     return out
 
 
-@pytest.mark.parametrize("conv", [DepthwiseConv(6, 3, 2), PointwiseConv(6, 4)])
-def test_with_a_bias(conv):
+def test_who_computes_pointwise_convolutions():
+    """The operator in float32 and channels-last; the library in NCHW and under autocast."""
+    conv, x = PointwiseConv(4, 6), torch.randn(2, 4, 6, 6)
+    nhwc = x.contiguous(memory_format=torch.channels_last)
+    for image, lower, by_operator in ((nhwc, False, True), (x, False, False), (nhwc, True, False)):
+        with Recorder() as recorder, torch.autocast("cpu", torch.bfloat16, enabled=lower):
+            conv(image)
+        names = [func.name() for func, _ in recorder.calls]
+        assert ("dmtl::pointwise_conv" in names) == by_operator
+
+
+@pytest.mark.parametrize(("kind", "sizes"), [(DepthwiseConv, (6, 3, 2)), (PointwiseConv, (6, 4))])
+def test_with_a_bias(kind, sizes):
     """As the engine's fold leaves it; in both layouts."""
     torch.manual_seed(0)
+    conv = kind(*sizes)
     conv.bias = torch.nn.Parameter(torch.randn(conv.out_channels))
     x = torch.randn(2, 6, 8, 10)
     with torch.no_grad():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import dmtl.ops
 from dmtl.ops.cross_attention import SPEC
 
-from .tools import DEVICE, backend_params, errors, missing, run, serves
+from .tools import DEVICE, backend_params, errors, missing, on_every_instruction_set, run, serves
 
 FLOOR = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 1e-2}
 """float16: of 28,000 drawn calls the worst lay 5e-3 above what `check` allows."""
@@ -172,28 +172,40 @@ def test_long_rows(backend, n, m):
         check(make(9, n, m, 16, 2), torch.float32, backend)
 
 
+@pytest.mark.parametrize("backend", backend_params("reference", "cpu"))
+@pytest.mark.parametrize("width", [264, 520])
+def test_wide_heads(backend, width):
+    """More channels of a head than a partial sum of a product has terms."""
+    check(make(1, 20, 300, width, 1), torch.float32, backend)
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e12])
 @pytest.mark.parametrize("backend", backend_params("reference", "cpu", "triton"))
-def test_large_scores(backend):
-    """Scores in the thousands: the softmax becomes a choice, and nothing overflows."""
+def test_large_scores(backend, scale):
+    """Scores in the thousands and beyond: the softmax becomes a choice, and nothing overflows."""
     sample = make(1, 9, 11, 16, 2, given=True)
-    sample["query"] = 1e4 * sample["query"]
+    sample["query"] = scale * sample["query"]
     found = run(SPEC, sample, torch.float32, backend)
     assert all(bool(value.isfinite().all()) for value in found.values())
     torch.testing.assert_close(found["out"], composed(**sample), rtol=0, atol=0.02)
 
 
 @pytest.mark.skipif(bool(missing("cpu", "cross_attention")), reason=missing("cpu", "cross_attention"))
-def test_bfloat16_kernel():
-    """The C++ kernel's bfloat16, which automatic choice leaves to the library on some processors."""
-    kernel = importlib.import_module("dmtl.kernels.cpu.cross_attention")
-    sample = make(2, 30, 17, 48, 2)
+@pytest.mark.parametrize(
+    "sizes", [(2, 30, 17, 48, 2), (1, 20, 255, 64, 4), (1, 9, 513, 264, 1), (1, 15, 300, 520, 1)], ids=str
+)
+def test_bfloat16_kernel(sizes):
+    """The C++ kernel's bfloat16, which automatic choice leaves to the library on some processors; one partial
+    sum of a product, and several, with odd numbers of terms."""
+    kernel, heads = importlib.import_module("dmtl.kernels.cpu.cross_attention"), sizes[-1]
+    sample = make(*sizes)
     wide = {k: v.bfloat16().double() if isinstance(v, torch.Tensor) else v for k, v in sample.items()}
     args = [v.bfloat16() for v in sample.values() if isinstance(v, torch.Tensor)]
-    out, *saved = kernel.cross_attention(*args, None, 2, 1e-5, True)
+    out, *saved = on_every_instruction_set(lambda: kernel.cross_attention(*args, None, heads, 1e-5, True))
     truth = composed_run(wide, torch.float64)
     torch.testing.assert_close(out.double(), truth["out"], rtol=2**-8, atol=1e-2)
     incoming = torch.linspace(-1, 1, out.numel()).reshape(out.shape).half().bfloat16()
-    *found, nothing = kernel.cross_attention_backward(incoming, *args[:9], *saved, 2, 1e-5)
+    *found, nothing = kernel.cross_attention_backward(incoming, *args[:9], *saved, heads, 1e-5)
     names = [name for name in SPEC.differentiable if name != "query"]
     assert nothing.numel() == 0
     for name, grad in zip(names, found, strict=True):

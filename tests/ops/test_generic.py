@@ -256,23 +256,24 @@ def test_every_op_is_public_and_documented():
 
 
 @pytest.mark.skipif(bool(missing("cpu")), reason=missing("cpu"))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("spec", SPECS)
-def test_instruction_sets_agree(spec):
+def test_instruction_sets_agree(spec, dtype):
     """The C++ kernels give the same bits with every instruction set and thread count."""
     from dmtl.runtime import native
 
     core = native.core()
     best, threads = core.isa(), torch.get_num_threads()
     try:
-        for sample in spec.samples("odd", torch.float32, "cpu"):
-            if serves(spec, "cpu", torch.float32, sample):
+        for sample in spec.samples("odd", dtype, "cpu"):
+            if serves(spec, "cpu", dtype, sample):
                 continue
-            expected = run(spec, sample, torch.float32, "cpu")
+            expected = run(spec, sample, dtype, "cpu")
             for isa in core.isas():
                 for count in (1, 2):
                     core.use_isa(isa)
                     torch.set_num_threads(count)
-                    for name, value in run(spec, sample, torch.float32, "cpu").items():
+                    for name, value in run(spec, sample, dtype, "cpu").items():
                         assert torch.equal(value, expected[name]), (isa, count, name)
                 core.use_isa(best)
     finally:

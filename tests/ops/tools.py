@@ -3,6 +3,8 @@ operator calls."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 import dmtl.ops
 from dmtl.ops.registry import BACKENDS, REGISTRY, OpSpec, reasons_against
+from dmtl.runtime import native
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FOR_CPUS = ("batch_norm", "depthwise_conv", "inverted_residual", "pointwise_conv")
@@ -138,3 +141,16 @@ class Recorder(TorchDispatchMode):
         if func.namespace == "dmtl":
             self.calls.append((func, args))
         return func(*args, **(kwargs or {}))
+
+
+def on_every_instruction_set(call: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
+    """The results of a call of C++ kernels, after checking that all instruction sets give the same bits."""
+    core = native.core()
+    best, expected = core.isa(), call()
+    try:
+        for isa in core.isas():
+            core.use_isa(isa)
+            assert all(torch.equal(*pair) for pair in zip(call(), expected, strict=True)), isa
+    finally:
+        core.use_isa(best)
+    return expected

@@ -17,7 +17,7 @@ from dmtl.runtime.distributed import World
 from dmtl.train.batch_loss import BatchLoss
 from dmtl.train.config import ExecutionConfig, OptimConfig, RunConfig
 from dmtl.train.optim import optimizer_for
-from dmtl.train.step import Step
+from dmtl.train.step import Step, _by_kernels
 from dmtl.train.weighting import make_weighting
 from tests.models.cases import TASKS, small_model
 from tests.tasks.cases import label_of
@@ -131,11 +131,12 @@ def same(a: dict, b: dict) -> bool:
 @pytest.mark.parametrize("diffusion", ["none", "feature", "prediction"])
 def test_bits_do_not_depend_on_the_number_of_threads(diffusion):
     """Torch's operators have one thread if kernels compute nearly everything."""
-    threads, found = torch.get_num_threads(), []
+    threads, found, inside = torch.get_num_threads(), [], []
     try:
-        for number in (1, 2, 5):
+        for number in (1, 2, 4):
             torch.set_num_threads(number)
-            model = model_for(backbone="efficientnet_lite0", diffusion=diffusion)
+            model = model_for(backbone="efficientnet_lite0", width=64, diffusion=diffusion)
+            model.register_forward_hook(lambda *_: inside.append(torch.get_num_threads()))
             step = step_for(model)
             for i in range(2):
                 step(batch_of(i), i)
@@ -144,6 +145,30 @@ def test_bits_do_not_depend_on_the_number_of_threads(diffusion):
     finally:
         torch.set_num_threads(threads)
     assert same(found[0], found[1]) and same(found[0], found[2])
+    assert set(inside) <= {1}
+
+
+def test_other_steps_keep_torchs_threads():
+    """Another encoder, a narrow network, 16 bits, compiled parts, further losses, many cores."""
+    lite = dict(backbone="efficientnet_lite0", width=64)
+    wide, optim = model_for(**lite), OptimConfig()
+    cases = [
+        (wide, RunConfig(optim=optim), True),
+        (model_for(width=64), RunConfig(optim=optim), False),
+        (model_for(**lite | {"width": 16}), RunConfig(optim=optim), False),
+        (wide, RunConfig(optim=dataclasses.replace(optim, precision="bf16")), False),
+        (wide, RunConfig(optim=optim, execution=ExecutionConfig(compile=True)), False),
+        (wide, RunConfig(optim=dataclasses.replace(optim, objectives={"mtpsl": 1.0})), False),
+    ]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for model, config, expected in cases:
+            assert _by_kernels(model, torch.device("cpu"), config) is expected
+        torch.set_num_threads(8)
+        assert not _by_kernels(wide, torch.device("cpu"), cases[0][1])
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3])

@@ -40,7 +40,7 @@ struct Softmax {
 };
 
 // Replaces m scores, a row of a tile (gemm.h), by exp(scale (score - maximum)); scale > 0. Scores up to the next multiple of 16
-// are padding and become 0.
+// are padding, which adds at most 15 x 2^-126 to the sum.
 inline Softmax exponentials(float* scores, int64_t m, float scale) {
     constexpr int chains = 4;  // sums and maxima in parallel: one alone would wait for its own last result
     const auto slice = [=](int64_t s) { return scores + s * kSliceFloats; };
@@ -58,12 +58,12 @@ inline Softmax exponentials(float* scores, int64_t m, float scale) {
     };
     for (int64_t s = 0; s < slices; ++s) by_chains(s, [&](int i, F32x16 x) { highest[i] = max(highest[i], x); });
     const float top = largest_of(max(max(highest[0], highest[1]), max(highest[2], highest[3])));
-    const float binary = scale * kLog2OfE, binary_top = top * binary;
+    const float binary = scale * kLog2OfE;
     for (int64_t s = 0; s < slices; ++s) {
         float* score = slice(s);
         const int64_t width = padded(s);
 #pragma omp simd
-        for (int64_t j = 0; j < width; ++j) score[j] = exp2_decay32(fma32(score[j], binary, -binary_top));
+        for (int64_t j = 0; j < width; ++j) score[j] = exp2_decay32((score[j] - top) * binary);
         by_chains(s, [&](int i, F32x16 x) { sum[i] = sum[i] + x; });
     }
     return {top * scale, sum_of((sum[0] + sum[1]) + (sum[2] + sum[3]))};

@@ -88,11 +88,9 @@ struct Tiling {
     bool inner(const Place& p) const { return p.y > 0 && p.x > 0 && p.y + kOut < height && p.x + kOut < width; }
 };
 
-// The number of tiles in a block. Their transformed patches should stay in the cache, but weights are read once per block, so
-// blocks are larger if the weights do not stay there.
-inline int64_t most_tiles(int64_t k, int64_t n) {
-    constexpr int64_t kept_weights = int64_t{3} << 20, least = 64;
-    const int64_t floats = int64_t{weight_floats(k, n) <= kept_weights ? 2 : 6} << 20;
+// The number of tiles in a block whose transformed patches have at most this many floats.
+inline int64_t most_tiles(int64_t k, int64_t n, int64_t floats) {
+    constexpr int64_t least = 64;
     const int64_t fitting = floats / (kFrequencies * ((k > n ? k : n) + 32));
     return fitting > least ? fitting : least;
 }

@@ -1,5 +1,6 @@
-// Matrix products for CPU kernels: C = A B, in float32 or of numbers rounded to bfloat16. One source serves every instruction set, with equal bits on all of them
-// and for every number of threads. (With AVX-512 it reaches about 90 % of the processor's peak of fused multiply-adds.)
+// Matrix products for CPU kernels: C = A B, in float32 or of numbers rounded to bfloat16. One source serves every instruction
+// set, with equal bits on all of them and for every number of threads. (With AVX-512 it reaches about 90 % of the processor's
+// peak of fused multiply-adds.)
 //
 // B [k, n] is packed once into panels of 16 columns: row r of panel p is at packed[(p k + r) 16], and the last panel is padded
 // with zeros:
@@ -30,7 +31,10 @@
 // With Factors::bf16, both sides are rounded to bfloat16; their products are exact, and sums are float32. Instead of one k at a
 // time, two are added: k + half, then k, where half is half of the (at most 256) k of the partial sum, rounded up. Processors
 // with AVX-512 BF16 do this in one instruction (VDPBF16PS), twice as fast as fma; others use two fma, with the same bits
-// unless a number is subnormal, because the instruction takes those as zeros.
+// unless a factor or a sum is subnormal, because the instruction takes those as zeros:
+//
+//     pack_columns<Factors::bf16>(weight, ldw, k, n, packed, threads);       // packed_floats<Factors::bf16>(k, n) floats
+//     gemm(m, PanelsOf<Factors::bf16>{packed, k, n}, threads, source, epilogue);
 #pragma once
 
 #include "dmtl/parallel.h"
@@ -198,7 +202,8 @@ void round_factors(float* a, int64_t rows, int64_t count) {
             const int64_t half = held<factors>(count);
             if (count % 2 == 1) a[count] = 0.0f;
             int64_t c = 0;
-            for (; c + kLanes16 <= half; c += kLanes16) F32x16::pairs(F32x16::load(a + c), F32x16::load(a + half + c)).store(a + c);
+            for (; c + kLanes16 <= half; c += kLanes16)
+                F32x16::pairs(F32x16::load(a + c), F32x16::load(a + half + c)).store(a + c);
             for (; c < half; ++c) a[c] = pair_of(a[c], a[half + c]);
 #else
 #pragma omp simd

@@ -44,8 +44,10 @@ struct F32x16 {
 #if defined(__AVX512BF16__)
     // low and high numbers, rounded to bfloat16; subnormal numbers become zeros
     static DMTL_INLINE F32x16 pairs(F32x16 low, F32x16 high) {
-        const auto widened = [](F32x16 x) { return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x.v)); };
-        return {_mm512_castsi512_ps(_mm512_or_si512(widened(low), _mm512_slli_epi32(widened(high), 16)))};
+        const auto widened = [](F32x16 x) {
+            return _mm512_maskz_cvtepu16_epi32(all_lanes, (__m256i)_mm512_cvtneps_pbh(x.v));
+        };
+        return {_mm512_castsi512_ps(_mm512_or_si512(widened(low), _mm512_maskz_slli_epi32(all_lanes, widened(high), 16)))};
     }
     // fma(low a, low b, fma(high a, high b, c)), subnormal numbers as zeros
     friend DMTL_INLINE F32x16 fma_pairs(F32x16 a, F32x16 b, F32x16 c) {
@@ -133,7 +135,7 @@ struct F32x16 {
 template <class Combine8, class Combine4>
 DMTL_INLINE float reduced(F32x16 x, const Combine8& combine8, const Combine4& combine4) {
 #if defined(__AVX512F__)
-    const __m256 lo = _mm512_castps512_ps256(x.v), hi = _mm512_extractf32x8_ps(x.v, 1);
+    const __m256 lo = _mm512_maskz_extractf32x8_ps(0xFF, x.v, 0), hi = _mm512_maskz_extractf32x8_ps(0xFF, x.v, 1);
 #else
     const __m256 lo = x.lo, hi = x.hi;
 #endif
@@ -143,10 +145,12 @@ DMTL_INLINE float reduced(F32x16 x, const Combine8& combine8, const Combine4& co
     return _mm_cvtss_f32(combine4(two, _mm_movehdup_ps(two)));
 }
 DMTL_INLINE float sum_of(F32x16 x) {
-    return reduced(x, [](__m256 a, __m256 b) { return _mm256_add_ps(a, b); }, [](__m128 a, __m128 b) { return _mm_add_ps(a, b); });
+    const auto four = [](__m128 a, __m128 b) { return _mm_add_ps(a, b); };
+    return reduced(x, [](__m256 a, __m256 b) { return _mm256_add_ps(a, b); }, four);
 }
 DMTL_INLINE float largest_of(F32x16 x) {
-    return reduced(x, [](__m256 a, __m256 b) { return _mm256_max_ps(a, b); }, [](__m128 a, __m128 b) { return _mm_max_ps(a, b); });
+    const auto four = [](__m128 a, __m128 b) { return _mm_max_ps(a, b); };
+    return reduced(x, [](__m256 a, __m256 b) { return _mm256_max_ps(a, b); }, four);
 }
 #else
 template <class Combine>

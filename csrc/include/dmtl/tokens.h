@@ -1,6 +1,6 @@
 // Shared parts of the kernels on tokens [rows, width], around their matrix products (gemm.h): LayerNorm before a product and
-// its backward pass after one, sums over rows, and panels of computed values. Arithmetic is float32 for any storage type. The
-// order of sums only depends on the shapes.
+// its backward pass after one, sums over rows, and panels of computed values. Arithmetic is float32 for any storage type, except
+// factors of bf16 products (gemm.h). The order of sums only depends on the shapes.
 #pragma once
 
 #include "dmtl/gemm.h"
