@@ -63,8 +63,13 @@ def test_weights_cast_once(monkeypatch, options, recompute):
     expected = gradients(prepared(options, recompute), 2)
     assert found[0] == expected[0] and found[1].keys() == expected[1].keys()
     for name, gradient in expected[1].items():
-        assert gradient.dtype == torch.float32 and gradient.stride() == found[1][name].stride()
+        assert gradient.dtype == torch.float32 and strides(gradient) == strides(found[1][name])
         assert (found[1][name] - gradient).norm() <= 2e-2 * gradient.norm(), name
+
+
+def strides(x: torch.Tensor) -> list[int]:
+    """Strides along sides longer than 1; the others mean nothing, and depend on the library's kernel."""
+    return [stride for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1]
 
 
 def prepared(options: dict, recompute: bool):
