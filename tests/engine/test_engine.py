@@ -88,6 +88,8 @@ def test_the_model_is_left_alone_and_its_memory_is_not_kept():
 GOLDEN = [
     pytest.param("fp32", None, 1e-4, id="fp32"),
     pytest.param("bf16", (torch.float32, torch.bfloat16), 2e-2, id="bf16-tokens", marks=pytest.mark.slow),
+    pytest.param("bf16", (torch.bfloat16, torch.float32), 2e-2, id="bf16-maps", marks=pytest.mark.slow),
+    pytest.param("bf16", (torch.bfloat16, torch.bfloat16), 3e-2, id="bf16-both", marks=pytest.mark.slow),
 ]
 
 

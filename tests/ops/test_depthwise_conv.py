@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import dmtl.ops
 
 from .maps import LAYOUTS, drawn_map, rounding
-from .tools import DEVICE, DTYPES, missing
+from .tools import DEVICE, DTYPES, missing, on_any_number_of_threads
 
 BACKENDS = [name for name in ("reference", "cpu") if not missing(name, "depthwise_conv")]
 
@@ -101,17 +101,13 @@ def test_one_gradient_at_a_time(backend):
 @pytest.mark.skipif("cpu" not in BACKENDS, reason=missing("cpu", "depthwise_conv"))
 def test_any_number_of_threads_gives_the_same_bits():
     x, weight = arguments((3, 40, 20, 12), 5)
-    threads, found = torch.get_num_threads(), []
-    try:
-        for number in (1, 2, 3):
-            torch.set_num_threads(number)
-            with dmtl.ops.use_backend(depthwise_conv="cpu"):
-                out = dmtl.ops.depthwise_conv(x, weight, stride=2, padding=1)
-                found.append([out, *torch.autograd.grad(out.square().sum(), (x, weight))])
-    finally:
-        torch.set_num_threads(threads)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+    def call():
+        with dmtl.ops.use_backend(depthwise_conv="cpu"):
+            out = dmtl.ops.depthwise_conv(x, weight, stride=2, padding=1)
+            return out, *torch.autograd.grad(out.square().sum(), (x, weight))
+
+    on_any_number_of_threads(call)
 
 
 GOOD = dict(x=torch.zeros(2, 8, 4, 6), weight=torch.zeros(8, 1, 3, 3), stride=1, padding=None)

@@ -125,8 +125,10 @@ def test_gelu(backend):
 
 
 @pytest.mark.skipif(bool(missing("cpu", "token_mlp")), reason=missing("cpu", "token_mlp"))
-@pytest.mark.parametrize(("shape", "width", "hidden"), [((2, 30), 48, 96), ((17,), 264, 520)])
-def test_bfloat16_kernel(shape, width, hidden):
+@pytest.mark.parametrize(
+    ("shape", "width", "hidden", "atol"), [((2, 30), 48, 96, 1e-2), ((17,), 264, 520, 2e-2)]
+)
+def test_bfloat16_kernel(shape, width, hidden, atol):
     """The C++ kernel's bfloat16, which automatic choice leaves to the library on some processors; one partial
     sum of a product, and several."""
     kernel = importlib.import_module("dmtl.kernels.cpu.token_mlp")
@@ -135,7 +137,7 @@ def test_bfloat16_kernel(shape, width, hidden):
         dict(zip(SPEC.differentiable, (x.double() for x in args), strict=True)), torch.float64
     )
     out, h = on_every_instruction_set(lambda: kernel.token_mlp(*args, 1e-5, True))
-    torch.testing.assert_close(out.double(), truth["out"], rtol=2**-8, atol=2e-2)
+    torch.testing.assert_close(out.double(), truth["out"], rtol=2**-8, atol=atol)
     incoming = torch.linspace(-1, 1, out.numel()).reshape(out.shape).half().bfloat16()
     found = kernel.token_mlp_backward(incoming, *args[:6], h, 1e-5)
     for name, grad in zip(SPEC.differentiable, found, strict=True):

@@ -154,3 +154,16 @@ def on_every_instruction_set(call: Callable[[], Sequence[Tensor]]) -> Sequence[T
     finally:
         core.use_isa(best)
     return expected
+
+
+def on_any_number_of_threads(call: Callable[[], Sequence[Tensor]]) -> None:
+    """Check that a call of C++ kernels gives the same bits with 1, 2 and 3 threads."""
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            found.append(call())
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
