@@ -124,7 +124,7 @@ void query_backward(const Params& p, float* d_tokens, float* work, int threads) 
     if (p.d_norm_bias != nullptr) round_to(static_cast<T*>(p.d_norm_bias), sums + width, width);
     if (p.d_query_weight == nullptr) return;
     packed = Workspace::floats(Slot::weights, packed_floats(rows, width));
-    pack_computed(rows, width, packed, threads, [=](int64_t row, int64_t c) { return normed.at(row, c); });
+    pack_panels(rows, width, packed, threads, [=](int64_t row, int64_t c) { return normed.at(row, c); });
     gemm(p.query_width, {packed, rows, width}, threads, ColumnsOf<T>{d_query, p.query_width},
          Store<T>{static_cast<T*>(p.d_query_weight), width, nullptr});
 }
@@ -153,7 +153,7 @@ void backward(const Params& p, int threads) {
     if (p.d_bias != nullptr) column_sums(d_tokens, rows, p.width, static_cast<T*>(p.d_bias), threads);
     if (p.d_weight != nullptr) {
         float* packed = Workspace::floats(Slot::weights, packed_floats(rows, depth));
-        pack_computed(rows, depth, packed, threads,
+        pack_panels(rows, depth, packed, threads,
                       [&](int64_t row, int64_t k) { return patch_value<T>(p, corner_of(p, row), tap_of(p, k)); });
         gemm(p.width, {packed, rows, depth}, threads, ColumnsOf<float>{d_tokens, p.width},
              Store<T>{static_cast<T*>(p.d_weight), depth, nullptr});

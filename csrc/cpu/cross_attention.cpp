@@ -142,7 +142,7 @@ void project_backward(const float* d_out, const T* x, const void* norm_weight, c
         round_to(d_n + row * width + column, v, count);
     });
     const Normed<T> normed{x, width, b.moments, scale, static_cast<const T*>(norm_bias)};
-    pack_computed(rows, width, b.right, threads, [=](int64_t r, int64_t c) { return normed.at(r, c); });
+    pack_panels(rows, width, b.right, threads, [=](int64_t r, int64_t c) { return normed.at(r, c); });
     weight_gradient(d_out, columns, {b.right, rows, width}, add, d_weight, threads);
     norm_backward(d_n, x, b.moments, scale, residual, rows, width, d_x, add, d_norm_weight, d_norm_bias, b.partial, threads);
 }

@@ -116,11 +116,11 @@ void piece_backward(const TokenMlpBackwardParams& p, Range piece, const Backward
 #pragma omp simd
              for (int64_t j = 0; j < count; ++j) b.d_h[at + j] = v[j] * gelu_derivative(load(h + at + j));
          });
-    pack_computed(rows, hidden, b.right, threads, [=](int64_t r, int64_t c) { return gelu(load(h + r * hidden + c)); });
+    pack_panels(rows, hidden, b.right, threads, [=](int64_t r, int64_t c) { return gelu(load(h + r * hidden + c)); });
     weight_gradient(grad, width, {b.right, rows, hidden}, add, to.sum[kFc2Weight], threads);
     sum_rows(grad, rows, width, add, to.sum[kFc2Bias], b.partial, threads);
     const Normed<T> normed{x, width, b.moments, norm_weight, static_cast<const T*>(p.norm_bias)};
-    pack_computed(rows, width, b.right, threads, [=](int64_t r, int64_t c) { return normed.at(r, c); });
+    pack_panels(rows, width, b.right, threads, [=](int64_t r, int64_t c) { return normed.at(r, c); });
     weight_gradient(b.d_h, hidden, {b.right, rows, width}, add, to.sum[kFc1Weight], threads);
     sum_rows(b.d_h, rows, hidden, add, to.sum[kFc1Bias], b.partial, threads);
     gemm(rows, {b.fc1, hidden, width}, threads, RowsOf<float>{b.d_h, hidden},

@@ -103,7 +103,7 @@ int64_t packed_floats(int64_t k, int64_t n) {
 }
 
 // packed = panels of B, where b(r, c) is the element of B at row r and column c.
-template <Factors factors, class Element>
+template <Factors factors = Factors::f32, class Element>
 void pack_panels(int64_t k, int64_t n, float* packed, int threads, const Element& b) {
     const int64_t panels = (n + kLanes16 - 1) / kLanes16;
     parallel_for(panels, k * n < 16384 ? 1 : threads, [&](int64_t p) {
@@ -112,14 +112,19 @@ void pack_panels(int64_t k, int64_t n, float* packed, int threads, const Element
         float* out = packed + column * all_held<factors>(k);
         for (int64_t s = 0; s < slices_of(k); ++s) {
             const int64_t first = s * kDepth, count = slice_size(k, s), rows = held<factors>(count);
-            for (int64_t r = first; r < first + rows; ++r, out += kLanes16)
-                for (int64_t c = 0; c < kLanes16; ++c) {
-                    const float low = c < width ? b(r, column + c) : 0.0f;
-                    if constexpr (paired<factors>)
-                        out[c] = pair_of(low, c < width && r + rows < first + count ? b(r + rows, column + c) : 0.0f);
-                    else
-                        out[c] = low;
+            for (int64_t r = first; r < first + rows; ++r, out += kLanes16) {
+                const auto element = [&](int64_t c) {
+                    const float low = b(r, column + c);
+                    if constexpr (!paired<factors>) return low;
+                    return pair_of(low, r + rows < first + count ? b(r + rows, column + c) : 0.0f);
+                };
+                if (width == kLanes16) {
+#pragma omp simd
+                    for (int64_t c = 0; c < kLanes16; ++c) out[c] = element(c);
+                } else {
+                    for (int64_t c = 0; c < kLanes16; ++c) out[c] = c < width ? element(c) : 0.0f;
                 }
+            }
         }
     });
 }

@@ -1,6 +1,6 @@
 // Shared parts of the kernels on tokens [rows, width], around their matrix products (gemm.h): LayerNorm before a product and
-// its backward pass after one, sums over rows, and panels of computed values. Arithmetic is float32 for any storage type, except
-// factors of bf16 products (gemm.h). The order of sums only depends on the shapes.
+// its backward pass after one, and sums over rows. Arithmetic is float32 for any storage type, except factors of bf16 products
+// (gemm.h). The order of sums only depends on the shapes.
 #pragma once
 
 #include "dmtl/gemm.h"
@@ -102,23 +102,6 @@ struct Normed {
         }
     }
 };
-
-// Packs panels (gemm.h) of B [k, n] whose elements b(row, column) are computed.
-template <class Element>
-void pack_computed(int64_t k, int64_t n, float* packed, int threads, const Element& b) {
-    parallel_for((n + kLanes16 - 1) / kLanes16, k * n < 16384 ? 1 : threads, [&](int64_t p) {
-        const int64_t column = p * kLanes16, width = n - column < kLanes16 ? n - column : kLanes16;
-        float* out = packed + column * k;
-        for (int64_t r = 0; r < k; ++r, out += kLanes16) {
-            if (width == kLanes16) {
-#pragma omp simd
-                for (int64_t c = 0; c < kLanes16; ++c) out[c] = b(r, column + c);
-            } else {
-                for (int64_t c = 0; c < kLanes16; ++c) out[c] = c < width ? b(r, column + c) : 0.0f;
-            }
-        }
-    });
-}
 
 // The number of partial sums, of kRowsEach rows each, in a float32 sum over rows.
 inline int64_t partial_sums(int64_t rows) { return (rows + kRowsEach - 1) / kRowsEach; }
