@@ -67,7 +67,7 @@ class Source:
         if not self.name:
             place = os.path.dirname(self.root) if is_shards(self.root) else self.root
             object.__setattr__(self, "name", os.path.basename(os.path.abspath(place)))
-        if not self.name or "/" in self.name or not self.name.isprintable():
+        if self.name in ("", ".", "..") or "/" in self.name or not self.name.isprintable():
             raise ConfigError(
                 f"data.sources: the name of {self.root} must be printable and without /, got {self.name!r}; "
                 'set another: name = "..."'

@@ -3,6 +3,9 @@
     [methods.stl]                    # one run for each task
     single_task = true
     model = {diffusion = "none"}
+    [methods.alone]                  # one run for each of the sources in data.sources
+    single_source = true
+    model = {diffusion = "none"}
     [methods.mtl]
     label = "MTL"                    # in the table; default: the name
     model = {diffusion = "none"}
@@ -29,7 +32,7 @@ from typing import Any
 
 from dmtl.errors import ConfigError, did_you_mean
 from dmtl.fields import convert_fields
-from dmtl.train.config import RunConfig
+from dmtl.train.config import DataConfig, RunConfig
 from dmtl.train.jobs import Job, finished
 from dmtl.train.setup import open_split
 from dmtl.train.toml import override
@@ -52,6 +55,7 @@ class _Section:
     like: str
     time_of: str
     single_task: bool
+    single_source: bool
     data: dict
     model: dict
     optim: dict
@@ -69,7 +73,8 @@ class Method:
         config: its configuration, except seed, folder and, with `time_of`, the number of steps.
         like: name of the method whose settings it starts from.
         time_of: name of the method whose training time it gets; needs `like`.
-        tasks: the tasks of single-task runs; None: one run learns all tasks.
+        parts: the data of each run if a seed needs several, by the name of its task or source; None: one run
+            learns everything.
     """
 
     name: str
@@ -77,7 +82,7 @@ class Method:
     config: RunConfig
     like: str | None = None
     time_of: str | None = None
-    tasks: tuple[str, ...] | None = None
+    parts: dict[str, DataConfig] | None = None
 
     @property
     def sources(self) -> list[str]:
@@ -85,9 +90,9 @@ class Method:
         return [name for name in (self.like, self.time_of) if self.time_of and name is not None]
 
     def folders(self, out: str | Path, seed: int) -> dict[str | None, Path]:
-        """Return the folder of every run with this seed, by task (None: all tasks)."""
+        """Return the folder of every run with this seed, by part (None: the whole)."""
         folder = Path(out) / f"seed{seed}" / self.name
-        return {None: folder} if self.tasks is None else {task: folder / task for task in self.tasks}
+        return {None: folder} if self.parts is None else {part: folder / part for part in self.parts}
 
 
 @dataclass(frozen=True)
@@ -116,19 +121,19 @@ class Claim:
             folders = {name: method.folders(out, seed) for name, method in self.methods.items()}
             for name, method in self.methods.items():
                 needs = [path for other in method.sources for path in folders[other].values()]
-                for task, folder in folders[name].items():
-                    label = f"seed {seed}: {name}" + (f", {task}" if task else "")
-                    config = partial(self._config, method, seed, task, folder, needs)
+                for part, folder in folders[name].items():
+                    label = f"seed {seed}: {name}" + (f", {part}" if part else "")
+                    config = partial(self._config, method, seed, part, folder, needs)
                     if name in wanted or finished(folder):
                         found.append(Job(label, folder, tuple(needs), config))
         return found
 
     def _config(
-        self, method: Method, seed: int, task: str | None, folder: Path, needs: Sequence[Path]
+        self, method: Method, seed: int, part: str | None, folder: Path, needs: Sequence[Path]
     ) -> RunConfig:
         """Return the configuration of one run; the runs in `needs` are finished."""
         config = method.config
-        data = config.data if task is None else dataclasses.replace(config.data, tasks=[task])
+        data = config.data if part is None or method.parts is None else method.parts[part]
         optim = dataclasses.replace(config.optim, seed=seed)
         if needs:
             own, *others = (json.loads((path / "metrics.json").read_text(encoding="utf-8")) for path in needs)
@@ -191,25 +196,36 @@ def _check(name: str, values: Any, tables: Mapping[str, Mapping]) -> None:
 def _method(name: str, config: RunConfig, tables: Mapping[str, Mapping]) -> Method:
     own = tables[name]
     prefix = f"methods.{name}"
-    single = False
+    single = dict.fromkeys(PARTS, False)
     for values in (tables[own["like"]], own) if "like" in own else (own,):
-        single = values.get("single_task", single)
+        single |= {key: values[key] for key in single if key in values}
         changes = {key: values[key] for key in SECTIONS if key in values}
         try:
             config = override(config, changes, prefix + ".")
         except ConfigError as error:
             text = str(error)
             raise ConfigError(text if text.startswith(prefix) else f"{prefix}: {text}") from None
-    if single and "time_of" in own:
-        raise ConfigError(f"{prefix}.time_of cannot be combined with single_task runs; remove one of them")
-    tasks = _tasks(config) if single else None
-    return Method(name, own.get("label", name), config, own.get("like"), own.get("time_of"), tasks)
+    kinds = [key for key in single if single[key]]
+    together = [*kinds, "time_of"] if "time_of" in own else kinds
+    if kinds and len(together) > 1:
+        raise ConfigError(f"{prefix}: {' and '.join(together)} cannot be combined; remove one of them")
+    parts = PARTS[kinds[0]](config.data, prefix) if kinds else None
+    return Method(name, own.get("label", name), config, own.get("like"), own.get("time_of"), parts)
 
 
-def _tasks(config: RunConfig) -> tuple[str, ...]:
-    if config.data.tasks is not None:
-        return tuple(config.data.tasks)
-    return tuple(open_split(config.data, "train").tasks)
+def _by_task(data: DataConfig, prefix: str) -> dict[str, DataConfig]:
+    tasks = data.tasks if data.tasks is not None else open_split(data, "train").tasks
+    return {task: dataclasses.replace(data, tasks=[task]) for task in tasks}
+
+
+def _by_source(data: DataConfig, prefix: str) -> dict[str, DataConfig]:
+    if not data.sources:
+        raise ConfigError(f"{prefix}.single_source needs data.sources, and the configuration has none")
+    return {source.name: dataclasses.replace(data, sources=[source]) for source in data.sources}
+
+
+PARTS = {"single_task": _by_task, "single_source": _by_source}
+"""What a method of several runs is divided by: the key that asks for it, and the data of each run."""
 
 
 def _known(where: str, name: str, methods: Iterable[str]) -> str:

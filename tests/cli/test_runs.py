@@ -259,7 +259,7 @@ def test_claim(dmtl, tmp_path, data):
     claim = json.loads((tmp_path / "claim" / "claim.json").read_text())
     assert claim["baseline"] == "plain" and claim["methods"]["longer"]["time_of"] == "feature"
     assert claim["methods"]["single"]["config"]["model"]["diffusion"] == "none"
-    runs = {(run["seed"], run["method"], run.get("task")): run for run in claim["runs"]}
+    runs = {(run["seed"], run["method"], run.get("part")): run for run in claim["runs"]}
     methods = [(name, None) for name in ("plain", "longer", "feature")]
     methods += [("single", task) for task in ("semseg", "height")]
     assert set(runs) == {(3, *method) for method in methods}

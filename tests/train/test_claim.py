@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from dmtl.data.sources import Source
 from dmtl.errors import ConfigError
 from dmtl.train.claim import claim_of
 from dmtl.train.config import DataConfig, OptimConfig, RunConfig
@@ -70,8 +71,10 @@ def test_methods_change_what_the_file_says(tmp_path):
         ),
         (
             {"mtl": {}, "s": {"single_task": True}, "t": {"like": "s", "time_of": "mtl"}},
-            "methods.t.time_of cannot be combined with single_task runs",
+            "methods.t: single_task and time_of cannot be combined",
         ),
+        ({"mtl": {"single_task": True, "single_source": True}}, "single_task and single_source cannot be"),
+        ({"mtl": {"single_source": True}}, "methods.mtl.single_source needs data.sources"),
         ({"own": {}}, "methods.baseline must name .* .methods: own."),
         ({}, "methods.baseline must name .* .methods: none."),
         ({"baseline": "owm", "own": {}}, "methods.baseline: no method is named 'owm'; did you mean 'own'"),
@@ -97,7 +100,18 @@ def test_runs_of_a_seed(tmp_path):
     finish(tmp_path / "seed5" / "mtl", 10)  # of another method than the wanted ones: in the table
     assert [job.name for job in claim.jobs(tmp_path, [5], ["feature"])] == ["seed 5: mtl", "seed 5: feature"]
     scenes = claim_of(RunConfig(), {"mtl": MTL, "stl": {"single_task": True}})
-    assert set(scenes.methods["stl"].tasks) >= {"semseg", "edge", "depth"}
+    assert set(scenes.methods["stl"].parts) >= {"semseg", "edge", "depth"}
+
+
+def test_a_run_for_each_source(tmp_path):
+    sources = [Source("rooms", weight=2.0, drop=["edge"]), Source("elsewhere/photos", name="street")]
+    config = RunConfig(data=DataConfig(sources=sources))
+    claim = claim_of(config, {"mtl": MTL, "alone": {"single_source": True}})
+    whole, *alone = claim.jobs(tmp_path, [7], claim.methods)
+    assert whole.config().data == config.data
+    assert [job.out for job in alone] == [tmp_path / "seed7" / "alone" / name for name in ("rooms", "street")]
+    for job, source in zip(alone, sources, strict=True):
+        assert job.config().data == DataConfig(sources=[source]) and job.config().optim.seed == 7
 
 
 def test_as_many_steps_as_fit_into_the_time_of_another_method(tmp_path):

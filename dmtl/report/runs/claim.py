@@ -24,7 +24,7 @@ NONE = "-"
 
 @dataclass(frozen=True)
 class Results:
-    """The finished runs of a claim: methods by name. The single-task runs of one seed count as one run."""
+    """The finished runs of a claim: methods by name. The runs of one seed for its parts count as one run."""
 
     claim: Claim
     methods: dict[str, Method]
@@ -107,7 +107,7 @@ def write_json(path: str | os.PathLike, results: Results) -> None:
             config.pop(key)
         config["optim"].pop("seed")  # differs between runs
         methods[name] = {"label": method.label, "like": method.like, "time_of": method.time_of}
-        methods[name] |= {"tasks": method.tasks, "config": config}
+        methods[name] |= {"parts": method.parts and list(method.parts), "config": config}
         if (own := results.methods.get(name)) is None:
             continue
         if delta := results.delta(own):
@@ -116,7 +116,7 @@ def write_json(path: str | os.PathLike, results: Results) -> None:
             methods[name]["gain_over_initial"] = gain.each
         for run in own.runs:
             about: dict[str, object] = {"seed": run.seed, "method": name}
-            about |= {} if method.tasks is None else {"task": next(iter(run.primary))}
+            about |= {} if method.parts is None else {"part": run.path.name}
             about |= {"steps": run.step, "seconds": run.seconds, "seconds_per_step": _pace([run])}
             runs.append(about | {"metrics": run.metrics})
     whole = {"dmtl": __version__, "baseline": claim.baseline, "methods": methods, "runs": runs}
