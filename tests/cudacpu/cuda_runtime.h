@@ -2,6 +2,10 @@
 // CUDACPU_ORDER decides who comes first (0: in order, 1: in reverse, any other: shuffled with this seed), so that a missing barrier
 // changes results. What a driver would refuse is refused (an empty or too large grid); what would hang or trap aborts (threads that
 // wait at different barriers, a lane that is missing from its warp, a fragment that is not aligned).
+//
+// With the thread sanitizer, it knows each thread of a block as a thread, ordered with the others by barriers alone (a shuffle
+// orders no memory), and reports every race within a block, whether or not it changes results. Blocks are ordered for it, because
+// they share the arrays that stand for shared memory.
 #pragma once
 
 #include <ucontext.h>
@@ -26,6 +30,13 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __shared__ static
+// CUDACPU_UNSEEN: a function that changes from one thread to another, so that what it does belongs to neither.
+#ifdef __SANITIZE_THREAD__
+#include <sanitizer/tsan_interface.h>
+#define CUDACPU_UNSEEN __attribute__((no_sanitize("thread"), noinline))
+#else
+#define CUDACPU_UNSEEN
+#endif
 
 struct dim3 {
     unsigned x, y, z;
@@ -40,8 +51,19 @@ struct alignas(16) uint4 {
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
 using cudaStream_t = struct CUstream_st*;
 
-inline uint3 threadIdx, blockIdx;
-inline dim3 gridDim;
+namespace cudacpu {
+
+inline uint3 thread_index, block_index;
+inline dim3 grid_size;
+CUDACPU_UNSEEN inline uint3 this_thread() { return thread_index; }
+CUDACPU_UNSEEN inline uint3 this_block() { return block_index; }
+CUDACPU_UNSEEN inline dim3 this_grid() { return grid_size; }
+
+}  // namespace cudacpu
+
+#define threadIdx (::cudacpu::this_thread())
+#define blockIdx (::cudacpu::this_block())
+#define gridDim (::cudacpu::this_grid())
 
 namespace cudacpu {
 
@@ -60,54 +82,114 @@ struct Fiber {
     std::unique_ptr<char[]> stack{new char[kStack]};
 };
 
+// What the thread sanitizer takes for the threads of a block. All calls do nothing without it.
+class Witness {
+  public:
+#ifdef __SANITIZE_THREAD__
+    static constexpr bool kOn = true;
+    void block_begins(size_t count) {
+        scheduler_ = __tsan_get_current_fiber();
+        while (threads_.size() < count) threads_.push_back(__tsan_create_fiber(0));
+        __tsan_release(&begin_);
+    }
+    void block_ends() { __tsan_acquire(&end_); }
+    CUDACPU_UNSEEN void thread_begins(int t) { thread_goes_on(t), __tsan_acquire(&begin_); }
+    CUDACPU_UNSEEN void thread_ends() { __tsan_release(&end_), thread_waits(); }
+    CUDACPU_UNSEEN void thread_waits() { __tsan_switch_to_fiber(scheduler_, __tsan_switch_to_fiber_no_sync); }
+    CUDACPU_UNSEEN void thread_goes_on(int t) { __tsan_switch_to_fiber(threads_[t], __tsan_switch_to_fiber_no_sync); }
+    // Successive barriers are two objects by turns: a thread may reach the next one before another has left this one.
+    CUDACPU_UNSEEN void before_barrier(unsigned passed) { __tsan_release(&barriers_[passed % 2]); }
+    CUDACPU_UNSEEN void after_barrier(unsigned passed) { __tsan_acquire(&barriers_[passed % 2]); }
+
+  private:
+    void* scheduler_ = nullptr;
+    std::vector<void*> threads_;
+    char begin_, end_, barriers_[2];
+#else
+    static constexpr bool kOn = false;
+    void block_begins(size_t) {}
+    void block_ends() {}
+    void thread_begins(int) {}
+    void thread_ends() {}
+    void thread_waits() {}
+    void thread_goes_on(int) {}
+    void before_barrier(unsigned) {}
+    void after_barrier(unsigned) {}
+#endif
+};
+
 struct Thread {
     State state;
     int line;  // of the barrier at which it waits
     Fiber* fiber;
+    unsigned passed;  // barriers
 };
 
-// One block at a time. A fiber runs threads until one has to wait; then another fiber takes the threads that are left.
+// One block at a time. A fiber runs threads until one has to wait; then another fiber takes the threads that are left. For the
+// thread sanitizer, which would see threads share a stack, each thread has its own.
 class Block {
   public:
     void run(unsigned count, std::vector<int>& order, std::mt19937* random, const std::function<void()>& kernel) {
-        threads_.assign(count, {State::running, 0, nullptr});
+        threads_.assign(count, {State::running, 0, nullptr, 0});
         order_ = &order, kernel_ = &kernel, next_ = 0;
+        witness_.block_begins(count);
         while (next_ < count) resume(take_fiber());
         while (release()) {
             if (random != nullptr) std::shuffle(order.begin(), order.end(), *random);
             for (const int t : order)
                 if (threads_[t].state == State::running) current_ = t, resume(threads_[t].fiber);
         }
+        witness_.block_ends();
     }
-    void wait(State state, int line) {
-        Fiber* fiber = running_;
-        threads_[current_] = {state, line, fiber};
-        swapcontext(&fiber->context, &scheduler_);
-        threadIdx = {static_cast<unsigned>(current_), 0, 0};
+    CUDACPU_UNSEEN void wait(State state, int line) {
+        const int t = current_;
+        const unsigned passed = threads_[t].passed;
+        if (state == State::at_barrier) witness_.before_barrier(passed);
+        witness_.thread_waits();
+        threads_[t] = {state, line, running_, passed + (state == State::at_barrier)};
+        swapcontext(&threads_[t].fiber->context, &scheduler_);
+        thread_index = {static_cast<unsigned>(t), 0, 0};
+        witness_.thread_goes_on(t);
+        if (state == State::at_barrier) witness_.after_barrier(passed);
     }
-    float* warp_values() { return values_[current_ / 32]; }
+    CUDACPU_UNSEEN float exchange(float x, int step) {
+        const unsigned lane = current_ % 32;
+        values_[current_ / 32][lane] = x;
+        wait(State::at_warp, 0);
+        const float found = values_[current_ / 32][lane ^ step];
+        wait(State::at_warp, 0);
+        return found;
+    }
 
   private:
     Fiber* take_fiber() {
+        if (Witness::kOn) {
+            const size_t t = (*order_)[next_];
+            while (fibers_.size() <= t) fibers_.push_back(std::make_unique<Fiber>());
+            idle_.assign(1, fibers_[t].get());
+        }
         if (idle_.empty()) fibers_.push_back(std::make_unique<Fiber>()), idle_.push_back(fibers_.back().get());
         Fiber* fiber = idle_.back();
         idle_.pop_back();
         getcontext(&fiber->context);
         fiber->context.uc_stack.ss_sp = fiber->stack.get(), fiber->context.uc_stack.ss_size = Fiber::kStack;
-        makecontext(&fiber->context, [] { the().work(); }, 0);
+        makecontext(&fiber->context, begin, 0);
         return fiber;
     }
-    void resume(Fiber* fiber) {
+    CUDACPU_UNSEEN void resume(Fiber* fiber) {
         running_ = fiber;
         swapcontext(&scheduler_, &fiber->context);
     }
-    void work() {
-        while (next_ < order_->size()) {
+    CUDACPU_UNSEEN static void begin() { the().work(); }
+    CUDACPU_UNSEEN void work() {
+        do {
             current_ = (*order_)[next_++];
-            threadIdx = {static_cast<unsigned>(current_), 0, 0};
+            thread_index = {static_cast<unsigned>(current_), 0, 0};
+            witness_.thread_begins(current_);
             (*kernel_)();
+            witness_.thread_ends();
             threads_[current_].state = State::exited;
-        }
+        } while (!Witness::kOn && next_ < order_->size());
         idle_.push_back(running_);
         swapcontext(&running_->context, &scheduler_);
     }
@@ -142,6 +224,7 @@ class Block {
     size_t next_ = 0;
     int current_ = 0;
     float values_[32][32];
+    Witness witness_;
 
   public:
     static Block& the() {
@@ -168,9 +251,9 @@ inline void launch(dim3 grid, dim3 block, const std::function<void()>& kernel) {
     std::iota(where.begin(), where.end(), 0);
     if (order == 1) std::reverse(threads.begin(), threads.end()), std::reverse(where.begin(), where.end());
     if (order > 1) std::shuffle(where.begin(), where.end(), random);
-    gridDim = grid;
+    grid_size = grid;
     for (const uint64_t i : where) {
-        blockIdx = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y)};
+        block_index = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y)};
         if (order > 1) std::shuffle(threads.begin(), threads.end(), random);
         Block::the().run(block.x, threads, order > 1 ? &random : nullptr, kernel);
     }
@@ -192,15 +275,8 @@ T __ldg(const T* p) {
     return *p;
 }
 inline float __shfl_xor_sync(unsigned mask, float x, int step) {
-    using namespace cudacpu;
-    if (mask != 0xFFFFFFFFu) fail("only whole warps are emulated");
-    const unsigned lane = threadIdx.x % 32;
-    Block& block = Block::the();
-    block.warp_values()[lane] = x;
-    block.wait(State::at_warp, 0);
-    const float found = block.warp_values()[lane ^ step];
-    block.wait(State::at_warp, 0);
-    return found;
+    if (mask != 0xFFFFFFFFu) cudacpu::fail("only whole warps are emulated");
+    return cudacpu::Block::the().exchange(x, step);
 }
 inline cudaError_t cudaGetLastError() { return std::exchange(cudacpu::last_error, cudaSuccess); }
 inline const char* cudaGetErrorString(cudaError_t error) {
@@ -281,7 +357,7 @@ void mma_sync(Sum& d, const fragment<matrix_a, 16, 16, 16, T, row_major>& a,
 }
 inline void store_matrix_sync(float* p, const Sum& sum, unsigned stride, layout_t) {
     check(p, stride * sizeof(float));
-    std::copy(sum.x, sum.x + 8, p + row() * stride + column());
+    for (int j = 0; j < 8; ++j) p[row() * stride + column() + j] = sum.x[j];  // one by one: the thread sanitizer sees no memmove
 }
 
 }  // namespace nvcuda::wmma
