@@ -51,7 +51,7 @@ def run(module: Path, order: int, *command: str, sanitizer: Sanitizer = MEMORY) 
     return done.stdout
 
 
-def tests_of(tests: str, selected: str) -> list[str]:
+def pytest_of(tests: str, selected: str) -> list[str]:
     plugins = ("-p", "tests.cudacpu.plugin", "-p", "no:xdist")
     return ["pytest", "-q", *plugins, "-m", "slow or not slow", tests, "-k", selected]
 
@@ -67,7 +67,7 @@ def tests_of(tests: str, selected: str) -> list[str]:
 )
 def test_passes(module, order, tests, selected):
     """Whatever the order of threads and blocks; torch's buffers are exact ones of the sanitizer."""
-    report = run(module, order, *tests_of(tests, selected))
+    report = run(module, order, *pytest_of(tests, selected))
     assert int(re.search(r"(\d+) passed", report)[1]) >= 2, report[-2000:]
 
 
@@ -86,12 +86,12 @@ def test_no_races(tmp_path):
     """No two threads of a block touch an element without a barrier between them, or the thread sanitizer says
     so; it finds every barrier that is left out, in order, where most of them change no result."""
     module = build(tmp_path / "races", RACES)
-    report = run(module, IN_ORDER, *tests_of(GENERIC, "cuda and agrees"), sanitizer=RACES)
+    report = run(module, IN_ORDER, *pytest_of(GENERIC, "cuda and agrees"), sanitizer=RACES)
     assert int(re.search(r"(\d+) passed", report)[1]) >= 2, report[-2000:]
     without_barrier = [mutant for mutant in MUTANTS if "__syncthreads" in mutant.old]
     assert len(without_barrier) >= 5
     for mutant in without_barrier:
         folder = tmp_path / mutant.fault.replace(" ", "-")
         path = build_mutant(module.parent, folder, ROOT / mutant.file, mutant.text(), mutant.op, RACES)
-        done = start(path, IN_ORDER, RACES, *tests_of(GENERIC, f"cuda and agrees and {mutant.op}"), "-s")
+        done = start(path, IN_ORDER, RACES, *pytest_of(GENERIC, f"cuda and agrees and {mutant.op}"), "-s")
         assert "ThreadSanitizer: data race" in done.stderr, mutant.fault
