@@ -129,11 +129,6 @@ void pack(const PackParams& p, DType, int threads) {
     pack_weights(p, threads);
 }
 
-struct ReleaseParams {
-    int64_t keep;  // free buffers of more bytes
-};
-void release(const ReleaseParams& p, DType, int) { Workspace::shrink(p.keep); }
-
 constexpr Field kConv3x3Fields[] = {
     DMTL_FIELD(Conv3x3Params, out),      DMTL_FIELD(Conv3x3Params, x),          DMTL_FIELD(Conv3x3Params, packed),
     DMTL_FIELD(Conv3x3Params, weights),  DMTL_FIELD(Conv3x3Params, biases),     DMTL_FIELD(Conv3x3Params, tap_biases),
@@ -147,12 +142,10 @@ constexpr Field kPackFields[] = {
     DMTL_FIELD(PackParams, k),        DMTL_FIELD(PackParams, n),          DMTL_FIELD(PackParams, stride_k),
     DMTL_FIELD(PackParams, stride_n), DMTL_FIELD(PackParams, stride_tap), DMTL_FIELD(PackParams, flipped),
 };
-constexpr Field kReleaseFields[] = {DMTL_FIELD(ReleaseParams, keep)};
 
 }  // namespace
 
 DMTL_KERNELS(conv3x3, cpu_kernel<Conv3x3Params, &convolve>("conv3x3", kConv3x3Fields),
-             cpu_kernel<PackParams, &pack>("conv3x3_pack", kPackFields),
-             cpu_kernel<ReleaseParams, &release>("conv3x3_release", kReleaseFields))
+             cpu_kernel<PackParams, &pack>("conv3x3_pack", kPackFields))
 
 }  // namespace dmtl::DMTL_ISA

@@ -105,11 +105,6 @@ def pack(weight: Tensor) -> Tensor:
     return packed
 
 
-def release_workspace(keep: int = 0) -> None:
-    """Free the buffers of more than `keep` bytes that the calling thread keeps between calls."""
-    CPU.call("conv3x3_release", torch.empty(0), keep=keep)
-
-
 def _packed_shape(weight: Tensor) -> tuple[int, int]:
     K, C = weight.shape[:2]
     return 36, C * (-(-K // 16) * 16) + 16

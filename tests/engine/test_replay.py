@@ -192,7 +192,11 @@ def test_kernels_can_be_kept():
     with pytest.raises(ValueError, match="must be one of kernels"):
         calls.add("nothing", 0, 1, {})
     with pytest.raises(TypeError, match="is missing"):
-        calls.add("conv3x3_release", 0, 1, {})
-    calls.add("conv3x3_release", 0, 1, {"keep": 1 << 30})
-    calls.run()
+        calls.add("thin", 0, 1, {})
+    mask, out = torch.zeros(2, 1, 3, dtype=torch.uint8)
+    calls.add("thin", 0, 1, {"out": out.data_ptr(), "mask": mask.data_ptr(), "h": 1, "w": 3})
     assert len(calls) == 1
+    for pixel in (0, 2):
+        mask.zero_()[0, pixel] = 1
+        calls.run()
+        assert torch.equal(out, mask)

@@ -142,13 +142,3 @@ def test_too_many_tasks_are_refused():
     ):
         dmtl.ops.conv3x3(x, weights, biases, [1] * 65)
     dmtl.ops.conv3x3(x, weights, biases, [1] * 65)  # automatic choice takes the reference
-
-
-def test_released_workspace():
-    from dmtl.kernels.cpu import conv3x3 as module
-
-    x, weights, biases = draw([1], 16, 16, 9, 9)
-    with dmtl.ops.use_backend(conv3x3="cpu"):
-        expected = dmtl.ops.conv3x3(x, weights, biases, [1])
-        module.release_workspace()
-        assert torch.equal(dmtl.ops.conv3x3(x, weights, biases, [1]), expected)
