@@ -17,7 +17,6 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-import torch
 
 from dmtl.metrics.base import describe
 from dmtl.runtime import native
@@ -49,8 +48,7 @@ def thin(mask_HW: np.ndarray) -> np.ndarray:
     mask_HW = np.ascontiguousarray(mask_HW)
     out_HW = np.empty_like(mask_HW)
     h, w = mask_HW.shape
-    fields = dict(out=out_HW.ctypes.data, mask=mask_HW.ctypes.data, count=1, h=h, w=w)
-    core.call("thin", 0, torch.get_num_threads(), fields)
+    core.call("thin", 0, 1, dict(out=out_HW.ctypes.data, mask=mask_HW.ctypes.data, h=h, w=w))
     return out_HW
 
 
