@@ -96,30 +96,8 @@ void boundary_counts(const CountsParams& p, DType, int threads) {
     parallel_for(p.images * p.parts, threads, [&](int64_t item) { count_part(p, item / p.parts, item % p.parts); });
 }
 
-struct MatchParams {
-    int64_t* result;         // pairs, cost in hundredths of a pixel
-    const uint8_t* mask[2];  // [h, w]: 0 no pixel, 1 a pixel, 2 a spare pixel
-    int64_t h, w;
-    double reach;
-};
-
-constexpr Field kMatchFields[] = {
-    DMTL_FIELD(MatchParams, result), DMTL_FIELD(MatchParams, mask),  DMTL_FIELD(MatchParams, h),
-    DMTL_FIELD(MatchParams, w),      DMTL_FIELD(MatchParams, reach),
-};
-
-void match_pixels(const MatchParams& p, DType, int) {
-    Matching matching(p.h, p.w, p.reach);
-    for (int side : {0, 1})
-        for (int64_t pixel = 0; pixel < p.h * p.w; ++pixel)
-            if (p.mask[side][pixel] != 0) matching.insert(side, pixel, p.mask[side][pixel] == 2);
-    matching.settle_all();
-    p.result[0] = matching.pairs(), p.result[1] = matching.cost();
-}
-
 }  // namespace
 
-DMTL_KERNELS(boundary, cpu_kernel<CountsParams, &boundary_counts>("boundary_counts", kCountsFields),
-             cpu_kernel<MatchParams, &match_pixels>("match_pixels", kMatchFields))
+DMTL_KERNELS(boundary, cpu_kernel<CountsParams, &boundary_counts>("boundary_counts", kCountsFields))
 
 }  // namespace dmtl::DMTL_ISA

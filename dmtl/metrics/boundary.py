@@ -2,7 +2,7 @@
 
 A map E is binarised at 101 thresholds t = 0.001, 0.01, 0.02 .. 0.99, 0.999 and thinned (`thin`). Its pixels
 are matched one-to-one with those of the thinned ground truth that are at most `max_dist` image diagonals away
-(`match_pixels`). With the numbers of pairs, of predicted and of true pixels, summed over images,
+(`boundary_counts`). With the numbers of pairs, of predicted and of true pixels, summed over images,
 
     precision P = pairs / predicted     recall R = pairs / true
     F = 2 P R / (P + R) = 2 pairs / (predicted + true)
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from dmtl.metrics.base import Metric, zeros
-from dmtl.metrics.matching import BOUNDARY, UNKNOWN, boundary_counts, check_reach
+from dmtl.metrics.matching import BOUNDARY, MOST_REACH, UNKNOWN, boundary_counts
 from dmtl.metrics.suppression import suppress
 
 MAX_DIST = 0.0075  # of PASCAL-Context, as a fraction of the image diagonal
@@ -76,7 +76,10 @@ class Boundary(Metric):
 
     def _accumulate(self, map_BHW: Tensor, label_BKHW: Tensor, valid_BHW: Tensor) -> None:
         reach = self.max_dist * math.hypot(*map_BHW.shape[-2:])
-        check_reach("Boundary.update", reach)
+        if not 0 <= reach <= MOST_REACH:
+            raise ValueError(
+                f"Boundary.update: reach must be between 0 and {MOST_REACH:.0f} pixels, got {reach}"
+            )
         truth_BHW = torch.where(valid_BHW, (label_BKHW[:, 0] > 0.5) * BOUNDARY, UNKNOWN)
         counts = boundary_counts(
             self._levels(map_BHW.cpu()), truth_BHW.to("cpu", torch.uint8).numpy(), len(THRESHOLDS), reach

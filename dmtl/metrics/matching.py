@@ -22,53 +22,12 @@ import math
 import numpy as np
 import torch
 
-from dmtl.metrics.base import describe
 from dmtl.metrics.morphology import thin
 from dmtl.runtime import native
 
 NOTHING, BOUNDARY, UNKNOWN = 0, 1, 2  # values of the ground truth in `boundary_counts`
 HUNDREDTHS, OUTLIER = 100, 100
 MOST_REACH = 20000.0  # largest allowed reach, pixels
-
-
-def match_pixels(
-    a_HW: np.ndarray, b_HW: np.ndarray, reach: float, spare_HW: np.ndarray | None = None
-) -> tuple[int, float]:
-    """Find the best matching of two masks.
-
-    Args:
-        a_HW: bool [H, W].
-        b_HW: bool [H, W].
-        reach: D, the largest distance of a pair in pixels, 0 .. 20,000.
-        spare_HW: bool [H, W]: where pixels of a are spare; None: nowhere.
-
-    Returns:
-        The number of pairs, and the minimum cost in pixels.
-
-    Raises:
-        TypeError: a mask is not bool.
-        ValueError: the masks differ in shape, or `reach` is out of range.
-        ImportError: neither the native core nor scipy is available.
-    """
-    spare_HW = np.zeros_like(a_HW) if spare_HW is None else spare_HW
-    for name, mask_HW in (("a_HW", a_HW), ("b_HW", b_HW), ("spare_HW", spare_HW)):
-        if not isinstance(mask_HW, np.ndarray) or mask_HW.dtype != bool:
-            raise TypeError(f"match_pixels: {name} must be a bool array [H, W], got {describe(mask_HW)}")
-    if a_HW.ndim != 2 or not a_HW.shape == b_HW.shape == spare_HW.shape:
-        masks = " and ".join(map(describe, (a_HW, b_HW, spare_HW)))
-        raise ValueError(f"match_pixels: the masks must be arrays [H, W] of the same shape, got {masks}")
-    check_reach("match_pixels", reach)
-    core = native.core()
-    if core is None:
-        pairs, cost, _ = _assign(a_HW, b_HW, reach, spare_HW)
-        return pairs, cost / HUNDREDTHS
-    marked = np.where(spare_HW, 2 * a_HW, a_HW).astype(np.uint8)  # 2: a spare pixel
-    arrays = [np.ascontiguousarray(mask) for mask in (marked, b_HW)]
-    result = np.zeros(2, np.int64)
-    h, w = a_HW.shape
-    addresses = [mask.ctypes.data for mask in arrays]
-    core.call("match_pixels", 0, 1, dict(result=result.ctypes.data, mask=addresses, h=h, w=w, reach=reach))
-    return int(result[0]), int(result[1]) / HUNDREDTHS
 
 
 def boundary_counts(
@@ -81,7 +40,7 @@ def boundary_counts(
         truth_BHW: uint8, NOTHING, BOUNDARY or UNKNOWN. BOUNDARY pixels are thinned; predictions on UNKNOWN
             pixels are spare.
         levels: number of thresholds T, at most 255.
-        reach: the largest distance of a pair in pixels.
+        reach: D, the largest distance of a pair in pixels, 0 .. MOST_REACH.
 
     Returns:
         int64 arrays: pairs [B, T], predicted pixels [B, T], true pixels [B]. Spare pixels count as predicted
@@ -107,11 +66,6 @@ def boundary_counts(
     return matched_BT, predicted_BT, actual_B
 
 
-def check_reach(function: str, reach: float) -> None:
-    if not 0 <= reach <= MOST_REACH:
-        raise ValueError(f"{function}: reach must be between 0 and {MOST_REACH:.0f} pixels, got {reach}")
-
-
 def _counts(level_HW: np.ndarray, truth_HW: np.ndarray, levels: int, reach: float) -> tuple:
     """Compute `boundary_counts` of one image without the native core."""
     truth = thin(truth_HW == BOUNDARY)
@@ -121,17 +75,16 @@ def _counts(level_HW: np.ndarray, truth_HW: np.ndarray, levels: int, reach: floa
             matched_T[t], predicted_T[t] = matched_T[t - 1], predicted_T[t - 1]
             continue
         predicted = thin(level_HW > t)
-        matched_T[t], _, uncounted = _assign(predicted, truth, reach, truth_HW == UNKNOWN)
+        matched_T[t], uncounted = _assign(predicted, truth, reach, truth_HW == UNKNOWN)
         predicted_T[t] = predicted.sum() - uncounted
     return matched_T, predicted_T, truth.sum()
 
 
-def _assign(a_HW: np.ndarray, b_HW: np.ndarray, reach: float, spare_HW: np.ndarray) -> tuple[int, int, int]:
+def _assign(a_HW: np.ndarray, b_HW: np.ndarray, reach: float, spare_HW: np.ndarray) -> tuple[int, int]:
     """Match two masks by solving a sparse assignment problem with scipy.
 
     Returns:
-        The number of pairs, the minimum cost in hundredths of a pixel, and the number of spare pixels without
-        a partner.
+        The number of pairs, and the number of spare pixels without a partner.
     """
     try:
         from scipy.sparse import coo_array
@@ -146,7 +99,7 @@ def _assign(a_HW: np.ndarray, b_HW: np.ndarray, reach: float, spare_HW: np.ndarr
     spare = spare_HW[a_HW]
     alone = outlier * np.concatenate([~spare, np.ones(n, np.int64)])
     if not m or not n:
-        return 0, int(alone.sum()), int(spare.sum())
+        return 0, int(spare.sum())
     near = cKDTree(a).sparse_distance_matrix(cKDTree(b), reach + 1, output_type="coo_matrix")
     i, j = near.row, near.col
     square = ((a[i] - b[j]) ** 2).sum(1)
@@ -161,5 +114,4 @@ def _assign(a_HW: np.ndarray, b_HW: np.ndarray, reach: float, spare_HW: np.ndarr
     matrix = coo_array((costs, (rows, columns)), shape=(m + n, m + n)).tocsr()
     chosen = min_weight_full_bipartite_matching(matrix)
     paired = chosen[1][np.argsort(chosen[0])[:m]] < n
-    pairs, total = int(paired.sum()), int(matrix[chosen].sum()) - 2 * (m + n)
-    return pairs, (total + pairs) // 2, int((spare & ~paired).sum())
+    return int(paired.sum()), int((spare & ~paired).sum())

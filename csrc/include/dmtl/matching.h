@@ -109,7 +109,7 @@ public:
     const BitImage& pixels(int side) const { return sides_[side].present; }
 
     // After insertions and removals, `settle_all` makes the matching optimal again.
-    void insert(int side, int64_t pixel, bool spare = false) {
+    void insert(int side, int64_t pixel, bool spare) {
         Node& node = sides_[side].nodes[pixel];
         node.mate = kNone, node.price = node.search = 0, node.alone = spare ? 0 : outlier_;
         each_neighbour(side, pixel, [&](int64_t other, int32_t distance) {
@@ -142,23 +142,6 @@ public:
 
     // Whether a pixel, which must be inserted, has a partner.
     bool paired(int side, int64_t pixel) const { return sides_[side].nodes[pixel].mate != kNone; }
-
-    // The minimum cost, in hundredths of a pixel.
-    int64_t cost() const {
-        int64_t sum = 0;
-        const BitImage none(h, w);
-        for (int side : {0, 1})
-            each_pixel(sides_[side].present, none, [&](int64_t pixel) {
-                const Node& node = sides_[side].nodes[pixel];
-                const int64_t mate = node.mate;
-                if (mate == kNone) {
-                    sum += node.alone;
-                } else if (side == 0) {
-                    sum += distance_[std::abs(pixel / w - mate / w) * (radius_ + 1) + std::abs(pixel % w - mate % w)];
-                }
-            });
-        return sum;
-    }
 
     // Calls body for the pixels of one image that are not in the other; it may change both images at the pixel.
     template <class Body>
