@@ -34,24 +34,6 @@ struct Patches {
     }
 };
 
-// An epilogue that writes rows of `out` [., width] in its storage type.
-template <class T>
-struct Store {
-    T* out;
-    int64_t width;
-    const T* bias;  // or null
-    void operator()(int64_t row, int64_t column, const float* values, int64_t count) const {
-        T* to = out + row * width + column;
-        if (bias == nullptr) {
-#pragma omp simd
-            for (int64_t j = 0; j < count; ++j) store(to + j, values[j]);
-        } else {
-#pragma omp simd
-            for (int64_t j = 0; j < count; ++j) store(to + j, values[j] + load(bias + column + j));
-        }
-    }
-};
-
 template <class T>
 const T* as(const void* pointer) { return static_cast<const T*>(pointer); }
 
@@ -68,12 +50,16 @@ void forward(const Params& p, int threads) {
     if (rows == 0) return;
     float* packed = Workspace::floats(Slot::weights, packed_floats(depth, p.width));
     pack_columns(as<T>(p.weight), depth, depth, p.width, packed, threads);
-    gemm(rows, {packed, depth, p.width}, threads, Patches<T>{p}, Store<T>{static_cast<T*>(p.tokens), p.width, as<T>(p.bias)});
+    T* tokens = static_cast<T*>(p.tokens);
+    if (p.bias == nullptr)
+        gemm(rows, {packed, depth, p.width}, threads, Patches<T>{p}, Store<T>{tokens, p.width});
+    else
+        gemm(rows, {packed, depth, p.width}, threads, Patches<T>{p}, StoreBiased<T>{tokens, p.width, as<T>(p.bias)});
     if (p.query == nullptr) return;
     packed = Workspace::floats(Slot::weights, packed_floats(p.width, p.query_width));
     pack_columns(as<T>(p.query_weight), p.width, p.width, p.query_width, packed, threads);
     gemm(rows, {packed, p.width, p.query_width}, threads, normalised<T>(p, threads),
-         Store<T>{static_cast<T*>(p.query), p.query_width, nullptr});
+         Store<T>{static_cast<T*>(p.query), p.query_width});
 }
 
 template <class T>
@@ -115,7 +101,7 @@ void query_backward(const Params& p, float* d_tokens, float* work, int threads) 
     const T* d_query = as<T>(p.d_query);
     float* packed = Workspace::floats(Slot::weights, packed_floats(p.query_width, width));
     pack_rows(as<T>(p.query_weight), width, p.query_width, width, packed, threads);
-    gemm(rows, {packed, p.query_width, width}, threads, RowsOf<T>{d_query, p.query_width}, Store<float>{d_n, width, nullptr});
+    gemm(rows, {packed, p.query_width, width}, threads, RowsOf<T>{d_query, p.query_width}, Store<float>{d_n, width});
     widen(as<T>(p.tokens), rows * width, tokens, threads);
     widen(as<T>(p.norm_weight), width, scale, 1);
     norm_backward(d_n, tokens, normed.moments, scale, d_tokens, rows, width, d_tokens, false, sums, sums + width, partial,
@@ -126,7 +112,7 @@ void query_backward(const Params& p, float* d_tokens, float* work, int threads) 
     packed = Workspace::floats(Slot::weights, packed_floats(rows, width));
     pack_panels(rows, width, packed, threads, [=](int64_t row, int64_t c) { return normed.at(row, c); });
     gemm(p.query_width, {packed, rows, width}, threads, ColumnsOf<T>{d_query, p.query_width},
-         Store<T>{static_cast<T*>(p.d_query_weight), width, nullptr});
+         Store<T>{static_cast<T*>(p.d_query_weight), width});
 }
 
 template <class T>
@@ -156,7 +142,7 @@ void backward(const Params& p, int threads) {
         pack_panels(rows, depth, packed, threads,
                       [&](int64_t row, int64_t k) { return patch_value<T>(p, corner_of(p, row), tap_of(p, k)); });
         gemm(p.width, {packed, rows, depth}, threads, ColumnsOf<float>{d_tokens, p.width},
-             Store<T>{static_cast<T*>(p.d_weight), depth, nullptr});
+             Store<T>{static_cast<T*>(p.d_weight), depth});
     }
     bool maps = false;
     for (const void* d_map : p.d_maps) maps = maps || d_map != nullptr;
@@ -164,7 +150,7 @@ void backward(const Params& p, int threads) {
     float* packed = Workspace::floats(Slot::weights, packed_floats(p.width, depth));
     float* d_patches = Workspace::floats(Slot::maps, rows * depth);
     pack_rows(as<T>(p.weight), depth, p.width, depth, packed, threads);
-    gemm(rows, {packed, p.width, depth}, threads, RowsOf<float>{d_tokens, p.width}, Store<float>{d_patches, depth, nullptr});
+    gemm(rows, {packed, p.width, depth}, threads, RowsOf<float>{d_tokens, p.width}, Store<float>{d_patches, depth});
     maps_backward<T>(p, d_patches, threads);
 }
 

@@ -39,13 +39,8 @@ void multiply(const Conv3x3Params& p, const Group& g, const Tiling& tiling, Rang
             const int64_t f = item / pieces;
             float* data = s.data + f * s.plane + (tiles.begin - block.begin) * s.stride;
             const Panels weights{g.packed[task] + f * weight_plane(p.k, p.n), p.k, p.n};
-            const auto write = [=](int64_t row, int64_t column, const float* values, int64_t count) {
-                float* out = data + row * s.stride + column;
-#pragma omp simd
-                for (int64_t j = 0; j < count; ++j) out[j] = values[j];
-            };
             const Range rows = share(tiles.size(), pieces, item % pieces);
-            gemm_block(rows, weights, {0, weights.count()}, RowsOf<float>{data, s.stride}, write);
+            gemm_block(rows, weights, {0, weights.count()}, RowsOf<float>{data, s.stride}, Store<float>{data, s.stride});
         });
     }
 }

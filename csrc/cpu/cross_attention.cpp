@@ -50,10 +50,7 @@ void project(const T* x, const void* norm_weight, const void* norm_bias, float e
              const PanelsOf<factors_of<T>>& weight, Moments* moments, T* out, int threads) {
     row_moments(x, rows, weight.k, eps, moments, threads);
     const Normed<T> normed{x, weight.k, moments, static_cast<const T*>(norm_weight), static_cast<const T*>(norm_bias)};
-    const int64_t columns = weight.n;
-    gemm(rows, weight, threads, normed, [=](int64_t row, int64_t column, const float* v, int64_t count) {
-        round_to(out + row * columns + column, v, count);
-    });
+    gemm(rows, weight, threads, normed, Store<T>{out, weight.n});
 }
 
 template <class T>
@@ -136,15 +133,12 @@ void project_backward(const float* d_out, const T* x, const void* norm_weight, c
                       float* d_weight, const BackwardBuffers& b, int threads) {
     const int64_t width = weight.n, columns = weight.k;
     const T* scale = static_cast<const T*>(norm_weight);
-    float* d_n = b.d_n;
     row_moments(x, rows, width, eps, b.moments, threads);
-    gemm(rows, weight, threads, RowsOf<float>{d_out, columns}, [=](int64_t row, int64_t column, const float* v, int64_t count) {
-        round_to(d_n + row * width + column, v, count);
-    });
+    gemm(rows, weight, threads, RowsOf<float>{d_out, columns}, Store<float>{b.d_n, width});
     const Normed<T> normed{x, width, b.moments, scale, static_cast<const T*>(norm_bias)};
     pack_panels(rows, width, b.right, threads, [=](int64_t r, int64_t c) { return normed.at(r, c); });
     weight_gradient(d_out, columns, {b.right, rows, width}, add, d_weight, threads);
-    norm_backward(d_n, x, b.moments, scale, residual, rows, width, d_x, add, d_norm_weight, d_norm_bias, b.partial, threads);
+    norm_backward(b.d_n, x, b.moments, scale, residual, rows, width, d_x, add, d_norm_weight, d_norm_bias, b.partial, threads);
 }
 
 template <class T>
@@ -153,14 +147,12 @@ void piece_backward(const CrossAttentionBackwardParams& p, Range piece, const Ba
     const bool add = piece.begin > 0;
     const int64_t width = p.width, rows = piece.size(), asks = piece.begin * p.n, answers = piece.begin * p.m;
     const T *grad = at<T>(p.grad, asks * width), *a = at<T>(p.a, asks * width);
-    float* d_a = b.d_a;
-    gemm(rows * p.n, {b.proj_weight, width, width}, threads, RowsOf<T>{grad, width},
-         [=](int64_t row, int64_t column, const float* v, int64_t count) { round_to(d_a + row * width + column, v, count); });
+    gemm(rows * p.n, {b.proj_weight, width, width}, threads, RowsOf<T>{grad, width}, Store<float>{b.d_a, width});
     pack_rows(a, width, rows * p.n, width, b.right, threads);
     weight_gradient(grad, width, {b.right, rows * p.n, width}, add, to.sum[kProj], threads);
     sum_rows(grad, rows * p.n, width, add, to.sum[kProjBias], b.partial, threads);
     const Attention<T> core{at<T>(p.q, asks * width), at<T>(p.kv, answers * 2 * width), p.n, p.m, p.heads, width / p.heads};
-    attention_backward(core, rows, d_a, a, p.lse + asks * p.heads, b.d_q, b.d_kv, threads);
+    attention_backward(core, rows, b.d_a, a, p.lse + asks * p.heads, b.d_q, b.d_kv, threads);
     project_backward<T>(b.d_kv, at<T>(p.y, answers * width), p.norm_y_weight, p.norm_y_bias, p.eps, rows * p.m,
                         {b.kv_weight, 2 * width, width}, nullptr, at<T>(p.d_y, answers * width), add, to.sum[kNormY],
                         to.sum[kNormYBias], to.sum[kKv], b, threads);

@@ -30,11 +30,8 @@ struct PointwiseConvWeightParams {
 
 // out [pixels, b.n] = a [pixels, b.k] times packed panels
 void multiply(const float* a, int64_t pixels, const Panels& b, float* out, int threads) {
-    const int64_t columns = b.n;
-    expect_writes(out, pixels * columns * static_cast<int64_t>(sizeof(float)), threads);
-    gemm(pixels, b, threads, RowsOf<float>{a, b.k}, [=](int64_t row, int64_t column, const float* v, int64_t count) {
-        round_to(out + row * columns + column, v, count);
-    });
+    expect_writes(out, pixels * b.n * static_cast<int64_t>(sizeof(float)), threads);
+    gemm(pixels, b, threads, RowsOf<float>{a, b.k}, Store<float>{out, b.n});
 }
 
 void pointwise_conv(const PointwiseConvParams& p, DType, int threads) {

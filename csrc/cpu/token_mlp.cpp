@@ -41,7 +41,7 @@ template <class T>
 void token_mlp(const TokenMlpParams& p, int threads) {
     const int64_t width = p.width, hidden = p.hidden;
     const T* x = static_cast<const T*>(p.x);
-    const T *fc1_bias = static_cast<const T*>(p.fc1_bias), *fc2_bias = static_cast<const T*>(p.fc2_bias);
+    const T* fc2_bias = static_cast<const T*>(p.fc2_bias);
     constexpr Factors factors = factors_of<T>;
     const int64_t fc1_floats = packed_floats<factors>(width, hidden), fc2_floats = packed_floats<factors>(hidden, width);
     float *packed1 = Workspace::floats(Slot::weights, fc1_floats + fc2_floats), *packed2 = packed1 + fc1_floats;
@@ -61,10 +61,7 @@ void token_mlp(const TokenMlpParams& p, int threads) {
         T* out = static_cast<T*>(p.out) + piece.begin * width;
         row_moments(from, piece.size(), width, p.eps, moments, threads);
         const Normed<T> normed{from, width, moments, static_cast<const T*>(p.norm_weight), static_cast<const T*>(p.norm_bias)};
-        gemm(piece.size(), fc1, threads, normed, [=](int64_t row, int64_t column, const float* v, int64_t count) {
-#pragma omp simd
-            for (int64_t j = 0; j < count; ++j) store(h + row * hidden + column + j, v[j] + load(fc1_bias + column + j));
-        });
+        gemm(piece.size(), fc1, threads, normed, StoreBiased<T>{h, hidden, static_cast<const T*>(p.fc1_bias)});
         gemm(piece.size(), fc2, threads, GeluOf<T>{h, hidden},
              [=](int64_t row, int64_t column, const float* v, int64_t count) {
                  const int64_t at = row * width + column;
@@ -123,11 +120,7 @@ void piece_backward(const TokenMlpBackwardParams& p, Range piece, const Backward
     pack_panels(rows, width, b.right, threads, [=](int64_t r, int64_t c) { return normed.at(r, c); });
     weight_gradient(b.d_h, hidden, {b.right, rows, width}, add, to.sum[kFc1Weight], threads);
     sum_rows(b.d_h, rows, hidden, add, to.sum[kFc1Bias], b.partial, threads);
-    gemm(rows, {b.fc1, hidden, width}, threads, RowsOf<float>{b.d_h, hidden},
-         [=](int64_t row, int64_t column, const float* v, int64_t count) {
-#pragma omp simd
-             for (int64_t j = 0; j < count; ++j) b.d_n[row * width + column + j] = v[j];
-         });
+    gemm(rows, {b.fc1, hidden, width}, threads, RowsOf<float>{b.d_h, hidden}, Store<float>{b.d_n, width});
     norm_backward(b.d_n, x, b.moments, norm_weight, grad, rows, width, static_cast<T*>(p.d_x) + piece.begin * width, add,
                   to.sum[kNormWeight], to.sum[kNormBias], b.partial, threads);
 }

@@ -166,11 +166,7 @@ void attend_backward(const Attention<T>& c, int64_t pair, const float* d_a, cons
                        for (int64_t j = 0; j < count; ++j) ds[to + j] = p[to + j] * (x[j] - delta[row]) * scale;
                    });
         gemm_block({0, rows}, key_rows, {0, key_rows.count()}, RowsOf<float>{ds, stride},
-                   [=](int64_t row, int64_t column, const float* x, int64_t count) {
-                       float* to = d_q + at + (begin + row) * width + column;
-#pragma omp simd
-                       for (int64_t j = 0; j < count; ++j) to[j] = x[j];
-                   });
+                   Store<float>{d_q + at + begin * width, width});
         pack_rows(q, width, rows, d, right_q, 1);
         pack_rows(d_a_rows, width, rows, d, right_a, 1);
         const auto added = [=](float* out) {

@@ -16,10 +16,7 @@
 //     (a source with `static constexpr bool by_columns = true`: out[c * stride + r], for A^T in memory)
 //     epilogue(row, column, values, count): values[0 .. count) are C[row, column ...], count <= 32; the epilogue stores them
 //
-//     gemm(m, {packed, k, n}, threads, RowsOf<float>{a, lda}, [&](int64_t row, int64_t column, const float* v, int64_t count) {
-//     #pragma omp simd
-//         for (int64_t j = 0; j < count; ++j) c[row * ldc + column + j] = v[j] + bias[column + j];
-//     });
+//     gemm(m, {packed, k, n}, threads, RowsOf<float>{a, lda}, StoreBiased<float>{c, ldc, bias});
 //
 // `gemm_block` is the serial version, for kernels that have their own parallel loop. Several threads call source and epilogue
 // at once. The epilogue is called once for each row and run of columns; for a row, in the order of the columns. gemm_block
@@ -190,6 +187,30 @@ struct ColumnsOf {
             else
                 for (int64_t r = 0; r < rows; ++r) out[c * stride + r] = load(from + r);
         }
+    }
+};
+
+// Epilogues: write rows of `out`, `stride` apart, in their storage type.
+template <class T>
+struct Store {
+    T* out;
+    int64_t stride;
+    void operator()(int64_t row, int64_t column, const float* values, int64_t count) const {
+        T* to = out + row * stride + column;
+#pragma omp simd
+        for (int64_t j = 0; j < count; ++j) store(to + j, values[j]);
+    }
+};
+
+template <class T>
+struct StoreBiased {
+    T* out;
+    int64_t stride;
+    const T* bias;  // of the columns
+    void operator()(int64_t row, int64_t column, const float* values, int64_t count) const {
+        T* to = out + row * stride + column;
+#pragma omp simd
+        for (int64_t j = 0; j < count; ++j) store(to + j, values[j] + load(bias + column + j));
     }
 };
 
