@@ -75,7 +75,7 @@ void widen(const T* from, int64_t count, float* out, int threads) {
 // out[c] = the sum of column c of x, in double precision, because there may be many rows whose terms cancel.
 template <class T>
 void column_sums(const float* x, int64_t rows, int64_t width, T* out, int threads) {
-    parallel_for((width + kLanes16 - 1) / kLanes16, rows * width < 32768 ? 1 : threads, [=](int64_t item) {
+    parallel_for(lane_groups(width), rows * width < 32768 ? 1 : threads, [=](int64_t item) {
         const int64_t first = item * kLanes16, count = width - first < kLanes16 ? width - first : kLanes16;
         double sum[kLanes16] = {};
         for (int64_t row = 0; row < rows; ++row)

@@ -54,7 +54,7 @@ int64_t task_of(const Conv3x3Params& p, int64_t row) {
 void convolve_block(const Conv3x3Params& p, const Group& g, const Tiling& tiling, Range block, int threads) {
     const int64_t widest = p.k > p.n ? p.k : p.n, pixels = p.height * p.width;
     Spectrum s;
-    s.stride = (widest + 15) / 16 * 16 + 16;  // rows and planes a power of two apart would share cache sets
+    s.stride = padded_to_lanes(widest) + kLanes16;  // rows and planes a power of two apart would share cache sets
     s.plane = (block.size() * s.stride + 1023) / 1024 * 1024 + 16;
     s.data = Workspace::floats(Slot::maps, kFrequencies * s.plane);
     if (block.size() * p.k * p.n < (int64_t{1} << 14)) threads = 1;  // too little work for a second thread
@@ -74,7 +74,7 @@ void convolve_block(const Conv3x3Params& p, const Group& g, const Tiling& tiling
 void prepare(const Conv3x3Params& p, Group& g, int threads) {
     const bool taps = p.tap_biases[0] != nullptr;
     const int64_t floats = weight_floats(p.k, p.n);
-    g.bias_stride = (p.n + kLanes16 - 1) / kLanes16 * kLanes16;
+    g.bias_stride = padded_to_lanes(p.n);
     g.bias_floats = g.bias_stride * (taps ? 16 : 1);
     float* tables = Workspace::floats(Slot::other, (g.last - g.first) * g.bias_floats);
     float* space = p.packed[0] == nullptr ? Workspace::floats(Slot::weights, (g.last - g.first) * floats) : nullptr;

@@ -30,13 +30,11 @@ struct GateParams {
     int64_t tasks, height, width, n;
 };
 
-int64_t padded(int64_t channels) { return (channels + kLanes16 - 1) / kLanes16 * kLanes16; }
-
 // -- The gate. For each line of pixels it stores the sum, the first and the last pixel; lines are then added up in order by
 // task.
 
 void gate_line(const GateParams& p, int64_t line, float* sums) {
-    const int64_t stride = padded(p.n);
+    const int64_t stride = padded_to_lanes(p.n);
     float *first = sums + stride, *last = first + stride;
     for (int64_t x = 0; x < p.width; ++x)
         for (int64_t c = 0; c < p.n; c += kLanes16) {
@@ -54,7 +52,7 @@ void gate_line(const GateParams& p, int64_t line, float* sums) {
 
 // For sixteen channels of one task: sums over the pixels whose tap (a, b) is inside the image. The middle tap always is.
 void add_lines(const GateParams& p, int64_t task, const float* lines, int64_t images, int64_t c) {
-    const int64_t stride = padded(p.n), count = p.n - c < kLanes16 ? p.n - c : kLanes16;
+    const int64_t stride = padded_to_lanes(p.n), count = p.n - c < kLanes16 ? p.n - c : kLanes16;
     F32x16 sums[kTaps][kTaps];
     for (auto& row : sums)
         for (F32x16& sum : row) sum = F32x16::zero();
@@ -79,12 +77,12 @@ void add_lines(const GateParams& p, int64_t task, const float* lines, int64_t im
 void gate(const GateParams& p, DType, int threads) {
     int64_t rows = 0;
     for (int64_t task = 0; task < p.tasks; ++task) rows += p.counts[task];
-    const int64_t stride = kTaps * padded(p.n), pixels = rows * p.height * p.width;
+    const int64_t stride = kTaps * padded_to_lanes(p.n), pixels = rows * p.height * p.width;
     if (p.gated != nullptr) expect_writes(p.gated, pixels * p.n * static_cast<int64_t>(sizeof(float)), threads);
     if (pixels * p.n < (int64_t{1} << 14)) threads = 1;  // too little work for a second thread
     float* lines = Workspace::floats(Slot::other, rows * p.height * stride);
     parallel_for(rows * p.height, threads, [&](int64_t line) { gate_line(p, line, lines + line * stride); });
-    const int64_t panels = padded(p.n) / kLanes16;
+    const int64_t panels = lane_groups(p.n);
     for (int64_t task = 0; task < p.tasks; lines += p.counts[task++] * p.height * stride)
         parallel_for(panels, threads, [&](int64_t c) { add_lines(p, task, lines, p.counts[task], c * kLanes16); });
 }
@@ -117,8 +115,8 @@ struct Pieces {
     static constexpr int64_t plane = most_rows * stride + kLanes16;  // floats of the sums of one frequency
     static constexpr int64_t floats = kFrequencies * plane;
     int64_t k, panels, height, down, across;
-    Pieces(int64_t k, int64_t n, int threads) : k(k), panels(padded(n) / kLanes16) {
-        const int64_t fair = padded(k / (2 * threads) + 1);
+    Pieces(int64_t k, int64_t n, int threads) : k(k), panels(lane_groups(n)) {
+        const int64_t fair = padded_to_lanes(k / (2 * threads) + 1);
         height = fair < most_rows ? fair : most_rows;
         down = (k + height - 1) / height;
         across = (n + most_columns - 1) / most_columns;

@@ -52,7 +52,7 @@ DMTL_INLINE void few_logits(const Params& p, const float* weight, int64_t span, 
 
 template <class T, int classes>
 void few_classes(const Params& p, int threads) {
-    const int64_t span = (p.channels + kLanes16 - 1) / kLanes16 * kLanes16, cells = p.h * p.w;
+    const int64_t span = padded_to_lanes(p.channels), cells = p.h * p.w;
     float* weight = Workspace::floats(Slot::weights, classes * span);
     for (int64_t i = 0; i < classes * span; ++i)
         weight[i] = i % span < p.channels ? load(static_cast<const T*>(p.weight) + i / span * p.channels + i % span) : 0.0f;
@@ -111,7 +111,7 @@ struct RowWork {
     float* value[3];  // [factor, span]
     int32_t* index;   // [factor, span]
 
-    static int64_t span_of(const Params& p) { return (p.w + 2 + kLanes16 - 1) / kLanes16 * kLanes16 + kLanes16; }
+    static int64_t span_of(const Params& p) { return padded_to_lanes(p.w + 2) + kLanes16; }
 
     explicit RowWork(const Params& params) : p(params), count(between(p.width - 1, p.factor).low + 2), span(span_of(p)) {
         line = Workspace::floats(Slot::other, span * (1 + 4 * p.factor));
@@ -130,7 +130,7 @@ struct RowWork {
     // Calls use(number j, offset of the phase + j, interpolated value) for all phases.
     template <class Use>
     void each(const Use& use) const {
-        const int64_t whole = (count + kLanes16 - 1) / kLanes16 * kLanes16;
+        const int64_t whole = padded_to_lanes(count);
         for (int64_t phase = 0; phase < p.factor; ++phase) {
             const float across = way(phase, p.factor);
             const int64_t offset = phase * span;

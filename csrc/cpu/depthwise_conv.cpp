@@ -225,7 +225,7 @@ void add_row(const Line& line, int64_t C, const T* grad, const T* x, int64_t som
 // An item is a range of channels, in blocks of 16: all their taps. All channels of a row are read together.
 template <int k, class T>
 void weight_gradient_of(const DepthwiseConvWeightParams& p, int threads) {
-    const int64_t C = p.channels, blocks = (C + kLanes16 - 1) / kLanes16;
+    const int64_t C = p.channels, blocks = lane_groups(C);
     if (p.images * p.height * p.width * C < kSerialBelow) threads = 1;
     const Line line = Forward::line(0, p, p.width, p.out_width);
     const int64_t items = blocks < kItemsPerThread * threads ? blocks : kItemsPerThread * threads;

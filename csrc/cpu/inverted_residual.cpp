@@ -33,7 +33,7 @@ struct InvertedResidualParams {
     int64_t residual;  // whether to add x
     float high;        // upper bound of the activations
 
-    int64_t blocks() const { return (hidden + kLanes16 - 1) / kLanes16; }
+    int64_t blocks() const { return lane_groups(hidden); }
     int64_t padded_width() const { return width + k - 1; }
     int64_t row_floats() const { return padded_width() * blocks() * kLanes16; }
 };

@@ -21,8 +21,6 @@ using Params = MapLossParams;
 constexpr int64_t kFactor = 8;
 constexpr int64_t kSerialBelow = 16384;  // with fewer pixels, a second thread does not pay off
 
-int64_t sixteens(int64_t count) { return (count + kLanes16 - 1) / kLanes16 * kLanes16; }
-
 // The work of one thread on one band. Buffers along k have `span` floats, a multiple of the lanes.
 struct Band {
     const Params& p;
@@ -37,8 +35,8 @@ struct Band {
     float *a, *b, *c, *d;  // [span]
 
     Band(const Params& params, int64_t item)
-        : p(params), row(item / (p.h + 1)), number(item % (p.h + 1)), count(sixteens((p.width + kFactor - 1) / kFactor)),
-          span(sixteens(p.w + 2) + kLanes16) {
+        : p(params), row(item / (p.h + 1)), number(item % (p.h + 1)), count(padded_to_lanes((p.width + kFactor - 1) / kFactor)),
+          span(padded_to_lanes(p.w + 2) + kLanes16) {
         const int64_t lines = 3 * p.channels + kFactor * label_channels() + kFactor + 4;
         line = Workspace::floats(Slot::other, lines * span);
         d_line = line + p.channels * span;

@@ -23,7 +23,7 @@ struct Attention {
     const T* query(int64_t pair) const { return q + pair / heads * n * width() + pair % heads * d; }
     const T* key(int64_t pair) const { return kv + pair / heads * m * 2 * width() + pair % heads * d; }
     const T* value(int64_t pair) const { return key(pair) + width(); }
-    int64_t stride() const { return (m + kLanes16 - 1) / kLanes16 * kLanes16; }  // floats of a row of scores
+    int64_t stride() const { return padded_to_lanes(m); }  // floats of a row of scores
     int64_t block() const {
         // Depends only on the shape: gradients are added up block by block, in the same order for all instruction sets.
         const int64_t fitting = kScoreFloats / stride() / kQueries * kQueries;
@@ -44,7 +44,7 @@ struct Softmax {
 inline Softmax exponentials(float* scores, int64_t m, float scale) {
     constexpr int chains = 4;  // sums and maxima in parallel: one alone would wait for its own last result
     const auto slice = [=](int64_t s) { return scores + s * kSliceFloats; };
-    const auto padded = [=](int64_t s) { return (slice_size(m, s) + kLanes16 - 1) / kLanes16 * kLanes16; };
+    const auto padded = [=](int64_t s) { return padded_to_lanes(slice_size(m, s)); };
     const int64_t slices = slices_of(m);
     for (int64_t j = slice_size(m, slices - 1); j < padded(slices - 1); ++j) slice(slices - 1)[j] = -__builtin_inff();
     F32x16 highest[chains], sum[chains];

@@ -64,7 +64,7 @@ inline void pack_piece(const PackParams& p, const float* weight, float* packed, 
 }
 
 inline void pack_weights(const PackParams& p, int threads) {
-    const int64_t panels = (p.n + kLanes16 - 1) / kLanes16, piece = 512;
+    const int64_t panels = lane_groups(p.n), piece = 512;
     const int64_t pieces = (p.k + piece - 1) / piece;
     parallel_for(p.tasks * panels * pieces, p.k * p.n * p.tasks < 2048 ? 1 : threads, [&](int64_t item) {
         const int64_t task = item / (panels * pieces), first = item % pieces * piece;

@@ -88,7 +88,7 @@ template <Factors factors = Factors::f32>
 struct PanelsOf {
     const float* data;
     int64_t k, n;
-    int64_t count() const { return (n + kLanes16 - 1) / kLanes16; }
+    int64_t count() const { return lane_groups(n); }
     int64_t stride() const { return all_held<factors>(k) * kLanes16; }
     const float* panel(int64_t p) const { return data + p * stride(); }
 };
@@ -96,13 +96,13 @@ using Panels = PanelsOf<>;
 
 template <Factors factors = Factors::f32>
 int64_t packed_floats(int64_t k, int64_t n) {
-    return (n + kLanes16 - 1) / kLanes16 * kLanes16 * all_held<factors>(k);
+    return padded_to_lanes(n) * all_held<factors>(k);
 }
 
 // packed = panels of B, where b(r, c) is the element of B at row r and column c.
 template <Factors factors = Factors::f32, class Element>
 void pack_panels(int64_t k, int64_t n, float* packed, int threads, const Element& b) {
-    const int64_t panels = (n + kLanes16 - 1) / kLanes16;
+    const int64_t panels = lane_groups(n);
     parallel_for(panels, k * n < 16384 ? 1 : threads, [&](int64_t p) {
         const int64_t column = p * kLanes16;
         const int64_t width = n - column < kLanes16 ? n - column : kLanes16;
@@ -136,7 +136,7 @@ void pack_rows(const T* b, int64_t ldb, int64_t k, int64_t n, float* packed, int
 template <Factors factors = Factors::f32, class T>
 void pack_columns(const T* weight, int64_t ldw, int64_t k, int64_t n, float* packed, int threads) {
     static_assert(factors == Factors::f32 || std::is_same_v<T, bf16>);
-    const int64_t panels = (n + kLanes16 - 1) / kLanes16;
+    const int64_t panels = lane_groups(n);
     parallel_for(panels, k * n < 16384 ? 1 : threads, [&](int64_t p) {
         const int64_t column = p * kLanes16, width = n - column < kLanes16 ? n - column : kLanes16;
         float* out = packed + column * all_held<factors>(k);

@@ -20,6 +20,10 @@ namespace {
 
 constexpr int64_t kLanes16 = 16;
 
+// The number of groups of sixteen that hold n numbers, and their size.
+constexpr int64_t lane_groups(int64_t n) { return (n + kLanes16 - 1) / kLanes16; }
+constexpr int64_t padded_to_lanes(int64_t n) { return lane_groups(n) * kLanes16; }
+
 #if defined(__AVX512F__)
 struct F32x16 {
     __m512 v;
