@@ -11,8 +11,6 @@
 namespace dmtl::DMTL_ISA {
 namespace {
 
-constexpr int64_t kSerialBelow = 16384;  // with fewer elements, a second thread does not pay off
-
 struct BatchNormParams {
     void* out;
     float* mean;      // [channels]

@@ -57,7 +57,7 @@ void convolve_block(const Conv3x3Params& p, const Group& g, const Tiling& tiling
     s.stride = padded_to_lanes(widest) + kLanes16;  // rows and planes a power of two apart would share cache sets
     s.plane = (block.size() * s.stride + 1023) / 1024 * 1024 + 16;
     s.data = Workspace::floats(Slot::maps, kFrequencies * s.plane);
-    if (block.size() * p.k * p.n < (int64_t{1} << 14)) threads = 1;  // too little work for a second thread
+    if (block.size() * p.k * p.n < kSerialBelow) threads = 1;
     parallel_for(block.size(), threads, [&](int64_t slot) {
         const Tiling::Place place = tiling.at(block.begin + slot);
         transform_tile_in(p.x + place.row * pixels * p.k, tiling, place, p.k, {0, p.k}, s, slot);

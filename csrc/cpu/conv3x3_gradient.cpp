@@ -79,7 +79,7 @@ void gate(const GateParams& p, DType, int threads) {
     for (int64_t task = 0; task < p.tasks; ++task) rows += p.counts[task];
     const int64_t stride = kTaps * padded_to_lanes(p.n), pixels = rows * p.height * p.width;
     if (p.gated != nullptr) expect_writes(p.gated, pixels * p.n * static_cast<int64_t>(sizeof(float)), threads);
-    if (pixels * p.n < (int64_t{1} << 14)) threads = 1;  // too little work for a second thread
+    if (pixels * p.n < kSerialBelow) threads = 1;
     float* lines = Workspace::floats(Slot::other, rows * p.height * stride);
     parallel_for(rows * p.height, threads, [&](int64_t line) { gate_line(p, line, lines + line * stride); });
     const int64_t panels = lane_groups(p.n);
@@ -225,7 +225,7 @@ void weight_gradient(const WeightGradientParams& p, DType, int threads) {
         const int64_t tiles = p.counts[task] * tiling.per_row();
         if (tiles == 0) continue;
         expect_writes(p.d_weights[task], kTaps * kTaps * p.k * p.n * static_cast<int64_t>(sizeof(float)), threads);
-        const int team = tiles * p.k * p.n < (int64_t{1} << 14) ? 1 : threads;  // 1: too little work for a second thread
+        const int team = tiles * p.k * p.n < kSerialBelow ? 1 : threads;
         weight_gradient_of(p, tiling, {first, first + tiles}, p.d_weights[task], team);
         first += tiles;
     }

@@ -32,6 +32,7 @@ struct Pixels {
 // The head of one to kFewClasses classes on channels-last features, as sums along the channels. A matrix product would first
 // copy x into tiles, and would compute sixteen columns; this takes half the time.
 constexpr int kFewClasses = 3, kPixels = 4;
+constexpr int64_t kFewSerialBelow = 65536;  // kSerialBelow for them, in elements of x
 
 template <class T, int classes, int pixels>
 DMTL_INLINE void few_logits(const Params& p, const float* weight, int64_t span, const T* const* from, float (*out)[kPixels]) {
@@ -56,7 +57,7 @@ void few_classes(const Params& p, int threads) {
     float* weight = Workspace::floats(Slot::weights, classes * span);
     for (int64_t i = 0; i < classes * span; ++i)
         weight[i] = i % span < p.channels ? load(static_cast<const T*>(p.weight) + i / span * p.channels + i % span) : 0.0f;
-    parallel_for(p.rows * p.h, p.rows * cells * p.channels < 65536 ? 1 : threads, [&](int64_t item) {
+    parallel_for(p.rows * p.h, p.rows * cells * p.channels < kFewSerialBelow ? 1 : threads, [&](int64_t item) {
         const T* row = static_cast<const T*>(p.x) + item / p.h * p.stride_n + item % p.h * p.stride_y;
         float* out = p.logits + item / p.h * classes * cells + item % p.h * p.w;
         for (int64_t x = 0; x < p.w; x += kPixels) {
@@ -210,7 +211,7 @@ static void decode_map(const Params& params, DType dtype, int threads) {
     const DecodeKind kind = static_cast<DecodeKind>(params.kind);
     const int64_t pixel_bytes = kind == DecodeKind::argmax ? 8 : kind == DecodeKind::unit ? 12 : 4;
     expect_writes(params.out, items * params.width * pixel_bytes);
-    parallel_for(items, items * params.width < 16384 ? 1 : threads, [&](int64_t item) { decode_row(params, item); });
+    parallel_for(items, items * params.width < kSerialBelow ? 1 : threads, [&](int64_t item) { decode_row(params, item); });
 }
 
 DMTL_KERNELS(decode_map, cpu_kernel<Params, &decode_map>("decode_map", kDecodeMapFields))

@@ -10,8 +10,7 @@
 namespace dmtl::DMTL_ISA {
 namespace {
 
-constexpr int64_t kSerialBelow = 16384;  // elements that are not worth a second thread
-constexpr int64_t kTapFloats = 4096;      // taps of neighbouring channels that stay in the first cache
+constexpr int64_t kTapFloats = 4096;     // taps of neighbouring channels that stay in the first cache
 constexpr int64_t kItemsPerThread = 2;   // pieces of the weight gradient, so that a slow thread has fewer of them
 
 #if defined(__AVX512F__)

@@ -19,7 +19,6 @@ namespace {
 
 using Params = MapLossParams;
 constexpr int64_t kFactor = 8;
-constexpr int64_t kSerialBelow = 16384;  // with fewer pixels, a second thread does not pay off
 
 // The work of one thread on one band. Buffers along k have `span` floats, a multiple of the lanes.
 struct Band {

@@ -8,8 +8,6 @@
 namespace dmtl::DMTL_ISA {
 namespace {
 
-constexpr int64_t kSerialBelow = 16384;  // with fewer elements, a second thread does not pay off
-
 // out = x + bias over `pixels` neighbouring pixels.
 template <class T>
 void add_bias(T* out, const T* x, const T* bias, int64_t pixels, int64_t channels) {

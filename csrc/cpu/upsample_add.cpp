@@ -8,8 +8,7 @@
 namespace dmtl::DMTL_ISA {
 namespace {
 
-constexpr int64_t kSerialBelow = 16384;  // with fewer elements, a second thread does not pay off
-constexpr int64_t kRun = 512;            // number of channels that the backward processes at a time
+constexpr int64_t kRun = 512;  // number of channels that the backward processes at a time
 
 // Computes pixels [begin, end) of one cell in one pixel row; out and skip point to the pixel `begin`. `corner` has the tokens
 // at the upper left, upper right, lower left and lower right.

@@ -103,7 +103,7 @@ int64_t packed_floats(int64_t k, int64_t n) {
 template <Factors factors = Factors::f32, class Element>
 void pack_panels(int64_t k, int64_t n, float* packed, int threads, const Element& b) {
     const int64_t panels = lane_groups(n);
-    parallel_for(panels, k * n < 16384 ? 1 : threads, [&](int64_t p) {
+    parallel_for(panels, k * n < kSerialBelow ? 1 : threads, [&](int64_t p) {
         const int64_t column = p * kLanes16;
         const int64_t width = n - column < kLanes16 ? n - column : kLanes16;
         float* out = packed + column * all_held<factors>(k);
@@ -137,7 +137,7 @@ template <Factors factors = Factors::f32, class T>
 void pack_columns(const T* weight, int64_t ldw, int64_t k, int64_t n, float* packed, int threads) {
     static_assert(factors == Factors::f32 || std::is_same_v<T, bf16>);
     const int64_t panels = lane_groups(n);
-    parallel_for(panels, k * n < 16384 ? 1 : threads, [&](int64_t p) {
+    parallel_for(panels, k * n < kSerialBelow ? 1 : threads, [&](int64_t p) {
         const int64_t column = p * kLanes16, width = n - column < kLanes16 ? n - column : kLanes16;
         float* out = packed + column * all_held<factors>(k);
         alignas(64) float block[kLanes16][kLanes16] = {};

@@ -10,9 +10,8 @@
 namespace dmtl {
 namespace {
 
-constexpr int64_t kLanes = 32;              // number of Philox blocks at a time
-constexpr int64_t kChunk = 8192;            // elements per work item; a multiple of 4 * kLanes
-constexpr int64_t kSerialBelow = 16384;     // with fewer elements, a second thread does not pay off
+constexpr int64_t kLanes = 32;    // number of Philox blocks at a time
+constexpr int64_t kChunk = 8192;  // elements per work item; a multiple of 4 * kLanes
 
 struct Noise4 {
     float lane[4][kLanes];  // [element of the block][block]

@@ -11,6 +11,8 @@
 namespace dmtl {
 namespace {
 
+constexpr int64_t kSerialBelow = 16384;  // with fewer elements (or multiplications), a second thread does not pay off
+
 template <class Body>
 inline void parallel_for(int64_t items, int threads, const Body& body) {
     if (threads > items) threads = static_cast<int>(items);

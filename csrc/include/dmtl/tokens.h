@@ -12,7 +12,8 @@
 namespace dmtl {
 namespace {
 
-constexpr int64_t kRowsEach = 32;  // number of rows in a partial sum, and in a work item
+constexpr int64_t kRowsEach = 32;            // number of rows in a partial sum, and in a work item
+constexpr int64_t kSumsSerialBelow = 32768;  // kSerialBelow for moments and sums of rows
 
 // Loads sixteen numbers from p on; with n < 16, those after the first n are zero.
 DMTL_INLINE F32x16 load16(const float* p) { return F32x16::load(p); }
@@ -74,7 +75,7 @@ Moments moments_of(const T* row, int64_t width, float eps) {
 
 template <class T>
 void row_moments(const T* x, int64_t rows, int64_t width, float eps, Moments* out, int threads) {
-    parallel_for((rows + kRowsEach - 1) / kRowsEach, rows * width < 32768 ? 1 : threads, [&](int64_t item) {
+    parallel_for((rows + kRowsEach - 1) / kRowsEach, rows * width < kSumsSerialBelow ? 1 : threads, [&](int64_t item) {
         const int64_t end = item * kRowsEach + kRowsEach < rows ? item * kRowsEach + kRowsEach : rows;
         for (int64_t r = item * kRowsEach; r < end; ++r) out[r] = moments_of(x + r * width, width, eps);
     });
@@ -122,7 +123,7 @@ inline void add_partial(const float* partial, int64_t items, int64_t stride, int
 // Sets total to, or adds to it, the sum of the rows of x; partial has partial_sums(rows) * width floats.
 template <class T>
 void sum_rows(const T* x, int64_t rows, int64_t width, bool add, float* total, float* partial, int threads) {
-    parallel_for(partial_sums(rows), rows * width < 32768 ? 1 : threads, [&](int64_t item) {
+    parallel_for(partial_sums(rows), rows * width < kSumsSerialBelow ? 1 : threads, [&](int64_t item) {
         const int64_t end = item * kRowsEach + kRowsEach < rows ? item * kRowsEach + kRowsEach : rows;
         float* sums = partial + item * width;
         for (int64_t c = 0; c < width; ++c) sums[c] = 0.0f;
@@ -138,7 +139,7 @@ template <class T>
 void norm_backward(const float* grad, const T* x, const Moments* moments, const T* weight, const T* residual, int64_t rows,
                    int64_t width, T* d_x, bool add, float* d_weight, float* d_bias, float* partial, int threads) {
     const float share = 1.0f / static_cast<float>(width);
-    parallel_for(partial_sums(rows), rows * width < 16384 ? 1 : threads, [&](int64_t item) {
+    parallel_for(partial_sums(rows), rows * width < kSerialBelow ? 1 : threads, [&](int64_t item) {
         const int64_t end = item * kRowsEach + kRowsEach < rows ? item * kRowsEach + kRowsEach : rows;
         float* sums = partial + item * 2 * width;
         for (int64_t c = 0; c < 2 * width; ++c) sums[c] = 0.0f;
