@@ -72,22 +72,10 @@ void widen(const T* from, int64_t count, float* out, int threads) {
     });
 }
 
-// out[c] = the sum of column c of x, in double precision, because there may be many rows whose terms cancel.
-template <class T>
-void column_sums(const float* x, int64_t rows, int64_t width, T* out, int threads) {
-    parallel_for(lane_groups(width), rows * width < 32768 ? 1 : threads, [=](int64_t item) {
-        const int64_t first = item * kLanes16, count = width - first < kLanes16 ? width - first : kLanes16;
-        double sum[kLanes16] = {};
-        for (int64_t row = 0; row < rows; ++row)
-            for (int64_t l = 0; l < count; ++l) sum[l] += static_cast<double>(x[row * width + first + l]);
-        for (int64_t l = 0; l < count; ++l) store(out + first + l, static_cast<float>(sum[l]));
-    });
-}
-
-// The number of floats of scratch memory that query_backward needs.
-inline int64_t query_floats(const Params& p) {
+// The number of floats of scratch memory that query_backward and the gradient of the bias need.
+inline int64_t scratch_floats(const Params& p) {
     const int64_t rows = row_count(p);
-    return 2 * rows * p.width + 3 * p.width + partial_sums(rows) * 2 * p.width;
+    return p.d_query == nullptr ? (1 + partial_sums(rows)) * p.width : (2 * rows + 3 + 2 * partial_sums(rows)) * p.width;
 }
 
 // The backward pass of the query and its LayerNorm: computes the gradients of the parameters, and adds to d_tokens [rows,
@@ -133,10 +121,14 @@ void maps_backward(const Params& p, const float* d_patches, int threads) {
 template <class T>
 void backward(const Params& p, int threads) {
     const int64_t rows = row_count(p), depth = patch_size(p);
-    float* d_tokens = Workspace::floats(Slot::other, rows * p.width + (p.d_query == nullptr ? 0 : query_floats(p)));
+    float* d_tokens = Workspace::floats(Slot::other, rows * p.width + scratch_floats(p));
+    float* scratch = d_tokens + rows * p.width;
     widen(as<T>(p.d_tokens), rows * p.width, d_tokens, threads);
-    if (p.d_query != nullptr) query_backward<T>(p, d_tokens, d_tokens + rows * p.width, threads);
-    if (p.d_bias != nullptr) column_sums(d_tokens, rows, p.width, static_cast<T*>(p.d_bias), threads);
+    if (p.d_query != nullptr) query_backward<T>(p, d_tokens, scratch, threads);
+    if (p.d_bias != nullptr) {
+        sum_rows(d_tokens, rows, p.width, false, scratch, scratch + p.width, threads);
+        round_to(static_cast<T*>(p.d_bias), scratch, p.width);
+    }
     if (p.d_weight != nullptr) {
         float* packed = Workspace::floats(Slot::weights, packed_floats(rows, depth));
         pack_panels(rows, depth, packed, threads,
