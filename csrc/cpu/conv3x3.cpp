@@ -9,9 +9,9 @@ namespace dmtl::DMTL_ISA {
 namespace {
 
 constexpr int64_t kWeightFloats = int64_t{3} << 20;    // limit of weights packed at a time, but at least one task's
-// Floats of a block of transformed patches. They should stay in the cache, but weights are read once per block, so blocks are
-// larger if the weights do not stay there.
-constexpr int64_t kSmallBlock = int64_t{2} << 20, kLargeBlock = int64_t{6} << 20;
+// Transformed patches should stay in the cache, but weights are read once per block, so blocks are only this small (instead of
+// kLargeBlock) if the weights stay there, too.
+constexpr int64_t kSmallBlock = int64_t{2} << 20;
 
 // Consecutive tasks whose weights are packed.
 struct Group {

@@ -7,8 +7,6 @@
 namespace dmtl::DMTL_ISA {
 namespace {
 
-constexpr int64_t kBlockOfTiles = int64_t{6} << 20;  // floats of a block of transformed gradients
-
 // d_weights has the layout of the weights in conv3x3_cpu.h, with k channels of x and n of grad. Tasks without rows are not
 // written.
 struct WeightGradientParams {
@@ -197,7 +195,7 @@ void transform_back(const WeightGradientParams& p, const float* sums, Range rows
 
 void weight_gradient_of(const WeightGradientParams& p, const Tiling& tiling, Range all, float* d_weight, int threads) {
     const Pieces pieces(p.k, p.n, threads);
-    const int64_t most = most_tiles(p.n, p.n, kBlockOfTiles), blocks = (all.size() + most - 1) / most;
+    const int64_t most = most_tiles(p.n, p.n, kLargeBlock), blocks = (all.size() + most - 1) / most;
     // With several blocks, the sums are kept in memory until the next block.
     float* waiting = nullptr;
     if (blocks > 1) waiting = Workspace::floats(Slot::weights, pieces.down * pieces.across * Pieces::floats);

@@ -8,6 +8,7 @@ namespace dmtl {
 namespace {
 
 constexpr int kMostTasks = 64;
+constexpr int64_t kLargeBlock = int64_t{6} << 20;  // most floats of a block of transformed patches or gradients
 constexpr int64_t kKeptBytes = int64_t{48} << 20;  // maximum bytes of a buffer that is kept between calls
 
 // Weights of each task: n columns of the product (channels out), k rows (channels in), 9 taps, at weight[column * stride_n +
