@@ -13,12 +13,6 @@ namespace {
 constexpr int64_t kTapFloats = 4096;     // taps of neighbouring channels that stay in the first cache
 constexpr int64_t kItemsPerThread = 2;   // pieces of the weight gradient, so that a slow thread has fewer of them
 
-#if defined(__AVX512F__)
-constexpr int kPixels = 8;  // sums at a time: eight registers of 32
-#else
-constexpr int kPixels = 4;  // ... or of 16 with AVX2, two for each sum
-#endif
-
 // Sizes: images, channels and the taps' side k; x has height x width pixels, out has out_height x out_width.
 #define DMTL_DEPTHWISE_SIZES int64_t images, channels, height, width, out_height, out_width, k, stride, padding
 
@@ -149,10 +143,10 @@ void gather_channels(const Rows<T>& rows, const Line& line, int64_t t, int64_t c
 template <class T>
 void gather_line(const Rows<T>& rows, const Line& line, int64_t c, int64_t end, T* out) {
     int64_t t = 0;
-    for (; t + kPixels <= line.count; t += kPixels) {
-        const bool inner = t >= line.inner.begin && t + kPixels <= line.inner.end;
-        inner ? gather_channels<kPixels, false>(rows, line, t, c, end, out)
-              : gather_channels<kPixels, true>(rows, line, t, c, end, out);
+    for (; t + kSumsAtOnce <= line.count; t += kSumsAtOnce) {
+        const bool inner = t >= line.inner.begin && t + kSumsAtOnce <= line.inner.end;
+        inner ? gather_channels<kSumsAtOnce, false>(rows, line, t, c, end, out)
+              : gather_channels<kSumsAtOnce, true>(rows, line, t, c, end, out);
     }
     for (; t < line.count; ++t) gather_channels<1, true>(rows, line, t, c, end, out);
 }

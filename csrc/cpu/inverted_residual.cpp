@@ -16,12 +16,6 @@ constexpr int64_t kBandFloats = 64 * 1024;    // of larger ones a thread compute
 constexpr int64_t kBandsPerThread = 4;        // pieces of the work, so that a slow thread has fewer of them
 constexpr int64_t kLeastHalos = 4;            // a piece has at least four times the rows that its neighbour expands, too
 
-#if defined(__AVX512F__)
-constexpr int kPixels = 8;  // sums at a time: eight registers of 32
-#else
-constexpr int kPixels = 4;  // ... or of 16 with AVX2, two for each sum
-#endif
-
 // x has height x width pixels and `channels` channels, out has out_height x out_width and n.
 struct InvertedResidualParams {
     void* out;
@@ -138,8 +132,8 @@ void filter_row(const InvertedResidualParams& p, const Buffers& at, int64_t row,
     const int64_t channel = block * kLanes16, lanes = p.hidden - channel < kLanes16 ? p.hidden - channel : kLanes16;
     const F32x16 bias = F32x16::load(p.taps_bias + channel, lanes), high = F32x16::all(p.high);
     int64_t j = 0;
-    for (; j + kPixels <= p.out_width; j += kPixels)
-        filter_pixels<k, stride, kPixels>(rows, j * stride * kLanes16, first, last, taps, bias, high, out + j * kLanes16);
+    for (; j + kSumsAtOnce <= p.out_width; j += kSumsAtOnce)
+        filter_pixels<k, stride, kSumsAtOnce>(rows, j * stride * kLanes16, first, last, taps, bias, high, out + j * kLanes16);
     for (; j < p.out_width; ++j)
         filter_pixels<k, stride, 1>(rows, j * stride * kLanes16, first, last, taps, bias, high, out + j * kLanes16);
 }

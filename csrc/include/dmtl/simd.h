@@ -24,6 +24,13 @@ constexpr int64_t kLanes16 = 16;
 constexpr int64_t lane_groups(int64_t n) { return (n + kLanes16 - 1) / kLanes16; }
 constexpr int64_t padded_to_lanes(int64_t n) { return lane_groups(n) * kLanes16; }
 
+// The number of sums of a filter that stay in registers.
+#if defined(__AVX512F__)
+constexpr int kSumsAtOnce = 8;  // eight registers of 32
+#else
+constexpr int kSumsAtOnce = 4;  // ... or of 16 with AVX2, two for each sum
+#endif
+
 #if defined(__AVX512F__)
 struct F32x16 {
     __m512 v;
