@@ -16,11 +16,11 @@ template <class T, int r, int begin, int end>
 void cell_row(T* out, const T* skip, const T* const (&corner)[4], float way_y, int64_t C) {
 #pragma omp simd
     for (int64_t c = 0; c < C; ++c) {
-        const float left = lerp(load(corner[0] + c), load(corner[2] + c), way_y);
-        const float right = lerp(load(corner[1] + c), load(corner[3] + c), way_y);
+        const float left = blend(load(corner[0] + c), load(corner[2] + c), way_y);
+        const float right = blend(load(corner[1] + c), load(corner[3] + c), way_y);
         for (int k = begin; k < end; ++k) {
             const int64_t at = (k - begin) * C + c;
-            store(out + at, load(skip + at) + lerp(left, right, Cell<r>::way(k)));
+            store(out + at, load(skip + at) + blend(left, right, Cell<r>::way(k)));
         }
     }
 }

@@ -25,8 +25,8 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(UpsampleAddParams p, 
     float at_left[V::kSize], at_right[V::kSize];
 #pragma unroll
     for (int k = 0; k < V::kSize; ++k) {
-        at_left[k] = lerp(load(&corner[0].value[k]), load(&corner[2].value[k]), way_y);
-        at_right[k] = lerp(load(&corner[1].value[k]), load(&corner[3].value[k]), way_y);
+        at_left[k] = blend(load(&corner[0].value[k]), load(&corner[2].value[k]), way_y);
+        at_right[k] = blend(load(&corner[1].value[k]), load(&corner[3].value[k]), way_y);
     }
 #pragma unroll
     for (int dx = 0; dx < r; ++dx) {
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(UpsampleAddParams p, 
         V out;
 #pragma unroll
         for (int k = 0; k < V::kSize; ++k)
-            store(&out.value[k], load(&skip.value[k]) + lerp(at_left[k], at_right[k], Axis::way(dx)));
+            store(&out.value[k], load(&skip.value[k]) + blend(at_left[k], at_right[k], Axis::way(dx)));
         store_vec(p.out, at, out);
     }
 }

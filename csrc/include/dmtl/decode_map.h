@@ -53,6 +53,7 @@ DMTL_INLINE float way(int64_t phase, int64_t factor) {
     return static_cast<float>(2 * phase + (factor % 2 == 0 ? 1 : 0)) / static_cast<float>(2 * factor);
 }
 
+// a + way (b - a), which is exactly a if b is equal. `blend` of grid.h gives other bits.
 DMTL_INLINE float lerp(float a, float b, float way) { return fma32(way, b - a, a); }
 
 // Whether `value` replaces `best` as the largest. NaN counts as largest; of equal values, the first one stays.

@@ -117,7 +117,8 @@ DMTL_INLINE float share(int64_t y, int64_t i, int64_t grid) {
     return (C::low(cell) == i ? 1.0f - way : 0.0f) + (C::high(cell, grid) == i ? way : 0.0f);
 }
 
-DMTL_INLINE float lerp(float a, float b, float way) { return fma32(way, b, (1.0f - way) * a); }
+// (1 - way) a + way b, with the weights that the backward uses. `lerp` of decode_map.h gives other bits.
+DMTL_INLINE float blend(float a, float b, float way) { return fma32(way, b, (1.0f - way) * a); }
 
 // Calls body with a null pointer of the storage type and with the reduction as a constant, and returns what it returns.
 template <class Body>
