@@ -39,22 +39,13 @@ struct BatchNormBackwardParams {
 };
 
 constexpr Field kBatchNormFields[] = {
-    DMTL_FIELD(BatchNormParams, out),    DMTL_FIELD(BatchNormParams, mean),     DMTL_FIELD(BatchNormParams, inv_std),
-    DMTL_FIELD(BatchNormParams, sums),   DMTL_FIELD(BatchNormParams, x),        DMTL_FIELD(BatchNormParams, weight),
-    DMTL_FIELD(BatchNormParams, bias),   DMTL_FIELD(BatchNormParams, pixels),   DMTL_FIELD(BatchNormParams, channels),
-    DMTL_FIELD(BatchNormParams, part),   DMTL_FIELD(BatchNormParams, eps),      DMTL_FIELD(BatchNormParams, low),
-    DMTL_FIELD(BatchNormParams, high),
+    DMTL_FIELDS(BatchNormParams, out, mean, inv_std, sums, x, weight, bias),
+    DMTL_FIELDS(BatchNormParams, pixels, channels, part, eps, low, high),
 };
 
 constexpr Field kBatchNormBackwardFields[] = {
-    DMTL_FIELD(BatchNormBackwardParams, d_x),      DMTL_FIELD(BatchNormBackwardParams, d_weight),
-    DMTL_FIELD(BatchNormBackwardParams, d_bias),   DMTL_FIELD(BatchNormBackwardParams, sums),
-    DMTL_FIELD(BatchNormBackwardParams, grad),     DMTL_FIELD(BatchNormBackwardParams, x),
-    DMTL_FIELD(BatchNormBackwardParams, weight),   DMTL_FIELD(BatchNormBackwardParams, bias),
-    DMTL_FIELD(BatchNormBackwardParams, mean),     DMTL_FIELD(BatchNormBackwardParams, inv_std),
-    DMTL_FIELD(BatchNormBackwardParams, pixels),   DMTL_FIELD(BatchNormBackwardParams, channels),
-    DMTL_FIELD(BatchNormBackwardParams, part),     DMTL_FIELD(BatchNormBackwardParams, low),
-    DMTL_FIELD(BatchNormBackwardParams, high),
+    DMTL_FIELDS(BatchNormBackwardParams, d_x, d_weight, d_bias, sums, grad, x, weight, bias),
+    DMTL_FIELDS(BatchNormBackwardParams, mean, inv_std, pixels, channels, part, low, high),
 };
 
 struct Parts {

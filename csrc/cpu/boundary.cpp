@@ -22,10 +22,7 @@ struct CountsParams {
 };
 
 constexpr Field kCountsFields[] = {
-    DMTL_FIELD(CountsParams, matched), DMTL_FIELD(CountsParams, predicted), DMTL_FIELD(CountsParams, actual),
-    DMTL_FIELD(CountsParams, level),   DMTL_FIELD(CountsParams, label),     DMTL_FIELD(CountsParams, images),
-    DMTL_FIELD(CountsParams, h),       DMTL_FIELD(CountsParams, w),         DMTL_FIELD(CountsParams, levels),
-    DMTL_FIELD(CountsParams, parts),   DMTL_FIELD(CountsParams, reach),
+    DMTL_FIELDS(CountsParams, matched, predicted, actual, level, label, images, h, w, levels, parts, reach),
 };
 
 constexpr int kPrediction = 0, kTruth = 1;

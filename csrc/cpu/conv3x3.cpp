@@ -125,17 +125,11 @@ void pack(const PackParams& p, DType, int threads) {
 }
 
 constexpr Field kConv3x3Fields[] = {
-    DMTL_FIELD(Conv3x3Params, out),      DMTL_FIELD(Conv3x3Params, x),          DMTL_FIELD(Conv3x3Params, packed),
-    DMTL_FIELD(Conv3x3Params, weights),  DMTL_FIELD(Conv3x3Params, biases),     DMTL_FIELD(Conv3x3Params, tap_biases),
-    DMTL_FIELD(Conv3x3Params, counts),   DMTL_FIELD(Conv3x3Params, tasks),      DMTL_FIELD(Conv3x3Params, height),
-    DMTL_FIELD(Conv3x3Params, width),    DMTL_FIELD(Conv3x3Params, k),          DMTL_FIELD(Conv3x3Params, n),
-    DMTL_FIELD(Conv3x3Params, stride_k), DMTL_FIELD(Conv3x3Params, stride_n),   DMTL_FIELD(Conv3x3Params, stride_tap),
-    DMTL_FIELD(Conv3x3Params, flipped),  DMTL_FIELD(Conv3x3Params, relu),
+    DMTL_FIELDS(Conv3x3Params, out, x, packed, weights, biases, tap_biases, counts, tasks, height, width, k, n),
+    DMTL_FIELDS(Conv3x3Params, stride_k, stride_n, stride_tap, flipped, relu),
 };
 constexpr Field kPackFields[] = {
-    DMTL_FIELD(PackParams, packed),   DMTL_FIELD(PackParams, weights),    DMTL_FIELD(PackParams, tasks),
-    DMTL_FIELD(PackParams, k),        DMTL_FIELD(PackParams, n),          DMTL_FIELD(PackParams, stride_k),
-    DMTL_FIELD(PackParams, stride_n), DMTL_FIELD(PackParams, stride_tap), DMTL_FIELD(PackParams, flipped),
+    DMTL_FIELDS(PackParams, packed, weights, tasks, k, n, stride_k, stride_n, stride_tap, flipped),
 };
 
 }  // namespace

@@ -231,19 +231,9 @@ void weight_gradient(const WeightGradientParams& p, DType, int threads) {
 }
 
 constexpr Field kWeightGradientFields[] = {
-    DMTL_FIELD(WeightGradientParams, d_weights), DMTL_FIELD(WeightGradientParams, x),
-    DMTL_FIELD(WeightGradientParams, grad),      DMTL_FIELD(WeightGradientParams, counts),
-    DMTL_FIELD(WeightGradientParams, tasks),     DMTL_FIELD(WeightGradientParams, height),
-    DMTL_FIELD(WeightGradientParams, width),     DMTL_FIELD(WeightGradientParams, k),
-    DMTL_FIELD(WeightGradientParams, n),         DMTL_FIELD(WeightGradientParams, stride_k),
-    DMTL_FIELD(WeightGradientParams, stride_n),  DMTL_FIELD(WeightGradientParams, stride_tap),
+    DMTL_FIELDS(WeightGradientParams, d_weights, x, grad, counts, tasks, height, width, k, n, stride_k, stride_n, stride_tap),
 };
-constexpr Field kGateFields[] = {
-    DMTL_FIELD(GateParams, gated),    DMTL_FIELD(GateParams, grad),   DMTL_FIELD(GateParams, out),
-    DMTL_FIELD(GateParams, d_biases), DMTL_FIELD(GateParams, d_taps), DMTL_FIELD(GateParams, counts),
-    DMTL_FIELD(GateParams, tasks),    DMTL_FIELD(GateParams, height), DMTL_FIELD(GateParams, width),
-    DMTL_FIELD(GateParams, n),
-};
+constexpr Field kGateFields[] = {DMTL_FIELDS(GateParams, gated, grad, out, d_biases, d_taps, counts, tasks, height, width, n)};
 
 }  // namespace
 

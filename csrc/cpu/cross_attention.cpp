@@ -182,29 +182,18 @@ void cross_attention_backward(const CrossAttentionBackwardParams& p, int threads
 using Forward = CrossAttentionParams;
 DMTL_STORAGE_KERNEL(forward, Forward, cross_attention)
 constexpr Field kForward[] = {
-    DMTL_FIELD(Forward, out),         DMTL_FIELD(Forward, q),           DMTL_FIELD(Forward, kv),
-    DMTL_FIELD(Forward, a),           DMTL_FIELD(Forward, lse),         DMTL_FIELD(Forward, x),
-    DMTL_FIELD(Forward, y),           DMTL_FIELD(Forward, query),       DMTL_FIELD(Forward, norm_x_weight),
-    DMTL_FIELD(Forward, norm_x_bias), DMTL_FIELD(Forward, norm_y_weight), DMTL_FIELD(Forward, norm_y_bias),
-    DMTL_FIELD(Forward, q_weight),    DMTL_FIELD(Forward, kv_weight),   DMTL_FIELD(Forward, proj_weight),
-    DMTL_FIELD(Forward, proj_bias),   DMTL_FIELD(Forward, rows),        DMTL_FIELD(Forward, n),
-    DMTL_FIELD(Forward, m),           DMTL_FIELD(Forward, width),       DMTL_FIELD(Forward, heads),
-    DMTL_FIELD(Forward, eps)};
+    DMTL_FIELDS(Forward, out, q, kv, a, lse, x, y, query, norm_x_weight, norm_x_bias, norm_y_weight, norm_y_bias),
+    DMTL_FIELDS(Forward, q_weight, kv_weight, proj_weight, proj_bias, rows, n, m, width, heads, eps),
+};
 
 using Backward = CrossAttentionBackwardParams;
 DMTL_STORAGE_KERNEL(backward, Backward, cross_attention_backward)
 constexpr Field kBackward[] = {
-    DMTL_FIELD(Backward, d_x),           DMTL_FIELD(Backward, d_y),           DMTL_FIELD(Backward, d_norm_x_weight),
-    DMTL_FIELD(Backward, d_norm_x_bias), DMTL_FIELD(Backward, d_norm_y_weight), DMTL_FIELD(Backward, d_norm_y_bias),
-    DMTL_FIELD(Backward, d_q_weight),    DMTL_FIELD(Backward, d_kv_weight),   DMTL_FIELD(Backward, d_proj_weight),
-    DMTL_FIELD(Backward, d_proj_bias),   DMTL_FIELD(Backward, d_q),           DMTL_FIELD(Backward, grad),
-    DMTL_FIELD(Backward, x),             DMTL_FIELD(Backward, y),             DMTL_FIELD(Backward, norm_x_weight),
-    DMTL_FIELD(Backward, norm_x_bias),   DMTL_FIELD(Backward, norm_y_weight), DMTL_FIELD(Backward, norm_y_bias),
-    DMTL_FIELD(Backward, q_weight),      DMTL_FIELD(Backward, kv_weight),     DMTL_FIELD(Backward, proj_weight),
-    DMTL_FIELD(Backward, q),             DMTL_FIELD(Backward, kv),            DMTL_FIELD(Backward, a),
-    DMTL_FIELD(Backward, lse),           DMTL_FIELD(Backward, rows),          DMTL_FIELD(Backward, n),
-    DMTL_FIELD(Backward, m),             DMTL_FIELD(Backward, width),         DMTL_FIELD(Backward, heads),
-    DMTL_FIELD(Backward, eps)};
+    DMTL_FIELDS(Backward, d_x, d_y, d_norm_x_weight, d_norm_x_bias, d_norm_y_weight, d_norm_y_bias, d_q_weight, d_kv_weight),
+    DMTL_FIELDS(Backward, d_proj_weight, d_proj_bias, d_q, grad, x, y, norm_x_weight, norm_x_bias, norm_y_weight, norm_y_bias),
+    DMTL_FIELDS(Backward, q_weight, kv_weight, proj_weight, q, kv, a, lse),
+    DMTL_FIELDS(Backward, rows, n, m, width, heads, eps),
+};
 
 }  // namespace
 

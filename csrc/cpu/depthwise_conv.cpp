@@ -31,19 +31,17 @@ struct DepthwiseConvWeightParams {
     DMTL_DEPTHWISE_SIZES;
 };
 
-#define DMTL_DEPTHWISE_FIELDS(Params)                                                                       \
-    DMTL_FIELD(Params, images), DMTL_FIELD(Params, channels), DMTL_FIELD(Params, height),                   \
-        DMTL_FIELD(Params, width), DMTL_FIELD(Params, out_height), DMTL_FIELD(Params, out_width),           \
-        DMTL_FIELD(Params, k), DMTL_FIELD(Params, stride), DMTL_FIELD(Params, padding)
+#define DMTL_DEPTHWISE_FIELDS(Params) \
+    DMTL_FIELDS(Params, images, channels, height, width, out_height, out_width, k, stride, padding)
 
 constexpr Field kDepthwiseConvFields[] = {
-    DMTL_FIELD(DepthwiseConvParams, out), DMTL_FIELD(DepthwiseConvParams, x), DMTL_FIELD(DepthwiseConvParams, taps),
+    DMTL_FIELDS(DepthwiseConvParams, out, x, taps),
     DMTL_DEPTHWISE_FIELDS(DepthwiseConvParams),
 };
 
 constexpr Field kDepthwiseConvWeightFields[] = {
-    DMTL_FIELD(DepthwiseConvWeightParams, d_taps), DMTL_FIELD(DepthwiseConvWeightParams, x),
-    DMTL_FIELD(DepthwiseConvWeightParams, grad), DMTL_DEPTHWISE_FIELDS(DepthwiseConvWeightParams),
+    DMTL_FIELDS(DepthwiseConvWeightParams, d_taps, x, grad),
+    DMTL_DEPTHWISE_FIELDS(DepthwiseConvWeightParams),
 };
 
 // The filter's positions along one axis for a line of pixels: pixel `start` + t `step` of the output reads x at

@@ -33,17 +33,8 @@ struct InvertedResidualParams {
 };
 
 constexpr Field kFields[] = {
-    DMTL_FIELD(InvertedResidualParams, out),          DMTL_FIELD(InvertedResidualParams, x),
-    DMTL_FIELD(InvertedResidualParams, expand),       DMTL_FIELD(InvertedResidualParams, expand_bias),
-    DMTL_FIELD(InvertedResidualParams, taps),         DMTL_FIELD(InvertedResidualParams, taps_bias),
-    DMTL_FIELD(InvertedResidualParams, project),      DMTL_FIELD(InvertedResidualParams, project_bias),
-    DMTL_FIELD(InvertedResidualParams, images),       DMTL_FIELD(InvertedResidualParams, channels),
-    DMTL_FIELD(InvertedResidualParams, height),       DMTL_FIELD(InvertedResidualParams, width),
-    DMTL_FIELD(InvertedResidualParams, hidden),       DMTL_FIELD(InvertedResidualParams, n),
-    DMTL_FIELD(InvertedResidualParams, out_height),   DMTL_FIELD(InvertedResidualParams, out_width),
-    DMTL_FIELD(InvertedResidualParams, k),            DMTL_FIELD(InvertedResidualParams, stride),
-    DMTL_FIELD(InvertedResidualParams, padding),      DMTL_FIELD(InvertedResidualParams, residual),
-    DMTL_FIELD(InvertedResidualParams, high),
+    DMTL_FIELDS(InvertedResidualParams, out, x, expand, expand_bias, taps, taps_bias, project, project_bias, images, channels),
+    DMTL_FIELDS(InvertedResidualParams, height, width, hidden, n, out_height, out_width, k, stride, padding, residual, high),
 };
 
 // Rows are counted through all images. Expanded row g lies in slot g % slots.

@@ -11,9 +11,7 @@ struct ThinParams {
     int64_t h, w;
 };
 
-constexpr Field kThinFields[] = {
-    DMTL_FIELD(ThinParams, out), DMTL_FIELD(ThinParams, mask), DMTL_FIELD(ThinParams, h), DMTL_FIELD(ThinParams, w),
-};
+constexpr Field kThinFields[] = {DMTL_FIELDS(ThinParams, out, mask, h, w)};
 
 void thin_image(const ThinParams& p, DType, int) {
     const BitImage image(p.h, p.w), gone(p.h, p.w);

@@ -58,15 +58,9 @@ void weight_gradient_of(const PointwiseConvWeightParams& p, DType, int threads) 
     }
 }
 
-constexpr Field kFields[] = {DMTL_FIELD(PointwiseConvParams, out),    DMTL_FIELD(PointwiseConvParams, x),
-                             DMTL_FIELD(PointwiseConvParams, weight), DMTL_FIELD(PointwiseConvParams, pixels),
-                             DMTL_FIELD(PointwiseConvParams, channels), DMTL_FIELD(PointwiseConvParams, n)};
-constexpr Field kDataFields[] = {DMTL_FIELD(PointwiseConvDataParams, d_x),    DMTL_FIELD(PointwiseConvDataParams, grad),
-                                 DMTL_FIELD(PointwiseConvDataParams, weight), DMTL_FIELD(PointwiseConvDataParams, pixels),
-                                 DMTL_FIELD(PointwiseConvDataParams, channels), DMTL_FIELD(PointwiseConvDataParams, n)};
-constexpr Field kWeightFields[] = {DMTL_FIELD(PointwiseConvWeightParams, d_weight), DMTL_FIELD(PointwiseConvWeightParams, grad),
-                                   DMTL_FIELD(PointwiseConvWeightParams, x),        DMTL_FIELD(PointwiseConvWeightParams, pixels),
-                                   DMTL_FIELD(PointwiseConvWeightParams, channels), DMTL_FIELD(PointwiseConvWeightParams, n)};
+constexpr Field kFields[] = {DMTL_FIELDS(PointwiseConvParams, out, x, weight, pixels, channels, n)};
+constexpr Field kDataFields[] = {DMTL_FIELDS(PointwiseConvDataParams, d_x, grad, weight, pixels, channels, n)};
+constexpr Field kWeightFields[] = {DMTL_FIELDS(PointwiseConvWeightParams, d_weight, grad, x, pixels, channels, n)};
 
 }  // namespace
 

@@ -18,10 +18,7 @@ struct SuppressParams {
     double generosity;
 };
 
-constexpr Field kSuppressFields[] = {
-    DMTL_FIELD(SuppressParams, out), DMTL_FIELD(SuppressParams, map),    DMTL_FIELD(SuppressParams, h),
-    DMTL_FIELD(SuppressParams, w),   DMTL_FIELD(SuppressParams, margin), DMTL_FIELD(SuppressParams, generosity),
-};
+constexpr Field kSuppressFields[] = {DMTL_FIELDS(SuppressParams, out, map, h, w, margin, generosity)};
 
 constexpr int64_t kRadius = 4, kWidth = kRadius + 1;  // the triangle is two running sums of kWidth
 

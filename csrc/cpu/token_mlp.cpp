@@ -142,21 +142,16 @@ void token_mlp_backward(const TokenMlpBackwardParams& p, int threads) {
 using Forward = TokenMlpParams;
 DMTL_STORAGE_KERNEL(forward, Forward, token_mlp)
 constexpr Field kForward[] = {
-    DMTL_FIELD(Forward, out),        DMTL_FIELD(Forward, h),        DMTL_FIELD(Forward, x),
-    DMTL_FIELD(Forward, norm_weight), DMTL_FIELD(Forward, norm_bias), DMTL_FIELD(Forward, fc1_weight),
-    DMTL_FIELD(Forward, fc1_bias),   DMTL_FIELD(Forward, fc2_weight), DMTL_FIELD(Forward, fc2_bias),
-    DMTL_FIELD(Forward, rows),       DMTL_FIELD(Forward, width),    DMTL_FIELD(Forward, hidden),
-    DMTL_FIELD(Forward, eps)};
+    DMTL_FIELDS(Forward, out, h, x, norm_weight, norm_bias, fc1_weight, fc1_bias),
+    DMTL_FIELDS(Forward, fc2_weight, fc2_bias, rows, width, hidden, eps),
+};
 
 using Backward = TokenMlpBackwardParams;
 DMTL_STORAGE_KERNEL(backward, Backward, token_mlp_backward)
 constexpr Field kBackward[] = {
-    DMTL_FIELD(Backward, d_x),          DMTL_FIELD(Backward, d_norm_weight), DMTL_FIELD(Backward, d_norm_bias),
-    DMTL_FIELD(Backward, d_fc1_weight), DMTL_FIELD(Backward, d_fc1_bias),    DMTL_FIELD(Backward, d_fc2_weight),
-    DMTL_FIELD(Backward, d_fc2_bias),   DMTL_FIELD(Backward, grad),          DMTL_FIELD(Backward, x),
-    DMTL_FIELD(Backward, norm_weight),  DMTL_FIELD(Backward, norm_bias),     DMTL_FIELD(Backward, fc1_weight),
-    DMTL_FIELD(Backward, fc2_weight),   DMTL_FIELD(Backward, h),             DMTL_FIELD(Backward, rows),
-    DMTL_FIELD(Backward, width),        DMTL_FIELD(Backward, hidden),        DMTL_FIELD(Backward, eps)};
+    DMTL_FIELDS(Backward, d_x, d_norm_weight, d_norm_bias, d_fc1_weight, d_fc1_bias, d_fc2_weight, d_fc2_bias, grad, x),
+    DMTL_FIELDS(Backward, norm_weight, norm_bias, fc1_weight, fc2_weight, h, rows, width, hidden, eps),
+};
 
 }  // namespace
 

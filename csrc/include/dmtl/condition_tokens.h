@@ -34,23 +34,10 @@ struct ConditionTokensParams {
 namespace {
 
 constexpr Field kConditionTokensFields[] = {
-    DMTL_FIELD(ConditionTokensParams, maps), DMTL_FIELD(ConditionTokensParams, first),
-    DMTL_FIELD(ConditionTokensParams, stride_b), DMTL_FIELD(ConditionTokensParams, stride_c),
-    DMTL_FIELD(ConditionTokensParams, stride_y), DMTL_FIELD(ConditionTokensParams, stride_x),
-    DMTL_FIELD(ConditionTokensParams, map_count), DMTL_FIELD(ConditionTokensParams, channels),
-    DMTL_FIELD(ConditionTokensParams, samples), DMTL_FIELD(ConditionTokensParams, grid_h),
-    DMTL_FIELD(ConditionTokensParams, grid_w), DMTL_FIELD(ConditionTokensParams, reduction),
-    DMTL_FIELD(ConditionTokensParams, side), DMTL_FIELD(ConditionTokensParams, padding),
-    DMTL_FIELD(ConditionTokensParams, weight), DMTL_FIELD(ConditionTokensParams, bias),
-    DMTL_FIELD(ConditionTokensParams, norm_weight), DMTL_FIELD(ConditionTokensParams, norm_bias),
-    DMTL_FIELD(ConditionTokensParams, query_weight), DMTL_FIELD(ConditionTokensParams, width),
-    DMTL_FIELD(ConditionTokensParams, query_width), DMTL_FIELD(ConditionTokensParams, eps),
-    DMTL_FIELD(ConditionTokensParams, tokens), DMTL_FIELD(ConditionTokensParams, query),
-    DMTL_FIELD(ConditionTokensParams, patches), DMTL_FIELD(ConditionTokensParams, stats),
-    DMTL_FIELD(ConditionTokensParams, d_tokens), DMTL_FIELD(ConditionTokensParams, d_query),
-    DMTL_FIELD(ConditionTokensParams, d_maps), DMTL_FIELD(ConditionTokensParams, d_weight),
-    DMTL_FIELD(ConditionTokensParams, d_bias), DMTL_FIELD(ConditionTokensParams, d_norm_weight),
-    DMTL_FIELD(ConditionTokensParams, d_norm_bias), DMTL_FIELD(ConditionTokensParams, d_query_weight),
+    DMTL_FIELDS(ConditionTokensParams, maps, first, stride_b, stride_c, stride_y, stride_x, map_count, channels, samples),
+    DMTL_FIELDS(ConditionTokensParams, grid_h, grid_w, reduction, side, padding, weight, bias, norm_weight, norm_bias),
+    DMTL_FIELDS(ConditionTokensParams, query_weight, width, query_width, eps, tokens, query, patches, stats, d_tokens, d_query),
+    DMTL_FIELDS(ConditionTokensParams, d_maps, d_weight, d_bias, d_norm_weight, d_norm_bias, d_query_weight),
 };
 
 // The token of a row: its sample and the first pixel of its patch, which may be outside the image because of the padding.

@@ -28,12 +28,8 @@ struct DecodeMapParams {
 namespace {
 
 constexpr Field kDecodeMapFields[] = {
-    DMTL_FIELD(DecodeMapParams, out),      DMTL_FIELD(DecodeMapParams, logits),   DMTL_FIELD(DecodeMapParams, x),
-    DMTL_FIELD(DecodeMapParams, weight),   DMTL_FIELD(DecodeMapParams, bias),     DMTL_FIELD(DecodeMapParams, stride_n),
-    DMTL_FIELD(DecodeMapParams, stride_c), DMTL_FIELD(DecodeMapParams, stride_y), DMTL_FIELD(DecodeMapParams, stride_x),
-    DMTL_FIELD(DecodeMapParams, rows),     DMTL_FIELD(DecodeMapParams, channels), DMTL_FIELD(DecodeMapParams, classes),
-    DMTL_FIELD(DecodeMapParams, h),        DMTL_FIELD(DecodeMapParams, w),        DMTL_FIELD(DecodeMapParams, height),
-    DMTL_FIELD(DecodeMapParams, width),    DMTL_FIELD(DecodeMapParams, factor),   DMTL_FIELD(DecodeMapParams, kind),
+    DMTL_FIELDS(DecodeMapParams, out, logits, x, weight, bias, stride_n, stride_c, stride_y, stride_x, rows, channels, classes),
+    DMTL_FIELDS(DecodeMapParams, h, w, height, width, factor, kind),
 };
 
 // The two logits between which a map pixel is; indices outside [0, size) are not yet replaced by the ends.

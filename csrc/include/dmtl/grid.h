@@ -50,32 +50,20 @@ struct UpsampleAddBackwardParams {
 namespace {
 
 constexpr Field kNoisyTokensFields[] = {
-    DMTL_FIELD(NoisyTokensParams, skip),     DMTL_FIELD(NoisyTokensParams, tokens),      DMTL_FIELD(NoisyTokensParams, x),
-    DMTL_FIELD(NoisyTokensParams, bias),     DMTL_FIELD(NoisyTokensParams, bias_stride), DMTL_FIELD(NoisyTokensParams, rows),
-    DMTL_FIELD(NoisyTokensParams, height),   DMTL_FIELD(NoisyTokensParams, width),       DMTL_FIELD(NoisyTokensParams, channels),
-    DMTL_FIELD(NoisyTokensParams, reduction),
+    DMTL_FIELDS(NoisyTokensParams, skip, tokens, x, bias, bias_stride, rows, height, width, channels, reduction),
 };
 
 constexpr Field kNoisyTokensBackwardFields[] = {
-    DMTL_FIELD(NoisyTokensBackwardParams, d_x),         DMTL_FIELD(NoisyTokensBackwardParams, d_bias),
-    DMTL_FIELD(NoisyTokensBackwardParams, parts),       DMTL_FIELD(NoisyTokensBackwardParams, grad_skip),
-    DMTL_FIELD(NoisyTokensBackwardParams, grad_tokens), DMTL_FIELD(NoisyTokensBackwardParams, tokens_per_part),
-    DMTL_FIELD(NoisyTokensBackwardParams, bias_stride), DMTL_FIELD(NoisyTokensBackwardParams, rows),
-    DMTL_FIELD(NoisyTokensBackwardParams, height),      DMTL_FIELD(NoisyTokensBackwardParams, width),
-    DMTL_FIELD(NoisyTokensBackwardParams, channels),    DMTL_FIELD(NoisyTokensBackwardParams, reduction),
+    DMTL_FIELDS(NoisyTokensBackwardParams, d_x, d_bias, parts, grad_skip, grad_tokens, tokens_per_part),
+    DMTL_FIELDS(NoisyTokensBackwardParams, bias_stride, rows, height, width, channels, reduction),
 };
 
 constexpr Field kUpsampleAddFields[] = {
-    DMTL_FIELD(UpsampleAddParams, out),    DMTL_FIELD(UpsampleAddParams, tokens), DMTL_FIELD(UpsampleAddParams, skip),
-    DMTL_FIELD(UpsampleAddParams, rows),   DMTL_FIELD(UpsampleAddParams, height), DMTL_FIELD(UpsampleAddParams, width),
-    DMTL_FIELD(UpsampleAddParams, channels), DMTL_FIELD(UpsampleAddParams, reduction),
+    DMTL_FIELDS(UpsampleAddParams, out, tokens, skip, rows, height, width, channels, reduction),
 };
 
 constexpr Field kUpsampleAddBackwardFields[] = {
-    DMTL_FIELD(UpsampleAddBackwardParams, d_tokens), DMTL_FIELD(UpsampleAddBackwardParams, grad),
-    DMTL_FIELD(UpsampleAddBackwardParams, rows),     DMTL_FIELD(UpsampleAddBackwardParams, height),
-    DMTL_FIELD(UpsampleAddBackwardParams, width),    DMTL_FIELD(UpsampleAddBackwardParams, channels),
-    DMTL_FIELD(UpsampleAddBackwardParams, reduction),
+    DMTL_FIELDS(UpsampleAddBackwardParams, d_tokens, grad, rows, height, width, channels, reduction),
 };
 
 // The centre of a block: pixels [kFirst, kFirst + kCentre) in both directions, each with the weight kShare.

@@ -2,7 +2,7 @@
 // read. Nothing here runs at start-up, so a file that was compiled for an instruction set that the processor lacks does no
 // harm.
 //
-//     constexpr Field kFields[] = {DMTL_FIELD(Params, out), DMTL_FIELD(Params, count)};
+//     constexpr Field kFields[] = {DMTL_FIELDS(Params, out, count)};       at most twelve members, then another DMTL_FIELDS
 //     DMTL_KERNELS(my_op, cpu_kernel<Params, &my_op>("my_op", kFields), ...)      at the end of csrc/cpu/my_op.cpp
 //     DMTL_KERNELS(my_op, cuda_kernel<Params, &my_op>("my_op", kFields), ...)     at the end of kernels/cuda/my_op.cu
 //
@@ -69,7 +69,26 @@ constexpr CpuKernel cpu_kernel(const char* name, const Field (&fields)[n]) {
 }  // namespace
 }  // namespace dmtl
 
+// Entries of a field table for one to twelve members of a parameter struct.
 #define DMTL_FIELD(Params, member) ::dmtl::field<decltype(Params::member)>(#member, offsetof(Params, member))
+#define DMTL_FIELDS_1(Params, a) DMTL_FIELD(Params, a)
+#define DMTL_FIELDS_2(Params, a, ...) DMTL_FIELD(Params, a), DMTL_FIELDS_1(Params, __VA_ARGS__)
+#define DMTL_FIELDS_3(Params, a, ...) DMTL_FIELD(Params, a), DMTL_FIELDS_2(Params, __VA_ARGS__)
+#define DMTL_FIELDS_4(Params, a, ...) DMTL_FIELD(Params, a), DMTL_FIELDS_3(Params, __VA_ARGS__)
+#define DMTL_FIELDS_5(Params, a, ...) DMTL_FIELD(Params, a), DMTL_FIELDS_4(Params, __VA_ARGS__)
+#define DMTL_FIELDS_6(Params, a, ...) DMTL_FIELD(Params, a), DMTL_FIELDS_5(Params, __VA_ARGS__)
+#define DMTL_FIELDS_7(Params, a, ...) DMTL_FIELD(Params, a), DMTL_FIELDS_6(Params, __VA_ARGS__)
+#define DMTL_FIELDS_8(Params, a, ...) DMTL_FIELD(Params, a), DMTL_FIELDS_7(Params, __VA_ARGS__)
+#define DMTL_FIELDS_9(Params, a, ...) DMTL_FIELD(Params, a), DMTL_FIELDS_8(Params, __VA_ARGS__)
+#define DMTL_FIELDS_10(Params, a, ...) DMTL_FIELD(Params, a), DMTL_FIELDS_9(Params, __VA_ARGS__)
+#define DMTL_FIELDS_11(Params, a, ...) DMTL_FIELD(Params, a), DMTL_FIELDS_10(Params, __VA_ARGS__)
+#define DMTL_FIELDS_12(Params, a, ...) DMTL_FIELD(Params, a), DMTL_FIELDS_11(Params, __VA_ARGS__)
+#define DMTL_THIRTEENTH(a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11, a12, a13, ...) a13
+#define DMTL_FIELDS(Params, ...)                                                                \
+    DMTL_THIRTEENTH(__VA_ARGS__, DMTL_FIELDS_12, DMTL_FIELDS_11, DMTL_FIELDS_10, DMTL_FIELDS_9, \
+                    DMTL_FIELDS_8, DMTL_FIELDS_7, DMTL_FIELDS_6, DMTL_FIELDS_5, DMTL_FIELDS_4,  \
+                    DMTL_FIELDS_3, DMTL_FIELDS_2, DMTL_FIELDS_1, )                              \
+    (Params, __VA_ARGS__)
 
 // Defines the table of the file, `<op>_kernels`, in the current namespace.
 #define DMTL_KERNELS_OF(Entry, op, ...)                                    \

@@ -32,17 +32,10 @@ struct MapLossParams {
 namespace {
 
 constexpr Field kMapLossFields[] = {
-    DMTL_FIELD(MapLossParams, loss),        DMTL_FIELD(MapLossParams, counts),          DMTL_FIELD(MapLossParams, sums),
-    DMTL_FIELD(MapLossParams, band_counts), DMTL_FIELD(MapLossParams, grad),            DMTL_FIELD(MapLossParams, d_logits),
-    DMTL_FIELD(MapLossParams, parts),       DMTL_FIELD(MapLossParams, wide),            DMTL_FIELD(MapLossParams, logits),
-    DMTL_FIELD(MapLossParams, label),       DMTL_FIELD(MapLossParams, d_stride_n),      DMTL_FIELD(MapLossParams, d_stride_c),
-    DMTL_FIELD(MapLossParams, d_stride_y),  DMTL_FIELD(MapLossParams, d_stride_x),      DMTL_FIELD(MapLossParams, stride_n),
-    DMTL_FIELD(MapLossParams, stride_c),    DMTL_FIELD(MapLossParams, stride_y),        DMTL_FIELD(MapLossParams, stride_x),
-    DMTL_FIELD(MapLossParams, rows),        DMTL_FIELD(MapLossParams, channels),        DMTL_FIELD(MapLossParams, h),
-    DMTL_FIELD(MapLossParams, w),           DMTL_FIELD(MapLossParams, height),          DMTL_FIELD(MapLossParams, width),
-    DMTL_FIELD(MapLossParams, ignore),      DMTL_FIELD(MapLossParams, positive_weight), DMTL_FIELD(MapLossParams, negative_weight),
-    DMTL_FIELD(MapLossParams, label_bytes), DMTL_FIELD(MapLossParams, kind),            DMTL_FIELD(MapLossParams, balanced),
-    DMTL_FIELD(MapLossParams, log),         DMTL_FIELD(MapLossParams, positive),
+    DMTL_FIELDS(MapLossParams, loss, counts, sums, band_counts, grad, d_logits, parts, wide, logits, label, d_stride_n),
+    DMTL_FIELDS(MapLossParams, d_stride_c, d_stride_y, d_stride_x, stride_n, stride_c, stride_y, stride_x, rows, channels, h),
+    DMTL_FIELDS(MapLossParams, w, height, width, ignore, positive_weight, negative_weight),
+    DMTL_FIELDS(MapLossParams, label_bytes, kind, balanced, log, positive),
 };
 
 constexpr float kLargest = 3.40282347e38f;

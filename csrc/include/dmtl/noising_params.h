@@ -39,18 +39,12 @@ struct ScalingParams {
 namespace {
 
 constexpr Field kNoisingFields[] = {
-    DMTL_FIELD(NoisingParams, out),        DMTL_FIELD(NoisingParams, x),          DMTL_FIELD(NoisingParams, y),
-    DMTL_FIELD(NoisingParams, noise),      DMTL_FIELD(NoisingParams, key),        DMTL_FIELD(NoisingParams, t),
-    DMTL_FIELD(NoisingParams, coef_x),     DMTL_FIELD(NoisingParams, coef_y),     DMTL_FIELD(NoisingParams, coef_noise),
-    DMTL_FIELD(NoisingParams, batch),      DMTL_FIELD(NoisingParams, count),      DMTL_FIELD(NoisingParams, channels),
-    DMTL_FIELD(NoisingParams, stride_out), DMTL_FIELD(NoisingParams, stride_x),   DMTL_FIELD(NoisingParams, stride_y),
-    DMTL_FIELD(NoisingParams, stride_noise), DMTL_FIELD(NoisingParams, table_size), DMTL_FIELD(NoisingParams, step),
+    DMTL_FIELDS(NoisingParams, out, x, y, noise, key, t, coef_x, coef_y, coef_noise, batch, count, channels),
+    DMTL_FIELDS(NoisingParams, stride_out, stride_x, stride_y, stride_noise, table_size, step),
 };
 
 constexpr Field kScalingFields[] = {
-    DMTL_FIELD(ScalingParams, out),        DMTL_FIELD(ScalingParams, table),       DMTL_FIELD(ScalingParams, grad),
-    DMTL_FIELD(ScalingParams, t),          DMTL_FIELD(ScalingParams, batch),       DMTL_FIELD(ScalingParams, count),
-    DMTL_FIELD(ScalingParams, stride_out), DMTL_FIELD(ScalingParams, stride_grad), DMTL_FIELD(ScalingParams, table_size),
+    DMTL_FIELDS(ScalingParams, out, table, grad, t, batch, count, stride_out, stride_grad, table_size),
 };
 
 }  // namespace
