@@ -268,7 +268,7 @@ class Task(Stored):
         """Return which pixels have a label, bool [..., 1, H, W]."""
         return known_pixels(label_BKHW, self.ignore)
 
-    def new_metric(self, **options: Any) -> Metric:
+    def new_metric(self) -> Metric:
         """Create a metric whose `update` takes decoded maps and labels [B,K,H,W]."""
         raise NotImplementedError(f"{type(self).__name__}.new_metric")
 

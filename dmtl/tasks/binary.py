@@ -99,9 +99,9 @@ class Mask(Binary):
     def _loss_kind(self) -> dict[str, Any]:
         return {"kind": "logistic", "positive_weight": self.pos_weight}
 
-    def new_metric(self, **options: Any) -> PixelF:
+    def new_metric(self) -> PixelF:
         """Create a `dmtl.metrics.PixelF`: best F (beta 1) over thresholds, percent."""
-        return PixelF(ignore=self.ignore, **options)
+        return PixelF(ignore=self.ignore)
 
 
 def weighted_bce(

@@ -236,9 +236,9 @@ class Classes(Ids):
         ids = torch.tensor([theirs.index(name) for name in mine])
         return lambda map: ids.to(map.device)[map]
 
-    def new_metric(self, **options: Any) -> MeanIoU:
+    def new_metric(self) -> MeanIoU:
         """Create a `dmtl.metrics.MeanIoU`: mIoU, pixel accuracy and the IoU of each class, percent."""
-        return MeanIoU(self.classes, ignore=self.ignore, **options)
+        return MeanIoU(self.classes, ignore=self.ignore)
 
     def legend(self) -> Legend:
         return swatches(self.classes, class_palette(self.classes))

@@ -79,9 +79,9 @@ class Sal(Binary):
     def _loss_kind(self) -> dict[str, Any]:
         return {"kind": "logistic", "balanced": True}
 
-    def new_metric(self, **options: Any) -> metrics.MaxF:
+    def new_metric(self) -> metrics.MaxF:
         """Create a `dmtl.metrics.MaxF`: maxF (beta^2 = 0.3) and its published variant maxF_paper, percent."""
-        return metrics.MaxF(ignore=self.ignore, **options)
+        return metrics.MaxF(ignore=self.ignore)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +116,9 @@ class Edge(Binary):
     def _loss_kind(self) -> dict[str, Any]:
         return {"kind": "logistic", "positive_weight": self.balance, "negative_weight": 1 - self.balance}
 
-    def new_metric(self, **options: Any) -> metrics.Edge:
+    def new_metric(self) -> metrics.Edge:
         """Create a `dmtl.metrics.Edge`: pixelF (best F of pixels over thresholds, percent) and losses."""
-        return metrics.Edge(ignore=self.ignore, balance=self.balance, **options)
+        return metrics.Edge(ignore=self.ignore, balance=self.balance)
 
 
 _MARK = 255.0  # label value of an unknown distance

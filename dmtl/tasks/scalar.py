@@ -97,9 +97,9 @@ class Scalar(Task):
         """Return the absolute difference, float32 [B,H,W], in the label's unit."""
         return (map - label_BKHW[:, 0]).abs().float()
 
-    def new_metric(self, **options: Any) -> metrics.Depth:
+    def new_metric(self) -> metrics.Depth:
         """Create a `dmtl.metrics.Depth` with `score` first; it has relative errors if values are positive."""
-        return metrics.Depth(ignore=self.ignore, relative=self.positive, first=self.score, **options)
+        return metrics.Depth(ignore=self.ignore, relative=self.positive, first=self.score)
 
     def legend(self) -> Legend:
         names = ("near", "far") if self.distance else ("far", "near") if self.inverse else ("low", "high")

@@ -90,10 +90,10 @@ class UnitVector(Task):
         length_B1HW = logits().norm(dim=1, keepdim=True).clamp(max=1)
         return ((got - expected).abs() * length_B1HW).max().item()
 
-    def new_metric(self, **options: Any) -> Angular:
+    def new_metric(self) -> Angular:
         """Create a `dmtl.metrics.Angular`: mean, median, rms angle in degrees; percent within 11.25, 22.5,
         30."""
-        return Angular(ignore=self.ignore, **options)
+        return Angular(ignore=self.ignore)
 
     def _paint(self, values: np.ndarray, value_range: Range) -> np.ndarray:
         return vector_colours(values)

@@ -78,8 +78,8 @@ class Motion(Task):
     def error(self, map, label_BKHW):
         return (map - label_BKHW).norm(dim=1)
 
-    def new_metric(self, **options):
-        return EndPointError(self.ignore, **options)
+    def new_metric(self):
+        return EndPointError(self.ignore)
 
     def metric_unit(self, metric):
         return self.unit
