@@ -15,14 +15,14 @@ WIDTH = len("denoising decoders") + 2  # of the names, in both tables
 def dry_run(config: RunConfig) -> int:
     """Print the plan, then a forecast from a few measured steps. Writes nothing."""
     facts = plan(config)
-    print_plan(config, facts)
+    print_plan(facts)
     with console.status("measuring a few steps"):
         measured = measure(config)
     print_forecast(measured, forecast(facts, config, measured))
     return 0
 
 
-def print_plan(config: RunConfig, facts: dict) -> None:
+def print_plan(facts: dict) -> None:
     """Print the result of `dmtl.train.plan.plan`."""
     data, steps, files = facts["data"], facts["steps"], facts["files"]
     for note in facts["notes"]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dmtl.models import DiffusionMTL, MultiTaskBaseline
     from dmtl.train.config import RunConfig
 
+SAMPLES = 4  # validation images with predictions
 RUNS: dict[str, tuple[str, Literal["none"] | None]] = {
     "mtl": ("MTL", "none"),
     "diffusion": ("DiffusionMTL", None),
@@ -145,7 +146,6 @@ def _predict_samples(
     device: torch.device,
     val: LabelledImages,
     out: Path,
-    count: int = 4,
 ) -> None:
     """Write a few validation images and their `dmtl predict` output."""
     from PIL import Image
@@ -154,7 +154,7 @@ def _predict_samples(
 
     folder = out / "images"
     folder.mkdir()
-    for index in range(count):
+    for index in range(SAMPLES):
         sample = val.read(index, [])
         Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(folder / f"{index:04}.png")
     say(Predictor(model, device).predict_files([folder], out / "predictions"))

@@ -276,11 +276,6 @@ def npy_bytes(array: np.ndarray | Tensor) -> bytes:
     return stream.getvalue()
 
 
-def write_png(path: str | os.PathLike, pixels: np.ndarray | Tensor) -> None:
-    """Write pixels as a PNG file (`png_bytes`), atomically: the file appears complete or not at all."""
-    write_bytes(Path(path), png_bytes(pixels))
-
-
 def write_npy(path: str | os.PathLike, array: np.ndarray | Tensor) -> None:
     """Write an array as a .npy file (`npy_bytes`), atomically."""
     write_bytes(Path(path), npy_bytes(array))

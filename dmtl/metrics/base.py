@@ -87,10 +87,6 @@ class Metric:
         self._constants = {k: v.to(device) for k, v in self._constants.items()}
         return self
 
-    def reset(self) -> None:
-        """Set all sums to zero."""
-        self._sums = {k: torch.zeros_like(v) for k, v in self._sums.items()}
-
     def _valid(self, label_BKHW: Tensor) -> Tensor:
         return known_pixels(label_BKHW, self.ignore)[:, 0]
 

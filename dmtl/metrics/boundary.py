@@ -43,8 +43,6 @@ class Boundary(Metric):
         max_dist: the largest distance of a pair as a fraction of the image diagonal; published results use
             0.0075 on PASCAL-Context and 0.011 on NYUD-v2.
         ignore: label value of pixels without a label.
-        quantise: first round maps down to multiples of 1/255, like the PNG files that the published program
-            reads.
 
     Labels above 0.5 are boundaries and are thinned here. Pixels without a label are not true boundaries.
     Predictions on them are thinned like all others, but only count if they are matched with a true pixel
@@ -58,7 +56,6 @@ class Boundary(Metric):
         max_dist: float = MAX_DIST,
         *,
         ignore: float = 255.0,
-        quantise: bool = True,
     ):
         if protocol not in ("seism", "raw"):
             raise ValueError(f"Boundary: protocol must be seism or raw, got {protocol}")
@@ -66,7 +63,7 @@ class Boundary(Metric):
             raise ValueError(
                 f"Boundary: max_dist must be a fraction of the image diagonal, 0 or more, got {max_dist}"
             )
-        self.protocol, self.max_dist, self.quantise = protocol, float(max_dist), quantise
+        self.protocol, self.max_dist = protocol, float(max_dist)
         means = {"seism": "published: of ridges", "raw": "of the map as it is"}[protocol]
         self.notes = {f"{name}_{protocol}": means for name in ("odsF", "oisF", "AP")}
         self.notes |= {f"ods_threshold_{protocol}": "of odsF"}
@@ -99,8 +96,8 @@ class Boundary(Metric):
     def _levels(self, map_BHW: Tensor) -> np.ndarray:
         """Return the number of thresholds that each pixel reaches, uint8 [B,H,W]."""
         map_BHW = map_BHW.nan_to_num(nan=0.0, posinf=1.0, neginf=0.0).clamp(0, 1)
-        if self.quantise:
-            map_BHW = (map_BHW * 255).to(torch.uint8).float() / 255
+        # Round down to multiples of 1/255, like the PNG files that the published program reads.
+        map_BHW = (map_BHW * 255).to(torch.uint8).float() / 255
         thresholds = np.asarray(THRESHOLDS, np.float32)
         if self.protocol == "raw":
             return np.searchsorted(thresholds, map_BHW.numpy(), side="right").astype(np.uint8)

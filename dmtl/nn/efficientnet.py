@@ -281,7 +281,7 @@ _WHEEL_BLOCK = {
 }
 
 
-def _round_channels(channels: float, divisor: int = 8) -> int:
+def _round_channels(channels: float) -> int:
     """Round to a multiple of 8, not more than a tenth below (as in the MobileNet and EfficientNet code)."""
-    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * channels else rounded
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded

@@ -8,15 +8,17 @@ import math
 import torch
 from torch import Tensor, nn
 
+FREQUENCIES = 256  # sinusoids of a step
 
-def sinusoidal_embedding(t_B: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Return [cos(t w_i), sin(t w_i)] with w_i = max_period^(-i / (dim/2)), float32 [B, dim].
+
+def sinusoidal_embedding(t_B: Tensor, dim: int) -> Tensor:
+    """Return [cos(t w_i), sin(t w_i)] with w_i = 10000^(-i / (dim/2)), float32 [B, dim].
 
     t [B] are the steps, which may be fractional.
     """
     half = dim // 2
     frequencies = torch.exp(
-        torch.arange(half, dtype=torch.float32, device=t_B.device) * (-math.log(max_period) / half)
+        torch.arange(half, dtype=torch.float32, device=t_B.device) * (-math.log(10_000) / half)
     )
     angles = t_B.float()[:, None] * frequencies[None]
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
@@ -25,11 +27,10 @@ def sinusoidal_embedding(t_B: Tensor, dim: int, max_period: float = 10_000.0) ->
 class TimeEmbedding(nn.Module):
     """Embed steps t [B] as vectors [B, width]."""
 
-    def __init__(self, width: int, frequencies: int = 256):
+    def __init__(self, width: int):
         super().__init__()
-        self.frequencies = frequencies
         self._sinusoids: dict[tuple[float, torch.device], Tensor] = {}
-        self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     @property
     def weight(self) -> Tensor:
@@ -39,7 +40,7 @@ class TimeEmbedding(nn.Module):
         return first.weight
 
     def forward(self, t_B: Tensor) -> Tensor:
-        return self._embedded(sinusoidal_embedding(t_B, self.frequencies))
+        return self._embedded(sinusoidal_embedding(t_B, FREQUENCIES))
 
     def of_level(self, level: float) -> Tensor:
         """Return the vector [width] of one step; its sinusoids are cached."""
@@ -48,7 +49,7 @@ class TimeEmbedding(nn.Module):
         if sinusoid is None:
             with torch.inference_mode(False):  # training may later use what an evaluation computed
                 t_1 = torch.full((1,), level, device=self.weight.device)
-                sinusoid = sinusoidal_embedding(t_1, self.frequencies)
+                sinusoid = sinusoidal_embedding(t_1, FREQUENCIES)
             if not torch.compiler.is_compiling():  # in a compiled graph it is a constant
                 self._sinusoids[key] = sinusoid
         return self._embedded(sinusoid)[0]

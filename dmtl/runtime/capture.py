@@ -9,7 +9,7 @@ import torch
 
 
 def capture(
-    compute: Callable[[], Any], device: torch.device, warm_up: int = 1, pool: Any = None
+    compute: Callable[[], Any], device: torch.device, warm_up: int = 1
 ) -> tuple[Callable[[], None], Any]:
     """Capture `compute()` in a CUDA graph.
 
@@ -21,7 +21,6 @@ def capture(
         device: a GPU.
         warm_up: number of eager calls before the capture, on another stream; they compile kernels, measure
             alternatives and fill caches.
-        pool: memory pool from `torch.cuda.graph_pool_handle` to share with other graphs; None: a new pool.
 
     Returns:
         A function that replays the graph, and the outputs of `compute`, which every replay overwrites.
@@ -34,6 +33,6 @@ def capture(
                 compute()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             outputs = compute()
     return graph.replay, outputs

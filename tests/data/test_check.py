@@ -9,7 +9,6 @@ from PIL import Image
 from dmtl.data import open_dataset
 from dmtl.data.folder.check import Problem, check_dataset, examine, picture_row, summary
 from dmtl.data.folder.dataset import Folder
-from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.data.parallel import in_parallel
 from dmtl.errors import WorkerError
 from dmtl.tasks import make_task
@@ -188,15 +187,12 @@ def test_what_is_wrong(task, label, message):
     assert found is None if message is None else message in found
 
 
-def test_summary_counts_existing_and_visible_labels(folder):
-    data = Folder(folder, "train")
-    labels = LabelMatrix(data.ids, list(TASKS), np.eye(3, 5))
-    facts = summary(data, labels)
+def test_summary_counts_labels(folder):
+    facts = summary(Folder(folder, "train"))
     assert (facts["name"], facts["split"], facts["images"]) == ("small", "train", 3)
-    assert facts["tasks"]["semseg"] == {"kind": "classes", "exist": 2, "visible": 1}
-    assert facts["tasks"]["depth"] == {"kind": "scalar", "exist": 2, "visible": 0}
-    assert facts["labels_per_image"] == {"1": 3}
-    assert summary(data)["labels_per_image"] == {"4": 2, "5": 1}
+    assert facts["tasks"]["semseg"] == {"kind": "classes", "exist": 2}
+    assert facts["tasks"]["depth"] == {"kind": "scalar", "exist": 2}
+    assert facts["labels_per_image"] == {"4": 2, "5": 1}
 
 
 def test_picture_row(folder):

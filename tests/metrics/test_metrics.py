@@ -155,7 +155,7 @@ def test_nothing_seen_is_not_a_number(name):
 
 
 @each_metric
-def test_state_is_a_copy_and_reset_forgets(name):
+def test_state_is_a_copy(name):
     metric = METRICS[name]()
     metric.update(*batch_of(name))
     state = metric.state()
@@ -163,8 +163,6 @@ def test_state_is_a_copy_and_reset_forgets(name):
     for value in state.values():
         value += 1
     assert metric.compute() == pytest.approx(before, nan_ok=True)
-    metric.reset()
-    assert metric.state().keys() == state.keys() and all((v == 0).all() for v in metric.state().values())
 
 
 @each_metric

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from dmtl.data.base import LabelledImages, Sample
 from dmtl.data.images import appearance
-from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.data.labels.occurrence import Occurrence, is_unscaled
 from dmtl.data.parallel import in_parallel
 from dmtl.data.shards.member import AnyFile
@@ -158,20 +157,15 @@ def examine(label: Tensor, task: Task, image_size: tuple[int, int]) -> str | Non
     return task.label_problem(label)
 
 
-def summary(dataset: LabelledImages, labels: LabelMatrix | None = None) -> dict:
+def summary(dataset: LabelledImages) -> dict:
     """Summarise a data set in values that can be written as JSON.
 
-    The result has the name, the split, the number of images, and for each task its kind and its numbers of
-    existing and visible labels. `labels_per_image` counts the images with 0, 1, 2... visible labels.
+    The result has the name, the split, the number of images, and for each task its kind and its number of
+    labels. `labels_per_image` counts the images with 0, 1, 2... labels.
     """
     exists = dataset.available()
-    visible = exists if labels is None else exists.intersect(labels.subset(dataset.ids, list(dataset.tasks)))
     tasks = {
-        name: {
-            "kind": task.kind,
-            "exist": int(exists.column(name).sum()),
-            "visible": int(visible.column(name).sum()),
-        }
+        name: {"kind": task.kind, "exist": int(exists.column(name).sum())}
         for name, task in dataset.tasks.items()
     }
     return {
@@ -179,7 +173,7 @@ def summary(dataset: LabelledImages, labels: LabelMatrix | None = None) -> dict:
         "split": dataset.split,
         "images": len(dataset),
         "tasks": tasks,
-        "labels_per_image": visible.statistics()["labels_per_image"],
+        "labels_per_image": exists.statistics()["labels_per_image"],
     }
 
 

@@ -226,8 +226,6 @@ def train_transform(
     scale: tuple[float, float] = (0.5, 2.0),
     flip: bool = True,
     photometric: bool = True,
-    max_ratio: float = 0.75,
-    balance: str = "semseg",
 ) -> Compose:
     """Return the published augmentation.
 
@@ -236,12 +234,10 @@ def train_transform(
         scale: range of the random magnification; (1, 1): only crop.
         flip: mirror with probability 1/2.
         photometric: change brightness, contrast, saturation and hue.
-        max_ratio: see `RandomScaleCrop`.
-        balance: see `RandomScaleCrop`.
     """
     return Compose(
         [
-            RandomScaleCrop(size, scale, max_ratio=max_ratio, balance=balance),
+            RandomScaleCrop(size, scale),
             *([HorizontalFlip()] if flip else []),
             *([Photometric()] if photometric else []),
             Normalise(),
