@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dmtl.errors import one_line
 from dmtl.models import DiffusionMTL, ModelConfig
 from dmtl.nn.precision import tf32
 from dmtl.tasks import Task
@@ -189,8 +190,7 @@ def checked(
             with contender.settings(), torch.inference_mode():
                 each = differences(model.tasks, contender.run(unseen, noise), expected)
         except RuntimeError as failure:  # out of memory, a compiler that gives up, a kernel that does not run
-            reason = (str(failure).splitlines() or [""])[0]
-            yield None, row | {"error": f"{type(failure).__name__}: {reason}"}
+            yield None, row | {"error": f"{type(failure).__name__}: {one_line(failure)}"}
             continue
         error = max(each.values(), default=0.0)
         row |= {"how": contender.how, "difference": error, "differences": each}

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 
+from dmtl.errors import one_line
 from dmtl.ops.registry import REGISTRY
 
 from . import training
@@ -275,7 +276,7 @@ def never_waits(rows: Rows, case, device: str) -> None:
     try:
         trainee.step(batch)
     except RuntimeError as error:
-        rows.add("training step, no host synchronisation", error=str(error).splitlines()[0])
+        rows.add("training step, no host synchronisation", error=one_line(error))
     else:
         rows.add("training step, no host synchronisation", checked=device == "cuda")
     finally:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dmtl.data import Batch
 from dmtl.diffusion import CounterNoise
+from dmtl.errors import one_line
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.nn.precision import tf32
 from dmtl.runtime.distributed import World
@@ -266,7 +267,7 @@ class TrainingRace:
             with contender.settings():
                 loss, gradients = contender.gradients(self.batch, noise)
         except RuntimeError as error:  # out of memory, a failing compiler
-            row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            row["error"] = f"{type(error).__name__}: {one_line(error)}"
             return
         apart = difference(gradients, expected[1])
         row |= {"how": contender.how, "difference": apart, "loss": loss, "reference_loss": expected[0]}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from dmtl.errors import CheckpointError, ConfigError
+from dmtl.errors import CheckpointError, ConfigError, one_line
 from dmtl.models.weights import load_state, read_state
 from dmtl.nn.backbone import BACKBONES, TimmBackbone
 from dmtl.nn.efficientnet import LITE
@@ -69,9 +69,8 @@ def load_pretrained(backbone: nn.Module, name: str) -> None:
     except (CheckpointError, ConfigError):
         raise
     except Exception as error:  # a download, or another package's loader, may raise anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"the ImageNet weights of {name} could not be loaded by {source} ({reason:.200}); "
+            f"the ImageNet weights of {name} could not be loaded by {source} ({one_line(error)}); "
             "pass a file with them, or start from random weights"
         ) from None
     _load(backbone, state, f"{name} from {source}")

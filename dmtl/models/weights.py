@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dmtl.errors import CheckpointError
+from dmtl.errors import CheckpointError, one_line
 from dmtl.runtime.files import write_atomically, write_text
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -91,7 +91,7 @@ def read_weights(directory: str | Path) -> tuple[dict, dict[str, Tensor]]:
             )
     try:
         config = json.loads((directory / CONFIG).read_text())
-    except (ValueError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{directory / CONFIG}: not valid JSON ({error})") from None
     if not isinstance(config, dict):
         raise CheckpointError(f"{directory / CONFIG}: must hold a JSON object, got {type(config).__name__}")
@@ -188,8 +188,7 @@ def write_torch(path: str | Path, content: object) -> None:
         try:
             torch.save(content, temporary)
         except RuntimeError as error:  # torch's writer reports a full disk in this way
-            reason = str(error).splitlines()[0]
-            text = f"PyTorch could not write the whole file, is the disk full? ({reason})"
+            text = f"PyTorch could not write the whole file, is the disk full? ({one_line(error)})"
             raise OSError(None, text) from None
 
     write_atomically(path, write)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dmtl.errors import ConfigError
+from dmtl.errors import ConfigError, one_line
 from dmtl.runtime.devices import pick_device
 from dmtl.runtime.rendezvous import environment, fresh_store
 
@@ -65,9 +65,8 @@ def connect(device: str | torch.device = "auto") -> World:
             store, rank, size = fresh_store(TIMEOUT)
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         except (RuntimeError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ConfigError(
-                f"process {rank} of {size} cannot join the others at {where} ({reason})"
+                f"process {rank} of {size} cannot join the others at {where} ({one_line(error)})"
             ) from None
         atexit.register(disconnect)
     return World(rank, size, local, picked)

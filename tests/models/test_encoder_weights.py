@@ -315,7 +315,8 @@ def test_other_encoders_from_timm(monkeypatch, tmp_path):
 def test_a_failing_download_is_one_error(monkeypatch):
     torchvision_of(monkeypatch, error=OSError("<urlopen error no network>\nsecond line"))
     message = (
-        "the ImageNet weights of resnet18 could not be loaded by torchvision (<urlopen error no network>); "
+        "the ImageNet weights of resnet18 could not be loaded by torchvision "
+        "(<urlopen error no network> second line); "
         "pass a file with them, or start from random weights"
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
