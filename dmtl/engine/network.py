@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import record_function
 
@@ -25,6 +24,7 @@ from dmtl.engine.numerics import Form
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.models.config import ModelConfig
 from dmtl.models.denoiser import Denoiser, Layers
+from dmtl.models.initial import join_maps
 from dmtl.models.mtdnet import Denoised, MTDNet, Run
 from dmtl.nn.cross_block import CrossBlock
 from dmtl.nn.efficientnet import fuse_blocks_
@@ -97,14 +97,8 @@ class Network:
     def initial(self, image: Tensor, wanted: Sequence[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Padded image -> features of the requested tasks, one tensor for each or one packed [R, C, h, w],
         and logits [B, C_T, h, w] of all tasks (in a model without MTDNet of the requested ones)."""
-        size = (image.shape[-2] // 8, image.shape[-1] // 8)
         image = image.to(self.form.maps, memory_format=torch.channels_last)
-        maps = [
-            m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear", align_corners=False)
-            for m in self.backbone(image)
-        ]
-        joined = torch.cat(maps, dim=1)
-        del maps
+        joined = join_maps(self.backbone(image), image)
         if image.device.type == "cpu" and image.numel() >= LARGE:
             return_freed()  # the encoder's blocks have other sizes than all later ones
         shared = self.embed(joined, (image.shape[0],), relu=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
 
 import torch
@@ -58,13 +58,8 @@ class InitialNetwork(nn.Module):
 
     def encode(self, image: Tensor) -> Tensor:
         """Compute the first half of `forward`: the feature map [B, C, H/8, W/8] for all decoders."""
-        size = (image.shape[-2] // 8, image.shape[-1] // 8)
         with lowered(self.backbone), lowered(self.embed):
-            maps = [
-                F.interpolate(m, size, mode="bilinear", align_corners=False) if m.shape[-2:] != size else m
-                for m in self.backbone(image)
-            ]
-            return self.embed(torch.cat(maps, dim=1))
+            return self.embed(join_maps(self.backbone(image), image))
 
     def decode(
         self, shared: Tensor, learning: Collection[str] | None = None
@@ -77,6 +72,16 @@ class InitialNetwork(nn.Module):
                     features[task] = decoder(shared)
                     logits[task] = self.heads[task](features[task])
         return features, logits
+
+
+def join_maps(maps: Iterable[Tensor], image: Tensor) -> Tensor:
+    """Resize the encoder's maps to 1/8 of the image's size and concatenate them to one [B, C, H/8, W/8]."""
+    size = (image.shape[-2] // 8, image.shape[-1] // 8)
+    resized = [
+        m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear", align_corners=False)
+        for m in maps
+    ]
+    return torch.cat(resized, dim=1)
 
 
 def pad_image(image: Tensor) -> Tensor:
