@@ -27,7 +27,7 @@ from dmtl.data import (
     train_transform,
 )
 from dmtl.data.benchmarks.detect import recognised
-from dmtl.data.labels.published import read_split_table
+from dmtl.data.labels.choose import GENERATED, choose_labels
 from dmtl.data.loading.loader import Loader
 from dmtl.errors import ConfigError
 from dmtl.models import (
@@ -45,9 +45,6 @@ from dmtl.runtime.distributed import World
 from dmtl.tasks import Task, task_from_spec
 from dmtl.train.config import DataConfig, RunConfig
 from dmtl.train.label_check import label_notes, refuse_unlabelled
-
-GENERATED = ("one-label", "random-labels")
-LABEL_FILES = (".csv", ".pth", ".npy")
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,9 @@ def open_data(config: DataConfig, task_weights: dict[str, float] | None = None) 
                 raise ConfigError(
                     f"optim.task_weights.{name} is not a task of {train.name} (tasks: {', '.join(every)})"
                 )
-    labels = choose_labels(config, train, _deciding(config, train))
+    labels = choose_labels(
+        train, config.labels, config.label_seed, config.label_tasks, _deciding(config, train)
+    )
     refuse_unlabelled(train, labels)
     if config.cache_dir is not None:
         train, val = DiskCached(train, config.cache_dir), DiskCached(val, config.cache_dir)
@@ -127,38 +126,6 @@ def open_split(
         size=size if rendered or resize else None,
         count=made if rendered else None,
     )
-
-
-def choose_labels(
-    config: DataConfig, dataset: LabelledImages, among: LabelledImages | None = None
-) -> LabelMatrix:
-    """Return the label matrix that `data.labels` describes, for the images and tasks of `dataset`.
-
-    A generated split is drawn over the tasks of `among`, which has the same images and may have more tasks;
-    None: over those of `dataset`.
-    """
-    among = dataset if among is None else among
-    if config.labels == "full":
-        return dataset.available()
-    if config.labels in GENERATED:
-        make = LabelMatrix.one_label if config.labels == "one-label" else LabelMatrix.random_labels
-        labels = make(among.ids, list(among.tasks), config.label_seed, available=among.available())
-        return labels.subset(dataset.ids, list(dataset.tasks))
-    if Path(config.labels).suffix in LABEL_FILES or Path(config.labels).is_file():
-        return dataset.available().intersect(_split_table(config, dataset))
-    raise ConfigError(
-        'data.labels must be "one-label", "random-labels", "full" or the name of a '
-        f"{', '.join(LABEL_FILES)} file, got {config.labels!r}"
-    )
-
-
-def _split_table(config: DataConfig, dataset: LabelledImages) -> LabelMatrix:
-    """Read a table of visible labels. If its rows have no names, they are the training images in order."""
-    table = read_split_table(config.labels, config.label_tasks)
-    unnamed = table.ids == [f"train/{row}" for row in range(len(table.ids))]
-    if unnamed and not set(dataset.ids) & set(table.ids):
-        return read_split_table(config.labels, config.label_tasks, dataset.ids)
-    return table
 
 
 def _deciding(config: DataConfig, train: LabelledImages) -> LabelledImages:

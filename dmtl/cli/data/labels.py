@@ -82,17 +82,15 @@ def _converted(args: Labels, source: str) -> LabelMatrix:
 
 def _chosen(args: Labels) -> LabelMatrix:
     from dmtl.data import LabelMatrix, open_dataset
-    from dmtl.train.config import DataConfig
-    from dmtl.train.setup import choose_labels
+    from dmtl.data.labels.choose import choose_labels
 
-    root = args.data or "scenes"
-    dataset = open_dataset(root, args.split, tasks=args.tasks, count=args.count)
+    dataset = open_dataset(args.data or "scenes", args.split, tasks=args.tasks, count=args.count)
     if args.p:
         tasks = list(dataset.tasks)
         return LabelMatrix.random_labels(
             dataset.ids, tasks, args.seed, p=_probabilities(args.p, tasks), available=dataset.available()
         )
-    return choose_labels(DataConfig(root=root, labels=args.setting, label_seed=args.seed), dataset)
+    return choose_labels(dataset, args.setting, args.seed)
 
 
 def _probabilities(words: Iterable[str], tasks: list[str]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from dmtl.data.labels.choose import GENERATED
 from dmtl.evaluation.baseline import EVAL
 from dmtl.report.paper.published import Benchmark
 from dmtl.report.paper.table import PaperTable, Row
@@ -12,7 +13,6 @@ from dmtl.report.runs.comparison import Delta
 from dmtl.report.runs.run import TRAINING, Run
 from dmtl.report.runs.values import mean_of, text_of
 from dmtl.text import fixed
-from dmtl.train.setup import GENERATED
 
 OF_BOUNDARIES = ("boundaries", "max_dist", "boundary_images")  # their values are None without boundaries
 PROTOCOL = {  # keys of a protocol, in words
