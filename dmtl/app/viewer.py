@@ -26,7 +26,6 @@ from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.models.initial import decode
 from dmtl.predict.maps import uncertainty_picture
 from dmtl.predict.predictor import Predictor
-from dmtl.report.html.predictions import stages
 from dmtl.runtime.memory import is_out_of_memory
 from dmtl.tasks import Task
 from dmtl.tasks.base import Range
@@ -126,7 +125,7 @@ class Viewer:
         prediction = model(downscaled(batch, factor), **chain, trace=True, upsampled=False)
         found: dict[str, dict[str, Tensor]] = {}
         for name in self.tasks:
-            for caption, logits in stages(prediction, name):
+            for caption, logits in prediction.stages(name):
                 if not logits.isfinite().all():
                     raise DataError(f"{name}: the model's output is not finite")
                 found.setdefault(caption, {})[name] = logits.float().cpu()

@@ -23,6 +23,17 @@ class Prediction:
     initial: dict[str, Tensor]
     trace: dict[str, list[Tensor]]
 
+    def stages(self, task: str) -> list[tuple[str, Tensor]]:
+        """Return (caption, logits) of a task in the order of the chain; without a trace only the final
+        ones."""
+        trace = self.trace.get(task, [])
+        if not trace:
+            return [("final map", self.final[task])]
+        # The last step of the chain is the final prediction, so it is shown only once.
+        steps = [(f"step {k}", logits) for k, logits in enumerate(trace[:-1], 1)]
+        final = (f"step {len(trace)}, final", self.final[task])
+        return [("initial map", self.initial[task]), *steps, final]
+
 
 torch.export.register_dataclass(Prediction, serialized_type_name="dmtl.models.Prediction")
 

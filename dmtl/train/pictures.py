@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dmtl.data import LabelledImages, Sample
+from dmtl.data.loading.order import evenly
 from dmtl.data.loading.transforms import normalise
 from dmtl.diffusion import CounterNoise
 from dmtl.evaluation.scoring import for_inference
@@ -89,9 +90,3 @@ def colour_scale(task: Task, label_KHW: Tensor | None, map_HW: Tensor) -> tuple[
     It is that of the label or, without a label, that of the decoded map. None: the colours are fixed.
     """
     return task.value_range(map_HW[None] if label_KHW is None else label_KHW)
-
-
-def evenly(length: int, count: int) -> list[int]:
-    """Return at most `count` indices that are evenly spread over 0 .. length - 1."""
-    count = min(count, length)
-    return [round((i + 0.5) * length / count - 0.5) for i in range(count)]

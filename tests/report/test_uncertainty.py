@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from dmtl.data.loading.order import evenly
 from dmtl.models import ModelConfig, create_model
 from dmtl.report import compare, write_page
 from dmtl.report.html.predictions import sample_pictures
 from dmtl.report.html.uncertainty import averaging, error_auroc, uncertainty_cells
 from dmtl.tasks import make_task
 from dmtl.tasks.palette import EMBER, GREY
-from dmtl.train.pictures import evenly
 
 from .test_report import TASKS, Toy, write_run
 

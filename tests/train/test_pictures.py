@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from dmtl.data.loading.order import evenly
 from dmtl.data.loading.transforms import normalise
 from dmtl.diffusion import CounterNoise
 from dmtl.models import ModelConfig, create_model
 from dmtl.tasks.sheet import GAP, LINE, sheet
-from dmtl.train.pictures import UNKNOWN, colour_scale, evenly, validation_pictures
+from dmtl.train.pictures import UNKNOWN, colour_scale, validation_pictures
 from dmtl.train.setup import model_for, open_data
 
 

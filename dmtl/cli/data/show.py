@@ -73,8 +73,8 @@ def write_sheet(dataset: LabelledImages, count: int, out: str) -> None:
     from PIL import Image
 
     from dmtl.data.folder.check import picture_row
+    from dmtl.data.loading.order import evenly
     from dmtl.runtime.files import write_atomically
-    from dmtl.train.pictures import evenly
 
     rows = [picture_row(dataset.read(i), dataset.tasks) for i in evenly(len(dataset), count)]
     width = max(row.shape[1] for row in rows)

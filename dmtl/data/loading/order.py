@@ -1,5 +1,5 @@
 """Orders of an epoch: every batch has a label of every task, images occur by weight, or shards stay
-together."""
+together. Also a few evenly spread images, to look at."""
 
 from __future__ import annotations
 
@@ -154,3 +154,9 @@ def earlier(order: np.ndarray) -> np.ndarray:
     times = np.empty(len(order), np.int64)
     times[by_value] = np.arange(len(order)) - first
     return times
+
+
+def evenly(length: int, count: int) -> list[int]:
+    """Return at most `count` indices that are evenly spread over 0 .. length - 1."""
+    count = min(count, length)
+    return [round((i + 0.5) * length / count - 0.5) for i in range(count)]

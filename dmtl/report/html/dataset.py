@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from dmtl.data import LabelledImages
 from dmtl.data.folder.statistics import Statistics, TaskStatistics, measure
+from dmtl.data.loading.order import evenly
 from dmtl.errors import DataError
 from dmtl.report.html.content import Cell, SamplePictures
 from dmtl.report.html.images import label_section
@@ -20,7 +21,6 @@ from dmtl.runtime.files import write_text
 from dmtl.tasks import Task
 from dmtl.tasks.palette import vector_colours
 from dmtl.text import fixed, number
-from dmtl.train.pictures import evenly
 
 MEASURED = 200  # number of images used for the statistics
 _BINS = 48  # bins of a histogram

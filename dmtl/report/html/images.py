@@ -12,8 +12,8 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from dmtl.data import LabelMatrix
+from dmtl.data.loading.order import evenly
 from dmtl.text import plural
-from dmtl.train.pictures import evenly
 
 MAX_SIDE = 320  # pixels; larger pictures are downscaled to keep the page small
 MIN_SIDE = 96  # pixels; smaller pictures are enlarged in blocks, without smoothing

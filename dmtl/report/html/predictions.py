@@ -92,18 +92,7 @@ def _cells(task: Task, name: str, prediction: Prediction, scale: Range, chains: 
         return Cell(caption, task.picture(task.decode(logits.float())[0].cpu(), scale))
 
     prefix = "" if chains == 1 else f"{name}: "
-    shown = stages(prediction, task.name)
+    shown = prediction.stages(task.name)
     if len(shown) == 1:
         return [paint(name, prediction.final[task.name])]
     return [paint(prefix + caption, logits) for caption, logits in shown]
-
-
-def stages(prediction: Prediction, task: str) -> list[tuple[str, Tensor]]:
-    """Return (caption, logits) of a task in the order of the chain; without a chain only the final ones."""
-    trace = prediction.trace.get(task, [])
-    if not trace:
-        return [("final map", prediction.final[task])]
-    # The last step of the chain is the final prediction, so it is shown only once.
-    steps = [(f"step {k}", logits) for k, logits in enumerate(trace[:-1], 1)]
-    final = (f"step {len(trace)}, final", prediction.final[task])
-    return [("initial map", prediction.initial[task]), *steps, final]

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from dmtl.data import LabelledImages
+from dmtl.data.loading.order import evenly
 from dmtl.errors import DmtlError
 from dmtl.models import from_pretrained
 from dmtl.report.html.content import ReportData, write_report
@@ -19,7 +20,6 @@ from dmtl.report.runs.comparison import Comparison, metric_rows, source_rows
 from dmtl.report.runs.curves import curves
 from dmtl.report.runs.methods import Method
 from dmtl.report.runs.run import Run
-from dmtl.train.pictures import evenly
 from dmtl.train.setup import open_data
 from dmtl.train.toml import config_from_dict
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dmtl.data import LabelledImages, LabelMatrix, make_loader
+from dmtl.data.loading.order import evenly
 from dmtl.engine.engine import Engine
 from dmtl.evaluation.scoring import score
 from dmtl.models import DiffusionMTL, Maps, MultiTaskBaseline
@@ -16,7 +17,6 @@ from dmtl.report.html.content import Cell, Uncertainty, UncertaintyRow
 from dmtl.tasks import Task
 from dmtl.tasks.palette import EMBER, apply_scale
 from dmtl.text import number
-from dmtl.train.pictures import evenly
 
 # Score at most this number of images and of pixels, but at least FEWEST images.
 IMAGES = 48
