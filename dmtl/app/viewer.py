@@ -24,11 +24,11 @@ from dmtl.engine.tiles import FACTOR
 from dmtl.errors import DataError
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.models.initial import decode
-from dmtl.predict.maps import uncertainty_picture
 from dmtl.predict.predictor import Predictor
 from dmtl.runtime.memory import is_out_of_memory
 from dmtl.tasks import Task
 from dmtl.tasks.base import Range
+from dmtl.tasks.palette import heat
 from dmtl.text import number, plural
 from dmtl.train.pictures import colour_scale
 
@@ -159,7 +159,7 @@ class Viewer:
         for name, map in self.maps(analysis, stage).items():
             picture = self.tasks[name].picture(map, analysis.scales[name])
             if overlay and analysis.averaged is not None:
-                unsure = uncertainty_picture(analysis.averaged.uncertainty[name].numpy())
+                unsure, _ = heat(analysis.averaged.uncertainty[name].numpy())
                 blended = Image.blend(Image.fromarray(picture), Image.fromarray(unsure), overlay)
                 picture = np.asarray(blended)
             painted[name] = picture

@@ -21,7 +21,6 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from dmtl.tasks import Task
-from dmtl.tasks.palette import EMBER, apply_scale
 from dmtl.tasks.stored import LINEAR, Pixels, linear_pixels
 
 FORMAT = "dmtl maps 1"
@@ -57,12 +56,6 @@ def encode_scalar(value_HW: np.ndarray) -> tuple[bytes, dict]:
     The PNG also contains offset and scale.
     """
     return _encode(linear_pixels(value_HW))
-
-
-def uncertainty_picture(value_HW: np.ndarray) -> np.ndarray:
-    """Draw an uncertainty map, uint8 [H, W, 3], from dark (certain) to bright: the 99th percentile is
-    white."""
-    return apply_scale(EMBER, value_HW / max(float(np.percentile(value_HW, 99)), 1e-12))
 
 
 def describe_uncertainty(task: Task) -> dict:

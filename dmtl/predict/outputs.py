@@ -41,12 +41,12 @@ from dmtl.predict.maps import (
     encode_picture,
     encode_scalar,
     holds_maps,
-    uncertainty_picture,
 )
 from dmtl.predict.pipeline import Waits
 from dmtl.predict.video import VideoWriter
 from dmtl.runtime.files import is_temporary, write_bytes
 from dmtl.tasks import Task
+from dmtl.tasks.palette import heat
 from dmtl.tasks.sheet import sheet
 from dmtl.text import plural
 
@@ -280,7 +280,7 @@ class Outputs:
         for name, picture in pictures.items():
             shown.append((name, picture))
             if name in maps.uncertainty:
-                unsure = uncertainty_picture(maps.uncertainty[name].numpy())
+                unsure, _ = heat(maps.uncertainty[name].numpy())
                 shown.append((f"{name}: uncertainty", unsure))
         return {**pictures, "overview": sheet(shown)}
 

@@ -69,6 +69,17 @@ def apply_scale(scale: np.ndarray, share: np.ndarray) -> np.ndarray:
     return np.where(finite[..., None], np.rint(scale).astype(np.uint8)[index], GREY)
 
 
+def heat(value_HW: np.ndarray) -> tuple[np.ndarray, float]:
+    """Draw amounts from dark (0) to bright (their 99th percentile); non-finite ones are grey.
+
+    Returns:
+        uint8 [H,W,3], and the amount at the bright end.
+    """
+    known = value_HW[np.isfinite(value_HW)]
+    top = max(float(np.percentile(known, 99)) if known.size else 0.0, 1e-12)
+    return apply_scale(EMBER, value_HW / top), top
+
+
 def vector_colours(vector_3HW: np.ndarray) -> np.ndarray:
     """Draw x, y, z in -1 .. 1 as red, green, blue, uint8 [H,W,3]; non-finite vectors are grey."""
     vector_HW3 = np.moveaxis(np.asarray(vector_3HW, np.float32), 0, -1)

@@ -16,7 +16,7 @@ def sheet(pictures: Iterable[tuple[str, np.ndarray | None]], columns: int | None
     """Arrange pictures with captions on one sheet, in reading order; large pictures are scaled down.
 
     Args:
-        pictures: (caption, uint8 [H, W, 3]) pairs, all of one size; None instead of a picture leaves a gap.
+        pictures: (caption, uint8 [H, W, 3]) pairs; None instead of a picture leaves a gap.
         columns: number of pictures in a row; None: chosen by the number of pictures.
 
     Returns:

@@ -15,9 +15,8 @@ from dmtl.data.loading.transforms import normalise
 from dmtl.diffusion import CounterNoise
 from dmtl.evaluation.scoring import for_inference
 from dmtl.tasks import Task
+from dmtl.tasks.palette import GREY
 from dmtl.tasks.sheet import sheet
-
-UNKNOWN = 128  # grey value of pixels, or whole pictures, without a label
 
 
 def validation_pictures(
@@ -61,7 +60,7 @@ def _sheet(
     `kinds` maps a caption to logits by task.
     """
     image = np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy())
-    unknown = np.full_like(image, UNKNOWN)
+    unknown = np.full_like(image, GREY)
     pictures: list[tuple[str, np.ndarray | None]] = []
     for name, task in tasks.items():
         label = sample.labels.get(name)

@@ -15,9 +15,9 @@ from dmtl.app import viewer as module
 from dmtl.app.viewer import Options, Viewer, value_text
 from dmtl.errors import DataError
 from dmtl.models import create_model
-from dmtl.predict.maps import uncertainty_picture
 from dmtl.predict.predictor import Predictor
 from dmtl.tasks import make_task
+from dmtl.tasks.palette import heat
 
 STEPS = Options(3, "ddim")
 SAMPLES = Options(2, "ancestral", 3)
@@ -56,7 +56,7 @@ def test_pictures(viewer, photo):
         maps, pictures = viewer.maps(found, stage), viewer.pictures(found, stage, 0)
         for name, task in viewer.tasks.items():
             assert np.array_equal(pictures[name], task.picture(maps[name], found.scales[name]))
-    unsure = uncertainty_picture(found.averaged.uncertainty["depth"].numpy())
+    unsure, _ = heat(found.averaged.uncertainty["depth"].numpy())
     assert np.array_equal(viewer.pictures(found, 3, 1.0)["depth"], unsure)
     half = viewer.pictures(found, 3, 0.5)["depth"].astype(int)
     assert abs(half - (pictures["depth"].astype(int) + unsure) / 2).max() <= 1

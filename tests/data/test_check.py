@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from dmtl.data import open_dataset
-from dmtl.data.folder.check import Problem, check_dataset, examine, picture_row, summary
+from dmtl.data.folder.check import Problem, check_dataset, examine, summary
 from dmtl.data.folder.dataset import Folder
 from dmtl.data.parallel import in_parallel
 from dmtl.errors import WorkerError
@@ -193,15 +193,6 @@ def test_summary_counts_labels(folder):
     assert facts["tasks"]["semseg"] == {"kind": "classes", "exist": 2}
     assert facts["tasks"]["depth"] == {"kind": "scalar", "exist": 2}
     assert facts["labels_per_image"] == {"4": 2, "5": 1}
-
-
-def test_picture_row(folder):
-    data = Folder(folder, "train")
-    row = picture_row(data.read(0), data.tasks)
-    assert row.shape == (HEIGHT, 6 * WIDTH, 3) and row.dtype == np.uint8
-    assert (row[:, :WIDTH] == arrays(0)["images"]).all()
-    gap = 1 + list(data.tasks).index("depth")
-    assert (row[:, gap * WIDTH : (gap + 1) * WIDTH] == 128).all()
 
 
 def test_scenes_pass_the_check():

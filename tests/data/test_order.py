@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.data.loading.loader import make_loader
-from dmtl.data.loading.order import Balanced, earlier
+from dmtl.data.loading.order import Balanced, earlier, evenly
 from dmtl.errors import DataError
 from tests.data.conftest import Synthetic
 from tests.data.test_loader import CROP, TASKS, equal
@@ -129,3 +129,7 @@ def test_what_cannot_be_balanced_is_said():
     nothing = LabelMatrix(data.ids, ["edge", "depth"], np.arange(20)[:, None] < [5, 0])
     with pytest.raises(DataError, match="no visible label of depth, expected one of every task with balance"):
         make_loader(data, nothing, batch_size=4, balance=True)
+
+
+def test_images_are_evenly_spread_and_no_more_than_there_are():
+    assert evenly(10, 2) == [2, 7] and evenly(3, 8) == [0, 1, 2] and evenly(5, 0) == []

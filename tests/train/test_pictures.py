@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from dmtl.data.loading.order import evenly
 from dmtl.data.loading.transforms import normalise
 from dmtl.diffusion import CounterNoise
 from dmtl.models import ModelConfig, create_model
+from dmtl.tasks.palette import GREY
 from dmtl.tasks.sheet import GAP, LINE, sheet
-from dmtl.train.pictures import UNKNOWN, colour_scale, validation_pictures
+from dmtl.train.pictures import colour_scale, validation_pictures
 from dmtl.train.setup import model_for, open_data
 
 
@@ -76,14 +76,10 @@ def test_a_missing_label_is_grey_and_the_map_sets_the_scale(setup, monkeypatch):
 
     monkeypatch.setattr(type(val), "read", without_heat)
     [picture] = validation_pictures(model, val, 1, tasks=["heat"]).values()
-    assert (place(picture, 0, 1) == UNKNOWN).all() and np.ptp(place(picture, 0, 3)) > 0
+    assert (place(picture, 0, 1) == GREY).all() and np.ptp(place(picture, 0, 3)) > 0
     heat, map_HW = model.tasks["heat"], torch.linspace(2, 3, 64).view(8, 8)
     assert colour_scale(heat, None, map_HW) == heat.value_range(map_HW[None])
     assert colour_scale(model.tasks["edge"], None, map_HW) is None
-
-
-def test_images_are_evenly_spread_and_no_more_than_there_are():
-    assert evenly(10, 2) == [2, 7] and evenly(3, 8) == [0, 1, 2] and evenly(5, 0) == []
 
 
 def test_a_model_without_a_common_task_gives_nothing(setup):

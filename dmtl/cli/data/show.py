@@ -72,13 +72,18 @@ def write_sheet(dataset: LabelledImages, count: int, out: str) -> None:
     import numpy as np
     from PIL import Image
 
-    from dmtl.data.folder.check import picture_row
     from dmtl.data.loading.order import evenly
     from dmtl.runtime.files import write_atomically
+    from dmtl.tasks.palette import GREY
+    from dmtl.tasks.sheet import sheet
 
-    rows = [picture_row(dataset.read(i), dataset.tasks) for i in evenly(len(dataset), count)]
-    width = max(row.shape[1] for row in rows)
-    sheet = np.concatenate(
-        [np.pad(row, ((0, 2), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
-    )
-    write_atomically(out, lambda path: Image.fromarray(sheet).save(path, "PNG"))
+    pictures = []
+    for index in evenly(len(dataset), count):
+        sample = dataset.read(index)
+        image = sample.image.permute(1, 2, 0).numpy()
+        pictures.append((sample.id, image))
+        for name, task in dataset.tasks.items():
+            label = sample.labels.get(name)
+            pictures.append((name, np.full_like(image, GREY) if label is None else task.label_picture(label)))
+    page = sheet(pictures, 1 + len(dataset.tasks))
+    write_atomically(out, lambda path: Image.fromarray(page).save(path, "PNG"))

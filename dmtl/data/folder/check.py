@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 
-import numpy as np
 from torch import Tensor
 
 from dmtl.data.base import LabelledImages, Sample
@@ -175,17 +174,6 @@ def summary(dataset: LabelledImages) -> dict:
         "tasks": tasks,
         "labels_per_image": exists.statistics()["labels_per_image"],
     }
-
-
-def picture_row(sample: Sample, tasks: dict[str, Task]) -> np.ndarray:
-    """Draw an image and its labels side by side, uint8 [H, n W, 3]; a missing label is mid-grey."""
-    height, width = sample.size
-    blank = np.full((height, width, 3), 128, np.uint8)
-    pictures = [
-        task.label_picture(sample.labels[name]) if name in sample.labels else blank
-        for name, task in tasks.items()
-    ]
-    return np.concatenate([sample.image.permute(1, 2, 0).numpy(), *pictures], axis=1)
 
 
 def _read(dataset: LabelledImages, index: int, tasks: list[str]) -> tuple[Sample | None, list[Problem]]:

@@ -15,7 +15,7 @@ from dmtl.evaluation.scoring import score
 from dmtl.models import DiffusionMTL, Maps, MultiTaskBaseline
 from dmtl.report.html.content import Cell, Uncertainty, UncertaintyRow
 from dmtl.tasks import Task
-from dmtl.tasks.palette import EMBER, apply_scale
+from dmtl.tasks.palette import EMBER, apply_scale, heat
 from dmtl.text import number
 
 # Score at most this number of images and of pixels, but at least FEWEST images.
@@ -23,7 +23,6 @@ IMAGES = 48
 PIXELS = 4_000_000
 FEWEST = 8
 BATCH = 4
-BRIGHTEST = 99  # percentile of a map at the bright end of its colours
 
 
 def averaging(model: DiffusionMTL | MultiTaskBaseline, samples: int) -> Engine | None:
@@ -81,8 +80,5 @@ def uncertainty_cells(task: Task, averaged: Maps, label_KHW: Tensor | None, draw
 
 
 def _heat(caption: str, value_HW: np.ndarray, unit: str) -> Cell:
-    """Draw a map of numbers: dark for 0, bright for its 99th percentile, grey if not finite."""
-    known = value_HW[np.isfinite(value_HW)]
-    top = max(float(np.percentile(known, BRIGHTEST)) if known.size else 0.0, 1e-12)
-    reach = number(top, 2)
-    return Cell(caption, apply_scale(EMBER, value_HW / top), scale=f"0 to {reach} {unit}")
+    picture, top = heat(value_HW)
+    return Cell(caption, picture, scale=f"0 to {number(top, 2)} {unit}")
