@@ -13,7 +13,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -21,6 +21,7 @@ from typing import IO
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from dmtl.data.opening import MAX_PIXELS, BoundedFile, check_size, opened
@@ -255,17 +256,30 @@ def read_npy(path: AnyFile) -> np.ndarray:
         ) from error
 
 
-def png_bytes(pixels: np.ndarray | Tensor) -> bytes:
-    """Encode uint8 [H, W] or [H, W, 3], or uint16 [H, W], as a PNG file."""
-    pixels = np.ascontiguousarray(pixels)
-    grey = pixels.ndim == 2 and pixels.dtype in (np.uint8, np.uint16)
-    if not grey and not (pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.dtype == np.uint8):
-        raise ValueError(
-            "png_bytes: pixels must be uint8 [H, W] or [H, W, 3] or uint16 [H, W], "
-            f"got {pixels.dtype} {list(pixels.shape)}"
-        )
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG", compress_level=3)
+def png_bytes(
+    image: np.ndarray | Tensor | Image.Image, level: int = 3, reading: Mapping[str, float] | None = None
+) -> bytes:
+    """Encode an image as a PNG file.
+
+    Args:
+        image: uint8 [H, W] or [H, W, 3], or uint16 [H, W]; or any image that Pillow can write.
+        level: compression, from 1 (fast) to 9 (small).
+        reading: {"offset": ..., "scale": ...} of the values, for the text chunk "dmtl"; empty or None: no
+            chunk.
+    """
+    if not isinstance(image, Image.Image):
+        pixels = np.ascontiguousarray(image)
+        grey = pixels.ndim == 2 and pixels.dtype in (np.uint8, np.uint16)
+        if not grey and not (pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.dtype == np.uint8):
+            raise ValueError(
+                "png_bytes: image must be uint8 [H, W] or [H, W, 3] or uint16 [H, W], "
+                f"got {pixels.dtype} {list(pixels.shape)}"
+            )
+        image = Image.fromarray(pixels)
+    stream, info = io.BytesIO(), PngInfo()
+    if reading:
+        info.add_text("dmtl", json.dumps(reading))
+    image.save(stream, "PNG", compress_level=level, pnginfo=info)
     return stream.getvalue()
 
 

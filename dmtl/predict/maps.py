@@ -11,15 +11,14 @@ unit_vector  8-bit RGB PNG; component = value / 127.5 - 1; also float16 .npy [3,
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from dmtl.data.images import png_bytes
 from dmtl.tasks import Task
 from dmtl.tasks.stored import LINEAR, Pixels, linear_pixels
 
@@ -63,28 +62,8 @@ def describe_uncertainty(task: Task) -> dict:
     return {"means": f"{task.words.uncertainty} in {task.uncertainty_unit}", "png": LINEAR}
 
 
-def encode_npy(map: Tensor) -> bytes:
-    """float16 .npy."""
-    stream = io.BytesIO()
-    np.save(stream, map.detach().cpu().numpy().astype(np.float16), allow_pickle=False)
-    return stream.getvalue()
-
-
-def encode_picture(rgb: np.ndarray) -> bytes:
-    """Encode uint8 [H, W, 3] as PNG with fast compression: 1/6 larger files in 2/3 of the time."""
-    return _png(Image.fromarray(np.ascontiguousarray(rgb)), level=1)
-
-
 def _encode(pixels: Pixels) -> tuple[bytes, dict]:
     image = Image.fromarray(np.ascontiguousarray(pixels.values))
     if pixels.palette is not None:
         image.putpalette(pixels.palette.tobytes())
-    return _png(image, pixels.reading), pixels.reading
-
-
-def _png(image: Image.Image, reading: dict | None = None, level: int = 4) -> bytes:
-    stream, info = io.BytesIO(), PngInfo()
-    if reading:
-        info.add_text("dmtl", json.dumps(reading))
-    image.save(stream, "PNG", compress_level=level, pnginfo=info)
-    return stream.getvalue()
+    return png_bytes(image, level=4, reading=pixels.reading), pixels.reading

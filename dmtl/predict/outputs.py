@@ -33,12 +33,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from dmtl.data.images import npy_bytes, png_bytes
 from dmtl.errors import DataError
 from dmtl.predict.inputs import Failure, Input, LeftOut
 from dmtl.predict.maps import (
     encode_map,
-    encode_npy,
-    encode_picture,
     encode_scalar,
     holds_maps,
 )
@@ -207,7 +206,7 @@ class Outputs:
             if reading:
                 entry.setdefault("reading", {})[name] = reading
             if self.npy and task.label_channels > 1:
-                write_bytes(self.out_dir / name / f"{frame.name}.npy", encode_npy(maps.maps[name]))
+                write_bytes(self.out_dir / name / f"{frame.name}.npy", npy_bytes(maps.maps[name].half()))
         for name, values in maps.uncertainty.items():
             png, reading = encode_scalar(values.numpy())
             write_bytes(self.out_dir / "uncertainty" / name / f"{frame.name}.png", png)
@@ -215,7 +214,8 @@ class Outputs:
         pictures = self._painted(frame, maps) if self.pictures else {}
         if frame.number is None:
             for name, picture in pictures.items():
-                write_bytes(self._picture_path(name, f"{frame.name}.png"), encode_picture(picture))
+                # Level 1 takes 2/3 of the time of level 4, and files are 1/6 larger.
+                write_bytes(self._picture_path(name, f"{frame.name}.png"), png_bytes(picture, level=1))
         return entry, pictures
 
     def add_to_video(self, frame: Frame, pictures: dict[str, np.ndarray]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from dmtl.data import LabelMatrix
+from dmtl.data.images import png_bytes
 from dmtl.data.loading.order import evenly
 from dmtl.text import plural
 
@@ -35,13 +35,8 @@ def picture(rgb: np.ndarray) -> Picture:
         got = f"{rgb.dtype} {list(rgb.shape)}"
         raise ValueError(f"picture: rgb must be a uint8 array [H, W, 3], got {got}")
     image = Image.fromarray(np.ascontiguousarray(rgb))
-    if max(image.size) > MAX_SIDE:
-        scale = MAX_SIDE / max(image.size)
-        width, height = (max(1, round(s * scale)) for s in image.size)
-        image = image.resize((width, height), Image.Resampling.BOX)
-    stream = io.BytesIO()
-    image.save(stream, "PNG", optimize=True)
-    uri = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BOX)
+    uri = "data:image/png;base64," + base64.b64encode(png_bytes(image, level=9)).decode("ascii")
     return Picture(uri, image.width, image.height, max(image.size) < MIN_SIDE)
 
 
