@@ -27,7 +27,6 @@ Probabilities in float32 .npy files are exact.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -38,7 +37,7 @@ import torch
 from torch import Tensor
 
 from dmtl.data.folder.label_maps import read_stored
-from dmtl.data.folder.paths import find_files, nfc, read_text
+from dmtl.data.folder.paths import find_files, nfc
 from dmtl.data.images import write_npy
 from dmtl.data.loading.batch import Batch
 from dmtl.errors import ConfigError, DataError
@@ -81,9 +80,8 @@ class MapWriter:
     ):
         self.world = World() if world is None else world
         self.folder, self.tasks, self.about = output_folder(folder), dict(tasks), dict(about)
-        if "inputs" in (
-            read_index(self.folder) or {}
-        ):  # this would overwrite its maps.json and so its records
+        # Writing into a folder of `dmtl predict` would overwrite its maps.json, and so its records.
+        if "inputs" in (read_index(self.folder) or {}):
             raise DataError(f"{folder}: holds maps of dmtl predict, choose another folder")
         numbers = (name for name, task in tasks.items() if task.map_dtype.is_floating_point)
         self.arrays = {name for name in numbers if floats or not tasks[name].label_names}
@@ -164,7 +162,7 @@ class SavedMaps:
                 f"{folder}: {len(missing)} of {sum(map(len, wanted.values()))} maps are missing: "
                 f"{shortened(missing, 5)}, expected <task>/<id>.png or .npy"
             )
-        self._described = _readings(self.folder / "maps.json")
+        self._described = _readings(self.folder)
         self._masks: dict[str, bool] = {}
 
     def _reading(self, name: str, id: str) -> tuple[float, float] | None:
@@ -205,7 +203,7 @@ def saved_tasks(folder: str | os.PathLike, tasks: Mapping[str, Task]) -> dict[st
     if not Path(folder).is_dir():
         raise DataError(f"{folder}: no such folder, expected one with a folder of maps for each task")
     path = Path(folder) / "maps.json"
-    entries = _index(path).get("tasks", {})
+    entries = (read_index(path.parent) or {}).get("tasks", {})
     found = {}
     for name, task in tasks.items():
         if (Path(folder) / name).is_dir():
@@ -258,22 +256,9 @@ def _fitting(path: Path, stored: np.ndarray, size: tuple[int, int], channels: in
     return fitting[0] if channels == 1 and fitting.ndim == 3 else fitting
 
 
-def _index(path: Path) -> dict[str, Any]:
-    """Return the content of maps.json; {} if the file is missing."""
-    if not path.is_file():
-        return {}
-    try:
-        index = json.loads(read_text(path, "JSON"))
-    except (ValueError, RecursionError):
-        index = None
-    if not isinstance(index, dict):
-        raise DataError(f"{path}: not readable, expected what `dmtl predict` writes")
-    return index
-
-
-def _readings(path: Path) -> Callable[[str, str], tuple[float, float] | None]:
+def _readings(folder: Path) -> Callable[[str, str], tuple[float, float] | None]:
     """Return a function (task, id) -> (scale, offset) of a PNG from maps.json, or None if it does not say."""
-    index = _index(path)
+    path, index = folder / "maps.json", read_index(folder) or {}
     try:
         tasks = dict(index.get("tasks", {}))
         images = {nfc(image["name"]): image.get("reading", {}) for image in index.get("images", [])}

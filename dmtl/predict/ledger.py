@@ -28,6 +28,7 @@ from torch import nn
 
 from dmtl.errors import DataError
 from dmtl.predict.inputs import Failure, Input, LeftOut
+from dmtl.predict.maps import read_index
 from dmtl.predict.outputs import Outputs, Summary
 from dmtl.predict.parts import Part, units_of
 from dmtl.predict.pipeline import Waits
@@ -273,16 +274,9 @@ class Ledger:
     def _read_index(self) -> dict | None:
         """Return maps.json, None if there is none; raise DataError if it is of another model or other
         options."""
-        path = self.out_dir / "maps.json"
-        try:
-            index = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (ValueError, RecursionError):
-            raise DataError(f"{path}: {_DAMAGED}") from None
-        if not isinstance(index, dict):
-            raise DataError(f"{path}: {_DAMAGED}")
-        self._check_head(index)
+        index = read_index(self.out_dir)
+        if index is not None:
+            self._check_head(index)
         return index
 
     def _records_of(self, index: dict) -> dict[str, Record]:

@@ -12,13 +12,16 @@ unit_vector  8-bit RGB PNG; component = value / 127.5 - 1; also float16 .npy [3,
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from dmtl.data.folder.paths import read_text
 from dmtl.data.images import png_bytes
+from dmtl.errors import DataError
 from dmtl.tasks import Task
 from dmtl.tasks.stored import LINEAR, Pixels, linear_pixels
 
@@ -26,17 +29,29 @@ FORMAT = "dmtl maps 1"
 
 
 def read_index(folder: Path) -> dict | None:
-    """Return the maps.json that `dmtl predict` or `dmtl eval --save-maps` wrote; None if there is none."""
-    try:
-        index = json.loads((folder / "maps.json").read_text(encoding="utf-8"))
-        return index if index["format"] == FORMAT else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    """Return the content of maps.json in a folder of maps; None if there is no such file.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    path = folder / "maps.json"
+    if not os.path.isfile(path):
         return None
+    try:
+        index = json.loads(read_text(path, "JSON"))
+    except (ValueError, RecursionError):
+        index = None
+    if not isinstance(index, dict):
+        raise DataError(f"{path}: not readable, expected what `dmtl predict` writes")
+    return index
 
 
 def holds_maps(folder: Path) -> bool:
     """Return whether `dmtl predict` or `dmtl eval --save-maps` wrote the folder, judged by its maps.json."""
-    return read_index(folder) is not None
+    try:
+        return (read_index(folder) or {}).get("format") == FORMAT
+    except DataError:  # a maps.json of another program
+        return False
 
 
 def encode_map(task: Task, map: Tensor) -> tuple[bytes, dict]:
