@@ -148,7 +148,11 @@ def test_evaluate_by_a_protocol_of_ones_own(run, data):
             ConfigError,
             "protocol must be default or .*did you mean 'published'",
         ),
-        (dict(tasks=["depth"]), ConfigError, "the data set has no task 'depth' .it has semseg, edge, heat"),
+        (
+            dict(tasks=["depth"]),
+            ConfigError,
+            "the data set: tasks must be among semseg, edge, heat, got 'depth'",
+        ),
         (dict(ids=["i1", "i9"]), DataError, "ids: 1 of 2 are unknown, the first is 'i1', .*split 'val'"),
         (dict(protocol=Protocol(boundary_ids=["x"])), DataError, "boundary_ids: 1 of 1 are unknown"),
         (dict(protocol=Protocol(boundaries="raw"), tasks=["heat"]), ConfigError, "boundaries needs a"),

@@ -44,6 +44,7 @@ from dmtl.nn.precision import tf32
 from dmtl.ops.registry import choices
 from dmtl.runtime import cores, native
 from dmtl.runtime.memory import Pool, return_freed
+from dmtl.tasks import known_tasks
 
 AUTO_STEPS = 8  # maximum for steps="auto", unless the model was trained with more
 GRAPHS = 1 / 8  # share of a GPU's memory for captured graphs
@@ -106,7 +107,7 @@ class Engine:
         self.downscale = downscale
         self.sampler = self.config.sampler_for(sampler, eta)
         make_sampler(*self.sampler)  # raises ConfigError here, not in the first call
-        self.chosen = self._checked_tasks(tasks)
+        self.chosen = tuple(known_tasks("Engine", self.tasks, tasks))
         self.noise = CounterNoise(seed)
         self._check_options(steps, samples)
         if tile is not None and (tile < 0 or tile % PAD_MULTIPLE):
@@ -255,7 +256,7 @@ class Engine:
         if core is not None:
             cores.adapt()
         return Call(
-            wanted=self.chosen if tasks is None else self._checked_tasks(tasks),
+            wanted=self.chosen if tasks is None else tuple(known_tasks("Engine", self.tasks, tasks)),
             size=size,
             downscale=self.downscale or downscale_for(self.config.image_size, *size),
             steps=steps if isinstance(steps, int) else most,
@@ -365,13 +366,6 @@ class Engine:
                 fused=self.form.fused,
             )
         return side if side and max(height, width) > side else None
-
-    def _checked_tasks(self, tasks: Iterable[str] | None) -> tuple[str, ...]:
-        names = tuple(dict.fromkeys(self.tasks if tasks is None else tasks))
-        for name in names:
-            if name not in self.tasks:
-                raise ConfigError(f"Engine: tasks must be among {', '.join(self.tasks)}, got {name!r}")
-        return names
 
     @staticmethod
     def _check_options(steps: int | str | None, samples: int) -> None:

@@ -17,7 +17,7 @@ from dmtl.evaluation.scoring import Boundaries, Metrics, converter, score
 from dmtl.metrics.boundary import MAX_DIST, Boundary
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, from_pretrained
 from dmtl.runtime.distributed import World
-from dmtl.tasks import Task
+from dmtl.tasks import Task, known_tasks
 
 PROTOCOLS = ("default", "published")
 SUPPRESSIONS = ("seism", "raw")
@@ -262,13 +262,11 @@ def shared_tasks(
         ConfigError: one side lacks a task in `wanted`, a task means different things to the two sides, or
             they share no task.
     """
-    names = [task for task in ours if task in theirs] if wanted is None else list(wanted)
+    if wanted is None:
+        names = [task for task in ours if task in theirs]
+    else:
+        names = known_tasks(source, ours, known_tasks(data, theirs, wanted))
     for name in names:
-        for where, tasks in ((data, theirs), (source, ours)):
-            if name not in tasks:
-                raise ConfigError(
-                    f"tasks: {where} has no task {name!r} (it has {', '.join(tasks) or 'none'})"
-                )
         converter(name, ours[name], theirs[name], source, data)
     if not names:
         both = f"{', '.join(ours) or 'none'} and {', '.join(theirs)}"

@@ -18,7 +18,7 @@ from dmtl.models.initial import InitialNetwork, decode, pad_image, upsample
 from dmtl.models.mtdnet import MTDNet
 from dmtl.models.outputs import Maps, Prediction
 from dmtl.models.weights import write_weights
-from dmtl.tasks import Task, task_from_spec
+from dmtl.tasks import Task, known_tasks, task_from_spec
 
 
 class _DenseModel(nn.Module):
@@ -56,7 +56,7 @@ class _DenseModel(nn.Module):
         `DiffusionMTL.forward` describes the arguments.
         """
         self._check_image(image)
-        rows = dict.fromkeys(self._chosen(tasks)) if labelled is None else _labelled_rows(self, labelled)
+        rows = self._rows(tasks, labelled)
         padded = pad_image(image)
         _, initial = self.initial(padded, self._learning(rows))
         sized = _sizer(padded, image, upsampled)
@@ -135,14 +135,19 @@ class _DenseModel(nn.Module):
                 f"{type(self).__name__}: image must be of the model's dtype {expected}, got {image.dtype}"
             )
 
-    def _chosen(self, tasks: Iterable[str] | None) -> list[str]:
-        names = list(self.tasks if tasks is None else tasks)
-        for name in names:
-            if name not in self.tasks:
-                raise ValueError(
-                    f"{type(self).__name__}: tasks must be among {', '.join(self.tasks)}, got {name!r}"
-                )
-        return names
+    def _rows(
+        self, tasks: Iterable[str] | None, labelled: Mapping[str, Tensor] | None
+    ) -> dict[str, Tensor | None]:
+        """Return the requested tasks with their rows; None: all rows."""
+        where = type(self).__name__
+        if labelled is None:
+            return dict.fromkeys(known_tasks(where, self.tasks, tasks))
+        for task in known_tasks(where, self.tasks, labelled):
+            rows = labelled[task]
+            if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.dim() != 1:
+                got = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
+                raise TypeError(f"{where}: labelled[{task!r}] must be an int64 tensor of rows, got {got}")
+        return {task: labelled[task] for task in self.tasks if task in labelled and len(labelled[task])}
 
 
 class DiffusionMTL(_DenseModel):
@@ -199,7 +204,7 @@ class DiffusionMTL(_DenseModel):
         self._check_image(image)
         if labelled is not None and tasks is not None:
             raise ValueError("DiffusionMTL: pass either tasks or labelled, not both")
-        rows = dict.fromkeys(self._chosen(tasks)) if labelled is None else _labelled_rows(self, labelled)
+        rows = self._rows(tasks, labelled)
         padded = pad_image(image)
         features, initial = self.initial(padded, self._learning(rows, self.config.detach_condition))
         sized = _sizer(padded, image, upsampled)
@@ -247,14 +252,3 @@ def _sizer(padded: Tensor, image: Tensor, upsampled: bool) -> Callable[[Tensor],
     """Return a function that brings logits at 1/8 resolution to the size that the `Prediction` shall have."""
     frame, size = (padded.shape[-2], padded.shape[-1]), (image.shape[-2], image.shape[-1])
     return (lambda logits: upsample(logits, frame, size)) if upsampled else (lambda logits: logits)
-
-
-def _labelled_rows(model: _DenseModel, labelled: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    for task in model._chosen(labelled):
-        rows = labelled[task]
-        if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.dim() != 1:
-            got = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
-            raise TypeError(
-                f"{type(model).__name__}: labelled[{task!r}] must be an int64 tensor of rows, got {got}"
-            )
-    return {task: labelled[task] for task in model.tasks if task in labelled and len(labelled[task])}

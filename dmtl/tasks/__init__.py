@@ -34,6 +34,7 @@ __all__ = [
     "Task",
     "UnitVector",
     "chosen_tasks",
+    "known_tasks",
     "list_tasks",
     "make_task",
     "task_from_spec",
@@ -120,22 +121,32 @@ def task_from_spec(spec: Mapping[str, Any] | Task | str) -> Task:
     return make_task(**spec)
 
 
-def chosen_tasks(function: str, known: Iterable[str], wanted: Iterable[str] | None) -> list[str]:
+def known_tasks(where: object, known: Iterable[str], wanted: Iterable[str] | None) -> list[str]:
     """Return the names in `wanted` without repetition; None: all `known` ones.
 
     Raises:
-        ConfigError: a name is unknown (the message suggests the nearest one), or `wanted` is empty. The
-            message begins with `function`.
+        ConfigError: a name is unknown; the message begins with `where` and suggests the nearest name.
     """
     known = list(known)
     names = list(dict.fromkeys(known if wanted is None else wanted))
     for name in names:
         if name not in known:
             raise ConfigError(
-                f"{function}: tasks must be among {', '.join(known)}, got {name!r}{_nearest(name, known)}"
+                f"{where}: tasks must be among {', '.join(known) or '(none)'}, "
+                f"got {name!r}{_nearest(name, known)}"
             )
+    return names
+
+
+def chosen_tasks(where: object, known: Iterable[str], wanted: Iterable[str] | None) -> list[str]:
+    """Return `known_tasks`, at least one.
+
+    Raises:
+        ConfigError: a name is unknown, or `wanted` is empty.
+    """
+    names = known_tasks(where, known, wanted)
     if not names:
-        raise ConfigError(f"{function}: tasks must name at least one of {', '.join(known)}, got none")
+        raise ConfigError(f"{where}: tasks must name at least one of {', '.join(known)}, got none")
     return names
 
 
