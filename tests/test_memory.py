@@ -1,10 +1,11 @@
-"""The pool that large outputs of CPU kernels come from."""
+"""The memory that is available, and the pool that large outputs of CPU kernels come from."""
 
 import pytest
 import torch
 
 from dmtl.engine.engine import Engine
-from dmtl.runtime.memory import Pool, empty, empty_like
+from dmtl.runtime import memory
+from dmtl.runtime.memory import Pool, available_bytes, empty, empty_like
 from tests.models.cases import small_model
 
 SHAPE = (1, 64, 64, 128)  # two megabytes of float32
@@ -61,3 +62,18 @@ def test_an_engine_takes_no_block_after_its_first_call():
     for other in kinds:
         engine.maps(other)
     assert sum(map(len, engine._pool._free.values())) <= taken  # blocks of other sizes were given back
+
+
+def test_available_memory():
+    assert available_bytes(torch.device("cpu")) > 1 << 20
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("1000\n", 600), ("max\n", None)])
+def test_inactive_file_cache_counts_as_free(tmp_path, monkeypatch, limit, expected):
+    """A container that read large files is not out of memory."""
+    stat = "anon 300\nfile 600\ninactive_file 500\nactive_file 100\n"
+    for name, text in {"max": limit, "current": "900\n", "stat": stat}.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "_meminfo", lambda: None)
+    assert available_bytes(torch.device("cpu")) == expected

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dmtl.engine.memory import DECODED, available_bytes, peak_bytes, tile_side
+from dmtl.engine.memory import DECODED, peak_bytes, tile_side
 from dmtl.engine.numerics import PRECISIONS, Form, choose_form
 from dmtl.engine.scale import downscale_for
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
@@ -16,6 +16,7 @@ from dmtl.models.config import ModelConfig
 from dmtl.models.work import count, flops, parameters
 from dmtl.nn.efficientnet import InvertedResidual, SeparableBlock
 from dmtl.nn.resnet import DEPTHS
+from dmtl.runtime.memory import available_bytes
 from dmtl.tasks import Task
 from dmtl.text import plural
 

@@ -29,7 +29,7 @@ from dmtl.diffusion import CounterNoise, NoiseSource, Plan, make_sampler
 from dmtl.engine.call import Call, capturable, draws_of
 from dmtl.engine.graphs import Captured, Compute, Graphs
 from dmtl.engine.heads import finite
-from dmtl.engine.memory import available_bytes, tile_side
+from dmtl.engine.memory import tile_side
 from dmtl.engine.network import LARGE, Network
 from dmtl.engine.noise import KeyedNoise, average, keys_of
 from dmtl.engine.numerics import PRECISIONS, choose_form
@@ -43,7 +43,7 @@ from dmtl.nn.efficientnet import FusedBlock
 from dmtl.nn.precision import tf32
 from dmtl.ops.registry import choices
 from dmtl.runtime import cores, native
-from dmtl.runtime.memory import Pool, return_freed
+from dmtl.runtime.memory import Pool, available_bytes, return_freed
 from dmtl.tasks import known_tasks
 
 AUTO_STEPS = 8  # maximum for steps="auto", unless the model was trained with more

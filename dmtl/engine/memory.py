@@ -1,9 +1,8 @@
-"""Estimate the memory of a prediction, and find how much is available."""
+"""Estimate the memory of a prediction, and the tiles that fit."""
 
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -128,37 +127,9 @@ def tile_side(
     return side if max(height, width) > side else None
 
 
-def available_bytes(device: torch.device) -> int | None:
-    """Return the free bytes of a GPU or, for a CPU, of the machine and its container; None if unknown."""
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    limits = [value for value in (_meminfo(), _cgroup()) if value is not None]
-    return min(limits) if limits else None
-
-
 def largest_tile(config: ModelConfig, wanted: int, batch: int, available: int, **options: Any) -> int:
     """Return the largest side of a square tile, a multiple of 32, whose prediction fits; at least 256."""
     side = SMALLEST_TILE
     while peak_bytes(config, wanted, batch, side + PAD_MULTIPLE, side + PAD_MULTIPLE, **options) <= available:
         side += PAD_MULTIPLE
     return side
-
-
-def _meminfo() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-    return found[0] if found else None
-
-
-def _cgroup() -> int | None:
-    try:
-        limit, used = (
-            Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current")
-        )
-        return None if limit == "max" else int(limit) - int(used)
-    except (OSError, ValueError):
-        return None

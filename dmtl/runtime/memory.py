@@ -1,7 +1,8 @@
-"""Reuse memory across calls: while a pool is in use, large outputs of CPU kernels come from it.
+"""Memory of the machine: how much is available and used, and a pool that reuses it across calls.
 
-The page faults of a fresh block of many megabytes cost more than many operators do. A heap that returns such
-blocks to the system and gets them back also fragments. A pool keeps blocks of the requested sizes instead.
+While a pool is in use, large outputs of CPU kernels come from it. The page faults of a fresh block of many
+megabytes cost more than many operators do. A heap that returns such blocks to the system and gets them back
+also fragments. A pool keeps blocks of the requested sizes instead.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import sys
 import threading
 import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 _SMALLEST = 1 << 20  # bytes; smaller tensors are allocated by torch
+_CGROUP = Path("/sys/fs/cgroup")
 _local = threading.local()
 
 
@@ -90,6 +94,43 @@ def empty_like(x: Tensor) -> Tensor:
         if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
             return empty(x.shape, x.dtype, torch.channels_last)
     return torch.empty_like(x)
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Return the free bytes of a GPU or, for a CPU, of the machine and its container; None if unknown."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    limits = [value for value in (_meminfo(), _cgroup()) if value is not None]
+    return min(limits) if limits else None
+
+
+def _meminfo() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+    return found[0] if found else None
+
+
+def _cgroup() -> int | None:
+    """Return the bytes that the container's limit leaves."""
+    try:
+        limit, used, stat = ((_CGROUP / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
+        # Used memory includes the cache of files; the kernel frees its inactive part when needed.
+        cache = next(line.split()[1] for line in stat.splitlines() if line.startswith("inactive_file "))
+        return None if limit.strip() == "max" else int(limit) - int(used) + int(cache)
+    except (OSError, ValueError, StopIteration):
+        return None
+
+
+def peak_rss_bytes() -> int:
+    """Return the largest resident set of this process so far."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def return_freed() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import statistics
-import sys
 import time
 from collections import Counter
 
@@ -26,6 +25,7 @@ from dmtl.models import DiffusionMTL, MultiTaskBaseline, create_model
 from dmtl.models.work import count, flops, parameters
 from dmtl.runtime.devices import usable_cores
 from dmtl.runtime.measure import seconds
+from dmtl.runtime.memory import peak_rss_bytes
 from dmtl.runtime.process import ProcessError, call_in_process
 from dmtl.train.checkpoint import state_bytes
 from dmtl.train.config import RunConfig
@@ -105,7 +105,7 @@ def forecast(facts: dict, config: RunConfig, measured: dict) -> dict:
     start = 0.0
     if workers and config.data.cache:
         start, reading = data["labelled"] * measured["read_s"] / workers, 0
-    seconds = reading * step[0] + (steps["total"] - reading) * step[1]
+    training = reading * step[0] + (steps["total"] - reading) * step[1]
     evaluation = facts["evaluations"] * data["val"] * measured["evaluation_s"]
     cache = 0
     if config.data.cache:
@@ -117,9 +117,9 @@ def forecast(facts: dict, config: RunConfig, measured: dict) -> dict:
         "load_first_s": first,
         "load_s": later,
         "start_s": start,
-        "step_s": seconds / steps["total"],
+        "step_s": training / steps["total"],
         "evaluation_s": evaluation,
-        "hours": (start + seconds + evaluation) / 3600,
+        "hours": (start + training + evaluation) / 3600,
         "cache_bytes": cache,
         "memory_bytes": measured["peak_bytes"] + cache - measured["held_bytes"] + copy,
         "device_bytes": measured["device_bytes"],
@@ -274,7 +274,7 @@ def measured(values: dict) -> dict:
         "read_s": took / (LEAST_STEPS * loader.batch_size),
         "again_s": again / (LEAST_STEPS * loader.batch_size),
         "evaluation_s": min(evaluation) / len(val),
-        "peak_bytes": peak_bytes(),
+        "peak_bytes": peak_rss_bytes(),
         "device_bytes": torch.cuda.max_memory_reserved() if trainer.device.type == "cuda" else 0,
         "device": str(trainer.device),
         "held_bytes": _held(data.train) + _held(val),
@@ -283,14 +283,6 @@ def measured(values: dict) -> dict:
         "cache_limit": data.train.limit_bytes if isinstance(data.train, Cached) else 0,
         "cores": usable_cores(),
     }
-
-
-def peak_bytes() -> int:
-    """Return the largest resident set of this process so far."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _timed_batches(loader: Loader, number: int) -> tuple[float, list]:

@@ -181,14 +181,15 @@ import dataclasses, json, sys, time
 time.perf_counter = time.process_time
 import torch
 torch.set_num_threads(1)
-from dmtl.train.plan import measured, peak_bytes
+from dmtl.runtime.memory import peak_rss_bytes
+from dmtl.train.plan import measured
 from dmtl.train.toml import read_config
 from dmtl.train.trainer import Trainer
 
 config = read_config(sys.argv[1])
 """
 MEASURE = OWN_TIME + "print(json.dumps(measured(dataclasses.asdict(config))))"
-RUN = OWN_TIME + "Trainer(config).fit()\nprint(peak_bytes())"
+RUN = OWN_TIME + "Trainer(config).fit()\nprint(peak_rss_bytes())"
 
 
 @pytest.mark.slow
