@@ -22,7 +22,7 @@ def normal(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(rs(name).standard_normal(shape).astype(np.float32))
 
 
-def official_state(golden_dir: Path, steps: int) -> dict[str, Tensor]:
+def published_state(golden_dir: Path, steps: int) -> dict[str, Tensor]:
     """The published state dict for S steps, its tensors filled by the name of their key."""
     shapes = json.loads((golden_dir / "official_state_dict.json").read_text())
     schedules = np.load(golden_dir / "schedules.npz")
@@ -34,8 +34,9 @@ def official_state(golden_dir: Path, steps: int) -> dict[str, Tensor]:
                 state[key] = torch.from_numpy(schedules[f"{steps}/{buffer}"])
             else:
                 from dmtl.diffusion import Schedule
+                from dmtl.models.published import published_buffers
 
-                state[key] = Schedule.from_range(steps).official_buffers()[buffer]
+                state[key] = published_buffers(Schedule.from_range(steps))[buffer]
         else:
             state[key] = _filled(key, tuple(shape))
     return state

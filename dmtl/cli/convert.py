@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     args = parse(Convert, arguments, "convert")
     from dmtl.models import DiffusionMTL
     from dmtl.models.pretrained import CARD, from_pretrained
-    from dmtl.models.published import convert_to_official
+    from dmtl.models.published import convert_to_published
     from dmtl.models.weights import WEIGHTS
     from dmtl.report.runs.card import model_card
     from dmtl.report.runs.run import TRAINING, read_run
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     model = from_pretrained(args.model)
     target = Path(args.target)
     if args.to_official:
-        convert_to_official(model, target)
+        convert_to_published(model, target)
         say(f"wrote {target}")
         return 0
     finished = (Path(args.model) / TRAINING).is_file()

@@ -125,24 +125,3 @@ class Schedule:
         return math.exp(
             self._log_abar[low] + (share * (self._log_abar[low + 1] - self._log_abar[low]) if share else 0.0)
         )
-
-    def official_buffers(self) -> dict[str, Tensor]:
-        """Return the twelve float32 buffers of the published checkpoint, by name."""
-        betas, abar = self.betas, self.abar
-        before = np.concatenate([[1.0], abar[:-1]])
-        variance = betas * (1 - before) / (1 - abar)
-        tables = {
-            "betas": betas,
-            "alphas_cumprod": abar,
-            "alphas_cumprod_prev": before,
-            "sqrt_alphas_cumprod": np.sqrt(abar),
-            "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - abar),
-            "log_one_minus_alphas_cumprod": np.log(1 - abar),
-            "sqrt_recip_alphas_cumprod": np.sqrt(1 / abar),
-            "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / abar - 1),
-            "posterior_variance": variance,
-            "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
-            "posterior_mean_coef1": betas * np.sqrt(before) / (1 - abar),
-            "posterior_mean_coef2": (1 - before) * np.sqrt(1 - betas) / (1 - abar),
-        }
-        return {name: torch.from_numpy(table).float() for name, table in tables.items()}

@@ -11,7 +11,7 @@ from dmtl.models.config import ModelConfig
 from dmtl.models.create import create_model
 from dmtl.models.diffusion_mtl import DiffusionMTL, MultiTaskBaseline
 from dmtl.models.hub import download, is_hub_id
-from dmtl.models.published import model_from_official
+from dmtl.models.published import model_from_published
 from dmtl.models.weights import CONFIG, WEIGHTS, load_state, read_state, read_weights
 
 BUILTIN = "six-tasks"
@@ -52,7 +52,7 @@ def from_pretrained(
             )
         path = BUILTIN_FOLDER
     if path.is_file():
-        return model_from_official(read_state(path), str(path))
+        return model_from_published(read_state(path), str(path))
     if path.is_dir():
         return _from_folder(path / "model" if (path / "model" / CONFIG).is_file() else path)
     if is_hub_id(source):

@@ -12,9 +12,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from dmtl.diffusion import Schedule
 from dmtl.errors import CheckpointError, ConfigError
 from dmtl.models.config import ModelConfig
 from dmtl.models.diffusion_mtl import DiffusionMTL, MultiTaskBaseline
@@ -42,7 +44,7 @@ _PREFIXES = (
 _SCHEDULE = "diffusion_model."
 
 
-def convert_to_official(model: DiffusionMTL | MultiTaskBaseline, target: str | Path) -> None:
+def convert_to_published(model: DiffusionMTL | MultiTaskBaseline, target: str | Path) -> None:
     """Write a model as a file in the published format, with empty states of optimiser and scheduler.
 
     Raises:
@@ -58,12 +60,12 @@ def convert_to_official(model: DiffusionMTL | MultiTaskBaseline, target: str | P
             f"token_reduction = {config.token_reduction}, residual = {config.residual}, "
             f"without = {list(config.without)}"
         )
-    state = {f"module.{key}": value for key, value in official_state(model).items()}
+    state = {f"module.{key}": value for key, value in published_state(model).items()}
     content = {"optimizer": {}, "scheduler": {}, "model": state, "epoch": 0, "iter_count": 0}
     write_torch(target, content)
 
 
-def model_from_official(state: Mapping[str, Tensor], source: str = "state") -> DiffusionMTL:
+def model_from_published(state: Mapping[str, Tensor], source: str = "state") -> DiffusionMTL:
     """Build a Feature Diffusion model from tensors under their published names.
 
     Sizes, tasks, S and betas are inferred from the tensors. `source` names them in messages.
@@ -71,21 +73,43 @@ def model_from_official(state: Mapping[str, Tensor], source: str = "state") -> D
     Raises:
         CheckpointError: the tensors are not those of a published model.
     """
-    config = config_from_official(state, source)
+    config = config_from_published(state, source)
     model = DiffusionMTL(config).eval()
-    check_state(official_state(model), state, source)  # first, because its messages use the published names
+    check_state(published_state(model), state, source)  # first, because its messages use the published names
     model.load_state_dict({our_name(key): value for key, value in state.items() if not _is_buffer(key)})
     return model
 
 
-def official_state(model: DiffusionMTL) -> dict[str, Tensor]:
+def published_state(model: DiffusionMTL) -> dict[str, Tensor]:
     """Return a model's tensors under their published names, including the twelve buffers of the schedule."""
     state = {published_name(key): value for key, value in model.state_dict().items()}
-    buffers = schedule_of(model.config).official_buffers()
+    buffers = published_buffers(schedule_of(model.config))
     return state | {_SCHEDULE + name: table for name, table in buffers.items()}
 
 
-def config_from_official(state: Mapping[str, Tensor], source: str = "state") -> ModelConfig:
+def published_buffers(schedule: Schedule) -> dict[str, Tensor]:
+    """Return the twelve float32 buffers of a schedule in the published checkpoint, by name."""
+    betas, abar = schedule.betas, schedule.abar
+    before = np.concatenate([[1.0], abar[:-1]])
+    variance = betas * (1 - before) / (1 - abar)
+    tables = {
+        "betas": betas,
+        "alphas_cumprod": abar,
+        "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": np.sqrt(abar),
+        "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - abar),
+        "log_one_minus_alphas_cumprod": np.log(1 - abar),
+        "sqrt_recip_alphas_cumprod": np.sqrt(1 / abar),
+        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / abar - 1),
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
+        "posterior_mean_coef1": betas * np.sqrt(before) / (1 - abar),
+        "posterior_mean_coef2": (1 - before) * np.sqrt(1 - betas) / (1 - abar),
+    }
+    return {name: torch.from_numpy(table).float() for name, table in tables.items()}
+
+
+def config_from_published(state: Mapping[str, Tensor], source: str = "state") -> ModelConfig:
     """Infer the configuration of a published state dict.
 
     It does not store the number of heads, which is four.
@@ -141,10 +165,10 @@ def _schedule(betas: Tensor, buffers: Mapping[str, Tensor], source: str) -> dict
         start, end = (float(f"{v:.{digits}g}") for v in (values[0], values[-1]))
         if 0 < start <= end < 1:
             candidate = dict(steps=len(values), beta_start=start, beta_end=end)
-            if _same(schedule_of(ModelConfig(**candidate)).official_buffers(), buffers):
+            if _same(published_buffers(schedule_of(ModelConfig(**candidate))), buffers):
                 return candidate
     candidate = dict(steps=len(values), betas=values)
-    ours = schedule_of(ModelConfig(**candidate)).official_buffers()
+    ours = published_buffers(schedule_of(ModelConfig(**candidate)))
     for name, table in buffers.items():
         if (
             name not in ours

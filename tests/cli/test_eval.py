@@ -15,7 +15,7 @@ from PIL import Image
 
 from dmtl.diffusion import CounterNoise
 from dmtl.models import ModelConfig, create_model, from_pretrained
-from dmtl.models.published import TASK_ORDER, official_state
+from dmtl.models.published import TASK_ORDER, published_state
 from dmtl.tasks import make_task
 from tests.cli.conftest import environment
 from tests.metrics import oracles
@@ -72,7 +72,7 @@ def published_file(path, seed=0):
     content = {
         "optimizer": optimizer.state_dict(),
         "scheduler": scheduler.state_dict(),
-        "model": {f"module.{name}": value for name, value in official_state(model).items()},
+        "model": {f"module.{name}": value for name, value in published_state(model).items()},
         "epoch": 99,
         "iter_count": 83299,
     }

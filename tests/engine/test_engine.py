@@ -17,7 +17,7 @@ from dmtl.engine.engine import Engine
 from dmtl.engine.graphs import Graphs
 from dmtl.engine.network import Network
 from dmtl.engine.numerics import Form
-from dmtl.models.published import model_from_official
+from dmtl.models.published import model_from_published
 from tests import golden
 from tests.models.cases import TASKS, small_model
 
@@ -101,7 +101,7 @@ def test_golden_predictions(golden_dir, monkeypatch, case, precision, dtypes, ba
     stored = np.load(golden_dir / f"{case}.npz")
     meta = json.loads(str(stored["meta"]))
     size = meta["B"], meta["H"], meta["W"]
-    model = model_from_official(golden.official_state(golden_dir, meta["T"]))
+    model = model_from_published(golden.published_state(golden_dir, meta["T"]))
     engine = Engine(model, precision=precision, inplace=True)
     out = engine(golden.image(case, *size), noise=ArrayNoise(golden.noise(case, meta["T"], *size)))
     for task in golden.CHANNELS:

@@ -6,7 +6,7 @@ import torch
 from dmtl.diffusion import CounterNoise
 from dmtl.engine.engine import Engine
 from dmtl.models import create_model, from_pretrained
-from dmtl.models.published import convert_to_official
+from dmtl.models.published import convert_to_published
 from tests.models.cases import TASKS, small_config, small_model
 
 MECHANISMS = ["feature", "prediction"]
@@ -84,5 +84,5 @@ def test_files(tmp_path):
     with torch.no_grad():
         assert equal(loaded(image).final, model(image).final)
     with pytest.raises(ValueError, match=r"the published format, got .* without = \['condition'\]"):
-        convert_to_official(model, tmp_path / "official.pth")
+        convert_to_published(model, tmp_path / "official.pth")
     assert list(TASKS) == list(loaded.tasks)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dmtl.diffusion import ArrayNoise, Schedule
-from dmtl.models.published import model_from_official, published_name
+from dmtl.models.published import model_from_published, published_buffers, published_name
 from dmtl.ops import use_backend
 from dmtl.ops.registry import REGISTRY
 from dmtl.train.loss import labelled_rows, partial_label_loss
@@ -25,7 +25,7 @@ def relative(a, b) -> float:
 @pytest.mark.parametrize("steps", [1, 2, 5, 10])
 def test_schedule_is_bit_equal(golden_dir, steps):
     stored = np.load(golden_dir / "schedules.npz")
-    for name, table in Schedule.from_range(steps).official_buffers().items():
+    for name, table in published_buffers(Schedule.from_range(steps)).items():
         np.testing.assert_array_equal(table.numpy(), stored[f"{steps}/{name}"], err_msg=name)
 
 
@@ -57,7 +57,7 @@ def test_predictions(golden_dir, case, backend):
     stored = np.load(golden_dir / f"{case}.npz")
     meta = json.loads(str(stored["meta"]))
     size = meta["B"], meta["H"], meta["W"]
-    model = model_from_official(golden.official_state(golden_dir, meta["T"]))
+    model = model_from_published(golden.published_state(golden_dir, meta["T"]))
     with torch.no_grad(), forced(backend):
         out = model(golden.image(case, *size), noise=ArrayNoise(golden.noise(case, meta["T"], *size)))
     for task in golden.CHANNELS:
@@ -76,7 +76,7 @@ def trained(request, golden_dir, backend):
     stored = np.load(golden_dir / f"{case}.npz")
     meta = json.loads(str(stored["meta"]))
     size = meta["B"], meta["H"], meta["W"]
-    model = model_from_official(golden.official_state(golden_dir, meta["T"])).train()
+    model = model_from_published(golden.published_state(golden_dir, meta["T"])).train()
     matrix = torch.tensor(meta["labels"], dtype=torch.bool)
     present = {task: matrix[:, i] for i, task in enumerate(meta["tasks"])}
     labels = golden.labels(case, *size)

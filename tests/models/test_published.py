@@ -11,26 +11,26 @@ from dmtl.errors import CheckpointError, ConfigError
 from dmtl.models import DiffusionMTL, ModelConfig, create_model, from_pretrained
 from dmtl.models.published import (
     TASK_ORDER,
-    convert_to_official,
-    model_from_official,
-    official_state,
+    convert_to_published,
+    model_from_published,
+    published_state,
 )
 from dmtl.models.weights import read_state
 from dmtl.tasks import make_task
 from tests.models.cases import small_model
 
 
-def convert_official(source, directory):
+def convert_published(source, directory):
     model = from_pretrained(source)
     model.save_pretrained(directory)
     return model
 
 
-def small_official(**options) -> dict[str, torch.Tensor]:
+def small_published(**options) -> dict[str, torch.Tensor]:
     """A small network of the five published tasks, under the published names, its tensors random."""
     specs = [make_task(task).spec() for task in TASK_ORDER]
     small = dict(width=16, backbone_width=4, blocks=1, mlp_ratio=2, decoder_blocks=1)
-    state = official_state(create_model(ModelConfig(tasks=specs, **(small | options))))
+    state = published_state(create_model(ModelConfig(tasks=specs, **(small | options))))
     return {
         k: torch.randn_like(v) if v.is_floating_point() and v.dim() > 0 and not is_buffer(k) else v
         for k, v in state.items()
@@ -41,7 +41,7 @@ def is_buffer(key: str) -> bool:
     return key.startswith("diffusion_model.") and key.count(".") == 1
 
 
-def write_official(path, state, prefix="module.", **rest):
+def write_published(path, state, prefix="module.", **rest):
     content = {
         "optimizer": {},
         "scheduler": {},
@@ -70,13 +70,13 @@ def test_published_size_round_trip(golden_dir, tmp_path):
             state[key] = torch.tensor(number)
         else:  # values that tell positions and keys apart
             state[key] = (torch.arange(int(np.prod(shape)), dtype=torch.float32) + number).reshape(shape)
-    write_official(tmp_path / "official.pth.tar", state)
-    model = convert_official(tmp_path / "official.pth.tar", tmp_path / "ours")
+    write_published(tmp_path / "official.pth.tar", state)
+    model = convert_published(tmp_path / "official.pth.tar", tmp_path / "ours")
     assert (model.config.steps, model.config.beta_start, model.config.beta_end) == (2, 1e-3, 1e-2)
     assert list(model.tasks) == list(TASK_ORDER) and model.config.width == 512 and model.config.betas is None
     del model
     (tmp_path / "official.pth.tar").unlink()
-    convert_to_official(from_pretrained(tmp_path / "ours"), tmp_path / "back.pth.tar")
+    convert_to_published(from_pretrained(tmp_path / "ours"), tmp_path / "back.pth.tar")
     content = torch.load(tmp_path / "back.pth.tar", weights_only=True, mmap=True)
     assert set(content) == {"optimizer", "scheduler", "model", "epoch", "iter_count"}
     assert len(content["model"]) == 410 and all(key.startswith("module.") for key in content["model"])
@@ -95,28 +95,28 @@ def test_published_size_round_trip(golden_dir, tmp_path):
     ],
 )
 def test_schedule_is_read_from_the_buffers(tmp_path, steps, start, end):
-    state = small_official(steps=steps, beta_start=start, beta_end=end)
-    write_official(tmp_path / "a.pth.tar", state)
-    model = convert_official(tmp_path / "a.pth.tar", tmp_path / "ours")
+    state = small_published(steps=steps, beta_start=start, beta_end=end)
+    write_published(tmp_path / "a.pth.tar", state)
+    model = convert_published(tmp_path / "a.pth.tar", tmp_path / "ours")
     assert model.config.steps == steps and model.mtdnet.schedule.steps == steps
     assert model.config.beta_start == pytest.approx(start, rel=1e-6)
-    convert_to_official(from_pretrained(tmp_path / "ours"), tmp_path / "b.pth.tar")
+    convert_to_published(from_pretrained(tmp_path / "ours"), tmp_path / "b.pth.tar")
     assert_same(read_state(tmp_path / "b.pth.tar"), state)
 
 
 def test_a_schedule_of_another_form(tmp_path):
     """Betas that fall, or lie on no line, are kept as they are."""
-    state = small_official(betas=[0.2, 0.1, 0.3])
-    model = model_from_official(state)
+    state = small_published(betas=[0.2, 0.1, 0.3])
+    model = model_from_published(state)
     assert model.config.betas == pytest.approx([0.2, 0.1, 0.3]) and model.mtdnet.schedule.steps == 3
-    assert torch.equal(official_state(model)["diffusion_model.betas"], state["diffusion_model.betas"])
+    assert torch.equal(published_state(model)["diffusion_model.betas"], state["diffusion_model.betas"])
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_sizes_are_read_off_the_tensors(tmp_path, prefix):
-    state = small_official(backbone="resnet34", blocks=3, decoder_blocks=2, mlp_ratio=4, width=24)
-    write_official(tmp_path / "a.pth.tar", state, prefix)
-    model = model_from_official(read_state(tmp_path / "a.pth.tar"))
+    state = small_published(backbone="resnet34", blocks=3, decoder_blocks=2, mlp_ratio=4, width=24)
+    write_published(tmp_path / "a.pth.tar", state, prefix)
+    model = model_from_published(read_state(tmp_path / "a.pth.tar"))
     config = model.config
     assert (
         config.backbone,
@@ -126,26 +126,26 @@ def test_sizes_are_read_off_the_tensors(tmp_path, prefix):
         config.width,
         config.backbone_width,
     ) == ("resnet34", 3, 2, 4, 24, 4)
-    assert_same(official_state(model), state)
+    assert_same(published_state(model), state)
     assert not model.training
 
 
 def test_a_bare_state_dict(tmp_path):
-    state = small_official()
+    state = small_published()
     torch.save(state, tmp_path / "bare.pth")
     assert_same(read_state(tmp_path / "bare.pth"), state)
 
 
 def test_the_old_file_format(tmp_path):
-    state = small_official()
+    state = small_published()
     torch.save({"model": state}, tmp_path / "old.pth.tar", _use_new_zipfile_serialization=False)
     assert_same(read_state(tmp_path / "old.pth.tar"), state)
 
 
 def test_optimiser_state_with_numpy_scalars(tmp_path):
-    state = small_official()
+    state = small_published()
     scalars = {"lr": np.float64(2e-5), "decay": np.float32(1e-6), "step": np.int64(5)}
-    write_official(tmp_path / "a.pth.tar", state, epoch=np.int64(99), optimizer={"param_groups": [scalars]})
+    write_published(tmp_path / "a.pth.tar", state, epoch=np.int64(99), optimizer={"param_groups": [scalars]})
     assert_same(read_state(tmp_path / "a.pth.tar"), state)
 
 
@@ -159,11 +159,11 @@ class Payload:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_payload_is_not_executed(tmp_path, zipped):
-    state = small_official() | {"extra": Payload(f"touch {tmp_path / 'executed'}")}
+    state = small_published() | {"extra": Payload(f"touch {tmp_path / 'executed'}")}
     path = tmp_path / "evil.pth.tar"
     torch.save({"model": state}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointError, match=f"{path}: .*not loaded"):
-        convert_official(path, tmp_path / "ours")
+        convert_published(path, tmp_path / "ours")
     assert not (tmp_path / "executed").exists() and not (tmp_path / "ours").exists()
 
 
@@ -180,7 +180,7 @@ def test_a_payload_is_not_executed(tmp_path, zipped):
 )
 def test_a_damaged_file_is_named(tmp_path, damage):
     path = tmp_path / "a.pth.tar"
-    write_official(path, small_official())
+    write_published(path, small_published())
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(CheckpointError, match=f"^{path}: "):
         read_state(path)
@@ -233,12 +233,12 @@ CHANGES = {
 @pytest.mark.parametrize("case", CHANGES)
 def test_a_state_that_does_not_fit(tmp_path, case):
     key, value, message = CHANGES[case]
-    state = {k: v for k, v in small_official().items() if k != key} | (
+    state = {k: v for k, v in small_published().items() if k != key} | (
         {key: value} if value is not None else {}
     )
-    write_official(tmp_path / "a.pth.tar", state)
+    write_published(tmp_path / "a.pth.tar", state)
     with pytest.raises(CheckpointError, match=f"a.pth.tar: .*{message}"):
-        convert_official(tmp_path / "a.pth.tar", tmp_path / "ours")
+        convert_published(tmp_path / "a.pth.tar", tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
 
 
@@ -252,15 +252,15 @@ def test_a_state_that_does_not_fit(tmp_path, case):
     ],
 )
 def test_whole_parts_missing(drop, message):
-    state = {k: v for k, v in small_official().items() if not k.startswith(drop)}
+    state = {k: v for k, v in small_published().items() if not k.startswith(drop)}
     with pytest.raises(CheckpointError, match=f"^some file: .*{message}"):
-        model_from_official(state, "some file")
+        model_from_published(state, "some file")
 
 
 def test_an_unknown_task(tmp_path):
-    state = {k.replace(".sal.", ".foo."): v for k, v in small_official().items()}
+    state = {k.replace(".sal.", ".foo."): v for k, v in small_published().items()}
     with pytest.raises(CheckpointError, match="some file: .*task 'foo'"):
-        model_from_official(state, "some file")
+        model_from_published(state, "some file")
 
 
 @pytest.mark.parametrize(
@@ -269,13 +269,13 @@ def test_an_unknown_task(tmp_path):
 )
 def test_what_has_no_published_form(tmp_path, options):
     with pytest.raises(ConfigError, match="published form"):
-        convert_to_official(small_model(**options), tmp_path / "b.pth.tar")
+        convert_to_published(small_model(**options), tmp_path / "b.pth.tar")
     assert os.listdir(tmp_path) == []
 
 
 def test_converted_model_is_an_ordinary_one(tmp_path):
-    write_official(tmp_path / "a.pth.tar", small_official())
-    converted = convert_official(tmp_path / "a.pth.tar", tmp_path / "ours")
+    write_published(tmp_path / "a.pth.tar", small_published())
+    converted = convert_published(tmp_path / "a.pth.tar", tmp_path / "ours")
     loaded = from_pretrained(tmp_path / "ours")
     assert isinstance(loaded, DiffusionMTL) and loaded.config == converted.config
     assert_same(loaded.state_dict(), converted.state_dict())
