@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,14 @@ from PIL import Image
 from dmtl.cli import main
 from dmtl.evaluation.baseline import read_reference
 from dmtl.report.runs.run import read_run
-from dmtl.runtime.files import json_text, number, write_json
+from dmtl.runtime.files import (
+    float_from_json,
+    is_temporary,
+    json_text,
+    original_stem,
+    temporary_name,
+    write_json,
+)
 from dmtl.train.log import RunLog
 
 
@@ -34,7 +44,14 @@ def test_numbers_that_json_lacks(tmp_path, value):
     }
     write_json(tmp_path / "x.json", [value, 1])
     assert strict((tmp_path / "x.json").read_text()) == [None, 1]
-    assert math.isnan(number(None)) and number(2) == 2.0
+    assert math.isnan(float_from_json(None)) and float_from_json(2) == 2.0
+
+
+def test_names_of_temporary_files(tmp_path):
+    handle, temporary = tempfile.mkstemp(**temporary_name(tmp_path / "a.b.png"))
+    os.close(handle)
+    name = Path(temporary).name
+    assert is_temporary(name) and original_stem(name) == "a.b" and not is_temporary("a.b.png")
 
 
 def test_a_log_gives_back_what_it_took(tmp_path):

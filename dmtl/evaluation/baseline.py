@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dmtl.errors import ConfigError
 from dmtl.metrics.delta import delta_mtl, judged
-from dmtl.runtime.files import number
+from dmtl.runtime.files import float_from_json
 
 EVAL = "eval.json"
 """Name of the file in a run's folder with the metrics of a separate evaluation."""
@@ -36,7 +36,9 @@ def read_reference(
     file = Path(path) / "metrics.json" if Path(path).is_dir() else Path(path)
     try:
         metrics = json.loads(file.read_text(encoding="utf-8"))["metrics"]
-        return {task: {name: number(v) for name, v in values.items()} for task, values in metrics.items()}
+        return {
+            task: {name: float_from_json(v) for name, v in values.items()} for task, values in metrics.items()
+        }
     except OSError as error:
         raise ConfigError(
             f"{option} must be a finished run or its metrics.json: {file}: {error.strerror}"

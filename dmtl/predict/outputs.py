@@ -43,7 +43,7 @@ from dmtl.predict.maps import (
 )
 from dmtl.predict.pipeline import Waits
 from dmtl.predict.video import VideoWriter
-from dmtl.runtime.files import is_temporary, write_bytes
+from dmtl.runtime.files import is_temporary, original_stem, write_bytes
 from dmtl.tasks import Task
 from dmtl.tasks.palette import heat
 from dmtl.tasks.sheet import sheet
@@ -269,8 +269,9 @@ class Outputs:
                         videos.add(path)
         for folder in {*names, *videos}:
             for file in folder.iterdir() if folder.is_dir() else ():
-                stem = Path(file.name[1 : -9 - len(file.suffix)]).stem  # of `.stem.png.12345678.png`
-                if is_temporary(file.name) and (folder in videos or stem in names.get(folder, ())):
+                if is_temporary(file.name) and (
+                    folder in videos or original_stem(file.name) in names.get(folder, ())
+                ):
                     file.unlink(missing_ok=True)
 
     def _painted(self, frame: Frame, maps: ImageMaps) -> dict[str, np.ndarray]:

@@ -51,6 +51,19 @@ def temporary_name(path: Path) -> dict[str, Any]:
     return {"dir": path.parent, "prefix": f".{stem}{path.suffix}.", "suffix": path.suffix}
 
 
+def is_temporary(name: str) -> bool:
+    """Return whether this is the name of a temporary file of `write_atomically`; a killed process leaves
+    one."""
+    suffix = re.escape(Path(name).suffix)
+    return re.fullmatch(rf"\..+{suffix}\.[a-z0-9_]{{8}}{suffix}", name) is not None
+
+
+def original_stem(name: str) -> str:
+    """Return the stem of the file that would have become of the temporary file `name`."""
+    suffix = Path(name).suffix
+    return name[1 : -len(f"{suffix}.12345678{suffix}")]
+
+
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     """Write bytes atomically."""
     write_atomically(path, lambda temporary: Path(temporary).write_bytes(content))
@@ -71,7 +84,7 @@ def write_json(path: str | os.PathLike, value: object, indent: int = 2) -> None:
     write_text(path, json_text(value, indent) + "\n")
 
 
-def number(value: Any) -> float:
+def float_from_json(value: Any) -> float:
     """Convert a number that `json_text` wrote back to float: null becomes NaN."""
     return math.nan if value is None else float(value)
 
@@ -82,10 +95,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def is_temporary(name: str) -> bool:
-    """Return whether this is the name of a temporary file of `write_atomically`; a killed process leaves
-    one."""
-    suffix = re.escape(Path(name).suffix)
-    return re.fullmatch(rf"\..+{suffix}\.[a-z0-9_]{{8}}{suffix}", name) is not None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dmtl.errors import ConfigError
-from dmtl.runtime.files import json_text, number, write_text
+from dmtl.runtime.files import float_from_json, json_text, write_text
 
 
 class RunLog:
@@ -68,10 +68,10 @@ class RunLog:
             except ValueError:
                 continue
             if "loss" in row:
-                row["loss"] = number(row["loss"])
+                row["loss"] = float_from_json(row["loss"])
             for tasks in (row.get("metrics", {}), *row.get("sources", {}).values()):
                 for metrics in tasks.values():
-                    metrics.update({name: number(value) for name, value in metrics.items()})
+                    metrics.update({name: float_from_json(value) for name, value in metrics.items()})
             rows.append(row)
         return rows
 

@@ -165,8 +165,8 @@ def partial_label_loss(
     Raises:
         ValueError: no pair is labelled.
     """
-    rows = {name: labelled_rows(present, labels[name].device)[name] for name in prediction.final}
-    losses = pair_losses(prediction, labels, rows, tasks, final=final)
+    device = next((label.device for label in labels.values()), "cpu")
+    losses = pair_losses(prediction, labels, labelled_rows(present, device), tasks, final=final)
     total = weighted_sum(losses, present, tasks, initial_weight=initial_weight)
     if total is None:
         raise ValueError("partial_label_loss: prediction must hold at least one labelled task, got none")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -82,8 +82,12 @@ def open_data(config: DataConfig, task_weights: dict[str, float] | None = None) 
     for root in [config.root] if config.root else [source.root for source in config.sources]:
         _check_root(root)
     train, val = (open_split(config, split, config.tasks, config.resize) for split in ("train", "val"))
-    tasks = {name: _weighted(task, (task_weights or {}).get(name)) for name, task in train.tasks.items()}
-    unused = [name for name in task_weights or {} if name not in tasks]
+    weights = task_weights or {}
+    tasks = {
+        name: replace(task, weight=weights[name]) if name in weights else task
+        for name, task in train.tasks.items()
+    }
+    unused = [name for name in weights if name not in tasks]
     if unused:  # allowed for tasks that data.tasks leaves out
         every = open_split(config, "train").tasks
         for name in unused:
@@ -286,7 +290,3 @@ def _check_root(root: str) -> None:
             "data.root must be 'scenes' or a folder with dataset.yaml, got "
             f"{root} ({formats[0]} as distributed): `dmtl data convert {root} OUT` writes such a folder"
         )
-
-
-def _weighted(task: Task, weight: float | None) -> Task:
-    return task if weight is None else task_from_spec({**task.spec(), "weight": weight})

@@ -77,7 +77,7 @@ def run(args: Check) -> int:
         tell(roots, problems, args.lines)
     faults = sum(problem.is_fault for problem in problems)
     if faults:
-        say(f"\n{args.data}: {faults} problem{'s' * (faults > 1)}")
+        say(f"\n{args.data}: {plural(faults, 'problem')}")
         return 1
     of = f" of {plural(len(sources), 'source')}" if sources else ""
     say(f"{args.data}: {images} images in {', '.join(args.splits)}{of}, nothing wrong")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from dmtl.data.base import source_of
 from dmtl.engine.describe import describe_model
 from dmtl.errors import DataError
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
@@ -87,5 +88,5 @@ def _labels(run: Run, task: str) -> str:
         return ""
     ids = [id for id, on in zip(run.labels.ids, run.labels.column(task), strict=True) if on]
     several = run.setting("data", "sources")  # with sources, ids are `source/id`
-    sources = dict.fromkeys(id.partition("/")[0] for id in ids) if several else {}
+    sources = dict.fromkeys(source_of(id) for id in ids) if several else {}
     return f"{len(ids):,}" + (f" ({', '.join(sources)})" if sources else "")

@@ -18,7 +18,7 @@ from typing import Any
 from dmtl.data import LabelMatrix
 from dmtl.errors import DataError
 from dmtl.evaluation.baseline import EVAL
-from dmtl.runtime.files import number
+from dmtl.runtime.files import float_from_json
 from dmtl.tasks import Task, task_from_spec
 from dmtl.train.log import RunLog
 
@@ -193,12 +193,14 @@ def _metrics_in(summary: Mapping, file: Path, writer: str) -> tuple[dict, dict, 
     """
 
     def read(metrics: Mapping) -> dict:
-        return {str(t): {str(k): number(v) for k, v in m.items()} for t, m in metrics.items()}
+        return {str(t): {str(k): float_from_json(v) for k, v in m.items()} for t, m in metrics.items()}
 
     try:
         metrics = read(summary["metrics"])
         sources = {str(source): read(found) for source, found in summary.get("sources", {}).items()}
-        primary = {str(t): (str(n), number(v), bool(h)) for t, (n, v, h) in summary["primary"].items()}
+        primary = {
+            str(t): (str(n), float_from_json(v), bool(h)) for t, (n, v, h) in summary["primary"].items()
+        }
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f'{file}: not as `{writer}` writes it ({error!r}), expected "metrics" and "primary" by task'
