@@ -131,31 +131,47 @@ def main(arguments: list[str]) -> int:
         return 0
     metrics = rows[0]["metrics"]
     primary = primary_metrics(metrics, evaluation.tasks)
-    sources = rows[0].get("sources", {})
     compared = {} if reference is None else compare_with_baseline(metrics, primary, reference)
     if args.json:
-        found = {"metrics": metrics, "primary": primary} if len(rows) == 1 else {"steps": rows}
-        found |= {"sources": rows[0]["sources"]} if sources else {}
-        found |= {"protocol": evaluation.description, **compared}
-        write_json(args.json, found)
-    title = f"{source} on {evaluation}"
+        write_json(args.json, _contents(evaluation, rows, primary, compared))
+    _print(f"{source} on {evaluation}", evaluation, rows, primary, compared, per_class=args.per_class)
+    return 0
+
+
+def _contents(evaluation: Evaluation, rows: list[dict], primary: Mapping[str, tuple], compared: dict) -> dict:
+    """Return the content of --json."""
+    first = rows[0]
+    found = {"metrics": first["metrics"], "primary": primary} if len(rows) == 1 else {"steps": rows}
+    if sources := first.get("sources"):
+        found |= {"sources": sources}
+    return found | {"protocol": evaluation.description, **compared}
+
+
+def _print(
+    title: str,
+    evaluation: Evaluation,
+    rows: list[dict],
+    primary: Mapping[str, tuple],
+    compared: dict,
+    *,
+    per_class: bool,
+) -> None:
+    """Print the tables of metrics."""
+    metrics = rows[0]["metrics"]
     if len(rows) == 1:
-        columns = final_and_initial(metrics, primary)
-        console.print(metric_table(columns, title, evaluation.notes()))
-        if sources:
+        console.print(metric_table(final_and_initial(metrics, primary), title, evaluation.notes()))
+        if sources := rows[0].get("sources"):
             console.print(source_table(sources, metrics, primary))
     else:
         console.print(_steps_table(title, rows, primary))
-    if args.per_class:
-        for name in evaluation.tasks:
-            each = [
-                (m.removeprefix("IoU/"), f"{v:.2f}") for m, v in metrics[name].items() if m.startswith("IoU/")
-            ]
-            if each:
-                console.print(table_of((f"{name} class", "IoU %"), each))
+    for name in evaluation.tasks if per_class else ():
+        each = [
+            (m.removeprefix("IoU/"), f"{v:.2f}") for m, v in metrics[name].items() if m.startswith("IoU/")
+        ]
+        if each:
+            console.print(table_of((f"{name} class", "IoU %"), each))
     if compared:
         console.print(_baseline_table(primary, compared))
-    return 0
 
 
 def _checked_source(args: Eval) -> str:

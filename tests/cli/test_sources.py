@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from dmtl.cli import _plan
+from dmtl.tasks.sheet import GAP
 from tests.fixtures.sources import write_three
 
 RUN = """
@@ -56,7 +57,7 @@ def test_check_and_show(dmtl, config, tmp_path):
     assert cells(shown, "rooms") == ["rooms", "6", "6", "6", "0"]
     assert cells(shown, "lines") == ["lines", "4", "0", "0", "4"]
     with Image.open(tmp_path / "s.png") as sheet:
-        assert sheet.width == 4 * 40  # a picture of the widest source, and three labels
+        assert sheet.width == 4 * (120 + GAP) + GAP  # the picture and three labels, with room for captions
     dmtl("data", "show", config, "--out", tmp_path / "s.html")
     assert '<th scope="row">street</th><td class="num">5</td>' in (tmp_path / "s.html").read_text()
 
