@@ -25,8 +25,8 @@ HEAD = """\
 # Commands
 
 `dmtl COMMAND --help` prints the same texts. The exit status is 0 if all is done, 1 if the listed failures
-occurred, and 2 if the input is wrong (one line says why). `torchrun -m dmtl COMMAND` runs `train`, `eval` and
-`predict` on several processes.
+occurred, and 2 if the input is wrong (one line says why). It is 130 after Ctrl-C and 143 after SIGTERM.
+`torchrun -m dmtl COMMAND` runs `train`, `eval` and `predict` on several processes.
 
 MODEL is a run's folder, a folder with `config.json` and `model.safetensors`, the published checkpoint, an id
 on the Hugging Face Hub, or `six-tasks`, the built-in model. DATA is `scenes` (rendered rooms, which need no

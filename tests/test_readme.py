@@ -111,7 +111,8 @@ def test_the_rest_of_the_shell_blocks():
             if words[0] == "make":
                 assert words[1] in targets, line
             elif words[:2] == ["pip", "install"]:
-                assert {*words[2:]} <= {"-e", ".", ".[encoders]", "-c", "constraints.txt"}, line
+                packages = {".", ".[encoders,import,video,app]"}
+                assert {*words[2:]} <= packages | {"-e", "-c", "constraints.txt"}, line
             elif words[:2] == ["python", "-m"]:
                 assert importlib.util.find_spec(words[2]), line
             else:

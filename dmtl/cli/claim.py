@@ -14,6 +14,7 @@ from dmtl.cli._progress import Relay
 from dmtl.cli.train import FromFile, parse_run
 from dmtl.errors import ConfigError
 from dmtl.train.claim import FILE, claim_of
+from dmtl.train.config import RunConfig
 from dmtl.train.toml import read_methods
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class ClaimArgs(FromFile):
     one.
     """
 
+    out: str = RunConfig.out
+    """Folder of all runs and of claim.json."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Seeds of initialisation, order, augmentation and noise."""
     methods: list[str] = field(default_factory=list)

@@ -65,7 +65,7 @@ class Schedule:
     """Variance schedule over S levels.
 
     Args:
-        betas: S values in (0, 1), non-decreasing abar is guaranteed by construction.
+        betas: S values in (0, 1), so abar decreases strictly.
     """
 
     def __init__(self, betas: np.ndarray):

@@ -19,7 +19,8 @@ DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, 
 def has_bf16(device: torch.device) -> bool:
     """Return whether the device has instructions for bf16: GPUs since Ampere, CPUs with AVX-512 BF16 or AMX.
 
-    Otherwise PyTorch emulates bf16; with AVX2, training is then about ten times slower than in fp32.
+    Otherwise PyTorch emulates bf16; with AVX2, a training step then takes more than seven times as long as in
+    fp32.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

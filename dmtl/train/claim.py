@@ -44,7 +44,7 @@ DEFAULT = {
     "mtl_equal_time": {"like": "mtl", "time_of": "diffusion"},
 }
 FILE = "claim.json"
-"""Names of the files with the results of a table, in its folder."""
+"""Name of the file with the results of a table, in its folder."""
 
 
 @dataclass

@@ -42,7 +42,8 @@ class Import:
     ignore: list[str] = dataclasses.field(default_factory=list)
     """Labels whose pixels are ignored (huggingface: stored values)."""
     empty: bool = False
-    """Images without an annotation are labelled as empty (coco, cvat, label-studio)."""
+    """coco and cvat: images without an annotation are labelled as empty. label-studio, with --map: in an
+    annotated image, a task without a region is labelled as empty."""
     map: list[str] = dataclasses.field(default_factory=list)
     """huggingface: TASK=COLUMN, or TASK:KIND=COLUMN for a custom task, and image=COLUMN. label-studio:
     TASK=NAME of a control tag."""

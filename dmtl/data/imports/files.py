@@ -160,8 +160,7 @@ def package(name: str, extra: str, where: object) -> ModuleType:
     except ImportError as error:
         needed = name.partition(".")[0]
         raise DataError(
-            f"{where}: needs the package {needed} ({one_line(error)}): "
-            f"pip install 'dmtl[{extra}]' -c constraints.txt"
+            f"{where}: needs the package {needed} ({one_line(error)}): pip install 'dmtl[{extra}]'"
         ) from error
 
 
