@@ -42,8 +42,9 @@ class _Uncaptured(CounterNoise):
 class Ceilings:
     """The limits of the machine.
 
-    compute  operations per second by operator, because operators may use different dtypes
-    copy     bytes per second of a copy
+    Attributes:
+        compute: operations per second by operator, because operators may use different dtypes.
+        copy: bytes per second of a copy.
     """
 
     compute: Mapping[str, float]

@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 class Sample:
     """One image with the labels that are known and visible.
 
-    id      name of the image, unique in its split
-    image   uint8 [3, H, W], RGB; float32 once normalised
-    labels  task name -> [K, H, W]; uint8 for classes and binary, float32 for unit vectors and scalars.
-            A task without a label is simply not in the dictionary.
-    valid_size  (h, w) of the part that is not padding; None when nothing was padded
-    valid_at    (top, left) of that part
+    Attributes:
+        id: name of the image, unique in its split.
+        image: uint8 [3, H, W], RGB; float32 once normalised.
+        labels: task name -> [K, H, W]; uint8 for classes and binary, float32 for unit vectors and scalars. A
+            task without a label is simply not in the dictionary.
+        valid_size: (h, w) of the part that is not padding; None when nothing was padded.
+        valid_at: (top, left) of that part.
     """
 
     id: str

@@ -107,8 +107,9 @@ def image_size(path: AnyFile, *, upright: bool = True) -> tuple[int, int]:
 class Appearance:
     """Why an image file may look different from its stored pixels.
 
-    orientation  its orientation tag, 1 to 8; 1 without a valid tag
-    transparent  it has an alpha channel, or a transparent palette index or colour
+    Attributes:
+        orientation: its orientation tag, 1 to 8; 1 without a valid tag.
+        transparent: it has an alpha channel, or a transparent palette index or colour.
     """
 
     orientation: int
@@ -144,11 +145,12 @@ def turned_hint(path: AnyFile, found: Sequence[int], size: tuple[int, int]) -> s
 class Codes:
     """The content of a label or map file.
 
-    values   the array, as `read_label_image` returns it
-    numbers  True: `values` are the actual numbers (.npy, some TIFFs); False: they are codes, as in a PNG
-    most     the largest code that a pixel of the file can hold; None for palette indices and for numbers
-    reading  (scale, offset) if the file says that value = offset + scale * code, as files of `dmtl predict`
-             do; otherwise None
+    Attributes:
+        values: the array, as `read_label_image` returns it.
+        numbers: True: `values` are the actual numbers (.npy, some TIFFs); False: they are codes, as in a PNG.
+        most: the largest code that a pixel of the file can hold; None for palette indices and for numbers.
+        reading: (scale, offset) if the file says that value = offset + scale * code, as files of `dmtl
+            predict` do; otherwise None.
     """
 
     values: np.ndarray

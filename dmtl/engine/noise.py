@@ -26,8 +26,9 @@ BAND = 1 << 22  # maximum elements of upsampled logits in memory at a time
 class KeyedNoise:
     """Noise from given keys, which a captured graph reads again at every replay.
 
-    tasks   names of the tasks
-    key_R3  keys of the rows of all these tasks, from `keys_of`
+    Attributes:
+        tasks: names of the tasks.
+        key_R3: keys of the rows of all these tasks, from `keys_of`.
     """
 
     tasks: tuple[str, ...]

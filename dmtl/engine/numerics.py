@@ -24,12 +24,13 @@ _PROBE = 256  # tokens on which dtypes are compared: those of a 512x512 image at
 class Form:
     """How a network computes.
 
-    maps    dtype of maps
-    tokens  dtype of the cross blocks
-    apart   process the maps of tasks one after another, not in one packed tensor: this needs less memory, and
-            each map fits into a CPU's cache
-    pack    keep convolution weights transformed for their backend, with Winograd in four times the memory
-    fused   compute inverted residuals of the encoder with `ops.inverted_residual`
+    Attributes:
+        maps: dtype of maps.
+        tokens: dtype of the cross blocks.
+        apart: process the maps of tasks one after another, not in one packed tensor: this needs less memory,
+            and each map fits into a CPU's cache.
+        pack: keep convolution weights transformed for their backend, with Winograd in four times the memory.
+        fused: compute inverted residuals of the encoder with `ops.inverted_residual`.
     """
 
     maps: torch.dtype = torch.float32

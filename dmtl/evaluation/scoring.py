@@ -39,11 +39,11 @@ _Maps = dict[str, Tensor]
 class Boundaries:
     """How thin tasks (`Task.thin`) are scored as boundaries, on predictions without their padding.
 
-    metric  function (ignored label value) -> metric of probabilities [B, H, W] and labels [B, 1, H, W]
-    truth   function (index in the data set, task) -> true boundaries, bool [H, W]; None: they are where the
-    label
-            is 1
-    ids     ids of the images to score; None: all that have a label of the task
+    Attributes:
+        metric: function (ignored label value) -> metric of probabilities [B, H, W] and labels [B, 1, H, W].
+        truth: function (index in the data set, task) -> true boundaries, bool [H, W]; None: they are where
+            the label is 1.
+        ids: ids of the images to score; None: all that have a label of the task.
     """
 
     metric: Callable[[float], Metric]

@@ -2,8 +2,8 @@
 
 After P. Dollar and C. L. Zitnick, "Fast edge detection using structured forests" (2015) and its toolbox:
 
-    S       = E smoothed by a triangle of radius 4, [1 2 3 4 5 4 3 2 1] / 25 along either axis, borders
-              mirrored
+    S       = E smoothed by a triangle of radius 4, [1 2 3 4 5 4 3 2 1] / 25 along either axis, with
+              mirrored borders
     normal  = direction across the boundary: tan = S_yy sign(-S_xy) / (S_xx + 1e-5)
     E       = 0 where 1.01 E is less than E (bilinear) one pixel along the normal on either side
     E       = E times 0, 1/5 .. 4/5 on the five outermost rows and columns (fewer in images below 10 pixels)

@@ -68,12 +68,13 @@ class Condition(nn.Module):
 class Layers:
     """The layers of some tasks, collected once for all steps of a chain.
 
-    pre     the layers before the cross blocks: one group for each signal
-    point   the trunks' 1x1 layers; None if they are folded into the first 3x3
-    trunks  the trunks' 3x3 layers: one list for all rows, or one for each task if tasks are apart
-    last    the last layer of each task, if trunks end in C_T channels; otherwise empty
-    blocks  the cross blocks
-    timed   level -> `pre` with the time embedding added to its biases, if the levels are known beforehand
+    Attributes:
+        pre: the layers before the cross blocks: one group for each signal.
+        point: the trunks' 1x1 layers; None if they are folded into the first 3x3.
+        trunks: the trunks' 3x3 layers: one list for all rows, or one for each task if tasks are apart.
+        last: the last layer of each task, if trunks end in C_T channels; otherwise empty.
+        blocks: the cross blocks.
+        timed: level -> `pre` with the time embedding added to its biases, if the levels are known beforehand.
     """
 
     pre: list[GroupedConv]

@@ -184,14 +184,15 @@ class MTDNet(nn.Module):
 class Run:
     """What the chain needs besides its signals.
 
-    pairs    the (sample, task) pairs of the rows
-    tokens   condition tokens of every row
-    query    the first cross block's query of every row
-    layers   layers of the denoiser; None if each step has its own copy of the weights
-    plan     the steps
-    noise    source of the noise
-    anchors  the initial logits to which a residual model adds its corrections; otherwise None
-    weights  the weights of each step (`nn.precision.lower`), if each step has its own copy
+    Attributes:
+        pairs: the (sample, task) pairs of the rows.
+        tokens: condition tokens of every row.
+        query: the first cross block's query of every row.
+        layers: layers of the denoiser; None if each step has its own copy of the weights.
+        plan: the steps.
+        noise: source of the noise.
+        anchors: the initial logits to which a residual model adds its corrections; otherwise None.
+        weights: the weights of each step (`nn.precision.lower`), if each step has its own copy.
     """
 
     pairs: Pairs
@@ -208,9 +209,10 @@ class Run:
 class Denoised:
     """The state of the chain after a step.
 
-    pairs    the (sample, task) pairs of the rows
-    signals  one packed tensor, or one for each task
-    anchors  the initial logits of a residual model; otherwise None
+    Attributes:
+        pairs: the (sample, task) pairs of the rows.
+        signals: one packed tensor, or one for each task.
+        anchors: the initial logits of a residual model; otherwise None.
     """
 
     pairs: Pairs

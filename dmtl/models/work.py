@@ -29,14 +29,14 @@ WINOGRAD = 4.0  # F(4x4, 3x3) needs 36 products for 16 results, the direct algor
 class Part:
     """The work of one layer on all its rows.
 
-    stage     part of the network, such as "initial" or "chain"
-    operator  operator that computes the layer
-    layer     name of the layer
-    flops     operations of the direct algorithm; a multiply-add counts as two
-    bytes     size of inputs, parameters and results, each counted once
-    winograd  the layer is a 3x3 convolution of stride 1 outside the encoder: the CPU's operator computes it
-    by
-              Winograd's algorithm with a quarter of the products
+    Attributes:
+        stage: part of the network, such as "initial" or "chain".
+        operator: operator that computes the layer.
+        layer: name of the layer.
+        flops: operations of the direct algorithm; a multiply-add counts as two.
+        bytes: size of inputs, parameters and results, each counted once.
+        winograd: the layer is a 3x3 convolution of stride 1 outside the encoder: the CPU's operator computes
+            it by Winograd's algorithm with a quarter of the products.
     """
 
     stage: str

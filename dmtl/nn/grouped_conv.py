@@ -19,10 +19,11 @@ class GroupedConv:
 
     Folded and packed forms are only for inference: they are computed once, without an autograd graph.
 
-    weights     weight of each task, [K, C, 3, 3]
-    biases      bias of each task, [K]
-    tap_biases  bias of each tap of each task; None if no 1x1 was folded in
-    packed      weights transformed for their backend; None if they are not
+    Attributes:
+        weights: weight of each task, [K, C, 3, 3].
+        biases: bias of each task, [K].
+        tap_biases: bias of each tap of each task; None if no 1x1 was folded in.
+        packed: weights transformed for their backend; None if they are not.
     """
 
     weights: list[Tensor]

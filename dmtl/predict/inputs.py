@@ -20,10 +20,10 @@ _HIDDEN = "hidden files and folders are not predicted"
 class Input:
     """One input file.
 
-    path  the file
-    name  name of its outputs, such as "street/0001" (with `/` on every system): outputs of an image add a
-    suffix,
-          those of a video's frame add the frame's number
+    Attributes:
+        path: the file.
+        name: name of its outputs, such as "street/0001" (with `/` on every system): outputs of an image add a
+            suffix, those of a video's frame add the frame's number.
     """
 
     path: Path
@@ -46,10 +46,11 @@ class Failure:
 class LeftOut:
     """Files or folders below the requested ones that are not predicted, all for the same reason.
 
-    kind    their suffix, or another property that they share
-    count   how many there are
-    first   path of the first one
-    reason  why they are not predicted
+    Attributes:
+        kind: their suffix, or another property that they share.
+        count: how many there are.
+        first: path of the first one.
+        reason: why they are not predicted.
     """
 
     kind: str

@@ -53,9 +53,10 @@ def fingerprint(model: nn.Module) -> str:
 class Record:
     """The record of one input.
 
-    images    entries of its images or frames in maps.json
-    video     entry of the video in maps.json; None for an image
-    failures  what failed
+    Attributes:
+        images: entries of its images or frames in maps.json.
+        video: entry of the video in maps.json; None for an image.
+        failures: what failed.
     """
 
     images: list[dict] = field(default_factory=list)

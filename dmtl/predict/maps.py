@@ -1,12 +1,15 @@
-"""Encode predictions as PNG and .npy files, in the natural format of each kind (`Task.map_to_pixels`).
+"""Encode predictions as PNG and .npy files, in the natural format of each kind.
 
-classes      8-bit palette PNG; the pixel value is the class id, the palette makes it a picture
-             (16-bit grey above 256 classes)
-binary       8-bit grey PNG; probability = value / 255
-distance     16-bit grey PNG in millimetres; metres = value / 1000; as a scalar if millimetres cannot hold it
-scalar       16-bit grey PNG; value = offset + scale * pixel, with scale and offset of each image in maps.json
-             and in the PNG itself (text chunk "dmtl")
-unit_vector  8-bit RGB PNG; component = value / 127.5 - 1; also float16 .npy [3, H, W] on request
+`Task.map_to_pixels` chooses the format:
+
+    classes      8-bit palette PNG; the pixel value is the class id, the palette makes it a picture
+                 (16-bit grey above 256 classes)
+    binary       8-bit grey PNG; probability = value / 255
+    distance     16-bit grey PNG in millimetres; metres = value / 1000; as a scalar if millimetres cannot
+                 hold it
+    scalar       16-bit grey PNG; value = offset + scale * pixel, with scale and offset of each image in
+                 maps.json and in the PNG itself (text chunk "dmtl")
+    unit_vector  8-bit RGB PNG; component = value / 127.5 - 1; also float16 .npy [3, H, W] on request
 """
 
 from __future__ import annotations

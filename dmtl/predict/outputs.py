@@ -11,9 +11,8 @@ which it was found. For a frame of a video it is the video's name, "/" and the f
     OUT/pictures/<task>/<video>.mp4    the pictures of a whole video, each frame at its time
     OUT/overview/<video>.mp4
     OUT/maps.json                      how to read the maps, the model and options that made them, the
-    predicted
-                                       images (frames with their `time` in seconds after the first), the
-                                       failures, and what was left out
+                                       predicted images (frames with their `time` in seconds after the first),
+                                       the failures, and what was left out
     OUT/.parts                         only during a prediction (see `dmtl.predict.ledger`)
 
 Maps have the size of the image as viewers and players show it: the EXIF orientation, or the mirroring and
@@ -56,13 +55,14 @@ RESERVED = ("pictures", "overview", "uncertainty")
 class Frame:
     """An image to predict: a file, or one frame of a video.
 
-    item       the input file
-    image      uint8 [3, H, W], RGB
-    number     number of the frame in its video, from 0; None for an image file
-    rate       number of frames to predict per second of the video
-    expected   estimated number of frames to predict
-    time       time of the frame in seconds after the first one
-    time_base  unit of the video's times in seconds
+    Attributes:
+        item: the input file.
+        image: uint8 [3, H, W], RGB.
+        number: number of the frame in its video, from 0; None for an image file.
+        rate: number of frames to predict per second of the video.
+        expected: estimated number of frames to predict.
+        time: time of the frame in seconds after the first one.
+        time_base: unit of the video's times in seconds.
     """
 
     item: Input
@@ -88,10 +88,11 @@ class Frame:
 class ImageMaps:
     """The predictions for one image, on the CPU.
 
-    maps         task -> [H, W], or [K, H, W] for vectors
-    finite       task -> bool scalar: whether the model's output is finite
-    uncertainty  task -> float32 [H, W]; empty for a single noise sample
-    steps        number of denoising steps; None if it was not counted
+    Attributes:
+        maps: task -> [H, W], or [K, H, W] for vectors.
+        finite: task -> bool scalar: whether the model's output is finite.
+        uncertainty: task -> float32 [H, W]; empty for a single noise sample.
+        steps: number of denoising steps; None if it was not counted.
     """
 
     maps: dict[str, Tensor]

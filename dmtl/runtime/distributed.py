@@ -25,10 +25,11 @@ for processes that hang; torchrun notices dead ones at once."""
 class World:
     """The place of this process in a run.
 
-    rank        number of this process
-    size        number of processes
-    local_rank  number of this process on its machine
-    device      device of this process
+    Attributes:
+        rank: number of this process.
+        size: number of processes.
+        local_rank: number of this process on its machine.
+        device: device of this process.
     """
 
     rank: int = 0

@@ -13,13 +13,13 @@ from torch import Tensor
 class Support:
     """Conditions under which a backend's module can serve its operator.
 
-    devices          device types of the tensors
-    dtypes           floating-point dtypes of the operator's data
-    available        returns reasons why the backend is missing on this machine; empty: it is available
-    shapes           called with the arguments of the forward operator; returns reasons why their shapes are
-    not
-                     supported; None: all shapes are
-    backward_shapes  the same for the backward operator
+    Attributes:
+        devices: device types of the tensors.
+        dtypes: floating-point dtypes of the operator's data.
+        available: returns reasons why the backend is missing on this machine; empty: it is available.
+        shapes: called with the arguments of the forward operator; returns reasons why their shapes are not
+            supported; None: all shapes are.
+        backward_shapes: the same for the backward operator.
     """
 
     devices: tuple[str, ...]

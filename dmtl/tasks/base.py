@@ -37,10 +37,11 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 class Words:
     """Words for a kind of task in reports and maps.json.
 
-    kind         what labels are
-    map          what a value of a decoded prediction is
-    uncertainty  what `Task.uncertainty` measures
-    mistake      when a pixel counts as wrong, for comparing errors with uncertainty
+    Attributes:
+        kind: what labels are.
+        map: what a value of a decoded prediction is.
+        uncertainty: what `Task.uncertainty` measures.
+        mistake: when a pixel counts as wrong, for comparing errors with uncertainty.
     """
 
     kind: str = "numbers"

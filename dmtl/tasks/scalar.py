@@ -22,16 +22,18 @@ NO_NUMBER = float(np.finfo(np.float32).min)
 
 @dataclass(frozen=True, kw_only=True)
 class Scalar(Task):
-    """One logit that is the value itself, or its logarithm; the loss is a masked L1. Options:
-
-        log        the logit is the natural logarithm of the value, and the loss compares logarithms
-        distance   values are distances from the camera in metres: magnifying an image divides them
-        inverse    values are inverse distances (disparities) in any unit: magnifying multiplies them
-        low, high  ends of the colour scale; default: the 1st and 99th percentile of each picture
-        score      the metric that enters Delta_MTL: "rmse" or "abs_err"
+    """One logit that is the value itself, or its logarithm; the loss is a masked L1.
 
     With `log`, `distance` or `inverse`, labels of 0 or less are ignored. The default of `ignore` is the
     lowest float32, so that no number is ignored by accident; files mark unknown pixels by NaN.
+
+    Attributes:
+        log: the logit is the natural logarithm of the value, and the loss compares logarithms.
+        distance: values are distances from the camera in metres: magnifying an image divides them.
+        inverse: values are inverse distances (disparities) in any unit: magnifying multiplies them.
+        score: the metric that enters Delta_MTL: "rmse" or "abs_err".
+        low: low end of the colour scale; default: the 1st percentile of each picture.
+        high: high end of the colour scale; default: the 99th percentile.
     """
 
     ignore: float = NO_NUMBER

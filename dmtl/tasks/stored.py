@@ -23,11 +23,11 @@ LINEAR = "16-bit grey; value = offset + scale * pixel, with offset and scale of 
 class Pixels:
     """A prediction as the pixels of a PNG file.
 
-    values   uint8 or uint16 [H, W], or uint8 [H, W, 3]
-    palette  colours of the values of an 8-bit image, uint8 [n, 3]; None: no palette
-    reading  {"offset": ..., "scale": ...} of this file: value = offset + scale * pixel. Empty if all files of
-    the
-             task are read in the same way
+    Attributes:
+        values: uint8 or uint16 [H, W], or uint8 [H, W, 3].
+        palette: colours of the values of an 8-bit image, uint8 [n, 3]; None: no palette.
+        reading: {"offset": ..., "scale": ...} of this file: value = offset + scale * pixel. Empty if all
+            files of the task are read in the same way.
     """
 
     values: np.ndarray

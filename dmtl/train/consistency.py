@@ -59,10 +59,11 @@ _LAYERS = 2
 class TaskPairs:
     """Ordered pairs (s, t) of tasks such that an image has no label of s but one of t; int64 on the CPU.
 
-    images  [N]: rows of the batch that have labelled and unlabelled tasks
-    image   [P]: the image of each pair, as an index into `images`
-    source  [P]: s of each pair, as the index of a task
-    target  [P]: t of each pair, as the index of a task
+    Attributes:
+        images: [N]: rows of the batch that have labelled and unlabelled tasks.
+        image: [P]: the image of each pair, as an index into `images`.
+        source: [P]: s of each pair, as the index of a task.
+        target: [P]: t of each pair, as the index of a task.
     """
 
     images: Tensor
@@ -199,9 +200,9 @@ class Consistency(Objective):
 
 
 def cosine_distance(x_PChw: Tensor, y_PChw: Tensor, valid_P1hw: Tensor) -> Tensor:
-    """Return the mean of 1 - x .
+    """Return the mean cosine distance 1 - <x, y> over valid pixels, [P]; 0 without valid pixels.
 
-    y over valid pixels, [P], for vectors of length 1; 0 without valid pixels.
+    The vectors must have length 1.
     """
     distance = torch.where(valid_P1hw[:, 0], 1 - (x_PChw * y_PChw).sum(1), 0.0)
     return distance.sum((1, 2)) / valid_P1hw.sum((1, 2, 3)).clamp(min=1)

@@ -25,9 +25,10 @@ from dmtl.train.weighting import Weighting
 class PairLosses:
     """Unweighted losses of the labelled (sample, task) pairs.
 
-    final    task -> float32 [n], rows in the order of the batch
-    initial  the same for the initial predictions; empty for a baseline
-    added    the losses of the run's objectives
+    Attributes:
+        final: task -> float32 [n], rows in the order of the batch.
+        initial: the same for the initial predictions; empty for a baseline.
+        added: the losses of the run's objectives.
     """
 
     final: dict[str, Tensor]

@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 class Seen:
     """The input of an objective: what the model computed in a step, or in a micro-batch of it.
 
-    batch       the images and labels
-    prediction  logits of the labelled (image, task) pairs at 1/8 resolution, rows in the order of the batch
-    feature     [B, C, h, w], the input of all decoders
-    logits      task -> [B, C_T, h, w], for every task and image
-
     `feature` and `logits` are None unless an objective of the run requests them (`Objective.dense`).
     Gradients flow through all of them.
+
+    Attributes:
+        batch: the images and labels.
+        prediction: logits of the labelled (image, task) pairs at 1/8 resolution, rows in the order of the
+            batch.
+        feature: [B, C, h, w], the input of all decoders.
+        logits: task -> [B, C_T, h, w], for every task and image.
     """
 
     batch: Batch
@@ -44,9 +46,10 @@ class Seen:
 class Objective(nn.Module):
     """Base class of extra losses, which may have parameters. `Objective(model)` creates it on the CPU.
 
-    parts  name of a loss in the log -> its weight within the objective
-    dense  whether it needs `Seen.feature` and `Seen.logits`, which only the plain baseline has
-           (`model.diffusion = "none"`)
+    Attributes:
+        parts: name of a loss in the log -> its weight within the objective.
+        dense: whether it needs `Seen.feature` and `Seen.logits`, which only the plain baseline has
+            (`model.diffusion = "none"`).
     """
 
     parts: Mapping[str, float] = {}

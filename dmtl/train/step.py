@@ -36,11 +36,11 @@ this lowers the peak by 4 %."""
 class Skipped:
     """A step that changed nothing.
 
-    step    number of the step
-    reason  what was not finite
-    pairs   task -> ids of the samples whose loss is not finite. If there are none, because only the gradient
-    or an
-            extra loss is not finite: all labelled samples of the step
+    Attributes:
+        step: number of the step.
+        reason: what was not finite.
+        pairs: task -> ids of the samples whose loss is not finite. If there are none, because only the
+            gradient or an extra loss is not finite: all labelled samples of the step.
     """
 
     step: int

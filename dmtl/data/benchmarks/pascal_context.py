@@ -39,6 +39,8 @@ _HAS_NORMALS = np.isin(np.arange(CONTEXT_CLASSES + 1), WITH_NORMALS)
 class PascalContext(Distribution):
     """PASCAL-Context: segmentation (21 classes), human parts (7 classes), saliency, normals and edges.
 
+    Some labels need a definition:
+
         human_parts  255 everywhere in images without any annotated part of a person
         normals      known where LabelMap is one of the 170 classes shared with NYUD-v2; elsewhere black
                      (unknown in the folder format)
@@ -48,7 +50,7 @@ class PascalContext(Distribution):
     pixel, as the last step. Normals are interpolated as vectors (cubic, 0 where unknown) and normalised
     again, float32. In this case only, vectors shorter than 1/2 after interpolation are unknown.
 
-    The .mat files need scipy: `pip install 'dmtl[pascal]'`.
+    The .mat files need scipy (extra `pascal`).
     """
 
     format = "pascal-context"

@@ -37,9 +37,10 @@ KINDS = {
 class Problem:
     """One problem of a data set.
 
-    kind   a key of `KINDS`
-    where  the file, id or task
-    what   a clause that says what is wrong
+    Attributes:
+        kind: a key of `KINDS`.
+        where: the file, id or task.
+        what: a clause that says what is wrong.
     """
 
     kind: str

@@ -1,9 +1,9 @@
 """Read label maps from files, and encode them as files.
 
-    kind of task      tensor              file
-    classes, binary   uint8 [1, H, W]     PNG of grey values or palette indices, or .npy of integers: class
-    ids,
-                                          or other values by `values`; or RGB PNG by `colors`
+These are the tensor and the file of each kind of task:
+
+    classes, binary   uint8 [1, H, W]     grey or palette PNG, or .npy of integers: class ids, or other
+                                          values by `values`; or RGB PNG by `colors`
     unit_vector       float32 [3, H, W]   RGB PNG, n = 2 x / 255 - 1, or .npy [H, W, 3]; normalised here
     scalar            float32 [1, H, W]   grey PNG (8 or 16 bit) times `scale`, 0 = unknown; .npy [H, W] of
                                           floats; or .npy of integers (times `scale` if it is set)

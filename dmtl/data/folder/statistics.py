@@ -23,13 +23,15 @@ DRAWN = 512  # evenly spread pixels of each label from which medians and histogr
 class TaskStatistics:
     """Statistics of one task over the labels that were read.
 
-    labels      number of labels
-    pixels      number of their pixels
-    unknown     number of pixels without a known value
-    counts      int64 [n]: number of pixels of each class (binary: of 0 and 1)
-    present     int64 [n]: number of labels that have a pixel of each class
-    values      float32, a sample of known pixels: [m] for numbers, [m, K] for vectors
-    low, high   smallest and largest known number; NaN for vectors, or if no number is known
+    Attributes:
+        labels: number of labels.
+        pixels: number of their pixels.
+        unknown: number of pixels without a known value.
+        counts: int64 [n]: number of pixels of each class (binary: of 0 and 1).
+        present: int64 [n]: number of labels that have a pixel of each class.
+        values: float32, a sample of known pixels: [m] for numbers, [m, K] for vectors.
+        low: smallest known number; NaN for vectors, or if no number is known.
+        high: largest known number; likewise.
     """
 
     task: Task
@@ -51,10 +53,11 @@ class TaskStatistics:
 class Statistics:
     """Statistics of the labels of a data set.
 
-    images  number of images that were read
-    sizes   (height, width) -> number of images
-    tasks   statistics by task
-    errors  a message for each image that could not be read
+    Attributes:
+        images: number of images that were read.
+        sizes: (height, width) -> number of images.
+        tasks: statistics by task.
+        errors: a message for each image that could not be read.
     """
 
     images: int

@@ -39,13 +39,14 @@ _PATIENCE_S = 10  # wait for the lock: processes of a killed writer end within 5
 class Exported:
     """The result of `export_folder`. It can be used as a path: that of the folder.
 
-    folder   the folder
-    images   number of images in the split
-    written  number of images that this call wrote
-    labels   task -> number of label files
-    size     bytes of all files of the split
-    unknown  task -> (number of unknown pixels, number of pixels) in the samples that this call wrote
-    skipped  a message for each sample that could not be read
+    Attributes:
+        folder: the folder.
+        images: number of images in the split.
+        written: number of images that this call wrote.
+        labels: task -> number of label files.
+        size: bytes of all files of the split.
+        unknown: task -> (number of unknown pixels, number of pixels) in the samples that this call wrote.
+        skipped: a message for each sample that could not be read.
     """
 
     folder: Path

@@ -46,8 +46,9 @@ _VALIDATION = ("valid", "validation", "dev")  # what others call "val"
 class Imported:
     """The result of `import_folder`.
 
-    splits  what was written, by name of the split
-    notes   sentences for the user about what was left out and what has no label
+    Attributes:
+        splits: what was written, by name of the split.
+        notes: sentences for the user about what was left out and what has no label.
     """
 
     splits: dict[str, Exported]

@@ -23,9 +23,10 @@ from dmtl.tasks import Task
 class Drawing:
     """A label map that is drawn from shapes.
 
-    shapes  (label, shape) pairs in drawing order: later ones cover earlier ones
-    where   file and entry, for messages
-    size    (height, width) of the image that the shapes were drawn on; None if the format does not say
+    Attributes:
+        shapes: (label, shape) pairs in drawing order: later ones cover earlier ones.
+        where: file and entry, for messages.
+        size: (height, width) of the image that the shapes were drawn on; None if the format does not say.
     """
 
     shapes: Sequence[tuple[str, Shape]]
@@ -63,8 +64,9 @@ class Drawing:
 class ValueMap:
     """A label map in an image file, in which each pixel value means a label.
 
-    path    the file
-    values  pixel value -> label
+    Attributes:
+        path: the file.
+        values: pixel value -> label.
     """
 
     path: Path
@@ -102,11 +104,12 @@ class ValueMap:
 class Entry:
     """One annotated image.
 
-    id      its name in the data set
-    image   path of the image file
-    where   annotation file and entry, for messages
-    labels  task -> label map; a task without a label is missing
-    split   name of the split; "" if the format has no splits
+    Attributes:
+        id: its name in the data set.
+        image: path of the image file.
+        where: annotation file and entry, for messages.
+        labels: task -> label map; a task without a label is missing.
+        split: name of the split; "" if the format has no splits.
     """
 
     id: str

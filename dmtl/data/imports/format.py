@@ -34,9 +34,10 @@ class Options:
 class Context:
     """What a reader needs besides the source and the options.
 
-    known     task -> its classes, for tasks that the target already has
-    may_lack  number of images that may be missing
-    scratch   a folder for temporary files
+    Attributes:
+        known: task -> its classes, for tasks that the target already has.
+        may_lack: number of images that may be missing.
+        scratch: a folder for temporary files.
     """
 
     known: Mapping[str, Sequence[str]]
@@ -48,8 +49,9 @@ class Context:
 class Found:
     """What a reader found.
 
-    splits  data sets by split; the only key is "" for a format without splits
-    notes   sentences for the user about what was left out and what has no label
+    Attributes:
+        splits: data sets by split; the only key is "" for a format without splits.
+        notes: sentences for the user about what was left out and what has no label.
     """
 
     splits: dict[str, LabelledImages]

@@ -21,10 +21,11 @@ VOID = ""
 class Choice:
     """Which labels become classes, as the user chose.
 
-    classes     only these, in this order; None: all labels
-    background  class of the pixels that no shape covers; None: they are ignored
-    ignore      labels whose pixels are ignored
-    known       classes that the target already has; None: it has no split yet
+    Attributes:
+        classes: only these, in this order; None: all labels.
+        background: class of the pixels that no shape covers; None: they are ignored.
+        ignore: labels whose pixels are ignored.
+        known: classes that the target already has; None: it has no split yet.
     """
 
     classes: Sequence[str] | None = None
@@ -37,8 +38,9 @@ class Choice:
 class Legend:
     """The class ids of a task.
 
-    ids   label -> class id, `IGNORE`, or None if the label is left out
-    rest  id of the pixels that no shape covers
+    Attributes:
+        ids: label -> class id, `IGNORE`, or None if the label is left out.
+        rest: id of the pixels that no shape covers.
     """
 
     ids: Mapping[str, int | None]

@@ -108,10 +108,12 @@ class Bitmap:
 class Runs:
     """A run-length encoded mask.
 
-    lengths    lengths of alternate runs of zeros and ones, or COCO's compressed string of them
-    size       (height, width) of the mask
-    left, top  position of its first pixel in the image
-    by_column  the runs go down the columns, as in COCO; otherwise along the rows
+    Attributes:
+        lengths: lengths of alternate runs of zeros and ones, or COCO's compressed string of them.
+        size: (height, width) of the mask.
+        left: column of its first pixel in the image.
+        top: row of its first pixel in the image.
+        by_column: the runs go down the columns, as in COCO; otherwise along the rows.
     """
 
     lengths: np.ndarray | str

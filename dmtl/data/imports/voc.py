@@ -78,8 +78,9 @@ class _Colours(ValueMap):
 
     The type of the file decides which of the two is read, never the pixels in it.
 
-    colours  colour -> label
-    listed   the colours are those of labelmap.txt
+    Attributes:
+        colours: colour -> label.
+        listed: the colours are those of labelmap.txt.
     """
 
     colours: Mapping[Colour, str]

@@ -19,21 +19,23 @@ from dmtl.tasks import Task
 class Batch:
     """B samples padded to one size: the samples of a whole step, or one process's share of them.
 
-    ids         names of the images
-    index       int64 [B], indices of the samples in the data set (the `sample` of counter-based noise)
-    image       float32 [B, 3, H, W], ImageNet-normalised
-    labels      task -> [B, K, H, W]; all `ignore` if a sample has no label of the task
-    present     task -> bool [B]: whether a sample has a label. Always on the CPU, so that selecting rows
-    never
-                waits for a device
-    valid_size  (h, w) of each image without its padding
-    valid_at    (top, left) of each image inside its padding; default: (0, 0)
-    sizes       (h, w) of each sample before padding to the largest of the batch; default: that of `image`
-    sources     names of the sources, if the data set joins several (`dmtl.data.sources`)
-    epoch, position   this is batch number `position` of epoch `epoch`
-    total       number of images in the step over all processes, including skipped ones; default: B
-    labelled    task -> number of labelled images in the step over all processes; default: those of this batch
-    skipped     an error message for each sample that was skipped because it cannot be read
+    Attributes:
+        ids: names of the images.
+        index: int64 [B], indices of the samples in the data set (the `sample` of counter-based noise).
+        image: float32 [B, 3, H, W], ImageNet-normalised.
+        labels: task -> [B, K, H, W]; all `ignore` if a sample has no label of the task.
+        present: task -> bool [B]: whether a sample has a label. Always on the CPU, so that selecting rows
+            never waits for a device.
+        valid_size: (h, w) of each image without its padding.
+        valid_at: (top, left) of each image inside its padding; default: (0, 0).
+        sizes: (h, w) of each sample before padding to the largest of the batch; default: that of `image`.
+        sources: names of the sources, if the data set joins several (`dmtl.data.sources`).
+        epoch: number of the epoch.
+        position: number of this batch in its epoch.
+        total: number of images in the step over all processes, including skipped ones; default: B.
+        labelled: task -> number of labelled images in the step over all processes; default: those of this
+            batch.
+        skipped: an error message for each sample that was skipped because it cannot be read.
     """
 
     ids: list[str]

@@ -4,17 +4,16 @@ Each image is a ray-cast room (planes, boxes, balls, capped cones, round cones f
 textures, a lamp, often sun through a window, cast shadows and sensor noise. The labels come from the same
 rays and are exact:
 
-semseg       uint8 [1,H,W]    14 classes, `CLASSES`
-human_parts  uint8 [1,H,W]    0 background, 1 head (with hair), 2 torso (with neck), 3 upper arm, 4 lower arm
-                              (with hand), 5 upper leg, 6 lower leg (with foot); all 255 if no one is
-                              visible, as in PASCAL
-sal          uint8 [1,H,W]    1 on the most prominent things and people; the rule is in `render.salient`
-normals      float32 [3,H,W]  unit vectors in the camera frame: x right, y up, z towards the camera. They face
-                              the viewer; a mirrored image negates x
-edge         uint8 [1,H,W]    1 where the pixel to the right or below belongs to another object or another
-side
-                              of the room
-depth        float32 [1,H,W]  metres along the optical axis
+    semseg       uint8 [1,H,W]    14 classes, `CLASSES`
+    human_parts  uint8 [1,H,W]    0 background, 1 head (with hair), 2 torso (with neck), 3 upper arm, 4 lower
+                                  arm (with hand), 5 upper leg, 6 lower leg (with foot); all 255 if no one
+                                  is visible, as in PASCAL
+    sal          uint8 [1,H,W]    1 on the most prominent things and people; the rule is in `render.salient`
+    normals      float32 [3,H,W]  unit vectors in the camera frame: x right, y up, z towards the camera. They
+                                  face the viewer; a mirrored image negates x
+    edge         uint8 [1,H,W]    1 where the pixel to the right or below belongs to another object or to
+                                  another side of the room
+    depth        float32 [1,H,W]  metres along the optical axis
 
 A scene depends only on (seed, split, index); the image size only changes how it is sampled. The splits use
 random streams with different keys and share no scene.

@@ -31,10 +31,11 @@ MOST_PANELS = 2  # maximum number of methods with a headline; others are only in
 class Cell(NamedTuple):
     """One picture with its caption.
 
-    caption  text below the picture
-    rgb      uint8 [H, W, 3]; None if there is no picture
-    note     a highlighted remark
-    scale    the range of values that the colours show
+    Attributes:
+        caption: text below the picture.
+        rgb: uint8 [H, W, 3]; None if there is no picture.
+        note: a highlighted remark.
+        scale: the range of values that the colours show.
     """
 
     caption: str
@@ -47,10 +48,12 @@ class Cell(NamedTuple):
 class SamplePictures:
     """All pictures of one image.
 
-    id     id of the image
-    image  uint8 [H, W, 3]
-    rows   task -> pictures of the label, the initial prediction, the denoising steps and the final prediction
-    note   a remark on the image
+    Attributes:
+        id: id of the image.
+        image: uint8 [H, W, 3].
+        rows: task -> pictures of the label, the initial prediction, the denoising steps and the final
+            prediction.
+        note: a remark on the image.
     """
 
     id: str
@@ -66,10 +69,11 @@ class SamplePictures:
 class UncertaintyRow(NamedTuple):
     """How well uncertainty predicts errors of one task.
 
-    task     name of the task
-    auroc    probability that a wrong pixel is more uncertain than a right one
-    measure  measure and unit of the uncertainty ("entropy, nats")
-    wrong    which pixels count as wrong
+    Attributes:
+        task: name of the task.
+        auroc: probability that a wrong pixel is more uncertain than a right one.
+        measure: measure and unit of the uncertainty ("entropy, nats").
+        wrong: which pixels count as wrong.
     """
 
     task: str
@@ -82,10 +86,11 @@ class UncertaintyRow(NamedTuple):
 class Uncertainty:
     """Whether a method is uncertain where it is wrong.
 
-    method  name of the method
-    draws   number of noise samples per image
-    images  number of validation images
-    rows    the result of each task
+    Attributes:
+        method: name of the method.
+        draws: number of noise samples per image.
+        images: number of validation images.
+        rows: the result of each task.
     """
 
     method: str

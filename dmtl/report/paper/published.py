@@ -39,14 +39,15 @@ class Column:
 class Benchmark:
     """A benchmark, which has its own table in the paper.
 
-    name     name in options
-    title    heading of the table
-    columns  one for each task
-    classes  task -> number of classes; distinguishes benchmarks with the same tasks
-    images   number of images on which published results were scored; 0: unknown
-    frame    (height, width) of the frame in which they were scored; None: unknown
-    notes    remarks below the table
-    ids      regular expression of image names, for a release with the same classes but other units
+    Attributes:
+        name: name in options.
+        title: heading of the table.
+        columns: one for each task.
+        classes: task -> number of classes; distinguishes benchmarks with the same tasks.
+        images: number of images on which published results were scored; 0: unknown.
+        frame: (height, width) of the frame in which they were scored; None: unknown.
+        notes: remarks below the table.
+        ids: regular expression of image names, for a release with the same classes but other units.
     """
 
     name: str
@@ -125,15 +126,16 @@ BENCHMARKS = {
 class Published:
     """A published row.
 
-    benchmark    name of the benchmark
-    setting      label setting
-    method       name of the method
-    source       where the results were published
-    results      task -> result; {} if they could not be recovered
-    doubt        why the row is not verified; "" if it is
-    network      name of the network, if it is not that of the paper
-    delta        Delta_MTL as printed
-    delta_doubt  why `delta` is uncertain; "" if it is not
+    Attributes:
+        benchmark: name of the benchmark.
+        setting: label setting.
+        method: name of the method.
+        source: where the results were published.
+        results: task -> result; {} if they could not be recovered.
+        doubt: why the row is not verified; "" if it is.
+        network: name of the network, if it is not that of the paper.
+        delta: Delta_MTL as printed.
+        delta_doubt: why `delta` is uncertain; "" if it is not.
     """
 
     benchmark: str

@@ -24,10 +24,11 @@ DAGGER = "\N{DAGGER}"
 class Cell(NamedTuple):
     """A result as text.
 
-    mean    the mean over seeds; "" if there is no result
-    spread  the standard deviation; "" for one seed
-    best    whether it is the best of its column
-    tone    colour of a Delta_MTL (`values.tone_of`)
+    Attributes:
+        mean: the mean over seeds; "" if there is no result.
+        spread: the standard deviation; "" for one seed.
+        best: whether it is the best of its column.
+        tone: colour of a Delta_MTL (`values.tone_of`).
     """
 
     mean: str = ""
@@ -94,13 +95,14 @@ class Row:
 class PaperTable:
     """A table of one benchmark and label setting.
 
-    title      heading of the table
-    setting    label setting
-    benchmark  the benchmark; None for a data set that is not in the paper
-    columns    one for each task
-    rows       in the order of the paper; for each method, published rows come first
-    reference  the row to which Delta_MTL of measured rows is relative
-    remarks    sentences below the table
+    Attributes:
+        title: heading of the table.
+        setting: label setting.
+        benchmark: the benchmark; None for a data set that is not in the paper.
+        columns: one for each task.
+        rows: in the order of the paper; for each method, published rows come first.
+        reference: the row to which Delta_MTL of measured rows is relative.
+        remarks: sentences below the table.
     """
 
     title: str

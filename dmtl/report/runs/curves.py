@@ -21,12 +21,13 @@ Curve = dict[int, float]  # step -> value
 class Chart:
     """A line chart, in which points that are not finite are left out.
 
-    title    heading
-    x_label  label of the x axis
-    y_label  label of the y axis
-    series   name -> (x values, y values)
-    log_y    use a logarithmic y axis
-    bands    name of a series -> spread around its line: (x values, lower y values, upper y values)
+    Attributes:
+        title: heading.
+        x_label: label of the x axis.
+        y_label: label of the y axis.
+        series: name -> (x values, y values).
+        log_y: use a logarithmic y axis.
+        bands: name of a series -> spread around its line: (x values, lower y values, upper y values).
     """
 
     title: str
