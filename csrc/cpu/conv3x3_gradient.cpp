@@ -1,6 +1,7 @@
 // The backward of conv3x3 except for the data gradient (csrc/cpu/conv3x3.cpp). The gate applies ReLU's derivative and sums over
 // pixels, which gives the gradients of biases and tap biases. The weight gradient uses Winograd's transforms: it sums products
-// of transformed patches and transformed gradients over the tiles. Compiled once per instruction set (DMTL_ISA).
+// of transformed patches and transformed gradients over the tiles. The library's weight gradient is not used, because its bits
+// change with the number of threads. Compiled once per instruction set (DMTL_ISA).
 #include "dmtl/conv3x3_cpu.h"
 #include "dmtl/kernel_table.h"
 

@@ -61,7 +61,7 @@ class Eval:
     boundary_ids: str | None = None
     """File with the ids of images to score boundaries of, one per line; default: all."""
     save_maps: str | None = None
-    """Folder to write all maps to, without padding: class ids and probabilities as PNG, others as .npy."""
+    """Folder for all maps (padding removed). Class ids and probabilities are PNG, others .npy."""
     float_maps: tyro.conf.FlagCreatePairsOff[bool] = False
     """Save probabilities as float32 .npy instead of 8-bit PNG."""
     from_maps: str | None = None

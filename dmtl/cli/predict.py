@@ -32,7 +32,7 @@ class Predict:
     words: Annotated[list[str], *positional("[MODEL] IMAGE ...")]
     """IMAGE: image files, video files and folders of them. MODEL: a run's folder, a model folder, a published
     file (.pth.tar), an id on the Hub (org/name), or six-tasks, the model that comes with dmtl; default:
-    six-tasks. The first argument is MODEL unless it ends like the name of an image or a video, or is a folder
+    six-tasks. The first argument is MODEL unless it has the extension of an image or a video, or is a folder
     without a model."""
     out: str = "predictions"
     """Folder to write."""

@@ -47,8 +47,8 @@ class Source:
     root: str = ""
     """As `data.root`."""
     name: str = ""
-    """Name of the source: ids of its images are "NAME/ID". Default: the name of the folder, also of
-    shards."""
+    """Name of the source: ids of its images are "NAME/ID". Default: the name of the folder; for
+    shards, of the folder that contains them."""
     weight: float = 1.0
     """How often an epoch draws each of its images; 0.5 draws a random half of them in each epoch."""
     drop: list[str] = field(default_factory=list)

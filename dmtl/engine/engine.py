@@ -216,8 +216,8 @@ class Engine:
         """In this context, set TF32 as the precision requires and, on a CPU, use the engine's memory pool.
 
         If kernels compute the encoder, torch's own operators are a small part. Unless there are many threads
-        or pixels, they have one thread (`dmtl.runtime.cores`), which costs 3 % on two cores. With all numbers
-        of threads for which that holds, maps are the same to the bit.
+        or pixels, they have one thread (`dmtl.runtime.cores`), which costs 3 % on two cores. Then maps
+        have the same bits for any number of threads.
 
         The pool is emptied if the call signature changes. It is also emptied before a large image: idle
         blocks would add to the encoder's peak memory, and the page faults of new ones take only 1 % of the

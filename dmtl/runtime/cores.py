@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 INTERVAL = 0.1  # seconds between two measurements
-HOLD = 1.0, 30.0  # seconds until one more thread is tried: at first, and at most after tries that failed
+HOLD = 1.0, 30.0  # back-off before a thread is given back, in seconds: initial and maximum
 _ALLOWED = 0.3  # threads that may wait, on average
 _LEAST = 0.01  # processor seconds that a measurement must cover
 

@@ -3,7 +3,8 @@
 //     output = A^T ((G weight G^T) . (B^T patch B)) A,   . elementwise, summed over the input channels
 // The interpolation points are 0, +-a, +-b and infinity with a = sqrt(1/2), b = sqrt(2). They are symmetric, so that pairs
 // share their sums, and close to 1, so that cancellation costs little precision (relative error about 1.5e-6; 3e-6 with the
-// textbook's 0, +-1, +-2). Because a^2 b^2 = 1, most constants are powers of two. Legend: Lanes has the same element of many
+// textbook's 0, +-1, +-2). Because a^2 b^2 = 1, most constants are powers of two. F(6x6, 3x3) would need 16 % fewer products at
+// 64x64 pixels, but 1.8 times the memory for weights, and its error is 4.3e-6. Legend: Lanes has the same element of many
 // channels; a transform reads six (or three) of them, `stride` entries apart.
 #pragma once
 

@@ -19,7 +19,7 @@ class Import:
     """Write the annotations of a labelling tool as a folder to train on.
 
     Images are copied byte for byte. An image without an annotation stays unlabelled; docs/importing.md says
-    for each format what counts as "annotated and empty". Where shapes overlap, the later one is on top.
+    how each format marks an image as annotated and empty. Where shapes overlap, the later one is on top.
     """
 
     format: Annotated[str, *positional("FORMAT")]
