@@ -17,7 +17,10 @@ class ConfigError(DmtlError, ValueError):
 
 
 class CheckpointError(DmtlError, ValueError):
-    """A checkpoint is damaged, foreign, or belongs to another configuration. The message names the file."""
+    """A file is damaged, not a checkpoint of dmtl, or belongs to another configuration.
+
+    The message names the file.
+    """
 
 
 class WorkerError(DmtlError, RuntimeError):
@@ -25,28 +28,34 @@ class WorkerError(DmtlError, RuntimeError):
 
 
 class ExportError(DmtlError, RuntimeError):
-    """An exported file does not give what the model gives. The message names the file, which was not
-    written."""
+    """An exported file does not compute the same results as the model.
+
+    The message names the file, which was not written.
+    """
 
 
 class BackendError(DmtlError, NotImplementedError):
-    """No backend can serve a call, or the one asked for by name cannot. The message has every candidate's
-    reasons."""
+    """No backend can serve a call, or the requested backend cannot.
+
+    The message has the reasons against every candidate.
+    """
 
 
 def nearest(name: object, known: Iterable[object]) -> str | None:
-    """The known name that `name` was probably meant to be, for the hint in a message."""
+    """Return the known name nearest to `name`, for a hint."""
     return next(iter(get_close_matches(str(name), [str(k) for k in known], 1)), None)
 
 
 def did_you_mean(name: object, known: Iterable[object], before: str = "; ", after: str = "") -> str:
-    """The hint "did you mean 'semseg'?" between `before` and `after`; "" where no known name is near."""
+    """Return the hint "did you mean 'semseg'?" between `before` and `after`; "" if no known name is near."""
     near = nearest(name, known)
     return f"{before}did you mean {near!r}?{after}" if near else ""
 
 
 def one_line(error: object) -> str:
-    """What an error says, to be quoted in a message: at most 160 printable characters of one line, since it
-    may itself quote a damaged file; its class where it says nothing."""
+    """Return the text of an error for use in a message; its class if it has no text.
+
+    The result is one line of at most 160 printable characters, because an error may quote a damaged file.
+    """
     text = " ".join((getattr(error, "strerror", None) or str(error)).split())[:160] or type(error).__name__
     return "".join(c if c.isprintable() else "?" for c in text)

@@ -1,4 +1,4 @@
-"""Device code by backend, and what the backends' adapters share.
+"""Device code by backend, and code that the backends' adapters share.
 
 An installed package holds the backends in this folder. In a checkout they are in `kernels` at its top level.
 """

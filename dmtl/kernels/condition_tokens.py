@@ -1,5 +1,7 @@
-"""What the adapters of condition_tokens share: a call's parameters, and a backward pass of library products
-around two kernels that take patches out of the maps and put them back.
+"""Parts shared by the adapters of condition_tokens: parameters of a call, and the backward pass.
+
+The backward pass consists of library products and two kernels that take patches out of the maps and put them
+back.
 
 Kernels take maps of any strides as they are; everything else is made contiguous.
 """

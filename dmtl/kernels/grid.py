@@ -1,4 +1,6 @@
-"""The native calls of the ops between maps and tokens. Kernels want maps in channels-last order and
+"""Call native kernels of operators between maps and tokens.
+
+Kernels want maps in channels-last order and
 contiguous tokens; everything else goes through a copy in that order."""
 
 from __future__ import annotations
@@ -64,8 +66,11 @@ def noisy_tokens_backward(
     bias_dim: int,
     reduction: int,
 ) -> tuple[Tensor, Tensor]:
-    """part_of(grad_skip, reduction) says how many tokens (with their pixels) the kernel adds up in a partial
-    sum of d_bias."""
+    """Call the kernel of the backward pass.
+
+    part_of(grad_skip, reduction) returns how many tokens (with their pixels) the kernel adds up in a partial
+    sum of d_bias.
+    """
     grad_skip, grad_tokens = channels_last(grad_skip), dense(grad_tokens)
     R, N, C = grad_tokens.shape
     tokens_per_part = part_of(grad_skip, reduction)

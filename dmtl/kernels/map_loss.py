@@ -1,4 +1,4 @@
-"""What the adapters of map_loss share: labels as the kernels read them."""
+"""Prepare labels as the kernels of map_loss read them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The native modules as the adapters see them: what each supports, and one call on tensors."""
+"""Call kernels of the native modules with tensors, and declare what each module supports."""
 
 from __future__ import annotations
 
@@ -31,8 +31,11 @@ def _raw(value: Value) -> Any:
 
 @dataclass(frozen=True)
 class Native:
-    """A native module. `context` gives the last argument of its kernels for a call on this tensor: threads
-    (CPU) or the stream (CUDA)."""
+    """A native module.
+
+    `context` returns the last argument of its kernels for a call on a tensor: the number of threads (CPU) or
+    the stream (CUDA).
+    """
 
     device: str
     module: Callable[[], ModuleType | None]

@@ -1,4 +1,4 @@
-"""What the adapters of the noising ops share: the ops in terms of two kernels, and dense tensors for these.
+"""Express the noising operators by two kernels, and make tensors dense for these:
 
     noising    out = coef_x[t] x + coef_y[t] y + coef_noise[t] eps
     scaling    out_i = table_i[t] grad
@@ -20,17 +20,17 @@ from dmtl.runtime.memory import empty_like
 
 
 def _dense_rows(x: Tensor) -> bool:
-    """Rows contiguous in logical order, whatever lies between them."""
+    """Return rows that are contiguous in logical order, with any gaps between them."""
     return x.is_contiguous() or (x.dim() > 1 and x.shape[0] > 0 and x[0].is_contiguous())
 
 
 def _writable_rows(x: Tensor) -> bool:
-    """Dense rows that do not overlap."""
+    """Return dense rows that do not overlap."""
     return _dense_rows(x) and (x.shape[0] < 2 or x.stride(0) >= x[0].numel())
 
 
 def _channels_last(x: Tensor) -> bool:
-    """[B, C, H, W] stored as [B, H, W, C], so that four neighbouring pixels share a Philox block."""
+    """Return [B, C, H, W] stored as [B, H, W, C], so that four neighbouring pixels share a Philox block."""
     if x.dim() != 4 or x.is_contiguous():
         return False
     return x.is_contiguous(memory_format=torch.channels_last) and x.shape[2] * x.shape[3] % 4 == 0
@@ -38,7 +38,7 @@ def _channels_last(x: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class NoisingOps:
-    """The noising ops and their backward passes, on a backend's two kernels.
+    """The noising operators and their backward passes, on a backend's two kernels.
 
     launch_noising(op, out, x, y, noise, t_B, coef_x, coef_y, coef_noise, key_B3, step, channels_last); y with
     its coefficients, noise and key_B3 may be None.
@@ -103,7 +103,7 @@ class NoisingOps:
 
 
 def native_noising(native: Native) -> NoisingOps:
-    """Return the noising ops by the native kernels."""
+    """Return the noising operators, computed by the native kernels."""
 
     def launch_noising(
         op, out, x, y, noise, t_B, coef_x, coef_y, coef_noise, key_B3, step, channels_last

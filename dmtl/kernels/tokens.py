@@ -1,4 +1,4 @@
-"""What the backends' modules for the ops on tokens share."""
+"""Parts shared by the backends' modules for operators on tokens."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""The fused operators of dmtl: one module each, which is its specification (formula, reference, gradients,
-checks)."""
+"""The fused operators of dmtl.
+
+Each operator has a module that specifies it: formula, reference, gradients and checks."""
 
 from .batch_norm import batch_norm
 from .condition_tokens import condition_tokens, fold_reduction

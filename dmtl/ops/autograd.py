@@ -1,4 +1,4 @@
-"""Backward passes of operators, connected by the names in their schemas."""
+"""Connect operators with their backward passes by the names in their schemas."""
 
 from __future__ import annotations
 

@@ -84,9 +84,9 @@ def batch_norm(
         (float64 for float64), without gradient. Differentiable once, in x, weight and bias.
 
     Raises:
-        TypeError: types or dtypes.
-        ValueError: shapes, devices, or a single pixel of each channel.
-        NotImplementedError: a backend asked for by name cannot serve the call.
+        TypeError: an argument has a wrong type or dtype.
+        ValueError: an argument has a wrong shape or device, or each channel has a single pixel.
+        NotImplementedError: the requested backend cannot serve the call.
     """
     op = "batch_norm"
     checks.data(op, "x", x)
@@ -106,7 +106,7 @@ def batch_norm(
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
-    """Arguments for tests and benchmarks."""
+    """Return arguments for tests and benchmarks."""
     shapes = {
         "tiny": [(2, 1, 1, 1), (1, 3, 1, 2)],
         "odd": [(2, 17, 7, 5), (3, 33, 6, 8), (1, 70, 5, 9)],

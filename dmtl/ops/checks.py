@@ -1,5 +1,6 @@
-"""Argument checks of the ops. They run once, in the public function; nothing below checks shapes or dtypes
-again.
+"""Check the arguments of operators.
+
+The checks run once, in the public function; nothing below checks shapes or dtypes again.
 
 Values (indices, keys) can be read without a device synchronisation on the CPU only, so `check_values` runs
 inside the operator for CPU tensors; kernels on other devices answer a bad index with a row of NaN.

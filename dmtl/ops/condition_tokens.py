@@ -62,8 +62,8 @@ def fold_reduction(weight: Tensor, reduction: int) -> Tensor:
         [C, C_t, k, k], k = 4 (3 if reduction is 1), for a convolution of stride `reduction`; differentiable.
 
     Raises:
-        TypeError: types.
-        ValueError: shapes or reduction.
+        TypeError: an argument has a wrong type.
+        ValueError: an argument has a wrong shape, or the reduction is not supported.
     """
     op = "fold_reduction"
     check_reduction(op, reduction)
@@ -117,7 +117,7 @@ def _reference(
 
 
 def _norm(norm_weight, norm_bias, weight) -> tuple[Tensor, Tensor]:
-    """LayerNorm's parameters in the dtype of the arithmetic, one and zero if they are missing."""
+    """Return LayerNorm's parameters in the dtype of the arithmetic; one and zero if they are missing."""
     one = torch.ones(weight.shape[0], dtype=wide_dtype(weight.dtype), device=weight.device)
     return (
         one if norm_weight is None else norm_weight.to(one.dtype),
@@ -184,9 +184,9 @@ def condition_tokens(
         query is None without query_weight. Differentiable once, in every tensor.
 
     Raises:
-        TypeError: types or dtypes.
-        ValueError: shapes or devices.
-        NotImplementedError: a backend asked for by name cannot serve the call.
+        TypeError: an argument has a wrong type or dtype.
+        ValueError: an argument has a wrong shape or device.
+        NotImplementedError: the requested backend cannot serve the call.
     """
     _check(maps, weight, bias, norm_weight, norm_bias, query_weight, reduction, eps)
     tokens, query = _call(list(maps), weight, bias, norm_weight, norm_bias, query_weight, reduction, eps)
@@ -227,7 +227,7 @@ def _check(maps, weight, bias, norm_weight, norm_bias, query_weight, reduction, 
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
-    """Arguments for tests and benchmarks: all reductions, with and without query, several layouts."""
+    """Return arguments for tests and benchmarks: all reductions, with and without query, several layouts."""
     draw = draws(len(size), dtype, device)
 
     def case(

@@ -50,13 +50,13 @@ _BACKWARD_SCHEMA = (
 
 
 def _tasks(counts: Sequence[int]) -> list[tuple[int, slice]]:
-    """(task, its rows) for every task that has rows."""
+    """Yield (task, its rows) for every task that has rows."""
     ends = [sum(counts[: task + 1]) for task in range(len(counts))]
     return [(task, slice(ends[task] - n, ends[task])) for task, n in enumerate(counts) if n]
 
 
 def _inside(size: int, like: Tensor) -> Tensor:
-    """[3, size]: 1 where tap a of pixel i, pixel i + a - 1, is inside the image."""
+    """Return [3, size]: 1 where tap a of pixel i, pixel i + a - 1, is inside the image."""
     target = torch.arange(size, device=like.device) + torch.arange(-1, 2, device=like.device).unsqueeze(1)
     return ((target >= 0) & (target < size)).to(like.dtype)
 
@@ -138,7 +138,10 @@ def _fake_backward(
 
 
 def _kind(x, weights, biases, tap_biases, packed, counts, relu, residual) -> tuple:
-    """What a call's speed depends on; rows to the next power of two, so that ragged batches are few kinds."""
+    """Return what a call's speed depends on.
+
+    Rows are rounded up to a power of two, so that ragged batches have few kinds.
+    """
     tasks, extras = sum(count > 0 for count in counts), (bool(tap_biases), residual is not None)
     return (*x.shape[1:], weights[0].shape[0], tasks, x.shape[0].bit_length(), *extras)
 
@@ -176,9 +179,9 @@ def conv3x3(
         [R, K, h, w], channels-last. Differentiable once, in x, weights, biases, tap_biases and residual.
 
     Raises:
-        TypeError: types or dtypes.
-        ValueError: shapes, devices or counts.
-        NotImplementedError: a backend asked for by name cannot serve the call.
+        TypeError: an argument has a wrong type or dtype.
+        ValueError: an argument has a wrong shape, device or count.
+        NotImplementedError: the requested backend cannot serve the call.
     """
     counts = _check(x, weights, biases, counts, tap_biases, packed, residual)
     lists = (list(weights), list(biases or []), list(tap_biases or []), list(packed or []))
@@ -221,7 +224,10 @@ def _check(x, weights, biases, counts, tap_biases, packed, residual) -> list[int
 
 
 def _check_list(op: str, name: str, values, tasks: int, shape: tuple[int, ...] | None, x: Tensor) -> None:
-    """None, or one tensor for each task, of this shape and x's dtype and device (no shape: any tensors)."""
+    """Check a list of one tensor for each task, of this shape and x's dtype and device, or None.
+
+    Without a shape, any tensors pass.
+    """
     if values is None:
         return
     if not isinstance(values, (list, tuple)):
@@ -240,8 +246,10 @@ def _check_list(op: str, name: str, values, tasks: int, shape: tuple[int, ...] |
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
-    """Arguments for tests and benchmarks: with and without bias, tap biases, ReLU, residual; absent tasks; no
-    rows."""
+    """Return arguments for tests and benchmarks.
+
+    With and without bias, tap biases, ReLU and residual; absent tasks; no rows.
+    """
     draw = draws(len(size), dtype, device)
 
     def case(counts, C, K, h, w, *, relu=False, biases=True, taps=False) -> dict:

@@ -53,12 +53,12 @@ _BACKWARD_SCHEMA = (
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
-    """[R, N, C] -> [R, h, N, d], a view."""
+    """Return [R, N, C] as [R, h, N, d], a view."""
     return x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2)
 
 
 def _joined(x: Tensor) -> Tensor:
-    """[R, h, N, d] -> [R, N, C]."""
+    """Return [R, h, N, d] as [R, N, C]."""
     return x.transpose(1, 2).flatten(2)
 
 
@@ -249,9 +249,9 @@ def cross_attention(
         [R, N, C] of x's dtype, contiguous. Differentiable once, in all tensors.
 
     Raises:
-        TypeError: types or dtypes.
-        ValueError: shapes, devices or heads.
-        NotImplementedError: a backend asked for by name cannot serve the call.
+        TypeError: an argument has a wrong type or dtype.
+        ValueError: an argument has a wrong shape or device, or heads does not fit.
+        NotImplementedError: the requested backend cannot serve the call.
     """
     weights = dict(
         norm_x_weight=norm_x_weight, norm_x_bias=norm_x_bias, norm_y_weight=norm_y_weight,
@@ -268,7 +268,7 @@ def cross_attention(
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
-    """Arguments for tests and benchmarks: one token, N unlike M, given query, slices, no rows."""
+    """Return arguments for tests and benchmarks: one token, N unlike M, given query, slices, no rows."""
     draw = draws(len(size), dtype, device)
 
     def case(x: Tensor, y: Tensor, heads: int, given: bool = False) -> dict:

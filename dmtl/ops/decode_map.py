@@ -97,9 +97,9 @@ def decode_map(
         [n, H, W]. Not differentiable.
 
     Raises:
-        TypeError: types or dtypes.
-        ValueError: shapes or devices.
-        NotImplementedError: a backend asked for by name cannot serve the call.
+        TypeError: an argument has a wrong type or dtype.
+        ValueError: an argument has a wrong shape or device.
+        NotImplementedError: the requested backend cannot serve the call.
     """
     height, width = _check(x, weight, bias, kind, size, factor)
     detached = [None if t is None else t.detach() for t in (x, weight, bias)]
@@ -144,7 +144,10 @@ def _check(x, weight, bias, kind, size, factor) -> tuple[int, int]:
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
-    """Arguments for tests and benchmarks: every kind, with and without head, several factors and layouts."""
+    """Return arguments for tests and benchmarks.
+
+    Every kind, with and without head, several factors and layouts.
+    """
     draw = draws(len(size), dtype, device)
 
     def case(kind: str, rows: int, c: int, h: int, w: int, classes: int = 0, factor: int = 8) -> dict:

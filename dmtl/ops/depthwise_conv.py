@@ -95,9 +95,9 @@ def depthwise_conv(x: Tensor, weight: Tensor, *, stride: int = 1, padding: int |
         [B, C, ceil(H / stride), ceil(W / stride)], channels_last. Differentiable once, in x and weight.
 
     Raises:
-        TypeError: types or dtypes.
-        ValueError: shapes, stride, padding or devices.
-        NotImplementedError: a backend asked for by name cannot serve the call.
+        TypeError: an argument has a wrong type or dtype.
+        ValueError: an argument has a wrong shape, stride, padding or device.
+        NotImplementedError: the requested backend cannot serve the call.
     """
     op = "depthwise_conv"
     checks.data(op, "x", x)
@@ -118,7 +118,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, *, stride: int = 1, padding: int |
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
-    """Arguments for tests and benchmarks."""
+    """Return arguments for tests and benchmarks."""
     shapes = {
         "tiny": [(1, 1, 1, 1, 3, 1, None), (0, 3, 4, 4, 3, 1, None), (1, 2, 2, 3, 5, 2, 1)],
         "odd": [

@@ -1,8 +1,9 @@
-"""What the ops between maps and tokens share: argument checks, channels-last maps, and bilinear interpolation
-as matrices.
+"""Parts shared by the operators between maps and tokens.
 
-Legend: R rows, C channels, h x w the map, r the reduction (1, 2 or
-4), N = (h / r) (w / r) tokens, row by row.
+These are argument checks, channels-last maps, and bilinear interpolation as matrices.
+
+Legend: R rows, C channels, h x w the map, r the reduction (1, 2 or 4), N = (h / r) (w / r) tokens, row by
+row.
 """
 
 from __future__ import annotations

@@ -100,9 +100,9 @@ def inverted_residual(
         [B, N, ceil(H / stride), ceil(W / stride)], channels_last. Not differentiable.
 
     Raises:
-        TypeError: types or dtypes.
-        ValueError: shapes, stride, padding, bound or devices.
-        NotImplementedError: a backend asked for by name cannot serve the call.
+        TypeError: an argument has a wrong type or dtype.
+        ValueError: an argument has a wrong shape, stride, padding, bound or device.
+        NotImplementedError: the requested backend cannot serve the call.
     """
     op = "inverted_residual"
     checks.data(op, "x", x)
@@ -147,7 +147,7 @@ def _check_layer(op: str, argument: str, layer: Layer, x: Tensor, shape: tuple[i
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
-    """Arguments for tests and benchmarks."""
+    """Return arguments for tests and benchmarks."""
     # B, C, H, W, E (0: no expansion), N, k, stride, padding, residual
     shapes: dict[str, list[tuple]] = {
         "tiny": [(1, 1, 1, 1, 0, 1, 3, 1, None, True), (0, 3, 4, 4, 6, 2, 3, 1, None, False)],

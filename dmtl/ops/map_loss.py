@@ -1,5 +1,7 @@
-"""A task's loss from its logits at 1/8 resolution: bilinear upsampling, cropping, loss of each pixel, mean
-(the end of training DiffusionMTL; `decode_map` is the end of its inference).
+"""Compute a task's loss from its logits at 1/8 resolution.
+
+The logits are upsampled bilinearly and cropped, and the losses of the pixels are averaged. This is the end of
+training DiffusionMTL; `decode_map` is the end of its inference.
 
 Legend: n rows, C channels, h x w the 1/8 map, K label channels, H x W the label's frame.
 
@@ -55,7 +57,7 @@ _BACKWARD_SCHEMA = f"(Tensor grad, Tensor logits, Tensor label, Tensor counts, {
 
 
 class Options(NamedTuple):
-    """The operators' arguments after the tensors."""
+    """Arguments of the operators after the tensors."""
 
     kind: str
     ignore: float
@@ -75,7 +77,7 @@ def empty_losses(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _upsampled(logits: Tensor, label: Tensor) -> Tensor:
-    """z, in the arithmetic dtype."""
+    """Return z in the arithmetic dtype."""
     height, width = label.shape[2:]
     logits = logits.to(wide_dtype(logits.dtype))
     if logits.numel() == 0:
@@ -87,7 +89,7 @@ def _upsampled(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def _labelled(label: Tensor, channels: int, dtype: torch.dtype, o: Options) -> tuple[Tensor, Tensor]:
-    """(y in `dtype`, 1 where it is not valid; valid, bool [n, 1, H, W])."""
+    """Return y in `dtype`, 1 where it is not valid, and where it is valid, bool [n, 1, H, W]."""
     valid = (label.isfinite() & (label != o.ignore)).all(1, keepdim=True)
     if o.kind == "cross_entropy":
         valid = valid & (label >= 0) & (label < channels)
@@ -100,7 +102,7 @@ def _labelled(label: Tensor, channels: int, dtype: torch.dtype, o: Options) -> t
 
 
 def _weights(counts: Tensor, dtype: torch.dtype, o: Options) -> tuple[Tensor | float, Tensor | float]:
-    """w+ and w-, balanced ones [n, 1, 1, 1]."""
+    """Return w+ and w-; balanced ones are [n, 1, 1, 1]."""
     if not o.balanced:
         return o.positive_weight, o.negative_weight
     share = (counts[:, 1] / counts[:, 0].clamp(min=1)).to(dtype).reshape(-1, 1, 1, 1)
@@ -112,7 +114,7 @@ def _margin(z: Tensor) -> Tensor:
 
 
 def _unit(z: Tensor) -> tuple[Tensor, Tensor]:
-    """(u, what z is multiplied by)."""
+    """Return u, and the factor of z in it."""
     scale = z.square().sum(1, keepdim=True).clamp(min=SHORTEST**2).rsqrt()
     return z * scale, scale
 
@@ -199,9 +201,9 @@ def map_loss(
         [n] float32 (float64 for float64 logits). Differentiable once, in the logits.
 
     Raises:
-        TypeError: types or dtypes.
-        ValueError: shapes, values or devices.
-        NotImplementedError: a backend asked for by name cannot serve the call.
+        TypeError: an argument has a wrong type or dtype.
+        ValueError: an argument has a wrong shape, value or device.
+        NotImplementedError: the requested backend cannot serve the call.
     """
     options = Options(kind, ignore, positive_weight, negative_weight, balanced, log, positive)
     _check(logits, label, options)
@@ -245,8 +247,10 @@ def _check(logits: Tensor, label: Tensor, o: Options) -> None:
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
-    """Arguments for tests and benchmarks: every kind and option, cropped frames, layouts, labels of both
-    stored dtypes, ignored pixels and rows."""
+    """Return arguments for tests and benchmarks.
+
+    Every kind and option, cropped frames, layouts, labels of both stored dtypes, ignored pixels and rows.
+    """
     generator = torch.Generator().manual_seed(len(size))
 
     def case(

@@ -36,7 +36,7 @@ _BACKWARD_SCHEMA = "(Tensor grad_skip, Tensor grad_tokens, int bias_dim, int red
 
 
 def _centres(x: Tensor, reduction: int) -> list[Tensor]:
-    """Views [R, C, h / r, w / r] of the pixels that a token is the mean of."""
+    """Return views [R, C, h / r, w / r] of the pixels that a token is the mean of."""
     first = 1 if reduction == 4 else 0
     steps = range(first, first + min(reduction, 2))
     return [x[..., dy::reduction, dx::reduction] for dy in steps for dx in steps]
@@ -100,9 +100,9 @@ def noisy_tokens(x: Tensor, bias: Tensor | None = None, *, reduction: int) -> tu
         its channels_last copy if it has other strides. Differentiable once, in x and bias.
 
     Raises:
-        TypeError: types or dtypes.
-        ValueError: shapes or devices.
-        NotImplementedError: a backend asked for by name cannot serve the call.
+        TypeError: an argument has a wrong type or dtype.
+        ValueError: an argument has a wrong shape or device.
+        NotImplementedError: the requested backend cannot serve the call.
     """
     op = "noisy_tokens"
     grid.check_reduction(op, reduction)
@@ -127,7 +127,7 @@ def _check_bias(op: str, bias: object, x: Tensor) -> None:
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
-    """Arguments for tests and benchmarks: without a bias, with one for all rows, with one for each."""
+    """Return arguments for tests and benchmarks: without a bias, with one for all rows, with one for each."""
     cases = []
     for index, (x, reduction) in enumerate(sample_maps(size, dtype, device)):
         bias = torch.linspace(-1, 1, x.shape[0] * x.shape[1], device=device).to(dtype).reshape(x.shape[:2])

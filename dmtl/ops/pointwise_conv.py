@@ -60,9 +60,9 @@ def pointwise_conv(x: Tensor, weight: Tensor) -> Tensor:
         [B, K, h, w], channels_last. Differentiable once, in x and weight.
 
     Raises:
-        TypeError: types or dtypes.
-        ValueError: shapes or devices.
-        NotImplementedError: a backend asked for by name cannot serve the call.
+        TypeError: an argument has a wrong type or dtype.
+        ValueError: an argument has a wrong shape or device.
+        NotImplementedError: the requested backend cannot serve the call.
     """
     op = "pointwise_conv"
     checks.data(op, "x", x)
@@ -77,7 +77,7 @@ def pointwise_conv(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
-    """Arguments for tests and benchmarks."""
+    """Return arguments for tests and benchmarks."""
     shapes = {
         "tiny": [(1, 1, 1, 1, 1), (0, 3, 2, 4, 4), (1, 2, 40, 2, 3)],
         "odd": [(2, 17, 33, 7, 5), (3, 40, 16, 6, 8), (1, 300, 20, 9, 3), (2, 24, 144, 33, 40)],

@@ -97,9 +97,9 @@ def posterior_step(
         x_{t-1} like x0_hat (shape, dtype, layout). Differentiable once, in x0_hat, x_t and noise.
 
     Raises:
-        TypeError: types or dtypes.
-        ValueError: shapes or devices; on the CPU also t or key values out of range.
-        NotImplementedError: a backend asked for by name cannot serve the call.
+        TypeError: an argument has a wrong type or dtype.
+        ValueError: an argument has a wrong shape or device; on the CPU also: t or a key is out of range.
+        NotImplementedError: the requested backend cannot serve the call.
     """
     op = "posterior_step"
     checks.data(op, "x0_hat", x0_hat)
@@ -141,8 +141,10 @@ def posterior_step_(
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
-    """Arguments for tests and benchmarks: given, drawn and no noise, other layouts, and a last step without
-    noise."""
+    """Return arguments for tests and benchmarks.
+
+    Given, drawn and no noise, other layouts, and a last step without noise.
+    """
     coef1 = torch.linspace(1.0, 0.1, 7, device=device)
     tables = dict(coef1_S=coef1, coef2_S=1 - coef1, sigma_S=0.3 * (1 - coef1))
     cases = []

@@ -77,9 +77,9 @@ def q_sample(
         x_t like x0 (shape, dtype, layout). Differentiable once, in x0 and noise.
 
     Raises:
-        TypeError: types or dtypes.
-        ValueError: shapes or devices; on the CPU also t or key values out of range.
-        NotImplementedError: a backend asked for by name cannot serve the call.
+        TypeError: an argument has a wrong type or dtype.
+        ValueError: an argument has a wrong shape or device; on the CPU also: t or a key is out of range.
+        NotImplementedError: the requested backend cannot serve the call.
     """
     op = "q_sample"
     checks.data(op, "x0", x0)
@@ -90,7 +90,7 @@ def q_sample(
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
-    """Arguments for tests and benchmarks: given noise, drawn noise, other layouts."""
+    """Return arguments for tests and benchmarks: given noise, drawn noise, other layouts."""
     cases = []
     for x0, t_B, key_B3 in sample_rows(size, dtype, device):
         abar = torch.linspace(0.99, 0.2, 7, device=device)

@@ -1,4 +1,4 @@
-"""The operators' references in the place of the operators, for graphs that others than dmtl run."""
+"""Replace the operators by their references, for graphs that run without dmtl."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from .registry import REGISTRY
 
 
 class references(TorchFunctionMode):
-    """`with references():` every operator of dmtl is computed, and traced, as the plain torch of its
-    reference, without gradients (`torch.no_grad`). What is exported inside holds no `dmtl::` operator.
+    """In this context, compute and trace every operator of dmtl as the plain torch of its reference.
+
+    There are no gradients (`torch.no_grad`). A graph that is exported inside contains no `dmtl::` operator.
     """
 
     def __init__(self) -> None:

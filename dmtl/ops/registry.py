@@ -1,8 +1,9 @@
-"""Which operators exist, and which backend serves a call.
+"""Register operators, and choose the backend that serves a call.
 
-An op module declares an `OpSpec`; `add` registers its operators with torch. The backend is chosen inside the
-operator, below the dispatcher: graphs, exports and checkpoints never name one. This is the only module that
-reaches `dmtl.kernels`, which it loads by name: kernels import the specifications that they implement.
+An operator's module declares an `OpSpec`; `add` registers its operators with torch. The backend is chosen
+inside the operator, below the dispatcher: graphs, exports and checkpoints never name one. This is the only
+module that reaches `dmtl.kernels`, which it loads by name: kernels import the specifications that they
+implement.
 
 Choice, strongest first: `use_backend(op="name")`, `use_backend("name")`, `DMTL_BACKEND_<OP>`, `DMTL_BACKEND`,
 automatic (the first of `AUTOMATIC` that can serve the call; for some operators, the fastest that can). An
@@ -41,8 +42,10 @@ _REFERENCE = Support(
 
 @dataclass(frozen=True)
 class Operator:
-    """One torch operator `dmtl::<name>`: schema without the name, and reference, of the same positional
-    arguments."""
+    """One torch operator `dmtl::<name>`.
+
+    `schema` lacks the name. The reference takes the same positional arguments.
+    """
 
     name: str
     schema: str
@@ -58,14 +61,18 @@ class Operator:
 
 @dataclass(frozen=True, eq=False)
 class OpSpec:
-    """A mathematical operation: forward and backward operator, and what the generic tests need to exercise
-    it.
+    """A mathematical operation: its forward and backward operators, and what the generic tests need.
 
-    function: the public function; differentiable: its arguments that have a gradient (tensors or lists of
-    tensors; none, and no backward, for an op without gradients).
-    variants: further operators of the same op, without gradients (`<op>_`, which works in place).
-    samples(size, dtype, device) -> list of keyword arguments for `function`; size is "tiny", "odd" or
-    "large". tolerance: absolute floor of the error allowed to a backend, by dtype.
+    Attributes:
+        name: its name.
+        forward: the forward operator.
+        backward: the backward operator; None if the operation has no gradients.
+        function: the public function.
+        differentiable: arguments of the function that have a gradient: tensors or lists of tensors.
+        samples: (size, dtype, device) -> list of keyword arguments for `function`; size is "tiny", "odd" or
+            "large".
+        tolerance: absolute floor of the error allowed to a backend, by dtype.
+        variants: other forms of the operation without gradients, such as `<op>_`, which works in place.
     """
 
     name: str
@@ -87,7 +94,7 @@ _fastest = Fastest(name="operators")
 _overrides: list[dict[str, str]] = []
 _announced: set[str] = set()
 _served: dict[str, Callable] = {}  # by the operator's name
-_NO_KERNEL = "has no kernel for this op"
+_NO_KERNEL = "has no kernel for this operator"
 
 
 def add(spec: OpSpec) -> OpSpec:
@@ -114,7 +121,7 @@ def _announced_write(name: str, keyset: torch._C.DispatchKeySet, written: Tensor
 
 @cache
 def _module(op: str, backend: str) -> ModuleType | str:
-    """Import the backend's module for this op, or return the reason why there is none."""
+    """Import the backend's module for this operator, or return the reason why there is none."""
     name = f"dmtl.kernels.{backend}.{op}"
     try:
         return importlib.import_module(name)
@@ -193,7 +200,7 @@ def choose(
 def _refusal(spec: OpSpec, tensors: Sequence[Tensor], operator: Operator | None, args: Sequence) -> str:
     wish = requested(spec.name)
     inputs = ", ".join(f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)} on {x.device}" for x in tensors)
-    asked = f"backend {wish[0]} (asked for by {wish[1]}) cannot serve" if wish else "no backend can serve"
+    asked = f"backend {wish[0]} (requested by {wish[1]}) cannot serve" if wish else "no backend can serve"
     lines = [f"{spec.name}: {asked} this call with {inputs}. Candidates:"]
     for backend in BACKENDS:
         reasons = reasons_against(spec, backend, tensors, operator, args)
@@ -202,7 +209,7 @@ def _refusal(spec: OpSpec, tensors: Sequence[Tensor], operator: Operator | None,
 
 
 def _announce(spec: OpSpec, backend: str, passed_over: list[str]) -> None:
-    """Say once that a faster backend made for this device is missing on this machine."""
+    """Warn once that a faster backend made for this device is missing on this machine."""
     for other in passed_over:
         module = _module(spec.name, other)
         reasons = [module] if isinstance(module, str) else module.SUPPORT.available()
@@ -211,7 +218,7 @@ def _announce(spec: OpSpec, backend: str, passed_over: list[str]) -> None:
                 _announced.add(reason)
                 warnings.warn(
                     f"dmtl: backend {other} is not available ({reason}); {spec.name} uses {backend}. "
-                    "`dmtl info` shows the choice for every op.",
+                    "`dmtl info` shows the choice for every operator.",
                     RuntimeWarning,
                     stacklevel=4,
                 )
@@ -277,16 +284,18 @@ def packed(spec: OpSpec, weight: Tensor) -> Tensor:
 
 @contextmanager
 def use_backend(backend: str | None = None, /, **by_op: str) -> Iterator[None]:
-    """Serve every op (`use_backend("cpu")`) or single ones (`use_backend(q_sample="reference")`) with the
-    named backend.
+    """In this context, serve operators with the named backend.
 
-    Raises ValueError for an unknown backend or op. Inside, a call that the backend cannot serve raises
-    NotImplementedError.
+    `use_backend("cpu")` is for all operators, `use_backend(q_sample="reference")` for one. A call that the
+    backend cannot serve raises NotImplementedError.
+
+    Raises:
+        ValueError: the backend or the operator is unknown.
     """
     override = ({"*": backend} if backend is not None else {}) | by_op
     for op, name in override.items():
         if op != "*" and op not in REGISTRY:
-            raise ValueError(f"use_backend: op must be one of {', '.join(REGISTRY)}, got {op}")
+            raise ValueError(f"use_backend: operator must be one of {', '.join(REGISTRY)}, got {op}")
         if name not in BACKENDS:
             raise ValueError(f"use_backend: backend must be one of {', '.join(BACKENDS)}, got {name}")
     _overrides.append(override)

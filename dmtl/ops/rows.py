@@ -1,5 +1,7 @@
-"""What the two noising ops share: per-row coefficients, the noise of a call, outputs in the layout of an
-input."""
+"""Parts shared by the two noising operators.
+
+These are per-row coefficients, the noise of a call, and outputs in the layout of an input.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the operators' sample arguments for tests and benchmarks (`OpSpec.samples`) are made of."""
+"""Make sample arguments of operators for tests and benchmarks (`OpSpec.samples`)."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def _fake_backward(grad, x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_we
 
 
 def _kind(x, norm_weight, norm_bias, fc1_weight, *rest) -> tuple:
-    """What a call's speed depends on; ragged batches are few kinds of tokens."""
+    """Return what a call's speed depends on; ragged batches have few kinds of tokens."""
     save = rest[-1] is True
     return ((x.numel() // x.shape[-1]).bit_length(), *fc1_weight.shape, save)
 
@@ -101,9 +101,9 @@ def token_mlp(
         The shape and dtype of x, contiguous. Differentiable once, in all tensors.
 
     Raises:
-        TypeError: types or dtypes.
-        ValueError: shapes or devices.
-        NotImplementedError: a backend asked for by name cannot serve the call.
+        TypeError: an argument has a wrong type or dtype.
+        ValueError: an argument has a wrong shape or device.
+        NotImplementedError: the requested backend cannot serve the call.
     """
     op = "token_mlp"
     checks.data(op, "x", x)
@@ -125,7 +125,10 @@ def token_mlp(
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
-    """Arguments for tests and benchmarks: single tokens, sizes that are not multiples of a tile, slices."""
+    """Return arguments for tests and benchmarks.
+
+    Single tokens, sizes that are not multiples of a tile, slices.
+    """
     draw = draws(len(size), dtype, device)
 
     def case(x: Tensor, hidden: int) -> dict:

@@ -1,4 +1,4 @@
-"""What the ops on tokens share: argument checks and LayerNorm with its closed-form gradient."""
+"""Parts shared by the operators on tokens: argument checks and LayerNorm with its closed-form gradient."""
 
 from __future__ import annotations
 

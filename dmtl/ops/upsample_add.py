@@ -63,9 +63,9 @@ def upsample_add(tokens: Tensor, skip: Tensor, *, reduction: int) -> Tensor:
         The sum [R, C, h, w], channels_last. Differentiable once, in tokens and skip.
 
     Raises:
-        TypeError: types or dtypes.
-        ValueError: shapes or devices.
-        NotImplementedError: a backend asked for by name cannot serve the call.
+        TypeError: an argument has a wrong type or dtype.
+        ValueError: an argument has a wrong shape or device.
+        NotImplementedError: the requested backend cannot serve the call.
     """
     op = "upsample_add"
     grid.check_reduction(op, reduction)
@@ -80,7 +80,7 @@ def upsample_add(tokens: Tensor, skip: Tensor, *, reduction: int) -> Tensor:
 
 
 def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
-    """Arguments for tests and benchmarks."""
+    """Return arguments for tests and benchmarks."""
     cases = []
     for index, (skip, reduction) in enumerate(sample_maps(size, dtype, device)):
         R, N, C = grid.tokens_shape(skip, reduction)

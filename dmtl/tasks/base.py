@@ -46,7 +46,7 @@ class Words:
 
     kind: str = "numbers"
     map: str = "value"
-    uncertainty: str = "variance of the draws"
+    uncertainty: str = "variance of the noise samples"
     mistake: str = "error above the median of all pixels"
 
 

@@ -38,7 +38,7 @@ class UnitVector(Task):
     decoding = "unit"
     unit_length = True
     reading_options = ()
-    words = Words("directions", "unit vector", "angular spread of the draws")
+    words = Words("directions", "unit vector", "angular spread of the noise samples")
     error_unit = uncertainty_unit = "degrees"
     primary = "mean"
     higher_is_better = False

@@ -1,1 +1,1 @@
-"""C++ kernels, one module per op."""
+"""C++ kernels, one module per operator."""

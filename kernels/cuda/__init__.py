@@ -1,1 +1,1 @@
-"""CUDA kernels, one module per op."""
+"""CUDA kernels, one module per operator."""

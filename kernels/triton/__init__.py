@@ -1,1 +1,1 @@
-"""Triton kernels, one module per op."""
+"""Triton kernels, one module per operator."""

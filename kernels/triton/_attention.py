@@ -183,7 +183,7 @@ def attention(q: Tensor, kv: Tensor, heads: int, keep: bool) -> tuple[Tensor, Te
 def attention_backward(
     d_a: Tensor, q: Tensor, kv: Tensor, a: Tensor, lse: Tensor, heads: int
 ) -> tuple[Tensor, Tensor]:
-    """(d_q, d_kv)."""
+    """Return d_q and d_kv."""
     d_q, d_kv, delta = torch.empty_like(q), torch.empty_like(kv), torch.empty_like(lse)
     sizes = _sizes(q, kv, heads)
     _, for_q, for_kv = configs(q.dtype, sizes[3], q.shape[1])

@@ -35,7 +35,7 @@ def config(rows: int, n: int, dtype: torch.dtype, large: dict = LARGE) -> dict:
 
 @triton.jit
 def gelu_cdf(h):
-    """Phi(h)."""
+    """Return Phi(h), the standard normal distribution function."""
     return 0.5 + 0.5 * tl.erf(h * 0.7071067811865476)
 
 

@@ -234,7 +234,7 @@ def test_backend_that_is_not_here(dmtl, monkeypatch, trained, data):
     monkeypatch.setenv("DMTL_BACKEND", "cuda")
     status, _, err = dmtl("eval", trained, "--data", data, "--device", "cpu")
     assert status == 2
-    assert err.startswith("dmtl eval: conv3x3: backend cuda (asked for by DMTL_BACKEND) cannot serve")
+    assert err.startswith("dmtl eval: conv3x3: backend cuda (requested by DMTL_BACKEND) cannot serve")
     assert all(f"  {name}: " in err for name in ("cuda", "triton", "cpu", "reference"))
     assert "Traceback" not in err
 

@@ -75,7 +75,7 @@ def test_agrees_with_float64(spec, backend, dtype, poisoned):
     assert served > 0
 
 
-NO_KERNEL = "has no kernel for this op"
+NO_KERNEL = "has no kernel for this operator"
 
 
 @pytest.mark.parametrize("backend", backend_params("cpu", "triton", "cuda"))
@@ -234,8 +234,8 @@ def test_explicit_choice_never_falls_back(spec):
     with dmtl.ops.use_backend(**{spec.name: "cuda"}), pytest.raises(NotImplementedError) as refusal:
         spec.function(**sample)
     message = str(refusal.value)
-    assert message.startswith(f"{spec.name}: backend cuda (asked for by dmtl.use_backend) cannot serve")
-    assert "device cpu is not one of cuda" in message or "cuda: has no kernel for this op" in message
+    assert message.startswith(f"{spec.name}: backend cuda (requested by dmtl.use_backend) cannot serve")
+    assert "device cpu is not one of cuda" in message or "cuda: has no kernel for this operator" in message
     assert "reference: could serve it" in message
     assert all(f"\n  {backend}: " in message for backend in ("cuda", "triton", "cpu", "reference"))
 

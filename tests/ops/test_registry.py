@@ -46,7 +46,7 @@ def test_unknown_names(monkeypatch):
     ):
         pass
     with (
-        pytest.raises(ValueError, match="use_backend: op must be one of .*q_sample.*, got p_sample"),
+        pytest.raises(ValueError, match="use_backend: operator must be one of .*q_sample.*, got p_sample"),
         dmtl.use_backend(p_sample="cpu"),
     ):
         pass
@@ -99,7 +99,7 @@ def test_info(capsys, monkeypatch):
         served = built and not row["why_not"].get("cpu")
         assert row["backend"] == ("cpu" if served else "reference")
         reasons = row["why_not"]["cuda"]
-        assert "device cpu is not one of cuda" in reasons or reasons == ["has no kernel for this op"]
+        assert "device cpu is not one of cuda" in reasons or reasons == ["has no kernel for this operator"]
     assert not built or all(row["backend"] == "cpu" for row in rows if row["op"] == "q_sample")
     print_info()
     printed = capsys.readouterr().out

@@ -239,8 +239,8 @@ void round_factors(float* a, int64_t rows, int64_t count) {
 }
 
 // What later tiles will read: one cache line is prefetched for each k, so that loads from memory are spread over the products.
-// Products whose packed side comes from memory are 7 to 18 % faster with it. (Prefetching the columns in use made plain products
-// 25 % slower.)
+// Products whose packed side comes from memory are 7 to 18 % faster with it. (Prefetching the columns in use made plain
+// products 25 % slower.)
 struct Ahead {
     const float* line;
     int64_t step;  // to the next line; 0 if there is nothing to prefetch
