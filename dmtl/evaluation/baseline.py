@@ -62,9 +62,7 @@ def read_baseline(paths: Iterable[str | Path]) -> dict[str, Mapping[str, float]]
         found = read_reference(scored if scored.is_file() else path, "baseline") or {}
         for task, values in found.items():
             if task in reference and not task.startswith("initial/"):
-                raise ConfigError(
-                    f"baseline: {path} has the task {task}, like an earlier run, expected it only once"
-                )
+                raise ConfigError(f"baseline: two runs have the task {task}; the second is {path}")
             reference[task] = values
     return reference
 

@@ -270,8 +270,6 @@ def _readings(folder: Path) -> Callable[[str, str], tuple[float, float] | None]:
             found = images.get(nfc(id), {}).get(task) or tasks.get(task, {})
             return (float(found["scale"]), float(found.get("offset", 0))) if "scale" in found else None
         except (TypeError, ValueError, AttributeError):
-            raise DataError(
-                f"{path}: scale or offset of {task}/{id} is not a number, expected numbers"
-            ) from None
+            raise DataError(f"{path}: scale and offset of {task}/{id} must be numbers") from None
 
     return reading

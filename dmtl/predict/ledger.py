@@ -157,8 +157,8 @@ class Ledger:
         while unseen := [n for n in self.part.together if not any(self._exists(n))]:
             if time.monotonic() > end:
                 raise DataError(
-                    f"{self.out_dir}: process {unseen[0] - self.part.first} writes to another folder of this "
-                    "name, expected one that all machines share"
+                    f"{self.out_dir}: process {unseen[0] - self.part.first} does not see this folder; "
+                    "put --out on a file system that all machines share"
                 )
             time.sleep(_PAUSE)
 

@@ -74,7 +74,7 @@ class VideoReader:
             raise DataError(f"{self.path}: cannot be read ({one_line(error)}), expected a video") from None
         with container:
             if not container.streams.video:
-                raise DataError(f"{self.path}: no video in it, expected {', '.join(SUFFIXES)}")
+                raise DataError(f"{self.path}: contains no video stream")
             stream = container.streams.video[0]
             stream.thread_type = (
                 "SLICE"  # with frame threads, an error and the frames before it would be lost

@@ -36,9 +36,7 @@ class Ids(Task):
         super().reading(options)
         readers = {"values": read_value, "colors": read_colour}
         if len(options) > 1:
-            raise ConfigError(
-                f"task {self.name!r}: both values and colors are set, expected only one of them"
-            )
+            raise ConfigError(f"task {self.name!r}: set either values or colors, not both")
         names, ignore = self.label_names, int(self.ignore)
         try:
             tables = {k: class_table(k, v, names, ignore, readers[k]) for k, v in options.items()}

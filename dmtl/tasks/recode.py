@@ -56,7 +56,7 @@ def class_table(
     for stored, word in _pairs(option, entries, names, read):
         id = _class_id(option, word, names, ignore)
         if table.setdefault(stored, id) != id:
-            raise ConfigError(f"{option} gives {stored_name(option, stored)} to two classes, expected one")
+            raise ConfigError(f"{option} gives {stored_name(option, stored)} to two classes")
     if not table:
         raise ConfigError(f"{option} is empty, expected an entry for each class")
     return table

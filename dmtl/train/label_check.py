@@ -96,7 +96,9 @@ def _notes(train: LabelledImages, val: LabelledImages, labels: LabelMatrix, skip
     notes = unread_files(train, train.tasks)
     if twice := _in_both(train, val):
         shown = shortened(twice, SHOWN)
-        notes.append(f"{len(twice)} of {plural(len(val), 'validation image')} are trained on: {shown}")
+        notes.append(
+            f"{len(twice)} of {plural(len(val), 'validation image')} are also training images: {shown}"
+        )
     for name, found in _look(train, labels, skip_corrupt).items():
         total = int(labels.column(name).sum())
         if found.labels and not found.useful:

@@ -102,7 +102,7 @@ def test_bad_files(folder, name, content, message):
     ("lines", "message"),
     [
         ("a\nb\nx1\nx2\n", "2 of 4 ids have no image, the first is 'x1', expected images/x1.jpg"),
-        ("a\nb\na\n", "line 3: id 'a' is on line 1 too"),
+        ("a\nb\na\n", "line 3: id 'a' is also on line 1"),
         ("\n\n", "empty, expected one id per line"),
         ("../a\n", "line 1: '../a', expected a relative path inside the data set"),
         ("/etc/passwd\n", "line 1: '/etc/passwd'"),

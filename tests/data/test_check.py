@@ -69,20 +69,18 @@ def test_the_same_image_twice_is_found_within_and_between_splits(folder):
     seen = {}
     assert check_dataset(Folder(folder, "train"), seen=seen) == []
     assert check_dataset(Folder(folder, "val"), seen=seen) == [
-        Problem("image", "b", "the same image as train: a, expected it once"),
+        Problem("image", "b", "duplicate of train: a"),
         Problem("label", "semseg", "no readable label at all, expected at least one"),
     ]
     (folder / "splits" / "train.txt").write_text("a\nb\n")
-    assert [str(p) for p in check_dataset(Folder(folder, "train"))] == [
-        "b: the same image as train: a, expected it once"
-    ]
+    assert [str(p) for p in check_dataset(Folder(folder, "train"))] == ["b: duplicate of train: a"]
 
 
 def test_an_id_in_two_splits_is_found(folder):
     seen = {}
     check_dataset(Folder(folder, "train"), seen=seen)
     found = check_dataset(Folder(folder, "val"), seen=seen)
-    assert found[0] == Problem("split", "a", "is in train and val, expected one split")
+    assert found[0] == Problem("split", "a", "is in both train and val")
 
 
 def test_vectors_of_files_are_measured_before_reading_makes_them_unit_vectors(folder):

@@ -41,10 +41,10 @@ def test_every_difference_from_the_manifest_is_named(root, workers):
     image.write_bytes(content)
     (root / "depth" / "train" / "001.npy").write_bytes(b"new")
     expected = [
-        ("manifest", "depth/train/000.npy", "is missing, expected it as converted"),
+        ("manifest", "depth/train/000.npy", "is missing, but listed in manifest.jsonl"),
         ("manifest", "semseg/train/001.png", f"has {size} bytes, expected {size - 4} as converted"),
-        ("manifest", "images/val/001.jpg", "has another SHA-256, expected the bytes that were converted"),
-        ("manifest", "depth/train/001.npy", "is not in manifest.jsonl, expected only what was converted"),
+        ("manifest", "images/val/001.jpg", "has another SHA-256 than in manifest.jsonl"),
+        ("manifest", "depth/train/001.npy", "is not in manifest.jsonl"),
     ]
     assert found(root, workers=workers) == expected
 
@@ -54,20 +54,20 @@ def test_lists_and_files_must_agree(root):
     train = root / "splits" / "train.txt"
     train.write_text("train/000\ntrain/001\ntrain/002\ntrain/ghost\n")
     message = "id 'train/ghost' has no image, expected images/train/ghost.jpg or the like"
-    unlisted = "no list in splits/ names it, expected its id in one"
+    unlisted = "its id is in no list of splits/"
     names = [f"{folder}/train/003.png" for folder in ("boundaries", "images", "normals", "semseg")]
     names = [names[0], "depth/train/003.npy", names[1].replace("png", "jpg"), *names[2:]]
     assert found(root) == [
         ("split", "splits/train.txt", message),
         *(("unlisted", name, unlisted) for name in names),
-        ("manifest", "manifest.jsonl", "names 'train/003', expected it in a list of splits/"),
+        ("manifest", "manifest.jsonl", "'train/003' is in no list of splits/"),
     ]
     assert readable_part(root, "train").ids == ["train/000", "train/001", "train/002"]
     train.write_text("train/000\ntrain/000\n")
     assert (
         "split",
         "splits/train.txt",
-        "line 2: id 'train/000' is on line 1 too, expected it once",
+        "line 2: id 'train/000' is also on line 1",
     ) in found(root)
 
 

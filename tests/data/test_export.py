@@ -322,9 +322,7 @@ def test_two_writers_at_once_are_refused(source, whole, monkeypatch):
     monkeypatch.setattr("dmtl.data.folder.write._PATIENCE_S", 0)
     handle = os.open(whole, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
-    with pytest.raises(
-        DataError, match="whole: another process is writing here, expected one process at a time"
-    ):
+    with pytest.raises(DataError, match="whole: another process is writing to this folder"):
         export_folder(Tiny(source, "train"), whole)
     os.close(handle)
     assert export_folder(Tiny(source, "train"), whole).written == 0

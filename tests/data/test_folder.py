@@ -234,5 +234,5 @@ def test_links_out_of_the_folder_are_not_followed(folder, tmp_path_factory, name
 def test_chosen_ids(folder):
     data = Folder(folder, "train", ids=["c/d", "a"])
     assert data.ids == ["c/d", "a"] and data.read(0).id == "c/d"
-    with pytest.raises(DataError, match="splits/train.txt: no id 'x', expected it there"):
+    with pytest.raises(DataError, match="splits/train.txt: id 'x' is missing"):
         Folder(folder, "train", ids=["a", "x"])

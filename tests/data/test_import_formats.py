@@ -179,7 +179,7 @@ def test_coco_background_in_another_case(tmp_path):
         (without("images"), "no 'images'"),
         (at("images", 1)(with_value(file_name="/etc/a.png")), "images[1]: image file: '/etc/a.png'"),
         (at("images", 1)(with_value(file_name="../a.png")), "images[1]: image file: '../a.png'"),
-        (at("images", 1)(with_value(file_name="a.png")), "images[1]: a second entry for the image 'a'"),
+        (at("images", 1)(with_value(file_name="a.png")), "images[1]: image 'a' has two entries"),
         (at("images", 1)(with_value(file_name="a.jpg")), "gets the same id 'a' as"),
         (at("images", 1)(with_value(id=10)), "images[1]: a second image has the id 10"),
         (at("images", 1)(with_value(width="wide")), "images[1]: width: 'wide', expected a finite number"),
@@ -319,7 +319,7 @@ def test_labelme_files_elsewhere(tmp_path):
     import_made("labelme", tmp_path, tmp_path / "other", lambda _: made)
     assert labels(tmp_path / "other")["a"].any()
     write_json(tmp_path / "s" / "ann" / "again.json", labelme_file("a", shapes))
-    with pytest.raises(DataError, match="again.json: a second file for the image 'a.png'"):
+    with pytest.raises(DataError, match="again.json: image 'a.png' has two"):
         import_made("labelme", tmp_path, tmp_path / "third", lambda _: made)
 
 
@@ -410,7 +410,7 @@ def test_cvat_damage(tmp_path, shapes, message):
         ("<annotations></annotations>", "no images"),
         (f"{LAUGHS}<annotations><version>&b;</version></annotations>", "not readable XML"),
         (cvat_file(cvat_image(0, "/etc/a", "")), "'/etc/a.png', expected a relative path"),
-        (cvat_file(cvat_image(0, "a", "") * 2), "a second entry for the image 'a'"),
+        (cvat_file(cvat_image(0, "a", "") * 2), "image 'a' has two entries"),
         (cvat_file("").replace("<name>tree</name>", "<name>car</name>"), "a second label is called 'car'"),
     ],
 )

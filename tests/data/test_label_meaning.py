@@ -141,7 +141,7 @@ def test_values_that_nothing_says_are_refused(tmp_path, options, label, message)
         (CLASSES | {"values": {0.5: 0}}, "values names the class 0.5|expected whole numbers"),
         (CLASSES | {"values": [1, 2, 3]}, "values lists 3 entries, expected 2"),
         (CLASSES | {"values": {"sky": 1, "road": 1}}, "values gives 1 to two classes"),
-        (CLASSES | {"values": {0: 0}, "colors": VOC}, "both values and colors"),
+        (CLASSES | {"values": {0: 0}, "colors": VOC}, "either values or colors"),
         (CLASSES | {"colors": {"sky": [0, 0, 256]}}, r"expected \[r, g, b\]"),
         (CLASSES | {"scale": 0.5}, "scale does not apply to files of kind classes"),
         ({"kind": "binary", "unknown": 3}, "unknown does not apply to files of kind binary"),
@@ -210,7 +210,7 @@ def test_numbers_in_yaml_are_those_that_were_meant(tmp_path):
     assert read_description(tmp_path)["evaluation"] == {"max_dist": 0.0075}
     with pytest.raises(DataError, match="scale is '1e-3', expected a number"):
         write(tmp_path, "tasks: {d: {kind: scalar, scale: '1e-3'}}", {})
-    with pytest.raises(DataError, match="line 1: 0 is there twice"):
+    with pytest.raises(DataError, match="line 1: duplicate key 0"):
         write(tmp_path, "tasks: {s: {kind: classes, classes: [a, b], values: {0: 0, 0: 1}}}", {})
 
 

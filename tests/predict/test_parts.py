@@ -114,7 +114,7 @@ def test_shards_of_several_processes():
 
 def test_processes_that_share_no_folder(model, tmp_path, monkeypatch):
     monkeypatch.setattr("dmtl.predict.ledger._VISIBLE", 0)
-    with pytest.raises(DataError, match="out: process 1 writes to another folder of this name"):
+    with pytest.raises(DataError, match="out: process 1 does not see this folder"):
         Predictor(model).predict_files([save(tmp_path / "a.png")], tmp_path / "out", world=World(0, 2))
 
 

@@ -219,7 +219,7 @@ def test_masks_drawn_in_two_ways_are_reported(root):
 def test_validation_images_that_are_trained_on_are_named(root):
     (root / "splits" / "val.txt").write_text("i8\ni0\ni3\n")
     for data in ({}, {"resize": True}, {"cache": False}):
-        assert told(run(root, data=data)) == ["2 of 3 validation images are trained on: i0, i3"]
+        assert told(run(root, data=data)) == ["2 of 3 validation images are also training images: i0, i3"]
 
 
 def test_hidden_labels_are_not_looked_at(root):

@@ -95,10 +95,9 @@ def check_dataset(
         for name, seen_here in known.items():
             occurs[name].merge(seen_here)
         if id in seen:
-            problems.append(Problem("split", id, f"is in {seen[id]} and {dataset.split}, expected one split"))
+            problems.append(Problem("split", id, f"is in both {seen[id]} and {dataset.split}"))
         elif digest in seen:
-            twice = f"the same image as {seen[digest]}, expected it once"
-            problems.append(Problem("image", id, twice))
+            problems.append(Problem("image", id, f"duplicate of {seen[digest]}"))
         seen |= {id: dataset.split} | ({} if digest is None else {digest: here})
     for name, found_in in occurs.items():
         if fault := found_in.fault():

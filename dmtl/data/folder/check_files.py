@@ -61,7 +61,7 @@ def check_files(
             if id not in images
         ]
     problems += [
-        Problem("unlisted", str(root / path), "no list in splits/ names it, expected its id in one")
+        Problem("unlisted", str(root / path), "its id is in no list of splits/")
         for path in sorted(files)
         if _id(path) not in listed
     ]
@@ -100,13 +100,11 @@ def _recorded(
         problems += found
     named = {nfc(path) for entry in entries for path in entry.files}
     problems += [
-        Problem("manifest", str(root / path), f"is not in {manifest.NAME}, expected only what was converted")
+        Problem("manifest", str(root / path), f"is not in {manifest.NAME}")
         for path in sorted(path for path in files if nfc(path) not in named)
     ]
     problems += [
-        Problem(
-            "manifest", str(root / manifest.NAME), f"names {entry.id!r}, expected it in a list of splits/"
-        )
+        Problem("manifest", str(root / manifest.NAME), f"{entry.id!r} is in no list of splits/")
         for entry in entries
         if entry.id not in listed
     ]
@@ -123,15 +121,15 @@ def _difference(root: Path, name: str, size: int, digest: str) -> str | None:
     try:
         found = manifest.size_of(root, name)
         if found is None:
-            return "is missing, expected it as converted"
+            return "is missing, but listed in manifest.jsonl"
         if found != size:
             return f"has {found} bytes, expected {size} as converted"
         if manifest.digest_of((root / name).read_bytes())[1] != digest:
-            return "has another SHA-256, expected the bytes that were converted"
+            return "has another SHA-256 than in manifest.jsonl"
     except DataError:
         return None  # a link out of the data set is reported separately
     except OSError as error:
-        return f"cannot be read ({error.strerror}), expected it as converted"
+        return f"cannot be read ({error.strerror})"
     return None
 
 

@@ -84,7 +84,7 @@ class Folder(Described):
         wanted = listed if ids is None else [nfc(id) for id in ids]
         super().__init__(description, self.root / "dataset.yaml", split, tasks, wanted)
         if unlisted := set(self.ids) - set(listed):
-            raise DataError(f"{self.root / 'splits' / split}.txt: no id {min(unlisted)!r}, expected it there")
+            raise DataError(f"{self.root / 'splits' / split}.txt: id {min(unlisted)!r} is missing")
         self._images = self._find("images", IMAGE_SUFFIXES)
         missing = [i for i in self.ids if i not in self._images]
         if missing:

@@ -46,7 +46,7 @@ class _Plain(yaml.SafeLoader):
                     f"{where}: a key is a mapping or contains one, expected a name"
                 ) from None
             if twice:
-                raise yaml.YAMLError(f"{where}: {key!r} is there twice, expected it once")
+                raise yaml.YAMLError(f"{where}: duplicate key {key!r}")
             mapping[key] = self.construct_object(value_node, deep=deep)
         return mapping
 

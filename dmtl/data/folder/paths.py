@@ -112,7 +112,7 @@ def read_ids(path: str | os.PathLike) -> list[str]:
             continue
         inner_path(id, f"{path}: line {number}")
         if id in lines:
-            raise DataError(f"{path}: line {number}: id {id!r} is on line {lines[id]} too, expected it once")
+            raise DataError(f"{path}: line {number}: id {id!r} is also on line {lines[id]}")
         lines[id] = number
     if not lines:
         raise DataError(f"{path}: empty, expected one id per line")

@@ -222,9 +222,7 @@ class SampleWriter:
         if self.has_boundaries:
             found = self.dataset.boundaries(index)
             if found is None:
-                raise DataError(
-                    f"{self.dataset.name}: {id!r} has no boundaries, expected them like the others"
-                )
+                raise DataError(f"{self.dataset.name}: {id!r} has no boundaries, but other images have")
             files[f"{BOUNDARIES}/{id}.png"] = png_bytes(found.numpy().astype(np.uint8))
         return files, labels
 
@@ -375,7 +373,7 @@ def locked(root: Path) -> Iterator[None]:
             except BlockingIOError:
                 if attempt == _PATIENCE_S * 10:
                     raise DataError(
-                        f"{root}: another process is writing here, expected one process at a time"
+                        f"{root}: another process is writing to this folder; wait until it has finished"
                     ) from None
                 time.sleep(0.1)
         yield

@@ -188,7 +188,7 @@ def check_entries(source: Path, entries: Sequence[Entry], may_lack: int) -> None
         inner_path(entry.id, f"{entry.where}: id of {entry.image.name!r:.80}")
         if (other := seen.setdefault(nfc(entry.id), entry)) is not entry:
             if entry.image == other.image:
-                raise DataError(f"{entry.where}: a second entry for the image {entry.id!r}, expected one")
+                raise DataError(f"{entry.where}: image {entry.id!r} has two entries")
             raise DataError(
                 f"{entry.where}: image {str(entry.image)!r:.200} gets the same id {entry.id!r} as "
                 f"{str(other.image)!r:.200}, expected names that differ without their suffixes"

@@ -45,7 +45,7 @@ def read_labelme(source: Path, options: Options, context: Context) -> Found:
         path = _image_path(root["imagePath"], file, here, images)
         entry = entries.setdefault(path, Entry(images.id(path), path, str(file)))
         if entry.labels:
-            raise DataError(f"{file}: a second file for the image {path.name!r}, expected one")
+            raise DataError(f"{file}: image {path.name!r} has two annotation files")
         entry.where = str(file)
         shapes = [drawn for node in root["shapes"].list() if (drawn := _shape(node, flat)) is not None]
         sides = [root.get("imageHeight"), root.get("imageWidth")]

@@ -95,7 +95,7 @@ def read_contents(folder: str) -> dict[str, Any] | None:
         raise DataError(f"{path}: splits: {error}") from None
     names = [name for shards in content["splits"].values() for name in shards]
     if len(set(names)) < len(names):
-        raise DataError(f"{path}: a shard is in two splits, expected each shard in one")
+        raise DataError(f"{path}: a shard is in two splits")
     return content
 
 
@@ -191,9 +191,7 @@ class Shards(Described):
                     inner_path(id, f"{shard.path}: name of a file")
                 cell = rows.setdefault(id, len(rows)), column
                 if cell in cells:
-                    raise DataError(
-                        f"{shard.path}/{name}: a second file of {id!r} for {folder}, expected one"
-                    )
+                    raise DataError(f"{shard.path}/{name}: a second file of {id!r} for {folder}")
                 cells[cell] = offset, size, suffixes.setdefault(suffix, len(suffixes))
             table = np.full((3, len(rows), len(columns)), -1, np.int64)
             if cells:
@@ -205,7 +203,7 @@ class Shards(Described):
             tables.append(table)
         if len(set(ids)) < len(ids):
             twice = next(id for id, times in Counter(ids).items() if times > 1)
-            raise DataError(f"{self.root}: {twice!r} is in two shards, expected it in one")
+            raise DataError(f"{self.root}: {twice!r} is in two shards")
         if not ids:
             raise DataError(f"{self.root}: no image in these shards, expected files such as 0001.jpg")
         self._offset, self._size, kind = (np.concatenate([t[n] for t in tables]) for n in range(3))
