@@ -83,7 +83,7 @@ class Analysis:
 
     @property
     def captions(self) -> list[str]:
-        """Names of what can be shown, in the order of the chain."""
+        """Return the names of what can be shown, in the order of the chain."""
         mean = [] if self.averaged is None else [f"mean of {plural(self.options.samples, 'sample')}"]
         return [*self.stages, *mean]
 

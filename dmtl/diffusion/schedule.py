@@ -89,7 +89,7 @@ class Schedule:
 
     @property
     def steps(self) -> int:
-        """S, the number of levels the chain was defined with."""
+        """Return S, the number of levels the chain was defined with."""
         return len(self.betas)
 
     def plan(self, steps: int | None = None, sampler: Sampler = ancestral) -> Plan:

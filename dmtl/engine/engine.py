@@ -290,7 +290,7 @@ class Engine:
         return self._graphs(self._signature(what, tile, call), of_inputs, (tile, *keys))
 
     def _repeatable(self, tile: Tensor, call: Call) -> bool:
-        """Whether a graph can repeat a call and is worth its memory.
+        """Return whether a graph can repeat a call and is worth its memory.
 
         Averaging noise samples on a CPU is not, because it works on maps of the image's size.
         """

@@ -95,8 +95,11 @@ class Network:
         return [(self._ready(first), self._ready(second)) for first, second in pairs]
 
     def initial(self, image: Tensor, wanted: Sequence[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Padded image -> features of the requested tasks, one tensor for each or one packed [R, C, h, w],
-        and logits [B, C_T, h, w] of all tasks (in a model without MTDNet of the requested ones)."""
+        """Return features of the requested tasks and initial logits [B, C_T, h, w] for a padded image.
+
+        Features are one tensor for each task or one packed tensor [R, C, h, w]. Logits are those of all
+        tasks; in a model without MTDNet, those of the requested ones.
+        """
         image = image.to(self.form.maps, memory_format=torch.channels_last)
         joined = join_maps(self.backbone(image), image)
         if image.device.type == "cpu" and image.numel() >= LARGE:

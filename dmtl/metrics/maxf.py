@@ -48,7 +48,7 @@ class BestF(Metric):
             self._add(**{name: histogram(index_BHW, 2 * bins + 1)[:-1].view(2, bins)})
 
     def _best(self, score: str, beta2: float) -> float:
-        """Percent."""
+        """Return the largest F over all thresholds, in percent."""
         counts_2T = self._sums[score].double().cpu()
         if counts_2T.sum() == 0:
             return float("nan")

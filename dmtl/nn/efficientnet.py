@@ -55,7 +55,7 @@ class Stem(nn.Conv2d):
         super().__init__(3, channels, 3, 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, 3, H, W] -> [B, C, H / 2, W / 2]."""
+        """Return [B, C, H / 2, W / 2] for x [B, 3, H, W]."""
         return super().forward(F.pad(x, self.extra))
 
 
@@ -70,7 +70,7 @@ class PointwiseConv(nn.Conv2d):
         super().__init__(in_channels, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, C, h, w] -> [B, K, h, w]."""
+        """Return [B, K, h, w] for x [B, C, h, w]."""
         single = x.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         if not single or not _on_cpu(x):
             return super().forward(x)
@@ -91,7 +91,7 @@ class DepthwiseConv(nn.Conv2d):
         self.last = (kernel - 1) // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, C, h, w] -> [B, C, h / stride, w / stride]."""
+        """Return [B, C, h / stride, w / stride] for x [B, C, h, w]."""
         if not _on_cpu(x):
             return super().forward(F.pad(x, (self.first, self.last) * 2))
         out = ops.depthwise_conv(cast(x), cast(self.weight), stride=self.stride[0], padding=self.first)

@@ -89,7 +89,7 @@ def _pairs(module: nn.Module, image: Tensor) -> tuple[list[tuple[nn.Conv2d, _Bat
 
 
 def _hooked(module: nn.Module) -> bool:
-    """Whether this module has hooks and therefore must stay."""
+    """Return whether this module has hooks and therefore must stay."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 

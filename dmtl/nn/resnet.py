@@ -46,7 +46,7 @@ def _conv_norm_relu(conv: nn.Conv2d, norm: nn.Module, x: Tensor, residual: Tenso
 
 @functools.cache
 def _fused_by_cudnn(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether cuDNN has a convolution with bias, residual and ReLU for this device and dtype."""
+    """Return whether cuDNN has a convolution with bias, residual and ReLU for this device and dtype."""
     if device.type != "cuda" or not torch.backends.cudnn.is_available():
         return False
     x = torch.ones(1, 8, 4, 4, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)

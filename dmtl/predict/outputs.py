@@ -80,7 +80,7 @@ class Frame:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width)."""
+        """Return (height, width)."""
         return self.image.shape[-2], self.image.shape[-1]
 
 

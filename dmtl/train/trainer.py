@@ -251,7 +251,7 @@ class Trainer:
         return RunStopped(f"{why} {after}; the state is saved, resume continues", status)
 
     def _stop_agreed(self, stop: StopRequest) -> bool:
-        """Whether to stop now. Processes must agree; on GPUs they check at logged steps."""
+        """Return whether to stop now. Processes must agree; on GPUs they check at logged steps."""
         if self.world.size > 1:
             asked = self.device.type == "cpu" or self.step % self.config.log.every == 0
             return asked and any_rank(stop.requested)
@@ -309,7 +309,7 @@ class Trainer:
 
     @property
     def result(self) -> DiffusionMTL | MultiTaskBaseline:
-        """The model to evaluate and to save: the moving average if there is one."""
+        """Return the model to evaluate and to save: the moving average if there is one."""
         return self.model if self.ema is None else self.ema.average
 
     def _plain(self) -> DiffusionMTL | MultiTaskBaseline:

@@ -124,7 +124,7 @@ def open_readable(args: Check, root: str, split: str) -> LabelledImages:
 
 
 def tell(roots: Sequence[str], problems: Sequence[Problem], lines: int) -> None:
-    """A table of what is wrong and where, then the problems of each kind, at most `lines` of them."""
+    """Print a table of what is wrong and where, then the problems of each kind, at most `lines` of them."""
     from dmtl.data.folder.check import KINDS
 
     groups = {kind: [p for p in problems if p.kind == kind] for kind in KINDS}
@@ -146,7 +146,7 @@ def tell(roots: Sequence[str], problems: Sequence[Problem], lines: int) -> None:
 
 
 def _place(roots: Sequence[str], problem: Problem) -> str:
-    """The folder or file of the data set that a problem is in, or its task, or nothing."""
+    """Return the folder or file of the data set that a problem is in, or its task, or nothing."""
     for root in roots:
         with suppress(ValueError, IndexError):
             inside = Path(problem.where).relative_to(root)

@@ -114,7 +114,7 @@ def _probabilities(words: Iterable[str], tasks: list[str]) -> dict[str, float]:
 
 
 def _show(labels: LabelMatrix) -> None:
-    """Labels of each task, images that have two tasks' labels, and images by their number of labels."""
+    """Print the labels of each task, images that have two tasks, and images by their number of labels."""
     facts, pairs = labels.statistics(), labels.pairs()
     say(f"{plural(facts['labels'], 'label')} for {plural(facts['images'], 'image')}")
     rows = []
