@@ -1,4 +1,4 @@
-"""Batch norm of a training step, and the clamp after it (ReLU, ReLU6 or none), in one pass over the map.
+"""Apply the batch norm of a training step, and the clamp after it (ReLU, ReLU6 or none), in one pass.
 
 Ioffe and Szegedy, ICML 2015, arXiv 1502.03167. Legend: B images, C channels, n = B H W pixels of a channel.
 

@@ -1,4 +1,4 @@
-"""The condition's tokens: all tasks' initial maps -> tokens, and the first block's query (DiffusionMTL).
+"""Compute the condition's tokens from the initial maps of all tasks, and the first block's query.
 
 Published: concatenate the maps, a 3x3 convolution to C channels, bilinear reduction by r, flatten. The
 reduction (align_corners=False) is the mean of the 2x2 centre of every r x r block, so both steps are one

@@ -1,4 +1,4 @@
-"""3x3 convolution + bias + residual + ReLU, grouped by task (the denoiser's pre and head layers, decoders).
+"""Compute 3x3 convolution + bias + residual + ReLU, grouped by task (denoiser and decoders).
 
 Legend: R rows ((sample, task) pairs, sorted by task), counts[t] rows of task t (sum R, zeros allowed), C
 channels in, K channels out, h x w pixels; x is [R, C, h, w], and for every task t weights[t] is [K, C, 3, 3],

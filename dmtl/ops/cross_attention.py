@@ -1,4 +1,4 @@
-"""Cross-attention with its norms, projections and residual (DiffusionMTL, arXiv 2403.15389).
+"""Apply cross-attention with its norms, projections and residual (DiffusionMTL, arXiv 2403.15389).
 
 Legend: R rows, N query tokens, M key tokens, C channels, h heads of d = C / h channels each.
 

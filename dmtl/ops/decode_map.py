@@ -1,4 +1,6 @@
-"""A task's map from its feature: 1x1 head, bilinear upsampling, decoding (the end of DiffusionMTL's network).
+"""Compute a task's map from its feature: 1x1 head, bilinear upsampling, decoding.
+
+This is the end of DiffusionMTL's network.
 
 Legend: n rows, C channels, h x w the 1/8 map, C_T channels of the task, f = factor, H x W the image.
 

@@ -1,4 +1,4 @@
-"""Depthwise convolution: every channel with its own small filter, and zeros around the map.
+"""Convolve every channel with its own small filter, with zeros around the map (depthwise convolution).
 
 Legend: B images, C channels, H x W the map, k the filter's side (3 or 5), s the stride (1 or 2), p the
 padding on the left and top; h = ceil(H / s), w = ceil(W / s).

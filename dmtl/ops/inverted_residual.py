@@ -1,4 +1,4 @@
-"""Inverted residual: expansion, depthwise convolution and projection of a map, for inference.
+"""Apply an inverted residual for inference: expansion, depthwise convolution and projection of a map.
 
 Sandler et al., "MobileNetV2", CVPR 2018, arXiv 1801.04381, with batch norms folded into the convolutions.
 

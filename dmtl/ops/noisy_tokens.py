@@ -1,5 +1,4 @@
-"""The denoiser's noisy tokens: the pre-layer's map plus the time embedding, and its reduction to tokens
-(DiffusionMTL, MTDNet).
+"""Add the time embedding to the pre-layer's map, and reduce the sum to noisy tokens (DiffusionMTL, MTDNet).
 
 Legend: R rows, C channels, h x w the map, r the reduction (1, 2 or 4), N = (h / r) (w / r) tokens.
 

@@ -1,4 +1,4 @@
-"""The noise of dmtl: a pure function of (seed, task, sample, step, element), the same on every backend.
+"""Draw the noise of dmtl: a pure function of (seed, task, sample, step, element), the same on every backend.
 
 Generator: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). This
 docstring is the one place that fixes the layout; `csrc/include/dmtl/philox.h` and `kernels/triton/_noise.py`

@@ -1,4 +1,4 @@
-"""Pointwise convolution: every pixel's channels times one matrix.
+"""Multiply every pixel's channels by one matrix (pointwise convolution).
 
 Legend: B images, C channels in, K channels out, h x w pixels.
 

@@ -1,4 +1,4 @@
-"""One reverse step (DiffusionMTL, eq. 5; Ho et al. 2020, eqs. 6-7).
+"""Take one reverse step (DiffusionMTL, eq. 5; Ho et al. 2020, eqs. 6-7).
 
 Legend: B rows (samples), S steps of the schedule; x [B, ...] of any further shape and memory layout.
 

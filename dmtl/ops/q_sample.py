@@ -1,4 +1,4 @@
-"""Noising (DiffusionMTL, eq. 2; Ho et al. 2020, eq. 4).
+"""Add noise (DiffusionMTL, eq. 2; Ho et al. 2020, eq. 4).
 
 Legend: B rows (samples), S steps of the schedule; x [B, ...] of any further shape and memory layout.
 

@@ -1,4 +1,4 @@
-"""The denoiser's MLP on tokens (DiffusionMTL, arXiv 2403.15389).
+"""Apply the denoiser's MLP to tokens (DiffusionMTL, arXiv 2403.15389).
 
 Legend: x [..., C] tokens, H hidden channels.
 

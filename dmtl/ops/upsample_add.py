@@ -1,4 +1,4 @@
-"""Tokens back on the map: bilinear upsampling of the token grid plus the skip map (DiffusionMTL, MTDNet).
+"""Put tokens back on the map: bilinear upsampling of the token grid plus the skip map (MTDNet).
 
 Legend: R rows, C channels, h x w the map, r the reduction (1, 2 or 4), N = (h / r) (w / r) tokens.
 

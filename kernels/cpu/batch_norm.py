@@ -1,4 +1,4 @@
-"""batch_norm and its backward by the C++ kernels in csrc/cpu/batch_norm.cpp."""
+"""Compute batch_norm and its backward with the C++ kernels in csrc/cpu/batch_norm.cpp."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""condition_tokens and its backward by the C++ kernels in csrc/cpu/condition_tokens.cpp."""
+"""Compute condition_tokens and its backward with the C++ kernels in csrc/cpu/condition_tokens.cpp."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""conv3x3 and its backward by Winograd's F(4x4, 3x3) in csrc/cpu/conv3x3.cpp and conv3x3_gradient.cpp.
+"""Compute conv3x3 and its backward by Winograd's F(4x4, 3x3).
+
+The kernels are in csrc/cpu/conv3x3.cpp and conv3x3_gradient.cpp.
 
 If a convolution has so few pixels that transforming the weights would cost more than it saves, torch computes
 it.

@@ -1,4 +1,4 @@
-"""cross_attention and its backward by the C++ kernels in csrc/cpu/cross_attention.cpp.
+"""Compute cross_attention and its backward with the C++ kernels in csrc/cpu/cross_attention.cpp.
 
 Sums are float32; in bfloat16, the factors of forward products are bfloat16. `dmtl.kernels.tokens` says which
 calls are left to torch.

@@ -1,4 +1,4 @@
-"""decode_map by the C++ kernels in csrc/cpu/decode_map.cpp."""
+"""Compute decode_map with the C++ kernels in csrc/cpu/decode_map.cpp."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""depthwise_conv and its backward by the C++ kernels in csrc/cpu/depthwise_conv.cpp."""
+"""Compute depthwise_conv and its backward with the C++ kernels in csrc/cpu/depthwise_conv.cpp."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""inverted_residual by the C++ kernel in csrc/cpu/inverted_residual.cpp."""
+"""Compute inverted_residual with the C++ kernel in csrc/cpu/inverted_residual.cpp."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""map_loss and its backward by the C++ kernels in csrc/cpu/map_loss.cpp."""
+"""Compute map_loss and its backward with the C++ kernels in csrc/cpu/map_loss.cpp."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""noisy_tokens and its backward by the C++ kernels in csrc/cpu/noisy_tokens.cpp."""
+"""Compute noisy_tokens and its backward with the C++ kernels in csrc/cpu/noisy_tokens.cpp."""
 
 from functools import partial
 

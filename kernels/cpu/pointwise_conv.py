@@ -1,4 +1,4 @@
-"""pointwise_conv and its backward by the C++ kernels in csrc/cpu/pointwise_conv.cpp, float32 only.
+"""Compute pointwise_conv and its backward with the C++ kernels in csrc/cpu/pointwise_conv.cpp, float32 only.
 
 The library serves 16-bit numbers: it multiplies bfloat16 if the processor does.
 """

@@ -1,4 +1,4 @@
-"""posterior_step, in place or not, and its backward by the C++ kernels in csrc/cpu/posterior_step.cpp."""
+"""Compute posterior_step and its backward with the C++ kernels in csrc/cpu/posterior_step.cpp."""
 
 from dmtl.kernels.native import CPU
 from dmtl.kernels.noising import native_noising

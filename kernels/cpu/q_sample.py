@@ -1,4 +1,4 @@
-"""q_sample and its backward by the C++ kernels in csrc/cpu/q_sample.cpp."""
+"""Compute q_sample and its backward with the C++ kernels in csrc/cpu/q_sample.cpp."""
 
 from dmtl.kernels.native import CPU
 from dmtl.kernels.noising import native_noising

@@ -1,4 +1,4 @@
-"""token_mlp and its backward by the C++ kernels in csrc/cpu/token_mlp.cpp.
+"""Compute token_mlp and its backward with the C++ kernels in csrc/cpu/token_mlp.cpp.
 
 Sums are float32; in bfloat16, the factors of forward products are bfloat16. `dmtl.kernels.tokens` says which
 calls are left to torch.

@@ -1,4 +1,4 @@
-"""upsample_add and its backward by the C++ kernels in csrc/cpu/upsample_add.cpp."""
+"""Compute upsample_add and its backward with the C++ kernels in csrc/cpu/upsample_add.cpp."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""condition_tokens and its backward by the CUDA kernels in kernels/cuda/condition_tokens.cu."""
+"""Compute condition_tokens and its backward with the CUDA kernels in kernels/cuda/condition_tokens.cu."""
 
 from __future__ import annotations
 

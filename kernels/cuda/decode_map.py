@@ -1,4 +1,4 @@
-"""decode_map by the CUDA kernels in kernels/cuda/decode_map.cu."""
+"""Compute decode_map with the CUDA kernels in kernels/cuda/decode_map.cu."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""noisy_tokens and its backward by the CUDA kernels in kernels/cuda/noisy_tokens.cu."""
+"""Compute noisy_tokens and its backward with the CUDA kernels in kernels/cuda/noisy_tokens.cu."""
 
 from functools import partial
 

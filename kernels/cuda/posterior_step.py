@@ -1,4 +1,4 @@
-"""posterior_step, in place or not, and its backward by the CUDA kernels in kernels/cuda/posterior_step.cu."""
+"""Compute posterior_step and its backward with the CUDA kernels in kernels/cuda/posterior_step.cu."""
 
 from dmtl.kernels.native import CUDA
 from dmtl.kernels.noising import native_noising

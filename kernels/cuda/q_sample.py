@@ -1,4 +1,4 @@
-"""q_sample and its backward by the CUDA kernels in kernels/cuda/q_sample.cu."""
+"""Compute q_sample and its backward with the CUDA kernels in kernels/cuda/q_sample.cu."""
 
 from dmtl.kernels.native import CUDA
 from dmtl.kernels.noising import native_noising

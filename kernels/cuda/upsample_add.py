@@ -1,4 +1,4 @@
-"""upsample_add and its backward by the CUDA kernels in kernels/cuda/upsample_add.cu."""
+"""Compute upsample_add and its backward with the CUDA kernels in kernels/cuda/upsample_add.cu."""
 
 from functools import partial
 

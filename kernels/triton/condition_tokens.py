@@ -1,4 +1,4 @@
-"""condition_tokens and its backward in Triton.
+"""Compute condition_tokens and its backward in Triton.
 
 Forward, there are two launches: an implicit GEMM that gathers patches from the maps, and the LayerNorm and
 projection of `_linear`. A tile of tokens processes the maps one after the other; their addresses and numbers

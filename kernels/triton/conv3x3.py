@@ -1,4 +1,6 @@
-"""conv3x3 and its data gradient in Triton: an implicit GEMM over channels-last maps, all tasks in one launch.
+"""Compute conv3x3 and its data gradient in Triton.
+
+This is an implicit GEMM over channels-last maps, with all tasks in one launch.
 
 A program computes BLOCK_M pixels x BLOCK_N output channels of one task. The reduction runs over (tap,
 channel) with the channel innermost, so that every load reads consecutive channels of one shifted pixel. Bias,

@@ -1,4 +1,4 @@
-"""cross_attention and its backward in Triton.
+"""Compute cross_attention and its backward in Triton.
 
 Forward, there are three launches for all rows of all tasks: both LayerNorms and projections; the attention
 core; the output projection with bias and residual. Backward, the core takes two kernels (d_q; d_k and d_v)

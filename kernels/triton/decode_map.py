@@ -1,4 +1,4 @@
-"""decode_map in Triton.
+"""Compute decode_map in Triton.
 
 The 1x1 head is a GEMM over pixels that gives float32 logits at low resolution. Then each program computes a
 piece of a row of the map: it interpolates class after class and only keeps what the decoding needs.

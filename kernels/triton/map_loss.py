@@ -1,4 +1,4 @@
-"""map_loss and its backward in Triton.
+"""Compute map_loss and its backward in Triton.
 
 A program processes some cells: the squares of 8x8 pixels between four neighbouring logits (those at the
 border have a half or a quarter of the pixels). It processes their pixels one after the other, with all

@@ -1,4 +1,4 @@
-"""noisy_tokens and its backward in Triton.
+"""Compute noisy_tokens and its backward in Triton.
 
 A program processes TOKENS tokens with all pixels of their blocks, for CHANNELS channels (the innermost
 dimension). Floor: the map is read and written once (and the tokens); without a bias only the centres are

@@ -1,4 +1,4 @@
-"""posterior_step, in place or not, and its backward in Triton."""
+"""Compute posterior_step, in place or not, and its backward in Triton."""
 
 from dmtl.kernels.triton._noising import OPS, SUPPORT
 

@@ -1,4 +1,4 @@
-"""q_sample and its backward in Triton."""
+"""Compute q_sample and its backward in Triton."""
 
 from dmtl.kernels.triton._noising import OPS, SUPPORT
 

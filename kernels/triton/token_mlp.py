@@ -1,4 +1,4 @@
-"""token_mlp and its backward in Triton.
+"""Compute token_mlp and its backward in Triton.
 
 Forward: LayerNorm + fc1 + bias + GELU in one kernel, fc2 + bias + residual in another. Backward: d_h and
 GELU(h) in one product kernel, LayerNorm's backward in another. torch computes the plain products between them

@@ -1,4 +1,4 @@
-"""upsample_add and its backward in Triton.
+"""Compute upsample_add and its backward in Triton.
 
 Forward: a program computes all pixels of some cells, the squares between the centres of four neighbouring
 tokens (cells at the border have a half or a quarter of the pixels). Backward: a program gathers the gradients
