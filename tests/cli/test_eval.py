@@ -378,7 +378,7 @@ def test_an_unknown_choice_lists_the_known_ones(dmtl):
         (
             [{"sal": {"maxF": 1}}, {"sal": {"maxF": 2}}],
             ["sal"],
-            "1.json has the task sal, like an earlier run",
+            "two runs have the task sal; the second is 1.json",
         ),
         ([{"sal": {"maxF": 1}}, {"edge": {"pixelF": 3}}], ["sal", "edge", "--published"], "no odsF_seism of"),
         ([{"sal": {"maxF": 0}}], ["sal"], "baseline: delta_mtl: reference must not be 0 for sal maxF"),
