@@ -139,8 +139,9 @@ def _measured(args: argparse.Namespace, cases: list[Case]) -> Iterator[list[dict
     for case in cases if "memory" in parts else ():
         everyone = contenders.names(device, args.precision, case.build().config)
         yield [memory.row(case, *pair, modes=modes) for pair in everyone if pair[0] in who]
-    first = {(case.name, case.size): case for case in reversed(cases)}  # the smallest batch of each
-    for case in reversed(first.values()) if "roofline" in parts else ():
+    falling = sorted(cases, key=lambda case: -case.batch)
+    smallest = {(case.name, case.size): case for case in falling}
+    for case in smallest.values() if "roofline" in parts else ():
         for precision in args.precision or contenders.served(device):
             yield roofline.roofline(case, precision)
 

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from dmtl.report.html.charts import COLOURS
 from dmtl.report.html.template import page
 from dmtl.runtime.files import write_text
-from dmtl.text import number
+from dmtl.text import duration, number
 
 from .runtimes import FROM_EXPORT
 
@@ -71,7 +71,7 @@ def contenders_table(rows: Rows) -> Table:
     for row in rows:
         cell = [row["contender"], row["precision"]]
         if "median_ms" in row:
-            cell += [milliseconds(row["median_ms"]), number(row["images_per_s"])]
+            cell += [_ms(row["median_ms"]), number(row["images_per_s"])]
             cell += [f"{row[f'times_{name}']:.2f}" for name in against]
         else:
             cell += ["-"] * (2 + len(against))
@@ -103,11 +103,11 @@ def roofline_table(rows: Rows) -> Table:
     cells = []
     for row in rows:
         stage = row["stage"] if row["operator"] == "all" else ""
-        taken = [milliseconds(row["ms"]), "", f"{row['share']:.0%}"]
+        taken = [_ms(row["ms"]), "", f"{row['share']:.0%}"]
         if row.get("of_which"):
             cells.append([stage, _INNER[row["operator"]], "", "", "", *taken])
             continue
-        floors = [milliseconds(row[key]) if row[key] else "-" for key in ("floor_ms", "direct_floor_ms")]
+        floors = [_ms(row[key]) if row[key] else "-" for key in ("floor_ms", "direct_floor_ms")]
         if row["fraction"] is not None and row["floor_ms"]:
             taken[1] = f"{row['fraction']:.0%}"
         cells.append([stage, row["operator"], f"{row['flops'] / 1e9:,.3g}", *floors, *taken])
@@ -118,19 +118,15 @@ def roofline_table(rows: Rows) -> Table:
         f"dense product in {whole['maps']} here) and bytes at {whole['copy_bytes'] / 1e9:.3g} GB/s (a copy), "
         "layer by layer, by the algorithm used; direct: the same without Winograd's, which needs a quarter "
         "of the products; reached: floor / time. The published execution's "
-        f"{whole['published_flops'] / 1e9:,.4g} GFLOP alone take {milliseconds(published)}; "
+        f"{whole['published_flops'] / 1e9:,.4g} GFLOP alone take {_ms(published)}; "
         f"this is {times:.2f} times that."
     )
     strong = frozenset(i for i, row in enumerate(rows) if row["operator"] == "all")
     return Table(f"Roofline, {described(whole)}, {whole['precision']}", header, cells, note, strong)
 
 
-def milliseconds(ms: float) -> str:
-    """Format as "7.1 s", "12 ms" or "35 us", with three digits."""
-    for limit, unit, factor in ((1e3, "s", 1e-3), (1.0, "ms", 1.0)):
-        if ms >= limit:
-            return f"{ms * factor:.3g} {unit}"
-    return f"{1e3 * ms:.3g} us"
+def _ms(time: float) -> str:
+    return duration(time / 1e3)
 
 
 def _mib(value: float | None) -> str:
@@ -149,7 +145,7 @@ def bars_svg(rows: Rows) -> Markup | None:
         y, length = i * LINE, max(2.0, room * row["median_ms"] / longest)
         colour = f"s{names.index(row['contender']) % COLOURS}"
         title = escape(f"{row['contender']} {row['precision']}")
-        figure = milliseconds(row["median_ms"])
+        figure = _ms(row["median_ms"])
         if "times_published" in row:
             figure += f", {row['times_published']:.2f}x published"
         parts.append(f'<text x="{NAME - 8}" y="{y + 17}" text-anchor="end">{title}</text>')

@@ -40,7 +40,7 @@ class Race:
         self.case, self.device = case, torch.device(case.device)
         model = case.build().to(self.device)
         self.tasks = list(case.tasks or model.tasks)
-        self.steps = case.steps or (len(model.mtdnet.schedule.betas) if hasattr(model, "mtdnet") else 0)
+        self.steps = case.steps or (model.config.steps if hasattr(model, "mtdnet") else 0)
         self.image = case.image()
         found = names(self.device, precisions, model.config)
         found = [pair for pair in found if who is None or pair[0] in who]

@@ -34,6 +34,8 @@ def number(value: float, digits: int = 4) -> str:
     the exponent of very large and very small ones stays."""
     if value == 0:
         return "0"
+    if not math.isfinite(value):
+        return "n/a"
     if abs(value) >= 1e7 or abs(value) < 1e-4:
         return f"{value:.3g}"
     text = f"{value:,.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
@@ -51,7 +53,8 @@ def duration(seconds: float) -> str:
     """Return "35 us", "12 ms", "4.8 s", "3 min 12 s" or "2 h 05 min"."""
     if not seconds:
         return "0 s"
-    for limit, factor, unit in ((1e-3, 1e6, "us"), (1.0, 1e3, "ms"), (59.95, 1.0, "s")):
+    # Limits are where rounding to three digits reaches the next unit.
+    for limit, factor, unit in ((0.9995e-3, 1e6, "us"), (0.9995, 1e3, "ms"), (59.95, 1.0, "s")):
         if seconds < limit:
             return f"{factor * seconds:.3g} {unit}"
     seconds = round(seconds)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from dmtl.text import duration, fixed, mebibytes, number, percent, plural, shortened
 
 
@@ -12,15 +14,15 @@ def test_metrics_have_four_significant_digits_or_as_many_as_asked_for():
 
 
 def test_amounts_have_separated_thousands_and_no_zeros_at_the_end():
-    values = (0, 1000, 12345.678, 0.05, 37.84, -2.5, 1e8)
-    expected = ["0", "1,000", "12,346", "0.05", "37.84", "-2.5", "1e+08"]
+    values = (0, 1000, 12345.678, 0.05, 37.84, -2.5, 1e8, math.nan)
+    expected = ["0", "1,000", "12,346", "0.05", "37.84", "-2.5", "1e+08", "n/a"]
     assert [number(v) for v in values] == expected
     assert number(0.12345, 3) == "0.123"
 
 
 def test_units():
-    seconds = (0, 3.5e-5, 0.012, 3.4, 59.99, 75, 7500)
-    expected = ["0 s", "35 us", "12 ms", "3.4 s", "1 min 00 s", "1 min 15 s", "2 h 05 min"]
+    seconds = (0, 3.5e-5, 0.0009996, 0.012, 0.9996, 3.4, 59.99, 75, 7500)
+    expected = ["0 s", "35 us", "1 ms", "12 ms", "1 s", "3.4 s", "1 min 00 s", "1 min 15 s", "2 h 05 min"]
     assert [duration(s) for s in seconds] == expected
     assert [percent(x) for x in (0, 0.0001, 0.1234)] == ["0 %", "< 0.1 %", "12.3 %"]
     assert (mebibytes(3 * 2**30), plural(1, "seed"), plural(2000, "run")) == (

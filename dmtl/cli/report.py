@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
     if args.out is not None and Path(args.out).suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--out must end in .html, got {args.out!r}")
     for option in ONLY_RUNS if args.paper else ONLY_PAPER:
-        if getattr(args, option):
+        if getattr(args, option) != getattr(Report(), option):
             raise ConfigError(f"--{option} cannot be used {'with' if args.paper else 'without'} --paper")
     return _paper(args) if args.paper else _compare(args)
 

@@ -94,12 +94,11 @@ def _mechanism(config: ModelConfig) -> str:
     if config.diffusion == "none":
         return "none: the initial network alone"
     signal = {"feature": "features", "prediction": "predictions (logits)"}[config.diffusion]
-    steps = len(config.betas or range(config.steps))
     extra = ", as a correction of the initial prediction" if config.residual else ""
     extra += f", without {' and '.join(config.without)}" if config.without else ""
     sampler, eta = config.sampler_for()
     extra += f", sampler {sampler}" + ("" if eta is None else f" with eta {eta:g}")
-    return f"{plural(steps, 'step')} of denoising {signal}{extra}"
+    return f"{plural(config.steps, 'step')} of denoising {signal}{extra}"
 
 
 def _network(config: ModelConfig) -> str:

@@ -41,8 +41,8 @@ class ModelConfig:
     beta_end: float = 1e-2
     """Variance of the last noise level."""
     betas: list[float] | None = None
-    """Variances of all noise levels, if the schedule does not have the published form; overrides steps,
-    beta_start and beta_end."""
+    """Variances of all noise levels, if the schedule does not have the published form; `steps` becomes their
+    number, and beta_start and beta_end have no effect."""
     signal_scale: float = 1.0
     """Factor on the clean signal before it is noised: larger means less noise relative to the signal."""
     sampler: str | None = None
@@ -102,6 +102,13 @@ class ModelConfig:
             raise ConfigError(
                 f"model.betas must be a list of numbers between 0 and 1, got {self.betas!r:.200}"
             )
+        if self.betas is not None:
+            if self.steps not in (len(self.betas), ModelConfig.steps):
+                raise ConfigError(
+                    f"model.steps must be the number of model.betas, {len(self.betas)}, got {self.steps}; "
+                    "leave it out"
+                )
+            object.__setattr__(self, "steps", len(self.betas))
         if self.without and self.diffusion == "none":
             raise ConfigError(
                 'model.without must be empty if model.diffusion is "none", which has neither noise nor '

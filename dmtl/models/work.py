@@ -77,7 +77,7 @@ def count(
     parts = list(_initial(config, channels, frame, batch, itemsize))
     if config.diffusion != "none":
         h, w = frame[0] // 8, frame[1] // 8
-        steps = len(config.betas or range(config.steps)) if steps is None else steps
+        steps = config.steps if steps is None else steps
         chain = _Chain(config, channels, wanted, batch, h, w, published, itemsize)
         parts += chain.condition()
         parts += [part for step in range(steps) for part in chain.step(first=step == 0)]

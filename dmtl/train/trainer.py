@@ -288,7 +288,9 @@ class Trainer:
         model = self._plain()
         metrics = self._scored(model)
         delta, better = self.best.judge(self.step, metrics)
-        log.write("eval", self.step, seconds=self.seconds, delta=delta, metrics=metrics, sources=self.sources)
+        primary = primary_metrics(metrics, self.model.tasks)
+        figures = {"metrics": metrics, "primary": primary, "sources": self.sources}
+        log.write("eval", self.step, seconds=self.seconds, delta=delta, **figures)
         self.on_eval(self.step, self.steps, metrics)
         if better:
             self._keep(model, self.out / "best", self.out / "best" / "metrics.json", metrics)

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks import clock, memory
 from benchmarks.cases import Case
-from benchmarks.page import bars_svg, milliseconds, roofline_svg, tables, write_page
+from benchmarks.page import bars_svg, roofline_svg, tables, write_page
 from tests.models.cases import small_model
 
 
@@ -138,10 +138,6 @@ def test_roofline_picture():
     ET.fromstring(svg)
     assert svg.count("<circle") == 2  # nothing to draw for what computes nothing
     assert "chain convolutions: 250 GFLOP/s at 1e+03 FLOP/B" in svg
-
-
-def test_units():
-    assert [milliseconds(ms) for ms in (7123.0, 12.34, 0.0351)] == ["7.12 s", "12.3 ms", "35.1 us"]
 
 
 def test_page_without_anything(tmp_path):

@@ -117,6 +117,7 @@ def test_wrong_words_are_one_line(dmtl, tmp_path):
         ([paper, run, "--out", "t.tex"], "--out must end in .html, got 't.tex'"),
         ([paper, "--benchmark", "nyud-40"], "--benchmark nyud-40 has no published results, expected RUN"),
         ([paper, "--pictures", "3"], "--pictures cannot be used with --paper"),
+        ([paper, "--samples", "0"], "--samples cannot be used with --paper"),
         ([run, "--latex", "t.tex"], "--latex cannot be used without --paper"),
     ):
         status, out, err = dmtl("report", *words)

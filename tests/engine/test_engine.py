@@ -25,6 +25,7 @@ MODELS = [
     dict(diffusion="feature"),
     dict(diffusion="feature", residual=True, detach_signal=True),
     dict(diffusion="feature", signal_scale=2.0, steps=3, eta=0.5, token_reduction=2, decoder_blocks=2),
+    dict(diffusion="feature", betas=[0.02, 0.05, 0.1]),
     dict(diffusion="prediction"),
     dict(diffusion="prediction", residual=True, steps=1, token_reduction=1),
     dict(diffusion="none"),

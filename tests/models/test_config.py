@@ -64,6 +64,7 @@ def test_unknown_key_that_is_near_nothing():
         (dict(betas=[]), "betas must be a list of numbers between 0 and 1"),
         (dict(betas=[0.1, 1.5]), "betas must be a list of numbers between 0 and 1"),
         (dict(betas=0.1), "betas must be a list, got 0.1"),
+        (dict(betas=[0.1, 0.2, 0.3], steps=4), "steps must be the number of model.betas, 3, got 4"),
         (dict(eta=1.5), r"eta must be in \[0, 1\], got 1\.5"),
         (dict(signal_scale=0.0), "signal_scale must be positive and finite, got 0"),
         (dict(signal_scale=float("inf")), "signal_scale must be positive and finite, got inf"),

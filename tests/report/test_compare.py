@@ -141,6 +141,12 @@ def test_an_unfinished_run_counts_with_its_last_evaluation(tmp_path):
         compare([ours])
 
 
+def test_an_unfinished_run_knows_whether_its_main_metric_should_rise_or_fall(tmp_path):
+    row = {"event": "eval", "step": 5, "metrics": {"heat": {"acc": 0.5, "mae": 2.0}}}
+    (tmp_path / "log.jsonl").write_text(json.dumps(row | {"primary": {"heat": ["mae", 2.0, False]}}))
+    assert read_run(tmp_path, unfinished=True).primary == {"heat": ("mae", 2.0, False)}
+
+
 def test_the_first_figure_of_every_metric_is_the_main_one():
     """By which an unfinished run's main metrics are known."""
     tasks = [make_task(name, **({"classes": ["a", "b"]} if name == "semseg" else {})) for name in KNOWN]

@@ -134,6 +134,18 @@ def test_benchmark_from_tasks_and_class_counts(tmp_path):
     assert depth == dict(zip(names[1:], expected, strict=True))
 
 
+def test_runs_on_several_sources_are_a_table_of_their_own(tmp_path):
+    for name, sources in (("a", ("rooms", "street")), ("b", ("rooms", "forest"))):
+        run = write_run(tmp_path / name, nyud(40, 0.5, 25), root="", classes=11)
+        config = (run / "config.toml").read_text()
+        listed = ", ".join(f'{{root = "data/{source}", name = "{source}"}}' for source in sources)
+        (run / "config.toml").write_text(config.replace('root = ""', f"sources = [{listed}]"))
+    found = tables([tmp_path])
+    assert sorted(table.heading for table in found) == [
+        "rooms+forest, one label per image", "rooms+street, one label per image",
+    ]  # fmt: skip
+
+
 def test_the_raw_release_of_cityscapes_is_a_table_of_its_own(tmp_path, monkeypatch):
     """Its depth is disparity in pixels; that of the arrays is 65,535 / 256 times smaller."""
     figures = {"semseg": 60.0, "depth": 0.01}

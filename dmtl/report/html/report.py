@@ -19,7 +19,6 @@ from dmtl.report.html.uncertainty import averaging, error_auroc
 from dmtl.report.runs.comparison import Comparison, metric_rows, source_rows
 from dmtl.report.runs.curves import curves
 from dmtl.report.runs.methods import Method
-from dmtl.report.runs.run import Run
 from dmtl.train.setup import open_data
 from dmtl.train.toml import config_from_dict
 
@@ -97,7 +96,7 @@ def report_data(comparison: Comparison) -> ReportData:
     shown = comparison.with_initial() if few else methods
     sources = [source["name"] for source in last.setting("data", "sources", [])]
     return ReportData(
-        title=f"{what} on {_data_name(last)}",
+        title=f"{what} on {last.data_name}",
         warning=comparison.warning,
         facts=_facts(methods) if few else (),
         summary=comparison.summary(),
@@ -123,7 +122,7 @@ def _facts(methods: Mapping[str, Method]) -> list[tuple[str, object]]:
     total = run.planned_steps or run.step
     chain = len(betas) if betas else setting("model", "steps")
     result = [
-        ("Data", _data_name(run) + (f", {size[0]} × {size[1]}" if size else "")),
+        ("Data", run.data_name + (f", {size[0]} × {size[1]}" if size else "")),
         ("Training images", None if run.labels is None else f"{len(run.labels.ids):,}"),
         ("Labels", setting("data", "labels")),
         ("Tasks", len(run.primary)),
@@ -135,9 +134,3 @@ def _facts(methods: Mapping[str, Method]) -> list[tuple[str, object]]:
     ]
     result += [(f"Time, {label}", own.time()) for label, own in methods.items()]
     return [(label, value) for label, value in result if value]
-
-
-def _data_name(run: Run) -> str:
-    if sources := run.setting("data", "sources"):
-        return "+".join(source["name"] for source in sources)
-    return Path(str(run.setting("data", "root", "unknown data"))).name

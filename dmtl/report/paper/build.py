@@ -94,15 +94,16 @@ def _sorted(runs: Sequence[Run], forced: Benchmark | None) -> dict[tuple[str, st
     """Group runs by (benchmark or data name, label setting), in the order of the paper."""
     by_root: dict[str, list[Run]] = {}
     for run in runs:
-        root = os.path.normpath(str(run.setting("data", "root", "unknown data")))
-        by_root.setdefault(root, []).append(run)
+        root = str(run.setting("data", "root", "unknown data"))
+        sources = run.setting("data", "sources") or [{"root": root}]
+        by_root.setdefault("+".join(os.path.normpath(source["root"]) for source in sources), []).append(run)
     groups: dict[tuple[str, str], list[Run]] = {}
-    for root, own in by_root.items():
+    for own in by_root.values():
         tasks = _tasks_of(own)
         id = next((id for run in own if run.labels is not None for id in run.labels.ids), "")
         known = forced or next((each for each in BENCHMARKS.values() if each.recognises(tasks, id)), None)
         for run in own:
-            key = (known.name if known else Path(root).name, _setting_of(run, own))
+            key = (known.name if known else run.data_name, _setting_of(run, own))
             groups.setdefault(key, []).append(run)
     order = sorted(groups, key=lambda key: (_place(key[0], BENCHMARKS), _place(key[1], SETTINGS)))
     return {key: groups[key] for key in order}

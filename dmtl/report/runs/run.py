@@ -74,6 +74,13 @@ class Run:
         return self.setting("optim", "seed", 0)
 
     @property
+    def data_name(self) -> str:
+        """Return the name of its data set, or "a+b" for several sources."""
+        if sources := self.setting("data", "sources"):
+            return "+".join(source["name"] for source in sources)
+        return Path(os.path.normpath(str(self.setting("data", "root", "unknown data")))).name
+
+    @property
     def planned_steps(self) -> int | None:
         """Return the configured number of steps; None if the configuration counts epochs."""
         steps = None if self.setting("optim", "epochs") else self.setting("optim", "steps")
@@ -211,11 +218,13 @@ def _metrics_in(summary: Mapping, file: Path, writer: str) -> tuple[dict, dict, 
 def _last_evaluation(path: Path, log: Sequence[dict]) -> dict:
     """Return what `metrics.json` would contain if the run had ended with its last evaluation.
 
-    The log does not name main metrics, so the first metric of each task is used.
+    Logs of older runs do not name main metrics; then the first metric of each task is used.
     """
     rows = [row for row in log if row.get("event") == "eval" and row.get("metrics")]
     if not rows:
         raise NoEvaluation(f"{path}: has no evaluation yet, expected metrics.json or one in log.jsonl")
+    if "primary" in rows[-1]:
+        return rows[-1]
     primary = {}
     for task, metrics in rows[-1]["metrics"].items():
         if not task.startswith(INITIAL):
