@@ -49,7 +49,7 @@ _UNUSED = dict.fromkeys((
 _UNUSED |= dict(query_width=0, width=0, eps=0.0, d_maps=[])
 
 
-def dense(x: Tensor | None) -> Tensor | None:
+def contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
@@ -70,7 +70,7 @@ def forward(
     """Run the native kernel `condition_tokens`."""
     tokens, query = empty_outputs(maps, weight, query_weight, reduction)
     if tokens.numel():
-        weight, bias, query_weight = map(dense, (weight, bias, query_weight))
+        weight, bias, query_weight = map(contiguous, (weight, bias, query_weight))
         fields = _UNUSED | geometry(maps, weight, reduction)
         fields |= dict(weight=weight, bias=bias, width=weight.shape[0], tokens=tokens)
         if query_weight is not None:

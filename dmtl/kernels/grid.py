@@ -1,7 +1,8 @@
 """Call native kernels of operators between maps and tokens.
 
-Kernels want maps in channels-last order and
-contiguous tokens; everything else goes through a copy in that order."""
+Kernels want maps in channels-last order and contiguous tokens; everything else goes through a copy in that
+order.
+"""
 
 from __future__ import annotations
 
@@ -21,23 +22,18 @@ def _empty_map(like: Tensor) -> Tensor:
     return empty(like.shape, like.dtype, torch.channels_last, like.device)
 
 
-def channels_last(x: Tensor) -> Tensor:
+def aligned_map(x: Tensor) -> Tensor:
     """Return the map, or a copy, in that order and on a 16-byte boundary."""
     return _aligned(x.contiguous(memory_format=torch.channels_last))
 
 
-def dense(x: Tensor) -> Tensor:
+def aligned_tokens(x: Tensor) -> Tensor:
     """Return the tokens or bias, or a copy, contiguous and on a 16-byte boundary."""
     return _aligned(x.contiguous())
 
 
 def _aligned(x: Tensor) -> Tensor:
     return x if x.data_ptr() % 16 == 0 else x.clone()
-
-
-def why_not_channels(channels: int) -> list[str]:
-    """Return the reason of kernels that move 16 bytes at a time."""
-    return [f"{channels} channels are not a multiple of 8"] if channels % 8 else []
 
 
 def sizes(x: Tensor, reduction: int) -> dict[str, int]:
@@ -47,8 +43,8 @@ def sizes(x: Tensor, reduction: int) -> dict[str, int]:
 
 
 def noisy_tokens(native: Native, x: Tensor, bias: Tensor | None, reduction: int) -> tuple[Tensor, Tensor]:
-    x = channels_last(x)
-    bias = None if bias is None else dense(bias)
+    x = aligned_map(x)
+    bias = None if bias is None else aligned_tokens(bias)
     skip, tokens = None if bias is None else _empty_map(x), empty_tokens(x, reduction)
     native.call(
         "noisy_tokens", x,
@@ -71,7 +67,7 @@ def noisy_tokens_backward(
     part_of(grad_skip, reduction) returns how many tokens (with their pixels) the kernel adds up in a partial
     sum of d_bias.
     """
-    grad_skip, grad_tokens = channels_last(grad_skip), dense(grad_tokens)
+    grad_skip, grad_tokens = aligned_map(grad_skip), aligned_tokens(grad_tokens)
     R, N, C = grad_tokens.shape
     tokens_per_part = part_of(grad_skip, reduction)
     parts = -(-N // max(tokens_per_part, 1))
@@ -88,16 +84,16 @@ def noisy_tokens_backward(
 
 
 def upsample_add(native: Native, tokens: Tensor, skip: Tensor, reduction: int) -> Tensor:
-    out, skip = _empty_map(skip), channels_last(skip)
+    out, skip = _empty_map(skip), aligned_map(skip)
     native.call(
         "upsample_add", skip,
-        out=out, tokens=dense(tokens), skip=skip, **sizes(skip, reduction),
+        out=out, tokens=aligned_tokens(tokens), skip=skip, **sizes(skip, reduction),
     )  # fmt: skip
     return out
 
 
 def upsample_add_backward(native: Native, grad: Tensor, reduction: int) -> Tensor:
-    grad = channels_last(grad)
+    grad = aligned_map(grad)
     d_tokens = empty_tokens(grad, reduction)
     native.call("upsample_add_backward", grad, d_tokens=d_tokens, grad=grad, **sizes(grad, reduction))
     return d_tokens

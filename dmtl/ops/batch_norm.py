@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from . import checks
+from .arithmetic import wide_dtype
 from .autograd import recorded
 from .grid import empty_map
 from .registry import Operator, OpSpec, add
-from .rows import wide_dtype
 
 _SCHEMA = (
     "(Tensor x, Tensor weight, Tensor bias, float eps, float low, float high) "

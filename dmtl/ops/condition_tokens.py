@@ -30,10 +30,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import checks
+from .arithmetic import wide_dtype
 from .autograd import recorded
 from .grid import check_reduction
 from .registry import Operator, OpSpec, add
-from .rows import wide_dtype
 from .samples import draws
 from .tokens import epsilon, norm_backward, normalised, shaped
 

@@ -29,10 +29,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import checks
+from .arithmetic import wide, wide_dtype
 from .registry import Operator, OpSpec, add
-from .rows import wide_dtype
 from .samples import draws
-from .tokens import epsilon, norm_backward, normalised, shaped, summed, wide
+from .tokens import epsilon, norm_backward, normalised, shaped, summed
 
 # norm_x and q_weight are None if the query is given.
 _INPUTS = (

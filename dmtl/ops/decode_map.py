@@ -26,15 +26,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import checks
+from .arithmetic import unit, wide_dtype
 from .registry import Operator, OpSpec, add
-from .rows import wide_dtype
 from .samples import draws
 
 CHANNELS = {"argmax": None, "softmax": 2, "sigmoid": 1, "value": 1, "exp": 1, "unit": 3}
 """Kind -> channels that it decodes (None: any number), in the order of DecodeKind in decode_map.h."""
-
-SHORTEST = 1e-4
-"""Vectors shorter than this are not scaled up to length 1, which bounds the gradient of normalising."""
 
 _SCHEMA = (
     "(Tensor x, Tensor? weight, Tensor? bias, str kind, SymInt height, SymInt width, SymInt factor) -> Tensor"
@@ -66,7 +63,7 @@ def decode_logits(u: Tensor, kind: str) -> Tensor:
     if kind == "argmax":
         return u.argmax(1)
     if kind == "unit":
-        return u * u.square().sum(1, keepdim=True).clamp(min=SHORTEST**2).rsqrt()
+        return unit(u)[0]
     if kind == "softmax":
         return torch.sigmoid(u[:, 1] - u[:, 0])
     u = u[:, 0]

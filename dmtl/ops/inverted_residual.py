@@ -28,10 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import checks
+from .arithmetic import wide_dtype
 from .depthwise_conv import out_shape, pads
 from .grid import empty_map
 from .registry import Operator, OpSpec, add, packed
-from .rows import wide_dtype
 from .samples import draws
 
 _SCHEMA = (

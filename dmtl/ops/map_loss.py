@@ -37,11 +37,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import checks
+from .arithmetic import SHORTEST, unit, wide, wide_dtype
 from .autograd import recorded
-from .decode_map import SHORTEST
 from .grid import interpolation
 from .registry import Operator, OpSpec, add
-from .rows import wide_dtype
 
 FACTOR = 8
 KINDS: dict[str, tuple[tuple[int, ...] | None, int]] = {
@@ -79,7 +78,7 @@ def empty_losses(logits: Tensor) -> tuple[Tensor, Tensor]:
 def _upsampled(logits: Tensor, label: Tensor) -> Tensor:
     """Return z in the arithmetic dtype."""
     height, width = label.shape[2:]
-    logits = logits.to(wide_dtype(logits.dtype))
+    logits = wide(logits)
     if logits.numel() == 0:
         return logits.new_empty((*logits.shape[:2], height, width))
     logits = torch.where(logits.isfinite(), logits, math.nan)
@@ -113,12 +112,6 @@ def _margin(z: Tensor) -> Tensor:
     return z if z.shape[1] == 1 else z[:, 1:] - z[:, :1]
 
 
-def _unit(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return u, and the factor of z in it."""
-    scale = z.square().sum(1, keepdim=True).clamp(min=SHORTEST**2).rsqrt()
-    return z * scale, scale
-
-
 def _reference(logits: Tensor, label: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     o = Options(*options)
     z = _upsampled(logits, label)
@@ -133,7 +126,7 @@ def _reference(logits: Tensor, label: Tensor, *options: Any) -> tuple[Tensor, Te
         w_plus, w_minus = _weights(counts, z.dtype, o)
         pixel = torch.where(above, w_plus * F.softplus(-_margin(z)), w_minus * F.softplus(_margin(z)))
     elif o.kind == "unit":
-        pixel = (_unit(z)[0] - y).abs().sum(1, keepdim=True)
+        pixel = (unit(z)[0] - y).abs().sum(1, keepdim=True)
     else:
         pixel = (z - y).abs()
     total = torch.where(valid, pixel, 0.0).sum((1, 2, 3))
@@ -153,7 +146,7 @@ def _reference_backward(grad: Tensor, logits: Tensor, label: Tensor, counts: Ten
         g = torch.where(y > 0.5, -w_plus * (-m).sigmoid(), w_minus * m.sigmoid())
         g = g if z.shape[1] == 1 else torch.cat([-g, g], 1)
     elif o.kind == "unit":
-        u, scale = _unit(z)
+        u, scale = unit(z)
         sign = (u - y).sgn()
         radial = torch.where(
             z.square().sum(1, keepdim=True) >= SHORTEST**2, (u * sign).sum(1, keepdim=True), 0.0

@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import checks, grid
+from .arithmetic import wide_dtype
 from .registry import Operator, OpSpec, add
-from .rows import wide_dtype
 from .samples import sample_maps
 
 _SCHEMA = "(Tensor x, Tensor? bias, int reduction) -> (Tensor, Tensor)"

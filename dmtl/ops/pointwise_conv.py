@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import checks
+from .arithmetic import wide_dtype
 from .autograd import recorded
 from .grid import empty_map
 from .registry import Operator, OpSpec, add
-from .rows import wide_dtype
 from .samples import draws
 
 _SCHEMA = "(Tensor x, Tensor weight) -> Tensor"

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from . import checks
+from .arithmetic import wide_dtype
 from .autograd import recorded
 from .registry import Operator, OpSpec, add
-from .rows import drawn_noise, per_row, scaled, stored_like, wide_dtype
+from .rows import drawn_noise, per_row, scaled, stored_like
 from .samples import sample_rows
 
 _SCHEMA = (

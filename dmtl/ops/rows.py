@@ -9,11 +9,7 @@ import torch
 from torch import Tensor
 
 from . import philox
-
-
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of the arithmetic: float32, or float64 for float64 data."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+from .arithmetic import wide, wide_dtype
 
 
 def per_row(table_S: Tensor, t_B: Tensor, like: Tensor) -> Tensor:
@@ -39,4 +35,4 @@ def scaled(grad: Tensor, t_B: Tensor, table_S: Tensor, needed: bool) -> Tensor:
     """Return table[t] * grad, or an empty tensor if it is not needed."""
     if not needed:
         return grad.new_empty(0)
-    return stored_like(per_row(table_S, t_B, grad) * grad.to(wide_dtype(grad.dtype)), grad)
+    return stored_like(per_row(table_S, t_B, grad) * wide(grad), grad)

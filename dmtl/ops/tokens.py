@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import checks
-from .rows import wide_dtype
+from .arithmetic import wide_dtype
 
 
 def shaped(op: str, argument: str, value: object, model: Tensor, model_name: str, **sizes: int) -> None:
@@ -26,11 +26,6 @@ def epsilon(op: str, eps: object) -> None:
         checks.fail(op, "eps", "a float", type(eps).__name__, TypeError)
     if not eps > 0:
         checks.fail(op, "eps", "positive", eps)
-
-
-def wide(x: Tensor) -> Tensor:
-    """Return x in the dtype of the arithmetic."""
-    return x.to(wide_dtype(x.dtype))
 
 
 def normalised(x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> Tensor:

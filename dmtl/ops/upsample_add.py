@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import checks, grid
+from .arithmetic import wide_dtype
 from .autograd import recorded
 from .registry import Operator, OpSpec, add
-from .rows import wide_dtype
 from .samples import draws, sample_maps
 
 _SCHEMA = "(Tensor tokens, Tensor skip, int reduction) -> Tensor"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dmtl.errors import DataError
 from dmtl.metrics import Angular, angle_deg, normalise
-from dmtl.ops.decode_map import SHORTEST
+from dmtl.ops.arithmetic import SHORTEST
 from dmtl.tasks.base import Range, Task, Words
 from dmtl.tasks.palette import vector_colours
 from dmtl.tasks.stored import Pixels, rounded

@@ -43,7 +43,7 @@ from dmtl.errors import ConfigError
 from dmtl.metrics import normalise
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.nn.conv3x3 import Conv3x3
-from dmtl.ops.decode_map import SHORTEST
+from dmtl.ops.arithmetic import SHORTEST
 from dmtl.tasks import Task
 from dmtl.train.objective import Objective, Seen
 

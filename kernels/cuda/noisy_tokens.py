@@ -4,10 +4,11 @@ from functools import partial
 
 from dmtl.kernels import grid
 from dmtl.kernels.native import CUDA
+from dmtl.kernels.tokens import why_not_sizes
 
 SUPPORT = CUDA.support(
-    shapes=lambda x, bias, reduction: grid.why_not_channels(x.shape[1]),
-    backward_shapes=lambda grad_skip, *_: grid.why_not_channels(grad_skip.shape[1]),
+    shapes=lambda x, bias, reduction: why_not_sizes(C=x.shape[1]),
+    backward_shapes=lambda grad_skip, *_: why_not_sizes(C=grad_skip.shape[1]),
 )
 _PIXELS_PER_PART = 128
 

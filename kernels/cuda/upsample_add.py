@@ -4,10 +4,11 @@ from functools import partial
 
 from dmtl.kernels import grid
 from dmtl.kernels.native import CUDA
+from dmtl.kernels.tokens import why_not_sizes
 
 SUPPORT = CUDA.support(
-    shapes=lambda tokens, skip, reduction: grid.why_not_channels(skip.shape[1]),
-    backward_shapes=lambda grad, reduction: grid.why_not_channels(grad.shape[1]),
+    shapes=lambda tokens, skip, reduction: why_not_sizes(C=skip.shape[1]),
+    backward_shapes=lambda grad, reduction: why_not_sizes(C=grad.shape[1]),
 )
 
 upsample_add = partial(grid.upsample_add, CUDA)

@@ -180,7 +180,7 @@ def condition_tokens(
     grid = (triton.cdiv(rows, chosen["BLOCK_M"]) * triton.cdiv(width, chosen["BLOCK_N"]),)
     with torch.cuda.device_of(weight):
         _product_kernel[grid](
-            flat, **_where(maps), weight_ptr=weight.contiguous(), bias_ptr=shared.dense(bias),
+            flat, **_where(maps), weight_ptr=weight.contiguous(), bias_ptr=shared.contiguous(bias),
             rows=rows, width=width, **_grid(maps, weight, reduction), MAPS=len(maps), BIAS=bias is not None,
             **chosen,
         )  # fmt: skip

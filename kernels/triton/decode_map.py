@@ -15,7 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dmtl.kernels.triton._launch import POINTERS, compilation, support
-from dmtl.ops.decode_map import CHANNELS, SHORTEST, empty_output
+from dmtl.ops.arithmetic import SHORTEST
+from dmtl.ops.decode_map import CHANNELS, empty_output
 
 SUPPORT = support(products=True)
 HALF = {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}

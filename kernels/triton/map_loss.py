@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dmtl.kernels.map_loss import readable
 from dmtl.kernels.triton._launch import INTERPRETED, POINTERS, compilation, support
-from dmtl.ops.decode_map import SHORTEST
+from dmtl.ops.arithmetic import SHORTEST
 from dmtl.ops.map_loss import empty_losses
 
 MOST_CHANNELS = 64  # the reference computes calls with more channels

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmtl.kernels.grid import channels_last, dense
+from dmtl.kernels.grid import aligned_map, aligned_tokens
 from dmtl.kernels.triton._grid import CONFIGS, SUPPORT, compilation, config_for, options, tiles
 from dmtl.ops.grid import REDUCTIONS, empty_map, empty_tokens
 from dmtl.ops.noisy_tokens import bias_shape
@@ -109,13 +109,13 @@ def _sum_parts_kernel(out_ptr, parts_ptr, count, channels, TOKENS: tl.constexpr,
 
 
 def noisy_tokens(x, bias, reduction) -> tuple[Tensor, Tensor]:
-    x = channels_last(x)
+    x = aligned_map(x)
     skip = None if bias is None else empty_map(x)
     tokens = empty_tokens(x, reduction)
     if tokens.numel() > 0:
         R, N, C = tokens.shape
         config = config_for(C)
-        bias = None if bias is None else dense(bias)
+        bias = None if bias is None else aligned_tokens(bias)
         stride = C if bias is not None and bias.dim() == 2 else 0
         with torch.cuda.device_of(x):
             _noisy_tokens_kernel[tiles(config, R * N, C)](
@@ -126,7 +126,7 @@ def noisy_tokens(x, bias, reduction) -> tuple[Tensor, Tensor]:
 
 
 def noisy_tokens_backward(grad_skip, grad_tokens, bias_dim, reduction) -> tuple[Tensor, Tensor]:
-    grad_skip, grad_tokens = channels_last(grad_skip), dense(grad_tokens)
+    grad_skip, grad_tokens = aligned_map(grad_skip), aligned_tokens(grad_tokens)
     R, N, C = grad_tokens.shape
     d_x, d_bias = empty_map(grad_skip), grad_skip.new_zeros(bias_shape(grad_skip, bias_dim))
     if d_x.numel() == 0:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmtl.kernels.grid import channels_last, dense
+from dmtl.kernels.grid import aligned_map, aligned_tokens
 from dmtl.kernels.triton._grid import CONFIGS, SUPPORT, compilation, config_for, tiles
 from dmtl.ops.grid import REDUCTIONS, empty_map, empty_tokens
 
@@ -101,7 +101,7 @@ def _upsample_add_backward_kernel(
 
 
 def upsample_add(tokens, skip, reduction) -> Tensor:
-    out, skip, tokens = empty_map(skip), channels_last(skip), dense(tokens)
+    out, skip, tokens = empty_map(skip), aligned_map(skip), aligned_tokens(tokens)
     if out.numel() > 0:
         R, C, h, w = out.shape
         more = reduction > 1
@@ -115,7 +115,7 @@ def upsample_add(tokens, skip, reduction) -> Tensor:
 
 
 def upsample_add_backward(grad, reduction) -> Tensor:
-    grad = channels_last(grad)
+    grad = aligned_map(grad)
     d_tokens = empty_tokens(grad, reduction)
     if d_tokens.numel() > 0:
         R, N, C = d_tokens.shape
