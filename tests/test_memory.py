@@ -1,5 +1,8 @@
 """The memory that is available, and the pool that large outputs of CPU kernels come from."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -77,3 +80,23 @@ def test_inactive_file_cache_counts_as_free(tmp_path, monkeypatch, limit, expect
     monkeypatch.setattr(memory, "_CGROUP", tmp_path)
     monkeypatch.setattr(memory, "_meminfo", lambda: None)
     assert available_bytes(torch.device("cpu")) == expected
+
+
+def test_freed_blocks_are_kept_for_the_next_allocation():
+    """In a process of its own, because the C library's setting holds for the whole process."""
+    code = """
+import resource
+import torch
+from dmtl.runtime.memory import keep_freed
+
+keep_freed()
+faults = []
+for _ in range(5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(16 << 20)  # 64 MiB, more than the library ever keeps by itself
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(*faults)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, _, *later = map(int, done.stdout.split())  # the second may still enlarge the heap
+    assert first > 1000 and max(later) < 100

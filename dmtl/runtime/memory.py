@@ -133,6 +133,23 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+_KEPT = 1 << 30
+# Parameters of glibc's mallopt (malloc.h).
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed() -> None:
+    """Let the C library keep up to 1 GiB of freed heap memory in this process, if it supports that.
+
+    By default, glibc returns large blocks to the system. A training step that allocates the same blocks again
+    then spends a tenth of its time on page faults.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        if mallopt(_M_MMAP_THRESHOLD, _KEPT):
+            mallopt(_M_TRIM_THRESHOLD, _KEPT)
+
+
 def return_freed() -> None:
     """Return freed heap memory to the system, if the C library supports that."""
     with contextlib.suppress(OSError, AttributeError):

@@ -21,7 +21,7 @@ from dmtl.nn.efficientnet import EfficientNetLite
 from dmtl.nn.precision import training_precision
 from dmtl.runtime import cores
 from dmtl.runtime.distributed import World, any_rank, gathered, total
-from dmtl.runtime.memory import is_out_of_memory, return_freed
+from dmtl.runtime.memory import is_out_of_memory, keep_freed, return_freed
 from dmtl.train import distributed
 from dmtl.train.batch_loss import BatchLoss
 from dmtl.train.config import RunConfig
@@ -108,8 +108,11 @@ class Step:
         self._statistics = _Statistics(batch_loss.model)
         size = sum(p.numel() * p.element_size() for p in batch_loss.parameters())
         self._by_kernels = _by_kernels(batch_loss.model, self.device, config)
-        # Blocks that the forward pass freed do not fit the gradients. In a small model this does not matter.
+        # Blocks that the forward pass freed do not fit the gradients. In a small model this does not matter, and
+        # keeping them is faster.
         self._returns_memory = self.device.type == "cpu" and size > _LARGE
+        if self.device.type == "cpu" and not self._returns_memory:
+            keep_freed()
 
     def __call__(self, batch: Batch, number: int) -> None:
         """Run one step, `number` counted from 0; the batch may be on the CPU."""

@@ -126,7 +126,7 @@ def test_a_table_of_labels_names_images_by_source(config_for, tmp_path):
 
 def test_a_claim_learns_each_task_of_the_union(config_for):
     section = {"stl": {"single_task": True, "model": {"diffusion": "none"}}, "mtl": {}}
-    assert claim_of(config_for(), section).methods["stl"].parts .keys() == set(TASKS)
+    assert claim_of(config_for(), section).methods["stl"].parts.keys() == set(TASKS)
 
 
 def test_a_plan_counts_sources(config_for):
