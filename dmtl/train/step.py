@@ -108,8 +108,8 @@ class Step:
         self._statistics = _Statistics(batch_loss.model)
         size = sum(p.numel() * p.element_size() for p in batch_loss.parameters())
         self._by_kernels = _by_kernels(batch_loss.model, self.device, config)
-        # Blocks that the forward pass freed do not fit the gradients. In a small model this does not matter, and
-        # keeping them is faster.
+        # Blocks that the forward pass freed do not fit the gradients. In a small model this does not matter,
+        # and keeping them is faster.
         self._returns_memory = self.device.type == "cpu" and size > _LARGE
         if self.device.type == "cpu" and not self._returns_memory:
             keep_freed()
