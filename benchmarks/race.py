@@ -4,7 +4,9 @@ meaningful."""
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -12,7 +14,7 @@ from dmtl.runtime.measure import seconds
 
 from . import clock
 from .cases import Case
-from .contenders import BASELINES, checked, names
+from .contenders import BASELINES, Contender, checked, names
 
 LEAST_ROUNDS = 3
 TURN_S = 0.1
@@ -20,7 +22,48 @@ TURN_S = 0.1
 its own caches are cold."""
 
 
-class Race:
+class Turns:
+    """Time contenders in turns, starting with another one in every round.
+
+    Args:
+        contenders: by title; each has `settings()`, the context of its calls.
+        call: runs a contender once.
+        device: what they run on.
+        calls: least number of calls in a turn.
+    """
+
+    def __init__(
+        self,
+        contenders: Mapping[str, Any],
+        call: Callable[[Any], object],
+        device: torch.device,
+        calls: int = 1,
+    ):
+        self.contenders, self.device, self.rounds = contenders, device, 0
+        self._call, self._calls = call, calls
+        self.times_s: dict[str, list[float]] = {title: [] for title in contenders}
+        for contender in contenders.values():
+            with contender.settings():
+                call(contender)
+
+    def round(self) -> None:
+        """Give every contender a turn, and keep the median of its calls."""
+        titles = list(self.contenders)
+        shift = self.rounds % max(1, len(titles))
+        for title in titles[shift:] + titles[:shift]:
+            call, times = partial(self._call, self.contenders[title]), []
+            with self.contenders[title].settings():
+                while sum(times) < TURN_S or len(times) < self._calls:
+                    times.append(seconds(call, self.device))
+            self.times_s[title].append(statistics.median(times))
+            self.rest(self.contenders[title])
+        self.rounds += 1
+
+    def rest(self, contender: Any) -> None:
+        """Free what the contender does not need until its next turn."""
+
+
+class Race(Turns):
     """All contenders for one case, checked and warmed up.
 
     Args:
@@ -37,39 +80,24 @@ class Race:
         who: Sequence[str] | None = None,
         **options,
     ):
-        self.case, self.device = case, torch.device(case.device)
-        model = case.build().to(self.device)
+        device = torch.device(case.device)
+        self.case, model = case, case.build().to(device)
         self.tasks = list(case.tasks or model.tasks)
         self.steps = case.steps or (model.config.steps if hasattr(model, "mtdnet") else 0)
         self.image = case.image()
-        found = names(self.device, precisions, model.config)
+        found = names(device, precisions, model.config)
         found = [pair for pair in found if who is None or pair[0] in who]
         self.rows: list[dict] = []
-        self.contenders = {}
+        contenders = {}
         for contender, row in checked(model, self.image, case, found, **options):
             self.rows.append(row)
             if contender is not None:
-                self.contenders[contender.title] = contender
-        self.times_s: dict[str, list[float]] = {title: [] for title in self.contenders}
-        self.rounds = 0
-        self._every(lambda call: call())
+                contenders[contender.title] = contender
+        super().__init__(contenders, self._predict, device)
 
-    def _every(self, measure) -> dict[str, float]:
-        """Measure every contender's call once, starting with another one in every round."""
-        titles = list(self.contenders)
-        shift = self.rounds % max(1, len(titles))
-        found = {}
-        for title in titles[shift:] + titles[:shift]:
-            contender = self.contenders[title]
-            with contender.settings(), torch.inference_mode():
-                found[title] = measure(lambda: contender.run(self.image))  # noqa: B023
-        return found
-
-    def round(self) -> None:
-        """Time every contender for a turn, and take the median of its calls."""
-        for title, taken in self._every(lambda call: turn(call, self.device)).items():
-            self.times_s[title].append(taken)
-        self.rounds += 1
+    @torch.inference_mode()
+    def _predict(self, contender: Contender) -> object:
+        return contender.run(self.image)
 
     def run(self, rounds: int = 9, most_s: float = 60.0) -> list[dict]:
         """Run up to `rounds` rounds, at least 3, until `most_s` seconds have passed; return `result`."""
@@ -108,11 +136,3 @@ class Race:
     def _fastest(self, name: str) -> str | None:
         titles = [t for t, c in self.contenders.items() if c.name == name and self.times_s[t]]
         return min(titles, key=lambda title: statistics.median(self.times_s[title]), default=None)
-
-
-def turn(call: Callable[[], object], device: torch.device) -> float:
-    """Call for at least `TURN_S` seconds; return the median of the calls' seconds."""
-    times: list[float] = []
-    while sum(times) < TURN_S:
-        times.append(seconds(call, device))
-    return statistics.median(times)

@@ -32,6 +32,7 @@ from . import clock, contenders, memory
 from .cases import Case, Noise, case_from, drawn_noise, tasks_of
 from .expert_training import ExpertTraining
 from .published import PublishedTraining
+from .race import Turns
 
 ALLOWED = {"fp32": (1e-2, 1e-4), "tf32": (0.1, 1e-3), "bf16": (0.5, 1e-2)}
 """Precision -> allowed relative distances of all gradients, and of the loss, from our fp32 step's. Gradients
@@ -235,8 +236,8 @@ def make(case: Case, name: str, precision: str, modes: tuple[str, ...] = ("defau
     return published(case, precision) if name == "published" else expert(case, precision, modes)
 
 
-class TrainingRace:
-    """All contenders for one case, checked; every round times one step of each.
+class TrainingRace(Turns):
+    """All contenders for one case, checked. A turn has at least three steps, as a training has many in a row.
 
     Args:
         wanted: (contender, precision), default `names`.
@@ -244,22 +245,21 @@ class TrainingRace:
     """
 
     def __init__(self, case: TrainingCase, wanted: Sequence[tuple[str, str]] | None = None, **options):
-        self.case, self.device = case, torch.device(case.case.device)
-        self.batch = case.batch()
+        device = torch.device(case.case.device)
+        self.case, self.batch = case, case.batch()
         self.rows: list[dict] = []
-        self.contenders: dict[str, Trainee] = {}
         reference = ours(case.case, "fp32")
         with tf32(False):
             noise = noise_of(reference.model, self.batch)
             expected = reference.gradients(self.batch, None)
         del reference
-        for name, precision in names(self.device) if wanted is None else wanted:
-            self._admit(name, precision, noise, expected, options)
-        self.times_s: dict[str, list[float]] = {title: [] for title in self.contenders}
-        self.rounds = 0
-        self._every(lambda call: call())  # the optimiser's state
+        found = names(device) if wanted is None else wanted
+        admitted = [self._admitted(name, precision, noise, expected, options) for name, precision in found]
+        contenders = {contender.title: contender for contender in admitted if contender is not None}
+        super().__init__(contenders, self._step, device, calls=3)
 
-    def _admit(self, name: str, precision: str, noise, expected, options) -> None:
+    def _admitted(self, name: str, precision: str, noise, expected, options) -> Trainee | None:
+        """Return the contender if it computes the same gradients; otherwise its row says what is wrong."""
         row = {"contender": name, "precision": precision}
         self.rows.append(row)
         try:
@@ -268,34 +268,23 @@ class TrainingRace:
                 loss, gradients = contender.gradients(self.batch, noise)
         except RuntimeError as error:  # out of memory, a failing compiler
             row["error"] = f"{type(error).__name__}: {one_line(error)}"
-            return
+            return None
         apart = difference(gradients, expected[1])
         row |= {"how": contender.how, "difference": apart, "loss": loss, "reference_loss": expected[0]}
         off, (allowed, allowed_off) = abs(loss / expected[0] - 1), ALLOWED[precision]
         if apart <= allowed and off <= allowed_off:
-            self.contenders[contender.title] = contender
-        else:
-            row["error"] = (
-                f"gradients differ by {apart:.2e} ({allowed:g} are allowed), the loss by {off:.2e} "
-                f"({allowed_off:g})"
-            )
+            return contender
+        row["error"] = (
+            f"gradients differ by {apart:.2e} ({allowed:g} are allowed), the loss by {off:.2e} "
+            f"({allowed_off:g})"
+        )
+        return None
 
-    def _every(self, measure: Callable) -> dict[str, float]:
-        titles = list(self.contenders)
-        shift = self.rounds % max(1, len(titles))
-        found = {}
-        for title in titles[shift:] + titles[:shift]:
-            contender = self.contenders[title]
-            with contender.settings():
-                found[title] = measure(lambda: contender.step(self.batch))  # noqa: B023
-            contender.model.zero_grad(set_to_none=True)  # the others need the memory
-        return found
+    def _step(self, contender: Trainee) -> None:
+        contender.step(self.batch)
 
-    def round(self) -> None:
-        """Time a step of every contender, starting with another one in every round."""
-        for title, taken in self._every(lambda call: seconds(call, self.device)).items():
-            self.times_s[title].append(taken)
-        self.rounds += 1
+    def rest(self, contender: Trainee) -> None:
+        contender.model.zero_grad(set_to_none=True)
 
     def result(self) -> list[dict]:
         """Return one row for each contender: times, pairs per second, and how many times faster it is than

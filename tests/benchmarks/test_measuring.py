@@ -65,7 +65,7 @@ def test_who_is_wrong_is_not_timed(monkeypatch):
 
     monkeypatch.setattr(contenders, "make", make)
     published, expert, ours = Race(TOY, ["fp32"], IN_TORCH, modes=()).run(rounds=3)
-    assert published["error"] == "RuntimeError: out of memory" and "median_ms" not in published
+    assert published["error"] == "RuntimeError: out of memory and more" and "median_ms" not in published
     assert expert["error"].startswith("differs from the fp32 model by") and "median_ms" not in expert
     assert ours["median_ms"] > 0 and "times_expert" not in ours
 
@@ -96,11 +96,13 @@ def test_difference():
 
 
 def test_a_turn_is_long_enough(monkeypatch):
-    """What takes long is called once; of what is fast, the median of many calls counts."""
-    for each, calls in ((0.5, 1), (0.03, 4)):
-        taken = iter([2 * each, *[each] * 9] if calls > 1 else [each])
+    """What takes long is called as often as asked; of what is fast, the median of many calls counts."""
+    for each, least, calls in ((0.5, 1, 1), (0.5, 3, 3), (0.03, 1, 3)):
+        taken = iter([each if calls == 1 else 2 * each, *[each] * 9])
         monkeypatch.setattr(race_module, "seconds", lambda call, device: next(taken))
-        assert race_module.turn(lambda: None, CPU) == each
+        turns = race_module.Turns({"own": Contender("own", "fp32", None)}, lambda own: None, CPU, least)
+        turns.round()
+        assert turns.times_s == {"own": [each]} and len(list(taken)) == 10 - calls
 
 
 def test_ratios_are_of_rounds():
