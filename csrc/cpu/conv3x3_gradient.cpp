@@ -88,6 +88,10 @@ void gate(const GateParams& p, DType, int threads) {
 
 // -- The weight gradient.
 
+// Each thread transforms all gradients itself if the transformed ones of all threads have at most this many numbers. This is
+// faster than reading those that another core has just written.
+constexpr int64_t kOwnGradients = int64_t{6} << 20;
+
 // Transforms gradients to panels of a product over the tiles of a block: [frequency][panel of 16 channels][tile][16].
 void transform_gradient_tile(const float* image, const Tiling& t, const Tiling::Place& p, int64_t channels, float* panels,
                              int64_t plane, int64_t tiles, int64_t slot) {
@@ -115,8 +119,8 @@ struct Pieces {
     static constexpr int64_t floats = kFrequencies * plane;
     int64_t k, panels, height, down, across;
     Pieces(int64_t k, int64_t n, int threads) : k(k), panels(lane_groups(n)) {
-        const int64_t fair = padded_to_lanes(k / (2 * threads) + 1);
-        height = fair < most_rows ? fair : most_rows;
+        const int64_t each = (k + most_rows * threads - 1) / (most_rows * threads);  // pieces of a thread
+        height = padded_to_lanes((k + each * threads - 1) / (each * threads));
         down = (k + height - 1) / height;
         across = (n + most_columns - 1) / most_columns;
     }
@@ -194,25 +198,38 @@ void transform_back(const WeightGradientParams& p, const float* sums, Range rows
         }
 }
 
+// Processes the input channels of piece `item`. With several blocks of tiles, the sums wait in memory for the next block.
+void process_piece(const WeightGradientParams& p, const Tiling& tiling, const Gradients& g, const Pieces& pieces, int64_t item,
+                   float* waiting, bool first, bool last, float* d_weight) {
+    const Range rows = pieces.rows(item);
+    const Spectrum patches = transform_patches(p, tiling, g.tiles, rows);
+    for (int64_t i = 0; i < pieces.across; ++i) {
+        const Range panels = pieces.columns(i);
+        float* sums = waiting != nullptr ? waiting + (item * pieces.across + i) * Pieces::floats
+                                         : Workspace::floats(Slot::weights, Pieces::floats);
+        add_products(patches, g, p.n, rows.size(), panels, !first, sums);
+        if (last) transform_back(p, sums, rows, panels, d_weight);
+    }
+}
+
 void weight_gradient_of(const WeightGradientParams& p, const Tiling& tiling, Range all, float* d_weight, int threads) {
     const Pieces pieces(p.k, p.n, threads);
+    if (kFrequencies * packed_floats(all.size(), p.n) * threads <= kOwnGradients) {
+        parallel_for(threads, threads, [&](int64_t t) {
+            const Gradients g = transform_gradients_of(p, tiling, all, 1);
+            for (int64_t item = t; item < pieces.down; item += threads)
+                process_piece(p, tiling, g, pieces, item, nullptr, true, true, d_weight);
+        });
+        return;
+    }
     const int64_t most = most_tiles(p.n, p.n, kLargeBlock), blocks = (all.size() + most - 1) / most;
-    // With several blocks, the sums are kept in memory until the next block.
     float* waiting = nullptr;
     if (blocks > 1) waiting = Workspace::floats(Slot::weights, pieces.down * pieces.across * Pieces::floats);
     for (int64_t b = 0; b < blocks; ++b) {
         const Range part = share(all.size(), blocks, b);
         const Gradients g = transform_gradients_of(p, tiling, {all.begin + part.begin, all.begin + part.end}, threads);
         parallel_for(pieces.down, threads, [&](int64_t item) {
-            const Range rows = pieces.rows(item);
-            const Spectrum patches = transform_patches(p, tiling, g.tiles, rows);
-            for (int64_t i = 0; i < pieces.across; ++i) {
-                const Range panels = pieces.columns(i);
-                float* sums = waiting != nullptr ? waiting + (item * pieces.across + i) * Pieces::floats
-                                                 : Workspace::floats(Slot::weights, Pieces::floats);
-                add_products(patches, g, p.n, rows.size(), panels, b > 0, sums);
-                if (b + 1 == blocks) transform_back(p, sums, rows, panels, d_weight);
-            }
+            process_piece(p, tiling, g, pieces, item, waiting, b == 0, b + 1 == blocks, d_weight);
         });
     }
 }
