@@ -1,9 +1,14 @@
-// Runs body(i) for i in [0, items) on at most `threads` OpenMP threads, or serially without OpenMP. Items are assigned one by
-// one, so that a thread which loses its core only delays its own item.
+// Runs body(i) for i in [0, items) on at most `threads` OpenMP threads, or serially without OpenMP. Each thread begins with its
+// own contiguous share of the items, so that the same part of a map stays with the same core from kernel to kernel; what one
+// core has just written takes another one longer to read than to compute. Items are assigned one by one, and a thread without
+// items takes those of others, so that a thread which loses its core only delays its own item.
 #pragma once
 
 #include <cstdint>
 
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -13,6 +18,11 @@ namespace {
 
 constexpr int64_t kSerialBelow = 16384;  // with fewer elements (or multiplications), a second thread does not pay off
 
+struct alignas(64) Share {
+    int64_t next, end;
+};
+constexpr int kMostShares = 64;
+
 template <class Body>
 inline void parallel_for(int64_t items, int threads, const Body& body) {
     if (threads > items) threads = static_cast<int>(items);
@@ -21,9 +31,17 @@ inline void parallel_for(int64_t items, int threads, const Body& body) {
         return;
     }
 #if defined(_OPENMP)
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-#endif
+    Share shares[kMostShares];
+    const int count = threads < kMostShares ? threads : kMostShares;
+    for (int s = 0; s < count; ++s) shares[s] = {items * s / count, items * (s + 1) / count};
+#pragma omp parallel num_threads(threads)
+    for (int s = 0, own = omp_get_thread_num(); s < count; ++s) {
+        Share& share = shares[(own + s) % count];
+        for (int64_t i; (i = __atomic_fetch_add(&share.next, 1, __ATOMIC_RELAXED)) < share.end;) body(i);
+    }
+#else
     for (int64_t i = 0; i < items; ++i) body(i);
+#endif
 }
 
 // The memory of a large output usually has no pages yet, and page faults of 4 KiB each cost more than the computation. So this
