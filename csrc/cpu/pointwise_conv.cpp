@@ -6,7 +6,8 @@
 namespace dmtl::DMTL_ISA {
 namespace {
 
-constexpr int64_t kPiece = 2048;  // maximum pixels of a partial sum of the weight gradient
+constexpr int64_t kPiece = 2048;                   // maximum pixels of a partial sum of the weight gradient
+constexpr int64_t kPartialFloats = int64_t{4} << 20;  // limit of partial sums that are kept until all are there
 
 // x [pixels, channels], weight [n, channels], out [pixels, n]
 struct PointwiseConvParams {
@@ -46,16 +47,33 @@ void data_gradient(const PointwiseConvDataParams& p, DType, int threads) {
     multiply(p.grad, p.pixels, {packed, p.n, p.channels}, p.d_x, threads);
 }
 
+// out = (or +=) the product of the gradients and the inputs of some pixels
+void add_piece(const PointwiseConvWeightParams& p, Range piece, bool add, float* out, int threads) {
+    float* right = Workspace::floats(Slot::maps, packed_floats(piece.size(), p.channels));
+    pack_rows(p.x + piece.begin * p.channels, p.channels, piece.size(), p.channels, right, threads);
+    weight_gradient(p.grad + piece.begin * p.n, p.n, {right, piece.size(), p.channels}, add, out, threads);
+}
+
+// Partial sums are added up in order. If there are enough of them, each thread computes whole ones, from its own pixels.
 void weight_gradient_of(const PointwiseConvWeightParams& p, DType, int threads) {
-    if (p.pixels == 0)
-        for (int64_t i = 0; i < p.n * p.channels; ++i) p.d_weight[i] = 0.0f;
-    const int64_t pieces = pieces_of(p.pixels, 1, kPiece);
-    for (int64_t i = 0; i < pieces; ++i) {
-        const Range piece = share(p.pixels, pieces, i);
-        float* right = Workspace::floats(Slot::maps, packed_floats(piece.size(), p.channels));
-        pack_rows(p.x + piece.begin * p.channels, p.channels, piece.size(), p.channels, right, threads);
-        weight_gradient(p.grad + piece.begin * p.n, p.n, {right, piece.size(), p.channels}, i > 0, p.d_weight, threads);
+    const int64_t pieces = pieces_of(p.pixels, 1, kPiece), size = p.n * p.channels;
+    const auto piece = [&](int64_t i) { return share(p.pixels, pieces, i); };
+    if (pieces == 0)
+        for (int64_t i = 0; i < size; ++i) p.d_weight[i] = 0.0f;
+    if (threads == 1 || pieces < 2 * threads || pieces * size > kPartialFloats) {
+        for (int64_t i = 0; i < pieces; ++i) add_piece(p, piece(i), i > 0, p.d_weight, threads);
+        return;
     }
+    float* partial = Workspace::floats(Slot::other, pieces * size);
+    parallel_for(pieces, threads, [&](int64_t i) { add_piece(p, piece(i), false, partial + i * size, 1); });
+    parallel_for(p.n, size * pieces < kSerialBelow ? 1 : threads, [&](int64_t row) {
+        for (int64_t i = 0; i < pieces; ++i) {
+            const float* from = partial + i * size + row * p.channels;
+            float* to = p.d_weight + row * p.channels;
+#pragma omp simd
+            for (int64_t c = 0; c < p.channels; ++c) to[c] = i > 0 ? to[c] + from[c] : from[c];
+        }
+    });
 }
 
 constexpr Field kFields[] = {DMTL_FIELDS(PointwiseConvParams, out, x, weight, pixels, channels, n)};
