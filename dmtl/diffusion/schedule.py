@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -55,10 +54,14 @@ class Plan:
 
     def to(self, device: torch.device) -> Plan:
         """Return the same plan with its tables on `device`."""
-        tables: dict[str, Any] = {
-            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return replace(self, **tables)
+        return replace(
+            self,
+            sqrt_abar=self.sqrt_abar.to(device),
+            sqrt_one_minus_abar=self.sqrt_one_minus_abar.to(device),
+            coef1=self.coef1.to(device),
+            coef2=self.coef2.to(device),
+            sigma=self.sigma.to(device),
+        )
 
 
 class Schedule:

@@ -13,7 +13,7 @@ from dmtl import ops
 from dmtl.nn.precision import cast, cast_all
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: torch.compile of torch 2.11 cannot create frozen ones
 class GroupedConv:
     """The parameters of one layer for T tasks, as `ops.conv3x3` expects them.
 
