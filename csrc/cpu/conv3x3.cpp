@@ -60,7 +60,6 @@ void convolve_block(const Conv3x3Params& p, const Group& g, const Tiling& tiling
     s.stride = padded_to_lanes(widest) + kLanes16;  // rows and planes a power of two apart would share cache sets
     s.plane = (block.size() * s.stride + 1023) / 1024 * 1024 + 16;
     s.data = Workspace::floats(Slot::maps, kFrequencies * s.plane);
-    if (block.size() * p.k * p.n < kSerialBelow) threads = 1;
     parallel_for(block.size(), threads, [&](int64_t slot) {
         const Tiling::Place place = tiling.at(block.begin + slot);
         transform_tile_in(p.x + place.row * pixels * p.k, tiling, place, p.k, {0, p.k}, s, slot);
@@ -98,10 +97,11 @@ void prepare(const Conv3x3Params& p, Group& g, int threads) {
 void convolve_group(const Conv3x3Params& p, const Group& g, const Tiling& tiling, Range all, int threads) {
     const int used = all.size() * p.k * p.n < kSerialBelow ? 1 : threads;
     const bool own = weight_floats(p.k, p.n) <= kWeightFloats || all.size() >= kOwnTiles * used;
-    const int64_t part = kLargeBlock / used, least = part < kLeastOwn ? kLeastOwn : part;
-    const int64_t most = most_tiles(p.k, p.n, !own ? kLargeBlock : least < kOwnBlock ? least : kOwnBlock);
-    const int64_t each = own ? used : 1, blocks = (all.size() + most * each - 1) / (most * each) * each;
-    parallel_for(blocks, own ? used : 1, [&](int64_t b) {
+    const int64_t fair = kLargeBlock / used, own_block = fair > kOwnBlock ? kOwnBlock : fair < kLeastOwn ? kLeastOwn : fair;
+    const int at_once = own ? used : 1;  // blocks
+    const int64_t most = at_once * most_tiles(p.k, p.n, own ? own_block : kLargeBlock);
+    const int64_t blocks = (all.size() + most - 1) / most * at_once;
+    parallel_for(blocks, at_once, [&](int64_t b) {
         const Range block = share(all.size(), blocks, b);
         convolve_block(p, g, tiling, {all.begin + block.begin, all.begin + block.end}, own ? 1 : used);
     });
@@ -135,11 +135,13 @@ void convolve(const Conv3x3Params& p, DType, int threads) {
     for (int64_t task = 0; task < p.tasks; ++task) rows += p.counts[task];
     expect_writes(p.out, rows * p.height * p.width * p.n * static_cast<int64_t>(sizeof(float)), threads);
     const int64_t tiles = rows * tiling.per_row();
-    if (p.packed[0] == nullptr && weight_floats(p.k, p.n) <= kWeightFloats && tiles * p.k * p.n >= kSerialBelow)
+    if (p.packed[0] == nullptr && weight_floats(p.k, p.n) <= kWeightFloats && tiles * p.k * p.n >= kSerialBelow) {
         // Each thread packs what it needs, which is faster than reading what another core has just written.
-        parallel_for(threads, threads, [&](int64_t i) { convolve_tiles(p, tiling, share(tiles, threads, i), 1); });
-    else
+        const int64_t parts = tiles < threads ? tiles : threads;
+        parallel_for(parts, threads, [&](int64_t i) { convolve_tiles(p, tiling, share(tiles, parts, i), 1); });
+    } else {
         convolve_tiles(p, tiling, {0, tiles}, threads);
+    }
     Workspace::shrink(kKeptBytes);
 }
 

@@ -92,7 +92,7 @@ class LabelledImages:
     def image_file(self, index: int) -> Path | Member | None:
         """Return the file of an image, if a copy of the data set can use it unchanged.
 
-        None: there is no file, or `read` changes its pixels.
+        None if it has no file, or if `read` changes its pixels.
         """
         return None
 
@@ -107,7 +107,7 @@ class LabelledImages:
     def stored(self, index: int, task: str) -> np.ndarray | None:
         """Return the values in a label's file as they are stored, before `read` decodes them.
 
-        None: there is no label or no file.
+        None if it has no label or no file.
         """
         return None
 

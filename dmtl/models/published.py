@@ -167,7 +167,7 @@ def _schedule(betas: Tensor, buffers: Mapping[str, Tensor], source: str) -> dict
             candidate = dict(steps=len(values), beta_start=start, beta_end=end)
             if _same(published_buffers(schedule_of(ModelConfig(**candidate))), buffers):
                 return candidate
-    candidate = dict(steps=len(values), betas=values)
+    candidate = dict(betas=values)
     ours = published_buffers(schedule_of(ModelConfig(**candidate)))
     for name, table in buffers.items():
         if (

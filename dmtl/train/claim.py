@@ -209,18 +209,18 @@ def _method(name: str, config: RunConfig, tables: Mapping[str, Mapping]) -> Meth
     together = [*kinds, "time_of"] if "time_of" in own else kinds
     if kinds and len(together) > 1:
         raise ConfigError(f"{prefix}: {' and '.join(together)} cannot be combined; remove one of them")
-    parts = PARTS[kinds[0]](config.data, prefix) if kinds else None
+    if single["single_source"] and not config.data.sources:
+        raise ConfigError(f"{prefix}.single_source needs data.sources, and the configuration has none")
+    parts = PARTS[kinds[0]](config.data) if kinds else None
     return Method(name, own.get("label", name), config, own.get("like"), own.get("time_of"), parts)
 
 
-def _by_task(data: DataConfig, prefix: str) -> dict[str, DataConfig]:
+def _by_task(data: DataConfig) -> dict[str, DataConfig]:
     tasks = data.tasks if data.tasks is not None else open_split(data, "train").tasks
     return {task: dataclasses.replace(data, tasks=[task]) for task in tasks}
 
 
-def _by_source(data: DataConfig, prefix: str) -> dict[str, DataConfig]:
-    if not data.sources:
-        raise ConfigError(f"{prefix}.single_source needs data.sources, and the configuration has none")
+def _by_source(data: DataConfig) -> dict[str, DataConfig]:
     return {source.name: dataclasses.replace(data, sources=[source]) for source in data.sources}
 
 

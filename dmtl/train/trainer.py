@@ -288,9 +288,7 @@ class Trainer:
         model = self._plain()
         metrics = self._scored(model)
         delta, better = self.best.judge(self.step, metrics)
-        primary = primary_metrics(metrics, self.model.tasks)
-        figures = {"metrics": metrics, "primary": primary, "sources": self.sources}
-        log.write("eval", self.step, seconds=self.seconds, delta=delta, **figures)
+        log.write("eval", self.step, seconds=self.seconds, delta=delta, **self._results(metrics))
         self.on_eval(self.step, self.steps, metrics)
         if better:
             self._keep(model, self.out / "best", self.out / "best" / "metrics.json", metrics)
@@ -332,17 +330,22 @@ class Trainer:
         if not self.world.main:
             return
         model.save_pretrained(folder)
-        figures = {
+        run = {
             "step": self.step,
             "seconds": self.seconds,
             "skipped_steps": self._skipped_steps,
             "skipped_samples": self._skipped_samples,
             "best": {"step": self.best.step, "delta": self.best.delta},
+        }
+        write_json(summary, run | self._results(metrics))
+
+    def _results(self, metrics: Metrics) -> dict:
+        """Return metrics, main metrics and metrics by source, as the log and the run's summary store them."""
+        return {
             "metrics": metrics,
             "primary": primary_metrics(metrics, self.model.tasks),
             "sources": self.sources,
         }
-        write_json(summary, figures)
 
     # checkpoints
 
