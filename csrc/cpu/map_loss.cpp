@@ -3,8 +3,8 @@
 // the two rows of logits, and each row of logits adds the contributions of its two bands. The order of all sums is independent
 // of the number of threads and of the instruction set.
 //
-// In the buffers, the pixels 8 k + q of a row with the same q are next to each other. They are all equally far from the logits
-// k - 1 and k (q < 4), or k and k + 1, between which they are, so lanes run along k. Indices outside the row mean its ends.
+// In the buffers, the pixels f k + q of a row with the same q are next to each other (f = factor). They are all equally far from
+// the logits k - 1 and k (q < f / 2), or k and k + 1, between which they are, so lanes run along k. Indices outside the row mean its ends.
 #include "dmtl/decode_map.h"
 #include "dmtl/map_loss.h"
 #include "dmtl/parallel.h"
@@ -18,9 +18,9 @@ namespace dmtl::DMTL_ISA {
 namespace {
 
 using Params = MapLossParams;
-constexpr int64_t kFactor = 8;
 
 // The work of one thread on one band. Buffers along k have `span` floats, a multiple of the lanes.
+template <int64_t kFactor>
 struct Band {
     const Params& p;
     const int64_t row, number;  // the band is between rows number - 1 and number of the logits
@@ -362,7 +362,10 @@ void widen(const Params& p, int threads) {
 
 template <class Body>
 void for_each_band(const Params& p, int threads, const Body& body) {
-    parallel_for(p.rows * (p.h + 1), threads, [&](int64_t item) { body(Band(p, item)); });
+    parallel_for(p.rows * (p.h + 1), threads, [&](int64_t item) {
+        if (p.factor == 8) return body(Band<8>(p, item));
+        body(Band<4>(p, item));
+    });
 }
 
 int threads_for(const Params& p, int threads) { return p.rows * p.height * p.width < kSerialBelow ? 1 : threads; }
@@ -370,9 +373,9 @@ int threads_for(const Params& p, int threads) { return p.rows * p.height * p.wid
 void map_loss(const Params& p, DType dtype, int threads) {
     threads = threads_for(p, threads);
     with_storage(dtype, [&](auto* storage) { widen<std::remove_pointer_t<decltype(storage)>>(p, threads); });
-    for_each_band(p, threads, [&](const Band& band) {
-        if (p.label_bytes == 1) return band.forward<uint8_t>();
-        band.forward<float>();
+    for_each_band(p, threads, [&](const auto& band) {
+        if (p.label_bytes == 1) return band.template forward<uint8_t>();
+        band.template forward<float>();
     });
     for (int64_t row = 0; row < p.rows; ++row) {
         double below = 0.0, above = 0.0;
@@ -410,9 +413,9 @@ void gather(const Params& p, int threads) {
 void map_loss_backward(const Params& p, DType dtype, int threads) {
     threads = threads_for(p, threads);
     with_storage(dtype, [&](auto* storage) { widen<std::remove_pointer_t<decltype(storage)>>(p, threads); });
-    for_each_band(p, threads, [&](const Band& band) {
-        if (p.label_bytes == 1) return band.backward<uint8_t>();
-        band.backward<float>();
+    for_each_band(p, threads, [&](const auto& band) {
+        if (p.label_bytes == 1) return band.template backward<uint8_t>();
+        band.template backward<float>();
     });
     with_storage(dtype, [&](auto* storage) { gather<std::remove_pointer_t<decltype(storage)>>(p, threads); });
 }

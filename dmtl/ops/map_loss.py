@@ -1,11 +1,12 @@
-"""Compute a task's loss from its logits at 1/8 resolution.
+"""Compute a task's loss from its logits at 1/8 or 1/4 resolution.
 
 The logits are upsampled bilinearly and cropped, and the losses of the pixels are averaged. This is the end of
 training DiffusionMTL; `decode_map` is the end of its inference.
 
-Legend: n rows, C channels, h x w the 1/8 map, K label channels, H x W the label's frame.
+Legend: n rows, C channels, h x w the map, f = factor, K label channels, H x W the label's
+frame.
 
-    z = bilinear(logits, 8) cropped to H x W (align_corners=False);  y the label
+    z = bilinear(logits, f) cropped to H x W (align_corners=False);  y the label
     valid = every channel of y finite and not `ignore`, and what the kind asks of it
     loss[n] = mean over the row's valid pixels of (0 if there is none)
       cross_entropy  log sum_c exp z_c - z_y       y in [0, C) (fractions are cut off)
@@ -42,7 +43,7 @@ from .autograd import recorded
 from .grid import interpolation
 from .registry import Operator, OpSpec, add
 
-FACTOR = 8
+FACTORS = (8, 4)
 KINDS: dict[str, tuple[tuple[int, ...] | None, int]] = {
     "cross_entropy": (None, 1), "logistic": ((1, 2), 1), "unit": ((3,), 3), "absolute": ((1,), 1),
 }  # fmt: skip
@@ -50,7 +51,7 @@ KINDS: dict[str, tuple[tuple[int, ...] | None, int]] = {
 map_loss.h."""
 
 _OPTIONS = "str kind, float ignore, float positive_weight, float negative_weight, "
-_OPTIONS += "bool balanced, bool log, bool positive"
+_OPTIONS += "bool balanced, bool log, bool positive, int factor"
 _SCHEMA = f"(Tensor logits, Tensor label, {_OPTIONS}) -> (Tensor loss, Tensor counts)"
 _BACKWARD_SCHEMA = f"(Tensor grad, Tensor logits, Tensor label, Tensor counts, {_OPTIONS}) -> Tensor"
 
@@ -65,6 +66,7 @@ class Options(NamedTuple):
     balanced: bool
     log: bool
     positive: bool
+    factor: int
 
 
 def empty_losses(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,14 +77,14 @@ def empty_losses(logits: Tensor) -> tuple[Tensor, Tensor]:
     return loss, logits.new_empty((rows, 2), dtype=torch.int32)
 
 
-def _upsampled(logits: Tensor, label: Tensor) -> Tensor:
+def _upsampled(logits: Tensor, label: Tensor, factor: int) -> Tensor:
     """Return z in the arithmetic dtype."""
     height, width = label.shape[2:]
     logits = wide(logits)
     if logits.numel() == 0:
         return logits.new_empty((*logits.shape[:2], height, width))
     logits = torch.where(logits.isfinite(), logits, math.nan)
-    return F.interpolate(logits, scale_factor=FACTOR, mode="bilinear", align_corners=False)[
+    return F.interpolate(logits, scale_factor=factor, mode="bilinear", align_corners=False)[
         ..., :height, :width
     ]
 
@@ -114,7 +116,7 @@ def _margin(z: Tensor) -> Tensor:
 
 def _reference(logits: Tensor, label: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     o = Options(*options)
-    z = _upsampled(logits, label)
+    z = _upsampled(logits, label, o.factor)
     y, valid = _labelled(label, z.shape[1], z.dtype, o)
     z = torch.where(valid, z, 0.0)
     above = valid & (y[:, :1] > 0.5) if o.kind == "logistic" else torch.zeros_like(valid)
@@ -135,7 +137,7 @@ def _reference(logits: Tensor, label: Tensor, *options: Any) -> tuple[Tensor, Te
 
 def _reference_backward(grad: Tensor, logits: Tensor, label: Tensor, counts: Tensor, *options: Any) -> Tensor:
     o = Options(*options)
-    z = _upsampled(logits, label)
+    z = _upsampled(logits, label, o.factor)
     y, valid = _labelled(label, z.shape[1], z.dtype, o)
     z = torch.where(valid, z, 0.0)
     if o.kind == "cross_entropy":
@@ -157,7 +159,7 @@ def _reference_backward(grad: Tensor, logits: Tensor, label: Tensor, counts: Ten
     per_pixel = (grad / counts[:, 0].clamp(min=1)).reshape(-1, 1, 1, 1)
     g = torch.where(valid, per_pixel * g, 0.0)
     along_y, along_x = (
-        interpolation(FACTOR * size, FACTOR, g.dtype, g.device)[:cropped]
+        interpolation(o.factor * size, o.factor, g.dtype, g.device)[:cropped]
         for size, cropped in zip(logits.shape[2:], label.shape[2:], strict=True)
     )
     return torch.empty_like(logits).copy_(torch.einsum("ncyx,yi,xj->ncij", g, along_y, along_x))
@@ -174,13 +176,14 @@ def map_loss(
     balanced: bool = False,
     log: bool = False,
     positive: bool = False,
+    factor: int = 8,
 ) -> Tensor:
-    """Compute each row's loss from logits at 1/8 of the label's resolution, without ones of the label's size.
+    """Compute each row's loss from logits at 1/factor of the label's resolution, without ones of its size.
 
     Args:
         logits: [n, C, h, w] float32, bfloat16, float16 (or float64), any strides.
-        label: [n, K, H, W], any real dtype, H <= 8 h and W <= 8 w: the upsampled logits are cropped at the
-            right and at the bottom.
+        label: [n, K, H, W], any real dtype, H <= factor h and W <= factor w: the upsampled logits are
+            cropped at the right and at the bottom.
         kind: "cross_entropy" (K = 1), "logistic" (C = 1 or 2, K = 1), "unit" (C = K = 3) or "absolute"
             (C = K = 1).
         ignore: label value without meaning; labels that are not finite have none either.
@@ -189,6 +192,7 @@ def map_loss(
         balanced: of "logistic": more factors, the row's shares of negative and of positive pixels.
         log: of "absolute": the loss is that of logarithms; labels of 0 or less have no meaning.
         positive: of "absolute": labels of 0 or less have no meaning.
+        factor: label pixels to each logit in both directions, 8 or 4.
 
     Returns:
         [n] float32 (float64 for float64 logits). Differentiable once, in the logits.
@@ -198,7 +202,7 @@ def map_loss(
         ValueError: an argument has a wrong shape, value or device.
         NotImplementedError: the requested backend cannot serve the call.
     """
-    options = Options(kind, ignore, positive_weight, negative_weight, balanced, log, positive)
+    options = Options(kind, ignore, positive_weight, negative_weight, balanced, log, positive, factor)
     _check(logits, label, options)
     options = options._replace(ignore=float(ignore), positive=positive or log)
     options = options._replace(positive_weight=float(positive_weight), negative_weight=float(negative_weight))
@@ -215,11 +219,14 @@ def _check(logits: Tensor, label: Tensor, o: Options) -> None:
         checks.fail(op, "label", "real", checks.dtype_name(label.dtype), TypeError)
     if o.kind not in KINDS:
         checks.fail(op, "kind", f"one of {', '.join(KINDS)}", o.kind)
+    checks.integer(op, "factor", o.factor)
+    if o.factor not in FACTORS:
+        checks.fail(op, "factor", "8 or 4", o.factor)
     channels, label_channels = KINDS[o.kind]
     if channels is not None and logits.shape[1] not in channels:
         wanted = f"of {' or '.join(map(str, channels))} channels for kind {o.kind}"
         checks.fail(op, "logits", wanted, logits.shape[1])
-    n, most = logits.shape[0], (FACTOR * logits.shape[2], FACTOR * logits.shape[3])
+    n, most = logits.shape[0], (o.factor * logits.shape[2], o.factor * logits.shape[3])
     fits = label.dim() == 4 and label.shape[0] == n and label.shape[1] == label_channels
     if not fits or not (1 <= label.shape[2] <= most[0] and 1 <= label.shape[3] <= most[1]):
         contract = f"of shape [{n}, {label_channels}, H, W] with 1 <= H <= {most[0]}, 1 <= W <= {most[1]}"
@@ -250,7 +257,8 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
         kind: str, n: int, c: int, h: int, w: int, frame: tuple[int, int] | None = None, **options: Any
     ) -> dict:
         logits = (2 * torch.randn((n, c, h, w), generator=generator)).to(device, dtype)
-        shape = (n, KINDS[kind][1], *(frame or (8 * h, 8 * w)))
+        factor = options.get("factor", 8)
+        shape = (n, KINDS[kind][1], *(frame or (factor * h, factor * w)))
         if kind == "cross_entropy":
             label = torch.randint(0, c, shape, generator=generator, dtype=torch.uint8)
         elif kind == "logistic":
@@ -277,6 +285,7 @@ def _samples(size: str, dtype: torch.dtype, device: str) -> list[dict]:
         case("logistic", 2, 2, 1, 9, balanced=True), case("unit", 2, 3, 3, 4, (22, 27)),
         case("absolute", 2, 1, 2, 3, (16, 23), positive=True), case("absolute", 1, 1, 2, 1, log=True),
         case("cross_entropy", 4, 21, 2, 6, (14, 19)), case("cross_entropy", 1, 40, 1, 2),
+        case("cross_entropy", 2, 3, 5, 4, (18, 13), factor=4), case("unit", 1, 3, 2, 5, factor=4),
     ]  # fmt: skip
     cases[0]["logits"] = cases[0]["logits"].contiguous(memory_format=torch.channels_last)
     cases[0]["label"][1] = 255

@@ -40,7 +40,7 @@ def _bands(logits: Tensor) -> tuple[int, int]:
 
 
 def _call(kernel: str, logits: Tensor, label: Tensor, options: tuple, **given: Tensor) -> None:
-    kind, ignore, positive_weight, negative_weight, balanced, log, positive = options
+    kind, ignore, positive_weight, negative_weight, balanced, log, positive, factor = options
     label, ignore = readable(label, ignore)
     buffers = dict.fromkeys(("loss", "counts", "sums", "band_counts", "grad", "d_logits", "parts"))
     strides = dict(zip(("stride_n", "stride_c", "stride_y", "stride_x"), logits.stride(), strict=True))
@@ -53,5 +53,5 @@ def _call(kernel: str, logits: Tensor, label: Tensor, options: tuple, **given: T
         **{f"d_{name}": stride for name, stride in zip(strides, d_stride, strict=True)},
         rows=rows, channels=channels, h=h, w=w, height=height, width=width, ignore=ignore,
         positive_weight=positive_weight, negative_weight=negative_weight, kind=list(KINDS).index(kind),
-        balanced=balanced, log=log, positive=positive,
+        balanced=balanced, log=log, positive=positive, factor=factor,
     )  # fmt: skip

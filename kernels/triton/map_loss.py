@@ -1,6 +1,6 @@
 """Compute map_loss and its backward in Triton.
 
-A program processes some cells: the squares of 8x8 pixels between four neighbouring logits (those at the
+A program processes some cells: the squares of f x f pixels (f = factor) between four neighbouring logits (those at the
 border have a half or a quarter of the pixels). It processes their pixels one after the other, with all
 channels at once. Forward, it stores the sums over its pixels, which one program per row adds up. Backward, it
 stores the contributions of its cells to their four logits, and every logit adds its four contributions. All
@@ -12,6 +12,8 @@ million exponentials computed.
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 import triton
 import triton.language as tl
@@ -20,7 +22,7 @@ from torch import Tensor
 from dmtl.kernels.map_loss import readable
 from dmtl.kernels.triton._launch import INTERPRETED, POINTERS, compilation, support
 from dmtl.ops.arithmetic import SHORTEST
-from dmtl.ops.map_loss import empty_losses
+from dmtl.ops.map_loss import FACTORS, empty_losses
 
 MOST_CHANNELS = 64  # the reference computes calls with more channels
 TILE = 256  # number of entries of a program's tile of cells x channels
@@ -150,6 +152,7 @@ def _cells_kernel(
     stride_n, stride_c, stride_y, stride_x, channels, h, w, height, width,
     ignore, lowest, positive_weight, negative_weight, balanced,
     KIND: tl.constexpr, LOG: tl.constexpr, GRAD: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
+    FACTOR: tl.constexpr,
 ):  # fmt: skip
     """Process the cells of a program.
 
@@ -181,17 +184,17 @@ def _cells_kernel(
     above = below
     valid_count = tl.zeros((CELLS, 1), tl.int32)
     above_count = valid_count
-    for dy in range(8):
-        y = 8 * i - 4 + dy
+    for dy in range(FACTOR):
+        y = FACTOR * i - FACTOR // 2 + dy
         down = tl.where(
-            i == 0, 1.0, tl.where(i == h, 0.0, (2 * dy + 1) * 0.0625)
+            i == 0, 1.0, tl.where(i == h, 0.0, (2 * dy + 1) / (2 * FACTOR))
         )  # at the border both rows are one
         at_left, at_right = u00 + down * (u10 - u00), u01 + down * (u11 - u01)
         to_left = tl.zeros((CELLS, CHANNELS), tl.float32)
         to_right = to_left
-        for dx in range(8):
-            x = 8 * j - 4 + dx
-            across = tl.where(j == 0, 1.0, tl.where(j == w, 0.0, (2 * dx + 1) * 0.0625))
+        for dx in range(FACTOR):
+            x = FACTOR * j - FACTOR // 2 + dx
+            across = tl.where(j == 0, 1.0, tl.where(j == w, 0.0, (2 * dx + 1) / (2 * FACTOR)))
             z = at_left + across * (at_right - at_left)
             here = (cell < cells) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
             label, valid = _label(
@@ -287,7 +290,7 @@ class _Call:
     """Launch the kernel over cells for the arguments of an operator."""
 
     def __init__(self, logits: Tensor, label: Tensor, options: tuple):
-        kind, ignore, positive_weight, negative_weight, balanced, log, positive = options
+        kind, ignore, positive_weight, negative_weight, balanced, log, positive, factor = options
         (self.rows, channels, h, w), (height, width) = logits.shape, label.shape[2:]
         label, ignore = readable(label, ignore)
         label = label.float() if kind in ("unit", "absolute") else label
@@ -299,7 +302,7 @@ class _Call:
         self.arguments = (
             logits, label, *logits.stride(), channels, h, w, height, width, ignore, lowest, *self.weights
         )  # fmt: skip
-        self.constants = dict(KIND=kind, LOG=log, **self.config)
+        self.constants = dict(KIND=kind, LOG=log, FACTOR=factor, **self.config)
 
     def run(self, *outputs: Tensor | None, grad: bool) -> None:
         _cells_kernel[self.programs, self.rows](*outputs, *self.arguments, GRAD=grad, **self.constants)
@@ -346,8 +349,8 @@ def compilations() -> list[tuple]:
         for kind, widths in _WIDTHS.items():
             for label in ("*u8", "*fp32") if kind in ("cross_entropy", "logistic") else ("*fp32",):
                 kinds = _KINDS | {"logits_ptr": pointer, "label_ptr": label}
-                for log in (False, True) if kind == "absolute" else (False,):
-                    constants = dict(KIND=kind, LOG=log)
+                for log, factor in product((False, True) if kind == "absolute" else (False,), FACTORS):
+                    constants = dict(KIND=kind, LOG=log, FACTOR=factor)
                     found += [f for width in widths for f in _cells_forms(kinds, constants, _config(width))]
     return found
 

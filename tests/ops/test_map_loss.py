@@ -35,9 +35,9 @@ def backend_and_task(*quick: str):
     return pytest.mark.parametrize(("backend", "task"), cases)
 
 
-def composed(task, logits, label):
+def composed(task, logits, label, factor=8):
     """The loss as training composes it from whole tensors, in float64."""
-    frame = [8 * side for side in logits.shape[2:]]
+    frame = [factor * side for side in logits.shape[2:]]
     z = F.interpolate(logits.double(), frame, mode="bilinear", align_corners=False)
     return task.loss(z[..., : label.shape[2], : label.shape[3]], label)
 
@@ -49,11 +49,13 @@ def both(function, logits, incoming):
     return loss.detach(), torch.autograd.grad(loss, logits, incoming.to(loss.dtype))[0]
 
 
-def check(backend, task, logits, label):
+def check(backend, task, logits, label, factor=8):
     incoming = torch.linspace(-1, 2, len(logits), device=logits.device)
     with dmtl.ops.use_backend(map_loss=backend):
-        loss, grad = both(lambda x: dmtl.ops.map_loss(x, label, **task.loss_kind), logits, incoming)
-    true_loss, true_grad = both(lambda x: composed(task, x, label), logits.double(), incoming)
+        loss, grad = both(
+            lambda x: dmtl.ops.map_loss(x, label, factor=factor, **task.loss_kind), logits, incoming
+        )
+    true_loss, true_grad = both(lambda x: composed(task, x, label, factor), logits.double(), incoming)
     assert loss.shape == (len(logits),) and loss.dtype == torch.float32
     torch.testing.assert_close(loss.double(), true_loss, rtol=1e-5, atol=1e-6)
     assert grad.dtype == logits.dtype and grad.shape == logits.shape
@@ -71,6 +73,7 @@ def test_against_the_tasks_loss(backend, task):
     frames = ((27, 33), (32, 40), (1, 40))
     for height, width in frames[: 1 if backend == "triton" else 3]:  # the interpreter is slow
         check(backend, task, logits, label_of(task, 3, height, width).to(DEVICE))
+        check(backend, task, logits[..., :3], label_of(task, 3, (height + 1) // 2, 11).to(DEVICE), factor=4)
 
 
 @each_task

@@ -27,6 +27,7 @@ struct MapLossParams {
     float ignore, positive_weight, negative_weight;
     int32_t label_bytes;  // of an entry: 1 (uint8) or 4 (float)
     int32_t kind, balanced, log, positive;
+    int32_t factor;  // label pixels to each logit in both directions: 8 or 4
 };
 
 namespace {
@@ -35,7 +36,7 @@ constexpr Field kMapLossFields[] = {
     DMTL_FIELDS(MapLossParams, loss, counts, sums, band_counts, grad, d_logits, parts, wide, logits, label, d_stride_n),
     DMTL_FIELDS(MapLossParams, d_stride_c, d_stride_y, d_stride_x, stride_n, stride_c, stride_y, stride_x, rows, channels, h),
     DMTL_FIELDS(MapLossParams, w, height, width, ignore, positive_weight, negative_weight),
-    DMTL_FIELDS(MapLossParams, label_bytes, kind, balanced, log, positive),
+    DMTL_FIELDS(MapLossParams, label_bytes, kind, balanced, log, positive, factor),
 };
 
 constexpr float kLargest = 3.40282347e38f;
