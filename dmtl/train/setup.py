@@ -189,8 +189,8 @@ def model_for(
     Args:
         config: the configuration of the run.
         tasks: the tasks by name.
-        weights: load the encoder's weights as `optim.backbone_weights` says. False: leave them random,
-            because a checkpoint will replace them.
+        weights: load the encoder's weights as `optim.backbone_weights` says, unless `optim.weights` will
+            replace them. False: leave them random, because a checkpoint will replace them.
 
     Raises:
         ConfigError: the tasks differ from those of the data, or the encoder's weights are not available.
@@ -210,7 +210,7 @@ def model_for(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.optim.seed)
         model = create_model(config.model, tasks, image_size=size)
-    if weights:
+    if weights and not config.optim.weights:
         _load_encoder(model.initial.backbone, config)
     return model
 
@@ -224,7 +224,8 @@ def hints(config: RunConfig, device: torch.device, weights: bool) -> Iterator[st
         weights: whether the encoder's weights are loaded, and not replaced by those of a checkpoint.
     """
     name = config.model.backbone
-    if weights and config.optim.backbone_weights == "auto" and pretrained_source(name) is None:
+    starts = weights and not config.optim.weights
+    if starts and config.optim.backbone_weights == "auto" and pretrained_source(name) is None:
         yield (
             f"the encoder {name} starts from random weights, which costs much accuracy on small data sets; "
             f"for its ImageNet weights: {how_to_get(name)} (optim.backbone_weights)"

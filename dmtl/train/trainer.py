@@ -46,6 +46,7 @@ from dmtl.train.setup import (
     training_loader,
 )
 from dmtl.train.signals import Interrupted, RunStopped, StopRequest
+from dmtl.train.start import start_from
 from dmtl.train.step import Report, Step
 from dmtl.train.toml import as_config, write_config
 from dmtl.train.weighting import make_weighting
@@ -115,6 +116,8 @@ class Trainer:
         """
         config, device = self.config, self.device
         self.model = model_for(config, self.data.tasks, weights=weights).to(device)
+        if weights and config.optim.weights:
+            self.say(start_from(self.model, config.optim.weights))
         for hint in hints(config, device, weights):
             self.say(hint)
         if device.type == "cuda":  # a CPU's library reorders weights itself, and its optimiser would copy

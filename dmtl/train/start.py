@@ -1,0 +1,100 @@
+"""Start training from the weights of a trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import Tensor, nn
+
+from dmtl.errors import ConfigError
+from dmtl.models import DiffusionMTL, ModelConfig, MultiTaskBaseline, from_pretrained
+
+_ARCHITECTURE = (
+    "backbone", "backbone_width", "width", "decoder_blocks", "heads", "blocks", "mlp_ratio", "token_reduction"
+)  # fmt: skip
+_CONDITION = "mtdnet.condition.conv.weight"  # [C, sum of the tasks' C_T, 3, 3]
+
+
+def start_from(model: DiffusionMTL | MultiTaskBaseline, source: str) -> str:
+    """Load the weights of a trained model into a new one.
+
+    A task keeps its decoders and heads if it means the same to both models. Weights of other tasks, and of
+    parts that the trained model lacks (MTDNet, the skip decoder), stay as they are.
+
+    Args:
+        model: the new model.
+        source: the trained model, as for `from_pretrained`.
+
+    Returns:
+        One line for the user: what was loaded and what was not.
+
+    Raises:
+        CheckpointError: the trained model is missing or damaged.
+        ConfigError: the architectures differ; the message names the options.
+    """
+    trained = from_pretrained(source)
+    _check(model.config, trained.config, source)
+    kept = [
+        name
+        for name, task in model.tasks.items()
+        if name in trained.tasks and task.meaning() == trained.tasks[name].meaning()
+    ]
+    state, known = model.state_dict(), trained.state_dict()
+    left = (*_prefixes(model, [name for name in model.tasks if name not in kept]), _CONDITION)
+    loaded = {key: known[key] for key in state if key in known and not key.startswith(left)}
+    if _CONDITION in state and _CONDITION in known:
+        loaded[_CONDITION] = _condition(state[_CONDITION], model, known[_CONDITION], trained, kept)
+    for key, value in loaded.items():
+        state[key].copy_(value)
+    return _described(model, trained, source, kept)
+
+
+def _check(mine: ModelConfig, theirs: ModelConfig, source: str) -> None:
+    names = list(_ARCHITECTURE)
+    if "none" not in (mine.diffusion, theirs.diffusion):
+        names.append("diffusion")
+    differing = [name for name in names if getattr(mine, name) != getattr(theirs, name)]
+    if differing:
+        wrong = ", ".join(f"model.{name} = {getattr(theirs, name)}" for name in differing)
+        got = ", ".join(str(getattr(mine, name)) for name in differing)
+        raise ConfigError(f"optim.weights: {source} has {wrong}, got {got}; set the same values")
+
+
+def _prefixes(model: nn.Module, tasks: Collection[str]) -> tuple[str, ...]:
+    """Return the beginnings of the names of all parameters that belong to one of these tasks."""
+    tables = ((name, part) for name, part in model.named_modules() if isinstance(part, nn.ModuleDict))
+    return tuple(f"{name}.{task}." for name, table in tables for task in table if task in tasks)
+
+
+def _condition(
+    own: Tensor,
+    model: DiffusionMTL | MultiTaskBaseline,
+    known: Tensor,
+    trained: DiffusionMTL | MultiTaskBaseline,
+    kept: Collection[str],
+) -> Tensor:
+    """Return the condition's weight, with the trained columns of the kept tasks."""
+    weight = own.clone()
+    parts = dict(zip(trained.tasks, known.split(list(trained.channels.values()), dim=1), strict=True))
+    for name, columns in zip(model.tasks, weight.split(list(model.channels.values()), dim=1), strict=True):
+        if name in kept:
+            columns.copy_(parts[name])
+    return weight
+
+
+def _described(
+    model: DiffusionMTL | MultiTaskBaseline,
+    trained: DiffusionMTL | MultiTaskBaseline,
+    source: str,
+    kept: Collection[str],
+) -> str:
+    new = [name for name in model.tasks if name not in kept]
+    parts = {"MTDNet": "mtdnet", "skip decoder": "skip"}
+    new += [
+        name
+        for name, part in parts.items()
+        if getattr(model, part, None) is not None and getattr(trained, part, None) is None
+    ]
+    unused = [name for name in trained.tasks if name not in kept]
+    lists = {"new": new, "not used": unused}
+    return f"starts from {source}" + "".join(f"; {k}: {', '.join(v)}" for k, v in lists.items() if v)
