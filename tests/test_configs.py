@@ -75,6 +75,7 @@ def test_configs_exist():
         "nyud-one-label",
         "scenes-one-label",
         "six-tasks",
+        "six-tasks-skip",
     }
 
 

@@ -20,10 +20,9 @@ from dmtl.data.images import read_image
 from dmtl.data.loading.transforms import normalise
 from dmtl.engine.engine import Engine
 from dmtl.engine.scale import downscale_for, downscaled
-from dmtl.engine.tiles import FACTOR
 from dmtl.errors import DataError
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
-from dmtl.models.initial import decode
+from dmtl.models.initial import decode, factor_of
 from dmtl.predict.predictor import Predictor
 from dmtl.runtime.memory import is_out_of_memory
 from dmtl.tasks import Task
@@ -66,7 +65,7 @@ class Analysis:
         options: it was predicted with these.
         image: uint8 [3, H, W], the photo as the page shows it.
         reduced: pixels of the photo to each of `image`, in both directions.
-        factor: pixels of `image` to each of the logits', in both directions.
+        downscale: pixels of `image` to each that the network saw, in both directions.
         stages: caption -> task -> logits [1, C, h, w] on the CPU, in the order of the chain.
         averaged: shown after the last stage; None for one noise sample.
         scales: task -> ends of the colours at all stages.
@@ -76,7 +75,7 @@ class Analysis:
     options: Options
     image: Tensor
     reduced: int
-    factor: int
+    downscale: int
     stages: dict[str, dict[str, Tensor]]
     averaged: Averaged | None
     scales: dict[str, Range]
@@ -120,9 +119,9 @@ class Viewer:
     def _analyse(self, path: Path, image: Tensor, reduced: int, options: Options) -> Analysis:
         model, (height, width) = self.model, (image.shape[1], image.shape[2])
         batch = normalise(image.to(model.device))[None]
-        factor = downscale_for(model.config.image_size, height, width)
+        downscale = downscale_for(model.config.image_size, height, width)
         chain: dict[str, Any] = {"steps": options.steps, "sampler": options.sampler}
-        prediction = model(downscaled(batch, factor), **chain, trace=True, upsampled=False)
+        prediction = model(downscaled(batch, downscale), **chain, trace=True, upsampled=False)
         found: dict[str, dict[str, Tensor]] = {}
         for name in self.tasks:
             for caption, logits in prediction.stages(name):
@@ -135,19 +134,23 @@ class Viewer:
             maps, unsure = ({k: v[0].cpu() for k, v in x.items()} for x in (out.maps, out.uncertainty))
             averaged = Averaged(maps, unsure)
         size = (height, width)
-        last = averaged.maps if averaged else self._decoded(list(found.values())[-1], size, FACTOR * factor)
+        last = averaged.maps if averaged else self._decoded(list(found.values())[-1], size, downscale)
         scales = {name: colour_scale(self.tasks[name], None, map) for name, map in last.items()}
-        return Analysis(path, options, image, reduced, FACTOR * factor, found, averaged, scales)
+        return Analysis(path, options, image, reduced, downscale, found, averaged, scales)
 
-    def _decoded(self, logits: dict[str, Tensor], size: tuple[int, int], factor: int) -> dict[str, Tensor]:
-        return {name: decode(self.tasks[name], x, size, factor)[0] for name, x in logits.items()}
+    def _decoded(self, logits: dict[str, Tensor], size: tuple[int, int], k: int) -> dict[str, Tensor]:
+        """Decode logits of the photo, of which the network saw squares of k x k pixels as one."""
+        seen = -(-size[0] // k)
+        return {
+            name: decode(self.tasks[name], x, size, k * factor_of(x, seen))[0] for name, x in logits.items()
+        }
 
     def maps(self, analysis: Analysis, stage: int) -> dict[str, Tensor]:
         """Return task -> decoded map of the shown photo at a stage, as `Predictor` returns it."""
         if analysis.averaged is not None and stage == len(analysis.stages):
             return analysis.averaged.maps
         size = (analysis.image.shape[1], analysis.image.shape[2])
-        return self._decoded(list(analysis.stages.values())[stage], size, analysis.factor)
+        return self._decoded(list(analysis.stages.values())[stage], size, analysis.downscale)
 
     def pictures(self, analysis: Analysis, stage: int, overlay: float) -> dict[str, np.ndarray]:
         """Return task -> coloured map, uint8 [H, W, 3].
@@ -188,7 +191,7 @@ class Viewer:
         """
         options = analysis.options
         # the network sees the photo as small as it saw it for the page
-        downscale = analysis.reduced * analysis.factor // FACTOR if analysis.reduced > 1 else None
+        downscale = analysis.reduced * analysis.downscale if analysis.reduced > 1 else None
         with self._lock, TemporaryDirectory(dir=folder) as out:
             predictor = Predictor(
                 self.model,

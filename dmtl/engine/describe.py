@@ -20,7 +20,7 @@ from dmtl.runtime.memory import available_bytes
 from dmtl.tasks import Task
 from dmtl.text import plural
 
-STAGES = ("initial", "condition", "chain")  # decoding moves memory and computes almost nothing
+STAGES = ("initial", "condition", "chain", "skip")  # decoding moves memory and computes almost nothing
 # Transformed 3x3 weights have 36 numbers instead of 9 taps, and output channels padded to a multiple of 16.
 FREQUENCIES, PANEL = 36, 16
 
@@ -104,6 +104,8 @@ def _mechanism(config: ModelConfig) -> str:
 def _network(config: ModelConfig) -> str:
     width = f" of width {config.backbone_width}" if config.backbone in DEPTHS else ""
     text = f"encoder {config.backbone}{width}, maps of {config.width} channels at 1/8 resolution"
+    if config.output_stride == 4:
+        text += ", final maps at 1/4"
     if config.diffusion == "none":
         return text
     side = 8 * config.token_reduction

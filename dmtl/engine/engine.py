@@ -35,7 +35,7 @@ from dmtl.engine.noise import KeyedNoise, average, keys_of
 from dmtl.engine.numerics import PRECISIONS, choose_form
 from dmtl.engine.replay import cpu_capture
 from dmtl.engine.scale import downscale_for, downscaled
-from dmtl.engine.tiles import FACTOR, tiled
+from dmtl.engine.tiles import tiled
 from dmtl.errors import ConfigError
 from dmtl.models import DiffusionMTL, Maps, MultiTaskBaseline, Prediction
 from dmtl.models.initial import PAD_MULTIPLE, decode, pad_image, upsample
@@ -311,18 +311,21 @@ class Engine:
         return *self._decoded(draws, call), steps
 
     def _logits(self, padded: Tensor, call: Call) -> tuple[list[dict[str, Tensor]], int]:
-        """Return task -> logits at 1/8 resolution for each noise sample, and the number of steps.
+        """Return task -> logits for each noise sample, at the model's output stride, and the number of steps.
 
-        If the call requests them, initial logits come first in the list.
+        If the call requests them, initial logits, at 1/8, come first in the list.
         """
         network = self.network
         with record_function("dmtl: initial"):
-            features, logits = network.initial(padded, call.wanted)
-        initial = [{task: logits[task] for task in call.wanted}] if call.initial else []
+            features, logits, encoded = network.initial(padded, call.wanted)
         if network.mtdnet is None:
-            return [*initial, logits], 0
+            final = network.refined(encoded, features, logits)
+            return [final] * (2 if call.initial else 1), 0
+        initial = [{task: logits[task] for task in call.wanted}] if call.initial else []
         plan = self._plan(call)
-        draws, steps = network.denoised(features, logits, call.wanted, plan, call.noises, call.tolerance)
+        draws, steps = network.denoised(
+            features, logits, call.wanted, plan, call.noises, call.tolerance, encoded
+        )
         return initial + draws, steps
 
     def _plan(self, call: Call) -> Plan:
@@ -333,7 +336,7 @@ class Engine:
     def _decoded(self, draws: list[dict[str, Tensor]], call: Call) -> tuple[dict, dict, dict]:
         """Return decoded maps, whether they are finite, and (for several noise samples) their uncertainty."""
         maps, uncertain = {}, {}
-        factor = FACTOR * call.downscale
+        factor = self.config.output_stride * call.downscale
         with record_function("dmtl: decode"):
             for name in call.wanted:
                 task, logits = self.tasks[name], [draw[name] for draw in draws]

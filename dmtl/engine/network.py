@@ -59,6 +59,14 @@ class Network:
         self.mtdnet = model.mtdnet.eval().requires_grad_(False) if isinstance(model, DiffusionMTL) else None
         if self.mtdnet is not None:
             self._prepare(self.mtdnet)
+        self.skip = model.skip
+        if self.skip is not None:
+            self.skip.requires_grad_(False).to(form.maps)
+            self.skip_convs = {
+                task: self._ready(GroupedConv.of([conv]))
+                for task, conv in self.skip.convs.items()
+                if isinstance(conv, nn.Conv2d)
+            }
 
     def _prepare(self, net: MTDNet) -> None:
         denoiser, form = net.denoiser, self.form
@@ -94,20 +102,43 @@ class Network:
         pairs = [(GroupedConv.of([block.conv1]), GroupedConv.of([block.conv2])) for block in blocks]
         return [(self._ready(first), self._ready(second)) for first, second in pairs]
 
-    def initial(self, image: Tensor, wanted: Sequence[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Return features of the requested tasks and initial logits [B, C_T, h, w] for a padded image.
+    def initial(
+        self, image: Tensor, wanted: Sequence[str]
+    ) -> tuple[list[Tensor], dict[str, Tensor], Tensor | None]:
+        """Return features of the requested tasks, initial logits [B, C_T, h, w], and what `refined` needs,
+        for a padded image.
 
         Features are one tensor for each task or one packed tensor [R, C, h, w]. Logits are those of all
         tasks; in a model without MTDNet, those of the requested ones.
         """
         image = image.to(self.form.maps, memory_format=torch.channels_last)
-        joined = join_maps(self.backbone(image), image)
+        maps = self.backbone(image)
+        encoded = None if self.skip is None else maps[0]
+        joined = join_maps(maps, image)
+        del maps
         if image.device.type == "cpu" and image.numel() >= LARGE:
             return_freed()  # the encoder's blocks have other sizes than all later ones
         shared = self.embed(joined, (image.shape[0],), relu=False)
         del joined
         tasks = list(self.tasks) if self.mtdnet is not None else list(wanted)
-        return self._apart(shared, tasks, wanted) if self.form.apart else self._packed(shared, tasks, wanted)
+        decoded = self._apart if self.form.apart else self._packed
+        return *decoded(shared, tasks, wanted), encoded
+
+    def refined(
+        self, encoded: Tensor | None, signals: Sequence[Tensor], logits: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return final logits at the model's output stride.
+
+        Args:
+            encoded: from `initial`.
+            signals: of the tasks in `logits`, as features or as the chain leaves them.
+            logits: final logits at 1/8.
+        """
+        if self.skip is None or encoded is None or not logits:
+            return logits
+        each = signals if len(signals) == len(logits) else signals[0].chunk(len(logits))
+        of_task = dict(zip(logits, each, strict=True))
+        return self.skip(encoded, of_task, logits, dict.fromkeys(logits), self.skip_convs)
 
     def _apart(
         self, shared: Tensor, tasks: Sequence[str], wanted: Sequence[str]
@@ -142,12 +173,14 @@ class Network:
         plan: Plan,
         noises: Sequence[NoiseSource],
         tolerance: float | None = None,
+        encoded: Tensor | None = None,
     ) -> tuple[list[dict[str, Tensor]], int]:
         """Return final logits of the requested tasks for each noise source, and the most steps one took.
 
         Args:
             features: of the requested tasks, from `initial`; the list is emptied.
             tolerance: stop as soon as a step changes no task's logits by more, relative in L2; None: never.
+            encoded: from `initial`.
         """
         net = self.mtdnet
         assert net is not None
@@ -170,8 +203,8 @@ class Network:
                 if number == len(noises):
                     signals.clear()  # the last chain may free them
                 run = Run(pairs, tokens, query, layers, plan, noise, anchors)
-                logits, steps = self._walk(net, start, run, tolerance)
-                draws.append(logits)
+                state, logits, steps = self._walk(net, start, run, tolerance)
+                draws.append(self.refined(encoded, state.signals, logits))
                 most = max(most, steps)
         return draws, most
 
@@ -182,11 +215,11 @@ class Network:
 
     def _walk(
         self, net: MTDNet, start: list[Tensor], run: Run, tolerance: float | None
-    ) -> tuple[dict[str, Tensor], int]:
-        """Run the chain; return final logits and the steps taken."""
+    ) -> tuple[Denoised, dict[str, Tensor], int]:
+        """Run the chain; return its last state, final logits at 1/8, and the steps taken."""
         if tolerance is None:
             [state] = net.chain(start, run, every=False)
-            return self._logits(net, state), len(run.plan.levels)
+            return state, self._logits(net, state), len(run.plan.levels)
         now: dict[str, Tensor] = {}
         steps = 0
         for state in net.chain(start, run, every=True):
@@ -194,7 +227,7 @@ class Network:
             before, now = now, self._logits(net, state)
             if before and _change(now, before) <= tolerance:
                 break
-        return now, steps
+        return state, now, steps
 
     def _logits(self, net: MTDNet, state: Denoised) -> dict[str, Tensor]:
         """Compute final logits, of packed features in one product."""

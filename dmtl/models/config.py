@@ -32,6 +32,9 @@ class ModelConfig:
     """Channels C of every map at 1/8 resolution and of every token."""
     decoder_blocks: int = 2
     """Residual blocks in each preliminary decoder."""
+    output_stride: Literal[8, 4] = 8
+    """Pixels of the image to each of a final map: 8 (published), or 4, with a skip connection from the
+    encoder, for finer contours."""
     diffusion: Literal["feature", "prediction", "none"] = "feature"
     """What is noised and denoised: "feature", "prediction", or "none" (the plain multi-task baseline)."""
     steps: int = 2

@@ -17,6 +17,7 @@ from dmtl.models.config import ModelConfig
 from dmtl.models.initial import InitialNetwork, decode, pad_image, upsample
 from dmtl.models.mtdnet import MTDNet
 from dmtl.models.outputs import Maps, Prediction
+from dmtl.models.skip import SkipDecoder
 from dmtl.models.weights import write_weights
 from dmtl.tasks import Task, known_tasks, task_from_spec
 
@@ -37,6 +38,16 @@ class _DenseModel(nn.Module):
             self.tasks[task.name] = task
         self.channels = {name: task.channels for name, task in self.tasks.items()}
         self.initial = InitialNetwork(config, self.channels)
+        self.skip: SkipDecoder | None = None
+        if config.output_stride == 4:
+            signals = (
+                self.channels
+                if config.diffusion == "prediction"
+                else dict.fromkeys(self.channels, config.width)
+            )
+            # nn.Module's type stubs do not know `channels`.
+            first: int = self.initial.backbone.channels[0]  # type: ignore[index,assignment]
+            self.skip = SkipDecoder(first, signals, self.channels)
 
     @property
     def device(self) -> torch.device:
@@ -58,9 +69,13 @@ class _DenseModel(nn.Module):
         self._check_image(image)
         rows = self._rows(tasks, labelled)
         padded = pad_image(image)
-        _, initial = self.initial(padded, self._learning(rows))
+        features, initial, encoded = self.initial(padded, self._learning(rows))
         sized = _sizer(padded, image, upsampled)
-        maps = {task: sized(taken(initial[task], r)) for task, r in rows.items()}
+        logits = {task: taken(initial[task], r) for task, r in rows.items()}
+        if self.skip is not None and self.config.diffusion == "none" and rows:
+            signals = {task: taken(features[task], r) for task, r in rows.items()}
+            logits = self.skip(encoded, signals, logits, rows)
+        maps = {task: sized(x) for task, x in logits.items()}
         return Prediction(maps, maps, {})
 
     def _learning(self, rows: Mapping[str, Tensor | None], apart: bool = True) -> Collection[str] | None:
@@ -90,7 +105,9 @@ class _DenseModel(nn.Module):
         options = dict(steps=steps, eta=eta, sampler=sampler, noise=noise)
         logits = self(image, tasks, upsampled=False, **options).final
         size = (image.shape[-2], image.shape[-1])
-        decoded = {name: decode(self.tasks[name], x, size) for name, x in logits.items()}
+        decoded = {
+            name: decode(self.tasks[name], x, size, self.config.output_stride) for name, x in logits.items()
+        }
         return Maps(decoded, {name: x.isfinite().all() for name, x in logits.items()})
 
     def save_pretrained(self, directory: str | Path, *, half: bool = False) -> None:
@@ -194,8 +211,8 @@ class DiffusionMTL(_DenseModel):
                 `eta` is set.
             noise: source of the noise; None: `CounterNoise(0)`.
             trace: also return the logits after every step.
-            upsampled: True: upsample logits to the size of the image. False: leave them at 1/8 of the padded
-                image's size, as `ops.map_loss` expects them.
+            upsampled: True: upsample logits to the size of the image. False: leave them at 1/8 (final ones
+                at 1/`output_stride`) of the padded image's size, as `ops.map_loss` expects them.
 
         Raises:
             TypeError: an argument has a wrong type or dtype.
@@ -206,14 +223,18 @@ class DiffusionMTL(_DenseModel):
             raise ValueError("DiffusionMTL: pass either tasks or labelled, not both")
         rows = self._rows(tasks, labelled)
         padded = pad_image(image)
-        features, initial = self.initial(padded, self._learning(rows, self.config.detach_condition))
+        features, initial, encoded = self.initial(padded, self._learning(rows, self.config.detach_condition))
         sized = _sizer(padded, image, upsampled)
         initial_maps = {task: sized(taken(initial[task], r)) for task, r in rows.items()}
         if not rows:
             return Prediction({}, {}, {})
         plan = self.mtdnet.plan(image.device, steps, eta, sampler)
         noise = CounterNoise(0) if noise is None else noise
-        logits = [self.mtdnet.logits(s) for s in self.mtdnet(features, initial, rows, plan, noise, trace)]
+        states = self.mtdnet(features, initial, rows, plan, noise, trace)
+        logits = [self.mtdnet.logits(state) for state in states]
+        if self.skip is not None:
+            refined = zip(states, logits, strict=True)
+            logits = [self.skip(encoded, state.by_task(), z, rows) for state, z in refined]
         final = {task: sized(map) for task, map in logits[-1].items()}
         traced = {task: [sized(state[task]) for state in logits] for task in rows} if trace else {}
         return Prediction(final, initial_maps, traced)
@@ -249,6 +270,6 @@ class MultiTaskBaseline(_DenseModel):
 
 
 def _sizer(padded: Tensor, image: Tensor, upsampled: bool) -> Callable[[Tensor], Tensor]:
-    """Return a function that brings logits at 1/8 resolution to the size that the `Prediction` shall have."""
+    """Return a function that brings logits to the size that the `Prediction` shall have."""
     frame, size = (padded.shape[-2], padded.shape[-1]), (image.shape[-2], image.shape[-1])
     return (lambda logits: upsample(logits, frame, size)) if upsampled else (lambda logits: logits)

@@ -47,19 +47,23 @@ class InitialNetwork(nn.Module):
 
     def forward(
         self, image: Tensor, learning: Collection[str] | None = None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Compute features [B, C, H/8, W/8] and logits [B, C_T, H/8, W/8] by task.
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """Compute features [B, C, H/8, W/8] and logits [B, C_T, H/8, W/8] by task, and the encoder's first
+        map.
 
         Args:
             image: [B, 3, H, W], H and W multiples of 32.
             learning: tasks whose decoders may get a gradient; None: all. The others store no activations.
         """
-        return self.decode(self.encode(image), learning)
+        shared, encoded = self.encode(image)
+        return *self.decode(shared, learning), encoded
 
-    def encode(self, image: Tensor) -> Tensor:
-        """Compute the first half of `forward`: the feature map [B, C, H/8, W/8] for all decoders."""
+    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the first half of `forward`: the feature map [B, C, H/8, W/8] for all decoders, and the
+        encoder's first map."""
         with lowered(self.backbone), lowered(self.embed):
-            return self.embed(join_maps(self.backbone(image), image))
+            maps = self.backbone(image)
+            return self.embed(join_maps(maps, image)), maps[0]
 
     def decode(
         self, shared: Tensor, learning: Collection[str] | None = None
@@ -94,8 +98,13 @@ def pad_image(image: Tensor) -> Tensor:
     return F.pad(image, (0, pad[0], 0, pad[1])) if any(pad) else image
 
 
+def factor_of(logits: Tensor, height: int) -> int:
+    """Return how many pixels of an image of this height there are to each of its logits: 8 or 4."""
+    return (height + -height % PAD_MULTIPLE) // logits.shape[-2]
+
+
 def upsample(logits: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Upsample logits at 1/8 resolution bilinearly to the size of the padded image, and crop to `size`."""
+    """Upsample logits bilinearly to the size of the padded image, and crop to `size`."""
     logits = F.interpolate(logits, padded, mode="bilinear", align_corners=False)
     return logits if tuple(padded) == tuple(size) else logits[..., : size[0], : size[1]]
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Prediction:
-    """Logits at the image's size [H, W], or at 1/8 of the padded image's size with `upsampled=False`.
+    """Logits at the image's size [H, W]; with `upsampled=False`, at 1/8 (final ones at 1/`output_stride`) of
+    the padded image's size.
 
     Attributes:
         final: task -> logits [n, C_T, H, W]; n is B, or the number of labelled rows if `labelled` was passed.

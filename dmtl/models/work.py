@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from dmtl.models import DiffusionMTL, ModelConfig, MultiTaskBaseline
 from dmtl.models.initial import PAD_MULTIPLE, InitialNetwork
+from dmtl.models.skip import WIDTH
+from dmtl.nn.backbone import make_backbone
 from dmtl.tasks import task_from_spec
 
-STAGES = ("initial", "condition", "chain", "decode")
+STAGES = ("initial", "condition", "chain", "skip", "decode")
 OPERATORS = ("convolutions", "token_mlp", "cross_attention", "everything else")
 WINOGRAD = 4.0  # F(4x4, 3x3) needs 36 products for 16 results, the direct algorithm 144
 
@@ -82,6 +84,8 @@ def count(
         parts += chain.condition()
         parts += [part for step in range(steps) for part in chain.step(first=step == 0)]
         parts += chain.heads()
+    if config.output_stride == 4:
+        parts += _skip(config, channels, wanted, frame, batch, itemsize)
     parts += _decode(config, channels, wanted, size, frame, batch, itemsize)
     return parts
 
@@ -100,6 +104,8 @@ def parameters(model: DiffusionMTL | MultiTaskBaseline) -> dict[str, dict[str, i
             "cross blocks": ["mtdnet.denoiser.blocks", "mtdnet.denoiser.time_embedding"],
             "denoising decoders": ["mtdnet"],
         }
+    if model.skip is not None:
+        parts["skip decoder"] = ["skip"]
     counted = {part: {"trained": 0, "frozen": 0} for part in parts}
     for name, parameter in model.named_parameters():
         part = next(p for p, starts in parts.items() if any(name.startswith(s + ".") for s in starts))
@@ -213,6 +219,32 @@ class _Chain:
         return Part("chain", "everything else", layer, 0.0, self.itemsize * numbers)
 
 
+def _skip(
+    config: ModelConfig,
+    channels: dict[str, int],
+    wanted: list[str],
+    frame: tuple[int, int],
+    batch: int,
+    itemsize: int,
+) -> Iterator[Part]:
+    """Count the skip decoder."""
+    fine = batch * frame[0] * frame[1] // 16
+
+    def conv(layer: str, inside: int, out: int, side: int, pixels: int) -> Part:
+        weights = inside * out * side * side
+        moved = itemsize * (pixels * (inside + out) + weights)
+        return Part("skip", "convolutions", layer, 2 * pixels * weights, moved, winograd=side == 3)
+
+    with torch.device("meta"):
+        first = int(make_backbone(config.backbone, config.backbone_width).channels[0])  # type: ignore[index]
+    yield conv("skip", first, WIDTH, 1, fine)
+    for task in wanted:
+        signal = channels[task] if config.diffusion == "prediction" else config.width
+        yield conv(f"reduce.{task}", signal, WIDTH, 1, fine // 4)
+        yield conv(f"convs.{task}", WIDTH, WIDTH, 3, fine)
+        yield conv(f"heads.{task}", WIDTH, channels[task], 1, fine)
+
+
 def _decode(
     config: ModelConfig,
     channels: dict[str, int],
@@ -223,7 +255,7 @@ def _decode(
     itemsize: int,
 ) -> Iterator[Part]:
     """Count the decoding, which reads logits and writes maps once."""
-    pixels, small = batch * size[0] * size[1], batch * frame[0] * frame[1] // 64
+    pixels, small = batch * size[0] * size[1], batch * frame[0] * frame[1] // config.output_stride**2
     for task in map(task_from_spec, config.tasks):
         if task.name in wanted:
             written = task.map_dtype.itemsize * task.label_channels

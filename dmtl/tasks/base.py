@@ -143,12 +143,13 @@ class Task(Stored):
         count_B = valid_B1HW.sum((1, 2, 3)).clamp(min=1)
         return loss_B1HW.sum((1, 2, 3)) / count_B
 
-    def loss_of_map(self, logits_BChw: Tensor, label_BKHW: Tensor) -> Tensor:
-        """Compute `loss` of logits at 1/8 resolution, interpolated bilinearly and cropped to the label.
+    def loss_of_map(self, logits_BChw: Tensor, label_BKHW: Tensor, factor: int = 8) -> Tensor:
+        """Compute `loss` of logits at 1/factor resolution, interpolated bilinearly and cropped to the label.
 
         Args:
-            logits_BChw: as in `loss`, with 8 h >= H and 8 w >= W.
+            logits_BChw: as in `loss`, with factor h >= H and factor w >= W.
             label_BKHW: as in `loss`.
+            factor: label pixels to each logit in both directions, 8 or 4.
 
         Returns:
             [B]; NaN for a sample with a valid pixel whose logit is not finite. Unless `loss_kind` is None,
@@ -156,8 +157,8 @@ class Task(Stored):
         """
         self._check_logits("loss_of_map", logits_BChw)
         if (kind := self.loss_kind) is not None:
-            return ops.map_loss(logits_BChw, label_BKHW, **kind)
-        frame, (height, width) = [8 * side for side in logits_BChw.shape[2:]], label_BKHW.shape[-2:]
+            return ops.map_loss(logits_BChw, label_BKHW, factor=factor, **kind)
+        frame, (height, width) = [factor * side for side in logits_BChw.shape[2:]], label_BKHW.shape[-2:]
         logits_BCHW = F.interpolate(logits_BChw, frame, mode="bilinear", align_corners=False)
         return self.loss(logits_BCHW[..., :height, :width], label_BKHW)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dmtl.data.loading.loader import Batch
 from dmtl.diffusion import CounterNoise
+from dmtl.errors import ConfigError
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, Prediction
 from dmtl.models.initial import pad_image
 from dmtl.nn.precision import training_precision
@@ -38,6 +39,10 @@ class BatchLoss(nn.Module):
         self.model, self.weighting, self.config = model, weighting, config
         self.objectives = make_objectives(config.objectives, config.seed, model)
         self.dense = any(objective.dense for objective in self.objectives.values())
+        if self.dense and model.skip is not None:
+            raise ConfigError(
+                f"optim.objectives ({', '.join(self.objectives)}) need model.output_stride = 8, got 4"
+            )
 
     @property
     def by_name(self) -> Mapping[str, Objective]:
@@ -61,7 +66,7 @@ class BatchLoss(nn.Module):
                 rows = labelled_rows(batch.present, device)
                 feature = logits = None
                 if self.dense:
-                    feature = self.model.initial.encode(pad_image(image))
+                    feature, _ = self.model.initial.encode(pad_image(image))
                     _, logits = self.model.initial.decode(feature)
                     known = {task: logits[task][r] for task, r in rows.items() if len(r)}
                     prediction = Prediction(known, known, {})

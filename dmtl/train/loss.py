@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from dmtl.models import Prediction
+from dmtl.models.initial import factor_of
 from dmtl.tasks import Task
 from dmtl.train.weighting import Weighting
 
@@ -89,16 +91,20 @@ def pair_losses(
 
     Args:
         rows: task -> int64 rows of the batch that have its label, on the labels' device.
-        upsampled: False if the logits of the prediction are at 1/8 resolution.
+        upsampled: False if the logits of the prediction are at 1/8 or 1/4 resolution.
     """
     last, initial = {}, {}
     for name, logits in prediction.final.items():
         label = labels[name][rows[name]]
-        loss = tasks[name].loss if upsampled else tasks[name].loss_of_map
+        loss = tasks[name].loss if upsampled else partial(_loss_of_map, tasks[name])
         last[name] = loss(logits, label)
         if final:
             initial[name] = loss(prediction.initial[name], label)
     return PairLosses(last, initial)
+
+
+def _loss_of_map(task: Task, logits: Tensor, label: Tensor) -> Tensor:
+    return task.loss_of_map(logits, label, factor_of(logits, label.shape[-2]))
 
 
 def weighted_sum(

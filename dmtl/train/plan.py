@@ -22,7 +22,7 @@ from dmtl.data.loading.loader import Loader
 from dmtl.data.loading.wrappers import Cached, Subset
 from dmtl.errors import ConfigError
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, create_model
-from dmtl.models.work import count, flops, parameters
+from dmtl.models.work import count, parameters
 from dmtl.runtime.devices import usable_cores
 from dmtl.runtime.measure import seconds
 from dmtl.runtime.memory import peak_rss_bytes
@@ -158,18 +158,20 @@ def pairs_of_steps(loader: Loader) -> np.ndarray:
 def work(config: RunConfig, model: DiffusionMTL | MultiTaskBaseline, pairs: dict[str, float]) -> dict:
     """Count the floating-point operations of the forward pass of an average step, by stage.
 
-    A multiply-add counts as two. Only convolutions and matrix products count, and MTDNet only for labelled
-    pairs.
+    A multiply-add counts as two. Only convolutions and matrix products count, and MTDNet and the skip decoder
+    only for labelled pairs.
     """
     images, (height, width) = config.optim.batch_size, config.data.size
     forward = dict.fromkeys(("initial", "condition", "chain"), 0.0)
+    if model.config.output_stride == 4:
+        forward["skip"] = 0.0
     for part in count(model.config, (height, width), published=True):
         if part.stage in ("initial", "condition"):
             forward[part.stage] += images * part.flops
-    if isinstance(model, DiffusionMTL):
-        for task, number in pairs.items():
-            parts = count(model.config, (height, width), published=True, tasks=[task])
-            forward["chain"] += number * flops(part for part in parts if part.stage == "chain")
+    for task, number in pairs.items():
+        for part in count(model.config, (height, width), published=True, tasks=[task]):
+            if part.stage in ("chain", "skip"):
+                forward[part.stage] += number * part.flops
     return forward
 
 

@@ -29,6 +29,9 @@ MODELS = [
     dict(diffusion="prediction"),
     dict(diffusion="prediction", residual=True, steps=1, token_reduction=1),
     dict(diffusion="none"),
+    dict(diffusion="feature", output_stride=4),
+    dict(diffusion="prediction", residual=True, output_stride=4),
+    dict(diffusion="none", output_stride=4),
     dict(diffusion="feature", without=["condition", "noise"], steps=3),
     dict(diffusion="prediction", without=["noise"], residual=True),
 ]

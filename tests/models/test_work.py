@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.published import Published
+from dmtl import ops
 from dmtl.models import ModelConfig
 from dmtl.models.work import STAGES, count, flops
 from dmtl.tasks import make_task
@@ -30,6 +31,19 @@ def test_published_network():
     assert {name: round(value / 1e9) for name, value in giga.items()} == {
         "initial": 55, "decoders": 387, "mtdnet": 909, "all": 1351,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("diffusion", ["feature", "prediction", "none"])
+def test_the_skip_decoder_like_torchs_counter(diffusion):
+    """What it adds to a prediction."""
+    image, counted = torch.randn(2, 3, 64, 96), []
+    for stride in (8, 4):
+        model = small_model(diffusion=diffusion, output_stride=stride)
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), ops.references():
+            model.maps(image, ["semseg", "heat"])
+        counted.append(counter.get_total_flops())
+    parts = count(model.config, (64, 96), 2, tasks=["semseg", "heat"])
+    assert flops(p for p in parts if p.stage == "skip") == counted[1] - counted[0] > 0
 
 
 @pytest.mark.parametrize("diffusion", ["feature", "prediction"])
@@ -65,7 +79,7 @@ def test_grows_as_it_should():
     assert steps[2] - steps[1] == steps[1] - steps[0] > 0
     assert flops(one) == steps[1]
     assert flops(count(config, (64, 64), tasks=["edge"])) < flops(one)
-    assert {part.stage for part in one} == set(STAGES)
+    assert {part.stage for part in one} == set(STAGES) - {"skip"}
     baseline = count(small_config(diffusion="none"), (64, 64), tasks=["edge"])
     assert {part.stage for part in baseline} == {"initial", "decode"}
     assert not any("semseg" in part.layer for part in baseline)
