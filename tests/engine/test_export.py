@@ -76,9 +76,9 @@ def check(model, maps: dict[str, torch.Tensor], pixels: torch.Tensor, **options)
 FORMS = {
     "feature": {},
     "prediction": dict(diffusion="prediction", residual=True, token_reduction=2),
-    "residual": dict(residual=True, eta=0.0),
+    "residual": dict(residual=True, eta=0.0, output_stride=4),
     "control": dict(without=["noise", "condition"]),
-    "baseline": dict(diffusion="none"),
+    "baseline": dict(diffusion="none", output_stride=4),
 }
 SAMPLERS = {
     "feature": dict(steps=4, seed=5, sampler="dpmpp_2m"),
