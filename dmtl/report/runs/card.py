@@ -53,11 +53,15 @@ def _summary(run: Run, model: DiffusionMTL | MultiTaskBaseline) -> str:
     training += f" of {batch} images" if batch else ""
     training += f" of {size[0]} x {size[1]} pixels" if size else ""
     training += f" in {duration(run.seconds)}" if run.seconds else ""
+    training += f", seed {run.seed}"
+    weights, frozen = run.setting("optim", "weights"), run.setting("optim", "freeze")
+    training += f", from the weights of {weights}" if weights else ""
+    training += f"; frozen: {', '.join(frozen)}" if frozen else ""
     lines = [
         f"- network: {facts['network']}",
         f"- mechanism: {facts['mechanism']}",
         f"- parameters: {sum(facts['parameters'].values()) / 1e6:.2f} M",
-        f"- training: {training}, seed {run.seed}",
+        f"- training: {training}",
         "",
         *_table(run),
     ]
