@@ -41,9 +41,14 @@ def _missing() -> list[str]:
 
 
 def compilation(
-    kernel, config: dict[str, int], constants: dict, kinds: dict, pointer: str | None = None
+    kernel,
+    config: dict[str, int],
+    constants: dict,
+    kinds: dict,
+    pointer: str | None = None,
+    arch: int = 80,
 ) -> tuple:
-    """Return (kernel, signature, constants, options): one form in which a kernel may be launched.
+    """Return (kernel, signature, constants, options, arch): one form in which a kernel may be launched.
 
     Args:
         kernel: the kernel.
@@ -51,6 +56,7 @@ def compilation(
         constants: other constants of the kernel, and None for pointers that are absent.
         kinds: types of arguments by name, in Triton's notation.
         pointer: type of all other arguments that end in `_ptr`; all remaining arguments are i32.
+        arch: the oldest architecture on which it may be launched.
     """
     constants = constants | {name: value for name, value in config.items() if name.isupper()}
     options = {name: value for name, value in config.items() if not name.isupper()}
@@ -59,4 +65,4 @@ def compilation(
         for name in kernel.arg_names
         if name not in constants
     }
-    return kernel, signature, constants, options
+    return kernel, signature, constants, options, arch

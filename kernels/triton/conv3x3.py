@@ -8,6 +8,11 @@ tap biases, residual and ReLU are applied to the accumulator. Both products read
 ([K, 3, 3, C]): the data gradient uses the taps in reverse order and reduces over K, so weights are never
 flipped or transposed. torch computes the weight gradient.
 
+The pixels of a program are consecutive ones of the task, or a box of one map that is BLOCK_W wide. The copy
+engine (TMA, sm_90) fetches a box, shifted by the tap, and fills what is outside the map with zeros: no masks
+and no addresses of pixels. The pixels are the right operand of the product, because Triton multiplies only
+that one from where the copy engine put it, and the left one from registers.
+
 There is one launch for all tasks, because a task with few rows does not fill the device, and the tails of
 separate launches add up (counts 9, 0, 7, 3, 5 of 32x32 pixels on 132 SMs: 8 rounds of tiles instead of 6).
 The row counts of the tasks are kernel arguments, so nothing is copied to the device.
@@ -20,14 +25,16 @@ measures this kernel and cuDNN.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import driver
+from triton.tools.tensor_descriptor import TensorDescriptor
 
+from dmtl.kernels.grid import aligned_map
 from dmtl.kernels.triton._launch import INTERPRETED, POINTERS, compilation, support
 from dmtl.ops.conv3x3 import SPEC, residual_gradient
 from dmtl.ops.grid import empty_map
@@ -53,16 +60,23 @@ SUPPORT = support(
 )
 
 
-def _config(m: int, n: int, k: int, warps: int, stages: int) -> dict[str, int]:
-    return dict(BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, num_warps=warps, num_stages=stages)
+def _config(m: int, n: int, k: int, warps: int, stages: int, box: int = 0) -> dict[str, int]:
+    return dict(BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, BLOCK_W=box, num_warps=warps, num_stages=stages)
 
 
 # Configurations by dtype; the first one is used if nothing may be measured.
 CONFIGS = {
-    torch.float32: [_config(128, 128, 16, 8, 3), _config(64, 64, 32, 8, 3)],
+    torch.float32: [_config(128, 128, 16, 8, 3), _config(64, 64, 16, 8, 3)],
     torch.bfloat16: [_config(128, 128, 64, 8, 3), _config(128, 256, 32, 8, 4), _config(64, 128, 64, 4, 4)],
 }
 CONFIGS[torch.float16] = CONFIGS[torch.bfloat16]
+# More of them for 16-bit types on devices with this much shared memory, all of which have a copy engine.
+LARGE_BYTES = 227 * 1024
+LARGE = [
+    _config(128, 256, 64, 8, 3),
+    _config(128, 128, 64, 8, 4, box=16),
+    _config(256, 128, 64, 8, 4, box=16),
+]
 _fastest = Fastest(name="conv3x3 in Triton")
 _MEASURE = not INTERPRETED  # times in the interpreter are meaningless
 
@@ -74,27 +88,31 @@ def _inside(y, x, dy, dx, height, width):
 
 
 @triton.jit
-def _tile(ptr, valid, n, channels):
-    """Load columns n of a tile's pixels, the first of which is at ptr, as float32."""
-    at = (tl.arange(0, valid.shape[0]) * channels)[:, None] + n[None, :]
-    return tl.load(ptr + at, mask=valid[:, None] & (n < channels)[None, :], other=0.0).to(tl.float32)
+def _tile(ptr, valid, n, pixel, channels):
+    """Load channels n of these pixels, counted from the one at ptr, as float32."""
+    at = n[:, None] + pixel[None, :] * channels
+    return tl.load(ptr + at, mask=(n < channels)[:, None] & valid[None, :], other=0.0).to(tl.float32)
 
 
 # One binary for maps of all sizes: otherwise Triton would compile again for sizes that are 1 or multiples of
-# 16.
+# 16. `maps` is a pointer, or with BLOCK_W a descriptor.
 @triton.jit(do_not_specialize=["height", "width", "groups_in", "groups_out"])
 def _conv3x3_kernel(
-    out_ptr, x_ptr, residual_ptr, weight_ptrs, bias_ptrs, tap_ptrs, counts, height, width, groups_in,
+    out_ptr, maps, residual_ptr, weight_ptrs, bias_ptrs, tap_ptrs, counts, height, width, groups_in,
     groups_out,
     TASKS: tl.constexpr, BIAS: tl.constexpr, TAPS: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr,
     BACKWARD: tl.constexpr, EVEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     c_in = groups_in * 8  # so the compiler knows that channels come in vectors of 16 bytes
     c_out = groups_out * 8
     columns = tl.cdiv(c_out, BLOCK_N)
     tile = tl.program_id(0) // columns  # neighbouring programs share the same pixels
     n = tl.program_id(0) % columns * BLOCK_N + tl.arange(0, BLOCK_N)
+    if BLOCK_W:
+        BLOCK_H: tl.constexpr = BLOCK_M // BLOCK_W
+        across = tl.cdiv(width, BLOCK_W)
+        boxes = tl.cdiv(height, BLOCK_H) * across  # of one map
 
     # Which task is this tile of?
     task_begin = tl.zeros((), tl.int64)  # index of the task's first pixel
@@ -109,7 +127,7 @@ def _conv3x3_kernel(
     first_tile = 0
     for task in tl.static_range(TASKS):
         pixels = counts[task] // 16 * (height * width)
-        tiles = tl.cdiv(pixels, BLOCK_M)
+        tiles = counts[task] // 16 * boxes if BLOCK_W else tl.cdiv(pixels, BLOCK_M)
         mine = (tile >= first_tile) & (tile < first_tile + tiles)
         task_begin = tl.where(mine, begin, task_begin)
         size = tl.where(mine, pixels, size)
@@ -122,60 +140,73 @@ def _conv3x3_kernel(
         begin += pixels
         first_tile += tiles
 
-    m = tile_in_task * BLOCK_M + tl.arange(0, BLOCK_M)
-    valid = m < size
-    y = m // width % height
-    x = m % width
-    tile_begin = task_begin + tile_in_task * BLOCK_M  # 64 bits here; offsets inside a tile need only 32
-    row = tl.arange(0, BLOCK_M) * c_in
-    x_ptr += tile_begin * c_in
+    # Where are its pixels? The first one is at tile_begin, in 64 bits; offsets from there need only 32.
+    m = tl.arange(0, BLOCK_M)
+    if BLOCK_W:
+        r = tile // boxes
+        top = tile % boxes // across * BLOCK_H
+        left = tile % across * BLOCK_W
+        y = top + m // BLOCK_W
+        x = left + m % BLOCK_W
+        valid = (y < height) & (x < width)
+        tile_begin = (r.to(tl.int64) * height + top) * width + left
+        pixel = m // BLOCK_W * width + m % BLOCK_W
+    else:
+        place = tile_in_task * BLOCK_M + m
+        y = place // width % height
+        x = place % width
+        valid = place < size
+        tile_begin = task_begin + tile_in_task * BLOCK_M
+        pixel = m
+        maps += tile_begin * c_in
     k = tl.arange(0, BLOCK_K)
     blocks = tl.cdiv(c_in, BLOCK_K)
     # 16-bit sums start with the residual, and float32 sums end with it: otherwise registers would spill.
-    if RESIDUAL and x_ptr.dtype.element_ty != tl.float32:
-        acc = _tile(residual_ptr + tile_begin * c_out, valid, n, c_out)
+    if RESIDUAL and out_ptr.dtype.element_ty != tl.float32:
+        acc = _tile(residual_ptr + tile_begin * c_out, valid, n, pixel, c_out)
     else:
-        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for step in range(9 * blocks):
         tap = step // blocks
         c = step % blocks * BLOCK_K + k
         dy = tap // 3 - 1
         dx = tap % 3 - 1
-        inside = (valid & _inside(y, x, dy, dx, height, width))[:, None]
         if BACKWARD:
-            weight = (c[:, None] * 9 + (8 - tap)) * c_out + n[None, :]
+            weight = (c[None, :] * 9 + (8 - tap)) * c_out + n[:, None]
         else:
-            weight = (n[None, :] * 9 + tap) * c_in + c[:, None]
+            weight = (n[:, None] * 9 + tap) * c_in + c[None, :]
         if EVEN:
-            a = tl.load(
-                x_ptr + (row + (dy * width + dx) * c_in)[:, None] + c[None, :], mask=inside, other=0.0
-            )
-            b = tl.load(weight_ptr + weight)
+            a = tl.load(weight_ptr + weight)
         else:
-            real = c < c_in
-            a = tl.load(x_ptr + (row + (dy * width + dx) * c_in)[:, None] + c[None, :],
-                        mask=inside & real[None, :], other=0.0)  # fmt: skip
-            b = tl.load(weight_ptr + weight, mask=real[:, None] & (n < c_out)[None, :], other=0.0)
+            a = tl.load(weight_ptr + weight, mask=(n < c_out)[:, None] & (c < c_in)[None, :], other=0.0)
+        if BLOCK_W:
+            b = maps.load([r, top + dy, left + dx, step % blocks * BLOCK_K]).reshape(BLOCK_M, BLOCK_K).T
+        else:
+            inside = (valid & _inside(y, x, dy, dx, height, width))[None, :]
+            if not EVEN:
+                inside = inside & (c < c_in)[:, None]
+            shifted = (pixel + dy * width + dx) * c_in
+            b = tl.load(maps + shifted[None, :] + c[:, None], mask=inside, other=0.0)
         acc = tl.dot(a, b, acc, input_precision="ieee")
 
     column = n < c_out
     if TAPS:  # nine more input channels, one for each tap: 1 if it is inside the image, else 0
         tap = tl.arange(0, 16)
-        reached = _inside(y[:, None], x[:, None], tap[None, :] // 3 - 1, tap[None, :] % 3 - 1, height, width)
-        reached = reached & (tap < 9)[None, :]
+        real = tap < 9
         value = tl.load(
-            tap_ptr + n[None, :] * 9 + tap[:, None], mask=(tap < 9)[:, None] & column[None, :], other=0.0
+            tap_ptr + n[:, None] * 9 + tap[None, :], mask=column[:, None] & real[None, :], other=0.0
         )
-        acc = tl.dot(reached.to(value.dtype), value, acc, input_precision="ieee")
+        reached = _inside(y[None, :], x[None, :], tap[:, None] // 3 - 1, tap[:, None] % 3 - 1, height, width)
+        acc = tl.dot(value, (reached & real[:, None]).to(value.dtype), acc, input_precision="ieee")
     if BIAS:
-        acc += tl.load(bias_ptr + n, mask=column, other=0.0).to(tl.float32)[None, :]
-    if RESIDUAL and x_ptr.dtype.element_ty == tl.float32:
-        acc += _tile(residual_ptr + tile_begin * c_out, valid, n, c_out)
+        acc += tl.load(bias_ptr + n, mask=column, other=0.0).to(tl.float32)[:, None]
+    if RESIDUAL and out_ptr.dtype.element_ty == tl.float32:
+        acc += _tile(residual_ptr + tile_begin * c_out, valid, n, pixel, c_out)
     if RELU:
         acc = tl.where(acc < 0.0, 0.0, acc)  # NaN stays
     out_ptr += tile_begin * c_out
-    offset = (tl.arange(0, BLOCK_M) * c_out)[:, None] + n[None, :]
-    tl.store(out_ptr + offset, acc.to(out_ptr.dtype.element_ty), mask=valid[:, None] & column[None, :])
+    offset = n[:, None] + pixel[None, :] * c_out
+    tl.store(out_ptr + offset, acc.to(out_ptr.dtype.element_ty), mask=column[:, None] & valid[None, :])
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -184,24 +215,29 @@ def pack(weight: Tensor) -> Tensor:
 
 
 def _launch(out, x, residual, weights, biases, taps, counts, relu, backward, config) -> None:
-    h, w = x.shape[2:]
-    block_m, block_n, block_k = (config[f"BLOCK_{axis}"] for axis in "MNK")
-    grid = (sum(triton.cdiv(n * h * w, block_m) for n in counts) * triton.cdiv(out.shape[1], block_n),)
+    R, C, h, w = x.shape
+    block_m, block_n, block_k, block_w = (config[f"BLOCK_{axis}"] for axis in "MNKW")
+    maps, tiles = x, sum(triton.cdiv(n * h * w, block_m) for n in counts)
+    if block_w:
+        box = [1, block_m // block_w, block_w, block_k]
+        # Not x.stride(), which is arbitrary along axes of size 1.
+        maps = TensorDescriptor(x, [R, h, w, C], [h * w * C, w * C, C, 1], box)
+        tiles = R * triton.cdiv(h, box[1]) * triton.cdiv(w, box[2])
     with torch.cuda.device_of(x):
-        _conv3x3_kernel[grid](
-            out, x, residual, tuple(weights), tuple(biases) or None, tuple(taps) or None,
+        _conv3x3_kernel[(tiles * triton.cdiv(out.shape[1], block_n),)](
+            out, maps, residual, tuple(weights), tuple(biases) or None, tuple(taps) or None,
             # Triton would also compile again for counts that are 1 or multiples of 16. Encoded like this they
             # are neither (`do_not_specialize` does not support tuples).
-            tuple(16 * n + 2 for n in counts), h, w, x.shape[1] // 8, out.shape[1] // 8,
+            tuple(16 * n + 2 for n in counts), h, w, C // 8, out.shape[1] // 8,
             TASKS=len(weights), BIAS=bool(biases), TAPS=bool(taps), RESIDUAL=residual is not None, RELU=relu,
-            BACKWARD=backward, EVEN=x.shape[1] % block_k == 0 and out.shape[1] % block_n == 0, **config,
+            BACKWARD=backward, EVEN=C % block_k == 0 and out.shape[1] % block_n == 0, **config,
         )  # fmt: skip
 
 
 def _convolve(x, weights, biases, taps, counts, relu=False, backward=False, residual=None) -> Tensor:
     """Run the kernel on channels-last maps, with at most _MAX_TASKS tasks per launch."""
     channels = weights[0].shape[1 if backward else 0]
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = aligned_map(x)
     out = empty_map(x, (x.shape[0], channels, *x.shape[2:]))
     if residual is not None:
         residual = residual.contiguous(memory_format=torch.channels_last)
@@ -212,17 +248,26 @@ def _convolve(x, weights, biases, taps, counts, relu=False, backward=False, resi
         if rows.stop > begin:
             per_task = weights[some], biases[some], taps[some], counts[some]
             added = None if residual is None else residual[rows]
-            launch = partial(_launch, out[rows], x[rows], added, *per_task, relu, backward)
-            launch(_choose_config(launch, out[rows], x, backward))
+            _run(out[rows], x[rows], added, *per_task, relu, backward)
         begin = rows.stop
     return out
 
 
-def _choose_config(launch: Callable[[dict], None], out: Tensor, x: Tensor, backward: bool) -> dict[str, int]:
-    """Return the fastest configuration for calls of this signature, which the first one measures."""
-    configs = {str(config): config for config in CONFIGS[x.dtype][: None if _MEASURE else 1]}
+def _run(out, x, residual, *rest) -> None:
+    """Compute in the fastest way for calls of this signature, which the first one measures."""
+    *_, backward = rest
+    configs = _configs(x) if _MEASURE else CONFIGS[x.dtype][:1]
+    ways = {str(config): partial(_launch, out, x, residual, *rest, config) for config in configs}
     kind = (x.device, x.dtype, *x.shape[1:], out.shape[1], out.shape[0].bit_length(), backward)
-    return configs[_fastest.choose(kind, {name: partial(launch, c) for name, c in configs.items()}, x.device)]
+    ways[_fastest.choose((*kind, residual is not None), ways, x.device)]()
+
+
+def _configs(x: Tensor) -> list[dict[str, int]]:
+    """Return the configurations that x's dtype and device allow."""
+    if x.dtype == torch.float32:
+        return CONFIGS[x.dtype]
+    properties = driver.active.utils.get_device_properties(x.device.index)
+    return CONFIGS[x.dtype] + (LARGE if properties["max_shared_mem"] >= LARGE_BYTES else [])
 
 
 def conv3x3(x, weights, biases, tap_biases, packed, counts, relu, residual) -> Tensor:
@@ -256,13 +301,14 @@ def conv3x3_backward(
 def compilations() -> list[tuple]:
     """Return every form of the kernel that a call may compile, for five tasks (`_launch.compilation`)."""
     flags = [False, True]
-    forms = [(bias, taps, False, relu, False) for bias, taps, relu in itertools.product(flags, flags, flags)]
-    forms += [(True, False, True, True, False), (False, False, False, False, True)]
+    rests = list(itertools.product(flags, flags, flags))
+    forms = {(bias, taps, False, relu, False) for bias, taps, relu in rests}
+    forms |= {(True, False, True, True, False), (False, False, False, False, True)}
     return [
         _form(dtype, config, *form, even)
         for dtype, configs in CONFIGS.items()
-        for config in configs
-        for form in forms
+        for config in (configs if dtype == torch.float32 else configs + LARGE)
+        for form in sorted(forms)
         for even in flags
     ]
 
@@ -271,5 +317,10 @@ def _form(dtype, config, bias, taps, residual, relu, backward, even) -> tuple:
     flags = dict(BIAS=bias, TAPS=taps, RESIDUAL=residual, RELU=relu, BACKWARD=backward, EVEN=even)
     pointers = dict(bias_ptrs=bias, tap_ptrs=taps, residual_ptr=residual)
     constants = dict(TASKS=5) | flags | {name: None for name, given in pointers.items() if not given}
-    kinds = dict.fromkeys(("weight_ptrs", "bias_ptrs", "tap_ptrs"), (POINTERS[dtype],) * 5)
-    return compilation(_conv3x3_kernel, config, constants, kinds | {"counts": ("i32",) * 5}, POINTERS[dtype])
+    m, k, w = (config[f"BLOCK_{axis}"] for axis in "MKW")
+    pointer = POINTERS[dtype]
+    kinds: dict = dict.fromkeys(("weight_ptrs", "bias_ptrs", "tap_ptrs"), (pointer,) * 5)
+    maps = f"tensordesc<{pointer[1:]}{[1, m // w, w, k]}>" if w else pointer
+    kinds |= {"counts": ("i32",) * 5, "maps": maps}
+    arch = 90 if config in LARGE else 80
+    return compilation(_conv3x3_kernel, config, constants, kinds, pointer, arch)

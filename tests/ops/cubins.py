@@ -5,10 +5,10 @@ run without Triton's interpreter, which the tests switch on.
 
 --ones: with 1 for every integer argument, which Triton compiles as a constant (a Python int has no `.to`).
 Prints one JSON object for each compilation. Every module of kernels/triton may have `compilations()`: a list
-of (kernel, signature, constants, options), one for every form in which the kernel may be launched. Types as
-Triton spells them ("*bf16", "fp32", "i32"; a tuple of them for a tuple); "i32:16" is an integer known to be a
-multiple of 16.
-Pointers are taken to be aligned to 16 bytes, as torch's are.
+of (kernel, signature, constants, options, arch), one for every form in which the kernel may be launched, with
+the oldest architecture that has it. Types as Triton spells them ("*bf16", "fp32", "i32"; a tuple of them for
+a tuple); "i32:16" is an integer known to be a multiple of 16. Pointers are taken to be aligned to 16 bytes,
+as torch's are.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def quick(found: list[tuple[str, tuple]]) -> list[tuple[str, tuple]]:
 
 def with_ones(compilation: tuple) -> tuple:
     """The form that Triton compiles when every integer argument that it specialises on is 1."""
-    kernel, signature, constants, options = compilation
+    kernel, signature, constants, *rest = compilation
     integers = [name for name, kind in signature.items() if isinstance(kind, str) and kind[0] == "i"]
     ones = {name: 1 for name in integers if name not in kernel.do_not_specialize}
-    return kernel, signature, ones | constants, options
+    return kernel, signature, ones | constants, *rest
 
 
 def _typed(kernel, signature: dict, constants: dict) -> tuple[dict, dict]:
@@ -94,7 +94,7 @@ def compile_one(module: str, compilation: tuple, arch: int) -> dict:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kernel, signature, constants, options = compilation
+    kernel, signature, constants, options, _ = compilation
     types, attributes = _typed(kernel, signature, constants)
     source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
@@ -112,6 +112,8 @@ def compile_one(module: str, compilation: tuple, arch: int) -> dict:
         "shared": compiled.metadata.shared,
         "half_dots": len(halves),
         "wgmma": compiled.asm["ptx"].count("wgmma.mma_async"),
+        "descriptors": str(signature).count("tensordesc"),
+        "tma": compiled.asm["ptx"].count("cp.async.bulk.tensor"),
         **_usage(compiled.asm["cubin"]),
     }
 
@@ -159,7 +161,7 @@ def markdown(rows: list[dict]) -> str:
         ]
         dots = [row for row in forms if row["arch"] >= 90 and row["half_dots"]]
         wgmma = "yes" if dots and all(row["wgmma"] for row in dots) else ""
-        count = len(forms) // len(archs)
+        count = sum(row["arch"] == archs[-1] for row in forms)
         lines.append(" | ".join([f"| `{kernel}`", dtype, config, str(count), *most, wgmma]) + " |")
     return HEAD + "\n".join(lines) + "\n"
 
@@ -180,8 +182,9 @@ def main() -> None:
         if args.ones:
             compilation = with_ones(compilation)
         for arch in map(int, args.archs.split(",")):
-            rows.append(compile_one(name, compilation, arch))
-            print(json.dumps(rows[-1], default=str), flush=True)
+            if arch >= compilation[-1]:
+                rows.append(compile_one(name, compilation, arch))
+                print(json.dumps(rows[-1], default=str), flush=True)
     if args.markdown:
         args.markdown.write_text(markdown(rows))
 

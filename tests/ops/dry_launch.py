@@ -76,12 +76,20 @@ class Driver:
         return torch.device("cpu")
 
 
+class FirstAndLast:
+    """In the place of `Fastest`: calls the last way, and chooses the first one."""
+
+    def choose(self, kind, ways: dict, device) -> str:
+        list(ways.values())[-1]()
+        return next(iter(ways))
+
+
 def main(op: str, arch: str = "90") -> None:
     driver.set_active(Driver(int(arch)))
     module = importlib.import_module(f"dmtl.kernels.triton.{op}")
     module.SUPPORT = replace(module.SUPPORT, devices=("cpu",), available=list)
-    if hasattr(module, "_MEASURE"):
-        module._MEASURE = False
+    if hasattr(module, "_fastest"):
+        module._fastest = FirstAndLast()
     spec = REGISTRY[op]
     for dtype in DTYPES:
         for size in ("tiny", "odd"):

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dmtl.ops
+from dmtl.ops.conv3x3 import SPEC
 
-from .tools import DEVICE, missing
+from .tools import DEVICE, errors, missing, run, serves
 
 BACKENDS = [name for name in ("reference", "cpu", "triton") if not missing(name, "conv3x3")]
 needs_triton = pytest.mark.skipif("triton" not in BACKENDS, reason=missing("triton", "conv3x3"))
@@ -154,17 +155,18 @@ def test_drawn_shapes_cpu(case):
     compare(case, "cpu")
 
 
-def compare_tiled(case: dict, m: int, n: int, k: int) -> None:
+def compare_tiled(case: dict, m: int, n: int, k: int, w: int) -> None:
     """In Triton with small tiles, so that small images are many of them."""
     from dmtl.kernels.triton import conv3x3 as module
 
-    config = dict(BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, num_warps=4, num_stages=2)
+    config = dict(BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, BLOCK_W=w, num_warps=4, num_stages=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CONFIGS", {dtype: [config] for dtype in module.CONFIGS})
+        patch.setattr(module, "_MEASURE", False)
         compare(case, "triton")
 
 
-tile_sizes = st.tuples(*[st.sampled_from([16, 32, 64])] * 3)
+tile_sizes = st.tuples(*[st.sampled_from([16, 32, 64])] * 3, st.sampled_from([0, 4, 16]))
 
 
 @needs_triton
@@ -198,14 +200,31 @@ def test_triton_bias_gradients_are_few_launches(counts):
         torch.testing.assert_close(bias, rows.double().sum((0, 2, 3)).half(), rtol=2e-3, atol=1e-3)
 
 
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_triton_boxes(monkeypatch, dtype):
+    """Boxes of pixels: absent tasks, tap biases, other layouts, a residual; maps that end inside a box."""
+    from dmtl.kernels.triton import conv3x3 as module
+
+    config = dict(BLOCK_M=64, BLOCK_N=16, BLOCK_K=16, BLOCK_W=8, num_warps=4, num_stages=2)
+    monkeypatch.setattr(module, "CONFIGS", {dtype: [config]})
+    monkeypatch.setattr(module, "_MEASURE", False)
+    for sample in SPEC.samples("odd", dtype, DEVICE):
+        if not serves(SPEC, "triton", dtype, sample):
+            found = run(SPEC, sample, dtype, "triton")
+            truth = run(SPEC, sample, torch.float64, "reference")
+            assert max(errors(found, truth).values()) <= TOLERANCE[dtype]
+
+
 @pytest.mark.slow
 @needs_triton
-def test_triton_tiles():
+@pytest.mark.parametrize("w", [0, 4])
+def test_triton_tiles(w):
     """Tasks whose pixels end inside a tile, channels that end inside
     a block, more tasks than a launch takes."""
-    compare_tiled(make_case((1, 0, 2), 24, 40, 3, 7, relu=True, biases=True, taps=True), 16, 16, 16)
+    compare_tiled(make_case((1, 0, 2), 24, 40, 3, 7, relu=True, biases=True, taps=True), 16, 16, 16, w)
     compare_tiled(
-        make_case([1, 0, 1] * 6 + [0, 2], 8, 24, 2, 3, relu=False, biases=True, taps=False), 16, 32, 16
+        make_case([1, 0, 1] * 6 + [0, 2], 8, 24, 2, 3, relu=False, biases=True, taps=False), 16, 32, 16, w
     )
 
 

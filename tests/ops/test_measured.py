@@ -4,6 +4,7 @@ kind of call, and only where that is allowed."""
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -136,7 +137,7 @@ def test_conv3x3_configurations(monkeypatch):
     from dmtl.kernels.triton import conv3x3 as module
 
     sizes = (16, 32)
-    configs = [dict(BLOCK_M=m, BLOCK_N=16, BLOCK_K=16, num_warps=4, num_stages=2) for m in sizes]
+    configs = [dict(BLOCK_M=m, BLOCK_N=16, BLOCK_K=16, BLOCK_W=0, num_warps=4, num_stages=2) for m in sizes]
 
     def larger_is_faster(call, device) -> float:
         call()
@@ -151,6 +152,19 @@ def test_conv3x3_configurations(monkeypatch):
         out = dmtl.ops.conv3x3(x, [weight], None, [1])
     torch.testing.assert_close(out, torch.conv2d(x, weight, padding=1), rtol=1e-4, atol=1e-4)
     assert list(fastest.winners.values()) == [str(configs[1])]
+
+
+@pytest.mark.skipif(bool(missing("triton", "conv3x3")), reason=missing("triton", "conv3x3"))
+def test_conv3x3_large_tiles_need_shared_memory(monkeypatch):
+    from dmtl.kernels.triton import conv3x3 as module
+
+    def large(kib: int, dtype: torch.dtype) -> int:
+        utils = SimpleNamespace(get_device_properties=lambda device: {"max_shared_mem": kib * 1024})
+        monkeypatch.setattr(module, "driver", SimpleNamespace(active=SimpleNamespace(utils=utils)))
+        return sum(config in module.LARGE for config in module._configs(torch.empty(0, dtype=dtype)))
+
+    assert large(227, torch.bfloat16) == large(227, torch.float16) == len(module.LARGE)
+    assert large(227, torch.float32) == large(163, torch.bfloat16) == large(99, torch.float16) == 0
 
 
 def test_replays_are_timed_on_a_gpu(monkeypatch):

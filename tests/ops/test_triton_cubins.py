@@ -41,12 +41,13 @@ def compiled(folder, *options: str, program: str = "cubins") -> list[dict]:
 
 
 def check(rows: list[dict]) -> None:
-    """No spills, shared memory that the device has, and tensor cores of
-    the generation for half-precision products."""
+    """No spills, shared memory that the device has, tensor cores of the
+    generation for half-precision products, and copies by TMA."""
     for row in rows:
         assert row["stack"] == 0, row
         assert row["shared"] <= SHARED_LIMIT[row["arch"]], row
         assert row["wgmma"] or row["arch"] < 90 or not row["half_dots"], row
+        assert row["tma"] or not row["descriptors"], row
 
 
 def test_one_form_of_each_kernel(tmp_path):
