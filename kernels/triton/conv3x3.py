@@ -17,9 +17,11 @@ There is one launch for all tasks, because a task with few rows does not fill th
 separate launches add up (counts 9, 0, 7, 3, 5 of 32x32 pixels on 132 SMs: 8 rounds of tiles instead of 6).
 The row counts of the tasks are kernel arguments, so nothing is copied to the device.
 
+The choice is also measured against cuDNN, which writes the convolution of each task into its rows of the
+result; one launch of this kernel then adds the rest to all of them.
+
 Floor (H200, bf16): 19.3 GFLOP for a map 512 -> 512 at 64x64, 24.5 us at the 788 TFLOP/s that a large matrix
-product reaches; 1,500 FLOP per byte, so memory is not the limit. Not timed there yet: the automatic choice
-measures this kernel and cuDNN.
+product reaches; 1,500 FLOP per byte, so memory is not the limit. Not timed there yet.
 """
 
 from __future__ import annotations
@@ -77,6 +79,7 @@ LARGE = [
     _config(128, 128, 64, 8, 4, box=16),
     _config(256, 128, 64, 8, 4, box=16),
 ]
+FINISHING = CONFIGS[torch.bfloat16][-1]  # adds the rest to what cuDNN wrote
 _fastest = Fastest(name="conv3x3 in Triton")
 _MEASURE = not INTERPRETED  # times in the interpreter are meaningless
 
@@ -258,6 +261,8 @@ def _run(out, x, residual, *rest) -> None:
     *_, backward = rest
     configs = _configs(x) if _MEASURE else CONFIGS[x.dtype][:1]
     ways = {str(config): partial(_launch, out, x, residual, *rest, config) for config in configs}
+    if _MEASURE and not backward and x.dtype != torch.float32 and torch.backends.cudnn.is_available():
+        ways["cuDNN"] = partial(_library, out, x, residual, *rest)
     kind = (x.device, x.dtype, *x.shape[1:], out.shape[1], out.shape[0].bit_length(), backward)
     ways[_fastest.choose((*kind, residual is not None), ways, x.device)]()
 
@@ -268,6 +273,21 @@ def _configs(x: Tensor) -> list[dict[str, int]]:
         return CONFIGS[x.dtype]
     properties = driver.active.utils.get_device_properties(x.device.index)
     return CONFIGS[x.dtype] + (LARGE if properties["max_shared_mem"] >= LARGE_BYTES else [])
+
+
+def _library(out, x, residual, weights, biases, taps, counts, relu, backward) -> None:
+    """Let cuDNN write the convolution of each task into its rows, and finish all of them in one launch.
+
+    The launch is one of no input channels, whose residual is what cuDNN wrote.
+    """
+    flags = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic, True
+    for y, rows, weight in zip(out.split(counts), x.split(counts), weights, strict=True):
+        if len(rows):
+            torch.ops.aten.cudnn_convolution.out(rows, weight, [1, 1], [1, 1], [1, 1], 1, *flags, out=y)
+    if residual is not None:
+        out += residual
+    if biases or taps or relu:
+        _launch(out, x[:, :0], out, weights, biases, taps, counts, relu, backward, FINISHING)
 
 
 def conv3x3(x, weights, biases, tap_biases, packed, counts, relu, residual) -> Tensor:
@@ -304,11 +324,12 @@ def compilations() -> list[tuple]:
     rests = list(itertools.product(flags, flags, flags))
     forms = {(bias, taps, False, relu, False) for bias, taps, relu in rests}
     forms |= {(True, False, True, True, False), (False, False, False, False, True)}
+    finishing = {(bias, taps, True, relu, False) for bias, taps, relu in rests if bias or taps or relu}
     return [
         _form(dtype, config, *form, even)
         for dtype, configs in CONFIGS.items()
         for config in (configs if dtype == torch.float32 else configs + LARGE)
-        for form in sorted(forms)
+        for form in sorted(forms | finishing if config is FINISHING else forms)
         for even in flags
     ]
 
