@@ -68,7 +68,7 @@ def _config(m: int, n: int, k: int, warps: int, stages: int, box: int = 0) -> di
 
 # Configurations by dtype; the first one is used if nothing may be measured.
 CONFIGS = {
-    torch.float32: [_config(128, 128, 16, 8, 3), _config(64, 64, 16, 8, 3)],
+    torch.float32: [_config(128, 128, 16, 8, 3), _config(64, 64, 16, 8, 2)],
     torch.bfloat16: [_config(128, 128, 64, 8, 3), _config(128, 256, 32, 8, 4), _config(64, 128, 64, 4, 4)],
 }
 CONFIGS[torch.float16] = CONFIGS[torch.bfloat16]
