@@ -155,7 +155,7 @@ def with_gradients(forward: Callable[[], object], call: dict) -> Callable[[], ob
 
 def times_s(call: Callable[[], object], rounds: int = ROUNDS) -> list[float]:
     """Seconds of single calls after a warm-up. On a GPU, replays of a CUDA graph between events, with the L2
-    cache flushed before each: what the host needs to launch is not the operator's time."""
+    cache flushed before each, so that the host's time for a launch does not count."""
     if DEVICE == "cpu":
         call()
         device = torch.device(DEVICE)

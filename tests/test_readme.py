@@ -135,15 +135,16 @@ def street(folder: Path, name: str = "street.jpg") -> None:
 def test_readme_is_one_page():
     assert len(README.split()) <= 900
     screen = "\n".join(README.splitlines()[:50])
-    for text in ("pip install", "make demo", "make test", "dmtl predict street.jpg", "dmtl train"):
+    for text in ("pip install", "make demo", "make test", "dmtl predict docs/astronaut.jpg", "dmtl train"):
         assert text in screen, text
 
 
 def test_predict_without_training(tmp_path, monkeypatch, one_thread):
     monkeypatch.chdir(tmp_path)
-    street(tmp_path)
+    (tmp_path / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "astronaut.jpg", tmp_path / "docs")
     words, *_ = commands("README.md", "Predict")
-    assert words == ["predict", "street.jpg"] and main(words) == 0
+    assert words == ["predict", "docs/astronaut.jpg"] and main(words) == 0
     assert len(list((tmp_path / "predictions" / "pictures").iterdir())) == 6
 
 

@@ -4,7 +4,8 @@
 // of the number of threads and of the instruction set.
 //
 // In the buffers, the pixels f k + q of a row with the same q are next to each other (f = factor). They are all equally far from
-// the logits k - 1 and k (q < f / 2), or k and k + 1, between which they are, so lanes run along k. Indices outside the row mean its ends.
+// the logits k - 1 and k (q < f / 2), or k and k + 1, between which they are, so lanes run along k. Indices outside the row are
+// clamped to its ends.
 #include "dmtl/decode_map.h"
 #include "dmtl/map_loss.h"
 #include "dmtl/parallel.h"

@@ -96,7 +96,7 @@ def _print_model(name: str, facts: dict, about: list[tuple[str, str]]) -> None:
     ]
     console.print(facts_of(rows, name))
     console.print(_size_table(facts))
-    say("GFLOP: two per multiply-add. Peak memory: besides the engine's, estimated to about a third.")
+    say("GFLOP: two per multiply-add. Peak memory: without the engine's own, to about a third.")
     say("Tiles: how the engine splits an image here, unless `dmtl predict --tile` is given.")
 
 

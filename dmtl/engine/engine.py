@@ -386,7 +386,7 @@ class Engine:
             raise TypeError(f"Engine: image must be a float32 tensor, got {got}")
         if image.dim() != 4 or image.shape[1] != 3 or 0 in image.shape[2:]:
             raise ValueError(
-                f"Engine: image must have shape [B, 3, H, W] without zeros, got {list(image.shape)}"
+                f"Engine: image must have shape [B, 3, H, W], none of them 0, got {list(image.shape)}"
             )
         if image.device.type != self.device.type:
             raise ValueError(f"Engine: image must be on {self.device}, got {image.device}")

@@ -3,7 +3,7 @@
 The checks run once, in the public function; nothing below checks shapes or dtypes again.
 
 Values (indices, keys) can be read without a device synchronisation on the CPU only, so `check_values` runs
-inside the operator for CPU tensors; kernels on other devices answer a bad index with a row of NaN.
+inside the operator for CPU tensors; kernels on other devices return a row of NaN for a bad index.
 """
 
 from __future__ import annotations

@@ -306,7 +306,7 @@ _call = recorded(SPEC, keep=lambda values: values if values["relu"] else values 
 def pack_conv3x3(weight: Tensor) -> Tensor:
     """Return the weight [K, C, 3, 3] as the backend that would serve `conv3x3` now wants it.
 
-    What it is, only that backend knows; another backend that gets it uses the weight itself. Without
+    The format is private to that backend; other backends ignore it and use the weight itself. Without
     gradient; pack again when the weight changes.
     """
     return registry.packed(SPEC, weight.detach())

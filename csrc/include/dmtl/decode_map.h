@@ -2,7 +2,7 @@
 //
 // Upsampling by a factor f (align_corners=False): map pixel x is at (x + 1/2) / f - 1/2 between two logits. With s = f / 2
 // (rounded down) and x = f (j - 1) + p + s, 0 <= p < f, these are the logits j - 1 and j, and the phase p alone determines the
-// position between them. Indices outside the row mean its ends.
+// position between them. Indices outside the row are clamped to its ends.
 #pragma once
 
 #include "dmtl/kernel_table.h"
