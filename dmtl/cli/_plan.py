@@ -45,7 +45,7 @@ def print_plan(facts: dict) -> None:
         told = [f"{_mega(part[kind])}{' ' + kind if frozen else ''}" for kind in part if part[kind]]
         rows.append((f"  {name}", ", ".join(told) or "none"))
     work = facts["flops"]
-    stages = ", ".join(f"{s} {_giga(work[s])}" for s in ("initial", "condition", "chain") if work[s])
+    stages = ", ".join(f"{stage} {_giga(number)}" for stage, number in work.items() if number)
     forward = f"{_giga(sum(work.values()))} forward ({stages})"
     flops = f"{forward}; backward twice as much, less if parts are frozen"
     kept = plural(files["kept"], "checkpoint")

@@ -317,14 +317,13 @@ class Engine:
         """
         network = self.network
         with record_function("dmtl: initial"):
-            features, logits, encoded = network.initial(padded, call.wanted)
+            features, logits, fine = network.initial(padded, call.wanted)
         if network.mtdnet is None:
-            final = network.refined(encoded, features, logits)
-            return [final] * (2 if call.initial else 1), 0
+            return [logits] * (2 if call.initial else 1), 0
         initial = [{task: logits[task] for task in call.wanted}] if call.initial else []
         plan = self._plan(call)
         draws, steps = network.denoised(
-            features, logits, call.wanted, plan, call.noises, call.tolerance, encoded
+            features, logits, call.wanted, plan, call.noises, call.tolerance, fine
         )
         return initial + draws, steps
 

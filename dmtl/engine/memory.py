@@ -66,9 +66,10 @@ def peak_bytes(
     patches = 9 * pixels // 64 * (channels + config.width)  # 36 floats for 16 positions
     workspace = min(patches, _PATCHES) + min(144 * config.width**2, _WEIGHTS)
     peak = maps * one + tokens + encoder + workspace + DECODED * wanted * pixels
-    if config.output_stride == 4:  # of all tasks: logits at 1/4; of one: three maps
-        logits = sum(task_from_spec(spec).channels for spec in config.tasks)
-        peak += (logits + 4 * WIDTH) * pixels // 16 * itemsize
+    logits = sum(task_from_spec(spec).channels for spec in config.tasks)
+    peak += samples * logits * pixels // config.output_stride**2 * itemsize
+    if config.output_stride == 4:
+        peak += 4 * WIDTH * pixels // 16 * itemsize
     if samples > 1 and config.diffusion != "none":
         channels = max((task_from_spec(spec).channels for spec in config.tasks), default=1)
         again = wanted * one if config.diffusion == "feature" else 0

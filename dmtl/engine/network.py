@@ -62,11 +62,7 @@ class Network:
         self.skip = model.skip
         if self.skip is not None:
             self.skip.requires_grad_(False).to(form.maps)
-            self.skip_convs = {
-                task: self._ready(GroupedConv.of([conv]))
-                for task, conv in self.skip.convs.items()
-                if isinstance(conv, nn.Conv2d)
-            }
+            self.skip_convs = {task: self._conv(conv) for task, conv in self.skip.convs.items()}
 
     def _prepare(self, net: MTDNet) -> None:
         denoiser, form = net.denoiser, self.form
@@ -97,6 +93,10 @@ class Network:
         group = group.detached().to(self.form.maps, layout)
         return group.pack() if self.form.pack else group
 
+    def _conv(self, layer: nn.Module) -> GroupedConv:
+        assert isinstance(layer, nn.Conv2d)
+        return self._ready(GroupedConv.of([layer]))
+
     def _decoder(self, decoder: nn.Module) -> list[tuple[GroupedConv, GroupedConv]]:
         blocks = [block for block in decoder.children() if isinstance(block, BasicBlock)]
         pairs = [(GroupedConv.of([block.conv1]), GroupedConv.of([block.conv2])) for block in blocks]
@@ -105,15 +105,15 @@ class Network:
     def initial(
         self, image: Tensor, wanted: Sequence[str]
     ) -> tuple[list[Tensor], dict[str, Tensor], Tensor | None]:
-        """Return features of the requested tasks, initial logits [B, C_T, h, w], and what `refined` needs,
-        for a padded image.
+        """Return features of the requested tasks, initial logits [B, C_T, h, w], and what the skip decoder
+        needs of the encoder, for a padded image.
 
         Features are one tensor for each task or one packed tensor [R, C, h, w]. Logits are those of all
-        tasks; in a model without MTDNet, those of the requested ones.
+        tasks; in a model without MTDNet, the final ones of the requested tasks.
         """
         image = image.to(self.form.maps, memory_format=torch.channels_last)
         maps = self.backbone(image)
-        encoded = None if self.skip is None else maps[0]
+        fine = None if self.skip is None else self.skip.encode(maps[0], image)
         joined = join_maps(maps, image)
         del maps
         if image.device.type == "cpu" and image.numel() >= LARGE:
@@ -122,23 +122,17 @@ class Network:
         del joined
         tasks = list(self.tasks) if self.mtdnet is not None else list(wanted)
         decoded = self._apart if self.form.apart else self._packed
-        return *decoded(shared, tasks, wanted), encoded
+        features, logits = decoded(shared, tasks, wanted)
+        if self.mtdnet is None:
+            pairs = Pairs.of(dict.fromkeys(wanted), image.shape[0])
+            logits = self._refined(fine, Denoised(pairs, features, None), logits)
+        return features, logits, fine
 
-    def refined(
-        self, encoded: Tensor | None, signals: Sequence[Tensor], logits: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Return final logits at the model's output stride.
-
-        Args:
-            encoded: from `initial`.
-            signals: of the tasks in `logits`, as features or as the chain leaves them.
-            logits: final logits at 1/8.
-        """
-        if self.skip is None or encoded is None or not logits:
+    def _refined(self, fine: Tensor | None, state: Denoised, logits: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return final logits at the model's output stride, from those at 1/8 and their signals."""
+        if self.skip is None or fine is None:
             return logits
-        each = signals if len(signals) == len(logits) else signals[0].chunk(len(logits))
-        of_task = dict(zip(logits, each, strict=True))
-        return self.skip(encoded, of_task, logits, dict.fromkeys(logits), self.skip_convs)
+        return self.skip(fine, state.by_task(), logits, dict.fromkeys(logits), self.skip_convs)
 
     def _apart(
         self, shared: Tensor, tasks: Sequence[str], wanted: Sequence[str]
@@ -173,14 +167,14 @@ class Network:
         plan: Plan,
         noises: Sequence[NoiseSource],
         tolerance: float | None = None,
-        encoded: Tensor | None = None,
+        fine: Tensor | None = None,
     ) -> tuple[list[dict[str, Tensor]], int]:
         """Return final logits of the requested tasks for each noise source, and the most steps one took.
 
         Args:
             features: of the requested tasks, from `initial`; the list is emptied.
             tolerance: stop as soon as a step changes no task's logits by more, relative in L2; None: never.
-            encoded: from `initial`.
+            fine: from `initial`.
         """
         net = self.mtdnet
         assert net is not None
@@ -204,7 +198,8 @@ class Network:
                     signals.clear()  # the last chain may free them
                 run = Run(pairs, tokens, query, layers, plan, noise, anchors)
                 state, logits, steps = self._walk(net, start, run, tolerance)
-                draws.append(self.refined(encoded, state.signals, logits))
+                draws.append(self._refined(fine, state, logits))
+                del state
                 most = max(most, steps)
         return draws, most
 

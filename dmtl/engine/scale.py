@@ -1,8 +1,8 @@
 """Scale large images down before the network sees them.
 
 A network that was trained on images resized to 128x160 does not know objects that are twenty times as large.
-Therefore larger images are averaged over squares of k x k pixels first, and logits are upsampled by 8 k
-instead of 8. k is a whole number, so that maps stay aligned with the pixels of the image.
+Therefore larger images are averaged over squares of k x k pixels first, and logits are upsampled by a factor
+that is k times as large. k is a whole number, so that maps stay aligned with the pixels of the image.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class _DenseModel(nn.Module):
         logits = {task: taken(initial[task], r) for task, r in rows.items()}
         if self.skip is not None and self.config.diffusion == "none" and rows:
             signals = {task: taken(features[task], r) for task, r in rows.items()}
-            logits = self.skip(encoded, signals, logits, rows)
+            logits = self.skip(self.skip.encode(encoded, padded), signals, logits, rows)
         maps = {task: sized(x) for task, x in logits.items()}
         return Prediction(maps, maps, {})
 
@@ -230,11 +230,13 @@ class DiffusionMTL(_DenseModel):
             return Prediction({}, {}, {})
         plan = self.mtdnet.plan(image.device, steps, eta, sampler)
         noise = CounterNoise(0) if noise is None else noise
+        fine = None if self.skip is None else self.skip.encode(encoded, padded)
+        del encoded
         states = self.mtdnet(features, initial, rows, plan, noise, trace)
         logits = [self.mtdnet.logits(state) for state in states]
-        if self.skip is not None:
+        if self.skip is not None and fine is not None:
             refined = zip(states, logits, strict=True)
-            logits = [self.skip(encoded, state.by_task(), z, rows) for state, z in refined]
+            logits = [self.skip(fine, state.by_task(), z, rows) for state, z in refined]
         final = {task: sized(map) for task, map in logits[-1].items()}
         traced = {task: [sized(state[task]) for state in logits] for task in rows} if trace else {}
         return Prediction(final, initial_maps, traced)

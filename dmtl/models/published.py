@@ -52,13 +52,13 @@ def convert_to_published(model: DiffusionMTL | MultiTaskBaseline, target: str | 
         OSError: the file cannot be written.
     """
     config = model.config
-    unusual = config.diffusion != "feature" or config.residual
-    if not isinstance(model, DiffusionMTL) or unusual or config.token_reduction != 4 or config.without:
+    unusual = config.diffusion != "feature" or config.token_reduction != 4 or config.output_stride != 8
+    if not isinstance(model, DiffusionMTL) or unusual or config.residual or config.without:
         raise ConfigError(
-            "only models with Feature Diffusion, tokens at 1/32, no residual output and no ablation fit into "
-            f"the published format, got diffusion = {config.diffusion!r}, "
-            f"token_reduction = {config.token_reduction}, residual = {config.residual}, "
-            f"without = {list(config.without)}"
+            "only models with Feature Diffusion, tokens at 1/32, maps at 1/8, no residual output and no "
+            f"ablation fit into the published format, got diffusion = {config.diffusion!r}, "
+            f"token_reduction = {config.token_reduction}, output_stride = {config.output_stride}, "
+            f"residual = {config.residual}, without = {list(config.without)}"
         )
     state = {f"module.{key}": value for key, value in published_state(model).items()}
     content = {"optimizer": {}, "scheduler": {}, "model": state, "epoch": 0, "iter_count": 0}

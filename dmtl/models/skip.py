@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -47,9 +48,22 @@ class SkipDecoder(nn.Module):
             for parameter in head.parameters():
                 nn.init.zeros_(parameter)
 
+    def encode(self, encoded: Tensor, image: Tensor) -> Tensor:
+        """Return what `forward` needs of the encoder, [B, WIDTH, H/4, W/4].
+
+        Args:
+            encoded: the encoder's first map, [B, E, H/4, W/4]; another size is resized.
+            image: [B, 3, H, W].
+        """
+        size = (image.shape[-2] // 4, image.shape[-1] // 4)
+        if encoded.shape[-2:] != size:
+            encoded = F.interpolate(encoded, size, mode="bilinear", align_corners=False)
+        with lowered(self.skip):
+            return cast(self.skip(encoded))
+
     def forward(
         self,
-        encoded: Tensor,
+        fine: Tensor,
         signals: Mapping[str, Tensor],
         logits: Mapping[str, Tensor],
         rows: Mapping[str, Tensor | None],
@@ -58,24 +72,17 @@ class SkipDecoder(nn.Module):
         """Return task -> logits [n, C_T, 2 h, 2 w].
 
         Args:
-            encoded: the encoder's first map, [B, E, 2 h, 2 w]; another size is resized.
+            fine: from `encode`.
             signals: task -> its signal [n, C, h, w].
             logits: task -> its logits [n, C_T, h, w].
             rows: task -> the rows of the batch that it has; None: all.
             convs: task -> the 3x3 layer in its form for inference; None: as trained.
         """
-        with lowered(self):
-            fine = self._fine(encoded, next(iter(logits.values())))
+        with lowered(self.reduce), lowered(self.convs), lowered(self.heads):
             return {
                 task: self._refined(task, taken(fine, rows[task]), signals[task], z, convs)
                 for task, z in logits.items()
             }
-
-    def _fine(self, encoded: Tensor, like: Tensor) -> Tensor:
-        size = (2 * like.shape[-2], 2 * like.shape[-1])
-        if encoded.shape[-2:] != size:
-            encoded = F.interpolate(encoded, size, mode="bilinear", align_corners=False)
-        return cast(self.skip(encoded))
 
     def _refined(
         self, task: str, fine: Tensor, x: Tensor, z: Tensor, convs: Mapping[str, GroupedConv] | None
@@ -86,5 +93,6 @@ class SkipDecoder(nn.Module):
 
 
 def _up_and_add(small: Tensor, large: Tensor) -> Tensor:
-    """Upsample [n, C, h, w] by 2 and add [n, C, 2 h, 2 w], in its dtype."""
-    return ops.upsample_add(small.to(large.dtype).flatten(2).transpose(1, 2), large, reduction=2)
+    """Upsample [n, C, h, w] by 2 and add [n, C, 2 h, 2 w], in the wider dtype of the two."""
+    dtype = torch.promote_types(small.dtype, large.dtype)
+    return ops.upsample_add(small.to(dtype).flatten(2).transpose(1, 2), large.to(dtype), reduction=2)

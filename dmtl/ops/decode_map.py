@@ -2,7 +2,7 @@
 
 This is the end of DiffusionMTL's network.
 
-Legend: n rows, C channels, h x w the 1/8 map, C_T channels of the task, f = factor, H x W the image.
+Legend: n rows, C channels, h x w the map, C_T channels of the task, f = factor, H x W the image.
 
     l = weight x + bias at h x w;  u = bilinear(l, f) cropped to H x W (align_corners=False)
 

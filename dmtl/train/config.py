@@ -197,6 +197,10 @@ class OptimConfig:
             )
         if not 0 <= self.mtdnet_start < 1:
             raise ConfigError(f"optim.mtdnet_start must be in [0, 1), got {self.mtdnet_start}")
+        if self.mtdnet_start and "mtdnet" in self.freeze:
+            raise ConfigError(
+                f"optim.mtdnet_start must be 0 if optim.freeze has mtdnet, got {self.mtdnet_start}"
+            )
         if not all(0 <= share <= 1 for share in self.milestones):
             raise ConfigError(f"optim.milestones must be shares between 0 and 1, got {self.milestones}")
         if not 0 < self.dwa_temperature < math.inf:

@@ -31,8 +31,8 @@ class Seen:
 
     Attributes:
         batch: the images and labels.
-        prediction: logits of the labelled (image, task) pairs at 1/8 resolution, rows in the order of the
-            batch.
+        prediction: logits of the labelled (image, task) pairs, rows in the order of the batch; at 1/8
+            resolution, final ones at 1/`output_stride`.
         feature: [B, C, h, w], the input of all decoders.
         logits: task -> [B, C_T, h, w], for every task and image.
     """

@@ -166,11 +166,11 @@ def work(config: RunConfig, model: DiffusionMTL | MultiTaskBaseline, pairs: dict
     if model.config.output_stride == 4:
         forward["skip"] = 0.0
     for part in count(model.config, (height, width), published=True):
-        if part.stage in ("initial", "condition"):
+        if part.stage in ("initial", "condition") or part.layer == "skip":  # once for all tasks
             forward[part.stage] += images * part.flops
     for task, number in pairs.items():
         for part in count(model.config, (height, width), published=True, tasks=[task]):
-            if part.stage in ("chain", "skip"):
+            if part.stage in ("chain", "skip") and part.layer != "skip":
                 forward[part.stage] += number * part.flops
     return forward
 

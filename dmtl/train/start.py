@@ -8,18 +8,20 @@ from torch import Tensor, nn
 
 from dmtl.errors import ConfigError
 from dmtl.models import DiffusionMTL, ModelConfig, MultiTaskBaseline, from_pretrained
+from dmtl.nn.resnet import DEPTHS
+from dmtl.tasks import Task
 
-_ARCHITECTURE = (
-    "backbone", "backbone_width", "width", "decoder_blocks", "heads", "blocks", "mlp_ratio", "token_reduction"
-)  # fmt: skip
+_ARCHITECTURE = ("backbone", "width", "decoder_blocks")
+_CHAIN = ("diffusion", "heads", "blocks", "mlp_ratio", "token_reduction", "residual", "signal_scale")
+_PARTS = {"MTDNet": "mtdnet", "skip decoder": "skip"}
 _CONDITION = "mtdnet.condition.conv.weight"  # [C, sum of the tasks' C_T, 3, 3]
 
 
 def start_from(model: DiffusionMTL | MultiTaskBaseline, source: str) -> str:
     """Load the weights of a trained model into a new one.
 
-    A task keeps its decoders and heads if it means the same to both models. Weights of other tasks, and of
-    parts that the trained model lacks (MTDNet, the skip decoder), stay as they are.
+    A task keeps its decoders and heads if its logits mean the same in both models. Weights of other tasks,
+    and of parts that the trained model lacks (MTDNet, the skip decoder), stay as they are.
 
     Args:
         model: the new model.
@@ -30,20 +32,28 @@ def start_from(model: DiffusionMTL | MultiTaskBaseline, source: str) -> str:
 
     Raises:
         CheckpointError: the trained model is missing or damaged.
-        ConfigError: the architectures differ; the message names the options.
+        ConfigError: the architectures differ; the message names the options or a parameter.
     """
     trained = from_pretrained(source)
     _check(model.config, trained.config, source)
     kept = [
         name
         for name, task in model.tasks.items()
-        if name in trained.tasks and task.meaning() == trained.tasks[name].meaning()
+        if name in trained.tasks and _logits_mean(task) == _logits_mean(trained.tasks[name])
     ]
     state, known = model.state_dict(), trained.state_dict()
     left = (*_prefixes(model, [name for name in model.tasks if name not in kept]), _CONDITION)
+    if "skip decoder" not in _shared(model, trained):
+        left += ("skip.",)
     loaded = {key: known[key] for key in state if key in known and not key.startswith(left)}
     if _CONDITION in state and _CONDITION in known:
         loaded[_CONDITION] = _condition(state[_CONDITION], model, known[_CONDITION], trained, kept)
+    for key, value in loaded.items():
+        if state[key].shape != value.shape:
+            raise ConfigError(
+                f"optim.weights: {source} has {key} of shape {list(value.shape)}, expected "
+                f"{list(state[key].shape)}; set the options with which it was trained"
+            )
     for key, value in loaded.items():
         state[key].copy_(value)
     return _described(model, trained, source, kept)
@@ -51,13 +61,19 @@ def start_from(model: DiffusionMTL | MultiTaskBaseline, source: str) -> str:
 
 def _check(mine: ModelConfig, theirs: ModelConfig, source: str) -> None:
     names = list(_ARCHITECTURE)
+    if mine.backbone in DEPTHS:  # other encoders have one width
+        names.append("backbone_width")
     if "none" not in (mine.diffusion, theirs.diffusion):
-        names.append("diffusion")
+        names += _CHAIN
     differing = [name for name in names if getattr(mine, name) != getattr(theirs, name)]
     if differing:
         wrong = ", ".join(f"model.{name} = {getattr(theirs, name)}" for name in differing)
         got = ", ".join(str(getattr(mine, name)) for name in differing)
         raise ConfigError(f"optim.weights: {source} has {wrong}, got {got}; set the same values")
+
+
+def _logits_mean(task: Task) -> tuple:
+    return task.meaning(), task.decoding, task.channels
 
 
 def _prefixes(model: nn.Module, tasks: Collection[str]) -> tuple[str, ...]:
@@ -88,13 +104,21 @@ def _described(
     source: str,
     kept: Collection[str],
 ) -> str:
-    new = [name for name in model.tasks if name not in kept]
-    parts = {"MTDNet": "mtdnet", "skip decoder": "skip"}
-    new += [
-        name
-        for name, part in parts.items()
-        if getattr(model, part, None) is not None and getattr(trained, part, None) is None
-    ]
-    unused = [name for name in trained.tasks if name not in kept]
-    lists = {"new": new, "not used": unused}
+    shared = [*kept, *_shared(model, trained)]
+    lists = {
+        "new": [name for name in (*model.tasks, *_parts(model)) if name not in shared],
+        "not used": [name for name in (*trained.tasks, *_parts(trained)) if name not in shared],
+    }
     return f"starts from {source}" + "".join(f"; {k}: {', '.join(v)}" for k, v in lists.items() if v)
+
+
+def _parts(model: nn.Module) -> list[str]:
+    """Return the names of the parts that not every model has."""
+    return [name for name, part in _PARTS.items() if getattr(model, part, None) is not None]
+
+
+def _shared(model: DiffusionMTL | MultiTaskBaseline, trained: DiffusionMTL | MultiTaskBaseline) -> list[str]:
+    """Return the names of those that keep their weights. A skip decoder depends on what it refines."""
+    both = [name for name in _parts(model) if name in _parts(trained)]
+    same = model.config.diffusion == trained.config.diffusion
+    return [name for name in both if name != "skip decoder" or same]

@@ -69,6 +69,8 @@ SPECS = [
                 (1, 640, 1, {"diffusion": "prediction", "token_reduction": 2}),
                 (4, 384, 1, {"backbone": "efficientnet_lite0", "diffusion": "none"}),
                 (1, 640, 1, {"backbone": "efficientnet_lite2"}),
+                (1, 640, 1, {"backbone": "efficientnet_lite0", "output_stride": 4}),
+                (1, 384, 16, {"backbone": "efficientnet_lite0", "output_stride": 4}),
             )
         ),
     ],

@@ -265,7 +265,13 @@ def test_an_unknown_task(tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [dict(diffusion="prediction"), dict(diffusion="none"), dict(residual=True), dict(token_reduction=2)],
+    [
+        dict(diffusion="prediction"),
+        dict(diffusion="none"),
+        dict(residual=True),
+        dict(token_reduction=2),
+        dict(output_stride=4),
+    ],
 )
 def test_what_has_no_published_form(tmp_path, options):
     with pytest.raises(ConfigError, match="published form"):

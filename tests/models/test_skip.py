@@ -104,6 +104,17 @@ def test_gradients_reach_the_encoder_or_only_the_decoder():
     assert {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None} == {"skip"}
 
 
+def test_autocast():
+    model, image = small_model(output_stride=4), torch.randn(2, 3, 64, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(image).final
+        half["heat"].float().square().mean().backward()
+    assert model.skip.reduce["heat"].weight.grad.isfinite().all()
+    with torch.no_grad():
+        for task, expected in model(image).final.items():
+            assert float((half[task].float() - expected).norm() / expected.norm()) < 0.1
+
+
 def test_an_encoder_without_a_map_at_one_quarter(monkeypatch):
     class Coarse(torch.nn.Module):
         channels = (5, 7)

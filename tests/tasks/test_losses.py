@@ -212,12 +212,15 @@ def test_wrong_arguments_are_named(task):
 
 
 @each_task
-def test_loss_of_map(task):
+@pytest.mark.parametrize("factor", [8, 4])
+def test_loss_of_map(task, factor):
     """The loss of the interpolated and cropped logits, and the same gradient."""
-    logits, label = logits_of(task, 2, 3, 4), label_of(task, 2, 21, 32)
+    height, width = 3 * factor - 3, 4 * factor
+    logits, label = logits_of(task, 2, 3, 4), label_of(task, 2, height, width)
     lows = [logits.clone().requires_grad_() for _ in range(2)]
-    whole = torch.nn.functional.interpolate(lows[0], (24, 32), mode="bilinear", align_corners=False)
-    losses = [task.loss(whole[..., :21, :], label), task.loss_of_map(lows[1], label)]
+    frame = (3 * factor, width)
+    whole = torch.nn.functional.interpolate(lows[0], frame, mode="bilinear", align_corners=False)
+    losses = [task.loss(whole[..., :height, :], label), task.loss_of_map(lows[1], label, factor)]
     torch.testing.assert_close(losses[1], losses[0])
     grads = [torch.autograd.grad(loss.sum(), low)[0] for loss, low in zip(losses, lows, strict=True)]
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-7)
@@ -250,6 +253,9 @@ def test_a_loss_of_its_own():
     for task in (Squared(), Near()):
         assert task.loss_kind is None
         torch.testing.assert_close(task.loss_of_map(logits, label), task.loss(whole, label))
+        half = torch.nn.functional.interpolate(logits, (8, 8), mode="bilinear", align_corners=False)
+        expected = task.loss(half, label[..., :8, :8])
+        torch.testing.assert_close(task.loss_of_map(logits, label[..., :8, :8], 4), expected)
         assert not torch.allclose(task.loss_of_map(logits, label), Depth().loss_of_map(logits, label))
 
 

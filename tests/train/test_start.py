@@ -60,13 +60,38 @@ def test_diffusion_from_a_baseline(tmp_path):
         assert torch.equal(value, before[key] if key.startswith("mtdnet.") else baseline.state_dict()[key])
 
 
+def test_what_is_not_used_is_said(tmp_path):
+    small_model(output_stride=4).save_pretrained(tmp_path)
+    said = start_from(create_model(small_config(diffusion="none")), str(tmp_path))
+    assert said.endswith("; not used: MTDNet, skip decoder")
+
+
+def test_a_skip_decoder_of_other_signals_starts_anew(tmp_path):
+    """Those of logits with one channel would otherwise be repeated for all channels of features."""
+    small_model(output_stride=4, diffusion="none").save_pretrained(tmp_path)
+    fresh = create_model(small_config(output_stride=4, diffusion="prediction"))
+    before = {key: value.clone() for key, value in fresh.state_dict().items()}
+    said = start_from(fresh, str(tmp_path))
+    assert said.endswith("; new: MTDNet, skip decoder; not used: skip decoder")
+    assert all(torch.equal(v, before[k]) for k, v in fresh.state_dict().items() if k.startswith("skip."))
+
+
+def test_logits_of_logarithms_are_not_those_of_numbers(tmp_path):
+    tasks = {log: make_task("depth", log=log) for log in (False, True)}
+    create_model(small_config(), [tasks[True]]).save_pretrained(tmp_path)
+    fresh = create_model(small_config(), [tasks[False]])
+    assert start_from(fresh, str(tmp_path)).endswith("; new: depth; not used: depth")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (dict(width=64), r"model\.width = 32, got 64; set the same"),
+        (dict(residual=True), r"model\.residual = False, got True"),
+        (dict(backbone_width=16), r"model\.backbone_width = 8, got 16"),
         (
             dict(diffusion="prediction", blocks=3),
-            r"model\.blocks = 2, model\.diffusion = feature, got 3",
+            r"model\.diffusion = feature, model\.blocks = 2, got prediction, 3",
         ),
     ],
 )
@@ -81,6 +106,8 @@ def test_bad_settings(tmp_path):
         start_from(create_model(small_config()), str(tmp_path / "nothing-here"))
     with pytest.raises(ConfigError, match=r"optim\.backbone_weights must not be set, got 'imagenet'"):
         OptimConfig(weights="six-tasks", backbone_weights="imagenet")
+    with pytest.raises(ConfigError, match=r"optim\.mtdnet_start must be 0 if optim\.freeze has mtdnet"):
+        OptimConfig(mtdnet_start=0.5, freeze=["mtdnet"])
 
 
 def test_a_run_starts_from_another_and_resumes_without_it(tmp_path):

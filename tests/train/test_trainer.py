@@ -313,7 +313,9 @@ def test_patience_ends_a_run_early(config_for):
 
 def test_a_label_that_spoils_every_step_stops_the_run(config_for, monkeypatch):
     """Skipped steps are logged with task and sample names; after three in a row the run stops, saved."""
-    monkeypatch.setattr(Scalar, "loss_of_map", lambda self, logits, label: logits.mean((1, 2, 3)) * math.nan)
+    monkeypatch.setattr(
+        Scalar, "loss_of_map", lambda self, logits, label, factor: logits.mean((1, 2, 3)) * math.nan
+    )
     config = config_for(data=dict(labels="full"), execution=dict(max_bad_steps=3), log=dict(eval_every=99))
     said, trainer = [], None
     trainer = Trainer(config, say=said.append)
