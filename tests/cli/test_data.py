@@ -101,6 +101,18 @@ def test_labels(dmtl, tmp_path, data):
     assert all([row[task] for task in TASKS].count("1") == 1 for row in rows)
 
 
+def test_an_edited_file_of_labels_is_not_overwritten(dmtl, tmp_path, data):
+    path = tmp_path / "labels.csv"
+    assert dmtl("data", "labels", data).status == 0
+    assert dmtl("data", "labels", data).status == 0
+    path.write_text(edited := path.read_text().replace("1", "0", 1))
+    status, out, err = dmtl("data", "labels", data)
+    assert (status, out) == (2, "") and path.read_text() == edited
+    assert "labels.csv: exists with other content; choose another --out, or delete the file" in err
+    path.unlink()
+    assert dmtl("data", "labels", data).status == 0
+
+
 @pytest.mark.parametrize("setting", ["random-labels", "full"])
 def test_other_settings(dmtl, tmp_path, data, setting):
     assert dmtl("data", "labels", data, "--setting", setting, "--out", "l.csv").status == 0

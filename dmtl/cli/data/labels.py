@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -51,7 +52,7 @@ class Labels:
     count: int | None = None
     """Maximum number of images."""
     out: str = "labels.csv"
-    """The file to write."""
+    """The file to write; it must not exist with other content."""
 
 
 def run(args: Labels) -> int:
@@ -63,10 +64,18 @@ def run(args: Labels) -> int:
             f"got {args.setting!r}"
         )
     labels = _converted(args, args.source) if args.source is not None else _chosen(args)
+    _refuse_to_overwrite(args.out, labels)
     labels.write_csv(args.out)
     _show(labels)
     say(f"wrote {args.out}")
     return 0
+
+
+def _refuse_to_overwrite(out: str, labels: LabelMatrix) -> None:
+    """Raise ConfigError if the file holds anything else than these labels: it may have been edited."""
+    path = Path(out)
+    if path.is_file() and path.read_bytes() != labels.csv_text().encode():
+        raise ConfigError(f"{out}: exists with other content; choose another --out, or delete the file")
 
 
 def _converted(args: Labels, source: str) -> LabelMatrix:

@@ -134,11 +134,15 @@ class LabelMatrix:
 
     def write_csv(self, path: str | os.PathLike) -> None:
         """Write the table in the format that `read_csv` reads, atomically."""
+        write_text(Path(path), self.csv_text())
+
+    def csv_text(self) -> str:
+        """Return the table in the format that `read_csv` reads."""
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(["id", *self.tasks])
         table.writerows([i, *row] for i, row in zip(self.ids, self.matrix.astype(int).tolist()))
-        write_text(Path(path), text.getvalue())
+        return text.getvalue()
 
     # -- asking ----------------------------------------------------------------------------------------
 
