@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dmtl.errors import CheckpointError, ConfigError, one_line
+from dmtl.errors import CheckpointError, ConfigError
 from dmtl.models.weights import CONFIG, WEIGHTS
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -31,8 +31,9 @@ def download(repo_id: str, **options: Any) -> Path:
         hub = _huggingface_hub()
         return Path(hub.snapshot_download(repo_id, allow_patterns=[CONFIG, WEIGHTS], **options))
     except Exception as error:  # a download may raise anything
-        reason = f"; {error}" if isinstance(error, ConfigError) else f", nor on the Hub ({one_line(error)})"
-        raise CheckpointError(f"{repo_id}: no such file or folder here{reason}") from error
+        hub_says = "the Hugging Face Hub has no such model or cannot be reached; check the name"
+        reason = error if isinstance(error, ConfigError) else hub_says
+        raise CheckpointError(f"{repo_id}: no such file or folder here; {reason}") from error
 
 
 def upload(model: Any, repo_id: str, **options: Any) -> str:
