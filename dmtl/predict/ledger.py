@@ -37,6 +37,15 @@ from dmtl.runtime.files import json_text, write_json, write_text
 FOLDER = ".parts"
 _PAUSE = 0.5  # seconds between two checks of other parts
 _VISIBLE = 90  # seconds until all machines must see a file; network file systems cache for up to 60
+_NONE = {  # what None means
+    "steps": "the trained number of steps",
+    "eta": "the model's eta",
+    "sampler": "the model's sampler",
+    "batch_size": "the default batch size",
+    "tile": "automatic tiles",
+    "downscale": "automatic downscaling",
+    "frames": "all frames",
+}
 _DAMAGED = "not readable, expected a file that `dmtl predict` wrote; delete it to start again"
 
 
@@ -297,7 +306,9 @@ class Ledger:
     def _check_head(self, head: dict) -> None:
         for key, value in self.head.items():
             if (before := head.get(key)) != value:
-                how = f"{key} {before!r}, now {value!r}"
+                was = f"{key} {before!r}" if before is not None else _NONE.get(key, f"no {key}")
+                now = _NONE.get(key, "none") if value is None else repr(value)
+                how = f"{was}, now {now}"
                 how = {"model": "another model", "tasks": "other tasks"}.get(key, how)
                 raise DataError(
                     f"{self.out_dir}: holds maps made with {how}; choose another folder, or delete this one"

@@ -237,15 +237,17 @@ def test_a_batch_is_predicted_as_a_whole(model, tmp_path):
 @pytest.mark.parametrize(
     ("options", "call", "text"),
     [
-        ({"steps": 2}, {}, "steps None, now 2"),
+        ({"steps": 2}, {}, "the trained number of steps, now 2"),
         ({"seed": 1}, {}, "seed 0, now 1"),
         ({"samples": 2}, {}, "samples 1, now 2"),
-        ({"batch_size": 2}, {}, "batch_size None, now 2"),
+        ({"batch_size": 2}, {}, "the default batch size, now 2"),
         ({"precision": "bf16"}, {}, "precision 'fp32', now 'bf16'"),
         ({"tasks": ["sal"]}, {}, "other tasks"),
         ({}, {"pictures": False}, "pictures True, now False"),
         ({}, {"npy": True}, "npy False, now True"),
         ({}, {"every": 2}, "every 1, now 2"),
+        ({}, {"frames": 2}, "all frames, now 2"),
+        ({"tile": 0}, {}, "automatic tiles, now 0"),
     ],
 )
 def test_other_options_are_refused(model, tmp_path, options, call, text):
@@ -255,6 +257,13 @@ def test_other_options_are_refused(model, tmp_path, options, call, text):
     with pytest.raises(DataError, match=f"out: holds maps made with {text}; choose another folder"):
         Predictor(model, **options).predict_files([path], tmp_path / "out", **call)
     assert tree(tmp_path / "out") == before
+
+
+def test_an_option_that_is_no_longer_given_is_refused(model, tmp_path):
+    path = save(tmp_path / "a.png")
+    Predictor(model, steps=2).predict_files([path], tmp_path / "out")
+    with pytest.raises(DataError, match="made with steps 2, now the trained number of steps; choose"):
+        Predictor(model).predict_files([path], tmp_path / "out")
 
 
 @pytest.mark.parametrize("what", ["weight", "config"])
