@@ -21,17 +21,17 @@ def identity(config: RunConfig) -> dict[str, dict]:
 
 
 def what_changed(stored: Mapping[str, Mapping], config: RunConfig) -> str:
-    """Return the first difference to a stored `identity`, such as "optim.lr was 0.001, now 0.5"; "" if none.
+    """Return the differences to a stored `identity`, such as "optim.lr was 0.001, now 0.5"; "" if none.
 
     Keys that did not exist when the identity was stored count with their defaults.
     """
-    defaults = identity(RunConfig())
+    defaults, changes = identity(RunConfig()), []
     for section, values in identity(config).items():
         before = {**defaults[section], **stored.get(section, {})}
         for key, value in values.items():
             if before[key] != value:
-                return f"{section}.{key} was {before[key]!r}, now {value!r}"
-    return ""
+                changes.append(f"{section}.{key} was {before[key]!r}, now {value!r}")
+    return "; ".join(changes)
 
 
 def meaning_changed(state: Mapping[str, Any], data: Data) -> str:

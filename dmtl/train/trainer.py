@@ -385,7 +385,10 @@ class Trainer:
         folder = self.checkpoints.folder
         changed = what_changed(json.loads(state["config"]), self.config) or meaning_changed(state, self.data)
         if changed:
-            raise CheckpointError(f"{folder}: belongs to another configuration: {changed}")
+            raise CheckpointError(
+                f"{folder}: belongs to another configuration: {changed}. "
+                "Resume with the earlier values, or train into another folder"
+            )
         began = self.out / "labels.csv"
         if began.is_file() and LabelMatrix.read_csv(began) != self.data.labels:
             raise CheckpointError(f"{began}: the run began with other labels than data.labels gives now")

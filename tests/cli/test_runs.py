@@ -91,9 +91,10 @@ def test_a_run_that_stops_itself_says_how_to_go_on(dmtl, tmp_path, data, monkeyp
 
 
 def test_resume_refuses_another_configuration(dmtl, trained):
-    status, _, err = dmtl("train", trained / "config.toml", "--resume", "--optim.lr", "0.5")
+    changed = ("--optim.lr", "0.5", "--optim.steps", "3")
+    status, _, err = dmtl("train", trained / "config.toml", "--resume", *changed)
     assert status == 2
-    assert "belongs to another configuration: optim.lr was 0.001, now 0.5" in err
+    assert "another configuration: optim.steps was 2, now 3; optim.lr was 0.001, now 0.5. Resume with" in err
 
 
 def test_resume_takes_what_does_not_decide_the_weights(dmtl, trained):
@@ -167,7 +168,7 @@ def test_eval_of_several_draws(dmtl, tmp_path, trained, data):
     [
         (["--steps", "0"], "steps must be numbers from 1 or \"auto\", got '0'"),
         (["--precision", "fp8"], "precision must be one of auto, fp32, bf16 on a cpu, got 'fp8'"),
-        (["--samples", "0"], "samples must be an integer of at least 1, got 0"),
+        (["--samples", "0"], "--samples must be an integer of at least 1, got 0"),
     ],
 )
 def test_eval_refuses(dmtl, trained, data, words, message):
