@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -13,6 +15,8 @@ from tyro.constructors import (
     PrimitiveTypeInfo,
     UnsupportedTypeAnnotationError,
 )
+
+from dmtl.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -68,6 +72,19 @@ def parse_subcommand(
         return tyro.extras.subcommand_cli_from_dict(
             dict(kinds), args=list(arguments), prog=f"dmtl {command}", config=_STYLE, **options
         )
+
+
+@contextmanager
+def naming_options(args: object) -> Iterator[None]:
+    """Name options in errors of functions: "Engine: tile must be ..." becomes "--tile must be ..."."""
+    try:
+        yield
+    except ConfigError as error:
+        found = re.match(r"\w+: (\w+) must ", str(error))
+        if found is None or not hasattr(args, found[1]):
+            raise
+        option = f"--{found[1].replace('_', '-')}"
+        raise ConfigError(option + str(error)[found.end(1) :]) from None
 
 
 def positional(metavar: str, help: str | None = None) -> tuple:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.table import Table
 
-from dmtl.cli._arguments import MODEL, parse
+from dmtl.cli._arguments import MODEL, naming_options, parse
 from dmtl.cli._common import console, final_and_initial, metric_table, source_table, table_of
 from dmtl.cli._progress import bar
 from dmtl.errors import ConfigError
@@ -211,7 +211,8 @@ def _engine(args: Eval, model: str, device: torch.device) -> Engine:
     options: dict[str, Any] = dict(
         sampler=args.sampler, samples=args.samples, downscale=args.downscale, inplace=True
     )
-    return Engine(from_pretrained(model).to(device), precision=precision, **options)
+    with naming_options(args):
+        return Engine(from_pretrained(model).to(device), precision=precision, **options)
 
 
 def _score(

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from dmtl.cli._arguments import MODEL, parse
+from dmtl.cli._arguments import MODEL, naming_options, parse
 from dmtl.cli._common import say
 
 
@@ -52,21 +52,22 @@ def main(arguments: list[str]) -> int:
     from dmtl.engine.export import FORMATS, export_model
     from dmtl.models import from_pretrained
 
-    exported = export_model(
-        from_pretrained(args.model),
-        args.out or f"model{FORMATS[args.format].suffix}",
-        format=args.format,
-        size=args.size,
-        tasks=args.tasks,
-        steps=args.steps,
-        sampler=args.sampler,
-        seed=args.seed,
-        what=args.what,
-        input=args.input,
-        device=args.device,
-        dynamic=args.dynamic,
-        opset=args.opset,
-    )
+    with naming_options(args):
+        exported = export_model(
+            from_pretrained(args.model),
+            args.out or f"model{FORMATS[args.format].suffix}",
+            format=args.format,
+            size=args.size,
+            tasks=args.tasks,
+            steps=args.steps,
+            sampler=args.sampler,
+            seed=args.seed,
+            what=args.what,
+            input=args.input,
+            device=args.device,
+            dynamic=args.dynamic,
+            opset=args.opset,
+        )
     for task, about in exported.description["outputs"].items():
         shape = ", ".join(str(side) for side in about["shape"])
         say(

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from dmtl.cli._arguments import parse, positional
+from dmtl.cli._arguments import naming_options, parse, positional
 from dmtl.cli._common import say
 from dmtl.cli._progress import progress
 from dmtl.errors import ConfigError
@@ -77,25 +77,26 @@ def main(arguments: list[str]) -> int:
     from dmtl.predict.predictor import Predictor
     from dmtl.runtime.distributed import connect
 
-    model, images = _split(args.words)
+    model, images = _split(args.words, args.out)
     shard = _shard(args.shard)
     world = connect(args.device)
     if model is None and world.main:
         say(f"model: {BUILTIN}, which comes with dmtl; see {BUILTIN_FOLDER / CARD}")
-    predictor = Predictor(
-        model,
-        world.device,
-        steps=args.steps,
-        sampler=args.sampler,
-        tasks=args.tasks,
-        seed=args.seed,
-        samples=args.samples,
-        precision=args.precision,
-        batch_size=args.batch_size,
-        tile=args.tile,
-        downscale=args.downscale,
-    )
-    with progress(stderr=True) if world.main else nullcontext() as new_bar:
+    with naming_options(args):
+        predictor = Predictor(
+            model,
+            world.device,
+            steps=args.steps,
+            sampler=args.sampler,
+            tasks=args.tasks,
+            seed=args.seed,
+            samples=args.samples,
+            precision=args.precision,
+            batch_size=args.batch_size,
+            tile=args.tile,
+            downscale=args.downscale,
+        )
+    with naming_options(args), progress(stderr=True) if world.main else nullcontext() as new_bar:
         summary = predictor.predict_files(
             images,
             args.out,
@@ -116,7 +117,7 @@ def main(arguments: list[str]) -> int:
     return 0 if summary.ok else 1
 
 
-def _split(words: list[str]) -> tuple[str | None, list[str]]:
+def _split(words: list[str], out: str) -> tuple[str | None, list[str]]:
     """Return MODEL, None for the one that comes with dmtl, and the images."""
     from dmtl.models.pretrained import BUILTIN
 
@@ -125,8 +126,10 @@ def _split(words: list[str]) -> tuple[str | None, list[str]]:
     first, *others = words
     if not _names_model(first):
         for word in others:
-            if word == BUILTIN or (os.path.isdir(word) and _names_model(word)):
+            if (word == BUILTIN or os.path.isdir(word)) and _names_model(word):
                 raise ConfigError(f"MODEL must come before the images, got {word} after {first}")
+        if os.path.isdir(first):
+            _check_images(first, out)
         return None, words
     if others:
         return first, others
@@ -139,11 +142,25 @@ def _split(words: list[str]) -> tuple[str | None, list[str]]:
     )
 
 
+def _check_images(folder: str, out: str) -> None:
+    """Raise ConfigError unless a folder without a model has images: it may have been meant as MODEL."""
+    from dmtl.predict.inputs import find_inputs
+
+    inputs, failures, _ = find_inputs([folder], out)
+    if not inputs:
+        raise ConfigError(
+            f"{folder}: is neither MODEL (no config.json) nor IMAGE ({failures[0].reason}); "
+            "pass the folder of one run or model, or a folder of images"
+        )
+
+
 def _names_model(word: str) -> bool:
     """Return whether the first word is MODEL."""
-    from dmtl.models.pretrained import holds_model
+    from dmtl.models.pretrained import BUILTIN, holds_model
     from dmtl.predict.inputs import SUFFIXES
 
+    if word == BUILTIN:  # also if it is a folder here, which `from_pretrained` refuses
+        return True
     return holds_model(word) if os.path.isdir(word) else not word.lower().endswith(SUFFIXES)
 
 

@@ -94,9 +94,7 @@ def find_inputs(
             root = root / "images" if _is_dataset(root) else root
             if not files:
                 failures.append(
-                    Failure(
-                        str(path), f"no images or videos, expected files that end in {', '.join(SUFFIXES)}"
-                    )
+                    Failure(str(path), "no images or videos, expected files such as .jpg, .png or .mp4")
                 )
         elif os.path.exists(path):
             root = path.parent.resolve()

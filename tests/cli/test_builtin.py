@@ -11,7 +11,9 @@ from dmtl.cli.predict import _split
 from dmtl.errors import ConfigError
 from dmtl.models import pretrained
 from dmtl.models.pretrained import BUILTIN
+from dmtl.predict.maps import FORMAT
 from dmtl.report.runs.card import BEGIN, END
+from dmtl.runtime.files import write_json
 from dmtl.text import fixed
 
 from .conftest import TASKS
@@ -101,7 +103,7 @@ def test_info_names_it(dmtl):
 def test_which_word_is_the_model(tmp_path, monkeypatch, words, model):
     lay_out(tmp_path, monkeypatch)
     listed = words.split()
-    assert _split(listed) == (model, listed if model is None else listed[1:])
+    assert _split(listed, "out") == (model, listed if model is None else listed[1:])
 
 
 @pytest.mark.parametrize(
@@ -111,13 +113,30 @@ def test_which_word_is_the_model(tmp_path, monkeypatch, words, model):
         ("b.weird", "b.weird is taken as MODEL, and no IMAGE follows it; .* pass six-tasks b.weird"),
         ("a.jpg run", "MODEL must come before the images, got run after a.jpg"),
         ("photos a.jpg six-tasks", "MODEL must come before the images, got six-tasks after photos"),
+        (
+            "runs a.jpg",
+            r"runs: is neither MODEL \(no config.json\) nor IMAGE \(no images .* folder of one run",
+        ),
+        ("runs", r"runs: is neither MODEL .* nor IMAGE"),
+        ("maps a.jpg", r"maps: is neither MODEL .* nor IMAGE \(holds maps that dmtl wrote"),
         ("phtos", "phtos: no such file or folder, expected an image, a video or a folder of them"),
     ],
 )
 def test_words_that_do_not_say_what_is_the_model(tmp_path, monkeypatch, words, message):
     lay_out(tmp_path, monkeypatch)
     with pytest.raises(ConfigError, match=message):
-        _split(words.split())
+        _split(words.split(), "out")
+
+
+@pytest.mark.parametrize("words", ["runs a.jpg", "six-tasks a.jpg", "six-tasks"])
+def test_a_folder_that_may_be_the_model_is_refused_before_predicting(dmtl, tmp_path, monkeypatch, words):
+    lay_out(tmp_path, monkeypatch)
+    (tmp_path / "six-tasks").mkdir()
+    (tmp_path / "six-tasks" / "b.jpg").touch()
+    status, out, err = dmtl("predict", *words.split())
+    assert (status, out) == (2, "") and err.count("\n") == 1
+    assert not (tmp_path / "predictions").exists()
+    assert words != "six-tasks a.jpg" or "pass ./six-tasks for the path" in err
 
 
 def lay_out(root, monkeypatch):
@@ -128,7 +147,10 @@ def lay_out(root, monkeypatch):
         "run/config.toml",
         "run/images/d.jpg",
         "folder/config.json",
+        "runs/mine/log.jsonl",
+        "maps/semseg/a.png",
     ):
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         (root / file).touch()
+    write_json(root / "maps" / "maps.json", {"format": FORMAT})
     monkeypatch.chdir(root)

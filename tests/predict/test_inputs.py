@@ -77,9 +77,7 @@ def test_missing_and_empty(tmp_path):
     (tmp_path / "empty").mkdir()
     found, failures = names(tmp_path, ["empty", "nowhere.jpg"])
     assert found == []
-    assert failures[0][0] == "empty" and failures[0][1].startswith(
-        "no images or videos, expected files that end in .jpg"
-    )
+    assert failures[0] == ("empty", "no images or videos, expected files such as .jpg, .png or .mp4")
     assert failures[1] == ("nowhere.jpg", "does not exist, expected an image, a video or a folder of them")
 
 
