@@ -120,7 +120,7 @@ def row(action: argparse.Action) -> str:
         name = argument(action)
     elif action.nargs != 0:
         name = f"{name} {metavar(action)}"
-    text = re.sub(r" ?\(default: (None)?\s*\)", "", action.help or "")
+    text = (action.help or "").rstrip()
     if action.nargs == 0 and len(action.option_strings) == 1:
         text = text.replace(" (default: False)", "")
     text = re.sub(r"\(default: (.*)\)$", r"(default: `\1`)", text, flags=re.DOTALL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import tyro
@@ -13,6 +13,8 @@ from tyro.constructors import (
     ConstructorRegistry,
     PrimitiveConstructorSpec,
     PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructTypeInfo,
     UnsupportedTypeAnnotationError,
 )
 
@@ -45,6 +47,33 @@ def _weights(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
         is_instance=lambda value: isinstance(value, dict),
         str_from_instance=lambda value: [str(x) for pair in value.items() for x in pair],
     )
+
+
+@_registry.struct_rule
+def _one_default(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """Leave "(default: None)" out of the help: docstrings say what None means."""
+    if not is_dataclass(info.type) or info in _inside:
+        return None
+    _inside.append(info)
+    try:
+        spec = ConstructorRegistry.get_struct_spec(info)  # by the rules of tyro
+    finally:
+        _inside.pop()
+    if not isinstance(spec, StructConstructorSpec):
+        return None
+    kinds: list[Any] = [Annotated[f.type, _HINT] for f in spec.fields]
+    fields = (replace(f, type=kind) for f, kind in zip(spec.fields, kinds, strict=True))
+    return replace(spec, fields=tuple(fields))
+
+
+_inside: list[StructTypeInfo] = []  # that `_one_default` asks tyro about
+
+
+def _default_hint(default: str) -> str:
+    return f"(default: {default})" if default not in ("None", "") else ""
+
+
+_HINT: Any = tyro.conf.arg(help_behavior_hint=_default_hint)
 
 
 def _named_numbers(words: list[str]) -> dict[str, float]:

@@ -78,7 +78,7 @@ class Eval:
     samples: int = 1
     """Noise samples to average; with 2 or more, also print the AUROC with which uncertainty finds errors."""
     precision: str = "auto"
-    """"fp32", "bf16", or on a GPU also "fp16" and "tf32"; default: fp32 on a CPU, bf16 on a GPU."""
+    """"fp32", "bf16", or on a GPU also "fp16" and "tf32"; "auto" is fp32 on a CPU and bf16 on a GPU."""
     downscale: int | None = None
     """Factor by which images are downscaled for the network; default: a factor that gives about the size of
     the training images. Maps keep the image's size and are scored at that size."""

@@ -30,7 +30,7 @@ class DataConfig:
 
     root: str = ""
     """"scenes" (rendered while training), a registered name, shards, or a folder with `dataset.yaml`;
-    default: "scenes", or none if the file has `sources`."""
+    "" means "scenes", or none if the file has `sources`."""
     sources: list[Source] = field(default_factory=list)
     """Several data sets that one model learns from, in place of `root`: tables [[data.sources]] of a file,
     with root, name, weight, drop and rename."""

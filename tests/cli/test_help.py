@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -22,6 +23,7 @@ def test_help_of_every_command(dmtl, words):
     status, out, err = dmtl(*words, "--help")
     assert (status, err) == (0, "")
     assert out.startswith(f"usage: dmtl {' '.join(words)}")
+    assert not re.search(r"\(default:\s+(│\s+│\s+)?(None)?\)", out)
 
 
 def test_overview(dmtl):
