@@ -122,11 +122,11 @@ def print_info() -> None:
 
 
 def _backend_table(device: str, rows: list[dict]) -> Table:
-    """Return a table of op x backend with dtypes in the cells: green if the backend is used, plain if it
-    could serve the call, "-" if it cannot."""
+    """Return a table of op x backend with dtypes in the cells: marked by * if the backend is used, plain if
+    it could serve the call, "-" if it cannot."""
     from rich.table import Table
 
-    title = f"\nBackends of each op for {device} tensors (green: taken)"
+    title = f"\nBackends of each op for {device} tensors (*: used here)"
     table = Table(title=title, title_justify="left")
     for column in ("op", *registry.BACKENDS):
         table.add_column(column)
@@ -145,7 +145,7 @@ def _cell(row: dict, backend: str) -> str:
     if backend in row["why_not"]:
         return ""
     short = _SHORT[row["dtype"]]
-    return f"[green]{short}[/]" if row["backend"] == backend else short
+    return f"[green]{short}*[/]" if row["backend"] == backend else short
 
 
 def _absences(rows: list[dict]) -> dict[str, str]:

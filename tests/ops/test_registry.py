@@ -104,3 +104,4 @@ def test_info(capsys, monkeypatch):
     print_info()
     printed = capsys.readouterr().out
     assert "q_sample" in printed and dmtl.__version__ in printed
+    assert "fp32*" in printed  # the backend that is used, also without colours
