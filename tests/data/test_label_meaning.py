@@ -252,20 +252,26 @@ def test_labels_without_a_class_are_reported(tmp_path, tasks, pixels, kind, mess
 @pytest.mark.parametrize(
     ("tasks", "pixels", "remedy"),
     [
-        (CLASSES, [[0, 1], [0, 255]], "if 255 means 'road', write `values: {0: 0, 1: 1, 255: 1}`"),
+        (CLASSES, [[0, 1], [0, 255], [0, 255]], "if 255 means 'road', write `values: {0: 0, 1: 1, 255: 1}`"),
         (
             {"kind": "binary"},
-            [[0, 1, 255], [0, 255]],
+            [[0, 1, 255], [0, 255], [0, 255]],
             "if 255 means 'yes', write `values: {0: 0, 1: 1, 255: 1}`",
         ),
-        (CLASSES | {"ignore": 9}, [[0, 1], [1, 9]], "if 9 means 'road', write `values: {0: 0, 1: 1, 9: 1}`"),
+        (
+            CLASSES | {"ignore": 9},
+            [[0, 1], [1, 9], [1, 9]],
+            "if 9 means 'road', write `values: {0: 0, 1: 1, 9: 1}`",
+        ),
         (CLASSES, [[0, 1], [0, 1, 255]], None),
+        ({"kind": "binary"}, [[0, 1], [0, 255]], None),  # some images have no positive pixel
         (CLASSES, [[0, 1], [0]], None),
         ({"kind": "classes", "classes": 3}, [[0, 1, 2], [0, 255]], None),
     ],
 )
 def test_masks_drawn_in_two_ways_are_reported(tmp_path, tasks, pixels, remedy):
-    data = write(tmp_path, {"s": tasks}, {f"s/i{n}.png": rows(*each) for n, each in enumerate(pixels)})
+    labels = {f"s/i{n}.png": rows(*each) for n, each in enumerate(pixels)}
+    data = write(tmp_path, {"s": tasks}, labels, len(pixels))
     found = [problem for problem in check_dataset(data) if problem.where == "s"]
     assert [problem.is_fault for problem in found] == [False] * (remedy is not None)
     assert all(remedy in problem.what for problem in found)

@@ -124,7 +124,7 @@ def open_readable(args: Check, root: str, split: str) -> LabelledImages:
 
 
 def tell(roots: Sequence[str], problems: Sequence[Problem], lines: int) -> None:
-    """Print a table of what is wrong and where, then the problems of each kind, at most `lines` of them."""
+    """Print a table of what was found and where, then the problems of each kind, at most `lines` of them."""
     from dmtl.data.folder.check import KINDS
 
     groups = {kind: [p for p in problems if p.kind == kind] for kind in KINDS}
@@ -134,7 +134,7 @@ def tell(roots: Sequence[str], problems: Sequence[Problem], lines: int) -> None:
         places = Counter(_place(roots, problem) for problem in found).most_common()
         shown = [f"{place} {count}" if len(places) > 1 else place for place, count in places[:5]]
         rows.append((KINDS[kind], str(len(found)), ", ".join([*shown, "..."] if len(places) > 5 else shown)))
-    table = table_of(("what is wrong", "count", "where"), rows)
+    table = table_of(("found", "count", "where"), rows)
     table.columns[2].justify = "left"
     console.print(table)
     for kind, found in groups.items():

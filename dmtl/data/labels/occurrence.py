@@ -95,7 +95,7 @@ class Occurrence:
         if absent := self.absent:
             word, occur = ("classes", "occur") if len(absent) > 1 else ("class", "occurs")
             found.append(f"{word} {self._named(absent)} {occur} in none of its {self.labels} labels")
-        elif self.doubtful:
+        elif 2 * self.doubtful > self.labels:  # a few such labels are normal
             found.append(
                 f"{self.doubtful} of its {self.labels} labels hold only one class and {self.task.ignore:g} "
                 f"(ignored): {self._remedy()}"
