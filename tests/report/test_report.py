@@ -14,6 +14,7 @@ from dmtl.data import LabelledImages, LabelMatrix, Sample
 from dmtl.errors import DataError
 from dmtl.models import ModelConfig, create_model
 from dmtl.report import compare, write_page
+from dmtl.report.html.content import render
 from dmtl.report.html.predictions import HIDDEN, sample_pictures
 from dmtl.report.html.report import report_data
 from dmtl.report.runs.comparison import comparison_of
@@ -121,6 +122,21 @@ def test_steps_of_a_run_that_counts_epochs_are_those_it_took(tmp_path):
     file.write_text(file.read_text().replace("steps = 20\n", "steps = 1000\nepochs = 5\n"))
     data = data_of(DiffusionMTL=[path])
     assert dict(data.facts)["Training"] == "20 steps of 4"
+
+
+def test_the_title_names_the_data_of_both_methods(tmp_path):
+    base, ours = write_run(tmp_path / "m", 40.0, 1.0), write_run(tmp_path / "d", 44.0, 0.9, "feature")
+    assert data_of(MTL=[base], Feature=[ours]).title == "Feature compared with MTL on toy"
+    file = ours / "config.toml"
+    file.write_text(file.read_text().replace("toy", "data/nyud"))
+    assert data_of(MTL=[base], Feature=[ours]).title == "Feature compared with MTL on toy and nyud"
+
+
+def test_the_page_of_one_run_speaks_of_no_gain(tmp_path):
+    base, ours = write_run(tmp_path / "m", 40.0, 1.0), write_run(tmp_path / "d", 44.0, 0.9, "feature")
+    for methods, gains in (({"Feature": [ours]}, False), ({"MTL": [base], "Feature": [ours]}, True)):
+        page = render(data_of(**methods))
+        assert ("relative gain" in page, "Gain: relative to" in page) == (gains, gains)
 
 
 def test_unfair_comparisons_are_said_aloud(tmp_path):

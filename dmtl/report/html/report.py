@@ -94,9 +94,10 @@ def report_data(comparison: Comparison) -> ReportData:
     labels = list(methods)[::-1]
     what = " compared with ".join(labels) if few else f"{len(labels)} methods"
     shown = comparison.with_initial() if few else methods
+    names = list(dict.fromkeys(run.data_name for method in methods.values() for run in method.runs))
     sources = [source["name"] for source in last.setting("data", "sources", [])]
     return ReportData(
-        title=f"{what} on {last.data_name}",
+        title=f"{what} on {' and '.join(names)}" if len(names) <= FEW else what,
         warning=comparison.warning,
         facts=_facts(methods) if few else (),
         summary=comparison.summary(),
