@@ -96,7 +96,7 @@ def export(args: Export) -> int:
 
 
 def summarise(splits: Mapping[str, Exported]) -> None:
-    """Print images, megabytes, labels and the share of their pixels without meaning, by split."""
+    """Print images, megabytes, labels and the share of their unlabelled pixels, by split."""
     columns: dict[str, list[str]] = {"task": list(next(iter(splits.values())).labels)}
     for split, made in splits.items():
         columns[split] = [str(made.labels[task]) for task in columns["task"]]
@@ -105,7 +105,9 @@ def summarise(splits: Mapping[str, Exported]) -> None:
         facts = f"{made.images} images, {made.written} of them written now, {made.size / 1e6:.1f} MB"
         if made.written:
             shares = (made.unknown[task] for task in columns["task"])
-            columns[f"no meaning, {split}"] = [f"{part / all:.1%}" if all else "" for part, all in shares]
+            columns[f"unlabelled pixels, {split}"] = [
+                f"{part / all:.1%}" if all else "" for part, all in shares
+            ]
         else:
             facts = f"all {made.images} images are there ({made.size / 1e6:.1f} MB), nothing to do"
         say(f"{made.folder} {split}: {facts}")
