@@ -7,7 +7,7 @@ which it was found. For a frame of a video it is the video's name, "/" and the f
     OUT/<task>/<name>.npy              unit vectors as float16 [3, H, W], with npy=True
     OUT/uncertainty/<task>/<name>.png  how much the noise samples differ, 16-bit grey, with samples > 1
     OUT/pictures/<task>/<name>.png     the map in colours
-    OUT/overview/<name>.png            the image and all its pictures on one sheet
+    OUT/overview/<name>.png            the image and all its pictures with legends on one sheet
     OUT/pictures/<task>/<video>.mp4    the pictures of a whole video, each frame at its time
     OUT/overview/<video>.mp4
     OUT/maps.json                      how to read the maps, the model and options that made them, the
@@ -284,7 +284,8 @@ class Outputs:
             if name in maps.uncertainty:
                 unsure, _ = heat(maps.uncertainty[name].numpy())
                 shown.append((f"{name}: uncertainty", unsure))
-        return {**pictures, "overview": sheet(shown)}
+        legends = {name: task.picture_legend(maps.maps[name]) for name, task in self.tasks.items()}
+        return {**pictures, "overview": sheet(shown, legends=legends)}
 
     def _picture_path(self, name: str, file: str) -> Path:
         return self.out_dir / ("overview" if name == "overview" else f"pictures/{name}") / file

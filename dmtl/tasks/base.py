@@ -292,6 +292,10 @@ class Task(Stored):
         """Return the meaning of the colours of `picture`; empty if a few words cannot explain them."""
         return []
 
+    def picture_legend(self, map: Array) -> Legend:
+        """Return the meaning of the colours in the `picture` of this map."""
+        return self.legend()
+
     def value_range(self, label_KHW: Array) -> Range:
         """Return the ends of a colour scale that suits this label; None if the colours are fixed."""
         return None

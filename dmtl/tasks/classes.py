@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dmtl.errors import ConfigError, DataError
 from dmtl.metrics import MeanIoU
-from dmtl.tasks.base import Legend, Range, Task, Words
+from dmtl.tasks.base import Array, Legend, Range, Task, Words, as_array
 from dmtl.tasks.palette import GREY, class_palette, swatches
 from dmtl.tasks.recode import class_table, colour_codes, read_colour, read_value, recode, stored_name
 from dmtl.tasks.stored import Pixels, listed
@@ -240,6 +240,13 @@ class Classes(Ids):
 
     def legend(self) -> Legend:
         return swatches(self.classes, class_palette(self.classes))
+
+    def picture_legend(self, map: Array) -> Legend:
+        """Return the classes that occur, the most frequent first."""
+        ids = as_array(map, f"{self.name}.picture_legend", "map", 2)
+        counts = np.bincount(ids.ravel(), minlength=self.channels)
+        legend = self.legend()
+        return [legend[id] for id in np.argsort(-counts, kind="stable") if counts[id]]
 
     def map_from_stored(self, stored: np.ndarray, **_: Any) -> np.ndarray:
         last = self.channels - 1

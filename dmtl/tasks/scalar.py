@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from dmtl import metrics
-from dmtl.tasks.base import Array, Legend, Range, Task
+from dmtl.tasks.base import Array, Legend, Range, Task, as_array
 from dmtl.tasks.palette import SPECTRUM, apply_scale, swatches
 from dmtl.tasks.stored import Pixels, rounded
+from dmtl.text import number
 
 _SCORES = ("rmse", "abs_err")
 # Metres. 16 bits of millimetres cannot hold larger distances, and are too coarse if all are below 1 m.
@@ -106,6 +107,12 @@ class Scalar(Task):
     def legend(self) -> Legend:
         names = ("near", "far") if self.distance else ("far", "near") if self.inverse else ("low", "high")
         return swatches(names, self.picture(np.array([[0.0, 1.0]]), (0.0, 1.0))[0])
+
+    def picture_legend(self, map: Array) -> Legend:
+        """Return the ends of the colour scale with their values."""
+        ends = self._range(as_array(map, f"{self.name}.picture_legend", "map", 2))
+        legend = zip(self.legend(), ends, strict=True)
+        return [(f"{name} {number(end, 3)} {self.unit}".rstrip(), colour) for (name, colour), end in legend]
 
     def map_to_pixels(self, map: np.ndarray) -> Pixels:
         """Return 16-bit pixels: distances as millimetres if these can hold all of them, else the full

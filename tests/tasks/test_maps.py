@@ -175,3 +175,15 @@ def test_legends_show_the_colours_of_the_pictures():
     assert inverse == [("far", far[1]), ("near", near[1])]
     assert [word for word, _ in TASKS["sal"].legend()] == ["probability 0", "1"]
     assert TASKS["normals"].legend() == []
+
+
+def test_the_legend_of_one_picture_has_what_occurs_in_it():
+    task = make_task("semseg", classes=["sky", "road", "tree"])
+    sky, _, tree = task.legend()
+    assert task.picture_legend(torch.tensor([[2, 2], [0, 2]])) == [tree, sky]
+    depth = make_task("depth", low=1.0, high=5.25)
+    assert [word for word, _ in depth.picture_legend(torch.ones(4, 4))] == ["near 1 m", "far 5.25 m"]
+    height = make_task("height", kind="scalar")
+    assert [word for word, _ in height.picture_legend(torch.tensor([[-2.0, -2.0]]))] == ["low -2", "high -2"]
+    assert TASKS["sal"].picture_legend(torch.rand(2, 2)) == TASKS["sal"].legend()
+    assert TASKS["normals"].picture_legend(torch.rand(3, 2, 2)) == []

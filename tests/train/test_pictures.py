@@ -10,7 +10,7 @@ from dmtl.data.loading.transforms import normalise
 from dmtl.diffusion import CounterNoise
 from dmtl.models import ModelConfig, create_model
 from dmtl.tasks.palette import GREY
-from dmtl.tasks.sheet import GAP, LINE, sheet
+from dmtl.tasks.sheet import GAP, LEGEND_LINE, LEGEND_LINES, LINE, sheet
 from dmtl.train.pictures import colour_scale, validation_pictures
 from dmtl.train.setup import model_for, open_data
 
@@ -97,6 +97,21 @@ def test_a_sheet_reduces_what_is_large_and_leaves_places_empty():
     assert whole.shape == (2 * (420 + LINE) + GAP, 2 * (210 + GAP) + GAP, 3)
     assert (whole[LINE : LINE + 420, GAP : GAP + 210] == (255, 0, 0)).all()
     assert (whole[: 420 + LINE, 2 * GAP + 210 :] == 255).all()
+
+
+def test_a_sheet_has_legends_below_its_pictures_on_at_most_two_lines():
+    red = np.full((100, 200, 3), (255, 0, 0), np.uint8)
+    legend = [(f"class {i}", (0, 9 * i, 200)) for i in range(20)]
+    few, many = (sheet([("a", red), ("b", red)], legends={"b": legend[:n]}) for n in (2, 20))
+    assert (
+        few.shape == many.shape == (100 + LINE + LEGEND_LINES * LEGEND_LINE + GAP, 2 * (200 + GAP) + GAP, 3)
+    )
+    left, right = np.split(many[LINE + 100 :], [200 + 2 * GAP], axis=1)
+    assert (left == 255).all() and (right[:, 200:] == 255).all()
+    shown = [(right == colour).all(-1).any() for _, colour in legend]
+    assert all(shown[:4]) and not any(shown[8:])
+    below = few[LINE + 100 + LEGEND_LINE + 3 :]
+    assert (below == 255).all()
 
 
 def test_tensorboard_gets_them_at_every_evaluation(config_for):
