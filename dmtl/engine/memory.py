@@ -67,9 +67,8 @@ def peak_bytes(
     workspace = min(patches, _PATCHES) + min(144 * config.width**2, _WEIGHTS)
     peak = maps * one + tokens + encoder + workspace + DECODED * wanted * pixels
     logits = sum(task_from_spec(spec).channels for spec in config.tasks)
-    peak += samples * logits * pixels // config.output_stride**2 * itemsize
     if config.output_stride == 4:
-        peak += 4 * WIDTH * pixels // 16 * itemsize
+        peak += (samples * logits + 4 * WIDTH) * pixels // 16 * itemsize
     if samples > 1 and config.diffusion != "none":
         channels = max((task_from_spec(spec).channels for spec in config.tasks), default=1)
         again = wanted * one if config.diffusion == "feature" else 0
