@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.table import Table
 
 from dmtl.cli._arguments import MODEL, naming_options, parse
-from dmtl.cli._common import console, final_and_initial, metric_table, source_table, table_of
+from dmtl.cli._common import console, final_and_initial, metric_table, say, source_table, table_of
 from dmtl.cli._progress import bar
 from dmtl.errors import ConfigError
 
@@ -34,13 +35,14 @@ class Eval:
     """
 
     model: Annotated[str | None, *MODEL] = None
-    data: str = "scenes"
+    data: str | None = None
     """"scenes", a folder with dataset.yaml, shards, a benchmark as distributed, or a configuration (.toml)
-    with [[data.sources]]."""
+    with [[data.sources]]; default: the data that the run MODEL was trained on."""
     split: str = "val"
     """Split to evaluate."""
     size: tuple[int, int] | None = None
-    """Height and width to resize images and labels to; default: do not resize (scenes: 128 128)."""
+    """Height and width to resize images and labels to; default: do not resize (scenes: 128 128, or as
+    in the run)."""
     count: int | None = None
     """Maximum number of images."""
     ids: str | None = None
@@ -111,15 +113,18 @@ def main(arguments: list[str]) -> int:
     reference = read_baseline(args.baseline) if args.baseline else None
     world = connect(args.device)
     engine = None if args.model is None else _engine(args, args.model, world.device)
-    dataset = open_dataset(args.data, args.split, size=args.size, count=args.count)
+    data, size, count = _data(args, source)
+    if world.main and args.data is None:
+        say(f"data of {source}: {data}, split {args.split}")
+    dataset = open_dataset(data, args.split, size=size, count=count)
     ours = saved_tasks(source, dataset.tasks) if engine is None else engine.tasks
-    names = shared_tasks(ours, dataset.tasks, args.tasks, source=source, data=args.data)
+    names = shared_tasks(ours, dataset.tasks, args.tasks, source=source, data=data)
     base = Protocol.published(dataset, names) if args.published else Protocol()
     if engine is None:
         base = dataclasses.replace(base, frame=None)  # saved maps have no padding
     listed, boundary_ids = (None if p is None else read_ids(p) for p in (args.ids, args.boundary_ids))
     protocol = dataclasses.replace(base, boundary_ids=boundary_ids, **given)
-    options: dict[str, Any] = dict(ids=listed, batch_size=args.batch_size, data=args.data)
+    options: dict[str, Any] = dict(ids=listed, batch_size=args.batch_size, data=data)
     evaluation = Evaluation(dataset, names, protocol, **options)
     if reference is not None:
         check_baseline(reference, evaluation.primary())
@@ -185,6 +190,8 @@ def _checked_source(args: Eval) -> str:
         given = {"frame": args.frame, "steps": args.steps, "samples": args.samples != 1}
         for option in (option for option, value in (given | {"save-maps": args.save_maps}).items() if value):
             raise ConfigError(f"--{option} needs a model, it cannot be used with --from-maps")
+        if args.data is None:
+            raise ConfigError("--from-maps needs --data, the data set to score the maps on")
     if args.save_maps is not None and args.steps and len(args.steps) > 1:
         raise ConfigError(f"--save-maps needs one number of --steps, got {len(args.steps)}")
     if args.float_maps and args.save_maps is None:
@@ -194,6 +201,29 @@ def _checked_source(args: Eval) -> str:
             if getattr(args, option) is not None:
                 raise ConfigError(f"--{option.replace('_', '-')} needs --boundaries or --published")
     return source
+
+
+def _data(args: Eval, source: str) -> tuple[str, tuple[int, int] | None, int | None]:
+    """Return the data set to score on, and the size and number of its images.
+
+    Without --data, these are the run's: those that `dmtl train` evaluates on.
+
+    Raises:
+        ConfigError: --data is missing, and the source is not a run.
+    """
+    from dmtl.data import made_to_order
+    from dmtl.train.toml import read_config
+
+    if args.data is not None:
+        return args.data, args.size, args.count
+    path = Path(source, "config.toml")
+    if not path.is_file():
+        raise ConfigError(f"--data must name a data set, because {source} is not a run: it has no config.toml")
+    own = read_config(path).data
+    if not made_to_order(own.root):
+        return str(path) if own.sources else own.root, args.size, args.count
+    count = own.train_count if args.split == "train" else own.val_count
+    return own.root, args.size or own.size, count if args.count is None else args.count
 
 
 def _steps(words: list[str] | None) -> list[int | str | None]:

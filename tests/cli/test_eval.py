@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from dmtl.diffusion import CounterNoise
 from dmtl.models import ModelConfig, create_model, from_pretrained
 from dmtl.models.published import TASK_ORDER, published_state
 from dmtl.tasks import make_task
-from tests.cli.conftest import environment
+from tests.cli.conftest import SHORT, environment
 from tests.metrics import oracles
 
 SIZES = {"a": (36, 44), "b": (47, 30), "c": (64, 64), "d": (33, 61)}
@@ -353,7 +354,7 @@ def test_tables(score, tmp_path, pascal, official):
         (["m", "--boundaries", "raw", "--max-dist", 2], "max_dist must be a fraction of the diagonal"),
         (["nowhere.pth.tar"], "nowhere.pth.tar: no such file or folder"),
         (
-            ["--from-maps", "nowhere"],
+            ["--from-maps", "nowhere", "--data", "scenes"],
             "nowhere: no such folder, expected one with a folder of maps for each task",
         ),
         (["m", "--baseline", "nowhere"], "baseline must be a finished run or its metrics.json: nowhere"),
@@ -427,3 +428,40 @@ def test_processes_share_the_images(dmtl, tmp_path, pascal, official):
     for file in (tmp_path / "one").rglob("*.*"):
         if file.name != "maps.json":
             assert file.read_bytes() == (tmp_path / "two" / file.relative_to(tmp_path / "one")).read_bytes()
+
+
+def test_a_run_is_scored_on_its_own_data(dmtl, trained, data):
+    """Not on rendered scenes; and one line says on what."""
+    status, out, _ = dmtl("eval", trained, "--json", "own.json")
+    assert status == 0 and out.splitlines()[0] == f"data of {trained}: {data}, split val"
+    assert dmtl("eval", trained, "--data", data, "--json", "given.json").status == 0
+    assert json.loads(Path("own.json").read_text()) == json.loads(Path("given.json").read_text())
+
+
+def test_a_run_on_several_data_sets_is_scored_on_all_of_them(dmtl, data):
+    sources = "".join(f'[[data.sources]]\nroot = "{data}"\nname = "{name}"\n' for name in "ab")
+    Path("mine.toml").write_text(sources)
+    assert dmtl("train", "mine.toml", "--out", "run", *SHORT).status == 0
+    status, out, _ = dmtl("eval", "run")
+    assert status == 0 and "data of run: run/config.toml, split val" in out and "By source" in out
+
+
+def test_a_run_on_rendered_scenes_is_scored_on_the_same_ones(dmtl):
+    options = ("--data.train-count", 2, "--data.val-count", 3, "--data.labels", "full")
+    assert dmtl("train", "--out", "run", *SHORT, *options).status == 0
+    status, out, _ = dmtl("eval", "run", "--json", "own.json")
+    assert status == 0 and "data of run: scenes, split val" in out
+    scored, trained = (json.loads(Path(name).read_text()) for name in ("own.json", "run/metrics.json"))
+    assert scored["protocol"]["images"] == 3
+    assert scored["metrics"]["depth"] == pytest.approx(trained["metrics"]["depth"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["six-tasks"], "--data must name a data set, because six-tasks is not a run: it has no config.toml"),
+        (["--from-maps", "maps"], "--from-maps needs --data, the data set to score the maps on"),
+    ],
+)
+def test_what_is_not_a_run_needs_data(dmtl, words, message):
+    assert dmtl("eval", *words) == (2, "", f"dmtl eval: {message}\n")
