@@ -57,12 +57,15 @@ class Data:
     tasks: dict[str, Task]
 
     def describe(self, config: DataConfig, say: Callable[[str], object]) -> None:
-        """Report label problems before the first step (`dmtl.train.label_check`).
+        """Report hidden labels and label problems before the first step (`dmtl.train.label_check`).
 
         Raises:
             ConfigError: every pixel of all visible labels of a task is ignored.
             DataError: one of the files that were checked cannot be read, and `data.skip_corrupt` is 0.
         """
+        visible, every = (int(table.matrix.sum()) for table in (self.labels, self.train.available()))
+        if config.labels in GENERATED and visible < every:
+            say(f'{visible:,} of {every:,} labels visible (data.labels = "{config.labels}"); "full" uses all')
         for note in label_notes(self.train, self.val, self.labels, skip_corrupt=config.skip_corrupt > 0):
             say(note)
 

@@ -124,6 +124,23 @@ def test_the_option_that_the_warning_names_helps(root):
     assert told(run(root)) == []
 
 
+@pytest.mark.parametrize(
+    ("labels", "tasks", "expected"),
+    [
+        ("one-label", None, ['8 of 24 labels visible (data.labels = "one-label"); "full" uses all']),
+        ("random-labels", None, ['13 of 24 labels visible (data.labels = "random-labels"); "full" uses all']),
+        ("one-label", ["edge"], ['3 of 8 labels visible (data.labels = "one-label"); "full" uses all']),
+        ("full", None, []),
+    ],
+)
+def test_labels_that_a_generated_split_hides_are_counted(root, labels, tasks, expected):
+    config = run(root, data=dict(labels=labels, tasks=tasks), optim=dict(batch_size=2))
+    lines: list[str] = []
+    Trainer(config, say=lines.append)
+    assert [line for line in lines if "visible" in line] == expected
+    assert [note for note in plan(config)["notes"] if "visible" in note] == expected
+
+
 def test_files_that_are_not_read_are_named(root):
     for name in ("i0.tiff.bak", "i1_old.png", "i2.npz"):
         (root / "heat" / name).write_bytes(b"x")
