@@ -96,6 +96,10 @@ class LabelledImages:
         """
         return None
 
+    def label_file(self, index: int, task: str) -> Path | Member | None:
+        """Return the file of a label, even if it is hidden; None if the image has no such label or file."""
+        return None
+
     def shard_numbers(self) -> np.ndarray | None:
         """Return the shard of each image, int [N], -1 for images in no shard.
 

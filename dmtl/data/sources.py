@@ -122,6 +122,9 @@ class Part(Wrapper):
         own = self._exists.subset(tasks=list(self._own.values()))
         return LabelMatrix(self.ids, list(self.tasks), own.matrix)
 
+    def label_file(self, index: int, task: str) -> Path | Member | None:
+        return self.dataset.label_file(index, self._own[task])
+
     def stored(self, index: int, task: str) -> np.ndarray | None:
         return self.dataset.stored(index, self._own[task])
 
@@ -190,6 +193,10 @@ class Joined(LabelledImages):
     def image_file(self, index: int) -> Path | Member | None:
         part, at = self._at(index)
         return part.image_file(at)
+
+    def label_file(self, index: int, task: str) -> Path | Member | None:
+        part, at = self._at(index)
+        return part.label_file(at, task) if task in part.tasks else None
 
     def shard_numbers(self) -> np.ndarray | None:
         numbers = [part.shard_numbers() for part in self.parts]

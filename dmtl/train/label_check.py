@@ -2,7 +2,7 @@
 
 Files are only listed. At most `LOOKED_AT` labels of each task are read, evenly spread over the split. Reading
 stops earlier if every class was seen, except for tasks with two classes. If all pixels read so far of a task
-are ignored, reading continues until one is not.
+are ignored, or those of a binary task are all negative or ignored, reading continues until one is not.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dmtl.errors import ConfigError, DataError
 from dmtl.text import plural, shortened
 
 LOOKED_AT = 64  # number of labels read per task
+LEAVE_OUT = "the task out (data.tasks, or `drop` of a source)"
 SHOWN = 3  # number of file names in a message
 
 
@@ -67,7 +68,8 @@ def label_notes(
         skip_corrupt: skip samples that cannot be read.
 
     Raises:
-        ConfigError: every pixel of all visible labels of a task is ignored.
+        ConfigError: every pixel of all visible labels of a task is ignored; or a binary task has ignored
+            pixels, but no positive one.
         DataError: a label or its image cannot be read.
     """
     train, val, scored = _as_stored(train), _as_stored(val), val.available()
@@ -109,8 +111,10 @@ def _notes(train: LabelledImages, val: LabelledImages, labels: LabelMatrix, skip
             )
             raise ConfigError(
                 f"every pixel of the {found.labels} visible labels of {name} is ignored. {remedy}, or leave "
-                "the task out (data.tasks, or `drop` of a source)"
+                + LEAVE_OUT
             )
+        if found.is_misread:
+            raise ConfigError(f"{name}: {found.fault()}, or leave {LEAVE_OUT}")
         if not found.labels:
             continue
         looked = "" if found.labels == total else f" ({found.labels} of {total}; `dmtl data check` reads all)"
@@ -131,7 +135,7 @@ def _look(train: LabelledImages, labels: LabelMatrix, skip_corrupt: bool) -> dic
 
     def is_open(task: str) -> bool:
         occurrence = found[task]
-        if not occurrence.useful:
+        if not occurrence.useful or occurrence.is_misread:
             return True
         # With two classes, read all of them: each label matters, not only whether both classes occur.
         more = bool(occurrence.absent) or len(occurrence.task.label_names) == 2
@@ -151,7 +155,7 @@ def _look(train: LabelledImages, labels: LabelMatrix, skip_corrupt: bool) -> dic
             for task, label in sample.labels.items():
                 stored = train.stored(row, task) if "scale" in definitions[task] else None
                 unscaled = stored is not None and is_unscaled(stored, definitions[task])
-                found[task].add(label, unscaled=unscaled)
+                found[task].add(label, train.label_file(row, task), unscaled=unscaled)
         elif not any(map(is_open, found)):
             break
     return found

@@ -60,7 +60,7 @@ class Data:
         """Report hidden labels and label problems before the first step (`dmtl.train.label_check`).
 
         Raises:
-            ConfigError: every pixel of all visible labels of a task is ignored.
+            ConfigError: a task has only ignored pixels, or ignored and negative ones.
             DataError: one of the files that were checked cannot be read, and `data.skip_corrupt` is 0.
         """
         visible, every = (int(table.matrix.sum()) for table in (self.labels, self.train.available()))

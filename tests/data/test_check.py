@@ -55,8 +55,9 @@ def test_labels_that_teach_nothing_are_reported(folder):
         Problem(
             "label",
             "edge",
-            "class 1 (yes) occurs in none of its 3 labels, while 255 (ignored) does: if 255 means 'yes', "
-            "write `values: {0: 0, 255: 1}` in dataset.yaml",
+            "class 1 (yes) occurs in none of its 3 labels, while 255 (ignored) does "
+            f"(as in {folder / 'edge' / 'a.png'}): "
+            "if 255 means 'yes', write `values: {0: 0, 255: 1}` in dataset.yaml",
         ),
         Problem("label", "mask", "no readable label at all, expected at least one"),
     ]

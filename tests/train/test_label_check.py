@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 
@@ -103,11 +104,6 @@ def test_a_task_whose_labels_are_all_ignored_is_refused(root, task):
     [
         ("semseg", [0, 255], "semseg: only class 0 (sky) occurs in its 8 labels, while 255 (ignored) does"),
         ("semseg", [1, 2], "semseg: class 0 (sky) occurs in none of its 8 labels"),
-        (
-            "edge",
-            [0, 255],
-            "edge: class 1 (yes) occurs in none of its 8 labels, while 255 (ignored) does: if",
-        ),
         ("edge", [0], "edge: class 1 (yes) occurs in none of its 8 labels"),
     ],
 )
@@ -118,7 +114,18 @@ def test_classes_that_never_occur_are_named(root, task, values, message):
     assert plan(run(root))["notes"] == [f"warning: {line}"]
 
 
-def test_the_option_that_the_warning_names_helps(root):
+def test_a_binary_task_whose_positives_are_ignored_is_refused(root):
+    fill(root, "edge", 0, 255)
+    for act in (Trainer, plan):
+        with pytest.raises(ConfigError) as error:
+            act(run(root))
+        start, file, remedy = re.split(r" \(as in (.*?)\): ", str(error.value))
+        assert start == "edge: class 1 (yes) occurs in none of its 8 labels, while 255 (ignored) does"
+        assert Path(file) in (root / "edge").iterdir()
+        assert remedy.startswith("if 255 means 'yes', write `values: {0: 0, 255: 1}` in dataset.yaml, or")
+
+
+def test_the_option_that_the_error_names_helps(root):
     fill(root, "edge", 0, 255)
     describe(root, edge={"values": {0: 0, 255: 1}})
     assert told(run(root)) == []
@@ -154,6 +161,30 @@ def test_a_task_that_cannot_be_validated_is_named_and_trained(root):
     lines: list[str] = []
     Trainer(run(root, optim=dict(steps=1)), say=lines.append).fit()
     assert "warning: no validation image has a label of edge, so it is not scored" in lines
+
+
+class Rare(LabelledImages):
+    """Binary labels with an ignored border; only the last one has a positive pixel."""
+
+    def __init__(self, count: int):
+        super().__init__("rare", "train", {"s": make_task("s", "binary")}, [f"i{n}" for n in range(count)])
+
+    def read(self, index, tasks=None):
+        import torch
+
+        last = index == len(self) - 1
+        label = torch.tensor([[[0, 255, int(last)]]], dtype=torch.uint8)
+        return Sample(self.ids[index], torch.zeros(3, 1, 3, dtype=torch.uint8), {"s": label})
+
+
+def test_rare_positives_are_looked_for_before_a_task_is_refused():
+    data = Rare(300)
+    every = LabelMatrix.full(data.ids, ["s"])
+    (line,) = label_notes(data, data, every)
+    assert "labels hold only one class and 255" in line
+    hidden = LabelMatrix(data.ids, ["s"], every.matrix & (np.arange(300) < 299)[:, None])
+    with pytest.raises(ConfigError, match="class 1 .yes. occurs in none of its 299 labels, while 255"):
+        label_notes(data, data, hidden)
 
 
 class Many(LabelledImages):

@@ -126,7 +126,8 @@ def _check_sample(
         if stored is not None and (wrong := task.stored_problem(stored)):
             problems.append(Problem("vector", where, wrong))
         known[name] = Occurrence(task)
-        known[name].add(label, unscaled=stored is not None and is_unscaled(stored, data.definition(name)))
+        unscaled = stored is not None and is_unscaled(stored, data.definition(name))
+        known[name].add(label, data.label_file(index, name), unscaled=unscaled)
     problems += _shown_otherwise(data.image_file(index))
     try:
         data.boundaries(index)

@@ -56,7 +56,6 @@ class Described(LabelledImages):
         raise NotImplementedError
 
     def label_file(self, index: int, task: str) -> Path | Member | None:
-        """Return the file of a label, even if it is hidden; None if the image has no such label."""
         raise NotImplementedError
 
     def boundary_file(self, index: int) -> Path | Member | None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from dmtl.data.shards.member import AnyFile
 from dmtl.tasks import Task
 
 SHOWN = 5  # names in a message
@@ -26,6 +27,7 @@ class Occurrence:
         doubtful: number of labels of a two-class task that hold only one class and `ignore`.
         unscaled: number of labels stored as floats although the task has a `scale`.
         classes: class ids that occur.
+        example: file of the first label with a pixel of the value `ignore`; "" if it is not known.
     """
 
     task: Task
@@ -35,9 +37,10 @@ class Occurrence:
     doubtful: int = 0
     unscaled: int = 0
     classes: set[int] = field(default_factory=set)
+    example: str = ""
 
-    def add(self, label_KHW: Tensor, *, unscaled: bool = False) -> None:
-        """Count one more label."""
+    def add(self, label_KHW: Tensor, file: AnyFile | None = None, *, unscaled: bool = False) -> None:
+        """Count one more label, that of `file`."""
         self.labels += 1
         self.unscaled += unscaled
         names = self.task.label_names
@@ -47,7 +50,9 @@ class Occurrence:
         found = set(np.flatnonzero(np.bincount(label_KHW.numpy().ravel())).tolist())
         here = {id for id in found if id < len(names) and id != self.task.ignore}
         self.useful += bool(here)
-        self.ignored += self.task.ignore in found
+        if self.task.ignore in found:
+            self.ignored += 1
+            self.example = self.example or str(file or "")
         self.doubtful += len(names) == 2 and len(here) == 1 and self.task.ignore in found
         self.classes |= here
 
@@ -59,6 +64,7 @@ class Occurrence:
         self.doubtful += other.doubtful
         self.unscaled += other.unscaled
         self.classes |= other.classes
+        self.example = self.example or other.example
 
     @property
     def absent(self) -> list[int]:
@@ -70,6 +76,12 @@ class Occurrence:
         """Return whether no pixel is known or, for a binary task, none is positive."""
         required = self.task.required_label
         return not self.useful or (required is not None and required not in self.classes)
+
+    @property
+    def is_misread(self) -> bool:
+        """Return whether ignored pixels occur, but never the class without which labels are useless."""
+        required = self.task.required_label
+        return bool(self.ignored) and required is not None and required not in self.classes
 
     def fault(self) -> str | None:
         """Return why these labels are useless for training; None if they are useful."""
@@ -87,7 +99,8 @@ class Occurrence:
             text = f"class {self._named([1 - only])} occurs in none of its {self.labels} labels"
         if not self.ignored:
             return text
-        return f"{text}, while {self.task.ignore:g} (ignored) does: {self._remedy()}"
+        example = f" (as in {self.example})" if self.example else ""
+        return f"{text}, while {self.task.ignore:g} (ignored) does{example}: {self._remedy()}"
 
     def notes(self) -> list[str]:
         """Return sentences about possible mistakes in labels that are useful for training."""

@@ -40,6 +40,9 @@ class Wrapper(LabelledImages):
     def image_file(self, index: int) -> Path | Member | None:
         return self.dataset.image_file(self._at(index))
 
+    def label_file(self, index: int, task: str) -> Path | Member | None:
+        return self.dataset.label_file(self._at(index), task)
+
     def shard_numbers(self) -> np.ndarray | None:
         return self.dataset.shard_numbers()
 
