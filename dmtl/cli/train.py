@@ -14,8 +14,9 @@ import tyro
 from dmtl.cli._arguments import parse, positional
 from dmtl.cli._common import console, final_and_initial, metric_table, say, source_table
 from dmtl.cli._progress import STEPS, TrainingProgress, progress
+from dmtl.data import made_to_order
 from dmtl.errors import ConfigError
-from dmtl.train.config import RunConfig
+from dmtl.train.config import DataConfig, RunConfig
 from dmtl.train.presets import recipe
 from dmtl.train.toml import read_config
 
@@ -94,9 +95,23 @@ def parse_run(kind: type[T], arguments: list[str], command: str) -> tuple[T, Run
     if args.config is not None and args.config != arguments[0]:
         raise ConfigError(f"CONFIG must come first, got {args.config} after {arguments[0]}")
     config = RunConfig(**{name: getattr(args, name) for name in names})
+    _check_counts(base.data, config.data)
     if not named:
         return args, config
     # tables merge as `extends` merges them
     below, optim = base.optim, config.optim
     merged = {key: getattr(below, key) | getattr(optim, key) for key in ("task_weights", "objectives")}
     return args, dataclasses.replace(config, optim=dataclasses.replace(optim, **merged))
+
+
+def _check_counts(base: DataConfig, data: DataConfig) -> None:
+    """Raise ConfigError if an option changes the number of images of data that is not rendered."""
+    roots = [source.root for source in data.sources] or [data.root]
+    if any(map(made_to_order, roots)):
+        return
+    for key, split in (("train_count", "train"), ("val_count", "val")):
+        if getattr(data, key) != getattr(base, key):
+            raise ConfigError(
+                f"--data.{key.replace('_', '-')} is only for rendered images such as scenes, got "
+                f"{', '.join(roots)}; to use fewer images, list fewer in splits/{split}.txt"
+            )

@@ -54,6 +54,18 @@ def test_a_weight_without_a_number(dmtl, words):
     assert "--optim.task-weights NAME NUMBER ..." in err
 
 
+@pytest.mark.parametrize(("option", "split"), [("train-count", "train"), ("val-count", "val")])
+def test_counts_are_for_rendered_images(dmtl, data, file, option, split):
+    """A folder has as many images as its split lists; a file that sets a count may still name a folder."""
+    status, out, err = dmtl("train", "--data.root", data, f"--data.{option}", 2)
+    message = f"--data.{option} is only for rendered images such as scenes, got {data}; "
+    message += f"to use fewer images, list fewer in splits/{split}.txt"
+    assert (status, out, err) == (2, "", f"dmtl train: {message}\n")
+    assert config_of(f"--data.{option}", 2).data.root == "scenes"
+    file.write_text("[data]\ntrain_count = 2\nval_count = 2\n")
+    assert config_of(file, "--data.root", data).data.val_count == 2
+
+
 MEASURED = dict(step_s=[0.2, 0.2, 0.2], read_s=0.1, again_s=0.05, evaluation_s=0.5, peak_bytes=500 << 20)
 MEASURED |= dict(
     device="cpu", device_bytes=0, held_bytes=0, train_bytes=0.0, val_bytes=0.0, cache_limit=0, cores=2
