@@ -142,6 +142,10 @@ class LabelledImages:
         """Return the files among the labels of a task that are not the label of any image."""
         return []
 
+    def missing(self, task: str) -> list[str]:
+        """Return a sentence for each folder of labels of a task that does not exist."""
+        return []
+
     def wanted(self, tasks: Iterable[str] | None) -> list[str]:
         """Return `tasks` as a list, or the names of all tasks for None; raise DataError for unknown names."""
         tasks = list(self.tasks if tasks is None else tasks)

@@ -140,6 +140,9 @@ class Part(Wrapper):
     def unread(self, task: str) -> list[str]:
         return self.dataset.unread(self._own[task])
 
+    def missing(self, task: str) -> list[str]:
+        return self.dataset.missing(self._own[task])
+
 
 class Joined(LabelledImages):
     """The images of several parts, one part after the other, with the union of their tasks.
@@ -216,6 +219,9 @@ class Joined(LabelledImages):
 
     def unread(self, task: str) -> list[str]:
         return [f"{part.name}: {n}" for part in self.parts if task in part.tasks for n in part.unread(task)]
+
+    def missing(self, task: str) -> list[str]:
+        return [sentence for part in self.parts if task in part.tasks for sentence in part.missing(task)]
 
     def identity(self, task: str | None = None) -> list:
         parts = self.parts if task is None else [part for part in self.parts if task in part.tasks]

@@ -34,7 +34,7 @@ def refuse_unlabelled(train: LabelledImages, labels: LabelMatrix) -> None:
     exist = train.available()
     hidden = [task for task in bare if exist.column(task).any()]
     reasons = [f"data.labels hides all labels of {task}" for task in hidden]
-    reasons += unread_files(train, bare)
+    reasons += misplaced(train, bare)
     rest = [task for task in labels.tasks if task not in bare]
     without = f"leave it out (data.tasks = {rest})" if rest else "choose other data"
     raise ConfigError(
@@ -43,10 +43,12 @@ def refuse_unlabelled(train: LabelledImages, labels: LabelMatrix) -> None:
     )
 
 
-def unread_files(data: LabelledImages, tasks: Iterable[str]) -> list[str]:
-    """Return a sentence for each task whose folder has files that are not a label of any image."""
+def misplaced(data: LabelledImages, tasks: Iterable[str]) -> list[str]:
+    """Return a sentence for each task whose folder is missing or has files that are not a label of any
+    image."""
     lines = []
     for task in tasks:
+        lines += data.missing(task)
         if names := data.unread(task):
             are = "is" if len(names) == 1 else "are"
             lines.append(
@@ -95,7 +97,7 @@ def label_notes(
 
 def _notes(train: LabelledImages, val: LabelledImages, labels: LabelMatrix, skip_corrupt: bool) -> list[str]:
     """Return the notes on one data set."""
-    notes = unread_files(train, train.tasks)
+    notes = misplaced(train, train.tasks)
     if twice := _in_both(train, val):
         shown = shortened(twice, SHOWN)
         notes.append(

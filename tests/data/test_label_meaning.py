@@ -306,6 +306,18 @@ def test_files_that_are_not_read_are_named(tmp_path):
     assert data.unread("s") == ["i0", "i1.bmp", "i1.jpg", "i1.npz", "i1_mask.png", "notes.txt"]
 
 
+@pytest.mark.parametrize(("task", "folder"), [("sal", "sall"), ("semsg", "semseg")])
+def test_a_misspelt_folder_is_named(tmp_path, task, folder):
+    labels = {f"{name}/i0.png": rows(0, 1) for name in (folder, "s", "contours", ".cache")}
+    kinds = {task: {"kind": "binary"}, "s": CLASSES}
+    data = write(tmp_path, yaml.safe_dump({"tasks": kinds, "boundaries": "contours"}), labels, count=1)
+    missing, stray = check_files(tmp_path)
+    assert str(missing) == f"{tmp_path / task}: no such folder (did you mean {folder!r}?)"
+    assert str(stray) == f"{tmp_path / folder}: is not read, because no task in dataset.yaml has this name"
+    assert missing.is_fault and not stray.is_fault
+    assert data.missing(task) == [str(missing)] and data.missing("s") == []
+
+
 def test_labels_of_images_that_are_left_out_on_purpose_are_no_mistake(tmp_path):
     data = write(tmp_path, {"s": CLASSES}, {f"s/i{n}.png": rows(0, 1) for n in range(2)})
     (tmp_path / "splits" / "train.txt").write_text("i0\n")

@@ -65,6 +65,7 @@ def test_good_labels_are_not_mentioned(root):
         ("gone", "no training image of tiny has a visible label of edge. Add labels"),
         ("_mask", "label of edge; 8 files in edge/ are not read: i0_mask.png, i1_mask.png, i2_mask.png, ..."),
         (".jpg", "label of edge; 8 files in edge/ are not read: i0.jpg, i1.jpg, i2.jpg, ... "),
+        ("moved", "/data/edge: no such folder (did you mean 'edges'?). Add labels"),
         ("hidden", "label of edge; data.labels hides all labels of edge"),
     ],
 )
@@ -77,6 +78,8 @@ def test_a_task_without_a_visible_label_is_refused(root, damage, message):
             path.rename(path.with_name(f"{path.stem}_mask.png"))
         elif damage == ".jpg":
             path.rename(path.with_suffix(".jpg"))
+    if damage == "moved":
+        (root / "edge").rename(root / "edges")
     if damage == "hidden":
         labels = str(root / "labels.csv")
         rows = "".join(f"i{number},1,0,1\n" for number in range(8))

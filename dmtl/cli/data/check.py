@@ -27,7 +27,8 @@ class Check:
 
     Reports damaged files; wrong sizes, class ids, ranges and vector lengths; duplicate images and ids;
     classes without a label; files that no split lists, that are never read, or that differ from the manifest;
-    links out of the folder. The exit status is 1 if anything is wrong.
+    missing folders and folders that are never read; links out of the folder. The exit status is 1 if anything
+    is wrong.
     """
 
     data: Source = "scenes"

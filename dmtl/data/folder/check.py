@@ -27,6 +27,8 @@ KINDS = {
     "split": "lists of splits",
     "unlisted": "files that belong to no split",
     "unread": "files of a type that is not read",
+    "folder": "folders of tasks that do not exist",
+    "stray": "folders that nothing reads (not a fault)",
     "manifest": "files that differ from the manifest",
     "link": "links out of the data set",
     "shown": "images that look different from their stored pixels (not a fault)",
@@ -53,7 +55,7 @@ class Problem:
     @property
     def is_fault(self) -> bool:
         """Return False for things that are allowed, but may be a mistake."""
-        return self.kind not in ("shown", "class")
+        return self.kind not in ("shown", "class", "stray")
 
     @classmethod
     def of(cls, error: DataError, kind: str = "file", where: str = "") -> Problem:

@@ -12,7 +12,15 @@ from dmtl.data.folder.check import Problem
 from dmtl.data.folder.dataset import Folder, read_split
 from dmtl.data.folder.description import read_description
 from dmtl.data.folder.manifest import Entry
-from dmtl.data.folder.paths import find_files, foreign_files, inside, nfc, read_ids
+from dmtl.data.folder.paths import (
+    find_files,
+    foreign_files,
+    inside,
+    missing_folder,
+    nfc,
+    read_ids,
+    stray_folders,
+)
 from dmtl.data.images import IMAGE_SUFFIXES, LABEL_SUFFIXES
 from dmtl.data.parallel import in_parallel
 from dmtl.errors import DataError
@@ -27,7 +35,7 @@ def check_files(
     """Return the problems of the files of a data set.
 
     These are links out of the folder, ids without an image, files that belong to no split, and files of types
-    that are not read. If there is a `manifest.jsonl`, they include files that are missing, were changed or
+    that are not read, folders of tasks that do not exist, and folders that nothing reads. If there is a `manifest.jsonl`, they include files that are missing, were changed or
     are not in the manifest.
 
     Args:
@@ -69,6 +77,15 @@ def check_files(
         Problem("unread", str(root / path), f"is not read, expected one of {', '.join(folders[folder])}")
         for folder, paths in every.items()
         for path in sorted(paths - files)
+    ]
+    problems += [
+        Problem("folder", str(root / task), wrong)
+        for task in description["tasks"]
+        if (wrong := missing_folder(root, task, folders)) is not None
+    ]
+    problems += [
+        Problem("stray", str(root / name), "is not read, because no task in dataset.yaml has this name")
+        for name in stray_folders(root, folders)
     ]
     return problems + _recorded(root, files, listed, workers, progress)
 

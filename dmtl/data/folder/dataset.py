@@ -47,7 +47,15 @@ import numpy as np
 from dmtl.data.base import unknown_name
 from dmtl.data.folder.described import Described
 from dmtl.data.folder.description import read_description
-from dmtl.data.folder.paths import find_files, foreign_files, inner_path, inside, nfc, read_ids
+from dmtl.data.folder.paths import (
+    find_files,
+    foreign_files,
+    inner_path,
+    inside,
+    missing_folder,
+    nfc,
+    read_ids,
+)
 from dmtl.data.images import IMAGE_SUFFIXES, LABEL_SUFFIXES
 from dmtl.data.labels.matrix import LabelMatrix
 from dmtl.errors import DataError
@@ -120,6 +128,10 @@ class Folder(Described):
         listed = {id for path in (self.root / "splits").glob("*.txt") for id in read_ids(path)}
         pictures = {id for id, _ in foreign_files(self._inside("images"), (), set())}
         return [name for _, name in foreign_files(self._inside(task), LABEL_SUFFIXES, listed | pictures)]
+
+    def missing(self, task: str) -> list[str]:
+        wrong = missing_folder(self.root, task, [*self.options, self._boundary_folder or ""])
+        return [] if wrong is None else [f"{self.root / task}: {wrong}"]
 
     def boundary_file(self, index: int) -> Path | None:
         if not self._boundaries:

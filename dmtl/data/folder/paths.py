@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
-from dmtl.errors import DataError
+from dmtl.errors import DataError, did_you_mean
 
 
 def inner_path(name: str, where: str) -> str:
@@ -171,3 +171,20 @@ def foreign_files(folder: Path, suffixes: tuple[str, ...], ids: Collection[str])
             if not left_behind and (path.suffix.lower() not in suffixes or id not in ids):
                 found.append((id, path.as_posix()))
     return found
+
+
+def stray_folders(root: Path, known: Collection[str]) -> list[str]:
+    """Return the folders in a data set that nothing reads: neither images, lists of ids nor one of `known`.
+
+    Hidden folders and links are left out.
+    """
+    folders = (path for path in root.iterdir() if path.is_dir() and not path.is_symlink())
+    names = {path.name for path in folders} - {"images", "splits", *known}
+    return sorted(name for name in names if not name.startswith("."))
+
+
+def missing_folder(root: Path, task: str, known: Collection[str]) -> str | None:
+    """Return a clause if the folder of a task does not exist, with the stray folder of the nearest name."""
+    if (root / task).is_dir():
+        return None
+    return f"no such folder{did_you_mean(task, stray_folders(root, known), ' (', ')')}"

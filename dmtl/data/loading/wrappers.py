@@ -61,6 +61,9 @@ class Wrapper(LabelledImages):
     def unread(self, task: str) -> list[str]:
         return self.dataset.unread(task)
 
+    def missing(self, task: str) -> list[str]:
+        return self.dataset.missing(task)
+
     @cached_property
     def _exists(self) -> LabelMatrix:
         return self.dataset.available()
