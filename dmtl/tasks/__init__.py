@@ -33,7 +33,9 @@ __all__ = [
     "SemSeg",
     "Task",
     "UnitVector",
+    "check_options",
     "chosen_tasks",
+    "find_class",
     "known_tasks",
     "list_tasks",
     "make_task",
@@ -68,29 +70,45 @@ def make_task(name: str, kind: str | None = None, **options: Any) -> Task:
         ConfigError: the kind contradicts the name or is missing, an option is unknown, or its value cannot
             work.
     """
+    task_class = find_class(name, kind)
+    check_options(name, task_class, options)
+    return task_class(name=name, **options)
+
+
+def find_class(name: str, kind: str | None) -> type[Task]:
+    """Return the class of the task called `name`; raises as `make_task`."""
     if kind is not None and kind not in KINDS:
         raise ConfigError(
             f"task {name!r}: kind must be one of {', '.join(KINDS)}, got {kind!r:.80}{_nearest(kind, KINDS)}"
         )
-    if name in KNOWN:
-        task_class = KNOWN[name]
-        if kind not in (None, task_class.kind):
-            raise ConfigError(f"task {name!r}: kind must be {task_class.kind!r} for this name, got {kind!r}")
-    elif kind is None:
-        raise ConfigError(
-            f"task {name!r}: kind must be given for names other than {', '.join(KNOWN)}, "
-            f"got none{_nearest(name, KNOWN)}"
-        )
-    else:
-        task_class = KINDS[kind]
-    allowed = [f.name for f in fields(task_class) if f.name != "name"]
+    if name not in KNOWN:
+        if kind is None:
+            raise ConfigError(
+                f"task {name!r}: kind must be given for names other than {', '.join(KNOWN)}, "
+                f"got none{_nearest(name, KNOWN)}"
+            )
+        return KINDS[kind]
+    task_class = KNOWN[name]
+    if kind not in (None, task_class.kind):
+        raise ConfigError(f"task {name!r}: kind must be {task_class.kind!r} for this name, got {kind!r}")
+    return task_class
+
+
+def check_options(
+    name: str, task_class: type[Task], options: Iterable[str], also: Iterable[str] = ()
+) -> None:
+    """Check the names of the options of a task; those of `also` are allowed, too.
+
+    Raises:
+        ConfigError: an option is unknown; the message lists all and suggests the nearest one.
+    """
+    allowed = ["kind", *(f.name for f in fields(task_class) if f.name != "name"), *also]
     for option in options:
         if option not in allowed:
             raise ConfigError(
                 f"task {name!r}: option must be one of {', '.join(allowed)}, got {option!r:.80}"
                 f"{_nearest(option, allowed)}"
             )
-    return task_class(name=name, **options)
 
 
 def list_tasks() -> list[str]:

@@ -306,6 +306,23 @@ def test_files_that_are_not_read_are_named(tmp_path):
     assert data.unread("s") == ["i0", "i1.bmp", "i1.jpg", "i1.npz", "i1_mask.png", "notes.txt"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "option", "near"),
+    [("scalar", "scle", "scale"), ("scalar", "unknwon", "unknown"), ("binary", "vlaues", "values")],
+)
+def test_a_misspelt_option_gets_the_nearest_and_all_others(tmp_path, kind, option, near):
+    every = {
+        "scalar": "kind, weight, ignore, log, distance, inverse, score, low, high, scale, unknown",
+        "binary": "kind, weight, ignore, thin, pos_weight, values, colors",
+    }
+    with pytest.raises(DataError) as error:
+        write(tmp_path, {"s": {"kind": kind, option: 1}}, {})
+    assert str(error.value) == (
+        f"{tmp_path}/dataset.yaml: task 's': option must be one of {every[kind]}, "
+        f"got {option!r} (did you mean {near!r}?)"
+    )
+
+
 @pytest.mark.parametrize(("task", "folder"), [("sal", "sall"), ("semsg", "semseg")])
 def test_a_misspelt_folder_is_named(tmp_path, task, folder):
     labels = {f"{name}/i0.png": rows(0, 1) for name in (folder, "s", "contours", ".cache")}

@@ -14,7 +14,7 @@ from dmtl.data.folder.label_maps import READING_OPTIONS
 from dmtl.data.folder.paths import inside, plain_name, read_text
 from dmtl.data.images import MAX_PIXELS
 from dmtl.errors import DataError, DmtlError, one_line
-from dmtl.tasks import Task, make_task
+from dmtl.tasks import Task, check_options, find_class, make_task
 
 MAX_DESCRIPTION = 100_000  # characters; unusual longer texts take PyYAML many seconds
 KEYS = ("name", "tasks", "labels", "evaluation", "boundaries", "description")
@@ -163,7 +163,10 @@ def read_task(name: str, options: dict[str, Any], path: Path) -> tuple[Task, dic
         DataError: an option is wrong; the message begins with `path`.
     """
     try:
-        task = make_task(name, **{key: value for key, value in options.items() if key not in READING_OPTIONS})
+        defining = {key: value for key, value in options.items() if key not in READING_OPTIONS}
+        task_class = find_class(name, options.get("kind"))
+        check_options(name, task_class, defining, also=task_class.reading_options)
+        task = make_task(name, **defining)
         count = len(task.label_names)
         if count and task.ignore not in range(count, 256):
             raise DataError(
