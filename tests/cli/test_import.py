@@ -73,7 +73,7 @@ def test_what_is_left_out_is_printed(dmtl, tmp_path):
             "--scale must be TASK=NUMBER",
         ),
         (["huggingface", "no/such/thing", "set", "--map", "depth=d"], "no such file or folder"),
-        (["labelme", "nowhere", "set"], "nowhere: no such folder"),
+        (["labelme", "nowhere", "set"], "nowhere: no such folder, expected one with a LabelMe JSON file for"),
         (["coco", "nowhere.json", "set"], "nowhere.json: cannot be read"),
     ],
 )

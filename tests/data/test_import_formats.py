@@ -307,6 +307,13 @@ def test_labelme_damage(tmp_path, edit, message):
     assert str(error.value).startswith(str(tmp_path / "s/a.json")) and message in str(error.value)
 
 
+def test_a_folder_without_labelme_files(tmp_path):
+    write_images(tmp_path / "s")
+    with pytest.raises(DataError, match=f"^{tmp_path}/s: no LabelMe JSON files in it, expected one for"):
+        import_made("labelme", tmp_path, tmp_path / "out", lambda _: {"source": tmp_path / "s"})
+    assert not (tmp_path / "out").exists()
+
+
 def test_labelme_files_elsewhere(tmp_path):
     """Files in a folder next to the images, with paths as Windows writes them, or of another machine."""
     write_images(tmp_path / "s" / "img")

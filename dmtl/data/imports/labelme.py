@@ -36,11 +36,15 @@ _POINTS = {"rectangle": (2, 4), "circle": (2,), "mask": (2,), "oriented_rectangl
 def read_labelme(source: Path, options: Options, context: Context) -> Found:
     """Read polygons, rectangles, circles and masks, drawn in the order of each file; leave out points and
     lines."""
+    if not source.is_dir():
+        raise DataError(f"{source}: no such folder, expected one with a LabelMe JSON file for each image")
     here = Images(source)
+    if not (files := here.files(suffixes=(".json",))):
+        raise DataError(f"{source}: no LabelMe JSON files in it, expected one for each labelled image")
     images = here if options.images is None else Images(options.images)
     entries = {path: Entry(images.id(path), path, str(path)) for path in images.files()}
     flat: Counter[str] = Counter()
-    for file in here.files(suffixes=(".json",)):
+    for file in files:
         root = read_json(file, "a LabelMe file")
         path = _image_path(root["imagePath"], file, here, images)
         entry = entries.setdefault(path, Entry(images.id(path), path, str(file)))
