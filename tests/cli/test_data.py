@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,6 +70,25 @@ def test_check_of_a_benchmark_as_distributed(dmtl, tmp_path):
 def test_check_of_a_split_that_is_not_there(dmtl, data):
     status, _, err = dmtl("data", "check", data, "--splits", "test")
     assert status == 2 and "unknown split 'test'" in err
+
+
+def test_check_without_any_split(dmtl, folder):
+    shutil.rmtree(folder / "splits")
+    status, _, err = dmtl("data", "check", folder)
+    message = "no list of ids; create splits/train.txt and splits/val.txt, one id per line"
+    assert (status, err) == (2, f"dmtl data: {folder}/splits: {message}\n")
+
+
+def test_the_folder_of_shards_is_not_their_name(dmtl, data):
+    for split in ("train", "val"):
+        assert dmtl("data", "export", data, "shards", "--split", split, "--shards", 1).status == 0
+    message = "shards: a folder of shards, expected the shards themselves, such as "
+    message += "'shards/{000000..000001}.tar'\n"
+    assert dmtl("data", "check", "shards") == (2, "", f"dmtl data: {message}")
+    assert dmtl("train", "--data.root", "shards") == (2, "", f"dmtl train: {message}")
+    assert dmtl("data", "check", "shards/{000000..000001}.tar").status == 0
+    Path("shards/000000.tar").rename("shards/first.tar")
+    assert "such as 'shards/000001.tar'" in dmtl("data", "check", "shards").err
 
 
 def test_show(dmtl, tmp_path, data):

@@ -58,6 +58,7 @@ from dmtl.data.folder.paths import (
 )
 from dmtl.data.images import IMAGE_SUFFIXES, LABEL_SUFFIXES
 from dmtl.data.labels.matrix import LabelMatrix
+from dmtl.data.shards.dataset import shards_root
 from dmtl.errors import DataError
 
 
@@ -87,8 +88,8 @@ class Folder(Described):
             raise DataError(
                 f"{root}: no such folder, expected a data set with images/, splits/ and dataset.yaml"
             )
-        description = read_description(self.root)
         listed = read_split(self.root, split)
+        description = read_description(self.root)
         wanted = listed if ids is None else [nfc(id) for id in ids]
         super().__init__(description, self.root / "dataset.yaml", split, tasks, wanted)
         if unlisted := set(self.ids) - set(listed):
@@ -195,6 +196,13 @@ class Folder(Described):
 def read_split(root: Path, split: str) -> list[str]:
     """Return the ids of `splits/<split>.txt` in order; raise DataError if there is no such split."""
     known = sorted(p.stem for p in (root / "splits").glob("*.txt"))
+    if not known and (shards := sorted(p.name for p in root.glob("*.tar"))):
+        named = root / (shards_root(shards) if all(p[:-4].isdecimal() for p in shards) else shards[0])
+        raise DataError(f"{root}: a folder of shards, expected the shards themselves, such as '{named}'")
+    if not known:
+        raise DataError(
+            f"{root / 'splits'}: no list of ids; create splits/train.txt and splits/val.txt, one id per line"
+        )
     if split not in known:
         raise DataError(f"{root / 'splits'}: {unknown_name('split', split, known)}")
     return read_ids(inside(root, root / "splits" / f"{split}.txt"))
