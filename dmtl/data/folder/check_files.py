@@ -50,11 +50,18 @@ def check_files(
     every = {folder: {f"{folder}/{p}" for _, p in foreign_files(root / folder, (), ())} for folder in folders}
     files = {path for folder, paths in every.items() for path in paths if _suffix(path) in folders[folder]}
     problems = list(_links(root))
-    listed: set[str] = set()
+    # None if a list cannot be read: its ids would seem to belong to no split.
+    listed: set[str] | None = set()
     for path in sorted((root / "splits").glob("*.txt")):
         try:
             ids = read_ids(inside(root, path))
+        except DataError as error:
+            problems.append(Problem.of(error, "split"))
+            listed = None
+            continue
+        if listed is not None:
             listed |= set(ids)
+        try:
             images = find_files(inside(root, root / "images"), IMAGE_SUFFIXES, ids)
         except DataError as error:
             problems.append(Problem.of(error, "split"))
@@ -71,7 +78,7 @@ def check_files(
     problems += [
         Problem("unlisted", str(root / path), "its id is in no list of splits/")
         for path in sorted(files)
-        if _id(path) not in listed
+        if listed is not None and _id(path) not in listed
     ]
     problems += [
         Problem("unread", str(root / path), f"is not read, expected one of {', '.join(folders[folder])}")
@@ -101,7 +108,7 @@ def readable_part(root: str | os.PathLike, split: str) -> Folder:
 def _recorded(
     root: Path,
     files: set[str],
-    listed: set[str],
+    listed: set[str] | None,
     workers: int,
     progress: Callable[[Sequence], Iterable],
 ) -> list[Problem]:
@@ -123,7 +130,7 @@ def _recorded(
     problems += [
         Problem("manifest", str(root / manifest.NAME), f"{entry.id!r} is in no list of splits/")
         for entry in entries
-        if entry.id not in listed
+        if listed is not None and entry.id not in listed
     ]
     return problems
 
