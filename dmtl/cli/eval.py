@@ -218,7 +218,9 @@ def _data(args: Eval, source: str) -> tuple[str, tuple[int, int] | None, int | N
         return args.data, args.size, args.count
     path = Path(source, "config.toml")
     if not path.is_file():
-        raise ConfigError(f"--data must name a data set, because {source} is not a run: it has no config.toml")
+        raise ConfigError(
+            f"--data must name a data set, because {source} is not a run: it has no config.toml"
+        )
     own = read_config(path).data
     if not made_to_order(own.root):
         return str(path) if own.sources else own.root, args.size, args.count

@@ -34,9 +34,9 @@ def check_files(
 ) -> list[Problem]:
     """Return the problems of the files of a data set.
 
-    These are links out of the folder, ids without an image, files that belong to no split, and files of types
-    that are not read, folders of tasks that do not exist, and folders that nothing reads. If there is a `manifest.jsonl`, they include files that are missing, were changed or
-    are not in the manifest.
+    These are links out of the folder, ids without an image, files that belong to no split, files of types
+    that are not read, folders of tasks that do not exist, and folders that nothing reads. If there is a
+    `manifest.jsonl`, they include files that are missing, were changed or are not in the manifest.
 
     Args:
         root: folder of the data set.
