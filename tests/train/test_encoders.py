@@ -36,11 +36,11 @@ def test_auto_takes_random_weights_without_a_source(config_for, no_source):
 
 
 def test_auto_without_a_source_says_what_it_costs(config_for, no_source, monkeypatch):
-    said = []
-    Trainer(config_for(model=LITE, optim=dict(backbone_weights="auto")), say=said.append)
+    said, full = [], dict(labels="full")
+    Trainer(config_for(data=full, model=LITE, optim=dict(backbone_weights="auto")), say=said.append)
     assert any("random weights" in line and "dmtl[encoders]" in line for line in said), said
     said.clear()
-    Trainer(config_for(model=LITE, optim=dict(backbone_weights="")), say=said.append)
+    Trainer(config_for(data=full, model=LITE, optim=dict(backbone_weights="")), say=said.append)
     assert said == []
 
 

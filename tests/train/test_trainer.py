@@ -239,7 +239,7 @@ def test_resume_past_a_torn_checkpoint(finished, config_for):
     newest.write_bytes(newest.read_bytes()[:-1000])
     said = []
     resumed = Trainer(config, resume=True, say=said.append)
-    assert resumed.step == 2 and len(said) == 1 and f"{newest}: damaged" in said[0] and "step 2" in said[0]
+    assert resumed.step == 2 and len(said) == 2 and f"{newest}: damaged" in said[1] and "step 2" in said[1]
     resumed.fit()
     assert weights(config.out) == weights(finished[0].out) and log_of(config.out) == log_of(finished[0].out)
 
@@ -354,7 +354,8 @@ def test_an_unreadable_image_by_policy(config_for, images, tmp_path):
         Trainer(config, say=said.append, on_step=stop_at(5)).fit()
     rows = [row for row in log_of(config.out) if row["event"] == "corrupt"]
     assert rows and all(str(root / "images" / "i3.png") in row["message"] for row in rows)
-    assert len(said) == len(rows) and "skipped a sample" in said[0]
+    skips = [line for line in said if "skipped a sample" in line]
+    assert len(skips) == len(rows)
     assert all(math.isfinite(row["loss"]) for row in log_of(config.out) if row["event"] == "train")
     Trainer(config, resume=True).fit()
     assert json.loads((Path(config.out) / "metrics.json").read_text())["skipped_samples"] == len(
