@@ -21,7 +21,7 @@ SHARE = 0.8  # share of the available memory that a prediction may use
 DECODED = 12  # average bytes per pixel of a decoded map, together with that of the previous call
 SMALLEST_TILE = 256  # pixels; smaller tiles would show too little of the scene
 _SIDE = 256  # side in pixels of the image for which an encoder's maps are counted
-_PATCHES, _WEIGHTS = 48 << 20, 28 << 20  # limits in bytes of what a CPU's convolution transforms at a time
+_PATCHES, _WEIGHTS = 32 << 20, 28 << 20  # limits in bytes of what a CPU's convolution transforms at a time
 
 
 def peak_bytes(
