@@ -1,4 +1,4 @@
-"""Training from a trained model (optim.weights): what is taken over, what starts anew, what is refused."""
+"""Training from a trained model (optim.weights): what is taken over, what is new, what is refused."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_the_same_tasks(trained):
 
 
 def test_other_tasks_and_parts(trained):
-    """A task that is new, one that means something else, and the skip decoder start anew."""
+    """A task that is new, one that means something else, and the skip decoder are new."""
     model, source = trained
     other = make_task("semseg", classes=["sky", "road", "tree", "car"])
     assert other.channels == TASKS["semseg"].channels and other.meaning() != TASKS["semseg"].meaning()
