@@ -144,12 +144,11 @@ def _split(words: list[str], out: str) -> tuple[str | None, list[str]]:
 
 def _check_images(folder: str, out: str) -> None:
     """Raise ConfigError unless a folder without a model has images: it may have been meant as MODEL."""
-    from dmtl.predict.inputs import find_inputs
+    from dmtl.predict.inputs import why_no_inputs
 
-    inputs, failures, _ = find_inputs([folder], out)
-    if not inputs:
+    if (reason := why_no_inputs(folder, out)) is not None:
         raise ConfigError(
-            f"{folder}: is neither MODEL (no config.json) nor IMAGE ({failures[0].reason}); "
+            f"{folder}: is neither MODEL (no config.json) nor IMAGE ({reason}); "
             "pass the folder of one run or model, or a folder of images"
         )
 

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dmtl.engine.noise import BAND
 from dmtl.models.config import ModelConfig
-from dmtl.models.initial import PAD_MULTIPLE
+from dmtl.models.initial import PAD_MULTIPLE, padded_side
 from dmtl.models.skip import WIDTH
 from dmtl.nn.backbone import BACKBONES, make_backbone
 from dmtl.nn.efficientnet import InvertedResidual, SeparableBlock
@@ -55,7 +55,7 @@ def peak_bytes(
         history: number of earlier estimates that the sampler keeps.
         fused: whether blocks of the encoder are computed without storing their inner maps, as on a CPU.
     """
-    height, width = (-(-side // PAD_MULTIPLE) * PAD_MULTIPLE for side in (height, width))
+    height, width = padded_side(height), padded_side(width)
     pixels = batch * height * width
     numbers, channels = encoder_numbers(config.backbone, config.backbone_width, fused)
     one = pixels // 64 * config.width * itemsize
@@ -66,8 +66,8 @@ def peak_bytes(
     patches = 9 * pixels // 64 * (channels + config.width)  # 36 floats for 16 positions
     workspace = min(patches, _PATCHES) + min(144 * config.width**2, _WEIGHTS)
     peak = maps * one + tokens + encoder + workspace + DECODED * wanted * pixels
-    logits = sum(task_from_spec(spec).channels for spec in config.tasks)
     if config.output_stride == 4:
+        logits = sum(task_from_spec(spec).channels for spec in config.tasks)
         peak += (samples * logits + 4 * WIDTH) * pixels // 16 * itemsize
     if samples > 1 and config.diffusion != "none":
         channels = max((task_from_spec(spec).channels for spec in config.tasks), default=1)

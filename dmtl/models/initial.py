@@ -98,9 +98,14 @@ def pad_image(image: Tensor) -> Tensor:
     return F.pad(image, (0, pad[0], 0, pad[1])) if any(pad) else image
 
 
+def padded_side(side: int) -> int:
+    """Return the number of pixels to which `pad_image` pads a side."""
+    return side + -side % PAD_MULTIPLE
+
+
 def factor_of(logits: Tensor, height: int) -> int:
     """Return how many pixels of an image of this height there are to each of its logits: 8 or 4."""
-    return (height + -height % PAD_MULTIPLE) // logits.shape[-2]
+    return padded_side(height) // logits.shape[-2]
 
 
 def upsample(logits: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> Tensor:

@@ -9,7 +9,6 @@ Legend: B images, R = B rows of each requested task, C channels, h x w the 1/8 m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dmtl.models import DiffusionMTL, ModelConfig, MultiTaskBaseline
-from dmtl.models.initial import PAD_MULTIPLE, InitialNetwork
+from dmtl.models.initial import InitialNetwork, padded_side
 from dmtl.models.skip import WIDTH
 from dmtl.nn.backbone import make_backbone
 from dmtl.tasks import task_from_spec
@@ -70,7 +69,7 @@ def count(
         published: count the published execution, layer by layer; False: count the folded one.
         itemsize: bytes of a number in maps, tokens and parameters.
     """
-    height, width = (math.ceil(side / PAD_MULTIPLE) * PAD_MULTIPLE for side in size)
+    height, width = map(padded_side, size)
     frame = (height, width)
     channels = {task.name: task.channels for task in map(task_from_spec, config.tasks)}
     wanted = list(channels if tasks is None else tasks)
@@ -211,12 +210,19 @@ class _Chain:
         yield Part("chain", "cross_attention", f"blocks.{number}.attn", work, moved)
 
     def _conv(self, stage: str, layer: str, inside: int, out: int, side: int, rows: int) -> Part:
-        pixels, weights = rows * self.h * self.w, inside * out * side * side
-        moved = self.itemsize * (pixels * (inside + out) + weights)
-        return Part(stage, "convolutions", layer, 2 * pixels * weights, moved, winograd=side == 3)
+        return _convolution(stage, layer, inside, out, side, rows * self.h * self.w, self.itemsize)
 
     def _moved(self, layer: str, numbers: float) -> Part:
         return Part("chain", "everything else", layer, 0.0, self.itemsize * numbers)
+
+
+def _convolution(
+    stage: str, layer: str, inside: int, out: int, side: int, pixels: int, itemsize: int
+) -> Part:
+    """Count a convolution of side x side taps with `pixels` results of `out` channels."""
+    weights = inside * out * side * side
+    moved = itemsize * (pixels * (inside + out) + weights)
+    return Part(stage, "convolutions", layer, 2 * pixels * weights, moved, winograd=side == 3)
 
 
 def _skip(
@@ -231,9 +237,7 @@ def _skip(
     fine = batch * frame[0] * frame[1] // 16
 
     def conv(layer: str, inside: int, out: int, side: int, pixels: int) -> Part:
-        weights = inside * out * side * side
-        moved = itemsize * (pixels * (inside + out) + weights)
-        return Part("skip", "convolutions", layer, 2 * pixels * weights, moved, winograd=side == 3)
+        return _convolution("skip", layer, inside, out, side, pixels, itemsize)
 
     with torch.device("meta"):
         first = int(make_backbone(config.backbone, config.backbone_width).channels[0])  # type: ignore[index]

@@ -14,6 +14,8 @@ from dmtl.predict.maps import holds_maps
 
 SUFFIXES = IMAGE_SUFFIXES + video.SUFFIXES
 _HIDDEN = "hidden files and folders are not predicted"
+_MAPS = "holds maps that dmtl wrote, expected images or videos"
+_NOTHING = "no images or videos, expected files such as .jpg, .png or .mp4"
 
 
 @dataclass(frozen=True)
@@ -87,15 +89,13 @@ def find_inputs(
     for path in map(Path, paths):
         if path.is_dir():
             root = path.resolve()
-            if any(holds_maps(folder) for folder in (root, *root.parents)):
-                failures.append(Failure(str(path), "holds maps that dmtl wrote, expected images or videos"))
+            if _in_maps(root):
+                failures.append(Failure(str(path), _MAPS))
                 continue
             files = list(walk(root))
             root = root / "images" if _is_dataset(root) else root
             if not files:
-                failures.append(
-                    Failure(str(path), "no images or videos, expected files such as .jpg, .png or .mp4")
-                )
+                failures.append(Failure(str(path), _NOTHING))
         elif os.path.exists(path):
             root = path.parent.resolve()
             files = [root / path.name]
@@ -112,6 +112,21 @@ def find_inputs(
     names = _names([PurePosixPath(*name.parts) for name in short])
     inputs = [Input(file, name) for file, name in zip(found, names, strict=True)]
     return inputs, failures, walk.left_out()
+
+
+def why_no_inputs(folder: str | os.PathLike, out_dir: str | os.PathLike) -> str | None:
+    """Return why `find_inputs` finds nothing in a folder; None if it does. Stops at the first input."""
+    root, failures = Path(folder).resolve(), list[Failure]()
+    if _in_maps(root):
+        return _MAPS
+    if next(_Walk(Path(out_dir).resolve(), failures)(root), None) is not None:
+        return None
+    return failures[0].reason if failures else _NOTHING
+
+
+def _in_maps(root: Path) -> bool:
+    """Return whether a folder is one that `dmtl predict` wrote, or in one."""
+    return any(holds_maps(folder) for folder in (root, *root.parents))
 
 
 def _is_dataset(folder: Path) -> bool:

@@ -165,9 +165,12 @@ def work(config: RunConfig, model: DiffusionMTL | MultiTaskBaseline, pairs: dict
     forward = dict.fromkeys(("initial", "condition", "chain"), 0.0)
     if model.config.output_stride == 4:
         forward["skip"] = 0.0
-    for part in count(model.config, (height, width), published=True):
+    whole = count(model.config, (height, width), published=True)
+    for part in whole:
         if part.stage in ("initial", "condition") or part.layer == "skip":  # once for all tasks
             forward[part.stage] += images * part.flops
+    if all(part.stage not in ("chain", "skip") for part in whole):
+        return forward
     for task, number in pairs.items():
         for part in count(model.config, (height, width), published=True, tasks=[task]):
             if part.stage in ("chain", "skip") and part.layer != "skip":

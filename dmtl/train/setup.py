@@ -63,9 +63,11 @@ class Data:
             ConfigError: a task has only ignored pixels, or ignored and negative ones.
             DataError: one of the files that were checked cannot be read, and `data.skip_corrupt` is 0.
         """
-        visible, every = (int(table.matrix.sum()) for table in (self.labels, self.train.available()))
-        if config.labels in GENERATED and visible < every:
-            say(f'{visible:,} of {every:,} labels visible (data.labels = "{config.labels}"); "full" uses all')
+        if config.labels in GENERATED:
+            visible, every = (int(table.matrix.sum()) for table in (self.labels, self.train.available()))
+            if visible < every:
+                how = f'(data.labels = "{config.labels}"); "full" uses all'
+                say(f"{visible:,} of {every:,} labels visible {how}")
         for note in label_notes(self.train, self.val, self.labels, skip_corrupt=config.skip_corrupt > 0):
             say(note)
 

@@ -43,7 +43,8 @@ def start_from(model: DiffusionMTL | MultiTaskBaseline, source: str) -> str:
     ]
     state, known = model.state_dict(), trained.state_dict()
     left = (*_prefixes(model, [name for name in model.tasks if name not in kept]), _CONDITION)
-    if "skip decoder" not in _shared(model, trained):
+    shared = _shared(model, trained)
+    if "skip decoder" not in shared:
         left += ("skip.",)
     loaded = {key: known[key] for key in state if key in known and not key.startswith(left)}
     if _CONDITION in state and _CONDITION in known:
@@ -56,7 +57,7 @@ def start_from(model: DiffusionMTL | MultiTaskBaseline, source: str) -> str:
             )
     for key, value in loaded.items():
         state[key].copy_(value)
-    return _described(model, trained, source, kept)
+    return _described(model, trained, source, [*kept, *shared])
 
 
 def _check(mine: ModelConfig, theirs: ModelConfig, source: str) -> None:
@@ -102,9 +103,9 @@ def _described(
     model: DiffusionMTL | MultiTaskBaseline,
     trained: DiffusionMTL | MultiTaskBaseline,
     source: str,
-    kept: Collection[str],
+    shared: Collection[str],
 ) -> str:
-    shared = [*kept, *_shared(model, trained)]
+    """Return the line for the user; `shared` are the names of tasks and parts that keep their weights."""
     lists = {
         "new": [name for name in (*model.tasks, *_parts(model)) if name not in shared],
         "not used": [name for name in (*trained.tasks, *_parts(trained)) if name not in shared],
