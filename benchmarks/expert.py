@@ -21,7 +21,7 @@ from dmtl.models import DiffusionMTL
 from dmtl.models.initial import pad_image
 from dmtl.runtime.measure import seconds
 
-from .plain import initial_network
+from .plain import fine_map, initial_network, refined
 
 DTYPES = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MODES = ("max-autotune", "default")
@@ -119,7 +119,9 @@ class Expert:
 
     def _forward(self, image: Tensor, noise: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         net, of_features = self.model.mtdnet, self.model.config.diffusion == "feature"
-        features, initial = initial_network(self.model.initial, pad_image(image))
+        padded = pad_image(image)
+        features, initial, encoded = initial_network(self.model.initial, padded)
+        fine = fine_map(self.model, encoded, padded)
         condition = net.condition.conv(torch.cat(list(initial.values()), dim=1))
         start = {task: (features if of_features else initial)[task] for task in self.tasks}
         tokens = tokens_of(reduced(condition, net.condition.reduction))
@@ -136,11 +138,11 @@ class Expert:
                 c1, c2, sigma = plan.coef1[i], plan.coef2[i], plan.sigma[i]
                 x = {task: c1 * clean[task] + c2 * x[task] + sigma * eps[task] for task in x}
         logits = {t: net.heads[t](m) for t, m in clean.items()} if of_features else clean
-        return {task: self._decoded(task, m, image) for task, m in logits.items()}
+        final = {t: refined(self.model, t, fine, clean[t], z) for t, z in logits.items()}
+        return {task: self._decoded(task, z, image, padded.shape[-2:]) for task, z in final.items()}
 
-    def _decoded(self, task: str, logits: Tensor, image: Tensor) -> Tensor:
+    def _decoded(self, task: str, logits: Tensor, image: Tensor, padded: torch.Size) -> Tensor:
         height, width = image.shape[-2:]
-        padded = (8 * logits.shape[-2], 8 * logits.shape[-1])
         logits = F.interpolate(logits, padded, mode="bilinear", align_corners=False)
         return self.model.tasks[task].decode(logits[..., :height, :width])
 

@@ -13,7 +13,7 @@ from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.train.loss import labelled_rows, sample_scale
 
 from .expert import DTYPES, denoised, fastest_s, reduced, tokens_of
-from .plain import initial_network
+from .plain import fine_map, initial_network, refined
 
 
 class ExpertTraining:
@@ -78,7 +78,7 @@ class ExpertTraining:
 
     def _logits(self, image: Tensor, rows: dict[str, Tensor], noise) -> tuple[dict, dict]:
         """Return logits of the labelled pairs at the image's size, final and initial."""
-        features, initial = initial_network(self.model.initial, image)
+        features, initial, encoded = initial_network(self.model.initial, image)
         size = image.shape[-2:]
         first = {t: _upsampled(initial[t][r], size) for t, r in rows.items()}
         if self.plan is None:
@@ -101,7 +101,10 @@ class ExpertTraining:
             if i > 0:
                 c1, c2, sigma = plan.coef1[i], plan.coef2[i], plan.sigma[i]
                 x = {t: c1 * clean[t] + c2 * x[t] + sigma * eps(t, last + 1 - i) for t in x}
-        final = {t: net.heads[t](m) for t, m in clean.items()} if of_features else clean
+        logits = {t: net.heads[t](m) for t, m in clean.items()} if of_features else clean
+        fine = fine_map(self.model, encoded, image)
+        own = {t: None if fine is None else fine[r] for t, r in rows.items()}
+        final = {t: refined(self.model, t, own[t], clean[t], z) for t, z in logits.items()}
         return {t: _upsampled(m, size) for t, m in final.items()}, first
 
 

@@ -1,4 +1,5 @@
-"""The initial network in plain torch with our model's parameters, shared by the baselines."""
+"""The initial network and the skip decoder in plain torch with our model's parameters, shared by the
+baselines."""
 
 from __future__ import annotations
 
@@ -9,17 +10,40 @@ from torch import Tensor, nn
 from dmtl.nn.efficientnet import DepthwiseConv, EfficientNetLite, InvertedResidual, Stem
 
 
-def initial_network(network, image: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Compute features and logits of an `InitialNetwork` by task, with a torch call for every layer of the
-    encoder and decoders. (An encoder of timm is called directly.)"""
-    size = (image.shape[-2] // 8, image.shape[-1] // 8)
-    maps = [
-        m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear", align_corners=False)
-        for m in _encoded(network.backbone, image)
-    ]
+def initial_network(network, image: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """Compute features and logits of an `InitialNetwork` by task, and the encoder's first map, with a torch
+    call for every layer of the encoder and decoders. (An encoder of timm is called directly.)"""
+    encoded = _encoded(network.backbone, image)
+    maps = [_resized(m, image, 8) for m in encoded]
     shared = _convolved(network.embed, torch.cat(maps, dim=1))
     features = {task: _through(blocks, shared) for task, blocks in network.decoders.items()}
-    return features, {task: network.heads[task](feature) for task, feature in features.items()}
+    logits = {task: network.heads[task](feature) for task, feature in features.items()}
+    return features, logits, encoded[0]
+
+
+def fine_map(model, encoded: Tensor, image: Tensor) -> Tensor | None:
+    """Return what the skip decoder of a `DiffusionMTL` takes from the encoder's first map; None if the model
+    has no skip decoder."""
+    return None if model.skip is None else model.skip.skip(_resized(encoded, image, 4))
+
+
+def refined(model, task: str, fine: Tensor | None, signal: Tensor, logits: Tensor) -> Tensor:
+    """Refine the final logits of a task from 1/8 to 1/4 of the image's size; without a skip decoder they stay
+    as they are."""
+    if fine is None:
+        return logits
+    y = torch.relu(_doubled(model.skip.reduce[task](signal)) + fine)
+    y = torch.relu(_convolved(model.skip.convs[task], y))
+    return _doubled(logits) + model.skip.heads[task](y)
+
+
+def _doubled(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def _resized(x: Tensor, image: Tensor, stride: int) -> Tensor:
+    size = (image.shape[-2] // stride, image.shape[-1] // stride)
+    return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 
 def _encoded(backbone: nn.Module, image: Tensor) -> list[Tensor]:

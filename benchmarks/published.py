@@ -18,7 +18,7 @@ from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.models.initial import pad_image
 from dmtl.train.loss import sample_scale
 
-from .plain import initial_network
+from .plain import fine_map, initial_network, refined
 
 
 class Published:
@@ -42,18 +42,19 @@ class Published:
     def __call__(self, image: Tensor, tasks: list[str] | None = None) -> dict[str, Tensor]:
         """Return task -> logits [B, C_T, H, W] of an image [B, 3, H, W] with sides multiples of 32."""
         net = self.model.mtdnet
-        features, initial = initial_network(self.model.initial, image)
+        features, initial, encoded = initial_network(self.model.initial, image)
         condition = net.condition.conv(torch.cat([m.detach() for m in initial.values()], dim=1))
+        fine = fine_map(self.model, encoded, image)
         final = {}
         for task in self.model.tasks if tasks is None else tasks:
             start = features[task] if self.model.config.diffusion == "feature" else initial[task]
-            final[task] = self._upsampled(self._denoised(task, start, condition), image)
+            final[task] = self._upsampled(self._denoised(task, start, condition, fine), image)
         return final
 
     def _upsampled(self, logits: Tensor, image: Tensor) -> Tensor:
         return F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=False)
 
-    def _denoised(self, task: str, start: Tensor, condition: Tensor) -> Tensor:
+    def _denoised(self, task: str, start: Tensor, condition: Tensor, fine: Tensor | None) -> Tensor:
         net = self.model.mtdnet
         plan = net.plan(start.device, self.steps)
         last = len(plan.levels) - 1
@@ -64,7 +65,8 @@ class Published:
                 break
             eps = self._eps(task, len(plan.levels) - i, x)
             x = plan.coef1[i] * clean + plan.coef2[i] * x + plan.sigma[i] * eps
-        return net.heads[task](clean) if self.model.config.diffusion == "feature" else clean
+        logits = net.heads[task](clean) if self.model.config.diffusion == "feature" else clean
+        return refined(self.model, task, fine, clean, logits)
 
     def _eps(self, task: str, draw: int, x: Tensor) -> Tensor:
         return torch.randn_like(x) if self.noise is None else self.noise[task][draw].to(x.dtype)
@@ -113,9 +115,10 @@ class PublishedTraining:
         """Return the scalar to differentiate. noise: {task: [draws, B, C, h, w]}; default: randn_like."""
         tasks, image = self.model.tasks, batch.image
         net = self.model.mtdnet if isinstance(self.model, DiffusionMTL) else None
-        features, initial = initial_network(self.model.initial, image)
+        features, initial, encoded = initial_network(self.model.initial, image)
         if net is not None:
             condition = net.condition.conv(torch.cat([m.detach() for m in initial.values()], dim=1))
+            fine = fine_map(self.model, encoded, image)
         scale = sample_scale(batch.present).tolist()
         total = image.new_zeros(())
         for b in range(len(batch)):
@@ -129,7 +132,9 @@ class PublishedTraining:
                 loss = task.loss(execution._upsampled(initial[name][row], image), label)
                 if net is not None:
                     start = features[name] if self.model.config.diffusion == "feature" else initial[name]
-                    final = execution._upsampled(execution._denoised(name, start[row], condition[row]), image)
+                    own_fine = None if fine is None else fine[row]
+                    logits = execution._denoised(name, start[row], condition[row], own_fine)
+                    final = execution._upsampled(logits, image)
                     loss = task.loss(final, label) + 0.5 * loss
                 total = total + scale[b] / len(batch) * task.weight * loss.sum()
         return total

@@ -32,11 +32,13 @@ def test_published_execution(diffusion, reduction):
     torch.testing.assert_close(part["edge"], out["edge"])
 
 
+@pytest.mark.parametrize("stride", [8, 4])
 @pytest.mark.parametrize("size", [(64, 32), (50, 70)])
 @pytest.mark.parametrize("diffusion", ["feature", "prediction"])
-def test_maps_of_both(diffusion, size):
+def test_maps_of_both(diffusion, size, stride):
     """Decoded maps of any size are the model's, in fp32; the expert's in bf16 are near them."""
-    model, image = small_model(diffusion=diffusion, backbone_width=16), torch.randn(2, 3, *size)
+    model = small_model(diffusion=diffusion, backbone_width=16, output_stride=stride)
+    image = torch.randn(2, 3, *size)
     with torch.no_grad():
         expected = model.maps(image, steps=3).maps
         noise = drawn_noise(model, image, 3)
@@ -58,7 +60,7 @@ def test_lite_encoder_without_our_operators(layout):
     with torch.no_grad():
         _, expected, _ = model.initial(image)
         with Recorder() as recorder:
-            _, found = initial_network(model.initial, image)
+            _, found, _ = initial_network(model.initial, image)
     assert not recorder.calls
     for task, logits in expected.items():
         torch.testing.assert_close(found[task], logits, rtol=1e-3, atol=1e-4)

@@ -100,7 +100,8 @@ def test_gradients_are_the_published_ones(number, diffusion):
     a ReLU on its two sides; a second image then decides."""
     worst = []
     for image in (number, 1000 + number):
-        batch, model = batch_of(number, image), model_for(diffusion=diffusion)
+        batch = batch_of(number, image)
+        model = model_for(diffusion=diffusion, output_stride=4 if number % 5 == 0 else 8)
         loss, expected = published_gradients(model, batch, seed=5, step=number)
         model.zero_grad(set_to_none=True)
         step = step_for(model)
