@@ -26,10 +26,10 @@ lint: $(VENV)/.installed-lint       ## style, format and types
 	$(RUN) -m mypy
 
 test: $(VENV)/.installed-test       ## run the tests
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist worksteal
 
 test-all: $(VENV)/.installed-test   ## then the long ones: wide sweeps, every kernel compiled, sanitizers
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto -m slow
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist worksteal -m slow
 
 fuzz: $(VENV)/.installed-test       ## 20,000 damaged files against every reader (FUZZ="png mat" for some of them)
 	OMP_NUM_THREADS=1 $(RUN) -m tests.fuzz $(FUZZ)

@@ -206,7 +206,8 @@ def _checked_source(args: Eval) -> str:
 def _data(args: Eval, source: str) -> tuple[str, tuple[int, int] | None, int | None]:
     """Return the data set to score on, and the size and number of its images.
 
-    Without --data, these are the run's: those that `dmtl train` evaluates on.
+    Without --data, these are the run's: those that `dmtl train` evaluates on. RUN/model and RUN/best belong
+    to their run.
 
     Raises:
         ConfigError: --data is missing, and the source is not a run.
@@ -216,7 +217,8 @@ def _data(args: Eval, source: str) -> tuple[str, tuple[int, int] | None, int | N
 
     if args.data is not None:
         return args.data, args.size, args.count
-    path = Path(source, "config.toml")
+    model = Path(source)
+    path = (model.parent if model.name in ("model", "best") else model) / "config.toml"
     if not path.is_file():
         raise ConfigError(
             f"--data must name a data set, because {source} is not a run: it has no config.toml"

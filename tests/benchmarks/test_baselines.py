@@ -116,8 +116,7 @@ def test_expert_keeps_the_faster(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["max-autotune", "default"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("precision", "mode"), [("fp32", "default"), ("bf16", "max-autotune")])
 @pytest.mark.usefixtures("compiler")
 def test_expert_compiled(precision, mode, monkeypatch):
     model = small_model(backbone_width=16, blocks=1)

@@ -22,9 +22,8 @@ def packages():
         pytest.importorskip(package)
 
 
-@pytest.mark.parametrize(
-    "names", [runtimes.FROM_EXPORT, pytest.param(runtimes.FROM_PUBLISHED, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [runtimes.FROM_EXPORT, runtimes.FROM_PUBLISHED])
 def test_race(names):
     """In fp32 at two batches, next to the engine; the second batch needs no second file."""
     for batch in (1, 2):

@@ -16,7 +16,14 @@ TOY = Case(
 )
 
 
-@pytest.mark.parametrize(("labels", "pairs"), [("one", 4), ("random", 12), ("all", 20)])
+@pytest.mark.parametrize(
+    ("labels", "pairs"),
+    [
+        ("one", 4),
+        pytest.param("random", 12, marks=pytest.mark.slow),
+        pytest.param("all", 20, marks=pytest.mark.slow),
+    ],
+)
 def test_everybody_computes_the_same_gradients(labels, pairs):
     fp32 = [(name, "fp32") for name in ("published", "expert", "dmtl")]
     race = TrainingRace(TrainingCase(TOY, labels), fp32, modes=())
@@ -33,7 +40,7 @@ def test_everybody_computes_the_same_gradients(labels, pairs):
 
 
 @pytest.mark.skipif(pretrained_source("efficientnet_lite0") is None, reason=how_to_get("efficientnet_lite0"))
-@pytest.mark.parametrize("diffusion", ["none", "feature"])
+@pytest.mark.parametrize("diffusion", ["none", pytest.param("feature", marks=pytest.mark.slow)])
 def test_the_recipe_is_a_case(diffusion):
     case = recipe_case(diffusion, "cpu").but(size=(64, 64), batch=3)
     fp32 = [(name, "fp32") for name in ("published", "expert", "dmtl")]

@@ -281,9 +281,10 @@ def test_output_below_a_file(dmtl, tmp_path, trained, data, words):
     ("options", "told"),
     [
         ([], "cannot write run/best/model.safetensors"),
-        (
+        pytest.param(
             ["--log.checkpoint-every", "1"],
             "cannot write run/checkpoints/step-00000001.pt: File too large; no earlier one exists",
+            marks=pytest.mark.slow,
         ),
     ],
 )

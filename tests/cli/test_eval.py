@@ -431,9 +431,10 @@ def test_processes_share_the_images(dmtl, tmp_path, pascal, official):
 
 
 def test_a_run_is_scored_on_its_own_data(dmtl, trained, data):
-    """Not on rendered scenes; and one line says on what."""
-    status, out, _ = dmtl("eval", trained, "--json", "own.json")
-    assert status == 0 and out.splitlines()[0] == f"data of {trained}: {data}, split val"
+    """Not on rendered scenes; and one line says on what. Its model folder is scored alike."""
+    for model in (trained, f"{trained}/model"):
+        status, out, _ = dmtl("eval", model, "--json", "own.json")
+        assert status == 0 and out.splitlines()[0] == f"data of {model}: {data}, split val"
     assert dmtl("eval", trained, "--data", data, "--json", "given.json").status == 0
     assert json.loads(Path("own.json").read_text()) == json.loads(Path("given.json").read_text())
 

@@ -57,7 +57,7 @@ def assert_close(engine_maps: dict, model_maps: dict, tolerance: float = 1e-5) -
 
 
 @pytest.mark.parametrize("options", MODELS, ids=ids)
-@pytest.mark.parametrize("form", ["apart", "packed", "packed-weights"])
+@pytest.mark.parametrize("form", ["apart", "packed", pytest.param("packed-weights", marks=pytest.mark.slow)])
 def test_same_function(options, form):
     model = small_model(**options)
     engine = Engine(model)
@@ -191,7 +191,11 @@ def _tensors(values) -> list:
     return [x for x in torch.utils._pytree.tree_leaves(values) if isinstance(x, torch.Tensor)]
 
 
-@pytest.mark.parametrize("options", MODELS, ids=ids)
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(each, marks=[pytest.mark.slow] if n % 3 else []) for n, each in enumerate(MODELS)],
+    ids=ids,
+)
 def test_replayed_graphs(options):
     """New images, seeds and samples of the same kind are replayed; other kinds are captured when they come
     again."""
@@ -221,6 +225,7 @@ def test_replayed_graphs(options):
     assert all(torch.equal(first[t], kept[t]) for t in kept)  # results are the caller's own
 
 
+@pytest.mark.slow
 def test_many_requests():
     """Random kinds of call through one engine: each answer is a fresh engine's, and memory does not grow."""
     draw = random.Random(0)

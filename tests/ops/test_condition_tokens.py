@@ -154,7 +154,7 @@ def test_drawn_shapes(backend, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", backend_params("triton"))
 @given(case=cases((torch.float32, torch.float16), largest_grid=3, most_channels=5, most_width=24, step=8))
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_drawn_shapes_triton(backend, case):
     check(backend, *case)
 

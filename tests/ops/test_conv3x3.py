@@ -145,7 +145,7 @@ def cases(draw, dtypes, multiple: int, most: int, rows: int):
 
 
 @given(case=cases(list(TOLERANCE), 1, 13, 3))
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_drawn_shapes_reference(case):
     compare(case, "reference")
 
@@ -168,12 +168,12 @@ def compare_tiled(case: dict, m: int, n: int, k: int, w: int) -> None:
         compare(case, "triton")
 
 
-tile_sizes = st.tuples(*[st.sampled_from([16, 32, 64])] * 3, st.sampled_from([0, 4, 16]))
+tile_sizes = st.tuples(*[st.sampled_from([16, 32])] * 3, st.sampled_from([0, 4, 16]))
 
 
 @needs_triton
 @given(case=cases([torch.float32, torch.float16], 8, 4, 2), tile=tile_sizes)
-@settings(max_examples=200)
+@settings(max_examples=40)
 @pytest.mark.slow
 def test_drawn_shapes_triton(case, tile):
     compare_tiled(case, *tile)
@@ -203,12 +203,14 @@ def test_triton_bias_gradients_are_few_launches(counts):
 
 
 @needs_triton
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.float16], ids=str
+)
 def test_triton_boxes(monkeypatch, dtype):
     """Boxes of pixels: absent tasks, tap biases, other layouts, a residual; maps that end inside a box."""
     from dmtl.kernels.triton import conv3x3 as module
 
-    config = dict(BLOCK_M=64, BLOCK_N=16, BLOCK_K=16, BLOCK_W=8, num_warps=4, num_stages=2)
+    config = dict(BLOCK_M=64, BLOCK_N=32, BLOCK_K=16, BLOCK_W=8, num_warps=4, num_stages=2)
     monkeypatch.setattr(module, "CONFIGS", {dtype: [config]})
     monkeypatch.setattr(module, "_MEASURE", False)
     for sample in SPEC.samples("odd", dtype, DEVICE):

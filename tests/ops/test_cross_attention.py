@@ -158,7 +158,7 @@ def test_drawn_shapes(backend, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", backend_params("triton"))
 @given(case=cases(most_tokens=36))
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_drawn_shapes_triton(backend, case):
     check(*case, backend)
 

@@ -73,8 +73,9 @@ def check(backend, x, weight, bias, kind, size, factor):
 def test_against_the_tasks_decoding(backend, kind):
     """The published end of the network: head, upsampling by 8, cropping, the task's `decode`."""
     task = TASKS[kind]
-    feature = torch.randn(2, 48, 3, 5, device=DEVICE)
-    head = torch.nn.Conv2d(48, task.channels, 1, device=DEVICE)
+    images, width = (1, 20) if backend == "triton" else (2, 48)
+    feature = torch.randn(images, width, 3, 5, device=DEVICE)
+    head = torch.nn.Conv2d(width, task.channels, 1, device=DEVICE)
     size = (22, 37)
     with torch.no_grad():
         logits = F.interpolate(head(feature), (24, 40), mode="bilinear", align_corners=False)[..., :22, :37]
@@ -125,7 +126,7 @@ def test_drawn_shapes(backend, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", backend_params("triton"))
 @given(case=cases((torch.float32, torch.float16), largest_side=5, most_channels=20, most_classes=5))
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_drawn_shapes_triton(backend, case):
     check(backend, *case)
 

@@ -62,7 +62,8 @@ def test_agrees_with_float64(spec, backend, dtype, poisoned):
             truth = run(spec, sample, torch.float64, "reference")
             peer = run(spec, sample, dtype, "reference")
             actual = run(spec, sample, dtype, backend)
-            again = run(spec, sample, dtype, backend)
+            # Triton's interpreter is slow and has no order that could change.
+            again = actual if backend == "triton" and DEVICE == "cpu" else run(spec, sample, dtype, backend)
             allowed = errors(peer, truth)
             for name, error in errors(actual, truth).items():
                 where = f"{size} sample {index}, {name}"
@@ -158,15 +159,11 @@ def _detached(arg):
 
 @pytest.mark.parametrize(
     ("backend", "size"),
-    [  # what is checked hardly depends on the backend: one of them is enough in `make test`
+    [  # what is checked hardly depends on the backend: one on the CPU is enough
         pytest.param(
-            *backend.values,
-            size,
-            marks=(*backend.marks, *([pytest.mark.slow] if slow or size != "tiny" else [])),
+            *backend.values, size, marks=(*backend.marks, *([pytest.mark.slow] if size != "tiny" else []))
         )
-        for backend, slow in zip(
-            backend_params("reference", "cpu", "cuda"), (not missing("cpu"), False, False), strict=True
-        )
+        for backend in backend_params("reference" if missing("cpu") else "cpu", "cuda")
         for size in SIZES
     ],
 )

@@ -69,11 +69,12 @@ def check(backend, task, logits, label, factor=8):
 
 @backend_and_task("semseg", "edge", "normals", "depth")  # one of each kind
 def test_against_the_tasks_loss(backend, task):
-    logits = 2 * torch.randn(3, task.channels, 4, 5, device=DEVICE)
-    frames = ((27, 33), (32, 40), (1, 40))
-    for height, width in frames[: 1 if backend == "triton" else 3]:  # the interpreter is slow
-        check(backend, task, logits, label_of(task, 3, height, width).to(DEVICE))
-        check(backend, task, logits[..., :3], label_of(task, 3, (height + 1) // 2, 11).to(DEVICE), factor=4)
+    rows, frames = (1, ((27, 33),)) if backend == "triton" else (3, ((27, 33), (32, 40), (1, 40)))
+    logits = 2 * torch.randn(rows, task.channels, 4, 5, device=DEVICE)
+    for height, width in frames:
+        check(backend, task, logits, label_of(task, rows, height, width).to(DEVICE))
+        label = label_of(task, rows, (height + 1) // 2, 11).to(DEVICE)
+        check(backend, task, logits[..., :3], label, factor=4)
 
 
 @each_task
@@ -118,12 +119,12 @@ def test_drawn_shapes(backend, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", backend_params("triton"))
 @given(case=cases((torch.float32, torch.float16), largest_side=5))
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_drawn_shapes_triton(backend, case):
     check(backend, *case)
 
 
-@backend_and_task("edge")
+@backend_and_task()
 def test_nothing_is_labelled(backend, task):
     """Rows without a valid pixel have loss 0 and gradient 0 exactly, whatever their logits; others keep
     theirs."""

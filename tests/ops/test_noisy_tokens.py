@@ -98,7 +98,7 @@ def test_drawn_shapes(backend, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", backend_params("triton"))
 @given(case=cases(largest_side=12, most_channels=24))
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_drawn_shapes_triton(backend, case):
     check(backend, *case)
 

@@ -19,6 +19,8 @@ from scipy import stats
 import dmtl.ops
 from dmtl.ops import philox
 
+pytestmark = pytest.mark.slow  # `make test` has the known answers and bounds of test_philox.py
+
 # Neighbouring values, values that differ in one high bit, and the ends of the ranges.
 SEEDS = (0, 1, 2**32, -1)
 TASKS = (0, 1, 2**31, 2**32 - 1)
@@ -67,7 +69,6 @@ def test_kolmogorov_smirnov(normals):
     assert stats.kstest(normals.flatten().numpy(), "norm", method="asymp").pvalue > 1e-3
 
 
-@pytest.mark.slow
 def test_kolmogorov_smirnov_of_streams(normals):
     """Every stream follows the normal distribution, and the 256
     p-values the uniform one: not too well either."""

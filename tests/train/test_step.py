@@ -92,7 +92,9 @@ def published_gradients(model, batch: Batch, seed: int, step: int) -> tuple[floa
 
 
 @pytest.mark.parametrize("diffusion", ["feature", "prediction"])
-@pytest.mark.parametrize("number", range(50))
+@pytest.mark.parametrize(
+    "number", [*range(16), *(pytest.param(number, marks=pytest.mark.slow) for number in range(16, 50))]
+)
 def test_gradients_are_the_published_ones(number, diffusion):
     """Fifty random label patterns, batch norm in training mode; what no label reaches has no gradient.
 
