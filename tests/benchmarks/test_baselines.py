@@ -119,7 +119,7 @@ def test_expert_keeps_the_faster(monkeypatch):
 @pytest.mark.parametrize(("precision", "mode"), [("fp32", "default"), ("bf16", "max-autotune")])
 @pytest.mark.usefixtures("compiler")
 def test_expert_compiled(precision, mode, monkeypatch):
-    model = small_model(backbone_width=16, blocks=1)
+    model = small_model(tasks=("semseg", "edge"), backbone_width=16, blocks=1)
     image = torch.randn(1, 3, 64, 32)
     times = iter((1.0, 2.0))  # compiled code is kept, however slow it is at this size
     monkeypatch.setattr(module, "fastest_s", lambda *_: next(times))

@@ -119,7 +119,7 @@ def test_drawn_shapes(backend, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", backend_params("triton"))
 @given(case=cases((torch.float32, torch.float16), largest_side=5))
-@settings(max_examples=30)
+@settings(max_examples=15)
 def test_drawn_shapes_triton(backend, case):
     check(backend, *case)
 
