@@ -8,7 +8,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 from dmtl.cli._arguments import MODEL, parse
 from dmtl.cli._common import say
@@ -48,8 +48,8 @@ def main(arguments: list[str]) -> int:
 
         model = from_pretrained(args.model).to(pick_device(args.device))
         blocks = page(Viewer(model), args.model, Path(folder))
-        private = {"server_name": HOST, "share": False, "ssr_mode": False, "footer_links": []}
-        look = {"css": CSS, "theme": gradio.themes.Default(**FONTS)}
+        private: dict[str, Any] = {"server_name": HOST, "share": False, "ssr_mode": False, "footer_links": []}
+        look: dict[str, Any] = {"css": CSS, "theme": gradio.themes.Default(**FONTS)}
         try:
             blocks.launch(server_port=args.port, quiet=True, prevent_thread_lock=True, **private, **look)
         except OSError:

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dmtl.diffusion.pairs import Pairs, joined
+from dmtl.diffusion.pairs import Pairs, concat
 
 Draws = Callable[[int], dict]
 """Number of a draw -> noise arguments of `dmtl.ops.q_sample` and `posterior_step`."""
@@ -60,7 +60,7 @@ class CounterNoise:
         """Compute keys [R, 3] = (seed, task, sample) for the rows of x, once for all draws."""
         if self.samples is None:
             places = zip(pairs.rows, pairs.counts, strict=True)
-            samples_R = joined(
+            samples_R = concat(
                 [
                     torch.arange(n, device=x.device) if rows is None else rows.to(x.device)
                     for rows, n in places
@@ -76,7 +76,7 @@ class CounterNoise:
             )
         numbers = [(task_number(task), n) for task, n in zip(pairs.tasks, pairs.counts, strict=True)]
         if torch.compiler.is_compiling():  # the number of rows may be symbolic
-            number_R = joined([torch.full((n,), number, device=x.device) for number, n in numbers])
+            number_R = concat([torch.full((n,), number, device=x.device) for number, n in numbers])
         else:
             flat = [number for number, n in numbers for _ in range(n)]
             number_R = torch.tensor(flat, dtype=torch.int64).to(x.device, non_blocking=True)

@@ -36,25 +36,25 @@ class Pairs:
 
     def pack(self, maps: Mapping[str, Tensor]) -> Tensor:
         """Gather the pairs' rows [R, ...] from task -> [B, ...] of the whole batch."""
-        return joined([taken(maps[t], r) for t, r in zip(self.tasks, self.rows, strict=True)])
+        return concat([take(maps[t], r) for t, r in zip(self.tasks, self.rows, strict=True)])
 
     def repeat(self, x: Tensor) -> Tensor:
         """Gather [R, ...], the row of each pair's sample, from [B, ...] that all tasks share."""
         rows = [row for row in self.rows if row is not None]
         if len(rows) == len(self.rows):
-            return x[joined(rows)]
-        return joined([taken(x, r) for r in self.rows])
+            return x[concat(rows)]
+        return concat([take(x, r) for r in self.rows])
 
     def split(self, x: Tensor) -> dict[str, Tensor]:
         """Split packed [R, ...] into task -> [n, ...], as views."""
         return dict(zip(self.tasks, x.split(self.counts), strict=True))
 
 
-def taken(x: Tensor, rows: Tensor | None) -> Tensor:
+def take(x: Tensor, rows: Tensor | None) -> Tensor:
     """Return these rows of x, or all for None."""
     return x if rows is None else x[rows]
 
 
-def joined(parts: list[Tensor]) -> Tensor:
+def concat(parts: list[Tensor]) -> Tensor:
     """Concatenate the parts; return a single one unchanged."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dmtl.diffusion import CounterNoise, Pairs
 from dmtl.diffusion.noise import Draws
-from dmtl.diffusion.pairs import joined
+from dmtl.diffusion.pairs import concat
 from dmtl.tasks import Task
 
 BAND = 1 << 22  # maximum elements of upsampled logits in memory at a time
@@ -37,7 +37,7 @@ class KeyedNoise:
     def draws(self, pairs: Pairs, x: Tensor) -> Draws:
         """Return the noise of signals whose rows are the whole batch for each of some tasks."""
         each = dict(zip(self.tasks, self.key_R3.chunk(len(self.tasks)), strict=True))
-        key = self.key_R3 if pairs.tasks == self.tasks else joined([each[task] for task in pairs.tasks])
+        key = self.key_R3 if pairs.tasks == self.tasks else concat([each[task] for task in pairs.tasks])
         return lambda draw: {"key_B3": key, "step": draw}
 
 

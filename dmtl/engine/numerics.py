@@ -44,8 +44,8 @@ def choose_form(model: DiffusionMTL | MultiTaskBaseline, device: torch.device, p
     """Choose the form that suits the device.
 
     On a CPU, maps stay float32: in bfloat16, they changed the depth error of the built-in model by 1.3 % and
-    its mIoU by 0.3 %. Tokens in bfloat16 changed no main metric by more than 0.01 %; in bf16 they use the
-    dtype that is faster, measured on a layer of this model's width.
+    its mIoU by 0.3 %. Tokens in bfloat16 changed no main metric by more than 0.01 %. With precision "bf16"
+    they use bfloat16 if that is faster, as measured on a layer of this model's width.
     """
     dtype = DTYPES[precision]
     if device.type != "cpu":

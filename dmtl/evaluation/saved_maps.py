@@ -43,7 +43,7 @@ from dmtl.data.loading.batch import Batch
 from dmtl.errors import ConfigError, DataError
 from dmtl.predict.maps import FORMAT, encode_map, read_index
 from dmtl.predict.outputs import output_folder
-from dmtl.runtime.distributed import World, gathered
+from dmtl.runtime.distributed import World, gather
 from dmtl.runtime.files import write_bytes, write_json
 from dmtl.tasks import Task
 from dmtl.text import shortened
@@ -93,7 +93,7 @@ class MapWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None and self.world.size > 1:
-            self.images = [image for images in gathered(self.images) for image in images]
+            self.images = [image for images in gather(self.images) for image in images]
         if kind is not None or self.world.main:
             self.write_index()
 

@@ -21,7 +21,7 @@ from dmtl.data.loading.loader import Batch
 from dmtl.diffusion import CounterNoise
 from dmtl.errors import ConfigError
 from dmtl.metrics import ErrorAuroc, Metric
-from dmtl.runtime.distributed import World, gathered
+from dmtl.runtime.distributed import World, gather
 from dmtl.tasks import Task
 
 Metrics = dict[str, dict[str, float]]
@@ -89,10 +89,10 @@ def score(
     """Score a model over all batches, on the model's device.
 
     Args:
-        model: a model, whose mode is restored afterwards; a `dmtl.Engine`; or an object with `tasks`,
-            `device` and `maps_of(batch, names)` -> decoded maps, such as
-            `dmtl.evaluation.saved_maps.SavedMaps`. If an engine averages several noise samples, tasks also
-            get "uncertainty_auroc" (`dmtl.metrics.ErrorAuroc`).
+        model: a model, whose mode is restored afterwards; a `dmtl.Engine`, or another object with its
+            `tasks`, `device` and `maps`; or an object with `tasks`, `device` and `maps_of(batch, names)` ->
+            decoded maps, such as `dmtl.evaluation.saved_maps.SavedMaps`. If an engine averages several noise
+            samples, tasks also get "uncertainty_auroc" (`dmtl.metrics.ErrorAuroc`).
         batches: the batches to score.
         tasks: names of the tasks to score; None: all that model and batches share. If this is a mapping, its
             values are the tasks of the data set, which then define the ignored label values, the order of
@@ -287,7 +287,7 @@ class _Sums:
         Keys are in the order in which they first occurred in a batch.
         """
         here = _on_cpu(self.counts), [_on_cpu(part) for part in self.parts]
-        everywhere = gathered(here) if self.world.size > 1 else [here]
+        everywhere = gather(here) if self.world.size > 1 else [here]
         counts: dict[_Key, _State] = {}
         for theirs, _ in everywhere:
             for key, state in theirs.items():

@@ -32,7 +32,7 @@ def compare_steps(
 
     Returns:
         A dictionary for each value with "steps", "metrics" and "ms_per_image"; for "auto" also "steps_taken",
-        the average number of steps.
+        the mean number of steps per batch.
     """
     rows = []
     for steps in several:
@@ -47,7 +47,10 @@ def compare_steps(
 
 
 class TimedEngine:
-    """Measure the time of an engine's calls, except the first one, which may compile and measure."""
+    """Measure the time of an engine's calls.
+
+    The first batch is computed once before it is timed, because that call may compile and measure.
+    """
 
     def __init__(self, engine: Engine):
         self.engine, self.tasks, self.device = engine, engine.tasks, engine.device

@@ -1,4 +1,6 @@
-"""Errors of numbers, such as depth in metres. Prediction p, label y, d = p - y, over n valid pixels:
+"""Compute errors of numbers, such as depth in metres.
+
+Prediction p, label y, d = p - y, over n valid pixels:
 
 rmse = sqrt(sum d^2 / n)                        abs_err = sum |d| / n
 log_rmse = sqrt(sum (ln p - ln y)^2 / n)        abs_rel = sum |d| / y / n        sq_rel = sum d^2 / y / n
@@ -19,6 +21,11 @@ class Depth(Metric):
 
     With `relative`, labels of 0 or less are skipped and, as published, predictions of 0 or less become 1e-9.
     `compute` returns the metric `first` as the first one.
+
+    Args:
+        ignore: label value of pixels to skip. The default is the published one; a task passes its own.
+        relative: also compute the relative metrics.
+        first: name of the main metric.
     """
 
     notes = {"rmse": "unit of the label", "abs_err": "unit of the label"}

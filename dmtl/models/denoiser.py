@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dmtl import ops
 from dmtl.diffusion import Pairs
-from dmtl.diffusion.pairs import joined
+from dmtl.diffusion.pairs import concat
 from dmtl.models.config import ModelConfig
 from dmtl.nn.cross_block import CrossBlock
 from dmtl.nn.embeddings import TimeEmbedding
@@ -163,10 +163,10 @@ class Denoiser(nn.Module):
         pre = layers.timed[level] if level in layers.timed else self.timed(layers, level)
         counts = each if len(pre) > 1 else [pairs.counts]
         skips = [group(x, n, relu=False) for group, x, n in zip(pre, noisy, counts, strict=True)]
-        skips = skips if apart else [joined(skips)]
+        skips = skips if apart else [concat(skips)]
         pairs_of = [ops.noisy_tokens(skip, reduction=self.reduction) for skip in skips]
         skips = [skip for skip, _ in pairs_of]
-        x, y = tokens_RNC, joined([tokens for _, tokens in pairs_of]).to(tokens_RNC.dtype)
+        x, y = tokens_RNC, concat([tokens for _, tokens in pairs_of]).to(tokens_RNC.dtype)
         del pairs_of
         for block in layers.blocks:
             x, y = block(x, y, query_RNC)
@@ -192,7 +192,7 @@ class Denoiser(nn.Module):
     def _trunk(x: Tensor, counts: tuple[int, ...], layers: Layers, trunk: list[GroupedConv]) -> Tensor:
         if layers.point is not None:
             parts = zip(layers.point, x.split(counts), strict=True)
-            x = joined([F.conv2d(part, point.weight, point.bias) for point, part in parts])
+            x = concat([F.conv2d(part, point.weight, point.bias) for point, part in parts])
         for group in trunk:
             x = group(x, counts, relu=True)
         return x

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dmtl.diffusion import CounterNoise, NoiseSource
-from dmtl.diffusion.pairs import taken
+from dmtl.diffusion.pairs import take
 from dmtl.errors import ConfigError
 from dmtl.models.config import ModelConfig
 from dmtl.models.initial import InitialNetwork, decode, pad_image, upsample
@@ -71,9 +71,9 @@ class _DenseModel(nn.Module):
         padded = pad_image(image)
         features, initial, encoded = self.initial(padded, self._learning(rows))
         sized = _sizer(padded, image, upsampled)
-        logits = {task: taken(initial[task], r) for task, r in rows.items()}
+        logits = {task: take(initial[task], r) for task, r in rows.items()}
         if self.skip is not None and self.config.diffusion == "none" and rows:
-            signals = {task: taken(features[task], r) for task, r in rows.items()}
+            signals = {task: take(features[task], r) for task, r in rows.items()}
             logits = self.skip(self.skip.encode(encoded, padded), signals, logits, rows)
         maps = {task: sized(x) for task, x in logits.items()}
         return Prediction(maps, maps, {})
@@ -225,7 +225,7 @@ class DiffusionMTL(_DenseModel):
         padded = pad_image(image)
         features, initial, encoded = self.initial(padded, self._learning(rows, self.config.detach_condition))
         sized = _sizer(padded, image, upsampled)
-        initial_maps = {task: sized(taken(initial[task], r)) for task, r in rows.items()}
+        initial_maps = {task: sized(take(initial[task], r)) for task, r in rows.items()}
         if not rows:
             return Prediction({}, {}, {})
         plan = self.mtdnet.plan(image.device, steps, eta, sampler)

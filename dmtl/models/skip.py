@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmtl import ops
-from dmtl.diffusion.pairs import taken
+from dmtl.diffusion.pairs import take
 from dmtl.nn.conv3x3 import Conv3x3
 from dmtl.nn.grouped_conv import GroupedConv
 from dmtl.nn.precision import cast, lowered
@@ -52,7 +52,7 @@ class SkipDecoder(nn.Module):
         """Return what `forward` needs of the encoder, [B, WIDTH, H/4, W/4].
 
         Args:
-            encoded: the encoder's first map, [B, E, H/4, W/4]; another size is resized.
+            encoded: the encoder's first map, [B, E, H/4, W/4]; it is resized if it has another size.
             image: [B, 3, H, W].
         """
         size = (image.shape[-2] // 4, image.shape[-1] // 4)
@@ -80,7 +80,7 @@ class SkipDecoder(nn.Module):
         """
         with lowered(self.reduce), lowered(self.convs), lowered(self.heads):
             return {
-                task: self._refined(task, taken(fine, rows[task]), signals[task], z, convs)
+                task: self._refined(task, take(fine, rows[task]), signals[task], z, convs)
                 for task, z in logits.items()
             }
 

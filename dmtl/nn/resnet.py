@@ -1,4 +1,4 @@
-"""Residual networks with torchvision's and timm's parameter names, so that their weights load unchanged.
+"""Build residual networks with torchvision's and timm's parameter names; their weights load unchanged.
 
 He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv 1512.03385 (basic blocks,
 without a classifier).
@@ -95,7 +95,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Image [B, 3, H, W] -> four maps at 1/4, 1/8, 1/16 and 1/32 with `channels` channels.
+    """Compute four maps of an image [B, 3, H, W], at 1/4, 1/8, 1/16 and 1/32, with `channels` channels.
 
     Args:
         depths: blocks in each of the four stages, (2, 2, 2, 2) for ResNet-18 and (3, 4, 6, 3) for ResNet-34.

@@ -77,7 +77,8 @@ def find_inputs(
     The name of an input is its file name without suffix. If it was found in a folder, the name is its path
     below that folder, or below the folder's `images` if that is a data set. If two inputs would get the same
     name, all names become paths below the deepest folder that contains every input. If two files differ only
-    in their suffixes, or a video lies next to a folder of its name, names keep the suffix.
+    in their suffixes, or a video lies next to a folder of its name, their names keep the suffix. If two names
+    are still equal, a number makes them different.
 
     Returns:
         The inputs, sorted within each folder; the paths that led to no input; and what was left out.

@@ -30,7 +30,7 @@ from dmtl.predict.parts import Part
 from dmtl.predict.stream import Stream
 from dmtl.predict.video import require_av
 from dmtl.runtime.devices import pick_device
-from dmtl.runtime.distributed import World, barrier, gathered
+from dmtl.runtime.distributed import World, barrier, gather
 from dmtl.tasks import chosen_tasks
 
 
@@ -191,7 +191,7 @@ class Predictor:
         outputs = Outputs(out, self.tasks, pictures=pictures, npy=npy)
         head = self._head() | {"pictures": pictures, "npy": npy, "every": every, "frames": frames}
         ledger = Ledger(outputs, listing, head, part, self._batches.limit(1, 1))
-        if len(part.together) > 1 and len({str(seen) for seen in gathered((ledger.digest, head))}) > 1:
+        if len(part.together) > 1 and len({str(seen) for seen in gather((ledger.digest, head))}) > 1:
             raise DataError(
                 f"{out}: the processes have different inputs, models, threads or devices, expected the same "
                 "in all; wait until no more files are added, and set OMP_NUM_THREADS alike on all machines"

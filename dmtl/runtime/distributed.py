@@ -110,7 +110,7 @@ def any_rank(flag: bool) -> bool:
     return bool(vote)
 
 
-def gathered(value: Any) -> list:
+def gather(value: Any) -> list:
     """Gather a picklable value from all processes, and return them in the order of the ranks.
 
     The values must have the same type in all processes. Waits for the other processes.

@@ -46,7 +46,7 @@ class PairLosses:
         return dict(zip(named, sums.unbind(), strict=True))
 
     @classmethod
-    def joined(cls, several: Sequence[PairLosses]) -> PairLosses:
+    def concat(cls, several: Sequence[PairLosses]) -> PairLosses:
         """Join the losses of the parts of a batch, in order."""
         if len(several) == 1:
             return several[0]

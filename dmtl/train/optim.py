@@ -40,7 +40,7 @@ def optimizer_for(
     Raises:
         ConfigError: an entry of `config.freeze` matches no parameter, or nothing is left to train.
     """
-    frozen(config, model)
+    freeze(config, model)
     stages = _encoder_stages(config, model)
     groups: dict[str, dict] = {}
     for name, parameter in model.named_parameters():
@@ -101,7 +101,7 @@ def _stage_of(names: list[str]) -> list[str]:
     return stages
 
 
-def frozen(config: OptimConfig, model: nn.Module) -> list[str]:
+def freeze(config: OptimConfig, model: nn.Module) -> list[str]:
     """Freeze every parameter that `config.freeze` names; return their names.
 
     An entry is the full name of a module or parameter: "initial.backbone.layer1" freezes everything in that

@@ -29,7 +29,7 @@ from dmtl.runtime.memory import peak_rss_bytes
 from dmtl.runtime.process import ProcessError, call_in_process
 from dmtl.train.checkpoint import state_bytes
 from dmtl.train.config import RunConfig
-from dmtl.train.optim import frozen, total_steps
+from dmtl.train.optim import freeze, total_steps
 from dmtl.train.setup import Data, open_data, training_loader
 from dmtl.train.toml import config_from_dict
 from dmtl.train.weighting import make_weighting
@@ -182,7 +182,7 @@ def _model(config: RunConfig, data: Data) -> DiffusionMTL | MultiTaskBaseline:
     """Build the run's model without storage, with the same frozen parts."""
     with torch.device("meta"):
         model = create_model(config.model, data.tasks)
-    frozen(config.optim, model)
+    freeze(config.optim, model)
     return model
 
 

@@ -39,7 +39,7 @@ def start_from(model: DiffusionMTL | MultiTaskBaseline, source: str) -> str:
     kept = [
         name
         for name, task in model.tasks.items()
-        if name in trained.tasks and _logits_mean(task) == _logits_mean(trained.tasks[name])
+        if name in trained.tasks and _meaning_of_logits(task) == _meaning_of_logits(trained.tasks[name])
     ]
     state, known = model.state_dict(), trained.state_dict()
     left = (*_prefixes(model, [name for name in model.tasks if name not in kept]), _CONDITION)
@@ -73,7 +73,7 @@ def _check(mine: ModelConfig, theirs: ModelConfig, source: str) -> None:
         raise ConfigError(f"optim.weights: {source} has {wrong}, got {got}; set the same values")
 
 
-def _logits_mean(task: Task) -> tuple:
+def _meaning_of_logits(task: Task) -> tuple:
     return task.meaning(), task.decoding, task.channels
 
 
@@ -119,7 +119,10 @@ def _parts(model: nn.Module) -> list[str]:
 
 
 def _shared(model: DiffusionMTL | MultiTaskBaseline, trained: DiffusionMTL | MultiTaskBaseline) -> list[str]:
-    """Return the names of those that keep their weights. A skip decoder depends on what it refines."""
+    """Return the names of the parts that take the trained weights.
+
+    A skip decoder takes them only if it refines the same signal.
+    """
     both = [name for name in _parts(model) if name in _parts(trained)]
     same = model.config.diffusion == trained.config.diffusion
     return [name for name in both if name != "skip decoder" or same]

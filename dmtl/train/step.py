@@ -20,7 +20,7 @@ from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.nn.efficientnet import EfficientNetLite
 from dmtl.nn.precision import training_precision
 from dmtl.runtime import cores
-from dmtl.runtime.distributed import World, any_rank, gathered, total
+from dmtl.runtime.distributed import World, any_rank, gather, total
 from dmtl.runtime.memory import is_out_of_memory, keep_freed, return_freed
 from dmtl.train import distributed
 from dmtl.train.batch_loss import BatchLoss
@@ -239,7 +239,7 @@ class Step:
             total = loss.detach() if total is None else total + loss.detach()
         distributed.drop_absent(self.module, complete=not batch.skipped)
         assert total is not None  # a batch has at least one part
-        return PairLosses.joined(losses), total
+        return PairLosses.concat(losses), total
 
     def _reached(self, batch: Batch) -> tuple[bool, ...]:
         """Return for each objective whether it adds to the loss of this step in any process."""
@@ -316,7 +316,7 @@ class Step:
             if bad:
                 found[task] = bad
         spoiled = not math.isfinite(taken.values["loss"])  # by something outside the pairs, if no pair is
-        everywhere = gathered((found, all_pairs, spoiled))
+        everywhere = gather((found, all_pairs, spoiled))
         of_loss = any(found for found, _, _ in everywhere)
         merged: dict[str, list[str]] = {}
         for found, pairs, _ in everywhere:

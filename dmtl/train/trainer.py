@@ -24,7 +24,7 @@ from dmtl.errors import CheckpointError, ConfigError, WorkerError
 from dmtl.evaluation.baseline import read_reference
 from dmtl.evaluation.scoring import Metrics, primary_metrics, score
 from dmtl.models import DiffusionMTL, MultiTaskBaseline, load_state
-from dmtl.runtime.distributed import any_rank, barrier, connect, gathered, total
+from dmtl.runtime.distributed import any_rank, barrier, connect, gather, total
 from dmtl.runtime.files import write_json
 from dmtl.train import distributed
 from dmtl.train.batch_loss import BatchLoss
@@ -34,7 +34,7 @@ from dmtl.train.config import RunConfig
 from dmtl.train.ema import MovingAverage
 from dmtl.train.identity import identity, meaning_changed, what_changed
 from dmtl.train.log import RunLog
-from dmtl.train.optim import frozen, optimizer_for, schedule, set_train, total_steps
+from dmtl.train.optim import freeze, optimizer_for, schedule, set_train, total_steps
 from dmtl.train.profiling import Profile
 from dmtl.train.setup import (
     Data,
@@ -123,7 +123,7 @@ class Trainer:
         if device.type == "cuda":  # a CPU's library reorders weights itself, and its optimiser would copy
             # torch's stubs do not know this call
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        frozen(config.optim, self.model)
+        freeze(config.optim, self.model)
         set_train(self.model, config.optim)
         check_batch_norms(config, self.model, self.world)
         if isinstance(self.model, DiffusionMTL):
@@ -364,7 +364,7 @@ class Trainer:
             "step": self.step,
             "seconds": [self.seconds, self.waited],
             "skipped": [self._skipped_steps, self._skipped_samples],
-            "corrupt": gathered(self.loader.corrupt),
+            "corrupt": gather(self.loader.corrupt),
             "config": json.dumps(identity(self.config), sort_keys=True),
             "data": json.dumps(self.data.definition()),
             "model": whole(self.model.state_dict()),

@@ -1,4 +1,4 @@
-"""Factors on the weights of tasks: fixed, from learned uncertainties, or from the learning pace of each task.
+"""Scale the weights of tasks: by 1, by learned uncertainties, or by the learning pace of each task.
 
 A labelled (sample, task) pair with loss L adds `scale(task) * L + penalty(task)` to the total. A batch may
 lack labels of some tasks, so nothing here assumes that all tasks are present.
@@ -64,8 +64,9 @@ class Weighting(nn.Module):
 
 
 class Uncertainty(Weighting):
-    """Learned uncertainties: exp(-s) L + s with a learned s = log variance for each task, initially 0 (scale
-    1).
+    """Learn an uncertainty for each task.
+
+    A task adds exp(-s) L + s, with a learned s = log variance that is initially 0 (scale 1).
 
     Kendall, Gal and Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and
     Semantics", CVPR 2018, arXiv 1705.07115. This is twice their regression form L / (2 sigma^2) + log sigma
@@ -89,7 +90,7 @@ class Uncertainty(Weighting):
 
 
 class DynamicAverage(Weighting):
-    """Dynamic weight average: the weights are T softmax(r / temperature), r_t = L_t(e - 1) / L_t(e - 2).
+    """Average weights dynamically: T softmax(r / temperature), r_t = L_t(e - 1) / L_t(e - 2).
 
     L_t(e) is the mean loss of task t over epoch e, and T the number of tasks.
 

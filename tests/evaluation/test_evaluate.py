@@ -103,7 +103,7 @@ def test_shares_add_up_to_the_bit(model, dataset):
         states.append((sums.counts, sums.parts))
     assert seen == [0, 3, 6, 1, 4, 7, 2, 5]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "gathered", lambda value: states)
+        patch.setattr(scoring, "gather", lambda value: states)
         meters = scoring._Sums(World(0, 3)).meters(scores.meter)
     for (name, kind, _), meter in meters.items():
         assert repr(meter.compute()) == repr(alone[name if kind == "final" else f"initial/{name}"])

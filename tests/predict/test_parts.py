@@ -119,7 +119,7 @@ def test_processes_that_share_no_folder(model, tmp_path, monkeypatch):
 
 
 def test_processes_that_see_different_inputs(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("dmtl.predict.predictor.gathered", lambda seen: [seen, ("other", seen[1])])
+    monkeypatch.setattr("dmtl.predict.predictor.gather", lambda seen: [seen, ("other", seen[1])])
     with pytest.raises(DataError, match="out: the processes have different inputs"):
         Predictor(model).predict_files([save(tmp_path / "a.png")], tmp_path / "out", world=World(0, 2))
     assert not (tmp_path / "out").exists()

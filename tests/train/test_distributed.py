@@ -168,7 +168,7 @@ def test_one_process_needs_nothing(monkeypatch):
     value = torch.ones(2)
     assert processes.total(value) is value and value.tolist() == [1, 1]
     assert processes.any_rank(True) and not processes.any_rank(False)
-    assert processes.gathered("here") == ["here"]
+    assert processes.gather("here") == ["here"]
     state = {"a": [torch.ones(1), (2, None)], "b": {"c": 1.5}}
     assert repr(distributed.full_tensors(state)) == repr(state)
     assert distributed.full_tensors(state, keep=False) is None

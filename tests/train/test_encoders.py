@@ -12,7 +12,7 @@ from dmtl.errors import CheckpointError, ConfigError
 from dmtl.models import create_model
 from dmtl.models.work import count, flops
 from dmtl.nn.backbone import make_backbone
-from dmtl.train.optim import frozen, optimizer_for
+from dmtl.train.optim import freeze, optimizer_for
 from dmtl.train.plan import plan
 from dmtl.train.setup import model_for, open_data
 from dmtl.train.trainer import Trainer
@@ -101,7 +101,7 @@ def test_layer_decay_follows_the_stages(config_for):
 
 def test_freezing_a_stage(config_for):
     model = create_model(small_config(**LITE))
-    names = frozen(config_for(optim=dict(freeze=["initial.backbone.blocks.0"])).optim, model)
+    names = freeze(config_for(optim=dict(freeze=["initial.backbone.blocks.0"])).optim, model)
     assert names and all(name.startswith("initial.backbone.blocks.0.") for name in names)
     held = [name for name, p in model.named_parameters() if not p.requires_grad]
     assert held == names and len(held) == 6

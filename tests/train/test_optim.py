@@ -11,7 +11,7 @@ from dmtl.nn.resnet import ResNet
 from dmtl.train.config import OptimConfig
 from dmtl.train.optim import (
     _stage_of,
-    frozen,
+    freeze,
     optimizer_for,
     schedule,
     set_train,
@@ -185,7 +185,7 @@ def test_nothing_frozen_moves_everything():
 def test_frozen_names_and_groups():
     model = small_model()
     config = OptimConfig(freeze=["initial"])
-    names = frozen(config, model)
+    names = freeze(config, model)
     assert names == [name for name, _ in model.named_parameters() if name.startswith("initial.")]
     assert [g["name"] for g in optimizer_for(config, model).param_groups] == ["mtdnet"]
     assert all(p.requires_grad for p in model.mtdnet.parameters())
@@ -193,7 +193,7 @@ def test_frozen_names_and_groups():
 
 def test_single_parameter_can_be_frozen():
     model = small_model()
-    assert frozen(OptimConfig(freeze=["initial.embed.bias"]), model) == ["initial.embed.bias"]
+    assert freeze(OptimConfig(freeze=["initial.embed.bias"]), model) == ["initial.embed.bias"]
     assert not model.initial.embed.bias.requires_grad and model.initial.embed.weight.requires_grad
 
 
@@ -203,7 +203,7 @@ def test_an_entry_ends_where_a_name_ends():
             super().__init__()
             self.initial = nn.ModuleDict({"layer1": nn.Linear(2, 2), "layer10": nn.Linear(2, 2)})
 
-    assert frozen(OptimConfig(freeze=["initial.layer1"]), Model()) == [
+    assert freeze(OptimConfig(freeze=["initial.layer1"]), Model()) == [
         "initial.layer1.weight",
         "initial.layer1.bias",
     ]
@@ -220,12 +220,12 @@ def test_an_entry_ends_where_a_name_ends():
 )
 def test_unknown_part(entry, near):
     with pytest.raises(ConfigError, match=rf"optim\.freeze must name .*got '{entry}'; did you mean '{near}'"):
-        frozen(OptimConfig(freeze=[entry]), small_model())
+        freeze(OptimConfig(freeze=[entry]), small_model())
 
 
 def test_useless_freezing():
     with pytest.raises(ConfigError, match="optim.freeze must name parts of the model"):
-        frozen(OptimConfig(freeze=[""]), small_model())
+        freeze(OptimConfig(freeze=[""]), small_model())
     with pytest.raises(ConfigError, match="optim.freeze must leave something to train"):
         optimizer_for(OptimConfig(freeze=["initial", "mtdnet"]), small_model())
 

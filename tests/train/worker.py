@@ -26,7 +26,7 @@ from dmtl.train import distributed
 from dmtl.train.batch_loss import BatchLoss
 from dmtl.train.config import DataConfig, ExecutionConfig, LogConfig, OptimConfig, RunConfig
 from dmtl.train.ema import MovingAverage
-from dmtl.train.optim import frozen, optimizer_for, set_train
+from dmtl.train.optim import freeze, optimizer_for, set_train
 from dmtl.train.setup import model_for, open_data, training_loader
 from dmtl.train.step import Step
 from dmtl.train.trainer import Trainer
@@ -104,7 +104,7 @@ def twenty_steps(config: RunConfig, world: World) -> dict[str, dict]:
     """Weights, moments and moving average after the steps, whole, on every process."""
     data = open_data(config.data)
     model = model_for(config, data.tasks)
-    frozen(config.optim, model)
+    freeze(config.optim, model)
     set_train(model, config.optim)
     weighting = make_weighting(config.optim, model.tasks)
     batch_loss = BatchLoss(model, weighting, config.optim)

@@ -68,7 +68,7 @@ def run(args: Show) -> int:
 
 
 def write_sheet(dataset: LabelledImages, count: int, out: str) -> None:
-    """Write images evenly spread over the split and their labels, a row each."""
+    """Write evenly spread images of the split, one row each: the image and its labels."""
     import numpy as np
     from PIL import Image
 

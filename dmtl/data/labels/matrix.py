@@ -1,4 +1,4 @@
-"""Which labels of which images may be used: a 0/1 table of images and tasks, addressed by name.
+"""Store which labels of which images may be used: a 0/1 table of images and tasks, addressed by name.
 
 The paper has two settings: *one label* (each image has the label of exactly one task) and *random labels*.
 Both are drawn from a hash of (seed, id, task), not from a random generator. So an image gets the same labels
@@ -110,7 +110,7 @@ class LabelMatrix:
             raise ValueError(f"random_labels: p must be in [0, 1] and not all 0, got {p}")
         allowed = _allowed(ids, tasks, available)
         draws_NT = np.array([[_draw(seed, i, t) for t in tasks] for i in ids]).reshape(len(ids), len(tasks))
-        # A label is kept if its draw is below p; the one closest to that is always kept.
+        # A label is kept if its draw is below p. Each image also keeps the label with the smallest draw / p.
         ratio = np.where(allowed, draws_NT / np.maximum(p_T, 1e-12), np.inf)
         keep = ratio < 1
         rows = np.flatnonzero(allowed.any(axis=1))
@@ -183,8 +183,7 @@ class LabelMatrix:
         return LabelMatrix(ids, tasks, matrix, self.name)
 
     def of_sources(self, names: Iterable[str]) -> dict[str, LabelMatrix]:
-        """Return one table per source, by its name, for a data set that joins several
-        (`dmtl.data.sources`)."""
+        """Return source -> its table, for a data set that joins several (`dmtl.data.sources`)."""
         return {name: self.subset([id for id in self.ids if id.startswith(f"{name}/")]) for name in names}
 
     def intersect(self, other: LabelMatrix) -> LabelMatrix:
@@ -202,9 +201,9 @@ class LabelMatrix:
         return self.ids == other.ids and self.subset(tasks=shared) == other.subset(tasks=shared)
 
     def statistics(self) -> dict:
-        """Return counts that can be written as JSON: images, labels, labels per task, images with 0, 1, 2...
+        """Return counts that can be written as JSON.
 
-        labels.
+        These are the images, the labels, the labels of each task, and how many images have k labels.
         """
         per_image = np.bincount(self.matrix.sum(1), minlength=1) if len(self.ids) else np.zeros(1, int)
         return {

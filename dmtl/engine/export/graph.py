@@ -14,7 +14,7 @@ from dmtl import ops
 from dmtl.data.loading.transforms import normalise
 from dmtl.diffusion import CounterNoise, Pairs
 from dmtl.diffusion.noise import Draws
-from dmtl.diffusion.pairs import joined
+from dmtl.diffusion.pairs import concat
 from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.models.initial import PAD_MULTIPLE
 
@@ -42,7 +42,7 @@ class SharedNoise(nn.Module):
                 self._stored(task, number, x).expand(count, -1, -1, -1)
                 for task, count in zip(pairs.tasks, pairs.counts, strict=True)
             ]
-            return {"noise": joined(parts)}
+            return {"noise": concat(parts)}
 
         return draw
 
