@@ -13,7 +13,7 @@ from dmtl.errors import DataError
 
 MOST_STEPS, MOST_SAMPLES = 8, 16
 HEAD = ["task", "value", "uncertainty"]
-FONTS = {
+FONTS: dict[str, Any] = {
     "font": ["system-ui", "sans-serif"],
     "font_mono": ["monospace"],
 }  # none that is loaded from elsewhere
