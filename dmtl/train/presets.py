@@ -12,8 +12,9 @@ def recipe() -> RunConfig:
     """Return the default configuration of `dmtl train`.
 
     These settings gave the best results on small real data sets: a small network on a pretrained encoder,
-    which trains in 15 to 30 minutes on one core (`docs/results.md`). The published network is in `configs/`.
-    If the encoder's weights (extra `dmtl[encoders]`) are not installed, training starts from random ones.
+    which trains in about 15 to 40 minutes on one core (`docs/results.md`). The published network is in
+    `configs/`. If the encoder's weights (extra `dmtl[encoders]`) are not installed, training starts from
+    random ones.
     """
     return RunConfig(
         data=DataConfig(size=(128, 160)),
