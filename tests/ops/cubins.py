@@ -125,10 +125,10 @@ _TILE = re.compile(
 
 HEAD = """# What the Triton kernels use
 
-Compiled without a GPU by `python -m tests.ops.cubins --markdown kernels/triton/resources.md`, in every configuration in
-which a kernel may be launched (kernels that take tasks or maps side by side: for five). A row shows the largest use of
-all forms in it. tests/ops/test_triton_cubins.py refuses stack frames (that is, spills), more shared memory than the
-device has, and products of 16-bit numbers without wgmma on sm_90.
+Compiled without a GPU by `python -m tests.ops.cubins --markdown kernels/triton/resources.md`, in every
+configuration in which a kernel may be launched (kernels that take tasks or maps side by side: for five). A
+row shows the largest use of all forms in it. tests/ops/test_triton_cubins.py refuses stack frames (that is,
+spills), more shared memory than the device has, and products of 16-bit numbers without wgmma on sm_90.
 
 """
 
