@@ -18,7 +18,7 @@ TOGETHER = [name for name, reader in READERS.items() if reader.names is root_of]
 ALONE = [name for name in READERS if name not in TOGETHER]
 
 
-@pytest.mark.parametrize(("names", "count"), [(ALONE, 100), (TOGETHER, 20)], ids=["alone", "together"])
+@pytest.mark.parametrize(("names", "count"), [(ALONE, 100), (TOGETHER, 60)], ids=["alone", "together"])
 def test_every_damaged_file_is_read_or_refused(tmp_path, names, count):
     count = int(os.environ.get("DMTL_FUZZ", count))
     results = fuzz(names, count, tmp_path)
