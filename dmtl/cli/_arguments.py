@@ -103,6 +103,20 @@ def parse_subcommand(
         )
 
 
+def check_at_least(args: object, **least: int) -> None:
+    """Check that these options are at least so large; None is allowed, and of several numbers each counts.
+
+    Raises:
+        ConfigError: an option is smaller; the message names it.
+    """
+    for name, bound in least.items():
+        value = getattr(args, name)
+        numbers = value if isinstance(value, (tuple, list)) else [] if value is None else [value]
+        if any(number < bound for number in numbers):
+            got = " ".join(map(str, numbers))
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {bound}, got {got}")
+
+
 @contextmanager
 def naming_options(args: object) -> Iterator[None]:
     """Name options in errors of functions: "Engine: tile must be ..." becomes "--tile must be ..."."""

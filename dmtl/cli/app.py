@@ -35,6 +35,8 @@ class App:
 
 def main(arguments: list[str]) -> int:
     args = parse(App, arguments, "app")
+    if args.port is not None and not 1 <= args.port <= 65535:
+        raise ConfigError(f"--port must be from 1 to 65535, got {args.port}")
     with TemporaryDirectory(prefix="dmtl-app-") as folder:
         _keep_local(folder)
         try:

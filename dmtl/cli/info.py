@@ -8,7 +8,7 @@ from typing import Annotated
 
 from rich.table import Table
 
-from dmtl.cli._arguments import MODEL, parse
+from dmtl.cli._arguments import MODEL, check_at_least, parse
 from dmtl.cli._common import console, facts_of, say, table_of
 from dmtl.errors import ConfigError
 from dmtl.text import mebibytes, number, plural
@@ -34,15 +34,15 @@ def main(arguments: list[str]) -> int:
     args = parse(Info, arguments, "info")
     if args.model is None:
         alone = args.size is None and args.batch is None and args.device == "auto"
-        _require(alone, "--size, --batch and --device describe the use of a model: add MODEL")
+        if not alone:
+            raise ConfigError("--size, --batch and --device describe the use of a model: add MODEL")
         from dmtl.info import print_info
         from dmtl.models.pretrained import BUILTIN
 
         print_info()
         say(f"\n{BUILTIN}, the model that comes with dmtl: dmtl info {BUILTIN}")
         return 0
-    _require(args.size is None or min(args.size) >= 1, f"--size must be at least 1 1, got {args.size}")
-    _require(args.batch is None or args.batch >= 1, f"--batch must be at least 1, got {args.batch}")
+    check_at_least(args, size=1, batch=1)
     from dmtl.engine.describe import describe_model
     from dmtl.models.pretrained import BUILTIN, from_pretrained
     from dmtl.runtime.devices import pick_device
@@ -52,11 +52,6 @@ def main(arguments: list[str]) -> int:
     facts = describe_model(model, pick_device(args.device), sizes, args.batch or 1)
     _print_model(args.model, facts, _about_builtin() if args.model == BUILTIN else [])
     return 0
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
 
 
 def _about_builtin() -> list[tuple[str, str]]:

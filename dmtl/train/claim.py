@@ -199,6 +199,7 @@ def _method(name: str, config: RunConfig, tables: Mapping[str, Mapping]) -> Meth
     single = dict.fromkeys(PARTS, False)
     for values in (tables[own["like"]], own) if "like" in own else (own,):
         single |= {key: values[key] for key in single if key in values}
+        _check_shared(prefix, values)
         changes = {key: values[key] for key in SECTIONS if key in values}
         try:
             config = override(config, changes, prefix + ".")
@@ -213,6 +214,18 @@ def _method(name: str, config: RunConfig, tables: Mapping[str, Mapping]) -> Meth
         raise ConfigError(f"{prefix}.single_source needs data.sources, and the configuration has none")
     parts = PARTS[kinds[0]](config.data) if kinds else None
     return Method(name, own.get("label", name), config, own.get("like"), own.get("time_of"), parts)
+
+
+def _check_shared(prefix: str, values: Mapping) -> None:
+    """Check that a method leaves alone what all methods of a table share: its data and the seeds."""
+    shared = {"data": ("root", "sources"), "optim": ("seed",)}
+    for section, keys in shared.items():
+        for key in keys:
+            if key in values.get(section, ()):
+                raise ConfigError(
+                    f"{prefix}.{section}.{key}: all methods of a table have the same data and seeds; "
+                    + ("use --seeds" if key == "seed" else f"set {section}.{key} outside of [methods]")
+                )
 
 
 def _by_task(data: DataConfig) -> dict[str, DataConfig]:

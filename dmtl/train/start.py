@@ -17,7 +17,7 @@ _PARTS = {"MTDNet": "mtdnet", "skip decoder": "skip"}
 _CONDITION = "mtdnet.condition.conv.weight"  # [C, sum of the tasks' C_T, 3, 3]
 
 
-def start_from(model: DiffusionMTL | MultiTaskBaseline, source: str) -> str:
+def start_from(model: DiffusionMTL | MultiTaskBaseline, source: str, frozen: Collection[str] = ()) -> str:
     """Load the weights of a trained model into a new one.
 
     A task keeps its decoders and heads if its logits mean the same in both models. Weights of other tasks,
@@ -26,13 +26,15 @@ def start_from(model: DiffusionMTL | MultiTaskBaseline, source: str) -> str:
     Args:
         model: the new model.
         source: the trained model, as for `from_pretrained`.
+        frozen: names of modules and parameters that will be frozen.
 
     Returns:
         One line for the user: what was loaded and what was not.
 
     Raises:
         CheckpointError: the trained model is missing or damaged.
-        ConfigError: the architectures differ; the message names the options or a parameter.
+        ConfigError: the architectures differ, or a part would be frozen that the trained model lacks; the
+            message names the options or a parameter.
     """
     trained = from_pretrained(source)
     _check(model.config, trained.config, source)
@@ -55,6 +57,13 @@ def start_from(model: DiffusionMTL | MultiTaskBaseline, source: str) -> str:
                 f"optim.weights: {source} has {key} of shape {list(value.shape)}, expected "
                 f"{list(state[key].shape)}; set the options with which it was trained"
             )
+    for name, _ in model.named_parameters():
+        for entry in frozen:
+            if name not in loaded and f"{name}.".startswith(f"{entry.rstrip('.')}."):
+                raise ConfigError(
+                    f"optim.freeze: {entry!r} has {name}, which would stay random because {source} has not "
+                    "trained it; freeze only trained parts"
+                )
     for key, value in loaded.items():
         state[key].copy_(value)
     return _described(model, trained, source, [*kept, *shared])

@@ -117,7 +117,7 @@ class Trainer:
         config, device = self.config, self.device
         self.model = model_for(config, self.data.tasks, weights=weights).to(device)
         if weights and config.optim.weights:
-            self.say(start_from(self.model, config.optim.weights))
+            self.say(start_from(self.model, config.optim.weights, config.optim.freeze))
         for hint in hints(config, device, weights):
             self.say(hint)
         if device.type == "cuda":  # a CPU's library reorders weights itself, and its optimiser would copy

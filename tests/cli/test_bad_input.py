@@ -350,3 +350,23 @@ def test_files_are_there_before_the_terminal_fails(trained, data, tmp_path, monk
         out = tmp_path / f"{words[0]}.json"
         assert main([*words, "--json", str(out)]) == 2
         assert json.loads(out.read_text())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["data", "show", "scenes", "--count", 0], "--count must be at least 1, got 0"),
+        (["data", "check", "--workers", -1], "--workers must be at least 0, got -1"),
+        (["data", "check", "--lines", -1], "--lines must be at least 0, got -1"),
+        (["data", "export", "scenes", "out", "--size", 0, 64], "--size must be at least 1, got 0 64"),
+        (
+            ["eval", "six-tasks", "--data", "scenes", "--batch-size", 0],
+            "--batch-size must be at least 1, got 0",
+        ),
+        (["app", "--port", 99999], "--port must be from 1 to 65535, got 99999"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_numbers_out_of_range(dmtl, tmp_path, words, told):
+    refused(dmtl(*words), told)
+    assert list(tmp_path.iterdir()) == []

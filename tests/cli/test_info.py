@@ -111,7 +111,7 @@ def test_tiles_where_memory_is_short(dmtl, trained, monkeypatch, tmp_path):
         (["--size", 64, 64], "add MODEL"),
         (["--batch", 2], "add MODEL"),
         (["nowhere"], "nowhere: no such file or folder"),
-        (["nowhere", "--size", 0, 64], "--size must be at least 1 1, got (0, 64)"),
+        (["nowhere", "--size", 0, 64], "--size must be at least 1, got 0 64"),
         (["nowhere", "--batch", 0], "--batch must be at least 1, got 0"),
     ],
 )

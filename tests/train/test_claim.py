@@ -74,6 +74,11 @@ def test_methods_change_what_the_file_says(tmp_path):
             "methods.t: single_task and time_of cannot be combined",
         ),
         ({"mtl": {"single_task": True, "single_source": True}}, "single_task and single_source cannot be"),
+        (
+            {"mtl": {"data": {"root": "b"}}},
+            r"methods\.mtl\.data\.root: all methods .* the same data and seeds",
+        ),
+        ({"mtl": {"optim": {"seed": 5}}}, r"methods\.mtl\.optim\.seed: .*; use --seeds"),
         ({"mtl": {"single_source": True}}, "methods.mtl.single_source needs data.sources"),
         ({"own": {}}, "methods.baseline must name .* .methods: own."),
         ({}, "methods.baseline must name .* .methods: none."),

@@ -101,6 +101,17 @@ def test_another_architecture(trained, options, message):
         start_from(fresh, trained[1])
 
 
+def test_new_parts_must_not_be_frozen(trained):
+    """They would stay random without a word."""
+    new_task = create_model(small_config(), [*TASKS.values(), make_task("sal")])
+    with pytest.raises(ConfigError, match=r"optim\.freeze: 'initial' has initial\.\w+\.sal.* stay random"):
+        start_from(new_task, trained[1], ["initial"])
+    decoder = create_model(small_config(output_stride=4))
+    with pytest.raises(ConfigError, match=r"optim\.freeze: 'skip' has skip\."):
+        start_from(decoder, trained[1], ["skip"])
+    assert start_from(decoder, trained[1], ["initial", "mtdnet"]).endswith("; new: skip decoder")
+
+
 def test_bad_settings(tmp_path):
     with pytest.raises(CheckpointError, match=r"nothing-here: no such file"):
         start_from(create_model(small_config()), str(tmp_path / "nothing-here"))

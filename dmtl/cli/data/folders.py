@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from dmtl.cli._arguments import positional
+from dmtl.cli._arguments import check_at_least, positional
 from dmtl.cli._common import console, say, table_of
 from dmtl.cli._progress import bar
 
@@ -39,6 +39,7 @@ class Convert:
 
 
 def convert(args: Convert) -> int:
+    check_at_least(args, workers=0)
     from dmtl.data.benchmarks.detect import open_distribution
     from dmtl.data.folder.write import export_folder
 
@@ -82,6 +83,7 @@ class Export:
 
 
 def export(args: Export) -> int:
+    check_at_least(args, size=1, workers=0)
     from dmtl.data import export_folder, export_shards, open_dataset
 
     dataset = open_dataset(args.data, args.split, size=args.size, count=args.count)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
-from dmtl.cli._arguments import positional
+from dmtl.cli._arguments import check_at_least, positional
 from dmtl.cli._common import say
 from dmtl.cli._progress import bar
 from dmtl.cli.data.folders import summarise
@@ -61,6 +61,7 @@ class Import:
 
 
 def run(args: Import) -> int:
+    check_at_least(args, workers=0)
     from dmtl.data.imports import Options, import_folder
 
     try:

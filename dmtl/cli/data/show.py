@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmtl.cli._arguments import Source
+from dmtl.cli._arguments import Source, check_at_least
 from dmtl.cli._common import console, say, table_of
 from dmtl.cli._progress import bar
 
@@ -40,6 +40,7 @@ class Show:
 
 
 def run(args: Show) -> int:
+    check_at_least(args, count=1, measured=1, workers=0)
     from dmtl.data import open_dataset, summary
     from dmtl.errors import ConfigError
 
