@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import tyro
@@ -115,6 +116,16 @@ def check_at_least(args: object, **least: int) -> None:
         if any(number < bound for number in numbers):
             got = " ".join(map(str, numbers))
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {bound}, got {got}")
+
+
+def check_json(path: str | None) -> None:
+    """Check that --json does not replace a file of another kind, such as a configuration.
+
+    Raises:
+        ConfigError: the file exists and its name does not end in .json.
+    """
+    if path is not None and Path(path).suffix != ".json" and Path(path).is_file():
+        raise ConfigError(f"--json: {path} exists and is not a .json file; choose another name")
 
 
 @contextmanager

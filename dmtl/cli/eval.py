@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.table import Table
 
-from dmtl.cli._arguments import MODEL, check_at_least, naming_options, parse
+from dmtl.cli._arguments import MODEL, check_at_least, check_json, naming_options, parse
 from dmtl.cli._common import console, final_and_initial, metric_table, say, source_table, table_of
 from dmtl.cli._progress import bar
 from dmtl.errors import ConfigError
@@ -97,6 +97,7 @@ class Eval:
 def main(arguments: list[str]) -> int:
     args = parse(Eval, arguments, "eval")
     check_at_least(args, size=1, count=1, frame=1, batch_size=1)
+    check_json(args.json)
     from dmtl.data import open_dataset
     from dmtl.data.folder.paths import read_ids
     from dmtl.evaluation.baseline import check_baseline, compare_with_baseline, read_baseline

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dmtl.cli._arguments import parse, positional
+from dmtl.cli._arguments import check_json, parse, positional
 from dmtl.cli._common import console, metric_table, say, table_of, write_files
 from dmtl.errors import ConfigError
 
@@ -75,6 +75,7 @@ class Report:
 
 def main(arguments: list[str]) -> int:
     args = parse(Report, arguments, "report")
+    check_json(args.json)
     if args.out is not None and Path(args.out).suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--out must end in .html, got {args.out!r}")
     for option in ONLY_RUNS if args.paper else ONLY_PAPER:

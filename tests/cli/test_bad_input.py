@@ -370,3 +370,14 @@ def test_files_are_there_before_the_terminal_fails(trained, data, tmp_path, monk
 def test_numbers_out_of_range(dmtl, tmp_path, words, told):
     refused(dmtl(*words), told)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_a_data_set_are_not_overwritten(dmtl, trained, data):
+    before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    yaml, picture = data / "dataset.yaml", next(data.rglob("*.png"))
+    for words in (["data", "check", data], ["eval", trained, "--data", data], ["report", trained]):
+        refused(
+            dmtl(*words, "--json", yaml), f"--json: {yaml} exists and is not a .json file; choose another"
+        )
+    refused(dmtl("data", "show", data, "--out", picture), f"{picture} is inside the data set {data}")
+    assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before

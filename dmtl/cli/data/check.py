@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmtl.cli._arguments import Source, check_at_least
+from dmtl.cli._arguments import Source, check_at_least, check_json
 from dmtl.cli._common import console, say, table_of
 from dmtl.cli._progress import bar
 from dmtl.text import plural
@@ -50,6 +50,7 @@ class Check:
 
 def run(args: Check) -> int:
     check_at_least(args, count=1, lines=0, workers=0)
+    check_json(args.json)
     from dmtl.data.folder.check import check_dataset
     from dmtl.data.folder.check_files import check_files
     from dmtl.data.sources import read_sources

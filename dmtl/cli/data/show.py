@@ -47,6 +47,8 @@ def run(args: Show) -> int:
     kind = Path(args.out).suffix.lower()
     if kind not in (".html", ".png"):
         raise ConfigError(f"out: {args.out!r} is neither a page nor a picture, expected .html or .png")
+    if Path(args.data).is_dir() and Path(args.out).resolve().is_relative_to(Path(args.data).resolve()):
+        raise ConfigError(f"out: {args.out} is inside the data set {args.data}; choose another place")
     dataset = open_dataset(args.data, args.split, format=args.format)
     facts = summary(dataset)
     say(f"{facts['name']} {facts['split']}: {facts['images']} images")
