@@ -212,7 +212,7 @@ def _data(args: Eval, source: str) -> tuple[str, tuple[int, int] | None, int | N
     to their run.
 
     Raises:
-        ConfigError: --data is missing, and the source is not a run.
+        ConfigError: --data is missing, and the source is not a run, or the run's data are gone.
     """
     from dmtl.data import made_to_order
     from dmtl.train.toml import read_config
@@ -220,12 +220,17 @@ def _data(args: Eval, source: str) -> tuple[str, tuple[int, int] | None, int | N
     if args.data is not None:
         return args.data, args.size, args.count
     model = Path(source)
-    path = (model.parent if model.name in ("model", "best") else model) / "config.toml"
-    if not path.is_file():
-        raise ConfigError(
-            f"--data must name a data set, because {source} is not a run: it has no config.toml"
-        )
+    run = model.parent if model.name in ("model", "best") else model
+    path = run / "config.toml"
+    for file in (path, run / "log.jsonl"):
+        if not file.is_file():
+            raise ConfigError(
+                f"--data must name a data set, because {source} is not a run: it has no {file.name}"
+            )
     own = read_config(path).data
+    local = not made_to_order(own.root) and not own.sources and not any(c in own.root for c in ":{")
+    if local and not Path(own.root).exists():
+        raise ConfigError(f"--data must name the data set: {path} has data.root = {own.root}, which is gone")
     if not made_to_order(own.root):
         return str(path) if own.sources else own.root, args.size, args.count
     count = own.train_count if args.split == "train" else own.val_count

@@ -439,6 +439,16 @@ def test_a_run_is_scored_on_its_own_data(dmtl, trained, data):
     assert json.loads(Path("own.json").read_text()) == json.loads(Path("given.json").read_text())
 
 
+def test_a_run_whose_data_are_gone(dmtl, tmp_path, data):
+    shutil.copytree(data, "moved")
+    assert dmtl("train", "--data.root", "moved", "--out", "run", *SHORT).status == 0
+    shutil.rmtree("moved")
+    told = "--data must name the data set: run/config.toml has data.root = moved, which is gone"
+    assert dmtl("eval", "run/model") == (2, "", f"dmtl eval: {told}\n")
+    Path("run/log.jsonl").unlink()
+    assert "run/model is not a run: it has no log.jsonl" in dmtl("eval", "run/model").err
+
+
 def test_a_run_on_several_data_sets_is_scored_on_all_of_them(dmtl, data):
     sources = "".join(f'[[data.sources]]\nroot = "{data}"\nname = "{name}"\n' for name in "ab")
     Path("mine.toml").write_text(sources)
