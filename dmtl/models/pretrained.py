@@ -76,4 +76,9 @@ def _from_folder(folder: Path) -> DiffusionMTL | MultiTaskBaseline:
     except ConfigError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from None
     load_state(model, state, str(folder))
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise CheckpointError(
+                f"{folder}: {name} has values that are not finite; the training failed or the file is damaged"
+            )
     return model.eval()

@@ -113,6 +113,14 @@ def test_a_missing_tensor_is_named(saved):
         from_pretrained(saved)
 
 
+def test_weights_that_are_not_finite(tmp_path):
+    model = small_model()
+    model.initial.decoders["edge"][0].bn1.weight.data[3] = torch.nan
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"initial\.decoders\.edge\.0\.bn1\.weight .* not finite"):
+        from_pretrained(tmp_path)
+
+
 def test_full_disk_leaves_the_old_file(tiny_disk):
     path = tiny_disk / "model.bin"
     write_text(path, "old")
