@@ -214,7 +214,8 @@ def _data(args: Eval, source: str) -> tuple[str, tuple[int, int] | None, int | N
     Raises:
         ConfigError: --data is missing, and the source is not a run, or the run's data are gone.
     """
-    from dmtl.data import made_to_order
+    from dmtl.data import DATASETS, made_to_order
+    from dmtl.data.shards.member import is_shards
     from dmtl.train.toml import read_config
 
     if args.data is not None:
@@ -228,13 +229,14 @@ def _data(args: Eval, source: str) -> tuple[str, tuple[int, int] | None, int | N
                 f"--data must name a data set, because {source} is not a run: it has no {file.name}"
             )
     own = read_config(path).data
-    local = not made_to_order(own.root) and not own.sources and not any(c in own.root for c in ":{")
-    if local and not Path(own.root).exists():
+    if own.sources:
+        return str(path), args.size, args.count
+    if made_to_order(own.root):
+        count = own.train_count if args.split == "train" else own.val_count
+        return own.root, args.size or own.size, count if args.count is None else args.count
+    if not (own.root in DATASETS or is_shards(own.root) or Path(own.root).exists()):
         raise ConfigError(f"--data must name the data set: {path} has data.root = {own.root}, which is gone")
-    if not made_to_order(own.root):
-        return str(path) if own.sources else own.root, args.size, args.count
-    count = own.train_count if args.split == "train" else own.val_count
-    return own.root, args.size or own.size, count if args.count is None else args.count
+    return own.root, args.size, args.count
 
 
 def _steps(words: list[str] | None) -> list[int | str | None]:
