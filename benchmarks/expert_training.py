@@ -103,8 +103,7 @@ class ExpertTraining:
                 x = {t: c1 * clean[t] + c2 * x[t] + sigma * eps(t, last + 1 - i) for t in x}
         logits = {t: net.heads[t](m) for t, m in clean.items()} if of_features else clean
         fine = fine_map(self.model, encoded, image)
-        own = {t: None if fine is None else fine[r] for t, r in rows.items()}
-        final = {t: refined(self.model, t, own[t], clean[t], z) for t, z in logits.items()}
+        final = {t: refined(self.model, t, fine, clean[t], z, rows[t]) for t, z in logits.items()}
         return {t: _upsampled(m, size) for t, m in final.items()}, first
 
 

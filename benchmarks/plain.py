@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from dmtl.nn.efficientnet import DepthwiseConv, EfficientNetLite, InvertedResidual, Stem
 
+ALL = slice(None)
+
 
 def initial_network(network, image: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """Compute features and logits of an `InitialNetwork` by task, and the encoder's first map, with a torch
@@ -27,12 +29,19 @@ def fine_map(model, encoded: Tensor, image: Tensor) -> Tensor | None:
     return None if model.skip is None else model.skip.skip(_resized(encoded, image, 4))
 
 
-def refined(model, task: str, fine: Tensor | None, signal: Tensor, logits: Tensor) -> Tensor:
-    """Refine the final logits of a task from 1/8 to 1/4 of the image's size; without a skip decoder they stay
-    as they are."""
+def refined(
+    model,
+    task: str,
+    fine: Tensor | None,
+    signal: Tensor,
+    logits: Tensor,
+    rows: Tensor | slice = ALL,
+) -> Tensor:
+    """Refine the final logits of a task, those of these rows of the batch, from 1/8 to 1/4 of the image's
+    size; without a skip decoder they stay as they are."""
     if fine is None:
         return logits
-    y = torch.relu(_doubled(model.skip.reduce[task](signal)) + fine)
+    y = torch.relu(_doubled(model.skip.reduce[task](signal)) + fine[rows])
     y = torch.relu(_convolved(model.skip.convs[task], y))
     return _doubled(logits) + model.skip.heads[task](y)
 

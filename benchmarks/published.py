@@ -18,7 +18,7 @@ from dmtl.models import DiffusionMTL, MultiTaskBaseline
 from dmtl.models.initial import pad_image
 from dmtl.train.loss import sample_scale
 
-from .plain import fine_map, initial_network, refined
+from .plain import ALL, fine_map, initial_network, refined
 
 
 class Published:
@@ -54,7 +54,9 @@ class Published:
     def _upsampled(self, logits: Tensor, image: Tensor) -> Tensor:
         return F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=False)
 
-    def _denoised(self, task: str, start: Tensor, condition: Tensor, fine: Tensor | None) -> Tensor:
+    def _denoised(
+        self, task: str, start: Tensor, condition: Tensor, fine: Tensor | None, rows: slice = ALL
+    ) -> Tensor:
         net = self.model.mtdnet
         plan = net.plan(start.device, self.steps)
         last = len(plan.levels) - 1
@@ -66,7 +68,7 @@ class Published:
             eps = self._eps(task, len(plan.levels) - i, x)
             x = plan.coef1[i] * clean + plan.coef2[i] * x + plan.sigma[i] * eps
         logits = net.heads[task](clean) if self.model.config.diffusion == "feature" else clean
-        return refined(self.model, task, fine, clean, logits)
+        return refined(self.model, task, fine, clean, logits, rows)
 
     def _eps(self, task: str, draw: int, x: Tensor) -> Tensor:
         return torch.randn_like(x) if self.noise is None else self.noise[task][draw].to(x.dtype)
@@ -132,8 +134,7 @@ class PublishedTraining:
                 loss = task.loss(execution._upsampled(initial[name][row], image), label)
                 if net is not None:
                     start = features[name] if self.model.config.diffusion == "feature" else initial[name]
-                    own_fine = None if fine is None else fine[row]
-                    logits = execution._denoised(name, start[row], condition[row], own_fine)
+                    logits = execution._denoised(name, start[row], condition[row], fine, row)
                     final = execution._upsampled(logits, image)
                     loss = task.loss(final, label) + 0.5 * loss
                 total = total + scale[b] / len(batch) * task.weight * loss.sum()

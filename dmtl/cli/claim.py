@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 
+from dmtl.cli._arguments import check_at_least
 from dmtl.cli._common import console, say, table_of, write_files
 from dmtl.cli._progress import Relay
 from dmtl.cli.train import FromFile, parse_run
@@ -52,8 +53,7 @@ def main(arguments: list[str]) -> int:
     args, config = parse_run(ClaimArgs, arguments, "claim")
     if not args.seeds:
         raise ConfigError("--seeds must name at least one seed, got none")
-    if args.processes < 1:
-        raise ConfigError(f"--processes must be at least 1, got {args.processes}")
+    check_at_least(args, processes=1)
     try:
         claim = claim_of(config, read_methods(args.config) if args.config else None)
     except ConfigError as error:

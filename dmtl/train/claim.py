@@ -218,14 +218,12 @@ def _method(name: str, config: RunConfig, tables: Mapping[str, Mapping]) -> Meth
 
 def _check_shared(prefix: str, values: Mapping) -> None:
     """Check that a method leaves alone what all methods of a table share: its data and the seeds."""
-    shared = {"data": ("root", "sources"), "optim": ("seed",)}
-    for section, keys in shared.items():
-        for key in keys:
-            if key in values.get(section, ()):
-                raise ConfigError(
-                    f"{prefix}.{section}.{key}: all methods of a table have the same data and seeds; "
-                    + ("use --seeds" if key == "seed" else f"set {section}.{key} outside of [methods]")
-                )
+    for section, key in (("data", "root"), ("data", "sources"), ("optim", "seed")):
+        if key in values.get(section, ()):
+            remedy = "use --seeds" if key == "seed" else f"set {section}.{key} outside of [methods]"
+            raise ConfigError(
+                f"{prefix}.{section}.{key}: all methods of a table have the same data and seeds; {remedy}"
+            )
 
 
 def _by_task(data: DataConfig) -> dict[str, DataConfig]:

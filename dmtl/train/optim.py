@@ -101,6 +101,11 @@ def _stage_of(names: list[str]) -> list[str]:
     return stages
 
 
+def names_below(entry: str, names: Iterable[str]) -> list[str]:
+    """Return the names of parameters that an entry of `optim.freeze` means, of these."""
+    return [name for name in names if f"{name}.".startswith(f"{entry.rstrip('.')}.")]
+
+
 def freeze(config: OptimConfig, model: nn.Module) -> list[str]:
     """Freeze every parameter that `config.freeze` names; return their names.
 
@@ -113,7 +118,7 @@ def freeze(config: OptimConfig, model: nn.Module) -> list[str]:
     names = [name for name, _ in model.named_parameters()]
     held: dict[str, None] = {}
     for entry in config.freeze:
-        below = [name for name in names if f"{name}.".startswith(f"{entry.rstrip('.')}.")]
+        below = names_below(entry, names)
         if not below:
             modules = {name.rsplit(".", end)[0] for name in names for end in range(name.count(".") + 1)}
             by_length = sorted(modules, key=len)

@@ -10,6 +10,7 @@ from dmtl.errors import ConfigError
 from dmtl.models import DiffusionMTL, ModelConfig, MultiTaskBaseline, from_pretrained
 from dmtl.nn.resnet import DEPTHS
 from dmtl.tasks import Task
+from dmtl.train.optim import names_below
 
 _ARCHITECTURE = ("backbone", "width", "decoder_blocks")
 _CHAIN = ("diffusion", "heads", "blocks", "mlp_ratio", "token_reduction", "residual", "signal_scale")
@@ -26,7 +27,7 @@ def start_from(model: DiffusionMTL | MultiTaskBaseline, source: str, frozen: Col
     Args:
         model: the new model.
         source: the trained model, as for `from_pretrained`.
-        frozen: names of modules and parameters that will be frozen.
+        frozen: entries of `optim.freeze`.
 
     Returns:
         One line for the user: what was loaded and what was not.
@@ -57,13 +58,13 @@ def start_from(model: DiffusionMTL | MultiTaskBaseline, source: str, frozen: Col
                 f"optim.weights: {source} has {key} of shape {list(value.shape)}, expected "
                 f"{list(state[key].shape)}; set the options with which it was trained"
             )
-    for name, _ in model.named_parameters():
-        for entry in frozen:
-            if name not in loaded and f"{name}.".startswith(f"{entry.rstrip('.')}."):
-                raise ConfigError(
-                    f"optim.freeze: {entry!r} has {name}, which would stay random because {source} has not "
-                    "trained it; freeze only trained parts"
-                )
+    new = [name for name, _ in model.named_parameters() if name not in loaded]
+    for entry in frozen:
+        if below := names_below(entry, new):
+            raise ConfigError(
+                f"optim.freeze: {entry!r} has {below[0]}, which would stay random because {source} has not "
+                "trained it; freeze only trained parts"
+            )
     for key, value in loaded.items():
         state[key].copy_(value)
     return _described(model, trained, source, [*kept, *shared])
